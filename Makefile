@@ -1,0 +1,36 @@
+# `make quickstart` sets everything up and runs the main job; `make test` runs the tests. PYTHON chooses the interpreter.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+INSTALL = $(BIN)/pip install --quiet -c constraints.txt
+
+.PHONY: install quickstart test lint clean
+
+install: $(VENV)/installed
+
+# torch first and by its exact version, so that no other package chooses a build for it
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV); the first time takes some minutes"
+	$(INSTALL) $$(grep '^torch==' constraints.txt)
+	$(INSTALL) -e .
+	touch $@
+
+quickstart: install
+	$(BIN)/ff-train examples/quickstart.yaml
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(INSTALL) -e '.[test]'
+	touch $@
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,42 @@
+"""Terms that several algorithms share, each per sample (B,): the caller weighs and averages them."""
+
+from torch import Tensor
+
+from flow_factory.dynamics import per_sample
+
+
+def clipped_objective(logp_new: Tensor, logp_old: Tensor, advantage: Tensor, clip_range: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """PPO's pessimistic loss max(-A r, -A clip(r, 1 + lo, 1 + hi)) and the ratio r = exp(logp_new - logp_old), all (B,).
+
+    `clip_range` is (lo, hi) with lo <= 0 <= hi, in units of the mean log-probability per dimension, so about 1e-4. The gradient is -A r
+    inside the range and wherever the ratio has to come back into it, 0 where it has gone far enough.
+    """
+    low, high = clip_range
+    ratio = (logp_new - logp_old).exp()
+    return (-advantage * ratio).maximum(-advantage * ratio.clamp(1 + low, 1 + high)), ratio
+
+
+def clip_fractions(ratio: Tensor, clip_range: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """Shares of samples below 1 + lo and above 1 + hi, both 0-dim."""
+    low, high = clip_range
+    return (ratio < 1 + low).to(ratio.dtype).mean(), (ratio > 1 + high).to(ratio.dtype).mean()
+
+
+def approx_kl(logp_new: Tensor, logp_old: Tensor) -> Tensor:
+    """(logp_new - logp_old)^2 / 2 per dimension of the log-probability: how far the policy has moved since the rollout."""
+    return 0.5 * (logp_new - logp_old) ** 2
+
+
+def kl_exact(mean: Tensor, mean_ref: Tensor, std: Tensor) -> Tensor:
+    """KL(policy || reference) of one transition, per dimension: mean_d (mean - mean_ref)^2 / (2 std^2) (Flow-GRPO, arXiv 2505.05470)."""
+    return per_sample((mean - mean_ref) ** 2 / (2 * std**2))
+
+
+def kl_x(mean: Tensor, mean_ref: Tensor) -> Tensor:
+    """`x-based`: mean_d (mean - mean_ref)^2, which is 2 std^2 times `kl_exact`; a beta cannot be copied from one to the other."""
+    return per_sample((mean - mean_ref) ** 2)
+
+
+def kl_v(v: Tensor, v_ref: Tensor) -> Tensor:
+    """`v-based`: mean_d (v - v_ref)^2. For the SDE kernels `kl_exact` is |dt| / 2 (g (1 - s) / (2 s) + 1 / g)^2 times this."""
+    return per_sample((v - v_ref) ** 2)

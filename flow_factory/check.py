@@ -1,0 +1,133 @@
+"""`ff-train --check`: is everything there, what will the run do, does it fit. Needs no network and no GPU."""
+
+from pathlib import Path
+
+import psutil
+import torch
+from huggingface_hub import scan_cache_dir
+from huggingface_hub.errors import CacheNotFound
+
+from flow_factory.checkpoint import CheckpointError
+from flow_factory.config import RunConfig, plan_of
+from flow_factory.data.reader import read_rows
+from flow_factory.errors import UserError
+from flow_factory.memory import Part, estimate, peak, shape_of, stored_parameters
+from flow_factory.models import MODELS
+from flow_factory.models.base import ModelAdapter
+from flow_factory.rewards import REWARDS
+from flow_factory.train import has_split
+
+CARDS = (24, 48, 80)
+"""GB of common GPUs, for machines that have none."""
+
+
+def check(config: RunConfig) -> str:
+    """A report on a right config.
+
+    Raises:
+        UserError: the data set, a reward or the checkpoint's folder is not what the config says.
+    """
+    parts = [("data", data_lines(config)), ("rewards", reward_lines(config)), ("checkpoint", checkpoint_lines(config))]
+    parts += [("plan", plan_lines(config)), ("memory of one process", memory_lines(config))]
+    return "\n".join(line for title, lines in parts for line in (f"{title}:", *(f"  {line}" for line in lines)))
+
+
+def data_lines(config: RunConfig) -> list[str]:
+    folder = Path(config.data.dataset_dir)
+    rows = read_rows(folder, "train", config.data.max_dataset_size)
+    lines = [f"{folder}: {len(rows)} training rows"]
+    if has_split(config, "test"):
+        lines[0] += f", {len(read_rows(folder, 'test'))} test rows"
+    else:
+        lines.append("no test split: nothing will be evaluated")
+    for entry in (*config.rewards, *(config.eval_rewards or ())):
+        needed = getattr(REWARDS[entry.reward_model], "required_fields", ())
+        for row in rows:
+            for column in needed:
+                if column not in ("prompt", "image", "video", "condition_images", "condition_videos") and column not in row.columns:
+                    raise UserError(
+                        f"{folder}: reward {entry.name!r} needs the column {column!r}, and row {row.id} ({row.prompt[:40]!r}) lacks it"
+                    )
+    return lines
+
+
+def reward_lines(config: RunConfig) -> list[str]:
+    used = [("training", config.rewards), ("evaluation", config.eval_rewards or config.rewards)]
+    return [f"{purpose}: " + ", ".join(f"{e.name} = {e.weight:g} x {e.reward_model}" for e in entries) for purpose, entries in used]
+
+
+def checkpoint_lines(config: RunConfig) -> list[str]:
+    """Where the checkpoint comes from.
+
+    Raises:
+        CheckpointError: a folder without model_index.json.
+    """
+    name = config.model.model_name_or_path
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise CheckpointError(f"model.model_name_or_path: {folder} has no model_index.json, so it is no diffusers pipeline")
+        return [f"{folder}: on disk, {sum(f.stat().st_size for f in folder.rglob('*') if f.is_file()) / 1e9:.3g} GB"]
+    if folder.is_absolute() or name.count("/") != 1:
+        raise CheckpointError(f"model.model_name_or_path: {name!r} is no folder, and no hub name such as black-forest-labs/FLUX.1-dev")
+    if name in cached_repositories():
+        return [f"{name}: in the hub's cache"]
+    family = MODELS[config.model.model_type]
+    size = sum(family.published.values()) * 2e-9
+    return [f"{name}: not on this machine; from the hub it would be downloaded (about {size:.0f} GB in 16 bits)"]
+
+
+def cached_repositories() -> set[str]:
+    try:
+        return {r.repo_id for r in scan_cache_dir().repos}
+    except CacheNotFound:
+        return set()
+
+
+def plan_lines(config: RunConfig) -> list[str]:
+    plan = plan_of(config)
+    lines = [f"{what}: {much}" for what, much in plan.describe()]
+    epochs = config.train.max_epochs
+    steps = config.scheduler.stochastic_steps(config.train.num_inference_steps)
+    lines.append(f"trained steps: {plan.trained_steps} of {list(steps)}, drawn anew every epoch")
+    lines.append(
+        "run: "
+        + ("until it is stopped" if epochs is None else f"{epochs} epochs, {epochs * plan.optimiser_steps_per_epoch} optimiser steps")
+    )
+    keeps = "weights alone" if config.log.save_model_only else "weights and the whole training state"
+    every = f"every {config.log.save_freq} epochs and at the end" if config.log.save_freq else "at the end"
+    lines.append(f"checkpoints: {keeps}, {every}, under {config.log.save_dir}/{config.log.run_name or '<run name>'}")
+    return lines
+
+
+def memory_lines(config: RunConfig) -> list[str]:
+    family: type[ModelAdapter] = MODELS[config.model.model_type]
+    folder = Path(config.model.model_name_or_path)
+    checkpoint = folder if folder.is_dir() else None
+    parameters = stored_parameters(checkpoint) if checkpoint else dict(family.published)
+    parts = estimate(config, family, parameters, shape_of(family, config.model.target_components[0], checkpoint))
+    most = peak(parts)
+    lines = [f"{p.gb:8.2f} GB  {p.name}" for p in parts]
+    return [*lines, f"{most:8.2f} GB  at the peak, estimated; {verdict(most, parts)}"]
+
+
+def verdict(most: float, parts: list[Part]) -> str:
+    """Whether it fits here, or on which cards it would."""
+    if torch.cuda.is_available():
+        has = torch.cuda.get_device_properties(0).total_memory / 1e9
+        return f"fits this {has:.0f} GB GPU" if most < 0.92 * has else f"does NOT fit this {has:.0f} GB GPU{advice(parts)}"
+    fits = [card for card in CARDS if most < 0.92 * card]
+    cards = f"on a GPU it needs {fits[0]} GB" if fits else f"no GPU of {CARDS[-1]} GB holds it{advice(parts)}"
+    memory = psutil.virtual_memory().total / 1e9
+    here = "" if most < 0.8 * memory else f"; it does NOT fit this machine ({memory:.0f} GB, no GPU)"
+    return cards + here
+
+
+def advice(parts: list[Part]) -> str:
+    largest = max((p for p in parts if p.phase != "encoding"), key=lambda p: p.gb).name.split(" (")[0]
+    ways = {
+        "activations": "train.enable_gradient_checkpointing: true or a smaller per_device_batch_size",
+        "optimiser state": "model.finetune_type: lora, train.optimizer: adamw8bit, or FSDP by config_file",
+        "frozen weights": "mixed_precision: bf16, or FSDP by config_file",
+    }
+    return f"; most is {largest}: try {ways.get(largest, 'FSDP by config_file')}"

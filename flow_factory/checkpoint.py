@@ -1,0 +1,180 @@
+"""Checkpoints: whole or absent, in the formats that diffusers reads.
+
+    <run>/checkpoints/epoch_12/            LoRA: pytorch_lora_weights.safetensors, for `pipe.load_lora_weights(folder)`
+                                           full: transformer/ as `save_pretrained` writes it, for `from_pretrained`
+    <run>/checkpoints/epoch_12/state/      with save_model_only false: what a resumed run needs to go on exactly
+
+A folder is written beside its place and then renamed.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import DiffusionPipeline
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from flow_factory.errors import UserError
+from flow_factory.models.base import import_pipeline
+from flow_factory.policy import Policy
+from flow_factory.weights import WeightStore
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+Kind = Literal["lora", "full", "state"]
+
+
+class CheckpointError(UserError):
+    """A folder that is not what it should be; the message says what it is."""
+
+
+def write_atomically(folder: Path, write: Callable[[Path], None]) -> None:
+    """Runs `write` on a fresh folder beside `folder`, then puts it in its place; a cut leaves only a folder named `.partial-*`."""
+    partial = folder.with_name(f".partial-{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write(partial)
+    for path in partial.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    if folder.exists():
+        old = folder.with_name(f".old-{folder.name}")
+        folder.rename(old)
+        partial.rename(folder)
+        shutil.rmtree(old)
+    else:
+        partial.rename(folder)
+
+
+def save_model(folder: Path, policy: Policy, pipeline: type[DiffusionPipeline]) -> None:
+    """The trained weights as they are now, in diffusers' own format."""
+    if lora_of(policy):
+        layers = {f"{name}_lora_layers": get_peft_model_state_dict(module) for name, module in policy.components.items()}
+        metadata = {f"{name}_lora_adapter_metadata": module.peft_config["default"].to_dict() for name, module in policy.components.items()}
+        pipeline.save_lora_weights(folder, **layers, **metadata)
+    else:
+        for name, module in policy.components.items():
+            module.save_pretrained(folder / name)
+
+
+def load_model(folder: Path, policy: Policy, pipeline: type[DiffusionPipeline]) -> None:
+    """Writes saved weights into the model built from the config.
+
+    Raises:
+        CheckpointError: the folder holds another kind of weights, or ones of other shapes.
+    """
+    kind = kind_of(folder)
+    lora = lora_of(policy)
+    if lora != (kind == "lora"):
+        raise CheckpointError(f"{folder} holds {kind} weights, but model.finetune_type is {'lora' if lora else 'full'}")
+    if lora:
+        saved = load_file(folder / LORA_FILE)
+        for name, module in policy.components.items():
+            prefix = f"{name}."
+            part = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
+            _check(folder, set(get_peft_model_state_dict(module)), set(part))
+            set_peft_model_state_dict(module, part)
+    else:
+        for name, module in policy.components.items():
+            fresh = type(module).from_pretrained(folder / name, torch_dtype=torch.float32)
+            _copy(folder, module, fresh.state_dict())
+
+
+def lora_of(policy: Policy) -> bool:
+    return all(getattr(module, "peft_config", None) for module in policy.components.values())
+
+
+def _check(folder: Path, here: set[str], saved: set[str]) -> None:
+    if wrong := sorted(here ^ saved):
+        side = "lacks" if wrong[0] in here else "has the unknown"
+        raise CheckpointError(
+            f"{folder} does not fit this model: it {side} {wrong[0]!r} (and {len(wrong) - 1} more); other lora_rank or target_modules?"
+        )
+
+
+@torch.no_grad()
+def _copy(folder: Path, module: nn.Module, saved: Mapping[str, Tensor]) -> None:
+    here = module.state_dict()
+    _check(folder, set(here), set(saved))
+    for key, tensor in saved.items():
+        here[key].copy_(tensor)
+
+
+def save_state(folder: Path, store: WeightStore, optimizer: Any, schedule: Any, progress: Mapping[str, Any]) -> None:
+    """Everything that a resumed run needs to go on to the bit: weights, their copies, optimiser, learning rate, counters."""
+    for name, tensors in store.state_dict().items():
+        save_file({k: t.contiguous().cpu() for k, t in tensors.items()}, folder / f"weights_{name}.safetensors")
+    torch.save({"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, folder / "optimizer.pt")
+    (folder / "progress.json").write_text(json.dumps(dict(progress), indent=2))
+
+
+def load_state(folder: Path, store: WeightStore, optimizer: Any, schedule: Any) -> dict[str, Any]:
+    """The inverse of `save_state`; returns the progress."""
+    state = folder / "state"
+    try:
+        store.load_state_dict({f.stem.removeprefix("weights_"): load_file(f) for f in sorted(state.glob("weights_*.safetensors"))})
+    except ValueError as error:
+        raise CheckpointError(f"{folder} does not fit this run: {error}") from error
+    saved = torch.load(state / "optimizer.pt", weights_only=True, map_location="cpu")
+    optimizer.load_state_dict(saved["optimizer"])
+    schedule.load_state_dict(saved["schedule"])
+    return json.loads((state / "progress.json").read_text())
+
+
+def kind_of(folder: Path) -> Kind:
+    """What can be resumed from a folder: a training state, a LoRA or full weights.
+
+    Raises:
+        CheckpointError: none of them.
+    """
+    if (folder / "state" / "progress.json").is_file():
+        return "state"
+    if (folder / LORA_FILE).is_file():
+        return "lora"
+    if any(folder.glob("*/config.json")):
+        return "full"
+    here = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) if folder.is_dir() else "no such folder"
+    raise CheckpointError(
+        f"model.resume_path: {folder} is no checkpoint ({here or 'empty'}); one holds state/, {LORA_FILE} or transformer/config.json"
+    )
+
+
+def newest(folder: Path) -> Path:
+    """The last whole checkpoint of a run folder; any other folder as it is."""
+    epochs = checkpoints(folder / "checkpoints")
+    return epochs[-1] if epochs else folder
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints in order of their epochs."""
+    found = [(int(m[1]), p) for p in folder.glob("epoch_*") if (m := re.fullmatch(r"epoch_(\d+)", p.name))]
+    return [p for _, p in sorted(found)]
+
+
+def prune(folder: Path, keep_last_n: int | None) -> None:
+    """Deletes all but the last checkpoints."""
+    if keep_last_n is not None:
+        for old in checkpoints(folder)[:-keep_last_n]:
+            shutil.rmtree(old)
+
+
+def load_pipeline(name: str, path: str, dtype: torch.dtype) -> DiffusionPipeline:
+    """`from_pretrained` of a folder or hub name.
+
+    Raises:
+        CheckpointError: one sentence on why it does not load.
+    """
+    cls = import_pipeline(path)
+    try:
+        return cls.from_pretrained(name, torch_dtype=dtype)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        where = "the folder" if Path(name).exists() else "the hub name"
+        raise CheckpointError(f"model.model_name_or_path: {where} {name!r} does not load as {cls.__name__}: {reason}") from error

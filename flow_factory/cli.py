@@ -1,0 +1,103 @@
+"""`ff-train`: reads a config, then checks it, prints it, or trains, here or in several processes.
+
+Nothing heavy is imported before the config is known to be right.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from flow_factory import __version__
+from flow_factory.config import RunConfig, config_help, dump_config, load_config
+from flow_factory.errors import UserError
+from flow_factory.launch import FLAGS, launch, place, told_processes
+
+EXAMPLES = """\
+examples:
+  ff-train examples/quickstart.yaml                                the tiny job, on a CPU, in minutes
+  ff-train examples/grpo/lora/flux1.yaml --check                   is it right, what will it do, does it fit?
+  ff-train examples/grpo/lora/flux1.yaml train.learning_rate=1e-4  any key from the command line
+  ff-train --help-config train                                     the keys of a section, with defaults
+  ff-train CONFIG model.resume_path=save/RUN                       go on where a run stopped
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="ff-train",
+        description="Post-train a flow-matching image or video model with reinforcement learning, from one YAML file.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("config", nargs="?", type=Path, help="the YAML file")
+    p.add_argument("overrides", nargs="*", metavar="section.key=value", help="set single keys of the file")
+    p.add_argument("--check", action="store_true", help="check config, data set, rewards and checkpoint, print the plan, and stop")
+    p.add_argument("--print-config", action="store_true", help="print the resolved config, and stop")
+    p.add_argument("--help-config", nargs="?", const="", metavar="SECTION", help="explain the keys of the YAML (of one section)")
+    p.add_argument("--version", action="version", version=f"flow-factory {__version__}")
+    several = p.add_argument_group("several processes (these override the environment, which overrides the YAML)")
+    for flag, (kind, text) in FLAGS.items():
+        several.add_argument(f"--{flag}", type=kind, help=text)
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done, 1 failed, 2 bad config, 130 interrupted."""
+    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
+    args = parser().parse_intermixed_args(argv)
+    try:
+        if args.help_config is not None:
+            print(config_help(args.help_config or None))
+            return 0
+        if args.config is None:
+            parser().print_help()
+            return 2
+        processes = told_processes(vars(args), os.environ)
+        return act(load_config(args.config, args.overrides + ([f"num_processes={processes}"] if processes else [])), args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def act(config: RunConfig, args: argparse.Namespace) -> int:
+    """Does what the flags ask with a right config."""
+    if args.print_config:
+        print(dump_config(config), end="")
+        return 0
+    for notice in config.notices:
+        print(f"note: {notice}", file=sys.stderr)
+    if args.check:
+        from flow_factory.check import check
+
+        print(check(config))
+        return 0
+    placement = place(config, vars(args), os.environ)
+    if placement.num_processes > 1 and not placement.inside:
+        return launch(placement, config.config_file, [str(args.config), *args.overrides])
+    return work(config)
+
+
+def work(config: RunConfig) -> int:
+    """Trains in this process."""
+    from flow_factory.algorithms.base import OnPolicyError
+    from flow_factory.interrupt import Interrupted
+    from flow_factory.rewards.scoring import RewardError
+    from flow_factory.train import build
+
+    run = build(config)
+    try:
+        summary = run()
+    except Interrupted:
+        return 130
+    except (OnPolicyError, RewardError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if summary:
+        print("\n" + summary)
+    return 0

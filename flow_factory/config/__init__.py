@@ -1,0 +1,34 @@
+"""The configuration of a run: strict schemas of the YAML, loading, batch arithmetic, help. Loads neither torch nor diffusers."""
+
+from flow_factory.config.base import ConfigError, Section
+from flow_factory.config.data import DataConfig
+from flow_factory.config.eval import EvalConfig
+from flow_factory.config.help import config_help
+from flow_factory.config.loader import dump_config, load_config
+from flow_factory.config.log import LogConfig
+from flow_factory.config.model import ModelConfig
+from flow_factory.config.plan import BatchPlan, plan_of
+from flow_factory.config.rewards import RewardConfig
+from flow_factory.config.run import RunConfig
+from flow_factory.config.scheduler import SchedulerConfig
+from flow_factory.config.train import TRAIN_CONFIGS, GRPOConfig, TrainConfig
+
+__all__ = [
+    "TRAIN_CONFIGS",
+    "BatchPlan",
+    "ConfigError",
+    "DataConfig",
+    "EvalConfig",
+    "GRPOConfig",
+    "LogConfig",
+    "ModelConfig",
+    "RewardConfig",
+    "RunConfig",
+    "SchedulerConfig",
+    "Section",
+    "TrainConfig",
+    "config_help",
+    "dump_config",
+    "load_config",
+    "plan_of",
+]

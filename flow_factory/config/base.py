@@ -1,0 +1,127 @@
+"""What all sections share: strictness, the types of their fields, and how a value is written in messages."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+
+from flow_factory.registry import nearest
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; one line a problem: `file:line: section.key: what is wrong; what would be right`."""
+
+
+class Section(BaseModel):
+    """A part of the YAML: no unknown keys, no conversions between types, no changes afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
+
+    rest: ClassVar[str | None] = None
+    """The field that gathers the arguments a section takes beyond its own keys; it is not a key itself."""
+
+    @classmethod
+    def own_keys(cls) -> list[str]:
+        """What may stand in the YAML, besides the arguments that go to `rest`."""
+        return [key for key in cls.model_fields if key != cls.rest]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How `config_help` shows a field whose annotation or default says it badly."""
+
+    kind: str | None = None
+    default: str | None = None
+
+
+def show(value: Any) -> str:
+    """A value as one would write it in YAML: `true`, `"text"`, `[1, 2]`."""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(show, value))}]"
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text.replace("e", ".0e") if isinstance(value, float) and "e" in text and "." not in text else text
+
+
+DERIVED: Any = None
+"""Default of a `derived` field."""
+
+
+def derived(compute: Callable[[Mapping[str, Any]], Any]) -> BeforeValidator:
+    """For a field whose null stands for a value computed from the valid ones among the fields above it."""
+
+    def fill(value: Any, info: ValidationInfo) -> Any:
+        return compute(info.data) if value is None else value
+
+    return BeforeValidator(fill)
+
+
+def _home(path: str) -> str:
+    return str(Path(path).expanduser()) if path.startswith("~") else path
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _names(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else _tuple(value)
+
+
+def _size(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (value, value)
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise ValueError(f"wants a whole number of pixels or [height, width], got {show(value)}; e.g. 512 or [512, 768]")
+    return tuple(value)
+
+
+def _pair(value: Any) -> Any:
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise ValueError(f"wants two numbers, got {show(value)}; e.g. [0.9, 0.999]")
+    return tuple(value)
+
+
+def _interval(value: Any) -> Any:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = (-value, value)
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise ValueError(f"wants a positive number e for (-e, e), or [low, high], got {show(value)}")
+    return tuple(value)
+
+
+def _around_zero(value: tuple[float, float]) -> tuple[float, float]:
+    low, high = value
+    if not low < 0 < high:
+        size = max(abs(low), abs(high)) or 1.0
+        raise ValueError(f"wants low < 0 < high, got {show(value)}; e.g. {show(size)} or {show([-size, size])}")
+    return value
+
+
+def _dtype(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}.get(value.removeprefix("torch."), value)
+
+
+def _device(value: str) -> str:
+    if re.fullmatch(r"auto|cpu|mps|xpu|cuda(:\d+)?", value):
+        return value
+    known = ["auto", "cpu", "cuda", "cuda:0", "mps", "xpu"]
+    raise ValueError(f"no device {show(value)}.{nearest(value, known)} Known: {', '.join(known)}")
+
+
+Folder = Annotated[str, AfterValidator(_home), Shown("path")]
+Names = Annotated[tuple[str, ...], BeforeValidator(_names), Shown("name or list of names")]
+Steps = Annotated[tuple[int, ...] | None, BeforeValidator(_tuple), Shown("list of int, or null")]
+Pair = Annotated[tuple[float, float], BeforeValidator(_pair), Shown("[float, float]")]
+Interval = Annotated[tuple[float, float], BeforeValidator(_interval), AfterValidator(_around_zero), Shown("float or [low, high]")]
+Dtype = Annotated[Literal["bf16", "fp16", "fp32"], BeforeValidator(_dtype)]
+Device = Annotated[str, AfterValidator(_device), Shown("auto | cpu | cuda | cuda:N | mps | xpu")]
+Side = Annotated[int, Field(gt=0)]
+Size = Annotated[tuple[Side, Side], BeforeValidator(_size), Shown("int or [height, width]")]
+Height = Annotated[Side, derived(lambda above: above.get("resolution", (1, 1))[0]), Shown(default="from resolution")]
+Width = Annotated[Side, derived(lambda above: above.get("resolution", (1, 1))[1]), Shown(default="from resolution")]

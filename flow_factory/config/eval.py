@@ -1,0 +1,23 @@
+"""`eval:` what the stock pipeline is asked for at an evaluation."""
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from flow_factory.config.base import DERIVED, Height, Section, Size, Width
+
+
+class EvalConfig(Section):
+    """What the stock pipeline is asked for. Arguments of its `__call__` may stand here; those of `train:` are the default."""
+
+    rest: ClassVar[str | None] = "call"
+
+    resolution: Size = Field((1024, 1024), description="pixels of what is evaluated")
+    height: Height = Field(DERIVED, description="pixels, instead of resolution's")
+    width: Width = Field(DERIVED, description="pixels, instead of resolution's")
+    per_device_batch_size: int = Field(1, ge=1, description="rows of a batch")
+    guidance_scale: float = Field(3.5, ge=0, description="the pipeline's own guidance")
+    num_inference_steps: int = Field(30, ge=1, description="denoising steps")
+    eval_freq: int = Field(10, ge=0, description="epochs between two evaluations; 0 = never")
+    seed: int | None = Field(None, description="accepted and not used: every draw depends on train.seed")
+    call: dict[str, Any] = Field(default_factory=dict, description="arguments for the pipeline's __call__")

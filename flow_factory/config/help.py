@@ -1,0 +1,97 @@
+"""`config_help`: the schema as tables."""
+
+import textwrap
+import types
+from collections.abc import Iterable
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from flow_factory.config.base import ConfigError, Section, Shown, show
+from flow_factory.config.data import DataConfig
+from flow_factory.config.eval import EvalConfig
+from flow_factory.config.log import MOVABLE, LogConfig
+from flow_factory.config.model import ModelConfig
+from flow_factory.config.rewards import RewardConfig
+from flow_factory.config.run import RunConfig
+from flow_factory.config.scheduler import SchedulerConfig
+from flow_factory.config.train import TRAIN_CONFIGS
+from flow_factory.registry import nearest
+
+WIDTH = 150
+_CELL = 30
+
+SECTIONS: dict[str, tuple[type[Section], ...]] = {
+    "run": (RunConfig,),
+    "data": (DataConfig,),
+    "model": (ModelConfig,),
+    "scheduler": (SchedulerConfig,),
+    "train": tuple(TRAIN_CONFIGS.values()),
+    "eval": (EvalConfig,),
+    "log": (LogConfig,),
+    "rewards": (RewardConfig,),
+}
+
+
+def config_help(section: str | None = None) -> str:
+    """Every key of a section (of all, without one): type, default, meaning.
+
+    Raises:
+        ConfigError: no such section.
+    """
+    if section is not None and section not in SECTIONS:
+        raise ConfigError(f"no section {section!r}.{nearest(section, list(SECTIONS))} Known: {', '.join(SECTIONS)}")
+    names = list(SECTIONS) if section is None else [section]
+    return "\n\n".join(_table(name, schema) for name in names for schema in SECTIONS[name])
+
+
+def _table(name: str, schema: type[Section]) -> str:
+    title = {"run": "Top level", "rewards": "rewards: and eval_rewards: (one mapping, or a list)"}.get(name, f"{name}:")
+    if name == "train":
+        title += f" with trainer_type: {schema.model_fields['trainer_type'].default}"
+    rows = [
+        (key, _kind(field), _default(field), field.description or "") for key, field in schema.model_fields.items() if _is_key(schema, key)
+    ]
+    intro = [textwrap.fill(schema.__doc__ or "", WIDTH)]
+    if schema is RunConfig:
+        intro = [f"{', '.join(MOVABLE)} may stand here or in log:. Sections: {', '.join(SECTIONS)[5:]}, eval_rewards."]
+    return "\n".join([title, *intro, "", *_aligned([("key", "type", "default", "meaning"), *rows])])
+
+
+def _is_key(schema: type[Section], key: str) -> bool:
+    return key in schema.own_keys() and not (schema is RunConfig and (key in SECTIONS or key == "eval_rewards"))
+
+
+def _aligned(rows: Iterable[tuple[str, str, str, str]]) -> list[str]:
+    rows = list(rows)
+    widths = [min(_CELL, max(len(row[column]) for row in rows)) for column in range(3)]
+    lines = []
+    for row in rows:
+        cells = [textwrap.wrap(cell, width) or [""] for cell, width in zip(row, [*widths, WIDTH - sum(widths) - 6], strict=True)]
+        for k in range(max(map(len, cells))):
+            parts = [(cell[k] if k < len(cell) else "").ljust(width) for cell, width in zip(cells, [*widths, 0], strict=True)]
+            lines.append("  ".join(parts).rstrip())
+    return lines
+
+
+def _kind(field: FieldInfo) -> str:
+    shown = next((m.kind for m in field.metadata if isinstance(m, Shown) and m.kind), None)
+    return shown or _type_name(field.annotation)
+
+
+def _type_name(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return " | ".join(map(str, get_args(annotation)))
+    if get_origin(annotation) in (Union, types.UnionType):
+        return " | ".join(_type_name(a) for a in get_args(annotation))
+    if get_origin(annotation) is not None and hasattr(annotation, "__metadata__"):
+        shown = next((m.kind for m in annotation.__metadata__ if isinstance(m, Shown)), None)
+        return shown or _type_name(annotation.__origin__)
+    return "null" if annotation is type(None) else "text" if annotation is str else annotation.__name__
+
+
+def _default(field: FieldInfo) -> str:
+    shown = next((m.default for m in field.metadata if isinstance(m, Shown) and m.default), None)
+    if shown is not None:
+        return shown
+    return "required" if field.is_required() else field.default if isinstance(field.default, str) else show(field.default)

@@ -1,0 +1,48 @@
+"""`log:` where metrics, pictures and checkpoints go."""
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from flow_factory.config.base import Folder, Section, Shown
+from flow_factory.registry import Registry
+
+_TRACKERS = Registry("tracker", dict.fromkeys(["wandb", "swanlab", "tensorboard", "none"], ""))
+
+MOVABLE = ("run_name", "project", "logging_backend")
+"""Keys of `log:` that may stand at the top level instead."""
+
+
+def _listed(value: Any) -> Any:
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(","))
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _known(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        _TRACKERS.path(name)
+    return tuple(name for name in names if name.lower() != "none")
+
+
+Backends = Annotated[
+    tuple[str, ...], BeforeValidator(_listed), AfterValidator(_known), Shown("wandb | swanlab | tensorboard | none, or several", "none")
+]
+
+
+class LogConfig(Section):
+    """Where metrics, pictures and checkpoints go."""
+
+    run_name: str | None = Field(None, description="name of the run; null = {model_type}_{finetune_type}_{trainer_type}_{time}")
+    project: str = Field("Flow-Factory", description="project of the run in a tracker")
+    logging_backend: Backends = Field(
+        (), description="trackers: one, a list or a comma text, or package.module.Class; metrics.jsonl always"
+    )
+    save_dir: Folder = Field("save", description="folder of the runs' folders")
+    save_freq: int = Field(10, ge=0, description="epochs between two checkpoints; 0 = only the last; the last is always saved")
+    save_model_only: bool = Field(True, description="save weights alone; false also what an exact resumption needs")
+    keep_last_n: int | None = Field(None, ge=1, description="checkpoints to keep; null = all")
+    num_samples: int = Field(16, ge=0, description="pictures to log at an epoch that logs pictures")
+    verbose: bool = Field(False, description="more lines on the terminal")

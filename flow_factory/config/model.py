@@ -1,0 +1,49 @@
+"""`model:` which pipeline, which of its weights are trained, and how it computes."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from flow_factory.config.base import DERIVED, Dtype, Folder, Names, Section, Shown, derived, show
+from flow_factory.config.signature import attention_backends, require_module
+from flow_factory.models import MODELS
+from flow_factory.registry import nearest
+
+
+class ModelConfig(Section):
+    """Which pipeline, which of its weights are trained, and how it computes."""
+
+    model_name_or_path: Folder = Field(description="hub id or folder of a diffusers pipeline")
+    model_type: str = Field(description="model family: a known name, or package.module.Class of your own adapter")
+    finetune_type: Literal["full", "lora"] = Field("full", description="train the weights themselves, or LoRA layers beside them")
+    master_weight_dtype: Annotated[
+        Dtype,
+        derived(lambda above: "fp32" if above.get("finetune_type") == "lora" else "bf16"),
+        Shown(default="fp32 for lora, bf16 for full"),
+    ] = Field(DERIVED, description="dtype in which trained weights are stored and updated; 16 bits lose small updates")
+    target_components: Names = Field(("transformer",), description="transformers to train, in the pipeline's names")
+    target_modules: Names = Field(
+        ("all",), description="linear layers to train: all, default (the family's), or name endings, also component.ending"
+    )
+    lora_rank: int = Field(8, ge=1, description="rank of the LoRA matrices")
+    lora_alpha: Annotated[int, Field(ge=1), derived(lambda above: 2 * above.get("lora_rank", 1)), Shown(default="2 x lora_rank")] = Field(
+        DERIVED, description="LoRA scale: the update is multiplied by lora_alpha / lora_rank"
+    )
+    resume_path: Folder | None = Field(None, description="checkpoint to start from")
+    resume_type: Literal["lora", "full", "state"] | None = Field(None, description="what resume_path holds; null finds out")
+    attn_backend: str | None = Field(None, description="attention backend in diffusers' names; null keeps diffusers' choice")
+    compile: bool = Field(False, description="compile the transformers' repeated blocks")
+    compile_backend: Literal["inductor", "aot_eager", "eager", "cudagraphs"] = Field("inductor", description="torch.compile backend")
+
+    @field_validator("model_type")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        require_module(MODELS.path(name))
+        return name
+
+    @field_validator("attn_backend")
+    @classmethod
+    def _backend(cls, name: str | None) -> str | None:
+        if name is not None and name not in (known := attention_backends()):
+            raise ValueError(f"diffusers has no attention backend {show(name)}.{nearest(name, known)} Known: {', '.join(known)}")
+        return name

@@ -1,0 +1,61 @@
+"""The arithmetic of an epoch."""
+
+from dataclasses import dataclass
+
+from flow_factory.config.run import RunConfig
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How the samples of an epoch are cut up. A micro-batch is `per_device_batch_size` samples of one row."""
+
+    rows_per_epoch: int
+    rows_per_rank: int
+    group_size: int
+    per_device_batch_size: int
+    samples_per_epoch: int
+    micro_batches_per_rank: int
+    trained_steps: int
+    """Training points of a micro-batch: its stochastic steps."""
+    micro_batches_per_update: int
+    """On one process."""
+    num_inner_epochs: int
+    optimiser_steps_per_epoch: int
+    """All inner epochs together."""
+
+    @property
+    def groups(self) -> int:
+        """Groups of an epoch: one a row."""
+        return self.rows_per_epoch
+
+    def describe(self) -> list[tuple[str, str]]:
+        """(what, how much), for printing."""
+        ranks = self.rows_per_epoch // self.rows_per_rank
+        return [
+            ("rows an epoch", f"{self.rows_per_epoch} = {self.rows_per_rank} x {ranks} processes"),
+            ("samples an epoch", f"{self.samples_per_epoch} = {self.groups} groups of {self.group_size}"),
+            ("micro-batches a process", f"{self.micro_batches_per_rank} of {self.per_device_batch_size} samples"),
+            ("training points", f"{self.trained_steps} steps a micro-batch, {self.micro_batches_per_rank * self.trained_steps} a process"),
+            ("optimiser steps an epoch", f"{self.optimiser_steps_per_epoch} of {self.micro_batches_per_update} micro-batches a process"),
+        ]
+
+
+def plan_of(config: RunConfig) -> BatchPlan:
+    """The plan of a configuration whose batches divide (`load_config` returns no other)."""
+    train, scheduler = config.train, config.scheduler
+    rows = train.unique_sample_num_per_epoch // config.num_processes
+    batches = rows * (train.group_size // train.per_device_batch_size)
+    accumulated = train.gradient_accumulation_steps
+    update = batches // train.gradient_step_per_epoch if accumulated == "auto" else accumulated
+    return BatchPlan(
+        rows_per_epoch=train.unique_sample_num_per_epoch,
+        rows_per_rank=rows,
+        group_size=train.group_size,
+        per_device_batch_size=train.per_device_batch_size,
+        samples_per_epoch=train.unique_sample_num_per_epoch * train.group_size,
+        micro_batches_per_rank=batches,
+        trained_steps=scheduler.num_sde_steps or len(scheduler.stochastic_steps(train.num_inference_steps)),
+        micro_batches_per_update=update,
+        num_inner_epochs=train.num_inner_epochs,
+        optimiser_steps_per_epoch=batches // update * train.num_inner_epochs,
+    )

@@ -1,0 +1,45 @@
+"""`rewards:` and `eval_rewards:` what scores a sample."""
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator, Field, field_validator
+
+from flow_factory.config.base import DERIVED, Device, Dtype, Section, Shown, derived, show
+from flow_factory.config.signature import require_module
+
+
+def _entries(value: Any) -> Any:
+    if not isinstance(value, (list, tuple)) or not value:
+        raise ValueError(f"wants a reward (a mapping with reward_model) or a list of them, got {show(value)}")
+    return tuple(value)
+
+
+class RewardConfig(Section):
+    """One reward. Keys that the reward's class declares (all, if it declares none) may stand here too."""
+
+    rest: ClassVar[str | None] = "extra_kwargs"
+
+    reward_model: str = Field(description="a known name, or package.module.Class of your own")
+    name: Annotated[
+        str,
+        derived(lambda above: above.get("reward_model", "").replace(":", ".").rpartition(".")[2].lower()),
+        Shown(default="from reward_model"),
+    ] = Field(DERIVED, description="name in logs and metrics")
+    weight: float = Field(1.0, description="factor of the reward in the advantage")
+    dtype: Dtype = Field("bf16", description="dtype of the reward's weights")
+    device: Device = Field("auto", description="where the reward computes; auto = on the training device")
+    batch_size: int = Field(16, ge=1, description="samples scored at a time")
+    async_reward: bool = Field(False, description="score while the next samples are rolled out")
+    num_workers: int = Field(1, ge=1, description="threads of an async reward")
+    extra_kwargs: dict[str, Any] = Field(default_factory=dict, description="keys for the reward itself")
+
+    @field_validator("reward_model")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        from flow_factory.rewards import REWARDS  # rewards may import this package
+
+        require_module(REWARDS.path(name))
+        return name
+
+
+Rewards = Annotated[tuple[RewardConfig, ...], BeforeValidator(_entries)]

@@ -1,0 +1,176 @@
+"""Every rule that needs more than one key. Each yields what breaks it."""
+
+from collections.abc import Callable, Iterator
+
+from flow_factory.config.base import show
+from flow_factory.config.plan import plan_of
+from flow_factory.config.run import RunConfig
+from flow_factory.config.source import Keys, Problem
+
+Rule = Callable[[RunConfig], Iterator[Problem]]
+
+
+def broken(config: RunConfig) -> list[Problem]:
+    """All that is wrong with a configuration whose values are right one by one."""
+    return [problem for rule in RULES for problem in rule(config)]
+
+
+def notices(config: RunConfig) -> tuple[str, ...]:
+    """Keys that were written and have no effect, and a choice that shows in the pictures, a line each."""
+    lines = []
+    last = config.train.num_inference_steps - 1
+    if config.train.stochastic and last in config.scheduler.stochastic_steps(last + 1):
+        lines.append(f"scheduler.sde_steps: noise of step {last}, the last one, stays in the pictures; without {last} it does not")
+    if config.data.force_reprocess:
+        lines.append("data.force_reprocess is not needed: rows are cached by content, so what has changed is always encoded anew")
+    if config.data.sampler_type not in (None, "auto"):
+        lines.append(f"data.sampler_type: {config.data.sampler_type} has no effect: a group always lives on one process")
+    for section, seed in (("scheduler", config.scheduler.seed), ("eval", config.eval.seed)):
+        if seed not in (None, config.train.seed):
+            lines.append(f"{section}.seed: {seed} has no effect: every draw depends on train.seed, which is {config.train.seed}")
+    return tuple(lines)
+
+
+def rounded_up(config: RunConfig) -> tuple[RunConfig, tuple[str, ...]]:
+    """Under `data.sampler_type: auto`, batch sizes that divide, and the line that says what was adjusted."""
+    train = config.train
+    if config.data.sampler_type != "auto":
+        return config, ()
+    group = _up(train.group_size, train.per_device_batch_size)
+    rows = _up(train.unique_sample_num_per_epoch, config.num_processes)
+    while rows // config.num_processes * (group // train.per_device_batch_size) % _parts(config):
+        rows += config.num_processes
+    wanted = {"group_size": group, "unique_sample_num_per_epoch": rows}
+    changed = {key: value for key, value in wanted.items() if value != getattr(train, key)}
+    if not changed:
+        return config, ()
+    said = ", ".join(f"train.{key} {getattr(train, key)} -> {value}" for key, value in changed.items())
+    return config.model_copy(update={"train": train.model_copy(update=changed)}), (f"data.sampler_type: auto rounded up {said}",)
+
+
+def batches_divide(config: RunConfig) -> Iterator[Problem]:
+    train = config.train
+    uneven = False
+    for key, value, by, unit in (
+        ("group_size", train.group_size, train.per_device_batch_size, "train.per_device_batch_size"),
+        ("unique_sample_num_per_epoch", train.unique_sample_num_per_epoch, config.num_processes, "num_processes"),
+    ):
+        if value % by:
+            uneven = True
+            yield Problem(("train", key), f"{value} must be a multiple of {unit}={by}; {_around(value, by)}")
+    batches = train.unique_sample_num_per_epoch // config.num_processes * (train.group_size // train.per_device_batch_size)
+    if uneven or batches % _parts(config) == 0:
+        return
+    key = "gradient_step_per_epoch" if train.gradient_accumulation_steps == "auto" else "gradient_accumulation_steps"
+    divisors = [n for n in range(1, batches + 1) if batches % n == 0]
+    below = [n for n in divisors if n < _parts(config)][-1:]
+    above = [n for n in divisors if n > _parts(config)][:1]
+    right = " or ".join(map(str, below + above))
+    yield Problem(("train", key), f"{_parts(config)} must divide the {batches} micro-batches of a process in an epoch; write {right}")
+
+
+def steps_exist(config: RunConfig) -> Iterator[Problem]:
+    total, scheduler = config.train.num_inference_steps, config.scheduler
+    steps = scheduler.stochastic_steps(total)
+    if not config.train.stochastic:
+        return
+    if total < 2:
+        yield Problem(
+            ("train", "num_inference_steps"), f"{total} leaves no stochastic step (the last one is deterministic); write 2 or more"
+        )
+        return
+    here: Keys = ("scheduler", "sde_steps")
+    inside = sorted({step for step in steps if 0 <= step < total})
+    if list(steps) != inside or not steps:
+        right = show(inside) if inside else "null"
+        yield Problem(here, f"wants different steps in rising order, from 0 to {total - 1}, got {show(steps)}; write {right}")
+    elif total - 1 in steps and scheduler.dynamics_type == "CPS":
+        yield Problem(
+            here,
+            f"CPS adds no noise at the last step, so {total - 1} cannot be trained; write {show(inside[:-1]) if inside[1:] else 'null'}",
+        )
+    if scheduler.num_sde_steps is not None and scheduler.num_sde_steps > len(steps):
+        text = f"{scheduler.num_sde_steps} is more than the {len(steps)} steps that may be stochastic; write {len(steps)} or null"
+        yield Problem(("scheduler", "num_sde_steps"), text)
+
+
+def dynamics_fit(config: RunConfig) -> Iterator[Problem]:
+    if not config.train.stochastic:
+        return
+    name = config.train.trainer_type
+    if config.scheduler.dynamics_type == "ODE":
+        text = f"{name} needs log-probabilities, and ODE has none; write Flow-SDE, Dance-SDE or CPS"
+        yield Problem(("scheduler", "dynamics_type"), text)
+    if config.scheduler.noise_level == 0:
+        yield Problem(("scheduler", "noise_level"), f"{name} needs noise, and 0 is the ODE; write e.g. 0.7")
+
+
+def group_has_advantage(config: RunConfig) -> Iterator[Problem]:
+    train = config.train
+    if train.group_size < train.smallest_group:
+        right = _up(train.smallest_group, train.per_device_batch_size)
+        text = f"{train.group_size} leaves no advantage: {train.trainer_type} compares samples of a row; write {right} or more, e.g. 16"
+        yield Problem(("train", "group_size"), text)
+
+
+def schedules_end(config: RunConfig) -> Iterator[Problem]:
+    train = config.train
+    total = train.lr_total_steps
+    if total is None and train.max_epochs is not None and not list(batches_divide(config)):
+        total = train.max_epochs * plan_of(config).optimiser_steps_per_epoch
+    if total is not None and train.lr_warmup_steps >= total:
+        text = f"{train.lr_warmup_steps} must be less than the {total} optimiser steps of the schedule; write e.g. {total // 10}"
+        yield Problem(("train", "lr_warmup_steps"), text)
+    if train.max_epochs is not None:
+        return
+    if train.lr_scheduler != "constant" and train.lr_total_steps is None:
+        yield Problem(
+            ("train", "lr_scheduler"), f"{train.lr_scheduler} needs an end; set train.max_epochs or train.lr_total_steps, or write constant"
+        )
+    if train.ema_decay and train.ema_decay_schedule.endswith("cosine") and train.total_steps is None:
+        text = f"{train.ema_decay_schedule} needs an end; set train.max_epochs or train.total_steps, or write power"
+        yield Problem(("train", "ema_decay_schedule"), text)
+
+
+def resume_is_whole(config: RunConfig) -> Iterator[Problem]:
+    model = config.model
+    if model.resume_type is not None and model.resume_path is None:
+        yield Problem(("model", "resume_type"), "there is nothing to resume from; set model.resume_path, or write null")
+    if model.resume_type in ("lora", "full") and model.resume_path is not None and model.resume_type != model.finetune_type:
+        text = f"{model.resume_type} weights do not fit model.finetune_type: {model.finetune_type}; write {model.finetune_type} for both"
+        yield Problem(("model", "resume_type"), text)
+
+
+def reward_names_differ(config: RunConfig) -> Iterator[Problem]:
+    for section, rewards in (("rewards", config.rewards), ("eval_rewards", config.eval_rewards or ())):
+        names = [reward.name for reward in rewards]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                taken = f"{name!r} is the name of {section}.{names.index(name)} too"
+                yield Problem((section, index, "name"), f"{taken}; write another, e.g. {name}_{index + 1}")
+
+
+RULES: tuple[Rule, ...] = (
+    batches_divide,
+    steps_exist,
+    dynamics_fit,
+    group_has_advantage,
+    schedules_end,
+    resume_is_whole,
+    reward_names_differ,
+)
+
+
+def _parts(config: RunConfig) -> int:
+    """What must divide a process's micro-batches."""
+    train = config.train
+    return train.gradient_step_per_epoch if train.gradient_accumulation_steps == "auto" else train.gradient_accumulation_steps
+
+
+def _up(value: int, by: int) -> int:
+    return -(-value // by) * by
+
+
+def _around(value: int, by: int) -> str:
+    below, above = value // by * by, _up(value, by)
+    return f"write {below} or {above}" if below else f"write {above}"

@@ -1,0 +1,54 @@
+"""The whole YAML: top-level keys and sections."""
+
+from typing import Annotated, Any, Generic, Literal
+
+from pydantic import BeforeValidator, Field, PrivateAttr
+from typing_extensions import Self, TypeVar
+
+from flow_factory.config.base import Folder, Section
+from flow_factory.config.data import DataConfig
+from flow_factory.config.eval import EvalConfig
+from flow_factory.config.log import LogConfig
+from flow_factory.config.model import ModelConfig
+from flow_factory.config.rewards import Rewards
+from flow_factory.config.scheduler import SchedulerConfig
+from flow_factory.config.train import TrainConfig
+
+Train = TypeVar("Train", bound=TrainConfig, default=TrainConfig)
+Precision = Annotated[
+    Literal["no", "fp16", "bf16"], BeforeValidator(lambda value: "no" if value is False else value)
+]  # YAML reads no as false
+
+
+class RunConfig(Section, Generic[Train]):
+    """A run. `RunConfig[GRPOConfig]` is one whose `train` is known to be GRPO's."""
+
+    launcher: Literal["accelerate"] = Field("accelerate", description="what starts the processes")
+    config_file: Folder | None = Field(None, description="accelerate or DeepSpeed YAML; null = plain data parallel")
+    num_processes: int = Field(1, ge=1, description="processes over all machines")
+    main_process_port: int = Field(29500, ge=0, le=65535, description="TCP port where processes meet")
+    mixed_precision: Precision = Field("bf16", description="dtype of frozen weights and of the forward pass")
+    data: DataConfig
+    model: ModelConfig
+    scheduler: SchedulerConfig
+    train: Train
+    eval: EvalConfig
+    log: LogConfig
+    rewards: Rewards = Field(description="what is trained on")
+    eval_rewards: Rewards | None = Field(None, description="what is evaluated; null = rewards")
+
+    _notices: tuple[str, ...] = PrivateAttr(())
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What the user should know, one line each: keys without effect, sizes that were rounded. No part of equality or of a dump."""
+        return self._notices
+
+    def noting(self, notices: tuple[str, ...]) -> Self:
+        """The same configuration with other notices."""
+        copy = self.model_copy()
+        copy._notices = notices
+        return copy
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, RunConfig) and self.__dict__ == other.__dict__

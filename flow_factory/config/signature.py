@@ -1,0 +1,211 @@
+"""What pipelines, schedulers, adapters and rewards accept, read from their source: nothing heavy is imported."""
+
+import ast
+import importlib.util
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any
+
+from flow_factory.config.base import show
+
+FLOW_SCHEDULERS = (
+    "diffusers.schedulers.scheduling_flow_match_euler_discrete:FlowMatchEulerDiscreteScheduler",
+    "diffusers.schedulers.scheduling_unipc_multistep:UniPCMultistepScheduler",
+)
+SUPPLIED = {
+    r"(negative_)?prompt(_\d)?": "prompts are columns of the data set",
+    r".*_(embeds|mask|embeds_\d)": "the adapter encodes the prompts",
+    r"(.*_)?latents": "the trainer draws the initial noise, keyed by train.seed",
+    r"generator": "the trainer draws the initial noise, keyed by train.seed",
+    r"(.*_)?(image|images|video|videos|audio)": "images, videos and sounds are columns of the data set",
+    r"num_(images|videos)_per_prompt": "the number of samples is train.group_size",
+    r"output_type|return_dict": "the trainer chooses what the pipeline returns",
+    r"callback.*": "the trainer needs none, and YAML holds no functions",
+    r"sigmas|timesteps": "the steps follow from num_inference_steps and the scheduler's settings",
+    r"skip_guidance_layers|skip_layer_guidance_.*": "guidance that depends on the step cannot be replayed in training",
+}
+
+
+class SignatureError(ValueError):
+    """Source that should say what is accepted is missing or says it in another way."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """An argument in a signature."""
+
+    name: str
+    annotation: str
+    kinds: frozenset[str] | None
+    """Simple types that it takes ("int", "float", "bool", "str", "None"); None stands for any value."""
+
+    def problem(self, value: Any) -> str | None:
+        """Why a value does not fit, or None. An int fits a float."""
+        kind = "None" if value is None else type(value).__name__
+        if self.kinds is None or kind in self.kinds or (kind == "int" and "float" in self.kinds):
+            return None
+        return f"wants {self.annotation}, got {show(value)}"
+
+
+def call_arguments(adapter: str) -> dict[str, Parameter]:
+    """Arguments of the `__call__` of an adapter's pipeline, and those that the adapter declares in `extra_call_arguments`.
+
+    Args:
+        adapter: `module:Class`, with a class attribute `pipeline = "module:Class"`.
+
+    Raises:
+        SignatureError: the adapter or its pipeline cannot be read.
+    """
+    pipeline = class_attribute(adapter, "pipeline")
+    if not isinstance(pipeline, str):
+        raise SignatureError(f'{adapter} does not say `pipeline = "module:Class"`, so arguments of the pipeline cannot be checked')
+    extra = class_attribute(adapter, "extra_call_arguments") or ()
+    return {p.name: p for p in parameters(pipeline, "__call__")} | {name: Parameter(name, "any", None) for name in extra}
+
+
+def scheduler_arguments() -> dict[str, Parameter]:
+    """Arguments that some flow scheduler of diffusers is constructed with; one that two schedulers share takes what either takes."""
+    merged: dict[str, Parameter] = {}
+    for p in (p for path in FLOW_SCHEDULERS for p in parameters(path, "__init__")):
+        other = merged.get(p.name, p)
+        kinds = None if p.kinds is None or other.kinds is None else p.kinds | other.kinds
+        merged[p.name] = Parameter(p.name, " | ".join(dict.fromkeys([other.annotation, p.annotation])), kinds)
+    return merged
+
+
+def supplied_by_trainer(name: str) -> str | None:
+    """Why a call argument may not stand in the YAML, or None."""
+    return next((reason for pattern, reason in SUPPLIED.items() if re.fullmatch(pattern, name)), None)
+
+
+def attention_backends() -> list[str]:
+    """Names of diffusers' attention backends."""
+    members = (node for cls in lineage("diffusers.models.attention_dispatch:AttentionBackendName") for node in cls.body)
+    return [str(node.value.value) for node in members if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)]
+
+
+def require_module(path: str) -> None:
+    """Checks that the module of `module:Class` exists, without importing it.
+
+    Raises:
+        SignatureError: it does not.
+    """
+    module = path.partition(":")[0]
+    if source_of(module) is None:
+        raise SignatureError(f"there is no module {module!r} (looked in the current directory too)")
+
+
+def class_attribute(path: str, name: str) -> Any:
+    """Value of a class attribute of `module:Class`, inherited ones included; None if there is none.
+
+    Raises:
+        SignatureError: it is not written as a literal.
+    """
+    for node in (node for cls in lineage(path) for node in cls.body):
+        match node:
+            case (
+                ast.Assign(targets=[ast.Name(id=target)], value=value)
+                | ast.AnnAssign(target=ast.Name(id=target), value=ast.expr() as value)
+            ):
+                if target == name:
+                    return _literal(value, f"{path}.{name}")
+    return None
+
+
+def parameters(path: str, method: str) -> Iterator[Parameter]:
+    """Arguments of a method of `module:Class`, without self.
+
+    Raises:
+        SignatureError: there is no source of such a class and method.
+    """
+    for node in (node for cls in lineage(path) for node in cls.body):
+        if isinstance(node, ast.FunctionDef) and node.name == method:
+            args = [*node.args.posonlyargs, *node.args.args][1:]
+            optional = {arg.arg for arg, default in zip(reversed(args), reversed(node.args.defaults), strict=False) if _is_none(default)}
+            optional |= {
+                arg.arg for arg, kw in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True) if kw is not None and _is_none(kw)
+            }
+            for arg in [*args, *node.args.kwonlyargs]:
+                kinds = None if arg.annotation is None else _kinds(arg.annotation)
+                if kinds is not None and arg.arg in optional:
+                    kinds |= {"None"}
+                yield Parameter(arg.arg, "any" if arg.annotation is None else ast.unparse(arg.annotation), kinds)
+            return
+    raise SignatureError(f"there is no source of {path}.{method}")
+
+
+def lineage(path: str) -> Iterator[ast.ClassDef]:
+    """The class `module:Class` and its bases, nearest first, as far as their source can be followed."""
+    module, _, name = path.partition(":")
+    file = source_of(module)
+    if file is None:
+        return
+    for node in _parsed(file).body:
+        match node:
+            case ast.ClassDef(name=found, bases=bases) if found == name:
+                yield node
+                for base in bases:
+                    yield from lineage(f"{module}:{ast.unparse(base)}")
+            case ast.ImportFrom(names=aliases):
+                for alias in aliases:
+                    if (alias.asname or alias.name) == name:
+                        package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+                        origin = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+                        yield from lineage(f"{origin}:{alias.name}")
+
+
+def source_of(module: str) -> Path | None:
+    """The file of a module, in the current directory last, without importing it or its parents."""
+    top, *rest = module.split(".")
+    spec = PathFinder.find_spec(top, [*sys.path, str(Path.cwd())])
+    if spec is None:
+        return None
+    roots: Iterable[str] = spec.submodule_search_locations or ()
+    if not rest and not roots:
+        return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
+    places = [Path(root, *rest) for root in roots]
+    files = [file for place in places for file in (place.with_name(f"{place.name}.py"), place / "__init__.py")]
+    return next((file for file in (files if rest else [Path(root, "__init__.py") for root in roots]) if file.is_file()), None)
+
+
+@cache
+def _parsed(file: Path) -> ast.Module:
+    try:
+        return ast.parse(file.read_text("utf-8"))
+    except SyntaxError as error:
+        raise SignatureError(f"{file}:{error.lineno}: {error.msg}") from error
+
+
+def _literal(node: ast.expr, name: str) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except ValueError as error:
+        raise SignatureError(f"{name} must be written as a literal, not `{ast.unparse(node)}`") from error
+
+
+def _is_none(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is None
+
+
+def _kinds(node: ast.expr) -> frozenset[str] | None:
+    """Simple types of an annotation, or None where it has others."""
+    match node:
+        case ast.Constant(value=None):
+            return frozenset({"None"})
+        case ast.Name(id="int" | "float" | "bool" | "str" as kind):
+            return frozenset({kind})
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            parts = [_kinds(left), _kinds(right)]
+        case ast.Subscript(value=ast.Name(id="Optional"), slice=inner):
+            parts = [_kinds(inner), frozenset({"None"})]
+        case ast.Subscript(value=ast.Name(id="Union"), slice=ast.Tuple(elts=inner)):
+            parts = [_kinds(part) for part in inner]
+        case _:
+            return None
+    known = [part for part in parts if part is not None]
+    return frozenset().union(*known) if len(known) == len(parts) else None

@@ -1,0 +1,1 @@
+"""The data set: `reader` (lines -> rows), `cache` (rows -> conditions, once), `order` (which rows an epoch takes)."""

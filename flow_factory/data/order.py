@@ -1,0 +1,61 @@
+"""Which rows an epoch takes, in which order, and which process takes them: a pure function of the seed and the epoch."""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+ORDER = int.from_bytes(b"rows", "big")
+"""Keeps this use of the seed apart from every other."""
+
+
+class Slot(NamedTuple):
+    """One group of samples to be drawn: the place in the epoch, from 0, and the row that stands there."""
+
+    slot: int
+    row: int
+
+
+def rows_of_epoch(num_rows: int, rows_per_epoch: int, seed: int, epoch: int, rank: int = 0, world: int = 1) -> list[Slot]:
+    """The slots rank, rank + world, ... of the epoch: all ranks together have the same slots, whatever their number.
+
+    The rows come from an endless stream, one permutation of the data set after the other, so that every row comes up once a cycle. An
+    epoch that begins in one permutation and ends in the next has no row twice either; only where `rows_per_epoch` exceeds `num_rows`
+    does a row return within an epoch, in a slot of its own: key by slot what must differ.
+    """
+    slots = range(rank, rows_per_epoch, world)
+    stream = (divmod(epoch * rows_per_epoch + slot, num_rows) for slot in slots)
+    return [Slot(slot, int(_cycle(num_rows, rows_per_epoch, seed, c)[k])) for slot, (c, k) in zip(slots, stream, strict=True)]
+
+
+@lru_cache(maxsize=8)
+def _cycle(num_rows: int, rows_per_epoch: int, seed: int, cycle: int) -> np.ndarray:
+    """Permutation (num_rows,) number `cycle` of the stream, its head free of the rows that the same epoch took from the cycle before."""
+    first = cycle
+    while _carried(num_rows, rows_per_epoch, first):
+        first -= 1
+    order = _permutation(num_rows, seed, first)
+    for c in range(first + 1, cycle + 1):
+        carried = _carried(num_rows, rows_per_epoch, c)
+        order = _without(order[num_rows - carried :], _permutation(num_rows, seed, c), rows_per_epoch - carried)
+    return order
+
+
+def _carried(num_rows: int, rows_per_epoch: int, cycle: int) -> int:
+    """How many slots of the cycle before belong to the epoch that is under way when `cycle` begins; 0 where an epoch may repeat rows."""
+    return cycle * num_rows % rows_per_epoch if rows_per_epoch <= num_rows else 0
+
+
+def _without(taken: np.ndarray, order: np.ndarray, head: int) -> np.ndarray:
+    """`order` with the rows of `taken` among its first `head` exchanged for the next ones that are not taken."""
+    clash = np.isin(order, taken)
+    there = np.flatnonzero(clash[:head])
+    free = head + np.flatnonzero(~clash[head:])[: len(there)]
+    order[there], order[free] = order[free], order[there]
+    return order
+
+
+def _permutation(num_rows: int, seed: int, cycle: int) -> np.ndarray:
+    """A permutation (num_rows,) from the bit generator's raw draws, which numpy keeps the same in every version."""
+    raw = np.random.PCG64(np.random.SeedSequence([seed, ORDER, cycle])).random_raw(num_rows)
+    return np.argsort(raw, kind="stable")

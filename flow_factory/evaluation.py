@@ -1,0 +1,81 @@
+"""What is reported: the stock pipeline with its own scheduler, the averaged weights, and one fixed noise a row."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+from tqdm import tqdm
+
+from flow_factory.config import RunConfig
+from flow_factory.models.base import ModelAdapter
+from flow_factory.randomness import generator
+from flow_factory.rewards.scoring import RewardSet
+from flow_factory.trainer import call_of
+from flow_factory.types import Cond, Row, Sample
+from flow_factory.weights import WeightStore
+
+
+@dataclass
+class Evaluator:
+    """Draws one picture a test row, always from the same noise, and scores it."""
+
+    config: RunConfig
+    accelerator: Accelerator
+    adapter: ModelAdapter
+    store: WeightStore
+    rewards: RewardSet
+    rows: Sequence[Row]
+    conds: Sequence[Cond]
+
+    def run(self) -> tuple[dict[str, float], list[Sample]]:
+        """Metrics over all rows, and on the main process the samples in the order of the rows."""
+        mine: list[tuple[int, Any]] = []
+        batches = list(self.batches())
+        quiet = None if self.accelerator.is_main_process else True
+        with self.store.use(self.weights()), self.accelerator.autocast():
+            for batch in tqdm(batches, "evaluating", leave=False, disable=quiet, delay=5):
+                mine += zip(batch, self._draw(batch), strict=True)
+        scores = self.rewards.score([self.rows[i] for i, _ in mine], [[media] for _, media in mine])
+        everyone = gather_object([(i, media, s[0].tolist()) for (i, media), s in zip(mine, scores, strict=True)])
+        everyone.sort(key=lambda e: e[0])
+        table = torch.tensor([s for _, _, s in everyone], dtype=torch.float64)
+        samples = [Sample(self.rows[i].prompt, media, dict(zip(self.rewards.names, s, strict=True))) for i, media, s in everyone]
+        return self._metrics(table) | {f"eval/{k}": v for k, v in self.rewards.finish_epoch().items()}, samples
+
+    def weights(self) -> str:
+        """The weights that are evaluated and saved."""
+        return "ema" if "ema" in self.store.copies else "policy"
+
+    def batches(self) -> Iterator[list[int]]:
+        """This process's rows, those together whose conditions can share a call."""
+        mine = range(self.accelerator.process_index, len(self.rows), self.accelerator.num_processes)
+        size = self.config.eval.per_device_batch_size
+        for _, group in groupby(sorted(mine, key=self._key), key=self._key):
+            indices = list(group)
+            yield from (indices[k : k + size] for k in range(0, len(indices), size))
+
+    def _key(self, index: int) -> str:
+        return repr(self.adapter.joinable(self.conds[index]))
+
+    def _draw(self, batch: list[int]) -> list[Any]:
+        section = self.config.eval
+        cond = tree_map_only(Tensor, lambda x: x.to(self.accelerator.device), self.adapter.join([self.conds[i] for i in batch]))
+        generators = [generator(self.config.train.seed, "eval", self.rows[i].id) for i in batch]
+        return list(self.adapter.evaluate(cond, call_of(section), section.num_inference_steps, generators))
+
+    def _metrics(self, table: Tensor) -> dict[str, float]:
+        out = {}
+        for k, name in enumerate(self.rewards.names):
+            column = table[:, k]
+            out[f"eval/reward_{name}_mean"] = column.nanmean().item()
+            out[f"eval/reward_{name}_std"] = column[~column.isnan()].std(correction=0).item()
+        out["eval/reward_mean"] = sum(
+            w * out[f"eval/reward_{n}_mean"] for w, n in zip(self.rewards.weights, self.rewards.names, strict=True)
+        )
+        return out

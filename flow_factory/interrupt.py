@@ -1,0 +1,37 @@
+"""SIGTERM and Ctrl-C as a question that the loop asks where it can stop exactly."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and stands where a resumed run goes on exactly."""
+
+
+class Interrupt:
+    """Set by the first SIGTERM or Ctrl-C; the second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    def check(self) -> None:
+        """Raises `Interrupted` if a signal has come."""
+        if self.signal is not None:
+            raise Interrupted(self.signal.name)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number)
+
+    @contextmanager
+    def watching(self) -> Iterator["Interrupt"]:
+        """Handlers are in place inside, and the former ones return after."""
+        former = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield self
+        finally:
+            for s, handler in former.items():
+                signal.signal(s, handler)

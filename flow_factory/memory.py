@@ -1,0 +1,109 @@
+"""Estimates of a run's peak memory by part, from the transformer's shape alone: nothing is loaded."""
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+
+from flow_factory.config import RunConfig, plan_of
+from flow_factory.models.base import ModelAdapter
+from flow_factory.policy import DTYPES, target_names
+
+ACTIVATIONS = 34
+"""Values of 16 bits kept for the backward of one transformer layer, in units of tokens x width, with an attention that does not keep
+its matrix (Korthikanti et al., arXiv 2205.05198, section 4)."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One line of the estimate: GB on the device of one process."""
+
+    name: str
+    gb: float
+    phase: str
+    """"always", or the phase in which it is there: the peak is the largest of the phases."""
+
+
+def stored_parameters(checkpoint: Path) -> dict[str, float]:
+    """Parameters of each part of a checkpoint on disk, from the headers of its safetensors files."""
+    counts: dict[str, float] = {}
+    for file in sorted(checkpoint.glob("*/*.safetensors")):
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]))
+        shapes = (tensor["shape"] for name, tensor in header.items() if name != "__metadata__")
+        counts[file.parent.name] = counts.get(file.parent.name, 0) + sum(torch.Size(s).numel() for s in shapes)
+    return counts
+
+
+def shape_of(family: type[ModelAdapter], component: str, checkpoint: Path | None) -> nn.Module:
+    """The transformer without its weights; that of the family's best-known checkpoint where there is none on disk."""
+    cls = family.transformer_class()
+    config: dict[str, Any] = dict(family.published_config)
+    if checkpoint is not None:
+        config = cls.load_config(checkpoint / component)
+    with init_empty_weights():
+        return cls.from_config(config)
+
+
+def estimate(config: RunConfig, family: type[ModelAdapter], parameters: dict[str, float], module: nn.Module) -> list[Part]:
+    """Peak memory of one process, by part.
+
+    Args:
+        parameters: of each part of the checkpoint.
+        module: the (first) trained transformer, on the meta device.
+    """
+    train, model = config.train, config.model
+    half = DTYPES[config.mixed_precision].itemsize
+    master = DTYPES[model.master_weight_dtype].itemsize
+    trained = trained_parameters(config, family, module)
+    lora = model.finetune_type == "lora"
+    frozen = sum(n for part, n in parameters.items() if part not in family.encoders) - (0 if lora else trained)
+    encoders = sum(parameters.get(part, 0) for part in family.encoders)
+    state = 2 if train.optimizer == "adamw8bit" else 8
+    copies = (train.ema_decay > 0) + (train.kl_beta > 0 and not lora)
+    tokens = family.tokens_of(train.height, train.width, train.call)
+    width = module.config.num_attention_heads * module.config.attention_head_dim
+    layers = sum(type(m).__name__ in module._repeated_blocks for m in module.modules())
+    layer = ACTIVATIONS * half / 2 * tokens * width * train.per_device_batch_size
+    kept = (
+        layers * 2 * tokens * width * half / 2 * train.per_device_batch_size + layer
+        if train.enable_gradient_checkpointing
+        else layers * layer
+    )
+    plan = plan_of(config)
+    latents = tokens * 64 * DTYPES[train.latent_storage_dtype].itemsize * 2 * plan.trained_steps
+    rollouts = 0 if train.offload_samples_to_cpu else latents * plan.micro_batches_per_rank * train.per_device_batch_size
+    gb = 1e-9
+    return [
+        Part("frozen weights", frozen * half * gb, "always"),
+        Part(f"trained weights ({trained / 1e6:.1f} M)", trained * master * gb, "always"),
+        Part("optimiser state", trained * state * gb, "always"),
+        Part(f"copies of trained weights ({copies})", copies * trained * 4 * gb, "always"),
+        Part("kept latents", rollouts * gb, "always"),
+        Part("text encoders, until the rows are encoded", encoders * half * gb, "encoding"),
+        Part("gradients", trained * master * gb, "training"),
+        Part("activations", kept * gb, "training"),
+    ]
+
+
+def peak(parts: list[Part]) -> float:
+    """GB of the largest phase."""
+    always = sum(p.gb for p in parts if p.phase == "always")
+    return always + max(sum(p.gb for p in parts if p.phase == phase) for phase in ("training",))
+
+
+def trained_parameters(config: RunConfig, family: type[ModelAdapter], module: nn.Module) -> int:
+    """How many parameters the config trains in one component."""
+    model = config.model
+    names = target_names(module, model.target_components[0], model.target_modules, family.lora_targets)
+    linears = {name: m for name, m in module.named_modules() if isinstance(m, nn.Linear)}
+    if model.finetune_type == "lora":
+        return sum(model.lora_rank * (linears[n].in_features + linears[n].out_features) for n in names or linears)
+    if names is None:
+        return sum(p.numel() for p in module.parameters())
+    return sum(p.numel() for n in names for p in linears[n].parameters())

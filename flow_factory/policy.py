@@ -1,0 +1,172 @@
+"""What is trained and how it computes: LoRA or full, precision, checkpointing, attention backend, compile."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend, dispatch_attention_fn
+from peft import LoraConfig
+from torch import nn
+
+from flow_factory.config import ModelConfig
+from flow_factory.errors import UserError
+from flow_factory.models.base import ModelAdapter
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "no": torch.float32}
+
+
+class Policy(nn.Module):
+    """The trained transformers and what is asked of them: one forward is one whole sampling or one whole velocity.
+
+    This, not a transformer, is what DDP, FSDP and DeepSpeed wrap, so that they see one forward for one backward however many
+    guidance calls or experts are inside.
+    """
+
+    def __init__(self, adapter: ModelAdapter, names: Sequence[str]):
+        super().__init__()
+        self.adapter = adapter
+        self.components = nn.ModuleDict({name: adapter.field.bare[name] for name in names})
+
+    def forward(self, ask: str, *args: Any) -> Any:
+        return getattr(self.adapter, ask)(*args)
+
+    @contextmanager
+    def adapter_off(self) -> Iterator[None]:
+        """The base model without its LoRA."""
+        for module in self.components.values():
+            module.disable_adapters()
+        try:
+            yield
+        finally:
+            for module in self.components.values():
+                module.enable_adapters()
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        return {k: p for k, p in self.components.named_parameters() if p.requires_grad}
+
+
+def build_policy(
+    adapter: ModelAdapter, config: ModelConfig, precision: str, checkpointing: bool, seed: int, device: torch.device
+) -> Policy:
+    """Freezes everything, then makes the chosen components trainable.
+
+    Args:
+        precision: mixed_precision of the run; frozen weights are stored in it.
+
+    Raises:
+        UserError: no such component, target module or attention backend.
+    """
+    names = components_of(adapter, config)
+    frozen = DTYPES[precision]
+    for part in adapter.pipe.components.values():
+        bare = getattr(part, "bare", part)
+        if isinstance(bare, nn.Module):
+            bare.requires_grad_(False).eval().to(device, frozen)
+    for name in names:
+        module = adapter.field.bare[name]
+        targets = target_names(module, name, config.target_modules, adapter.lora_targets)
+        if config.finetune_type == "lora":
+            add_lora(module, targets, config, seed)
+        else:
+            train_fully(module, targets)
+        for p in module.parameters():
+            if p.requires_grad:
+                p.data = p.data.to(DTYPES[config.master_weight_dtype])
+        if checkpointing:
+            module.enable_gradient_checkpointing()
+    for module in adapter.field.bare.values():
+        if config.attn_backend is not None:
+            set_attention(module, config.attn_backend, device, frozen)
+        if config.compile:
+            module.compile_repeated_blocks(backend=config.compile_backend)
+    return Policy(adapter, names)
+
+
+def components_of(adapter: ModelAdapter, config: ModelConfig) -> list[str]:
+    """The checkpoint's components that `target_components` names."""
+    wanted = [config.target_components] if isinstance(config.target_components, str) else list(config.target_components)
+    here = list(adapter.field.bare)
+    for name in wanted:
+        if name not in here:
+            raise UserError(f"model.target_components: {name!r} is not a trainable part of this checkpoint; it has {', '.join(here)}")
+    return wanted
+
+
+def target_names(module: nn.Module, component: str, target: str | Sequence[str], default: Sequence[str]) -> list[str] | None:
+    """Full names of the linear layers of one component that `target_modules` chooses; None stands for all of them.
+
+    Each entry is `all`, `default`, an ending such as `attn.to_q`, or an ending behind `component.`.
+
+    Raises:
+        UserError: an ending that fits no linear layer; the message has the nearest one.
+    """
+    endings: list[str] = []
+    for entry in [target] if isinstance(target, str) else target:
+        if entry == "all":
+            return None
+        endings += default if entry == "default" else [entry]
+    linear = [name for name, m in module.named_modules() if isinstance(m, nn.Linear)]
+    chosen: set[str] = set()
+    for ending in endings:
+        of, _, rest = ending.partition(".")
+        if rest and of != component and of in ("transformer", "transformer_2"):
+            continue  # meant for the other component
+        want = rest if of == component else ending
+        hits = [name for name in linear if name == want or name.endswith("." + want)]
+        if not hits:
+            known = sorted({".".join(p for p in name.split(".") if not p.isdigit()) for name in linear})
+            near = difflib.get_close_matches(want, known, n=3, cutoff=0.3)
+            raise UserError(
+                f"model.target_modules: {want!r} fits no linear layer of {component}; near ones: {', '.join(near or known[:8])}"
+            )
+        chosen.update(hits)
+    return sorted(chosen)
+
+
+def add_lora(module: nn.Module, targets: list[str] | None, config: ModelConfig, seed: int) -> None:
+    """A LoRA whose first weights depend on the seed alone."""
+    if targets is None:
+        targets = [name for name, m in module.named_modules() if isinstance(m, nn.Linear)]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module.add_adapter(
+            LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=targets, init_lora_weights="gaussian")
+        )
+
+
+def train_fully(module: nn.Module, targets: list[str] | None) -> None:
+    if targets is None:
+        module.requires_grad_(True)
+    else:
+        for name in targets:
+            module.get_submodule(name).requires_grad_(True)
+
+
+def set_attention(module: nn.Module, backend: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Chooses diffusers' attention backend.
+
+    Raises:
+        UserError: it does not work here; the message lists those that do.
+    """
+    problem = attention_problem(backend, device, dtype)
+    if problem is not None:
+        works = [b.value for b in AttentionBackendName if "hub" not in b.value and attention_problem(b.value, device, dtype) is None]
+        raise UserError(
+            f"model.attn_backend: {backend!r} does not work on this {device.type} machine ({problem}). Those that do: {', '.join(works)}"
+        )
+    module.set_attention_backend(backend)
+
+
+def attention_problem(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why a backend cannot be trained with here: tried on a small forward and backward. None if it can."""
+    if backend not in {b.value for b in AttentionBackendName}:
+        return "diffusers knows no such backend"
+    q, k, v = (torch.zeros(1, 128, 2, 64, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
+    try:
+        with attention_backend(backend):
+            dispatch_attention_fn(q, k, v).sum().backward()
+    except (RuntimeError, ValueError, ImportError, TypeError, AttributeError) as error:  # NotImplementedError is a RuntimeError
+        return str(error).strip().splitlines()[0]
+    return None

@@ -1,0 +1,49 @@
+"""Every random draw as a pure function of (seed, purpose, key): no stream whose position depends on what was drawn before or beside it.
+
+Purposes in use and their keys, e.g. "init" (epoch, sample), "sde" (epoch, sample, step), "order" (epoch), "steps" (epoch), "eval" (row).
+"""
+
+import hashlib
+import struct
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+WORDS = 624
+STATE = slice(24, 24 + WORDS * 8)
+"""Where the bytes of a CPU generator's state hold the Mersenne twister's words, as uint64."""
+
+
+def generator(seed: int, purpose: str, *key: int) -> torch.Generator:
+    """A fresh CPU generator that belongs to this seed, purpose and key (integers of 64 bits) alone.
+
+    Always on the CPU, so that every device sees the same numbers; move what was drawn.
+    """
+    message = purpose.encode() + b"\0" + struct.pack(f">{1 + len(key)}q", seed, *key)
+    # manual_seed keeps 32 bits on the CPU: among 1e5 keys two would share their noise two times in three. So the whole state is hashed.
+    words = np.frombuffer(hashlib.shake_128(message).digest(WORDS * 4), "<u4").astype(np.uint64)
+    result = torch.Generator()
+    state = result.get_state()
+    state[STATE] = torch.from_numpy(words.view(np.uint8))
+    return result.set_state(state)
+
+
+def normal(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str, seed: int, purpose: str, *key: int) -> Tensor:
+    """Standard normals, drawn in float32 on the CPU, then moved and cast."""
+    return torch.randn(tuple(shape), generator=generator(seed, purpose, *key)).to(device, dtype)
+
+
+def choose_steps(candidates: Sequence[int], k: int | None, seed: int, epoch: int) -> tuple[int, ...]:
+    """The epoch's stochastic steps, ascending, the same on every rank: k of the candidates, or all of them for None.
+
+    Raises:
+        ValueError: k is not in 0..len(candidates).
+    """
+    if k is None:
+        return tuple(sorted(candidates))
+    if not 0 <= k <= len(candidates):
+        raise ValueError(f"cannot choose {k} of the {len(candidates)} candidate steps {list(candidates)}")
+    order = torch.randperm(len(candidates), generator=generator(seed, "steps", epoch))
+    return tuple(sorted(candidates[i] for i in order[:k].tolist()))

@@ -1,0 +1,74 @@
+"""Name, dotted path or entry point -> class, imported at the moment of use."""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from flow_factory.errors import UserError
+
+
+class UnknownName(UserError):
+    """A name that no table knows; the message lists the known ones and the nearest."""
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """ " Did you mean 'x'?" where something is near, else nothing."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+class Registry:
+    """Maps the names of one kind of thing ("model", "reward", ...) to classes.
+
+    A name is looked up in the table, ignoring case; then among installed entry points of the group `flow_factory.<kind>`; a name with
+    a dot or colon is a path `package.module.Class` or `package.module:Class`, also of a file in the current directory.
+    """
+
+    def __init__(self, kind: str, table: dict[str, str]):
+        self.kind, self.table = kind, table
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.table)
+
+    def path(self, name: str) -> str:
+        """`module:Class` of a name, without importing it.
+
+        Raises:
+            UnknownName: not in the table, no entry point, not a dotted path.
+        """
+        by_name = {k.lower(): v for k, v in self.table.items()}
+        if name.lower() in by_name:
+            return by_name[name.lower()]
+        for point in entry_points(group=f"flow_factory.{self.kind}"):
+            if point.name == name:
+                return point.value
+        if ":" in name:
+            return name
+        if "." in name:
+            return ":".join(name.rsplit(".", 1))
+        known = list(self.table)
+        raise UnknownName(
+            f"no {self.kind} {name!r}.{nearest(name, known)} Known: {', '.join(known)}; or give a dotted path package.module.Class"
+        )
+
+    def __getitem__(self, name: str) -> Any:
+        """The class.
+
+        Raises:
+            UnknownName: see `path`, or the dotted path does not lead to a class.
+        """
+        module, _, attribute = self.path(name).partition(":")
+        if (here := str(Path.cwd())) not in sys.path:
+            sys.path.append(here)
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            if error.name is None or not module.startswith(error.name):
+                raise  # the module is there, something that it needs is not
+            raise UnknownName(f"no {self.kind} {name!r}: there is no module {module!r} (looked in the current directory too)") from error
+        except AttributeError as error:
+            raise UnknownName(f"no {self.kind} {name!r}: module {module!r} has no {attribute!r}") from error

@@ -1,0 +1,30 @@
+"""Rewards: (prompts, pictures) -> scores. Importing this loads neither torch nor any reward."""
+
+from typing import TYPE_CHECKING, Any
+
+from flow_factory.registry import Registry
+
+if TYPE_CHECKING:
+    from flow_factory.rewards.base import GroupwiseRewardModel, PointwiseRewardModel, RewardModelOutput
+
+__all__ = ["REWARDS", "GroupwiseRewardModel", "PointwiseRewardModel", "RewardModelOutput"]
+
+REWARDS = Registry(
+    "reward",
+    {
+        "PickScore": "flow_factory.rewards.pick_score:PickScoreReward",
+        "PickScore_Rank": "flow_factory.rewards.pick_score:PickScoreRank",
+        "CLIP": "flow_factory.rewards.clip:CLIPReward",
+        "jpeg_compressibility": "flow_factory.rewards.jpeg:JpegCompressibility",
+        "jpeg_incompressibility": "flow_factory.rewards.jpeg:JpegIncompressibility",
+        "shapes": "flow_factory.rewards.shapes:ShapesReward",
+    },
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from flow_factory.rewards import base
+
+    return getattr(base, name)

@@ -1,0 +1,162 @@
+"""A run around the trainer: evaluations, logs, pictures, checkpoints, the summary at the end."""
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from flow_factory.checkpoint import prune, save_model, save_state, write_atomically
+from flow_factory.evaluation import Evaluator
+from flow_factory.interrupt import Interrupted
+from flow_factory.report import eval_metrics, plot_curves, save_before_after, save_grid, write_summary
+from flow_factory.trackers import Trackers
+from flow_factory.trainer import Trainer
+from flow_factory.types import Sample
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """Everything of one training, ready to start; built by `train.build`."""
+
+    folder: Path
+    trainer: Trainer
+    evaluator: Evaluator | None
+    """None without a test file."""
+    trackers: Trackers | None
+    """On the main process."""
+    bar: tqdm = field(init=False)
+
+    def __call__(self) -> str:
+        """Trains to the end and returns the summary.
+
+        Raises:
+            Interrupted: on SIGTERM or Ctrl-C, after the training state was saved.
+        """
+        config, progress = self.trainer.config, self.trainer.progress
+        last = config.train.max_epochs
+        with self.trainer.interrupt.watching(), self._bar(last) as self.bar:
+            try:
+                if progress.epoch == 0:
+                    self.evaluate()
+                while last is None or progress.epoch < last:
+                    self.tell(self.trainer.epoch())
+                    done = progress.epoch == last
+                    if done or _due(progress.epoch, config.eval.eval_freq):
+                        self.evaluate()
+                    if done or _due(progress.epoch, config.log.save_freq):
+                        self.save(state=not config.log.save_model_only)
+            except Interrupted as signal:
+                self.save(state=True)
+                logger.warning(
+                    "%s: stopped before epoch %d; go on with model.resume_path=%s", signal, progress.epoch + 1, self.checkpoint()
+                )
+                raise
+        return self.finish()
+
+    def tell(self, metrics: dict[str, float]) -> None:
+        """Logs an epoch and moves the bar."""
+        shown = {"reward": "train/reward_mean", "clip": "train/clip_frac", "s/epoch": "time/epoch_s"}
+        self.bar.set_postfix({k: f"{metrics[name]:.3g}" for k, name in shown.items() if name in metrics})
+        self.bar.update()
+        self.log(metrics)
+
+    def log(self, metrics: dict[str, float]) -> None:
+        """Metrics of the epochs done so far, and their curves."""
+        if self.trackers is not None:
+            self.trackers.log(metrics, self.trainer.progress.epoch)
+
+    def evaluate(self) -> None:
+        """Scores the test rows' fixed pictures."""
+        if self.evaluator is None:
+            return
+        self.trainer.seconds.pop("eval", None)
+        with self.trainer.phase("eval"):
+            metrics, samples = self.evaluator.run()
+        self.log(metrics | {"time/eval_s": self.trainer.seconds["eval"]})
+        if self.trackers is not None:
+            said = ", ".join(f"{k.removeprefix('eval/')} {v:.4g}" for k, v in metrics.items() if k.endswith("_mean"))
+            tqdm.write(f"evaluation after epoch {self.trainer.progress.epoch}: {said}", file=sys.stderr)
+            self.show(samples[: self.trainer.config.log.num_samples], self.trackers)
+
+    def show(self, samples: Sequence[Sample], trackers: Trackers) -> None:
+        """Pictures for the trackers, and grids and curves in the run's folder."""
+        step, before = self.trainer.progress.epoch, self.folder / "samples" / "before"
+        trackers.log_samples("eval", samples, step)
+        trackers.log_samples("train", self.trainer.shown, step)
+        save_grid(samples, self.folder / "samples" / f"eval_{step:05d}.png")
+        if step == 0:
+            keep_samples(samples, before)
+        else:
+            save_before_after(kept_samples(before), samples, self.folder / "before_after.png")
+            plot_curves(self.folder / "metrics.jsonl", self.folder / "curves.png")
+
+    def save(self, state: bool) -> None:
+        """Writes the checkpoint of the epochs done so far: the weights that are evaluated, and the training state if asked for."""
+        trainer = self.trainer
+        if self.main:
+
+            def write(folder: Path) -> None:
+                with trainer.store.use("ema" if "ema" in trainer.store.copies else "policy"):
+                    save_model(folder, trainer.policy, type(trainer.adapter.pipe))
+                if state:
+                    (folder / "state").mkdir()
+                    save_state(folder / "state", trainer.store, trainer.optimizer, trainer.schedule, trainer.state())
+
+            write_atomically(self.checkpoint(), write)
+            prune(self.folder / "checkpoints", trainer.config.log.keep_last_n)
+        trainer.accelerator.wait_for_everyone()
+
+    def finish(self) -> str:
+        """Closes the logs; on the main process, the summary, which is also written beside the pictures."""
+        if self.trackers is None:
+            return ""
+        self.trackers.finish()
+        config, folder = self.trainer.config, self.folder
+        files = {
+            "pictures before and after": folder / "before_after.png", "curves": folder / "curves.png", "metrics": folder / "metrics.jsonl",
+            "trained weights": self.checkpoint(), "config": folder / "config.yaml",
+        }  # fmt: skip
+        longer = f"ff-train {folder / 'config.yaml'} run_name={folder.name}-longer model.resume_path={self.checkpoint()}"
+        steps = {"train on from these weights": longer, "the same for FLUX.1-dev, on GPUs": "ff-train examples/grpo/lora/flux1.yaml"}
+        title = f"{folder.name}: {self.trainer.progress.epoch} epochs of {config.train.trainer_type}"
+        return write_summary(folder / "summary.md", title, eval_metrics(folder / "metrics.jsonl"), files, steps)
+
+    @property
+    def main(self) -> bool:
+        return self.trainer.accelerator.is_main_process
+
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoints" / f"epoch_{self.trainer.progress.epoch}"
+
+    def _bar(self, last: int | None) -> tqdm:
+        return tqdm(total=last, initial=self.trainer.progress.epoch, desc="training", unit="epoch", disable=not self.main, smoothing=0.1)
+
+
+def _due(epoch: int, every: int) -> bool:
+    return every > 0 and epoch % every == 0
+
+
+def keep_samples(samples: Sequence[Sample], folder: Path) -> None:
+    """Pictures as PNG with their captions and scores, to be compared with later ones, also by a resumed run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for k, sample in enumerate(samples):
+        sample.media.save(folder / f"{k:03d}.png")
+    (folder / "samples.json").write_text(json.dumps([{"prompt": s.prompt, "rewards": s.rewards} for s in samples], indent=1))
+
+
+def kept_samples(folder: Path) -> list[Sample]:
+    """What `keep_samples` wrote; empty where it never did."""
+    listing = folder / "samples.json"
+    if not listing.is_file():
+        return []
+    return [
+        Sample(s["prompt"], Image.open(folder / f"{k:03d}.png").convert("RGB"), s["rewards"])
+        for k, s in enumerate(json.loads(listing.read_text()))
+    ]

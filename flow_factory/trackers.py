@@ -1,0 +1,232 @@
+"""Where metrics and pictures go: always `metrics.jsonl` in the run's folder, beside it any of wandb, swanlab, tensorboard, a user's class.
+
+Only the main process opens trackers.
+"""
+
+import json
+import math
+import os
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from flow_factory.errors import UserError
+from flow_factory.pictures import caption, contact_sheet, still
+from flow_factory.registry import Registry
+from flow_factory.types import Sample
+
+
+class TrackerError(UserError):
+    """A tracker that cannot start; the message says what to install or how to log in."""
+
+
+class Tracker(Protocol):
+    """What a backend does. A user's own class, named by its dotted path, is constructed with the same four arguments."""
+
+    def __init__(self, project: str, run_name: str, run_dir: Path, config: dict[str, Any]): ...
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Scalars of one step (an epoch, from 0)."""
+
+    def log_samples(self, name: str, samples: Sequence[Sample], step: int) -> None:
+        """Pictures with prompts and rewards under one name."""
+
+    def finish(self) -> None:
+        """Writes what is still held back."""
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one object a line with `step`, `time` (seconds since 1970) and the metrics, written through at once.
+
+    NaN and infinity, which JSON does not know, are written as null. A line that a killed process left half-written is removed at opening.
+    """
+
+    def __init__(self, run_dir: Path):
+        self.path = run_dir / "metrics.jsonl"
+        run_dir.mkdir(parents=True, exist_ok=True)
+        written = self.path.read_bytes() if self.path.exists() else b""
+        if not written.endswith(b"\n"):
+            os.truncate(self.path, written.rfind(b"\n") + 1) if written else self.path.touch()
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Appends a line."""
+        values = {name: float(value) for name, value in metrics.items()}
+        record = {"step": step, "time": round(time.time(), 3)} | {k: v if math.isfinite(v) else None for k, v in values.items()}
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def truncate_after(self, step: int) -> None:
+        """Drops the lines of later steps: a resumed run writes them again."""
+        self._file.close()
+        beside = self.path.with_suffix(".tmp")
+        beside.write_text(
+            "".join(json.dumps(record) + "\n" for record in read_metrics(self.path) if record["step"] <= step), encoding="utf-8"
+        )
+        beside.replace(self.path)
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def finish(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`, also of a run in progress, whose last line may be half-written.
+
+    Raises:
+        ValueError: a whole line is not JSON.
+    """
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
+        if line.endswith("\n"):
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}:{number}: not JSON: {error.msg}") from error
+    return records
+
+
+class Trackers:
+    """All trackers of a run, fed at once."""
+
+    def __init__(self, metrics_file: MetricsFile, backends: Sequence[Tracker]):
+        self.metrics_file, self.backends = metrics_file, list(backends)
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Scalars of one step; several calls a step are fine."""
+        self.metrics_file.log(metrics, step)
+        for backend in self.backends:
+            backend.log(metrics, step)
+
+    def log_samples(self, name: str, samples: Sequence[Sample], step: int) -> None:
+        """Pictures with their prompts and rewards, for the backends that show pictures."""
+        for backend in self.backends:
+            backend.log_samples(name, samples, step)
+
+    def truncate_after(self, step: int) -> None:
+        """To be called at a resume: drops what `metrics.jsonl` has of later steps."""
+        self.metrics_file.truncate_after(step)
+
+    def finish(self) -> None:
+        """Closes every tracker."""
+        self.metrics_file.finish()
+        for backend in self.backends:
+            backend.finish()
+
+
+class Wandb:
+    """Weights & Biases. The run's id is kept in the run's folder, so that a resumed run goes on in the same page."""
+
+    def __init__(self, project: str, run_name: str, run_dir: Path, config: dict[str, Any]):
+        try:
+            import wandb
+        except ImportError as error:
+            raise TrackerError(_install("wandb", "wandb")) from error
+        try:
+            self.run = wandb.init(project=project, name=run_name, dir=run_dir, config=config, id=_run_id(run_dir), resume="allow")
+        except wandb.Error as error:
+            advice = "run `wandb login`, set WANDB_API_KEY, or set WANDB_MODE=offline (and `wandb sync` later)"
+            raise TrackerError(f"wandb did not start: {str(error).rstrip('.')}; {advice}; or choose another log.logging_backend") from error
+        self.run.define_metric("*", step_metric="step")  # wandb's own step may not go back, as it does at a resume
+        self.image = wandb.Image
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self.run.log({**metrics, "step": step})
+
+    def log_samples(self, name: str, samples: Sequence[Sample], step: int) -> None:
+        self.run.log({name: [self.image(still(s.media), caption=caption(s)) for s in samples], "step": step})
+
+    def finish(self) -> None:
+        self.run.finish()
+
+
+class Swanlab:
+    """SwanLab. The run's id is kept in the run's folder, so that a resumed run goes on in the same page."""
+
+    def __init__(self, project: str, run_name: str, run_dir: Path, config: dict[str, Any]):
+        try:
+            import swanlab
+            from swanlab.exceptions import AuthenticationError
+        except ImportError as error:
+            raise TrackerError(_install("swanlab", "swanlab")) from error
+        try:
+            self.run = swanlab.init(
+                project=project, name=run_name, log_dir=run_dir / "swanlab", config=config, id=_run_id(run_dir), resume="allow"
+            )
+        except (AuthenticationError, RuntimeError, OSError) as error:
+            advice = "run `swanlab login`, set SWANLAB_API_KEY, or set SWANLAB_MODE=offline"
+            raise TrackerError(
+                f"swanlab did not start: {str(error).rstrip('.')}; {advice}; or choose another log.logging_backend"
+            ) from error
+        self.image = swanlab.Image
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self.run.log(dict(metrics), step=step)
+
+    def log_samples(self, name: str, samples: Sequence[Sample], step: int) -> None:
+        self.run.log({name: [self.image(still(s.media), caption=caption(s)) for s in samples]}, step=step)
+
+    def finish(self) -> None:
+        self.run.finish()
+
+
+class Tensorboard:
+    """TensorBoard files in `tensorboard/`; it has no captions, so the samples become one contact sheet."""
+
+    def __init__(self, project: str, run_name: str, run_dir: Path, config: dict[str, Any]):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise TrackerError(_install("tensorboard", "tensorboard")) from error
+        try:
+            self.writer = SummaryWriter(str(run_dir / "tensorboard"))
+        except OSError as error:
+            raise TrackerError(f"tensorboard cannot write to {run_dir / 'tensorboard'}: {error}; choose another log.save_dir") from error
+        text = json.dumps(config, indent=2, default=str)
+        self.writer.add_text("config", f"{project} / {run_name}\n\n" + "\n".join("    " + line for line in text.splitlines()))
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        for name, value in metrics.items():
+            self.writer.add_scalar(name, float(value), step)
+
+    def log_samples(self, name: str, samples: Sequence[Sample], step: int) -> None:
+        self.writer.add_image(name, np.asarray(contact_sheet(samples)), step, dataformats="HWC")
+        self.writer.flush()
+
+    def finish(self) -> None:
+        self.writer.close()
+
+
+TRACKERS = Registry("tracker", {name: f"{__name__}:{name.title()}" for name in ("wandb", "swanlab", "tensorboard")})
+
+
+def open_trackers(names: Sequence[str], project: str, run_name: str, run_dir: Path, config: dict[str, Any]) -> Trackers:
+    """`metrics.jsonl` in `run_dir`, and the named backends; "none" names none.
+
+    Raises:
+        TrackerError: a backend is not installed, not logged in, or cannot write; nothing of the run is lost, for it has not begun.
+        UnknownName: a name that is neither a backend nor a dotted path.
+    """
+    classes = [TRACKERS[name] for name in names if name.lower() != "none"]
+    try:
+        metrics_file = MetricsFile(run_dir)
+    except OSError as error:
+        raise TrackerError(f"cannot write metrics to {run_dir}: {error}; choose another log.save_dir") from error
+    return Trackers(metrics_file, [backend(project, run_name, run_dir, config) for backend in classes])
+
+
+def _install(name: str, package: str) -> str:
+    return f"log.logging_backend is {name}, which is not installed: `pip install {package}`, or choose tensorboard or none"
+
+
+def _run_id(run_dir: Path) -> str:
+    """The id under which the run is known outside, drawn once; 21 letters and digits suit both wandb and swanlab."""
+    file = run_dir / "tracker_id"
+    if not file.exists():
+        file.write_text(secrets.token_hex(11)[:21])
+    return file.read_text()

@@ -1,0 +1,214 @@
+"""Builds a run from a config. This file alone knows everything."""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import AutocastKwargs, broadcast_object_list
+from diffusers.optimization import get_scheduler
+
+from flow_factory.algorithms import ALGORITHMS
+from flow_factory.checkpoint import CheckpointError, kind_of, load_model, load_pipeline, load_state, newest
+from flow_factory.config import RewardConfig, RunConfig, dump_config, plan_of
+from flow_factory.data.cache import ConditionCache, encode_rows, module_fingerprint
+from flow_factory.data.reader import read_rows
+from flow_factory.errors import UserError
+from flow_factory.evaluation import Evaluator
+from flow_factory.hparams import RewardArguments
+from flow_factory.models import MODELS
+from flow_factory.models.base import ModelAdapter
+from flow_factory.policy import DTYPES, Policy, build_policy
+from flow_factory.rewards.scoring import load_rewards
+from flow_factory.run import Run
+from flow_factory.trackers import Trackers, open_trackers
+from flow_factory.trainer import Progress, Trainer, call_of
+from flow_factory.types import Cond, Row
+from flow_factory.weights import WeightStore
+
+logger = logging.getLogger(__name__)
+
+
+def build(config: RunConfig) -> Run:
+    """Everything of the run, cheapest checks first.
+
+    Raises:
+        UserError: what the config asks for and this machine, data set or checkpoint does not have; the message says which.
+    """
+    rows = read_rows(Path(config.data.dataset_dir), "train", config.data.max_dataset_size)
+    test = read_rows(Path(config.data.dataset_dir), "test") if has_split(config, "test") else []
+    accelerator = make_accelerator(config)
+    rewards, eval_rewards = load_rewards(
+        arguments(config.rewards), arguments(config.eval_rewards) if config.eval_rewards else None, accelerator
+    )
+    rewards.check_columns(rows)
+    eval_rewards.check_columns(test)
+    adapter = load_adapter(config)
+    for section in (config.train, config.eval):
+        adapter.check_size(section.height, section.width)
+    folder = run_folder(config, accelerator)
+    trackers = open_run_trackers(config, folder, accelerator)
+    conds, eval_conds = encode(config, adapter, [rows, test], accelerator)
+    adapter.drop_encoders()
+    policy = build_policy(
+        adapter, config.model, config.mixed_precision, config.train.enable_gradient_checkpointing, config.train.seed, accelerator.device
+    )
+    resume = resumed(config, policy, type(adapter.pipe))
+    store = keep_copies(config, policy)
+    plan = plan_of(config)
+    optimizer, schedule = make_optimizer(config, policy, plan.optimiser_steps_per_epoch)
+    wrapped, optimizer = accelerator.prepare(policy, optimizer)
+    algorithm = ALGORITHMS[config.train.trainer_type](config.train, config.scheduler)
+    progress = Progress(**load_state(resume, store, optimizer, schedule)) if resume else Progress()
+    if trackers is not None:
+        trackers.truncate_after(progress.epoch)
+    trainer = Trainer(
+        config, plan, accelerator, adapter, policy, wrapped, store, algorithm, optimizer, schedule, rewards, rows, conds, progress=progress
+    )
+    evaluator = Evaluator(config, accelerator, adapter, store, eval_rewards, test, eval_conds) if test else None
+    return Run(folder, trainer, evaluator, trackers)
+
+
+def open_run_trackers(config: RunConfig, folder: Path, accelerator: Accelerator) -> Trackers | None:
+    """The trackers, on the main process alone, and the resolved config beside their file."""
+    if not accelerator.is_main_process:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(dump_config(config))
+    return open_trackers(config.log.logging_backend, config.log.project, folder.name, folder, config.model_dump(mode="json"))
+
+
+def make_accelerator(config: RunConfig) -> Accelerator:
+    """Autocast without its weight cache: a cached half-precision copy would outlive an optimiser step or a swap of weights."""
+    handlers = [AutocastKwargs(cache_enabled=False), DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)]
+    return Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available(), kwargs_handlers=handlers)
+
+
+def has_split(config: RunConfig, split: str) -> bool:
+    return any((Path(config.data.dataset_dir) / f"{split}{suffix}").is_file() for suffix in (".jsonl", ".txt"))
+
+
+def arguments(entries: Sequence[RewardConfig]) -> list[RewardArguments]:
+    """The rewards' entries as their public interface has them; `device: auto` is this process's."""
+    return [RewardArguments(**{**e.model_dump(), "device": "cuda" if e.device == "auto" else e.device}) for e in entries]
+
+
+def load_adapter(config: RunConfig) -> ModelAdapter:
+    """The pipeline in the run's precision, trained parts in the master weights' dtype, behind its family's adapter.
+
+    Raises:
+        CheckpointError: it does not load.
+    """
+    family = MODELS[config.model.model_type]
+    frozen = DTYPES[config.mixed_precision]
+    trained = DTYPES[config.model.master_weight_dtype] if config.model.finetune_type == "full" else frozen
+    dtypes = {"default": frozen, **dict.fromkeys(family.components, trained)}
+    pipe = load_pipeline(config.model.model_name_or_path, family.pipeline, dtypes if trained != frozen else frozen)
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **config.scheduler.overrides)
+    return family(pipe)
+
+
+def encode(config: RunConfig, adapter: ModelAdapter, splits: list[list[Row]], accelerator: Accelerator) -> list[list[Cond]]:
+    """Conditions of the training and the test rows, under their sections' call arguments."""
+    out = []
+    for name in adapter.encoders:
+        getattr(adapter.pipe, name).to(accelerator.device).eval().requires_grad_(False)
+    identity = [module_fingerprint(getattr(adapter.pipe, name)) for name in adapter.encoders]
+    for rows, section in zip(splits, (config.train, config.eval), strict=True):
+        call = call_of(section)
+        asked = {k: v for k, v in call.items() if k in adapter.encodes_by}
+        parts = [type(adapter).__qualname__, identity, asked, diffusers.__version__, version("transformers"), config.mixed_precision]
+        cache = ConditionCache(
+            Path(config.data.cache_dir), hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+        )
+        warn_overlong(adapter, rows, call)
+        with torch.no_grad(), accelerator.local_main_process_first():
+            out.append(encode_rows(rows, lambda row, call=call: adapter.encode(row, call), cache, accelerator.is_local_main_process))
+    return out
+
+
+def warn_overlong(adapter: ModelAdapter, rows: Sequence[Row], call: dict[str, Any]) -> None:
+    """Says once how many prompts the encoder cuts."""
+    lengths = [(adapter.tokens(row, call), row) for row in rows]
+    cut = [(has, takes, row) for (has, takes), row in lengths if has > takes]
+    if cut:
+        has, takes, row = max(cut, key=lambda c: c[0])
+        logger.warning("%d of %d prompts are longer than the encoder takes (%d tokens) and are cut; the longest has %d: row %d, %r",
+                       len(cut), len(rows), takes, has, row.id, row.prompt[:60])  # fmt: skip
+
+
+def keep_copies(config: RunConfig, policy: Policy) -> WeightStore:
+    """The copies that the run needs: the average, and a reference where the adapter cannot simply be turned off."""
+    lora = config.model.finetune_type == "lora"
+    store = WeightStore(policy.trained(), policy.adapter_off if lora else None)
+    if config.train.kl_beta > 0:
+        store.keep("ref", device_of(config.train.ref_param_device))
+    if config.train.ema_decay > 0:
+        store.keep("ema", device_of(config.train.ema_device))
+    return store
+
+
+def device_of(name: str) -> str | None:
+    """None, "where the weights are", for auto."""
+    return None if name == "auto" else name
+
+
+def make_optimizer(config: RunConfig, policy: Policy, steps_per_epoch: int) -> tuple[torch.optim.Optimizer, Any]:
+    """AdamW and its learning-rate schedule over the run's optimiser steps."""
+    train = config.train
+    keys = {"lr": train.learning_rate, "betas": train.adam_betas, "eps": train.adam_epsilon, "weight_decay": train.adam_weight_decay}
+    if train.optimizer == "adamw8bit":
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ImportError as error:
+            raise UserError("train.optimizer: adamw8bit needs bitsandbytes: pip install 'flow-factory[quantization]'") from error
+        optimizer = AdamW8bit(policy.trained().values(), **keys)
+    else:
+        optimizer = torch.optim.AdamW(policy.trained().values(), **keys)
+    total = train.lr_total_steps or (steps_per_epoch * train.max_epochs if train.max_epochs else None)
+    schedule = get_scheduler(train.lr_scheduler, optimizer, num_warmup_steps=train.lr_warmup_steps, num_training_steps=total)
+    return optimizer, schedule
+
+
+def resumed(config: RunConfig, policy: Policy, pipeline: type) -> Path | None:
+    """Loads `model.resume_path`'s weights into the policy; the folder itself where its whole training state is to be loaded.
+
+    Raises:
+        CheckpointError: it holds something else than `model.resume_type` says.
+    """
+    if config.model.resume_path is None:
+        return None
+    folder = newest(Path(config.model.resume_path))
+    kind = kind_of(folder)
+    wanted = config.model.resume_type or kind
+    if wanted == "state" and kind != "state":
+        raise CheckpointError(
+            f"model.resume_path: {folder} has no training state (saved with log.save_model_only: true?); resume_type: {kind} would load its weights"
+        )
+    if wanted == "state":
+        return folder
+    load_model(folder, policy, pipeline)
+    return None
+
+
+def run_folder(config: RunConfig, accelerator: Accelerator) -> Path:
+    """The folder of this run; a new one unless the run goes on in it.
+
+    Raises:
+        UserError: it holds another run.
+    """
+    model, train = config.model, config.train
+    name = config.log.run_name or f"{model.model_type}_{model.finetune_type}_{train.trainer_type}_{time.strftime('%Y%m%d_%H%M%S')}"
+    folder = Path(config.log.save_dir) / broadcast_object_list([name])[0]
+    resume = Path(config.model.resume_path).resolve() if config.model.resume_path else None
+    goes_on = resume is not None and folder.resolve() in (resume, *resume.parents)
+    if accelerator.is_main_process and (folder / "metrics.jsonl").exists() and not goes_on:
+        raise UserError(f"{folder} holds a run already: choose another run_name, or go on with model.resume_path={folder}")
+    return folder

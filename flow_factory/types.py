@@ -1,0 +1,92 @@
+"""What crosses a module: plain records, no logic; free of torch at import, so that a data set can be checked in a moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Cond = dict[str, Any]
+"""Keyword arguments of the pipeline's `__call__` that come from one data row."""
+
+Metrics = dict[str, "Tensor"]
+"""Scalars or per-sample values (n,), detached; averaged over the epoch by name."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the data set."""
+
+    id: int
+    """Position among the rows of its file, from 0: the key of every random draw made for it."""
+    prompt: str
+    negative_prompt: str | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
+    """Every other column of the line, as read; rewards get them by name."""
+
+
+@dataclass
+class Step:
+    """One transition x -> x1 of n samples. `t` is the model's clock, `s` and `s1` are noise levels in [0, 1]."""
+
+    index: int
+    t: Tensor
+    s: Tensor
+    s1: Tensor
+    ceiling: Tensor
+    """The schedule's second noise level: stands in for s where a kernel divides by 1 - s and s is (nearly) 1."""
+    x: Tensor
+    x1: Tensor
+    logp: Tensor
+    """(n,) float32 log-probability of x1, mean over the latent's dimensions."""
+    dtype: Any
+    """The dtype in which the model saw x, where x is stored in a narrower one."""
+
+
+@dataclass
+class Rollout:
+    """n samples of one data row, in the order of their global ids."""
+
+    row: Row
+    cond: Cond
+    steps: list[Step]
+    """The stochastic transitions only."""
+    media: list[Any]
+    """One PIL image (or array of frames) a sample."""
+    slot: int
+    """The group's place in the epoch, over all processes."""
+    rewards: Tensor | None = None
+    """(n, R) float32; NaN where a score is missing."""
+    advantage: Tensor | None = None
+    """(n,) float32."""
+
+
+@dataclass
+class Point:
+    """One forward and backward: where to ask the velocity, and what the loss needs beside it."""
+
+    x: Tensor
+    t: Tensor
+    s: Tensor
+    cond: Cond
+    advantage: Tensor
+    step: Step | None = None
+    frozen: dict[str, Tensor] = field(default_factory=dict)
+    """Velocities here under kept copies of the weights, had in one pass before the first update."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What trackers and grids show."""
+
+    prompt: str
+    media: Any
+    rewards: dict[str, float]
+
+
+class Velocity(Protocol):
+    """The velocity at a point under named weights: "policy" (with gradient) or a kept copy such as "ref" (without)."""
+
+    def __call__(self, point: Point, weights: str = "policy") -> Tensor: ...

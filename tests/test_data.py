@@ -1,0 +1,286 @@
+"""The data set: bad files are named by line, the order is the same on any number of processes, every row is encoded once."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from flow_factory.data.cache import ConditionCache, encode_rows, module_fingerprint
+from flow_factory.data.order import Slot, rows_of_epoch
+from flow_factory.data.reader import DataError, read_rows
+from flow_factory.types import Cond, Row
+
+
+def write(folder: Path, name: str, content: str | bytes) -> Path:
+    (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    return folder
+
+
+# reading
+
+
+def test_jsonl_keeps_every_other_column(tmp_path):
+    rows = read_rows(
+        write(tmp_path, "train.jsonl", '{"prompt": "a", "negative_prompt": "b", "kind": "x", "n": [1]}\n\n{"prompt": "c"}'), "train"
+    )
+    assert rows == [Row(0, "a", "b", {"kind": "x", "n": [1]}), Row(1, "c")]
+
+
+def test_txt_with_bom_and_crlf(tmp_path):
+    rows = read_rows(write(tmp_path, "test.txt", b"\xef\xbb\xbfein W\xc3\xbcrfel \r\n\r\n  two\r\n"), "test")
+    assert [r.prompt for r in rows] == ["ein Würfel", "two"]
+
+
+def test_jsonl_with_bom_and_crlf_and_a_line_separator_inside(tmp_path):
+    content = b"\xef\xbb\xbf" + '{"prompt": "a\u2028b"}\r\n{"prompt": "c"}\r\n'.encode()
+    assert [r.prompt for r in read_rows(write(tmp_path, "train.jsonl", content), "train")] == ["a\u2028b", "c"]
+
+
+def test_repeated_lines_stay_rows_and_are_counted_in_one_notice(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        rows = read_rows(write(tmp_path, "train.txt", "a\nb\na\na\n"), "train")
+    assert [(r.id, r.prompt) for r in rows] == [(0, "a"), (1, "b"), (2, "a"), (3, "a")]
+    (record,) = caplog.records
+    assert "2 of 4 rows repeat" in record.getMessage()
+
+
+def test_max_size_takes_the_first_rows(tmp_path):
+    assert [r.prompt for r in read_rows(write(tmp_path, "train.txt", "a\n\nb\nc\n"), "train", max_size=2)] == ["a", "b"]
+
+
+BAD = {
+    "broken json": ("train.jsonl", '{"prompt": "a"}\n\n{"prompt": \n', "train.jsonl:3: not JSON at column"),
+    "not an object": ("train.jsonl", '["a"]\n', "train.jsonl:1: a list where an object belongs"),
+    "a bare number": ("train.jsonl", "3\n", "train.jsonl:1: a number (3) where"),
+    "no prompt": ("train.jsonl", '{"prompt": "a"}\n{"text": "b"}\n', "train.jsonl:2: no 'prompt' among the columns text"),
+    "misspelt prompt": ("train.jsonl", '{"Prompts": "b"}\n', "is it 'Prompts'?"),
+    "no columns": ("train.jsonl", "{}\n", "train.jsonl:1: no 'prompt' among the columns (none)"),
+    "prompt is a number": (
+        "train.jsonl",
+        '{"prompt": 3}\n',
+        "train.jsonl:1: 'prompt' must be a text with something in it, not a number (3)",
+    ),
+    "prompt is null": ("train.jsonl", '{"prompt": null}\n', "not null"),
+    "prompt is a list": ("train.jsonl", '{"prompt": ["a"]}\n', "not a list"),
+    "prompt is empty": ("train.jsonl", '{"prompt": ""}\n', "not an empty text"),
+    "prompt is blank": ("train.jsonl", '{"prompt": "  "}\n', 'not a text ("  ")'),
+    "negative is a number": (
+        "train.jsonl",
+        '{"prompt": "a", "negative_prompt": true}\n',
+        "train.jsonl:1: 'negative_prompt' must be a text or null, not true",
+    ),
+    "not utf-8": ("train.txt", b"a\nb\xe9\n", "train.txt:2: not UTF-8 at byte 2"),
+    "utf-16": ("train.txt", "a cube\n".encode("utf-16"), "looks like UTF-16"),
+    "empty": ("train.jsonl", "", 'no line with a prompt in it; write lines such as {"prompt"'),
+    "blank lines only": ("train.txt", "\n \n", "write a prompt a line"),
+    "other split": ("test.jsonl", '{"prompt": "a"}\n', "no train split in"),
+    "other suffix": ("train.json", "[]", "which has train.json; it needs train.jsonl (lines such as"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_file_is_named_by_line_and_cause(tmp_path, case):
+    name, content, message = BAD[case]
+    with pytest.raises(DataError) as error:
+        read_rows(write(tmp_path, name, content), "train")
+    assert message in str(error.value) and str(tmp_path) in str(error.value)
+
+
+def test_both_files_are_an_error(tmp_path):
+    write(tmp_path, "train.txt", "a\n")
+    with pytest.raises(DataError, match="both train.jsonl and train.txt"):
+        read_rows(write(tmp_path, "train.jsonl", '{"prompt": "a"}\n'), "train")
+
+
+def test_a_missing_folder_lists_what_is_beside_it(tmp_path):
+    (tmp_path / "shapes").mkdir()
+    with pytest.raises(DataError, match="has shapes/"):
+        read_rows(tmp_path / "shape" / "deep", "train")
+
+
+def test_reading_needs_no_torch():
+    code = "import sys, flow_factory.data.reader; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0
+
+
+# order
+
+
+@pytest.mark.parametrize(("num_rows", "per_epoch"), [(10, 4), (8, 8), (3, 8), (7, 1), (13, 12)])
+def test_the_order_is_the_same_on_any_number_of_processes(num_rows, per_epoch):
+    for epoch in range(5):
+        alone = rows_of_epoch(num_rows, per_epoch, seed=3, epoch=epoch)
+        for world in (2, 4):
+            together = [s for rank in range(world) for s in rows_of_epoch(num_rows, per_epoch, 3, epoch, rank, world)]
+            assert sorted(together) == alone
+        assert [s.slot for s in alone] == list(range(per_epoch))
+
+
+@pytest.mark.parametrize(("num_rows", "per_epoch"), [(10, 4), (8, 8), (3, 8), (7, 3), (13, 12), (1, 2)])
+def test_every_row_comes_up_once_a_cycle(num_rows, per_epoch):
+    stream = [s.row for epoch in range(6 * num_rows) for s in rows_of_epoch(num_rows, per_epoch, 0, epoch)]
+    cycles = [stream[k : k + num_rows] for k in range(0, len(stream), num_rows)]
+    assert all(sorted(cycle) == list(range(num_rows)) for cycle in cycles)
+    assert num_rows < 7 or len({tuple(c) for c in cycles}) > 1
+
+
+@pytest.mark.parametrize(("num_rows", "per_epoch"), [(10, 4), (10, 8), (9, 9), (13, 12), (100, 48), (11, 7)])
+def test_no_epoch_has_a_row_twice(num_rows, per_epoch):
+    for seed in range(3):
+        for epoch in range(3 * num_rows):
+            rows = [s.row for s in rows_of_epoch(num_rows, per_epoch, seed, epoch)]
+            assert len(set(rows)) == per_epoch
+
+
+def test_every_row_is_as_likely_at_every_place():
+    counts = torch.zeros(10, 10)
+    for seed in range(400):
+        stream = [s.row for epoch in range(2, 5) for s in rows_of_epoch(10, 8, seed, epoch)]
+        for place, row in enumerate(stream[4:14]):  # the second cycle, which an epoch enters half-way
+            counts[place, row] += 1
+    assert (counts - 40).abs().max() < 6 * 40**0.5
+
+
+def test_the_order_is_kept_between_versions():
+    """A run that is resumed with another numpy must go on as it began."""
+    assert rows_of_epoch(10, 4, seed=42, epoch=3) == [Slot(0, 6), Slot(1, 2), Slot(2, 4), Slot(3, 3)]
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    torch.manual_seed(0)
+    first = rows_of_epoch(50, 10, 1, 7)
+    state = torch.get_rng_state()
+    assert rows_of_epoch(50, 10, 1, 7) == first != rows_of_epoch(50, 10, 2, 7)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+# cache
+
+
+def fake_encoder(calls: list[str]):
+    def encode(row: Row) -> Cond:
+        calls.append(row.prompt)
+        return {"prompt_embeds": torch.full((1, 3), float(len(row.prompt))), "note": row.prompt}
+
+    return encode
+
+
+def rows_of(*prompts: str) -> list[Row]:
+    return [Row(k, p) for k, p in enumerate(prompts)]
+
+
+def test_editing_one_line_encodes_one_row(tmp_path):
+    calls: list[str] = []
+    cache = ConditionCache(tmp_path, "v1")
+    encode_rows(rows_of("a", "bb", "ccc"), fake_encoder(calls), cache, progress=False)
+    conds = encode_rows(rows_of("new line", "a", "bb", "edited"), fake_encoder(calls), cache, progress=False)
+    assert calls == ["a", "bb", "ccc", "new line", "edited"]
+    assert [c["note"] for c in conds] == ["new line", "a", "bb", "edited"]
+
+
+def test_equal_rows_are_encoded_once(tmp_path):
+    calls: list[str] = []
+    rows = [Row(0, "a"), Row(1, "a", columns={"kind": "x"}), Row(2, "a", "no")]
+    assert len(encode_rows(rows, fake_encoder(calls), ConditionCache(tmp_path, "v1"), progress=False)) == 3
+    assert calls == ["a", "a"]
+
+
+def test_another_fingerprint_is_another_cache(tmp_path):
+    calls: list[str] = []
+    for fingerprint in ("v1", "v2", "v1"):
+        encode_rows(rows_of("a"), fake_encoder(calls), ConditionCache(tmp_path, fingerprint), progress=False)
+    assert calls == ["a", "a"]
+
+
+def raw(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().view(torch.uint8)
+
+
+def same(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(raw(a), raw(b))
+    if isinstance(a, list | tuple):
+        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[k], b[k]) for k in a)
+    return type(a) is type(b) and a == b
+
+
+def test_what_comes_back_is_exact(tmp_path):
+    shared = torch.randn(4, 3)
+    cond = {
+        "bf16": torch.randn(2, 5).bfloat16(),
+        "f32": torch.tensor([0.1, float("nan"), -0.0, 1e-42]),
+        "transposed": torch.arange(6.0).view(2, 3).T,
+        "ids": torch.tensor([1, -(2**62)]),
+        "mask": torch.tensor([True, False]),
+        "ragged": [[torch.randn(3, 2), torch.randn(1, 2)], []],
+        "twice": (shared, shared),
+        "part": {"deep": [shared[1:], None]},
+        "a.0": torch.zeros(1),
+        "a": [torch.ones(1)],
+        "none": None,
+        "scale": 0.1,
+        "n": 3,
+        "flag": True,
+        "text": 'Würfel "x" \n',
+    }
+    cache = ConditionCache(tmp_path, "v1")
+    assert cache.get(Row(0, "p")) is None
+    put, got = cache.put(Row(0, "p"), cond), cache.get(Row(0, "p"))
+    assert got is not None and same(put, got) and same(cond, got)
+    assert got["transposed"].is_contiguous()
+
+
+def test_what_cannot_be_kept_is_named(tmp_path):
+    with pytest.raises(TypeError, match=r"cond.images.1 is a object"):
+        ConditionCache(tmp_path, "v1").put(Row(0, "p"), {"images": [None, object()]})
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "flipped", "other"])
+def test_a_damaged_file_is_encoded_again_with_one_notice(tmp_path, caplog, damage):
+    calls: list[str] = []
+    cache, rows = ConditionCache(tmp_path, "v1"), rows_of("a")
+    encode_rows(rows, fake_encoder(calls), cache, progress=False)
+    path = cache.path(rows[0])
+    good = path.read_bytes()
+    flipped = good[:-1] + bytes([good[-1] ^ 1])
+    path.write_bytes({"truncated": good[:-2], "emptied": b"", "flipped": flipped, "other": b"hello world, this is no safetensors"}[damage])
+    with caplog.at_level(logging.WARNING):
+        (cond,) = encode_rows(rows, fake_encoder(calls), cache, progress=False)
+    assert calls == ["a", "a"] and len(caplog.records) == 1 and "is damaged" in caplog.text
+    assert same(cond, fake_encoder([])(rows[0])) and same(cond, cache.get(rows[0]))
+
+
+def test_a_writer_killed_half_way_leaves_no_entry(tmp_path, monkeypatch):
+    cache, calls, rows = ConditionCache(tmp_path, "v1"), [], rows_of("a")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            cache.put(rows[0], {"x": torch.ones(1)})
+    (left,) = tmp_path.rglob("*.tmp")
+    left.write_bytes(left.read_bytes()[:5])
+    assert cache.get(rows[0]) is None
+    encode_rows(rows, fake_encoder(calls), cache, progress=False)
+    assert calls == ["a"] and cache.get(rows[0]) is not None
+
+
+def test_fingerprint_sees_names_shapes_dtypes_bytes_and_buffers():
+    def fresh() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).bfloat16()
+
+    base = module_fingerprint(fresh())
+    assert module_fingerprint(fresh()) == base
+    nudged, buffered, renamed = fresh(), fresh(), nn.Sequential()
+    with torch.no_grad():
+        nudged[0].weight.view(torch.int16)[0, 0] ^= 1
+    buffered[1].running_mean += 1
+    for k, part in enumerate(fresh()):
+        renamed.add_module(f"part{k}", part)
+    assert len({base, *map(module_fingerprint, (nudged, buffered, renamed, fresh().half()))}) == 5

@@ -1,0 +1,70 @@
+"""EMA schedules against the references' numbers."""
+
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+
+from flow_factory.ema import Schedule, ema_decay
+
+GOLDEN = Path(__file__).parent / "golden"
+NFT_1, NFT_2 = {"flat_steps": 0, "ramp_rate": 0.001}, {"flat_steps": 75, "ramp_rate": 0.0075}
+
+
+@pytest.mark.parametrize(
+    ("key", "schedule", "decay", "extras"),
+    [
+        ("ff_constant", "constant", 0.9, {}),
+        ("ff_power", "power", 0.995, {"warmup_steps": 10}),
+        ("ff_linear", "linear", 0.999, {"initial_decay": 0.0, "warmup_steps": 100}),
+        ("ff_piecewise_linear", "piecewise_linear", 0.5, NFT_1),
+        ("ff_piecewise_linear_75", "piecewise_linear", 0.999, NFT_2),
+        ("ff_cosine", "cosine", 0.999, {"initial_decay": 0.9, "total_steps": 1000}),
+        ("ff_warmup_cosine", "warmup_cosine", 0.999, {"initial_decay": 0.9, "warmup_steps": 100, "total_steps": 1000}),
+        ("nft_return_decay_0", "constant", 0.0, {}),
+        ("nft_return_decay_1", "piecewise_linear", 0.5, NFT_1),
+        ("nft_return_decay_2", "piecewise_linear", 0.999, NFT_2),
+        ("dgpo_ema_ref_decay", "piecewise_linear", 0.3, NFT_1),
+        ("crd_decay_1", "piecewise_linear", 0.5, NFT_1),
+        ("crd_decay_2", "piecewise_linear", 0.999, NFT_2),
+        ("crd_decay_fast", "piecewise_linear", 0.99, {"flat_steps": 0, "ramp_rate": 0.02}),
+        ("crd_decay_0-0.25-0.005-0.999", "piecewise_linear", 0.999, {"initial_decay": 0.25, "ramp_rate": 0.005}),
+        ("crd_decay_75-0.0-0.0075-0.999", "piecewise_linear", 0.999, NFT_2),
+    ],
+)
+def test_decay_matches_the_reference(key: str, schedule: Schedule, decay: float, extras: dict[str, Any]) -> None:
+    with np.load(GOLDEN / "14_ema.npz") as g:
+        np.testing.assert_allclose([ema_decay(schedule, int(k), decay, **extras) for k in g["steps"]], g[key], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("key", "schedule", "decay", "interval"),
+    [
+        ("ema_flow_grpo", "power", 0.9, 4),
+        ("ema_flow_grpo_int1", "power", 0.9, 1),
+        ("ema_ff_power_int4", "power", 0.995, 4),
+        ("ema_ff_const_int1", "constant", 0.9, 1),
+    ],
+)
+def test_averaged_parameters_match_the_reference(key: str, schedule: Schedule, decay: float, interval: int) -> None:
+    """The decay is that of the step's number k, not of the count of updates, where only every `interval`-th step updates."""
+    with np.load(GOLDEN / "14_ema.npz") as g:
+        average = np.zeros(3)
+        for k, (weights, expected) in enumerate(zip(g["param_sequence"], g[key], strict=True)):
+            if (k + 1) % interval == 0:
+                average += (1 - ema_decay(schedule, k, decay)) * (weights - average)
+            np.testing.assert_allclose(average, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("schedule", get_args(Schedule))
+@pytest.mark.parametrize("steps", [0, 1, 7])
+def test_decay_stays_a_share_that_never_falls(schedule: Schedule, steps: int) -> None:
+    extras: dict[str, Any] = {"initial_decay": 0.3, "warmup_steps": steps, "total_steps": steps + 3, "flat_steps": steps}
+    decays = [ema_decay(schedule, k, 0.9, **extras) for k in range(1000)]
+    assert all(0 <= a <= b <= 0.9 for a, b in zip(decays, decays[1:], strict=False)) and decays[-1] == pytest.approx(0.9)
+
+
+def test_an_unknown_schedule_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no EMA schedule 'step'; known: constant"):
+        ema_decay("step", 0, 0.9)  # type: ignore[arg-type]

@@ -1,0 +1,183 @@
+"""Metrics are on disk whatever happens; a tracker that cannot start says what to do; pictures arrive with their captions."""
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from flow_factory.registry import UnknownName
+from flow_factory.trackers import TrackerError, open_trackers, read_metrics
+from flow_factory.types import Sample
+
+ROOT = Path(__file__).parent.parent
+SAMPLES = [Sample("a red cube", Image.new("RGB", (64, 64), "red"), {"shapes": 0.53, "ocr": math.nan})]
+
+
+def opened(folder: Path, *names: str):
+    return open_trackers(names, "project", "run", folder, {"train": {"seed": 1}})
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_metrics_are_written_through_and_appended(tmp_path):
+    trackers = opened(tmp_path / "new" / "run", "none")
+    trackers.log({"train/reward_mean": 0.5}, 0)
+    (first,) = lines(tmp_path / "new" / "run")  # before anything was closed
+    assert first["step"] == 0 and first["train/reward_mean"] == 0.5 and first["time"] > 1e9
+    trackers.finish()
+    again = opened(tmp_path / "new" / "run")
+    again.log({"train/reward_mean": 0.6}, 1)
+    again.log_samples("eval/samples", SAMPLES, 1)
+    assert [r["step"] for r in lines(tmp_path / "new" / "run")] == [0, 1]
+
+
+def test_not_a_number_is_null(tmp_path):
+    opened(tmp_path).log({"a": math.nan, "b": math.inf, "c": 1}, 0)
+    assert lines(tmp_path)[0] | {"time": 0} == {"step": 0, "time": 0, "a": None, "b": None, "c": 1.0}
+
+
+def test_a_resume_drops_later_steps_and_goes_on(tmp_path):
+    trackers = opened(tmp_path)
+    for step in range(5):
+        trackers.log({"a": step}, step)
+    trackers.finish()
+    resumed = opened(tmp_path)
+    resumed.truncate_after(2)
+    resumed.log({"a": 30.0}, 3)
+    assert [(r["step"], r["a"]) for r in lines(tmp_path)] == [(0, 0), (1, 1), (2, 2), (3, 30)]
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("whole", ["", '{"step": 0, "a": 1}\n'])
+def test_a_torn_last_line_is_ignored_and_then_removed(tmp_path, whole):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(whole + '{"step": 1, "a')
+    assert [r["step"] for r in read_metrics(path)] == [0] * bool(whole)
+    opened(tmp_path).log({"a": 2.0}, 1)
+    assert [r["step"] for r in lines(tmp_path)] == [0] * bool(whole) + [1]
+
+
+def test_a_broken_line_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\nnonsense\n')
+    with pytest.raises(ValueError, match="metrics.jsonl:2: not JSON"):
+        read_metrics(tmp_path / "metrics.jsonl")
+
+
+@pytest.mark.parametrize(("name", "module"), [("wandb", "wandb"), ("swanlab", "swanlab"), ("tensorboard", "torch.utils.tensorboard")])
+def test_a_missing_package_is_named_with_its_remedy(tmp_path, monkeypatch, name, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(TrackerError, match=f"{name}, which is not installed: `pip install {name}`"):
+        opened(tmp_path, name)
+
+
+def test_an_unknown_tracker_lists_the_known_ones(tmp_path):
+    with pytest.raises(UnknownName, match="no tracker 'wanbd'. Did you mean 'wandb'"):
+        opened(tmp_path, "wanbd")
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrackerError, match="cannot write metrics to .*file"):
+        opened(tmp_path / "file" / "run")
+
+
+def test_tensorboard_that_cannot_write_is_named(tmp_path):
+    pytest.importorskip("tensorboard")
+    (tmp_path / "tensorboard").write_text("")
+    with pytest.raises(TrackerError, match="tensorboard cannot write"):
+        opened(tmp_path, "tensorboard")
+
+
+def test_tensorboard_has_scalars_and_pictures(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    trackers = opened(tmp_path, "tensorboard")
+    trackers.log({"train/reward_mean": 0.5}, 7)
+    trackers.log_samples("eval/samples", SAMPLES, 7)
+    trackers.finish()
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    (scalar,), (picture,) = events.Scalars("train/reward_mean"), events.Images("eval/samples")
+    assert (scalar.step, scalar.value) == (7, 0.5) and picture.step == 7 and picture.width > 160
+
+
+class Noted:
+    """A user's own tracker."""
+
+    calls: list[tuple] = []
+
+    def __init__(self, project, run_name, run_dir, config):
+        self.calls.append(("open", project, run_name, config))
+
+    def log(self, metrics, step):
+        self.calls.append(("log", dict(metrics), step))
+
+    def log_samples(self, name, samples, step):
+        self.calls.append(("samples", name, len(samples), step))
+
+    def finish(self):
+        self.calls.append(("finish",))
+
+
+def test_a_class_by_its_dotted_path_runs_beside_others(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    pytest.importorskip("tensorboard")
+    trackers = opened(tmp_path, "test_trackers.Noted", "tensorboard", "none")
+    trackers.log({"a": 1.0}, 0)
+    trackers.log_samples("s", SAMPLES, 0)
+    trackers.finish()
+    calls = sys.modules["test_trackers"].Noted.calls
+    assert calls == [("open", "project", "run", {"train": {"seed": 1}}), ("log", {"a": 1.0}, 0), ("samples", "s", 1, 0), ("finish",)]
+    assert len(trackers.backends) == 2 and lines(tmp_path)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from PIL import Image
+from flow_factory.trackers import TrackerError, open_trackers
+from flow_factory.types import Sample
+try:
+    trackers = open_trackers([sys.argv[1]], "project", "run", Path(sys.argv[2]), {"train": {"seed": 1}})
+except TrackerError as error:
+    sys.exit(str(error))
+trackers.log({"train/reward_mean": 0.5}, 0)
+trackers.log_samples("eval/samples", [Sample("a red cube", Image.new("RGB", (64, 64), "red"), {"shapes": 0.53})], 0)
+trackers.finish()
+"""
+
+
+def logged(backend: str, folder: Path, **environ: str) -> subprocess.CompletedProcess:
+    """A run of its own, with no login: both packages keep settings for the life of a process."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "SWANLAB"))}
+    env = kept | {"HOME": str(folder), "PYTHONPATH": str(ROOT)} | environ
+    command = [sys.executable, "-c", SCRIPT, backend, str(folder / "run")]
+    return subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("backend", ["wandb", "swanlab"])
+def test_offline_runs_keep_scalars_and_pictures(tmp_path, backend):
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    done = logged(backend, tmp_path, WANDB_MODE="offline", SWANLAB_MODE="offline")
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "run" / backend).rglob("*.png")) and lines(tmp_path / "run")
+
+
+@pytest.mark.parametrize("backend", ["wandb", "swanlab"])
+def test_without_login_the_error_says_what_to_do(tmp_path, backend):
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    done = logged(backend, tmp_path)
+    assert done.returncode == 1
+    assert (
+        f"{backend} did not start" in done.stderr
+        and f"`{backend} login`" in done.stderr
+        and f"{backend.upper()}_MODE=offline" in done.stderr
+    )
