@@ -56,11 +56,11 @@ def write_atomically(folder: Path, write: Callable[[Path], None]) -> None:
 def save_model(folder: Path, policy: Policy, pipeline: type[DiffusionPipeline]) -> None:
     """The trained weights as they are now, in diffusers' own format."""
     if lora_of(policy):
-        layers = {f"{name}_lora_layers": get_peft_model_state_dict(module) for name, module in policy.components.items()}
-        metadata = {f"{name}_lora_adapter_metadata": module.peft_config["default"].to_dict() for name, module in policy.components.items()}
+        layers = {f"{name}_lora_layers": get_peft_model_state_dict(module) for name, module in policy.models.items()}
+        metadata = {f"{name}_lora_adapter_metadata": module.peft_config["default"].to_dict() for name, module in policy.models.items()}
         pipeline.save_lora_weights(folder, **layers, **metadata)
     else:
-        for name, module in policy.components.items():
+        for name, module in policy.models.items():
             module.save_pretrained(folder / name)
 
 
@@ -70,25 +70,24 @@ def load_model(folder: Path, policy: Policy, pipeline: type[DiffusionPipeline]) 
     Raises:
         CheckpointError: the folder holds another kind of weights, or ones of other shapes.
     """
-    kind = kind_of(folder)
-    lora = lora_of(policy)
+    kind, lora = model_kind(folder), lora_of(policy)
     if lora != (kind == "lora"):
         raise CheckpointError(f"{folder} holds {kind} weights, but model.finetune_type is {'lora' if lora else 'full'}")
     if lora:
         saved = load_file(folder / LORA_FILE)
-        for name, module in policy.components.items():
+        for name, module in policy.models.items():
             prefix = f"{name}."
             part = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
             _check(folder, set(get_peft_model_state_dict(module)), set(part))
             set_peft_model_state_dict(module, part)
     else:
-        for name, module in policy.components.items():
+        for name, module in policy.models.items():
             fresh = type(module).from_pretrained(folder / name, torch_dtype=torch.float32)
             _copy(folder, module, fresh.state_dict())
 
 
 def lora_of(policy: Policy) -> bool:
-    return all(getattr(module, "peft_config", None) for module in policy.components.values())
+    return all(getattr(module, "peft_config", None) for module in policy.models.values())
 
 
 def _check(folder: Path, here: set[str], saved: set[str]) -> None:
@@ -136,6 +135,15 @@ def kind_of(folder: Path) -> Kind:
     """
     if (folder / "state" / "progress.json").is_file():
         return "state"
+    return model_kind(folder)
+
+
+def model_kind(folder: Path) -> Literal["lora", "full"]:
+    """What kind of weights a checkpoint has, with or without a training state beside them.
+
+    Raises:
+        CheckpointError: none.
+    """
     if (folder / LORA_FILE).is_file():
         return "lora"
     if any(folder.glob("*/config.json")):
@@ -165,7 +173,7 @@ def prune(folder: Path, keep_last_n: int | None) -> None:
             shutil.rmtree(old)
 
 
-def load_pipeline(name: str, path: str, dtype: torch.dtype) -> DiffusionPipeline:
+def load_pipeline(name: str, path: str, dtype: torch.dtype | dict[str, torch.dtype]) -> DiffusionPipeline:
     """`from_pretrained` of a folder or hub name.
 
     Raises:

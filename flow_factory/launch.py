@@ -93,7 +93,7 @@ def _number(key: str, environment: Mapping[str, str], default: int) -> int:
 
 
 def launch(placement: Placement, config_file: str | None, arguments: Sequence[str]) -> int:
-    """Starts `python -m flow_factory ARGUMENTS` in this machine's processes and waits for them; 0, or the exit code of the first that failed.
+    """Starts `python -m flow_factory ARGUMENTS` in this machine's processes and waits: 0, or the exit code of the first that failed.
 
     GPUs go through `accelerate launch`, which knows FSDP and DeepSpeed by `config_file`. On a CPU it would start one process only, so
     there it is torch's own launcher.

@@ -1,15 +1,16 @@
 """Estimates of a run's peak memory by part, from the transformer's shape alone: nothing is loaded."""
 
 import json
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import init_empty_weights
 from torch import nn
 
+from flow_factory.algorithms import ALGORITHMS
 from flow_factory.config import RunConfig, plan_of
 from flow_factory.models.base import ModelAdapter
 from flow_factory.policy import DTYPES, target_names
@@ -36,11 +37,11 @@ def stored_parameters(checkpoint: Path) -> dict[str, float]:
         with file.open("rb") as stream:
             header = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]))
         shapes = (tensor["shape"] for name, tensor in header.items() if name != "__metadata__")
-        counts[file.parent.name] = counts.get(file.parent.name, 0) + sum(torch.Size(s).numel() for s in shapes)
+        counts[file.parent.name] = counts.get(file.parent.name, 0) + sum(math.prod(s) for s in shapes)
     return counts
 
 
-def shape_of(family: type[ModelAdapter], component: str, checkpoint: Path | None) -> nn.Module:
+def shape_of(family: type[ModelAdapter], component: str, checkpoint: Path | None) -> Any:
     """The transformer without its weights; that of the family's best-known checkpoint where there is none on disk."""
     cls = family.transformer_class()
     config: dict[str, Any] = dict(family.published_config)
@@ -50,7 +51,7 @@ def shape_of(family: type[ModelAdapter], component: str, checkpoint: Path | None
         return cls.from_config(config)
 
 
-def estimate(config: RunConfig, family: type[ModelAdapter], parameters: dict[str, float], module: nn.Module) -> list[Part]:
+def estimate(config: RunConfig, family: type[ModelAdapter], parameters: dict[str, float], module: Any) -> list[Part]:
     """Peak memory of one process, by part.
 
     Args:
@@ -65,10 +66,11 @@ def estimate(config: RunConfig, family: type[ModelAdapter], parameters: dict[str
     frozen = sum(n for part, n in parameters.items() if part not in family.encoders) - (0 if lora else trained)
     encoders = sum(parameters.get(part, 0) for part in family.encoders)
     state = 2 if train.optimizer == "adamw8bit" else 8
-    copies = (train.ema_decay > 0) + (train.kl_beta > 0 and not lora)
+    compared = ALGORITHMS[train.trainer_type](train, config.scheduler).weights
+    copies = (train.ema_decay > 0) + sum(name != "ref" or not lora for name in compared)
     tokens = family.tokens_of(train.height, train.width, train.call)
     width = module.config.num_attention_heads * module.config.attention_head_dim
-    layers = sum(type(m).__name__ in module._repeated_blocks for m in module.modules())
+    layers = sum(type(m).__name__ in (module._repeated_blocks or ()) for m in module.modules())
     layer = ACTIVATIONS * half / 2 * tokens * width * train.per_device_batch_size
     kept = (
         layers * 2 * tokens * width * half / 2 * train.per_device_batch_size + layer
@@ -97,7 +99,7 @@ def peak(parts: list[Part]) -> float:
     return always + max(sum(p.gb for p in parts if p.phase == phase) for phase in ("training",))
 
 
-def trained_parameters(config: RunConfig, family: type[ModelAdapter], module: nn.Module) -> int:
+def trained_parameters(config: RunConfig, family: type[ModelAdapter], module: Any) -> int:
     """How many parameters the config trains in one component."""
     model = config.model
     names = target_names(module, model.target_components[0], model.target_modules, family.lora_targets)

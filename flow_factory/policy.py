@@ -29,18 +29,23 @@ class Policy(nn.Module):
         self.adapter = adapter
         self.components = nn.ModuleDict({name: adapter.field.bare[name] for name in names})
 
+    @property
+    def models(self) -> dict[str, Any]:
+        """The trained diffusers models by the pipeline's names."""
+        return dict(self.components.items())
+
     def forward(self, ask: str, *args: Any) -> Any:
         return getattr(self.adapter, ask)(*args)
 
     @contextmanager
     def adapter_off(self) -> Iterator[None]:
         """The base model without its LoRA."""
-        for module in self.components.values():
+        for module in self.models.values():
             module.disable_adapters()
         try:
             yield
         finally:
-            for module in self.components.values():
+            for module in self.models.values():
                 module.enable_adapters()
 
     def trained(self) -> dict[str, nn.Parameter]:
@@ -53,7 +58,7 @@ def build_policy(
     """Freezes everything, then makes the chosen components trainable.
 
     Args:
-        precision: mixed_precision of the run; frozen weights are stored in it.
+        precision: mixed_precision of the run, in which the pipeline was loaded; the master weights may have been loaded in their own.
 
     Raises:
         UserError: no such component, target module or attention backend.
@@ -63,7 +68,7 @@ def build_policy(
     for part in adapter.pipe.components.values():
         bare = getattr(part, "bare", part)
         if isinstance(bare, nn.Module):
-            bare.requires_grad_(False).eval().to(device, frozen)
+            bare.requires_grad_(False).eval().to(device)  # no cast: diffusers keeps some modules in float32
     for name in names:
         module = adapter.field.bare[name]
         targets = target_names(module, name, config.target_modules, adapter.lora_targets)
@@ -74,6 +79,8 @@ def build_policy(
         for p in module.parameters():
             if p.requires_grad:
                 p.data = p.data.to(DTYPES[config.master_weight_dtype])
+            elif config.finetune_type == "full":  # loaded like the master weights
+                p.data = p.data.to(frozen)
         if checkpointing:
             module.enable_gradient_checkpointing()
     for module in adapter.field.bare.values():
@@ -125,7 +132,7 @@ def target_names(module: nn.Module, component: str, target: str | Sequence[str],
     return sorted(chosen)
 
 
-def add_lora(module: nn.Module, targets: list[str] | None, config: ModelConfig, seed: int) -> None:
+def add_lora(module: Any, targets: list[str] | None, config: ModelConfig, seed: int) -> None:
     """A LoRA whose first weights depend on the seed alone."""
     if targets is None:
         targets = [name for name, m in module.named_modules() if isinstance(m, nn.Linear)]
@@ -144,7 +151,7 @@ def train_fully(module: nn.Module, targets: list[str] | None) -> None:
             module.get_submodule(name).requires_grad_(True)
 
 
-def set_attention(module: nn.Module, backend: str, device: torch.device, dtype: torch.dtype) -> None:
+def set_attention(module: Any, backend: str, device: torch.device, dtype: torch.dtype) -> None:
     """Chooses diffusers' attention backend.
 
     Raises:

@@ -76,10 +76,10 @@ class Run:
         """Scores the test rows' fixed pictures."""
         if self.evaluator is None:
             return
-        self.trainer.seconds.pop("eval", None)
-        with self.trainer.phase("eval"):
+        self.trainer.meter.seconds.pop("eval", None)
+        with self.trainer.meter.phase("eval"):
             metrics, samples = self.evaluator.run()
-        self.log(metrics | {"time/eval_s": self.trainer.seconds["eval"]})
+        self.log(metrics | {"time/eval_s": self.trainer.meter.seconds["eval"]})
         if self.trackers is not None:
             said = ", ".join(f"{k.removeprefix('eval/')} {v:.4g}" for k, v in metrics.items() if k.endswith("_mean"))
             tqdm.write(f"evaluation after epoch {self.trainer.progress.epoch}: {said}", file=sys.stderr)

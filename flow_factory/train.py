@@ -17,7 +17,7 @@ from diffusers.optimization import get_scheduler
 
 from flow_factory.algorithms import ALGORITHMS
 from flow_factory.checkpoint import CheckpointError, kind_of, load_model, load_pipeline, load_state, newest
-from flow_factory.config import RewardConfig, RunConfig, dump_config, plan_of
+from flow_factory.config import EvalConfig, RewardConfig, RunConfig, TrainConfig, dump_config, plan_of
 from flow_factory.data.cache import ConditionCache, encode_rows, module_fingerprint
 from flow_factory.data.reader import read_rows
 from flow_factory.errors import UserError
@@ -61,11 +61,11 @@ def build(config: RunConfig) -> Run:
         adapter, config.model, config.mixed_precision, config.train.enable_gradient_checkpointing, config.train.seed, accelerator.device
     )
     resume = resumed(config, policy, type(adapter.pipe))
-    store = keep_copies(config, policy)
+    algorithm = ALGORITHMS[config.train.trainer_type](config.train, config.scheduler)
+    store = keep_copies(config, policy, algorithm.weights)
     plan = plan_of(config)
     optimizer, schedule = make_optimizer(config, policy, plan.optimiser_steps_per_epoch)
     wrapped, optimizer = accelerator.prepare(policy, optimizer)
-    algorithm = ALGORITHMS[config.train.trainer_type](config.train, config.scheduler)
     progress = Progress(**load_state(resume, store, optimizer, schedule)) if resume else Progress()
     if trackers is not None:
         trackers.truncate_after(progress.epoch)
@@ -110,28 +110,35 @@ def load_adapter(config: RunConfig) -> ModelAdapter:
     frozen = DTYPES[config.mixed_precision]
     trained = DTYPES[config.model.master_weight_dtype] if config.model.finetune_type == "full" else frozen
     dtypes = {"default": frozen, **dict.fromkeys(family.components, trained)}
-    pipe = load_pipeline(config.model.model_name_or_path, family.pipeline, dtypes if trained != frozen else frozen)
+    pipe: Any = load_pipeline(config.model.model_name_or_path, family.pipeline, dtypes if trained != frozen else frozen)
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **config.scheduler.overrides)
     return family(pipe)
 
 
 def encode(config: RunConfig, adapter: ModelAdapter, splits: list[list[Row]], accelerator: Accelerator) -> list[list[Cond]]:
     """Conditions of the training and the test rows, under their sections' call arguments."""
-    out = []
+    identity = []
     for name in adapter.encoders:
-        getattr(adapter.pipe, name).to(accelerator.device).eval().requires_grad_(False)
-    identity = [module_fingerprint(getattr(adapter.pipe, name)) for name in adapter.encoders]
-    for rows, section in zip(splits, (config.train, config.eval), strict=True):
-        call = call_of(section)
-        asked = {k: v for k, v in call.items() if k in adapter.encodes_by}
-        parts = [type(adapter).__qualname__, identity, asked, diffusers.__version__, version("transformers"), config.mixed_precision]
-        cache = ConditionCache(
-            Path(config.data.cache_dir), hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-        )
-        warn_overlong(adapter, rows, call)
-        with torch.no_grad(), accelerator.local_main_process_first():
-            out.append(encode_rows(rows, lambda row, call=call: adapter.encode(row, call), cache, accelerator.is_local_main_process))
-    return out
+        encoder = getattr(adapter.pipe, name).to(accelerator.device).eval().requires_grad_(False)
+        identity.append(module_fingerprint(encoder))
+    sections: tuple[TrainConfig | EvalConfig, ...] = (config.train, config.eval)
+    return [encode_split(config, adapter, rows, call_of(s), identity, accelerator) for rows, s in zip(splits, sections, strict=True)]
+
+
+def encode_split(
+    config: RunConfig, adapter: ModelAdapter, rows: Sequence[Row], call: dict[str, Any], identity: list[str], accelerator: Accelerator
+) -> list[Cond]:
+    """The conditions of some rows, from the cache where nothing that they depend on has changed."""
+    asked = {k: v for k, v in call.items() if k in adapter.encodes_by}
+    parts = [type(adapter).__qualname__, identity, asked, diffusers.__version__, version("transformers"), config.mixed_precision]
+    fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    warn_overlong(adapter, rows, call)
+
+    def encode_row(row: Row) -> Cond:
+        return adapter.encode(row, call)
+
+    with torch.no_grad(), accelerator.local_main_process_first():
+        return encode_rows(rows, encode_row, ConditionCache(Path(config.data.cache_dir), fingerprint), accelerator.is_local_main_process)
 
 
 def warn_overlong(adapter: ModelAdapter, rows: Sequence[Row], call: dict[str, Any]) -> None:
@@ -144,12 +151,12 @@ def warn_overlong(adapter: ModelAdapter, rows: Sequence[Row], call: dict[str, An
                        len(cut), len(rows), takes, has, row.id, row.prompt[:60])  # fmt: skip
 
 
-def keep_copies(config: RunConfig, policy: Policy) -> WeightStore:
-    """The copies that the run needs: the average, and a reference where the adapter cannot simply be turned off."""
+def keep_copies(config: RunConfig, policy: Policy, compared: Sequence[str]) -> WeightStore:
+    """The copies that the run needs: the average, and those that the algorithm compares with."""
     lora = config.model.finetune_type == "lora"
     store = WeightStore(policy.trained(), policy.adapter_off if lora else None)
-    if config.train.kl_beta > 0:
-        store.keep("ref", device_of(config.train.ref_param_device))
+    for name in compared:
+        store.keep(name, device_of(config.train.ref_param_device))
     if config.train.ema_decay > 0:
         store.keep("ema", device_of(config.train.ema_device))
     return store
@@ -163,7 +170,12 @@ def device_of(name: str) -> str | None:
 def make_optimizer(config: RunConfig, policy: Policy, steps_per_epoch: int) -> tuple[torch.optim.Optimizer, Any]:
     """AdamW and its learning-rate schedule over the run's optimiser steps."""
     train = config.train
-    keys = {"lr": train.learning_rate, "betas": train.adam_betas, "eps": train.adam_epsilon, "weight_decay": train.adam_weight_decay}
+    keys: dict[str, Any] = {
+        "lr": train.learning_rate,
+        "betas": train.adam_betas,
+        "eps": train.adam_epsilon,
+        "weight_decay": train.adam_weight_decay,
+    }
     if train.optimizer == "adamw8bit":
         try:
             from bitsandbytes.optim import AdamW8bit
@@ -190,7 +202,8 @@ def resumed(config: RunConfig, policy: Policy, pipeline: type) -> Path | None:
     wanted = config.model.resume_type or kind
     if wanted == "state" and kind != "state":
         raise CheckpointError(
-            f"model.resume_path: {folder} has no training state (saved with log.save_model_only: true?); resume_type: {kind} would load its weights"
+            f"model.resume_path: {folder} has no training state (saved with log.save_model_only: true?); "
+            f"resume_type: {kind} would load its weights"
         )
     if wanted == "state":
         return folder

@@ -57,9 +57,9 @@ class Rollout:
     """One PIL image (or array of frames) a sample."""
     slot: int
     """The group's place in the epoch, over all processes."""
-    rewards: Tensor | None = None
-    """(n, R) float32; NaN where a score is missing."""
-    advantage: Tensor | None = None
+    rewards: Tensor = field(init=False)
+    """(n, R) float32; NaN where a score is missing. Filled in by the trainer, as is `advantage`."""
+    advantage: Tensor = field(init=False)
     """(n,) float32."""
 
 

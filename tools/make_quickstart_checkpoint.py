@@ -150,10 +150,9 @@ def train_vae(args: argparse.Namespace) -> None:
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * cosine(done)
         side, n = (32, 32) if done < 0.8 else (SIZE, 8)  # crops are cheap; whole pictures last
-        at = [
-            (i, 8 * y, 8 * x)
-            for i, y, x in zip(*(torch.randint(0, m, (n,)).tolist() for m in (len(rows), (SIZE - side) // 8 + 1, (SIZE - side) // 8 + 1)))
-        ]
+        corners = (SIZE - side) // 8 + 1
+        which, top, left = (torch.randint(0, m, (n,)).tolist() for m in (len(rows), corners, corners))
+        at = [(i, 8 * y, 8 * x) for i, y, x in zip(which, top, left, strict=True)]
         x = as_input(np.stack([pictures[i, y : y + side, x : x + side] for i, y, x in at])).contiguous(memory_format=torch.channels_last)
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.sample()).sample
@@ -221,7 +220,7 @@ def train_flow(args: argparse.Namespace) -> None:
         tok(unique, padding="max_length", max_length=n, truncation=True, return_tensors="pt").input_ids
         for tok, n in ((pipe.tokenizer, 32), (pipe.tokenizer_2, TEXT_LENGTH))
     )
-    img_ids = pipe._prepare_latent_image_ids(1, 4, 4, "cpu", torch.float32)
+    txt_ids, img_ids = torch.zeros(TEXT_LENGTH, 3), pipe._prepare_latent_image_ids(1, 4, 4, "cpu", torch.float32)
     trained = [p for m in (pipe.transformer, pipe.text_encoder, pipe.text_encoder_2) for p in m.parameters()]
     ema = [p.detach().clone() for p in trained]
     optims = optimizers(pipe, args.lr)
@@ -232,9 +231,10 @@ def train_flow(args: argparse.Namespace) -> None:
         x0, text = z[k], which[k]
         s = torch.sigmoid(torch.randn(args.batch) * 1.2 + 0.5)
         noise, sb = torch.randn_like(x0), s[:, None, None]
+        pooled, embeds = pipe.text_encoder(clip_ids[text]).pooler_output, pipe.text_encoder_2(t5_ids[text])[0]
         v = pipe.transformer(
-            hidden_states=(1 - sb) * x0 + sb * noise, timestep=s, pooled_projections=pipe.text_encoder(clip_ids[text]).pooler_output,
-            encoder_hidden_states=pipe.text_encoder_2(t5_ids[text])[0], txt_ids=torch.zeros(TEXT_LENGTH, 3), img_ids=img_ids, return_dict=False,
+            hidden_states=(1 - sb) * x0 + sb * noise, timestep=s, pooled_projections=pooled, encoder_hidden_states=embeds, txt_ids=txt_ids,
+            img_ids=img_ids, return_dict=False,
         )[0]  # fmt: skip
         loss = F.mse_loss(v, noise - x0)
         loss.backward()
@@ -259,7 +259,7 @@ def report(pipe: FluxPipeline, trained: list, ema: list, test: list, said: str, 
     live = [p.detach().clone() for p in trained]
     torch._foreach_copy_(trained, ema)
     pipe.set_progress_bar_config(disable=True)
-    call = dict(height=SIZE, width=SIZE, num_inference_steps=8, max_sequence_length=TEXT_LENGTH, output_type="np")
+    call = {"height": SIZE, "width": SIZE, "num_inference_steps": 8, "max_sequence_length": TEXT_LENGTH, "output_type": "np"}
     images = pipe([r["prompt"] for r in test], generator=torch.Generator().manual_seed(0), **call).images
     ok = strict((images * 255).round().astype(np.uint8), test)
     by_kind = {

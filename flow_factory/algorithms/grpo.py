@@ -9,7 +9,7 @@ from flow_factory.algorithms.losses import approx_kl, clip_fractions, clipped_ob
 from flow_factory.config import GRPOConfig, SchedulerConfig
 from flow_factory.dynamics import DYNAMICS
 from flow_factory.randomness import choose_steps
-from flow_factory.types import Metrics, Point, Rollout, Velocity
+from flow_factory.types import Metrics, Point, Rollout, Step, Velocity
 
 
 class GRPO(Algorithm):
@@ -28,7 +28,6 @@ class GRPO(Algorithm):
         return choose_steps(candidates, self.scheduler.num_sde_steps, self.config.seed, epoch)
 
     def points(self, rollout: Rollout) -> Iterator[Point]:
-        assert rollout.advantage is not None, "points come after the advantages"
         low, high = self.config.adv_clip_range
         advantage = rollout.advantage.clamp(low, high)
         for step in rollout.steps:
@@ -36,8 +35,9 @@ class GRPO(Algorithm):
 
     def loss(self, point: Point, velocity: Velocity) -> tuple[Tensor, Metrics]:
         step = point.step
+        assert step is not None  # `points` makes them so
         v = velocity(point)
-        mean, std = self._transition(point, v)
+        mean, std = self._transition(point, step, v)
         logp = self.kernel.log_prob(step.x1.float(), mean, std)
         objective, ratio = clipped_objective(logp, step.logp, point.advantage, self.config.clip_range)
         low, high = clip_fractions(ratio, self.config.clip_range)
@@ -47,7 +47,8 @@ class GRPO(Algorithm):
             "clip_frac": low + high, "approx_kl": approx_kl(logp, step.logp),
         }  # fmt: skip
         if self.config.kl_beta > 0:
-            kl = self._kl(point, v, mean, std, velocity(point, "ref"))
+            ref = velocity(point, "ref")
+            kl = self._kl(v, ref, mean, self._transition(point, step, ref)[0], std)
             loss = policy + self.config.kl_beta * kl
             metrics |= {"kl_div": kl, "kl_loss": self.config.kl_beta * kl}
         return loss, {k: m.detach() for k, m in ({"loss": loss} | metrics).items()}
@@ -56,11 +57,10 @@ class GRPO(Algorithm):
         low, high = self.config.clip_range
         return metrics["ratio_error"], 0.1 * min(-low, high)
 
-    def _transition(self, point: Point, v: Tensor) -> tuple[Tensor, Tensor]:
-        return self.kernel.step(point.x.float(), v.float(), point.s, point.step.s1, self.scheduler.noise_level, point.step.ceiling)
+    def _transition(self, point: Point, step: Step, v: Tensor) -> tuple[Tensor, Tensor]:
+        return self.kernel.step(point.x.float(), v.float(), point.s, step.s1, self.scheduler.noise_level, step.ceiling)
 
-    def _kl(self, point: Point, v: Tensor, mean: Tensor, std: Tensor, reference: Tensor) -> Tensor:
+    def _kl(self, v: Tensor, v_ref: Tensor, mean: Tensor, mean_ref: Tensor, std: Tensor) -> Tensor:
         if self.config.kl_type == "v-based":
-            return kl_v(v.float(), reference.float()).mean()
-        ref_mean, _ = self._transition(point, reference)
-        return (kl_x(mean, ref_mean) if self.config.kl_type == "x-based" else kl_exact(mean, ref_mean, std)).mean()
+            return kl_v(v.float(), v_ref.float()).mean()
+        return (kl_x(mean, mean_ref) if self.config.kl_type == "x-based" else kl_exact(mean, mean_ref, std)).mean()

@@ -56,12 +56,18 @@ class TrainConfig(Section):
     lr_warmup_steps: int = Field(0, ge=0, description="optimiser steps of linear warm-up")
     lr_total_steps: int | None = Field(None, ge=1, description="optimiser step at which linear, cosine end; null = the last of max_epochs")
 
+    global_std: bool = Field(True, description="divide advantages by the standard deviation of all groups instead of each group's own")
+    advantage_aggregation: Literal["gdpo", "sum"] = Field(
+        "gdpo", description="normalise each reward, then add (gdpo), or add, then normalise"
+    )
+
     enable_gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
     offload_samples_to_cpu: bool = Field(False, description="keep rollouts in main memory until they are trained on")
     latent_storage_dtype: StorageDtype = Field(
         "fp16", description="dtype of kept latents; log-probabilities are of the rounded ones; null = fp32"
     )
 
+    ref_param_device: Device = Field("auto", description="where reference weights of a full fine-tuning are kept; auto = with the weights")
     ema_decay: float = Field(0.995, ge=0, lt=1, description="decay of the averaged weights; 0 keeps none")
     ema_update_interval: int = Field(10, ge=1, description="epochs between two updates of the average")
     ema_device: Device = Field("auto", description="where the average is kept; auto = with the weights")
@@ -84,10 +90,6 @@ class GRPOConfig(TrainConfig):
     smallest_group: ClassVar[int] = 2
 
     trainer_type: Literal["grpo"] = Field("grpo", description="algorithm")
-    global_std: bool = Field(True, description="divide advantages by the standard deviation of all groups instead of each group's own")
-    advantage_aggregation: Literal["gdpo", "sum"] = Field(
-        "gdpo", description="normalise each reward, then add (gdpo), or add, then normalise"
-    )
     clip_range: Interval = Field(
         (-1e-4, 1e-4), description="clip of ratio - 1; log-probabilities are means over the latent, so it is small"
     )
@@ -96,7 +98,6 @@ class GRPOConfig(TrainConfig):
         "x-based", description="distance to the reference: of means, of velocities, Gaussian KL"
     )
     kl_beta: float = Field(0.0, ge=0, description="weight of the KL term; 0 keeps no reference weights")
-    ref_param_device: Device = Field("auto", description="where reference weights of a full fine-tuning are kept; auto = with the weights")
 
 
 TRAIN_CONFIGS: dict[str, type[TrainConfig]] = {"grpo": GRPOConfig}

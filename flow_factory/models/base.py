@@ -51,7 +51,7 @@ class ModelAdapter:
         """Tokens of one sample in the transformer, text included, for estimates."""
         return (height // 16) * (width // 16) + call.get("max_sequence_length", 512)
 
-    def __init__(self, pipe: DiffusionPipeline):
+    def __init__(self, pipe: Any):
         self.pipe = pipe
         self.field = Field(pipe, self.components)
 
@@ -75,7 +75,8 @@ class ModelAdapter:
         if height % step or width % step:
             near = [max(step, step * round(n / step)) for n in (height, width)]
             raise UserError(
-                f"height {height}, width {width}: {type(self.pipe).__name__} makes multiples of {step} pixels; the nearest size is {near[0]} x {near[1]}"
+                f"height {height}, width {width}: {type(self.pipe).__name__} makes multiples of {step} pixels; "
+                f"the nearest size is {near[0]} x {near[1]}"
             )
 
     def size_step(self) -> int:

@@ -54,7 +54,7 @@ def detect(images: np.ndarray) -> list[list[Found]]:
     Blobs smaller than 1.2 % of the picture are specks and are passed over.
     """
     n, height, width, _ = images.shape
-    distance = np.sqrt(((images.astype(np.float32) - np.float32(BACKGROUND)) ** 2).sum(-1))
+    distance = np.sqrt(((images.astype(np.float32) - np.array(BACKGROUND, np.float32)) ** 2).sum(-1))
     labels, count = ndimage.label(distance > _EDGE, structure=_IN_PLANE)
     found: list[list[Found]] = [[] for _ in range(n)]
     if count == 0:

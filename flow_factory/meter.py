@@ -1,0 +1,62 @@
+"""What an epoch cost and showed: metrics by name, seconds by phase, memory."""
+
+import resource
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from flow_factory.distributed import mean_over_ranks
+
+
+class Meter:
+    """Collects on the device; `means` is the epoch's one wait for it."""
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        self.values: dict[str, list[Tensor]] = defaultdict(list)
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def clear(self) -> None:
+        """A new epoch."""
+        self.values.clear()
+        self.seconds.clear()
+
+    def add(self, metrics: Mapping[str, Tensor]) -> None:
+        """Scalars or per-sample values, detached."""
+        for name, value in metrics.items():
+            self.values[name].append(value)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the time inside to a phase of the epoch."""
+        start = time.perf_counter()
+        yield
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds[name] += time.perf_counter() - start
+
+    def means(self) -> dict[str, float]:
+        """`train/<name>`: the mean over all that was added on all processes; and the spread of the ratio."""
+        device = self.accelerator.device
+        joined = {name: torch.cat([v.reshape(-1).float().to(device) for v in values]) for name, values in self.values.items()}
+        means = {f"train/{name}": values.mean() for name, values in joined.items()}
+        if "ratio" in joined:
+            means["train/ratio_std"] = joined["ratio"].std(correction=0)
+        return mean_over_ranks(self.accelerator, means)
+
+    def costs(self, samples: int) -> dict[str, float]:
+        """`time/<phase>_s`, samples per second over all processes, peak memory."""
+        total = sum(self.seconds.values())
+        costs = {f"time/{phase}_s": s for phase, s in self.seconds.items()} | {"time/epoch_s": total}
+        return costs | {"perf/samples_per_s": samples / total, "perf/peak_memory_gb": self.peak_memory_gb()}
+
+    def peak_memory_gb(self) -> float:
+        """Most memory held so far: the device's, or the process's on a CPU."""
+        if self.accelerator.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.accelerator.device) / 1e9
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
