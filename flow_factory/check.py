@@ -108,7 +108,7 @@ def memory_lines(config: RunConfig) -> list[str]:
     parts = estimate(config, family, parameters, shape_of(family, config.model.target_components[0], checkpoint))
     most = peak(parts)
     lines = [f"{p.gb:8.2f} GB  {p.name}" for p in parts]
-    return [*lines, f"{most:8.2f} GB  at the peak, estimated; {verdict(most, parts)}"]
+    return [*lines, f"{most:8.2f} GB  at the peak, estimated, rewards not counted; {verdict(most, parts)}"]
 
 
 def verdict(most: float, parts: list[Part]) -> str:

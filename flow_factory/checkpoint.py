@@ -18,11 +18,11 @@ from typing import Any, Literal
 import torch
 from diffusers import DiffusionPipeline
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from flow_factory.errors import UserError
-from flow_factory.models.base import import_pipeline
 from flow_factory.policy import Policy
 from flow_factory.weights import WeightStore
 
@@ -46,6 +46,7 @@ def write_atomically(folder: Path, write: Callable[[Path], None]) -> None:
                 os.fsync(file.fileno())
     if folder.exists():
         old = folder.with_name(f".old-{folder.name}")
+        shutil.rmtree(old, ignore_errors=True)  # of an earlier cut
         folder.rename(old)
         partial.rename(folder)
         shutil.rmtree(old)
@@ -68,17 +69,20 @@ def load_model(folder: Path, policy: Policy, pipeline: type[DiffusionPipeline]) 
     """Writes saved weights into the model built from the config.
 
     Raises:
-        CheckpointError: the folder holds another kind of weights, or ones of other shapes.
+        CheckpointError: the folder holds another kind of weights, or ones of other names, shapes or scale.
     """
     kind, lora = model_kind(folder), lora_of(policy)
     if lora != (kind == "lora"):
         raise CheckpointError(f"{folder} holds {kind} weights, but model.finetune_type is {'lora' if lora else 'full'}")
     if lora:
-        saved = load_file(folder / LORA_FILE)
+        saved, scales = load_file(folder / LORA_FILE), _lora_metadata(folder)
         for name, module in policy.models.items():
             prefix = f"{name}."
             part = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
-            _check(folder, set(get_peft_model_state_dict(module)), set(part))
+            _check(folder, get_peft_model_state_dict(module), part)
+            here = module.peft_config["default"].lora_alpha
+            if (there := scales.get(f"{prefix}lora_alpha", here)) != here:
+                raise CheckpointError(f"{folder} was trained with model.lora_alpha: {there}; with {here} it would be another model")
             set_peft_model_state_dict(module, part)
     else:
         for name, module in policy.models.items():
@@ -90,18 +94,26 @@ def lora_of(policy: Policy) -> bool:
     return all(getattr(module, "peft_config", None) for module in policy.models.values())
 
 
-def _check(folder: Path, here: set[str], saved: set[str]) -> None:
-    if wrong := sorted(here ^ saved):
-        side = "lacks" if wrong[0] in here else "has the unknown"
-        raise CheckpointError(
-            f"{folder} does not fit this model: it {side} {wrong[0]!r} (and {len(wrong) - 1} more); other lora_rank or target_modules?"
-        )
+def _lora_metadata(folder: Path) -> dict[str, Any]:
+    """What diffusers writes beside the weights (`transformer.lora_alpha`, ...); empty for a file of another origin."""
+    with safe_open(folder / LORA_FILE, "pt") as file:
+        return json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+
+
+def _check(folder: Path, here: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    if wrong := sorted(set(here) ^ set(saved)):
+        problem = f"it {'lacks' if wrong[0] in here else 'has the unknown'} {wrong[0]!r} (and {len(wrong) - 1} more)"
+    elif wrong := [k for k, t in saved.items() if t.shape != here[k].shape]:
+        problem = f"{wrong[0]!r} is {list(saved[wrong[0]].shape)} there and {list(here[wrong[0]].shape)} here"
+    else:
+        return
+    raise CheckpointError(f"{folder} does not fit this model: {problem}; other lora_rank or target_modules?")
 
 
 @torch.no_grad()
 def _copy(folder: Path, module: nn.Module, saved: Mapping[str, Tensor]) -> None:
     here = module.state_dict()
-    _check(folder, set(here), set(saved))
+    _check(folder, here, saved)
     for key, tensor in saved.items():
         here[key].copy_(tensor)
 
@@ -171,18 +183,3 @@ def prune(folder: Path, keep_last_n: int | None) -> None:
     if keep_last_n is not None:
         for old in checkpoints(folder)[:-keep_last_n]:
             shutil.rmtree(old)
-
-
-def load_pipeline(name: str, path: str, dtype: torch.dtype | dict[str, torch.dtype]) -> DiffusionPipeline:
-    """`from_pretrained` of a folder or hub name.
-
-    Raises:
-        CheckpointError: one sentence on why it does not load.
-    """
-    cls = import_pipeline(path)
-    try:
-        return cls.from_pretrained(name, torch_dtype=dtype)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        where = "the folder" if Path(name).exists() else "the hub name"
-        raise CheckpointError(f"model.model_name_or_path: {where} {name!r} does not load as {cls.__name__}: {reason}") from error

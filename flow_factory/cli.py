@@ -7,11 +7,12 @@ import argparse
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from flow_factory import __version__
-from flow_factory.config import RunConfig, config_help, dump_config, load_config
+from flow_factory.config import ConfigError, RunConfig, config_help, dump_config, load_config
 from flow_factory.errors import UserError
 from flow_factory.launch import FLAGS, launch, place, told_processes
 
@@ -23,6 +24,18 @@ examples:
   ff-train --help-config train                                     the keys of a section, with defaults
   ff-train CONFIG model.resume_path=save/RUN                       go on where a run stopped
 """
+
+
+def first() -> bool:
+    """Whether this is the process that speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def complain(error: Exception) -> None:
+    """Prints an error. What several processes find wrong is said once: the launcher ends those that still wait when one has left."""
+    if not first():
+        time.sleep(5)
+    print(f"error: {error}", file=sys.stderr)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 failed, 2 bad config, 130 interrupted."""
-    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
+    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING if first() else logging.ERROR)
     args = parser().parse_intermixed_args(argv)
     try:
         if args.help_config is not None:
@@ -58,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         processes = told_processes(vars(args), os.environ)
         return act(load_config(args.config, args.overrides + ([f"num_processes={processes}"] if processes else [])), args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ConfigError, UserError) as error:
+        complain(error)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -70,16 +83,17 @@ def act(config: RunConfig, args: argparse.Namespace) -> int:
     if args.print_config:
         print(dump_config(config), end="")
         return 0
-    for notice in config.notices:
-        print(f"note: {notice}", file=sys.stderr)
+    placement = place(config, vars(args), os.environ)
+    if placement.num_processes > 1 and not placement.inside and not args.check:
+        return launch(placement, config.config_file, [str(args.config), *args.overrides])
+    if first():
+        for notice in config.notices:
+            print(f"note: {notice}", file=sys.stderr)
     if args.check:
         from flow_factory.check import check
 
         print(check(config))
         return 0
-    placement = place(config, vars(args), os.environ)
-    if placement.num_processes > 1 and not placement.inside:
-        return launch(placement, config.config_file, [str(args.config), *args.overrides])
     return work(config)
 
 
@@ -96,7 +110,7 @@ def work(config: RunConfig) -> int:
     except Interrupted:
         return 130
     except (OnPolicyError, RewardError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(error)
         return 1
     if summary:
         print("\n" + summary)

@@ -99,18 +99,24 @@ def launch(placement: Placement, config_file: str | None, arguments: Sequence[st
     there it is torch's own launcher.
     """
     import torch
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    file = found(config_file) if config_file else None
     os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (os.environ.get("PYTHONPATH"), str(Path.cwd())) if p)
     try:
         if torch.cuda.is_available():
-            _accelerate(placement, config_file, arguments)
+            _accelerate(placement, file, arguments)
         else:
-            if config_file is not None:
-                print(f"note: {config_file} is for accelerators; on a CPU the processes are plain data parallel", file=sys.stderr)
+            if file is not None:
+                print(f"note: {file} is for accelerators; on a CPU the processes are plain data parallel", file=sys.stderr)
             _torchrun(placement, arguments)
+    except SignalException:  # passed on to them, and they have ended
+        return 130
     except ChildFailedError as failed:
         rank, failure = failed.get_first_failure()
+        if failure.exitcode == 130:
+            return 130
         print(
             f"error: process {rank} of {placement.num_processes} stopped with exit code {failure.exitcode}; its message is above",
             file=sys.stderr,
@@ -119,12 +125,12 @@ def launch(placement: Placement, config_file: str | None, arguments: Sequence[st
     return 0
 
 
-def _accelerate(placement: Placement, config_file: str | None, arguments: Sequence[str]) -> None:
+def _accelerate(placement: Placement, config_file: Path | None, arguments: Sequence[str]) -> None:
     from accelerate.commands.launch import launch_command, launch_command_parser
 
     where = {flag: str(getattr(placement, flag)) for flag in FLAGS}
     command = [word for flag, value in where.items() for word in (f"--{flag}", value)]
-    command += ["--config_file", str(found(config_file))] if config_file else ["--multi_gpu", "--mixed_precision", "no"]
+    command += ["--config_file", str(config_file)] if config_file else ["--multi_gpu", "--mixed_precision", "no"]
     launch_command(launch_command_parser().parse_args([*command, "--module", "flow_factory", *arguments]))
 
 

@@ -12,8 +12,10 @@ from torch import nn
 
 from flow_factory.algorithms import ALGORITHMS
 from flow_factory.config import RunConfig, plan_of
+from flow_factory.launch import found
 from flow_factory.models.base import ModelAdapter
-from flow_factory.policy import DTYPES, target_names
+from flow_factory.models.loading import DTYPES
+from flow_factory.policy import target_names
 
 ACTIVATIONS = 34
 """Values of 16 bits kept for the backward of one transformer layer, in units of tokens x width, with an attention that does not keep
@@ -27,7 +29,7 @@ class Part:
     name: str
     gb: float
     phase: str
-    """"always", or the phase in which it is there: the peak is the largest of the phases."""
+    """ "encoding" comes before the rest is on the device; "training" is on top of what is there "always"."""
 
 
 def stored_parameters(checkpoint: Path) -> dict[str, float]:
@@ -80,23 +82,32 @@ def estimate(config: RunConfig, family: type[ModelAdapter], parameters: dict[str
     plan = plan_of(config)
     latents = tokens * 64 * DTYPES[train.latent_storage_dtype].itemsize * 2 * plan.trained_steps
     rollouts = 0 if train.offload_samples_to_cpu else latents * plan.micro_batches_per_rank * train.per_device_batch_size
-    gb = 1e-9
+    shards = config.num_processes if sharded(config) else 1
+    gb, shared = 1e-9, 1e-9 / shards
     return [
-        Part("frozen weights", frozen * half * gb, "always"),
-        Part(f"trained weights ({trained / 1e6:.1f} M)", trained * master * gb, "always"),
-        Part("optimiser state", trained * state * gb, "always"),
-        Part(f"copies of trained weights ({copies})", copies * trained * 4 * gb, "always"),
+        Part("frozen weights", frozen * half * shared, "always"),
+        Part(f"trained weights ({trained / 1e6:.1f} M)", trained * master * shared, "always"),
+        Part("optimiser state", trained * state * shared, "always"),
+        Part(f"copies of trained weights ({copies})", copies * trained * 4 * shared, "always"),
         Part("kept latents", rollouts * gb, "always"),
         Part("text encoders, until the rows are encoded", encoders * half * gb, "encoding"),
-        Part("gradients", trained * master * gb, "training"),
+        Part("gradients", trained * master * shared, "training"),
         Part("activations", kept * gb, "training"),
     ]
 
 
+def sharded(config: RunConfig) -> bool:
+    """Whether the launcher's file shares the weights out over the processes (FSDP, ZeRO-3)."""
+    if config.config_file is None:
+        return False
+    text = found(config.config_file).read_text()
+    return "FSDP" in text or "zero_stage: 3" in text
+
+
 def peak(parts: list[Part]) -> float:
     """GB of the largest phase."""
-    always = sum(p.gb for p in parts if p.phase == "always")
-    return always + max(sum(p.gb for p in parts if p.phase == phase) for phase in ("training",))
+    gb = {phase: sum(p.gb for p in parts if p.phase == phase) for phase in ("always", "training", "encoding")}
+    return max(gb["always"] + gb["training"], gb["encoding"])
 
 
 def trained_parameters(config: RunConfig, family: type[ModelAdapter], module: Any) -> int:

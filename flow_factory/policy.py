@@ -13,8 +13,7 @@ from torch import nn
 from flow_factory.config import ModelConfig
 from flow_factory.errors import UserError
 from flow_factory.models.base import ModelAdapter
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "no": torch.float32}
+from flow_factory.models.loading import DTYPES
 
 
 class Policy(nn.Module):
@@ -123,7 +122,8 @@ def target_names(module: nn.Module, component: str, target: str | Sequence[str],
         want = rest if of == component else ending
         hits = [name for name in linear if name == want or name.endswith("." + want)]
         if not hits:
-            known = sorted({".".join(p for p in name.split(".") if not p.isdigit()) for name in linear})
+            ends = (name.split(".")[k:] for name in linear for k in range(name.count(".") + 1))
+            known = sorted({".".join(parts) for parts in ends if not parts[0].isdigit()})
             near = difflib.get_close_matches(want, known, n=3, cutoff=0.3)
             raise UserError(
                 f"model.target_modules: {want!r} fits no linear layer of {component}; near ones: {', '.join(near or known[:8])}"

@@ -16,16 +16,16 @@ from accelerate.utils import AutocastKwargs, broadcast_object_list
 from diffusers.optimization import get_scheduler
 
 from flow_factory.algorithms import ALGORITHMS
-from flow_factory.checkpoint import CheckpointError, kind_of, load_model, load_pipeline, load_state, newest
+from flow_factory.checkpoint import CheckpointError, kind_of, load_model, load_state, newest
 from flow_factory.config import EvalConfig, RewardConfig, RunConfig, TrainConfig, dump_config, plan_of
 from flow_factory.data.cache import ConditionCache, encode_rows, module_fingerprint
 from flow_factory.data.reader import read_rows
 from flow_factory.errors import UserError
 from flow_factory.evaluation import Evaluator
 from flow_factory.hparams import RewardArguments
-from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
-from flow_factory.policy import DTYPES, Policy, build_policy
+from flow_factory.models.loading import load_adapter
+from flow_factory.policy import Policy, build_policy
 from flow_factory.rewards.scoring import load_rewards
 from flow_factory.run import Run
 from flow_factory.trackers import Trackers, open_trackers
@@ -50,7 +50,7 @@ def build(config: RunConfig) -> Run:
     )
     rewards.check_columns(rows)
     eval_rewards.check_columns(test)
-    adapter = load_adapter(config)
+    adapter = open_adapter(config)
     for section in (config.train, config.eval):
         adapter.check_size(section.height, section.width)
     folder = run_folder(config, accelerator)
@@ -100,19 +100,15 @@ def arguments(entries: Sequence[RewardConfig]) -> list[RewardArguments]:
     return [RewardArguments(**{**e.model_dump(), "device": "cuda" if e.device == "auto" else e.device}) for e in entries]
 
 
-def load_adapter(config: RunConfig) -> ModelAdapter:
+def open_adapter(config: RunConfig) -> ModelAdapter:
     """The pipeline in the run's precision, trained parts in the master weights' dtype, behind its family's adapter.
 
     Raises:
         CheckpointError: it does not load.
     """
-    family = MODELS[config.model.model_type]
-    frozen = DTYPES[config.mixed_precision]
-    trained = DTYPES[config.model.master_weight_dtype] if config.model.finetune_type == "full" else frozen
-    dtypes = {"default": frozen, **dict.fromkeys(family.components, trained)}
-    pipe: Any = load_pipeline(config.model.model_name_or_path, family.pipeline, dtypes if trained != frozen else frozen)
-    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **config.scheduler.overrides)
-    return family(pipe)
+    model = config.model
+    trained = model.master_weight_dtype if model.finetune_type == "full" else None
+    return load_adapter(model.model_name_or_path, model.model_type, config.mixed_precision, trained, config.scheduler.overrides)
 
 
 def encode(config: RunConfig, adapter: ModelAdapter, splits: list[list[Row]], accelerator: Accelerator) -> list[list[Cond]]:

@@ -23,7 +23,8 @@ from flow_factory.ema import ema_decay
 from flow_factory.interrupt import Interrupt
 from flow_factory.meter import Meter
 from flow_factory.models.base import ModelAdapter
-from flow_factory.policy import DTYPES, Policy
+from flow_factory.models.loading import DTYPES
+from flow_factory.policy import Policy
 from flow_factory.randomness import generator, normal
 from flow_factory.rewards.scoring import RewardSet
 from flow_factory.sampling import Sampler

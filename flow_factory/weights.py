@@ -72,12 +72,15 @@ class WeightStore:
         """
         if set(state) != {"policy", *self.copies}:
             raise ValueError(f"the saved copies are {sorted(state)}, this run keeps {sorted({'policy', *self.copies})}")
+        mine = {name: dict(zip(self.params, kept, strict=True)) for name, kept in self.copies.items()}
+        mine["policy"] = dict(self.params)
         for name, tensors in state.items():
-            here = self.params if name == "policy" else dict(zip(self.params, self.copies[name], strict=True))
+            here = mine[name]
             wrong = sorted(set(tensors) ^ set(here)) or [k for k, t in tensors.items() if t.shape != here[k].shape]
             if wrong:
                 raise ValueError(
                     f"the saved weights {name!r} do not fit this model, first at {wrong[0]!r}: other lora_rank or target_modules?"
                 )
+        for name, tensors in state.items():
             for key, tensor in tensors.items():
-                here[key].copy_(tensor)
+                mine[name][key].copy_(tensor)

@@ -229,7 +229,7 @@ def train_flow(args: argparse.Namespace) -> None:
     while (done := (time.time() - start) / args.seconds) < 1:
         k = torch.randint(0, len(rows), (args.batch,))
         x0, text = z[k], which[k]
-        s = torch.sigmoid(torch.randn(args.batch) * 1.2 + 0.5)
+        s = torch.sigmoid(torch.randn(args.batch) * 1.2 + args.time_mean)
         noise, sb = torch.randn_like(x0), s[:, None, None]
         pooled, embeds = pipe.text_encoder(clip_ids[text]).pooler_output, pipe.text_encoder_2(t5_ids[text])[0]
         v = pipe.transformer(
@@ -286,6 +286,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--tell", type=float, default=120, help="seconds between two evaluations")
     parser.add_argument("--noise", type=float, default=0.35, help="share of the captions that their picture contradicts")
+    parser.add_argument(
+        "--time-mean", type=float, default=0.5, help="median training time is sigmoid of it; objects are chosen at high ones"
+    )
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--threads", type=int, default=2)

@@ -1,0 +1,280 @@
+"""Checkpoints are whole or absent, diffusers reads them, and what was saved is what is loaded."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxPipeline, FluxTransformer2DModel
+from diffusers.optimization import get_scheduler
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from flow_factory.checkpoint import (
+    LORA_FILE,
+    CheckpointError,
+    checkpoints,
+    kind_of,
+    load_model,
+    load_state,
+    newest,
+    prune,
+    save_model,
+    save_state,
+    write_atomically,
+)
+from flow_factory.models.flux1 import Flux1
+from flow_factory.models.loading import LoadError, load_pipeline
+from flow_factory.policy import Policy
+from flow_factory.randomness import generator
+from flow_factory.weights import WeightStore
+from tests.conftest import CALL, condition, flux, fresh_policy, policy_over
+
+LORA = {"finetune_type": "lora", "target_modules": ("default",), "lora_rank": 4, "lora_alpha": 12}
+FULL = {"finetune_type": "full", "master_weight_dtype": "fp32"}
+SOME = FULL | {"target_modules": ("attn.to_q",)}
+
+
+def saved(folder: Path, policy: Policy) -> Path:
+    save_model(folder, policy, FluxPipeline)
+    return folder
+
+
+def state_of(policy: Policy) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in policy.components.state_dict().items()}
+
+
+def pictures(pipe: FluxPipeline, cond: dict[str, Any]) -> list[np.ndarray]:
+    out = pipe(**cond, **CALL, num_inference_steps=3, generator=generator(0, "eval", 0), output_type="pil").images
+    return [np.asarray(picture) for picture in out]
+
+
+# -- diffusers reads what is saved --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alpha", [12, 4])
+def test_a_saved_lora_in_a_stock_pipeline_draws_what_evaluation_drew(flux_folder: Path, tmp_path: Path, alpha: int) -> None:
+    """The scale alpha / rank, 3 or 1, comes from the file: a stock pipeline is told nothing."""
+    adapter = Flux1(load_pipeline(str(flux_folder), Flux1.pipeline, torch.float32))
+    policy, cond = policy_over(adapter, **LORA | {"lora_alpha": alpha}), condition(adapter)
+    evaluated = adapter.evaluate(cond, CALL, 3, [generator(0, "eval", 0)])
+    stock = FluxPipeline.from_pretrained(flux_folder)
+    without = pictures(stock, cond)
+    stock.load_lora_weights(saved(tmp_path, policy))
+    assert np.array_equal(pictures(stock, cond)[0], np.asarray(evaluated[0]))
+    assert not np.array_equal(without[0], np.asarray(evaluated[0]))
+    assert [f.name for f in tmp_path.iterdir()] == [LORA_FILE]
+
+
+@pytest.mark.parametrize("master", ["fp32", "bf16"])
+def test_saved_full_weights_are_a_stock_transformer(tmp_path: Path, master: str) -> None:
+    policy = fresh_policy(flux(), finetune_type="full", master_weight_dtype=master)
+    with torch.no_grad():
+        for p in policy.trained().values():
+            p.mul_(1.5)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[master]
+    stock = FluxTransformer2DModel.from_pretrained(saved(tmp_path, policy) / "transformer", torch_dtype=dtype).state_dict()
+    mine = policy.models["transformer"].state_dict()
+    assert stock.keys() == mine.keys() and all(torch.equal(stock[k], mine[k]) and stock[k].dtype == mine[k].dtype for k in stock)
+
+
+# -- loading ------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [LORA, FULL, SOME])
+def test_loaded_weights_are_the_saved_ones(tmp_path: Path, model: dict[str, Any]) -> None:
+    source, target = policy_over(flux(), seed=1, **model), policy_over(flux(), seed=2, **model)
+    with torch.no_grad():
+        for p in source.trained().values():
+            p.mul_(1.5)
+    trained = set(target.trained())
+    load_model(saved(tmp_path, source), target, FluxPipeline)
+    assert all(torch.equal(v, state_of(target)[k]) for k, v in state_of(source).items())
+    assert set(target.trained()) == trained
+
+
+@pytest.mark.parametrize(("model", "kind"), [(LORA, "lora"), (FULL, "full")])
+def test_weights_load_from_beside_a_training_state(tmp_path: Path, model: dict[str, Any], kind: str) -> None:
+    policy = policy_over(flux(), seed=1, **model)
+    (saved(tmp_path, policy) / "state").mkdir()
+    (tmp_path / "state" / "progress.json").write_text("{}")
+    target = policy_over(flux(), seed=2, **model)
+    load_model(tmp_path, target, FluxPipeline)
+    assert kind_of(tmp_path) == "state"
+    assert all(torch.equal(v, state_of(target)[k]) for k, v in state_of(policy).items())
+
+
+@pytest.mark.parametrize(("here", "there", "message"), [
+    (LORA | {"lora_rank": 8}, LORA, r"lora_A.weight' is \[4, 32\] there and \[8, 32\] here; other lora_rank or target_modules\?"),
+    (LORA | {"target_modules": ("attn.to_q",)}, LORA, r"it has the unknown '.*' \(and \d+ more\); other lora_rank"),
+    (LORA, LORA | {"target_modules": ("attn.to_q",)}, r"it lacks '.*' \(and \d+ more\)"),
+    (LORA | {"lora_alpha": 24}, LORA, r"was trained with model.lora_alpha: 12; with 24 it would be another model"),
+    (FULL, LORA, "holds lora weights, but model.finetune_type is full"),
+    (LORA, FULL, "holds full weights, but model.finetune_type is lora"),
+])  # fmt: skip
+def test_weights_of_another_model_are_refused(tmp_path: Path, here: dict[str, Any], there: dict[str, Any], message: str) -> None:
+    folder, policy = saved(tmp_path, policy_over(flux(), seed=1, **there)), policy_over(flux(), seed=2, **here)
+    before = state_of(policy)
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_model(folder, policy, FluxPipeline)
+    assert str(folder) in str(error.value)
+    assert all(torch.equal(v, state_of(policy)[k]) for k, v in before.items())
+
+
+def test_a_lora_without_metadata_loads(tmp_path: Path) -> None:
+    """As other trainers write it: only the names and shapes can be checked."""
+    source, target = policy_over(flux(), seed=1, **LORA), policy_over(flux(), seed=2, **LORA)
+    saved(tmp_path, source)
+    save_file(load_file(tmp_path / LORA_FILE), tmp_path / LORA_FILE)
+    load_model(tmp_path, target, FluxPipeline)
+    assert all(torch.equal(v, target.trained()[k]) for k, v in source.trained().items())
+
+
+# -- folders ------------------------------------------------------------------------------------------------------------------------
+
+
+def fill(text: str, fail: bool = False) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / "a").write_text(text)
+        if fail:
+            raise OSError("no space left on device")
+        (folder / "sub").mkdir()
+        (folder / "sub" / "b").write_text(text)
+
+    return write
+
+
+def test_a_written_folder_replaces_the_old_one_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints" / "epoch_1"
+    write_atomically(folder, lambda partial: (partial / "stale").write_text("old"))
+    write_atomically(folder, fill("new"))
+    assert sorted(str(p.relative_to(tmp_path)) for p in folder.rglob("*") if p.is_file()) == [
+        "checkpoints/epoch_1/a", "checkpoints/epoch_1/sub/b"]  # fmt: skip
+    assert [p.name for p in folder.parent.iterdir()] == ["epoch_1"]
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_failed_write_leaves_what_was_there(tmp_path: Path, existed: bool) -> None:
+    folder = tmp_path / "epoch_1"
+    if existed:
+        write_atomically(folder, fill("old"))
+    with pytest.raises(OSError, match="no space"):
+        write_atomically(folder, fill("new", fail=True))
+    assert folder.exists() == existed and checkpoints(tmp_path) == [folder] * existed
+    assert not existed or ((folder / "a").read_text(), (folder / "sub" / "b").read_text()) == ("old", "old")
+    write_atomically(folder, fill("third"))
+    assert (folder / "sub" / "b").read_text() == "third"
+
+
+def test_leftovers_of_a_cut_are_in_nobodys_way(tmp_path: Path) -> None:
+    for name in ("epoch_1", ".old-epoch_1", ".partial-epoch_1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "stale").write_text("")
+    write_atomically(tmp_path / "epoch_1", fill("new"))
+    assert [p.name for p in tmp_path.iterdir()] == ["epoch_1"] and not (tmp_path / "epoch_1" / "stale").exists()
+
+
+@pytest.mark.parametrize(("files", "kind"), [
+    ([LORA_FILE], "lora"), (["transformer/config.json"], "full"), (["state/progress.json"], "state"),
+    ([LORA_FILE, "state/progress.json"], "state"), (["transformer/config.json", "state/progress.json"], "state"),
+])  # fmt: skip
+def test_what_a_folder_holds(tmp_path: Path, files: list[str], kind: str) -> None:
+    for file in files:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    assert kind_of(tmp_path) == kind
+
+
+@pytest.mark.parametrize(("folder", "seen"), [("none", "no such folder"), ("empty", "empty"), ("full", "notes.txt")])
+def test_a_folder_that_is_no_checkpoint_is_described(tmp_path: Path, folder: str, seen: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").touch()
+    with pytest.raises(CheckpointError, match=rf"model.resume_path: {tmp_path / folder} is no checkpoint \({seen}\); one holds state/, "):
+        kind_of(tmp_path / folder)
+
+
+def test_checkpoints_are_in_the_order_of_their_epochs(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    assert newest(tmp_path) == tmp_path and checkpoints(folder) == []
+    for name in ("epoch_10", "epoch_9", "epoch_100", ".partial-epoch_200", ".old-epoch_300", "epoch_x", "epoch_400.bak"):
+        (folder / name).mkdir(parents=True)
+    assert [p.name for p in checkpoints(folder)] == ["epoch_9", "epoch_10", "epoch_100"]
+    assert newest(tmp_path) == folder / "epoch_100" and newest(folder / "epoch_9") == folder / "epoch_9"
+    prune(folder, None)
+    assert len(checkpoints(folder)) == 3
+    prune(folder, 2)
+    assert [p.name for p in checkpoints(folder)] == ["epoch_10", "epoch_100"] and (folder / "epoch_x").exists()
+    prune(folder, 5)
+    assert len(checkpoints(folder)) == 2
+
+
+# -- training state -----------------------------------------------------------------------------------------------------------------
+
+
+def run(dtype: torch.dtype, names: tuple[str, ...] = ("ema",)) -> tuple[nn.Module, WeightStore, Any, Any]:
+    model = nn.Linear(4, 3).to(dtype)
+    store = WeightStore(dict(model.named_parameters()))
+    for name in names:
+        store.keep(name)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    return model, store, optimizer, get_scheduler("cosine", optimizer, num_warmup_steps=2, num_training_steps=9)
+
+
+def train(model: nn.Module, store: WeightStore, optimizer: Any, schedule: Any, steps: range) -> None:
+    for k in steps:
+        model(torch.full((1, 4), k + 1.0, dtype=model.weight.dtype)).square().sum().backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        store.blend("ema", 0.9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_resumed_run_goes_on_to_the_bit(tmp_path: Path, dtype: torch.dtype) -> None:
+    first, second = run(dtype), run(dtype)
+    train(*first, range(4))
+    (tmp_path / "state").mkdir()
+    save_state(tmp_path / "state", *first[1:], {"epoch": 4, "updates": 8})
+    assert load_state(tmp_path, *second[1:]) == {"epoch": 4, "updates": 8}
+    for parts in (first, second):
+        train(*parts, range(4, 7))
+    a, b = first[1].state_dict(), second[1].state_dict()
+    assert all(torch.equal(a[name][k], b[name][k]) for name in ("policy", "ema") for k in a[name])
+    assert first[3].get_last_lr() == second[3].get_last_lr()
+
+
+def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    save_state(tmp_path / "state", *run(torch.float32)[1:], {})
+    with pytest.raises(CheckpointError, match=rf"{tmp_path} does not fit this run: the saved copies are \['ema', 'policy'\], this run keeps"):
+        load_state(tmp_path, *run(torch.float32, ("ema", "ref"))[1:])
+
+
+# -- the pipeline ---------------------------------------------------------------------------------------------------------------------
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:50])
+
+
+@pytest.mark.parametrize(("spoil", "reason"), [
+    (lambda p: shutil.rmtree(p), r"the hub name \(there is no such folder\)"),
+    (lambda p: [shutil.rmtree(f) if f.is_dir() else f.unlink() for f in p.iterdir()], "no file named model_index.json"),
+    (lambda p: (p / "model_index.json").write_text("{"), "not a valid JSON file"),
+    (lambda p: (p / "transformer" / "config.json").write_text("{"), "transformer/config.json' is not a valid JSON file"),
+    (lambda p: (p / "transformer" / "diffusion_pytorch_model.safetensors").unlink(), "no file named diffusion_pytorch_model"),
+    (lambda p: (p / "text_encoder" / "model.safetensors").unlink(), "no file named model.safetensors"),
+    (lambda p: cut(p / "transformer" / "diffusion_pytorch_model.safetensors"), "Unable to load weights"),
+    (lambda p: cut(p / "text_encoder" / "model.safetensors"), ""),
+    (lambda p: shutil.rmtree(p / "vae"), "no file named config.json"),
+])  # fmt: skip
+def test_a_pipeline_that_does_not_load_is_one_sentence(flux_folder: Path, tmp_path: Path, spoil: Callable[[Path], Any], reason: str) -> None:
+    folder = shutil.copytree(flux_folder, tmp_path / "flux")
+    spoil(folder)
+    with pytest.raises(LoadError, match=rf"model.model_name_or_path: .*'{folder}' does not load as FluxPipeline: \w") as error:
+        load_pipeline(str(folder), Flux1.pipeline, torch.float32)
+    assert reason.replace("\\", "") in str(error.value) and "\n" not in str(error.value)

@@ -1,0 +1,210 @@
+"""`ff-train` as its user meets it: what it prints, what it returns, and where it finds its processes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flow_factory.cli import main
+from flow_factory.config import ConfigError, load_config
+from flow_factory.launch import Placement, found, place, told_processes
+from tests.tiny.run import environment, ff_train, logged, write_run
+
+REWARD = """\
+from flow_factory.rewards import PointwiseRewardModel, RewardModelOutput
+
+
+class Bright(PointwiseRewardModel):
+    required_fields = ("image",)
+
+    def __call__(self, image, **others):
+        return RewardModelOutput([sum(p.convert("L").tobytes()) / 1e5 for p in image])
+"""
+
+
+def python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=120)
+
+
+def test_a_run_from_the_command_line(tmp_path: Path) -> None:
+    """With a reward of the user's own, from a file in the current directory."""
+    write_run(tmp_path)
+    (tmp_path / "mine.py").write_text(REWARD)
+    done = ff_train("tiny.yaml", "rewards.reward_model=mine.Bright", "train.max_epochs=1", "run_name=first", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "# first: 1 epochs of grpo" in done.stdout
+    lines = logged(tmp_path / "save" / "first")
+    assert [line["step"] for line in lines] == [0, 1, 1]
+    assert len({line["eval/reward_size_mean"] for line in lines[::2]}) == 2, "the reward is the user's, which the update moves"
+    assert "Traceback" not in done.stderr
+
+
+def test_sigterm_stops_a_run_with_its_own_code(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    done = ff_train("tiny.yaml", cwd=tmp_path, killed="flow_factory.models.base:ModelAdapter.sample 6 SIGTERM")
+    assert done.returncode == 130, done.stderr
+    assert "SIGTERM: stopped before epoch 2; go on with model.resume_path=" in done.stderr
+    assert (tmp_path / "save/run/checkpoints/epoch_1/state/progress.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("written", "overrides", "message"),
+    [
+        ("train:\n  lerning_rate: 1.0e-4\n", (), "bad.yaml:2: train.lerning_rate: unknown key. Did you mean 'learning_rate'?"),
+        ("train:\n  group_size: 4\n", ("train.per_device_batch_size=3",), "bad.yaml:2: train.group_size: 4 must be a multiple of"),
+        ("train: {\n", (), "bad.yaml:2: not valid YAML"),
+    ],
+)
+def test_a_bad_config_is_a_line_and_a_word_and_loads_no_torch(
+    tmp_path: Path, written: str, overrides: tuple[str, ...], message: str
+) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(written + "model: {model_type: flux1, model_name_or_path: x}\nrewards: {reward_model: shapes}\n")
+    argv = ["bad.yaml", *overrides, "--check"]
+    done = python(f"import sys; from flow_factory.cli import main; code = main({argv}); print(code, 'torch' in sys.modules)", tmp_path)
+    assert done.stdout == "2 False\n", done.stderr
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_no_arguments_and_a_missing_file_are_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "usage: ff-train" in capsys.readouterr().out
+    (tmp_path / "quick.yaml").touch()
+    assert main([str(tmp_path / "quik.yaml")]) == 2
+    assert f"there is no such file. Did you mean '{tmp_path / 'quick.yaml'}'?" in capsys.readouterr().err
+
+
+def test_an_error_of_the_data_set_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_run(tmp_path)
+    (tmp_path / "data" / "train.jsonl").write_text('{"text": "a cat"}\n')
+    assert main([str(file)]) == 2
+    assert f"error: {tmp_path}/data/train.jsonl:1: no 'prompt' among the columns text" in capsys.readouterr().err
+
+
+def test_help_fits_and_names_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = python("import sys; from flow_factory.cli import main; main(['--help'])", tmp_path)
+    assert done.returncode == 0
+    for word in ("--check", "--print-config", "--help-config", "--num_processes", "--main_process_ip", "section.key=value", "examples:"):
+        assert word in done.stdout
+    assert main(["--help-config", "train"]) == 0
+    table = capsys.readouterr().out
+    assert table.startswith("train: with trainer_type: grpo")
+    assert "learning_rate" in table
+    assert main(["--help-config", "trian"]) == 2
+    assert "no section 'trian'. Did you mean 'train'?" in capsys.readouterr().err
+
+
+def test_the_printed_config_is_the_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_run(tmp_path)
+    assert main([str(file), "train.learning_rate=1e-4", "--print-config", "eval.guidance_scale=2.0"]) == 0
+    again = tmp_path / "again.yaml"
+    again.write_text(capsys.readouterr().out)
+    assert load_config(again) == load_config(file, ["train.learning_rate=1e-4", "eval.guidance_scale=2.0"]) != load_config(file)
+
+
+def test_check_tells_the_plan_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_run(tmp_path)
+    assert main(["--check", str(file), "train.group_size=8"]) == 0
+    said = capsys.readouterr().out
+    for line in (
+        f"{tmp_path}/data: 6 training rows, 4 test rows", "training: size = 1 x jpeg_compressibility", "on disk, 0.00",
+        "samples an epoch: 16 = 2 groups of 8", "trained steps: 1 of [0, 1]", "run: 2 epochs, 4 optimiser steps", "GB  at the peak",
+    ):  # fmt: skip
+        assert line in said
+    assert not (tmp_path / "save").exists(), "a check leaves nothing behind"
+
+
+def test_check_of_a_hub_name_needs_no_network(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    overrides = ["model.model_name_or_path=black-forest-labs/FLUX.1-dev", "train.resolution=512", "train.max_sequence_length=512"]
+    done = ff_train("--check", "tiny.yaml", *overrides, "mixed_precision=bf16", cwd=tmp_path, HF_HOME=str(tmp_path / "hub"))
+    assert done.returncode == 0, done.stderr
+    assert "FLUX.1-dev: not on this machine; from the hub it would be downloaded (about 34 GB in 16 bits)" in done.stdout
+    assert "23.97 GB  frozen weights" in done.stdout
+
+
+def test_check_finds_what_would_stop_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_run(tmp_path)
+    for override, message in (
+        (f"model.model_name_or_path={tmp_path}/data", "has no model_index.json, so it is no diffusers pipeline"),
+        ("model.model_name_or_path=/nowhere", "'/nowhere' is no folder, and no hub name such as"),
+        ("rewards.reward_model=nothing.Here", "no module 'nothing'"),
+        ("model.target_modules=attn.to_w", "'attn.to_w' fits no linear layer"),
+        (f"data.dataset_dir={tmp_path}/nowhere", "no data set folder"),
+        ("rewards.reward_model=shapes", "reward 'size' needs the column"),
+    ):
+        assert main(["--check", str(file), override]) == 2
+        assert message in capsys.readouterr().err
+
+
+WORKER = {"LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "4"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "processes"),
+    [
+        ({}, {}, None),
+        ({"num_processes": 3}, {}, 3),
+        ({"num_processes": 3}, {"GPUS_PER_NODE": "8"}, 3),
+        ({}, {"GPUS_PER_NODE": "8"}, 8),
+        ({}, {"HOST_GPU_NUM": "4", "NUM_NODES": "2"}, 8),
+        ({"num_machines": 3}, {"HOST_GPU_NUM": "4", "NUM_NODES": "2"}, 12),
+        ({}, {"NUM_MACHINES": "2"}, None),
+        ({"num_processes": 3}, WORKER, 4),
+    ],
+)
+def test_how_many_processes(flags: dict[str, int], environ: dict[str, str], processes: int | None) -> None:
+    assert told_processes(flags, environ) == processes
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "want"),
+    [
+        ({}, {}, Placement(4, 1, 0, "127.0.0.1", 29777, False)),
+        ({}, {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "1234", "NODE_RANK": "1", "NUM_NODES": "2"},
+         Placement(4, 2, 1, "10.0.0.1", 1234, False)),
+        ({}, {"CHIEF_IP": "c", "MASTER_ADDR": "a", "MASTER_IP": "m", "INDEX": "3", "HOST_NUM": "4"}, Placement(4, 4, 3, "m", 29777, False)),
+        ({"machine_rank": 0, "num_machines": 1, "main_process_port": 5, "main_process_ip": "b"},
+         {"MASTER_ADDR": "a", "MASTER_PORT": "1234", "NODE_RANK": "1", "NUM_NODES": "2"}, Placement(4, 1, 0, "b", 5, False)),
+        ({}, WORKER, Placement(4, 1, 0, "127.0.0.1", 29777, True)),
+    ],
+)  # fmt: skip
+def test_the_command_line_overrides_the_environment_overrides_the_yaml(
+    tmp_path: Path, flags: dict[str, int], environ: dict[str, str], want: Placement
+) -> None:
+    config = load_config(write_run(tmp_path), ["num_processes=4", "main_process_port=29777", "train.unique_sample_num_per_epoch=4"])
+    assert place(config, {"num_processes": None, **flags}, environ) == want
+
+
+def test_places_that_cannot_be(tmp_path: Path) -> None:
+    config = load_config(write_run(tmp_path), ["num_processes=4", "train.unique_sample_num_per_epoch=4"])
+    with pytest.raises(ConfigError, match="4 processes do not divide over 3 machines; use 3"):
+        place(config, {"num_machines": 3}, {})
+    with pytest.raises(ConfigError, match="the environment's MASTER_PORT is 'http'; it must be a whole number"):
+        place(config, {}, {"MASTER_PORT": "http"})
+    with pytest.raises(ConfigError, match="GPUS_PER_NODE or HOST_GPU_NUM is 'all'"):
+        told_processes({}, {"GPUS_PER_NODE": "all"})
+
+
+def test_the_launchers_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As it is written, or that of its name among the examples: public configs name folders that differ."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples" / "launch").mkdir(parents=True)
+    (tmp_path / "examples" / "launch" / "zero2.yaml").touch()
+    (tmp_path / "own.yaml").touch()
+    assert found("own.yaml") == Path("own.yaml")
+    assert found("config/deepspeed/zero2.yaml") == Path("examples/launch/zero2.yaml")
+    assert "there is no config/deepspeed/zero2.yaml; using" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="config_file: there is no config/zero9.yaml"):
+        found("config/zero9.yaml")
+
+
+def test_a_config_file_that_is_not_there_is_said_before_anything_starts(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    done = ff_train("tiny.yaml", "--num_processes", "2", "config_file=gone.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "error: config_file: there is no gone.yaml" in done.stderr
+    assert not (tmp_path / "save").exists()

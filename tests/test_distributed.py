@@ -1,0 +1,103 @@
+"""Two processes on a CPU do what one does, and fail as one does."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.tiny.run import environment, ff_train, logged, write_run
+
+pytestmark = pytest.mark.slow
+
+SETTINGS = ("train.unique_sample_num_per_epoch=4", "train.adam_epsilon=1e-3", "train.kl_beta=0.1", "log.save_model_only=false")
+REWARD = """\
+import os
+from flow_factory.rewards.jpeg import JpegCompressibility
+
+
+class Absent(JpegCompressibility):
+    def __init__(self, *given):
+        super().__init__(*given)
+        if os.environ.get("RANK") == "1":
+            raise RuntimeError("the judge of process 1 is out")
+
+
+class Leaves(JpegCompressibility):
+    def __call__(self, **asked):
+        if os.environ.get("RANK") == "1":
+            raise RuntimeError("the judge of process 1 is out")
+        return super().__call__(**asked)
+"""
+
+
+def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    for n in (1, 2):
+        done = ff_train("tiny.yaml", *SETTINGS, f"run_name=of_{n}", "--num_processes", str(n), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count(f"# of_{n}: 2 epochs of grpo") == 1
+    one, two = (logged(tmp_path / "save" / f"of_{n}") for n in (1, 2))
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    for a, b in zip(one[:2], two[:2], strict=True):  # before any update all is the same to the bit
+        exact = [k for k in a if "reward" in k or k in ("train/zero_variance_share", "train/on_policy_error")]
+        assert {k: a[k] for k in exact} == {k: b[k] for k in exact}
+    for a, b in zip(one, two, strict=True):
+        assert set(a) == set(b)
+        for k in set(a) - {"train/first_update_effect"}:  # of each process's own first point
+            assert a[k] == pytest.approx(b[k], rel=1e-3, abs=1e-5), k
+    here, there = (load_file(tmp_path / f"save/of_{n}/checkpoints/epoch_2/state/weights_policy.safetensors") for n in (1, 2))
+    for k in here:
+        torch.testing.assert_close(here[k], there[k], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("reward", "tracebacks"), [("Leaves", 0), ("Absent", 1)])
+def test_a_process_that_fails_is_shown_once(tmp_path: Path, reward: str, tracebacks: int) -> None:
+    write_run(tmp_path)
+    (tmp_path / "mine.py").write_text(REWARD)
+    begin = time.monotonic()
+    done = ff_train("tiny.yaml", "--num_processes", "2", f"rewards.reward_model=mine.{reward}", "eval.eval_freq=0", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("the judge of process 1 is out") == 1, done.stderr
+    assert "error: process 1 of 2 stopped with exit code 1; its message is above" in done.stderr
+    assert done.stderr.count("Traceback") == tracebacks, done.stderr
+    assert time.monotonic() - begin < 60
+
+
+def test_what_all_processes_find_wrong_is_said_once(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    done = ff_train("tiny.yaml", "--num_processes", "2", "model.target_modules=attn.to_w", "eval.seed=7", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("fits no linear layer") == 1, done.stderr
+    assert done.stderr.count("note: eval.seed") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_sigterm_stops_all_where_a_resumed_run_goes_on(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    command = [sys.executable, "-m", "flow_factory", "tiny.yaml", *SETTINGS, "train.max_epochs=500", "eval.eval_freq=0"]
+    with subprocess.Popen(
+        [*command, "--num_processes", "2"], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as run:
+        try:
+            metrics = tmp_path / "save/run/metrics.jsonl"
+            for _ in range(600):
+                if metrics.exists() and metrics.read_text().count("\n") > 2:
+                    break
+                time.sleep(0.1)
+            run.send_signal(signal.SIGTERM)
+            _, said = run.communicate(timeout=60)
+        finally:
+            if run.poll() is None:
+                os.killpg(run.pid, signal.SIGKILL)
+    assert run.returncode == 130, said
+    assert len(re.findall("SIGTERM: stopped before epoch", said)) == 1, said
+    assert "Traceback" not in said
+    (saved,) = (tmp_path / "save/run/checkpoints").glob("epoch_*")
+    assert (saved / "state" / "progress.json").is_file()

@@ -1,0 +1,190 @@
+"""What is trained and how it computes, on a tiny FLUX.1."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flow_factory.errors import UserError
+from flow_factory.models.flux1 import Flux1
+from flow_factory.policy import attention_problem, target_names
+from tests.conftest import condition, flux, fresh_policy, policy_over, velocity_at
+from tests.tiny.flux import flux_pipeline
+
+LORA = {"finetune_type": "lora", "target_modules": ("default",)}
+
+
+def linear_layers(module: nn.Module) -> dict[str, nn.Linear]:
+    return {name: m for name, m in module.named_modules() if isinstance(m, nn.Linear)}
+
+
+def transformer() -> nn.Module:
+    return flux_pipeline().transformer
+
+
+# -- target modules ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("target", "expected"), [
+    ("attn.to_q", {"transformer_blocks.0.attn.to_q", "transformer_blocks.1.attn.to_q",
+                   "single_transformer_blocks.0.attn.to_q", "single_transformer_blocks.1.attn.to_q"}),
+    ("transformer_blocks.1.attn.to_q", {"transformer_blocks.1.attn.to_q"}),
+    ("transformer.proj_out", {"proj_out", "single_transformer_blocks.0.proj_out", "single_transformer_blocks.1.proj_out"}),
+    (("transformer.x_embedder", "transformer_2.no_such", "context_embedder"), {"x_embedder", "context_embedder"}),
+    (("default", "x_embedder"), {"x_embedder", "transformer_blocks.0.attn.to_q", "transformer_blocks.1.ff_context.net.2"}),
+])  # fmt: skip
+def test_endings_choose_linear_layers(target: str | tuple[str, ...], expected: set[str]) -> None:
+    chosen = target_names(transformer(), "transformer", target, Flux1.lora_targets)
+    assert set(chosen) >= expected and ("default" in target or len(chosen) == len(expected))
+    assert chosen == sorted(set(chosen))
+
+
+@pytest.mark.parametrize("target", ["all", ("default", "all"), ("no_such", "all")])
+def test_all_stands_for_everything(target: str | tuple[str, ...]) -> None:
+    assert target_names(transformer(), "transformer", target, Flux1.lora_targets) is None
+
+
+@pytest.mark.parametrize(("target", "near"), [
+    ("attn.to_qq", "attn.to_q"), ("transformer.attn.to_out", "attn.to_out"), ("to_qq", "to_q"), ("norm1", "norm1.linear"),
+])  # fmt: skip
+def test_an_unknown_ending_is_an_error_with_near_ones(target: str, near: str) -> None:
+    with pytest.raises(UserError, match=rf"model.target_modules: .* fits no linear layer of transformer; near ones: .*{near}"):
+        target_names(transformer(), "transformer", target, Flux1.lora_targets)
+
+
+@pytest.mark.parametrize("target", Flux1.lora_targets)
+def test_every_default_target_is_in_the_model(target: str) -> None:
+    assert target_names(transformer(), "transformer", target, ())
+
+
+def test_an_unknown_component_is_an_error_with_those_there_are() -> None:
+    with pytest.raises(UserError, match="model.target_components: 'transformer_2' is not .* it has transformer"):
+        fresh_policy(flux(), finetune_type="full", target_components=("transformer_2",))
+
+
+# -- what is trained --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["default", "all", "attn.to_q"])
+def test_a_lora_trains_two_matrices_a_target_and_nothing_else(target: str) -> None:
+    layers = linear_layers(transformer())
+    chosen = target_names(transformer(), "transformer", target, Flux1.lora_targets) or list(layers)
+    policy = fresh_policy(flux(), finetune_type="lora", target_modules=(target,), lora_rank=3)
+    assert sum(p.numel() for p in policy.trained().values()) == sum(3 * (layers[n].in_features + layers[n].out_features) for n in chosen)
+    assert all("lora_" in name for name in policy.trained()) and len(policy.trained()) == 2 * len(chosen)
+
+
+def test_full_trains_the_whole_transformer_or_the_layers_it_is_told() -> None:
+    bare, layers = transformer(), linear_layers(transformer())
+    whole = fresh_policy(flux(), finetune_type="full").trained()
+    assert {k.removeprefix("transformer."): p.shape for k, p in whole.items()} == {k: p.shape for k, p in bare.named_parameters()}
+    some = fresh_policy(flux(), finetune_type="full", target_modules=("attn.to_q",)).trained()
+    wanted = {f"transformer.{name}.{part}" for name in layers if name.endswith("attn.to_q") for part in ("weight", "bias")}
+    assert set(some) == wanted
+
+
+@pytest.mark.parametrize("model", [LORA, {"finetune_type": "full"}])
+def test_encoders_and_vae_are_frozen(model: dict) -> None:
+    adapter = flux()
+    policy_over(adapter, **model)
+    parts = (adapter.pipe.text_encoder, adapter.pipe.text_encoder_2, adapter.pipe.vae)
+    assert not any(p.requires_grad for part in parts for p in part.parameters())
+
+
+def test_the_first_lora_weights_depend_on_the_seed_alone() -> None:
+    weights = []
+    for number, seed in ((1, 7), (2, 7), (2, 8)):
+        torch.manual_seed(number)
+        before = torch.get_rng_state()
+        weights.append(fresh_policy(flux(), seed=seed, **LORA).trained())
+        assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(p, weights[1][name]) for name, p in weights[0].items())
+    assert not any(torch.equal(p, weights[2][name]) for name, p in weights[0].items() if "lora_A" in name)
+
+
+def test_the_first_lora_is_the_base_model() -> None:
+    adapter, base = flux(), flux()
+    policy = fresh_policy(adapter, **LORA)
+    assert not any(p.any() for name, p in policy.trained().items() if "lora_B" in name)
+    assert torch.equal(velocity_at(adapter, condition(adapter)), velocity_at(base, condition(base)))
+
+
+# -- how it computes --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_lora_on_a_bf16_base_has_float32_weights() -> None:
+    adapter = flux(torch.bfloat16)
+    policy = policy_over(adapter, "bf16", **LORA)
+    assert {p.dtype for p in policy.trained().values()} == {torch.float32}
+    assert {p.dtype for p in policy.components.parameters() if not p.requires_grad} == {torch.bfloat16}
+
+
+def test_float32_master_weights_keep_all_their_bits_in_a_bf16_run() -> None:
+    loaded = dict(transformer().named_parameters())
+    whole = fresh_policy(flux(), "bf16", finetune_type="full", master_weight_dtype="fp32")
+    assert all(torch.equal(p, loaded[name.removeprefix("transformer.")]) for name, p in whole.trained().items())
+    some = fresh_policy(flux(), "bf16", finetune_type="full", master_weight_dtype="fp32", target_modules=("attn.to_q",))
+    for name, p in some.components["transformer"].named_parameters():
+        assert torch.equal(p, loaded[name].to(torch.float32 if ".attn.to_q." in name else torch.bfloat16))
+
+
+def test_with_the_adapter_off_it_is_the_base_model() -> None:
+    adapter, base = flux(), flux()
+    policy, cond = policy_over(adapter, **LORA), condition(adapter)
+    trained, v = set(policy.trained()), velocity_at(adapter, cond)
+    with policy.adapter_off():
+        assert torch.equal(velocity_at(adapter, cond), velocity_at(base, cond))
+    with pytest.raises(ZeroDivisionError), policy.adapter_off():
+        raise ZeroDivisionError
+    assert torch.equal(velocity_at(adapter, cond), v) and not torch.equal(v, velocity_at(base, cond))
+    assert set(policy.trained()) == trained
+
+
+@pytest.mark.parametrize("model", [LORA, {"finetune_type": "full", "master_weight_dtype": "fp32"}])
+def test_gradient_checkpointing_changes_no_gradient(model: dict) -> None:
+    gradients: list[list[Tensor]] = []
+    for checkpointing in (False, True):
+        adapter = flux()
+        policy = policy_over(adapter, checkpointing=checkpointing, **model)
+        assert policy.components["transformer"].gradient_checkpointing == checkpointing
+        velocity_at(adapter, condition(adapter)).square().mean().backward()
+        gradients.append([p.grad for p in policy.trained().values()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["native", "_native_math"])
+def test_an_attention_backend_that_works_gives_the_same_velocity(backend: str) -> None:
+    adapter, base = flux(), flux()
+    expected = velocity_at(base, condition(base))
+    fresh_policy(adapter, attn_backend=backend, **LORA)
+    try:
+        torch.testing.assert_close(velocity_at(adapter, condition(adapter)), expected, rtol=1e-4, atol=1e-5)
+        processors = {block.attn.processor._attention_backend.value for block in adapter.field.bare["transformer"].transformer_blocks}
+        assert processors == {backend}
+    finally:
+        adapter.field.bare["transformer"].set_attention_backend("native")  # diffusers' default is the process's
+
+
+@pytest.mark.parametrize("backend", ["flash", "_native_cudnn"])
+def test_an_attention_backend_that_does_not_work_here_is_an_error_with_those_that_do(backend: str) -> None:
+    with pytest.raises(UserError, match=rf"model.attn_backend: '{backend}' does not work on this cpu machine .* do: .*\bnative\b"):
+        fresh_policy(flux(), attn_backend=backend, **LORA)
+    assert attention_problem("native", torch.device("cpu"), torch.float32) is None
+
+
+def test_a_backend_that_diffusers_lacks_is_named() -> None:
+    assert attention_problem("no_such", torch.device("cpu"), torch.float32) == "diffusers knows no such backend"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_compiled_model_is_asked_with_and_without_gradient_and_answers_alike(checkpointing: bool) -> None:
+    adapter, base = flux(), flux()
+    policy = policy_over(adapter, checkpointing=checkpointing, compile=True, compile_backend="aot_eager", **LORA)
+    policy_over(base, **LORA)
+    cond = condition(adapter)
+    with torch.no_grad():
+        asleep = velocity_at(adapter, cond)
+    awake = velocity_at(adapter, cond)
+    awake.square().mean().backward()
+    assert torch.equal(asleep, awake) and all(p.grad is not None for p in policy.trained().values())
+    torch.testing.assert_close(awake, velocity_at(base, cond), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,157 @@
+"""A run that was stopped anywhere and goes on ends where the run that never stopped ends, to the bit."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from flow_factory.config import ConfigError
+from flow_factory.errors import UserError
+from tests.tiny.run import ff_train, logged, tiny, trained, write_run
+
+SETTINGS = (
+    "train.max_epochs=4", "train.lr_scheduler=cosine", "train.kl_beta=0.1", "log.save_freq=1", "log.save_model_only=false",
+    "eval.eval_freq=2",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the run that never stopped, with its cache beside it."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    write_run(folder)
+    done = ff_train("tiny.yaml", *SETTINGS, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "save" / "run"
+
+
+def tensors(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
+    """Everything that a checkpoint holds: saved weights, live weights, average, optimiser."""
+    for file in sorted(checkpoint.rglob("*.safetensors")):
+        yield from ((f"{file.name}/{k}", t) for k, t in load_file(file).items())
+    state = torch.load(checkpoint / "state" / "optimizer.pt", weights_only=True)
+    for index, moments in state["optimizer"]["state"].items():
+        yield from ((f"{index}/{k}", t) for k, t in moments.items())
+
+
+def assert_same(run: Path, unbroken: Path, since: int = 0) -> None:
+    ended, wanted = (dict(tensors(folder / "checkpoints" / "epoch_4")) for folder in (run, unbroken))
+    assert set(ended) == set(wanted)
+    assert [k for k in wanted if not torch.equal(ended[k], wanted[k])] == []
+    progress = "checkpoints/epoch_4/state/progress.json"
+    assert (run / progress).read_text() == (unbroken / progress).read_text()
+    assert logged(run) == [line for line in logged(unbroken) if line["step"] >= since], "no step is missing, doubled or different"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("killed", "code", "left"),
+    [  # an epoch has 4 samplings, 4 + 4 velocities (one more in the first), and a checkpoint of 5 files
+        ("flow_factory.models.base:ModelAdapter.sample 10 SIGKILL", -9, 2),
+        ("flow_factory.models.base:ModelAdapter.velocity 24 SIGKILL", -9, 2),
+        ("os:fsync 13 SIGKILL", -9, 2),
+        ("flow_factory.models.base:ModelAdapter.sample 2 SIGTERM", 130, 0),
+        ("flow_factory.models.base:ModelAdapter.velocity 24 SIGTERM", 130, 3),
+        ("flow_factory.models.base:ModelAdapter.evaluate 4 SIGINT", 130, 2),
+    ],
+)
+def test_a_run_that_was_stopped_goes_on_as_if_it_never_was(tmp_path: Path, unbroken: Path, killed: str, code: int, left: int) -> None:
+    write_run(tmp_path)
+    done = ff_train("tiny.yaml", *SETTINGS, cwd=tmp_path, killed=killed)
+    assert done.returncode == code, done.stderr
+    run = tmp_path / "save" / "run"
+    assert max(int(p.name.removeprefix("epoch_")) for p in (run / "checkpoints").glob("epoch_*")) == left
+    done = ff_train("tiny.yaml", *SETTINGS, "model.resume_path=save/run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same(run, unbroken)
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == [f"epoch_{k}" for k in range(min(left, 1), 5)]
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_in_another_folder(tmp_path: Path, unbroken: Path) -> None:
+    write_run(tmp_path)
+    before = (unbroken / "metrics.jsonl").read_bytes()
+    resume = f"model.resume_path={unbroken / 'checkpoints' / 'epoch_2'}"
+    done = ff_train("tiny.yaml", *SETTINGS, resume, "run_name=other", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same(tmp_path / "save" / "other", unbroken, since=3)
+    assert (unbroken / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_sigterm_saves_the_state_even_where_only_weights_are_kept(tmp_path: Path, unbroken: Path) -> None:
+    write_run(tmp_path)
+    settings = (*SETTINGS, "log.save_freq=0", "log.save_model_only=true")
+    done = ff_train("tiny.yaml", *settings, cwd=tmp_path, killed="flow_factory.models.base:ModelAdapter.sample 7 SIGTERM")
+    assert done.returncode == 130, done.stderr
+    done = ff_train("tiny.yaml", *SETTINGS, "model.resume_path=save/run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same(tmp_path / "save" / "run", unbroken)
+
+
+@pytest.mark.parametrize("kind", ["null", "state", "lora"])
+def test_what_is_resumed_is_what_was_saved(tmp_path: Path, kind: str) -> None:
+    """The state by itself, or only its weights, in which case the run is a new one that starts from the average."""
+    first = tiny(tmp_path, "log.save_model_only=false", "train.learning_rate=1e-2")
+    first()
+    second = tiny(tmp_path, "run_name=second", f"model.resume_path={first.folder}", f"model.resume_type={kind}", "train.max_epochs=3")
+    goes_on = kind != "lora"
+    assert second.trainer.progress.epoch == 2 * goes_on
+    want = trained(first) if goes_on else dict(zip(trained(first), first.trainer.store.copies["ema"], strict=True))
+    assert all(torch.equal(p, want[k]) for k, p in trained(second).items())
+    assert [line["step"] for line in logged(second.folder)] == []
+
+
+@pytest.mark.parametrize(
+    "overrides", [("model.finetune_type=full", "model.target_modules=all", "model.master_weight_dtype=fp32"), ("train.ema_decay=0",)]
+)
+def test_weights_alone_start_a_new_run(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    settings = (*overrides, "train.ema_decay=0", "train.learning_rate=1e-2")
+    first = tiny(tmp_path, *settings)
+    first()
+    second = tiny(tmp_path, *settings, "run_name=second", f"model.resume_path={first.folder}")
+    assert second.trainer.progress.epoch == 0
+    assert all(torch.equal(p, trained(second)[k]) for k, p in trained(first).items())
+
+
+def test_weights_alone_do_not_go_on_in_the_folder_of_their_run(tmp_path: Path) -> None:
+    """It would begin again at epoch 0 and write over what is there."""
+    first = tiny(tmp_path)
+    first()
+    before = (first.folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match="no training state"):
+        tiny(tmp_path, f"model.resume_path={first.folder}")
+    assert (first.folder / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("model.resume_type=state",), "has no training state"),
+        (("model.resume_type=full",), "full weights do not fit model.finetune_type: lora"),
+        (("model.finetune_type=full", "model.master_weight_dtype=fp32"), "holds lora weights, but model.finetune_type is full"),
+        (("model.target_modules=[attn.to_q]",), "does not fit this model: it has the unknown .* other lora_rank or target_modules"),
+        (("model.lora_rank=4",), "does not fit this model"),
+        (("model.resume_path=data",), "data is no checkpoint .test.jsonl, train.jsonl.; one holds state/"),
+        (("model.resume_path=gone",), "gone is no checkpoint .no such folder."),
+    ],
+)
+def test_what_cannot_be_resumed_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = tiny(tmp_path)
+    first.save(state=False)
+    with pytest.raises((ConfigError, UserError), match=message):
+        tiny(tmp_path, "run_name=second", "model.resume_path=save/run", *overrides)
+
+
+def test_a_state_of_another_kind_of_run_is_refused(tmp_path: Path) -> None:
+    first = tiny(tmp_path)
+    first.save(state=True)
+    for name, override in (("second", "train.ema_decay=0"), ("third", "model.lora_rank=4")):
+        with pytest.raises(UserError, match="does not fit this run"):
+            tiny(tmp_path, f"run_name={name}", f"model.resume_path={first.folder}", override)

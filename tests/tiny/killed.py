@@ -1,0 +1,32 @@
+"""`python -m tests.tiny.killed MODULE:FUNCTION CALL SIGNAL ARGUMENTS` is `ff-train ARGUMENTS` that sends itself a signal when the function
+is called for the CALL-th time, before it runs."""
+
+import importlib
+import itertools
+import operator
+import os
+import signal
+import sys
+from typing import Any
+
+from flow_factory.cli import main
+
+
+def trap(path: str, call: int, number: int) -> None:
+    """Puts the signal before one call of a function."""
+    module, _, attributes = path.partition(":")
+    *owner, name = attributes.split(".")
+    holder = operator.attrgetter(".".join(owner))(importlib.import_module(module)) if owner else importlib.import_module(module)
+    original, calls = getattr(holder, name), itertools.count(1)
+
+    def trapped(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == call:
+            os.kill(os.getpid(), number)
+        return original(*args, **kwargs)
+
+    setattr(holder, name, trapped)
+
+
+if __name__ == "__main__":
+    trap(sys.argv[1], int(sys.argv[2]), signal.Signals[sys.argv[3]])
+    sys.exit(main(sys.argv[4:]))
