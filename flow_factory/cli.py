@@ -89,6 +89,8 @@ def act(config: RunConfig, args: argparse.Namespace) -> int:
     if first():
         for notice in config.notices:
             print(f"note: {notice}", file=sys.stderr)
+    if config.log.verbose:
+        logging.getLogger("flow_factory").setLevel(logging.INFO)
     if args.check:
         from flow_factory.check import check
 

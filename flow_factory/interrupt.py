@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+import torch
+from accelerate import Accelerator
+
 
 class Interrupted(Exception):
     """The run was asked to stop, and stands where a resumed run goes on exactly."""
@@ -20,6 +23,12 @@ class Interrupt:
         """Raises `Interrupted` if a signal has come."""
         if self.signal is not None:
             raise Interrupted(self.signal.name)
+
+    def agree(self, accelerator: Accelerator) -> None:
+        """Raises `Interrupted` on all processes if a signal has come to any: to be called by all at the same place."""
+        came = torch.tensor(float(self.signal is not None), device=accelerator.device)
+        if accelerator.reduce(came, "sum").item() > 0:
+            raise Interrupted(self.signal.name if self.signal is not None else "another process was interrupted")
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:

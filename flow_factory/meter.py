@@ -50,9 +50,10 @@ class Meter:
         return mean_over_ranks(self.accelerator, means)
 
     def costs(self, samples: int) -> dict[str, float]:
-        """`time/<phase>_s`, samples per second over all processes, peak memory."""
+        """Seconds of each phase, samples per second over all processes in each and in all, peak memory."""
         total = sum(self.seconds.values())
         costs = {f"time/{phase}_s": s for phase, s in self.seconds.items()} | {"time/epoch_s": total}
+        costs |= {f"perf/{phase}_samples_per_s": samples / s for phase, s in self.seconds.items()}
         return costs | {"perf/samples_per_s": samples / total, "perf/peak_memory_gb": self.peak_memory_gb()}
 
     def peak_memory_gb(self) -> float:

@@ -73,7 +73,9 @@ class Run:
             self.trackers.log(metrics, self.trainer.progress.epoch)
 
     def evaluate(self) -> None:
-        """Scores the test rows' fixed pictures."""
+        """Scores the test rows' fixed pictures, and shows them beside the last training samples."""
+        if self.trackers is not None:
+            self.trackers.log_samples("train", self.trainer.shown, self.trainer.progress.epoch)
         if self.evaluator is None:
             return
         self.trainer.meter.seconds.pop("eval", None)
@@ -89,7 +91,6 @@ class Run:
         """Pictures for the trackers, and grids and curves in the run's folder."""
         step, before = self.trainer.progress.epoch, self.folder / "samples" / "before"
         trackers.log_samples("eval", samples, step)
-        trackers.log_samples("train", self.trainer.shown, step)
         save_grid(samples, self.folder / "samples" / f"eval_{step:05d}.png")
         if step == 0:
             keep_samples(samples, before)
@@ -118,6 +119,7 @@ class Run:
         if self.trackers is None:
             return ""
         self.trackers.finish()
+        plot_curves(self.folder / "metrics.jsonl", self.folder / "curves.png")
         config, folder = self.trainer.config, self.folder
         files = {
             "pictures before and after": folder / "before_after.png", "curves": folder / "curves.png", "metrics": folder / "metrics.jsonl",

@@ -82,7 +82,7 @@ class Trainer:
         rollouts = self.roll_out(self.progress.epoch)
         report = self.score(rollouts)
         self.weigh(rollouts)
-        self.interrupt.check()
+        self.interrupt.agree(self.accelerator)
         self.optimise(rollouts)
         self.progress.epoch += 1
         self.average()
@@ -98,7 +98,8 @@ class Trainer:
         rollouts = []
         with self.meter.phase("rollout"), torch.no_grad():
             for slot, k in self.bar(batches, "rolling out"):
-                self.interrupt.check()
+                if self.accelerator.num_processes == 1:  # several must stop at the same place
+                    self.interrupt.check()
                 rollouts.append(self.sample(slot, range(k, k + train.per_device_batch_size), noisy, epoch))
         return rollouts
 

@@ -1,5 +1,6 @@
 """What several files share: the tiny FLUX.1 on disk, its conditions, and policies over it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,23 @@ import torch
 from torch import Tensor
 
 from flow_factory.config import ModelConfig
+from flow_factory.dynamics import DYNAMICS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.flux1 import Flux1
 from flow_factory.policy import Policy, build_policy
-from flow_factory.types import Cond, Row
+from flow_factory.randomness import generator, normal
+from flow_factory.sampling import Sampler
+from flow_factory.types import Cond, Row, Step
 from tests.tiny.flux import flux_pipeline, save_flux
 
+torch.set_num_threads(1)  # the models are tiny: a second thread costs more than it brings, most of all on a busy machine
+
 CALL: dict[str, Any] = {"height": 32, "width": 32, "guidance_scale": 3.5, "max_sequence_length": 8}
+CFG = {"true_cfg_scale": 4.0}
+ETA, STEPS = 0.7, 5
+NOISY = (0, 2, 3)
+"""The first step, one that follows an ODE step, and one that follows a stochastic step."""
+SDES = ["Flow-SDE", "Dance-SDE", "CPS"]
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +68,22 @@ def state(n: int = 2, tokens: int = 4, seed: int = 0) -> Tensor:
 def velocity_at(adapter: ModelAdapter, cond: Cond, dtype: torch.dtype = torch.float32, **call: Any) -> Tensor:
     """v at `state()` in the middle of the schedule."""
     return adapter.velocity(state().to(dtype), torch.tensor(500.0), torch.tensor(0.5), cond, CALL | call)
+
+
+def rolled(
+    adapter: ModelAdapter,
+    cond: Cond,
+    dynamics: str = "Flow-SDE",
+    storage: torch.dtype = torch.float32,
+    ids: Sequence[int] = (0, 1),
+    **call: Any,
+) -> list[Step]:
+    """The kept transitions of a rollout whose noise is keyed by sample id."""
+
+    def noise(index: int, x: Tensor) -> Tensor:
+        return torch.stack([normal(x.shape[1:], torch.float32, "cpu", 0, "sde", i, index) for i in ids])
+
+    sampler = Sampler(DYNAMICS[dynamics], ETA, NOISY, noise, storage)
+    _, recorder = adapter.sample(cond, CALL | call, STEPS, sampler, [generator(0, "init", i) for i in ids])
+    assert [step.index for step in recorder.kept] == list(NOISY)
+    return recorder.kept

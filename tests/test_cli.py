@@ -53,7 +53,7 @@ def test_sigterm_stops_a_run_with_its_own_code(tmp_path: Path) -> None:
     [
         ("train:\n  lerning_rate: 1.0e-4\n", (), "bad.yaml:2: train.lerning_rate: unknown key. Did you mean 'learning_rate'?"),
         ("train:\n  group_size: 4\n", ("train.per_device_batch_size=3",), "bad.yaml:2: train.group_size: 4 must be a multiple of"),
-        ("train: {\n", (), "bad.yaml:2: not valid YAML"),
+        ("train: {\n", (), "bad.yaml:3: not valid YAML"),
     ],
 )
 def test_a_bad_config_is_a_line_and_a_word_and_loads_no_torch(

@@ -19,6 +19,8 @@ pytestmark = pytest.mark.slow
 SETTINGS = ("train.unique_sample_num_per_epoch=4", "train.adam_epsilon=1e-3", "train.kl_beta=0.1", "log.save_model_only=false")
 REWARD = """\
 import os
+import signal
+
 from flow_factory.rewards.jpeg import JpegCompressibility
 
 
@@ -33,6 +35,14 @@ class Leaves(JpegCompressibility):
     def __call__(self, **asked):
         if os.environ.get("RANK") == "1":
             raise RuntimeError("the judge of process 1 is out")
+        return super().__call__(**asked)
+
+
+class Told(JpegCompressibility):
+    def __call__(self, **asked):
+        self.calls = getattr(self, "calls", 0) + 1
+        if os.environ.get("RANK") == "1" and self.calls == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
         return super().__call__(**asked)
 """
 
@@ -101,3 +111,13 @@ def test_sigterm_stops_all_where_a_resumed_run_goes_on(tmp_path: Path) -> None:
     assert "Traceback" not in said
     (saved,) = (tmp_path / "save/run/checkpoints").glob("epoch_*")
     assert (saved / "state" / "progress.json").is_file()
+
+
+def test_a_signal_that_reaches_one_process_stops_all(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    (tmp_path / "mine.py").write_text(REWARD)
+    begin = time.monotonic()
+    done = ff_train("tiny.yaml", "--num_processes", "2", "rewards.reward_model=mine.Told", "eval.eval_freq=0", cwd=tmp_path)
+    assert done.returncode == 130, done.stderr
+    assert time.monotonic() - begin < 60
+    assert (tmp_path / "save/run/checkpoints/epoch_1/state/progress.json").is_file()

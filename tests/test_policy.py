@@ -73,6 +73,14 @@ def test_a_lora_trains_two_matrices_a_target_and_nothing_else(target: str) -> No
     assert all("lora_" in name for name in policy.trained()) and len(policy.trained()) == 2 * len(chosen)
 
 
+def test_the_lora_adds_alpha_over_rank_times_its_product() -> None:
+    adapter = flux()
+    policy_over(adapter, **LORA | {"lora_rank": 4, "lora_alpha": 12})
+    layer, x = adapter.field.bare["transformer"].transformer_blocks[0].attn.to_q, torch.ones(1, 32)
+    product = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    torch.testing.assert_close(layer(x), layer.base_layer(x) + 3 * x @ product.T)
+
+
 def test_full_trains_the_whole_transformer_or_the_layers_it_is_told() -> None:
     bare, layers = transformer(), linear_layers(transformer())
     whole = fresh_policy(flux(), finetune_type="full").trained()

@@ -104,7 +104,9 @@ def test_an_average_is_the_closed_form() -> None:
         write(model, weights)
         store.blend("ema", decay)
     for name, average in store.state_dict()["ema"].items():
-        expected = decay**5 * history[0][name].double() + (1 - decay) * sum(decay ** (5 - i) * history[i][name].double() for i in range(1, 6))
+        expected = decay**5 * history[0][name].double() + (1 - decay) * sum(
+            decay ** (5 - i) * history[i][name].double() for i in range(1, 6)
+        )
         torch.testing.assert_close(average.double(), expected, rtol=1e-6, atol=1e-7)
 
 

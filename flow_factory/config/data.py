@@ -19,12 +19,12 @@ class DataConfig(Section):
     image_dir: Images = Field(DERIVED, description="where relative paths of condition images start")
     video_dir: Videos = Field(DERIVED, description="where relative paths of condition videos start")
     audio_dir: Audios = Field(DERIVED, description="where relative paths of audio files start")
-    preprocessing_batch_size: int = Field(8, ge=1, description="rows encoded between two writes to the cache")
-    dataloader_num_workers: int = Field(16, ge=0, description="processes that read images and videos")
-    enable_preprocess: bool = Field(True, description="encode rows ahead and cache them; false encodes each row when it is used")
+    preprocessing_batch_size: int = Field(8, ge=1, description="accepted, without effect here")
+    dataloader_num_workers: int = Field(16, ge=0, description="accepted, without effect here")
+    enable_preprocess: bool = Field(True, description="accepted, without effect here")
     force_reprocess: bool = Field(False, description="accepted and not needed: a changed row, encoder or argument is encoded anew")
     max_dataset_size: int | None = Field(None, ge=1, description="use only the first so many training rows")
-    preprocess_parallelism: Literal["local", "global"] = Field("local", description="rows shared out within a machine or over all of them")
+    preprocess_parallelism: Literal["local", "global"] = Field("local", description="accepted, without effect here")
     sampler_type: Literal["auto", "distributed_k_repeat", "group_contiguous", "group_distributed"] | None = Field(
         None, description="auto rounds batch sizes up until they divide, and says so; otherwise sizes that do not divide are an error"
     )

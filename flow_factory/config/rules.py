@@ -15,6 +15,15 @@ def broken(config: RunConfig) -> list[Problem]:
     return [problem for rule in RULES for problem in rule(config)]
 
 
+IDLE = {
+    "preprocessing_batch_size": "rows are encoded one by one, and each is written as soon as it is",
+    "dataloader_num_workers": "encoded rows are read from the cache, without worker processes",
+    "enable_preprocess": "rows are always encoded ahead, once",
+    "preprocess_parallelism": "the first process of a machine encodes, the others read its cache",
+}
+"""Keys of `data:` that other implementations need and this one does not, and why."""
+
+
 def notices(config: RunConfig) -> tuple[str, ...]:
     """Keys that were written and have no effect, and a choice that shows in the pictures, a line each."""
     lines = []
@@ -25,6 +34,11 @@ def notices(config: RunConfig) -> tuple[str, ...]:
         lines.append("data.force_reprocess is not needed: rows are cached by content, so what has changed is always encoded anew")
     if config.data.sampler_type not in (None, "auto"):
         lines.append(f"data.sampler_type: {config.data.sampler_type} has no effect: a group always lives on one process")
+    for key, why in IDLE.items():
+        if getattr(config.data, key) != type(config.data).model_fields[key].default:
+            lines.append(f"data.{key} has no effect: {why}")
+    if any(reward.async_reward or reward.num_workers != 1 for reward in (*config.rewards, *(config.eval_rewards or ()))):
+        lines.append("rewards: async_reward and num_workers have no effect yet: rewards are scored after the rollouts, in this process")
     for section, seed in (("scheduler", config.scheduler.seed), ("eval", config.eval.seed)):
         if seed not in (None, config.train.seed):
             lines.append(f"{section}.seed: {seed} has no effect: every draw depends on train.seed, which is {config.train.seed}")

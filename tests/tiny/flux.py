@@ -1,6 +1,6 @@
 """A tiny random FLUX.1 of stock classes, whole: tokenizers, text encoders, VAE, transformer, scheduler."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ def seeded(make: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> nn.Modu
         return make(*args, **kwargs).eval()
 
 
-def flux_pipeline(guidance_embeds: bool = True, layers: int = 2) -> FluxPipeline:
-    """32 x 32 px are 4 latent tokens; text width 32."""
+def flux_pipeline(guidance_embeds: bool = True, layers: int = 2, transformer: Mapping[str, Any] | None = None) -> FluxPipeline:
+    """32 x 32 px are 4 latent tokens; text width 32. `transformer` overrides arguments of the transformer's constructor."""
     clip_tok, t5_tok = clip_tokenizer(), t5_tokenizer()
     clip = seeded(CLIPTextModel, CLIPTextConfig(
         vocab_size=len(clip_tok), hidden_size=32, intermediate_size=64, num_attention_heads=4, num_hidden_layers=2, projection_dim=32,
@@ -32,12 +32,14 @@ def flux_pipeline(guidance_embeds: bool = True, layers: int = 2) -> FluxPipeline
         AutoencoderKL, sample_size=32, down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(4,) * 4, layers_per_block=1, latent_channels=4, norm_num_groups=2, use_quant_conv=False,
         use_post_quant_conv=False, scaling_factor=0.3611, shift_factor=0.1159)  # fmt: skip
-    transformer = seeded(
-        FluxTransformer2DModel, patch_size=1, in_channels=16, num_layers=layers, num_single_layers=layers, attention_head_dim=16,
-        num_attention_heads=2, joint_attention_dim=32, pooled_projection_dim=32, guidance_embeds=guidance_embeds,
-        axes_dims_rope=(4, 4, 8))  # fmt: skip
+    shape = {
+        "patch_size": 1, "in_channels": 16, "num_layers": layers, "num_single_layers": layers, "attention_head_dim": 16,
+        "num_attention_heads": 2, "joint_attention_dim": 32, "pooled_projection_dim": 32, "guidance_embeds": guidance_embeds,
+        "axes_dims_rope": (4, 4, 8),
+    }  # fmt: skip
+    model = seeded(FluxTransformer2DModel, **{**shape, **(transformer or {})})
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
-    return FluxPipeline(scheduler, vae, clip, clip_tok, t5, t5_tok, transformer)
+    return FluxPipeline(scheduler, vae, clip, clip_tok, t5, t5_tok, model)
 
 
 def save_flux(folder: Path, **kwargs: Any) -> Path:
