@@ -7,14 +7,13 @@ import argparse
 import logging
 import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from flow_factory import __version__
 from flow_factory.config import ConfigError, RunConfig, config_help, dump_config, load_config
 from flow_factory.errors import UserError
-from flow_factory.launch import FLAGS, launch, place, told_processes
+from flow_factory.launch import FLAGS, launch, place, said, told_processes
 
 EXAMPLES = """\
 examples:
@@ -32,10 +31,9 @@ def first() -> bool:
 
 
 def complain(error: Exception) -> None:
-    """Prints an error. What several processes find wrong is said once: the launcher ends those that still wait when one has left."""
-    if not first():
-        time.sleep(5)
-    print(f"error: {error}", file=sys.stderr)
+    """Prints an error, unless another process has."""
+    if not said():
+        print(f"error: {error}", file=sys.stderr)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -76,6 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except Exception:
+        if said():
+            return 1
+        raise
 
 
 def act(config: RunConfig, args: argparse.Namespace) -> int:

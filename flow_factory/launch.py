@@ -75,6 +75,21 @@ def place(config: RunConfig, flags: Mapping[str, Any], environment: Mapping[str,
     )
 
 
+def said() -> bool:
+    """Whether another of this machine's processes has said what is wrong; if not, this one is to, and the others will hear True.
+
+    They find the same thing wrong, or lose the connection when one has left.
+    """
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # in a folder for each process; the one above is shared
+    if error_file is None:
+        return False
+    try:
+        (Path(error_file).parents[1] / "said").touch(exist_ok=False)
+    except FileExistsError:
+        return True
+    return False
+
+
 def _inside(environment: Mapping[str, str]) -> bool:
     return "LOCAL_RANK" in environment and "WORLD_SIZE" in environment
 

@@ -113,7 +113,8 @@ class Trainer:
             return torch.stack([normal(x.shape[1:], torch.float32, "cpu", train.seed, "sde", epoch, i, index) for i in ids]).to(x.device)
 
         sampler = Sampler(DYNAMICS[scheduler.dynamics_type], scheduler.noise_level, noisy, noise, DTYPES[train.latent_storage_dtype])
-        generators = [generator(train.seed, "init", epoch, i) for i in ids]
+        starts = [slot.slot * train.group_size] * len(ids) if train.init_same_noise else ids
+        generators = [generator(train.seed, "init", epoch, i) for i in starts]
         media, recorder = self.wrapped("sample", cond, self.call, train.num_inference_steps, sampler, generators)
         steps = [replace(s, **moved(vars(s), "cpu")) for s in recorder.kept] if train.offload_samples_to_cpu else recorder.kept
         return Rollout(self.rows[slot.row], cond, steps, media, slot=slot.slot)

@@ -1,9 +1,7 @@
 """Two processes on a CPU do what one does, and fail as one does."""
 
-import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.tiny.run import environment, ff_train, logged, write_run
+from tests.tiny.run import ff_train, logged, started, write_run
 
 pytestmark = pytest.mark.slow
 
@@ -71,13 +69,11 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
 def test_a_process_that_fails_is_shown_once(tmp_path: Path, reward: str, tracebacks: int) -> None:
     write_run(tmp_path)
     (tmp_path / "mine.py").write_text(REWARD)
-    begin = time.monotonic()
     done = ff_train("tiny.yaml", "--num_processes", "2", f"rewards.reward_model=mine.{reward}", "eval.eval_freq=0", cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.count("the judge of process 1 is out") == 1, done.stderr
+    assert done.stderr.count("RuntimeError: the judge of process 1 is out") == 1, done.stderr
     assert "error: process 1 of 2 stopped with exit code 1; its message is above" in done.stderr
     assert done.stderr.count("Traceback") == tracebacks, done.stderr
-    assert time.monotonic() - begin < 60
 
 
 def test_what_all_processes_find_wrong_is_said_once(tmp_path: Path) -> None:
@@ -91,21 +87,15 @@ def test_what_all_processes_find_wrong_is_said_once(tmp_path: Path) -> None:
 
 def test_sigterm_stops_all_where_a_resumed_run_goes_on(tmp_path: Path) -> None:
     write_run(tmp_path)
-    command = [sys.executable, "-m", "flow_factory", "tiny.yaml", *SETTINGS, "train.max_epochs=500", "eval.eval_freq=0"]
-    with subprocess.Popen(
-        [*command, "--num_processes", "2"], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as run:
-        try:
-            metrics = tmp_path / "save/run/metrics.jsonl"
-            for _ in range(600):
-                if metrics.exists() and metrics.read_text().count("\n") > 2:
-                    break
-                time.sleep(0.1)
-            run.send_signal(signal.SIGTERM)
-            _, said = run.communicate(timeout=60)
-        finally:
-            if run.poll() is None:
-                os.killpg(run.pid, signal.SIGKILL)
+    command = [sys.executable, "-m", "flow_factory", "tiny.yaml", *SETTINGS, "train.max_epochs=500", "--num_processes", "2"]
+    metrics = tmp_path / "save/run/metrics.jsonl"
+    with started(command, tmp_path) as run:
+        for _ in range(600):
+            if metrics.exists() and metrics.read_text().count("\n") > 3:
+                break
+            time.sleep(0.1)
+        run.send_signal(signal.SIGTERM)
+        _, said = run.communicate(timeout=60)
     assert run.returncode == 130, said
     assert len(re.findall("SIGTERM: stopped before epoch", said)) == 1, said
     assert "Traceback" not in said
@@ -116,8 +106,6 @@ def test_sigterm_stops_all_where_a_resumed_run_goes_on(tmp_path: Path) -> None:
 def test_a_signal_that_reaches_one_process_stops_all(tmp_path: Path) -> None:
     write_run(tmp_path)
     (tmp_path / "mine.py").write_text(REWARD)
-    begin = time.monotonic()
     done = ff_train("tiny.yaml", "--num_processes", "2", "rewards.reward_model=mine.Told", "eval.eval_freq=0", cwd=tmp_path)
     assert done.returncode == 130, done.stderr
-    assert time.monotonic() - begin < 60
-    assert (tmp_path / "save/run/checkpoints/epoch_1/state/progress.json").is_file()
+    assert len(list((tmp_path / "save/run/checkpoints").glob("epoch_*/state/progress.json"))) == 1

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,11 +11,12 @@ from transformers import T5EncoderModel
 
 from flow_factory.algorithms.base import OnPolicyError
 from flow_factory.ema import ema_decay
-from flow_factory.errors import UserError
 from flow_factory.randomness import generator
 from flow_factory.rewards import PointwiseRewardModel, RewardModelOutput
 from flow_factory.rewards.jpeg import kilobytes
 from flow_factory.run import Run
+from flow_factory.trainer import Trainer
+from flow_factory.types import Rollout
 from tests.tiny.run import TEST, TRAIN, forwards, logged, tiny, trained, write_rows, write_run
 
 QUIET = ("eval.eval_freq=0", "train.ema_decay=0")
@@ -25,6 +25,14 @@ QUIET = ("eval.eval_freq=0", "train.ema_decay=0")
 def epochs(run: Run) -> list[dict[str, float]]:
     """The metrics of every epoch, without evaluations and checkpoints."""
     return [run.trainer.epoch() for _ in range(run.trainer.config.train.max_epochs)]
+
+
+def rolled_out(run: Run) -> tuple[Trainer, list[Rollout]]:
+    """The trainer, and the first epoch's rollouts with their advantages."""
+    rollouts = run.trainer.roll_out(0)
+    run.trainer.score(rollouts)
+    run.trainer.weigh(rollouts)
+    return run.trainer, rollouts
 
 
 @pytest.mark.parametrize(
@@ -77,10 +85,7 @@ def test_training_sees_what_sampling_saw_and_the_update_takes_effect(tmp_path: P
 
 
 def test_training_on_something_else_than_was_sampled_stops_the_run(tmp_path: Path) -> None:
-    trainer = tiny(tmp_path, *QUIET).trainer
-    rollouts = trainer.roll_out(0)
-    trainer.score(rollouts)
-    trainer.weigh(rollouts)
+    trainer, rollouts = rolled_out(tiny(tmp_path, *QUIET))
     trainer.call = trainer.call | {"guidance_scale": 9.0}
     before = {k: p.clone() for k, p in trainer.policy.trained().items()}
     with pytest.raises(OnPolicyError, match="training does not see what sampling saw"):
@@ -169,17 +174,10 @@ class SometimesMute(PointwiseRewardModel):
 
 
 def test_a_missing_score_is_masked_and_counted_and_training_goes_on(tmp_path: Path) -> None:
-    run = tiny(tmp_path, *QUIET, f"rewards.reward_model={__name__}:SometimesMute")
-    trainer = run.trainer
-    rollouts = trainer.roll_out(0)
-    trainer.score(rollouts)
-    trainer.weigh(rollouts)
-    advantages = torch.cat([r.advantage for r in rollouts])
-    assert advantages[2] == 0
-    assert (advantages != 0).sum() == 7
-    trainer.optimise(rollouts)
-    run = tiny(tmp_path, *QUIET, f"rewards.reward_model={__name__}:SometimesMute", "run_name=again")
-    first, second = epochs(run)
+    settings = (*QUIET, f"rewards.reward_model={__name__}:SometimesMute")
+    _, rollouts = rolled_out(tiny(tmp_path, *settings))
+    assert [k for k, a in enumerate(torch.cat([r.advantage for r in rollouts])) if a == 0] == [2]
+    first, second = epochs(tiny(tmp_path, *settings, "run_name=again"))
     assert first["train/missing_scores"] == first["train/unscored_samples"] == first["train/missing/size"] == 1
     assert second["train/missing_scores"] == second["train/missing/size"] == 0
     assert all(value == value for value in first.values()), "no NaN in what is logged"
@@ -207,48 +205,6 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
     assert sorted(p.name for p in (run.folder / "checkpoints").iterdir()) == ["epoch_2"]
     assert json.loads((run.checkpoint() / "state" / "progress.json").read_text()) == {"epoch": 2, "updates": 4}
     assert str(run.checkpoint()) in summary == (run.folder / "summary.md").read_text()
-
-
-def test_a_prompt_that_is_cut_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_run(tmp_path)
-    write_rows(tmp_path / "data" / "train.jsonl", [{"prompt": p} for p in [*TRAIN, "a dog and a cat " * 9, "red " * 20]])
-    with caplog.at_level(logging.WARNING):
-        tiny(tmp_path)
-    (said,) = [r.getMessage() for r in caplog.records if "cut" in r.getMessage()]
-    assert said.startswith("2 of 8 prompts are longer than the encoder takes (16 tokens)")
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["train.resolution=[40, 72]"], "height 40, width 72: .*multiples of 16 pixels; the nearest size is 32 x 64"),
-        (["model.target_modules=attn.to_w"], "'attn.to_w' fits no linear layer of transformer; near ones: .*to_"),
-        (["model.attn_backend=flash"], "'flash' does not work on this cpu machine .* Those that do: .*native"),
-        (["model.model_name_or_path=data"], "'data' does not load as FluxPipeline"),
-        (["log.logging_backend=swanlab", "model.model_name_or_path=nowhere/at-all"], "swanlab, which is not installed"),
-        (["data.dataset_dir=nowhere"], "no data set folder nowhere"),
-    ],
-)  # fmt: skip
-def test_what_this_machine_or_checkpoint_lacks_is_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], message: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "swanlab", None)
-    with pytest.raises(UserError, match=message):
-        tiny(tmp_path, *overrides)
-
-
-def test_the_folder_of_another_run_is_refused(tmp_path: Path) -> None:
-    tiny(tmp_path).evaluate()
-    with pytest.raises(UserError, match=r"save/run holds a run already: choose another run_name, or go on with model.resume_path="):
-        tiny(tmp_path)
-    tiny(tmp_path, "run_name=other")
-
-
-def test_a_start_that_failed_does_not_stand_in_the_way_of_the_next(tmp_path: Path) -> None:
-    with pytest.raises(UserError):
-        tiny(tmp_path, "model.target_modules=attn.to_w")
-    tiny(tmp_path)
 
 
 def test_eval_freq_0_evaluates_never(tmp_path: Path) -> None:

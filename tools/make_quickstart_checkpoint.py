@@ -122,8 +122,8 @@ def as_pictures(x: Tensor) -> np.ndarray:
     return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
-def drawn(rows: list[dict], rng: random.Random, noise: float) -> np.ndarray:
-    return np.stack([render(row, rng, noise) for row in rows])
+def drawn(rows: list[dict], rng: random.Random, noise: float, clutter: float = 0.0) -> np.ndarray:
+    return np.stack([render(row, rng, noise, clutter) for row in rows])
 
 
 def strict(pictures: np.ndarray, rows: list[dict]) -> np.ndarray:
@@ -209,9 +209,9 @@ def train_flow(args: argparse.Namespace) -> None:
         print(name, f"{sum(p.numel() for p in getattr(pipe, name).parameters()) / 1e6:.3f} M")
     train, held_out = split()
     rows = balanced(train, {k: 2000 * w for k, w in KINDS.items()}, rng)
-    cache = args.work / f"latents_{args.noise}.pt"
+    cache = args.work / f"latents_{args.noise}_{args.clutter}.pt"
     if not cache.exists():
-        torch.save(encode_pictures(pipe.vae, drawn(rows, rng, args.noise)), cache)
+        torch.save(encode_pictures(pipe.vae, drawn(rows, rng, args.noise, args.clutter)), cache)
     z = torch.load(cache)
     print("latents", tuple(z.shape), z.std().item(), flush=True)
     unique = sorted({r["prompt"] for r in rows})
@@ -289,6 +289,7 @@ def main() -> None:
     parser.add_argument(
         "--time-mean", type=float, default=0.5, help="median training time is sigmoid of it; objects are chosen at high ones"
     )
+    parser.add_argument("--clutter", type=float, default=0.4, help="share of the pictures that show something beside what the caption says")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--threads", type=int, default=2)

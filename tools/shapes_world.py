@@ -23,7 +23,8 @@ COLORS = ("red", "green", "blue", "yellow")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 SIZE = 64
 Caption = dict[str, Any]
-TEST_ROWS = {"count": 72, "pair": 88, "position": 96}
+TRAIN_ROWS = {"single": 12, "count": 24, "pair": 88, "position": 88}
+TEST_ROWS = {"count": 96, "pair": 96, "position": 64}
 
 
 def captions() -> list[Caption]:
@@ -56,12 +57,19 @@ def split() -> tuple[list[Caption], list[Caption]]:
     return train, test
 
 
-def render(caption: Caption, rng: random.Random, noise: float = 0.0) -> np.ndarray:
-    """A picture (SIZE, SIZE, 3) of the caption; with probability `noise` one that contradicts it, as captions of the web do."""
+def render(caption: Caption, rng: random.Random, noise: float = 0.0, clutter: float = 0.0) -> np.ndarray:
+    """A picture (SIZE, SIZE, 3) of the caption, as the web has them.
+
+    Args:
+        noise: probability that something in it contradicts the caption.
+        clutter: probability that it also shows a thing of which the caption says nothing.
+    """
     things = [(o["color"], o["shape"]) for o in caption["objects"] for _ in range(o["count"])]
     relation = caption["relation"]
     if rng.random() < noise:
         things, relation = _contradict(things, relation, rng)
+    if rng.random() < clutter:
+        things.append((rng.choice(COLORS), rng.choice(SHAPES)))
     cell = SIZE / 4
     while True:
         cells = rng.sample(range(16), len(things))
@@ -78,13 +86,11 @@ def _contradict(things: list, relation: str | None, rng: random.Random) -> tuple
     things = list(things)
     k = rng.randrange(len(things))
     color, shape = things[k]
-    change = rng.choice(["color", "shape", "more", "fewer"] + ["relation"] * 2 * (relation is not None))
+    change = rng.choice(["color", "shape", "fewer"] + ["relation"] * 2 * (relation is not None))
     if change == "color":
         things[k] = (rng.choice([c for c in COLORS if c != color]), shape)
     elif change == "shape":
         things[k] = (color, rng.choice([s for s in SHAPES if s != shape]))
-    elif change == "more":
-        things.append((rng.choice(COLORS), rng.choice(SHAPES)))
     elif change == "fewer" and len(things) > 1:
         things.pop(k)
         relation = None
@@ -122,12 +128,10 @@ def main() -> None:
     folder = Path(__file__).parent.parent / "dataset" / "shapes"
     folder.mkdir(parents=True, exist_ok=True)
     train, held_out = split()
-    train = [c for c in train if c["kind"] != "single"]
-    test = balanced(held_out, TEST_ROWS, random.Random(1))
-    random.Random(0).shuffle(train)
+    train, test = balanced(train, TRAIN_ROWS, random.Random(0)), balanced(held_out, TEST_ROWS, random.Random(1))
     for name, rows in (("train", train), ("test", test)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-        print(name, len(rows), {k: sum(r["kind"] == k for r in rows) for k in ("count", "pair", "position")})
+        print(name, len(rows), {k: sum(r["kind"] == k for r in rows) for k in TRAIN_ROWS})
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ class TrainConfig(Section):
 
     per_device_batch_size: int = Field(1, ge=1, description="samples of one row in a micro-batch")
     group_size: int = Field(1, ge=1, description="samples of a row in an epoch; a multiple of per_device_batch_size")
+    init_same_noise: bool = Field(False, description="a group starts from one noise: its samples then differ by the stochastic steps alone")
     unique_sample_num_per_epoch: int = Field(8, ge=1, description="rows of an epoch, over all processes; a multiple of num_processes")
     gradient_step_per_epoch: int = Field(2, ge=1, description="optimiser steps of an epoch; only the first sees unchanged weights")
     gradient_accumulation_steps: Accumulation = Field(

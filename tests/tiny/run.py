@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -137,4 +138,20 @@ def ff_train(*arguments: str | Path, cwd: Path, killed: str = "", **extra: str) 
     """`python -m flow_factory ARGUMENTS` as a user starts it; `killed` is "FUNCTION CALL SIGNAL" for `tests.tiny.killed`."""
     module = ["tests.tiny.killed", *killed.split()] if killed else ["flow_factory"]
     command = [sys.executable, "-m", *module, *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=environment(**extra), capture_output=True, text=True, timeout=300)
+    with started(command, cwd, **extra) as run:
+        out, err = run.communicate(timeout=120)
+    return subprocess.CompletedProcess(command, run.returncode, out, err)
+
+
+@contextmanager
+def started(command: list[str], cwd: Path, **extra: str) -> Iterator[subprocess.Popen[str]]:
+    """The command with its output in pipes; it and all that it started are gone afterwards."""
+    run = subprocess.Popen(
+        command, cwd=cwd, env=environment(**extra), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        yield run
+    finally:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
