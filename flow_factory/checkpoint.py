@@ -58,11 +58,16 @@ def save_model(folder: Path, policy: Policy, pipeline: type[DiffusionPipeline]) 
     """The trained weights as they are now, in diffusers' own format."""
     if lora_of(policy):
         layers = {f"{name}_lora_layers": get_peft_model_state_dict(module) for name, module in policy.models.items()}
-        metadata = {f"{name}_lora_adapter_metadata": module.peft_config["default"].to_dict() for name, module in policy.models.items()}
+        metadata = {f"{name}_lora_adapter_metadata": _adapter(module) for name, module in policy.models.items()}
         pipeline.save_lora_weights(folder, **layers, **metadata)
     else:
         for name, module in policy.models.items():
             module.save_pretrained(folder / name)
+
+
+def _adapter(module: Any) -> dict[str, Any]:
+    """The LoRA's config; sets in a fixed order, so that equal checkpoints are equal files."""
+    return {k: sorted(v) if isinstance(v, set) else v for k, v in module.peft_config["default"].to_dict().items()}
 
 
 def load_model(folder: Path, policy: Policy, pipeline: type[DiffusionPipeline]) -> None:

@@ -7,11 +7,12 @@ import argparse
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from flow_factory import __version__
-from flow_factory.config import ConfigError, RunConfig, config_help, dump_config, load_config
+from flow_factory.config import RunConfig, config_help, dump_config, load_config
 from flow_factory.errors import UserError
 from flow_factory.launch import FLAGS, launch, place, said, told_processes
 
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         processes = told_processes(vars(args), os.environ)
         return act(load_config(args.config, args.overrides + ([f"num_processes={processes}"] if processes else [])), args)
-    except (ConfigError, UserError) as error:
+    except UserError as error:
         complain(error)
         return 2
     except KeyboardInterrupt:
@@ -101,8 +102,17 @@ def act(config: RunConfig, args: argparse.Namespace) -> int:
     return work(config)
 
 
+def hush() -> None:
+    """Keeps the libraries' remarks on optional packages and renamed arguments from the terminal; before they are imported."""
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
 def work(config: RunConfig) -> int:
     """Trains in this process."""
+    if not config.log.verbose:
+        hush()
     from flow_factory.algorithms.base import OnPolicyError
     from flow_factory.interrupt import Interrupted
     from flow_factory.rewards.scoring import RewardError

@@ -131,7 +131,7 @@ def _panels(series: Mapping[str, Series]) -> list[tuple[str, str, Any, list[str]
     wanted = [(f"Reward: {name}", "mean of the epoch", _draw_reward, names) for name, names in several + named]
     wanted += [
         ("Clipped by the policy ratio", "share of samples", _draw_lines, ["train/clip_frac_high", "train/clip_frac_low"]),
-        ("Policy ratio, new over old", "ratio", _draw_lines, ["train/ratio_max", "train/ratio", "train/ratio_min"]),
+        ("Spread of the policy ratio", "standard deviation", _draw_lines, ["train/ratio_std"]),
         ("KL divergence to the reference", "KL", _draw_lines, ["train/kl_div"]),
         ("Gradient norm before clipping", "norm", _draw_lines, ["train/grad_norm"]),
         (_time_title(series), "seconds an epoch", _draw_times, [f"time/{phase}_s" for phase in PHASES]),

@@ -31,6 +31,8 @@ class Run:
     """None without a test file."""
     trackers: Trackers | None
     """On the main process."""
+    goes_on: bool = False
+    """Whether it starts from a saved training state: what was evaluated then is not evaluated again."""
     bar: tqdm = field(init=False)
 
     def __call__(self) -> str:
@@ -43,7 +45,7 @@ class Run:
         last = config.train.max_epochs
         with self.trainer.interrupt.watching(), self._bar(last) as self.bar:
             try:
-                if progress.epoch == 0:
+                if not self.goes_on:
                     self.evaluate()
                 while last is None or progress.epoch < last:
                     self.tell(self.trainer.epoch())
@@ -76,7 +78,7 @@ class Run:
         """Scores the test rows' fixed pictures, and shows them beside the last training samples."""
         if self.trackers is not None:
             self.trackers.log_samples("train", self.trainer.shown, self.trainer.progress.epoch)
-        if self.evaluator is None:
+        if self.evaluator is None or self.trainer.config.eval.eval_freq == 0:
             return
         self.trainer.meter.seconds.pop("eval", None)
         with self.trainer.meter.phase("eval"):
@@ -88,15 +90,16 @@ class Run:
             self.show(samples[: self.trainer.config.log.num_samples], self.trackers)
 
     def show(self, samples: Sequence[Sample], trackers: Trackers) -> None:
-        """Pictures for the trackers, and grids and curves in the run's folder."""
-        step, before = self.trainer.progress.epoch, self.folder / "samples" / "before"
+        """Pictures for the trackers, and grids and curves in the run's folder; the first ones are kept to be compared with."""
+        step, folder = self.trainer.progress.epoch, self.folder / "samples"
         trackers.log_samples("eval", samples, step)
-        save_grid(samples, self.folder / "samples" / f"eval_{step:05d}.png")
-        if step == 0:
-            keep_samples(samples, before)
-        else:
-            save_before_after(kept_samples(before), samples, self.folder / "before_after.png")
+        save_grid(samples, folder / f"eval_{step:05d}.png")
+        before = kept_samples(folder / "before")
+        if [s.prompt for s in before] == [s.prompt for s in samples]:
+            save_before_after(before, samples, self.folder / "before_after.png")
             plot_curves(self.folder / "metrics.jsonl", self.folder / "curves.png")
+        else:  # the run's first evaluation
+            keep_samples(samples, folder / "before")
 
     def save(self, state: bool) -> None:
         """Writes the checkpoint of the epochs done so far: the weights that are evaluated, and the training state if asked for."""

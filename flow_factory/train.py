@@ -45,6 +45,8 @@ def build(config: RunConfig) -> Run:
     rows = read_rows(Path(config.data.dataset_dir), "train", config.data.max_dataset_size)
     test = read_rows(Path(config.data.dataset_dir), "test") if has_split(config, "test") else []
     accelerator = make_accelerator(config)
+    folder = run_folder(config, accelerator)
+    trackers = open_run_trackers(config, folder, accelerator)
     rewards, eval_rewards = load_rewards(
         arguments(config.rewards), arguments(config.eval_rewards) if config.eval_rewards else None, accelerator
     )
@@ -53,8 +55,6 @@ def build(config: RunConfig) -> Run:
     adapter = open_adapter(config)
     for section in (config.train, config.eval):
         adapter.check_size(section.height, section.width)
-    folder = run_folder(config, accelerator)
-    trackers = open_run_trackers(config, folder, accelerator)
     conds, eval_conds = encode(config, adapter, [rows, test], accelerator)
     adapter.drop_encoders()
     policy = build_policy(
@@ -73,7 +73,7 @@ def build(config: RunConfig) -> Run:
         config, plan, accelerator, adapter, policy, wrapped, store, algorithm, optimizer, schedule, rewards, rows, conds, progress=progress
     )
     evaluator = Evaluator(config, accelerator, adapter, store, eval_rewards, test, eval_conds) if test else None
-    return Run(folder, trainer, evaluator, trackers)
+    return Run(folder, trainer, evaluator, trackers, goes_on=resume is not None)
 
 
 def open_run_trackers(config: RunConfig, folder: Path, accelerator: Accelerator) -> Trackers | None:
@@ -181,7 +181,8 @@ def make_optimizer(config: RunConfig, policy: Policy, steps_per_epoch: int) -> t
     else:
         optimizer = torch.optim.AdamW(policy.trained().values(), **keys)
     total = train.lr_total_steps or (steps_per_epoch * train.max_epochs if train.max_epochs else None)
-    schedule = get_scheduler(train.lr_scheduler, optimizer, num_warmup_steps=train.lr_warmup_steps, num_training_steps=total)
+    name = "constant_with_warmup" if train.lr_scheduler == "constant" else train.lr_scheduler  # "constant" alone would skip the warm-up
+    schedule = get_scheduler(name, optimizer, num_warmup_steps=train.lr_warmup_steps, num_training_steps=total)
     return optimizer, schedule
 
 
@@ -198,8 +199,7 @@ def resumed(config: RunConfig, policy: Policy, pipeline: type) -> Path | None:
     wanted = config.model.resume_type or kind
     if wanted == "state" and kind != "state":
         raise CheckpointError(
-            f"model.resume_path: {folder} has no training state (saved with log.save_model_only: true?); "
-            f"resume_type: {kind} would load its weights"
+            f"model.resume_path: {folder} has no training state (log.save_model_only: true); resume_type: {kind} would load its weights"
         )
     if wanted == "state":
         return folder
@@ -216,8 +216,15 @@ def run_folder(config: RunConfig, accelerator: Accelerator) -> Path:
     model, train = config.model, config.train
     name = config.log.run_name or f"{model.model_type}_{model.finetune_type}_{train.trainer_type}_{time.strftime('%Y%m%d_%H%M%S')}"
     folder = Path(config.log.save_dir) / broadcast_object_list([name])[0]
+    metrics = folder / "metrics.jsonl"
+    if not (accelerator.is_main_process and metrics.is_file() and metrics.stat().st_size):
+        return folder
     resume = Path(config.model.resume_path).resolve() if config.model.resume_path else None
-    goes_on = resume is not None and folder.resolve() in (resume, *resume.parents)
-    if accelerator.is_main_process and (folder / "metrics.jsonl").exists() and not goes_on:
+    if resume is None or folder.resolve() not in (resume, *resume.parents):
         raise UserError(f"{folder} holds a run already: choose another run_name, or go on with model.resume_path={folder}")
+    if (config.model.resume_type or kind_of(newest(resume))) != "state":
+        raise UserError(
+            f"{folder} cannot go on: {newest(resume)} has weights and no training state (log.save_model_only: true); "
+            "choose another run_name to start anew from these weights"
+        )
     return folder

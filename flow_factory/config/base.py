@@ -9,10 +9,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
+from flow_factory.errors import UserError
 from flow_factory.registry import nearest
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """The configuration cannot be used; one line a problem: `file:line: section.key: what is wrong; what would be right`."""
 
 

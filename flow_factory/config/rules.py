@@ -34,6 +34,8 @@ def notices(config: RunConfig) -> tuple[str, ...]:
         lines.append("data.force_reprocess is not needed: rows are cached by content, so what has changed is always encoded anew")
     if config.data.sampler_type not in (None, "auto"):
         lines.append(f"data.sampler_type: {config.data.sampler_type} has no effect: a group always lives on one process")
+    if config.config_file is not None and config.num_processes == 1:
+        lines.append(f"config_file: {config.config_file} has no effect on one process")
     for key, why in IDLE.items():
         if getattr(config.data, key) != type(config.data).model_fields[key].default:
             lines.append(f"data.{key} has no effect: {why}")
