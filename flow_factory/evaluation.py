@@ -66,7 +66,8 @@ class Evaluator:
     def _draw(self, batch: list[int]) -> list[Any]:
         section = self.config.eval
         cond = tree_map_only(Tensor, lambda x: x.to(self.accelerator.device), self.adapter.join([self.conds[i] for i in batch]))
-        generators = [generator(self.config.train.seed, "eval", self.rows[i].id) for i in batch]
+        seed = self.config.train.seed if section.seed is None else section.seed
+        generators = [generator(seed, "eval", self.rows[i].id) for i in batch]
         return list(self.adapter.evaluate(cond, call_of(section), section.num_inference_steps, generators))
 
     def _metrics(self, table: Tensor) -> dict[str, float]:

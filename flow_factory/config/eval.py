@@ -19,5 +19,5 @@ class EvalConfig(Section):
     guidance_scale: float = Field(3.5, ge=0, description="the pipeline's own guidance")
     num_inference_steps: int = Field(30, ge=1, description="denoising steps")
     eval_freq: int = Field(10, ge=0, description="epochs between two evaluations; 0 = never")
-    seed: int | None = Field(None, description="accepted and not used: every draw depends on train.seed")
+    seed: int | None = Field(None, description="of the rows' fixed noise; null = train.seed")
     call: dict[str, Any] = Field(default_factory=dict, description="arguments for the pipeline's __call__")

@@ -41,9 +41,8 @@ def notices(config: RunConfig) -> tuple[str, ...]:
             lines.append(f"data.{key} has no effect: {why}")
     if any(reward.async_reward or reward.num_workers != 1 for reward in (*config.rewards, *(config.eval_rewards or ()))):
         lines.append("rewards: async_reward and num_workers have no effect yet: rewards are scored after the rollouts, in this process")
-    for section, seed in (("scheduler", config.scheduler.seed), ("eval", config.eval.seed)):
-        if seed not in (None, config.train.seed):
-            lines.append(f"{section}.seed: {seed} has no effect: every draw depends on train.seed, which is {config.train.seed}")
+    if config.scheduler.seed not in (None, config.train.seed):
+        lines.append(f"scheduler.seed: {config.scheduler.seed} has no effect: every draw depends on train.seed, which is {config.train.seed}")
     return tuple(lines)
 
 
