@@ -78,10 +78,10 @@ def test_a_process_that_fails_is_shown_once(tmp_path: Path, reward: str, traceba
 
 def test_what_all_processes_find_wrong_is_said_once(tmp_path: Path) -> None:
     write_run(tmp_path)
-    done = ff_train("tiny.yaml", "--num_processes", "2", "model.target_modules=attn.to_w", "eval.seed=7", cwd=tmp_path)
+    done = ff_train("tiny.yaml", "--num_processes", "2", "model.target_modules=attn.to_w", "scheduler.seed=7", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("fits no linear layer") == 1, done.stderr
-    assert done.stderr.count("note: eval.seed") == 1
+    assert done.stderr.count("note: scheduler.seed") == 1
     assert "Traceback" not in done.stderr
 
 

@@ -76,7 +76,13 @@ def test_every_script_of_the_pages_runs(text: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_quick_start_runs_an_epoch_and_leaves_what_it_promises(tmp_path: Path) -> None:
-    small = ["train.max_epochs=1", "train.unique_sample_num_per_epoch=2", "train.gradient_step_per_epoch=1", "data.max_dataset_size=8"]
+    small = [
+        "train.max_epochs=1",
+        "train.unique_sample_num_per_epoch=2",
+        "train.gradient_step_per_epoch=1",
+        "train.lr_warmup_steps=0",
+        "data.max_dataset_size=8",
+    ]
     where = [f"log.save_dir={tmp_path}", f"data.cache_dir={tmp_path}/cache", "run_name=quick"]
     command = [sys.executable, "-m", "flow_factory", "examples/quickstart.yaml", *small, *where]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
