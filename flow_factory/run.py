@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,7 @@ class Run:
     goes_on: bool = False
     """Whether it starts from a saved training state: what was evaluated then is not evaluated again."""
     bar: tqdm = field(init=False)
+    started: float = field(init=False)
 
     def __call__(self) -> str:
         """Trains to the end and returns the summary.
@@ -42,6 +44,7 @@ class Run:
             Interrupted: on SIGTERM or Ctrl-C, after the training state was saved.
         """
         config, progress = self.trainer.config, self.trainer.progress
+        self.started = time.monotonic()
         last = config.train.max_epochs
         with self.trainer.interrupt.watching(), self._bar(last) as self.bar:
             try:
@@ -131,7 +134,11 @@ class Run:
         longer = f"ff-train {folder / 'config.yaml'} run_name={folder.name}-longer model.resume_path={self.checkpoint()}"
         steps = {"train on from these weights": longer, "the same for FLUX.1-dev, on GPUs": "ff-train examples/grpo/lora/flux1.yaml"}
         title = f"{folder.name}: {self.trainer.progress.epoch} epochs of {config.train.trainer_type}"
-        return write_summary(folder / "summary.md", title, eval_metrics(folder / "metrics.jsonl"), files, steps)
+        first, last = ({k: v for k, v in m.items() if _shown(k, v)} for m in eval_metrics(folder / "metrics.jsonl"))
+        facts = [f"{(time.monotonic() - self.started) / 60:.1f} minutes on {self.trainer.accelerator.device}, evaluations included"]
+        if last:
+            facts.append(f"evaluated on {len(self.evaluator.rows) if self.evaluator else 0} test rows, each always from the same noise")
+        return write_summary(folder / "summary.md", title, (first, last), files, steps, facts)
 
     @property
     def main(self) -> bool:
@@ -142,6 +149,11 @@ class Run:
 
     def _bar(self, last: int | None) -> tqdm:
         return tqdm(total=last, initial=self.trainer.progress.epoch, desc="training", unit="epoch", disable=not self.main, smoothing=0.1)
+
+
+def _shown(name: str, value: float) -> bool:
+    """What of an evaluation the summary shows: each reward's mean, and scores that went missing."""
+    return (name.startswith("reward_") and name.endswith("_mean") and name != "reward_mean") or (name.startswith("missing/") and value > 0)
 
 
 def _due(epoch: int, every: int) -> bool:

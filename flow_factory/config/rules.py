@@ -42,7 +42,9 @@ def notices(config: RunConfig) -> tuple[str, ...]:
     if any(reward.async_reward or reward.num_workers != 1 for reward in (*config.rewards, *(config.eval_rewards or ()))):
         lines.append("rewards: async_reward and num_workers have no effect yet: rewards are scored after the rollouts, in this process")
     if config.scheduler.seed not in (None, config.train.seed):
-        lines.append(f"scheduler.seed: {config.scheduler.seed} has no effect: every draw depends on train.seed, which is {config.train.seed}")
+        lines.append(
+            f"scheduler.seed: {config.scheduler.seed} has no effect: every draw depends on train.seed, which is {config.train.seed}"
+        )
     return tuple(lines)
 
 
