@@ -125,9 +125,12 @@ def _series(records: Iterable[Mapping[str, Any]]) -> dict[str, Series]:
 
 def _panels(series: Mapping[str, Series]) -> list[tuple[str, str, Any, list[str]]]:
     """(title, unit, drawing function, names of the series) of each panel that has something to show."""
-    rewards = sorted({found[1] for name in series if (found := re.fullmatch(r"(?:train|eval)/reward_(.+)_mean", name))})
-    several = [("all, weighted", ["train/reward_mean", "eval/reward_mean"])] if len(rewards) != 1 else []
-    named = [(name, [f"train/reward_{name}_mean", f"eval/reward_{name}_mean"]) for name in rewards]
+    train, evaluation = (
+        {found[1] for name in series if (found := re.fullmatch(rf"{where}/reward_(.+)_mean", name))} for where in ("train", "eval")
+    )
+    total = ["train/reward_mean"] + ["eval/reward_mean"] * (train == evaluation)  # sums of other rewards do not compare
+    several = [("all, weighted", total)] if len(train) != 1 else []
+    named = [(name, [f"train/reward_{name}_mean", f"eval/reward_{name}_mean"]) for name in sorted(train | evaluation)]
     wanted = [(f"Reward: {name}", "mean of the epoch", _draw_reward, names) for name, names in several + named]
     wanted += [
         ("Clipped by the policy ratio", "share of samples", _draw_lines, ["train/clip_frac_high", "train/clip_frac_low"]),
