@@ -10,11 +10,11 @@ from huggingface_hub.errors import CacheNotFound
 from flow_factory.checkpoint import CheckpointError
 from flow_factory.config import RunConfig, plan_of
 from flow_factory.data.reader import read_rows
-from flow_factory.errors import UserError
 from flow_factory.memory import Part, estimate, peak, shape_of, stored_parameters
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.rewards import REWARDS
+from flow_factory.rewards.scoring import require_columns
 from flow_factory.train import has_split
 
 CARDS = (24, 48, 80)
@@ -41,13 +41,7 @@ def data_lines(config: RunConfig) -> list[str]:
     else:
         lines.append("no test split: nothing will be evaluated")
     for entry in (*config.rewards, *(config.eval_rewards or ())):
-        needed = getattr(REWARDS[entry.reward_model], "required_fields", ())
-        for row in rows:
-            for column in needed:
-                if column not in ("prompt", "image", "video", "condition_images", "condition_videos") and column not in row.columns:
-                    raise UserError(
-                        f"{folder}: reward {entry.name!r} needs the column {column!r}, and row {row.id} ({row.prompt[:40]!r}) lacks it"
-                    )
+        require_columns(entry.name, REWARDS[entry.reward_model].required_fields, rows)
     return lines
 
 

@@ -38,7 +38,7 @@ class Evaluator:
         mine: list[tuple[int, Any]] = []
         batches = list(self.batches())
         quiet = None if self.accelerator.is_main_process else True
-        with self.store.use(self.weights()), self.accelerator.autocast():
+        with self.store.use(self.store.reported), self.accelerator.autocast():
             for batch in tqdm(batches, "evaluating", leave=False, disable=quiet, delay=5):
                 mine += zip(batch, self._draw(batch), strict=True)
         scores = self.rewards.score([self.rows[i] for i, _ in mine], [[media] for _, media in mine])
@@ -47,10 +47,6 @@ class Evaluator:
         table = torch.tensor([s for _, _, s in everyone], dtype=torch.float64)
         samples = [Sample(self.rows[i].prompt, media, dict(zip(self.rewards.names, s, strict=True))) for i, media, s in everyone]
         return self._metrics(table) | {f"eval/{k}": v for k, v in self.rewards.finish_epoch().items()}, samples
-
-    def weights(self) -> str:
-        """The weights that are evaluated and saved."""
-        return "ema" if "ema" in self.store.copies else "policy"
 
     def batches(self) -> Iterator[list[int]]:
         """This process's rows, those together whose conditions can share a call."""

@@ -110,7 +110,7 @@ class Run:
         if self.main:
 
             def write(folder: Path) -> None:
-                with trainer.store.use("ema" if "ema" in trainer.store.copies else "policy"):
+                with trainer.store.use(trainer.store.reported):
                     save_model(folder, trainer.policy, type(trainer.adapter.pipe))
                 if state:
                     (folder / "state").mkdir()

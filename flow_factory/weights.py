@@ -28,6 +28,11 @@ class WeightStore:
             return
         self.copies[name] = [p.detach().to(device or p.device, torch.float32, copy=True) for p in self.params.values()]
 
+    @property
+    def reported(self) -> str:
+        """The weights that are evaluated and saved: the average, where one is kept."""
+        return "ema" if "ema" in self.copies else "policy"
+
     @contextmanager
     def use(self, name: str) -> Iterator[None]:
         """The model computes with the copy; the live weights return afterwards, to the bit.

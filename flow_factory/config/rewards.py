@@ -26,7 +26,7 @@ class RewardConfig(Section):
         Shown(default="from reward_model"),
     ] = Field(DERIVED, description="name in logs and metrics")
     weight: float = Field(1.0, description="factor of the reward in the advantage")
-    dtype: Dtype = Field("bf16", description="dtype of the reward's weights")
+    dtype: Dtype = Field("fp32", description="dtype of the reward's weights; published scores are of fp32")
     device: Device = Field("auto", description="where the reward computes; auto = on the training device")
     batch_size: int = Field(16, ge=1, description="samples scored at a time")
     async_reward: bool = Field(False, description="score while the next samples are rolled out")

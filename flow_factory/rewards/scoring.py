@@ -94,6 +94,21 @@ def _load(config: RewardArguments, accelerator: Accelerator) -> RewardModel:
     return cls(config, accelerator)
 
 
+def require_columns(reward: str, fields: Sequence[str], rows: Sequence[Row]) -> None:
+    """Raises UserError where a row lacks a column of the data set that a reward requires.
+
+    Args:
+        fields: the reward's `required_fields`; those that are no columns are passed over.
+    """
+    for column in (f for f in fields if f not in GIVEN):
+        for row in rows:
+            if row.columns.get(column) is None:
+                raise UserError(
+                    f"reward {reward!r} needs the column {column!r}, and row {row.id} (counted from 0: {row.prompt[:60]!r}) "
+                    f"has none.{nearest(column, list(row.columns))}"
+                )
+
+
 class RewardSet:
     """The rewards of one purpose, training or evaluation. See `load_rewards`.
 
@@ -117,15 +132,9 @@ class RewardSet:
         self._cause: dict[str, str] = {}
 
     def check_columns(self, rows: Sequence[Row]) -> None:
-        """Raise UserError where a row lacks a column that a reward requires: to be called when the data set is read."""
+        """See `require_columns`: to be called when the data set is read."""
         for judge in self.judges:
-            for column in (f for f in judge.model.required_fields if f not in GIVEN):
-                for row in rows:
-                    if row.columns.get(column) is None:
-                        raise UserError(
-                            f"reward {judge.name!r} needs the column {column!r}, and row {row.id} (counted from 0: {row.prompt[:60]!r}) "
-                            f"has none.{nearest(column, list(row.columns))}"
-                        )
+            require_columns(judge.name, judge.model.required_fields, rows)
 
     @torch.no_grad()
     def score(self, rows: Sequence[Row], media: Sequence[Sequence[Any]], conditions: Sequence[Conditions] | None = None) -> list[Tensor]:
