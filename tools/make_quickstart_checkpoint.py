@@ -273,6 +273,10 @@ def report(pipe: FluxPipeline, trained: list, ema: list, test: list, said: str, 
 def ship(args: argparse.Namespace) -> None:
     pipe = FluxPipeline.from_pretrained(args.work / args.name).to(torch.float16)
     pipe.save_pretrained(args.out)
+    for file in args.out.rglob("*.json"):  # where it was made is nobody's concern
+        text = json.loads(file.read_text())
+        if text.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(text, indent=2) + "\n")
     print(json.dumps({"MB": round(sum(f.stat().st_size for f in args.out.rglob("*") if f.is_file()) / 1e6, 2)}))
 
 
