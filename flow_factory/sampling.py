@@ -21,20 +21,21 @@ class Sampler:
         noisy: indices of the stochastic steps; their transitions are kept.
         noise: keyed noise, see `randomness`.
         storage: dtype in which float32 states are stored: they are rounded to it before the log-probability is taken and before
-            the model sees them (math: a log-probability of the unrounded state would not be the replay's). States that the pipeline
-            already keeps in 16 bits stay as they are.
+            the model sees them, since the replay will see the rounded one. States that the pipeline already keeps in 16 bits stay
+            as they are.
     """
 
     def __init__(self, kernel: Kernel, eta: float, noisy: Collection[int], noise: Noise, storage: torch.dtype):
         self.kernel, self.eta, self.noisy, self.noise = kernel, eta, frozenset(noisy), noise
-        self.storage = storage
+        self.storage, self.started = storage, False
 
     def __call__(self, index: int, t: Tensor, x: Tensor, v: Tensor, s: Tensor, s1: Tensor, ceiling: Tensor) -> tuple[Tensor, Step | None]:
         stored = self.storage if x.dtype == torch.float32 else x.dtype
+        first, self.started = not self.started, True
         if index not in self.noisy:
             x1, _ = DYNAMICS["ODE"].step(x.float(), v.float(), s, s1, 0.0, ceiling)
             return (x1.to(stored) if index + 1 in self.noisy else x1).to(x.dtype), None
         noise = self.noise(index, x)
+        seen = x if first else x.to(stored)  # the initial noise was never rounded
         x1, logp, _ = sample(self.kernel, x.float(), v.float(), s, s1, self.eta, ceiling, noise, stored)
-        seen = x if index == 0 else x.to(stored)  # the initial noise was never rounded
         return x1.to(x.dtype), Step(index, t, s, s1, ceiling, seen, x1, logp, x.dtype)
