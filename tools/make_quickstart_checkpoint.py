@@ -202,7 +202,7 @@ def train_flow(args: argparse.Namespace) -> None:
     rng = random.Random(5)
     source = args.start or args.work / "pipeline"
     if args.start:
-        pipe = FluxPipeline.from_pretrained(source)
+        pipe = FluxPipeline.from_pretrained(source, torch_dtype=torch.float32)
     else:
         pipe = build(AutoencoderKL.from_pretrained(args.work / "vae"), args.width, args.heads, args.double, args.single)
     for name in ("transformer", "text_encoder", "text_encoder_2", "vae"):
