@@ -220,3 +220,22 @@ def test_the_learning_rate_warms_up(tmp_path: Path, caplog: pytest.LogCaptureFix
         rates = [m["train/learning_rate"] for m in epochs(run)]
     assert rates[0] == pytest.approx(2e-3 / 3)
     assert "too small" not in caplog.text, "a first step of size 0 has no effect, and should have none"
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_group_starts_from_one_noise_if_asked_for(tmp_path: Path, same: bool) -> None:
+    """Two groups of four in micro-batches of two, step 0 stochastic."""
+    run = tiny(tmp_path, *QUIET, f"train.init_same_noise={same}", "scheduler.sde_steps=[0]")
+    starts = torch.cat([r.steps[0].x for r in run.trainer.roll_out(0)]).flatten(1)
+    ends = torch.cat([r.steps[0].x1 for r in run.trainer.roll_out(0)]).flatten(1)
+    assert len(starts.unique(dim=0)) == (2 if same else 8)
+    assert len(ends.unique(dim=0)) == 8
+
+
+def test_eval_seed_fixes_the_evaluation_whatever_the_training_seed(tmp_path: Path) -> None:
+    def pictures(name: str, *overrides: str) -> list[bytes]:
+        return [s.media.tobytes() for s in tiny(tmp_path, f"run_name={name}", *overrides).evaluator.run()[1]]
+
+    first = pictures("a", "train.seed=1", "eval.seed=7")
+    assert pictures("b", "train.seed=2", "eval.seed=7") == first
+    assert pictures("c", "train.seed=1", "eval.seed=8") != first
