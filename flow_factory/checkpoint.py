@@ -70,7 +70,7 @@ def _adapter(module: Any) -> dict[str, Any]:
     return {k: sorted(v) if isinstance(v, set) else v for k, v in module.peft_config["default"].to_dict().items()}
 
 
-def load_model(folder: Path, policy: Policy, pipeline: type[DiffusionPipeline]) -> None:
+def load_model(folder: Path, policy: Policy) -> None:
     """Writes saved weights into the model built from the config.
 
     Raises:

@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    except Exception:
+    except Exception:  # of any kind: where several processes fail, only the first shows its trace, the others' come of its leaving
         if said():
             return 1
         raise

@@ -9,14 +9,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 
 from flow_factory.config import RunConfig
 from flow_factory.models.base import ModelAdapter
 from flow_factory.randomness import generator
 from flow_factory.rewards.scoring import RewardSet
-from flow_factory.trainer import call_of
+from flow_factory.trainer import call_of, moved
 from flow_factory.types import Cond, Row, Sample
 from flow_factory.weights import WeightStore
 
@@ -61,7 +60,7 @@ class Evaluator:
 
     def _draw(self, batch: list[int]) -> list[Any]:
         section = self.config.eval
-        cond = tree_map_only(Tensor, lambda x: x.to(self.accelerator.device), self.adapter.join([self.conds[i] for i in batch]))
+        cond = moved(self.adapter.join([self.conds[i] for i in batch]), self.accelerator.device)
         seed = self.config.train.seed if section.seed is None else section.seed
         generators = [generator(seed, "eval", self.rows[i].id) for i in batch]
         return list(self.adapter.evaluate(cond, call_of(section), section.num_inference_steps, generators))

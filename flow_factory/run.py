@@ -136,8 +136,8 @@ class Run:
         title = f"{folder.name}: {self.trainer.progress.epoch} epochs of {config.train.trainer_type}"
         first, last = ({k: v for k, v in m.items() if _shown(k, v)} for m in eval_metrics(folder / "metrics.jsonl"))
         facts = [f"{(time.monotonic() - self.started) / 60:.1f} minutes on {self.trainer.accelerator.device}, evaluations included"]
-        if last:
-            facts.append(f"evaluated on {len(self.evaluator.rows) if self.evaluator else 0} test rows, each always from the same noise")
+        if last and self.evaluator is not None:
+            facts.append(f"evaluated on {len(self.evaluator.rows)} test rows, each always from the same noise")
         return write_summary(folder / "summary.md", title, (first, last), files, steps, facts)
 
     @property

@@ -60,7 +60,7 @@ def build(config: RunConfig) -> Run:
     policy = build_policy(
         adapter, config.model, config.mixed_precision, config.train.enable_gradient_checkpointing, config.train.seed, accelerator.device
     )
-    resume = resumed(config, policy, type(adapter.pipe))
+    resume = resumed(config, policy)
     algorithm = ALGORITHMS[config.train.trainer_type](config.train, config.scheduler)
     store = keep_copies(config, policy, algorithm.weights)
     plan = plan_of(config)
@@ -104,7 +104,7 @@ def open_adapter(config: RunConfig) -> ModelAdapter:
     """The pipeline in the run's precision, trained parts in the master weights' dtype, behind its family's adapter.
 
     Raises:
-        CheckpointError: it does not load.
+        LoadError: it does not load.
     """
     model = config.model
     trained = model.master_weight_dtype if model.finetune_type == "full" else None
@@ -186,7 +186,7 @@ def make_optimizer(config: RunConfig, policy: Policy, steps_per_epoch: int) -> t
     return optimizer, schedule
 
 
-def resumed(config: RunConfig, policy: Policy, pipeline: type) -> Path | None:
+def resumed(config: RunConfig, policy: Policy) -> Path | None:
     """Loads `model.resume_path`'s weights into the policy; the folder itself where its whole training state is to be loaded.
 
     Raises:
@@ -203,7 +203,7 @@ def resumed(config: RunConfig, policy: Policy, pipeline: type) -> Path | None:
         )
     if wanted == "state":
         return folder
-    load_model(folder, policy, pipeline)
+    load_model(folder, policy)
     return None
 
 

@@ -90,7 +90,7 @@ def test_loaded_weights_are_the_saved_ones(tmp_path: Path, model: dict[str, Any]
         for p in source.trained().values():
             p.mul_(1.5)
     trained = set(target.trained())
-    load_model(saved(tmp_path, source), target, FluxPipeline)
+    load_model(saved(tmp_path, source), target)
     assert all(torch.equal(v, state_of(target)[k]) for k, v in state_of(source).items())
     assert set(target.trained()) == trained
 
@@ -101,7 +101,7 @@ def test_weights_load_from_beside_a_training_state(tmp_path: Path, model: dict[s
     (saved(tmp_path, policy) / "state").mkdir()
     (tmp_path / "state" / "progress.json").write_text("{}")
     target = policy_over(flux(), seed=2, **model)
-    load_model(tmp_path, target, FluxPipeline)
+    load_model(tmp_path, target)
     assert kind_of(tmp_path) == "state"
     assert all(torch.equal(v, state_of(target)[k]) for k, v in state_of(policy).items())
 
@@ -118,7 +118,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path, here: dict[str, An
     folder, policy = saved(tmp_path, policy_over(flux(), seed=1, **there)), policy_over(flux(), seed=2, **here)
     before = state_of(policy)
     with pytest.raises(CheckpointError, match=message) as error:
-        load_model(folder, policy, FluxPipeline)
+        load_model(folder, policy)
     assert str(folder) in str(error.value)
     assert all(torch.equal(v, state_of(policy)[k]) for k, v in before.items())
 
@@ -128,7 +128,7 @@ def test_a_lora_without_metadata_loads(tmp_path: Path) -> None:
     source, target = policy_over(flux(), seed=1, **LORA), policy_over(flux(), seed=2, **LORA)
     saved(tmp_path, source)
     save_file(load_file(tmp_path / LORA_FILE), tmp_path / LORA_FILE)
-    load_model(tmp_path, target, FluxPipeline)
+    load_model(tmp_path, target)
     assert all(torch.equal(v, target.trained()[k]) for k, v in source.trained().items())
 
 
