@@ -25,6 +25,26 @@ class Row:
     negative_prompt: str | None = None
     columns: dict[str, Any] = field(default_factory=dict)
     """Every other column of the line, as read; rewards get them by name."""
+    images: tuple[str, ...] = ()
+    """Files of the condition images, in the line's order."""
+    videos: tuple[str, ...] = ()
+    """Files of the condition videos."""
+    source: str = ""
+    """`file:line`, for messages."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video, maybe with sound."""
+
+    frames: list[Any]
+    """PIL images of one size."""
+    fps: float
+    """Frames per second."""
+    audio: Any = None
+    """(channels, samples) float32 array in [-1, 1]."""
+    sample_rate: int | None = None
+    """Of the audio, in Hz."""
 
 
 @dataclass
@@ -54,7 +74,7 @@ class Rollout:
     steps: list[Step]
     """The stochastic transitions only."""
     media: list[Any]
-    """One PIL image (or array of frames) a sample."""
+    """One PIL image or `Clip` a sample."""
     slot: int
     """The group's place in the epoch, over all processes."""
     rewards: Tensor = field(init=False)
