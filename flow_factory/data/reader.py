@@ -48,18 +48,18 @@ def _file_of(folder: Path, split: str) -> Path:
     if not folder.is_dir():
         nearest = next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
         raise DataError(
-            f"no data set folder {folder}; {nearest} has {_listing(nearest)}. data.dataset_dir names a folder with train.jsonl or .txt"
+            f"no data set folder {folder}; {nearest} has {listing(nearest)}. data.dataset_dir names a folder with train.jsonl or .txt"
         )
     there = [path for suffix in _EXAMPLES if (path := folder / f"{split}{suffix}").is_file()]
     if len(there) == 2:
         raise DataError(f"{folder} has both {split}.jsonl and {split}.txt: keep the one that is meant")
     if not there:
         wanted = " or ".join(f"{split}{suffix} ({example})" for suffix, example in _EXAMPLES.items())
-        raise DataError(f"no {split} split in {folder}, which has {_listing(folder)}; it needs {wanted}")
+        raise DataError(f"no {split} split in {folder}, which has {listing(folder)}; it needs {wanted}")
     return there[0]
 
 
-def _listing(folder: Path, most: int = 12) -> str:
+def listing(folder: Path, most: int = 12) -> str:
     names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir() if not p.name.startswith("."))
     return ", ".join(names[:most]) + (f", ... ({len(names)} in all)" if len(names) > most else "") or "nothing in it"
 

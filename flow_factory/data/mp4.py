@@ -1,0 +1,64 @@
+"""Writes a clip as MP4. av is imported where it is used, as it takes half a second."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from flow_factory.types import Clip
+
+if TYPE_CHECKING:
+    import av
+
+
+def save_video(clip: Clip, path: str | Path) -> None:
+    """Writes an MP4: H.264 (yuv420p, BT.709, crf 17), and AAC where the clip has sound.
+
+    yuv420p has even sides only: an odd width or height grows by one pixel, the last column or row repeated.
+
+    Raises:
+        ValueError: no frames, frames of different sizes, a rate that is not positive, or sound that is not (1 or 2, samples).
+    """
+    import av
+
+    sizes = {frame.size for frame in clip.frames}
+    if len(sizes) != 1 or not clip.fps > 0:
+        raise ValueError(f"{path}: a video needs frames of one size and a positive rate, not sizes {sorted(sizes)} at {clip.fps} fps")
+    width, height = (side + side % 2 for side in sizes.pop())
+    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        video = container.add_stream("libx264", rate=Fraction(clip.fps).limit_denominator(1001), options={"crf": "17"})
+        video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+        context = video.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = context.color_range = 1  # BT.709, limited range
+        sound = None if clip.audio is None else _sound(clip, path)
+        audio = None if sound is None else container.add_stream("aac", rate=sound.sample_rate, layout=sound.layout.name)
+        for frame in clip.frames:
+            container.mux(video.encode(_yuv(frame, width, height)))
+        container.mux(video.encode())
+        if audio is not None:
+            container.mux([*audio.encode(sound), *audio.encode()])
+
+
+def _sound(clip: Clip, path: str | Path) -> av.AudioFrame:
+    import av
+
+    samples = np.ascontiguousarray(clip.audio, dtype=np.float32)
+    if samples.ndim != 2 or len(samples) not in (1, 2) or not clip.sample_rate:
+        raise ValueError(f"{path}: sound is (1 or 2 channels, samples) with a sample rate, not {samples.shape} at {clip.sample_rate} Hz")
+    frame = av.AudioFrame.from_ndarray(samples.clip(-1, 1), format="fltp", layout=("mono", "stereo")[len(samples) - 1])
+    frame.sample_rate = clip.sample_rate
+    return frame
+
+
+def _yuv(frame: Image.Image, width: int, height: int) -> av.VideoFrame:
+    import av
+
+    pixels = np.asarray(frame.convert("RGB"))
+    padded = np.pad(pixels, ((0, height - pixels.shape[0]), (0, width - pixels.shape[1]), (0, 0)), mode="edge")
+    return av.VideoFrame.from_ndarray(padded).reformat(
+        format="yuv420p", dst_colorspace="ITU709", src_color_range="JPEG", dst_color_range="MPEG"
+    )
