@@ -1,0 +1,78 @@
+"""Tiny random pipelines of every family, whole, offline: the stock classes with the parts that the published checkpoints have.
+
+build("wan21_t2v")    a pipeline, with the same weights at every call and in every process
+saved("wan21_t2v")    its checkpoint on disk, as `from_pretrained` reads it
+SMALL["wan21_t2v"]    call arguments of a small sample; prompts, conditions, steps and guidance are the caller's
+"""
+
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from unittest import mock
+
+from tests.tiny import image_pipelines as images
+from tests.tiny import wan
+from tests.tiny.flux import flux_pipeline
+
+PIPELINES: dict[str, Callable[[], Any]] = {
+    "flux1": flux_pipeline,
+    "flux1_kontext": images.flux1_kontext,
+    "flux2": images.flux2,
+    "flux2_klein": images.flux2_klein,
+    "flux2_klein_base": partial(images.flux2_klein, is_distilled=False),
+    "z_image": images.z_image,
+    "qwen_image": images.qwen_image,
+    "qwen_image_edit_plus": images.qwen_image_edit_plus,
+    "qwen_image_edit_2511": partial(images.qwen_image_edit_plus, zero_cond_t=True),
+    "sd3": images.sd3,
+    "wan21_t2v": wan.wan21_t2v,
+    "wan21_i2v": wan.wan21_i2v,
+    "wan21_v2v": wan.wan21_v2v,
+    "wan22_a14b_t2v": wan.wan22_a14b_t2v,
+    "wan22_a14b_i2v": wan.wan22_a14b_i2v,
+    "wan22_5b_t2v": wan.wan22_5b_t2v,
+    "wan22_5b_i2v": wan.wan22_5b_i2v,
+}
+
+IMAGE = {"height": 32, "width": 32, "max_sequence_length": 32}
+WAN = {"height": 16, "width": 16, "num_frames": 5, "max_sequence_length": 16}
+SMALL: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("flux1", "flux2_klein", "flux2_klein_base", "z_image", "qwen_image", "sd3"), IMAGE),
+    **dict.fromkeys(("qwen_image_edit_plus", "qwen_image_edit_2511"), IMAGE),
+    "flux1_kontext": {**IMAGE, "max_area": 32 * 32, "_auto_resize": False},
+    "flux2": {**IMAGE, "max_sequence_length": 48},
+    **dict.fromkeys(("wan21_t2v", "wan22_a14b_t2v", "wan22_a14b_i2v"), WAN),
+    "wan21_i2v": {**WAN, "max_sequence_length": 512},
+    "wan21_v2v": {k: v for k, v in WAN.items() if k != "num_frames"},
+    **dict.fromkeys(("wan22_5b_t2v", "wan22_5b_i2v"), {**WAN, "height": 32, "width": 32}),
+}
+
+
+def build(name: str) -> Any:
+    """A pipeline of stock classes in float32, with the same weights at every call."""
+    pipe = PIPELINES[name]()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@lru_cache
+def _saved(name: str) -> TemporaryDirectory:
+    folder = TemporaryDirectory(prefix=f"tiny_{name}_")
+    build(name).save_pretrained(folder.name)
+    return folder
+
+
+def saved(name: str) -> Path:
+    """The checkpoint on disk, one for all tests; not to be written to, and removed when they end."""
+    return Path(_saved(name).name)
+
+
+def quick(pipe: Any) -> AbstractContextManager[Any]:
+    """Calls in it are small: this pipeline resizes what it makes, or what it is shown, to a size that is no argument of the call."""
+    if type(pipe).__name__ == "QwenImageEditPlusPipeline":
+        return mock.patch.multiple(inspect.getmodule(type(pipe)), CONDITION_IMAGE_SIZE=32 * 32, VAE_IMAGE_SIZE=32 * 32)
+    return nullcontext()
