@@ -9,13 +9,13 @@ from huggingface_hub.errors import CacheNotFound
 
 from flow_factory.checkpoint import CheckpointError
 from flow_factory.config import RunConfig, plan_of
-from flow_factory.data.reader import read_rows
+from flow_factory.data.media import check_rows
 from flow_factory.memory import Part, estimate, peak, shape_of, stored_parameters
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.rewards import REWARDS
 from flow_factory.rewards.scoring import require_columns
-from flow_factory.train import has_split
+from flow_factory.train import has_split, read_split
 
 CARDS = (24, 48, 80)
 """GB of common GPUs, for machines that have none."""
@@ -34,14 +34,19 @@ def check(config: RunConfig) -> str:
 
 def data_lines(config: RunConfig) -> list[str]:
     folder = Path(config.data.dataset_dir)
-    rows = read_rows(folder, "train", config.data.max_dataset_size)
+    rows, test = read_split(config, "train"), read_split(config, "test") if has_split(config, "test") else []
     lines = [f"{folder}: {len(rows)} training rows"]
-    if has_split(config, "test"):
-        lines[0] += f", {len(read_rows(folder, 'test'))} test rows"
+    if test:
+        lines[0] += f", {len(test)} test rows"
     else:
         lines.append("no test split: nothing will be evaluated")
-    for entry in (*config.rewards, *(config.eval_rewards or ())):
-        require_columns(entry.name, REWARDS[entry.reward_model].required_fields, rows)
+    images, videos = ({path for row in (*rows, *test) for path in getattr(row, kind)} for kind in ("images", "videos"))
+    check_rows([*rows, *test])
+    if images or videos:
+        lines.append(f"condition files, their headers read: {len(images)} images, {len(videos)} videos")
+    for entries, split in ((config.rewards, rows), (config.eval_rewards or config.rewards, test)):
+        for entry in entries:
+            require_columns(entry.name, REWARDS[entry.reward_model].required_fields, split)
     return lines
 
 

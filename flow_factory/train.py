@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import diffusers
 import torch
@@ -19,6 +19,7 @@ from flow_factory.algorithms import ALGORITHMS
 from flow_factory.checkpoint import CheckpointError, kind_of, load_model, load_state, newest
 from flow_factory.config import EvalConfig, RewardConfig, RunConfig, TrainConfig, dump_config, plan_of
 from flow_factory.data.cache import ConditionCache, encode_rows, module_fingerprint
+from flow_factory.data.media import check_rows
 from flow_factory.data.reader import read_rows
 from flow_factory.errors import UserError
 from flow_factory.evaluation import Evaluator
@@ -42,9 +43,9 @@ def build(config: RunConfig) -> Run:
     Raises:
         UserError: what the config asks for and this machine, data set or checkpoint does not have; the message says which.
     """
-    rows = read_rows(Path(config.data.dataset_dir), "train", config.data.max_dataset_size)
-    test = read_rows(Path(config.data.dataset_dir), "test") if has_split(config, "test") else []
+    rows, test = read_split(config, "train"), read_split(config, "test") if has_split(config, "test") else []
     accelerator = make_accelerator(config)
+    check_rows([*rows, *test], progress=accelerator.is_local_main_process)
     folder = run_folder(config, accelerator)
     trackers = open_run_trackers(config, folder, accelerator)
     rewards, eval_rewards = load_rewards(
@@ -91,6 +92,12 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     return Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available(), kwargs_handlers=handlers)
 
 
+def read_split(config: RunConfig, split: Literal["train", "test"]) -> list[Row]:
+    """See `read_rows`."""
+    data = config.data
+    return read_rows(Path(data.dataset_dir), split, data.max_dataset_size if split == "train" else None, data.image_dir, data.video_dir)
+
+
 def has_split(config: RunConfig, split: str) -> bool:
     return any((Path(config.data.dataset_dir) / f"{split}{suffix}").is_file() for suffix in (".jsonl", ".txt"))
 
@@ -111,7 +118,7 @@ def open_adapter(config: RunConfig) -> ModelAdapter:
     return load_adapter(model.model_name_or_path, model.model_type, config.mixed_precision, trained, config.scheduler.overrides)
 
 
-def encode(config: RunConfig, adapter: ModelAdapter, splits: list[list[Row]], accelerator: Accelerator) -> list[list[Cond]]:
+def encode(config: RunConfig, adapter: ModelAdapter, splits: list[list[Row]], accelerator: Accelerator) -> list[Sequence[Cond]]:
     """Conditions of the training and the test rows, under their sections' call arguments."""
     identity = []
     for name in adapter.encoders:
@@ -123,7 +130,7 @@ def encode(config: RunConfig, adapter: ModelAdapter, splits: list[list[Row]], ac
 
 def encode_split(
     config: RunConfig, adapter: ModelAdapter, rows: Sequence[Row], call: dict[str, Any], identity: list[str], accelerator: Accelerator
-) -> list[Cond]:
+) -> Sequence[Cond]:
     """The conditions of some rows, from the cache where nothing that they depend on has changed."""
     asked = {k: v for k, v in call.items() if k in adapter.encodes_by}
     parts = [type(adapter).__qualname__, identity, asked, diffusers.__version__, version("transformers"), config.mixed_precision]

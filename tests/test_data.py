@@ -4,10 +4,13 @@ import logging
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from flow_factory.data.cache import ConditionCache, encode_rows, module_fingerprint
@@ -28,7 +31,8 @@ def test_jsonl_keeps_every_other_column(tmp_path):
     rows = read_rows(
         write(tmp_path, "train.jsonl", '{"prompt": "a", "negative_prompt": "b", "kind": "x", "n": [1]}\n\n{"prompt": "c"}'), "train"
     )
-    assert rows == [Row(0, "a", "b", {"kind": "x", "n": [1]}), Row(1, "c")]
+    where = tmp_path / "train.jsonl"
+    assert rows == [Row(0, "a", "b", {"kind": "x", "n": [1]}, source=f"{where}:1"), Row(1, "c", source=f"{where}:3")]
 
 
 def test_txt_with_bom_and_crlf(tmp_path):
@@ -106,6 +110,41 @@ def test_a_missing_folder_lists_what_is_beside_it(tmp_path):
 def test_reading_needs_no_torch():
     code = "import sys, flow_factory.data.reader; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0
+
+
+# condition files
+
+
+def test_condition_files_start_at_their_folders(tmp_path):
+    lines = [
+        '{"prompt": "a", "image": "x.png", "kind": 3}',
+        '{"prompt": "b", "images": ["x.png", "/abs/y.png"], "video": "deep/v.mp4"}',
+        '{"prompt": "c", "image": null, "images": [], "videos": ["u.mp4", "v.mp4"]}',
+    ]
+    write(tmp_path, "train.jsonl", "\n".join(lines))
+    rows = read_rows(tmp_path, "train")
+    assert [r.images for r in rows] == [(f"{tmp_path}/images/x.png",), (f"{tmp_path}/images/x.png", "/abs/y.png"), ()]
+    assert [r.videos for r in rows] == [(), (f"{tmp_path}/videos/deep/v.mp4",), (f"{tmp_path}/videos/u.mp4", f"{tmp_path}/videos/v.mp4")]
+    assert [r.columns for r in rows] == [{"kind": 3}, {}, {}] and rows[2].source == f"{tmp_path}/train.jsonl:3"
+    elsewhere = read_rows(tmp_path, "train", image_dir="/i", video_dir=tmp_path)
+    assert (elsewhere[0].images, elsewhere[1].videos) == (("/i/x.png",), (f"{tmp_path}/deep/v.mp4",))
+
+
+@pytest.mark.parametrize(("columns", "message"), [
+    ('"image": "a", "images": ["b"]', "both 'image' and 'images'; keep 'image' for one file"),
+    ('"image": ["a"]', "'image' must be one file's name; a list of them is 'images'"),
+    ('"image": 3', "'image' names files, and a number (3) is no file's name"),
+    ('"image": ""', "'image' names files, and an empty text is no file's name"),
+    ('"images": "a.png"', "'images' must be a list of file names, not a text (\"a.png\"); one file's name is 'image'"),
+    ('"images": ["a.png", null]', "'images' names files, and null is no file's name"),
+    ('"video": {"a": 1}', "'video' names files, and an object is no file's name"),
+    ('"videos": true', "'videos' must be a list of file names, not true"),
+    ('"image": "https://x.org/a.png"', "https://x.org/a.png is an address; images are read from disk"),
+])  # fmt: skip
+def test_wrong_condition_columns_are_named_by_line(tmp_path, columns, message):
+    with pytest.raises(DataError) as error:
+        read_rows(write(tmp_path, "train.jsonl", '{"prompt": "a"}\n{"prompt": "a", ' + columns + "}\n"), "train")
+    assert str(error.value).startswith(f"{tmp_path}/train.jsonl:2: ") and message in str(error.value)
 
 
 # order
@@ -204,6 +243,8 @@ def raw(tensor: torch.Tensor) -> torch.Tensor:
 def same(a, b) -> bool:
     if isinstance(a, torch.Tensor):
         return a.dtype == b.dtype and a.shape == b.shape and torch.equal(raw(a), raw(b))
+    if isinstance(a, Image.Image):
+        return b.mode == "RGB" and a.size == b.size and a.tobytes() == b.tobytes()
     if isinstance(a, list | tuple):
         return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, dict):
@@ -213,6 +254,8 @@ def same(a, b) -> bool:
 
 def test_what_comes_back_is_exact(tmp_path):
     shared = torch.randn(4, 3)
+    numbers = np.random.default_rng(0)
+    pictures = [Image.fromarray(numbers.integers(0, 256, (h, w, 3), dtype=np.uint8)) for h, w in ((3, 5), (1, 1))]
     cond = {
         "bf16": torch.randn(2, 5).bfloat16(),
         "f32": torch.tensor([0.1, float("nan"), -0.0, 1e-42]),
@@ -229,17 +272,64 @@ def test_what_comes_back_is_exact(tmp_path):
         "n": 3,
         "flag": True,
         "text": 'Würfel "x" \n',
+        "image": pictures[0],
+        "video": [pictures, (pictures[1],)],
     }
     cache = ConditionCache(tmp_path, "v1")
     assert cache.get(Row(0, "p")) is None
-    put, got = cache.put(Row(0, "p"), cond), cache.get(Row(0, "p"))
-    assert got is not None and same(put, got) and same(cond, got)
-    assert got["transposed"].is_contiguous()
+    put, stored = cache.put(Row(0, "p"), cond).open(), cache.get(Row(0, "p"))
+    assert stored is not None and same(put, stored.open()) and same(cond, put)
+    assert put["transposed"].is_contiguous()
 
 
 def test_what_cannot_be_kept_is_named(tmp_path):
     with pytest.raises(TypeError, match=r"cond.images.1 is a object"):
         ConditionCache(tmp_path, "v1").put(Row(0, "p"), {"images": [None, object()]})
+
+
+def test_an_image_that_is_not_rgb_is_not_kept(tmp_path):
+    with pytest.raises(TypeError, match=r"cond.image is a RGBA image, which the cache cannot keep"):
+        ConditionCache(tmp_path, "v1").put(Row(0, "p"), {"image": Image.new("RGBA", (2, 2))})
+
+
+def test_images_live_as_long_as_somebody_holds_them(tmp_path):
+    """A data set whose images together exceed the memory must go through an epoch."""
+    pictures = Image.new("RGB", (4, 4), "red")
+    conds = encode_rows(rows_of("a", "bb"), lambda row: {"image": pictures}, ConditionCache(tmp_path, "v1"), progress=False)
+    first, again = conds[0]["image"], conds[0]["image"]
+    assert first is again and first is not conds[1]["image"]
+    made = weakref.ref(first)
+    del first, again
+    assert made() is None and same(conds[0]["image"], pictures)
+    assert len(conds[1:]) == 1 and same(conds[1:][0]["image"], pictures)
+
+
+def test_a_changed_condition_file_encodes_its_row_alone(tmp_path):
+    files = [tmp_path / f"{k}.png" for k in range(3)]
+    for k, path in enumerate(files):
+        Image.new("RGB", (4, 4), (k, 0, 0)).save(path)
+    rows = [Row(0, "a", images=(str(files[0]),)), Row(1, "a", images=(str(files[1]), str(files[2]))), Row(2, "a", videos=(str(files[0]),))]
+    calls: list[int] = []
+
+    def encode(row: Row) -> Cond:
+        calls.append(row.id)
+        return {"image": [Image.open(path).convert("RGB") for path in row.images]}
+
+    cache = ConditionCache(tmp_path / "cache", "v1")
+    assert len({cache.key(row) for row in [*rows, Row(3, "a"), Row(4, "a", images=rows[1].images[::-1])]}) == 5
+    encode_rows(rows, encode, cache, progress=False)
+    Image.new("RGB", (4, 4), (9, 0, 0)).save(files[2])
+    conds = encode_rows(rows, encode, cache, progress=False)
+    assert calls == [0, 1, 2, 1] and conds[1]["image"][1].getpixel((0, 0)) == (9, 0, 0)
+
+
+def test_the_same_bytes_elsewhere_need_no_encoding(tmp_path):
+    calls: list[str] = []
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+        row = Row(0, "a", images=(str(tmp_path / name),))
+        encode_rows([row], fake_encoder(calls), ConditionCache(tmp_path, "v1"), progress=False)
+    assert calls == ["a"]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "flipped", "other"])
@@ -254,7 +344,7 @@ def test_a_damaged_file_is_encoded_again_with_one_notice(tmp_path, caplog, damag
     with caplog.at_level(logging.WARNING):
         (cond,) = encode_rows(rows, fake_encoder(calls), cache, progress=False)
     assert calls == ["a", "a"] and len(caplog.records) == 1 and "is damaged" in caplog.text
-    assert same(cond, fake_encoder([])(rows[0])) and same(cond, cache.get(rows[0]))
+    assert same(cond, fake_encoder([])(rows[0])) and same(cond, cache.get(rows[0]).open())
 
 
 def test_a_writer_killed_half_way_leaves_no_entry(tmp_path, monkeypatch):

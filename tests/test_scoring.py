@@ -12,10 +12,12 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
+from flow_factory.data.media import save_video
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards import PointwiseRewardModel, RewardModelOutput
-from flow_factory.rewards.scoring import RewardError, load_rewards
-from flow_factory.types import Row
+from flow_factory.rewards.media import convert, kind_of
+from flow_factory.rewards.scoring import RewardError, load_rewards, require_columns
+from flow_factory.types import Clip, Row
 from tests.test_rewards import pictures, rewards, scores
 
 
@@ -159,14 +161,69 @@ def test_a_users_reward_in_the_current_folder_runs_by_its_dotted_path() -> None:
     assert torch.cat(reward.score(rows, [white, white]))[:, 0].tolist() == [3.0] * 3 + [4.0] * 3
 
 
+def files(folder: Path, *colours: str) -> tuple[str, ...]:
+    for colour in colours:
+        Image.new("RGB", (8, 8), colour).save(folder / f"{colour}.png")
+    return tuple(str(folder / f"{colour}.png") for colour in colours)
+
+
 @pytest.mark.usefixtures("users_own")
-def test_conditions_reach_a_groupwise_reward_whole_groups_at_a_time() -> None:
+def test_conditions_reach_a_groupwise_reward_whole_groups_at_a_time(tmp_path: Path) -> None:
     reward = rewards("my_rewards_xyz.Edited", batch_size=1)
-    rows, media = [Row(0, "x"), Row(1, "y")], [pictures(3), pictures(2)]
-    tables = reward.score(rows, media, [{"condition_images": pictures(2)}, {"condition_images": pictures(1)}])
-    assert [t[:, 0].tolist() for t in tables] == [[6.0] * 3, [2.0] * 2]
-    with pytest.raises(ValueError, match="reward 'it' needs condition images, and row 1 has none"):
-        reward.score(rows[1:], media[1:])
+    rows = [Row(0, "x", images=files(tmp_path, "red", "blue")), Row(1, "y", images=files(tmp_path, "white")), Row(2, "z")]
+    assert [t[:, 0].tolist() for t in reward.score(rows[:2], [pictures(3), pictures(2)])] == [[6.0] * 3, [2.0] * 2]
+    with pytest.raises(ValueError, match="reward 'it' needs condition images, and row 2 has none"):
+        reward.score(rows[2:], [pictures(2)])
+
+
+class Conditioned(PointwiseRewardModel):
+    """The brightness of the first condition, image or video frame; checks what it is given."""
+
+    required_fields = ()
+
+    def __call__(self, prompt: list[str], condition_images: Any = None, condition_videos: Any = None) -> RewardModelOutput:
+        assert condition_images is None or all(isinstance(i, Image.Image) for one in condition_images for i in one)
+        assert condition_videos is None or all(isinstance(f, Image.Image) for one in condition_videos for v in one for f in v)
+        given = condition_images or [[frame for video in one for frame in video] for one in condition_videos]
+        return RewardModelOutput([float(one[0].getpixel((0, 0))[0]) if one else None for one in given])
+
+
+def test_conditions_of_several_rows_share_a_batch(tmp_path: Path) -> None:
+    black, white = files(tmp_path, "black", "white")
+    rows = [Row(0, "x", images=(white, black)), Row(1, "x", images=(black,)), Row(2, "x")]
+    tables = rewards(f"{__name__}:Conditioned").score(rows, [pictures(1)] * 3)
+    assert torch.cat(tables)[:, 0].nan_to_num(-1).tolist() == [255.0, 0.0, -1.0]
+    save_video(Clip([Image.new("RGB", (16, 16), "white")] * 3, 8.0), tmp_path / "v.mp4")
+    (table,) = rewards(f"{__name__}:Conditioned").score([Row(0, "x", videos=(str(tmp_path / "v.mp4"),))], [pictures(2)])
+    assert table[:, 0].tolist() == [255.0] * 2
+
+
+def test_condition_files_are_left_alone_where_no_reward_takes_them() -> None:
+    gone = Row(0, "x", columns={"score": 1.0}, images=("/gone.png",), source="train.jsonl:3")
+    reward = rewards("jpeg_compressibility")
+    assert len(reward.score([gone], [pictures(2)])[0]) == 2
+    with pytest.raises(ValueError, match="train.jsonl:3: /gone.png: no such image"):
+        rewards(f"{__name__}:Conditioned").score([gone], [pictures(2)])
+
+
+@pytest.mark.parametrize(("field", "message"), [
+    ("condition_images", "needs condition images, and row 1 (d.jsonl:2) has none: name them in the data set's column 'image' or 'images'"),
+    ("condition_videos", "needs condition videos, and row 0 (d.jsonl:1) has none: name them in the data set's column 'video' or 'videos'"),
+])  # fmt: skip
+def test_missing_conditions_are_named_before_anything_is_scored(field: str, message: str) -> None:
+    rows = [Row(0, "x", images=("a.png",), source="d.jsonl:1"), Row(1, "y", source="d.jsonl:2")]
+    with pytest.raises(ValueError) as caught:
+        require_columns("it", ("prompt", "image", field), rows)
+    assert message in str(caught.value)
+    require_columns("it", ("prompt", field), [Row(0, "x", images=("a.png",), videos=("v.mp4",))])
+
+
+def test_a_clip_is_scored_as_its_frames() -> None:
+    frames = pictures(3)
+    assert kind_of(Clip(frames, 8.0)) == "video" and convert(Clip(frames, 8.0), None) == frames
+    assert convert(Clip(frames, 8.0), torch.device("cpu")).shape == (3, 3, frames[0].height, frames[0].width)
+    with pytest.raises(ValueError, match="reward 'it' scores image, and the model makes videos"):
+        scores(rewards("shapes"), [Clip(frames, 8.0)], objects=[])
 
 
 def test_an_image_reward_refuses_videos() -> None:

@@ -18,21 +18,34 @@ class DataError(UserError):
     """A data set that cannot be read; the message names the file, the line and what would be right."""
 
 
-def read_rows(dataset_dir: Path, split: Literal["train", "test"], max_size: int | None = None) -> list[Row]:
+def read_rows(
+    dataset_dir: Path,
+    split: Literal["train", "test"],
+    max_size: int | None = None,
+    image_dir: str | Path | None = None,
+    video_dir: str | Path | None = None,
+) -> list[Row]:
     """The rows of `{split}.jsonl` or `{split}.txt`, numbered from 0; reading stops after `max_size` of them.
 
-    A line of the .txt is a prompt. A line of the .jsonl is an object with `prompt`, maybe `negative_prompt`, and any other columns,
-    which stay with the row. Blank lines are skipped. Equal lines stay rows of their own, since a group belongs to a row, not to a text.
+    A line of the .txt is a prompt. A line of the .jsonl is an object with `prompt`, maybe `negative_prompt`, `image` (a file name) or
+    `images` (a list of them), `video` or `videos`, and any other columns, which stay with the row. Blank lines are skipped. Equal lines
+    stay rows of their own, since a group belongs to a row, not to a text.
+
+    Args:
+        image_dir, video_dir: where relative file names start; by default images/ and videos/ in the data set's folder. Whether the files
+            are there is for `media.check_rows` to say.
 
     Raises:
         DataError: no such folder or file, both files, an empty file, or a line that is not as described.
     """
-    path = _file_of(Path(dataset_dir).expanduser(), split)
-    parse = _parse_object if path.suffix == ".jsonl" else _parse_prompt
+    folder = Path(dataset_dir).expanduser()
+    path = _file_of(folder, split)
+    folders = {"image": Path(image_dir or folder / "images"), "video": Path(video_dir or folder / "videos")}
     rows: list[Row] = []
     seen: set[str] = set()
     for number, line in islice(_lines(path), max_size):
-        rows.append(parse(len(rows), line, f"{path}:{number}"))
+        where = f"{path}:{number}"
+        rows.append(_parse_object(len(rows), line, where, folders) if path.suffix == ".jsonl" else Row(len(rows), line, source=where))
         seen.add(line)
     if not rows:
         raise DataError(f"{path}: no line with a prompt in it; write {_EXAMPLES[path.suffix]}")
@@ -60,6 +73,7 @@ def _file_of(folder: Path, split: str) -> Path:
 
 
 def listing(folder: Path, most: int = 12) -> str:
+    """The first names in a folder, for messages."""
     names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir() if not p.name.startswith("."))
     return ", ".join(names[:most]) + (f", ... ({len(names)} in all)" if len(names) > most else "") or "nothing in it"
 
@@ -79,11 +93,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 yield number, text
 
 
-def _parse_prompt(row_id: int, line: str, where: str) -> Row:
-    return Row(id=row_id, prompt=line)
-
-
-def _parse_object(row_id: int, line: str, where: str) -> Row:
+def _parse_object(row_id: int, line: str, where: str, folders: dict[str, Path]) -> Row:
     try:
         columns = json.loads(line)
     except json.JSONDecodeError as error:
@@ -99,7 +109,26 @@ def _parse_object(row_id: int, line: str, where: str) -> Row:
         raise DataError(f"{where}: 'prompt' must be a text with something in it, not {_kind(prompt)}")
     if not isinstance(negative, str | None):
         raise DataError(f"{where}: 'negative_prompt' must be a text or null, not {_kind(negative)}")
-    return Row(row_id, prompt, negative, columns)
+    images, videos = (_files(columns, kind, folder, where) for kind, folder in folders.items())
+    return Row(row_id, prompt, negative, columns, images, videos, where)
+
+
+def _files(columns: dict[str, Any], kind: str, folder: Path, where: str) -> tuple[str, ...]:
+    """Takes `image` and `images` (or `video` and `videos`) out of the columns; null is as if they were not there."""
+    one, several = columns.pop(kind, None), columns.pop(f"{kind}s", None)
+    if one is not None and several is not None:
+        raise DataError(f"{where}: both '{kind}' and '{kind}s'; keep '{kind}' for one file, '{kind}s' for a list of them")
+    if isinstance(one, list):
+        raise DataError(f"{where}: '{kind}' must be one file's name; a list of them is '{kind}s'")
+    if several is not None and not isinstance(several, list):
+        raise DataError(f"{where}: '{kind}s' must be a list of file names, not {_kind(several)}; one file's name is '{kind}'")
+    names = several or [] if one is None else [one]
+    for name in names:
+        if not isinstance(name, str) or not name.strip():
+            raise DataError(f"{where}: '{kind}{'s' if one is None else ''}' names files, and {_kind(name)} is no file's name")
+        if "://" in name:
+            raise DataError(f"{where}: {name} is an address; {kind}s are read from disk, so download it and name the file")
+    return tuple(str(folder / name) for name in names)
 
 
 def _kind(value: Any) -> str:

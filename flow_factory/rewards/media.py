@@ -1,6 +1,7 @@
 """Pictures and videos in the forms that rewards take."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from flow_factory.data.media import open_image, open_video
+from flow_factory.types import Clip, Row
+
 
 def kind_of(media: Any) -> str:
-    """ "image" for a PIL image, an array (H, W, 3) or a tensor (3, H, W); "video" for a list, array or tensor of them."""
+    """ "image" for a PIL image, an array (H, W, 3) or a tensor (3, H, W); "video" for a `Clip`, and a list, array or tensor of those."""
     return "image" if isinstance(media, Image.Image) or isinstance(media, np.ndarray | Tensor) and media.ndim == 3 else "video"
 
 
@@ -32,15 +36,35 @@ def to_tensor(image: Image.Image, device: torch.device) -> Tensor:
 
 def convert(media: Any, device: torch.device | None) -> Any:
     """An image or a video as PIL, or as a tensor (C, H, W) or (T, C, H, W) on `device` where one is given."""
-    frames = [to_pil(frame) for frame in ([media] if kind_of(media) == "image" else media)]
-    whole: Any = frames if device is None else torch.stack([to_tensor(frame, device) for frame in frames])
-    return whole[0] if kind_of(media) == "image" else whole
+    if kind_of(media) == "image":
+        return to_pil(media) if device is None else to_tensor(to_pil(media), device)
+    frames = [to_pil(frame) for frame in (media.frames if isinstance(media, Clip) else media)]
+    return frames if device is None else torch.stack([to_tensor(frame, device) for frame in frames])
 
 
 def convert_conditions(conditions: Sequence[Any], device: torch.device | None) -> Any:
     """One sample's condition images or videos: a list, or one stacked tensor where all are tensors of one shape."""
     parts = [convert(c, device) for c in conditions]
     return torch.stack(parts) if device is not None and len({p.shape for p in parts}) == 1 else parts
+
+
+def condition_images(row: Row) -> list[Image.Image]:
+    """The row's condition images.
+
+    Raises:
+        DataError: one is damaged.
+    """
+    return [_image(path, row.source) for path in row.images]
+
+
+def condition_videos(row: Row) -> list[list[Image.Image]]:
+    """The frames of each of the row's condition videos; see `condition_images`."""
+    return [_video(path, row.source).frames for path in row.videos]
+
+
+# small, since a video may be large: they serve the batches and the rewards of one row, which follow each other
+_image = lru_cache(maxsize=8)(open_image)
+_video = lru_cache(maxsize=2)(open_video)
 
 
 def unfold(image: list[Image.Image] | None, video: list[list[Image.Image]] | None) -> tuple[list[Image.Image], list[int]]:

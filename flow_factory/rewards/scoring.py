@@ -4,7 +4,7 @@ import inspect
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,14 +18,12 @@ from flow_factory.hparams import RewardArguments
 from flow_factory.registry import nearest
 from flow_factory.rewards import REWARDS
 from flow_factory.rewards.base import GroupwiseRewardModel, PointwiseRewardModel, RewardModel, RewardModelOutput
-from flow_factory.rewards.media import convert, convert_conditions, kind_of
+from flow_factory.rewards.media import condition_images, condition_videos, convert, convert_conditions, kind_of
 from flow_factory.types import Row
 
 MEDIA = ("image", "video")
-CONDITIONS = ("condition_images", "condition_videos")
+CONDITIONS: dict[str, Callable[[Row], list[Any]]] = {"condition_images": condition_images, "condition_videos": condition_videos}
 GIVEN = ("prompt", "negative_prompt", *MEDIA, *CONDITIONS)
-Conditions = Mapping[str, Sequence[Any]]
-"""A row's opened "condition_images" and "condition_videos"."""
 
 
 class RewardError(RuntimeError):
@@ -95,11 +93,19 @@ def _load(config: RewardArguments, accelerator: Accelerator) -> RewardModel:
 
 
 def require_columns(reward: str, fields: Sequence[str], rows: Sequence[Row]) -> None:
-    """Raises UserError where a row lacks a column of the data set that a reward requires.
+    """Raises UserError where a row lacks a column or condition files that a reward requires.
 
     Args:
-        fields: the reward's `required_fields`; those that are no columns are passed over.
+        fields: the reward's `required_fields`; those that come from elsewhere are passed over.
     """
+    for name, files in (("condition_images", lambda row: row.images), ("condition_videos", lambda row: row.videos)):
+        for row in rows if name in fields else ():
+            if not files(row):
+                kind = name.removeprefix("condition_")
+                raise UserError(
+                    f"reward {reward!r} needs {name.replace('_', ' ')}, and row {row.id} ({row.source}) has none: "
+                    f"name them in the data set's column {kind[:-1]!r} or {kind!r}"
+                )
     for column in (f for f in fields if f not in GIVEN):
         for row in rows:
             if row.columns.get(column) is None:
@@ -137,22 +143,21 @@ class RewardSet:
             require_columns(judge.name, judge.model.required_fields, rows)
 
     @torch.no_grad()
-    def score(self, rows: Sequence[Row], media: Sequence[Sequence[Any]], conditions: Sequence[Conditions] | None = None) -> list[Tensor]:
+    def score(self, rows: Sequence[Row], media: Sequence[Sequence[Any]]) -> list[Tensor]:
         """Scores of whole groups: for each row an (n, R) float32 tensor on the CPU, NaN where a score is missing.
 
         Args:
-            rows: one a group.
+            rows: one a group. Their condition files are opened for the rewards that take them.
             media: each group's n images or videos.
-            conditions: each row's opened conditions, where it has any.
 
         Raises:
             RewardError: a reward raised, or returned something else than one score a sample.
-            UserError: a reward does not score this kind of media, or lacks a condition that it requires.
+            UserError: a reward does not score this kind of media, lacks a condition that it requires, or a condition file is damaged.
         """
         groups = []
-        for row, group, condition in zip(rows, media, conditions or [{}] * len(rows), strict=True):
+        for row, group in zip(rows, media, strict=True):
             negative = {} if row.negative_prompt is None else {"negative_prompt": row.negative_prompt}
-            fields = {**row.columns, **condition, **negative, "prompt": row.prompt}
+            fields = {**row.columns, **negative, "prompt": row.prompt}
             groups.append([Sample(row, one, fields) for one in group])
         columns = [self._column(judge, groups) for judge in self.judges] if groups else []
         table = torch.stack(columns, dim=1) if columns else torch.empty(sum(map(len, groups)), 0)
@@ -232,13 +237,15 @@ def _arguments(judge: Judge, batch: Sequence[Sample]) -> dict[str, list[Any]]:
         raise UserError(f"reward {judge.name!r} scores {' or '.join(scored)}, and the model makes {kind}s")
     device = model.device if model.use_tensor_inputs else None
     arguments: dict[str, list[Any]] = {}
-    names = dict.fromkeys(name for sample in batch for name in sample.fields if name not in MEDIA)
-    for name in filter(judge.takes, names):
-        values = [sample.fields.get(name) for sample in batch]
-        arguments[name] = [convert_conditions(v or (), device) for v in values] if name in CONDITIONS else values
+    for name in dict.fromkeys(name for sample in batch for name in sample.fields if name not in (*MEDIA, *CONDITIONS)):
+        if judge.takes(name):
+            arguments[name] = [sample.fields.get(name) for sample in batch]
     if judge.takes(kind):
         arguments[kind] = [convert(sample.media, device) for sample in batch]
-    for name in CONDITIONS:
-        if name in model.required_fields and name not in arguments:
+    for name, opened in CONDITIONS.items():
+        conditions = [opened(sample.row) for sample in batch] if judge.takes(name) else []
+        if any(conditions):
+            arguments[name] = [convert_conditions(c, device) for c in conditions]
+        elif name in model.required_fields:
             raise UserError(f"reward {judge.name!r} needs {name.replace('_', ' ')}, and row {batch[0].row.id} has none")
     return arguments
