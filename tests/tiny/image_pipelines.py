@@ -47,9 +47,9 @@ def flux2_klein(is_distilled: bool = True) -> Flux2KleinPipeline:
 
 def z_image() -> ZImagePipeline:
     tokens = qwen_tokenizer()
-    transformer = lively(seeded(
+    transformer = seeded(
         ZImageTransformer2DModel, in_channels=4, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=WIDTH,
-        axes_dims=[8, 4, 4], axes_lens=[1536, 512, 512]))  # fmt: skip
+        axes_dims=[8, 4, 4], axes_lens=[1536, 512, 512])  # fmt: skip
     return ZImagePipeline(euler(), kl_vae(), language("Qwen3", "Model", tokens), tokens, transformer)
 
 
@@ -70,10 +70,10 @@ def qwen_image_edit_plus(**transformer: Any) -> QwenImageEditPlusPipeline:
 
 
 def sd3() -> StableDiffusion3Pipeline:
-    transformer = lively(seeded(
+    transformer = seeded(
         SD3Transformer2DModel, sample_size=32, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=4,
         caption_projection_dim=32, joint_attention_dim=64, pooled_projection_dim=64, out_channels=4, pos_embed_max_size=32,
-        dual_attention_layers=(0,), qk_norm="rms_norm"))  # fmt: skip
+        dual_attention_layers=(0,), qk_norm="rms_norm")  # fmt: skip
     clips = {f"text_encoder{k}": clip_text("CLIPTextModelWithProjection") for k in ("", "_2")}
     tokenizers = {"tokenizer": clip_tokenizer(), "tokenizer_2": clip_tokenizer(), "tokenizer_3": t5_tokenizer()}
     return StableDiffusion3Pipeline(transformer, euler(), kl_vae(), text_encoder_3=t5(width=64), **clips, **tokenizers)

@@ -14,8 +14,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
+from tests.tiny import generic_pipelines as generic
 from tests.tiny import image_pipelines as images
-from tests.tiny import wan
+from tests.tiny import ltx2, wan
 from tests.tiny.flux import flux_pipeline
 
 PIPELINES: dict[str, Callable[[], Any]] = {
@@ -36,19 +37,32 @@ PIPELINES: dict[str, Callable[[], Any]] = {
     "wan22_a14b_i2v": wan.wan22_a14b_i2v,
     "wan22_5b_t2v": wan.wan22_5b_t2v,
     "wan22_5b_i2v": wan.wan22_5b_i2v,
+    "ltx2_t2av": ltx2.ltx2_t2av,
+    "ltx2_i2av": ltx2.ltx2_i2av,
+    "chroma": generic.chroma,
+    "sana": generic.sana,
+    "lumina2": generic.lumina2,
+    "cogview4": generic.cogview4,
+    "hidream": generic.hidream,
+    "hunyuan_video15": generic.hunyuan_video15,
 }
 
 IMAGE = {"height": 32, "width": 32, "max_sequence_length": 32}
 WAN = {"height": 16, "width": 16, "num_frames": 5, "max_sequence_length": 16}
+LTX2 = {**IMAGE, "num_frames": 5, "max_sequence_length": 16, "spatio_temporal_guidance_blocks": [1]}
 SMALL: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("flux1", "flux2_klein", "flux2_klein_base", "z_image", "qwen_image", "sd3"), IMAGE),
-    **dict.fromkeys(("qwen_image_edit_plus", "qwen_image_edit_2511"), IMAGE),
+    **dict.fromkeys(PIPELINES, IMAGE),
     "flux1_kontext": {**IMAGE, "max_area": 32 * 32, "_auto_resize": False},
     "flux2": {**IMAGE, "max_sequence_length": 48},
-    **dict.fromkeys(("wan21_t2v", "wan22_a14b_t2v", "wan22_a14b_i2v"), WAN),
+    **{name: WAN for name in PIPELINES if name.startswith("wan")},
     "wan21_i2v": {**WAN, "max_sequence_length": 512},
     "wan21_v2v": {k: v for k, v in WAN.items() if k != "num_frames"},
     **dict.fromkeys(("wan22_5b_t2v", "wan22_5b_i2v"), {**WAN, "height": 32, "width": 32}),
+    "ltx2_t2av": LTX2,
+    "ltx2_i2av": {**LTX2, "image_crf": 0},
+    "sana": {**IMAGE, "complex_human_instruction": None, "use_resolution_binning": False},
+    "lumina2": {**IMAGE, "max_sequence_length": 48},
+    "hunyuan_video15": {"height": 16, "width": 16, "num_frames": 5},
 }
 
 
@@ -72,7 +86,12 @@ def saved(name: str) -> Path:
 
 
 def quick(pipe: Any) -> AbstractContextManager[Any]:
-    """Calls in it are small: this pipeline resizes what it makes, or what it is shown, to a size that is no argument of the call."""
-    if type(pipe).__name__ == "QwenImageEditPlusPipeline":
+    """Within it, calls with `SMALL` are small also where the pipeline has sizes that are no arguments of the call."""
+    name = type(pipe).__name__
+    if name == "QwenImageEditPlusPipeline":
         return mock.patch.multiple(inspect.getmodule(type(pipe)), CONDITION_IMAGE_SIZE=32 * 32, VAE_IMAGE_SIZE=32 * 32)
-    return nullcontext()
+    sizes = {
+        "HiDreamImagePipeline": {"default_sample_size": 4},
+        "HunyuanVideo15Pipeline": {"tokenizer_max_length": 16, "tokenizer_2_max_length": 16, "vision_num_semantic_tokens": 4},
+    }
+    return mock.patch.multiple(pipe, **sizes[name]) if name in sizes else nullcontext()
