@@ -43,9 +43,9 @@ def sana() -> SanaPipeline:
 
 def lumina2() -> Lumina2Pipeline:
     tokens = gemma_tokenizer()
-    transformer = seeded(
-        Lumina2Transformer2DModel, sample_size=4, in_channels=4, hidden_size=8, num_layers=2, num_attention_heads=1, num_kv_heads=1,
-        multiple_of=16, axes_dim_rope=[4, 2, 2], cap_feat_dim=WIDTH)  # fmt: skip
+    transformer = lively(seeded(
+        Lumina2Transformer2DModel, sample_size=4, in_channels=4, hidden_size=32, num_layers=2, num_attention_heads=4, num_kv_heads=2,
+        multiple_of=16, axes_dim_rope=[4, 2, 2], cap_feat_dim=WIDTH))  # fmt: skip
     encoder = language("Gemma2", "Model", tokens, query_pre_attn_scalar=WIDTH // 2)
     return Lumina2Pipeline(transformer, euler(shift=6.0), kl_vae(), encoder, tokens)
 

@@ -27,9 +27,9 @@ def seeded(make: Callable[..., Module], *args: Any, weights_seed: int = 0, **kwa
 
 
 def lively(module: Module) -> Module:
-    """Gives a module layers that keep the variance of their input: of torch's own third of it, prompts and conditions drown on their way.
+    """Makes a module's layers keep the variance of their input: torch's own keep a third, and prompts and conditions drown on their way.
 
-    Parameters that begin as 0 (pad tokens, gates) become noise: they would cut off gradients.
+    Parameters that begin as 0 (pad tokens, gates) become noise.
     """
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -50,7 +50,7 @@ def unipc(flow_shift: float = 3.0) -> UniPCMultistepScheduler:
 
 
 def _kl(make: Callable[..., Module], **kwargs: Any) -> Module:
-    """4 latent channels, 8 px of a picture a side to each of their positions."""
+    """8 px to a latent position, of 4 channels."""
     return seeded(
         make, sample_size=32, down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(4,) * 4, layers_per_block=1, latent_channels=4, norm_num_groups=2, use_quant_conv=False,
@@ -85,21 +85,18 @@ def wan22_vae() -> AutoencoderKLWan:
 
 
 def hunyuan_vae() -> AutoencoderKLHunyuanVideo15:
+    """4 px and 2 frames to a latent position."""
     return seeded(
         AutoencoderKLHunyuanVideo15, latent_channels=4, block_out_channels=(16, 16), layers_per_block=1, spatial_compression_ratio=4,
         temporal_compression_ratio=2, downsample_match_channel=False, upsample_match_channel=False)  # fmt: skip
 
 
 def dc_vae() -> AutoencoderDC:
-    both = {
-        f"{side}_{key}": value
-        for side in ("encoder", "decoder")
-        for key, value in {
-            "block_types": ("ResBlock", "EfficientViTBlock"),
-            "block_out_channels": (8, 8),
-            "qkv_multiscales": ((), (5,)),
-            "layers_per_block": (1, 1),
-        }.items()
-    }
-    return seeded(AutoencoderDC, in_channels=3, latent_channels=4, attention_head_dim=2, downsample_block_type="conv",
-                  upsample_block_type="interpolate", scaling_factor=0.41407, **both)  # fmt: skip
+    """Of Sana: 2 px to a latent position (32 in the real one)."""
+    side = {
+        "block_types": ("ResBlock", "EfficientViTBlock"), "block_out_channels": (8, 8), "qkv_multiscales": ((), (5,)),
+        "layers_per_block": (1, 1)}  # fmt: skip
+    sides = {f"{name}_{key}": value for name in ("encoder", "decoder") for key, value in side.items()}
+    return seeded(
+        AutoencoderDC, in_channels=3, latent_channels=4, attention_head_dim=2, downsample_block_type="conv",
+        upsample_block_type="interpolate", scaling_factor=0.41407, **sides)  # fmt: skip

@@ -1,18 +1,25 @@
 """Tiny random pipelines of every family, whole, offline: the stock classes with the parts that the published checkpoints have.
 
-build("wan21_t2v")    a pipeline, with the same weights at every call and in every process
-saved("wan21_t2v")    its checkpoint on disk, as `from_pretrained` reads it
-SMALL["wan21_t2v"]    call arguments of a small sample; prompts, conditions, steps and guidance are the caller's
+    build("flux2")        a pipeline, with the same weights at every call and in every process
+    saved("flux2")        its checkpoint on disk, as `from_pretrained` reads it
+    SMALL["flux2"]        call arguments of a small sample
+    condition("flux2")    those that show it a picture or a video
+    quick(pipe)           the context in which SMALL is small for every pipeline
+
+Prompts, steps and guidance are the caller's.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
+
+import numpy as np
+from PIL import Image
 
 from tests.tiny import generic_pipelines as generic
 from tests.tiny import image_pipelines as images
@@ -50,7 +57,7 @@ PIPELINES: dict[str, Callable[[], Any]] = {
 IMAGE = {"height": 32, "width": 32, "max_sequence_length": 32}
 WAN = {"height": 16, "width": 16, "num_frames": 5, "max_sequence_length": 16}
 LTX2 = {**IMAGE, "num_frames": 5, "max_sequence_length": 16, "spatio_temporal_guidance_blocks": [1]}
-SMALL: dict[str, dict[str, Any]] = {
+SMALL: dict[str, Mapping[str, Any]] = {
     **dict.fromkeys(PIPELINES, IMAGE),
     "flux1_kontext": {**IMAGE, "max_area": 32 * 32, "_auto_resize": False},
     "flux2": {**IMAGE, "max_sequence_length": 48},
@@ -64,6 +71,25 @@ SMALL: dict[str, dict[str, Any]] = {
     "lumina2": {**IMAGE, "max_sequence_length": 48},
     "hunyuan_video15": {"height": 16, "width": 16, "num_frames": 5},
 }
+
+CONDITIONS: dict[str, tuple[str, int]] = {
+    "flux1_kontext": ("image", 32),
+    **dict.fromkeys(("flux2", "flux2_klein", "flux2_klein_base"), ("image", 64)),  # a smaller side is refused
+    **dict.fromkeys(("qwen_image_edit_plus", "qwen_image_edit_2511", "wan22_5b_i2v", "ltx2_i2av"), ("image", 32)),
+    **dict.fromkeys(("wan21_i2v", "wan22_a14b_i2v"), ("image", 16)),
+    "wan21_v2v": ("video", 16),
+}
+"""(the argument of the call, pixels a side)"""
+
+
+def condition(name: str, seed: int = 0) -> dict[str, Any]:
+    """Call arguments that show a pipeline blurred noise: one picture, a video of 5 frames, or nothing where it takes nothing."""
+    if name not in CONDITIONS:
+        return {}
+    argument, size = CONDITIONS[name]
+    noise = np.random.default_rng(seed).integers(0, 256, (5, 4, 4, 3), np.uint8)
+    frames = [Image.fromarray(frame).resize((size, size)) for frame in noise]
+    return {argument: frames if argument == "video" else frames[0]}
 
 
 def build(name: str) -> Any:
