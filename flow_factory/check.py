@@ -87,7 +87,7 @@ def plan_lines(config: RunConfig) -> list[str]:
     plan = plan_of(config)
     lines = [f"{what}: {much}" for what, much in plan.describe()]
     epochs = config.train.max_epochs
-    steps = config.scheduler.stochastic_steps(config.train.num_inference_steps)
+    steps = config.scheduler.stochastic_steps(config.train.num_inference_steps, config.train.first_step)
     lines.append(f"trained steps: {plan.trained_steps} of {list(steps)}, drawn anew every epoch")
     lines.append(
         "run: "

@@ -57,12 +57,26 @@ def write_atomically(folder: Path, write: Callable[[Path], None]) -> None:
 def save_model(folder: Path, policy: Policy, pipeline: type[DiffusionPipeline]) -> None:
     """The trained weights as they are now, in diffusers' own format."""
     if lora_of(policy):
-        layers = {f"{name}_lora_layers": get_peft_model_state_dict(module) for name, module in policy.models.items()}
-        metadata = {f"{name}_lora_adapter_metadata": _adapter(module) for name, module in policy.models.items()}
-        pipeline.save_lora_weights(folder, **layers, **metadata)
+        for name, module in policy.models.items():
+            _save_lora(_lora_folder(folder, name), module, pipeline)
     else:
         for name, module in policy.models.items():
             module.save_pretrained(folder / name)
+
+
+def _lora_folder(folder: Path, component: str) -> Path:
+    """The second expert's has a folder of its own: `pipe.load_lora_weights(folder / "transformer_2", load_into_transformer_2=True)`."""
+    return folder if component == "transformer" else folder / component
+
+
+def _save_lora(folder: Path, module: Any, pipeline: Any) -> None:
+    layers = get_peft_model_state_dict(module)
+    if hasattr(pipeline, "save_lora_weights"):
+        pipeline.save_lora_weights(folder, transformer_lora_layers=layers, transformer_lora_adapter_metadata=_adapter(module))
+    else:  # for `pipe.transformer.load_lora_adapter(folder)`
+        metadata = {f"transformer.{k}": v for k, v in _adapter(module).items()}
+        tensors = {f"transformer.{k}": v.contiguous() for k, v in layers.items()}
+        save_file(tensors, folder / LORA_FILE, metadata={"lora_adapter_metadata": json.dumps(metadata), "format": "pt"})
 
 
 def _adapter(module: Any) -> dict[str, Any]:
@@ -80,19 +94,24 @@ def load_model(folder: Path, policy: Policy) -> None:
     if lora != (kind == "lora"):
         raise CheckpointError(f"{folder} holds {kind} weights, but model.finetune_type is {'lora' if lora else 'full'}")
     if lora:
-        saved, scales = load_file(folder / LORA_FILE), _lora_metadata(folder)
         for name, module in policy.models.items():
-            prefix = f"{name}."
-            part = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
-            _check(folder, get_peft_model_state_dict(module), part)
-            here = module.peft_config["default"].lora_alpha
-            if (there := scales.get(f"{prefix}lora_alpha", here)) != here:
-                raise CheckpointError(f"{folder} was trained with model.lora_alpha: {there}; with {here} it would be another model")
-            set_peft_model_state_dict(module, part)
+            _load_lora(_lora_folder(folder, name), module)
     else:
         for name, module in policy.models.items():
             fresh = type(module).from_pretrained(folder / name, torch_dtype=torch.float32)
             _copy(folder, module, fresh.state_dict())
+
+
+def _load_lora(folder: Path, module: Any) -> None:
+    if not (folder / LORA_FILE).is_file():
+        raise CheckpointError(f"{folder} has no {LORA_FILE}, and model.target_components asks for one")
+    saved, scales = load_file(folder / LORA_FILE), _lora_metadata(folder)
+    part = {k.removeprefix("transformer."): v for k, v in saved.items()}
+    _check(folder, get_peft_model_state_dict(module), part)
+    here = module.peft_config["default"].lora_alpha
+    if (there := scales.get("transformer.lora_alpha", here)) != here:
+        raise CheckpointError(f"{folder} was trained with model.lora_alpha: {there}; with {here} it would be another model")
+    set_peft_model_state_dict(module, part)
 
 
 def lora_of(policy: Policy) -> bool:

@@ -56,7 +56,8 @@ class Evaluator:
             yield from (indices[k : k + size] for k in range(0, len(indices), size))
 
     def _key(self, index: int) -> str:
-        return repr(self.adapter.joinable(self.conds[index]))
+        key = self.adapter.joinable(self.conds[index])
+        return f"row {index} alone" if key is None else repr(key)
 
     def _draw(self, batch: list[int]) -> list[Any]:
         section = self.config.eval

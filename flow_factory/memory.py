@@ -113,7 +113,7 @@ def peak(parts: list[Part]) -> float:
 def trained_parameters(config: RunConfig, family: type[ModelAdapter], module: Any) -> int:
     """How many parameters the config trains in one component."""
     model = config.model
-    names = target_names(module, model.target_components[0], model.target_modules, family.lora_targets)
+    names = target_names(module, model.target_components[0], model.target_modules, family.targets_in(module))
     linears = {name: m for name, m in module.named_modules() if isinstance(m, nn.Linear)}
     if model.finetune_type == "lora":
         return sum(model.lora_rank * (linears[n].in_features + linears[n].out_features) for n in names or linears)

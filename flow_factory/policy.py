@@ -70,11 +70,12 @@ def build_policy(
             bare.requires_grad_(False).eval().to(device)  # no cast: diffusers keeps some modules in float32
     for name in names:
         module = adapter.field.bare[name]
-        targets = target_names(module, name, config.target_modules, adapter.lora_targets)
+        targets = target_names(module, name, config.target_modules, adapter.targets_in(module))
+        unreached = dead_ends(module, adapter.dead_ends)
         if config.finetune_type == "lora":
-            add_lora(module, targets, config, seed)
+            add_lora(module, targets, unreached, config, seed)
         else:
-            train_fully(module, targets)
+            train_fully(module, targets, unreached)
         for p in module.parameters():
             if p.requires_grad:
                 p.data = p.data.to(DTYPES[config.master_weight_dtype])
@@ -87,6 +88,7 @@ def build_policy(
             set_attention(module, config.attn_backend, device, frozen)
         if config.compile:
             module.compile_repeated_blocks(backend=config.compile_backend)
+    set_vae(adapter.pipe.vae, config)
     return Policy(adapter, names)
 
 
@@ -132,10 +134,26 @@ def target_names(module: nn.Module, component: str, target: str | Sequence[str],
     return sorted(chosen)
 
 
-def add_lora(module: Any, targets: list[str] | None, config: ModelConfig, seed: int) -> None:
+def dead_ends(module: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
+    """Full names of the modules that `ModelAdapter.dead_ends` names, those that this checkpoint lacks left out."""
+    found = []
+    for pattern in patterns:
+        blocks, _, rest = pattern.partition(".-1.")
+        name = f"{blocks}.{len(module.get_submodule(blocks)) - 1}.{rest}" if rest else pattern  # type: ignore[arg-type]
+        if any(n == name for n, _ in module.named_modules()):
+            found.append(name)
+    return tuple(found)
+
+
+def reached(name: str, unreached: Sequence[str]) -> bool:
+    return not any(name == dead or name.startswith(f"{dead}.") for dead in unreached)
+
+
+def add_lora(module: Any, targets: list[str] | None, unreached: Sequence[str], config: ModelConfig, seed: int) -> None:
     """A LoRA whose first weights depend on the seed alone."""
     if targets is None:
         targets = [name for name, m in module.named_modules() if isinstance(m, nn.Linear)]
+    targets = [name for name in targets if reached(name, unreached)]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module.add_adapter(
@@ -143,12 +161,24 @@ def add_lora(module: Any, targets: list[str] | None, config: ModelConfig, seed: 
         )
 
 
-def train_fully(module: nn.Module, targets: list[str] | None) -> None:
-    if targets is None:
-        module.requires_grad_(True)
-    else:
-        for name in targets:
-            module.get_submodule(name).requires_grad_(True)
+def train_fully(module: nn.Module, targets: list[str] | None, unreached: Sequence[str]) -> None:
+    for name in targets or [""]:
+        module.get_submodule(name).requires_grad_(True)
+    for name in unreached:
+        module.get_submodule(name).requires_grad_(False)
+
+
+def set_vae(vae: Any, config: ModelConfig) -> None:
+    """Decoding (and encoding) picture by picture, or tile by tile: less memory, more time.
+
+    Raises:
+        UserError: this VAE cannot.
+    """
+    for asked, method in ((config.vae_slicing, "enable_slicing"), (config.vae_tiling, "enable_tiling")):
+        if asked and not hasattr(vae, method):
+            raise UserError(f"model.{method.replace('enable', 'vae')}: {type(vae).__name__} has no {method}; write false")
+        if asked:
+            getattr(vae, method)()
 
 
 def set_attention(module: Any, backend: str, device: torch.device, dtype: torch.dtype) -> None:

@@ -21,18 +21,28 @@ def nearest(name: str, known: list[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def _plain(name: str) -> str:
+    return name.lower().translate({ord(c): None for c in "-_ "})
+
+
 class Registry:
     """Maps the names of one kind of thing ("model", "reward", ...) to classes.
 
-    A name is looked up in the table, ignoring case; then among installed entry points of the group `flow_factory.<kind>`; a name with
-    a dot or colon is a path `package.module.Class` or `package.module:Class`, also of a file in the current directory.
+    A name is looked up in the table, ignoring case, hyphens and underscores; then among installed entry points of the group
+    `flow_factory.<kind>`; a name with a dot or colon is a path `package.module.Class` or `package.module:Class`, also of a file in the
+    current directory.
     """
 
-    def __init__(self, kind: str, table: dict[str, str]):
-        self.kind, self.table = kind, table
+    def __init__(self, kind: str, table: dict[str, str], aliases: dict[str, str] | None = None):
+        self.kind, self.table, self.aliases = kind, table, aliases or {}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.table)
+
+    def canonical(self, name: str) -> str:
+        """The table's spelling of a name, of one of its aliases, or of either with other case, hyphens or underscores; else the name."""
+        spellings = {_plain(k): k for k in self.table} | {_plain(k): v for k, v in self.aliases.items()}
+        return spellings.get(_plain(name), name)
 
     def path(self, name: str) -> str:
         """`module:Class` of a name, without importing it.
@@ -40,9 +50,8 @@ class Registry:
         Raises:
             UnknownName: not in the table, no entry point, not a dotted path.
         """
-        by_name = {k.lower(): v for k, v in self.table.items()}
-        if name.lower() in by_name:
-            return by_name[name.lower()]
+        if (spelled := self.canonical(name)) in self.table:
+            return self.table[spelled]
         for point in entry_points(group=f"flow_factory.{self.kind}"):
             if point.name == name:
                 return point.value

@@ -55,7 +55,7 @@ def build(config: RunConfig) -> Run:
     eval_rewards.check_columns(test)
     adapter = open_adapter(config)
     for section in (config.train, config.eval):
-        adapter.check_size(section.height, section.width)
+        adapter.check_call(call_of(section))
     conds, eval_conds = encode(config, adapter, [rows, test], accelerator)
     adapter.drop_encoders()
     policy = build_policy(
@@ -115,7 +115,9 @@ def open_adapter(config: RunConfig) -> ModelAdapter:
     """
     model = config.model
     trained = model.master_weight_dtype if model.finetune_type == "full" else None
-    return load_adapter(model.model_name_or_path, model.model_type, config.mixed_precision, trained, config.scheduler.overrides)
+    return load_adapter(
+        model.model_name_or_path, model.model_type, config.mixed_precision, trained, config.scheduler.overrides, model.pipeline_class
+    )
 
 
 def encode(config: RunConfig, adapter: ModelAdapter, splits: list[list[Row]], accelerator: Accelerator) -> list[Sequence[Cond]]:
@@ -133,7 +135,8 @@ def encode_split(
 ) -> Sequence[Cond]:
     """The conditions of some rows, from the cache where nothing that they depend on has changed."""
     asked = {k: v for k, v in call.items() if k in adapter.encodes_by}
-    parts = [type(adapter).__qualname__, identity, asked, diffusers.__version__, version("transformers"), config.mixed_precision]
+    versions = [diffusers.__version__, version("transformers")]
+    parts = [type(adapter).__qualname__, identity, asked, adapter.guided(call), versions, config.mixed_precision]
     fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
     warn_overlong(adapter, rows, call)
 

@@ -21,6 +21,7 @@ from flow_factory.distributed import gather_slots
 from flow_factory.dynamics import DYNAMICS
 from flow_factory.ema import ema_decay
 from flow_factory.interrupt import Interrupt
+from flow_factory.memo import Memo
 from flow_factory.meter import Meter
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import DTYPES
@@ -109,15 +110,16 @@ class Trainer:
         ids = [slot.slot * train.group_size + k for k in members]
         cond = moved(self.conds[slot.row], self.accelerator.device)
 
-        def noise(index: int, x: Tensor) -> Tensor:
-            return torch.stack([normal(x.shape[1:], torch.float32, "cpu", train.seed, "sde", epoch, i, index) for i in ids]).to(x.device)
+        def noise(index: int, x: Tensor, purpose: str) -> Tensor:
+            return torch.stack([normal(x.shape[1:], torch.float32, "cpu", train.seed, purpose, epoch, i, index) for i in ids]).to(x.device)
 
         sampler = Sampler(DYNAMICS[scheduler.dynamics_type], scheduler.noise_level, noisy, noise, DTYPES[train.latent_storage_dtype])
         starts = [slot.slot * train.group_size] * len(ids) if train.init_same_noise else ids
         generators = [generator(train.seed, "init", epoch, i) for i in starts]
-        media, recorder = self.wrapped("sample", cond, self.call, train.num_inference_steps, sampler, generators)
+        memo = Memo()
+        media, recorder = self.wrapped("sample", cond, self.call, train.num_inference_steps, sampler, generators, memo)
         steps = [replace(s, **moved(vars(s), "cpu")) for s in recorder.kept] if train.offload_samples_to_cpu else recorder.kept
-        return Rollout(self.rows[slot.row], cond, steps, media, slot=slot.slot)
+        return Rollout(self.rows[slot.row], cond, steps, media, slot.slot, memo)
 
     def score(self, rollouts: list[Rollout]) -> dict[str, float]:
         """Fills in `Rollout.rewards` (groups are whole here, as groupwise rewards need them) and lets go of the pictures."""
@@ -198,7 +200,7 @@ class Trainer:
         """See `types.Velocity`."""
         if weights != "policy":
             return point.frozen[weights]
-        return self.wrapped("velocity", point.x, point.t, point.s, point.cond, self.call)
+        return self.wrapped("velocity", point.x, point.t, point.s, point.cond, self.call, point.memo)
 
     def here(self, point: Point) -> Point:
         """The point on this process's device, from wherever it was kept."""

@@ -77,6 +77,8 @@ class Rollout:
     """One PIL image or `Clip` a sample."""
     slot: int
     """The group's place in the epoch, over all processes."""
+    memo: Any = None
+    """What the pipeline computed from `cond` alone, see `memo.Memo`."""
     rewards: Tensor = field(init=False)
     """(n, R) float32; NaN where a score is missing. Filled in by the trainer, as is `advantage`."""
     advantage: Tensor = field(init=False)
@@ -93,6 +95,8 @@ class Point:
     cond: Cond
     advantage: Tensor
     step: Step | None = None
+    memo: Any = None
+    """The rollout's."""
     frozen: dict[str, Tensor] = field(default_factory=dict)
     """Velocities here under kept copies of the weights, had in one pass before the first update."""
 

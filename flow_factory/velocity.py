@@ -9,19 +9,28 @@ belongs to the model: conditioning, packing, guidance, sign, the choice between 
 Rollout and training run the same code on the same inputs, so their log-probabilities agree to the bit.
 """
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from flow_factory.memo import Desk, Memo
 from flow_factory.types import Cond, Step
 
 Draw = Callable[[int, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Step | None]]
-"""(index, t, x, v, s, s1, ceiling) -> the next latents, and the transition where it is to be kept."""
+"""(index, t, x, v, s, s1, ceiling) -> the next latents, and the transition where it is to be kept.
+
+For pipelines of two modalities it has two methods more, see `sampling.Sampler`: `fork()`, the second modality's draw with a noise of its
+own, and `joint(a, b, v)`, the transitions of both as one."""
+
+
+class Stop(Exception):
+    """A pipeline has come to its first transformer call, and that was all that was wanted of it."""
 
 
 class Gate:
@@ -36,10 +45,11 @@ class Gate:
         return getattr(self.bare, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        latents = args[0] if args else next(iter(kwargs.values()))
-        shapes = tuple(
-            x.shape for x in tree_leaves(latents)
-        )  # alike on every rank, unlike a prompt's length: a lone forward would hang FSDP
+        if self.field.ends_here:
+            raise Stop
+        latents = [args[0] if args else next(iter(kwargs.values())), kwargs.get("audio_hidden_states")]
+        # alike on every rank, unlike a prompt's length: a lone forward would hang FSDP
+        shapes = tuple(x.shape for x in tree_leaves(latents) if isinstance(x, Tensor))
         if self.field.priming and shapes in self.field.blanks:
             return self.field.blanks[shapes]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.field.priming):
@@ -52,13 +62,32 @@ class Gate:
 class Seam:
     """Takes the stock scheduler's place; schedule, shift and config stay the stock one's."""
 
+    OWN: ClassVar[tuple[str, ...]] = ()
     order = 1
+    twin: Any = None
 
     def __init__(self, stock: Any):
         self.stock = stock
 
     def __getattr__(self, name: str) -> Any:
+        if name == "stock":  # not there yet while copy builds a twin
+            raise AttributeError(name)
         return getattr(self.stock, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """What a pipeline sets on its scheduler (Z-Image: `sigma_min`) is for the stock one."""
+        if name not in self.__dict__ and name not in self.OWN and hasattr(self.__dict__.get("stock"), name):
+            setattr(self.stock, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def __deepcopy__(self, memo: dict) -> "Seam":
+        """A pipeline of two modalities (LTX-2) copies its scheduler for the second: both keep a tape, and the two are one state."""
+        self.twin = self.fork()
+        return self.twin
+
+    def fork(self) -> "Seam":
+        raise NotImplementedError
 
 
 class Recorder(Seam):
@@ -66,10 +95,16 @@ class Recorder(Seam):
 
     def __init__(self, stock: Any, draw: Draw):
         super().__init__(stock)
-        self.draw = draw
+        self.draw: Any = draw
         self.kept: list[Step] = []
+        self.kept_v: list[Tensor] | None = None
         self.index = -1
         self.last: Tensor | None = None
+
+    def fork(self) -> "Recorder":
+        twin = Recorder(copy.deepcopy(self.stock), self.draw.fork())
+        self.kept_v, twin.kept_v = [], []  # the log-probability of both as one needs both velocities
+        return twin
 
     def step(self, v: Tensor, t: Tensor, x: Tensor, return_dict: bool = True, **_: Any) -> tuple[Tensor]:
         if self.index < 0:  # image-to-image starts inside the schedule
@@ -79,13 +114,23 @@ class Recorder(Seam):
         x1, step = self.draw(self.index, t, x, v, sigmas[self.index], sigmas[self.index + 1], sigmas[1])
         if step is not None:
             self.kept.append(step)
+            if self.kept_v is not None:
+                self.kept_v.append(v)
         self.index += 1
         self.last = x1
         return (x1,)
 
+    def finish(self) -> None:
+        """Makes one tape of two."""
+        if self.twin is not None and self.kept_v is not None:
+            both = zip(self.kept, self.twin.kept, self.kept_v, self.twin.kept_v, strict=True)
+            self.kept = [self.draw.joint(a, b, joint(v, w)) for a, b, v, w in both]
+
 
 class Probe(Seam):
     """Visits one time twice: the first step() returns the latents asked about, the second keeps their velocity."""
+
+    OWN = ("timesteps", "sigmas")
 
     def __init__(self, stock: Any, field: "Field", x: Tensor, t: Tensor, s: Tensor):
         super().__init__(stock)
@@ -93,6 +138,9 @@ class Probe(Seam):
         self.v: Tensor | None = None
         self.timesteps, self.sigmas = torch.stack([t, t]), torch.stack([s, s, torch.zeros_like(s)])
         self.asked = False
+
+    def fork(self) -> "Probe":
+        return Probe(self.stock, self.field, self.x, self.timesteps[0], self.sigmas[0])
 
     def set_timesteps(
         self, num_inference_steps: Any = None, device: Any = None, sigmas: Any = None, mu: Any = None, timesteps: Any = None
@@ -102,66 +150,111 @@ class Probe(Seam):
     def set_begin_index(self, begin_index: int = 0) -> None:
         """The stock scheduler must not remember where a velocity call began."""
 
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """Image- and video-to-video: the initial state of a velocity call is not looked at."""
+        return noise
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        return noise
+
     def step(self, v: Tensor, t: Tensor, x: Tensor, return_dict: bool = True, **_: Any) -> tuple[Tensor]:
-        if not self.asked:
-            self.asked = True
+        if self.asked:
+            self.v = v
+            return (x,)
+        self.asked = True
+        if self.twin is None:
             self.field.priming = False
-            return (self.x,)
-        self.v = v
-        return (x,)
+            return (self.x.reshape(x.shape),)
+        mine, self.twin.x = self.x.tensor_split([x[0].numel()], dim=1)  # the second modality's step comes next
+        return (mine.reshape(x.shape),)
+
+    def answer(self) -> Tensor | None:
+        """The velocity; of two modalities, both as one."""
+        if self.twin is None or self.v is None or self.twin.v is None:
+            return self.v
+        return joint(self.v, self.twin.v)
+
+
+def joint(a: Tensor, b: Tensor) -> Tensor:
+    """(n, ...) and (n, ...) as one (n, D): the state of a pipeline of two modalities."""
+    return torch.cat([a.flatten(1), b.flatten(1)], dim=1)
 
 
 class Field:
-    """A pipeline whose transformers are gated, so that it can be sampled from and asked for a velocity."""
+    """A pipeline whose transformers are gated, so that it can be sampled from and asked for a velocity.
 
-    def __init__(self, pipe: Any, components: Sequence[str]):
-        self.pipe, self.priming = pipe, False
+    Args:
+        components: its transformers.
+        memoised: what it computes from the condition alone, see `memo`.
+    """
+
+    def __init__(self, pipe: Any, components: Sequence[str], memoised: Sequence[str] = ()):
+        self.pipe, self.priming, self.ends_here = pipe, False, False
         self.blanks: dict[tuple, Any] = {}
         self.call = inspect.unwrap(type(pipe).__call__)  # without its @torch.no_grad
         self.bare = {name: getattr(pipe, name) for name in components if isinstance(getattr(pipe, name, None), nn.Module)}
+        self.desk = Desk(pipe, memoised)
         pipe.set_progress_bar_config(disable=True)
         for name, module in self.bare.items():
             setattr(pipe, name, Gate(self, module))
 
     @contextmanager
-    def scheduler(self, seam: Seam) -> Iterator[None]:
+    def scheduler(self, seam: Seam, memo: Memo | None) -> Iterator[None]:
         stock, self.pipe.scheduler = self.pipe.scheduler, seam
         try:
-            yield
+            with self.desk.using(memo):
+                yield
         finally:
             self.pipe.scheduler, self.priming = stock, False
 
+    @contextmanager
+    def stopping(self) -> Iterator[None]:
+        """The pipeline runs up to its first transformer call, and no further."""
+        self.ends_here = True
+        try:
+            yield
+        except Stop:
+            pass
+        finally:
+            self.ends_here = False
+
     @torch.no_grad()
-    def sample(self, cond: Cond, num_steps: int, draw: Draw, generators: list[Generator], output_type: str = "pil") -> tuple[Any, Recorder]:
+    def sample(
+        self, cond: Cond, num_steps: int, draw: Draw, generators: list[Generator], output_type: str = "pil", memo: Memo | None = None
+    ) -> tuple[tuple[Any, ...], Recorder]:
         """Runs the whole pipeline.
 
         Args:
             cond: call arguments for n samples; `generators` has n entries, one a sample.
             draw: see `Draw`.
+            memo: of this micro-batch; filled in where it is empty.
 
         Returns:
-            The first entry of the pipeline's output tuple, and the recorder with the kept transitions and the last state.
+            The pipeline's output tuple, and the recorder with the kept transitions and the last state.
         """
         recorder = Recorder(self.pipe.scheduler, draw)
-        with self.scheduler(recorder):
+        with self.scheduler(recorder, memo):
             out = self.call(
                 self.pipe, **cond, num_inference_steps=num_steps, generator=generators, output_type=output_type, return_dict=False
             )
-        return out[0], recorder
+        recorder.finish()
+        return out, recorder
 
-    def velocity(self, x: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Tensor:
+    def velocity(self, x: Tensor, t: Tensor, s: Tensor, cond: Cond, memo: Memo | None = None) -> Tensor:
         """v(x, t), with gradient where it is enabled.
 
         Args:
             x: state, as the recorder saw it.
             t: 0-dim, the scheduler's timestep; `s`: 0-dim, its noise level.
             cond: call arguments for as many samples as x has.
+            memo: of this micro-batch; filled in where it is empty.
         """
         probe = Probe(self.pipe.scheduler, self, x, t, s)
-        spare = torch.Generator(x.device).manual_seed(0)  # for the initial noise nobody looks at
-        with self.scheduler(probe):
+        spare = [torch.Generator(x.device).manual_seed(0)] * len(x)  # for the initial noise nobody looks at
+        with self.scheduler(probe, memo):
             self.priming = True
             self.call(self.pipe, **cond, num_inference_steps=2, generator=spare, output_type="latent", return_dict=False)
-        if probe.v is None:
+        v = probe.answer()
+        if v is None:
             raise RuntimeError(f"{type(self.pipe).__name__} did not call scheduler.step twice: it does not pass the seam")
-        return probe.v
+        return v

@@ -80,8 +80,8 @@ def rolled(
 ) -> list[Step]:
     """The kept transitions of a rollout whose noise is keyed by sample id."""
 
-    def noise(index: int, x: Tensor) -> Tensor:
-        return torch.stack([normal(x.shape[1:], torch.float32, "cpu", 0, "sde", i, index) for i in ids])
+    def noise(index: int, x: Tensor, purpose: str) -> Tensor:
+        return torch.stack([normal(x.shape[1:], torch.float32, "cpu", 0, purpose, i, index) for i in ids])
 
     sampler = Sampler(DYNAMICS[dynamics], ETA, NOISY, noise, storage)
     _, recorder = adapter.sample(cond, CALL | call, STEPS, sampler, [generator(0, "init", i) for i in ids])

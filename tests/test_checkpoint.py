@@ -57,7 +57,7 @@ def pictures(pipe: FluxPipeline, cond: dict[str, Any]) -> list[np.ndarray]:
 @pytest.mark.parametrize("alpha", [12, 4])
 def test_a_saved_lora_in_a_stock_pipeline_draws_what_evaluation_drew(flux_folder: Path, tmp_path: Path, alpha: int) -> None:
     """The scale alpha / rank, 3 or 1, comes from the file: a stock pipeline is told nothing."""
-    adapter = Flux1(load_pipeline(str(flux_folder), Flux1.pipeline, torch.float32))
+    adapter = Flux1(load_pipeline(str(flux_folder), Flux1, torch.float32))
     policy, cond = policy_over(adapter, **LORA | {"lora_alpha": alpha}), condition(adapter)
     evaluated = adapter.evaluate(cond, CALL, 3, [generator(0, "eval", 0)])
     stock = FluxPipeline.from_pretrained(flux_folder)

@@ -162,7 +162,7 @@ BAD = [
     ("num_processes: 2\n", "learning_rate: 0.1 #!\n", ["learning_rate", "belongs in train:"]),
     ("rewards:\n", "reward: #!\n", ["reward: unknown key", "'rewards'"]),
     (REWARDS, "  - reward_model: shapes\n    strickt: true #!\n", ["rewards.0.strickt", "'strict'"]),
-    ("model_type: flux1", "model_type: flux #!", ["model.model_type", "no model 'flux'", "'flux1'"]),
+    ("model_type: flux1", "model_type: flux-11 #!", ["model.model_type", "no model 'flux-11'", "Did you mean 'flux1'"]),
     ("model_type: flux1", "model_type: no_such_package.models.Mine #!", ["model.model_type", "no module 'no_such_package.models'"]),
     ("trainer_type: grpo", "trainer_type: gpro #!", ["train.trainer_type", "no trainer", "'grpo'"]),
     (REWARDS, "  - reward_model: pikscore #!\n", ["rewards.0.reward_model", "no reward 'pikscore'", "'PickScore'"]),

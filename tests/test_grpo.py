@@ -40,7 +40,7 @@ def rolled_step(dynamics: str, index: int = 1, w: float = 1.0, b: float = 0.0, d
     numbers = torch.Generator().manual_seed(index)
     x = torch.randn(N, 2, D // 2, generator=numbers).to(dtype)
     noise = torch.randn(N, 2, D // 2, generator=numbers)
-    sampler = Sampler(DYNAMICS[dynamics], ETA, {index}, lambda k, like: noise, dtype)
+    sampler = Sampler(DYNAMICS[dynamics], ETA, {index}, lambda k, like, purpose: noise, dtype)
     s, s1, ceiling = (torch.tensor(a) for a in (S, S1, CEILING))
     return sampler(index, s * 1000, x, (w * x.float() + b).to(dtype), s, s1, ceiling)[1]
 

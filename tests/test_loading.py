@@ -33,7 +33,7 @@ def test_a_pipeline_that_does_not_load_is_one_sentence(
     folder = shutil.copytree(flux_folder, tmp_path / "flux")
     spoil(folder)
     with pytest.raises(LoadError, match=rf"model.model_name_or_path: .*'{folder}' does not load as FluxPipeline: \w") as error:
-        load_pipeline(str(folder), Flux1.pipeline, torch.float32)
+        load_pipeline(str(folder), Flux1, torch.float32)
     assert reason.replace("\\", "") in str(error.value) and "\n" not in str(error.value)
 
 

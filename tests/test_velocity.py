@@ -86,10 +86,10 @@ def test_the_gradient_reaches_every_lora_parameter(never_sampled: bool, checkpoi
 
 def test_an_ode_rollout_draws_the_stock_pipelines_pictures() -> None:
     adapter, seeds = flux(), (3, 4)
-    ode = Sampler(DYNAMICS["ODE"], 0.0, (), lambda index, x: x, torch.float16)
+    ode = Sampler(DYNAMICS["ODE"], 0.0, (), lambda index, x, purpose: x, torch.float16)
     arguments = CALL | adapter.repeat(condition(adapter), 2)
     arguments.pop("max_sequence_length")
-    pictures, _ = adapter.field.sample(arguments, STEPS, ode, [generator(0, "init", i) for i in seeds], output_type="np")
+    (pictures,), _ = adapter.field.sample(arguments, STEPS, ode, [generator(0, "init", i) for i in seeds], output_type="np")
     generators = [generator(0, "init", i) for i in seeds]
     stock = flux_pipeline()(
         "a red circle", **CALL, num_images_per_prompt=2, num_inference_steps=STEPS, generator=generators, output_type="np"

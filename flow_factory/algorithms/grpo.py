@@ -24,14 +24,14 @@ class GRPO(Algorithm):
         self.weights = ("ref",) if config.kl_beta > 0 else ()
 
     def noisy(self, epoch: int) -> tuple[int, ...]:
-        candidates = self.scheduler.stochastic_steps(self.config.num_inference_steps)
+        candidates = self.scheduler.stochastic_steps(self.config.num_inference_steps, self.config.first_step)
         return choose_steps(candidates, self.scheduler.num_sde_steps, self.config.seed, epoch)
 
     def points(self, rollout: Rollout) -> Iterator[Point]:
         low, high = self.config.adv_clip_range
         advantage = rollout.advantage.clamp(low, high)
         for step in rollout.steps:
-            yield Point(step.x.to(step.dtype), step.t, step.s, rollout.cond, advantage, step)
+            yield Point(step.x.to(step.dtype), step.t, step.s, rollout.cond, advantage, step, rollout.memo)
 
     def loss(self, point: Point, velocity: Velocity) -> tuple[Tensor, Metrics]:
         step = point.step

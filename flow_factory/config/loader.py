@@ -14,6 +14,7 @@ from flow_factory.config.eval import EvalConfig
 from flow_factory.config.explain import explain, unknown_key
 from flow_factory.config.log import MOVABLE, LogConfig
 from flow_factory.config.model import ModelConfig
+from flow_factory.config.pipelines import pipeline_name, pipeline_path
 from flow_factory.config.rewards import RewardConfig
 from flow_factory.config.run import RunConfig
 from flow_factory.config.scheduler import SchedulerConfig
@@ -129,13 +130,13 @@ def _train_schema(source: Source) -> type[TrainConfig]:
 
 def _gather_arguments(source: Source, train: type[TrainConfig]) -> None:
     """Moves arguments that are no keys of their section's schema into the section's `rest`."""
-    model_type = source.mapping("model").get("model_type")
-    accepted: Callable[[], Accepted] = partial(_call_arguments, model_type)
+    accepted: Callable[[], Accepted] = partial(_call_arguments, source.mapping("model"))
     everything = (lambda: None) if train is TrainConfig else accepted
     _gather(source, ("train",), train, everything, supplied_by_trainer)
     _gather(source, ("eval",), EvalConfig, accepted, supplied_by_trainer)
-    evaluation = source.mapping("eval")
-    evaluation["call"] = source.mapping("train").get("call", {}) | evaluation.get("call", {})
+    evaluation, training = source.mapping("eval"), source.mapping("train")
+    _write_strength(training, accepted)
+    evaluation["call"] = training.get("call", {}) | evaluation.get("call", {})
     _gather(source, ("scheduler",), SchedulerConfig, scheduler_arguments)
     for section in ("rewards", "eval_rewards"):
         entries = source.tree.get(section)
@@ -180,12 +181,28 @@ def _misfit(name: str, value: Any, section: type[Section], arguments: Accepted, 
     return unknown_key(name, open_to, _homes(TRAIN_CONFIGS["grpo"], open_to))
 
 
-def _call_arguments(model_type: Any) -> Accepted:
+def _write_strength(training: dict[str, Any], accepted: Callable[[], Accepted]) -> None:
+    """Video-to-video starts inside the schedule: the default of `strength` is written out, since the steps to train depend on it."""
     try:
-        path = MODELS.path(str(model_type))
+        arguments = accepted() or {}
+    except SignatureError:
+        return  # reported where a key could not be checked, or when the pipeline is looked for
+    if "strength" in arguments and not supplied_by_trainer("strength"):
+        training["call"] = {"strength": arguments["strength"].default} | (training.get("call") or {})
+
+
+def _call_arguments(model: Mapping[str, Any]) -> Accepted:
+    model_type = str(model.get("model_type"))
+    try:
+        path = MODELS.path(model_type)
     except ValueError:
         return None  # the unknown model is reported where it stands
-    return call_arguments(path)
+    if MODELS.canonical(model_type) != "diffusers":
+        return call_arguments(path)
+    name = model.get("pipeline_class") or pipeline_name(str(model.get("model_name_or_path")))
+    if not isinstance(name, str):
+        raise SignatureError("the checkpoint is not on disk, so its pipeline must be named: model.pipeline_class")
+    return call_arguments(path, pipeline_path(name))
 
 
 def _reward_arguments(reward_model: Any) -> Accepted:

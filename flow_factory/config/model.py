@@ -15,6 +15,7 @@ class ModelConfig(Section):
 
     model_name_or_path: Folder = Field(description="hub id or folder of a diffusers pipeline")
     model_type: str = Field(description="model family: a known name, or package.module.Class of your own adapter")
+    pipeline_class: str | None = Field(None, description="for model_type diffusers: the pipeline, where the checkpoint does not say it")
     finetune_type: Literal["full", "lora"] = Field("full", description="train the weights themselves, or LoRA layers beside them")
     master_weight_dtype: Annotated[
         Dtype,
@@ -32,6 +33,8 @@ class ModelConfig(Section):
     resume_path: Folder | None = Field(None, description="checkpoint to start from")
     resume_type: Literal["lora", "full", "state"] | None = Field(None, description="what resume_path holds; null finds out")
     attn_backend: str | None = Field(None, description="attention backend in diffusers' names; null keeps diffusers' choice")
+    vae_slicing: bool = Field(False, description="decode pictures one by one: less memory, more time")
+    vae_tiling: bool = Field(False, description="decode in overlapping tiles: less memory for large pictures and videos; seams may show")
     compile: bool = Field(False, description="compile the transformers' repeated blocks")
     compile_backend: Literal["inductor", "aot_eager", "eager", "cudagraphs"] = Field("inductor", description="torch.compile backend")
 
@@ -39,7 +42,7 @@ class ModelConfig(Section):
     @classmethod
     def _known(cls, name: str) -> str:
         require_module(MODELS.path(name))
-        return name
+        return MODELS.canonical(name)
 
     @field_validator("attn_backend")
     @classmethod

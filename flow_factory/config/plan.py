@@ -54,7 +54,7 @@ def plan_of(config: RunConfig) -> BatchPlan:
         per_device_batch_size=train.per_device_batch_size,
         samples_per_epoch=train.unique_sample_num_per_epoch * train.group_size,
         micro_batches_per_rank=batches,
-        trained_steps=scheduler.num_sde_steps or len(scheduler.stochastic_steps(train.num_inference_steps)),
+        trained_steps=scheduler.num_sde_steps or len(scheduler.stochastic_steps(train.num_inference_steps, train.first_step)),
         micro_batches_per_update=update,
         num_inner_epochs=train.num_inner_epochs,
         optimiser_steps_per_epoch=batches // update * train.num_inner_epochs,

@@ -88,19 +88,20 @@ def batches_divide(config: RunConfig) -> Iterator[Problem]:
 
 def steps_exist(config: RunConfig) -> Iterator[Problem]:
     total, scheduler = config.train.num_inference_steps, config.scheduler
-    steps = scheduler.stochastic_steps(total)
+    first = config.train.first_step
+    steps = scheduler.stochastic_steps(total, first)
     if not config.train.stochastic:
         return
-    if total < 2:
-        yield Problem(
-            ("train", "num_inference_steps"), f"{total} leaves no stochastic step (the last one is deterministic); write 2 or more"
-        )
+    if total - first < 2:
+        of = f"{total}, of which strength {config.train.call['strength']} leaves {total - first}," if first else f"{total}"
+        text = f"{of} leaves no stochastic step (the last one is deterministic); write {'more' if first else '2 or more'}"
+        yield Problem(("train", "num_inference_steps"), text)
         return
     here: Keys = ("scheduler", "sde_steps")
-    inside = sorted({step for step in steps if 0 <= step < total})
+    inside = sorted({step for step in steps if first <= step < total})
     if list(steps) != inside or not steps:
         right = show(inside) if inside else "null"
-        yield Problem(here, f"wants different steps in rising order, from 0 to {total - 1}, got {show(steps)}; write {right}")
+        yield Problem(here, f"wants different steps in rising order, from {first} to {total - 1}, got {show(steps)}; write {right}")
     elif total - 1 in steps and scheduler.dynamics_type == "CPS":
         yield Problem(
             here,

@@ -19,6 +19,6 @@ class SchedulerConfig(Section):
     seed: int | None = Field(None, description="accepted and not used: every draw depends on train.seed")
     overrides: dict[str, Any] = Field(default_factory=dict, description="arguments for the constructor of the pipeline's scheduler")
 
-    def stochastic_steps(self, num_inference_steps: int) -> tuple[int, ...]:
-        """Steps that may be stochastic: `sde_steps`, by default all but the last."""
-        return tuple(range(num_inference_steps - 1)) if self.sde_steps is None else self.sde_steps
+    def stochastic_steps(self, num_inference_steps: int, first: int = 0) -> tuple[int, ...]:
+        """Steps that may be stochastic: `sde_steps`, by default all from the first of the rollout but the last."""
+        return tuple(range(first, num_inference_steps - 1)) if self.sde_steps is None else self.sde_steps

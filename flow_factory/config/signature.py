@@ -43,6 +43,8 @@ class Parameter:
     annotation: str
     kinds: frozenset[str] | None
     """Simple types that it takes ("int", "float", "bool", "str", "None"); None stands for any value."""
+    default: Any = None
+    """Where it is a literal."""
 
     def problem(self, value: Any) -> str | None:
         """Why a value does not fit, or None. An int fits a float."""
@@ -52,16 +54,17 @@ class Parameter:
         return f"wants {self.annotation}, got {show(value)}"
 
 
-def call_arguments(adapter: str) -> dict[str, Parameter]:
+def call_arguments(adapter: str, pipeline: str | None = None) -> dict[str, Parameter]:
     """Arguments of the `__call__` of an adapter's pipeline, and those that the adapter declares in `extra_call_arguments`.
 
     Args:
         adapter: `module:Class`, with a class attribute `pipeline = "module:Class"`.
+        pipeline: `module:Class` where the adapter leaves it open.
 
     Raises:
         SignatureError: the adapter or its pipeline cannot be read.
     """
-    pipeline = class_attribute(adapter, "pipeline")
+    pipeline = pipeline or class_attribute(adapter, "pipeline")
     if not isinstance(pipeline, str):
         raise SignatureError(f'{adapter} does not say `pipeline = "module:Class"`, so arguments of the pipeline cannot be checked')
     extra = class_attribute(adapter, "extra_call_arguments") or ()
@@ -126,15 +129,16 @@ def parameters(path: str, method: str) -> Iterator[Parameter]:
     for node in (node for cls in lineage(path) for node in cls.body):
         if isinstance(node, ast.FunctionDef) and node.name == method:
             args = [*node.args.posonlyargs, *node.args.args][1:]
-            optional = {arg.arg for arg, default in zip(reversed(args), reversed(node.args.defaults), strict=False) if _is_none(default)}
-            optional |= {
-                arg.arg for arg, kw in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True) if kw is not None and _is_none(kw)
-            }
+            given = zip(reversed(args), reversed(node.args.defaults), strict=False)
+            defaults: dict[str, ast.expr | None] = {arg.arg: default for arg, default in given}
+            defaults |= {arg.arg: default for arg, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)}
             for arg in [*args, *node.args.kwonlyargs]:
+                default = defaults.get(arg.arg)
                 kinds = None if arg.annotation is None else _kinds(arg.annotation)
-                if kinds is not None and arg.arg in optional:
+                if kinds is not None and default is not None and _is_none(default):
                     kinds |= {"None"}
-                yield Parameter(arg.arg, "any" if arg.annotation is None else ast.unparse(arg.annotation), kinds)
+                text = "any" if arg.annotation is None else ast.unparse(arg.annotation)
+                yield Parameter(arg.arg, text, kinds, default.value if isinstance(default, ast.Constant) else None)
             return
     raise SignatureError(f"there is no source of {path}.{method}")
 

@@ -83,6 +83,12 @@ class TrainConfig(Section):
 
     call: dict[str, Any] = Field(default_factory=dict, description="arguments for the pipeline's __call__")
 
+    @property
+    def first_step(self) -> int:
+        """Where a rollout begins: video-to-video leaves out the head of the schedule, as diffusers counts it."""
+        steps = self.num_inference_steps
+        return steps - min(int(steps * self.call.get("strength", 1.0)), steps)
+
 
 class GRPOConfig(TrainConfig):
     """Flow-GRPO: clipped policy gradient on the stochastic steps of a rollout."""

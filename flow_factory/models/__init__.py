@@ -2,4 +2,27 @@
 
 from flow_factory.registry import Registry
 
-MODELS = Registry("model", {"flux1": "flow_factory.models.flux1:Flux1"})
+HERE = "flow_factory.models"
+MODELS = Registry(
+    "model",
+    {
+        "flux1": f"{HERE}.flux1:Flux1",
+        "flux1-kontext": f"{HERE}.flux1:Flux1Kontext",
+        "flux2": f"{HERE}.flux2:Flux2",
+        "flux2-klein": f"{HERE}.flux2:Flux2Klein",
+        "z-image": f"{HERE}.z_image:ZImage",
+        "qwen-image": f"{HERE}.qwen_image:QwenImage",
+        "qwen-image-edit-plus": f"{HERE}.qwen_image:QwenImageEditPlus",
+        "wan2_t2v": f"{HERE}.wan:WanT2V",
+        "wan2_i2v": f"{HERE}.wan:WanI2V",
+        "wan2_v2v": f"{HERE}.wan:WanV2V",
+        "sd3-5": f"{HERE}.sd3:SD3",
+        "ltx2_t2av": f"{HERE}.ltx2:LTX2",
+        "ltx2_i2av": f"{HERE}.ltx2:LTX2I2AV",
+        "diffusers": f"{HERE}.diffusers:Diffusers",
+    },
+    aliases={"flux": "flux1", "flux-dev": "flux1", "kontext": "flux1-kontext", "sd3": "sd3-5", "stable-diffusion-3-5": "sd3-5",
+             "wan-t2v": "wan2_t2v", "wan-i2v": "wan2_i2v", "wan-v2v": "wan2_v2v",
+             "wan21-t2v": "wan2_t2v", "wan22-t2v": "wan2_t2v", "wan21-i2v": "wan2_i2v", "wan22-i2v": "wan2_i2v",
+             "flux2-klein-base": "flux2-klein", "z-image-turbo": "z-image"},
+)  # fmt: skip

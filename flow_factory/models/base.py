@@ -7,10 +7,12 @@ from typing import Any, ClassVar, get_type_hints
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import Generator, Tensor
+from PIL import Image
+from torch import Generator, Tensor, nn
 
 from flow_factory.errors import UserError
-from flow_factory.types import Cond, Row
+from flow_factory.memo import Memo
+from flow_factory.types import Clip, Cond, Row
 from flow_factory.velocity import Draw, Field, Recorder
 
 
@@ -23,23 +25,56 @@ def import_pipeline(path: str) -> type[DiffusionPipeline]:
 class ModelAdapter:
     """One family of pipelines, as a sampler and a velocity field of data rows.
 
-    A family writes `encode`; the rest has defaults that serve most.
+    A family writes `embed`; the rest has defaults that serve most.
     """
 
     pipeline: ClassVar[str]
     """`module:Class` in diffusers, as text: the config checks call arguments against its signature without importing it."""
+    also_loads: ClassVar[tuple[str, ...]] = ()
+    """Names of other pipelines whose checkpoints this one takes."""
     components: ClassVar[tuple[str, ...]] = ("transformer",)
     """Transformers that can be trained, in the pipeline's names; those that a checkpoint lacks are passed over."""
     lora_targets: ClassVar[tuple[str, ...]]
     """Module name endings for `target_modules: default`."""
-    encoders: ClassVar[tuple[str, ...]] = ()
+    dead_ends: ClassVar[tuple[str, ...]] = ()
+    """Modules that no gradient ever reaches, such as `transformer_blocks.-1.attn.to_add_out` (-1 is the last block): never trained, or
+    a distributed backward would wait for them."""
+    find_unused: ClassVar[bool] = False
+    """Whether gradients may miss parameters that nobody has listed as dead ends."""
+    encoders: tuple[str, ...] = ()
     """Parts used by `encode` alone: dropped from memory once every row is encoded."""
-    encodes_by: ClassVar[tuple[str, ...]] = ()
+    memoised: ClassVar[tuple[str, ...]] = ("vae.encode",)
+    """What the pipeline computes from its condition alone inside `__call__`: computed once a micro-batch."""
+    encodes_by: ClassVar[tuple[str, ...]] = ("max_sequence_length",)
     """Call arguments that change what `encode` returns: part of the cache's key."""
+    images: ClassVar[tuple[int, int]] = (0, 0)
+    """How many condition images a row may have, at least and at most."""
+    videos: ClassVar[tuple[int, int]] = (0, 0)
+    guidance: ClassVar[str] = "guidance_scale"
+    """The pipeline's name for what the config calls `guidance_scale`."""
+    cfg: ClassVar[str | None] = "guidance_scale"
+    """The argument that, above 1, asks for a second forward with the negative prompt; None: there is no such thing."""
+    negative: ClassVar[str] = ""
+    """The negative prompt of rows that have none."""
+    text_length: ClassVar[int] = 512
+    """Tokens that the encoder takes where `max_sequence_length` is not given."""
+    in_velocity: ClassVar[Mapping[str, Any]] = {}
+    """Call arguments that velocity calls need otherwise than rollouts."""
+    fps: float = 16
+    """Frames per second of videos."""
     published: ClassVar[Mapping[str, float]] = {}
     """Parameters by part of the family's best-known checkpoint: for memory estimates while it is not on disk."""
     published_config: ClassVar[Mapping[str, Any]] = {}
     """Its transformer's config, where it differs from the class's defaults."""
+
+    @classmethod
+    def of(cls, checkpoint: str, pipeline_class: str | None) -> type["ModelAdapter"]:
+        """The family that serves a checkpoint; only `diffusers` looks at it."""
+        if pipeline_class is not None:
+            raise UserError(
+                f"model.pipeline_class: {pipeline_class!r} goes with model_type: diffusers; {cls.__name__} has its own pipeline"
+            )
+        return cls
 
     @classmethod
     def transformer_class(cls) -> Any:
@@ -49,11 +84,28 @@ class ModelAdapter:
     @classmethod
     def tokens_of(cls, height: int, width: int, call: Mapping[str, Any]) -> int:
         """Tokens of one sample in the transformer, text included, for estimates."""
-        return (height // 16) * (width // 16) + call.get("max_sequence_length", 512)
+        return (height // 16) * (width // 16) + call.get("max_sequence_length", cls.text_length)
+
+    @classmethod
+    def targets_in(cls, module: nn.Module) -> tuple[str, ...]:
+        """`lora_targets` for a transformer."""
+        return cls.lora_targets
+
+    @classmethod
+    def check_row(cls, row: Row) -> None:
+        """Raises:
+        UserError: the row has fewer or more condition images or videos than the family takes.
+        """
+        for kind, files, (least, most) in (("image", row.images, cls.images), ("video", row.videos, cls.videos)):
+            if not least <= len(files) <= most:
+                wants = f"{least}" if least == most else f"{least} to {most}"
+                raise UserError(f"{row.source}: {len(files)} condition {kind}s; {cls.__name__} takes {wants} (columns {kind}, {kind}s)")
 
     def __init__(self, pipe: Any):
         self.pipe = pipe
-        self.field = Field(pipe, self.components)
+        self.field = Field(pipe, self.components, self.memoised)
+
+    # -- a data row becomes call arguments -------------------------------------------------------------------------------------
 
     def encode(self, row: Row, call: Mapping[str, Any]) -> Cond:
         """Call arguments of one row, tensors with a leading dimension of 1; runs the encoders.
@@ -61,59 +113,144 @@ class ModelAdapter:
         Args:
             call: the section's call arguments (`max_sequence_length`, ...).
         """
+        cond = self.conditions(row, call)
+        pictures = cond.get("image")
+        cond |= self.embed(row.prompt, pictures, call)
+        if self.guided(call):
+            text = self.negative if row.negative_prompt is None else row.negative_prompt
+            cond |= {f"negative_{k}": v for k, v in self.embed(text, pictures, call).items()}
+        return cond
+
+    def embed(self, text: str, pictures: Any, call: Mapping[str, Any]) -> Cond:
+        """A prompt's embeddings under the names that `__call__` has for them; those of a negative prompt get `negative_` before.
+
+        Args:
+            pictures: what `conditions` has under `image`, if anything.
+        """
         raise NotImplementedError
+
+    def conditions(self, row: Row, call: Mapping[str, Any]) -> Cond:
+        """The row's images and videos under the names that `__call__` has for them."""
+        from flow_factory.data.media import open_image, open_video
+
+        cond: Cond = {}
+        if row.images:
+            cond["image"] = [open_image(path, row.source) for path in row.images]
+        if row.videos:
+            cond["video"] = open_video(row.videos[0], row.source).frames
+        return cond
+
+    def guided(self, call: Mapping[str, Any]) -> bool:
+        """Whether this call runs the transformer a second time, for the negative prompt."""
+        return self.cfg is not None and (self.takes(call).get(self.cfg) or 0) > 1
 
     def tokens(self, row: Row, call: Mapping[str, Any]) -> tuple[int, int]:
         """(tokens of the row's prompt, tokens that the encoder takes)."""
-        raise NotImplementedError
+        tokenizer = self.pipe.tokenizer
+        text = getattr(tokenizer, "tokenizer", tokenizer)  # a processor has one inside
+        return len(text(row.prompt).input_ids), call.get("max_sequence_length", self.text_length)
 
-    def check_size(self, height: int, width: int) -> None:
+    # -- sizes -----------------------------------------------------------------------------------------------------------------
+
+    def check_call(self, call: Mapping[str, Any]) -> None:
         """Raises:
         UserError: the VAE and the patches cannot make pictures of this size; the message has the nearest one.
         """
-        step = self.size_step()
+        step, height, width = self.size_step(), call["height"], call["width"]
         if height % step or width % step:
             near = [max(step, step * round(n / step)) for n in (height, width)]
             raise UserError(
                 f"height {height}, width {width}: {type(self.pipe).__name__} makes multiples of {step} pixels; "
                 f"the nearest size is {near[0]} x {near[1]}"
             )
+        frames, by = call.get("num_frames"), self.frame_step()
+        if by and frames is not None and (frames - 1) % by:
+            below = max(0, frames - 1) // by * by + 1
+            raise UserError(f"num_frames {frames}: {type(self.pipe).__name__} makes multiples of {by} and 1; write {below} or {below + by}")
 
     def size_step(self) -> int:
         """What height and width must be multiples of."""
         return self.pipe.vae_scale_factor * 2
 
+    def frame_step(self) -> int:
+        """What the number of frames, less 1, must be a multiple of; 0 for images."""
+        return 0
+
+    # -- calls -----------------------------------------------------------------------------------------------------------------
+
     def takes(self, call: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of the section's arguments that the pipeline's `__call__` takes."""
+        """Those of the section's arguments that the pipeline's `__call__` takes, under its names."""
         known = inspect.signature(self.field.call).parameters
-        return {k: v for k, v in call.items() if k in known}
+        taken = {k: v for k, v in call.items() if k in known}
+        if self.guidance != "guidance_scale" and "guidance_scale" in call:
+            taken.pop("guidance_scale", None)
+            taken.setdefault(self.guidance, call["guidance_scale"])
+        return taken
 
     def repeat(self, cond: Cond, n: int) -> Cond:
-        """The same call for n samples: tensors repeated along dim 0."""
-        return {k: v.repeat_interleave(n, 0) if isinstance(v, Tensor) else v for k, v in cond.items()}
+        """The same call for n samples: tensors repeated along dim 0, lists of tensors n times."""
+        return {k: _times(v, n) for k, v in cond.items()}
 
     def join(self, conds: Sequence[Cond]) -> Cond:
-        """One call for several rows, for evaluation: tensors concatenated along dim 0. They must have equal shapes, see `joinable`."""
-        return {k: torch.cat([c[k] for c in conds]) if isinstance(v, Tensor) else v for k, v in conds[0].items()}
+        """One call for several rows, for evaluation: tensors concatenated along dim 0, lists one after the other; see `joinable`."""
+        return {k: _chain([c[k] for c in conds]) for k in conds[0]}
 
     def joinable(self, cond: Cond) -> Any:
-        """Rows whose keys are equal may share a batch in evaluation."""
-        return tuple((k, tuple(v.shape) if isinstance(v, Tensor) else repr(v)) for k, v in sorted(cond.items()))
+        """Rows whose keys are equal may share a batch in evaluation; None: this row is drawn alone."""
+        if any(isinstance(leaf, Image.Image) for v in cond.values() for leaf in (v if isinstance(v, list) else [v])):
+            return None
+        return tuple((k, tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__) for k, v in sorted(cond.items()))
 
-    def sample(self, cond: Cond, call: Mapping[str, Any], num_steps: int, draw: Draw, generators: list[Generator]) -> tuple[Any, Recorder]:
+    def sample(
+        self, cond: Cond, call: Mapping[str, Any], num_steps: int, draw: Draw, generators: list[Generator], memo: Memo | None = None
+    ) -> tuple[list[Any], Recorder]:
         """Samples of one row by the recorder's dynamics: (media, recorder)."""
-        return self.field.sample({**self.takes(call), **self.repeat(cond, len(generators))}, num_steps, draw, generators)
+        arguments = {**self.takes(call), **self.repeat(cond, len(generators))}
+        out, recorder = self.field.sample(arguments, num_steps, draw, generators, memo=memo)
+        return self.media(out, call), recorder
 
-    def velocity(self, x: Tensor, t: Tensor, s: Tensor, cond: Cond, call: Mapping[str, Any]) -> Tensor:
+    def velocity(self, x: Tensor, t: Tensor, s: Tensor, cond: Cond, call: Mapping[str, Any], memo: Memo | None = None) -> Tensor:
         """v(x, t) of the samples x (n, ...) of one row; `t` and `s` 0-dim."""
-        return self.field.velocity(x, t, s, {**self.takes(call), **self.repeat(cond, len(x))})
+        return self.field.velocity(x, t, s, {**self.takes(call), **self.repeat(cond, len(x)), **self.in_velocity}, memo)
 
     @torch.no_grad()
-    def evaluate(self, cond: Cond, call: Mapping[str, Any], num_steps: int, generators: list[Generator]) -> Any:
+    def evaluate(self, cond: Cond, call: Mapping[str, Any], num_steps: int, generators: list[Generator]) -> list[Any]:
         """Media of the stock pipeline with its own scheduler; `cond` holds one entry a generator."""
         arguments = {**self.takes(call), **cond}
-        return self.pipe(**arguments, num_inference_steps=num_steps, generator=generators, output_type="pil", return_dict=False)[0]
+        out = self.pipe(**arguments, num_inference_steps=num_steps, generator=generators, output_type="pil", return_dict=False)
+        return self.media(out, call)
+
+    def media(self, out: tuple[Any, ...], call: Mapping[str, Any]) -> list[Any]:
+        """One picture or clip a sample, of what the pipeline returned."""
+        return [Clip(list(one), self.fps) if isinstance(one, list) else one for one in out[0]]
 
     def drop_encoders(self) -> None:
         """Frees what only `encode` needs."""
         self.pipe.register_modules(**dict.fromkeys(self.encoders))
+
+
+def fitted(picture: Image.Image, size: int | Sequence[int] | None) -> Image.Image:
+    """The picture, reduced if its area exceeds that of `size` (a side, or height and width); the aspect is kept."""
+    if size is None:
+        return picture
+    area = size * size if isinstance(size, int) else size[0] * size[1]
+    scale = (area / (picture.width * picture.height)) ** 0.5
+    if scale >= 1:
+        return picture
+    return picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.LANCZOS)
+
+
+def _times(value: Any, n: int) -> Any:
+    if isinstance(value, Tensor):
+        return value.repeat_interleave(n, 0)
+    if isinstance(value, list) and value and isinstance(value[0], Tensor):
+        return value * n
+    return value
+
+
+def _chain(values: list[Any]) -> Any:
+    if isinstance(values[0], Tensor):
+        return torch.cat(values)
+    if isinstance(values[0], list) and values[0] and isinstance(values[0][0], Tensor):
+        return [x for v in values for x in v]
+    return values[0]

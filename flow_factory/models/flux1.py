@@ -1,9 +1,9 @@
-"""FLUX.1: FLUX.1-dev (embedded guidance), with true CFG where `true_cfg_scale` > 1."""
+"""FLUX.1: dev (embedded guidance; true CFG where `true_cfg_scale` > 1) and Kontext (edits one picture)."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from flow_factory.models.base import ModelAdapter
+from flow_factory.models.base import ModelAdapter, fitted
 from flow_factory.types import Cond, Row
 
 
@@ -12,22 +12,43 @@ class Flux1(ModelAdapter):
 
     pipeline = "diffusers.pipelines.flux.pipeline_flux:FluxPipeline"
     encoders = ("text_encoder", "text_encoder_2")
-    encodes_by = ("max_sequence_length", "true_cfg_scale")
+    cfg = "true_cfg_scale"
     lora_targets: ClassVar[tuple[str, ...]] = (
         "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
         "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2",
     )  # fmt: skip
     published: ClassVar[Mapping[str, float]] = {"transformer": 11.90e9, "text_encoder": 0.123e9, "text_encoder_2": 4.762e9, "vae": 0.084e9}
+    published_config: ClassVar[Mapping[str, Any]] = {"guidance_embeds": True}
 
-    def encode(self, row: Row, call: Mapping[str, Any]) -> Cond:
-        cond = self._embed("", row.prompt, call)
-        if call.get("true_cfg_scale", 1.0) > 1:
-            cond |= self._embed("negative_", row.negative_prompt or "", call)
-        return cond
+    def embed(self, text: str, pictures: Any, call: Mapping[str, Any]) -> Cond:
+        embeds, pooled, _ = self.pipe.encode_prompt(text, None, max_sequence_length=call.get("max_sequence_length", self.text_length))
+        return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
     def tokens(self, row: Row, call: Mapping[str, Any]) -> tuple[int, int]:
-        return len(self.pipe.tokenizer_2(row.prompt).input_ids), call.get("max_sequence_length", 512)
+        return len(self.pipe.tokenizer_2(row.prompt).input_ids), call.get("max_sequence_length", self.text_length)
 
-    def _embed(self, prefix: str, text: str, call: Mapping[str, Any]) -> Cond:
-        embeds, pooled, _ = self.pipe.encode_prompt(text, None, max_sequence_length=call.get("max_sequence_length", 512))
-        return {f"{prefix}prompt_embeds": embeds, f"{prefix}pooled_prompt_embeds": pooled}
+
+class Flux1Kontext(Flux1):
+    """FLUX.1-Kontext-dev: the picture that is edited may be of any size.
+
+    The pipeline brings it to one of its training sizes of about a megapixel, unless `auto_resize` is false or `condition_image_size` (a
+    side, or height and width, whose area is the most that is kept) is given.
+    """
+
+    pipeline = "diffusers.pipelines.flux.pipeline_flux_kontext:FluxKontextPipeline"
+    images = (1, 1)
+    extra_call_arguments = ("auto_resize", "condition_image_size")
+    encodes_by = ("max_sequence_length", "condition_image_size")
+
+    def conditions(self, row: Row, call: Mapping[str, Any]) -> Cond:
+        (picture,) = super().conditions(row, call)["image"]
+        return {"image": fitted(picture, call.get("condition_image_size"))}
+
+    def takes(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        resize = call.get("auto_resize", call.get("condition_image_size") is None)
+        # the pipeline scales what is asked for to the area of max_area
+        return super().takes(call) | {"_auto_resize": resize, "max_area": call["height"] * call["width"]}
+
+    @classmethod
+    def tokens_of(cls, height: int, width: int, call: Mapping[str, Any]) -> int:
+        return super().tokens_of(height, width, call) + 64 * 64

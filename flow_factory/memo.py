@@ -1,0 +1,111 @@
+"""What a pipeline computes from its condition alone, computed once a micro-batch: VAE encodes of images and videos, and their like.
+
+A pipeline encodes a condition image inside `__call__`, so each velocity call would do it again. The calls come in the same order every
+time: what the rollout's calls returned stands in for those of the velocity calls.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+
+class Memo:
+    """The results of one micro-batch by function, in the order in which they were asked for; `full` after the first pipeline call.
+
+    Args:
+        given: results that are known before.
+    """
+
+    def __init__(self, given: Mapping[str, list[Any]] | None = None) -> None:
+        self.given = dict(given or {})
+        self.kept: dict[str, list[Any]] = {}
+        self.full = False
+
+    def known(self, name: str) -> list[Any] | None:
+        """The results of a function, where it need not be called."""
+        return self.given.get(name, self.kept.get(name) if self.full else None)
+
+
+class Remembered:
+    """Stands in the pipeline for one of its functions or modules, and answers from the memo that is in use."""
+
+    def __init__(self, desk: "Desk", name: str, bare: Callable[..., Any]):
+        self.desk, self.name, self.bare = desk, name, bare
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("desk", "name", "bare"):  # not there yet while copy or pickle builds a twin
+            raise AttributeError(name)
+        return getattr(self.bare, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.desk.answer(self.name, self.bare, args, kwargs)
+
+
+class Desk:
+    """Where the functions of one pipeline look whether there is an answer already.
+
+    Args:
+        names: attributes of the pipeline, such as `vae.encode` or `encode_image`; those that it lacks are passed over.
+    """
+
+    def __init__(self, pipe: Any, names: Sequence[str]):
+        self._forget(None)
+        for name in names:
+            path, _, last = name.rpartition(".")
+            owner = getattr(pipe, path) if path else pipe
+            if getattr(owner, last, None) is not None:
+                setattr(owner, last, Remembered(self, name, getattr(owner, last)))
+
+    def _forget(self, memo: Memo | None) -> None:
+        self.memo = memo
+        self.turns: dict[str, int] = {}
+        self.seen: list[tuple[str, list[Any], Any, Any]] = []
+
+    @contextmanager
+    def using(self, memo: Memo | None) -> Iterator[None]:
+        """One call of the pipeline; what a broken call left is forgotten."""
+        self._forget(memo)
+        try:
+            yield
+            if memo is not None:
+                memo.full = True
+        finally:
+            if memo is not None and not memo.full:
+                memo.kept.clear()
+            self._forget(None)
+
+    def answer(self, name: str, bare: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self.memo is None:
+            return bare(*args, **kwargs)
+        known = self.memo.known(name)
+        if known is not None:
+            turn = self.turns[name] = self.turns.get(name, -1) + 1
+            return known[turn]
+        leaves, structure = tree_flatten((args, kwargs))
+        # n samples of one row bring the same picture n times
+        twins = (o for n, before, shape, o in self.seen if n == name and shape == structure and all(map(_same, before, leaves)))
+        out = next(twins, None)
+        if out is None:
+            out = bare(*args, **kwargs)
+            self.seen.append((name, leaves, structure, out))
+        self.memo.kept.setdefault(name, []).append(_slim(out))
+        return out
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a is b or (a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b))
+    return bool(a is b or (type(a) is type(b) and isinstance(a, int | float | str | torch.device | torch.dtype) and a == b))
+
+
+def _slim(out: Any) -> Any:
+    """An encoder's distribution without its variances: a velocity call looks at the mode, or at nothing."""
+    if not hasattr(out, "latent_dist"):
+        return out
+    mode = out.latent_dist.mode()
+    return SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: mode, sample=lambda generator=None: mode, mean=mode))

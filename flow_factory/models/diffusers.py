@@ -1,0 +1,118 @@
+"""Any other flow-matching pipeline of diffusers: no code of its own, found from the checkpoint's model_index.json."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Generator, Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from flow_factory.config.pipelines import pipeline_path
+from flow_factory.errors import UserError
+from flow_factory.memo import Memo
+from flow_factory.models.base import ModelAdapter
+from flow_factory.types import Cond, Row
+from flow_factory.velocity import Draw, Recorder
+
+PROJECTIONS = (
+    "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "to_q_t", "to_k_t", "to_v_t", "to_out_t",
+)  # fmt: skip
+"""The attention projections, as diffusers names them."""
+
+
+class Diffusers(ModelAdapter):
+    """What the pipeline's own `encode_prompt` returned stands in for it from then on, so the text encoders can go.
+
+    Evaluation draws row by row: how the embeddings of several rows would be joined is the pipeline's secret.
+    """
+
+    pipeline = ""
+    """Given by `of`."""
+    memoised = ("vae.encode", "encode_image", "encode_prompt")
+    images = (0, 32)
+    find_unused = True
+    lora_targets: ClassVar[tuple[str, ...]] = PROJECTIONS
+
+    @classmethod
+    def of(cls, checkpoint: str, pipeline_class: str | None) -> type[ModelAdapter]:
+        name = pipeline_class or DiffusionPipeline.load_config(checkpoint)["_class_name"]
+        return type(name, (cls,), {"pipeline": pipeline_path(name)})
+
+    @classmethod
+    def targets_in(cls, module: nn.Module) -> tuple[str, ...]:
+        names = [name for name, m in module.named_modules() if isinstance(m, nn.Linear)]
+        return tuple(t for t in cls.lora_targets if any(n.endswith(f".{t}") for n in names))
+
+    def __init__(self, pipe: Any):
+        self.encoders = tuple(k for k, v in pipe.components.items() if k.startswith("text_encoder") and isinstance(v, nn.Module))
+        super().__init__(pipe)
+        config = pipe.scheduler.config
+        flow = "FlowMatch" in type(pipe.scheduler).__name__ or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow"
+        missing = [k for k in self.components if k not in self.field.bare] + [k for k in ("encode_prompt", "vae") if not hasattr(pipe, k)]
+        if missing or not flow:
+            lacks = f"it has no {', '.join(missing)}" if missing else f"{type(pipe.scheduler).__name__} is no flow-matching scheduler"
+            raise UserError(f"model_type: diffusers cannot train {type(pipe).__name__}: {lacks}")
+
+    def encode(self, row: Row, call: Mapping[str, Any]) -> Cond:
+        texts = {"prompt": row.prompt} | ({} if row.negative_prompt is None else {"negative_prompt": row.negative_prompt})
+        cond = {k: v for k, v in texts.items() if k in self.takes(dict.fromkeys(texts))} | self.conditions(row, call)
+        one, two = (tree_flatten(self._encoded(cond, n, call)) for n in (1, 2))
+        dims = [_batch_dim(a, b) for a, b in zip(one[0], two[0], strict=False)]
+        if one[1] != two[1] or "?" in dims:
+            raise UserError(f"{type(self.pipe).__name__}.encode_prompt returns something else than tensors of one entry a prompt")
+        return cond | {"encoded": tree_unflatten(one[0], one[1]), "batch_dims": dims}
+
+    def _encoded(self, cond: Cond, n: int, call: Mapping[str, Any]) -> list[Any]:
+        """What `encode_prompt` returns for n times the row, call by call: the pipeline runs up to its first transformer call."""
+        memo = Memo()
+        generators = [torch.Generator(self.pipe._execution_device).manual_seed(0)] * n
+        with self.field.desk.using(memo), torch.no_grad(), self.field.stopping():
+            self.field.call(self.pipe, **self.takes(call), **_prompts(cond, n), num_inference_steps=2, generator=generators)
+        return memo.kept["encode_prompt"]
+
+    def _given(self, cond: Cond, n: int) -> dict[str, list[Any]]:
+        leaves, structure = tree_flatten(cond["encoded"])
+        many = [x if d is None else x.repeat_interleave(n, d) for x, d in zip(leaves, cond["batch_dims"], strict=True)]
+        return {"encode_prompt": tree_unflatten(many, structure)}
+
+    def tokens(self, row: Row, call: Mapping[str, Any]) -> tuple[int, int]:
+        return 0, call.get("max_sequence_length", self.text_length)  # how it counts is the pipeline's secret
+
+    def size_step(self) -> int:
+        names = ("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compression_ratio")
+        scale = next(int(getattr(self.pipe, n)) for n in names if hasattr(self.pipe, n))
+        patch = self.field.bare["transformer"].config.get("patch_size", 1)
+        return scale * (patch if isinstance(patch, int) else patch[-1])
+
+    def joinable(self, cond: Cond) -> Any:
+        return None
+
+    def sample(
+        self, cond: Cond, call: Mapping[str, Any], num_steps: int, draw: Draw, generators: list[Generator], memo: Memo | None = None
+    ) -> tuple[list[Any], Recorder]:
+        n, memo = len(generators), memo or Memo()
+        memo.given = self._given(cond, n)
+        out, recorder = self.field.sample({**self.takes(call), **_prompts(cond, n)}, num_steps, draw, generators, memo=memo)
+        return self.media(out, call), recorder
+
+    def velocity(self, x: Tensor, t: Tensor, s: Tensor, cond: Cond, call: Mapping[str, Any], memo: Memo | None = None) -> Tensor:
+        memo = memo or Memo(self._given(cond, len(x)))
+        return self.field.velocity(x, t, s, {**self.takes(call), **_prompts(cond, len(x))}, memo)
+
+    def evaluate(self, cond: Cond, call: Mapping[str, Any], num_steps: int, generators: list[Generator]) -> list[Any]:
+        with self.field.desk.using(Memo(self._given(cond, 1))):
+            return super().evaluate(_prompts(cond, 1), call, num_steps, generators)
+
+
+def _prompts(cond: Cond, n: int) -> Cond:
+    """Call arguments of n times the row."""
+    return {k: [v] * n if isinstance(v, str) else v for k, v in cond.items() if k not in ("encoded", "batch_dims")}
+
+
+def _batch_dim(one: Any, two: Any) -> int | str | None:
+    """Along which dimension an output of one prompt grows with a second one; None: it does not; "?": in no way that can be followed."""
+    if not isinstance(one, Tensor):
+        return None
+    grown = [d for d, (a, b) in enumerate(zip(one.shape, two.shape, strict=True)) if a != b]
+    return None if not grown else grown[0] if len(grown) == 1 and two.shape[grown[0]] == 2 * one.shape[grown[0]] else "?"

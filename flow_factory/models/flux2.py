@@ -1,0 +1,57 @@
+"""FLUX.2: dev (embedded guidance) and klein (distilled, or base with CFG); both take any number of pictures to edit or to go by."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+
+from flow_factory.models.base import ModelAdapter
+from flow_factory.types import Cond
+
+UPSAMPLING_SEED = 0
+
+
+class Flux2(ModelAdapter):
+    """https://github.com/black-forest-labs/flux2"""
+
+    pipeline = "diffusers.pipelines.flux2.pipeline_flux2:Flux2Pipeline"
+    encoders: tuple[str, ...] = ("text_encoder",)
+    encodes_by: ClassVar[tuple[str, ...]] = ("max_sequence_length", "text_encoder_out_layers", "caption_upsample_temperature")
+    images = (0, 32)
+    cfg: ClassVar[str | None] = None
+    lora_targets: ClassVar[tuple[str, ...]] = (
+        "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
+        "ff.linear_in", "ff.linear_out", "ff_context.linear_in", "ff_context.linear_out", "attn.to_qkv_mlp_proj", "attn.to_out",
+    )  # fmt: skip
+    published: ClassVar[Mapping[str, float]] = {"transformer": 32.22e9, "text_encoder": 24.01e9, "vae": 0.084e9}
+
+    def embed(self, text: str, pictures: Any, call: Mapping[str, Any]) -> Cond:
+        options = {k: call[k] for k in ("max_sequence_length", "text_encoder_out_layers") if k in call}
+        if call.get("caption_upsample_temperature"):
+            text = self._upsampled(text, pictures, call["caption_upsample_temperature"])
+        return {"prompt_embeds": self.pipe.encode_prompt(text, **options)[0]}
+
+    def takes(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in super().takes(call).items() if k != "caption_upsample_temperature"}  # done in `embed`
+
+    def _upsampled(self, text: str, pictures: Any, temperature: float) -> str:
+        """The prompt as the text encoder rewrites it; always the same way."""
+        device = self.pipe.text_encoder.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(UPSAMPLING_SEED)
+            return self.pipe.upsample_prompt(text, images=pictures, temperature=temperature, device=device)[0]
+
+
+class Flux2Klein(Flux2):
+    """FLUX.2-klein: the distilled checkpoints have no guidance; the base ones take a negative prompt."""
+
+    pipeline = "diffusers.pipelines.flux2.pipeline_flux2_klein:Flux2KleinPipeline"
+    encodes_by = ("max_sequence_length", "text_encoder_out_layers")
+    cfg = "guidance_scale"
+    published: ClassVar[Mapping[str, float]] = {"transformer": 3.876e9, "text_encoder": 4.022e9, "vae": 0.084e9}
+    published_config: ClassVar[Mapping[str, Any]] = {
+        "num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680, "guidance_embeds": False,
+    }  # fmt: skip
+
+    def guided(self, call: Mapping[str, Any]) -> bool:
+        return super().guided(call) and not self.pipe.config.is_distilled

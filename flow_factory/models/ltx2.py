@@ -1,0 +1,77 @@
+"""LTX-2: text, or a picture, to video and sound together; the state is the latents of both as one vector."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from diffusers.pipelines.ltx2.utils import apply_image_conditioning_crf, resolve_default_image_crf
+from PIL import Image
+
+from flow_factory.models.base import ModelAdapter
+from flow_factory.types import Clip, Cond, Row
+
+
+class LTX2(ModelAdapter):
+    """https://github.com/Lightricks/LTX-2"""
+
+    pipeline = "diffusers.pipelines.ltx2.pipeline_ltx2:LTX2Pipeline"
+    encoders: tuple[str, ...] = ("text_encoder",)
+    memoised: ClassVar[tuple[str, ...]] = ("vae.encode", "connectors")
+    text_length = 1024
+    lora_targets: ClassVar[tuple[str, ...]] = (
+        "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0",
+        "audio_attn1.to_q", "audio_attn1.to_k", "audio_attn1.to_v", "audio_attn1.to_out.0", "audio_attn2.to_q", "audio_attn2.to_k",
+        "audio_attn2.to_v", "audio_attn2.to_out.0", "ff.net.0.proj", "ff.net.2", "audio_ff.net.0.proj", "audio_ff.net.2",
+    )  # fmt: skip
+    published: ClassVar[Mapping[str, float]] = {"transformer": 18.88e9, "text_encoder": 12.19e9, "connectors": 2.9e9, "vae": 1.2e9}
+    default_frames: ClassVar[int] = 121
+
+    @classmethod
+    def tokens_of(cls, height: int, width: int, call: Mapping[str, Any]) -> int:
+        frames = ((call.get("num_frames") or cls.default_frames) - 1) // 8 + 1
+        return frames * (height // 32) * (width // 32) + call.get("max_sequence_length", cls.text_length)
+
+    def guided(self, call: Mapping[str, Any]) -> bool:
+        return any((call.get(k) or 0) > 1 for k in ("guidance_scale", "audio_guidance_scale"))
+
+    def embed(self, text: str, pictures: Any, call: Mapping[str, Any]) -> Cond:
+        length = call.get("max_sequence_length", self.text_length)
+        embeds, mask, _, _ = self.pipe.encode_prompt(text, do_classifier_free_guidance=False, max_sequence_length=length)
+        return {"prompt_embeds": embeds, "prompt_attention_mask": mask}
+
+    def takes(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        return {"num_frames": self.default_frames} | super().takes(call)
+
+    def size_step(self) -> int:
+        return self.pipe.vae_spatial_compression_ratio
+
+    def frame_step(self) -> int:
+        return self.pipe.vae_temporal_compression_ratio
+
+    def media(self, out: tuple[Any, ...], call: Mapping[str, Any]) -> list[Any]:
+        videos, sounds = out
+        rate = self.pipe.vocoder.config.output_sampling_rate
+        fps = call.get("frame_rate", 24.0)
+        return [Clip(list(v), fps, a.float().cpu().numpy(), rate) for v, a in zip(videos, sounds, strict=True)]
+
+
+class LTX2I2AV(LTX2):
+    """LTX-2 whose video begins with a picture."""
+
+    pipeline = "diffusers.pipelines.ltx2.pipeline_ltx2_image2video:LTX2ImageToVideoPipeline"
+    also_loads = ("LTX2Pipeline",)
+    images = (1, 1)
+    encodes_by = ("max_sequence_length", "image_crf")
+
+    def conditions(self, row: Row, call: Mapping[str, Any]) -> Cond:
+        """The picture as a video codec would leave it: the pipeline can do this to a single one only."""
+        (picture,) = super().conditions(row, call)["image"]
+        crf = call.get("image_crf")
+        crf = resolve_default_image_crf(self.pipe.text_encoder) if crf is None else crf
+        return {"image": Image.fromarray(apply_image_conditioning_crf(np.array(picture), crf)) if crf else picture}
+
+    def repeat(self, cond: Cond, n: int) -> Cond:
+        return super().repeat(cond, n) | {"image": [cond["image"]] * n, "image_crf": 0}
+
+    def evaluate(self, cond: Cond, call: Mapping[str, Any], num_steps: int, generators: Any) -> list[Any]:
+        return super().evaluate(cond | {"image_crf": 0}, call, num_steps, generators)

@@ -1,0 +1,85 @@
+"""Wan 2.1 and 2.2: text, image and video to video, with one transformer or two (A14B: one for each end of the schedule)."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from flow_factory.errors import UserError
+from flow_factory.models.base import ModelAdapter
+from flow_factory.types import Cond, Row
+
+
+class WanT2V(ModelAdapter):
+    """Wan2.1-T2V 1.3B and 14B, Wan2.2-TI2V-5B, Wan2.2-T2V-A14B. https://github.com/Wan-Video/Wan2.2"""
+
+    pipeline = "diffusers.pipelines.wan.pipeline_wan:WanPipeline"
+    components: ClassVar[tuple[str, ...]] = ("transformer", "transformer_2")
+    encoders = ("text_encoder",)
+    lora_targets: ClassVar[tuple[str, ...]] = (
+        "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0",
+        "ffn.net.0.proj", "ffn.net.2",
+    )  # fmt: skip
+    published: ClassVar[Mapping[str, float]] = {"transformer": 14.29e9, "text_encoder": 5.681e9, "vae": 0.127e9}
+    default_frames: ClassVar[int] = 81
+
+    @classmethod
+    def tokens_of(cls, height: int, width: int, call: Mapping[str, Any]) -> int:
+        frames = (call.get("num_frames", cls.default_frames) - 1) // 4 + 1
+        return frames * (height // 16) * (width // 16)
+
+    def __init__(self, pipe: Any):
+        super().__init__(pipe)
+        small = getattr(pipe.config, "expand_timesteps", False)  # TI2V-5B
+        self.fps = 24 if small else 16
+
+    def embed(self, text: str, pictures: Any, call: Mapping[str, Any]) -> Cond:
+        length = call.get("max_sequence_length", self.text_length)
+        embeds, _ = self.pipe.encode_prompt(text, do_classifier_free_guidance=False, max_sequence_length=length)
+        return {"prompt_embeds": embeds}
+
+    def size_step(self) -> int:
+        return self.pipe.vae_scale_factor_spatial * next(iter(self.field.bare.values())).config.patch_size[1]
+
+    def frame_step(self) -> int:
+        return self.pipe.vae_scale_factor_temporal
+
+
+class WanI2V(WanT2V):
+    """Wan2.1-I2V, Wan2.2-TI2V-5B, Wan2.2-I2V-A14B: the first picture of the video, and maybe the last."""
+
+    pipeline = "diffusers.pipelines.wan.pipeline_wan_i2v:WanImageToVideoPipeline"
+    also_loads = ("WanPipeline",)
+    memoised = ("vae.encode", "encode_image")
+    images = (1, 2)
+    published: ClassVar[Mapping[str, float]] = {
+        "transformer": 16.40e9, "text_encoder": 5.681e9, "image_encoder": 0.632e9, "vae": 0.127e9,
+    }  # fmt: skip
+    published_config: ClassVar[Mapping[str, Any]] = {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120}
+
+    def conditions(self, row: Row, call: Mapping[str, Any]) -> Cond:
+        first, *last = super().conditions(row, call)["image"]
+        if last and self.pipe.config.expand_timesteps:
+            raise UserError(f"{row.source}: two condition images; Wan2.2-TI2V-5B takes the first picture of the video only")
+        return {"image": first} | ({"last_image": last[0]} if last else {})
+
+
+class WanV2V(WanT2V):
+    """A video that is noised to `strength` of the schedule and drawn anew."""
+
+    pipeline = "diffusers.pipelines.wan.pipeline_wan_video2video:WanVideoToVideoPipeline"
+    also_loads = ("WanPipeline",)
+    components = ("transformer",)
+    videos = (1, 1)
+    in_velocity: ClassVar[Mapping[str, Any]] = {"strength": 1.0}
+
+    def conditions(self, row: Row, call: Mapping[str, Any]) -> Cond:
+        cond = super().conditions(row, call)
+        frames, by = len(cond["video"]), self.frame_step()
+        if (frames - 1) % by:
+            below = (frames - 1) // by * by + 1
+            raise UserError(
+                f"{row.source}: {row.videos[0]} has {frames} frames; the VAE takes {below} or {below + by}: cut it, or add some"
+            )
+        return cond
+
+    def joinable(self, cond: Cond) -> Any:
+        return None
