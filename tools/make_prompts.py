@@ -1,9 +1,12 @@
-"""Writes dataset/prompts/{train,test}.txt: text-to-image prompts put together from parts, no two alike.
+"""Writes the data sets of prompts alone, put together from parts, no two alike: dataset/{prompts,pickscore,t2is,t2is_neg}.
 
 python tools/make_prompts.py
 """
 
+import itertools
+import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 SUBJECTS = (
@@ -23,18 +26,101 @@ STYLES = (
     "", "oil painting", "photograph, shallow depth of field", "watercolour on rough paper", "isometric illustration",
     "charcoal drawing", "film still, soft evening light", "linocut in two colours", "detailed children's book illustration",
 )  # fmt: skip
-TRAIN, TEST = 512, 64
+
+ANIMALS = ("cat", "corgi", "red panda", "owl", "hedgehog", "otter", "baby elephant", "frog", "raccoon", "polar bear", "koala", "goose")
+WEARING = ("a raincoat", "round glasses", "a chef's hat", "a space suit", "a wool scarf", "a tuxedo", "a crown of flowers", "headphones")
+PEOPLE = ("young witch", "viking warrior", "jazz singer", "old fisherman", "desert nomad", "ballet dancer", "cyborg detective",
+          "forest elf", "samurai", "lighthouse keeper")  # fmt: skip
+LOOKS = ("dramatic light", "oil on canvas", "35mm photo", "pastel colours", "comic style", "black and white", "neon light", "art nouveau")
+SIGHTS = ("a futuristic city", "a medieval castle on a cliff", "a floating island", "a bamboo forest", "a small town in the alps",
+          "an abandoned theme park", "a coral reef", "a train station on mars", "a japanese garden", "a library inside a tree")  # fmt: skip
+TIMES = ("at sunset", "in heavy rain", "at night", "in thick fog", "in spring", "after the first snow", "under a double rainbow")
+FOODS = ("a stack of pancakes with berries", "ramen with a soft egg", "a slice of chocolate cake", "a bowl of fruit salad",
+         "fresh croissants", "a huge burger", "tacos on a wooden board", "strawberry ice cream in a cone")  # fmt: skip
+TABLES = ("food photography", "on a marble table", "close-up", "in the window of a cafe", "miniature, tilt-shift", "made of felt")
+DESIGNS = ("minimalist logo of {a}", "sticker of {a}, white outline", "low poly {n}", "{n} as a pixel art character",
+           "embroidered patch with {a}", "origami {n} on a desk", "stained glass window showing {a}")  # fmt: skip
+
+HEROES = (
+    "a girl in a yellow raincoat with a red umbrella", "a small round robot with one green eye", "an orange cat with a white tail tip",
+    "an old man with a long grey beard and a blue cap", "a rag doll with blue button eyes", "a brown bear cub in a striped pullover",
+    "a boy with curly black hair and a green rucksack", "a white pony with a purple mane", "a wooden puppet in a checked waistcoat",
+    "a penguin with a pink bow tie",
+)  # fmt: skip
+DEEDS = (
+    "waking up at sunrise", "eating breakfast at a round table", "walking through a market", "waiting at a bus stop in the rain",
+    "reading under a tree", "crossing a stone bridge", "looking out of a train window", "building a sandcastle", "feeding ducks at a pond",
+    "dancing at a village fair", "sitting by a campfire", "falling asleep under the stars",
+)  # fmt: skip
+LAYOUTS = (
+    "Four pictures in a two by two grid tell one story about {hero}: at the top left {0}, at the top right {1}, at the bottom left {2}, at "
+    "the bottom right {3}. {look}",
+    "A strip of three panels side by side with {hero}: first {0}, then {1}, finally {2}. {look}",
+    "A character sheet in four equal squares shows {hero} in four situations: {0}; {1}; {2}; {3}. {look}",
+)  # fmt: skip
+ALIKE = (
+    "Face, clothes and colours are the same in every picture; flat children's book style.",
+    "The same figure, the same size, the same soft watercolour in all of them.",
+    "Every picture has the same figure and the same evening light, as stills of one film.",
+    "All of them are drawn with one thick black line and three colours.",
+)
+FLAWS = ("different faces", "changing clothes", "mixed styles", "text", "watermark", "blurry", "extra panels", "cropped figure",
+         "deformed hands", "uneven borders", "low contrast")  # fmt: skip
 
 
-def main() -> None:
-    combinations = [(s, p, t) for s in SUBJECTS for p in PLACES for t in STYLES]
-    random.Random(0).shuffle(combinations)
-    lines = [", ".join(part for part in (f"{subject} {place}", style) if part) for subject, place, style in combinations[: TRAIN + TEST]]
-    folder = Path(__file__).parent.parent / "dataset" / "prompts"
+def scenes() -> Iterator[str]:
+    """Of dataset/prompts."""
+    for subject, place, style in itertools.product(SUBJECTS, PLACES, STYLES):
+        yield ", ".join(part for part in (f"{subject} {place}", style) if part)
+
+
+def everyday() -> Iterator[str]:
+    """Short ones as people type them."""
+    for animal, wearing in itertools.product(ANIMALS, WEARING):
+        yield f"cute {animal} wearing {wearing}"
+    for person, look in itertools.product(PEOPLE, LOOKS):
+        yield f"portrait of {_a(person)}, {look}"
+    for sight, time in itertools.product(SIGHTS, TIMES):
+        yield f"{sight} {time}"
+    for food, table in itertools.product(FOODS, TABLES):
+        yield f"{food}, {table}"
+    for design, animal in itertools.product(DESIGNS, ANIMALS):
+        yield design.format(a=_a(animal), n=animal)
+
+
+def _a(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def sets(count: int, rng: random.Random) -> list[str]:
+    """Long ones about several pictures of one figure in one image."""
+    cases = list(itertools.product(LAYOUTS, HEROES, ALIKE))
+    rng.shuffle(cases)
+    return [layout.format(*rng.sample(DEEDS, 4), hero=hero, look=look) for layout, hero, look in cases[:count]]
+
+
+def shuffled(prompts: Iterator[str], count: int) -> list[str]:
+    lines = list(prompts)
+    random.Random(0).shuffle(lines)
+    return lines[:count]
+
+
+def write(folder: Path, lines: list[str], train: int, suffix: str = "txt") -> None:
+    """The first `train` lines as the training split, the others as the test split."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, part in (("train", lines[:TRAIN]), ("test", lines[TRAIN:])):
-        (folder / f"{name}.txt").write_text("".join(line + "\n" for line in part))
+    for name, part in (("train", lines[:train]), ("test", lines[train:])):
+        (folder / f"{name}.{suffix}").write_text("".join(line + "\n" for line in part))
+
+
+def make(folder: Path) -> None:
+    """All four data sets in the folder."""
+    write(folder / "prompts", shuffled(scenes(), 576), 512)
+    write(folder / "pickscore", shuffled(everyday(), 240), 200)
+    write(folder / "t2is", sets(80, random.Random(1)), 64)
+    rng = random.Random(2)
+    rows = [{"prompt": prompt, "negative_prompt": ", ".join(rng.sample(FLAWS, 5))} for prompt in sets(80, rng)]
+    write(folder / "t2is_neg", [json.dumps(row) for row in rows], 64, "jsonl")
 
 
 if __name__ == "__main__":
-    main()
+    make(Path(__file__).parent.parent / "dataset")

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -81,7 +81,8 @@ def open_image(path: str | Path, where: str) -> Image.Image:
 def open_video(path: str | Path, where: str) -> Clip:
     """Every frame of the file's first video stream, upright by its rotation, at its mean frame rate; sound is passed over.
 
-    Frames are taken as they come, also where their distances in time differ, and pixels as square.
+    Frames are taken as they come, also where their distances in time differ, and pixels as square. Of a GIF, or of a file that does not
+    state its length, it cannot be seen that frames are missing at its end.
 
     Raises:
         DataError: see `check_media`; or it is damaged or truncated, or has no frame rate.
@@ -164,7 +165,8 @@ def _video(path: Path, where: str) -> Iterator[Any]:
     import av
 
     _check_file(path, where, "video")
-    _check_boxes(path, where)
+    if (size := path.stat().st_size) < (stated := _stated_size(path)):  # av would take this for the end of the video
+        raise DataError(f"{where}: {path}: truncated: it has {size:,} bytes of at least {stated:,}")
     try:
         container = av.open(str(path))
     except (av.FFmpegError, OSError) as error:
@@ -177,20 +179,32 @@ def _video(path: Path, where: str) -> Iterator[Any]:
         yield container.streams.video[0]
 
 
-def _check_boxes(path: Path, where: str) -> None:
-    """Sees by the lengths of an MP4's or MOV's outermost boxes that the file is cut short, which av takes for its end."""
-    size, start = path.stat().st_size, 0
+def _stated_size(path: Path) -> int:
+    """How many bytes an MP4, MOV, WebM or MKV must have by the lengths of its outermost parts; 0 where it does not say."""
+    start = 0
     with path.open("rb") as file:
+        if file.read(4) == b"\x1a\x45\xdf\xa3":
+            file.seek(_ebml_number(file) or 0, 1)
+            segment = _ebml_number(file) if file.read(4) == b"\x18\x53\x80\x67" else None
+            return 0 if segment is None else file.tell() + segment
+        file.seek(0)
         while len(head := file.read(16)) >= 8:
             length, kind = struct.unpack(">I4s", head[:8])
             if length == 1 and len(head) == 16:
                 (length,) = struct.unpack(">Q", head[8:])
             if length < 8 or kind not in BOXES:
-                return
+                break
             start += length
-            if start > size:
-                raise DataError(f"{where}: {path}: truncated: it has {size:,} bytes of at least {start:,}")
             file.seek(start)
+    return start
+
+
+def _ebml_number(file: BinaryIO) -> int | None:
+    """As Matroska writes lengths: the zeros before the first 1 tell how many bytes follow. All ones: None, unknown."""
+    first = file.read(1) or b"\0"
+    more = 8 - first[0].bit_length()
+    value, most = int.from_bytes(first + file.read(more), "big"), (1 << 7 * (more + 1)) - 1
+    return None if value & most == most else value & most
 
 
 def _check_file(path: Path, where: str, kind: str) -> None:
