@@ -1,5 +1,6 @@
 """The data sets that come along: they load, their files are there, and the scripts in tools/ make them again."""
 
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -47,6 +48,16 @@ def test_a_data_set_loads_and_no_prompt_is_in_both_splits(name: str) -> None:
     assert (len(train), len(test)) == SIZES[name]
     assert len({r.prompt for r in (*train, *test)}) == sum(SIZES[name])
     assert all(r.negative_prompt for r in train) == (name == "t2is_neg")
+
+
+def test_the_page_tells_how_many_rows_there_are_and_shows_real_ones() -> None:
+    page = (DATA / "README.md").read_text()
+    for names, train, test in re.findall(r"^\| (`.*`) \| (\d+), (\d+) \|", page, re.MULTILINE):
+        for name in re.findall(r"`(\w+)`", names):
+            assert tuple(len(read_rows(DATA / name, split)) for split in ("train", "test")) == (int(train), int(test))
+    lines = {line for path in DATA.glob("*/*.jsonl") for line in path.read_text().splitlines()}
+    shown = re.findall(r"^\{.*\}$", page, re.MULTILINE)
+    assert len(shown) == 3 and lines.issuperset(shown)
 
 
 def test_condition_files_are_there_small_and_of_several_sizes() -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from flow_factory.data import media
 from flow_factory.data.media import check_media, check_rows, open_image, open_video, save_video
-from flow_factory.data.reader import DataError
+from flow_factory.data.reader import DataError, read_rows
 from flow_factory.types import Clip, Row
 
 HERE = "train.jsonl:7"
@@ -350,6 +350,14 @@ def test_every_file_of_the_rows_is_checked(tmp_path: Path) -> None:
     for bad in (Row(3, "x", images=(good, "gone.png"), source="d:4"), Row(3, "x", videos=(good,), source="d:4")):
         with pytest.raises(DataError, match=r"^d:4: "):
             check_rows([*rows, bad])
+
+
+def test_only_rows_that_are_used_need_their_files(tmp_path: Path) -> None:
+    saved(tmp_path / "a.png", picture())
+    (tmp_path / "train.jsonl").write_text('{"prompt": "x", "image": "a.png"}\n{"prompt": "y", "image": "gone.png"}\n')
+    check_rows(read_rows(tmp_path, "train", max_size=1, image_dir=tmp_path))
+    with pytest.raises(DataError, match=rf"^{tmp_path}/train.jsonl:2: {tmp_path}/gone.png: no such image"):
+        check_rows(read_rows(tmp_path, "train", image_dir=tmp_path))
 
 
 def test_media_needs_no_torch_and_no_av_to_import() -> None:

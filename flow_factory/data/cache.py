@@ -5,7 +5,6 @@ import json
 import logging
 import secrets
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, overload
@@ -52,58 +51,27 @@ def _file_sha256(path: str, size: int, changed: int) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A condition as it lies in its file.
+class Conditions(Sequence[Cond]):
+    """The conditions of some rows, read from their files when they are asked for.
 
-    Tensors stay there until they are read (mapped memory). An image cannot be mapped, since Pillow wants 4 bytes of its own a pixel: it
-    is made when it is asked for, shared by all who hold it, and gone with the last of them. So the conditions of a data set of any size
-    take the memory of those in use.
+    Tensors are mapped memory, which stays on the disk until it is read, and only as long as somebody holds it: Linux maps at most some
+    65,000 files for a process. An image cannot be mapped, since Pillow wants 4 bytes of its own a pixel: it is made when it is asked for,
+    shared by all who hold it, and gone with the last of them. So a data set of any size takes the memory of the rows in use.
+    Neither tensors nor images may be written to.
     """
 
-    structure: Any
-    tensors: dict[str, Tensor]
-    images: WeakValueDictionary[str, Image.Image] = field(default_factory=WeakValueDictionary)
-
-    def open(self) -> Cond:
-        """The condition; neither its tensors nor its images may be written to."""
-        return self._unpack(self.structure)
-
-    def _unpack(self, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        ((kind, inner),) = value.items()
-        if kind == "tensor":
-            return self.tensors[inner]
-        if kind == "image":
-            return self._image(inner)
-        if kind == "dict":
-            return {k: self._unpack(v) for k, v in inner.items()}
-        items = [self._unpack(v) for v in inner]
-        return items if kind == "list" else tuple(items)
-
-    def _image(self, name: str) -> Image.Image:
-        image = self.images.get(name)
-        if image is None:
-            image = self.images[name] = Image.fromarray(self.tensors[name].numpy())
-        return image
-
-
-class Conditions(Sequence[Cond]):
-    """The conditions of some rows, each opened when it is asked for; see `Stored`."""
-
-    def __init__(self, stored: Sequence[Stored]):
-        self.stored = stored
+    def __init__(self, paths: Sequence[Path]):
+        self.paths = paths
 
     def __len__(self) -> int:
-        return len(self.stored)
+        return len(self.paths)
 
     @overload
     def __getitem__(self, index: int) -> Cond: ...
     @overload
     def __getitem__(self, index: slice) -> "Conditions": ...
     def __getitem__(self, index: int | slice) -> "Cond | Conditions":
-        return Conditions(self.stored[index]) if isinstance(index, slice) else self.stored[index].open()
+        return Conditions(self.paths[index]) if isinstance(index, slice) else _open(self.paths[index])
 
 
 class ConditionCache:
@@ -125,19 +93,26 @@ class ConditionCache:
         key = self.key(row)
         return self.folder / key[:2] / f"{key}.safetensors"
 
-    def get(self, row: Row) -> Stored | None:
-        """The condition, or None where there is none or its file is damaged (which is said once)."""
+    def has(self, row: Row) -> bool:
+        """Whether the row's condition is there and whole; a damaged file is said once."""
         path = self.path(row)
         if not path.exists():
-            return None
+            return False
         try:
-            return _load(path)
-        except (SafetensorError, _Damaged) as error:
+            metadata, tensors = _read(path)
+            if metadata.get("sha256") != _digest(tensors.items(), metadata.get("structure", "")):
+                raise SafetensorError("its bytes are not those that were written")
+        except SafetensorError as error:
             logger.warning("the cached row %s is damaged (%s); %r is encoded again", path, error, row.prompt[:60])
-            return None
+            return False
+        return True
 
-    def put(self, row: Row, cond: Cond) -> Stored:
-        """Keeps the condition and returns it as `get` will; whole or not at all, also when killed or when two processes write at once.
+    def get(self, row: Row) -> Cond | None:
+        """The condition, as `Conditions` has it, or None; see `has`."""
+        return _open(self.path(row)) if self.has(row) else None
+
+    def put(self, row: Row, cond: Cond) -> None:
+        """Keeps the condition; whole or not at all, also when killed or when two processes write at once.
 
         Raises:
             TypeError: the condition holds something else than tensors, RGB images, JSON values, and lists, tuples or dicts of them.
@@ -149,7 +124,6 @@ class ConditionCache:
         beside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp")
         save_file(tensors, beside, metadata={"structure": structure, "sha256": _digest(sorted(tensors.items()), structure)})
         beside.replace(path)
-        return _load(path)
 
 
 def encode_rows(rows: Sequence[Row], encode: Callable[[Row], Cond], cache: ConditionCache, progress: bool = True) -> Conditions:
@@ -157,31 +131,47 @@ def encode_rows(rows: Sequence[Row], encode: Callable[[Row], Cond], cache: Condi
 
     What was just encoded is read back from the cache, so that a first run and a second one compute with the same tensors.
     """
-    keys = [cache.key(row) for row in rows]
-    found: dict[str, Stored] = {}
-    missing: list[Row] = []
-    for key, row in dict(zip(keys, rows, strict=True)).items():
-        if (stored := cache.get(row)) is None:
-            missing.append(row)
-        else:
-            found[key] = stored
-    for row in tqdm(missing, desc="encoding rows", unit="row", delay=1, disable=not progress):
-        found[cache.key(row)] = cache.put(row, encode(row))
-    return Conditions([found[key] for key in keys])
+    named = tqdm(rows, "looking up rows", unit="row", delay=2, disable=not progress)  # reads every condition file
+    by_path = {cache.path(row): row for row in named}
+    missing = [row for row in by_path.values() if not cache.has(row)]
+    for row in tqdm(missing, "encoding rows", unit="row", delay=1, disable=not progress):
+        cache.put(row, encode(row))
+    return Conditions([cache.path(row) for row in rows])
 
 
-class _Damaged(Exception):
-    """The file is readable but is not what was written."""
-
-
-def _load(path: Path) -> Stored:
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}  # noqa: SIM118 (not a dict)
-    structure = metadata.get("structure", "")
-    if metadata.get("sha256") != _digest(tensors.items(), structure):
-        raise _Damaged("its bytes are not those that were written")
-    return Stored(json.loads(structure), tensors)
+        return file.metadata() or {}, {name: file.get_tensor(name) for name in sorted(file.keys())}  # noqa: SIM118 (not a dict)
+
+
+def _open(path: Path) -> Cond:
+    metadata, tensors = _read(path)
+
+    def unpack(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        ((kind, inner),) = value.items()
+        if kind == "tensor":
+            return tensors[inner]
+        if kind == "image":
+            return _image(path, inner, tensors[inner])
+        if kind == "dict":
+            return {k: unpack(v) for k, v in inner.items()}
+        items = [unpack(v) for v in inner]
+        return items if kind == "list" else tuple(items)
+
+    return unpack(json.loads(metadata["structure"]))
+
+
+_images: WeakValueDictionary[tuple[Path, str], Image.Image] = WeakValueDictionary()
+
+
+def _image(path: Path, name: str, pixels: Tensor) -> Image.Image:
+    """The one PIL image of a file's tensor, made anew if nobody holds it."""
+    image = _images.get((path, name))
+    if image is None:
+        image = _images[path, name] = Image.fromarray(pixels.numpy())
+    return image
 
 
 def _pack(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
