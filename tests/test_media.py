@@ -117,7 +117,7 @@ def test_every_mode_comes_out_as_it_looks_on_white(tmp_path: Path, case: str) ->
 
 def test_floats_have_no_agreed_range(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.tiff", Image.fromarray(np.zeros((2, 2), np.float32)))
-    assert refused(open_image, path) == "mode F has no agreed range; save it with 8 or 16 bits a channel"
+    assert refused(check_media, path, "image") == "numbers of mode F have no agreed range; save it with 8 or 16 bits a channel"
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp"])

@@ -27,24 +27,30 @@ if TYPE_CHECKING:
 MOST_IMAGE = 64_000_000
 """Pixels of an image, or of one frame."""
 MOST_VIDEO = 1_000_000_000
-"""Pixels of all frames of a video: 3 GB once they are decoded."""
+"""Pixels of all frames of a video: 4 GB as Pillow keeps them."""
 DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, KeyError, EOFError, struct.error, zlib.error)
 """What Pillow's decoders raise on files that are damaged."""
 MAGIC = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"RIFF": "WebP", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"BM": "BMP"}
-
 BOXES = (b"ftyp", b"moov", b"mdat", b"moof", b"free", b"skip", b"wide", b"uuid", b"sidx", b"meta")
+"""The outermost parts of MP4 and MOV files."""
 
 
 def check_rows(rows: Iterable[Row], progress: bool = True) -> None:
     """Checks every condition file of the rows, each once. See `check_media`."""
-    kinds: tuple[Literal["image", "video"], ...] = ("image", "video")
-    found = {(path, kind): row.source for row in rows for kind in kinds for path in (row.images if kind == "image" else row.videos)}
+    found: dict[tuple[str, Literal["image", "video"]], str] = {}
+    for row in rows:
+        for path in row.images:
+            found.setdefault((path, "image"), row.source)
+        for path in row.videos:
+            found.setdefault((path, "video"), row.source)
     for (path, kind), where in tqdm(found.items(), "checking images and videos", unit="file", delay=2, disable=not progress):
         check_media(path, where, kind)
 
 
 def check_media(path: str | Path, where: str, kind: Literal["image", "video"]) -> None:
     """Reads the header alone: the file is there, is of this kind, and is not absurdly large (`MOST_IMAGE`, `MOST_VIDEO`).
+
+    An image is one picture of 1, 8 or 16 bits a channel, since floats and 32-bit numbers have no agreed range.
 
     Args:
         where: `file:line` of the data set, for the message.
@@ -67,11 +73,9 @@ def open_image(path: str | Path, where: str) -> Image.Image:
     Transparent parts show white. 16-bit grey is rounded to 8 bits over its whole range. Colour profiles are not applied.
 
     Raises:
-        DataError: see `check_media`; or it is damaged, truncated, or of a mode without an agreed range (32-bit integers, floats).
+        DataError: see `check_media`; or it is damaged or truncated.
     """
     with _image(Path(path), where) as image:
-        if image.mode in ("I", "F"):
-            raise DataError(f"{where}: {path}: mode {image.mode} has no agreed range; save it with 8 or 16 bits a channel")
         try:
             return _rgb(ImageOps.exif_transpose(image))
         except DECODER_ERRORS as error:
@@ -142,6 +146,8 @@ def _image(path: Path, where: str) -> Iterator[Image.Image]:
         _check_size(path, where, *image.size, 1)
         if animated:
             raise DataError(f"{where}: {path}: has several pictures ({image.format}), where one belongs")
+        if image.mode in ("I", "F"):
+            raise DataError(f"{where}: {path}: numbers of mode {image.mode} have no agreed range; save it with 8 or 16 bits a channel")
         yield image
 
 
