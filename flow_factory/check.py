@@ -9,13 +9,12 @@ from huggingface_hub.errors import CacheNotFound
 
 from flow_factory.checkpoint import CheckpointError
 from flow_factory.config import RunConfig, plan_of
-from flow_factory.data.media import check_rows
 from flow_factory.memory import Part, estimate, peak, shape_of, stored_parameters
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.rewards import REWARDS
 from flow_factory.rewards.scoring import require_columns
-from flow_factory.train import has_split, read_split
+from flow_factory.rows import check_conditions, has_split, read_split
 
 CARDS = (24, 48, 80)
 """GB of common GPUs, for machines that have none."""
@@ -41,7 +40,7 @@ def data_lines(config: RunConfig) -> list[str]:
     else:
         lines.append("no test split: nothing will be evaluated")
     images, videos = ({path for row in (*rows, *test) for path in getattr(row, kind)} for kind in ("images", "videos"))
-    check_rows([*rows, *test])
+    check_conditions(config, [*rows, *test])
     if images or videos:
         lines.append(f"condition files, their headers read: {len(images)} images, {len(videos)} videos")
     for entries, split in ((config.rewards, rows), (config.eval_rewards or config.rewards, test)):
@@ -71,9 +70,9 @@ def checkpoint_lines(config: RunConfig) -> list[str]:
         raise CheckpointError(f"model.model_name_or_path: {name!r} is no folder, and no hub name such as black-forest-labs/FLUX.1-dev")
     if name in cached_repositories():
         return [f"{name}: in the hub's cache"]
-    family = MODELS[config.model.model_type]
-    size = sum(family.published.values()) * 2e-9
-    return [f"{name}: not on this machine; from the hub it would be downloaded (about {size:.0f} GB in 16 bits)"]
+    size = sum(MODELS[config.model.model_type].published.values()) * 2e-9
+    much = f" (about {size:.0f} GB in 16 bits)" if size else ""
+    return [f"{name}: not on this machine; from the hub it would be downloaded{much}"]
 
 
 def cached_repositories() -> set[str]:
@@ -100,9 +99,11 @@ def plan_lines(config: RunConfig) -> list[str]:
 
 
 def memory_lines(config: RunConfig) -> list[str]:
-    family: type[ModelAdapter] = MODELS[config.model.model_type]
     folder = Path(config.model.model_name_or_path)
     checkpoint = folder if folder.is_dir() else None
+    family: type[ModelAdapter] = MODELS[config.model.model_type].of(str(folder), config.model.pipeline_class)
+    if checkpoint is None and not family.published:
+        return ["no estimate: the checkpoint is not on disk, and its size is not known here"]
     parameters = stored_parameters(checkpoint) if checkpoint else dict(family.published)
     parts = estimate(config, family, parameters, shape_of(family, config.model.target_components[0], checkpoint))
     most = peak(parts)

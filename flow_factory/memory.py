@@ -71,7 +71,7 @@ def estimate(config: RunConfig, family: type[ModelAdapter], parameters: dict[str
     compared = ALGORITHMS[train.trainer_type](train, config.scheduler).weights
     copies = (train.ema_decay > 0) + sum(name != "ref" or not lora for name in compared)
     tokens = family.tokens_of(train.height, train.width, train.call)
-    width = module.config.num_attention_heads * module.config.attention_head_dim
+    width = width_of(module.config)
     layers = sum(type(m).__name__ in (module._repeated_blocks or ()) for m in module.modules())
     layer = ACTIVATIONS * half / 2 * tokens * width * train.per_device_batch_size
     kept = (
@@ -94,6 +94,12 @@ def estimate(config: RunConfig, family: type[ModelAdapter], parameters: dict[str
         Part("gradients", trained * master * shared, "training"),
         Part("activations", kept * gb, "training"),
     ]
+
+
+def width_of(config: Any) -> int:
+    """Values of one token between the transformer's layers, under any of diffusers' names."""
+    heads = config.get("num_attention_heads")
+    return heads * config["attention_head_dim"] if heads and "attention_head_dim" in config else config.get("hidden_size") or config["dim"]
 
 
 def sharded(config: RunConfig) -> bool:

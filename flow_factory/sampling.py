@@ -38,7 +38,8 @@ class Sampler:
 
     def joint(self, a: Step, b: Step, v: Tensor) -> Step:
         """The transitions of two modalities as one, its log-probability the mean over the dimensions of both."""
-        x, x1 = joint(a.x, b.x), joint(a.x1, b.x1)
+        with torch.autocast(v.device.type, enabled=False):  # autocast joins no float16 on a CPU
+            x, x1 = joint(a.x, b.x), joint(a.x1, b.x1)
         logp = self.kernel.log_prob(x1.float(), *self.kernel.step(x.float(), v.float(), a.s, a.s1, self.eta, a.ceiling))
         return replace(a, x=x, x1=x1, logp=logp)
 

@@ -1,15 +1,11 @@
 """Builds a run from a config. This file alone knows everything."""
 
-import hashlib
-import json
 import logging
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import diffusers
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import AutocastKwargs, broadcast_object_list
@@ -17,21 +13,19 @@ from diffusers.optimization import get_scheduler
 
 from flow_factory.algorithms import ALGORITHMS
 from flow_factory.checkpoint import CheckpointError, kind_of, load_model, load_state, newest
-from flow_factory.config import EvalConfig, RewardConfig, RunConfig, TrainConfig, dump_config, plan_of
-from flow_factory.data.cache import ConditionCache, encode_rows, module_fingerprint
-from flow_factory.data.media import check_rows
-from flow_factory.data.reader import read_rows
+from flow_factory.config import RewardConfig, RunConfig, dump_config, plan_of
 from flow_factory.errors import UserError
 from flow_factory.evaluation import Evaluator
 from flow_factory.hparams import RewardArguments
+from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import load_adapter
 from flow_factory.policy import Policy, build_policy
 from flow_factory.rewards.scoring import load_rewards
+from flow_factory.rows import check_conditions, encode, has_split, read_split, within_reach
 from flow_factory.run import Run
 from flow_factory.trackers import Trackers, open_trackers
-from flow_factory.trainer import Progress, Trainer, call_of
-from flow_factory.types import Cond, Row
+from flow_factory.trainer import Progress, Trainer, call_of, moved
 from flow_factory.weights import WeightStore
 
 logger = logging.getLogger(__name__)
@@ -45,7 +39,8 @@ def build(config: RunConfig) -> Run:
     """
     rows, test = read_split(config, "train"), read_split(config, "test") if has_split(config, "test") else []
     accelerator = make_accelerator(config)
-    check_rows([*rows, *test], progress=accelerator.is_local_main_process)
+    config = within_reach(config)
+    check_conditions(config, [*rows, *test], progress=accelerator.is_local_main_process)
     folder = run_folder(config, accelerator)
     trackers = open_run_trackers(config, folder, accelerator)
     rewards, eval_rewards = load_rewards(
@@ -61,6 +56,7 @@ def build(config: RunConfig) -> Run:
     policy = build_policy(
         adapter, config.model, config.mixed_precision, config.train.enable_gradient_checkpointing, config.train.seed, accelerator.device
     )
+    adapter.prove(moved(conds[0], accelerator.device), call_of(config.train), config.train.per_device_batch_size)
     resume = resumed(config, policy)
     algorithm = ALGORITHMS[config.train.trainer_type](config.train, config.scheduler)
     store = keep_copies(config, policy, algorithm.weights)
@@ -88,18 +84,10 @@ def open_run_trackers(config: RunConfig, folder: Path, accelerator: Accelerator)
 
 def make_accelerator(config: RunConfig) -> Accelerator:
     """Autocast without its weight cache: a cached half-precision copy would outlive an optimiser step or a swap of weights."""
-    handlers = [AutocastKwargs(cache_enabled=False), DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)]
+    unused = MODELS[config.model.model_type].find_unused or len(config.model.target_components) > 1  # an epoch may train one expert
+    parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=unused)
+    handlers = [AutocastKwargs(cache_enabled=False), parallel]
     return Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available(), kwargs_handlers=handlers)
-
-
-def read_split(config: RunConfig, split: Literal["train", "test"]) -> list[Row]:
-    """See `read_rows`."""
-    data = config.data
-    return read_rows(Path(data.dataset_dir), split, data.max_dataset_size if split == "train" else None, data.image_dir, data.video_dir)
-
-
-def has_split(config: RunConfig, split: str) -> bool:
-    return any((Path(config.data.dataset_dir) / f"{split}{suffix}").is_file() for suffix in (".jsonl", ".txt"))
 
 
 def arguments(entries: Sequence[RewardConfig]) -> list[RewardArguments]:
@@ -118,43 +106,6 @@ def open_adapter(config: RunConfig) -> ModelAdapter:
     return load_adapter(
         model.model_name_or_path, model.model_type, config.mixed_precision, trained, config.scheduler.overrides, model.pipeline_class
     )
-
-
-def encode(config: RunConfig, adapter: ModelAdapter, splits: list[list[Row]], accelerator: Accelerator) -> list[Sequence[Cond]]:
-    """Conditions of the training and the test rows, under their sections' call arguments."""
-    identity = []
-    for name in adapter.encoders:
-        encoder = getattr(adapter.pipe, name).to(accelerator.device).eval().requires_grad_(False)
-        identity.append(module_fingerprint(encoder))
-    sections: tuple[TrainConfig | EvalConfig, ...] = (config.train, config.eval)
-    return [encode_split(config, adapter, rows, call_of(s), identity, accelerator) for rows, s in zip(splits, sections, strict=True)]
-
-
-def encode_split(
-    config: RunConfig, adapter: ModelAdapter, rows: Sequence[Row], call: dict[str, Any], identity: list[str], accelerator: Accelerator
-) -> Sequence[Cond]:
-    """The conditions of some rows, from the cache where nothing that they depend on has changed."""
-    asked = {k: v for k, v in call.items() if k in adapter.encodes_by}
-    versions = [diffusers.__version__, version("transformers")]
-    parts = [type(adapter).__qualname__, identity, asked, adapter.guided(call), versions, config.mixed_precision]
-    fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-    warn_overlong(adapter, rows, call)
-
-    def encode_row(row: Row) -> Cond:
-        return adapter.encode(row, call)
-
-    with torch.no_grad(), accelerator.local_main_process_first():
-        return encode_rows(rows, encode_row, ConditionCache(Path(config.data.cache_dir), fingerprint), accelerator.is_local_main_process)
-
-
-def warn_overlong(adapter: ModelAdapter, rows: Sequence[Row], call: dict[str, Any]) -> None:
-    """Says once how many prompts the encoder cuts."""
-    lengths = [(adapter.tokens(row, call), row) for row in rows]
-    cut = [(has, takes, row) for (has, takes), row in lengths if has > takes]
-    if cut:
-        has, takes, row = max(cut, key=lambda c: c[0])
-        logger.warning("%d of %d prompts are longer than the encoder takes (%d tokens) and are cut; the longest has %d: row %d, %r",
-                       len(cut), len(rows), takes, has, row.id, row.prompt[:60])  # fmt: skip
 
 
 def keep_copies(config: RunConfig, policy: Policy, compared: Sequence[str]) -> WeightStore:

@@ -117,7 +117,7 @@ class Recorder(Seam):
             if self.kept_v is not None:
                 self.kept_v.append(v)
         self.index += 1
-        self.last = x1
+        self.last = x1 = laid_out(x1, x)
         return (x1,)
 
     def finish(self) -> None:
@@ -164,15 +164,20 @@ class Probe(Seam):
         self.asked = True
         if self.twin is None:
             self.field.priming = False
-            return (self.x.reshape(x.shape),)
+            return (laid_out(self.x.reshape(x.shape), x),)
         mine, self.twin.x = self.x.tensor_split([x[0].numel()], dim=1)  # the second modality's step comes next
-        return (mine.reshape(x.shape),)
+        return (laid_out(mine.reshape(x.shape), x),)
 
     def answer(self) -> Tensor | None:
         """The velocity; of two modalities, both as one."""
         if self.twin is None or self.v is None or self.twin.v is None:
             return self.v
         return joint(self.v, self.twin.v)
+
+
+def laid_out(x: Tensor, like: Tensor) -> Tensor:
+    """x in the memory layout in which the pipeline made its latents: kernels round by layout, in the replay as in the rollout."""
+    return x if x.stride() == like.stride() else torch.empty_like(like, dtype=x.dtype).copy_(x)
 
 
 def joint(a: Tensor, b: Tensor) -> Tensor:

@@ -53,6 +53,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         if source.tree.get(name) is None:
             source.tree[name] = {}
     _list_rewards(source)
+    if source.tree.get("mixed_precision") in ("no", False) and source.tree["model"].get("finetune_type", "full") == "full":
+        source.mapping("model").setdefault("master_weight_dtype", "fp32")  # 16 bits beside float32 parts would need autocast
     train = _train_schema(source)
     _gather_arguments(source, train)
     config = _validated(source, train)

@@ -20,7 +20,7 @@ class ModelConfig(Section):
     master_weight_dtype: Annotated[
         Dtype,
         derived(lambda above: "fp32" if above.get("finetune_type") == "lora" else "bf16"),
-        Shown(default="fp32 for lora, bf16 for full"),
+        Shown(default="bf16 for full in 16 bits, else fp32"),
     ] = Field(DERIVED, description="dtype in which trained weights are stored and updated; 16 bits lose small updates")
     target_components: Names = Field(("transformer",), description="transformers to train, in the pipeline's names")
     target_modules: Names = Field(

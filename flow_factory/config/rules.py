@@ -159,6 +159,12 @@ def resume_is_whole(config: RunConfig) -> Iterator[Problem]:
         yield Problem(("model", "resume_type"), text)
 
 
+def precisions_fit(config: RunConfig) -> Iterator[Problem]:
+    if config.mixed_precision == "no" and config.model.finetune_type == "full" and config.model.master_weight_dtype != "fp32":
+        text = f"{config.model.master_weight_dtype} weights cannot compute beside float32 parts; write fp32, or mixed_precision: bf16"
+        yield Problem(("model", "master_weight_dtype"), text)
+
+
 def reward_names_differ(config: RunConfig) -> Iterator[Problem]:
     for section, rewards in (("rewards", config.rewards), ("eval_rewards", config.eval_rewards or ())):
         names = [reward.name for reward in rewards]
@@ -175,6 +181,7 @@ RULES: tuple[Rule, ...] = (
     group_has_advantage,
     schedules_end,
     resume_is_whole,
+    precisions_fit,
     reward_names_differ,
 )
 

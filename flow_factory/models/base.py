@@ -1,25 +1,18 @@
 """What a model family says about itself: pipeline, LoRA targets, data row -> call arguments. All the rest is the seam's."""
 
-import importlib
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, get_type_hints
 
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Generator, Tensor, nn
 
 from flow_factory.errors import UserError
 from flow_factory.memo import Memo
+from flow_factory.models.parts import chain, import_pipeline, times
 from flow_factory.types import Clip, Cond, Row
 from flow_factory.velocity import Draw, Field, Recorder
-
-
-def import_pipeline(path: str) -> type[DiffusionPipeline]:
-    """The class behind `module:Class`."""
-    module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)
 
 
 class ModelAdapter:
@@ -189,11 +182,11 @@ class ModelAdapter:
 
     def repeat(self, cond: Cond, n: int) -> Cond:
         """The same call for n samples: tensors repeated along dim 0, lists of tensors n times."""
-        return {k: _times(v, n) for k, v in cond.items()}
+        return {k: times(v, n) for k, v in cond.items()}
 
     def join(self, conds: Sequence[Cond]) -> Cond:
         """One call for several rows, for evaluation: tensors concatenated along dim 0, lists one after the other; see `joinable`."""
-        return {k: _chain([c[k] for c in conds]) for k in conds[0]}
+        return {k: chain([c[k] for c in conds]) for k in conds[0]}
 
     def joinable(self, cond: Cond) -> Any:
         """Rows whose keys are equal may share a batch in evaluation; None: this row is drawn alone."""
@@ -224,33 +217,22 @@ class ModelAdapter:
         """One picture or clip a sample, of what the pipeline returned."""
         return [Clip(list(one), self.fps) if isinstance(one, list) else one for one in out[0]]
 
+    def place(self, device: torch.device) -> None:
+        """Moves all parts but the transformers to where rows are encoded: pipelines look at any of them for their device."""
+        for part in self.pipe.components.values():
+            if isinstance(part, nn.Module):
+                part.to(device).eval().requires_grad_(False)
+
+    @classmethod
+    def out_of_reach(cls, checkpoint: str, trained: Sequence[str], num_steps: int, overrides: Mapping[str, Any]) -> dict[int, str]:
+        """Steps of a schedule that no trained component draws, and which component draws them."""
+        return {}
+
+    def prove(self, cond: Cond, call: Mapping[str, Any], n: int) -> None:
+        """Raises:
+        UserError: training would not see what sampling saw. The families that have a file of their own were proved once and for all.
+        """
+
     def drop_encoders(self) -> None:
         """Frees what only `encode` needs."""
         self.pipe.register_modules(**dict.fromkeys(self.encoders))
-
-
-def fitted(picture: Image.Image, size: int | Sequence[int] | None) -> Image.Image:
-    """The picture, reduced if its area exceeds that of `size` (a side, or height and width); the aspect is kept."""
-    if size is None:
-        return picture
-    area = size * size if isinstance(size, int) else size[0] * size[1]
-    scale = (area / (picture.width * picture.height)) ** 0.5
-    if scale >= 1:
-        return picture
-    return picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.LANCZOS)
-
-
-def _times(value: Any, n: int) -> Any:
-    if isinstance(value, Tensor):
-        return value.repeat_interleave(n, 0)
-    if isinstance(value, list) and value and isinstance(value[0], Tensor):
-        return value * n
-    return value
-
-
-def _chain(values: list[Any]) -> Any:
-    if isinstance(values[0], Tensor):
-        return torch.cat(values)
-    if isinstance(values[0], list) and values[0] and isinstance(values[0][0], Tensor):
-        return [x for v in values for x in v]
-    return values[0]

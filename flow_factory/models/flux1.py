@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from flow_factory.models.base import ModelAdapter, fitted
+from flow_factory.models.base import ModelAdapter
+from flow_factory.models.parts import fitted
 from flow_factory.types import Cond, Row
 
 

@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 
 from flow_factory.errors import UserError
 from flow_factory.models import MODELS
-from flow_factory.models.base import ModelAdapter, import_pipeline
+from flow_factory.models.base import ModelAdapter
+from flow_factory.models.parts import import_pipeline
 from flow_factory.models.processors import substitutes
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "no": torch.float32}

@@ -1,5 +1,6 @@
 """LTX-2: text, or a picture, to video and sound together; the state is the latents of both as one vector."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -32,7 +33,9 @@ class LTX2(ModelAdapter):
         return frames * (height // 32) * (width // 32) + call.get("max_sequence_length", cls.text_length)
 
     def guided(self, call: Mapping[str, Any]) -> bool:
-        return any((call.get(k) or 0) > 1 for k in ("guidance_scale", "audio_guidance_scale"))
+        """Picture and sound have a scale each; the pipeline has its own for one that is not given."""
+        defaults = {k: p.default for k, p in inspect.signature(self.field.call).parameters.items()}
+        return any((call.get(k, defaults[k]) or 0) > 1 for k in ("guidance_scale", "audio_guidance_scale"))
 
     def embed(self, text: str, pictures: Any, call: Mapping[str, Any]) -> Cond:
         length = call.get("max_sequence_length", self.text_length)

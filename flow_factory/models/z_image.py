@@ -17,6 +17,10 @@ class ZImage(ModelAdapter):
     )  # fmt: skip
     published: ClassVar[Mapping[str, float]] = {"transformer": 6.155e9, "text_encoder": 4.022e9, "vae": 0.084e9}
 
+    def guided(self, call: Mapping[str, Any]) -> bool:
+        """The pipeline adds `guidance_scale` times what the prompt changes: 0 turns it off, not 1."""
+        return (call.get("guidance_scale") or 0) > 0
+
     def embed(self, text: str, pictures: Any, call: Mapping[str, Any]) -> Cond:
         length = call.get("max_sequence_length", self.text_length)
         embeds, _ = self.pipe.encode_prompt(text, do_classifier_free_guidance=False, max_sequence_length=length)

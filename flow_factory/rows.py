@@ -1,0 +1,106 @@
+"""The rows of a run: read, checked against the model family before anything heavy, and encoded."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import diffusers
+import torch
+from accelerate import Accelerator
+
+from flow_factory.config import EvalConfig, RunConfig, TrainConfig
+from flow_factory.data.cache import ConditionCache, encode_rows, module_fingerprint
+from flow_factory.data.media import check_rows
+from flow_factory.data.reader import read_rows
+from flow_factory.errors import UserError
+from flow_factory.models import MODELS
+from flow_factory.models.base import ModelAdapter
+from flow_factory.models.loading import LoadError
+from flow_factory.trainer import call_of
+from flow_factory.types import Cond, Row
+
+logger = logging.getLogger(__name__)
+
+
+def read_split(config: RunConfig, split: Literal["train", "test"]) -> list[Row]:
+    """See `read_rows`."""
+    data = config.data
+    return read_rows(Path(data.dataset_dir), split, data.max_dataset_size if split == "train" else None, data.image_dir, data.video_dir)
+
+
+def has_split(config: RunConfig, split: str) -> bool:
+    return any((Path(config.data.dataset_dir) / f"{split}{suffix}").is_file() for suffix in (".jsonl", ".txt"))
+
+
+def check_conditions(config: RunConfig, rows: Sequence[Row], progress: bool = True) -> None:
+    """Raises:
+    UserError: a row has not the condition images or videos that the family takes, or one of them cannot be used.
+    """
+    family = MODELS[config.model.model_type]
+    for row in rows:
+        family.check_row(row)
+    check_rows(rows, progress)
+
+
+def within_reach(config: RunConfig) -> RunConfig:
+    """The config without the stochastic steps that no trained expert draws.
+
+    Raises:
+        UserError: `scheduler.sde_steps` names such a step, or none is left.
+    """
+    model, train, scheduler = config.model, config.train, config.scheduler
+    family = MODELS[model.model_type]
+    try:
+        others = family.out_of_reach(model.model_name_or_path, model.target_components, train.num_inference_steps, scheduler.overrides)
+    except OSError as error:
+        raise LoadError(f"model.model_name_or_path: {model.model_name_or_path!r} cannot be read: {str(error).splitlines()[0]}") from error
+    candidates = scheduler.stochastic_steps(train.num_inference_steps, train.first_step)
+    lost = [k for k in candidates if k in others]
+    if not lost or not train.stochastic:
+        return config
+    left = [k for k in candidates if k not in others]
+    both = f"train both experts: model.target_components: {json.dumps([*model.target_components, others[lost[0]]])}"
+    if scheduler.sde_steps is not None or not left or (scheduler.num_sde_steps or 1) > len(left):
+        write = f"write {left}, or " if left else ""
+        raise UserError(f"scheduler.sde_steps: {others[lost[0]]} draws steps {lost} and is not trained; {write}{both}")
+    logger.warning("scheduler.sde_steps: %s draws steps %s and is not trained: %s remain; or %s", others[lost[0]], lost, left, both)
+    return config.model_copy(update={"scheduler": scheduler.model_copy(update={"sde_steps": tuple(left)})})
+
+
+def encode(config: RunConfig, adapter: ModelAdapter, splits: list[list[Row]], accelerator: Accelerator) -> list[Sequence[Cond]]:
+    """Conditions of the training and the test rows, under their sections' call arguments."""
+    adapter.place(accelerator.device)
+    identity = [module_fingerprint(getattr(adapter.pipe, name)) for name in adapter.encoders if getattr(adapter.pipe, name) is not None]
+    sections: tuple[TrainConfig | EvalConfig, ...] = (config.train, config.eval)
+    return [encode_split(config, adapter, rows, call_of(s), identity, accelerator) for rows, s in zip(splits, sections, strict=True)]
+
+
+def encode_split(
+    config: RunConfig, adapter: ModelAdapter, rows: Sequence[Row], call: dict[str, Any], identity: list[str], accelerator: Accelerator
+) -> Sequence[Cond]:
+    """The conditions of some rows, from the cache where nothing that they depend on has changed."""
+    asked = {k: v for k, v in call.items() if k in adapter.encodes_by}
+    versions = [diffusers.__version__, version("transformers")]
+    parts = [type(adapter).__qualname__, identity, asked, adapter.guided(call), versions, config.mixed_precision]
+    fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    warn_overlong(adapter, rows, call)
+
+    def encode_row(row: Row) -> Cond:
+        return adapter.encode(row, call)
+
+    with torch.no_grad(), accelerator.local_main_process_first():
+        return encode_rows(rows, encode_row, ConditionCache(Path(config.data.cache_dir), fingerprint), accelerator.is_local_main_process)
+
+
+def warn_overlong(adapter: ModelAdapter, rows: Sequence[Row], call: dict[str, Any]) -> None:
+    """Says once how many prompts the encoder cuts."""
+    lengths = [(adapter.tokens(row, call), row) for row in rows]
+    cut = [(has, takes, row) for (has, takes), row in lengths if has > takes]
+    if cut:
+        has, takes, row = max(cut, key=lambda c: c[0])
+        logger.warning("%d of %d prompts are longer than the encoder takes (%d tokens) and are cut; the longest has %d: row %d, %r",
+                       len(cut), len(rows), takes, has, row.id, row.prompt[:60])  # fmt: skip
