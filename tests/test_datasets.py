@@ -15,15 +15,17 @@ from flow_factory.types import Row
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "dataset"
 SIZES = {
-    "edit": (24, 8),
-    "i2v": (12, 4),
+    "edit": (18, 6),
+    "edit_multi": (6, 2),
+    "i2v": (9, 3),
+    "flf2v": (3, 1),
     "v2v": (8, 4),
     "prompts": (512, 64),
     "pickscore": (200, 40),
     "t2is": (64, 16),
     "t2is_neg": (64, 16),
 }
-DRAWN = ("edit", "i2v", "v2v")
+DRAWN = ("edit", "edit_multi", "i2v", "flf2v", "v2v")
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +69,11 @@ def test_condition_files_are_there_small_and_of_several_sizes() -> None:
         used = {path for r in rows for path in (*r.images, *r.videos)}
         assert used == {str(p) for p in (DATA / name).glob("*/*")}, "no file is missing, and none is left over"
         assert sum(Path(p).stat().st_size for p in used) < 600_000
-    edits, stills, clips = (rows_of(DATA / name) for name in DRAWN)
-    assert {len(r.images) for r in edits} == {len(r.images) for r in stills} == {1, 2}
+    edits, pairs, stills, ends, clips = (rows_of(DATA / name) for name in DRAWN)
+    assert {len(r.images) for r in (*edits, *stills)} == {1} and {len(r.images) for r in (*pairs, *ends)} == {2}
     assert {Path(p).suffix for r in edits for p in r.images} == {".png", ".jpg", ".webp"}
     assert len({open_image(p, r.source).size for r in edits for p in r.images}) > 5
-    for r in (r for r in stills if len(r.images) == 2):
+    for r in ends:
         assert len({open_image(p, r.source).size for p in r.images}) == 1, "first and last frame have one size"
     assert all(len(open_video(p, r.source).frames) == 17 for r in clips for p in r.videos)
 

@@ -1,4 +1,4 @@
-"""Writes the data sets whose rows have pictures or videos, drawn by drawn_scenes.py: dataset/edit, dataset/i2v and dataset/v2v.
+"""Writes the data sets whose rows have pictures or videos, drawn by drawn_scenes.py: dataset/edit, edit_multi, i2v, flf2v and v2v.
 
     python tools/make_condition_sets.py
 
@@ -163,9 +163,10 @@ def _write(folder: Path, lines: dict[str, list[str]]) -> None:
 
 
 def make(folder: Path) -> None:
-    """edit/, i2v/ and v2v/ in the folder."""
-    write_pictures(folder / "edit", EDITS)
-    write_pictures(folder / "i2v", STILLS)
+    """The data sets in the folder; rows of one picture and of two are apart, since many models take one alone."""
+    for one, two, lines in (("edit", "edit_multi", EDITS), ("i2v", "flf2v", STILLS)):
+        write_pictures(folder / one, [line for line in lines if len(line) == 2])
+        write_pictures(folder / two, [line for line in lines if len(line) == 3])
     write_clips(folder / "v2v")
 
 
