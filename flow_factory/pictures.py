@@ -1,17 +1,23 @@
-"""Draws samples for people: contact sheets with prompts and rewards, and pairs before and after training."""
+"""Draws samples for people: contact sheets with prompts and rewards, pairs before and after training, and clips as animations."""
 
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from io import BytesIO
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from flow_factory.types import Sample
+from flow_factory.types import Clip, Sample
 
-SMALLEST, LARGEST = 160, 320
-"""A picture is shown at least so wide and its longer side at most so long."""
+SMALLEST, FRAME = 160, 112
+"""A picture, and a frame of a clip, is shown at least so wide and its longer side at most twice as long."""
+FRAMES, GAP = 4, 2
+"""So many frames of a clip stand in a row, so far apart."""
+ANIMATED = 320
+"""Longer side of an animation."""
 WIDEST = 2000
 MARGIN, LINE, TEXT = 14, 17, 13
 INK, FAINT, RULE, PAPER = "#1f2328", "#59636e", "#d1d9e0", "#ffffff"
@@ -22,20 +28,35 @@ MOST_LINES = 4
 
 
 def still(media: Any) -> Image.Image:
-    """One RGB picture of a sample: the picture itself, or of a video four frames, evenly spaced, two by two.
+    """One RGB picture of a sample at the size at which it is shown: the picture itself, or a clip's `excerpt` in a row."""
+    if not isinstance(media, Clip):
+        return _fit(media.convert("RGB"), SMALLEST)
+    frames = [_fit(frame.convert("RGB"), FRAME) for frame in excerpt(media).frames]
+    width, height = frames[0].size
+    row = Image.new("RGB", (len(frames) * (width + GAP) - GAP, height), PAPER)
+    for k, frame in enumerate(frames):
+        row.paste(frame, (k * (width + GAP), 0))
+    return row
 
-    `media` is a PIL image, an array (H, W, 3) or (F, H, W, 3) of uint8 or of floats in [0, 1], or a sequence of PIL images.
+
+def excerpt(clip: Clip) -> Clip:
+    """A clip's first frame, its last and two between, evenly spaced, over the same time and without sound; its own excerpt is itself."""
+    chosen = sorted({round(k) for k in np.linspace(0, len(clip.frames) - 1, FRAMES)})
+    return Clip([clip.frames[k] for k in chosen], clip.fps * len(chosen) / len(clip.frames))
+
+
+def animation(clip: Clip) -> BytesIO:
+    """The clip as a GIF that starts over, of 256 colours a frame, without sound.
+
+    A frame lasts whole hundredths of a second, rounded so that the rest is not lost; of more than 50 frames a second some are left out.
     """
-    if isinstance(media, Image.Image):
-        return media.convert("RGB")
-    if isinstance(media, np.ndarray) and media.ndim == 3:
-        return Image.fromarray(media if media.dtype == np.uint8 else (media.clip(0, 1) * 255).round().astype(np.uint8)).convert("RGB")
-    chosen = [still(media[round(k)]) for k in np.linspace(0, len(media) - 1, 4)]
-    width, height = chosen[0].size
-    board = Image.new("RGB", (2 * width, 2 * height))
-    for k, frame in enumerate(chosen):
-        board.paste(frame, (k % 2 * width, k // 2 * height))
-    return board
+    every = math.ceil(clip.fps / 50)  # browsers play still shorter frames slowly
+    frames = [_reduced(frame.convert("RGB"), ANIMATED) for frame in clip.frames[::every]]
+    ends = [10 * round(100 * k * every / clip.fps) for k in range(len(frames) + 1)]
+    file = BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=[b - a for a, b in pairwise(ends)], loop=0)
+    file.seek(0)
+    return file
 
 
 def caption(sample: Sample) -> str:
@@ -44,8 +65,8 @@ def caption(sample: Sample) -> str:
 
 
 def contact_sheet(samples: Sequence[Sample], columns: int = 8) -> Image.Image:
-    """Every sample's picture, and under it the prompt, wrapped, and the rewards; at most `columns` in a row, fewer where they are wide."""
-    pictures = [_fit(still(s.media)) for s in samples]
+    """Every sample's `still`, and under it the prompt, wrapped, and the rewards; at most `columns` in a row, fewer where they are wide."""
+    pictures = [still(s.media) for s in samples]
     width, height = max(p.width for p in pictures), max(p.height for p in pictures)
     texts = [[(line, INK) for line in _wrap(s.prompt, width)] + _scores(s, width) for s in samples]
     cells = []
@@ -54,7 +75,7 @@ def contact_sheet(samples: Sequence[Sample], columns: int = 8) -> Image.Image:
         cell.paste(picture, ((width - picture.width) // 2, height - picture.height))
         _write(cell, text, top=height + 6)
         cells.append(cell)
-    return _tile(cells, columns)
+    return _tile(cells, columns, gap=MARGIN if isinstance(samples[0].media, Image.Image) else 3 * MARGIN)
 
 
 def before_after_sheet(
@@ -63,6 +84,7 @@ def before_after_sheet(
     """Each prompt's picture before and after, side by side; the frame of the second says whether the rewards rose or fell together.
 
     Together means their sum under `weights`, by default 1 each. Under the pictures stands each reward's own change; above all, the mean.
+    A clip's rows of frames stand one below the other, so that frames of one time do.
 
     Raises:
         ValueError: the two are not samples of the same prompts in the same order.
@@ -87,21 +109,24 @@ def _headline(before: Sequence[Sample], after: Sequence[Sample], words: list[str
 
 
 def _pair(before: Sample, after: Sample, verdict: tuple[str, str]) -> Image.Image:
-    pictures = [_fit(still(s.media)) for s in (before, after)]
+    pictures = [still(s.media) for s in (before, after)]
     frame, gap = 4, 8
     width, height = max(p.width for p in pictures) + 2 * frame, max(p.height for p in pictures) + 2 * frame
-    text = [(line, INK) for line in _wrap(after.prompt, 2 * width + gap)]
+    right, down = (0, LINE + height + gap) if isinstance(after.media, Clip) else (width + gap, 0)
+    bottom = LINE + height + down
+    text = [(line, INK) for line in _wrap(after.prompt, width + right)]
     for name, value in after.rewards.items():
         change = value - _reward(before, name)
         shown = f"{name} {_score(_reward(before, name))} → {_score(value)}" + ("" if math.isnan(change) else f" ({change:+.2f})")
-        text += [(line, _verdict(change)[1]) for line in _wrap(shown, 2 * width + gap)]
-    cell = Image.new("RGB", (2 * width + gap, LINE + height + 6 + LINE * len(text)), PAPER)
+        text += [(line, _verdict(change)[1]) for line in _wrap(shown, width + right)]
+    cell = Image.new("RGB", (width + right, bottom + 6 + LINE * len(text)), PAPER)
     looks = ("before", FAINT, RULE), (f"after: {verdict[0]}", verdict[1], verdict[1])
-    for left, picture, (label, ink, edge) in zip((0, width + gap), pictures, looks, strict=True):
-        _write(cell, [(label, ink)], top=0, left=left)
-        ImageDraw.Draw(cell).rectangle((left, LINE, left + picture.width + 2 * frame - 1, LINE + picture.height + 2 * frame - 1), edge)
-        cell.paste(picture, (left + frame, LINE + frame))
-    _write(cell, text, top=LINE + height + 6)
+    for k, (picture, (label, ink, edge)) in enumerate(zip(pictures, looks, strict=True)):
+        left, top = k * right, k * down + LINE
+        _write(cell, [(label, ink)], top - LINE, left)
+        ImageDraw.Draw(cell).rectangle((left, top, left + picture.width + 2 * frame - 1, top + picture.height + 2 * frame - 1), edge)
+        cell.paste(picture, (left + frame, top + frame))
+    _write(cell, text, top=bottom + 6)
     return cell
 
 
@@ -122,12 +147,17 @@ def _verdict(change: float) -> tuple[str, str]:
     return ("better", ROSE) if change > 0 else ("worse", FELL)
 
 
-def _fit(picture: Image.Image) -> Image.Image:
-    """Small pictures enlarged by a whole factor, pixel by pixel; large ones reduced; the aspect kept."""
-    if picture.width < SMALLEST and picture.height < SMALLEST:
-        factor = math.ceil(SMALLEST / picture.width)
+def _fit(picture: Image.Image, least: int) -> Image.Image:
+    """Pictures smaller than `least` enlarged by a whole factor, pixel by pixel; those larger than twice that reduced; the aspect kept."""
+    if picture.width < least and picture.height < least:
+        factor = math.ceil(least / picture.width)
         return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    shrink = min(1.0, LARGEST / max(picture.size))
+    return _reduced(picture, 2 * least)
+
+
+def _reduced(picture: Image.Image, most: int) -> Image.Image:
+    """With the longer side at most so long."""
+    shrink = min(1.0, most / max(picture.size))
     size = (max(1, round(picture.width * shrink)), max(1, round(picture.height * shrink)))
     return picture if size == picture.size else picture.resize(size, Image.Resampling.LANCZOS)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from flow_factory.metrics import read_metrics
 from flow_factory.pictures import before_after_sheet, contact_sheet
-from flow_factory.trackers import read_metrics
 from flow_factory.types import Sample
 
 Series = dict[int, float]

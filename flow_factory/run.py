@@ -1,6 +1,5 @@
 """A run around the trainer: evaluations, logs, pictures, checkpoints, the summary at the end."""
 
-import json
 import logging
 import sys
 import time
@@ -8,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
 from tqdm import tqdm
 
 from flow_factory.checkpoint import prune, save_model, save_state, write_atomically
 from flow_factory.evaluation import Evaluator
 from flow_factory.interrupt import Interrupted
 from flow_factory.report import eval_metrics, plot_curves, save_before_after, save_grid, write_summary
+from flow_factory.samples import keep_samples, kept_samples, save_videos
 from flow_factory.trackers import Trackers
 from flow_factory.trainer import Trainer
 from flow_factory.types import Sample
@@ -90,18 +89,21 @@ class Run:
         if self.trackers is not None:
             said = ", ".join(f"{k.removeprefix('eval/')} {v:.4g}" for k, v in metrics.items() if k.endswith("_mean"))
             tqdm.write(f"evaluation after epoch {self.trainer.progress.epoch}: {said}", file=sys.stderr)
-            self.show(samples[: self.trainer.config.log.num_samples], self.trackers)
+            if shown := samples[: self.trainer.config.log.num_samples]:
+                self.show(shown, self.trackers)
 
     def show(self, samples: Sequence[Sample], trackers: Trackers) -> None:
-        """Pictures for the trackers, and grids and curves in the run's folder; the first ones are kept to be compared with."""
+        """Samples for the trackers, and grids, videos and curves in the run's folder; the first ones are kept to be compared with."""
         step, folder = self.trainer.progress.epoch, self.folder / "samples"
         trackers.log_samples("eval", samples, step)
         save_grid(samples, folder / f"eval_{step:05d}.png")
         before = kept_samples(folder / "before")
         if [s.prompt for s in before] == [s.prompt for s in samples]:
             save_before_after(before, samples, self.folder / "before_after.png")
+            save_videos(samples, self.folder / "videos", "2_after")
             plot_curves(self.folder / "metrics.jsonl", self.folder / "curves.png")
         else:  # the run's first evaluation
+            save_videos(samples, self.folder / "videos", "1_before")
             keep_samples(samples, folder / "before")
 
     def save(self, state: bool) -> None:
@@ -128,7 +130,8 @@ class Run:
         plot_curves(self.folder / "metrics.jsonl", self.folder / "curves.png")
         config, folder = self.trainer.config, self.folder
         files = {
-            "pictures before and after": folder / "before_after.png", "curves": folder / "curves.png", "metrics": folder / "metrics.jsonl",
+            "pictures before and after": folder / "before_after.png", "videos before and after": folder / "videos",
+            "curves": folder / "curves.png", "metrics": folder / "metrics.jsonl",
             "trained weights": self.checkpoint(), "config": folder / "config.yaml",
         }  # fmt: skip
         longer = f"ff-train {folder / 'config.yaml'} run_name={folder.name}-longer model.resume_path={self.checkpoint()}"
@@ -158,22 +161,3 @@ def _shown(name: str, value: float) -> bool:
 
 def _due(epoch: int, every: int) -> bool:
     return every > 0 and epoch % every == 0
-
-
-def keep_samples(samples: Sequence[Sample], folder: Path) -> None:
-    """Pictures as PNG with their captions and scores, to be compared with later ones, also by a resumed run."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for k, sample in enumerate(samples):
-        sample.media.save(folder / f"{k:03d}.png")
-    (folder / "samples.json").write_text(json.dumps([{"prompt": s.prompt, "rewards": s.rewards} for s in samples], indent=1))
-
-
-def kept_samples(folder: Path) -> list[Sample]:
-    """What `keep_samples` wrote; empty where it never did."""
-    listing = folder / "samples.json"
-    if not listing.is_file():
-        return []
-    return [
-        Sample(s["prompt"], Image.open(folder / f"{k:03d}.png").convert("RGB"), s["rewards"])
-        for k, s in enumerate(json.loads(listing.read_text()))
-    ]

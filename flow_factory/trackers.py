@@ -4,20 +4,21 @@ Only the main process opens trackers.
 """
 
 import json
-import math
-import os
 import secrets
-import time
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import numpy as np
 
+from flow_factory.data.mp4 import save_video
 from flow_factory.errors import UserError
-from flow_factory.pictures import caption, contact_sheet, still
+from flow_factory.metrics import MetricsFile
+from flow_factory.pictures import animation, caption, contact_sheet
 from flow_factory.registry import Registry
-from flow_factory.types import Sample
+from flow_factory.types import Clip, Sample
 
 
 class TrackerError(UserError):
@@ -33,62 +34,10 @@ class Tracker(Protocol):
         """Scalars of one step (an epoch, from 0)."""
 
     def log_samples(self, name: str, samples: Sequence[Sample], step: int) -> None:
-        """Pictures with prompts and rewards under one name."""
+        """Pictures or clips with prompts and rewards under one name."""
 
     def finish(self) -> None:
         """Writes what is still held back."""
-
-
-class MetricsFile:
-    """`metrics.jsonl`: one object a line with `step`, `time` (seconds since 1970) and the metrics, written through at once.
-
-    NaN and infinity, which JSON does not know, are written as null. A line that a killed process left half-written is removed at opening.
-    """
-
-    def __init__(self, run_dir: Path):
-        self.path = run_dir / "metrics.jsonl"
-        run_dir.mkdir(parents=True, exist_ok=True)
-        written = self.path.read_bytes() if self.path.exists() else b""
-        if not written.endswith(b"\n"):
-            os.truncate(self.path, written.rfind(b"\n") + 1) if written else self.path.touch()
-        self._file = self.path.open("a", encoding="utf-8")
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Appends a line."""
-        values = {name: float(value) for name, value in metrics.items()}
-        record = {"step": step, "time": round(time.time(), 3)} | {k: v if math.isfinite(v) else None for k, v in values.items()}
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
-
-    def truncate_after(self, step: int) -> None:
-        """Drops the lines of later steps: a resumed run writes them again."""
-        self._file.close()
-        beside = self.path.with_suffix(".tmp")
-        beside.write_text(
-            "".join(json.dumps(record) + "\n" for record in read_metrics(self.path) if record["step"] <= step), encoding="utf-8"
-        )
-        beside.replace(self.path)
-        self._file = self.path.open("a", encoding="utf-8")
-
-    def finish(self) -> None:
-        """Closes the file."""
-        self._file.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`, also of a run in progress, whose last line may be half-written.
-
-    Raises:
-        ValueError: a whole line is not JSON.
-    """
-    records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
-        if line.endswith("\n"):
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{number}: not JSON: {error.msg}") from error
-    return records
 
 
 class Trackers:
@@ -104,8 +53,8 @@ class Trackers:
             backend.log(metrics, step)
 
     def log_samples(self, name: str, samples: Sequence[Sample], step: int) -> None:
-        """Pictures with their prompts and rewards, for the backends that show pictures."""
-        for backend in self.backends:
+        """Pictures or clips with their prompts and rewards, where there are any."""
+        for backend in self.backends if samples else ():
             backend.log_samples(name, samples, step)
 
     def truncate_after(self, step: int) -> None:
@@ -133,13 +82,22 @@ class Wandb:
             advice = "run `wandb login`, set WANDB_API_KEY, or set WANDB_MODE=offline (and `wandb sync` later)"
             raise TrackerError(f"wandb did not start: {str(error).rstrip('.')}; {advice}; or choose another log.logging_backend") from error
         self.run.define_metric("*", step_metric="step")  # wandb's own step may not go back, as it does at a resume
-        self.image = wandb.Image
+        self.image, self.video = wandb.Image, wandb.Video
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self.run.log({**metrics, "step": step})
 
     def log_samples(self, name: str, samples: Sequence[Sample], step: int) -> None:
-        self.run.log({name: [self.image(still(s.media), caption=caption(s)) for s in samples], "step": step})
+        self.run.log({name: [self._media(s) for s in samples], "step": step})
+
+    def _media(self, sample: Sample) -> Any:
+        """An image, or a clip as MP4: wandb gets the bytes, and a file of its own that it clears away when it has copied it."""
+        if not isinstance(sample.media, Clip):
+            return self.image(sample.media, caption=caption(sample))
+        with TemporaryDirectory() as folder:
+            file = Path(folder, "clip.mp4")
+            save_video(sample.media, file)
+            return self.video(BytesIO(file.read_bytes()), caption=caption(sample), format="mp4")
 
     def finish(self) -> None:
         self.run.finish()
@@ -163,20 +121,26 @@ class Swanlab:
             raise TrackerError(
                 f"swanlab did not start: {str(error).rstrip('.')}; {advice}; or choose another log.logging_backend"
             ) from error
-        self.image = swanlab.Image
+        self.image, self.video = swanlab.Image, swanlab.Video
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self.run.log(dict(metrics), step=step)
 
     def log_samples(self, name: str, samples: Sequence[Sample], step: int) -> None:
-        self.run.log({name: [self.image(still(s.media), caption=caption(s)) for s in samples]}, step=step)
+        self.run.log({name: [self._media(s) for s in samples]}, step=step)
+
+    def _media(self, sample: Sample) -> Any:
+        """An image, or a clip as GIF, the one format of videos that it takes."""
+        if not isinstance(sample.media, Clip):
+            return self.image(sample.media, caption=caption(sample))
+        return self.video(animation(sample.media), caption=caption(sample))
 
     def finish(self) -> None:
         self.run.finish()
 
 
 class Tensorboard:
-    """TensorBoard files in `tensorboard/`; it has no captions, so the samples become one contact sheet."""
+    """TensorBoard files in `tensorboard/`; it has no captions and no videos of its own, so the samples become one contact sheet."""
 
     def __init__(self, project: str, run_name: str, run_dir: Path, config: dict[str, Any]):
         try:

@@ -7,9 +7,26 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flow_factory.pictures import FELL, LINE, MARGIN, MOST_LINES, ROSE, SAME, TEXT, _font, _wrap, caption, contact_sheet, still
+from flow_factory.pictures import (
+    FELL,
+    GAP,
+    LINE,
+    MARGIN,
+    MOST_LINES,
+    ROSE,
+    SAME,
+    TEXT,
+    _font,
+    _wrap,
+    animation,
+    caption,
+    contact_sheet,
+    excerpt,
+    still,
+)
 from flow_factory.report import _smooth, eval_metrics, plot_curves, save_before_after, save_grid, write_summary
-from flow_factory.types import Sample
+from flow_factory.types import Clip, Sample
+from tests.tiny.videos import clip
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -53,12 +70,42 @@ def test_a_sheet_of_large_pictures_has_fewer_columns():
     assert contact_sheet([sample(noise(512, 512))] * 8).width < 2100
 
 
-def test_videos_are_shown_by_four_frames():
-    video = np.stack([np.full((8, 6, 3), k * 10, np.uint8) for k in range(7)])
-    board = np.asarray(still(video))
-    assert board.shape == (16, 12, 3) and [board[y, x, 0] for y in (0, 8) for x in (0, 6)] == [0, 20, 40, 60]
-    assert (np.asarray(still([Image.fromarray(f) for f in video])) == board).all()
-    assert (np.asarray(still(video / 255)) == board).all()
+def test_clips_are_shown_by_four_frames_in_a_row():
+    whole = clip(7, (16, 8))
+    row = np.asarray(still(whole))
+    assert row.shape == (56, 4 * 112 + 3 * GAP, 3)
+    for k, frame in enumerate((0, 2, 4, 6)):
+        left = k * (112 + GAP)
+        assert (row[:, left : left + 112] == np.asarray(whole.frames[frame]).repeat(7, 0).repeat(7, 1)).all()
+
+
+@pytest.mark.parametrize(("frames", "shown"), [(1, 1), (2, 2), (3, 3), (4, 4), (5, 4), (81, 4)])
+def test_an_excerpt_runs_from_the_first_frame_to_the_last(frames, shown):
+    whole = clip(frames)
+    short = excerpt(whole)
+    assert len(short.frames) == shown and short.frames[0] is whole.frames[0] and short.frames[-1] is whole.frames[-1]
+    assert shown / short.fps == pytest.approx(frames / whole.fps)
+    assert excerpt(short) == short
+
+
+@pytest.mark.parametrize(("fps", "frames", "left"), [(16, 17, 17), (30, 31, 31), (7.5, 5, 5), (120, 60, 20), (16, 1, 1)])
+def test_an_animation_lasts_as_long_as_the_clip(fps, frames, left):
+    gif = Image.open(animation(clip(frames, (24, 16), fps)))
+    seconds = []
+    for k in range(gif.n_frames):
+        gif.seek(k)
+        seconds.append(gif.info["duration"] / 1000)
+    assert (gif.format, gif.size, gif.n_frames, gif.info["loop"]) == ("GIF", (24, 16), left, 0)
+    assert sum(seconds) == pytest.approx(frames / fps, abs=0.006) and min(seconds) >= 0.02
+
+
+def test_an_animation_is_reduced_and_keeps_the_colours():
+    colors = ["red", "lime", "blue"]
+    gif = Image.open(animation(Clip([Image.new("RGB", (640, 320), color) for color in colors], 8)))
+    assert gif.size == (320, 160)
+    for k, color in enumerate(colors):
+        gif.seek(k)
+        assert gif.convert("RGB").getpixel((5, 5)) == Image.new("RGB", (1, 1), color).getpixel((0, 0))
 
 
 def test_the_caption_is_one_line():
@@ -87,6 +134,21 @@ def test_the_frame_says_what_the_reward_did(tmp_path, old, new, color):
     for picture in (before[0].media, after[0].media):
         enlarged = np.asarray(picture).repeat(3, 0).repeat(3, 1)
         assert any((pairs[y : y + 192, x : x + 192] == enlarged).all() for y in range(40, 90) for x in (18, 18 + 208))
+
+
+def test_the_frames_of_clips_stand_above_each_other(tmp_path):
+    before, after = [sample(clip(9, seed=1), r=0.2)], [sample(clip(9, seed=2), r=0.7)]
+    save_before_after(before, after, tmp_path / "pairs.png")
+    pairs = np.asarray(Image.open(tmp_path / "pairs.png"))
+    (upper, left), (lower, beside) = (place(pairs, np.asarray(still(s[0].media))) for s in (before, after))
+    assert left == beside and lower > upper + 112 and has(pairs, ROSE) and not has(pairs, FELL)
+
+
+def place(sheet: np.ndarray, picture: np.ndarray) -> tuple[int, int]:
+    """Where the picture's very pixels stand."""
+    height, width = picture.shape[:2]
+    corner = (sheet[: 1 - height or None, : 1 - width or None] == picture[0, 0]).all(-1)
+    return next((y, x) for y, x in np.argwhere(corner).tolist() if (sheet[y : y + height, x : x + width] == picture).all())
 
 
 def test_weights_decide_what_better_means(tmp_path):

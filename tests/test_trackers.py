@@ -6,17 +6,23 @@ import math
 import os
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from flow_factory.metrics import read_metrics
+from flow_factory.pictures import contact_sheet
 from flow_factory.registry import UnknownName
-from flow_factory.trackers import TrackerError, open_trackers, read_metrics
+from flow_factory.trackers import TrackerError, open_trackers
 from flow_factory.types import Sample
+from tests.tiny.videos import clip, played
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = [Sample("a red cube", Image.new("RGB", (64, 64), "red"), {"shapes": 0.53, "ocr": math.nan})]
+CLIPS = [Sample(f"ball {k}", clip(5, (48, 32), seed=k, sound=k == 1), {"motion": 0.5}) for k in range(2)]
 
 
 def opened(folder: Path, *names: str):
@@ -107,6 +113,16 @@ def test_tensorboard_has_scalars_and_pictures(tmp_path):
     assert (scalar.step, scalar.value) == (7, 0.5) and picture.step == 7 and picture.width > 160
 
 
+def test_tensorboard_has_clips_as_rows_of_frames(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    trackers = opened(tmp_path, "tensorboard")
+    trackers.log_samples("eval", CLIPS, 7)
+    trackers.finish()
+    (picture,) = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload().Images("eval")
+    shown = np.asarray(Image.open(BytesIO(picture.encoded_image_string)))
+    assert (shown == np.asarray(contact_sheet(CLIPS))).all()
+
+
 class Noted:
     """A user's own tracker."""
 
@@ -140,15 +156,16 @@ def test_a_class_by_its_dotted_path_runs_beside_others(tmp_path, monkeypatch):
 SCRIPT = """
 import sys
 from pathlib import Path
-from PIL import Image
 from flow_factory.trackers import TrackerError, open_trackers
-from flow_factory.types import Sample
+from tests.test_trackers import CLIPS, SAMPLES
 try:
     trackers = open_trackers([sys.argv[1]], "project", "run", Path(sys.argv[2]), {"train": {"seed": 1}})
 except TrackerError as error:
     sys.exit(str(error))
 trackers.log({"train/reward_mean": 0.5}, 0)
-trackers.log_samples("eval/samples", [Sample("a red cube", Image.new("RGB", (64, 64), "red"), {"shapes": 0.53})], 0)
+for step in range(2):
+    trackers.log_samples("eval/samples", SAMPLES, step)
+    trackers.log_samples("eval/clips", CLIPS, step)
 trackers.finish()
 """
 
@@ -156,18 +173,32 @@ trackers.finish()
 def logged(backend: str, folder: Path, **environ: str) -> subprocess.CompletedProcess:
     """A run of its own, with no login: both packages keep settings for the life of a process."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "SWANLAB"))}
-    env = kept | {"HOME": str(folder), "PYTHONPATH": str(ROOT)} | environ
+    (folder / "tmp").mkdir()
+    env = kept | {"HOME": str(folder), "TMPDIR": str(folder / "tmp"), "PYTHONPATH": str(ROOT)} | environ
     command = [sys.executable, "-c", SCRIPT, backend, str(folder / "run")]
     return subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("backend", ["wandb", "swanlab"])
-def test_offline_runs_keep_scalars_and_pictures(tmp_path, backend):
+def logged_offline(backend: str, folder: Path) -> Path:
+    """The backend's folder after a run."""
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
-    done = logged(backend, tmp_path, WANDB_MODE="offline", SWANLAB_MODE="offline")
+    done = logged(backend, folder, WANDB_MODE="offline", SWANLAB_MODE="offline")
     assert done.returncode == 0, done.stderr
-    assert list((tmp_path / "run" / backend).rglob("*.png")) and lines(tmp_path / "run")
+    assert list((folder / "run" / backend).rglob("*.png")) and lines(folder / "run")
+    assert not list((folder / "tmp").iterdir())
+    return folder / "run" / backend
+
+
+def test_wandb_offline_has_pictures_and_videos_that_play(tmp_path):
+    videos = [played(file) for file in logged_offline("wandb", tmp_path).rglob("*.mp4")]
+    assert len(videos) == 4 and sorted(v.sound is not None for v in videos) == [False, False, True, True]
+    assert all(len(v.frames) == 5 and v.fps == 8 and v.frames[0].shape == (32, 48, 3) for v in videos)
+
+
+def test_swanlab_offline_has_pictures_and_animations(tmp_path):
+    animations = [Image.open(file) for file in logged_offline("swanlab", tmp_path).rglob("*.gif")]
+    assert len(animations) == 4 and all(a.n_frames == 5 and a.size == (48, 32) for a in animations)
 
 
 @pytest.mark.parametrize("backend", ["wandb", "swanlab"])

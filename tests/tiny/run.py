@@ -17,8 +17,8 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from flow_factory.config import load_config
+from flow_factory.metrics import read_metrics
 from flow_factory.run import Run
-from flow_factory.trackers import read_metrics
 from flow_factory.train import build
 from tests.tiny.flux import save_flux
 

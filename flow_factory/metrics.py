@@ -1,0 +1,61 @@
+"""`metrics.jsonl`: what a run has logged, on disk at once."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one object a line with `step`, `time` (seconds since 1970) and the metrics, written through at once.
+
+    NaN and infinity, which JSON does not know, are written as null. A line that a killed process left half-written is removed at opening.
+    """
+
+    def __init__(self, run_dir: Path):
+        self.path = run_dir / "metrics.jsonl"
+        run_dir.mkdir(parents=True, exist_ok=True)
+        written = self.path.read_bytes() if self.path.exists() else b""
+        if not written.endswith(b"\n"):
+            os.truncate(self.path, written.rfind(b"\n") + 1) if written else self.path.touch()
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Appends a line."""
+        values = {name: float(value) for name, value in metrics.items()}
+        record = {"step": step, "time": round(time.time(), 3)} | {k: v if math.isfinite(v) else None for k, v in values.items()}
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def truncate_after(self, step: int) -> None:
+        """Drops the lines of later steps: a resumed run writes them again."""
+        self._file.close()
+        beside = self.path.with_suffix(".tmp")
+        beside.write_text(
+            "".join(json.dumps(record) + "\n" for record in read_metrics(self.path) if record["step"] <= step), encoding="utf-8"
+        )
+        beside.replace(self.path)
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def finish(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`, also of a run in progress, whose last line may be half-written.
+
+    Raises:
+        ValueError: a whole line is not JSON.
+    """
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
+        if line.endswith("\n"):
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}:{number}: not JSON: {error.msg}") from error
+    return records
