@@ -72,7 +72,7 @@ def estimate(config: RunConfig, family: type[ModelAdapter], parameters: dict[str
     copies = (train.ema_decay > 0) + sum(name != "ref" or not lora for name in compared)
     tokens = family.tokens_of(train.height, train.width, train.call)
     width = width_of(module.config)
-    layers = sum(type(m).__name__ in (module._repeated_blocks or ()) for m in module.modules())
+    layers = sum(len(m) for m in module.children() if isinstance(m, nn.ModuleList))
     layer = ACTIVATIONS * half / 2 * tokens * width * train.per_device_batch_size
     kept = (
         layers * 2 * tokens * width * half / 2 * train.per_device_batch_size + layer

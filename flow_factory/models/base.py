@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar, get_args, get_type_hints
 
 import torch
 from PIL import Image
@@ -72,7 +72,8 @@ class ModelAdapter:
     @classmethod
     def transformer_class(cls) -> Any:
         """The class of the first component, from the pipeline's own signature."""
-        return get_type_hints(import_pipeline(cls.pipeline).__init__)[cls.components[0]]
+        hint = get_type_hints(import_pipeline(cls.pipeline).__init__)[cls.components[0]]
+        return next((kind for kind in get_args(hint) if kind is not type(None)), hint)  # Wan's may be None
 
     @classmethod
     def tokens_of(cls, height: int, width: int, call: Mapping[str, Any]) -> int:
@@ -227,11 +228,6 @@ class ModelAdapter:
     def out_of_reach(cls, checkpoint: str, trained: Sequence[str], num_steps: int, overrides: Mapping[str, Any]) -> dict[int, str]:
         """Steps of a schedule that no trained component draws, and which component draws them."""
         return {}
-
-    def prove(self, cond: Cond, call: Mapping[str, Any], n: int) -> None:
-        """Raises:
-        UserError: training would not see what sampling saw. The families that have a file of their own were proved once and for all.
-        """
 
     def drop_encoders(self) -> None:
         """Frees what only `encode` needs."""

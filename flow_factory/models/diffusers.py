@@ -1,7 +1,6 @@
 """Any other flow-matching pipeline of diffusers: no code of its own, found from the checkpoint's model_index.json."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -10,11 +9,9 @@ from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from flow_factory.config.pipelines import pipeline_path
-from flow_factory.dynamics import DYNAMICS
 from flow_factory.errors import UserError
 from flow_factory.memo import Memo
 from flow_factory.models.base import ModelAdapter
-from flow_factory.sampling import Sampler
 from flow_factory.types import Cond, Row
 from flow_factory.velocity import Draw, Recorder
 
@@ -106,29 +103,6 @@ class Diffusers(ModelAdapter):
     def evaluate(self, cond: Cond, call: Mapping[str, Any], num_steps: int, generators: list[Generator]) -> list[Any]:
         with self.field.desk.using(Memo(self._given(cond, 1))):
             return super().evaluate(_prompts(cond, 1), call, num_steps, generators)
-
-    def prove(self, cond: Cond, call: Mapping[str, Any], n: int) -> None:
-        """Rolls a row out in three steps, and asks for the velocities again."""
-        device = self.pipe._execution_device
-        generators = [torch.Generator(device).manual_seed(k) for k in range(n)]
-        kernel, memo, noise = DYNAMICS["Flow-SDE"], Memo(), torch.Generator(device).manual_seed(0)
-        normal = partial(torch.randn, generator=noise, device=device)
-        draw = Sampler(kernel, 0.7, (0, 1), lambda index, x, purpose: normal(x.shape), torch.float32)
-        name = type(self.pipe).__name__
-        try:
-            _, recorder = self.sample(cond, call, 3, draw, generators, memo)
-            with torch.no_grad():
-                again = [self.velocity(s.x.to(s.dtype), s.t, s.s, cond, call, memo) for s in recorder.kept]
-        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            alone = "; train.per_device_batch_size: 1, or model.vae_slicing: true, may help" if n > 1 else ""
-            raise UserError(f"model_type: diffusers cannot train {name}: with {n} samples of a row it fails: {reason}{alone}") from error
-        for s, v in zip(recorder.kept, again, strict=True):
-            logp = kernel.log_prob(s.x1.float(), *kernel.step(s.x.float(), v.float(), s.s, s.s1, 0.7, s.ceiling))
-            if not torch.allclose(logp, s.logp, rtol=0, atol=1e-5):
-                off = (logp - s.logp).abs().max().item()
-                raise UserError(f"model_type: diffusers cannot train {name}: at step {s.index} training sees another velocity than "
-                                f"sampling did (log-probability off by {off:.1e}); its guidance may depend on the step")  # fmt: skip
 
 
 def _prompts(cond: Cond, n: int) -> Cond:

@@ -1,0 +1,61 @@
+"""Does training see what sampling saw? Asked of a pipeline that the tests do not know, before a run spends anything on it."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+
+from flow_factory.dynamics import DYNAMICS
+from flow_factory.errors import UserError
+from flow_factory.memo import Memo
+from flow_factory.models.base import ModelAdapter
+from flow_factory.sampling import Sampler
+from flow_factory.types import Cond
+
+ETA, STEPS = 0.7, 3
+LARGEST = 1e-5
+"""A tenth of the usual clip range."""
+FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError)
+"""What pipelines raise when they are called in a way that they do not support."""
+
+
+@torch.no_grad()
+def replay_error(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any], n: int = 2) -> float:
+    """The largest difference between the log-probability of a transition in a short rollout of n samples and in its replay.
+
+    Returns:
+        0.0 where training sees to the bit what sampling saw; NaN where the model makes no numbers.
+    """
+    device = adapter.pipe._execution_device
+    generators = [torch.Generator(device).manual_seed(k) for k in range(n)]
+    normal = partial(torch.randn, generator=torch.Generator(device).manual_seed(n), device=device)
+    kernel, memo = DYNAMICS["Flow-SDE"], Memo()
+    draw = Sampler(kernel, ETA, range(STEPS - 1), lambda index, x, purpose: normal(x.shape), torch.float32)
+    _, recorder = adapter.sample(cond, call, STEPS, draw, generators, memo)
+    errors = []
+    for s in recorder.kept:
+        v = adapter.velocity(s.x.to(s.dtype), s.t, s.s, cond, call, memo)
+        logp = kernel.log_prob(s.x1.float(), *kernel.step(s.x.float(), v.float(), s.s, s.s1, ETA, s.ceiling))
+        errors.append((logp - s.logp).abs().max())
+    if not errors:
+        raise RuntimeError(f"{type(adapter.pipe).__name__} did not call scheduler.step at the head of its schedule")
+    return torch.stack(errors).max().item()
+
+
+def prove(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any], n: int) -> None:
+    """Raises:
+    UserError: the pipeline cannot be trained through its scheduler; the message says why.
+    """
+    name = type(adapter.pipe).__name__
+    try:
+        error = replay_error(adapter, cond, call, n)
+    except FAILURES as failure:
+        reason = str(failure).strip().splitlines()[0] if str(failure).strip() else type(failure).__name__
+        advice = "; train.per_device_batch_size: 1, or model.vae_slicing: true, may help" if n > 1 else ""
+        raise UserError(f"{name} cannot be trained with {n} samples of a row at a time: {reason}{advice}") from failure
+    if not error <= LARGEST:
+        raise UserError(
+            f"{name} cannot be trained: a velocity call sees something else than the rollout did (log-probability off by {error:.1e}); "
+            "its guidance may depend on the step, or its result on chance"
+        )
