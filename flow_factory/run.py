@@ -135,7 +135,9 @@ class Run:
             "trained weights": self.checkpoint(), "config": folder / "config.yaml",
         }  # fmt: skip
         longer = f"ff-train {folder / 'config.yaml'} run_name={folder.name}-longer model.resume_path={self.checkpoint()}"
-        steps = {"train on from these weights": longer, "the same for FLUX.1-dev, on GPUs": "ff-train examples/grpo/lora/flux1.yaml"}
+        steps = {"train on from these weights": longer}
+        if config.model.model_name_or_path.startswith("assets/"):  # the quick start
+            steps["the same for FLUX.1-dev, on GPUs"] = "ff-train examples/grpo/lora/flux1.yaml"
         title = f"{folder.name}: {self.trainer.progress.epoch} epochs of {config.train.trainer_type}"
         first, last = ({k: v for k, v in m.items() if _shown(k, v)} for m in eval_metrics(folder / "metrics.jsonl"))
         facts = [f"{(time.monotonic() - self.started) / 60:.1f} minutes on {self.trainer.accelerator.device}, evaluations included"]

@@ -67,7 +67,7 @@ def test_the_pages_have_commands_and_each_parses(monkeypatch: pytest.MonkeyPatch
             load_config(args.config, args.overrides)
 
 
-@pytest.mark.parametrize("text", [pytest.param(t, id=i) for i, t in blocks("python")])
+@pytest.mark.parametrize("text", [pytest.param(t, id=i) for i, t in blocks("python") if not i.startswith("new_model")])  # test_new_model
 def test_every_script_of_the_pages_runs(text: str, tmp_path: Path) -> None:
     (tmp_path / "assets").symlink_to(ROOT / "assets")
     done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
