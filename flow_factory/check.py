@@ -14,7 +14,7 @@ from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.rewards import REWARDS
 from flow_factory.rewards.scoring import require_columns
-from flow_factory.rows import check_conditions, has_split, read_split
+from flow_factory.rows import check_conditions, fitted, has_split, read_split
 
 CARDS = (24, 48, 80)
 """GB of common GPUs, for machines that have none."""
@@ -26,6 +26,8 @@ def check(config: RunConfig) -> str:
     Raises:
         UserError: the data set, a reward or the checkpoint's folder is not what the config says.
     """
+    if (Path(config.model.model_name_or_path) / "model_index.json").is_file():
+        config = fitted(config)
     parts = [("data", data_lines(config)), ("rewards", reward_lines(config)), ("checkpoint", checkpoint_lines(config))]
     parts += [("plan", plan_lines(config)), ("memory of one process", memory_lines(config))]
     return "\n".join(line for title, lines in parts for line in (f"{title}:", *(f"  {line}" for line in lines)))

@@ -19,7 +19,7 @@ from flow_factory.data.reader import read_rows
 from flow_factory.errors import UserError
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
-from flow_factory.models.loading import LoadError
+from flow_factory.models.loading import sketch_adapter
 from flow_factory.trainer import call_of
 from flow_factory.types import Cond, Row
 
@@ -46,24 +46,29 @@ def check_conditions(config: RunConfig, rows: Sequence[Row], progress: bool = Tr
     check_rows(rows, progress)
 
 
-def within_reach(config: RunConfig) -> RunConfig:
-    """The config without the stochastic steps that no trained expert draws.
+def checkpoint_of(config: RunConfig) -> tuple[str, str, dict[str, Any], str | None]:
+    """What a checkpoint is found by: name, family, overrides of its scheduler, pipeline."""
+    return config.model.model_name_or_path, config.model.model_type, config.scheduler.overrides, config.model.pipeline_class
+
+
+def fitted(config: RunConfig) -> RunConfig:
+    """The config, checked against what the checkpoint can do, without the stochastic steps that no trained expert draws.
 
     Raises:
-        UserError: `scheduler.sde_steps` names such a step, or none is left.
+        LoadError: the checkpoint's configs cannot be read.
+        UserError: a size that it cannot make; `scheduler.sde_steps` names a step of an expert that is not trained, or none is left.
     """
-    model, train, scheduler = config.model, config.train, config.scheduler
-    family = MODELS[model.model_type]
-    try:
-        others = family.out_of_reach(model.model_name_or_path, model.target_components, train.num_inference_steps, scheduler.overrides)
-    except OSError as error:
-        raise LoadError(f"model.model_name_or_path: {model.model_name_or_path!r} cannot be read: {str(error).splitlines()[0]}") from error
+    sketch = sketch_adapter(*checkpoint_of(config))
+    for section in (config.train, config.eval):
+        sketch.check_call(call_of(section))
+    train, scheduler, trained = config.train, config.scheduler, config.model.target_components
+    others = sketch.out_of_reach(trained, train.num_inference_steps)
     candidates = scheduler.stochastic_steps(train.num_inference_steps, train.first_step)
     lost = [k for k in candidates if k in others]
     if not lost or not train.stochastic:
         return config
     left = [k for k in candidates if k not in others]
-    both = f"train both experts: model.target_components: {json.dumps([*model.target_components, others[lost[0]]])}"
+    both = f"train both experts: model.target_components: {json.dumps([*trained, others[lost[0]]])}"
     if scheduler.sde_steps is not None or not left or (scheduler.num_sde_steps or 1) > len(left):
         write = f"write {left}, or " if left else ""
         raise UserError(f"scheduler.sde_steps: {others[lost[0]]} draws steps {lost} and is not trained; {write}{both}")

@@ -23,7 +23,7 @@ from flow_factory.models.loading import load_adapter
 from flow_factory.models.proof import prove
 from flow_factory.policy import Policy, build_policy
 from flow_factory.rewards.scoring import load_rewards
-from flow_factory.rows import check_conditions, encode, has_split, read_split, within_reach
+from flow_factory.rows import check_conditions, checkpoint_of, encode, fitted, has_split, read_split
 from flow_factory.run import Run
 from flow_factory.trackers import Trackers, open_trackers
 from flow_factory.trainer import Progress, Trainer, call_of, moved
@@ -40,18 +40,16 @@ def build(config: RunConfig) -> Run:
     """
     rows, test = read_split(config, "train"), read_split(config, "test") if has_split(config, "test") else []
     accelerator = make_accelerator(config)
-    config = within_reach(config)
     check_conditions(config, [*rows, *test], progress=accelerator.is_local_main_process)
     folder = run_folder(config, accelerator)
     trackers = open_run_trackers(config, folder, accelerator)
+    config = fitted(config)
     rewards, eval_rewards = load_rewards(
         arguments(config.rewards), arguments(config.eval_rewards) if config.eval_rewards else None, accelerator
     )
     rewards.check_columns(rows)
     eval_rewards.check_columns(test)
     adapter = open_adapter(config)
-    for section in (config.train, config.eval):
-        adapter.check_call(call_of(section))
     conds, eval_conds = encode(config, adapter, [rows, test], accelerator)
     adapter.drop_encoders()
     policy = build_policy(
@@ -103,11 +101,9 @@ def open_adapter(config: RunConfig) -> ModelAdapter:
     Raises:
         LoadError: it does not load.
     """
-    model = config.model
-    trained = model.master_weight_dtype if model.finetune_type == "full" else None
-    return load_adapter(
-        model.model_name_or_path, model.model_type, config.mixed_precision, trained, config.scheduler.overrides, model.pipeline_class
-    )
+    trained = config.model.master_weight_dtype if config.model.finetune_type == "full" else None
+    name, family, overrides, pipeline = checkpoint_of(config)
+    return load_adapter(name, family, config.mixed_precision, trained, overrides, pipeline)
 
 
 def keep_copies(config: RunConfig, policy: Policy, compared: Sequence[str]) -> WeightStore:

@@ -224,8 +224,7 @@ class ModelAdapter:
             if isinstance(part, nn.Module):
                 part.to(device).eval().requires_grad_(False)
 
-    @classmethod
-    def out_of_reach(cls, checkpoint: str, trained: Sequence[str], num_steps: int, overrides: Mapping[str, Any]) -> dict[int, str]:
+    def out_of_reach(self, trained: Sequence[str], num_steps: int) -> dict[int, str]:
         """Steps of a schedule that no trained component draws, and which component draws them."""
         return {}
 

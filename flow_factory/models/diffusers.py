@@ -1,10 +1,11 @@
 """Any other flow-matching pipeline of diffusers: no code of its own, found from the checkpoint's model_index.json."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import ConfigMixin, DiffusionPipeline
 from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -80,10 +81,17 @@ class Diffusers(ModelAdapter):
         return 0, call.get("max_sequence_length", self.text_length)  # how it counts is the pipeline's secret
 
     def size_step(self) -> int:
+        """A patch of latents; pipelines that pack latents themselves have told their picture processor."""
         names = ("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compression_ratio")
         scale = next(int(getattr(self.pipe, n)) for n in names if hasattr(self.pipe, n))
         patch = self.field.bare["transformer"].config.get("patch_size", 1)
-        return scale * (patch if isinstance(patch, int) else patch[-1])
+        processors = [getattr(self.pipe, kind, None) for kind in ("image_processor", "video_processor")]
+        told = [p.config.get("vae_scale_factor", 1) for p in processors if isinstance(p, ConfigMixin)]
+        return math.lcm(scale * (patch if isinstance(patch, int) else patch[-1]), *told)
+
+    def frame_step(self) -> int:
+        names = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
+        return next((int(getattr(self.pipe, n)) for n in names if hasattr(self.pipe, n)), 0)
 
     def joinable(self, cond: Cond) -> Any:
         return None

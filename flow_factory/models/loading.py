@@ -1,6 +1,7 @@
 """A checkpoint behind its family's adapter: for the trainer, and for scripts and notebooks that want a rollout or a velocity without it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.parts import import_pipeline
 from flow_factory.models.processors import substitutes
+from flow_factory.models.skeleton import empty_pipeline
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "no": torch.float32}
 BROKEN = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, ImportError, SafetensorError)
@@ -42,13 +44,40 @@ def load_adapter(
         LoadError: it does not load.
         UnknownName: no such family.
     """
-    family = MODELS[model_type].of(model_name_or_path, pipeline_class)
+    family = family_of(model_name_or_path, model_type, pipeline_class)
     kinds: Any = DTYPES[dtype]
     if trained_dtype is not None and DTYPES[trained_dtype] != kinds:
         kinds = {"default": kinds, **dict.fromkeys(family.components, DTYPES[trained_dtype])}
-    pipe = load_pipeline(model_name_or_path, family, kinds)
-    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **(scheduler_overrides or {}))
+    return _adapter(family, load_pipeline(model_name_or_path, family, kinds), scheduler_overrides)
+
+
+def sketch_adapter(
+    model_name_or_path: str, model_type: str, scheduler_overrides: Mapping[str, Any] | None = None, pipeline_class: str | None = None
+) -> ModelAdapter:
+    """The same without weights: it knows sizes and schedules. Reads configs only.
+
+    Raises:
+        LoadError: they are not there, or are another family's.
+    """
+    family = family_of(model_name_or_path, model_type, pipeline_class)
+    with one_sentence(model_name_or_path, family):
+        check_kind(model_name_or_path, family)
+        pipe = empty_pipeline(model_name_or_path, family.pipeline)
+    return _adapter(family, pipe, scheduler_overrides)
+
+
+def _adapter(family: type[ModelAdapter], pipe: Any, overrides: Mapping[str, Any] | None) -> ModelAdapter:
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **(overrides or {}))
     return family(pipe)
+
+
+def family_of(name: str, model_type: str, pipeline_class: str | None) -> type[ModelAdapter]:
+    """Raises:
+    LoadError: `model_type: diffusers` cannot read from the checkpoint which pipeline it is.
+    """
+    family: type[ModelAdapter] = MODELS[model_type]
+    with one_sentence(name, family):
+        return family.of(name, pipeline_class)
 
 
 def load_pipeline(name: str, family: type[ModelAdapter], dtype: torch.dtype | dict[str, torch.dtype]) -> Any:
@@ -57,32 +86,36 @@ def load_pipeline(name: str, family: type[ModelAdapter], dtype: torch.dtype | di
     Raises:
         LoadError: one sentence on why it does not load.
     """
-    cls = import_pipeline(family.pipeline)
-    try:
-        index = DiffusionPipeline.load_config(name)
-        check_kind(name, index.get("_class_name", cls.__name__), family)
-        passed, later = substitutes(name, index)
-        pipe = cls.from_pretrained(name, torch_dtype=dtype, **passed)
+    with one_sentence(name, family):
+        check_kind(name, family)
+        passed, later = substitutes(name, DiffusionPipeline.load_config(name))
+        pipe = import_pipeline(family.pipeline).from_pretrained(name, torch_dtype=dtype, **passed)
         pipe.register_modules(**later)
+        return pipe
+
+
+@contextmanager
+def one_sentence(name: str, family: type[ModelAdapter]) -> Iterator[None]:
+    """Turns what loading raises into a `LoadError`."""
+    try:
+        yield
+    except UserError:
+        raise
     except BROKEN as error:
-        if isinstance(error, UserError):
-            raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         where = "the folder" if Path(name).exists() else "the hub name (there is no such folder)"
-        raise LoadError(f"model.model_name_or_path: {where} {name!r} does not load as {cls.__name__}: {reason}") from error
-    return pipe
+        kind = family.pipeline.partition(":")[2] or "a pipeline of diffusers"
+        raise LoadError(f"model.model_name_or_path: {where} {name!r} does not load as {kind}: {reason}") from error
 
 
-def check_kind(name: str, made_for: str, family: type[ModelAdapter]) -> None:
+def check_kind(name: str, family: type[ModelAdapter]) -> None:
     """Raises:
     LoadError: the checkpoint is another family's; the message says which.
     """
-    if made_for in (family.pipeline.partition(":")[2], *family.also_loads):
+    wanted = family.pipeline.partition(":")[2]
+    made_for = DiffusionPipeline.load_config(name).get("_class_name", wanted)
+    if made_for in (wanted, *family.also_loads):
         return
-    right = [known for known in MODELS if known != "diffusers" and MODELS.path(known) and _serves(known, made_for)]
+    right = [known for known in MODELS if MODELS[known].pipeline.partition(":")[2] == made_for]
     advice = f"model_type: {right[0]}" if right else f"model_type: diffusers with pipeline_class: {made_for}"
-    raise LoadError(f"model.model_name_or_path: {name!r} is a {made_for}, not a {family.pipeline.partition(':')[2]}; write {advice}")
-
-
-def _serves(model_type: str, made_for: str) -> bool:
-    return MODELS[model_type].pipeline.partition(":")[2] == made_for
+    raise LoadError(f"model.model_name_or_path: {name!r} is a {made_for}, not a {wanted}; write {advice}")

@@ -1,6 +1,7 @@
 """LTX-2: text, or a picture, to video and sound together; the state is the latents of both as one vector."""
 
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -46,7 +47,7 @@ class LTX2(ModelAdapter):
         return {"num_frames": self.default_frames} | super().takes(call)
 
     def size_step(self) -> int:
-        return self.pipe.vae_spatial_compression_ratio
+        return math.lcm(32, self.pipe.vae_spatial_compression_ratio)  # the pipeline wants 32 whatever the VAE does
 
     def frame_step(self) -> int:
         return self.pipe.vae_temporal_compression_ratio

@@ -5,13 +5,14 @@ from functools import partial
 from typing import Any
 
 import torch
+from PIL import Image
 
 from flow_factory.dynamics import DYNAMICS
 from flow_factory.errors import UserError
 from flow_factory.memo import Memo
 from flow_factory.models.base import ModelAdapter
 from flow_factory.sampling import Sampler
-from flow_factory.types import Cond
+from flow_factory.types import Clip, Cond
 
 ETA, STEPS = 0.7, 3
 LARGEST = 1e-5
@@ -26,13 +27,17 @@ def replay_error(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any], n: 
 
     Returns:
         0.0 where training sees to the bit what sampling saw; NaN where the model makes no numbers.
+
+    Raises:
+        UserError: see `check_size`.
     """
     device = adapter.pipe._execution_device
     generators = [torch.Generator(device).manual_seed(k) for k in range(n)]
     normal = partial(torch.randn, generator=torch.Generator(device).manual_seed(n), device=device)
     kernel, memo = DYNAMICS["Flow-SDE"], Memo()
     draw = Sampler(kernel, ETA, range(STEPS - 1), lambda index, x, purpose: normal(x.shape), torch.float32)
-    _, recorder = adapter.sample(cond, call, STEPS, draw, generators, memo)
+    media, recorder = adapter.sample(cond, call, STEPS, draw, generators, memo)
+    check_size(adapter, media[0], call)
     errors = []
     for s in recorder.kept:
         v = adapter.velocity(s.x.to(s.dtype), s.t, s.s, cond, call, memo)
@@ -41,6 +46,16 @@ def replay_error(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any], n: 
     if not errors:
         raise RuntimeError(f"{type(adapter.pipe).__name__} did not call scheduler.step at the head of its schedule")
     return torch.stack(errors).max().item()
+
+
+def check_size(adapter: ModelAdapter, drawn: Image.Image | Clip, call: Mapping[str, Any]) -> None:
+    """Raises:
+    UserError: the pipeline draws another size than it is asked for (HiDream always a megapixel, others what their patches make of it).
+    """
+    width, height = (drawn.frames[0] if isinstance(drawn, Clip) else drawn).size
+    if (height, width) != (call["height"], call["width"]):
+        name, asked = type(adapter.pipe).__name__, f"height {call['height']}, width {call['width']}"
+        raise UserError(f"asked for {asked}, {name} draws height {height}, width {width}: write what it draws")
 
 
 def prove(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any], n: int) -> None:

@@ -1,9 +1,8 @@
 """Wan 2.1 and 2.2: text, image and video to video, with one transformer or two (A14B: one for each end of the schedule)."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
-
-import diffusers
 
 from flow_factory.errors import UserError
 from flow_factory.models.base import ModelAdapter
@@ -28,23 +27,21 @@ class WanT2V(ModelAdapter):
         frames = (call.get("num_frames", cls.default_frames) - 1) // 4 + 1
         return frames * (height // 16) * (width // 16)
 
-    @classmethod
-    def out_of_reach(cls, checkpoint: str, trained: Sequence[str], num_steps: int, overrides: Mapping[str, Any]) -> dict[int, str]:
-        """A14B: `transformer` draws the noisy end of the schedule, down to `boundary_ratio`, and `transformer_2` the rest."""
-        index = diffusers.DiffusionPipeline.load_config(checkpoint)
-        boundary = index.get("boundary_ratio")
-        if boundary is None:
-            return {}
-        scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(checkpoint, subfolder="scheduler", **overrides)
-        scheduler.set_timesteps(num_steps)
-        border = boundary * scheduler.config.num_train_timesteps
-        drawn = {k: "transformer" if t >= border else "transformer_2" for k, t in enumerate(scheduler.timesteps.tolist())}
-        return {k: name for k, name in drawn.items() if name not in trained}
-
     def __init__(self, pipe: Any):
         super().__init__(pipe)
         small = getattr(pipe.config, "expand_timesteps", False)  # TI2V-5B
         self.fps = 24 if small else 16
+
+    def out_of_reach(self, trained: Sequence[str], num_steps: int) -> dict[int, str]:
+        """A14B: `transformer` draws the noisy end of the schedule, down to `boundary_ratio`, and `transformer_2` the rest."""
+        boundary = getattr(self.pipe.config, "boundary_ratio", None)
+        if boundary is None:
+            return {}
+        scheduler = copy.deepcopy(self.pipe.scheduler)
+        scheduler.set_timesteps(num_steps)
+        border = boundary * scheduler.config.num_train_timesteps
+        drawn = {k: "transformer" if t >= border else "transformer_2" for k, t in enumerate(scheduler.timesteps.tolist())}
+        return {k: name for k, name in drawn.items() if name not in trained}
 
     def embed(self, text: str, pictures: Any, call: Mapping[str, Any]) -> Cond:
         length = call.get("max_sequence_length", self.text_length)
@@ -72,14 +69,18 @@ class WanI2V(WanT2V):
 
     def conditions(self, row: Row, call: Mapping[str, Any]) -> Cond:
         first, *last = super().conditions(row, call)["image"]
-        if last and not self._takes_last():
-            raise UserError(f"{row.source}: two condition images; this checkpoint takes the first picture of the video only")
+        if 1 + len(last) not in (takes := self._takes()):
+            wants = "the first and the last picture of the video" if takes == (2,) else "the first picture of the video only"
+            raise UserError(f"{row.source}: {1 + len(last)} condition image{'s' * len(last)}; this checkpoint takes {wants}")
         return {"image": first} | ({"last_image": last[0]} if last else {})
 
-    def _takes_last(self) -> bool:
-        """Of Wan 2.1 only the first-last-frame checkpoint does, of 2.2 only A14B; the others would ignore it or fail."""
+    def _takes(self) -> tuple[int, ...]:
+        """How many pictures: of Wan 2.1 the first-last-frame checkpoint wants both, and of 2.2 only A14B takes a last one; the others
+        would ignore it or fail."""
         config = next(iter(self.field.bare.values())).config
-        return not self.pipe.config.expand_timesteps and (config.image_dim is None or config.pos_embed_seq_len is not None)
+        if config.image_dim is not None:
+            return (1,) if config.pos_embed_seq_len is None else (2,)
+        return (1,) if self.pipe.config.expand_timesteps else (1, 2)
 
 
 class WanV2V(WanT2V):
