@@ -9,7 +9,8 @@ from flow_factory.registry import UnknownName
 @pytest.mark.parametrize(("written", "meant"), [
     ("flux1_kontext", "flux1-kontext"), ("FLUX1-Kontext", "flux1-kontext"), ("qwenimage", "qwen-image"), ("qwen_image", "qwen-image"),
     ("zimage", "z-image"), ("z_image_turbo", "z-image"), ("wan22_t2v", "wan2_t2v"), ("wan21-i2v", "wan2_i2v"), ("wan2-v2v", "wan2_v2v"),
-    ("sd3", "sd3-5"), ("sd3_5", "sd3-5"), ("flux2_klein_base", "flux2-klein"), ("ltx2-t2av", "ltx2_t2av"), ("LTX-2", "ltx2_t2av"), ("flux", "flux1"),
+    ("sd3", "sd3-5"), ("sd3_5", "sd3-5"), ("flux2_klein_base", "flux2-klein"),
+    ("ltx2-t2av", "ltx2_t2av"), ("LTX-2", "ltx2_t2av"), ("flux", "flux1"),
 ])  # fmt: skip
 def test_other_spellings_of_a_family_are_understood(written: str, meant: str) -> None:
     assert MODELS.canonical(written) == meant and MODELS.path(written) == MODELS.table[meant]

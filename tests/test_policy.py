@@ -1,5 +1,6 @@
 """What is trained and how it computes, on a tiny FLUX.1."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,7 +8,8 @@ from torch import Tensor, nn
 from flow_factory.errors import UserError
 from flow_factory.models.flux1 import Flux1
 from flow_factory.policy import attention_problem, target_names
-from tests.conftest import condition, flux, fresh_policy, policy_over, velocity_at
+from flow_factory.randomness import generator
+from tests.conftest import CALL, condition, flux, fresh_policy, policy_over, velocity_at
 from tests.tiny.flux import flux_pipeline
 
 LORA = {"finetune_type": "lora", "target_modules": ("default",)}
@@ -196,3 +198,26 @@ def test_a_compiled_model_is_asked_with_and_without_gradient_and_answers_alike(c
     awake.square().mean().backward()
     assert torch.equal(asleep, awake) and all(p.grad is not None for p in policy.trained().values())
     torch.testing.assert_close(awake, velocity_at(base, cond), rtol=1e-4, atol=1e-5)
+
+
+# -- VAE ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_decoding_picture_by_picture_draws_the_same_pictures() -> None:
+    adapter = flux()
+    cond, one_at_a_time = condition(adapter), flux()
+    policy_over(one_at_a_time, vae_slicing=True, finetune_type="full", master_weight_dtype="fp32")
+    sizes: list[int] = []
+    one_at_a_time.pipe.vae.decoder.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    both = [a.evaluate(a.join([cond, cond]), CALL, 2, [generator(0, "eval", i) for i in range(2)]) for a in (adapter, one_at_a_time)]
+    assert sizes == [1, 1] and all(np.abs(np.asarray(a, int) - np.asarray(b, int)).max() <= 1 for a, b in zip(*both, strict=True))
+
+
+def test_tiles_are_asked_for_and_a_vae_that_has_none_is_named() -> None:
+    adapter = flux()
+    fresh_policy(adapter, vae_tiling=True)
+    assert adapter.pipe.vae.use_tiling
+    other = flux()
+    other.pipe.register_modules(vae=nn.Identity())
+    with pytest.raises(UserError, match="model.vae_tiling: Identity has no enable_tiling; write false"):
+        fresh_policy(other, vae_tiling=True)
