@@ -73,7 +73,7 @@ def _save_lora(folder: Path, module: Any, pipeline: Any) -> None:
     layers = get_peft_model_state_dict(module)
     if hasattr(pipeline, "save_lora_weights"):
         pipeline.save_lora_weights(folder, transformer_lora_layers=layers, transformer_lora_adapter_metadata=_adapter(module))
-    else:  # for `pipe.transformer.load_lora_adapter(folder)`
+    else:  # for `pipe.transformer.load_lora_adapter(folder, use_safetensors=True)`
         metadata = {f"transformer.{k}": v for k, v in _adapter(module).items()}
         tensors = {f"transformer.{k}": v.contiguous() for k, v in layers.items()}
         save_file(tensors, folder / LORA_FILE, metadata={"lora_adapter_metadata": json.dumps(metadata), "format": "pt"})

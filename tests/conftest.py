@@ -14,7 +14,7 @@ from flow_factory.models.base import ModelAdapter
 from flow_factory.models.flux1 import Flux1
 from flow_factory.policy import Policy, build_policy
 from flow_factory.randomness import generator, normal
-from flow_factory.sampling import Sampler
+from flow_factory.sampling import Noise, Sampler
 from flow_factory.types import Cond, Row, Step
 from tests.tiny.flux import flux_pipeline, save_flux
 
@@ -70,6 +70,17 @@ def velocity_at(adapter: ModelAdapter, cond: Cond, dtype: torch.dtype = torch.fl
     return adapter.velocity(state().to(dtype), torch.tensor(500.0), torch.tensor(0.5), cond, CALL | call)
 
 
+def keyed_noise(ids: Sequence[int]) -> Noise:
+    """Noise of a rollout of the samples with these ids."""
+    return lambda index, x, purpose: torch.stack([normal(x.shape[1:], torch.float32, "cpu", 0, purpose, i, index) for i in ids])
+
+
+def log_prob_at(v: Tensor, step: Step, dynamics: str) -> Tensor:
+    """Of a kept transition, with the velocity v."""
+    kernel = DYNAMICS[dynamics]
+    return kernel.log_prob(step.x1.float(), *kernel.step(step.x.float(), v.float(), step.s, step.s1, ETA, step.ceiling))
+
+
 def rolled(
     adapter: ModelAdapter,
     cond: Cond,
@@ -79,11 +90,7 @@ def rolled(
     **call: Any,
 ) -> list[Step]:
     """The kept transitions of a rollout whose noise is keyed by sample id."""
-
-    def noise(index: int, x: Tensor, purpose: str) -> Tensor:
-        return torch.stack([normal(x.shape[1:], torch.float32, "cpu", 0, purpose, i, index) for i in ids])
-
-    sampler = Sampler(DYNAMICS[dynamics], ETA, NOISY, noise, storage)
+    sampler = Sampler(DYNAMICS[dynamics], ETA, NOISY, keyed_noise(ids), storage)
     _, recorder = adapter.sample(cond, CALL | call, STEPS, sampler, [generator(0, "init", i) for i in ids])
     assert [step.index for step in recorder.kept] == list(NOISY)
     return recorder.kept

@@ -8,18 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from flow_factory.dynamics import DYNAMICS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.types import Cond, Step
-from tests.conftest import CALL, CFG, ETA, SDES, condition, flux, policy_over, rolled
+from tests.conftest import CALL, CFG, SDES, condition, flux, log_prob_at, policy_over, rolled
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def replayed(adapter: ModelAdapter, step: Step, cond: Cond, dynamics: str = "Flow-SDE", **call: Any) -> Tensor:
-    kernel = DYNAMICS[dynamics]
-    v = adapter.velocity(step.x.to(step.dtype), step.t, step.s, cond, CALL | call)
-    return kernel.log_prob(step.x1.float(), *kernel.step(step.x.float(), v.float(), step.s, step.s1, ETA, step.ceiling))
+    return log_prob_at(adapter.velocity(step.x.to(step.dtype), step.t, step.s, cond, CALL | call), step, dynamics)
 
 
 def exact(adapter: ModelAdapter, steps: Sequence[Step], cond: Cond, dynamics: str = "Flow-SDE", **call: Any) -> bool:

@@ -39,6 +39,7 @@ PIPELINES: dict[str, Callable[[], Any]] = {
     "sd3": images.sd3,
     "wan21_t2v": wan.wan21_t2v,
     "wan21_i2v": wan.wan21_i2v,
+    "wan21_flf2v": wan.wan21_flf2v,
     "wan21_v2v": wan.wan21_v2v,
     "wan22_a14b_t2v": wan.wan22_a14b_t2v,
     "wan22_a14b_i2v": wan.wan22_a14b_i2v,
@@ -62,7 +63,7 @@ SMALL: dict[str, Mapping[str, Any]] = {
     "flux1_kontext": {**IMAGE, "max_area": 32 * 32, "_auto_resize": False},
     "flux2": {**IMAGE, "max_sequence_length": 48},
     **{name: WAN for name in PIPELINES if name.startswith("wan")},
-    "wan21_i2v": {**WAN, "max_sequence_length": 512},
+    **dict.fromkeys(("wan21_i2v", "wan21_flf2v"), {**WAN, "max_sequence_length": 512}),
     "wan21_v2v": {k: v for k, v in WAN.items() if k != "num_frames"},
     **dict.fromkeys(("wan22_5b_t2v", "wan22_5b_i2v"), {**WAN, "height": 32, "width": 32}),
     "ltx2_t2av": LTX2,
@@ -76,20 +77,21 @@ CONDITIONS: dict[str, tuple[str, int]] = {
     "flux1_kontext": ("image", 32),
     **dict.fromkeys(("flux2", "flux2_klein", "flux2_klein_base"), ("image", 64)),  # a smaller side is refused
     **dict.fromkeys(("qwen_image_edit_plus", "qwen_image_edit_2511", "wan22_5b_i2v", "ltx2_i2av"), ("image", 32)),
-    **dict.fromkeys(("wan21_i2v", "wan22_a14b_i2v"), ("image", 16)),
+    **dict.fromkeys(("wan21_i2v", "wan21_flf2v", "wan22_a14b_i2v"), ("image", 16)),
     "wan21_v2v": ("video", 16),
 }
 """(the argument of the call, pixels a side)"""
 
 
 def condition(name: str, seed: int = 0) -> dict[str, Any]:
-    """Call arguments that show a pipeline blurred noise: one picture, a video of 5 frames, or nothing where it takes nothing."""
+    """Call arguments that show a pipeline blurred noise: a picture or two, a video of 5 frames, or nothing where it takes nothing."""
     if name not in CONDITIONS:
         return {}
     argument, size = CONDITIONS[name]
     noise = np.random.default_rng(seed).integers(0, 256, (5, 4, 4, 3), np.uint8)
     frames = [Image.fromarray(frame).resize((size, size)) for frame in noise]
-    return {argument: frames if argument == "video" else frames[0]}
+    last = {"last_image": frames[1]} if name == "wan21_flf2v" else {}
+    return {argument: frames if argument == "video" else frames[0]} | last
 
 
 def build(name: str) -> Any:

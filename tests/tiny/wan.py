@@ -38,10 +38,15 @@ def wan21_v2v() -> WanVideoToVideoPipeline:
     return WanVideoToVideoPipeline(**_parts(transformer=_transformer()))
 
 
-def wan21_i2v() -> WanImageToVideoPipeline:
+def wan21_i2v(**kwargs: Any) -> WanImageToVideoPipeline:
     """With a CLIP image encoder. Its attention takes all but 512 tokens for the picture's: `max_sequence_length` must be 512."""
-    transformer = _transformer(36, 16, image_dim=WIDTH, added_kv_proj_dim=24)
+    transformer = _transformer(36, 16, image_dim=WIDTH, added_kv_proj_dim=24, **kwargs)
     return WanImageToVideoPipeline(**_parts(transformer=transformer, image_encoder=clip_vision(), image_processor=clip_images()))
+
+
+def wan21_flf2v() -> WanImageToVideoPipeline:
+    """Wants the first picture and the last: 17 tokens each."""
+    return wan21_i2v(pos_embed_seq_len=2 * 17)
 
 
 def wan22_a14b_t2v() -> WanPipeline:

@@ -1,0 +1,103 @@
+"""What is evaluated is what a user of diffusers gets: the stock pipeline, from raw prompts and pictures, without us and with our LoRA."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+
+from flow_factory.checkpoint import load_model, save_model
+from flow_factory.policy import Policy
+from tests.models.cases import every_case, every_checkpoint
+from tests.models.harness import LORA, Tiny, drawn, euler, lora, same, stock, stock_of, tiny, trained
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@every_case
+def test_evaluation_draws_the_stock_pipelines_pictures(name: str, dtype: str) -> None:
+    """After a rollout, and without encoders; rows that may share a batch are drawn in one."""
+    t = tiny(name, dtype)
+    t.roll(noisy=())
+    one, two = (t.adapter.joinable(cond) for cond in t.conds)
+    batches: list[tuple[int, ...]] = [(0, 1)] if one is not None and one == two else [(0,), (1,)]
+    for rows in batches:
+        assert same(t.evaluate(rows), drawn(stock(name, dtype), t.case, rows))
+
+
+@contextmanager
+def spied(pipe: Any) -> Iterator[list[Tensor]]:
+    """The states that the stock scheduler steps to."""
+    states: list[Tensor] = []
+    step = type(pipe.scheduler).step
+
+    def seen(self: Any, *args: Any, **kwargs: Any) -> Any:
+        out = step(self, *args, **kwargs)
+        states.append(out[0])
+        return out
+
+    with mock.patch.object(type(pipe.scheduler), "step", seen):
+        yield states
+
+
+def ends(t: Tiny, ids: Sequence[int]) -> list[Tensor]:
+    """The last states of an ODE rollout, one a modality."""
+    with euler(t.adapter.pipe):
+        recorder: Any = t.roll(noisy=(), ids=ids)[1]
+    return [r.last for r in (recorder, recorder.twin) if r is not None]
+
+
+@every_case
+def test_an_ode_rollout_ends_where_the_stock_loop_ends(name: str) -> None:
+    """To the bit for one sample; each of two up to rounding, which depends on the size of the batch."""
+    t, pipe = tiny(name), stock(name)
+    alone, both = ends(t, (0,)), ends(t, (0, 1))
+    for k in (0, 1):
+        with euler(pipe), spied(pipe) as states:
+            drawn(pipe, t.case, noise=("init", k))
+        last = states[-len(alone) :]
+        assert all(torch.allclose(mine[k : k + 1], its, rtol=1e-3, atol=1e-4) for mine, its in zip(both, last, strict=True))
+        assert k > 0 or all(torch.equal(mine, its) for mine, its in zip(alone, last, strict=True))
+
+
+# -- LoRA -------------------------------------------------------------------------------------------------------------------------
+
+
+def loaded(name: str, folder: Path) -> Any:
+    """A stock pipeline with the saved LoRA, as guidance and diffusers' documentation say."""
+    pipe = stock_of(name)
+    if hasattr(pipe, "load_lora_weights"):
+        pipe.load_lora_weights(folder)
+    else:
+        pipe.transformer.load_lora_adapter(folder, use_safetensors=True)
+    if (folder / "transformer_2").exists():
+        pipe.load_lora_weights(folder / "transformer_2", load_into_transformer_2=True)
+    return pipe
+
+
+@every_checkpoint
+def test_a_saved_lora_in_a_stock_pipeline_draws_what_evaluation_draws(name: str, tmp_path: Path) -> None:
+    t, policy = lora(name)
+    save_model(tmp_path, policy, type(t.adapter.pipe))
+    evaluated = t.evaluate()
+    assert same(evaluated, drawn(loaded(name, tmp_path), t.case))
+    assert not same(evaluated, drawn(stock(name), t.case))
+
+
+@every_checkpoint
+def test_a_saved_lora_comes_back_into_a_fresh_policy(name: str, tmp_path: Path) -> None:
+    t, policy = lora(name)
+    save_model(tmp_path, policy, type(t.adapter.pipe))
+    _, fresh = trained(name, seed=1, **LORA)
+    before = weights(fresh)
+    load_model(tmp_path, fresh)
+    saved, here = weights(policy), weights(fresh)
+    assert saved.keys() == here.keys() and all(torch.equal(here[k], saved[k]) for k in saved)
+    assert not any(torch.equal(before[k], here[k]) for k in saved)
+
+
+def weights(policy: Policy) -> dict[str, Tensor]:
+    return {k: p.detach().clone() for k, p in policy.trained().items()}
