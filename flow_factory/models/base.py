@@ -216,7 +216,7 @@ class ModelAdapter:
 
     def media(self, out: tuple[Any, ...], call: Mapping[str, Any]) -> list[Any]:
         """One picture or clip a sample, of what the pipeline returned."""
-        return [Clip(list(one), self.fps) if isinstance(one, list) else one for one in out[0]]
+        return [Clip(list(one), call.get("frame_rate") or self.fps) if isinstance(one, list) else one for one in out[0]]
 
     def place(self, device: torch.device) -> None:
         """Moves all parts but the transformers to where rows are encoded: pipelines look at any of them for their device."""

@@ -47,6 +47,7 @@ class Diffusers(ModelAdapter):
 
     def __init__(self, pipe: Any):
         self.encoders = tuple(k for k, v in pipe.components.items() if k.startswith("text_encoder") and isinstance(v, nn.Module))
+        self.dims: dict[tuple, list[int | None]] = {}
         super().__init__(pipe)
         config = pipe.scheduler.config
         flow = "FlowMatch" in type(pipe.scheduler).__name__ or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow"
@@ -58,11 +59,22 @@ class Diffusers(ModelAdapter):
     def encode(self, row: Row, call: Mapping[str, Any]) -> Cond:
         texts = {"prompt": row.prompt} | ({} if row.negative_prompt is None else {"negative_prompt": row.negative_prompt})
         cond = {k: v for k, v in texts.items() if k in self.takes(dict.fromkeys(texts))} | self.conditions(row, call)
-        one, two = (tree_flatten(self._encoded(cond, n, call)) for n in (1, 2))
-        dims = [_batch_dim(a, b) for a, b in zip(one[0], two[0], strict=False)]
-        if one[1] != two[1] or "?" in dims:
+        if spare := sorted(set(cond) - set(self.takes(cond))):
+            raise UserError(f"{row.source}: {type(self.pipe).__name__} takes no {' or '.join(spare)}")
+        encoded = self._encoded(cond, 1, call)
+        leaves, structure = tree_flatten(encoded)
+        shape = (str(structure), tuple(x.ndim if isinstance(x, Tensor) else -1 for x in leaves))
+        if shape not in self.dims:  # seen once, known for all rows
+            self.dims[shape] = self._batch_dims(leaves, structure, self._encoded(cond, 2, call))
+        return cond | {"encoded": encoded, "batch_dims": self.dims[shape]}
+
+    def _batch_dims(self, one: list[Any], structure: Any, twice: list[Any]) -> list[int | None]:
+        """Along which dimension each output of `encode_prompt` grows with the number of prompts."""
+        two, other = tree_flatten(twice)
+        dims = [_batch_dim(a, b) for a, b in zip(one, two, strict=False)]
+        if structure != other or "?" in dims:
             raise UserError(f"{type(self.pipe).__name__}.encode_prompt returns something else than tensors of one entry a prompt")
-        return cond | {"encoded": tree_unflatten(one[0], one[1]), "batch_dims": dims}
+        return dims  # type: ignore[return-value]
 
     def _encoded(self, cond: Cond, n: int, call: Mapping[str, Any]) -> list[Any]:
         """What `encode_prompt` returns for n times the row, call by call: the pipeline runs up to its first transformer call."""

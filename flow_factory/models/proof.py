@@ -40,7 +40,8 @@ def replay_error(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any], n: 
     check_size(adapter, media[0], call)
     errors = []
     for s in recorder.kept:
-        v = adapter.velocity(s.x.to(s.dtype), s.t, s.s, cond, call, memo)
+        with torch.enable_grad():  # as training asks: a block that is checkpointed may compute something else (Chroma's do)
+            v = adapter.velocity(s.x.to(s.dtype), s.t, s.s, cond, call, memo).detach()
         logp = kernel.log_prob(s.x1.float(), *kernel.step(s.x.float(), v.float(), s.s, s.s1, ETA, s.ceiling))
         errors.append((logp - s.logp).abs().max())
     if not errors:
