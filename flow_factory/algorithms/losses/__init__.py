@@ -1,5 +1,10 @@
-"""Terms that several algorithms share, each per sample (B,): the caller weighs and averages them."""
+"""Loss terms, each per sample (B,): the caller weighs and averages them. Here what several algorithms share.
 
+x0 is the clean latent, noise the standard normal it was mixed with, x_s = (1 - s) x0 + s noise the point, v = noise - x0 the true velocity
+there. mean_d is the mean over the latent's D dimensions. Velocities and latents are (B, ...); s is 0-dim, (B,) or (B, 1, ..., 1).
+"""
+
+import torch
 from torch import Tensor
 
 from flow_factory.dynamics import per_sample
@@ -40,3 +45,19 @@ def kl_x(mean: Tensor, mean_ref: Tensor) -> Tensor:
 def kl_v(v: Tensor, v_ref: Tensor) -> Tensor:
     """`v-based`: mean_d (v - v_ref)^2. For the SDE kernels `kl_exact` is |dt| / 2 (g (1 - s) / (2 s) + 1 / g)^2 times this."""
     return per_sample((v - v_ref) ** 2)
+
+
+def matching_error(v: Tensor, x0: Tensor, noise: Tensor) -> Tensor:
+    """Flow matching's error mean_d (v - (noise - x0))^2: small where the policy makes x0 probable."""
+    return kl_v(v, noise - x0)
+
+
+def self_normalised_square(error: Tensor) -> Tensor:
+    """(B,) float64: mean_d error^2 / max(mean_d |error|, 1e-5), the divisor without gradient.
+
+    The gradient has the same size for large and for small errors (DiffusionNFT's adaptive weight, arXiv 2509.16117).
+    """
+    error = error.double()
+    with torch.no_grad():
+        weight = per_sample(error.abs()).clamp(min=1e-5)
+    return per_sample(error**2) / weight
