@@ -6,17 +6,24 @@ from typing import Any, ClassVar
 import torch
 
 from flow_factory.models.base import ModelAdapter
-from flow_factory.types import Cond
+from flow_factory.models.parts import fitted
+from flow_factory.types import Cond, Row
 
 UPSAMPLING_SEED = 0
 
 
 class Flux2(ModelAdapter):
-    """https://github.com/black-forest-labs/flux2"""
+    """https://github.com/black-forest-labs/flux2
+
+    The pipeline keeps a megapixel of each picture, or the area of `condition_image_size` (a side, or height and width) where that is given.
+    """
 
     pipeline = "diffusers.pipelines.flux2.pipeline_flux2:Flux2Pipeline"
     encoders: tuple[str, ...] = ("text_encoder",)
-    encodes_by: ClassVar[tuple[str, ...]] = ("max_sequence_length", "text_encoder_out_layers", "caption_upsample_temperature")
+    extra_call_arguments: ClassVar[tuple[str, ...]] = ("condition_image_size",)
+    encodes_by: ClassVar[tuple[str, ...]] = (
+        "max_sequence_length", "text_encoder_out_layers", "caption_upsample_temperature", "condition_image_size",
+    )  # fmt: skip
     images = (0, 32)
     cfg: ClassVar[str | None] = None
     lora_targets: ClassVar[tuple[str, ...]] = (
@@ -24,6 +31,9 @@ class Flux2(ModelAdapter):
         "ff.linear_in", "ff.linear_out", "ff_context.linear_in", "ff_context.linear_out", "attn.to_qkv_mlp_proj", "attn.to_out",
     )  # fmt: skip
     published: ClassVar[Mapping[str, float]] = {"transformer": 32.22e9, "text_encoder": 24.01e9, "vae": 0.084e9}
+
+    def conditions(self, row: Row, call: Mapping[str, Any]) -> Cond:
+        return {k: [fitted(p, call.get("condition_image_size")) for p in v] for k, v in super().conditions(row, call).items()}
 
     def embed(self, text: str, pictures: Any, call: Mapping[str, Any]) -> Cond:
         options = {k: call[k] for k in ("max_sequence_length", "text_encoder_out_layers") if k in call}
@@ -46,7 +56,7 @@ class Flux2Klein(Flux2):
     """FLUX.2-klein: the distilled checkpoints have no guidance; the base ones take a negative prompt."""
 
     pipeline = "diffusers.pipelines.flux2.pipeline_flux2_klein:Flux2KleinPipeline"
-    encodes_by = ("max_sequence_length", "text_encoder_out_layers")
+    encodes_by = ("max_sequence_length", "text_encoder_out_layers", "condition_image_size")
     cfg = "guidance_scale"
     published: ClassVar[Mapping[str, float]] = {"transformer": 3.876e9, "text_encoder": 4.022e9, "vae": 0.084e9}
     published_config: ClassVar[Mapping[str, Any]] = {

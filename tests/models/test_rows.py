@@ -71,6 +71,13 @@ def test_a_wan_checkpoint_says_which_pictures_it_takes(name: str, images: int, w
         adapter_of(CASES[name]).encode(with_files(images, 0), tiny(name).call)
 
 
+@pytest.mark.parametrize(("size", "sizes"), [(None, [(64, 64), (96, 80)]), (80, [(64, 64), (88, 73)]), ([32, 72], [(48, 48), (53, 44)])])
+def test_condition_image_size_is_the_most_area_that_a_picture_keeps(size: Any, sizes: list[tuple[int, int]]) -> None:
+    t = tiny("flux2 two images")
+    call = t.call if size is None else t.call | {"condition_image_size": size}
+    assert [p.size for p in t.adapter.conditions(row(t.case), call)["image"]] == sizes
+
+
 def test_a_video_that_the_vae_cannot_take_is_refused() -> None:
     odd = replace(with_files(0, 1), videos=(str(video(7, 0)),))
     with pytest.raises(UserError, match=r"train.jsonl:7: .*mp4 has 7 frames; the VAE takes 5 or 9: cut it, or add some"):
