@@ -13,7 +13,8 @@ from flow_factory.config import load_config
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "guidance").glob("*.md"))]
-EXAMPLES = sorted(p for p in (ROOT / "examples").rglob("*.yaml") if "launch" not in p.parts)
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+"""Those for GPUs have a file of tests of their own."""
 
 
 def blocks(language: str) -> list[tuple[str, str]]:

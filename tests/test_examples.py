@@ -1,0 +1,168 @@
+"""Every example is made for what it says, and trains a tiny checkpoint of its family into weights that stock diffusers loads."""
+
+import json
+import math
+import re
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from torch import Tensor
+
+from flow_factory.check import check
+from flow_factory.config import RunConfig, load_config
+from flow_factory.models import MODELS
+from flow_factory.models.loading import load_pipeline
+from flow_factory.run import Run
+from flow_factory.train import build
+from tests.tiny.pipelines import SMALL, saved
+from tests.tiny.run import ROOT, logged, trained
+
+EXAMPLES = sorted((ROOT / "examples" / "grpo").rglob("*.yaml"))
+TINY = {
+    **dict.fromkeys(("flux2_t2i", "flux2_i2i"), "flux2"), **dict.fromkeys(("flux2_klein_base", "flux2_klein_9b"), "flux2_klein_base"),
+    "qwen_image_edit_plus": "qwen_image_edit_2511", "sd3_5": "sd3", "z_image_turbo": "z_image", "wan22_t2v": "wan22_a14b_t2v",
+    "wan22_i2v": "wan22_a14b_i2v",
+}  # fmt: skip
+"""The tiny checkpoint of an example where it has not the example's name."""
+
+each_example = pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: f"{p.parent.name}-{p.stem}")
+
+
+@lru_cache
+def example(path: Path) -> RunConfig:
+    return load_config(path)
+
+
+# -- what an example says -----------------------------------------------------------------------------------------------------------
+
+
+@each_example
+def test_an_example_is_for_eight_gpus_of_80_gb_and_every_key_in_it_has_an_effect(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints are not here: the check says what would be downloaded."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config, report = example(path), check(example(path))
+    assert config.num_processes == 8 and not config.notices
+    assert all(part in report for part in ("data:", "rewards:", "checkpoint:", "plan:", "memory of one process:"))
+    assert f"{config.model.model_name_or_path}: not on this machine; from the hub it would be downloaded" in report
+    assert "on a GPU it needs" in report or config.model.model_type == "diffusers", report
+    first = path.read_text().splitlines()[0]
+    assert "8 GPUs of 80 GB" in first and "GRPO" in first and ("LoRA" in first) == (config.model.finetune_type == "lora")
+    assert path.parent.name == config.model.finetune_type
+
+
+# -- training -----------------------------------------------------------------------------------------------------------------------
+
+
+def small(path: Path, folder: Path) -> list[str]:
+    """Command-line overrides that leave the example's model, kernel, guidance and optimiser, and make all sizes tiny."""
+    config = example(path)
+    name = TINY.get(path.stem, path.stem)
+    call = {**SMALL[name], **({"condition_image_size": 96} if "condition_image_size" in config.train.call else {})}
+    sizes = {f"{section}.{k}": v for section in ("train", "eval") for k, v in call.items()}
+    keys = {
+        "num_processes": 1, "config_file": None, "model.model_name_or_path": str(saved(name)), "data.cache_dir": f"{folder}/cache",
+        "scheduler.sde_steps": None, "scheduler.num_sde_steps": None, "train.num_inference_steps": 3, "eval.num_inference_steps": 2,
+        "train.max_epochs": 2, "train.group_size": 2, "train.per_device_batch_size": 2, "train.unique_sample_num_per_epoch": 2,
+        "train.learning_rate": 1e-2, "eval.eval_freq": 2, "log.logging_backend": "none", "log.save_dir": str(folder), "run_name": "run",
+        "rewards": {"reward_model": "jpeg_compressibility"}, "eval_rewards": None,
+    }  # fmt: skip
+    return [f"{k}={json.dumps(v)}" for k, v in {**keys, **sizes, **few_rows(ROOT / config.data.dataset_dir, folder / "data")}.items()]
+
+
+def few_rows(dataset: Path, folder: Path) -> dict[str, str]:
+    """The keys of a data set of the first two rows of each split, with the pictures and videos where they are."""
+    folder.mkdir()
+    for file in (*dataset.glob("*.txt"), *dataset.glob("*.jsonl")):
+        (folder / file.name).write_text("".join(islice(file.open(), 2)))
+    return {"data.dataset_dir": str(folder), "data.image_dir": f"{dataset}/images", "data.video_dir": f"{dataset}/videos"}
+
+
+@pytest.mark.slow
+@each_example
+def test_an_example_trains_a_tiny_checkpoint_into_weights_that_diffusers_loads(path: Path, tmp_path: Path) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run = build(load_config(path, small(path, tmp_path)))
+    before = trained(run)
+    run()
+    lines = logged(run.folder, clock=True)
+    assert [line["step"] for line in lines] == [0, 1, 2, 2]
+    assert all(math.isfinite(value) for line in lines for value in line.values())
+    assert {"eval/reward_mean", "eval/reward_jpeg_compressibility_mean"} <= lines[0].keys() & lines[3].keys()
+    assert [line["train/on_policy_error"] for line in lines[1:3]] == [0, 0]
+    assert lines[1]["train/first_update_effect"] > 0
+    assert not any(torch.equal(p, before[k]) for k, p in trained(run).items())
+    with run.trainer.store.use(run.trainer.store.reported):
+        reported = trained(run)
+    there = weights(loaded(run), run)
+    assert all(torch.equal(p, there[k]) for k, p in reported.items())
+
+
+def loaded(run: Run) -> Any:
+    """The stock pipeline with the run's checkpoint, as the README says."""
+    model, folder = run.trainer.config.model, run.checkpoint()
+    pipe = load_pipeline(model.model_name_or_path, type(run.trainer.adapter), torch.float32)
+    for name in model.target_components:
+        if model.finetune_type == "full":
+            setattr(pipe, name, type(getattr(pipe, name)).from_pretrained(folder / name))
+        elif name == "transformer":
+            pipe.load_lora_weights(folder)
+        else:
+            pipe.load_lora_weights(folder / name, load_into_transformer_2=True)
+    return pipe
+
+
+def weights(pipe: Any, run: Run) -> dict[str, Tensor]:
+    """Under the policy's names: diffusers numbers the LoRAs that it loads."""
+    components = {name: getattr(pipe, name) for name in run.trainer.config.model.target_components}
+    there = {f"{name}.{k}": p for name, module in components.items() for k, p in module.named_parameters()}
+    return {re.sub(r"\.default_\d+\.", ".default.", k): p for k, p in there.items()}
+
+
+# -- the README's table -------------------------------------------------------------------------------------------------------------
+
+
+class Family(NamedTuple):
+    """A row of the table."""
+
+    model_type: str
+    checkpoints: str
+    conditions: str
+    examples: dict[str, list[Path]]
+    """By finetune_type."""
+
+
+def families() -> list[Family]:
+    lines = (ROOT / "README.md").read_text().partition("| `model.model_type` |")[2].splitlines()[2:]
+    rows = [line.strip("| ").split(" | ") for line in lines[: lines.index("")]]
+    return [Family(name.strip("`"), *words, {"lora": linked(lora), "full": linked(full)}) for name, *words, lora, full in rows]
+
+
+def linked(cell: str) -> list[Path]:
+    return [ROOT / link for link in re.findall(r"\((.*?)\)", cell)]
+
+
+CONDITIONS = {
+    ((0, 0), (0, 0)): "text", ((1, 1), (0, 0)): "text, 1 picture", ((1, 2), (0, 0)): "text, 1 or 2 pictures",
+    ((0, 32), (0, 0)): "text, any number of pictures", ((1, 32), (0, 0)): "text, pictures", ((0, 0), (1, 1)): "text, 1 video",
+}  # fmt: skip
+"""(pictures, videos), at least and at most."""
+
+
+def test_the_readme_has_every_model_what_it_is_shown_and_the_examples_that_train_it() -> None:
+    """LoRA and full are ticked by the examples, and those are what the test above trains."""
+    rows = families()
+    assert [row.model_type for row in rows] == list(MODELS)
+    assert [row.conditions for row in rows] == [CONDITIONS[MODELS[row.model_type].images, MODELS[row.model_type].videos] for row in rows]
+    places = {path: (row, kind) for row in rows for kind, paths in row.examples.items() for path in paths}
+    assert sorted(places) == EXAMPLES
+    for path, (row, kind) in places.items():
+        model = example(path).model
+        assert (model.model_type, model.finetune_type) == (row.model_type, kind)
+        assert model.model_name_or_path.partition("/")[2].removesuffix("-Diffusers") in re.split(r", |such as ", row.checkpoints)
