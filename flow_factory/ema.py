@@ -1,6 +1,8 @@
 """How much of the old weights a moving average keeps, as a function of the update's number."""
 
 import math
+import re
+from dataclasses import dataclass
 from typing import Literal
 
 Schedule = Literal["constant", "power", "linear", "piecewise_linear", "cosine", "warmup_cosine"]
@@ -57,3 +59,58 @@ def ema_decay(
         case "warmup_cosine":
             return between(initial_decay, decay, cosine(progress(k - warmup_steps, total_steps - warmup_steps)))
     raise ValueError(f"no EMA schedule {schedule!r}; known: constant, power, linear, piecewise_linear, cosine, warmup_cosine")
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A decay that is `start` up to `start_step`, then grows by `slope` a step up to `cap`: "piecewise_linear" by another name."""
+
+    start_step: int
+    start: float
+    slope: float
+    cap: float
+
+    def __call__(self, k: int) -> float:
+        """The decay of update k, from 0; 0 copies the weights, 1 leaves the average alone."""
+        return ema_decay("piecewise_linear", k, self.cap, initial_decay=self.start, flat_steps=self.start_step, ramp_rate=self.slope)
+
+
+RAMPS = {
+    "none": Ramp(0, 0.0, 0.0, 0.0),
+    "slow": Ramp(0, 0.0, 0.001, 0.5),
+    "medium": Ramp(75, 0.0, 0.0075, 0.999),
+    "offline": Ramp(0, 1.0, 0.0, 1.0),
+    "fast": Ramp(0, 0.0, 0.02, 0.99),
+    "moderate": Ramp(0, 0.0, 0.01, 0.5),
+    "long": Ramp(0, 0.0, 0.0075, 0.999),
+}
+"""By CRD's public names ("long" is only a number there), in the order of its numbers 0 to 6; 0 to 2 are DiffusionNFT's types."""
+
+NUMBER = r"(\d*\.?\d+(?:[eE][-+]?\d+)?)"
+
+
+def ramp(text: str | int) -> Ramp:
+    """A name or number of `RAMPS`, or "start_step-start-slope-cap", e.g. "75-0.0-0.0075-0.999".
+
+    Raises:
+        ValueError: neither, or a start or cap that is no share, or a start above the cap.
+    """
+    if str(text).isdecimal() and int(text) < len(RAMPS):
+        return list(RAMPS.values())[int(text)]
+    if text in RAMPS:
+        return RAMPS[str(text)]
+    match = re.fullmatch(rf"(\d+)-{NUMBER}-{NUMBER}-{NUMBER}", str(text))
+    if match is None:
+        known = ", ".join(RAMPS)
+        raise ValueError(
+            f"no decay {text!r}; known: {known}, 0 to {len(RAMPS) - 1}, or start_step-start-slope-cap such as 75-0.0-0.0075-0.999"
+        )
+    start, slope, cap = map(float, match.groups()[1:])
+    if not start <= cap <= 1:
+        raise ValueError(f"decay {text!r} must have start <= cap <= 1, got start {start:g} and cap {cap:g}")
+    return Ramp(int(match[1]), start, slope, cap)
+
+
+def dgpo_ema_ref(max_decay: float = 0.3, ramp_rate: float = 0.001) -> Ramp:
+    """DGPO's averaged reference (arXiv 2510.08425), updated after every optimiser step."""
+    return Ramp(0, 0.0, ramp_rate, max_decay)

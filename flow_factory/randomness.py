@@ -1,6 +1,7 @@
 """Every random draw as a pure function of (seed, purpose, key): no stream whose position depends on what was drawn before or beside it.
 
-Purposes in use and their keys, e.g. "init" (epoch, sample), "sde" (epoch, sample, step), "order" (epoch), "steps" (epoch), "eval" (row).
+Purposes in use and their keys, e.g. "init" (epoch, sample), "sde" (epoch, sample, step), "order" (epoch), "eval" (row), "steps" and
+"window" (epoch[, group]), "times" and "pair_times" (epoch, ...).
 """
 
 import hashlib
@@ -35,8 +36,10 @@ def normal(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str,
     return torch.randn(tuple(shape), generator=generator(seed, purpose, *key)).to(device, dtype)
 
 
-def choose_steps(candidates: Sequence[int], k: int | None, seed: int, epoch: int) -> tuple[int, ...]:
+def choose_steps(candidates: Sequence[int], k: int | None, seed: int, epoch: int, *group: int) -> tuple[int, ...]:
     """The epoch's stochastic steps, ascending, the same on every rank: k of the candidates, or all of them for None.
+
+    With `group`, the id of a prompt group, its own choice.
 
     Raises:
         ValueError: k is not in 0..len(candidates).
@@ -45,5 +48,5 @@ def choose_steps(candidates: Sequence[int], k: int | None, seed: int, epoch: int
         return tuple(sorted(candidates))
     if not 0 <= k <= len(candidates):
         raise ValueError(f"cannot choose {k} of the {len(candidates)} candidate steps {list(candidates)}")
-    order = torch.randperm(len(candidates), generator=generator(seed, "steps", epoch))
+    order = torch.randperm(len(candidates), generator=generator(seed, "steps", epoch, *group))
     return tuple(sorted(candidates[i] for i in order[:k].tolist()))

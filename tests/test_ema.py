@@ -6,7 +6,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from flow_factory.ema import Schedule, ema_decay
+from flow_factory.ema import RAMPS, Ramp, Schedule, dgpo_ema_ref, ema_decay, ramp
 
 GOLDEN = Path(__file__).parent / "golden"
 NFT_1, NFT_2 = {"flat_steps": 0, "ramp_rate": 0.001}, {"flat_steps": 75, "ramp_rate": 0.0075}
@@ -55,6 +55,32 @@ def test_averaged_parameters_match_the_reference(key: str, schedule: Schedule, d
             if (k + 1) % interval == 0:
                 average += (1 - ema_decay(schedule, k, decay)) * (weights - average)
             np.testing.assert_allclose(average, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("key", "decay"), [
+    ("crd_decay_0-0.25-0.005-0.999", ramp("0-0.25-0.005-0.999")), ("crd_decay_75-0.0-0.0075-0.999", ramp("75-0.0-0.0075-0.999")),
+    ("crd_decay_1", ramp(1)), ("crd_decay_2", ramp("2")), ("crd_decay_fast", ramp("fast")), ("dgpo_ema_ref_decay", dgpo_ema_ref()),
+    ("nft_return_decay_0", ramp(0)), ("nft_return_decay_1", ramp(1)), ("nft_return_decay_2", ramp(2)),
+])  # fmt: skip
+def test_a_ramp_is_the_references(key: str, decay: Ramp) -> None:
+    with np.load(GOLDEN / "14_ema.npz") as g:
+        np.testing.assert_allclose([decay(int(k)) for k in g["steps"]], g[key], rtol=1e-12)
+
+
+def test_ramps_have_names_numbers_and_their_own_words() -> None:
+    assert [ramp(name) for name in RAMPS] == [ramp(k) for k in range(7)] == [ramp(str(k)) for k in range(7)]
+    assert ramp("10-0-1e-3-.5") == Ramp(10, 0.0, 0.001, 0.5)
+    assert [ramp("offline")(k) for k in (0, 9)] == [1.0, 1.0] and [ramp("none")(k) for k in (0, 9)] == [0.0, 0.0]
+    assert [ramp("5-0.2-0.1-0.35")(k) for k in (0, 5, 6, 9)] == pytest.approx([0.2, 0.2, 0.3, 0.35])
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("quick", "known: none, slow"), (7, "0 to 6"), (-1, "0 to 6"), ("1-2-3", "start_step-start"), ("0.5-0-0-1", "start_step"),
+    ("0-0--1-1", "start_step"), ("0-0-0.1-1.5", "start <= cap <= 1"), ("0-0.9-0.1-0.5", "got start 0.9 and cap 0.5"), ("", "no decay ''"),
+])  # fmt: skip
+def test_a_decay_that_is_none_says_what_would_be(text: str | int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ramp(text)
 
 
 @pytest.mark.parametrize("schedule", get_args(Schedule))

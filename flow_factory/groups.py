@@ -1,0 +1,46 @@
+"""Which samples of a group, and which groups of an epoch, are trained on. A missing score is NaN."""
+
+import torch
+from torch import Tensor
+
+
+def best_and_worst(scores: Tensor) -> tuple[int, int] | None:
+    """Indices of the highest and lowest score of a group (n,), the first where several are equal; None where all are equal.
+
+    A pair of equals would teach a preference that nobody has: Diffusion-DPO (arXiv 2311.12908) skips it. Missing scores are in no pair.
+    """
+    known = scores.isfinite()
+    high, low = scores.where(known, -torch.inf).max(0), scores.where(known, torch.inf).min(0)
+    return (int(high.indices), int(low.indices)) if high.values > low.values else None
+
+
+def best_of_n(scores: Tensor, keep: int) -> Tensor:
+    """(keep,) ascending indices of the keep / 2 lowest and the keep / 2 highest scores of a group (n,) (DanceGRPO, arXiv 2505.07818).
+
+    Equal scores keep their order; missing ones count as the median, so that they are the last to be kept.
+
+    Raises:
+        ValueError: keep is odd, or not in 2..n.
+    """
+    if keep % 2 or not 2 <= keep <= len(scores):
+        raise ValueError(f"best-of-n keeps as many of the best as of the worst: an even number from 2 to {len(scores)}, not {keep}")
+    known = scores.isfinite()
+    middle = scores[known].median() if known.any() else scores.new_zeros(())
+    order = scores.where(known, middle).argsort(stable=True)
+    return torch.cat([order[: keep // 2], order[-(keep // 2) :]]).sort().values
+
+
+def informative(advantage: Tensor, multiple: int = 1) -> Tensor:
+    """Ascending indices of the groups (G, n) that stay: those where an advantage is not 0, and as many others as `multiple` needs.
+
+    A group whose scores do not differ has no policy gradient, only its share of the mean and of a KL term. `multiple` fills up with the
+    first of them to a number that divides among processes or micro-batches, as flow_grpo does at random. Empty where no group differs.
+
+    Raises:
+        ValueError: G is not a multiple of `multiple`.
+    """
+    if len(advantage) % multiple:
+        raise ValueError(f"{len(advantage)} groups are no multiple of {multiple}: they cannot be filled up to one")
+    useful = (advantage != 0).any(1)
+    count = -(-int(useful.sum()) // multiple) * multiple
+    return (~useful).to(torch.uint8).argsort(stable=True)[:count].sort().values
