@@ -27,7 +27,7 @@ class ModelAdapter:
     """Names of other pipelines whose checkpoints this one takes."""
     components: ClassVar[tuple[str, ...]] = ("transformer",)
     """Transformers that can be trained, in the pipeline's names; those that a checkpoint lacks are passed over."""
-    lora_targets: ClassVar[tuple[str, ...]]
+    lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     """Module name endings for `target_modules: default`."""
     dead_ends: ClassVar[tuple[str, ...]] = ()
     """Modules that no gradient ever reaches, such as `transformer_blocks.-1.attn.to_add_out` (-1 is the last block): never trained, or
@@ -96,8 +96,21 @@ class ModelAdapter:
                 raise UserError(f"{row.source}: {len(files)} condition {kind}s; {cls.__name__} takes {wants} (columns {kind}, {kind}s)")
 
     def __init__(self, pipe: Any):
+        self._check_words(pipe)
         self.pipe = pipe
         self.field = Field(pipe, self.components, self.memoised)
+
+    def _check_words(self, pipe: Any) -> None:
+        """Raises:
+        UserError: a text where a tuple is meant, which Python reads as its letters; an encoder that the pipeline does not have.
+        """
+        name = type(self).__name__
+        for what in ("components", "encoders", "lora_targets", "dead_ends", "encodes_by", "memoised", "also_loads"):
+            if isinstance(word := getattr(self, what), str):
+                raise UserError(f"{name}.{what} is a text; write a tuple: ({word!r},)")
+        for part in self.encoders:
+            if not hasattr(pipe, part):
+                raise UserError(f"{name}.encoders: {type(pipe).__name__} has no {part!r}; its parts are {', '.join(pipe.components)}")
 
     # -- a data row becomes call arguments -------------------------------------------------------------------------------------
 
@@ -121,7 +134,7 @@ class ModelAdapter:
         Args:
             pictures: what `conditions` has under `image`, if anything.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not say how a prompt is encoded: it has no `embed`")
 
     def conditions(self, row: Row, call: Mapping[str, Any]) -> Cond:
         """The row's images and videos under the names that `__call__` has for them."""

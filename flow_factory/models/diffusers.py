@@ -37,13 +37,17 @@ class Diffusers(ModelAdapter):
 
     @classmethod
     def of(cls, checkpoint: str, pipeline_class: str | None) -> type[ModelAdapter]:
-        name = pipeline_class or DiffusionPipeline.load_config(checkpoint)["_class_name"]
+        try:
+            name = pipeline_class or DiffusionPipeline.load_config(checkpoint)["_class_name"]
+        except OSError as error:
+            raise UserError(f"model.pipeline_class: name the pipeline: no model_index.json of {checkpoint!r} can be read here") from error
         return type(name, (cls,), {"pipeline": pipeline_path(name)})
 
     @classmethod
     def targets_in(cls, module: nn.Module) -> tuple[str, ...]:
         names = [name for name, m in module.named_modules() if isinstance(m, nn.Linear)]
-        return tuple(t for t in cls.lora_targets if any(n.endswith(f".{t}") for n in names))
+        found = tuple(t for t in cls.lora_targets if any(n.endswith(f".{t}") for n in names))
+        return found or cls.lora_targets[:1]  # it fits nothing, which is said where it is used
 
     def __init__(self, pipe: Any):
         self.encoders = tuple(k for k, v in pipe.components.items() if k.startswith("text_encoder") and isinstance(v, nn.Module))

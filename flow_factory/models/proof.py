@@ -1,7 +1,10 @@
 """Does training see what sampling saw? Asked of a pipeline that the tests do not know, before a run spends anything on it."""
 
+import math
+import traceback
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,12 +69,34 @@ def prove(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any], n: int) ->
     name = type(adapter.pipe).__name__
     try:
         error = replay_error(adapter, cond, call, n)
+    except UserError:
+        raise
     except FAILURES as failure:
-        reason = str(failure).strip().splitlines()[0] if str(failure).strip() else type(failure).__name__
-        advice = "; train.per_device_batch_size: 1, or model.vae_slicing: true, may help" if n > 1 else ""
-        raise UserError(f"{name} cannot be trained with {n} samples of a row at a time: {reason}{advice}") from failure
-    if not error <= LARGEST:
+        several = n > 1 and runs(adapter, cond, call)
+        how = f" with {n} samples of a row at a time" if several else ""
+        advice = "; train.per_device_batch_size: 1, or model.vae_slicing: true, may help" if several else ""
+        raise UserError(f"{name} cannot be trained{how}: {reason(failure)}{advice}") from failure
+    if math.isnan(error):
+        raise UserError(f"{name} cannot be trained: it makes NaN, not numbers; another mixed_precision may help")
+    if error > LARGEST:
         raise UserError(
             f"{name} cannot be trained: a velocity call sees something else than the rollout did (log-probability off by {error:.1e}); "
             "its guidance may depend on the step, or its result on chance"
         )
+
+
+def runs(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any]) -> bool:
+    """Whether one sample at a time goes through."""
+    try:
+        replay_error(adapter, cond, call, 1)
+    except FAILURES:
+        return False
+    return True
+
+
+def reason(failure: Exception) -> str:
+    """Its first line, and where in the pipeline or in the user's own adapter it was raised."""
+    first = next(iter(str(failure).strip().splitlines()), type(failure).__name__)
+    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+    frames = [f for f in traceback.extract_tb(failure.__traceback__) if not f.filename.startswith(ours)]
+    return f"{first} ({Path(frames[-1].filename).name}:{frames[-1].lineno}, in {frames[-1].name})" if frames else first
