@@ -72,7 +72,7 @@ def checkpoint_lines(config: RunConfig) -> list[str]:
         raise CheckpointError(f"model.model_name_or_path: {name!r} is no folder, and no hub name such as black-forest-labs/FLUX.1-dev")
     if name in cached_repositories():
         return [f"{name}: in the hub's cache"]
-    size = sum(MODELS[config.model.model_type].published.values()) * 2e-9
+    size = sum(MODELS[config.model.model_type].published_as(name)[0].values()) * 2e-9
     much = f" (about {size:.0f} GB in 16 bits)" if size else ""
     return [f"{name}: not on this machine; from the hub it would be downloaded{much}"]
 
@@ -106,8 +106,9 @@ def memory_lines(config: RunConfig) -> list[str]:
     family: type[ModelAdapter] = MODELS[config.model.model_type].of(str(folder), config.model.pipeline_class)
     if checkpoint is None and not family.published:
         return ["no estimate: the checkpoint is not on disk, and its size is not known here"]
-    parameters = stored_parameters(checkpoint) if checkpoint else dict(family.published)
-    parts = estimate(config, family, parameters, shape_of(family, config.model.target_components[0], checkpoint))
+    name = config.model.model_name_or_path
+    parameters = stored_parameters(checkpoint) if checkpoint else dict(family.published_as(name)[0])
+    parts = estimate(config, family, parameters, shape_of(family, config.model.target_components[0], checkpoint, name))
     most = peak(parts)
     lines = [f"{p.gb:8.2f} GB  {p.name}" for p in parts]
     return [*lines, f"{most:8.2f} GB  at the peak, estimated, rewards not counted; {verdict(most, parts)}"]

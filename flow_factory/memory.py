@@ -43,10 +43,10 @@ def stored_parameters(checkpoint: Path) -> dict[str, float]:
     return counts
 
 
-def shape_of(family: type[ModelAdapter], component: str, checkpoint: Path | None) -> Any:
-    """The transformer without its weights; that of the family's best-known checkpoint where there is none on disk."""
+def shape_of(family: type[ModelAdapter], component: str, checkpoint: Path | None, name: str = "") -> Any:
+    """The transformer without its weights; that of a known checkpoint of this name where there is none on disk."""
     cls = family.transformer_class()
-    config: dict[str, Any] = dict(family.published_config)
+    config: dict[str, Any] = dict(family.published_as(name)[1])
     if checkpoint is not None:
         config = cls.load_config(checkpoint / component)
     with init_empty_weights():
@@ -63,7 +63,7 @@ def estimate(config: RunConfig, family: type[ModelAdapter], parameters: dict[str
     train, model = config.train, config.model
     half = DTYPES[config.mixed_precision].itemsize
     master = DTYPES[model.master_weight_dtype].itemsize
-    trained = trained_parameters(config, family, module)
+    trained = trained_parameters(config, family, module) * len(model.target_components)  # experts are twins
     lora = model.finetune_type == "lora"
     frozen = sum(n for part, n in parameters.items() if part not in family.encoders) - (0 if lora else trained)
     encoders = sum(parameters.get(part, 0) for part in family.encoders)
@@ -79,6 +79,7 @@ def estimate(config: RunConfig, family: type[ModelAdapter], parameters: dict[str
         if train.enable_gradient_checkpointing
         else layers * layer
     )
+    kept *= family.passes({"guidance_scale": train.guidance_scale, **train.call})
     plan = plan_of(config)
     latents = tokens * 64 * DTYPES[train.latent_storage_dtype].itemsize * 2 * plan.trained_steps
     rollouts = 0 if train.offload_samples_to_cpu else latents * plan.micro_batches_per_rank * train.per_device_batch_size

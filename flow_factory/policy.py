@@ -27,6 +27,9 @@ class Policy(nn.Module):
         super().__init__()
         self.adapter = adapter
         self.components = nn.ModuleDict({name: adapter.field.bare[name] for name in names})
+        blocks = (getattr(m, kind, None) or () for m in self.components.values() for kind in ("_no_split_modules", "_repeated_blocks"))
+        here = {type(m).__name__ for m in self.components.modules()}
+        self._no_split_modules = sorted({name for names in blocks for name in names} & here)  # what FSDP shards one by one
 
     @property
     def models(self) -> dict[str, Any]:

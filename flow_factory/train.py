@@ -56,7 +56,8 @@ def build(config: RunConfig) -> Run:
         adapter, config.model, config.mixed_precision, config.train.enable_gradient_checkpointing, config.train.seed, accelerator.device
     )
     if config.model.model_type not in MODELS or config.model.model_type == "diffusers":  # the others are proved by the tests
-        prove(adapter, moved(conds[0], accelerator.device), call_of(config.train), config.train.per_device_batch_size)
+        with accelerator.autocast():
+            prove(adapter, moved(conds[0], accelerator.device), call_of(config.train), config.train.per_device_batch_size)
     resume = resumed(config, policy)
     algorithm = ALGORITHMS[config.train.trainer_type](config.train, config.scheduler)
     store = keep_copies(config, policy, algorithm.weights)

@@ -1,16 +1,22 @@
 """What is trained and how it computes, on a tiny FLUX.1."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from torch import Tensor, nn
 
 from flow_factory.errors import UserError
 from flow_factory.models.flux1 import Flux1
+from flow_factory.models.loading import load_adapter
 from flow_factory.policy import attention_problem, target_names
 from flow_factory.randomness import generator
 from tests.conftest import CALL, condition, flux, fresh_policy, policy_over, velocity_at
 from tests.tiny.flux import flux_pipeline
+from tests.tiny.pipelines import saved
 
 LORA = {"finetune_type": "lora", "target_modules": ("default",)}
 
@@ -221,3 +227,23 @@ def test_tiles_are_asked_for_and_a_vae_that_has_none_is_named() -> None:
     other.pipe.register_modules(vae=nn.Identity())
     with pytest.raises(UserError, match="model.vae_tiling: Identity has no enable_tiling; write false"):
         fresh_policy(other, vae_tiling=True)
+
+
+# -- FSDP ----------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "model_type", "blocks"), [
+    ("flux1", "flux1", {"FluxTransformerBlock": 2, "FluxSingleTransformerBlock": 2}),
+    ("wan22_a14b_t2v", "wan2_t2v", {"WanTransformerBlock": 4}),
+    ("ltx2_t2av", "ltx2_t2av", {"LTX2VideoTransformerBlock": 2}), ("sd3", "sd3-5", {"JointTransformerBlock": 2}),
+])  # fmt: skip
+def test_fsdp_finds_the_blocks_of_a_family_to_shard_one_by_one(name: str, model_type: str, blocks: dict[str, int]) -> None:
+    """By accelerate's own rule, under the settings of examples/launch/fsdp2.yaml."""
+    adapter = load_adapter(str(saved(name)), model_type)
+    components = tuple(adapter.field.bare)
+    policy = fresh_policy(adapter, target_components=components, finetune_type="full", master_weight_dtype="fp32")
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
+    wraps = fsdp2_prepare_auto_wrap_policy(plugin, policy)
+    assert wraps is not None
+    found = Counter(type(m).__name__ for m in policy.modules() if wraps(m))
+    assert {k: found[k] for k in blocks} == blocks

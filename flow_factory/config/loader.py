@@ -179,7 +179,7 @@ def _misfit(name: str, value: Any, section: type[Section], arguments: Accepted, 
         return f"cannot be set: {reason}"
     if name in arguments:
         return arguments[name].problem(value)
-    open_to = [*section.own_keys(), *(argument for argument in arguments if not supplied(argument))]
+    open_to = list(dict.fromkeys([*section.own_keys(), *(argument for argument in arguments if not supplied(argument))]))
     return unknown_key(name, open_to, _homes(TRAIN_CONFIGS["grpo"], open_to))
 
 

@@ -59,6 +59,8 @@ class ModelAdapter:
     """Parameters by part of the family's best-known checkpoint: for memory estimates while it is not on disk."""
     published_config: ClassVar[Mapping[str, Any]] = {}
     """Its transformer's config, where it differs from the class's defaults."""
+    variants: ClassVar[Mapping[str, tuple[Mapping[str, float], Mapping[str, Any]]]] = {}
+    """Part of a hub name -> what `published` and `published_config` are for checkpoints of that name."""
 
     @classmethod
     def of(cls, checkpoint: str, pipeline_class: str | None) -> type["ModelAdapter"]:
@@ -79,6 +81,20 @@ class ModelAdapter:
     def tokens_of(cls, height: int, width: int, call: Mapping[str, Any]) -> int:
         """Tokens of one sample in the transformer, text included, for estimates."""
         return (height // 16) * (width // 16) + call.get("max_sequence_length", cls.text_length)
+
+    @classmethod
+    def published_as(cls, name: str) -> tuple[Mapping[str, float], Mapping[str, Any]]:
+        """`published` and `published_config` of a hub name."""
+        for part, (parameters, config) in cls.variants.items():
+            if part in name:
+                return {**cls.published, **parameters}, {**cls.published_config, **config}
+        return cls.published, cls.published_config
+
+    @classmethod
+    def passes(cls, call: Mapping[str, Any]) -> int:
+        """Transformer forwards of one velocity, in units of a batch, for estimates."""
+        scale = call.get(cls.cfg, call["guidance_scale"] if cls.guidance == cls.cfg else 1.0) if cls.cfg is not None else 1.0
+        return 2 if (scale or 0) > 1 else 1
 
     @classmethod
     def targets_in(cls, module: nn.Module) -> tuple[str, ...]:

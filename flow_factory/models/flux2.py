@@ -62,6 +62,12 @@ class Flux2Klein(Flux2):
     published_config: ClassVar[Mapping[str, Any]] = {
         "num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680, "guidance_embeds": False,
     }  # fmt: skip
+    variants: ClassVar[Mapping[str, tuple[Mapping[str, float], Mapping[str, Any]]]] = {
+        "9B": (
+            {"transformer": 9.079e9, "text_encoder": 8.191e9},
+            {"num_layers": 8, "num_single_layers": 24, "num_attention_heads": 32, "joint_attention_dim": 12288},
+        ),
+    }
 
     def guided(self, call: Mapping[str, Any]) -> bool:
         return super().guided(call) and not self.pipe.config.is_distilled

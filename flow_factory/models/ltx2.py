@@ -33,6 +33,13 @@ class LTX2(ModelAdapter):
         frames = ((call.get("num_frames") or cls.default_frames) - 1) // 8 + 1
         return frames * (height // 32) * (width // 32) + call.get("max_sequence_length", cls.text_length)
 
+    @classmethod
+    def passes(cls, call: Mapping[str, Any]) -> int:
+        """Beside the prompt: the negative prompt, spatio-temporal guidance, and the modalities apart; the pipeline's defaults are on."""
+        scales = {"guidance_scale": (7.0, 1), "stg_scale": (1.0, 0), "modality_scale": (3.0, 1)}
+        asked = {k: (call.get(k, d), call.get(f"audio_{k}", d), off) for k, (d, off) in scales.items()}
+        return 1 + sum(max(own or 0, (own if audio is None else audio) or 0) > off for own, audio, off in asked.values())
+
     def guided(self, call: Mapping[str, Any]) -> bool:
         """Picture and sound have a scale each; the pipeline has its own for one that is not given."""
         defaults = {k: p.default for k, p in inspect.signature(self.field.call).parameters.items()}

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit
 
+from flow_factory.errors import UserError
 from flow_factory.models.base import ModelAdapter
 from flow_factory.types import Cond
 
@@ -46,7 +47,12 @@ class QwenImageEditPlus(QwenImage):
 
     pipeline = "diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus:QwenImageEditPlusPipeline"
     images = (1, 32)
-    extra_call_arguments = ("condition_image_size",)
+    extra_call_arguments = ("condition_image_size", "auto_resize")
+
+    def check_call(self, call: Mapping[str, Any]) -> None:
+        super().check_call(call)
+        if call.get("auto_resize") is False:
+            raise UserError("auto_resize: false: Qwen-Image-Edit always resizes its pictures; condition_image_size says to which area")
 
     def embed(self, text: str, pictures: Any, call: Mapping[str, Any]) -> Cond:
         sizes = [edit.calculate_dimensions(edit.CONDITION_IMAGE_SIZE, p.width / p.height) for p in pictures]

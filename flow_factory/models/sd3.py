@@ -21,6 +21,12 @@ class SD3(ModelAdapter):
     published: ClassVar[Mapping[str, float]] = {
         "transformer": 2.244e9, "text_encoder": 0.124e9, "text_encoder_2": 0.695e9, "text_encoder_3": 4.762e9, "vae": 0.084e9,
     }  # fmt: skip
+    variants: ClassVar[Mapping[str, tuple[Mapping[str, float], Mapping[str, Any]]]] = {
+        "large": (
+            {"transformer": 8.057e9},
+            {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432, "dual_attention_layers": ()},
+        ),
+    }
     published_config: ClassVar[Mapping[str, Any]] = {
         "num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536, "joint_attention_dim": 4096,
         "pooled_projection_dim": 2048, "in_channels": 16, "qk_norm": "rms_norm", "dual_attention_layers": tuple(range(13)),

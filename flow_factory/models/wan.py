@@ -20,6 +20,14 @@ class WanT2V(ModelAdapter):
         "ffn.net.0.proj", "ffn.net.2",
     )  # fmt: skip
     published: ClassVar[Mapping[str, float]] = {"transformer": 14.29e9, "text_encoder": 5.681e9, "vae": 0.127e9}
+    variants: ClassVar[Mapping[str, tuple[Mapping[str, float], Mapping[str, Any]]]] = {
+        "1.3B": ({"transformer": 1.419e9}, {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960}),
+        "5B": (
+            {"transformer": 5.0e9, "vae": 0.705e9},
+            {"num_attention_heads": 24, "num_layers": 30, "ffn_dim": 14336, "in_channels": 48, "out_channels": 48},
+        ),
+        "A14B": ({"transformer_2": 14.29e9}, {}),
+    }
     default_frames: ClassVar[int] = 81
 
     @classmethod
