@@ -19,7 +19,8 @@ def test_a_pair_is_the_best_and_the_worst_and_never_a_tie(scores: list[float], p
 
 @pytest.mark.parametrize(("scores", "keep", "kept"), [
     ([5.0, 1.0, 4.0, 2.0, 3.0, 0.0], 4, [0, 1, 2, 5]), ([5.0, 1.0, 4.0, 2.0], 2, [0, 1]), ([5.0, 1.0, 4.0, 2.0], 4, [0, 1, 2, 3]),
-    ([1.0, 1.0, 1.0, 1.0], 2, [0, 3]), ([NAN, 1.0, 3.0, 2.0, NAN, 5.0], 2, [1, 5]), ([NAN, NAN], 2, [0, 1]),
+    ([1.0, 1.0, 1.0, 1.0], 2, [0, 3]), ([NAN, 1.0, 3.0, 2.0, NAN, 5.0], 2, [1, 5]),
+    ([NAN, NAN], 2, [0, 1]), ([1.0, 3.0, 2.0, 5.0, NAN], 2, [0, 3]),
 ])  # fmt: skip
 def test_best_of_n_keeps_both_ends(scores: list[float], keep: int, kept: list[int]) -> None:
     assert best_of_n(torch.tensor(scores), keep).tolist() == kept

@@ -87,7 +87,7 @@ def test_a_group_has_a_choice_of_its_own_and_no_state_matters() -> None:
     assert [choose_steps(range(9), 2, 42, epoch) for epoch in range(2)] == [(0, 8), (1, 2)], "as before there were groups"
 
 
-@pytest.mark.parametrize(("steps", "fraction", "count"), [(9, 0.6, 5), (10, 0.7, 7), (5, 1.0, 5), (5, 0.2, 1)])
+@pytest.mark.parametrize(("steps", "fraction", "count"), [(9, 0.6, 5), (10, 0.7, 7), (5, 1.0, 5), (5, 0.2, 1), (100, 0.29, 29)])
 def test_a_random_fraction_is_dancegrpos(steps: int, fraction: float, count: int) -> None:
     """int((n - 1) fraction) of the steps, any of them."""
     draws = [random_fraction(range(steps), fraction, 42, 0, group) for group in range(300)]

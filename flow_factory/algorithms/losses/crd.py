@@ -61,7 +61,7 @@ def crd_loss(
         ValueError: an unknown loss type.
     """
     of_reward, of_p = centre
-    fitted, target = beta * (reward - of_reward.detach()[:, None]), p - of_p[:, None]
+    fitted, target = beta * (reward - of_reward[:, None]), p - of_p[:, None]
     if loss_type == "mse":
         loss = (fitted - target) ** 2
     elif loss_type == "bce":
