@@ -50,12 +50,15 @@ class Case:
 
 OTHER: Size = (96, 80)
 SQUARE: Size = (64, 64)
+OURS = {"condition_image_size": None}
+REDUCED: Mapping[tuple[int, Size], Size] = {(32, SQUARE): (32, 32), (32, OTHER): (35, 29), (72, OTHER): (79, 66)}
+"""What becomes of pictures that have more than the square of `condition_image_size` pixels, where we and not the pipeline see to that."""
 CFG = {"call": {"guidance_scale": 4.0}, "off": {"guidance_scale": 1.0}, "negative": True}
 TWICE: dict[str, Any] = CFG | {"forwards": (1, 1)}
 DOUBLE: dict[str, Any] = CFG | {"forwards": (2,)}
 QWEN: dict[str, Any] = TWICE | {"stock": {"guidance_scale": None, "true_cfg_scale": 4.0, "negative_prompt": " "}}
 EDIT: dict[str, Any] = QWEN | {
-    "call": {"guidance_scale": 4.0, "condition_image_size": 64}, "stock": QWEN["stock"] | {"condition_image_size": None},
+    "call": {"guidance_scale": 4.0, "condition_image_size": 64}, "stock": QWEN["stock"] | OURS,
 }  # fmt: skip
 LTX2: dict[str, Any] = {
     "call": {"guidance_scale": 4.0},
@@ -67,32 +70,32 @@ LTX2: dict[str, Any] = {
 
 CASES: dict[str, Case] = {
     "flux1": Case("flux1", "flux1"),
-    "flux1 true cfg": Case("flux1", "flux1", {"true_cfg_scale": 4.0}, {"negative_prompt": ""}, {"true_cfg_scale": 1.0}, (1, 1),
+    "flux1-true-cfg": Case("flux1", "flux1", {"true_cfg_scale": 4.0}, {"negative_prompt": ""}, {"true_cfg_scale": 1.0}, (1, 1),
                            negative=True),
-    "flux1-kontext": Case("flux1_kontext", "flux1-kontext", {"condition_image_size": 32}, {"condition_image_size": None}, images=(SQUARE,)),
+    "flux1-kontext": Case("flux1_kontext", "flux1-kontext", {"condition_image_size": 32}, OURS, images=(SQUARE,)),
     "flux2": Case("flux2", "flux2"),
-    "flux2 two images": Case("flux2", "flux2", images=(SQUARE, OTHER)),
+    "flux2-two-images": Case("flux2", "flux2", {"condition_image_size": 72}, OURS, images=(SQUARE, OTHER)),
     "flux2-klein": Case("flux2_klein", "flux2-klein"),
-    "flux2-klein base": Case("flux2_klein_base", "flux2-klein", **TWICE | {"negative": False}),
-    "flux2-klein base image": Case("flux2_klein_base", "flux2-klein", images=(SQUARE,), **TWICE | {"negative": False}),
+    "flux2-klein-base": Case("flux2_klein_base", "flux2-klein", **TWICE | {"negative": False}),
+    "flux2-klein-base-image": Case("flux2_klein_base", "flux2-klein", images=(SQUARE,), **TWICE | {"negative": False}),
     "z-image": Case("z_image", "z-image", **DOUBLE | {"off": {"guidance_scale": 0.0}}),
-    "z-image turbo": Case("z_image", "z-image", {"guidance_scale": 0.0}),
+    "z-image-turbo": Case("z_image", "z-image", {"guidance_scale": 0.0}),
     "qwen-image": Case("qwen_image", "qwen-image", **QWEN),
     "qwen-image-edit": Case("qwen_image_edit_plus", "qwen-image-edit-plus", images=(SQUARE,), **EDIT),
-    "qwen-image-edit two images": Case("qwen_image_edit_plus", "qwen-image-edit-plus", images=(SQUARE, OTHER), **EDIT),
-    "qwen-image-edit 2511": Case("qwen_image_edit_2511", "qwen-image-edit-plus", images=(SQUARE,), **EDIT),
+    "qwen-image-edit-two-images": Case("qwen_image_edit_plus", "qwen-image-edit-plus", images=(SQUARE, OTHER), **EDIT),
+    "qwen-image-edit-2511": Case("qwen_image_edit_2511", "qwen-image-edit-plus", images=(SQUARE,), **EDIT),
     "sd3-5": Case("sd3", "sd3-5", **DOUBLE),
-    "wan21 t2v": Case("wan21_t2v", "wan2_t2v", **TWICE),
-    "wan22 a14b t2v": Case("wan22_a14b_t2v", "wan2_t2v", **TWICE | {"call": {"guidance_scale": 4.0, "guidance_scale_2": 3.0}}),
-    "wan22 5b t2v": Case("wan22_5b_t2v", "wan2_t2v", **TWICE),
-    "wan21 i2v": Case("wan21_i2v", "wan2_i2v", images=(SQUARE,), **TWICE),
-    "wan21 first and last": Case("wan21_flf2v", "wan2_i2v", images=(SQUARE, OTHER), **TWICE),
-    "wan22 a14b i2v": Case("wan22_a14b_i2v", "wan2_i2v", images=(SQUARE,), **TWICE),
-    "wan22 a14b first and last": Case("wan22_a14b_i2v", "wan2_i2v", images=(SQUARE, OTHER), **TWICE),
-    "wan22 5b i2v": Case("wan22_5b_i2v", "wan2_i2v", images=(SQUARE,), **TWICE),
-    "wan21 v2v": Case("wan21_v2v", "wan2_v2v", **TWICE | {"call": {"guidance_scale": 4.0, "strength": 0.8}}, frames=5, first=1),
-    "ltx2 t2av": Case("ltx2_t2av", "ltx2_t2av", **LTX2),
-    "ltx2 i2av": Case("ltx2_i2av", "ltx2_i2av", images=(SQUARE,), **LTX2 | {"call": {"guidance_scale": 4.0, "image_crf": 20}}),
+    "wan21-t2v": Case("wan21_t2v", "wan2_t2v", **TWICE),
+    "wan22-a14b-t2v": Case("wan22_a14b_t2v", "wan2_t2v", **TWICE | {"call": {"guidance_scale": 4.0, "guidance_scale_2": 3.0}}),
+    "wan22-5b-t2v": Case("wan22_5b_t2v", "wan2_t2v", **TWICE),
+    "wan21-i2v": Case("wan21_i2v", "wan2_i2v", images=(SQUARE,), **TWICE),
+    "wan21-first-and-last": Case("wan21_flf2v", "wan2_i2v", images=(SQUARE, OTHER), **TWICE),
+    "wan22-a14b-i2v": Case("wan22_a14b_i2v", "wan2_i2v", images=(SQUARE,), **TWICE),
+    "wan22-a14b-first-and-last": Case("wan22_a14b_i2v", "wan2_i2v", images=(SQUARE, OTHER), **TWICE),
+    "wan22-5b-i2v": Case("wan22_5b_i2v", "wan2_i2v", images=(SQUARE,), **TWICE),
+    "wan21-v2v": Case("wan21_v2v", "wan2_v2v", **TWICE | {"call": {"guidance_scale": 4.0, "strength": 0.8}}, frames=5, first=1),
+    "ltx2-t2av": Case("ltx2_t2av", "ltx2_t2av", **LTX2),
+    "ltx2-i2av": Case("ltx2_i2av", "ltx2_i2av", images=(SQUARE,), **LTX2 | {"call": {"guidance_scale": 4.0, "image_crf": 20}}),
     "chroma": Case("chroma", "diffusers", **TWICE),
     "sana": Case("sana", "diffusers", **DOUBLE),
     "lumina2": Case("lumina2", "diffusers", **TWICE),

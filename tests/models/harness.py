@@ -25,7 +25,7 @@ from flow_factory.sampling import Sampler
 from flow_factory.types import Clip, Cond, Step
 from flow_factory.velocity import Recorder
 from tests.conftest import ETA, STEPS, keyed_noise, log_prob_at, policy_over
-from tests.models.cases import CASES, Case, call_of, row
+from tests.models.cases import CASES, REDUCED, Case, call_of, row
 from tests.tiny.pipelines import quick, saved
 
 
@@ -51,7 +51,7 @@ class Tiny:
 
     @torch.no_grad()
     def encoded(self, k: int = 0) -> Cond:
-        with quick(self.adapter.pipe):
+        with small(self.adapter.pipe):
             return self.adapter.encode(row(self.case, k), self.call)
 
     @property
@@ -66,11 +66,11 @@ class Tiny:
         """Samples of row k whose noise is keyed by their ids."""
         noisy = self.noisy if noisy is None else noisy
         sampler = Sampler(DYNAMICS[dynamics], ETA, noisy, keyed_noise(ids), torch.float32)
-        with quick(self.adapter.pipe):
+        with small(self.adapter.pipe):
             return self.adapter.sample(self.conds[k], self.call, STEPS, sampler, [generator(0, "init", i) for i in ids], memo)
 
     def velocity(self, step: Step, k: int = 0, memo: Memo | None = None) -> Tensor:
-        with quick(self.adapter.pipe):
+        with small(self.adapter.pipe):
             return self.adapter.velocity(step.x.to(step.dtype), step.t, step.s, self.conds[k], self.call, memo)
 
     def exact(self, step: Step, k: int = 0, dynamics: str = "Flow-SDE", memo: Memo | None = None) -> bool:
@@ -80,8 +80,18 @@ class Tiny:
 
     def evaluate(self, rows: Sequence[int] = (0,)) -> list[Any]:
         cond = self.adapter.join([self.conds[k] for k in rows])
-        with quick(self.adapter.pipe):
+        with small(self.adapter.pipe):
             return self.adapter.evaluate(cond, self.call, STEPS, [generator(0, "eval", k) for k in rows])
+
+
+MEGAPIXEL = 1024
+
+
+@contextmanager
+def small(pipe: Any, side: int = MEGAPIXEL) -> Iterator[None]:
+    """Calls are small, but Qwen-Image-Edit brings its pictures to the area of this side."""
+    with quick(pipe), mock.patch.object(edit, "VAE_IMAGE_SIZE", side * side):
+        yield
 
 
 @lru_cache
@@ -126,10 +136,8 @@ def arguments(case: Case, rows: Sequence[int] = (0,)) -> dict[str, Any]:
 
 def pictures(case: Case, k: int) -> dict[str, Any]:
     asked = row(case, k)
-    images = [Image.open(path) for path in asked.images]
-    if case.model_type == "flux1-kontext":
-        smaller = {(64, 64): (32, 32), (96, 80): (35, 29)}  # of 32 x 32 pixels at most
-        images = [image.resize(smaller[image.size], Image.Resampling.LANCZOS) for image in images]
+    side = case.call.get("condition_image_size")
+    images = [im.resize(REDUCED.get((side, im.size), im.size), Image.Resampling.LANCZOS) for im in map(Image.open, asked.images)]
     if case.frames:
         return {"video": open_video(asked.videos[0], "").frames}
     if case.model_type == "wan2_i2v":
@@ -140,8 +148,9 @@ def pictures(case: Case, k: int) -> dict[str, Any]:
 def drawn(pipe: Any, case: Case, rows: Sequence[int] = (0,), noise: tuple[str, int] | None = None, **changes: Any) -> list[Any]:
     """What the stock pipeline draws for these rows, each from its noise in evaluations, or from a certain one."""
     generators = [generator(0, *(noise or ("eval", k))) for k in rows]
-    with quick(pipe), mock.patch.object(edit, "VAE_IMAGE_SIZE", 64 * 64):
-        given = arguments(case, rows) | changes
+    side = changes.pop("condition_image_size", case.call.get("condition_image_size")) or MEGAPIXEL
+    given = arguments(case, rows) | changes
+    with small(pipe, side):
         out = pipe(**given, num_inference_steps=STEPS, generator=generators, output_type="pil", return_dict=False)
     return [Clip(frames, 1, *sound) if isinstance(frames, list) else frames for frames, *sound in zip(*out, strict=True)]
 

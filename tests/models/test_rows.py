@@ -17,8 +17,7 @@ from flow_factory.models.proof import prove
 from flow_factory.policy import dead_ends, target_names
 from flow_factory.types import Clip, Cond, Row
 from tests.models.cases import CASES, EACH, SQUARE, call_of, every_case, over, picture, row, video
-from tests.models.harness import Tiny, adapter_of, tiny
-from tests.tiny.pipelines import quick
+from tests.models.harness import Tiny, adapter_of, small, tiny
 
 FAMILIES = [name for name in MODELS if name != "diffusers"]
 
@@ -62,8 +61,8 @@ def test_a_wrong_number_of_condition_files_is_refused(model_type: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "images", "wants"), [
-    ("wan21 i2v", 2, "the first picture of the video only"), ("wan22 5b i2v", 2, "the first picture of the video only"),
-    ("wan21 first and last", 1, "the first and the last picture of the video"),
+    ("wan21-i2v", 2, "the first picture of the video only"), ("wan22-5b-i2v", 2, "the first picture of the video only"),
+    ("wan21-first-and-last", 1, "the first and the last picture of the video"),
 ])  # fmt: skip
 def test_a_wan_checkpoint_says_which_pictures_it_takes(name: str, images: int, wants: str) -> None:
     plural = "s" * (images - 1)
@@ -73,15 +72,15 @@ def test_a_wan_checkpoint_says_which_pictures_it_takes(name: str, images: int, w
 
 @pytest.mark.parametrize(("size", "sizes"), [(None, [(64, 64), (96, 80)]), (80, [(64, 64), (88, 73)]), ([32, 72], [(48, 48), (53, 44)])])
 def test_condition_image_size_is_the_most_area_that_a_picture_keeps(size: Any, sizes: list[tuple[int, int]]) -> None:
-    t = tiny("flux2 two images")
-    call = t.call if size is None else t.call | {"condition_image_size": size}
-    assert [p.size for p in t.adapter.conditions(row(t.case), call)["image"]] == sizes
+    t = tiny("flux2-two-images")
+    pictures = t.adapter.conditions(row(t.case), t.call | {"condition_image_size": size})["image"]
+    assert [p.size for p in pictures] == sizes
 
 
 def test_a_video_that_the_vae_cannot_take_is_refused() -> None:
     odd = replace(with_files(0, 1), videos=(str(video(7, 0)),))
     with pytest.raises(UserError, match=r"train.jsonl:7: .*mp4 has 7 frames; the VAE takes 5 or 9: cut it, or add some"):
-        adapter_of(CASES["wan21 v2v"]).encode(odd, tiny("wan21 v2v").call)
+        adapter_of(CASES["wan21-v2v"]).encode(odd, tiny("wan21-v2v").call)
 
 
 # -- sizes ------------------------------------------------------------------------------------------------------------------------
@@ -117,7 +116,7 @@ def test_a_size_that_only_the_pipeline_knows_to_be_wrong_is_found_by_a_proof(nam
     t = tiny(name)
     call = t.call | {"height": t.call["height"] + t.adapter.size_step() * (4 if name == "sana" else 1)}
     t.adapter.check_call(call)
-    with quick(t.adapter.pipe), pytest.raises(UserError, match=reason):
+    with small(t.adapter.pipe), pytest.raises(UserError, match=reason):
         prove(t.adapter, t.conds[0], call, 1)
 
 

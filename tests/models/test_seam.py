@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from flow_factory.errors import UserError
 from flow_factory.memo import Memo, Remembered
 from flow_factory.models.base import ModelAdapter
+from flow_factory.models.proof import prove
 from tests.conftest import SDES, STEPS
-from tests.models.cases import CASES, Case, every_case, every_checkpoint
-from tests.models.harness import Tiny, counted, drawn, hooked, lora, stock, tiny
+from tests.models.cases import CASES, Case, every_case, every_checkpoint, over
+from tests.models.harness import LORA, Tiny, counted, drawn, hooked, lora, small, stock, tiny, trained
 
 # -- exactness --------------------------------------------------------------------------------------------------------------------
 
@@ -39,7 +41,7 @@ def test_the_log_prob_of_a_replay_is_that_of_the_rollout(
 
 
 @pytest.mark.parametrize("dynamics", SDES)
-@pytest.mark.parametrize("name", ["flux2 two images", "wan22 a14b t2v", "ltx2 i2av"])
+@pytest.mark.parametrize("name", ["flux2-two-images", "wan22-a14b-t2v", "ltx2-i2av"])
 def test_other_dynamics_replay_exactly(name: str, dynamics: str) -> None:
     t, memo = tiny(name, "bf16"), Memo()
     assert all(t.exact(step, dynamics=dynamics, memo=memo) for step in t.roll(dynamics=dynamics, memo=memo)[1].kept)
@@ -59,6 +61,23 @@ def test_rows_of_other_pictures_and_prompts_replay_exactly_in_any_order(name: st
 @every_checkpoint
 def test_a_model_that_never_sampled_replays_exactly(name: str) -> None:
     assert all(Tiny(name).exact(step) for step in tiny(name).roll()[1].kept[1:2])
+
+
+@over([name for name, case in CASES.items() if case.model_type == "diffusers"])
+def test_a_pipeline_without_an_adapter_passes_the_proof_that_a_run_begins_with(name: str) -> None:
+    t = tiny(name)
+    with small(t.adapter.pipe):
+        prove(t.adapter, t.conds[0], t.call, 2)
+
+
+def test_the_proof_finds_blocks_that_compute_something_else_when_they_are_checkpointed() -> None:
+    t, _ = trained("sd3-5", checkpointing=True, **LORA)
+    (model,) = t.transformers
+    prove(t.adapter, t.conds[0], t.call, 2)
+    block_of = model._gradient_checkpointing_func
+    model._gradient_checkpointing_func = lambda block, *args: tree_map_only(Tensor, lambda x: 1.1 * x, block_of(block, *args))
+    with pytest.raises(UserError, match="a velocity call sees something else than the rollout did"):
+        prove(t.adapter, t.conds[0], t.call, 2)
 
 
 # -- cost -------------------------------------------------------------------------------------------------------------------------
@@ -82,7 +101,7 @@ def test_a_step_and_a_velocity_cost_one_forward_a_guidance_branch(name: str, off
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.0])
-@pytest.mark.parametrize("name", ["z-image", "ltx2 t2av", "flux2-klein base", "qwen-image", "sd3-5", "wan21 t2v"])
+@pytest.mark.parametrize("name", ["z-image", "ltx2-t2av", "flux2-klein-base", "qwen-image", "sd3-5", "wan21-t2v"])
 def test_guidance_is_on_where_the_stock_pipeline_has_it_on(name: str, scale: float) -> None:
     """Z-Image counts its scale from 0; LTX-2 has another one for the sound."""
     t, pipe = Tiny(name, guidance_scale=scale), stock(name)

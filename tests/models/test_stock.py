@@ -8,11 +8,12 @@ from unittest import mock
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from flow_factory.checkpoint import load_model, save_model
 from flow_factory.policy import Policy
-from tests.models.cases import every_case, every_checkpoint
+from tests.models.cases import every_case, every_checkpoint, row
 from tests.models.harness import LORA, Tiny, drawn, euler, lora, same, stock, stock_of, tiny, trained
 
 
@@ -26,6 +27,15 @@ def test_evaluation_draws_the_stock_pipelines_pictures(name: str, dtype: str) ->
     batches: list[tuple[int, ...]] = [(0, 1)] if one is not None and one == two else [(0,), (1,)]
     for rows in batches:
         assert same(t.evaluate(rows), drawn(stock(name, dtype), t.case, rows))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "own"), [("flux1-kontext", {"_auto_resize": True}), ("qwen-image-edit", {})])
+def test_pictures_are_brought_to_the_pipelines_own_size_where_none_is_given(name: str, own: dict[str, bool]) -> None:
+    """About a megapixel."""
+    t = Tiny(name, condition_image_size=None)
+    (path,) = row(t.case).images
+    assert same(t.evaluate(), drawn(stock(name), t.case, image=Image.open(path), condition_image_size=None, **own))
 
 
 @contextmanager

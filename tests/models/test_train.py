@@ -50,7 +50,7 @@ def test_the_gradient_of_full_training_misses_the_dead_ends_and_nothing_else(nam
             assert {k for k, _ in module.named_parameters() if not reached(k, dead)} == {k.partition(".")[2] for k in frozen} and part
 
 
-@pytest.mark.parametrize("name", ["wan22 a14b t2v", "wan22 a14b i2v", "wan22 a14b first and last"])
+@pytest.mark.parametrize("name", ["wan22-a14b-t2v", "wan22-a14b-i2v", "wan22-a14b-first-and-last"])
 def test_each_expert_learns_from_its_own_side_of_the_boundary(name: str) -> None:
     t, policy = lora(name)
     border = t.adapter.pipe.config.boundary_ratio * 1000
