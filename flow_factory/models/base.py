@@ -49,8 +49,8 @@ class ModelAdapter:
     """The argument that, above 1, asks for a second forward with the negative prompt; None: there is no such thing."""
     negative: ClassVar[str] = ""
     """The negative prompt of rows that have none."""
-    text_length: ClassVar[int] = 512
-    """Tokens that the encoder takes where `max_sequence_length` is not given."""
+    text_length: int = 512
+    """Tokens that the encoder takes where `max_sequence_length` is not given; the default of the pipeline's `__call__`, if it has one."""
     in_velocity: ClassVar[Mapping[str, Any]] = {}
     """Call arguments that velocity calls need otherwise than rollouts."""
     fps: float = 16
@@ -115,6 +115,9 @@ class ModelAdapter:
         self._check_words(pipe)
         self.pipe = pipe
         self.field = Field(pipe, self.components, self.memoised)
+        length = inspect.signature(self.field.call).parameters.get("max_sequence_length")
+        if length is not None and isinstance(length.default, int):
+            self.text_length = length.default  # another one would draw other pictures than the stock pipeline
 
     def _check_words(self, pipe: Any) -> None:
         """Raises:
