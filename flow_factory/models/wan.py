@@ -74,6 +74,11 @@ class WanI2V(WanT2V):
         "transformer": 16.40e9, "text_encoder": 5.681e9, "image_encoder": 0.632e9, "vae": 0.127e9,
     }  # fmt: skip
     published_config: ClassVar[Mapping[str, Any]] = {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120}
+    variants: ClassVar[Mapping[str, tuple[Mapping[str, float], Mapping[str, Any]]]] = {
+        name: ({"transformer": 14.29e9, **parts, "image_encoder": 0}, {**config, "image_dim": None, "added_kv_proj_dim": None})
+        for name, (parts, config) in WanT2V.variants.items()
+    }
+    """Of Wan 2.2 none has an image encoder."""
 
     def conditions(self, row: Row, call: Mapping[str, Any]) -> Cond:
         first, *last = super().conditions(row, call)["image"]

@@ -132,11 +132,12 @@ def test_a_number_of_frames_that_cannot_be_is_refused_and_its_neighbours_are_dra
 # -- the published architectures --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_type", [pytest.param(name, marks=pytest.mark.slow) if name == "sd3-5" else name for name in FAMILIES])
-def test_the_published_architecture_has_the_default_targets_and_the_dead_ends(model_type: str) -> None:
+@pytest.mark.parametrize(("model_type", "hub_name"), [(f, name) for f in FAMILIES for name in ("", *MODELS[f].variants)])
+def test_a_published_architecture_has_the_default_targets_and_the_dead_ends(model_type: str, hub_name: str) -> None:
     family = MODELS[model_type]
-    module = shape_of(family, "transformer", None)
+    module = shape_of(family, "transformer", None, hub_name)
     for target in family.targets_in(module):
         assert target_names(module, "transformer", target, ())
     assert len(dead_ends(module, family.dead_ends)) == len(family.dead_ends)
-    assert sum(p.numel() for p in module.parameters()) == pytest.approx(family.published["transformer"], rel=1e-3)
+    counted = sum(p.numel() for p in module.parameters())
+    assert counted == pytest.approx(family.published_as(hub_name)[0]["transformer"], rel=1e-3)
