@@ -185,9 +185,11 @@ def euler(pipe: Any) -> Iterator[None]:
 def hooked(models: Iterable[nn.Module], hook: Callable[[nn.Module, Any, Any], Any]) -> Iterator[None]:
     """Runs `hook` after every forward of these models; what it returns, if anything, stands for the output."""
     hooks = [model.register_forward_hook(hook) for model in models]
-    yield
-    for one in hooks:
-        one.remove()
+    try:
+        yield
+    finally:
+        for one in hooks:
+            one.remove()
 
 
 @contextmanager
