@@ -117,6 +117,8 @@ def target_names(module: nn.Module, component: str, target: str | Sequence[str],
     for entry in [target] if isinstance(target, str) else target:
         if entry == "all":
             return None
+        if entry == "default" and not default:
+            raise UserError("model.target_modules: default: the family names no layers (lora_targets); write all, or name endings")
         endings += default if entry == "default" else [entry]
     linear = [name for name, m in module.named_modules() if isinstance(m, nn.Linear)]
     chosen: set[str] = set()

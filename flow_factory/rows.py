@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -90,7 +91,8 @@ def encode_split(
     """The conditions of some rows, from the cache where nothing that they depend on has changed."""
     asked = {k: v for k, v in call.items() if k in adapter.encodes_by}
     versions = [diffusers.__version__, version("transformers")]
-    parts = [type(adapter).__qualname__, identity, asked, adapter.guided(call), versions, config.mixed_precision]
+    checkpoint = config.model.model_name_or_path if not identity else None  # nothing of it was fingerprinted
+    parts = [source_of(adapter), checkpoint, identity, asked, adapter.guided(call), versions, config.mixed_precision]
     fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
     warn_overlong(adapter, rows, call)
 
@@ -99,6 +101,14 @@ def encode_split(
 
     with torch.no_grad(), accelerator.local_main_process_first():
         return encode_rows(rows, encode_row, ConditionCache(Path(config.data.cache_dir), fingerprint), accelerator.is_local_main_process)
+
+
+def source_of(adapter: ModelAdapter) -> list[str]:
+    """Module, name and code of the adapter's classes: an adapter that is changed encodes anew."""
+    classes = [c for c in type(adapter).__mro__ if issubclass(c, ModelAdapter)]
+    files = [sys.modules[c.__module__].__file__ for c in classes]
+    digests = [hashlib.sha256(Path(f).read_bytes()).hexdigest() if f else "" for f in files]
+    return [f"{c.__module__}:{c.__qualname__}:{d}" for c, d in zip(classes, digests, strict=True)]
 
 
 def warn_overlong(adapter: ModelAdapter, rows: Sequence[Row], call: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ scheduler:
   num_sde_steps: 2
 train:
   trainer_type: grpo
-  max_epochs: 5
+  max_epochs: 50
   per_device_batch_size: 4
   group_size: 8
   unique_sample_num_per_epoch: 6

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from flow_factory.config.base import DERIVED, Dtype, Folder, Names, Section, Shown, derived, show
-from flow_factory.config.signature import attention_backends, require_module
+from flow_factory.config.signature import attention_backends, require_class
 from flow_factory.models import MODELS
 from flow_factory.registry import nearest
 
@@ -41,7 +41,7 @@ class ModelConfig(Section):
     @field_validator("model_type")
     @classmethod
     def _known(cls, name: str) -> str:
-        require_module(MODELS.path(name))
+        require_class(MODELS.path(name))
         return MODELS.canonical(name)
 
     @field_validator("attn_backend")

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, Field, field_validator
 
 from flow_factory.config.base import DERIVED, Device, Dtype, Section, Shown, derived, show
-from flow_factory.config.signature import require_module
+from flow_factory.config.signature import require_class
 
 
 def _entries(value: Any) -> Any:
@@ -38,7 +38,7 @@ class RewardConfig(Section):
     def _known(cls, name: str) -> str:
         from flow_factory.rewards import REWARDS  # rewards may import this package
 
-        require_module(REWARDS.path(name))
+        require_class(REWARDS.path(name))
         return name
 
 

@@ -27,6 +27,12 @@ IDLE = {
 def notices(config: RunConfig) -> tuple[str, ...]:
     """Keys that were written and have no effect, and a choice that shows in the pictures, a line each."""
     lines = []
+    train = config.train
+    if train.ema_decay and train.max_epochs is not None and train.max_epochs < train.ema_update_interval:
+        lines.append(
+            f"train.ema_update_interval: {train.ema_update_interval} is more than the {train.max_epochs} epochs of the run: the average, "
+            "which is what is evaluated and saved, stays at the untrained weights; write 1, or ema_decay: 0"
+        )
     last = config.train.num_inference_steps - 1
     if config.train.stochastic and last in config.scheduler.stochastic_steps(last + 1):
         lines.append(f"scheduler.sde_steps: noise of step {last}, the last one, stays in the pictures; without {last} it does not")

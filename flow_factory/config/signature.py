@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flow_factory.config.base import show
+from flow_factory.registry import nearest
 
 FLOW_SCHEDULERS = (
     "diffusers.schedulers.scheduling_flow_match_euler_discrete:FlowMatchEulerDiscreteScheduler",
@@ -92,15 +93,34 @@ def attention_backends() -> list[str]:
     return [str(node.value.value) for node in members if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)]
 
 
-def require_module(path: str) -> None:
-    """Checks that the module of `module:Class` exists, without importing it.
+def require_class(path: str) -> None:
+    """Checks that `module:Class` exists, without importing it.
 
     Raises:
-        SignatureError: it does not.
+        SignatureError: there is no such module, it is no Python, or it has nothing of this name.
     """
-    module = path.partition(":")[0]
-    if source_of(module) is None:
+    module, _, name = path.partition(":")
+    file = source_of(module)
+    if file is None:
         raise SignatureError(f"there is no module {module!r} (looked in the current directory too)")
+    names = [n for node in _parsed(file).body for n in _named(node)]
+    if name not in names and "*" not in names:
+        classes = [node.name for node in _parsed(file).body if isinstance(node, ast.ClassDef)]
+        raise SignatureError(f"{file.name} has no class {name!r}.{nearest(name, classes)} It has {', '.join(classes) or 'none'}")
+
+
+def _named(node: ast.stmt) -> list[str]:
+    """What a statement of a module makes known; `*` for all that another module has."""
+    match node:
+        case ast.ClassDef(name=name) | ast.FunctionDef(name=name):
+            return [name]
+        case ast.ImportFrom(names=aliases) | ast.Import(names=aliases):
+            return [alias.asname or alias.name for alias in aliases]
+        case ast.Assign(targets=targets):
+            return [target.id for target in targets if isinstance(target, ast.Name)]
+        case ast.If() | ast.Try():
+            return ["*"]  # what holds is known when it runs
+    return []
 
 
 def class_attribute(path: str, name: str) -> Any:
