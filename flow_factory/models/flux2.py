@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from flow_factory.errors import UserError
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.parts import fitted
 from flow_factory.types import Cond, Row
@@ -33,7 +34,13 @@ class Flux2(ModelAdapter):
     published: ClassVar[Mapping[str, float]] = {"transformer": 32.22e9, "text_encoder": 24.01e9, "vae": 0.084e9}
 
     def conditions(self, row: Row, call: Mapping[str, Any]) -> Cond:
-        return {k: [fitted(p, call.get("condition_image_size")) for p in v] for k, v in super().conditions(row, call).items()}
+        cond = {k: [fitted(p, call.get("condition_image_size")) for p in v] for k, v in super().conditions(row, call).items()}
+        for file, picture in zip(row.images, cond.get("image", ()), strict=True):
+            try:
+                self.pipe.image_processor.check_image_input(picture)
+            except ValueError as error:  # too small, or too long and narrow
+                raise UserError(f"{row.source}: {file}: {error}") from error
+        return cond
 
     def embed(self, text: str, pictures: Any, call: Mapping[str, Any]) -> Cond:
         options = {k: call[k] for k in ("max_sequence_length", "text_encoder_out_layers") if k in call}

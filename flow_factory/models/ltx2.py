@@ -9,6 +9,7 @@ import numpy as np
 from diffusers.pipelines.ltx2.utils import apply_image_conditioning_crf, resolve_default_image_crf
 from PIL import Image
 
+from flow_factory.errors import UserError
 from flow_factory.models.base import ModelAdapter
 from flow_factory.types import Clip, Cond, Row
 
@@ -47,6 +48,9 @@ class LTX2(ModelAdapter):
 
     def embed(self, text: str, pictures: Any, call: Mapping[str, Any]) -> Cond:
         length = call.get("max_sequence_length", self.text_length)
+        if length % (registers := self.pipe.connectors.config.video_connector_num_learnable_registers or 1):
+            near = max(1, round(length / registers)) * registers
+            raise UserError(f"max_sequence_length: {length}: LTX-2 fills up texts in multiples of {registers}; write {near}")
         embeds, mask, _, _ = self.pipe.encode_prompt(text, do_classifier_free_guidance=False, max_sequence_length=length)
         return {"prompt_embeds": embeds, "prompt_attention_mask": mask}
 

@@ -80,6 +80,12 @@ class WanI2V(WanT2V):
     }
     """Of Wan 2.2 none has an image encoder."""
 
+    def check_call(self, call: Mapping[str, Any]) -> None:
+        super().check_call(call)
+        length = call.get("max_sequence_length", self.text_length)
+        if next(iter(self.field.bare.values())).config.added_kv_proj_dim is not None and length != 512:
+            raise UserError(f"max_sequence_length: {length}: the attention of Wan 2.1 I2V counts on 512 tokens of text; write 512")
+
     def conditions(self, row: Row, call: Mapping[str, Any]) -> Cond:
         first, *last = super().conditions(row, call)["image"]
         if 1 + len(last) not in (takes := self._takes()):

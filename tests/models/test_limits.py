@@ -1,0 +1,48 @@
+"""What a pipeline would answer with a stack trace is refused before, in a sentence."""
+
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from flow_factory.errors import UserError
+from flow_factory.models.loading import load_adapter
+from flow_factory.types import Row
+from tests.tiny.pipelines import SMALL, saved
+
+GUIDED = {"guidance_scale": 3.0}
+
+
+@pytest.mark.parametrize("length", [256, 511])
+def test_wan21_i2v_takes_512_tokens_of_text(length: int) -> None:
+    adapter = load_adapter(str(saved("wan21_i2v")), "wan2_i2v")
+    adapter.check_call({**SMALL["wan21_i2v"], **GUIDED})
+    with pytest.raises(UserError, match=f"max_sequence_length: {length}: .* write 512"):
+        adapter.check_call({**SMALL["wan21_i2v"], **GUIDED, "max_sequence_length": length})
+
+
+def test_other_wans_take_any_length() -> None:
+    for name, family in (("wan22_a14b_i2v", "wan2_i2v"), ("wan21_t2v", "wan2_t2v")):
+        load_adapter(str(saved(name)), family).check_call({**SMALL[name], **GUIDED, "max_sequence_length": 100})
+
+
+@pytest.mark.parametrize(("asked", "near"), [(20, 16), (21, 24), (1, 8)])
+def test_ltx2_takes_multiples_of_its_registers(asked: int, near: int) -> None:
+    adapter = load_adapter(str(saved("ltx2_t2av")), "ltx2_t2av")
+    with pytest.raises(UserError, match=f"max_sequence_length: {asked}: .* multiples of 8; write {near}"):
+        adapter.encode(Row(0, "rain"), {**SMALL["ltx2_t2av"], **GUIDED, "max_sequence_length": asked})
+
+
+@pytest.mark.parametrize(("size", "why"), [((48, 200), "too small"), ((1000, 100), "spect ratio")])
+def test_flux2_names_the_row_of_a_picture_that_it_cannot_take(tmp_path: Any, size: tuple[int, int], why: str) -> None:
+    Image.new("RGB", size).save(tmp_path / "odd.png")
+    adapter = load_adapter(str(saved("flux2")), "flux2")
+    with pytest.raises(UserError, match=rf"train.jsonl:3: .*odd.png: .*{why}"):
+        adapter.encode(Row(0, "a dog", images=(str(tmp_path / "odd.png"),), source="train.jsonl:3"), {**SMALL["flux2"], **GUIDED})
+
+
+def test_qwen_edit_always_resizes() -> None:
+    adapter = load_adapter(str(saved("qwen_image_edit_plus")), "qwen-image-edit-plus")
+    adapter.check_call({**SMALL["qwen_image_edit_plus"], **GUIDED, "auto_resize": True})
+    with pytest.raises(UserError, match="auto_resize: false: .* condition_image_size"):
+        adapter.check_call({**SMALL["qwen_image_edit_plus"], **GUIDED, "auto_resize": False})
