@@ -85,7 +85,7 @@ def build_policy(
             elif config.finetune_type == "full":  # loaded like the master weights
                 p.data = p.data.to(frozen)
         if checkpointing:
-            module.enable_gradient_checkpointing()
+            adapter.checkpoint(module)
     for module in adapter.field.bare.values():
         if config.attn_backend is not None:
             set_attention(module, config.attn_backend, device, frozen)

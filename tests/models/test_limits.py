@@ -3,11 +3,14 @@
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from flow_factory.errors import UserError
 from flow_factory.models.loading import load_adapter
+from flow_factory.models.proof import prove
 from flow_factory.types import Row
+from tests.conftest import policy_over
 from tests.tiny.pipelines import SMALL, saved
 
 GUIDED = {"guidance_scale": 3.0}
@@ -46,3 +49,35 @@ def test_qwen_edit_always_resizes() -> None:
     adapter.check_call({**SMALL["qwen_image_edit_plus"], **GUIDED, "auto_resize": True})
     with pytest.raises(UserError, match="auto_resize: false: .* condition_image_size"):
         adapter.check_call({**SMALL["qwen_image_edit_plus"], **GUIDED, "auto_resize": False})
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_chroma_is_exact_with_checkpointing_though_diffusers_then_leaves_out_its_attention_mask(checkpointing: bool) -> None:
+    adapter = load_adapter(str(saved("chroma")), "diffusers")
+    call = {**SMALL["chroma"], **GUIDED}
+    with torch.no_grad():
+        cond = adapter.encode(Row(0, "a red cat", "blurry"), call)
+    policy_over(adapter, checkpointing=checkpointing, finetune_type="lora", target_modules=("default",))
+    prove(adapter, cond, call, 2)
+    if checkpointing:
+        adapter.field.bare["transformer"].enable_gradient_checkpointing()
+        with pytest.raises(UserError, match="ChromaPipeline cannot be trained: .* sees something else than the rollout did"):
+            prove(adapter, cond, call, 2)
+
+
+def test_a_generic_pipelines_blocks_are_computed_again_in_the_backward_pass_and_the_gradient_is_the_same() -> None:
+    gradients, forwards = [], []
+    for checkpointing in (False, True):
+        adapter = load_adapter(str(saved("lumina2")), "diffusers")
+        call = {**SMALL["lumina2"], "guidance_scale": 1.0}
+        with torch.no_grad():
+            cond = adapter.encode(Row(0, "a red cat", "blurry"), call)
+        policy = policy_over(adapter, checkpointing=checkpointing, finetune_type="lora", target_modules=("default",))
+        calls: list[int] = []
+        adapter.field.bare["transformer"].layers[0].attn.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        x = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+        adapter.velocity(x, torch.tensor(500.0), torch.tensor(0.5), cond, call).square().mean().backward()
+        gradients.append([p.grad.clone() for p in policy.trained().values() if p.grad is not None])
+        forwards.append(len(calls))
+    assert forwards[1] == forwards[0] + 1 and len(gradients[0]) > 10
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
