@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from flow_factory.config import EvalConfig, RunConfig, TrainConfig
-from flow_factory.data.cache import ConditionCache, encode_rows, module_fingerprint
+from flow_factory.data.cache import ConditionCache, encode_rows, file_sha256, module_fingerprint
 from flow_factory.data.media import check_rows
 from flow_factory.data.reader import read_rows
 from flow_factory.errors import UserError
@@ -107,7 +107,7 @@ def source_of(adapter: ModelAdapter) -> list[str]:
     """Module, name and code of the adapter's classes: an adapter that is changed encodes anew."""
     classes = [c for c in type(adapter).__mro__ if issubclass(c, ModelAdapter)]
     files = [sys.modules[c.__module__].__file__ for c in classes]
-    digests = [hashlib.sha256(Path(f).read_bytes()).hexdigest() if f else "" for f in files]
+    digests = [file_sha256(f) if f else "" for f in files]
     return [f"{c.__module__}:{c.__qualname__}:{d}" for c, d in zip(classes, digests, strict=True)]
 
 

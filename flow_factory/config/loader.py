@@ -189,7 +189,7 @@ def _write_strength(training: dict[str, Any], accepted: Callable[[], Accepted]) 
         arguments = accepted() or {}
     except SignatureError:
         return  # reported where a key could not be checked, or when the pipeline is looked for
-    if "strength" in arguments and not supplied_by_trainer("strength"):
+    if "strength" in arguments:
         training["call"] = {"strength": arguments["strength"].default} | (training.get("call") or {})
 
 

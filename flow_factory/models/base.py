@@ -115,7 +115,8 @@ class ModelAdapter:
         self._check_words(pipe)
         self.pipe = pipe
         self.field = Field(pipe, self.components, self.memoised)
-        length = inspect.signature(self.field.call).parameters.get("max_sequence_length")
+        self.parameters = inspect.signature(self.field.call).parameters  # once: every velocity call asks for them
+        length = self.parameters.get("max_sequence_length")
         if length is not None and isinstance(length.default, int):
             self.text_length = length.default  # another one would draw other pictures than the stock pipeline
 
@@ -206,8 +207,7 @@ class ModelAdapter:
 
     def takes(self, call: Mapping[str, Any]) -> dict[str, Any]:
         """Those of the section's arguments that the pipeline's `__call__` takes, under its names."""
-        known = inspect.signature(self.field.call).parameters
-        taken = {k: v for k, v in call.items() if k in known}
+        taken = {k: v for k, v in call.items() if k in self.parameters}
         if self.guidance != "guidance_scale" and "guidance_scale" in call:
             taken.pop("guidance_scale", None)
             taken.setdefault(self.guidance, call["guidance_scale"])

@@ -1,6 +1,5 @@
 """LTX-2: text, or a picture, to video and sound together; the state is the latents of both as one vector."""
 
-import inspect
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -43,8 +42,7 @@ class LTX2(ModelAdapter):
 
     def guided(self, call: Mapping[str, Any]) -> bool:
         """Picture and sound have a scale each; the pipeline has its own for one that is not given."""
-        defaults = {k: p.default for k, p in inspect.signature(self.field.call).parameters.items()}
-        return any((call.get(k, defaults[k]) or 0) > 1 for k in ("guidance_scale", "audio_guidance_scale"))
+        return any((call.get(k, self.parameters[k].default) or 0) > 1 for k in ("guidance_scale", "audio_guidance_scale"))
 
     def embed(self, text: str, pictures: Any, call: Mapping[str, Any]) -> Cond:
         length = call.get("max_sequence_length", self.text_length)
