@@ -10,12 +10,14 @@ from torch import Generator, Tensor, nn
 
 from flow_factory.errors import UserError
 from flow_factory.memo import Memo
-from flow_factory.models.parts import chain, import_pipeline, times
+from flow_factory.models.parts import chain, check_sizes, check_words, import_pipeline, times
+from flow_factory.models.published import Published
+from flow_factory.models.states import check_media, latents, pixels
 from flow_factory.types import Clip, Cond, Row
 from flow_factory.velocity import Draw, Field, Recorder
 
 
-class ModelAdapter:
+class ModelAdapter(Published):
     """One family of pipelines, as a sampler and a velocity field of data rows.
 
     A family writes `embed`; the rest has defaults that serve most.
@@ -55,12 +57,10 @@ class ModelAdapter:
     """Call arguments that velocity calls need otherwise than rollouts."""
     fps: float = 16
     """Frames per second of videos."""
-    published: ClassVar[Mapping[str, float]] = {}
-    """Parameters by part of the family's best-known checkpoint: for memory estimates while it is not on disk."""
-    published_config: ClassVar[Mapping[str, Any]] = {}
-    """Its transformer's config, where it differs from the class's defaults."""
-    variants: ClassVar[Mapping[str, tuple[Mapping[str, float], Mapping[str, Any]]]] = {}
-    """Part of a hub name -> what `published` and `published_config` are for checkpoints of that name."""
+    encodes_media: ClassVar[str | None] = "its adapter does not say how"
+    """Why `to_state` cannot encode media; None: it can."""
+    times_per_sample: ClassVar[bool] = False
+    """Whether `velocity` takes a time for each sample, t and s (n,), with guidance as without."""
 
     @classmethod
     def of(cls, checkpoint: str, pipeline_class: str | None) -> type["ModelAdapter"]:
@@ -81,14 +81,6 @@ class ModelAdapter:
     def tokens_of(cls, height: int, width: int, call: Mapping[str, Any]) -> int:
         """Tokens of one sample in the transformer, text included, for estimates."""
         return (height // 16) * (width // 16) + call.get("max_sequence_length", cls.text_length)
-
-    @classmethod
-    def published_as(cls, name: str) -> tuple[Mapping[str, float], Mapping[str, Any]]:
-        """`published` and `published_config` of a hub name."""
-        for part, (parameters, config) in cls.variants.items():
-            if part in name:
-                return {**cls.published, **parameters}, {**cls.published_config, **config}
-        return cls.published, cls.published_config
 
     @classmethod
     def passes(cls, call: Mapping[str, Any]) -> int:
@@ -112,25 +104,13 @@ class ModelAdapter:
                 raise UserError(f"{row.source}: {len(files)} condition {kind}s; {cls.__name__} takes {wants} (columns {kind}, {kind}s)")
 
     def __init__(self, pipe: Any):
-        self._check_words(pipe)
+        check_words(self, pipe)
         self.pipe = pipe
         self.field = Field(pipe, self.components, self.memoised)
         self.parameters = inspect.signature(self.field.call).parameters  # once: every velocity call asks for them
         length = self.parameters.get("max_sequence_length")
         if length is not None and isinstance(length.default, int):
             self.text_length = length.default  # another one would draw other pictures than the stock pipeline
-
-    def _check_words(self, pipe: Any) -> None:
-        """Raises:
-        UserError: a text where a tuple is meant, which Python reads as its letters; an encoder that the pipeline does not have.
-        """
-        name = type(self).__name__
-        for what in ("components", "encoders", "lora_targets", "dead_ends", "encodes_by", "memoised", "also_loads"):
-            if isinstance(word := getattr(self, what), str):
-                raise UserError(f"{name}.{what} is a text; write a tuple: ({word!r},)")
-        for part in self.encoders:
-            if not hasattr(pipe, part):
-                raise UserError(f"{name}.encoders: {type(pipe).__name__} has no {part!r}; its parts are {', '.join(pipe.components)}")
 
     # -- a data row becomes call arguments -------------------------------------------------------------------------------------
 
@@ -183,17 +163,7 @@ class ModelAdapter:
         """Raises:
         UserError: the VAE and the patches cannot make pictures of this size; the message has the nearest one.
         """
-        step, height, width = self.size_step(), call["height"], call["width"]
-        if height % step or width % step:
-            near = [max(step, step * round(n / step)) for n in (height, width)]
-            raise UserError(
-                f"height {height}, width {width}: {type(self.pipe).__name__} makes multiples of {step} pixels; "
-                f"the nearest size is {near[0]} x {near[1]}"
-            )
-        frames, by = call.get("num_frames"), self.frame_step()
-        if by and frames is not None and (frames - 1) % by:
-            below = max(0, frames - 1) // by * by + 1
-            raise UserError(f"num_frames {frames}: {type(self.pipe).__name__} makes multiples of {by} and 1; write {below} or {below + by}")
+        check_sizes(type(self.pipe).__name__, call, self.size_step(), self.frame_step())
 
     def size_step(self) -> int:
         """What height and width must be multiples of."""
@@ -245,6 +215,30 @@ class ModelAdapter:
         arguments = {**self.takes(call), **cond}
         out = self.pipe(**arguments, num_inference_steps=num_steps, generator=generators, output_type="pil", return_dict=False)
         return self.media(out, call)
+
+    @torch.no_grad()
+    def to_state(self, media: Sequence[Any], call: Mapping[str, Any]) -> Tensor:
+        """The state x0 of given media: what the sampler's last step would have to return for the pipeline to decode to them.
+
+        Args:
+            media: a PIL image or a `Clip` a sample, of the size that `call` names.
+
+        Returns:
+            (n, ...) float32 in the layout of the recorder's states; the same for the same media, whatever they are encoded with.
+
+        Raises:
+            UserError: see `encodes_media`; a sample of another size, number of frames or kind than what is drawn.
+        """
+        if self.encodes_media is not None:
+            raise UserError(f"{type(self.pipe).__name__}: media cannot be encoded: {self.encodes_media}")
+        self.check_call(call)
+        frames = (call.get("num_frames") or self.parameters["num_frames"].default) if self.frame_step() else None
+        check_media(media, call["height"], call["width"], frames)
+        return torch.cat([self.state_of(pixels(self.pipe, one)) for one in media])
+
+    def state_of(self, x: Tensor) -> Tensor:
+        """The state of pixels x, (1, 3, h, w) or (1, 3, frames, h, w), for `to_state`."""
+        return latents(self.pipe.vae, x)
 
     def media(self, out: tuple[Any, ...], call: Mapping[str, Any]) -> list[Any]:
         """One picture or clip a sample, of what the pipeline returned."""

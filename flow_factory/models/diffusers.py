@@ -35,6 +35,7 @@ class Diffusers(ModelAdapter):
     memoised = ("vae.encode", "encode_image", "encode_prompt")
     images = (0, 32)
     find_unused = True
+    encodes_media = "how its latents are packed and normalised is the pipeline's secret"
     lora_targets: ClassVar[tuple[str, ...]] = PROJECTIONS
 
     @classmethod

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.parts import fitted
 from flow_factory.types import Cond, Row
@@ -14,6 +16,8 @@ class Flux1(ModelAdapter):
     pipeline = "diffusers.pipelines.flux.pipeline_flux:FluxPipeline"
     encoders = ("text_encoder", "text_encoder_2")
     cfg = "true_cfg_scale"
+    encodes_media = None
+    times_per_sample = True
     lora_targets: ClassVar[tuple[str, ...]] = (
         "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
         "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2",
@@ -24,6 +28,10 @@ class Flux1(ModelAdapter):
     def embed(self, text: str, pictures: Any, call: Mapping[str, Any]) -> Cond:
         embeds, pooled, _ = self.pipe.encode_prompt(text, None, max_sequence_length=call.get("max_sequence_length", self.text_length))
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+
+    def state_of(self, x: Tensor) -> Tensor:
+        z = super().state_of(x)
+        return self.pipe._pack_latents(z, *z.shape)
 
     def tokens(self, row: Row, call: Mapping[str, Any]) -> tuple[int, int]:
         return len(self.pipe.tokenizer_2(row.prompt).input_ids), call.get("max_sequence_length", self.text_length)

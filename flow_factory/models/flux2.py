@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from flow_factory.errors import UserError
 from flow_factory.models.base import ModelAdapter
@@ -27,6 +28,8 @@ class Flux2(ModelAdapter):
     )  # fmt: skip
     images = (0, 32)
     cfg: ClassVar[str | None] = None
+    encodes_media = None
+    times_per_sample = True
     lora_targets: ClassVar[tuple[str, ...]] = (
         "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
         "ff.linear_in", "ff.linear_out", "ff_context.linear_in", "ff_context.linear_out", "attn.to_qkv_mlp_proj", "attn.to_out",
@@ -50,6 +53,9 @@ class Flux2(ModelAdapter):
 
     def takes(self, call: Mapping[str, Any]) -> dict[str, Any]:
         return {k: v for k, v in super().takes(call).items() if k != "caption_upsample_temperature"}  # done in `embed`
+
+    def state_of(self, x: Tensor) -> Tensor:
+        return self.pipe._pack_latents(self.pipe._encode_vae_image(x, None)).float()
 
     def _upsampled(self, text: str, pictures: Any, temperature: float) -> str:
         """The prompt as the text encoder rewrites it; always the same way."""

@@ -1,7 +1,7 @@
 """What adapters share that needs none of them."""
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,11 +9,44 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
+from flow_factory.errors import UserError
+
+TUPLES = ("components", "encoders", "lora_targets", "dead_ends", "encodes_by", "memoised", "also_loads")
+
 
 def import_pipeline(path: str) -> type[DiffusionPipeline]:
     """The class behind `module:Class`."""
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def check_words(adapter: Any, pipe: Any) -> None:
+    """Raises:
+    UserError: a text where a tuple is meant, which Python reads as its letters; an encoder that the pipeline does not have.
+    """
+    name = type(adapter).__name__
+    for what in TUPLES:
+        if isinstance(word := getattr(adapter, what), str):
+            raise UserError(f"{name}.{what} is a text; write a tuple: ({word!r},)")
+    for part in adapter.encoders:
+        if not hasattr(pipe, part):
+            raise UserError(f"{name}.encoders: {type(pipe).__name__} has no {part!r}; its parts are {', '.join(pipe.components)}")
+
+
+def check_sizes(pipeline: str, call: Mapping[str, Any], step: int, frame_step: int) -> None:
+    """Raises:
+    UserError: height or width are no multiples of `step`, or the number of frames, less 1, none of `frame_step`.
+    """
+    height, width = call["height"], call["width"]
+    if height % step or width % step:
+        near = [max(step, step * round(n / step)) for n in (height, width)]
+        raise UserError(
+            f"height {height}, width {width}: {pipeline} makes multiples of {step} pixels; the nearest size is {near[0]} x {near[1]}"
+        )
+    frames, by = call.get("num_frames"), frame_step
+    if by and frames is not None and (frames - 1) % by:
+        below = max(0, frames - 1) // by * by + 1
+        raise UserError(f"num_frames {frames}: {pipeline} makes multiples of {by} and 1; write {below} or {below + by}")
 
 
 def fitted(picture: Image.Image, size: int | Sequence[int] | None) -> Image.Image:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit
+from torch import Tensor
 
 from flow_factory.errors import UserError
 from flow_factory.models.base import ModelAdapter
@@ -19,6 +20,8 @@ class QwenImage(ModelAdapter):
     guidance = "true_cfg_scale"
     cfg = "true_cfg_scale"
     negative = " "
+    encodes_media = None
+    times_per_sample = True
     lora_targets: ClassVar[tuple[str, ...]] = (
         "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
         "img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2",
@@ -36,6 +39,10 @@ class QwenImage(ModelAdapter):
     def _named(encoded: tuple[Any, Any]) -> Cond:
         embeds, mask = encoded
         return {"prompt_embeds": embeds} | ({} if mask is None else {"prompt_embeds_mask": mask})
+
+    def state_of(self, x: Tensor) -> Tensor:
+        z = super().state_of(x[:, :, None])[:, :, 0]  # its VAE is one of videos
+        return self.pipe._pack_latents(z, *z.shape)
 
 
 class QwenImageEditPlus(QwenImage):

@@ -4,9 +4,11 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from flow_factory.errors import UserError
 from flow_factory.models.base import ModelAdapter
-from flow_factory.types import Cond, Row
+from flow_factory.types import Clip, Cond, Row
 
 
 class WanT2V(ModelAdapter):
@@ -15,6 +17,7 @@ class WanT2V(ModelAdapter):
     pipeline = "diffusers.pipelines.wan.pipeline_wan:WanPipeline"
     components: ClassVar[tuple[str, ...]] = ("transformer", "transformer_2")
     encoders = ("text_encoder",)
+    encodes_media = None
     lora_targets: ClassVar[tuple[str, ...]] = (
         "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0",
         "ffn.net.0.proj", "ffn.net.2",
@@ -120,6 +123,11 @@ class WanV2V(WanT2V):
                 f"{row.source}: {row.videos[0]} has {frames} frames; the VAE takes {below} or {below + by}: cut it, or add some"
             )
         return cond
+
+    def to_state(self, media: Sequence[Any], call: Mapping[str, Any]) -> Tensor:
+        """Clips must have as many frames as the row's video; the call does not say how many."""
+        frames = next((len(one.frames) for one in media if isinstance(one, Clip)), 1)
+        return super().to_state(media, {**call, "num_frames": frames})
 
     def joinable(self, cond: Cond) -> Any:
         return None
