@@ -88,8 +88,9 @@ def plan_lines(config: RunConfig) -> list[str]:
     plan = plan_of(config)
     lines = [f"{what}: {much}" for what, much in plan.describe()]
     epochs = config.train.max_epochs
-    steps = config.scheduler.stochastic_steps(config.train.num_inference_steps, config.train.first_step)
-    lines.append(f"trained steps: {plan.trained_steps} of {list(steps)}, drawn anew every epoch")
+    if config.train.stochastic:
+        steps = config.scheduler.stochastic_steps(config.train.num_inference_steps, config.train.first_step)
+        lines.append(f"trained steps: {plan.trained_points} of {list(steps)}, step_selection: {config.scheduler.step_selection}")
     lines.append(
         "run: "
         + ("until it is stopped" if epochs is None else f"{epochs} epochs, {epochs * plan.optimiser_steps_per_epoch} optimiser steps")

@@ -22,3 +22,8 @@ def mean_over_ranks(accelerator: Accelerator, values: Mapping[str, Tensor]) -> d
     stacked = torch.stack([v.float().to(accelerator.device) for v in values.values()])
     means = accelerator.reduce(stacked, "mean").tolist()
     return dict(zip(values, means, strict=True))
+
+
+def most_of_ranks(accelerator: Accelerator, count: int) -> int:
+    """The largest of the processes' counts."""
+    return int(accelerator.gather(torch.tensor([count], device=accelerator.device)).max())

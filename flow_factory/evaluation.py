@@ -12,10 +12,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flow_factory.config import RunConfig
+from flow_factory.learner import moved
 from flow_factory.models.base import ModelAdapter
 from flow_factory.randomness import generator
 from flow_factory.rewards.scoring import RewardSet
-from flow_factory.trainer import call_of, moved
+from flow_factory.trainer import call_of
 from flow_factory.types import Cond, Row, Sample
 from flow_factory.weights import WeightStore
 

@@ -1,7 +1,13 @@
 """Which samples of a group, and which groups of an epoch, are trained on. A missing score is NaN."""
 
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor
+
+from flow_factory.types import Rollout, Step
 
 
 def best_and_worst(scores: Tensor) -> tuple[int, int] | None:
@@ -44,3 +50,32 @@ def informative(advantage: Tensor, multiple: int = 1) -> Tensor:
     useful = (advantage != 0).any(1)
     count = -(-int(useful.sum()) // multiple) * multiple
     return (~useful).to(torch.uint8).argsort(stable=True)[:count].sort().values
+
+
+def pick(group: Sequence[Rollout], chosen: Sequence[int]) -> Rollout:
+    """One micro-batch of some samples of a group, by their places in it. Without pictures: it is made after they were scored."""
+    first, size = group[0], len(group[0].ids)
+
+    def rows(of: Callable[[Rollout], Tensor]) -> Tensor:
+        return torch.stack([of(group[k // size])[k % size] for k in chosen])
+
+    def step(index: int) -> Step:
+        def joined(name: str) -> Tensor:
+            return rows(lambda r: getattr(r.steps[index], name))
+
+        mine = first.steps[index]
+        mean = None if mine.mean is None else joined("mean")
+        return replace(mine, x=joined("x"), x1=joined("x1"), logp=joined("logp"), mean=mean)
+
+    result = replace(
+        first,
+        steps=[step(index) for index in range(len(first.steps))],
+        media=[],
+        ids=tuple(group[k // size].ids[k % size] for k in chosen),
+        x0=None if first.x0 is None else rows(lambda r: r.x0),  # type: ignore[arg-type, return-value]
+        memo=first.memo if len(chosen) == size else type(first.memo)(),  # it holds what was encoded for so many samples
+        frozen=defaultdict(dict),
+        peers={},
+    )
+    result.rewards, result.advantage = rows(lambda r: r.rewards), rows(lambda r: r.advantage)
+    return result

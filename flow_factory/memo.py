@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
+UNGUIDED = ("vae.encode", "encode_image")
+"""Functions that a pipeline calls alike with and without classifier-free guidance."""
+
 
 class Memo:
     """The results of one micro-batch by function, in the order in which they were asked for; `full` after the first pipeline call.
@@ -25,6 +28,13 @@ class Memo:
         self.given = dict(given or {})
         self.kept: dict[str, list[Any]] = {}
         self.full = False
+        self.siblings: dict[str, Memo] = {}
+
+    def sibling(self, name: str) -> "Memo":
+        """For calls of the same micro-batch with another guidance: it shares what guidance has no part in."""
+        if name not in self.siblings:
+            self.siblings[name] = Memo({k: v for k, v in (self.given | self.kept).items() if self.full and k in UNGUIDED})
+        return self.siblings[name]
 
     def known(self, name: str) -> list[Any] | None:
         """The results of a function, where it need not be called."""

@@ -68,8 +68,8 @@ def estimate(config: RunConfig, family: type[ModelAdapter], parameters: dict[str
     frozen = sum(n for part, n in parameters.items() if part not in family.encoders) - (0 if lora else trained)
     encoders = sum(parameters.get(part, 0) for part in family.encoders)
     state = 2 if train.optimizer == "adamw8bit" else 8
-    compared = ALGORITHMS[train.trainer_type](train, config.scheduler).weights
-    copies = (train.ema_decay > 0) + sum(name != "ref" or not lora for name in compared)
+    algorithm = ALGORITHMS[train.trainer_type](train, config.scheduler)
+    copies = (train.ema_decay > 0) + len(algorithm.averages) + ("ref" in algorithm.weights and not lora)
     tokens = family.tokens_of(train.height, train.width, train.call)
     width = width_of(module.config)
     layers = sum(len(m) for m in module.children() if isinstance(m, nn.ModuleList))
@@ -79,10 +79,13 @@ def estimate(config: RunConfig, family: type[ModelAdapter], parameters: dict[str
         if train.enable_gradient_checkpointing
         else layers * layer
     )
-    kept *= family.passes({"guidance_scale": train.guidance_scale, **train.call})
+    if algorithm.guidance("policy") is None:  # others train without the negative prompt
+        kept *= family.passes({"guidance_scale": train.guidance_scale, **train.call})
     plan = plan_of(config)
-    latents = tokens * 64 * DTYPES[train.latent_storage_dtype].itemsize * 2 * plan.trained_steps
-    rollouts = 0 if train.offload_samples_to_cpu else latents * plan.micro_batches_per_rank * train.per_device_batch_size
+    states = 2 * DTYPES[train.latent_storage_dtype].itemsize * plan.trained_points if train.stochastic else half
+    others = (half * len(algorithm.weights) + 4 * algorithm.with_mean) * plan.trained_points  # velocities of kept weights, means
+    rolled, trained_on = (n * train.per_device_batch_size for n in (plan.micro_batches_per_rank, plan.trained_batches_per_rank))
+    rollouts = 0 if train.offload_samples_to_cpu else tokens * 64 * (states * rolled + others * trained_on)
     shards = config.num_processes if sharded(config) else 1
     gb, shared = 1e-9, 1e-9 / shards
     return [

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from flow_factory.config import SchedulerConfig
 from flow_factory.randomness import choose_steps, generator
 
 
@@ -97,3 +98,23 @@ class SlidingWindow:
         starts = [start for start in self.places(len(candidates)) for _ in range(self.stay(start, len(candidates)))]
         start = starts[epoch % len(starts) if self.roll_back else min(epoch, len(starts) - 1)]
         return tuple(candidates[start : start + self.size])
+
+
+def select_steps(scheduler: SchedulerConfig, candidates: Sequence[int], seed: int, epoch: int, slot: int) -> tuple[int, ...]:
+    """The steps that a group trains on, as `scheduler.step_selection` has it; `slot` is the group's place in the epoch.
+
+    "random" and the sliding windows are the epoch's; "window" and "fraction" are drawn for each group.
+    """
+    size = scheduler.num_sde_steps
+    match scheduler.step_selection:
+        case "window":
+            return random_window(candidates, size, seed, epoch, slot)
+        case "sliding":
+            window = SlidingWindow(
+                size or len(candidates), scheduler.window_schedule, scheduler.window_epochs, scheduler.window_stride,
+                scheduler.window_roll_back, scheduler.window_shrink,
+            )  # fmt: skip
+            return window.at(candidates, seed, epoch)
+        case "fraction":
+            return random_fraction(candidates, scheduler.sde_fraction, seed, epoch, slot)
+    return choose_steps(candidates, size, seed, epoch)

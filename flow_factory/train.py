@@ -12,11 +12,13 @@ from accelerate.utils import AutocastKwargs, broadcast_object_list
 from diffusers.optimization import get_scheduler
 
 from flow_factory.algorithms import ALGORITHMS
+from flow_factory.algorithms.base import Algorithm
 from flow_factory.checkpoint import CheckpointError, kind_of, load_model, load_state, newest
 from flow_factory.config import RewardConfig, RunConfig, dump_config, plan_of
 from flow_factory.errors import UserError
 from flow_factory.evaluation import Evaluator
 from flow_factory.hparams import RewardArguments
+from flow_factory.learner import Progress, moved
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import load_adapter
@@ -26,7 +28,7 @@ from flow_factory.rewards.scoring import load_rewards
 from flow_factory.rows import check_conditions, checkpoint_of, encode, fitted, has_split, read_split
 from flow_factory.run import Run
 from flow_factory.trackers import Trackers, open_trackers
-from flow_factory.trainer import Progress, Trainer, call_of, moved
+from flow_factory.trainer import Trainer, call_of
 from flow_factory.weights import WeightStore
 
 logger = logging.getLogger(__name__)
@@ -59,8 +61,8 @@ def build(config: RunConfig) -> Run:
         with accelerator.autocast():
             prove(adapter, moved(conds[0], accelerator.device), call_of(config.train), config.train.per_device_batch_size)
     resume = resumed(config, policy)
-    algorithm = ALGORITHMS[config.train.trainer_type](config.train, config.scheduler)
-    store = keep_copies(config, policy, algorithm.weights)
+    algorithm = ALGORITHMS[config.train.trainer_type](config.train, config.scheduler, adapter.times_per_sample)
+    store = keep_copies(config, policy, algorithm)
     plan = plan_of(config)
     optimizer, schedule = make_optimizer(config, policy, plan.optimiser_steps_per_epoch)
     wrapped, optimizer = accelerator.prepare(policy, optimizer)
@@ -107,12 +109,14 @@ def open_adapter(config: RunConfig) -> ModelAdapter:
     return load_adapter(name, family, config.mixed_precision, trained, overrides, pipeline)
 
 
-def keep_copies(config: RunConfig, policy: Policy, compared: Sequence[str]) -> WeightStore:
-    """The copies that the run needs: the average, and those that the algorithm compares with."""
+def keep_copies(config: RunConfig, policy: Policy, algorithm: Algorithm) -> WeightStore:
+    """The copies that the run needs: the average, and those that the algorithm compares with or samples from."""
     lora = config.model.finetune_type == "lora"
     store = WeightStore(policy.trained(), policy.adapter_off if lora else None)
-    for name in compared:
-        store.keep(name, device_of(config.train.ref_param_device))
+    if "ref" in algorithm.weights:
+        store.keep("ref", device_of(config.train.ref_param_device))
+    for name, average in algorithm.averages.items():
+        store.keep(name, device_of(average.device))
     if config.train.ema_decay > 0:
         store.keep("ema", device_of(config.train.ema_device))
     return store

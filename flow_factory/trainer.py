@@ -1,8 +1,6 @@
-"""The one loop: roll out, score, advantages, optimise."""
+"""The one loop: roll out, score, advantages, learn."""
 
-import logging
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -10,17 +8,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
-from tqdm import tqdm
 
 from flow_factory.advantage import AGGREGATIONS
-from flow_factory.algorithms.base import Algorithm, OnPolicyError
+from flow_factory.algorithms.base import Algorithm
 from flow_factory.config import BatchPlan, EvalConfig, RunConfig, TrainConfig
 from flow_factory.data.order import Slot, rows_of_epoch
 from flow_factory.distributed import gather_slots
 from flow_factory.dynamics import DYNAMICS
 from flow_factory.ema import ema_decay
 from flow_factory.interrupt import Interrupt
+from flow_factory.learner import Learner, Progress, moved, quiet_bar
 from flow_factory.memo import Memo
 from flow_factory.meter import Meter
 from flow_factory.models.base import ModelAdapter
@@ -29,20 +26,8 @@ from flow_factory.policy import Policy
 from flow_factory.randomness import generator, normal
 from flow_factory.rewards.scoring import RewardSet
 from flow_factory.sampling import Sampler
-from flow_factory.types import Cond, Point, Rollout, Row, Sample
+from flow_factory.types import Cond, Rollout, Row, Sample
 from flow_factory.weights import WeightStore
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Progress:
-    """How far the run has come; saved with the training state."""
-
-    epoch: int = 0
-    """The next epoch; all before it are complete."""
-    updates: int = 0
-    """Optimiser steps taken."""
 
 
 @dataclass
@@ -69,6 +54,10 @@ class Trainer:
     def __post_init__(self) -> None:
         self.meter = Meter(self.accelerator)
         self.call = call_of(self.config.train)
+        self.learner = Learner(
+            self.config.train, self.call, self.plan, self.accelerator, self.adapter, self.policy, self.wrapped, self.store, self.algorithm,
+            self.optimizer, self.schedule, self.meter, self.progress,
+        )  # fmt: skip
         self.shown: list[Sample] = []
         """The epoch's first samples, for the trackers."""
 
@@ -84,7 +73,7 @@ class Trainer:
         report = self.score(rollouts)
         self.weigh(rollouts)
         self.interrupt.agree(self.accelerator)
-        self.optimise(rollouts)
+        self.learner.learn(self.groups(rollouts))
         self.progress.epoch += 1
         self.average()
         rate = {"train/learning_rate": self.schedule.get_last_lr()[0]}
@@ -93,33 +82,47 @@ class Trainer:
     def roll_out(self, epoch: int) -> list[Rollout]:
         """Every group of this process's rows, in micro-batches of one row."""
         train, rank = self.config.train, self.accelerator.process_index
-        noisy = self.algorithm.noisy(epoch)
         slots = rows_of_epoch(len(self.rows), train.unique_sample_num_per_epoch, train.seed, epoch, rank, self.accelerator.num_processes)
         batches = [(slot, k) for slot in slots for k in range(0, train.group_size, train.per_device_batch_size)]
         rollouts = []
-        with self.meter.phase("rollout"), torch.no_grad():
-            for slot, k in self.bar(batches, "rolling out"):
+        weights = self.algorithm.rolls_out(self.progress.updates)
+        with self.meter.phase("rollout"), torch.no_grad(), self.store.use(weights):
+            for slot, k in quiet_bar(batches, "rolling out", self.accelerator):
                 if self.accelerator.num_processes == 1:  # several must stop at the same place
                     self.interrupt.check()
-                rollouts.append(self.sample(slot, range(k, k + train.per_device_batch_size), noisy, epoch))
+                rollouts.append(self.sample(slot, range(k, k + train.per_device_batch_size), epoch))
         return rollouts
 
-    def sample(self, slot: Slot, members: range, noisy: tuple[int, ...], epoch: int) -> Rollout:
+    def sample(self, slot: Slot, members: range, epoch: int) -> Rollout:
         """Some members of a group; their noise is keyed by (seed, epoch, global sample id) and depends on nothing else."""
-        train, scheduler = self.config.train, self.config.scheduler
-        ids = [slot.slot * train.group_size + k for k in members]
+        train = self.config.train
+        ids = tuple(slot.slot * train.group_size + k for k in members)
         cond = moved(self.conds[slot.row], self.accelerator.device)
-
-        def noise(index: int, x: Tensor, purpose: str) -> Tensor:
-            return torch.stack([normal(x.shape[1:], torch.float32, "cpu", train.seed, purpose, epoch, i, index) for i in ids]).to(x.device)
-
-        sampler = Sampler(DYNAMICS[scheduler.dynamics_type], scheduler.noise_level, noisy, noise, DTYPES[train.latent_storage_dtype])
+        sampler = self.sampler(slot.slot, ids, epoch)
         starts = [slot.slot * train.group_size] * len(ids) if train.init_same_noise else ids
         generators = [generator(train.seed, "init", epoch, i) for i in starts]
         memo = Memo()
         media, recorder = self.wrapped("sample", cond, self.call, train.num_inference_steps, sampler, generators, memo)
-        steps = [replace(s, **moved(vars(s), "cpu")) for s in recorder.kept] if train.offload_samples_to_cpu else recorder.kept
-        return Rollout(self.rows[slot.row], cond, steps, media, slot.slot, memo)
+        rollout = Rollout(self.rows[slot.row], cond, recorder.kept, media, slot.slot, epoch, ids, memo=memo)
+        if not train.stochastic:
+            rollout.x0 = recorder.final
+            rollout.schedule = recorder.timesteps.cpu(), recorder.sigmas.cpu()
+        if train.offload_samples_to_cpu:
+            rollout.steps = [replace(s, **moved(vars(s), "cpu")) for s in rollout.steps]
+            rollout.x0 = moved(rollout.x0, "cpu")
+        return rollout
+
+    def sampler(self, slot: int, ids: Sequence[int], epoch: int) -> Sampler:
+        """How the states of these samples of a group are drawn."""
+        train, scheduler, algorithm = self.config.train, self.config.scheduler, self.algorithm
+
+        def noise(index: int, x: Tensor, purpose: str) -> Tensor:
+            return torch.stack([normal(x.shape[1:], torch.float32, "cpu", train.seed, purpose, epoch, i, index) for i in ids]).to(x.device)
+
+        return Sampler(
+            DYNAMICS[scheduler.dynamics_type], scheduler.noise_level, algorithm.noisy(epoch, slot), noise,
+            DTYPES[train.latent_storage_dtype], kept=algorithm.kept(epoch, slot), with_mean=algorithm.with_mean,
+        )  # fmt: skip
 
     def score(self, rollouts: list[Rollout]) -> dict[str, float]:
         """Fills in `Rollout.rewards` (groups are whole here, as groupwise rewards need them) and lets go of the pictures."""
@@ -158,81 +161,6 @@ class Trainer:
         n = self.config.train.group_size // self.config.train.per_device_batch_size
         return [rollouts[k : k + n] for k in range(0, len(rollouts), n)]
 
-    def optimise(self, rollouts: list[Rollout]) -> None:
-        """`num_inner_epochs` passes over all training points, an optimiser step after each window of them."""
-        points = [p for r in rollouts for p in self.algorithm.points(r)]
-        size = self.plan.micro_batches_per_update * self.plan.trained_steps
-        windows = [points[k : k + size] for k in range(0, len(points), size)] * self.config.train.num_inner_epochs
-        with self.meter.phase("optimise"):
-            self.look_back(points)
-            for k, window in enumerate(self.bar(windows, "optimising")):
-                self.update(window, first=k == 0)
-
-    def look_back(self, points: list[Point]) -> None:
-        """The velocities under kept weights, all in one pass: the weights are swapped once, and inner epochs share the forwards."""
-        store_on = "cpu" if self.config.train.offload_samples_to_cpu else self.accelerator.device
-        for name in self.algorithm.weights:
-            with torch.no_grad(), self.store.use(name):
-                for point in points:
-                    point.frozen[name] = self.velocity(self.here(point)).to(store_on)
-
-    def update(self, window: list[Point], first: bool) -> None:
-        """One optimiser step on the mean loss of the window's points; `first` of the epoch is checked to be on-policy."""
-        for k, point in enumerate(window):
-            last = k == len(window) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                loss, metrics = self.algorithm.loss(self.here(point), self.velocity)
-                if first and k == 0:
-                    self.check_on_policy(metrics)
-                self.accelerator.backward(loss / len(window))
-            self.meter.add(metrics)
-        norm = self.accelerator.clip_grad_norm_(self.policy.trained().values(), self.config.train.max_grad_norm)
-        rate = self.schedule.get_last_lr()[0]
-        self.optimizer.step()
-        self.schedule.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.progress.updates == 0 and rate > 0:
-            self.check_effect(window[0])
-        self.progress.updates += 1
-        self.meter.add({"grad_norm": torch.as_tensor(norm)})
-
-    def velocity(self, point: Point, weights: str = "policy") -> Tensor:
-        """See `types.Velocity`."""
-        if weights != "policy":
-            return point.frozen[weights]
-        return self.wrapped("velocity", point.x, point.t, point.s, point.cond, self.call, point.memo)
-
-    def here(self, point: Point) -> Point:
-        """The point on this process's device, from wherever it was kept."""
-        device = self.accelerator.device
-        step = replace(point.step, **moved(vars(point.step), device)) if point.step is not None else None
-        return replace(point, **moved({**vars(point), "step": None}, device) | {"step": step})
-
-    def check_on_policy(self, metrics: dict[str, Tensor]) -> None:
-        """Before the first update of an epoch, training must see what sampling saw.
-
-        Raises:
-            OnPolicyError: it is further off than a tenth of the clip range.
-        """
-        error, most = self.algorithm.on_policy_error(metrics)
-        self.meter.add({"on_policy_error": error})
-        if not error.item() <= most:
-            raise OnPolicyError(
-                f"epoch {self.progress.epoch}: before any update the ratio is off 1 by {error.item():.2e}, more than a tenth of the clip "
-                f"range ({most:.1e}): training does not see what sampling saw. On a GPU whose kernels differ with and without gradient "
-                "this is the floor below which no clip range can work: try model.attn_backend: native, model.compile: false, or a wider "
-                "train.clip_range"
-            )
-
-    def check_effect(self, point: Point) -> None:
-        """After the run's first update, the same point must have another ratio: a stale copy of the weights would keep it at 1 for ever."""
-        with torch.no_grad():
-            _, metrics = self.algorithm.loss(self.here(point), self.velocity)
-        error, _ = self.algorithm.on_policy_error(metrics)
-        self.meter.add({"first_update_effect": error})
-        if error.item() == 0 and self.meter.values["zero_variance_share"][-1].item() < 1:
-            logger.warning("the first optimiser step changed no log-probability: the learning rate is too small for the weights' dtype")
-
     def average(self) -> None:
         """Moves the EMA, every `ema_update_interval` epochs."""
         train, done = self.config.train, self.progress.epoch
@@ -245,16 +173,7 @@ class Trainer:
         """What `checkpoint.save_state` keeps beside weights and optimiser."""
         return asdict(self.progress)
 
-    def bar(self, items: list, doing: str) -> Any:
-        """A progress bar that leaves nothing behind, for the parts of a long epoch."""
-        return tqdm(items, doing, leave=False, disable=None if self.accelerator.is_main_process else True, delay=5)
-
 
 def call_of(section: TrainConfig | EvalConfig) -> dict[str, Any]:
     """The section's arguments for the pipeline's `__call__`."""
     return {"height": section.height, "width": section.width, "guidance_scale": section.guidance_scale, **section.call}
-
-
-def moved(tensors: Any, device: torch.device | str) -> Any:
-    """The same structure with its tensors on the device."""
-    return tree_map_only(Tensor, lambda x: x.to(device), tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -63,22 +64,35 @@ class Step:
     """(n,) float32 log-probability of x1, mean over the latent's dimensions."""
     dtype: Any
     """The dtype in which the model saw x, where x is stored in a narrower one."""
+    mean: Tensor | None = None
+    """Of the transition, float32, where the algorithm asks for it."""
 
 
 @dataclass
 class Rollout:
-    """n samples of one data row, in the order of their global ids."""
+    """n samples of one data row, in the order of their ids: a micro-batch."""
 
     row: Row
     cond: Cond
     steps: list[Step]
-    """The stochastic transitions only."""
+    """The transitions that are trained on."""
     media: list[Any]
     """One PIL image or `Clip` a sample."""
     slot: int
     """The group's place in the epoch, over all processes."""
+    epoch: int = 0
+    ids: tuple[int, ...] = ()
+    """The samples' numbers in the epoch, over all processes: the keys of their noise."""
+    x0: Tensor | None = None
+    """(n, ...) final states, for algorithms that learn on the forward process."""
+    schedule: tuple[Tensor, Tensor] | None = None
+    """Times (T,) and noise levels (T + 1,) of the rollout's schedule, on the CPU; beside `x0`."""
     memo: Any = None
     """What the pipeline computed from `cond` alone, see `memo.Memo`."""
+    frozen: dict[int, dict[str, Tensor]] = field(default_factory=lambda: defaultdict(dict))
+    """Velocities under kept weights, by the number of the training point and the weights' name."""
+    peers: dict[int, Any] = field(default_factory=dict)
+    """What `Algorithm.survey` said of each training point."""
     rewards: Tensor = field(init=False)
     """(n, R) float32; NaN where a score is missing. Filled in by the trainer, as is `advantage`."""
     advantage: Tensor = field(init=False)
@@ -90,15 +104,23 @@ class Point:
     """One forward and backward: where to ask the velocity, and what the loss needs beside it."""
 
     x: Tensor
+    """State (n, ...), in the dtype in which the model saw such states."""
     t: Tensor
+    """The model's clock, 0-dim, or (n,) for a time a sample; `s`: the noise level, alike."""
     s: Tensor
     cond: Cond
     advantage: Tensor
     step: Step | None = None
+    """On a rollout's path."""
+    x0: Tensor | None = None
+    """On the forward process: x = (1 - s) x0 + s noise; both float32."""
+    noise: Tensor | None = None
     memo: Any = None
     """The rollout's."""
     frozen: dict[str, Tensor] = field(default_factory=dict)
-    """Velocities here under kept copies of the weights, had in one pass before the first update."""
+    """Velocities here under kept weights, by name."""
+    peers: Any = None
+    """What `Algorithm.survey` said; None where this micro-batch is all that counts."""
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,12 @@ class Recorder(Seam):
             both = zip(self.kept, self.twin.kept, self.kept_v, self.twin.kept_v, strict=True)
             self.kept = [self.draw.joint(a, b, joint(v, w)) for a, b, v, w in both]
 
+    @property
+    def final(self) -> Tensor:
+        """The last state; of two modalities, both as one."""
+        assert self.last is not None  # there was a step
+        return self.last if self.twin is None else joint(self.last, self.twin.last)
+
 
 class Probe(Seam):
     """Visits one time twice: the first step() returns the latents asked about, the second keeps their velocity."""
@@ -250,7 +256,7 @@ class Field:
 
         Args:
             x: state, as the recorder saw it.
-            t: 0-dim, the scheduler's timestep; `s`: 0-dim, its noise level.
+            t: 0-dim, the scheduler's timestep; `s`: 0-dim, its noise level. Both (n,) where the pipeline takes a time a sample.
             cond: call arguments for as many samples as x has.
             memo: of this micro-batch; filled in where it is empty.
         """

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flow_factory.algorithms import ALGORITHMS
 from flow_factory.config import TRAIN_CONFIGS, ConfigError, GRPOConfig, RunConfig, config_help, dump_config, load_config, plan_of
 from flow_factory.config.help import SECTIONS
 from flow_factory.config.signature import call_arguments, scheduler_arguments
@@ -164,7 +165,7 @@ BAD = [
     (REWARDS, "  - reward_model: shapes\n    strickt: true #!\n", ["rewards.0.strickt", "'strict'"]),
     ("model_type: flux1", "model_type: flux-11 #!", ["model.model_type", "no model 'flux-11'", "Did you mean 'flux1'"]),
     ("model_type: flux1", "model_type: no_such_package.models.Mine #!", ["model.model_type", "no module 'no_such_package.models'"]),
-    ("trainer_type: grpo", "trainer_type: gpro #!", ["train.trainer_type", "no trainer", "'grpo'"]),
+    ("trainer_type: grpo", "trainer_type: gpro #!", ["train.trainer_type", "no algorithm", "'grpo'"]),
     (REWARDS, "  - reward_model: pikscore #!\n", ["rewards.0.reward_model", "no reward 'pikscore'", "'PickScore'"]),
     ("eval:\n", "log:\n  logging_backend: wanbd #!\neval:\n", ["log.logging_backend", "no tracker 'wanbd'", "'wandb'"]),
     (MODEL, "model:\n  attn_backend: flsh_hub #!\n", ["model.attn_backend", "'flash_hub'"]),
@@ -481,10 +482,10 @@ def test_scheduler_arguments_go_to_overrides(load):
 def test_the_plan_of_an_epoch(load):
     plan = plan_of(load(GOOD, "train.num_inner_epochs=2"))
     assert (plan.rows_per_epoch, plan.rows_per_rank, plan.groups, plan.samples_per_epoch) == (6, 3, 6, 48)
-    assert (plan.micro_batches_per_rank, plan.trained_steps) == (6, 2)
+    assert (plan.micro_batches_per_rank, plan.trained_points) == (6, 2)
     assert (plan.micro_batches_per_update, plan.optimiser_steps_per_epoch) == (2, 6)
     assert plan_of(load(GOOD, "train.gradient_accumulation_steps=6")).optimiser_steps_per_epoch == 1
-    assert plan_of(load(GOOD, "scheduler.num_sde_steps=null")).trained_steps == 7
+    assert plan_of(load(GOOD, "scheduler.num_sde_steps=null")).trained_points == 7
     assert ("samples an epoch", "48 = 6 groups of 8") in plan.describe()
 
 
@@ -521,7 +522,7 @@ def test_help_lists_every_key_with_its_meaning():
                     continue
                 assert field.description, f"{name}.{key}"
                 assert any(line.startswith(f"{key} ") for line in lines.splitlines())
-    assert set(TRAIN_CONFIGS) == {"grpo"}
+    assert set(TRAIN_CONFIGS) == set(ALGORITHMS)
     assert all(len(line) <= 150 for line in config_help().splitlines())
     with pytest.raises(ConfigError, match="'train'"):
         config_help("trian")

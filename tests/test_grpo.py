@@ -183,7 +183,7 @@ def test_points_are_the_stochastic_steps_in_order_with_the_clipped_advantage() -
 def test_an_epochs_steps_are_drawn_from_the_candidates_by_seed_and_epoch() -> None:
     def drawn(seed: int, **scheduler: Any) -> list[tuple[int, ...]]:
         grpo = GRPO(GRPOConfig(num_inference_steps=8, seed=seed), SchedulerConfig(**scheduler))
-        return [grpo.noisy(epoch) for epoch in range(100)]
+        return [grpo.noisy(epoch, 0) for epoch in range(100)]
 
     some = drawn(1, sde_steps=[1, 2, 5], num_sde_steps=2)
     assert set(some) == {(1, 2), (1, 5), (2, 5)} and some == drawn(1, sde_steps=[1, 2, 5], num_sde_steps=2)

@@ -53,7 +53,7 @@ def test_dgpo_is_the_authors(beta: int, clip: str, kl_beta: float, averaged: int
     d, d_old, d_ref = (kl_v(u, g["target_v"]) for u in (v, g["old_v"], g["old_v"] if averaged else g["ref_v"]))
     close(d, g[tag + "dsm_loss"])
     weight = group_weight(advantage.reshape(shape), d.reshape(shape), d_ref.reshape(shape), beta)[g["group_ids"]]
-    mask, ratio = out_of_range(advantage, d, d_old, float(clip))
+    mask, ratio = out_of_range(advantage, d, d_old, (-float(clip), float(clip)))
     if clip_dsm:
         assert torch.equal(mask, g[tag + "should_clip"])
         close(ratio, g[tag + "ratio"])
@@ -90,7 +90,7 @@ def test_the_weight_falls_as_the_group_gets_into_order() -> None:
 def test_the_mask_stops_the_gradient_and_keeps_the_value(advantage: float, ratio: float, clipped: bool) -> None:
     a, d_old = torch.tensor([advantage], dtype=torch.float64), torch.tensor([0.7], dtype=torch.float64)
     d = (d_old - math.log(ratio)).requires_grad_()
-    mask, found = out_of_range(a, d, d_old, 0.1)
+    mask, found = out_of_range(a, d, d_old, (-0.1, 0.1))
     close(found, torch.tensor([ratio], dtype=torch.float64))
     assert mask.item() is clipped
     kept = stopped(d, mask)

@@ -2,4 +2,16 @@
 
 from flow_factory.registry import Registry
 
-ALGORITHMS = Registry("algorithm", {"grpo": "flow_factory.algorithms.grpo:GRPO"})
+ALGORITHMS = Registry(
+    "algorithm",
+    {
+        "grpo": "flow_factory.algorithms.grpo:GRPO",
+        "grpo-guard": "flow_factory.algorithms.grpo_guard:GRPOGuard",
+        "nft": "flow_factory.algorithms.nft:NFT",
+        "awm": "flow_factory.algorithms.awm:AWM",
+        "dpo": "flow_factory.algorithms.dpo:DPO",
+        "dgpo": "flow_factory.algorithms.dgpo:DGPO",
+        "crd": "flow_factory.algorithms.crd:CRD",
+    },
+    aliases={"flow-grpo": "grpo", "diffusion-nft": "nft", "diffusion-dpo": "dpo"},
+)

@@ -1,37 +1,46 @@
 """Flow-GRPO: a clipped policy gradient on the Gaussian transitions of an SDE sampler (arXiv 2505.05470)."""
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 from torch import Tensor
 
 from flow_factory.algorithms.base import Algorithm
 from flow_factory.algorithms.losses import approx_kl, clip_fractions, clipped_objective, kl_exact, kl_v, kl_x
-from flow_factory.config import GRPOConfig, SchedulerConfig
+from flow_factory.config import GRPOConfig, SchedulerConfig, TrainConfig
 from flow_factory.dynamics import DYNAMICS
-from flow_factory.randomness import choose_steps
+from flow_factory.step_selection import select_steps
 from flow_factory.types import Metrics, Point, Rollout, Step, Velocity
 
 
 class GRPO(Algorithm):
-    """max(-A r, -A clip(r)) on the epoch's stochastic steps, plus kl_beta times the distance to the reference."""
+    """max(-A r, -A clip(r)) on the stochastic steps, plus kl_beta times the distance to the reference."""
 
-    Config = GRPOConfig
+    Config: ClassVar[type[TrainConfig]] = GRPOConfig
     config: GRPOConfig
 
-    def __init__(self, config: GRPOConfig, scheduler: SchedulerConfig):
-        super().__init__(config, scheduler)
+    def __init__(self, config: GRPOConfig, scheduler: SchedulerConfig, per_sample_times: bool = False):
+        super().__init__(config, scheduler, per_sample_times)
         self.kernel = DYNAMICS[scheduler.dynamics_type]
         self.weights = ("ref",) if config.kl_beta > 0 else ()
+        self.candidates = scheduler.stochastic_steps(config.num_inference_steps, config.first_step)
 
-    def noisy(self, epoch: int) -> tuple[int, ...]:
-        candidates = self.scheduler.stochastic_steps(self.config.num_inference_steps, self.config.first_step)
-        return choose_steps(candidates, self.scheduler.num_sde_steps, self.config.seed, epoch)
+    def noisy(self, epoch: int, slot: int) -> tuple[int, ...]:
+        if self.scheduler.step_selection == "fraction":
+            return self.candidates
+        return select_steps(self.scheduler, self.candidates, self.config.seed, epoch, slot)
+
+    def kept(self, epoch: int, slot: int) -> tuple[int, ...]:
+        return select_steps(self.scheduler, self.candidates, self.config.seed, epoch, slot)
 
     def points(self, rollout: Rollout) -> Iterator[Point]:
         low, high = self.config.adv_clip_range
         advantage = rollout.advantage.clamp(low, high)
         for step in rollout.steps:
-            yield Point(step.x.to(step.dtype), step.t, step.s, rollout.cond, advantage, step, rollout.memo)
+            yield Point(step.x.to(step.dtype), step.t, step.s, rollout.cond, advantage, step, memo=rollout.memo)
+
+    def size(self, rollout: Rollout) -> int:
+        return len(rollout.steps)
 
     def loss(self, point: Point, velocity: Velocity) -> tuple[Tensor, Metrics]:
         step = point.step
@@ -39,7 +48,7 @@ class GRPO(Algorithm):
         v = velocity(point)
         mean, std = self._transition(point, step, v)
         logp = self.kernel.log_prob(step.x1.float(), mean, std)
-        objective, ratio = clipped_objective(logp, step.logp, point.advantage, self.config.clip_range)
+        objective, ratio = self._objective(point, step, logp, mean, std)
         low, high = clip_fractions(ratio, self.config.clip_range)
         policy = loss = objective.mean()
         metrics = {
@@ -56,6 +65,10 @@ class GRPO(Algorithm):
     def on_policy_error(self, metrics: Metrics) -> tuple[Tensor, float]:
         low, high = self.config.clip_range
         return metrics["ratio_error"], 0.1 * min(-low, high)
+
+    def _objective(self, point: Point, step: Step, logp: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """(the loss to minimise, the ratio), (n,) each."""
+        return clipped_objective(logp, step.logp, point.advantage, self.config.clip_range)
 
     def _transition(self, point: Point, step: Step, v: Tensor) -> tuple[Tensor, Tensor]:
         return self.kernel.step(point.x.float(), v.float(), point.s, step.s1, self.scheduler.noise_level, step.ceiling)

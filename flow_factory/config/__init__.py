@@ -1,5 +1,16 @@
 """The configuration of a run: strict schemas of the YAML, loading, batch arithmetic, help. Loads neither torch nor diffusers."""
 
+from flow_factory.config.algorithms import (
+    TRAIN_CONFIGS,
+    AWMConfig,
+    CRDConfig,
+    DGPOConfig,
+    DPOConfig,
+    ForwardConfig,
+    GRPOConfig,
+    GRPOGuardConfig,
+    NFTConfig,
+)
 from flow_factory.config.base import ConfigError, Section
 from flow_factory.config.data import DataConfig
 from flow_factory.config.eval import EvalConfig
@@ -11,17 +22,24 @@ from flow_factory.config.plan import BatchPlan, plan_of
 from flow_factory.config.rewards import RewardConfig
 from flow_factory.config.run import RunConfig
 from flow_factory.config.scheduler import SchedulerConfig
-from flow_factory.config.train import TRAIN_CONFIGS, GRPOConfig, TrainConfig
+from flow_factory.config.train import TrainConfig
 
 __all__ = [
     "TRAIN_CONFIGS",
+    "AWMConfig",
     "BatchPlan",
+    "CRDConfig",
     "ConfigError",
+    "DGPOConfig",
+    "DPOConfig",
     "DataConfig",
     "EvalConfig",
+    "ForwardConfig",
     "GRPOConfig",
+    "GRPOGuardConfig",
     "LogConfig",
     "ModelConfig",
+    "NFTConfig",
     "RewardConfig",
     "RunConfig",
     "SchedulerConfig",

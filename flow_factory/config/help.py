@@ -7,6 +7,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from flow_factory.config.algorithms import TRAIN_CONFIGS
 from flow_factory.config.base import ConfigError, Section, Shown, show
 from flow_factory.config.data import DataConfig
 from flow_factory.config.eval import EvalConfig
@@ -15,7 +16,6 @@ from flow_factory.config.model import ModelConfig
 from flow_factory.config.rewards import RewardConfig
 from flow_factory.config.run import RunConfig
 from flow_factory.config.scheduler import SchedulerConfig
-from flow_factory.config.train import TRAIN_CONFIGS
 from flow_factory.registry import nearest
 
 WIDTH = 150

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from flow_factory.config import rules
+from flow_factory.config.algorithms import TRAIN_CONFIGS
 from flow_factory.config.base import Section, show
 from flow_factory.config.data import DataConfig
 from flow_factory.config.eval import EvalConfig
@@ -27,9 +28,9 @@ from flow_factory.config.signature import (
     supplied_by_trainer,
 )
 from flow_factory.config.source import Keys, Problem, Source, dump, override, read
-from flow_factory.config.train import TRAIN_CONFIGS, TrainConfig
+from flow_factory.config.train import TrainConfig
 from flow_factory.models import MODELS
-from flow_factory.registry import nearest
+from flow_factory.registry import UnknownName
 
 Accepted = Mapping[str, Parameter] | None
 """Arguments that a section takes beyond its own keys; None takes any."""
@@ -119,14 +120,24 @@ def _list_rewards(source: Source) -> None:
 
 def _train_schema(source: Source) -> type[TrainConfig]:
     """The schema of the algorithm; with an unknown one, the keys that all share are still checked."""
-    name = source.mapping("train").get("trainer_type", "grpo")
-    if isinstance(name, str) and name in TRAIN_CONFIGS:
-        return TRAIN_CONFIGS[name]
-    known = list(TRAIN_CONFIGS)
-    source.problems.append(
-        Problem(("train", "trainer_type"), f"no trainer {show(name)}.{nearest(str(name), known)} Known: {', '.join(known)}")
-    )
-    source.mapping("train").pop("trainer_type")
+    from flow_factory.algorithms import ALGORITHMS  # they import this package
+
+    tree = source.mapping("train")
+    name = tree.get("trainer_type", "grpo")
+    if isinstance(name, str):
+        name = tree["trainer_type"] = ALGORITHMS.canonical(name)
+        if name in TRAIN_CONFIGS:
+            return TRAIN_CONFIGS[name]
+        try:
+            return ALGORITHMS[name].Config
+        except UnknownName as error:
+            source.problems.append(Problem(("train", "trainer_type"), str(error)))
+        except AttributeError:
+            text = f"{name} has no Config: write a subclass of TrainConfig with the keys that it takes"
+            source.problems.append(Problem(("train", "trainer_type"), text))
+    else:
+        source.problems.append(Problem(("train", "trainer_type"), f"wants a name, got {show(name)}; e.g. grpo"))
+    tree.pop("trainer_type")
     return TrainConfig
 
 

@@ -15,8 +15,10 @@ class BatchPlan:
     per_device_batch_size: int
     samples_per_epoch: int
     micro_batches_per_rank: int
-    trained_steps: int
-    """Training points of a micro-batch: its stochastic steps."""
+    trained_batches_per_rank: int
+    """Those that are trained on: fewer than are rolled out where only the best and the worst of a group count."""
+    trained_points: int
+    """Training points of a micro-batch: its stochastic steps, or its noise levels."""
     micro_batches_per_update: int
     """On one process."""
     num_inner_epochs: int
@@ -35,16 +37,16 @@ class BatchPlan:
             ("rows an epoch", f"{self.rows_per_epoch} = {self.rows_per_rank} x {ranks} processes"),
             ("samples an epoch", f"{self.samples_per_epoch} = {self.groups} groups of {self.group_size}"),
             ("micro-batches a process", f"{self.micro_batches_per_rank} of {self.per_device_batch_size} samples"),
-            ("training points", f"{self.trained_steps} steps a micro-batch, {self.micro_batches_per_rank * self.trained_steps} a process"),
+            ("training points", f"{self.trained_points} a micro-batch, {self.trained_batches_per_rank * self.trained_points} a process"),
             ("optimiser steps an epoch", f"{self.optimiser_steps_per_epoch} of {self.micro_batches_per_update} micro-batches a process"),
         ]
 
 
 def plan_of(config: RunConfig) -> BatchPlan:
     """The plan of a configuration whose batches divide (`load_config` returns no other)."""
-    train, scheduler = config.train, config.scheduler
+    train = config.train
     rows = train.unique_sample_num_per_epoch // config.num_processes
-    batches = rows * (train.group_size // train.per_device_batch_size)
+    batches = rows * train.trained_batches_per_group
     accumulated = train.gradient_accumulation_steps
     update = batches // train.gradient_step_per_epoch if accumulated == "auto" else accumulated
     return BatchPlan(
@@ -53,8 +55,9 @@ def plan_of(config: RunConfig) -> BatchPlan:
         group_size=train.group_size,
         per_device_batch_size=train.per_device_batch_size,
         samples_per_epoch=train.unique_sample_num_per_epoch * train.group_size,
-        micro_batches_per_rank=batches,
-        trained_steps=scheduler.num_sde_steps or len(scheduler.stochastic_steps(train.num_inference_steps, train.first_step)),
+        micro_batches_per_rank=rows * (train.group_size // train.per_device_batch_size),
+        trained_batches_per_rank=batches,
+        trained_points=train.points_per_batch(config.scheduler),
         micro_batches_per_update=update,
         num_inner_epochs=train.num_inner_epochs,
         optimiser_steps_per_epoch=batches // update * train.num_inner_epochs,

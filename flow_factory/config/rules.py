@@ -1,13 +1,12 @@
 """Every rule that needs more than one key. Each yields what breaks it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
+from flow_factory.config.algorithm_rules import ALGORITHM_RULES, Rule, best_of_n_fits, rounded
 from flow_factory.config.base import show
 from flow_factory.config.plan import plan_of
 from flow_factory.config.run import RunConfig
 from flow_factory.config.source import Keys, Problem
-
-Rule = Callable[[RunConfig], Iterator[Problem]]
 
 
 def broken(config: RunConfig) -> list[Problem]:
@@ -36,6 +35,8 @@ def notices(config: RunConfig) -> tuple[str, ...]:
     last = config.train.num_inference_steps - 1
     if config.train.stochastic and last in config.scheduler.stochastic_steps(last + 1):
         lines.append(f"scheduler.sde_steps: noise of step {last}, the last one, stays in the pictures; without {last} it does not")
+    if not train.stochastic and "dynamics_type" in config.scheduler.model_fields_set and config.scheduler.dynamics_type != "ODE":
+        lines.append(f"scheduler.dynamics_type: {config.scheduler.dynamics_type} has no effect: {train.trainer_type} rolls out by the ODE")
     if config.data.force_reprocess:
         lines.append("data.force_reprocess is not needed: rows are cached by content, so what has changed is always encoded anew")
     if config.data.sampler_type not in (None, "auto"):
@@ -59,9 +60,10 @@ def rounded_up(config: RunConfig) -> tuple[RunConfig, tuple[str, ...]]:
     train = config.train
     if config.data.sampler_type != "auto":
         return config, ()
-    group = _up(train.group_size, train.per_device_batch_size)
-    rows = _up(train.unique_sample_num_per_epoch, config.num_processes)
-    while rows // config.num_processes * (group // train.per_device_batch_size) % _parts(config):
+    group = rounded(train.group_size, train.per_device_batch_size)
+    rows = rounded(train.unique_sample_num_per_epoch, config.num_processes)
+    batches = train.model_copy(update={"group_size": group}).trained_batches_per_group
+    while rows // config.num_processes * batches % _parts(config):
         rows += config.num_processes
     wanted = {"group_size": group, "unique_sample_num_per_epoch": rows}
     changed = {key: value for key, value in wanted.items() if value != getattr(train, key)}
@@ -81,15 +83,17 @@ def batches_divide(config: RunConfig) -> Iterator[Problem]:
         if value % by:
             uneven = True
             yield Problem(("train", key), f"{value} must be a multiple of {unit}={by}; {_around(value, by)}")
-    batches = train.unique_sample_num_per_epoch // config.num_processes * (train.group_size // train.per_device_batch_size)
-    if uneven or batches % _parts(config) == 0:
+    batches = train.unique_sample_num_per_epoch // config.num_processes * train.trained_batches_per_group
+    if uneven or list(best_of_n_fits(config)) or batches % _parts(config) == 0:
         return
     key = "gradient_step_per_epoch" if train.gradient_accumulation_steps == "auto" else "gradient_accumulation_steps"
     divisors = [n for n in range(1, batches + 1) if batches % n == 0]
     below = [n for n in divisors if n < _parts(config)][-1:]
     above = [n for n in divisors if n > _parts(config)][:1]
     right = " or ".join(map(str, below + above))
-    yield Problem(("train", key), f"{_parts(config)} must divide the {batches} micro-batches of a process in an epoch; write {right}")
+    yield Problem(
+        ("train", key), f"{_parts(config)} must divide the {batches} micro-batches that a process trains on in an epoch; write {right}"
+    )
 
 
 def steps_exist(config: RunConfig) -> Iterator[Problem]:
@@ -113,28 +117,12 @@ def steps_exist(config: RunConfig) -> Iterator[Problem]:
             here,
             f"CPS adds no noise at the last step, so {total - 1} cannot be trained; write {show(inside[:-1]) if inside[1:] else 'null'}",
         )
-    if scheduler.num_sde_steps is not None and scheduler.num_sde_steps > len(steps):
+    if scheduler.step_selection == "fraction" and not scheduler.trained_steps(total, first):
+        text = f"{scheduler.sde_fraction:g} of the {len(steps)} steps that may be stochastic is none; write {1 / len(steps):.2g} or more"
+        yield Problem(("scheduler", "sde_fraction"), text)
+    elif scheduler.num_sde_steps is not None and scheduler.num_sde_steps > len(steps):
         text = f"{scheduler.num_sde_steps} is more than the {len(steps)} steps that may be stochastic; write {len(steps)} or null"
         yield Problem(("scheduler", "num_sde_steps"), text)
-
-
-def dynamics_fit(config: RunConfig) -> Iterator[Problem]:
-    if not config.train.stochastic:
-        return
-    name = config.train.trainer_type
-    if config.scheduler.dynamics_type == "ODE":
-        text = f"{name} needs log-probabilities, and ODE has none; write Flow-SDE, Dance-SDE or CPS"
-        yield Problem(("scheduler", "dynamics_type"), text)
-    if config.scheduler.noise_level == 0:
-        yield Problem(("scheduler", "noise_level"), f"{name} needs noise, and 0 is the ODE; write e.g. 0.7")
-
-
-def group_has_advantage(config: RunConfig) -> Iterator[Problem]:
-    train = config.train
-    if train.group_size < train.smallest_group:
-        right = _up(train.smallest_group, train.per_device_batch_size)
-        text = f"{train.group_size} leaves no advantage: {train.trainer_type} compares samples of a row; write {right} or more, e.g. 16"
-        yield Problem(("train", "group_size"), text)
 
 
 def schedules_end(config: RunConfig) -> Iterator[Problem]:
@@ -183,12 +171,11 @@ def reward_names_differ(config: RunConfig) -> Iterator[Problem]:
 RULES: tuple[Rule, ...] = (
     batches_divide,
     steps_exist,
-    dynamics_fit,
-    group_has_advantage,
     schedules_end,
     resume_is_whole,
     precisions_fit,
     reward_names_differ,
+    *ALGORITHM_RULES,
 )
 
 
@@ -198,10 +185,6 @@ def _parts(config: RunConfig) -> int:
     return train.gradient_step_per_epoch if train.gradient_accumulation_steps == "auto" else train.gradient_accumulation_steps
 
 
-def _up(value: int, by: int) -> int:
-    return -(-value // by) * by
-
-
 def _around(value: int, by: int) -> str:
-    below, above = value // by * by, _up(value, by)
+    below, above = value // by * by, rounded(value, by)
     return f"write {below} or {above}" if below else f"write {above}"

@@ -15,10 +15,30 @@ class SchedulerConfig(Section):
     dynamics_type: Literal["Flow-SDE", "Dance-SDE", "CPS", "ODE"] = Field("Flow-SDE", description="kernel of the stochastic steps")
     noise_level: float = Field(0.7, ge=0, description="strength of the kernel's noise (eta)")
     sde_steps: Steps = Field(None, description="steps that may be stochastic, from 0; null = all but the last")
-    num_sde_steps: int | None = Field(1, ge=1, description="how many of sde_steps are stochastic in an epoch, drawn anew; null = all")
+    num_sde_steps: int | None = Field(1, ge=1, description="how many of sde_steps are stochastic at a time; null = all")
+    step_selection: Literal["random", "window", "sliding", "fraction"] = Field(
+        "random",
+        description="random: drawn anew every epoch; window: consecutive ones, drawn for each group (Flow-GRPO-Fast); sliding: a window "
+        "that moves over the epochs (MixGRPO); fraction: all are stochastic, and each group trains on sde_fraction of them (DanceGRPO)",
+    )
+    sde_fraction: float = Field(0.6, gt=0, le=1, description="fraction: share of sde_steps that is trained on")
+    window_schedule: Literal["progressive", "decay", "exp_decay", "random"] = Field(
+        "progressive", description="sliding: equally long at each place, ever shorter (linearly, exponentially), or anywhere in each epoch"
+    )
+    window_epochs: int = Field(25, ge=1, description="sliding: epochs at a place")
+    window_stride: int = Field(1, ge=1, description="sliding: steps from one place to the next")
+    window_roll_back: bool = Field(True, description="sliding: start again after the last place")
+    window_shrink: bool = Field(False, description="sliding: let the window run out at the end of the schedule, down to one step")
     seed: int | None = Field(None, description="accepted and not used: every draw depends on train.seed")
     overrides: dict[str, Any] = Field(default_factory=dict, description="arguments for the constructor of the pipeline's scheduler")
 
     def stochastic_steps(self, num_inference_steps: int, first: int = 0) -> tuple[int, ...]:
         """Steps that may be stochastic: `sde_steps`, by default all from the first of the rollout but the last."""
         return tuple(range(first, num_inference_steps - 1)) if self.sde_steps is None else self.sde_steps
+
+    def trained_steps(self, num_inference_steps: int, first: int = 0) -> int:
+        """How many stochastic steps of a sample are trained on (the most, where a window shrinks)."""
+        count = len(self.stochastic_steps(num_inference_steps, first))
+        if self.step_selection == "fraction":
+            return int(self.sde_fraction * count + 1e-9)
+        return count if self.num_sde_steps is None else min(self.num_sde_steps, count)

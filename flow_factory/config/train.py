@@ -1,10 +1,11 @@
-"""`train:` one schema an algorithm, on top of what all of them share."""
+"""`train:` what all algorithms share; `algorithms.py` has what each adds."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from flow_factory.config.base import DERIVED, Device, Dtype, Height, Interval, Pair, Section, Shown, Size, Width, show
+from flow_factory.config.base import DERIVED, Device, Dtype, Height, Pair, Section, Shown, Size, Width, show
+from flow_factory.config.scheduler import SchedulerConfig
 
 
 def _accumulation(value: Any) -> Any:
@@ -38,6 +39,10 @@ class TrainConfig(Section):
     per_device_batch_size: int = Field(1, ge=1, description="samples of one row in a micro-batch")
     group_size: int = Field(1, ge=1, description="samples of a row in an epoch; a multiple of per_device_batch_size")
     init_same_noise: bool = Field(False, description="a group starts from one noise: its samples then differ by the stochastic steps alone")
+    best_of_n: int | None = Field(
+        None, ge=2, description="train on so many of a group, the best and the worst half and half; null = on all (DanceGRPO)"
+    )
+    drop_zero_variance: bool = Field(False, description="skip groups whose advantages are all 0: the same policy gradient for less")
     unique_sample_num_per_epoch: int = Field(8, ge=1, description="rows of an epoch, over all processes; a multiple of num_processes")
     gradient_step_per_epoch: int = Field(2, ge=1, description="optimiser steps of an epoch; only the first sees unchanged weights")
     gradient_accumulation_steps: Accumulation = Field(
@@ -84,28 +89,16 @@ class TrainConfig(Section):
     call: dict[str, Any] = Field(default_factory=dict, description="arguments for the pipeline's __call__")
 
     @property
+    def trained_batches_per_group(self) -> int:
+        """Micro-batches that a group is trained in."""
+        return (self.best_of_n or self.group_size) // self.per_device_batch_size
+
+    def points_per_batch(self, scheduler: SchedulerConfig) -> int:
+        """Training points of a micro-batch, a forward and backward each."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how many points a micro-batch has")
+
+    @property
     def first_step(self) -> int:
         """Where a rollout begins: video-to-video leaves out the head of the schedule, as diffusers counts it."""
         steps = self.num_inference_steps
         return steps - min(int(steps * self.call.get("strength", 1.0)), steps)
-
-
-class GRPOConfig(TrainConfig):
-    """Flow-GRPO: clipped policy gradient on the stochastic steps of a rollout."""
-
-    stochastic: ClassVar[bool] = True
-    smallest_group: ClassVar[int] = 2
-
-    trainer_type: Literal["grpo"] = Field("grpo", description="algorithm")
-    clip_range: Interval = Field(
-        (-1e-4, 1e-4), description="clip of ratio - 1; log-probabilities are means over the latent, so it is small"
-    )
-    adv_clip_range: Interval = Field((-5.0, 5.0), description="clip of the advantage")
-    kl_type: Literal["x-based", "v-based", "exact"] = Field(
-        "x-based", description="distance to the reference: of means, of velocities, Gaussian KL"
-    )
-    kl_beta: float = Field(0.0, ge=0, description="weight of the KL term; 0 keeps no reference weights")
-
-
-TRAIN_CONFIGS: dict[str, type[TrainConfig]] = {"grpo": GRPOConfig}
-"""`train.trainer_type` -> its schema."""

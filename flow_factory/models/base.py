@@ -151,6 +151,13 @@ class ModelAdapter(Published):
         """Whether this call runs the transformer a second time, for the negative prompt."""
         return self.cfg is not None and (self.takes(call).get(self.cfg) or 0) > 1
 
+    def with_guidance(self, call: Mapping[str, Any], scale: float) -> dict[str, Any]:
+        """The call with classifier-free guidance of this scale, 1 for none. Guidance that is an input of the model stays what it is."""
+        if self.cfg is None:
+            return dict(call)
+        name = "guidance_scale" if self.cfg == self.guidance else self.cfg
+        return {k: v for k, v in call.items() if k not in (self.cfg, f"{self.cfg}_2")} | {name: scale}
+
     def tokens(self, row: Row, call: Mapping[str, Any]) -> tuple[int, int]:
         """(tokens of the row's prompt, tokens that the encoder takes)."""
         tokenizer = self.pipe.tokenizer
@@ -183,6 +190,10 @@ class ModelAdapter(Published):
             taken.setdefault(self.guidance, call["guidance_scale"])
         return taken
 
+    def asked(self, cond: Cond, call: Mapping[str, Any]) -> Cond:
+        """The condition without the negative prompt, where this call has no use for it."""
+        return cond if self.guided(call) else {k: v for k, v in cond.items() if not k.startswith("negative_")}
+
     def repeat(self, cond: Cond, n: int) -> Cond:
         """The same call for n samples: tensors repeated along dim 0, lists of tensors n times."""
         return {k: times(v, n) for k, v in cond.items()}
@@ -201,13 +212,13 @@ class ModelAdapter(Published):
         self, cond: Cond, call: Mapping[str, Any], num_steps: int, draw: Draw, generators: list[Generator], memo: Memo | None = None
     ) -> tuple[list[Any], Recorder]:
         """Samples of one row by the recorder's dynamics: (media, recorder)."""
-        arguments = {**self.takes(call), **self.repeat(cond, len(generators))}
+        arguments = {**self.takes(call), **self.repeat(self.asked(cond, call), len(generators))}
         out, recorder = self.field.sample(arguments, num_steps, draw, generators, memo=memo)
         return self.media(out, call), recorder
 
     def velocity(self, x: Tensor, t: Tensor, s: Tensor, cond: Cond, call: Mapping[str, Any], memo: Memo | None = None) -> Tensor:
         """v(x, t) of the samples x (n, ...) of one row; `t` and `s` 0-dim."""
-        return self.field.velocity(x, t, s, {**self.takes(call), **self.repeat(cond, len(x)), **self.in_velocity}, memo)
+        return self.field.velocity(x, t, s, {**self.takes(call), **self.repeat(self.asked(cond, call), len(x)), **self.in_velocity}, memo)
 
     @torch.no_grad()
     def evaluate(self, cond: Cond, call: Mapping[str, Any], num_steps: int, generators: list[Generator]) -> list[Any]:

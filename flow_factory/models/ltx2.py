@@ -45,6 +45,11 @@ class LTX2(ModelAdapter):
         """Picture and sound have a scale each; the pipeline has its own for one that is not given."""
         return any((call.get(k, self.parameters[k].default) or 0) > 1 for k in ("guidance_scale", "audio_guidance_scale"))
 
+    def with_guidance(self, call: Mapping[str, Any], scale: float) -> dict[str, Any]:
+        """Picture and sound alike; the guidance of blocks left out and of modalities apart is off."""
+        off = {"stg_scale": 0.0, "audio_stg_scale": 0.0, "modality_scale": 1.0, "audio_modality_scale": 1.0}
+        return {**call, "guidance_scale": scale, "audio_guidance_scale": scale, **off}
+
     def embed(self, text: str, pictures: Any, call: Mapping[str, Any]) -> Cond:
         length = call.get("max_sequence_length", self.text_length)
         if length % (registers := self.pipe.connectors.config.video_connector_num_learnable_registers or 1):

@@ -22,6 +22,9 @@ class ZImage(ModelAdapter):
         """The pipeline adds `guidance_scale` times what the prompt changes: 0 turns it off, not 1."""
         return (call.get("guidance_scale") or 0) > 0
 
+    def with_guidance(self, call: Mapping[str, Any], scale: float) -> dict[str, Any]:
+        return super().with_guidance(call, scale - 1)
+
     def embed(self, text: str, pictures: Any, call: Mapping[str, Any]) -> Cond:
         length = call.get("max_sequence_length", self.text_length)
         embeds, _ = self.pipe.encode_prompt(text, do_classifier_free_guidance=False, max_sequence_length=length)

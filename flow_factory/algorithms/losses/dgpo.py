@@ -16,13 +16,14 @@ def group_weight(advantage: Tensor, d: Tensor, d_ref: Tensor, beta: float) -> Te
     return torch.sigmoid((beta * advantage * (d - d_ref)).mean(-1)).detach()
 
 
-def out_of_range(advantage: Tensor, d: Tensor, d_old: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """Where a sample has gone far enough, and the ratio exp(d_old - d), both (B,): A > 0 and ratio > 1 + e, or A <= 0 and ratio < 1 - e.
+def out_of_range(advantage: Tensor, d: Tensor, d_old: Tensor, clip_range: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """Where a sample has gone far enough, and the ratio exp(d_old - d), both (B,): A > 0 and ratio > 1 + hi, or A <= 0 and ratio < 1 + lo.
 
-    d_old is d under the averaged weights that the policy must stay near; e is 1e-2 with guidance, 1e-5 to 1e-3 without.
+    d_old is d under the averaged weights that the policy must stay near; the authors' range is +-1e-2 with guidance, 1e-5 to 1e-3 without.
     """
+    low, high = clip_range
     ratio = (d_old - d).detach().exp()
-    return torch.where(advantage > 0, ratio > 1 + epsilon, ratio < 1 - epsilon), ratio
+    return torch.where(advantage > 0, ratio > 1 + high, ratio < 1 + low), ratio
 
 
 def stopped(term: Tensor, mask: Tensor) -> Tensor:

@@ -1,0 +1,43 @@
+"""DiffusionNFT (arXiv 2509.16117): towards good samples and away from bad ones, relative to the policy that drew them."""
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from flow_factory.algorithms.base import Average
+from flow_factory.algorithms.forward import ForwardProcess, ends, mixed
+from flow_factory.algorithms.losses.nft import nft_loss, optimality
+from flow_factory.config import NFTConfig, SchedulerConfig, TrainConfig
+from flow_factory.ema import ramp
+from flow_factory.types import Metrics, Point, Velocity
+
+
+class NFT(ForwardProcess):
+    """c (r L+ + (1 - r) L-) / beta, plus kl_beta times the distance to the reference."""
+
+    Config: ClassVar[type[TrainConfig]] = NFTConfig
+    config: NFTConfig
+
+    def __init__(self, config: NFTConfig, scheduler: SchedulerConfig, per_sample_times: bool = False):
+        super().__init__(config, scheduler, per_sample_times)
+        self.weights = ("old", *self.weights)
+        if config.off_policy:
+            self.averages = {"old": Average(ramp(config.old_model_decay))}
+
+    def rolls_out(self, updates: int) -> str:
+        return "old" if self.config.off_policy else "policy"
+
+    def loss(self, point: Point, velocity: Velocity) -> tuple[Tensor, Metrics]:
+        config, (x0, noise) = self.config, ends(point)
+        clip = config.adv_clip_range[1]
+        v, old = velocity(point).float(), velocity(point, "old").float()
+        r = optimality(point.advantage, clip, config.adv_mode)
+        parts = nft_loss(v, old, mixed(x0, noise, point.s), x0, point.s, r, config.nft_beta, clip)
+        policy = loss = parts["loss"].mean()
+        metrics = {"policy_loss": policy, "loss_positive": parts["positive"], "loss_negative": parts["negative"],
+                   "optimality": r, "policy_shift": ((v - old) ** 2).mean()}  # fmt: skip
+        if config.kl_beta > 0:
+            kl = self.kl(point, v, velocity).mean()
+            loss = policy + config.kl_beta * kl
+            metrics |= {"kl_div": kl, "kl_loss": config.kl_beta * kl}
+        return loss, {k: m.detach() for k, m in ({"loss": loss} | metrics).items()}

@@ -1,0 +1,113 @@
+"""Rules about the algorithm and what else the config says. Each yields what breaks it."""
+
+import math
+from collections.abc import Callable, Iterator
+
+from flow_factory.config.algorithms import AWMConfig, CRDConfig, DPOConfig, ForwardConfig, GRPOGuardConfig, NFTConfig
+from flow_factory.config.base import show
+from flow_factory.config.run import RunConfig
+from flow_factory.config.source import Problem
+
+Rule = Callable[[RunConfig], Iterator[Problem]]
+
+
+def rounded(value: int, by: int) -> int:
+    """Up, to a multiple."""
+    return -(-value // by) * by
+
+
+def dynamics_fit(config: RunConfig) -> Iterator[Problem]:
+    if not config.train.stochastic:
+        return
+    name = config.train.trainer_type
+    if config.scheduler.dynamics_type == "ODE":
+        text = f"{name} needs log-probabilities, and ODE has none; write Flow-SDE, Dance-SDE or CPS"
+        yield Problem(("scheduler", "dynamics_type"), text)
+    if config.scheduler.noise_level == 0:
+        yield Problem(("scheduler", "noise_level"), f"{name} needs noise, and 0 is the ODE; write e.g. 0.7")
+
+
+def guard_is_defined(config: RunConfig) -> Iterator[Problem]:
+    train = config.train
+    if isinstance(train, GRPOGuardConfig) and train.reweight and config.scheduler.dynamics_type == "CPS":
+        text = "true divides by |dt|, which CPS's mean does not move by; write false, or scheduler.dynamics_type: Flow-SDE"
+        yield Problem(("train", "reweight"), text)
+
+
+def best_of_n_fits(config: RunConfig) -> Iterator[Problem]:
+    train, keep = config.train, config.train.best_of_n
+    if keep is None:
+        return
+    if isinstance(train, DPOConfig):
+        yield Problem(("train", "best_of_n"), "dpo trains on the best and the worst of a group anyway; write null")
+    elif keep % 2 or keep > train.group_size or keep % train.per_device_batch_size:
+        by = math.lcm(2, train.per_device_batch_size)
+        right = min(max(by, round(keep / by) * by), train.group_size // by * by)
+        text = f"{keep} must be even, a multiple of train.per_device_batch_size={train.per_device_batch_size}, and at most group_size"
+        yield Problem(("train", "best_of_n"), f"{text}={train.group_size}; write {right or 'null'}")
+
+
+def silence_is_free(config: RunConfig) -> Iterator[Problem]:
+    """Whether a sample of advantage 0 has no policy gradient."""
+    train = config.train
+    if train.drop_zero_variance and isinstance(train, (NFTConfig, CRDConfig)):
+        text = f"{train.trainer_type} learns from samples of advantage 0 too; write false"
+        yield Problem(("train", "drop_zero_variance"), text)
+
+
+def advantages_scale(config: RunConfig) -> Iterator[Problem]:
+    train = config.train
+    if isinstance(train, (NFTConfig, AWMConfig, CRDConfig)) and -train.adv_clip_range[0] != train.adv_clip_range[1]:
+        text = f"{show(train.adv_clip_range)} must be symmetric: {train.trainer_type} divides by it; write {max(train.adv_clip_range):g}"
+        yield Problem(("train", "adv_clip_range"), text)
+
+
+def noise_levels_exist(config: RunConfig) -> Iterator[Problem]:
+    train = config.train
+    if not isinstance(train, ForwardConfig):
+        return
+    first, last = train.index_window
+    least = 2 if train.time_sampling_strategy == "discrete_wo_init" or (
+        train.time_sampling_strategy == "discrete_with_init" and train.num_train_timesteps != 1
+    ) else 1  # fmt: skip
+    if last - first < least and (train.time_sampling_strategy.startswith("discrete") or not train.num_train_timesteps):
+        text = f"{show(train.timestep_range)} has {last - first} of the {train.num_inference_steps} steps and {least} are needed"
+        yield Problem(("train", "timestep_range"), f"{text}; widen it, e.g. 1.0, or sample more steps")
+
+
+def averages_are_kept(config: RunConfig) -> Iterator[Problem]:
+    train = config.train
+    if isinstance(train, AWMConfig) and train.ema_kl_beta > 0 and train.ema_decay == 0:
+        yield Problem(
+            ("train", "ema_kl_beta"), "is the distance to the averaged weights, and ema_decay: 0 keeps none; write e.g. ema_decay: 0.9"
+        )
+
+
+def pairs_are_given(config: RunConfig) -> Iterator[Problem]:
+    train = config.train
+    if isinstance(train, DPOConfig) and train.offline and (train.group_size, train.per_device_batch_size) != (2, 2):
+        text = (
+            f"{train.group_size} with per_device_batch_size {train.per_device_batch_size}: a given pair is a group of 2; write 2 for both"
+        )
+        yield Problem(("train", "group_size"), text)
+
+
+def group_has_advantage(config: RunConfig) -> Iterator[Problem]:
+    train = config.train
+    if train.group_size < train.smallest_group:
+        right = rounded(train.smallest_group, train.per_device_batch_size)
+        text = f"{train.group_size} leaves no advantage: {train.trainer_type} compares samples of a row; write {right} or more, e.g. 16"
+        yield Problem(("train", "group_size"), text)
+
+
+ALGORITHM_RULES: tuple[Rule, ...] = (
+    dynamics_fit,
+    guard_is_defined,
+    best_of_n_fits,
+    silence_is_free,
+    advantages_scale,
+    noise_levels_exist,
+    averages_are_kept,
+    pairs_are_given,
+    group_has_advantage,
+)

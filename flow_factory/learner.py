@@ -1,0 +1,239 @@
+"""The second half of an epoch: what rollouts teach the policy."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+from tqdm import tqdm
+
+from flow_factory.algorithms.base import Algorithm, OnPolicyError
+from flow_factory.config import BatchPlan, TrainConfig
+from flow_factory.distributed import most_of_ranks
+from flow_factory.meter import Meter
+from flow_factory.models.base import ModelAdapter
+from flow_factory.policy import Policy
+from flow_factory.types import Point, Rollout
+from flow_factory.weights import WeightStore
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """How far the run has come; saved with the training state."""
+
+    epoch: int = 0
+    """The next epoch; all before it are complete."""
+    updates: int = 0
+    """Optimiser steps taken."""
+
+
+class Window(NamedTuple):
+    """The micro-batches between two optimiser steps."""
+
+    batches: list[Rollout]
+    """Those that are computed."""
+    points: int
+    """Training points of all, those that are left out too: what the loss is the mean over."""
+
+
+@dataclass
+class Learner:
+    """Everything is built outside and handed in; knows the order of forwards, backwards and optimiser steps."""
+
+    config: TrainConfig
+    call: dict[str, Any]
+    """The rollouts' call arguments."""
+    plan: BatchPlan
+    accelerator: Accelerator
+    adapter: ModelAdapter
+    policy: Policy
+    wrapped: Any
+    store: WeightStore
+    algorithm: Algorithm
+    optimizer: Any
+    schedule: Any
+    meter: Meter
+    progress: Progress
+    fresh: bool = field(default=False, init=False)
+    """Whether the policy is still what it was when the epoch began."""
+    seen: tuple[Point, Tensor] | None = field(default=None, init=False)
+    """The run's first training point, and its velocity before any update."""
+
+    def __post_init__(self) -> None:
+        scales = {name: self.algorithm.guidance(name) for name in ("policy", *self.algorithm.weights)}
+        self.calls = {name: self.call if s is None else self.adapter.with_guidance(self.call, s) for name, s in scales.items()}
+
+    def learn(self, groups: Sequence[Sequence[Rollout]]) -> None:
+        """`num_inner_epochs` passes over all training points of whole groups, an optimiser step after each window of micro-batches."""
+        chosen = {g[0].slot: self.algorithm.select(g) for g in groups}
+        order = [batch for batches in chosen.values() for batch in batches]
+        size = self.plan.micro_batches_per_update
+        windows = [self.window(order[k : k + size]) for k in range(0, len(order), size)]
+        self.fresh = True
+        with self.meter.phase("optimise"):
+            self.look_back(windows)
+            for window in quiet_bar(windows * self.config.num_inner_epochs, "optimising", self.accelerator):
+                self.survey(window, chosen)
+                self.update(window)
+                self.fresh = False
+        self.follow("epoch")
+
+    def window(self, batches: list[Rollout]) -> Window:
+        """With `drop_zero_variance`, without the micro-batches that have no advantage; as many are computed on every process."""
+        points = sum(map(self.algorithm.size, batches))
+        if not self.config.drop_zero_variance:
+            return Window(batches, points)
+        silent = [not bool(b.advantage.any()) for b in batches]
+        count = max(1, most_of_ranks(self.accelerator, silent.count(False)))
+        kept = sorted(sorted(range(len(batches)), key=silent.__getitem__)[:count])
+        self.meter.add({"dropped_share": torch.tensor(1 - len(kept) / len(batches))})
+        return Window([batches[k] for k in kept], points)
+
+    def look_back(self, windows: Sequence[Window]) -> None:
+        """The velocities under kept weights, all in one pass: the weights are swapped once, and inner epochs share the forwards.
+
+        "old" weights that nobody keeps are the policy's until the first update, whose own forwards then are the old ones as well.
+        """
+        for name in self.algorithm.weights:
+            live = self.is_policy(name)
+            with torch.no_grad(), self.store.use("policy" if live else name):
+                for batch in (b for window in windows[1 if live else 0 :] for b in window.batches):
+                    for k, point in enumerate(self.points(batch)):
+                        batch.frozen[k][name] = self.velocity_of(point, name).to(self.stored_on)
+
+    def survey(self, window: Window, chosen: dict[int, list[Rollout]]) -> None:
+        """Shows the algorithm, without gradient, the points that its loss compares, where they are in more than one forward."""
+        if self.algorithm.scope == "group":
+            groups = [chosen[slot] for slot in dict.fromkeys(b.slot for b in window.batches) if len(chosen[slot]) > 1]
+            blocks = ([(b, k, p) for b, p in zip(group, row, strict=True)] for group in groups for k, row in self.rows(group))
+        elif self.algorithm.scope == "times" and not self.fresh:
+            blocks = ([(b, k, p) for k, p in enumerate(self.points(b))] for b in window.batches)
+        else:
+            return
+        with torch.no_grad():
+            for block in blocks:
+                said = self.algorithm.survey([p for _, _, p in block], self.velocity)
+                for (batch, k, _), peers in zip(block, said, strict=True):
+                    batch.peers[k] = peers
+
+    def rows(self, group: Sequence[Rollout]) -> Iterator[tuple[int, tuple[Point, ...]]]:
+        """The points number k of all micro-batches of a group, for each k."""
+        return enumerate(zip(*map(self.points, group), strict=True))
+
+    def update(self, window: Window) -> None:
+        """One optimiser step on the mean loss of the window's points; an epoch's first is checked to be on-policy."""
+        left = sum(map(self.algorithm.size, window.batches))
+        checked = not self.fresh
+        for batch in window.batches:
+            for k, point in enumerate(self.points(batch)):
+                left -= 1
+                with nullcontext() if left == 0 else self.accelerator.no_sync(self.wrapped):
+                    loss, metrics = self.algorithm.loss(point, self.velocity)
+                    if not checked:
+                        checked = True
+                        self.check_on_policy(metrics)
+                    self.accelerator.backward(loss / window.points)
+                if self.fresh and self.config.num_inner_epochs > 1:  # the old velocities that this forward has found
+                    batch.frozen[k] |= {name: v.to(self.stored_on) for name, v in point.frozen.items()}
+                self.meter.add(metrics)
+        norm = self.accelerator.clip_grad_norm_(self.policy.trained().values(), self.config.max_grad_norm)
+        rate = self.schedule.get_last_lr()[0]
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.check_effect(moves=rate > 0 and float(norm) > 0)
+        self.progress.updates += 1
+        self.meter.add({"grad_norm": torch.as_tensor(norm)})
+        self.follow("update")
+
+    def follow(self, after: str) -> None:
+        """Moves the copies that follow the policy."""
+        for name, average in self.algorithm.averages.items():
+            if average.after == after:
+                decay = average.decay(self.progress.updates)
+                self.store.blend(name, decay)
+                self.meter.add({f"{name}_decay": torch.tensor(decay)})
+
+    # -- points and velocities -------------------------------------------------------------------------------------------------
+
+    def points(self, batch: Rollout) -> Iterator[Point]:
+        """A micro-batch's training points on this process's device, with what is known of them."""
+        for k, point in enumerate(self.algorithm.points(batch)):
+            known = {"frozen": batch.frozen[k], "peers": batch.peers.get(k)}
+            device = self.accelerator.device
+            step = replace(point.step, **moved(vars(point.step), device)) if point.step is not None else None
+            yield replace(point, **moved(vars(point) | known | {"step": None}, device) | {"step": step})
+
+    def velocity(self, point: Point, weights: str = "policy") -> Tensor:
+        """See `types.Velocity`."""
+        if weights != "policy":
+            return point.frozen[weights]
+        v = self.velocity_of(point)
+        if self.progress.updates == 0 and self.seen is None:
+            self.seen = point, v.detach()
+        if self.fresh and "old" in self.algorithm.weights and self.is_policy("old"):
+            point.frozen["old"] = v.detach()
+        return v
+
+    def velocity_of(self, point: Point, asked: str = "policy") -> Tensor:
+        """Of the weights that are in the model now, with the guidance and memo that belong to the named ones."""
+        call = self.calls[asked]
+        memo = point.memo if call is self.call else point.memo.sibling(str(self.algorithm.guidance(asked)))
+        return self.wrapped("velocity", point.x, point.t, point.s, point.cond, call, memo)
+
+    def is_policy(self, name: str) -> bool:
+        """Whether these weights are the policy's until the epoch's first update."""
+        return name == "old" and name not in self.algorithm.averages
+
+    @property
+    def stored_on(self) -> torch.device | str:
+        return "cpu" if self.config.offload_samples_to_cpu else self.accelerator.device
+
+    # -- checks ----------------------------------------------------------------------------------------------------------------
+
+    def check_on_policy(self, metrics: dict[str, Tensor]) -> None:
+        """Before the first update of an epoch, training must see what sampling saw.
+
+        Raises:
+            OnPolicyError: it is further off than a tenth of the clip range.
+        """
+        found = self.algorithm.on_policy_error(metrics) if self.fresh else None
+        if found is None:
+            return
+        error, most = found
+        self.meter.add({"on_policy_error": error})
+        if not error.item() <= most:
+            raise OnPolicyError(
+                f"epoch {self.progress.epoch}: before any update the ratio is off 1 by {error.item():.2e}, more than a tenth of the clip "
+                f"range ({most:.1e}): training does not see what sampling saw. On a GPU whose kernels differ with and without gradient "
+                "this is the floor below which no clip range can work: try model.attn_backend: native, model.compile: false, or a wider "
+                "train.clip_range"
+            )
+
+    def check_effect(self, moves: bool) -> None:
+        """After the run's first update the same point has another velocity: a stale copy of the weights would keep it for ever."""
+        if self.seen is None:
+            return
+        (point, before), self.seen = self.seen, None
+        with torch.no_grad():
+            change = (self.velocity_of(point).float() - before.float()).abs().max()
+        self.meter.add({"first_update_effect": change})
+        if moves and change.item() == 0:
+            logger.warning("the first optimiser step changed no velocity: the learning rate is too small for the weights' dtype")
+
+
+def quiet_bar(items: list, doing: str, accelerator: Accelerator) -> Any:
+    """A progress bar of the main process that leaves nothing behind."""
+    return tqdm(items, doing, leave=False, disable=None if accelerator.is_main_process else True, delay=5)
+
+
+def moved(tensors: Any, device: torch.device | str) -> Any:
+    """The same structure with its tensors on the device."""
+    return tree_map_only(Tensor, lambda x: x.to(device), tensors)
