@@ -14,7 +14,7 @@ from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.rewards import REWARDS
 from flow_factory.rewards.scoring import require_columns
-from flow_factory.rows import check_conditions, fitted, has_split, read_split
+from flow_factory.rows import check_files, fitted, has_split, is_offline, read_split
 
 CARDS = (24, 48, 80)
 """GB of common GPUs, for machines that have none."""
@@ -42,10 +42,12 @@ def data_lines(config: RunConfig) -> list[str]:
     else:
         lines.append("no test split: nothing will be evaluated")
     images, videos = ({path for row in (*rows, *test) for path in getattr(row, kind)} for kind in ("images", "videos"))
-    check_conditions(config, [*rows, *test])
+    check_files(config, rows, test)
     if images or videos:
         lines.append(f"condition files, their headers read: {len(images)} images, {len(videos)} videos")
-    for entries, split in ((config.rewards, rows), (config.eval_rewards or config.rewards, test)):
+    if is_offline(config):
+        lines.append(f"pairs of chosen and rejected media, their headers read: {len(rows)}")
+    for entries, split in ((config.rewards, [] if is_offline(config) else rows), (config.eval_rewards or config.rewards, test)):
         for entry in entries:
             require_columns(entry.name, REWARDS[entry.reward_model].required_fields, split)
     return lines

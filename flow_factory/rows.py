@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,8 @@ import diffusers
 import torch
 from accelerate import Accelerator
 
-from flow_factory.config import EvalConfig, RunConfig, TrainConfig
+from flow_factory.algorithms.base import Algorithm
+from flow_factory.config import DGPOConfig, DPOConfig, ForwardConfig, RunConfig, TrainConfig
 from flow_factory.data.cache import ConditionCache, encode_rows, file_sha256, module_fingerprint
 from flow_factory.data.media import check_rows
 from flow_factory.data.reader import read_rows
@@ -21,6 +22,7 @@ from flow_factory.errors import UserError
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import sketch_adapter
+from flow_factory.pairs import check_pairs
 from flow_factory.trainer import call_of
 from flow_factory.types import Cond, Row
 
@@ -37,14 +39,22 @@ def has_split(config: RunConfig, split: str) -> bool:
     return any((Path(config.data.dataset_dir) / f"{split}{suffix}").is_file() for suffix in (".jsonl", ".txt"))
 
 
-def check_conditions(config: RunConfig, rows: Sequence[Row], progress: bool = True) -> None:
+def check_files(config: RunConfig, train: Sequence[Row], test: Sequence[Row], progress: bool = True) -> None:
     """Raises:
-    UserError: a row has not the condition images or videos that the family takes, or one of them cannot be used.
+    UserError: a row has not the condition images or videos that the family takes, or not its pair, or one of them cannot be used.
     """
     family = MODELS[config.model.model_type]
+    rows = [*train, *test]
     for row in rows:
         family.check_row(row)
     check_rows(rows, progress)
+    if is_offline(config):
+        check_pairs(config.data, train, family.draws == "video")
+
+
+def is_offline(config: RunConfig) -> bool:
+    """Whether the training rows bring their own pairs."""
+    return isinstance(config.train, DPOConfig) and config.train.offline
 
 
 def checkpoint_of(config: RunConfig) -> tuple[str, str, dict[str, Any], str | None]:
@@ -63,13 +73,17 @@ def fitted(config: RunConfig) -> RunConfig:
     for section in (config.train, config.eval):
         sketch.check_call(call_of(section))
     train, scheduler, trained = config.train, config.scheduler, config.model.target_components
+    check_guidance(train, sketch)
     others = sketch.out_of_reach(trained, train.num_inference_steps)
     candidates = scheduler.stochastic_steps(train.num_inference_steps, train.first_step)
+    if not train.stochastic and others:
+        check_noise_levels(train, others, trained)
+        return config
     lost = [k for k in candidates if k in others]
-    if not lost or not train.stochastic:
+    if not lost:
         return config
     left = [k for k in candidates if k not in others]
-    both = f"train both experts: model.target_components: {json.dumps([*trained, others[lost[0]]])}"
+    both = both_experts(trained, others[lost[0]])
     if scheduler.sde_steps is not None or not left or (scheduler.num_sde_steps or 1) > len(left):
         write = f"write {left}, or " if left else ""
         raise UserError(f"scheduler.sde_steps: {others[lost[0]]} draws steps {lost} and is not trained; {write}{both}")
@@ -77,12 +91,51 @@ def fitted(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"scheduler": scheduler.model_copy(update={"sde_steps": tuple(left)})})
 
 
-def encode(config: RunConfig, adapter: ModelAdapter, splits: list[list[Row]], accelerator: Accelerator) -> list[Sequence[Cond]]:
-    """Conditions of the training and the test rows, under their sections' call arguments."""
+def both_experts(trained: Sequence[str], other: str) -> str:
+    return f"train both experts: model.target_components: {json.dumps([*trained, other])}"
+
+
+def check_guidance(train: TrainConfig, sketch: ModelAdapter) -> None:
+    """Raises:
+    UserError: the reference is to be guided by a negative prompt, and the family takes none; media are to be encoded, and it cannot.
+    """
+    guided = getattr(train, "kl_cfg", 1.0) > 1 and (getattr(train, "kl_beta", 0.0) > 0 or isinstance(train, DGPOConfig))
+    if guided and sketch.cfg is None:
+        raise UserError(f"train.kl_cfg: {type(sketch).__name__} has no classifier-free guidance; write 1.0")
+    if isinstance(train, DPOConfig) and train.offline and sketch.encodes_media is not None:
+        raise UserError(f"train.offline: media cannot be encoded for {type(sketch).__name__}: {sketch.encodes_media}")
+
+
+def check_noise_levels(train: TrainConfig, others: Mapping[int, str], trained: Sequence[str]) -> None:
+    """Raises:
+    UserError: some of the noise levels that are trained on belong to an expert that is not trained.
+    """
+    both = both_experts(trained, next(iter(others.values())))
+    if not isinstance(train, ForwardConfig) or not train.time_sampling_strategy.startswith("discrete"):
+        kind = "train.time_sampling_strategy" if isinstance(train, ForwardConfig) else "train.timestep_range"
+        raise UserError(f"{kind}: some noise levels would belong to an expert that is not trained; {both}")
+    first, last = train.index_window
+    steps = train.num_inference_steps
+    mine = [k for k in range(first, last) if k not in others]
+    if len(mine) < last - first:
+        write = f"write [{mine[0] / steps:g}, {(mine[-1] + 1) / steps:g}], or " if mine else ""
+        raise UserError(f"train.timestep_range: some of steps {first} to {last - 1} belong to an expert that is not trained; {write}{both}")
+
+
+def encode(
+    config: RunConfig, adapter: ModelAdapter, algorithm: Algorithm, splits: list[list[Row]], accelerator: Accelerator
+) -> list[Sequence[Cond]]:
+    """Conditions of the training and the test rows, under their sections' call arguments.
+
+    Training rows have a negative prompt where any of the algorithm's velocities is guided.
+    """
     adapter.place(accelerator.device)
     identity = [module_fingerprint(getattr(adapter.pipe, name)) for name in adapter.encoders if getattr(adapter.pipe, name) is not None]
-    sections: tuple[TrainConfig | EvalConfig, ...] = (config.train, config.eval)
-    return [encode_split(config, adapter, rows, call_of(s), identity, accelerator) for rows, s in zip(splits, sections, strict=True)]
+    call = call_of(config.train)
+    scales = [s for s in map(algorithm.guidance, algorithm.weights) if s is not None]
+    guided = next((c for c in (call, *(adapter.with_guidance(call, s) for s in scales)) if adapter.guided(c)), call)
+    calls = (guided, call_of(config.eval))
+    return [encode_split(config, adapter, rows, call, identity, accelerator) for rows, call in zip(splits, calls, strict=True)]
 
 
 def encode_split(

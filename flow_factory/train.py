@@ -23,9 +23,10 @@ from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import load_adapter
 from flow_factory.models.proof import prove
+from flow_factory.pairs import Pairs
 from flow_factory.policy import Policy, build_policy
 from flow_factory.rewards.scoring import load_rewards
-from flow_factory.rows import check_conditions, checkpoint_of, encode, fitted, has_split, read_split
+from flow_factory.rows import check_files, checkpoint_of, encode, fitted, has_split, is_offline, read_split
 from flow_factory.run import Run
 from flow_factory.trackers import Trackers, open_trackers
 from flow_factory.trainer import Trainer, call_of
@@ -42,17 +43,19 @@ def build(config: RunConfig) -> Run:
     """
     rows, test = read_split(config, "train"), read_split(config, "test") if has_split(config, "test") else []
     accelerator = make_accelerator(config)
-    check_conditions(config, [*rows, *test], progress=accelerator.is_local_main_process)
+    check_files(config, rows, test, progress=accelerator.is_local_main_process)
     folder = run_folder(config, accelerator)
     trackers = open_run_trackers(config, folder, accelerator)
     config = fitted(config)
     rewards, eval_rewards = load_rewards(
         arguments(config.rewards), arguments(config.eval_rewards) if config.eval_rewards else None, accelerator
     )
-    rewards.check_columns(rows)
+    if not is_offline(config):
+        rewards.check_columns(rows)
     eval_rewards.check_columns(test)
     adapter = open_adapter(config)
-    conds, eval_conds = encode(config, adapter, [rows, test], accelerator)
+    algorithm = ALGORITHMS[config.train.trainer_type](config.train, config.scheduler, adapter.times_per_sample)
+    conds, eval_conds = encode(config, adapter, algorithm, [rows, test], accelerator)
     adapter.drop_encoders()
     policy = build_policy(
         adapter, config.model, config.mixed_precision, config.train.enable_gradient_checkpointing, config.train.seed, accelerator.device
@@ -61,7 +64,6 @@ def build(config: RunConfig) -> Run:
         with accelerator.autocast():
             prove(adapter, moved(conds[0], accelerator.device), call_of(config.train), config.train.per_device_batch_size)
     resume = resumed(config, policy)
-    algorithm = ALGORITHMS[config.train.trainer_type](config.train, config.scheduler, adapter.times_per_sample)
     store = keep_copies(config, policy, algorithm)
     plan = plan_of(config)
     optimizer, schedule = make_optimizer(config, policy, plan.optimiser_steps_per_epoch)
@@ -69,9 +71,9 @@ def build(config: RunConfig) -> Run:
     progress = Progress(**load_state(resume, store, optimizer, schedule)) if resume else Progress()
     if trackers is not None:
         trackers.truncate_after(progress.epoch)
-    trainer = Trainer(
-        config, plan, accelerator, adapter, policy, wrapped, store, algorithm, optimizer, schedule, rewards, rows, conds, progress=progress
-    )
+    pairs = Pairs(config.data, adapter, call_of(config.train)) if is_offline(config) else None
+    learning = (wrapped, store, algorithm, optimizer, schedule)
+    trainer = Trainer(config, plan, accelerator, adapter, policy, *learning, rewards, rows, conds, pairs, progress=progress)
     evaluator = Evaluator(config, accelerator, adapter, store, eval_rewards, test, eval_conds) if test else None
     return Run(folder, trainer, evaluator, trackers, goes_on=resume is not None)
 

@@ -22,6 +22,7 @@ from flow_factory.memo import Memo
 from flow_factory.meter import Meter
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import DTYPES
+from flow_factory.pairs import Pairs
 from flow_factory.policy import Policy
 from flow_factory.randomness import generator, normal
 from flow_factory.rewards.scoring import RewardSet
@@ -48,6 +49,8 @@ class Trainer:
     rewards: RewardSet
     rows: Sequence[Row]
     conds: Sequence[Cond]
+    pairs: Pairs | None = None
+    """Given preferences, instead of rollouts and rewards."""
     interrupt: Interrupt = field(default_factory=Interrupt)
     progress: Progress = field(default_factory=Progress)
 
@@ -70,8 +73,7 @@ class Trainer:
         """
         self.meter.clear()
         rollouts = self.roll_out(self.progress.epoch)
-        report = self.score(rollouts)
-        self.weigh(rollouts)
+        report = self.judge(rollouts)
         self.interrupt.agree(self.accelerator)
         self.learner.learn(self.groups(rollouts))
         self.progress.epoch += 1
@@ -90,8 +92,19 @@ class Trainer:
             for slot, k in quiet_bar(batches, "rolling out", self.accelerator):
                 if self.accelerator.num_processes == 1:  # several must stop at the same place
                     self.interrupt.check()
-                rollouts.append(self.sample(slot, range(k, k + train.per_device_batch_size), epoch))
+                rollouts.append(
+                    self.sample(slot, range(k, k + train.per_device_batch_size), epoch) if self.pairs is None else self.given(slot, epoch)
+                )
         return rollouts
+
+    def given(self, slot: Slot, epoch: int) -> Rollout:
+        """A pair of the data set, as if it had been sampled: a group of two, the chosen one first."""
+        assert self.pairs is not None
+        row, cond = self.rows[slot.row], moved(self.conds[slot.row], self.accelerator.device)
+        x0, media = self.pairs.states(row, cond)
+        rollout = Rollout(row, cond, [], media, slot.slot, epoch, (2 * slot.slot, 2 * slot.slot + 1), x0, memo=Memo())
+        rollout.rewards, rollout.advantage = torch.tensor([[1.0], [0.0]]), torch.tensor([1.0, -1.0], device=x0.device)
+        return rollout
 
     def sample(self, slot: Slot, members: range, epoch: int) -> Rollout:
         """Some members of a group; their noise is keyed by (seed, epoch, global sample id) and depends on nothing else."""
@@ -124,8 +137,21 @@ class Trainer:
             DTYPES[train.latent_storage_dtype], kept=algorithm.kept(epoch, slot), with_mean=algorithm.with_mean,
         )  # fmt: skip
 
+    def judge(self, rollouts: list[Rollout]) -> dict[str, float]:
+        """Fills in `Rollout.rewards` and `Rollout.advantage`, where they are not given, and lets go of the pictures; what to log."""
+        report = {}
+        if self.pairs is None:
+            report = self.score(rollouts)
+            self.weigh(rollouts)
+        names = self.rewards.names if self.pairs is None else ("chosen",)
+        shown = ((r.row.prompt, media, row) for r in rollouts for media, row in zip(r.media, r.rewards.tolist(), strict=True))
+        self.shown = [Sample(p, m, dict(zip(names, s, strict=True))) for p, m, s in islice(shown, self.config.log.num_samples)]
+        for rollout in rollouts:
+            rollout.media = []
+        return report
+
     def score(self, rollouts: list[Rollout]) -> dict[str, float]:
-        """Fills in `Rollout.rewards` (groups are whole here, as groupwise rewards need them) and lets go of the pictures."""
+        """Fills in `Rollout.rewards`: groups are whole here, as groupwise rewards need them."""
         train = self.config.train
         groups = self.groups(rollouts)
         with self.meter.phase("reward"):
@@ -133,10 +159,6 @@ class Trainer:
         for group, rewards in zip(groups, scores, strict=True):
             for rollout, part in zip(group, rewards.split(train.per_device_batch_size), strict=True):
                 rollout.rewards = part
-        shown = ((r.row.prompt, media, row) for r in rollouts for media, row in zip(r.media, r.rewards.tolist(), strict=True))
-        self.shown = [Sample(p, m, dict(zip(self.rewards.names, s, strict=True))) for p, m, s in islice(shown, self.config.log.num_samples)]
-        for rollout in rollouts:
-            rollout.media = []
         return {f"train/{k}": v for k, v in self.rewards.finish_epoch().items()}
 
     def weigh(self, rollouts: list[Rollout]) -> None:

@@ -104,7 +104,7 @@ class Point:
     """One forward and backward: where to ask the velocity, and what the loss needs beside it."""
 
     x: Tensor
-    """State (n, ...), in the dtype in which the model saw such states."""
+    """State (n, ...)."""
     t: Tensor
     """The model's clock, 0-dim, or (n,) for a time a sample; `s`: the noise level, alike."""
     s: Tensor

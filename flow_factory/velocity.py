@@ -170,9 +170,9 @@ class Probe(Seam):
         self.asked = True
         if self.twin is None:
             self.field.priming = False
-            return (laid_out(self.x.reshape(x.shape), x),)
+            return (laid_out(self.x.reshape(x.shape).to(x.dtype), x),)
         mine, self.twin.x = self.x.tensor_split([x[0].numel()], dim=1)  # the second modality's step comes next
-        return (laid_out(mine.reshape(x.shape), x),)
+        return (laid_out(mine.reshape(x.shape).to(x.dtype), x),)
 
     def answer(self) -> Tensor | None:
         """The velocity; of two modalities, both as one."""
@@ -255,7 +255,7 @@ class Field:
         """v(x, t), with gradient where it is enabled.
 
         Args:
-            x: state, as the recorder saw it.
+            x: state, as the recorder saw it; one in another dtype is brought to the pipeline's.
             t: 0-dim, the scheduler's timestep; `s`: 0-dim, its noise level. Both (n,) where the pipeline takes a time a sample.
             cond: call arguments for as many samples as x has.
             memo: of this micro-batch; filled in where it is empty.

@@ -54,8 +54,7 @@ class NoisedSamples(Algorithm):
         x0, advantage = rollout.x0.float(), self.advantage(rollout)
         for index, (t, s) in enumerate(zip(*self.times(rollout), strict=True)):
             t, s, noise = t.to(x0.device), s.to(x0.device), self.noise(rollout, index).to(x0.device)
-            x = mixed(x0, noise, s).to(rollout.x0.dtype)
-            yield Point(x, t, s, rollout.cond, advantage, x0=x0, noise=noise, memo=rollout.memo)
+            yield Point(mixed(x0, noise, s), t, s, rollout.cond, advantage, x0=x0, noise=noise, memo=rollout.memo)
 
 
 class ForwardProcess(NoisedSamples):

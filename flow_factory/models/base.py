@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 import torch
 from PIL import Image
@@ -57,6 +57,8 @@ class ModelAdapter(Published):
     """Call arguments that velocity calls need otherwise than rollouts."""
     fps: float = 16
     """Frames per second of videos."""
+    draws: ClassVar[Literal["image", "video"]] = "image"
+    """What the pipeline makes."""
     encodes_media: ClassVar[str | None] = "its adapter does not say how"
     """Why `to_state` cannot encode media; None: it can."""
     times_per_sample: ClassVar[bool] = False
