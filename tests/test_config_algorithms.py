@@ -37,6 +37,7 @@ def load(folder: Path, name: str, train: str = "", scheduler: str = "") -> RunCo
     return load_config(file)
 
 
+FEW = "timestep_range: 0.1\n  time_sampling_strategy"
 # Each case: the algorithm, the line of `train:` (or of `scheduler:`, after a bar) with the mistake, the key, what the message must say.
 BAD = [
     # keys of another algorithm
@@ -87,15 +88,15 @@ BAD = [
     ("crd", "adv_clip_range: [-4, 2.5]", "train.adv_clip_range", ["must be symmetric: crd divides by it"]),
     ("awm", "timestep_range: 0.05", "train.timestep_range", ["0 of the 10 steps and 1 are needed", "widen it, e.g. 1.0"]),
     ("nft", "timestep_range: [0.91, 0.99]\n  time_sampling_strategy: uniform", "train.timestep_range", ["0 of the 10 steps"]),
-    ("crd", "timestep_range: 0.1\n  time_sampling_strategy: discrete_wo_init", "train.timestep_range", ["1 of the 10 steps and 2 are needed"]),
-    ("dgpo", "timestep_range: 0.1\n  time_sampling_strategy: discrete_with_init", "train.timestep_range", ["and 2 are needed", "more steps"]),
+    ("crd", f"{FEW}: discrete_wo_init", "train.timestep_range", ["1 of the 10 steps and 2 are needed"]),
+    ("dgpo", f"{FEW}: discrete_with_init", "train.timestep_range", ["and 2 are needed", "more steps"]),
     ("awm", "ema_kl_beta: 0.1\n  ema_decay: 0", "train.ema_kl_beta", ["distance to the averaged weights", "write e.g. ema_decay: 0.9"]),
     ("dpo", "offline: true", "train.group_size", ["8 with per_device_batch_size 4", "a given pair is a group of 2; write 2 for both"]),
     ("grpo-guard", "| dynamics_type: CPS", "train.reweight", ["true divides by |dt|", "write false, or scheduler.dynamics_type: Flow-SDE"]),
     ("grpo-guard", "| dynamics_type: ODE", "scheduler.dynamics_type", ["grpo-guard needs log-probabilities", "Flow-SDE, Dance-SDE or CPS"]),
     ("grpo-guard", "| noise_level: 0", "scheduler.noise_level", ["grpo-guard needs noise", "0.7"]),
     ("grpo", "| step_selection: some", "scheduler.step_selection", ["random, window, sliding, fraction"]),
-    ("grpo", "| step_selection: fraction\n  sde_fraction: 0.1", "scheduler.sde_fraction", ["0.1 of the 9 steps", "is none", "write 0.11 or more"]),
+    ("grpo", "| step_selection: fraction\n  sde_fraction: 0.1", "scheduler.sde_fraction", ["0.1 of the 9 steps", "write 0.11 or more"]),
     ("grpo", "| window_schedule: fast", "scheduler.window_schedule", ["progressive, decay, exp_decay, random"]),
 ]  # fmt: skip
 
