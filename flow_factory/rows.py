@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from flow_factory.algorithms.base import Algorithm
-from flow_factory.config import DGPOConfig, DPOConfig, ForwardConfig, RunConfig, TrainConfig
+from flow_factory.config import CRDConfig, DGPOConfig, DPOConfig, ForwardConfig, RunConfig, TrainConfig
 from flow_factory.data.cache import ConditionCache, encode_rows, file_sha256, module_fingerprint
 from flow_factory.data.media import check_rows
 from flow_factory.data.reader import read_rows
@@ -99,9 +99,9 @@ def check_guidance(train: TrainConfig, sketch: ModelAdapter) -> None:
     """Raises:
     UserError: the reference is to be guided by a negative prompt, and the family takes none; media are to be encoded, and it cannot.
     """
-    guided = getattr(train, "kl_cfg", 1.0) > 1 and (getattr(train, "kl_beta", 0.0) > 0 or isinstance(train, DGPOConfig))
-    if guided and sketch.cfg is None:
-        raise UserError(f"train.kl_cfg: {type(sketch).__name__} has no classifier-free guidance; write 1.0")
+    scale = train.kl_cfg if isinstance(train, (CRDConfig, DGPOConfig)) else 1.0
+    if scale > 1 and not sketch.guided(sketch.with_guidance(call_of(train), scale)):
+        raise UserError(f"train.kl_cfg: this {type(sketch).__name__} has no classifier-free guidance; write 1.0")
     if isinstance(train, DPOConfig) and train.offline and sketch.encodes_media is not None:
         raise UserError(f"train.offline: media cannot be encoded for {type(sketch).__name__}: {sketch.encodes_media}")
 

@@ -129,7 +129,9 @@ class Diffusers(ModelAdapter):
         return self.media(out, call), recorder
 
     def velocity(self, x: Tensor, t: Tensor, s: Tensor, cond: Cond, call: Mapping[str, Any], memo: Memo | None = None) -> Tensor:
-        memo = memo or Memo(self._given(cond, len(x)))
+        memo = memo or Memo()
+        if memo.known("encode_prompt") is None:
+            memo.given |= self._given(cond, len(x))
         return self.field.velocity(x, t, s, {**self.takes(call), **_prompts(cond, len(x))}, memo)
 
     def evaluate(self, cond: Cond, call: Mapping[str, Any], num_steps: int, generators: list[Generator]) -> list[Any]:

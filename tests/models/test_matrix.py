@@ -1,0 +1,151 @@
+"""Every algorithm on every model: two epochs of a LoRA, and what a cell that cannot work says."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from flow_factory.algorithms import ALGORITHMS
+from flow_factory.config import TRAIN_CONFIGS, RunConfig, load_config, plan_of
+from flow_factory.errors import UserError
+from flow_factory.models import MODELS
+from flow_factory.rewards.scoring import load_rewards
+from flow_factory.rows import fitted
+from flow_factory.train import arguments, keep_copies, make_optimizer
+from flow_factory.trainer import Trainer
+from tests.models.cases import CASES, EACH, call_of, over, row
+from tests.models.harness import STEPS, counted, lora, small
+from tests.tiny.pipelines import saved
+from tests.tiny.run import write_rows
+
+EARLY_AND_LATE = {"scheduler.sde_steps": [1, 3], "scheduler.num_sde_steps": None}
+"""One step of each expert, where there are two."""
+PAIRED = {"train.gradient_step_per_epoch": 1}
+KEYS: dict[str, dict[str, Any]] = {
+    "grpo": EARLY_AND_LATE | {"train.kl_beta": 0.01},
+    "grpo-guard": EARLY_AND_LATE,
+    "nft": {"train.kl_beta": 0.01, "train.off_policy": True, "train.num_train_timesteps": 2},
+    "awm": {"train.ratio_order": "sum_first", "train.num_train_timesteps": 2},
+    "dpo": PAIRED | {"train.num_train_timesteps": 4, "train.time_shift": 10.0},
+    "dgpo": {"train.num_train_timesteps": 2, "train.timestep_range": 1.0},
+    "crd": {"train.num_train_timesteps": 2},
+}
+VELOCITIES = {"grpo": 8, "grpo-guard": 4, "nft": 12, "awm": 4 + 2 + 2, "dpo": 8, "dgpo": 12 + 8, "crd": 12 + 8}
+"""Of an epoch of two micro-batches of two points, each half a group and an update of its own (DPO: one pair of four): the policy's, those of
+kept weights, and those of the survey; AWM has the latter two only after the first update."""
+
+
+def experts(name: str) -> list[str]:
+    return ["transformer", "transformer_2"] if "a14b" in name else ["transformer"]
+
+
+def config_of(name: str, algorithm: str, folder: Path, **extra: Any) -> RunConfig:
+    """One row an epoch, a group of four in two micro-batches."""
+    case = CASES[name]
+    asked = row(case)
+    files = {"images": list(asked.images), "videos": list(asked.videos)}
+    write_rows(folder / "train.jsonl", [{"prompt": asked.prompt, **{k: v for k, v in files.items() if v}}])
+    keys = {
+        "mixed_precision": "no", "data.dataset_dir": str(folder), "model.model_name_or_path": str(saved(case.checkpoint)),
+        "model.model_type": case.model_type, "model.finetune_type": "lora", "model.target_modules": "default",
+        "model.target_components": experts(name), "train.trainer_type": algorithm,
+        "train.num_inference_steps": STEPS, "train.max_epochs": 2, "train.group_size": 4, "train.per_device_batch_size": 2,
+        "train.unique_sample_num_per_epoch": 1, "train.learning_rate": 1e-2, "train.latent_storage_dtype": "fp32", "train.ema_decay": 0,
+        "rewards": {"reward_model": "jpeg_compressibility"}, **{f"train.{k}": v for k, v in call_of(case).items()}, **KEYS[algorithm], **extra,
+    }  # fmt: skip
+    file = folder / "cell.yaml"
+    file.write_text("{}\n")
+    return load_config(file, [f"{k}={json.dumps(v)}" for k, v in keys.items()])
+
+
+def guided_reference(name: str, algorithm: str) -> dict[str, Any]:
+    """CRD's, where the case's condition has a negative prompt."""
+    return {"train.kl_cfg": 2.0 if CASES[name].guided else 1.0} if algorithm == "crd" else {}
+
+
+def trainer_of(name: str, algorithm: str, folder: Path) -> Trainer:
+    """As a run builds it, over the one LoRA of this case."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    t, policy = lora(name)
+    config = fitted(config_of(name, algorithm, folder, **guided_reference(name, algorithm)))
+    accelerator = Accelerator(cpu=True)
+    method = ALGORITHMS[algorithm](config.train, config.scheduler, t.adapter.times_per_sample)
+    store = keep_copies(config, policy, method)
+    optimizer, schedule = make_optimizer(config, policy, 2)
+    rewards, _ = load_rewards(arguments(config.rewards), None, accelerator)
+    learning = (policy, store, method, optimizer, schedule)
+    return Trainer(config, plan_of(config), accelerator, t.adapter, policy, *learning, rewards, [row(CASES[name])], t.conds[:1])
+
+
+@pytest.mark.slow
+@over(EACH)
+def test_two_epochs_of_every_algorithm_move_every_model(name: str, tmp_path: Path) -> None:
+    """The second epoch's velocities are counted: none too many, and those of forward-process algorithms without guidance."""
+    t, policy = lora(name)
+    start = {k: p.detach().clone() for k, p in policy.trained().items()}
+    for algorithm in TRAIN_CONFIGS:
+        with torch.no_grad():
+            for k, p in policy.trained().items():
+                p.copy_(start[k])
+        (tmp_path / algorithm).mkdir()
+        trainer = trainer_of(name, algorithm, tmp_path / algorithm)
+        with small(t.adapter.pipe):
+            first = trainer.epoch()
+            rollouts = trainer.roll_out(1)
+            trainer.judge(rollouts)
+            with counted(t.transformers) as seen:
+                trainer.learner.learn(trainer.groups(rollouts))
+        metrics = trainer.meter.means()
+        assert all(map(torch.isfinite, map(torch.tensor, (first | metrics).values()))), algorithm
+        assert first["train/first_update_effect"] > 0, algorithm
+        if algorithm == "grpo":
+            assert first["train/on_policy_error"] == metrics["train/on_policy_error"] == 0
+        case = CASES[name]
+        free = algorithm not in ("grpo", "grpo-guard") and (bool(case.off) or not case.guided)
+        reference = 4 if algorithm == "crd" and free and case.forwards == (1, 1) else 0  # its negative prompts
+        assert len(seen) == VELOCITIES[algorithm] * (1 if free else len(case.forwards)) + reference, algorithm
+        still = [k for k, p in policy.trained().items() if torch.equal(p, start[k])]
+        assert len(still) <= (len(start) // 4 if t.adapter.find_unused else 0), (algorithm, still[:3])
+    with torch.no_grad():
+        for k, p in policy.trained().items():
+            p.copy_(start[k])
+
+
+def test_the_matrix_has_every_model_type_and_every_algorithm() -> None:
+    assert {CASES[name].model_type for name in EACH} == set(MODELS) and set(KEYS) == set(VELOCITIES) == set(ALGORITHMS)
+
+
+HIGH = {"model.target_components": ["transformer"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "algorithm", "keys", "said"),
+    [
+        ("flux2", "crd", {}, r"train.kl_cfg: this Flux2 has no classifier-free guidance; write 1.0"),
+        ("flux2-klein", "dgpo", {"train.kl_cfg": 4.5}, r"train.kl_cfg: this Flux2Klein has"),
+        ("ltx2-t2av", "dpo", {"train.offline": True, "train.group_size": 2}, r"train.offline: media cannot be encoded for LTX2"),
+        ("wan22-a14b-t2v", "nft", HIGH, r"train.timestep_range: .* write \[0, 0.4\], or train both experts"),
+        (
+            "wan22-a14b-t2v",
+            "awm",
+            HIGH | {"train.time_sampling_strategy": "uniform"},
+            r"train.time_sampling_strategy: .* train both experts",
+        ),
+        ("wan22-a14b-t2v", "dpo", HIGH, r"train.timestep_range: .* train both experts"),
+    ],
+)
+def test_a_cell_that_cannot_work_is_refused_with_the_reason(
+    name: str, algorithm: str, keys: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    write_rows(tmp_path / "train.jsonl", [{"prompt": "a"}])
+    with pytest.raises(UserError, match=said):
+        fitted(config_of(name, algorithm, tmp_path, **keys))
+
+
+def test_one_expert_alone_is_trained_at_its_own_noise_levels(tmp_path: Path) -> None:
+    config = config_of("wan22-a14b-t2v", "nft", tmp_path, **HIGH, **{"train.timestep_range": 0.4})
+    assert fitted(config) == config
