@@ -113,7 +113,7 @@ class Learner:
         if self.algorithm.scope == "group":
             groups = [chosen[slot] for slot in dict.fromkeys(b.slot for b in window.batches) if len(chosen[slot]) > 1]
             blocks = ([(b, k, p) for b, p in zip(group, row, strict=True)] for group in groups for k, row in self.rows(group))
-        elif self.algorithm.scope == "times" and not self.fresh:
+        elif self.algorithm.scope == "times" and not (self.fresh and self.is_policy("old")):  # whose ratios are all 1
             blocks = ([(b, k, p) for k, p in enumerate(self.points(b))] for b in window.batches)
         else:
             return
