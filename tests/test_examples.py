@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flow_factory.check import check
 from flow_factory.config import RunConfig, load_config
+from flow_factory.config.algorithms import TRAIN_CONFIGS
 from flow_factory.models import MODELS
 from flow_factory.models.loading import load_pipeline
 from flow_factory.run import Run
@@ -22,15 +23,19 @@ from flow_factory.train import build
 from tests.tiny.pipelines import SMALL, saved
 from tests.tiny.run import ROOT, logged, trained
 
-EXAMPLES = sorted((ROOT / "examples" / "grpo").rglob("*.yaml"))
+ALGORITHMS = {
+    "grpo": "GRPO", "grpo-guard": "GRPO-Guard", "nft": "DiffusionNFT", "awm": "AWM", "dpo": "DPO", "dgpo": "DGPO", "crd": "CRD",
+}  # fmt: skip
+"""What the examples call each `train.trainer_type`."""
+EXAMPLES = sorted(path for name in ALGORITHMS for path in (ROOT / "examples" / name.replace("-", "_")).rglob("*.yaml"))
 TINY = {
     **dict.fromkeys(("flux2_t2i", "flux2_i2i"), "flux2"), **dict.fromkeys(("flux2_klein_base", "flux2_klein_9b"), "flux2_klein_base"),
-    "qwen_image_edit_plus": "qwen_image_edit_2511", "sd3_5": "sd3", "z_image_turbo": "z_image", "wan22_t2v": "wan22_a14b_t2v",
-    "wan22_i2v": "wan22_a14b_i2v",
+    **dict.fromkeys(("sd3_5", "sd3_5_nocfg"), "sd3"), "qwen_image_edit_plus": "qwen_image_edit_2511", "z_image_turbo": "z_image",
+    "wan22_t2v": "wan22_a14b_t2v", "wan22_i2v": "wan22_a14b_i2v",
 }  # fmt: skip
 """The tiny checkpoint of an example where it has not the example's name."""
 
-each_example = pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: f"{p.parent.name}-{p.stem}")
+each_example = pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: "-".join((*p.parent.parts[-2:], p.stem)))
 
 
 @lru_cache
@@ -52,26 +57,32 @@ def test_an_example_is_for_eight_gpus_of_80_gb_and_every_key_in_it_has_an_effect
     assert all(part in report for part in ("data:", "rewards:", "checkpoint:", "plan:", "memory of one process:"))
     assert f"{config.model.model_name_or_path}: not on this machine; from the hub it would be downloaded" in report
     assert "on a GPU it needs" in report or config.model.model_type == "diffusers", report
-    first = path.read_text().splitlines()[0]
-    assert "8 GPUs of 80 GB" in first and "GRPO" in first and ("LoRA" in first) == (config.model.finetune_type == "lora")
-    assert path.parent.name == config.model.finetune_type
+    head = path.read_text().partition("num_processes:")[0]
+    first, name = head.splitlines()[0], config.train.trainer_type
+    assert "8 GPUs of 80 GB" in first and f" by {ALGORITHMS[name]} on " in first
+    assert ("LoRA" in first) == (config.model.finetune_type == "lora")
+    assert f"`ff-train {path.relative_to(ROOT)} --check`" in head
+    assert path.parent.parts[-2:] == (name.replace("-", "_"), config.model.finetune_type)
 
 
 # -- training -----------------------------------------------------------------------------------------------------------------------
 
 
 def small(path: Path, folder: Path) -> list[str]:
-    """Command-line overrides that leave the example's model, kernel, guidance and optimiser, and make all sizes tiny."""
+    """Command-line overrides that leave the example's model, algorithm, guidance and optimiser, and make all sizes tiny."""
     config = example(path)
     name = TINY.get(path.stem, path.stem)
     call = {**SMALL[name], **({"condition_image_size": 96} if "condition_image_size" in config.train.call else {})}
     sizes = {f"{section}.{k}": v for section in ("train", "eval") for k, v in call.items()}
+    if config.train.call.get("num_frames") == 1:
+        sizes |= {"train.num_frames": 1, "train.height": 32, "train.width": 32}  # 16 would be one token, whose query moves nothing
+    steps = 3 if config.train.stochastic else 4  # enough for a step in every timestep_range
     keys = {
         "num_processes": 1, "config_file": None, "model.model_name_or_path": str(saved(name)), "data.cache_dir": f"{folder}/cache",
-        "scheduler.sde_steps": None, "scheduler.num_sde_steps": None, "train.num_inference_steps": 3, "eval.num_inference_steps": 2,
+        "scheduler.sde_steps": None, "scheduler.num_sde_steps": None, "train.num_inference_steps": steps, "eval.num_inference_steps": 2,
         "train.max_epochs": 2, "train.group_size": 2, "train.per_device_batch_size": 2, "train.unique_sample_num_per_epoch": 2,
-        "train.learning_rate": 1e-2, "eval.eval_freq": 2, "log.logging_backend": "none", "log.save_dir": str(folder), "run_name": "run",
-        "rewards": {"reward_model": "jpeg_compressibility"}, "eval_rewards": None,
+        "train.learning_rate": 1e-2, "train.ema_update_interval": 1, "eval.eval_freq": 2, "log.logging_backend": "none",
+        "log.save_dir": str(folder), "run_name": "run", "rewards": {"reward_model": "jpeg_compressibility"}, "eval_rewards": None,
     }  # fmt: skip
     return [f"{k}={json.dumps(v)}" for k, v in {**keys, **sizes, **few_rows(ROOT / config.data.dataset_dir, folder / "data")}.items()]
 
@@ -95,8 +106,10 @@ def test_an_example_trains_a_tiny_checkpoint_into_weights_that_diffusers_loads(p
     assert [line["step"] for line in lines] == [0, 1, 2, 2]
     assert all(math.isfinite(value) for line in lines for value in line.values())
     assert {"eval/reward_mean", "eval/reward_jpeg_compressibility_mean"} <= lines[0].keys() & lines[3].keys()
-    assert [line["train/on_policy_error"] for line in lines[1:3]] == [0, 0]
+    sampled_as_trained = [0, 0] if run.trainer.config.train.stochastic else [None, None]  # the forward process replays nothing
+    assert [line.get("train/on_policy_error") for line in lines[1:3]] == sampled_as_trained
     assert lines[1]["train/first_update_effect"] > 0
+    assert lines[1].get("train/ties", 0) == 0  # of DPO: samples of equal reward are no pair
     assert not any(torch.equal(p, before[k]) for k, p in trained(run).items())
     with run.trainer.store.use(run.trainer.store.reported):
         reported = trained(run)
@@ -125,7 +138,7 @@ def weights(pipe: Any, run: Run) -> dict[str, Tensor]:
     return {re.sub(r"\.default_\d+\.", ".default.", k): p for k, p in there.items()}
 
 
-# -- the README's table -------------------------------------------------------------------------------------------------------------
+# -- the README's tables ------------------------------------------------------------------------------------------------------------
 
 
 class Family(NamedTuple):
@@ -139,9 +152,14 @@ class Family(NamedTuple):
 
 
 def families() -> list[Family]:
-    lines = (ROOT / "README.md").read_text().partition("| `model.model_type` |")[2].splitlines()[2:]
-    rows = [line.strip("| ").split(" | ") for line in lines[: lines.index("")]]
+    rows = table("model.model_type")
     return [Family(name.strip("`"), *words, {"lora": linked(lora), "full": linked(full)}) for name, *words, lora, full in rows]
+
+
+def table(first: str) -> list[list[str]]:
+    """The cells of the README's table whose first column is this key."""
+    lines = (ROOT / "README.md").read_text().partition(f"\n| `{first}` |")[2].splitlines()[2:]
+    return [line.strip("| ").split(" | ") for line in lines[: lines.index("")]]
 
 
 def linked(cell: str) -> list[Path]:
@@ -161,8 +179,19 @@ def test_the_readme_has_every_model_what_it_is_shown_and_the_examples_that_train
     assert [row.model_type for row in rows] == list(MODELS)
     assert [row.conditions for row in rows] == [CONDITIONS[MODELS[row.model_type].images, MODELS[row.model_type].videos] for row in rows]
     places = {path: (row, kind) for row in rows for kind, paths in row.examples.items() for path in paths}
-    assert sorted(places) == EXAMPLES
+    assert sorted(places) == [path for path in EXAMPLES if example(path).train.trainer_type == "grpo"]
     for path, (row, kind) in places.items():
-        model = example(path).model
-        assert (model.model_type, model.finetune_type) == (row.model_type, kind)
-        assert model.model_name_or_path.partition("/")[2].removesuffix("-Diffusers") in re.split(r", |such as ", row.checkpoints)
+        assert (example(path).model.model_type, example(path).model.finetune_type) == (row.model_type, kind)
+    checkpoints = {row.model_type: re.split(r", |such as ", row.checkpoints) for row in rows}
+    for model in (example(path).model for path in EXAMPLES):
+        assert model.model_name_or_path.partition("/")[2].removesuffix("-Diffusers") in checkpoints[model.model_type]
+
+
+def test_the_readme_has_every_algorithm_and_all_of_its_examples() -> None:
+    rows = {name.strip("`"): {"lora": linked(lora), "full": linked(full)} for name, lora, full in table("train.trainer_type")}
+    assert list(rows) == list(TRAIN_CONFIGS) == list(ALGORITHMS)
+    assert rows.pop("grpo") == {"lora": [], "full": []}  # the table of models has them
+    for name, places in rows.items():
+        for kind, paths in places.items():
+            here = [path for path in EXAMPLES if example(path).train.trainer_type == name and example(path).model.finetune_type == kind]
+            assert paths == here
