@@ -75,36 +75,43 @@ class Learner:
         chosen = {g[0].slot: self.algorithm.select(g) for g in groups}
         order = [batch for batches in chosen.values() for batch in batches]
         size = self.plan.micro_batches_per_update
-        windows = [self.window(order[k : k + size]) for k in range(0, len(order), size)]
+        windows = [self.window(order[k : k + size], chosen) for k in range(0, len(order), size)]
         self.fresh = True
         with self.meter.phase("optimise"):
-            self.look_back(windows)
+            self.look_back(windows, chosen)
             for window in quiet_bar(windows * self.config.num_inner_epochs, "optimising", self.accelerator):
                 self.survey(window, chosen)
                 self.update(window)
                 self.fresh = False
         self.follow("epoch")
 
-    def window(self, batches: list[Rollout]) -> Window:
+    def window(self, batches: list[Rollout], chosen: dict[int, list[Rollout]]) -> Window:
         """With `drop_zero_variance`, without the micro-batches that have no advantage; as many are computed on every process."""
         points = sum(map(self.algorithm.size, batches))
         if not self.config.drop_zero_variance:
             return Window(batches, points)
-        silent = [not bool(b.advantage.any()) for b in batches]
+        silent = [not any(bool(x.advantage.any()) for x in self.compared([b], chosen)) for b in batches]
         count = max(1, most_of_ranks(self.accelerator, silent.count(False)))
         kept = sorted(sorted(range(len(batches)), key=silent.__getitem__)[:count])
         self.meter.add({"dropped_share": torch.tensor(1 - len(kept) / len(batches))})
         return Window([batches[k] for k in kept], points)
 
-    def look_back(self, windows: Sequence[Window]) -> None:
+    def compared(self, batches: Sequence[Rollout], chosen: dict[int, list[Rollout]]) -> list[Rollout]:
+        """These micro-batches, and where the loss compares the samples of a group, the others of their groups."""
+        if self.algorithm.scope != "group":
+            return list(batches)
+        return [b for slot in dict.fromkeys(b.slot for b in batches) for b in chosen[slot]]
+
+    def look_back(self, windows: Sequence[Window], chosen: dict[int, list[Rollout]]) -> None:
         """The velocities under kept weights, all in one pass: the weights are swapped once, and inner epochs share the forwards.
 
         "old" weights that nobody keeps are the policy's until the first update, whose own forwards then are the old ones as well.
         """
         for name in self.algorithm.weights:
             live = self.is_policy(name)
+            batches = [b for window in windows[1 if live else 0 :] for b in window.batches]
             with torch.no_grad(), self.store.use("policy" if live else name):
-                for batch in (b for window in windows[1 if live else 0 :] for b in window.batches):
+                for batch in self.compared(batches, chosen):
                     for k, point in enumerate(self.points(batch)):
                         batch.frozen[k][name] = self.velocity_of(point, name).to(self.stored_on)
 

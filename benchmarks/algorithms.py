@@ -1,0 +1,120 @@
+"""All algorithms on the quick start's model: held-out reward against epochs and against time, three seeds each.
+
+    python benchmarks/algorithms.py                        every algorithm, three seeds, 20 epochs
+    python benchmarks/algorithms.py --algorithms nft awm   some of them; runs that are complete in --save-dir are not repeated
+
+Each run is `ff-train examples/quickstart/<algorithm>.yaml` (GRPO: `examples/quickstart.yaml`). Draws `assets/algorithms.png` and prints a
+Markdown table: strict accuracy on the fixed held-out (prompt, noise) pairs before and after, seconds of an epoch, and transformer forwards
+for a sample relative to GRPO's.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from flow_factory.metrics import read_metrics  # noqa: E402 (found beside this file, installed or not)
+
+ALGORITHMS = ("grpo", "grpo-guard", "nft", "awm", "dpo", "dgpo", "crd")
+STRICT, REWARD = "eval/reward_strict_mean", "eval/reward_shapes_mean"
+Records = list[dict[str, Any]]
+
+
+def config_of(algorithm: str) -> str:
+    return "examples/quickstart.yaml" if algorithm == "grpo" else f"examples/quickstart/{algorithm}.yaml"
+
+
+def run(algorithm: str, seed: int, args: argparse.Namespace) -> Records:
+    """The metrics of one run; of an earlier one with the same name, if it is complete."""
+    folder = args.save_dir / f"{algorithm}_{seed}"
+    metrics = folder / "metrics.jsonl"
+    if not (folder / "summary.md").exists():
+        command = [sys.executable, "-m", "flow_factory", config_of(algorithm), f"train.seed={seed}", f"train.max_epochs={args.epochs}"]
+        command += ["eval.eval_freq=5", f"run_name={folder.name}", f"log.save_dir={args.save_dir}"]
+        threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // args.jobs))}
+        log = args.save_dir / f"{folder.name}.log"
+        args.save_dir.mkdir(parents=True, exist_ok=True)
+        with log.open("w") as out:
+            subprocess.run(command, cwd=ROOT, check=True, stdout=out, stderr=subprocess.STDOUT, env=os.environ | threads)
+    return read_metrics(metrics)
+
+
+def curve(records: Records, name: str) -> tuple[list[int], list[float], list[float]]:
+    """(epochs, minutes of training until then, values); evaluations are left out of the time."""
+    minutes, spent, out = {0: 0.0}, 0.0, []
+    for record in records:
+        spent += record.get("time/epoch_s", 0.0) / 60
+        minutes[record["step"]] = spent
+        if name in record:
+            out.append((record["step"], spent, record[name]))
+    epochs, times, values = (list(column) for column in zip(*out, strict=True))
+    return epochs, times, values
+
+
+def table(runs: dict[str, list[Records]]) -> str:
+    lines = [
+        "| algorithm | strict before | after, each seed | gain | reward before | after | s an epoch |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for algorithm, seeds in runs.items():
+        strict, reward = ([curve(r, name)[2] for r in seeds] for name in (STRICT, REWARD))
+        gains = [v[-1] - v[0] for v in strict]
+        spread = f" +- {statistics.stdev(gains):.3f}" if len(gains) > 1 else ""
+        seconds = statistics.median(r["time/epoch_s"] for records in seeds for r in records if "time/epoch_s" in r)
+        after = ", ".join(f"{v[-1]:.3f}" for v in strict)
+        before, end = (statistics.mean(v[k] for v in reward) for k in (0, -1))
+        lines.append(
+            f"| {algorithm} | {strict[0][0]:.3f} | {after} | {statistics.mean(gains):+.3f}{spread} | {before:.3f} | {end:.3f} | {seconds:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def draw(runs: dict[str, list[Records]], out: Path) -> None:
+    """Two panels: mean over seeds as a line, the seeds' range as a band."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2, sharey=True)
+    for k, (axes, unit) in enumerate(zip(panels, ("epoch", "minutes of training"), strict=True)):
+        for algorithm, seeds in runs.items():
+            curves = [curve(r, STRICT) for r in seeds]
+            x = [statistics.mean(values) for values in zip(*(c[k] for c in curves), strict=True)]
+            columns = list(zip(*(c[2] for c in curves), strict=True))
+            (line,) = axes.plot(x, [statistics.mean(c) for c in columns], marker="o", markersize=3, label=algorithm)
+            axes.fill_between(x, [min(c) for c in columns], [max(c) for c in columns], color=line.get_color(), alpha=0.12, linewidth=0)
+        axes.set_xlabel(unit)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("held-out strict accuracy")
+    panels[1].legend(fontsize=8, ncols=2)
+    figure.savefig(out, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=ALGORITHMS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 1, 2])
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the machine's cores")
+    parser.add_argument("--save-dir", type=Path, default=ROOT / "save" / "algorithms")
+    parser.add_argument("--out", type=Path, default=ROOT / "assets" / "algorithms.png")
+    args = parser.parse_args()
+    wanted = [(algorithm, seed) for seed in args.seeds for algorithm in args.algorithms]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        records = dict(zip(wanted, pool.map(lambda one: run(*one, args), wanted), strict=True))
+    runs = {algorithm: [records[algorithm, seed] for seed in args.seeds] for algorithm in args.algorithms}
+    draw(runs, args.out)
+    print(table(runs))
+
+
+if __name__ == "__main__":
+    main()

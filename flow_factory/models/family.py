@@ -1,0 +1,102 @@
+"""What a model family says about itself, without a checkpoint: for the config's check, for estimates, and for its adapter."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
+
+from torch import nn
+
+from flow_factory.errors import UserError
+from flow_factory.models.parts import import_pipeline
+from flow_factory.types import Row
+
+
+class Family:
+    """Class attributes and what follows from them."""
+
+    pipeline: ClassVar[str]
+    """`module:Class` in diffusers, as text: the config checks call arguments against its signature without importing it."""
+    also_loads: ClassVar[tuple[str, ...]] = ()
+    """Names of other pipelines whose checkpoints this one takes."""
+    components: ClassVar[tuple[str, ...]] = ("transformer",)
+    """Transformers that can be trained, in the pipeline's names; those that a checkpoint lacks are passed over."""
+    lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Module name endings for `target_modules: default`."""
+    dead_ends: ClassVar[tuple[str, ...]] = ()
+    """Modules that no gradient ever reaches, such as `transformer_blocks.-1.attn.to_add_out` (-1 is the last block): never trained, or
+    a distributed backward would wait for them."""
+    find_unused: ClassVar[bool] = False
+    """Whether gradients may miss parameters that nobody has listed as dead ends."""
+    encoders: tuple[str, ...] = ()
+    """Parts used by `encode` alone: dropped from memory once every row is encoded."""
+    memoised: ClassVar[tuple[str, ...]] = ("vae.encode",)
+    """What the pipeline computes from its condition alone inside `__call__`: computed once a micro-batch."""
+    encodes_by: ClassVar[tuple[str, ...]] = ("max_sequence_length",)
+    """Call arguments that change what `encode` returns: part of the cache's key."""
+    images: ClassVar[tuple[int, int]] = (0, 0)
+    """How many condition images a row may have, at least and at most."""
+    videos: ClassVar[tuple[int, int]] = (0, 0)
+    guidance: ClassVar[str] = "guidance_scale"
+    """The pipeline's name for what the config calls `guidance_scale`."""
+    cfg: ClassVar[str | None] = "guidance_scale"
+    """The argument that, above 1, asks for a second forward with the negative prompt; None: there is no such thing."""
+    negative: ClassVar[str] = ""
+    """The negative prompt of rows that have none."""
+    text_length: int = 512
+    """Tokens that the encoder takes where `max_sequence_length` is not given; the default of the pipeline's `__call__`, if it has one."""
+    in_velocity: ClassVar[Mapping[str, Any]] = {}
+    """Call arguments that velocity calls need otherwise than rollouts."""
+    fps: float = 16
+    """Frames per second of videos."""
+    draws: ClassVar[Literal["image", "video"]] = "image"
+    """What the pipeline makes."""
+    encodes_media: ClassVar[str | None] = "its adapter does not say how"
+    """Why `to_state` cannot encode media; None: it can."""
+    times_per_sample: ClassVar[bool] = False
+    """Whether `velocity` takes a time for each sample, t and s (n,), with guidance as without."""
+
+    published: ClassVar[Mapping[str, float]] = {}
+    """Parameters by part of the family's best-known checkpoint."""
+    published_config: ClassVar[Mapping[str, Any]] = {}
+    """Its transformer's config, where it differs from the class's defaults."""
+    variants: ClassVar[Mapping[str, tuple[Mapping[str, float], Mapping[str, Any]]]] = {}
+    """Part of a hub name -> what `published` and `published_config` are for checkpoints of that name."""
+
+    @classmethod
+    def transformer_class(cls) -> Any:
+        """The class of the first component, from the pipeline's own signature."""
+        hint = get_type_hints(import_pipeline(cls.pipeline).__init__)[cls.components[0]]
+        return next((kind for kind in get_args(hint) if kind is not type(None)), hint)  # Wan's may be None
+
+    @classmethod
+    def tokens_of(cls, height: int, width: int, call: Mapping[str, Any]) -> int:
+        """Tokens of one sample in the transformer, text included, for estimates."""
+        return (height // 16) * (width // 16) + call.get("max_sequence_length", cls.text_length)
+
+    @classmethod
+    def passes(cls, call: Mapping[str, Any]) -> int:
+        """Transformer forwards of one velocity, in units of a batch, for estimates."""
+        scale = call.get(cls.cfg, call["guidance_scale"] if cls.guidance == cls.cfg else 1.0) if cls.cfg is not None else 1.0
+        return 2 if (scale or 0) > 1 else 1
+
+    @classmethod
+    def targets_in(cls, module: nn.Module) -> tuple[str, ...]:
+        """`lora_targets` for a transformer."""
+        return cls.lora_targets
+
+    @classmethod
+    def check_row(cls, row: Row) -> None:
+        """Raises:
+        UserError: the row has fewer or more condition images or videos than the family takes.
+        """
+        for kind, files, (least, most) in (("image", row.images, cls.images), ("video", row.videos, cls.videos)):
+            if not least <= len(files) <= most:
+                wants = f"{least}" if least == most else f"{least} to {most}"
+                raise UserError(f"{row.source}: {len(files)} condition {kind}s; {cls.__name__} takes {wants} (columns {kind}, {kind}s)")
+
+    @classmethod
+    def published_as(cls, name: str) -> tuple[Mapping[str, float], Mapping[str, Any]]:
+        """`published` and `published_config` of a hub name."""
+        for part, (parameters, config) in cls.variants.items():
+            if part in name:
+                return {**cls.published, **parameters}, {**cls.published_config, **config}
+        return cls.published, cls.published_config
