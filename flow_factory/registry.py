@@ -74,10 +74,11 @@ class Registry:
         if (here := str(Path.cwd())) not in sys.path:
             sys.path.append(here)
         try:
-            return getattr(importlib.import_module(module), attribute)
+            imported = importlib.import_module(module)
         except ModuleNotFoundError as error:
             if error.name is None or not module.startswith(error.name):
                 raise  # the module is there, something that it needs is not
             raise UnknownName(f"no {self.kind} {name!r}: there is no module {module!r} (looked in the current directory too)") from error
-        except AttributeError as error:
-            raise UnknownName(f"no {self.kind} {name!r}: module {module!r} has no {attribute!r}") from error
+        if not hasattr(imported, attribute):
+            raise UnknownName(f"no {self.kind} {name!r}: module {module!r} has no {attribute!r}")
+        return getattr(imported, attribute)

@@ -102,6 +102,8 @@ def check_guidance(train: TrainConfig, sketch: ModelAdapter) -> None:
     scale = train.kl_cfg if isinstance(train, (CRDConfig, DGPOConfig)) else 1.0
     if scale > 1 and not sketch.guided(sketch.with_guidance(call_of(train), scale)):
         raise UserError(f"train.kl_cfg: this {type(sketch).__name__} has no classifier-free guidance; write 1.0")
+    if scale > 1 and sketch.cfg != sketch.guidance:
+        logger.warning("train.kl_cfg: the reference has %s %g beside its embedded guidance; 1.0 leaves that away", sketch.cfg, scale)
     if isinstance(train, DPOConfig) and train.offline and sketch.encodes_media is not None:
         raise UserError(f"train.offline: media cannot be encoded for {type(sketch).__name__}: {sketch.encodes_media}")
 

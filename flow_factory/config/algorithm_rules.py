@@ -92,6 +92,13 @@ def pairs_are_given(config: RunConfig) -> Iterator[Problem]:
         yield Problem(("train", "group_size"), text)
 
 
+def groups_differ(config: RunConfig) -> Iterator[Problem]:
+    train = config.train
+    if train.init_same_noise and not train.stochastic:
+        text = f"true makes every group one picture: {train.trainer_type} rolls out by the ODE, so nothing but the first noise differs"
+        yield Problem(("train", "init_same_noise"), f"{text}; write false")
+
+
 def group_has_advantage(config: RunConfig) -> Iterator[Problem]:
     train = config.train
     if train.group_size < train.smallest_group:
@@ -109,5 +116,6 @@ ALGORITHM_RULES: tuple[Rule, ...] = (
     noise_levels_exist,
     averages_are_kept,
     pairs_are_given,
+    groups_differ,
     group_has_advantage,
 )

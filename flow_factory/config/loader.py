@@ -129,12 +129,13 @@ def _train_schema(source: Source) -> type[TrainConfig]:
         if name in TRAIN_CONFIGS:
             return TRAIN_CONFIGS[name]
         try:
-            return ALGORITHMS[name].Config
-        except UnknownName as error:
-            source.problems.append(Problem(("train", "trainer_type"), str(error)))
-        except AttributeError:
+            schema = getattr(ALGORITHMS[name], "Config", None)
+            if isinstance(schema, type) and issubclass(schema, TrainConfig):
+                return schema
             text = f"{name} has no Config: write a subclass of TrainConfig with the keys that it takes"
-            source.problems.append(Problem(("train", "trainer_type"), text))
+        except UnknownName as error:
+            text = str(error)
+        source.problems.append(Problem(("train", "trainer_type"), text))
     else:
         source.problems.append(Problem(("train", "trainer_type"), f"wants a name, got {show(name)}; e.g. grpo"))
     tree.pop("trainer_type")
@@ -190,6 +191,9 @@ def _misfit(name: str, value: Any, section: type[Section], arguments: Accepted, 
         return f"cannot be set: {reason}"
     if name in arguments:
         return arguments[name].problem(value)
+    algorithms = [key for key, schema in TRAIN_CONFIGS.items() if name in schema.own_keys()]
+    if issubclass(section, TrainConfig) and algorithms:
+        return f"unknown key here; it belongs to trainer_type: {', '.join(algorithms)}"
     open_to = list(dict.fromkeys([*section.own_keys(), *(argument for argument in arguments if not supplied(argument))]))
     return unknown_key(name, open_to, _homes(TRAIN_CONFIGS["grpo"], open_to))
 
