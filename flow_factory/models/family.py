@@ -52,7 +52,7 @@ class Family:
     encodes_media: ClassVar[str | None] = "its adapter does not say how"
     """Why `to_state` cannot encode media; None: it can."""
     times_per_sample: ClassVar[bool] = False
-    """Whether `velocity` takes a time for each sample, t and s (n,), with guidance as without."""
+    """Whether `velocity` takes a time for each sample, t and s (n,), without classifier-free guidance."""
 
     published: ClassVar[Mapping[str, float]] = {}
     """Parameters by part of the family's best-known checkpoint."""

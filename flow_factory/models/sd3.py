@@ -15,6 +15,7 @@ class SD3(ModelAdapter):
     encodes_by = ("max_sequence_length", "clip_skip")
     text_length = 256
     encodes_media = None
+    times_per_sample = True
     lora_targets: ClassVar[tuple[str, ...]] = (
         "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
     )  # fmt: skip

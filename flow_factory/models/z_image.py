@@ -13,6 +13,7 @@ class ZImage(ModelAdapter):
     pipeline = "diffusers.pipelines.z_image.pipeline_z_image:ZImagePipeline"
     encoders = ("text_encoder",)
     encodes_media = None
+    times_per_sample = True
     lora_targets: ClassVar[tuple[str, ...]] = (
         "attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3",
     )  # fmt: skip
