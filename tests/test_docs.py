@@ -13,7 +13,7 @@ from flow_factory.config import load_config
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "guidance").glob("*.md"))]
-EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+EXAMPLES = sorted([*(ROOT / "examples").glob("*.yaml"), *(ROOT / "examples" / "quickstart").glob("*.yaml")])
 """Those for GPUs have a file of tests of their own."""
 
 
