@@ -41,13 +41,13 @@ FEW = "timestep_range: 0.1\n  time_sampling_strategy"
 # Each case: the algorithm, the line of `train:` (or of `scheduler:`, after a bar) with the mistake, the key, what the message must say.
 BAD = [
     # keys of another algorithm
-    ("nft", "clip_range: 0.1", "train.clip_range", ["unknown key"]),
+    ("nft", "clip_range: 0.1", "train.clip_range", ["unknown key", "it belongs to trainer_type: grpo, grpo-guard, awm, dgpo"]),
     ("crd", "clip_range: 0.1", "train.clip_range", ["unknown key"]),
     ("dpo", "clip_range: 0.1", "train.clip_range", ["unknown key"]),
     ("dpo", "kl_beta: 0.1", "train.kl_beta", ["unknown key"]),
-    ("awm", "nft_beta: 0.1", "train.nft_beta", ["unknown key"]),
+    ("awm", "nft_beta: 0.1", "train.nft_beta", ["unknown key", "it belongs to trainer_type: nft"]),
     ("grpo", "off_policy: true", "train.off_policy", ["unknown key"]),
-    ("grpo", "reweight: true", "train.reweight", ["unknown key"]),
+    ("grpo", "reweight: true", "train.reweight", ["unknown key", "it belongs to trainer_type: grpo-guard"]),
     ("grpo", "timestep_range: 0.5", "train.timestep_range", ["unknown key"]),
     ("dgpo", "old_model_decay: slow", "train.old_model_decay", ["unknown key"]),
     ("nft", "kl_type: x-based", "train.kl_type", ["v-based"]),
@@ -81,6 +81,7 @@ BAD = [
     ("crd", "best_of_n: 12", "train.best_of_n", ["at most group_size=8", "write 8"]),
     ("awm", "best_of_n: 1", "train.best_of_n", ["greater than or equal to 2"]),
     ("dpo", "best_of_n: 4", "train.best_of_n", ["the best and the worst of a group anyway", "write null"]),
+    ("dpo", "init_same_noise: true", "train.init_same_noise", ["dpo rolls out by the ODE", "write false"]),
     ("nft", "drop_zero_variance: true", "train.drop_zero_variance", ["nft learns from samples of advantage 0 too", "write false"]),
     ("crd", "drop_zero_variance: true", "train.drop_zero_variance", ["crd learns from samples of advantage 0 too", "write false"]),
     ("nft", "adv_clip_range: [-1, 5]", "train.adv_clip_range", ["must be symmetric: nft divides by it", "write 5"]),

@@ -132,11 +132,6 @@ def test_a_pair_is_trained_on_in_one_update_a_group(tmp_path: Path) -> None:
         assert point.x0 is not None and torch.equal(point.x0, x0[[int(advantage.argmax()), int(advantage.argmin())]])
 
 
-def test_samples_of_one_noise_are_one_picture_without_stochastic_steps(tmp_path: Path) -> None:
-    metrics = started(tmp_path, "dpo", "train.init_same_noise=true").trainer.epoch()
-    assert (metrics["train/ties"], metrics["train/zero_variance_share"], metrics["train/grad_norm"]) == (1, 1, 0)
-
-
 # -- groups that are cut up -----------------------------------------------------------------------------------------------------------
 
 
