@@ -156,7 +156,6 @@ def test_the_old_policy_is_the_one_that_sampled_to_the_bit(tmp_path: Path, name:
     [
         ("dgpo", (KL_CFG, CFG), ("ref", "ema_ref")),
         ("crd", (KL_CFG,), ("ref", "old")),
-        ("dpo", (), ("ref",)),
         ("awm", (KL, *EMA), ("ref", "ema")),
     ],
 )

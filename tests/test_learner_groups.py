@@ -51,7 +51,7 @@ def moved(run: Run, start: list[Tensor]) -> Tensor:
 @pytest.mark.parametrize(
     ("name", "overrides", "saved"),
     [
-        ("grpo", (), 6), ("grpo-guard", (), 6), ("dpo", (), 3 + 3), ("awm", (*SHORT, ONE), 12),
+        ("grpo", (), 6), ("dpo", (), 3 + 3), ("awm", (*SHORT, ONE), 12),
         ("awm", (*SHORT, ONE, TWICE, "train.ratio_order=sum_first"), 12 + 12 + 12), ("dgpo", ("train.num_train_timesteps=1",), 6 + 6 + 12),
     ],
 )  # fmt: skip
