@@ -3,8 +3,9 @@
 import math
 from collections.abc import Callable, Iterator
 
-from flow_factory.config.algorithms import AWMConfig, CRDConfig, DPOConfig, ForwardConfig, GRPOGuardConfig, NFTConfig
+from flow_factory.config.algorithms import AWMConfig, CRDConfig, DGPOConfig, DPOConfig, ForwardConfig, GRPOGuardConfig, NFTConfig
 from flow_factory.config.base import show
+from flow_factory.config.plan import micro_batches_per_update
 from flow_factory.config.run import RunConfig
 from flow_factory.config.source import Problem
 
@@ -53,6 +54,10 @@ def silence_is_free(config: RunConfig) -> Iterator[Problem]:
     if train.drop_zero_variance and isinstance(train, (NFTConfig, CRDConfig)):
         text = f"{train.trainer_type} learns from samples of advantage 0 too; write false"
         yield Problem(("train", "drop_zero_variance"), text)
+    whole = train.trained_batches_per_group
+    if train.drop_zero_variance and isinstance(train, DGPOConfig) and micro_batches_per_update(config) % whole:
+        text = f"an optimiser step would cut a group, which is {whole} micro-batches, and dgpo compares whole groups"
+        yield Problem(("train", "drop_zero_variance"), f"{text}; write false, or gradient_accumulation_steps: {whole}")
 
 
 def advantages_scale(config: RunConfig) -> Iterator[Problem]:

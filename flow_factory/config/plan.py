@@ -42,13 +42,20 @@ class BatchPlan:
         ]
 
 
+def micro_batches_per_update(config: RunConfig) -> int:
+    """On one process."""
+    train = config.train
+    if train.gradient_accumulation_steps != "auto":
+        return train.gradient_accumulation_steps
+    return train.unique_sample_num_per_epoch // config.num_processes * train.trained_batches_per_group // train.gradient_step_per_epoch
+
+
 def plan_of(config: RunConfig) -> BatchPlan:
     """The plan of a configuration whose batches divide (`load_config` returns no other)."""
     train = config.train
     rows = train.unique_sample_num_per_epoch // config.num_processes
     batches = rows * train.trained_batches_per_group
-    accumulated = train.gradient_accumulation_steps
-    update = batches // train.gradient_step_per_epoch if accumulated == "auto" else accumulated
+    update = micro_batches_per_update(config)
     return BatchPlan(
         rows_per_epoch=train.unique_sample_num_per_epoch,
         rows_per_rank=rows,

@@ -128,7 +128,7 @@ def steps_exist(config: RunConfig) -> Iterator[Problem]:
 def schedules_end(config: RunConfig) -> Iterator[Problem]:
     train = config.train
     total = train.lr_total_steps
-    if total is None and train.max_epochs is not None and not list(batches_divide(config)):
+    if total is None and train.max_epochs is not None and not [*batches_divide(config), *best_of_n_fits(config)]:
         total = train.max_epochs * plan_of(config).optimiser_steps_per_epoch
     if total is not None and train.lr_warmup_steps >= total:
         text = f"{train.lr_warmup_steps} must be less than the {total} optimiser steps of the schedule; write e.g. {total // 10}"
