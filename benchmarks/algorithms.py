@@ -70,9 +70,8 @@ def table(runs: dict[str, list[Records]]) -> str:
         seconds = statistics.median(r["time/epoch_s"] for records in seeds for r in records if "time/epoch_s" in r)
         after = ", ".join(f"{v[-1]:.3f}" for v in strict)
         before, end = (statistics.mean(v[k] for v in reward) for k in (0, -1))
-        lines.append(
-            f"| {algorithm} | {strict[0][0]:.3f} | {after} | {statistics.mean(gains):+.3f}{spread} | {before:.3f} | {end:.3f} | {seconds:.1f} |"
-        )
+        gain = f"{statistics.mean(gains):+.3f}{spread}"
+        lines.append(f"| {algorithm} | {strict[0][0]:.3f} | {after} | {gain} | {before:.3f} | {end:.3f} | {seconds:.1f} |")
     return "\n".join(lines)
 
 

@@ -21,7 +21,7 @@ examples:
   ff-train examples/quickstart.yaml                                the tiny job, on a CPU, in minutes
   ff-train examples/grpo/lora/flux1.yaml --check                   is it right, what will it do, does it fit?
   ff-train examples/grpo/lora/flux1.yaml train.learning_rate=1e-4  any key from the command line
-  ff-train --help-config train                                     the keys of a section, with defaults
+  ff-train --help-config train                                     the keys of a section, with defaults; or of nft, awm, ...
   ff-train CONFIG model.resume_path=save/RUN                       go on where a run stopped
 """
 
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("overrides", nargs="*", metavar="section.key=value", help="set single keys of the file")
     p.add_argument("--check", action="store_true", help="check config, data set, rewards and checkpoint, print the plan, and stop")
     p.add_argument("--print-config", action="store_true", help="print the resolved config, and stop")
-    p.add_argument("--help-config", nargs="?", const="", metavar="SECTION", help="explain the keys of the YAML (of one section)")
+    p.add_argument("--help-config", nargs="?", const="", metavar="SECTION", help="explain the YAML's keys (of a section or an algorithm)")
     p.add_argument("--version", action="version", version=f"flow-factory {__version__}")
     several = p.add_argument_group("several processes (these override the environment, which overrides the YAML)")
     for flag, (kind, text) in FLAGS.items():

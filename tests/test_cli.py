@@ -94,7 +94,7 @@ def test_help_fits_and_names_what_there_is(tmp_path: Path, capsys: pytest.Captur
     assert table.startswith("train: with trainer_type: grpo")
     assert "learning_rate" in table
     assert main(["--help-config", "trian"]) == 2
-    assert "no section 'trian'. Did you mean 'train'?" in capsys.readouterr().err
+    assert "no section or algorithm 'trian'. Did you mean 'train'?" in capsys.readouterr().err
 
 
 def test_the_printed_config_is_the_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -528,6 +528,12 @@ def test_help_lists_every_key_with_its_meaning():
         config_help("trian")
 
 
+def test_help_on_an_algorithm_is_its_train_section_alone():
+    assert "\noff_policy " in config_help("nft") and "\nclip_range " not in config_help("nft")
+    assert config_help("GRPO_Guard").startswith("train: with trainer_type: grpo-guard")
+    assert config_help("flow_factory.algorithms.nft.NFT") == config_help("nft")
+
+
 def test_a_loaded_configuration_cannot_be_changed(load):
     config = load()
     with pytest.raises(ValueError, match="frozen"):

@@ -45,12 +45,22 @@ class Told(JpegCompressibility):
 """
 
 
-def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        ("train.trainer_type=grpo",),
+        ("train.trainer_type=grpo-guard", "scheduler.step_selection=window", "train.best_of_n=2", "train.drop_zero_variance=true"),
+        ("train.trainer_type=nft", "train.off_policy=true", "train.old_model_decay=0-0.5-0.0-0.5"),
+        ("train.trainer_type=dgpo", "train.num_train_timesteps=2"),
+    ],
+    ids=lambda keys: keys[0].split("=")[1],
+)
+def test_two_processes_do_what_one_does(tmp_path: Path, algorithm: tuple[str, ...]) -> None:
     write_run(tmp_path)
     for n in (1, 2):
-        done = ff_train("tiny.yaml", *SETTINGS, f"run_name=of_{n}", "--num_processes", str(n), cwd=tmp_path)
+        done = ff_train("tiny.yaml", *SETTINGS, *algorithm, f"run_name=of_{n}", "--num_processes", str(n), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.count(f"# of_{n}: 2 epochs of grpo") == 1
+        assert done.stdout.count(f"# of_{n}: 2 epochs of {algorithm[0].split('=')[1]}") == 1
     one, two = (logged(tmp_path / "save" / f"of_{n}") for n in (1, 2))
     assert [line["step"] for line in one] == [line["step"] for line in two]
     for a, b in zip(one[:2], two[:2], strict=True):  # before any update all is the same to the bit

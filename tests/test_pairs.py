@@ -10,9 +10,12 @@ from PIL import Image
 
 from flow_factory.check import check
 from flow_factory.config import load_config
+from flow_factory.data.mp4 import save_video
 from flow_factory.errors import UserError
 from flow_factory.pairs import Pairs
 from flow_factory.run import Run
+from flow_factory.types import Clip
+from tests.tiny.pipelines import SMALL, saved
 from tests.tiny.run import TRAIN, forwards, tiny, trained, write_rows, write_run
 
 OFFLINE = ("train.trainer_type=dpo", "train.offline=true", "train.group_size=2", "train.per_device_batch_size=2", "train.ema_decay=0",
@@ -94,3 +97,23 @@ def test_the_check_counts_the_pairs_and_asks_no_reward_of_them(tmp_path: Path) -
     write_pairs(tmp_path)
     said = check(load_config(tmp_path / "tiny.yaml", OFFLINE))
     assert "pairs of chosen and rejected media, their headers read: 6" in said
+
+
+def test_clips_are_pairs_too_and_too_short_ones_are_named(tmp_path: Path) -> None:
+    """The first num_frames of a clip count."""
+    write_run(tmp_path)
+    videos = tmp_path / "data" / "videos"
+    videos.mkdir()
+    call = SMALL["wan21_t2v"]
+    for name, frames in (("long", call["num_frames"] + 3), ("short", call["num_frames"] - 1)):
+        pictures = [Image.new("RGB", (48, 32), (30 * k, 200, 90)) for k in range(frames)]
+        save_video(Clip(pictures, 16), videos / f"{name}.mp4")
+    rows = [{"prompt": "a", "chosen": "long.mp4", "rejected": rejected} for rejected in ("long.mp4", "short.mp4")]
+    write_rows(tmp_path / "data" / "train.jsonl", rows)
+    sizes = [f"{section}.{k}={v}" for section in ("train", "eval") for k, v in call.items()]
+    model = [f"model.model_name_or_path={saved('wan21_t2v')}", "model.model_type=wan2_t2v"]
+    trainer = offline(tmp_path, *model, *sizes).trainer
+    states, media = trainer.pairs.states(trainer.rows[0], {})
+    assert [len(m.frames) for m in media] == [call["num_frames"]] * 2 and torch.equal(*states)
+    with pytest.raises(UserError, match=f"train.jsonl:2: a clip of {call['num_frames'] - 1} frames, where {call['num_frames']} are"):
+        trainer.pairs.states(trainer.rows[1], {})

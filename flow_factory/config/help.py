@@ -34,15 +34,27 @@ SECTIONS: dict[str, tuple[type[Section], ...]] = {
 
 
 def config_help(section: str | None = None) -> str:
-    """Every key of a section (of all, without one): type, default, meaning.
+    """Every key of a section (of all, without one), or of `train:` under one algorithm: type, default, meaning.
 
     Raises:
-        ConfigError: no such section.
+        ConfigError: no such section or algorithm.
     """
     if section is not None and section not in SECTIONS:
-        raise ConfigError(f"no section {section!r}.{nearest(section, list(SECTIONS))} Known: {', '.join(SECTIONS)}")
+        return _table("train", _algorithm(section))
     names = list(SECTIONS) if section is None else [section]
     return "\n\n".join(_table(name, schema) for name in names for schema in SECTIONS[name])
+
+
+def _algorithm(name: str) -> type[Section]:
+    from flow_factory.algorithms import ALGORITHMS  # they import this package
+
+    name = ALGORITHMS.canonical(name)
+    if name in TRAIN_CONFIGS:
+        return TRAIN_CONFIGS[name]
+    known = [*SECTIONS, *TRAIN_CONFIGS]
+    if not set(name) & set(".:"):
+        raise ConfigError(f"no section or algorithm {name!r}.{nearest(name, known)} Known: {', '.join(known)}")
+    return ALGORITHMS[name].Config
 
 
 def _table(name: str, schema: type[Section]) -> str:

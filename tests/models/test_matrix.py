@@ -35,8 +35,8 @@ KEYS: dict[str, dict[str, Any]] = {
     "crd": {"train.num_train_timesteps": 2},
 }
 VELOCITIES = {"grpo": 8, "grpo-guard": 4, "nft": 12, "awm": 4 + 2 + 2, "dpo": 8, "dgpo": 12 + 8, "crd": 12 + 8}
-"""Of an epoch of two micro-batches of two points, each half a group and an update of its own (DPO: one pair of four): the policy's, those of
-kept weights, and those of the survey; AWM has the latter two only after the first update."""
+"""Of an epoch of two micro-batches of two points, each half a group and an update of its own (DPO: one pair of four): the policy's, those
+of kept weights, and those of the survey; AWM has the latter two only after the first update."""
 
 
 def experts(name: str) -> list[str]:
@@ -54,9 +54,9 @@ def config_of(name: str, algorithm: str, folder: Path, **extra: Any) -> RunConfi
         "model.model_type": case.model_type, "model.finetune_type": "lora", "model.target_modules": "default",
         "model.target_components": experts(name), "train.trainer_type": algorithm,
         "train.num_inference_steps": STEPS, "train.max_epochs": 2, "train.group_size": 4, "train.per_device_batch_size": 2,
-        "train.unique_sample_num_per_epoch": 1, "train.learning_rate": 1e-2, "train.latent_storage_dtype": "fp32", "train.ema_decay": 0,
-        "rewards": {"reward_model": "jpeg_compressibility"}, **{f"train.{k}": v for k, v in call_of(case).items()}, **KEYS[algorithm], **extra,
-    }  # fmt: skip
+        "train.unique_sample_num_per_epoch": 1, "train.learning_rate": 1e-2, "train.ema_decay": 0,
+        "rewards": {"reward_model": "jpeg_compressibility"}, **KEYS[algorithm], **extra,
+    } | {f"train.{k}": v for k, v in call_of(case).items()}  # fmt: skip
     file = folder / "cell.yaml"
     file.write_text("{}\n")
     return load_config(file, [f"{k}={json.dumps(v)}" for k, v in keys.items()])
