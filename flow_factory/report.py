@@ -123,6 +123,22 @@ def _series(records: Iterable[Mapping[str, Any]]) -> dict[str, Series]:
     return series
 
 
+OF_ONE_ALGORITHM = (
+    ("Distance of the velocity from the old policy's", "mean square", ["train/policy_shift"]),
+    ("Pairs in order", "share", ["train/pair_accuracy"]),
+    ("Margin of the pairs", "log-odds", ["train/margin"]),
+    ("Weight of the groups", "0 in order, 0.5 at the start", ["train/group_weight"]),
+    ("Implicit reward", "difference of errors", ["train/implicit_reward"]),
+    ("Log-probability by flow matching", "mean", ["train/matching_log_prob"]),
+    (
+        "Flow-matching error",
+        "mean square",
+        [f"train/{n}" for n in ("matching_error", "matching_error_ref", "error_chosen", "error_rejected")],
+    ),
+)
+"""(title, unit, series) of panels that only some algorithms log."""
+
+
 def _panels(series: Mapping[str, Series]) -> list[tuple[str, str, Any, list[str]]]:
     """(title, unit, drawing function, names of the series) of each panel that has something to show."""
     train, evaluation = (
@@ -131,11 +147,14 @@ def _panels(series: Mapping[str, Series]) -> list[tuple[str, str, Any, list[str]
     total = ["train/reward_mean"] + ["eval/reward_mean"] * (train == evaluation)  # sums of other rewards do not compare
     several = [("all, weighted", total)] if len(train) != 1 else []
     named = [(name, [f"train/reward_{name}_mean", f"eval/reward_{name}_mean"]) for name in sorted(train | evaluation)]
+    sides = ["train/clip_frac_high", "train/clip_frac_low"]
+    clipped = sides if sides[0] in series else ["train/clip_frac"]
     wanted = [(f"Reward: {name}", "mean of the epoch", _draw_reward, names) for name, names in several + named]
     wanted += [
-        ("Clipped by the policy ratio", "share of samples", _draw_lines, ["train/clip_frac_high", "train/clip_frac_low"]),
+        ("Clipped by the policy ratio", "share of samples", _draw_lines, clipped),
         ("Spread of the policy ratio", "standard deviation", _draw_lines, ["train/ratio_std"]),
         ("KL divergence to the reference", "KL", _draw_lines, ["train/kl_div"]),
+        *((title, unit, _draw_lines, names) for title, unit, names in OF_ONE_ALGORITHM),
         ("Gradient norm before clipping", "norm", _draw_lines, ["train/grad_norm"]),
         (_time_title(series), "seconds an epoch", _draw_times, [f"time/{phase}_s" for phase in PHASES]),
     ]

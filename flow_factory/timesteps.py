@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flow_factory.config.algorithms import index_window
 from flow_factory.dynamics import like
 from flow_factory.randomness import generator
 
@@ -54,12 +55,6 @@ def logit_normal(
     """
     low, high = timestep_range
     return shifted(truncated_logit_normal(u, 1 - high, 1 - low, mean, std), shift)
-
-
-def index_window(steps: int, timestep_range: tuple[float, float]) -> tuple[int, int]:
-    """The steps [first, last) of a schedule that are in the range: [floor(n lo), floor(n hi))."""
-    low, high = (int(steps * share + 1e-9) for share in timestep_range)
-    return low, high
 
 
 def discrete(u: Tensor, first: int, last: int, strategy: Strategy = "discrete") -> Tensor:

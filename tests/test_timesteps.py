@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from flow_factory.config.algorithms import index_window
 from flow_factory.timesteps import (
     PairTimeSampler,
     Strategy,
     TimeSampler,
     discrete,
-    index_window,
     logit_normal,
     lookup,
     shifted,

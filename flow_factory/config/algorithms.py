@@ -25,6 +25,12 @@ def _ordered(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
+def index_window(steps: int, timestep_range: tuple[float, float]) -> tuple[int, int]:
+    """The steps [first, last) of a schedule that are in the range: [floor(n lo), floor(n hi))."""
+    low, high = (int(steps * share + 1e-9) for share in timestep_range)
+    return low, high
+
+
 def _ramp(value: str | int) -> str:
     from flow_factory.ema import ramp  # light: no torch in it
 
@@ -89,9 +95,8 @@ class ForwardConfig(TrainConfig):
 
     @property
     def index_window(self) -> tuple[int, int]:
-        """The schedule's steps [first, last) in the range: [floor(n low), floor(n high))."""
-        low, high = (int(self.num_inference_steps * share + 1e-9) for share in self.timestep_range)
-        return low, high
+        """The schedule's steps [first, last) in the range."""
+        return index_window(self.num_inference_steps, self.timestep_range)
 
 
 class NFTConfig(ForwardConfig):
