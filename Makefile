@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# a test computes on one thread; the tests of a file stay together
+WORKERS = -n logical --maxprocesses 4 --dist loadfile
 INSTALL = $(BIN)/pip install --quiet -c constraints.txt
 
 .PHONY: install quickstart test lint clean
@@ -24,8 +26,8 @@ $(VENV)/installed-test: $(VENV)/installed
 	touch $@
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(WORKERS)
+	$(BIN)/python -m pytest $(WORKERS) -m slow
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

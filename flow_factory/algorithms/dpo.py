@@ -31,7 +31,7 @@ class DPO(NoisedSamples):
 
     def select(self, group: Sequence[Rollout]) -> list[Rollout]:
         """One micro-batch: (chosen, rejected)."""
-        pair = best_and_worst(torch.cat([r.advantage for r in group]))
+        pair = best_and_worst(torch.cat([r.advantage for r in group]).cpu())
         return [pick(group, pair or (0, 1))]
 
     def times(self, rollout: Rollout) -> tuple[Tensor, Tensor]:

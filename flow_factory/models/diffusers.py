@@ -62,6 +62,8 @@ class Diffusers(ModelAdapter):
         if missing or not flow:
             lacks = f"it has no {', '.join(missing)}" if missing else f"{type(pipe.scheduler).__name__} is no flow-matching scheduler"
             raise UserError(f"model_type: diffusers cannot train {type(pipe).__name__}: {lacks}")
+        if self.field.bare["transformer"].config.get("guidance_embeds"):  # `guidance_scale` is an input of the model then
+            self.cfg = "true_cfg_scale" if "true_cfg_scale" in self.parameters else None
 
     def encode(self, row: Row, call: Mapping[str, Any]) -> Cond:
         texts = {"prompt": row.prompt} | ({} if row.negative_prompt is None else {"negative_prompt": row.negative_prompt})

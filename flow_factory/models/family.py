@@ -37,7 +37,7 @@ class Family:
     videos: ClassVar[tuple[int, int]] = (0, 0)
     guidance: ClassVar[str] = "guidance_scale"
     """The pipeline's name for what the config calls `guidance_scale`."""
-    cfg: ClassVar[str | None] = "guidance_scale"
+    cfg: str | None = "guidance_scale"
     """The argument that, above 1, asks for a second forward with the negative prompt; None: there is no such thing."""
     negative: ClassVar[str] = ""
     """The negative prompt of rows that have none."""

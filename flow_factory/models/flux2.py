@@ -27,7 +27,7 @@ class Flux2(ModelAdapter):
         "max_sequence_length", "text_encoder_out_layers", "caption_upsample_temperature", "condition_image_size",
     )  # fmt: skip
     images = (0, 32)
-    cfg: ClassVar[str | None] = None
+    cfg: str | None = None
     encodes_media = None
     times_per_sample = True
     lora_targets: ClassVar[tuple[str, ...]] = (

@@ -13,6 +13,7 @@ from flow_factory.algorithms import ALGORITHMS
 from flow_factory.config import TRAIN_CONFIGS, RunConfig, load_config, plan_of
 from flow_factory.errors import UserError
 from flow_factory.models import MODELS
+from flow_factory.models.loading import load_adapter
 from flow_factory.rewards.scoring import load_rewards
 from flow_factory.rows import fitted
 from flow_factory.train import arguments, keep_copies, make_optimizer
@@ -149,3 +150,8 @@ def test_a_cell_that_cannot_work_is_refused_with_the_reason(
 def test_one_expert_alone_is_trained_at_its_own_noise_levels(tmp_path: Path) -> None:
     config = config_of("wan22-a14b-t2v", "nft", tmp_path, **HIGH, **{"train.timestep_range": 0.4})
     assert fitted(config) == config
+
+
+def test_guidance_that_is_an_input_of_an_unknown_pipelines_model_stays_what_it_is() -> None:
+    adapter = load_adapter(str(saved("flux1")), "diffusers", "fp32")
+    assert adapter.takes(adapter.with_guidance({"guidance_scale": 3.5}, 1.0)) == {"guidance_scale": 3.5, "true_cfg_scale": 1.0}
