@@ -1,11 +1,10 @@
 """All algorithms on the quick start's model: held-out reward against epochs and against time, three seeds each.
 
-    python benchmarks/algorithms.py                        every algorithm, three seeds, 20 epochs
+    python benchmarks/algorithms.py                        every algorithm, three seeds, 15 epochs
     python benchmarks/algorithms.py --algorithms nft awm   some of them; runs that are complete in --save-dir are not repeated
 
 Each run is `ff-train examples/quickstart/<algorithm>.yaml` (GRPO: `examples/quickstart.yaml`). Draws `assets/algorithms.png` and prints a
-Markdown table: strict accuracy on the fixed held-out (prompt, noise) pairs before and after, seconds of an epoch, and transformer forwards
-for a sample relative to GRPO's.
+Markdown table of held-out strict accuracy by `judge.py`, over several noises a caption, and of the seconds of an epoch.
 """
 
 import argparse
@@ -20,10 +19,12 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from flow_factory.metrics import read_metrics  # noqa: E402 (found beside this file, installed or not)
+from judge import judge  # noqa: E402 (found beside this file)
+
+from flow_factory.metrics import read_metrics  # noqa: E402 (installed or not)
 
 ALGORITHMS = ("grpo", "grpo-guard", "nft", "awm", "dpo", "dgpo", "crd")
-STRICT, REWARD = "eval/reward_strict_mean", "eval/reward_shapes_mean"
+STRICT = "eval/reward_strict_mean"
 Records = list[dict[str, Any]]
 
 
@@ -58,21 +59,15 @@ def curve(records: Records, name: str) -> tuple[list[int], list[float], list[flo
     return epochs, times, values
 
 
-def table(runs: dict[str, list[Records]]) -> str:
-    lines = [
-        "| algorithm | strict before | after, each seed | gain | reward before | after | s an epoch |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def table(runs: dict[str, list[Records]], judged: dict[str, list[float]], base: float) -> str:
+    lines = ["| algorithm | strict after, each seed | gain | its standard error | s an epoch |", "|---|---|---|---|---|"]
     for algorithm, seeds in runs.items():
-        strict, reward = ([curve(r, name)[2] for r in seeds] for name in (STRICT, REWARD))
-        gains = [v[-1] - v[0] for v in strict]
-        spread = f" +- {statistics.stdev(gains):.3f}" if len(gains) > 1 else ""
+        after = judged[algorithm]
+        error = f"{statistics.stdev(after) / len(after) ** 0.5:.3f}" if len(after) > 1 else "-"
         seconds = statistics.median(r["time/epoch_s"] for records in seeds for r in records if "time/epoch_s" in r)
-        after = ", ".join(f"{v[-1]:.3f}" for v in strict)
-        before, end = (statistics.mean(v[k] for v in reward) for k in (0, -1))
-        gain = f"{statistics.mean(gains):+.3f}{spread}"
-        lines.append(f"| {algorithm} | {strict[0][0]:.3f} | {after} | {gain} | {before:.3f} | {end:.3f} | {seconds:.1f} |")
-    return "\n".join(lines)
+        said = ", ".join(f"{v:.3f}" for v in after)
+        lines.append(f"| `{algorithm}` | {said} | {statistics.mean(after) - base:+.3f} | {error} | {seconds:.1f} |")
+    return "\n".join([f"before: {base:.3f}", "", *lines])
 
 
 def draw(runs: dict[str, list[Records]], out: Path) -> None:
@@ -102,7 +97,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=ALGORITHMS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 1, 2])
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--noises", type=int, default=4, help="noises a caption, for the table")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the machine's cores")
     parser.add_argument("--save-dir", type=Path, default=ROOT / "save" / "algorithms")
     parser.add_argument("--out", type=Path, default=ROOT / "assets" / "algorithms.png")
@@ -112,7 +108,9 @@ def main() -> None:
         records = dict(zip(wanted, pool.map(lambda one: run(*one, args), wanted), strict=True))
     runs = {algorithm: [records[algorithm, seed] for seed in args.seeds] for algorithm in args.algorithms}
     draw(runs, args.out)
-    print(table(runs))
+    loras = {a: [args.save_dir / f"{a}_{seed}" / "checkpoints" / f"epoch_{args.epochs}" for seed in args.seeds] for a in args.algorithms}
+    judged = {algorithm: [judge(folder, args.noises) for folder in folders] for algorithm, folders in loras.items()}
+    print(table(runs, judged, judge(None, args.noises)))
 
 
 if __name__ == "__main__":
