@@ -64,8 +64,8 @@ def config_of(name: str, algorithm: str, folder: Path, **extra: Any) -> RunConfi
 
 
 def guided_reference(name: str, algorithm: str) -> dict[str, Any]:
-    """CRD's, where the case's condition has a negative prompt."""
-    return {"train.kl_cfg": 2.0 if CASES[name].guided else 1.0} if algorithm == "crd" else {}
+    """CRD's, where the case's condition has a negative prompt and its guidance can be set."""
+    return {"train.kl_cfg": 2.0 if CASES[name].off else 1.0} if algorithm == "crd" else {}
 
 
 def trainer_of(name: str, algorithm: str, folder: Path) -> Trainer:
