@@ -77,6 +77,7 @@ BAD = [
     ("crd", "sampling_model_decay: 0-0.9-0.1-1.5", "train.sampling_model_decay", ["start <= cap <= 1", "cap 1.5"]),
     # one key against another
     ("grpo", "best_of_n: 6", "train.best_of_n", ["6 must be even", "per_device_batch_size=4", "group_size=8", "write 8"]),
+    ("dgpo", "drop_zero_variance: true\n  best_of_n: 2", "train.best_of_n", ["write 4"]),
     ("dgpo", "drop_zero_variance: true\n  gradient_accumulation_steps: 1", "train.drop_zero_variance", ["2 micro-batches", "write false"]),
     ("nft", "best_of_n: 2", "train.best_of_n", ["multiple of train.per_device_batch_size=4", "write 4"]),
     ("nft", "best_of_n: 5", "train.best_of_n", ["5 must be even", "write 4"]),

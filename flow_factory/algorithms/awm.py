@@ -6,16 +6,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flow_factory.algorithms.base import Average
-from flow_factory.algorithms.forward import ForwardProcess, ends
+from flow_factory.algorithms.forward import AgainstOldPolicy, ends
 from flow_factory.algorithms.losses import clip_fractions, clipped_objective
 from flow_factory.algorithms.losses.awm import elbo_weight, pseudo_log_prob, scaled_advantage
 from flow_factory.config import AWMConfig, SchedulerConfig, TrainConfig
-from flow_factory.ema import ramp
 from flow_factory.types import Metrics, Point, Rollout, Velocity
 
 
-class AWM(ForwardProcess):
+class AWM(AgainstOldPolicy):
     """max(-A r, -A clip(r)), plus the distances to the reference and to the averaged weights.
 
     Before the first update of an epoch the ratio is 1 by construction: the old log-probability costs a forward only after it.
@@ -26,14 +24,9 @@ class AWM(ForwardProcess):
 
     def __init__(self, config: AWMConfig, scheduler: SchedulerConfig, per_sample_times: bool = False):
         super().__init__(config, scheduler, per_sample_times)
-        self.weights = ("old", *self.weights, *(("ema",) if config.ema_kl_beta > 0 else ()))
+        self.weights += ("ema",) if config.ema_kl_beta > 0 else ()
         if config.ratio_order == "sum_first":
             self.scope = "times"
-        if config.off_policy:
-            self.averages = {"old": Average(ramp(config.old_model_decay))}
-
-    def rolls_out(self, updates: int) -> str:
-        return "old" if self.config.off_policy else "policy"
 
     def advantage(self, rollout: Rollout) -> Tensor:
         return scaled_advantage(rollout.advantage, self.config.adv_clip_range[1], self.config.advantage_max)

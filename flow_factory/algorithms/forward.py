@@ -6,10 +6,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flow_factory.algorithms.base import Algorithm
+from flow_factory.algorithms.base import Algorithm, Average
 from flow_factory.algorithms.losses import kl_v
-from flow_factory.config import ForwardConfig, SchedulerConfig
+from flow_factory.config import ForwardConfig, OldPolicyConfig, SchedulerConfig
 from flow_factory.dynamics import like
+from flow_factory.ema import ramp
 from flow_factory.randomness import normal
 from flow_factory.timesteps import TimeSampler
 from flow_factory.types import Point, Rollout, Velocity
@@ -89,3 +90,18 @@ class ForwardProcess(NoisedSamples):
     def kl(self, point: Point, v: Tensor, velocity: Velocity, weights: str = "ref") -> Tensor:
         """(n,) squared distance to the velocity under other weights."""
         return kl_v(v.float(), velocity(point, weights).float())
+
+
+class AgainstOldPolicy(ForwardProcess):
+    """Compares with the policy that rolled out: the one of the epoch's start, or with `off_policy` an average that lags behind."""
+
+    config: OldPolicyConfig
+
+    def __init__(self, config: OldPolicyConfig, scheduler: SchedulerConfig, per_sample_times: bool = False):
+        super().__init__(config, scheduler, per_sample_times)
+        self.weights = ("old", *self.weights)
+        if config.off_policy:
+            self.averages = {"old": Average(ramp(config.old_model_decay))}
+
+    def rolls_out(self, updates: int) -> str:
+        return "old" if self.config.off_policy else "policy"

@@ -4,28 +4,17 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from flow_factory.algorithms.base import Average
-from flow_factory.algorithms.forward import ForwardProcess, ends, mixed
+from flow_factory.algorithms.forward import AgainstOldPolicy, ends, mixed
 from flow_factory.algorithms.losses.nft import nft_loss, optimality
-from flow_factory.config import NFTConfig, SchedulerConfig, TrainConfig
-from flow_factory.ema import ramp
+from flow_factory.config import NFTConfig, TrainConfig
 from flow_factory.types import Metrics, Point, Velocity
 
 
-class NFT(ForwardProcess):
+class NFT(AgainstOldPolicy):
     """c (r L+ + (1 - r) L-) / beta, plus kl_beta times the distance to the reference."""
 
     Config: ClassVar[type[TrainConfig]] = NFTConfig
     config: NFTConfig
-
-    def __init__(self, config: NFTConfig, scheduler: SchedulerConfig, per_sample_times: bool = False):
-        super().__init__(config, scheduler, per_sample_times)
-        self.weights = ("old", *self.weights)
-        if config.off_policy:
-            self.averages = {"old": Average(ramp(config.old_model_decay))}
-
-    def rolls_out(self, updates: int) -> str:
-        return "old" if self.config.off_policy else "policy"
 
     def loss(self, point: Point, velocity: Velocity) -> tuple[Tensor, Metrics]:
         config, (x0, noise) = self.config, ends(point)

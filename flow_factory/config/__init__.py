@@ -10,6 +10,7 @@ from flow_factory.config.algorithms import (
     GRPOConfig,
     GRPOGuardConfig,
     NFTConfig,
+    OldPolicyConfig,
 )
 from flow_factory.config.base import ConfigError, Section
 from flow_factory.config.data import DataConfig
@@ -40,6 +41,7 @@ __all__ = [
     "LogConfig",
     "ModelConfig",
     "NFTConfig",
+    "OldPolicyConfig",
     "RewardConfig",
     "RunConfig",
     "SchedulerConfig",

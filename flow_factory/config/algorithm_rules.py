@@ -54,8 +54,10 @@ def silence_is_free(config: RunConfig) -> Iterator[Problem]:
     if train.drop_zero_variance and isinstance(train, (NFTConfig, CRDConfig)):
         text = f"{train.trainer_type} learns from samples of advantage 0 too; write false"
         yield Problem(("train", "drop_zero_variance"), text)
+    if not train.drop_zero_variance or not isinstance(train, DGPOConfig) or list(best_of_n_fits(config)):
+        return
     whole = train.trained_batches_per_group
-    if train.drop_zero_variance and isinstance(train, DGPOConfig) and micro_batches_per_update(config) % whole:
+    if micro_batches_per_update(config) % whole:
         text = f"an optimiser step would cut a group, which is {whole} micro-batches, and dgpo compares whole groups"
         yield Problem(("train", "drop_zero_variance"), f"{text}; write false, or gradient_accumulation_steps: {whole}")
 

@@ -99,7 +99,14 @@ class ForwardConfig(TrainConfig):
         return index_window(self.num_inference_steps, self.timestep_range)
 
 
-class NFTConfig(ForwardConfig):
+class OldPolicyConfig(ForwardConfig):
+    """For algorithms that compare with the policy that rolled out."""
+
+    off_policy: bool = Field(False, description="roll out with an old policy that lags behind by old_model_decay")
+    old_model_decay: Decay = Field("slow", description="off_policy: share of the old policy kept after an epoch, by optimiser step")
+
+
+class NFTConfig(OldPolicyConfig):
     """DiffusionNFT: towards good samples and away from bad ones, on the forward process."""
 
     trainer_type: str = Field("nft", description="algorithm")
@@ -107,11 +114,9 @@ class NFTConfig(ForwardConfig):
     adv_mode: Literal["all", "positive_only", "negative_only", "one_only", "binary"] = Field(
         "all", description="which part of the advantage counts"
     )
-    off_policy: bool = Field(False, description="roll out with an old policy that lags behind by old_model_decay")
-    old_model_decay: Decay = Field("slow", description="off_policy: share of the old policy kept after an epoch, by optimiser step")
 
 
-class AWMConfig(ForwardConfig):
+class AWMConfig(OldPolicyConfig):
     """AWM: PPO on the flow-matching error."""
 
     trainer_type: str = Field("awm", description="algorithm")
@@ -128,8 +133,6 @@ class AWMConfig(ForwardConfig):
     )
     ema_kl_beta: float = Field(0.0, ge=0, description="weight of the distance to the averaged weights (ema_decay)")
     kl_weight: Literal["Uniform", "ELBO"] = Field("Uniform", description="weight of the KL terms over noise levels")
-    off_policy: bool = Field(False, description="roll out with an old policy that lags behind by old_model_decay")
-    old_model_decay: Decay = Field("slow", description="off_policy: share of the old policy kept after an epoch, by optimiser step")
 
 
 class DPOConfig(TrainConfig):
