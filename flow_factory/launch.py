@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flow_factory.config import ConfigError, RunConfig
+from flow_factory.config.engine import found
 
 FLAGS: dict[str, tuple[type, str]] = {
     "num_processes": (int, "processes over all machines"),
@@ -165,19 +166,3 @@ def _torchrun(placement: Placement, arguments: Sequence[str]) -> None:
 def _taken(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def found(config_file: str) -> Path:
-    """The launcher's file: as given, or the file of that name under examples/launch (public configs name folders that differ).
-
-    Raises:
-        ConfigError: neither is there.
-    """
-    path = Path(config_file)
-    if path.is_file():
-        return path
-    ours = Path("examples") / "launch" / path.name
-    if ours.is_file():
-        print(f"note: there is no {path}; using {ours}", file=sys.stderr)
-        return ours
-    raise ConfigError(f"config_file: there is no {path}, nor {ours}")

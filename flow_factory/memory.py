@@ -12,7 +12,7 @@ from torch import nn
 
 from flow_factory.algorithms import ALGORITHMS
 from flow_factory.config import RunConfig, plan_of
-from flow_factory.launch import found
+from flow_factory.config.engine import engine_of
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import DTYPES
 from flow_factory.policy import target_names
@@ -86,7 +86,7 @@ def estimate(config: RunConfig, family: type[ModelAdapter], parameters: dict[str
     others = (half * len(algorithm.weights) + 4 * algorithm.with_mean) * plan.trained_points  # velocities of kept weights, means
     rolled, trained_on = (n * train.per_device_batch_size for n in (plan.micro_batches_per_rank, plan.trained_batches_per_rank))
     rollouts = 0 if train.offload_samples_to_cpu else tokens * 64 * (states * rolled + others * trained_on)
-    shards = config.num_processes if sharded(config) else 1
+    shards = config.num_processes if engine_of(config.config_file).shards_weights else 1
     gb, shared = 1e-9, 1e-9 / shards
     return [
         Part("frozen weights", frozen * half * shared, "always"),
@@ -104,14 +104,6 @@ def width_of(config: Any) -> int:
     """Values of one token between the transformer's layers, under any of diffusers' names."""
     heads = config.get("num_attention_heads")
     return heads * config["attention_head_dim"] if heads and "attention_head_dim" in config else config.get("hidden_size") or config["dim"]
-
-
-def sharded(config: RunConfig) -> bool:
-    """Whether the launcher's file shares the weights out over the processes (FSDP, ZeRO-3)."""
-    if config.config_file is None:
-        return False
-    text = found(config.config_file).read_text()
-    return "FSDP" in text or "zero_stage: 3" in text
 
 
 def peak(parts: list[Part]) -> float:

@@ -323,7 +323,8 @@ def test_a_public_config_loads_unchanged(load):
     assert config.log.logging_backend == ("wandb",)
     assert [r.name for r in config.rewards] == ["pickscore_rank"]
     assert [(r.name, r.dtype) for r in config.eval_rewards or ()] == [("pickscore", "bf16")]
-    (notice,) = config.notices
+    notice, launcher = sorted(config.notices, key=lambda line: line.startswith("config_file"))
+    assert launcher == "config_file: there is no config/deepspeed/deepspeed_zero2.yaml; using examples/launch/deepspeed_zero2.yaml"
     assert "force_reprocess" in notice
 
 

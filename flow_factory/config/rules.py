@@ -1,9 +1,11 @@
 """Every rule that needs more than one key. Each yields what breaks it."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from flow_factory.config.algorithm_rules import ALGORITHM_RULES, Rule, best_of_n_fits, rounded
-from flow_factory.config.base import show
+from flow_factory.config.base import ConfigError, show
+from flow_factory.config.engine import engine_of, found
 from flow_factory.config.plan import plan_of
 from flow_factory.config.run import RunConfig
 from flow_factory.config.source import Keys, Problem
@@ -43,6 +45,8 @@ def notices(config: RunConfig) -> tuple[str, ...]:
         lines.append(f"data.sampler_type: {config.data.sampler_type} has no effect: a group always lives on one process")
     if config.config_file is not None and config.num_processes == 1:
         lines.append(f"config_file: {config.config_file} has no effect on one process")
+    elif config.config_file is not None and (file := found(config.config_file)) != Path(config.config_file):
+        lines.append(f"config_file: there is no {config.config_file}; using {file}")
     for key, why in IDLE.items():
         if getattr(config.data, key) != type(config.data).model_fields[key].default:
             lines.append(f"data.{key} has no effect: {why}")
@@ -159,6 +163,13 @@ def precisions_fit(config: RunConfig) -> Iterator[Problem]:
         yield Problem(("model", "master_weight_dtype"), text)
 
 
+def engine_exists(config: RunConfig) -> Iterator[Problem]:
+    try:
+        engine_of(config.config_file)
+    except ConfigError as error:
+        yield Problem(("config_file",), str(error).removeprefix("config_file: "))
+
+
 def reward_names_differ(config: RunConfig) -> Iterator[Problem]:
     for section, rewards in (("rewards", config.rewards), ("eval_rewards", config.eval_rewards or ())):
         names = [reward.name for reward in rewards]
@@ -174,6 +185,7 @@ RULES: tuple[Rule, ...] = (
     schedules_end,
     resume_is_whole,
     precisions_fit,
+    engine_exists,
     reward_names_differ,
     *ALGORITHM_RULES,
 )

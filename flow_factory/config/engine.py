@@ -1,0 +1,135 @@
+"""What shares the work of a run out over its processes, as the launcher's file (`config_file`) says it. Free of torch."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from flow_factory.config.base import ConfigError, show
+
+DATA_PARALLEL = ("NO", "MULTI_GPU", "MULTI_CPU")
+RESHARDS = {"TRUE": True, "FULL_SHARD": True, "FALSE": False, "SHARD_GRAD_OP": False}
+"""FSDP2's key and the sharding strategies of FSDP1 that are the same."""
+DEVICES = {"none": False, "cpu": True}
+OURS = {
+    "optimizer": "train.optimizer", "scheduler": "train.lr_scheduler", "fp16": "mixed_precision", "bf16": "mixed_precision",
+    "amp": "mixed_precision", "torch_autocast": "mixed_precision", "gradient_clipping": "train.max_grad_norm",
+    "gradient_accumulation_steps": "train.gradient_accumulation_steps", "train_batch_size": "train.unique_sample_num_per_epoch",
+    "train_micro_batch_size_per_gpu": "train.per_device_batch_size",
+}  # fmt: skip
+"""Keys of a DeepSpeed file that the run's own YAML decides; `auto` leaves them to it."""
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """The engine, and the few of its settings that change memory or speed."""
+
+    kind: Literal["ddp", "fsdp", "zero"] = "ddp"
+    stage: int = 0
+    """Of ZeRO: 1 shards the optimiser's state, 2 gradients too, 3 weights too."""
+    reshard: bool = True
+    """FSDP: a block's weights are given back after its forward, and gathered again for its backward."""
+    offload: bool = False
+    """Sharded weights wait in main memory; with FSDP the optimiser's state is there too."""
+    offload_optimizer: bool = False
+    blocks: tuple[str, ...] = ()
+    """FSDP: classes that are sharded one by one; empty for those that diffusers names."""
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """ZeRO: the DeepSpeed file's own keys."""
+
+    @property
+    def name(self) -> str:
+        """As people call it."""
+        return {"ddp": "DDP", "fsdp": "FSDP2", "zero": f"DeepSpeed ZeRO-{self.stage}"}[self.kind]
+
+    @property
+    def shards_weights(self) -> bool:
+        """Whether a process holds a part of the weights only, so that every forward is one of all processes together."""
+        return self.kind == "fsdp" or self.stage == 3
+
+    @property
+    def shards_gradients(self) -> bool:
+        return self.kind == "fsdp" or self.stage >= 2
+
+    @property
+    def shards_optimizer(self) -> bool:
+        return self.kind == "fsdp" or self.stage >= 1
+
+
+def found(config_file: str) -> Path:
+    """The launcher's file: as given, or the file of that name under examples/launch (public configs name folders that differ).
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    path, ours = Path(config_file), Path("examples") / "launch" / Path(config_file).name
+    for file in (path, ours):
+        if file.is_file():
+            return file
+    known = ", ".join(sorted(f.name for f in ours.parent.glob("*.yaml")))
+    raise ConfigError(f"config_file: there is no {path}, nor {ours}" + (f"; examples/launch has {known}" if known else ""))
+
+
+def engine_of(config_file: str | None) -> EngineSettings:
+    """The engine that the launcher's file names; plain data parallel without one.
+
+    Raises:
+        ConfigError: no such file, or one that asks for what does not work here; the message has the key and what would be right.
+    """
+    if config_file is None:
+        return EngineSettings()
+    file = found(config_file)
+    try:
+        said = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config_file: {file} is no YAML: {error}") from error
+    kind = str((said or {}).get("distributed_type", "NO")).upper() if isinstance(said, dict | None) else ""
+    if kind in DATA_PARALLEL:
+        return EngineSettings()
+    if kind == "FSDP":
+        return _fsdp(file, said.get("fsdp_config") or {})
+    if kind == "DEEPSPEED":
+        return _zero(file, said.get("deepspeed_config") or {})
+    raise ConfigError(f"config_file: {file}: distributed_type is {kind or 'missing'}; it must be MULTI_GPU, FSDP or DEEPSPEED")
+
+
+def _fsdp(file: Path, said: Mapping[str, Any]) -> EngineSettings:
+    keys = {k.removeprefix("fsdp_"): v for k, v in said.items()}
+    strategy = str(keys.get("reshard_after_forward", keys.get("sharding_strategy", True))).upper()
+    strategy = {"1": "FULL_SHARD", "2": "SHARD_GRAD_OP", "3": "NO_SHARD", "4": "HYBRID_SHARD"}.get(strategy, strategy)
+    if strategy not in RESHARDS:
+        why = {"NO_SHARD": "that is plain data parallel: multi_gpu.yaml"}.get(strategy, f"known: {', '.join(RESHARDS)}")
+        raise ConfigError(f"config_file: {file}: fsdp_reshard_after_forward: {strategy} does not work here; {why}")
+    if keys.get("activation_checkpointing"):
+        raise ConfigError(f"config_file: {file}: fsdp_activation_checkpointing; write train.enable_gradient_checkpointing: true instead")
+    names = keys.get("transformer_layer_cls_to_wrap") or ()
+    blocks = tuple(n.strip() for n in names.split(",")) if isinstance(names, str) else tuple(names)
+    return EngineSettings("fsdp", reshard=RESHARDS[strategy], offload=bool(keys.get("offload_params")), blocks=blocks)
+
+
+def _zero(file: Path, said: Mapping[str, Any]) -> EngineSettings:
+    extra: dict[str, Any] = {}
+    if (name := said.get("deepspeed_config_file")) is not None:
+        source = next((p for p in (Path(name), file.parent / name) if p.is_file()), None)
+        if source is None:
+            raise ConfigError(f"config_file: {file}: deepspeed_config_file: there is no {name}")
+        extra = json.loads(source.read_text())
+    zero = dict(extra.get("zero_optimization") or {})
+    for key, ours in OURS.items():
+        if extra.pop(key, "auto") not in ("auto", None):
+            raise ConfigError(f"config_file: {source}: {key} is what {ours} of the run's YAML says; remove it, or write auto")
+    stage = int(said.get("zero_stage", zero.get("stage", 2)))
+    if stage not in (1, 2, 3):
+        raise ConfigError(f"config_file: {file}: zero_stage: {show(stage)}; ZeRO has the stages 1, 2 and 3 (0 is multi_gpu.yaml)")
+    offload = {}
+    for part in ("param", "optimizer"):
+        device = str(said.get(f"offload_{part}_device") or (zero.get(f"offload_{part}") or {}).get("device") or "none").lower()
+        if device not in DEVICES:
+            raise ConfigError(f"config_file: {file}: offload_{part}_device: {device} does not work here; write cpu or none")
+        offload[part] = DEVICES[device]
+    if offload["param"] and stage != 3:
+        raise ConfigError(f"config_file: {file}: offload_param_device: cpu needs zero_stage: 3, and this is {stage}")
+    return EngineSettings("zero", stage, offload=offload["param"], offload_optimizer=offload["optimizer"], extra=extra)
