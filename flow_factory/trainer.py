@@ -16,6 +16,7 @@ from flow_factory.data.order import Slot, rows_of_epoch
 from flow_factory.distributed import gather_slots
 from flow_factory.dynamics import DYNAMICS
 from flow_factory.ema import ema_decay
+from flow_factory.engines import Engine
 from flow_factory.interrupt import Interrupt
 from flow_factory.learner import Learner, Progress, moved, quiet_bar
 from flow_factory.memo import Memo
@@ -39,12 +40,10 @@ class Trainer:
     plan: BatchPlan
     accelerator: Accelerator
     adapter: ModelAdapter
-    policy: Policy
-    """Bare; `wrapped` is what accelerate made of it."""
-    wrapped: Any
+    engine: Engine
+    """With the policy and its optimiser inside."""
     store: WeightStore
     algorithm: Algorithm
-    optimizer: Any
     schedule: Any
     rewards: RewardSet
     rows: Sequence[Row]
@@ -58,8 +57,8 @@ class Trainer:
         self.meter = Meter(self.accelerator)
         self.call = call_of(self.config.train)
         self.learner = Learner(
-            self.config.train, self.call, self.plan, self.accelerator, self.adapter, self.policy, self.wrapped, self.store, self.algorithm,
-            self.optimizer, self.schedule, self.meter, self.progress,
+            self.config.train, self.call, self.plan, self.accelerator, self.adapter, self.engine, self.store, self.algorithm, self.schedule,
+            self.meter, self.progress,
         )  # fmt: skip
         self.shown: list[Sample] = []
         """The epoch's first samples, for the trackers."""
@@ -115,7 +114,7 @@ class Trainer:
         starts = [slot.slot * train.group_size] * len(ids) if train.init_same_noise else ids
         generators = [generator(train.seed, "init", epoch, i) for i in starts]
         memo = Memo()
-        media, recorder = self.wrapped("sample", cond, self.call, train.num_inference_steps, sampler, generators, memo)
+        media, recorder = self.engine("sample", cond, self.call, train.num_inference_steps, sampler, generators, memo)
         rollout = Rollout(self.rows[slot.row], cond, recorder.kept, media, slot.slot, epoch, ids, memo=memo)
         if not train.stochastic:
             rollout.x0 = recorder.final
@@ -192,8 +191,13 @@ class Trainer:
             self.store.blend("ema", ema_decay(train.ema_decay_schedule, done - 1, train.ema_decay, total_steps=total, **extras))
 
     def state(self) -> dict[str, Any]:
-        """What `checkpoint.save_state` keeps beside weights and optimiser."""
-        return asdict(self.progress)
+        """What is kept beside the training state's tensors."""
+        return asdict(self.progress) | {"schedule": self.schedule.state_dict()}
+
+    @property
+    def policy(self) -> Policy:
+        """What is trained."""
+        return self.engine.policy
 
 
 def call_of(section: TrainConfig | EvalConfig) -> dict[str, Any]:
