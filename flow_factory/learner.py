@@ -71,6 +71,8 @@ class Learner:
         """`num_inner_epochs` passes over all training points of whole groups, an optimiser step after each window of micro-batches."""
         chosen = {g[0].slot: self.algorithm.select(g) for g in groups}
         order = [batch for batches in chosen.values() for batch in batches]
+        if len(order) > self.plan.trained_batches_per_rank:  # of groups that are shared, and here as a whole
+            order = [chosen[slot][k] for slot, k in self.plan.trained.of(self.accelerator.process_index)]
         size = self.plan.micro_batches_per_update
         windows = [self.window(order[k : k + size], chosen) for k in range(0, len(order), size)]
         self.fresh = True

@@ -8,9 +8,11 @@ processes has a part in: a run may go on in another number of processes, or on a
 """
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch.distributed as dist
@@ -21,6 +23,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from flow_factory.checkpoint import CheckpointError
 from flow_factory.engines import Engine
 from flow_factory.weights import WeightStore
+
+warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)  # one process alone
 
 
 def stage(store: WeightStore, engine: Engine) -> dict[str, Tensor]:
@@ -93,5 +97,5 @@ def plainly(folder: Path, what: str) -> Iterator[None]:
     except CheckpointException as error:
         reason = next(iter(error.failures.values()))[0]
         raise CheckpointError(f"{folder} {what}: {type(reason).__name__}: {reason}") from error
-    except (OSError, EOFError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, UnpicklingError) as error:
         raise CheckpointError(f"{folder} {what}: {type(error).__name__}: {error}") from error

@@ -70,6 +70,7 @@ class Zero(Engine):
 
     def step(self) -> Tensor:
         self.wrapped.step()
+        self.written()
         return torch.as_tensor(self.wrapped.get_global_grad_norm())
 
     # -- the weights: stage 3 keeps a flat shard of each -----------------------------------------------------------------------
@@ -79,6 +80,11 @@ class Zero(Engine):
 
     def shape(self, p: nn.Parameter) -> torch.Size:
         return p.ds_shape if self.collective else p.shape  # type: ignore[attr-defined]
+
+    def written(self) -> None:
+        """Weights that were fetched ahead for the next forward are fetched anew."""
+        if self.collective:
+            self.sharded.parameter_offload.partition_all_parameters()
 
     def adopted(self) -> None:
         for p in self.policy.trained().values():
@@ -152,6 +158,7 @@ class Zero(Engine):
 def config_of(settings: EngineSettings, max_norm: float) -> dict[str, Any]:
     """DeepSpeed's own configuration; accumulation, clipping and precision are the run's."""
     zero: dict[str, Any] = {"stage": settings.stage, **(settings.extra.get("zero_optimization") or {})}
+    zero.setdefault("memory_efficient_linear", False)  # rounds otherwise than the stock one in 16 bits, in evaluation too
     zero["stage3_param_persistence_threshold"] = 0  # a small weight that stays gathered would outlive a swap
     for part, there in (("param", settings.offload), ("optimizer", settings.offload_optimizer)):
         zero[f"offload_{part}"] = {"device": "cpu" if there else "none", "pin_memory": there and torch.cuda.is_available()}
