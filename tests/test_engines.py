@@ -13,8 +13,8 @@ from tests.tiny.several import several
 pytestmark = pytest.mark.slow
 
 COMMON = (
-    "train.unique_sample_num_per_epoch=4", "train.adam_epsilon=1e-3", "train.kl_beta=0.1", "train.learning_rate=1e-2", "log.save_freq=1",
-    "log.save_model_only=false", "eval.eval_freq=2",
+    "train.unique_sample_num_per_epoch=4", "train.adam_epsilon=1e-3", "train.kl_beta=0.1", "log.save_freq=1", "log.save_model_only=false",
+    "eval.eval_freq=2",
 )  # fmt: skip
 KINDS = {"lora": (), "full": ("model.finetune_type=full", "model.target_modules=all", "model.master_weight_dtype=fp32")}
 ENGINES = {
@@ -36,7 +36,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """(folder of the run of one process, folder of those of two, what the latter say of their engines)."""
     one, two = (tmp_path_factory.mktemp(f"{name}_{request.param}") for name in ("one", "two"))
     keys = [*COMMON, *KINDS[request.param]]
-    todo = {e: [*keys, on(e)] for e in ENGINES}
+    todo = {e: [*keys, on(e)] for e in ENGINES if request.param == "lora" or e not in ("fsdp2_keep", "zero2_offload")}
     for engine, other in FROM.items():
         for name, source in ((f"{engine}_resumed", engine), (f"{engine}_from_other", other)):
             todo[name] = [*keys, on(engine), f"model.resume_path={two}/save/{source}/checkpoints/epoch_1"]
@@ -53,7 +53,7 @@ def assert_near(run: Path, one: Path) -> None:
     here, there = end(run), end(one)
     assert here.keys() == there.keys()
     for k in here:
-        torch.testing.assert_close(here[k], there[k], rtol=0, atol=1e-5, msg=lambda text, k=k: f"{run.name} {k}: {text}")
+        torch.testing.assert_close(here[k], there[k], rtol=0, atol=1e-6, msg=lambda text, k=k: f"{run.name} {k}: {text}")
 
 
 def test_each_engine_does_what_one_process_does(runs: tuple[Path, Path, Any]) -> None:
@@ -61,7 +61,7 @@ def test_each_engine_does_what_one_process_does(runs: tuple[Path, Path, Any]) ->
     alone = logged(one / "one")
     start = read_state(one / "one" / "checkpoints" / "epoch_1")
     assert any(not torch.equal(v, start[k]) for k, v in end(one / "one").items() if "policy" in k), "the weights move"
-    for engine in ENGINES:
+    for engine in ENGINES.keys() & {folder.name for folder in two.iterdir()}:
         lines = logged(two / engine)
         assert [line["step"] for line in lines] == [line["step"] for line in alone]
         for a, b in zip(alone[:2], lines[:2], strict=True):  # before any update all is the same to the bit

@@ -24,7 +24,7 @@ def several(folder: Path, processes: int, runs: Mapping[str, Sequence[str]], tim
     """Does the runs in so many processes; for each what each of its processes says of its engine."""
     write_run(folder)
     (folder / "runs.json").write_text(json.dumps(runs))
-    launcher = ["torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0", "-m"] if processes > 1 else []
+    launcher = ["torch.distributed.run", f"--nproc-per-node={processes}", "--standalone", "-m"] if processes > 1 else []
     with started([sys.executable, "-m", *launcher, "tests.tiny.several", str(folder)], folder) as process:
         _, said = process.communicate(timeout=timeout)
     assert process.returncode == 0, said[-4000:]
