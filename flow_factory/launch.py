@@ -85,16 +85,19 @@ def _elastic(placement: Placement, here: int, arguments: Sequence[str]) -> None:
     from flow_factory.meeting import Meeting, meet
 
     machines, number, timeout = placement.num_machines, placement.machine_rank, placement.rendezvous_timeout
+    address, port, served = placement.main_process_ip, placement.main_process_port, None
     if machines > 1:
-        address, port = placement.main_process_ip, placement.main_process_port
-        store = meet(Meeting("machine", number, machines, address, port, timeout), hosts=number == 0)  # noqa: F841  torch's shares its server
+        served = meet(Meeting("machine", number, machines, address, port, timeout), hosts=number == 0)
     else:
-        address, port = "127.0.0.1", _free(placement.main_process_port)
+        port = _free(port)
+    if number == 0:
+        address = "127.0.0.1"  # whether or not it knows its own name
     config = LaunchConfig(
         machines, machines, here, run_id="flow-factory", rdzv_backend="static", rdzv_endpoint=f"{address}:{port}",
         rdzv_configs={"rank": number, "timeout": timeout}, max_restarts=placement.max_restarts,
     )  # fmt: skip
     elastic_launch(config, sys.executable)("-u", "-m", "flow_factory", *arguments)
+    del served  # torch's store shares its server
 
 
 def _complaint(placement: Placement, failed: Any) -> int:

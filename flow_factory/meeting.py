@@ -82,22 +82,23 @@ def _knock(meeting: Meeting, deadline: float) -> None:
 def _connect(meeting: Meeting, hosts: bool) -> TCPStore:
     """In a thread that may be left behind: where a stranger listens and keeps silent, torch waits for its answer without end."""
     box: queue.Queue[TCPStore | DistError] = queue.Queue()
+    address = "127.0.0.1" if hosts else meeting.address  # whether or not the host knows its own name
+    timeout = timedelta(seconds=meeting.timeout)
 
     def connect() -> None:
-        timeout = timedelta(seconds=meeting.timeout)
         try:
-            box.put(TCPStore(meeting.address, meeting.port, meeting.count, hosts, timeout, wait_for_workers=False, multi_tenant=True))
+            box.put(TCPStore(address, meeting.port, meeting.count, hosts, timeout, wait_for_workers=False, multi_tenant=True))
         except DistError as error:
             box.put(error)
 
     threading.Thread(target=connect, daemon=True).start()
     try:
-        found = box.get(timeout=3 * meeting.timeout + 5)  # torch tries two kinds of addresses one after the other, and overruns
+        found = box.get(timeout=meeting.timeout + 10)  # torch overruns a little
     except queue.Empty:
         raise MeetingError(f"{meeting}: who listens there does not answer; set --main_process_port to a free port") from None
     if isinstance(found, DistError):
-        why = "cannot listen there: is the port taken, or the address another machine's?" if hosts else "who listens there is no such run"
-        raise MeetingError(f"{meeting}: {why} ({str(found).splitlines()[0]}); set --main_process_ip and --main_process_port") from found
+        why = str(found).splitlines()[0].rpartition("message: ")[2]
+        raise MeetingError(f"{meeting}: {why}; set --main_process_port to a free port, the same for all") from found
     return found
 
 

@@ -165,7 +165,7 @@ def _said(flags: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str,
 
 
 def _by_slurm(environment: Mapping[str, str]) -> dict[str, Said]:
-    """The machines of an `srun` step. Its port comes from the job's number, so that two jobs seldom meet, below those that systems lend out."""
+    """The machines of an `srun` step; the port is from the job's number: jobs seldom share one, and it is below those that systems lend."""
     if not _in_step(environment):
         return {}
     job = _number({"job": Said(environment["SLURM_JOB_ID"], "SLURM_JOB_ID")}, "job", 0)
