@@ -25,6 +25,8 @@ examples:
   ff-train --help-config train                                     the keys of a section, with defaults; or of nft, awm, ...
   ff-train CONFIG model.resume_path=save/RUN                       go on where a run stopped
 """
+LOST = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
+"""What gloo and NCCL say when another process is gone."""
 
 
 def first() -> bool:
@@ -82,8 +84,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1 if isinstance(error, MeetingError) else 2  # which may go well another time
     except KeyboardInterrupt:
         return 130
-    except Exception:  # of any kind: where several processes fail, only the first shows its trace, the others' come of its leaving
+    except Exception as error:  # of any kind: where several processes fail, only the first shows its trace, the others' come of its leaving
         if said():
+            return 1
+        if isinstance(error, RuntimeError) and any(text in str(error) for text in LOST):
+            print("error: lost the connection to another process, which has died", file=sys.stderr)
             return 1
         raise
 

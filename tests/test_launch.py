@@ -159,7 +159,9 @@ def test_a_run_whose_process_died_ends_as_if_it_had_not(tmp_path: Path, unbroken
     flags = ("--num_processes", "2", "--max_restarts", "1")
     done = ff_train("tiny.yaml", *REWARDED, *flags, cwd=tmp_path, DIES_AFTER=f"save/run/{after}")
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("error: lost the connection to another process, which has died") == 1
     assert done.stderr.count("note: a process died; this is restart 1 of 1") == 1
+    assert "Traceback" not in done.stderr
     assert done.stdout.count("# run: 4 epochs of grpo") == 1
     assert_same(tmp_path / "save" / "run", unbroken)
 
@@ -186,7 +188,9 @@ def test_restarts_that_do_not_help_come_to_an_end(tmp_path: Path) -> None:
 def test_a_process_alone_is_restarted_too(tmp_path: Path) -> None:
     write_run(tmp_path)
     (tmp_path / "mine.py").write_text(REWARD.replace('== "1"', '== "0"'))
-    done = ff_train("tiny.yaml", *REWARDED, "--max_restarts", "1", cwd=tmp_path, DIES_AFTER="save/run/checkpoints/epoch_2/state/progress.json")
+    done = ff_train(
+        "tiny.yaml", *REWARDED, "--max_restarts", "1", cwd=tmp_path, DIES_AFTER="save/run/checkpoints/epoch_2/state/progress.json"
+    )
     assert done.returncode == 0, done.stderr
     assert [line["step"] for line in logged(tmp_path / "save" / "run")] == [0, 1, 2, 2, 3, 4, 4]
 
