@@ -57,7 +57,7 @@ class Policy(nn.Module):
 def build_policy(
     adapter: ModelAdapter, config: ModelConfig, precision: str, checkpointing: bool, seed: int, device: torch.device
 ) -> Policy:
-    """Freezes everything, then makes the chosen components trainable.
+    """Freezes everything, then makes the chosen components trainable. The engine brings those to the device, whole or in shards.
 
     Args:
         precision: mixed_precision of the run, in which the pipeline was loaded; the master weights may have been loaded in their own.
@@ -67,10 +67,10 @@ def build_policy(
     """
     names = components_of(adapter, config)
     frozen = DTYPES[precision]
-    for part in adapter.pipe.components.values():
+    for name, part in adapter.pipe.components.items():
         bare = getattr(part, "bare", part)
-        if isinstance(bare, nn.Module):
-            bare.requires_grad_(False).eval().to(device)  # no cast: diffusers keeps some modules in float32
+        if isinstance(bare, nn.Module):  # no cast: diffusers keeps some modules in float32
+            bare.requires_grad_(False).eval().to("cpu" if name in names else device)
     for name in names:
         module = adapter.field.bare[name]
         targets = target_names(module, name, config.target_modules, adapter.targets_in(module))
