@@ -15,6 +15,7 @@ from tqdm import tqdm
 from flow_factory.algorithms.base import Algorithm, OnPolicyError
 from flow_factory.config import BatchPlan, TrainConfig
 from flow_factory.distributed import most_of_ranks
+from flow_factory.frugal import parked
 from flow_factory.meter import Meter
 from flow_factory.models.base import ModelAdapter
 from flow_factory.policy import Policy
@@ -113,7 +114,7 @@ class Learner:
             with torch.no_grad(), self.store.use("policy" if live else name):
                 for batch in self.compared(batches, chosen):
                     for k, point in enumerate(self.points(batch)):
-                        batch.frozen[k][name] = self.velocity_of(point, name).to(self.stored_on)
+                        batch.frozen[k][name] = self.stored(self.velocity_of(point, name))
 
     def survey(self, window: Window, chosen: dict[int, list[Rollout]]) -> None:
         """Shows the algorithm, without gradient, the points that its loss compares, where they are in more than one forward."""
@@ -148,7 +149,7 @@ class Learner:
                         self.check_on_policy(metrics)
                     self.accelerator.backward(loss / window.points)
                 if self.fresh and self.config.num_inner_epochs > 1:  # the old velocities that this forward has found
-                    batch.frozen[k] |= {name: v.to(self.stored_on) for name, v in point.frozen.items()}
+                    batch.frozen[k] |= self.stored(point.frozen)
                 self.meter.add(metrics)
         norm = self.accelerator.clip_grad_norm_(self.policy.trained().values(), self.config.max_grad_norm)
         rate = self.schedule.get_last_lr()[0]
@@ -199,9 +200,9 @@ class Learner:
         """Whether these weights are the policy's until the epoch's first update."""
         return name == "old" and name not in self.algorithm.averages
 
-    @property
-    def stored_on(self) -> torch.device | str:
-        return "cpu" if self.config.offload_samples_to_cpu else self.accelerator.device
+    def stored(self, tensors: Any) -> Any:
+        """As they are kept until the next update."""
+        return parked(tensors) if self.config.offload_samples_to_cpu else tensors
 
     # -- checks ----------------------------------------------------------------------------------------------------------------
 
@@ -243,4 +244,4 @@ def quiet_bar(items: list, doing: str, accelerator: Accelerator) -> Any:
 
 def moved(tensors: Any, device: torch.device | str) -> Any:
     """The same structure with its tensors on the device."""
-    return tree_map_only(Tensor, lambda x: x.to(device), tensors)
+    return tree_map_only(Tensor, lambda x: x.to(device, non_blocking=x.is_pinned()), tensors)  # see `frugal.parked`

@@ -23,6 +23,7 @@ from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import load_adapter
 from flow_factory.models.proof import prove
+from flow_factory.models.quantized import check_quantization
 from flow_factory.pairs import Pairs
 from flow_factory.policy import Policy, build_policy
 from flow_factory.rewards.scoring import load_rewards
@@ -41,6 +42,7 @@ def build(config: RunConfig) -> Run:
     Raises:
         UserError: what the config asks for and this machine, data set or checkpoint does not have; the message says which.
     """
+    check_quantization(config.model.quantization)
     rows, test = read_split(config, "train"), read_split(config, "test") if has_split(config, "test") else []
     accelerator = make_accelerator(config)
     check_files(config, rows, test, progress=accelerator.is_local_main_process)
@@ -108,7 +110,7 @@ def open_adapter(config: RunConfig) -> ModelAdapter:
     """
     trained = config.model.master_weight_dtype if config.model.finetune_type == "full" else None
     name, family, overrides, pipeline = checkpoint_of(config)
-    return load_adapter(name, family, config.mixed_precision, trained, overrides, pipeline)
+    return load_adapter(name, family, config.mixed_precision, trained, overrides, pipeline, config.model.quantization)
 
 
 def keep_copies(config: RunConfig, policy: Policy, algorithm: Algorithm) -> WeightStore:

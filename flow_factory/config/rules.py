@@ -6,6 +6,7 @@ from pathlib import Path
 from flow_factory.config.algorithm_rules import ALGORITHM_RULES, Rule, best_of_n_fits, rounded
 from flow_factory.config.base import ConfigError, show
 from flow_factory.config.engine import engine_of, found
+from flow_factory.config.memory_rules import MEMORY_RULES
 from flow_factory.config.plan import plan_of
 from flow_factory.config.run import RunConfig
 from flow_factory.config.source import Keys, Problem
@@ -165,7 +166,7 @@ def precisions_fit(config: RunConfig) -> Iterator[Problem]:
 
 def engine_exists(config: RunConfig) -> Iterator[Problem]:
     try:
-        engine_of(config.config_file)
+        engine_of(config.config_file, config.model.offload_blocks)
     except ConfigError as error:
         yield Problem(("config_file",), str(error).removeprefix("config_file: "))
 
@@ -188,6 +189,7 @@ RULES: tuple[Rule, ...] = (
     engine_exists,
     reward_names_differ,
     *ALGORITHM_RULES,
+    *MEMORY_RULES,
 )
 
 
