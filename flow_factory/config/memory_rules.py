@@ -47,10 +47,10 @@ def fewer_bits_are_whole(config: RunConfig) -> Iterator[Problem]:
             yield Problem(("model", key), f"{text}; write null, or {source}")
 
 
-def compiled_in_place(config: RunConfig) -> Iterator[Problem]:
-    if config.model.compile and config.model.layerwise_casting is not None:
-        text = f"{config.model.layerwise_casting} swaps the weights' dtype around each layer, which a compiled block does not see"
-        yield Problem(("model", "layerwise_casting"), f"{text}; write null, or compile: false")
+def fewer_bits_are_not_compiled(config: RunConfig) -> Iterator[Problem]:
+    for key, value in _asked(config):
+        if config.model.compile and not value.startswith("bnb"):
+            yield Problem(("model", key), f"torch compiles no backward pass through {value} weights; write null, or compile: false")
 
 
 def _engine(config: RunConfig) -> EngineSettings | None:
@@ -66,5 +66,5 @@ MEMORY_RULES: tuple[Rule, ...] = (
     fewer_bits_once,
     fewer_bits_are_recomputed,
     fewer_bits_are_whole,
-    compiled_in_place,
+    fewer_bits_are_not_compiled,
 )
