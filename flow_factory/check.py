@@ -170,12 +170,14 @@ def ways(config: RunConfig, part: str) -> list[tuple[str, bool]]:
             ("mixed_precision: bf16", config.mixed_precision != "no"), ("model.quantization: bnb_4bit", fewer or full), shards,
             ("model.offload_blocks: true", engine.offload or fewer),
         ]  # fmt: skip
-    if part in ("activations", "a rollout's forward"):
+    if part == "activations":
         return [
             ("train.enable_gradient_checkpointing: true", train.enable_gradient_checkpointing),
-            ("a smaller train.per_device_batch_size", train.per_device_batch_size == 1), ("model.vae_slicing: true", model.vae_slicing),
-            ("a smaller train.resolution", False),
+            ("a smaller train.per_device_batch_size", train.per_device_batch_size == 1), ("a smaller train.resolution", False),
         ]  # fmt: skip
+    if part.startswith("forward or decoding"):
+        small = train.per_device_batch_size == config.eval.per_device_batch_size == 1
+        return [("model.vae_slicing: true", model.vae_slicing), ("smaller per_device_batch_size in train and eval", small)]
     if part == "VAE and other parts of a rollout":
         return [("model.offload_idle: true", model.offload_idle)]
     if part == "kept latents":

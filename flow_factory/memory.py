@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from flow_factory.algorithms import ALGORITHMS
-from flow_factory.config import RunConfig, plan_of
+from flow_factory.config import EvalConfig, RunConfig, TrainConfig, plan_of
 from flow_factory.config.engine import EngineSettings, engine_of
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import DTYPES
@@ -120,17 +120,25 @@ def passing(config: RunConfig, family: type[ModelAdapter], shape: Any, weights: 
     tokens, n = family.tokens_of(train.height, train.width, train.call), train.per_device_batch_size
     between = tokens * width_of(shape) * half * n
     kept = kept_activations(between, weights.layers, train.enable_gradient_checkpointing)
-    guided = family.passes({"guidance_scale": train.guidance_scale, **train.call})
     if algorithm.guidance("policy") is None:  # others train without the negative prompt
-        kept *= guided
+        kept *= family.passes({"guidance_scale": train.guidance_scale, **train.call})
     yield Part("activations", kept * 1e-9, "training")
     yield Part("weights brought to mixed_precision, a block at a time", weights.brought * 1e-9, "training")
-    decoded = half * family.decoding_of(train.height, train.width, train.call) * (1 if config.model.vae_slicing else n)
-    yield Part("a rollout's forward, or decoding", max(ACTIVATIONS / 2 * between * guided, decoded) * 1e-9, "rollout")
+    drawn = max(drawing(config, family, section, width_of(shape)) for section in (train, config.eval))
+    yield Part("forward or decoding of a rollout or evaluation", drawn * half * 1e-9, "rollout")
     states = 2 * DTYPES[train.latent_storage_dtype].itemsize * plan.trained_points if train.stochastic else half
     others = (half * len(algorithm.weights) + 4 * algorithm.with_mean) * plan.trained_points  # velocities of kept weights, means
     rolled, trained_on = (k * n for k in (plan.micro_batches_per_rank, plan.trained_batches_per_rank))
     yield Part("kept latents", tokens * 64 * (states * rolled + others * trained_on) * 1e-9, host=train.offload_samples_to_cpu)
+
+
+def drawing(config: RunConfig, family: type[ModelAdapter], section: TrainConfig | EvalConfig, width: int) -> float:
+    """Values of mixed_precision that a forward without gradient, or the VAE, has at a time."""
+    place = section.height, section.width, section.call
+    passes = family.passes({"guidance_scale": section.guidance_scale, **section.call})
+    forward = ACTIVATIONS / 2 * family.tokens_of(*place) * width * passes
+    n = section.per_device_batch_size
+    return max(forward * n, family.decoding_of(*place) * (1 if config.model.vae_slicing else n))
 
 
 def kept_activations(between: float, layers: int, recomputed: bool) -> float:

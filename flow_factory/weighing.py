@@ -117,7 +117,9 @@ def stored_bytes(module: Any, dtype: torch.dtype, quantization: str | None = Non
     if casting is not None:
         store_in_8_bits(twin, casting, dtype)
     sizes = {name: float(p.numel() * p.element_size()) for name, p in twin.named_parameters()}
-    for name, m in twin.named_modules() if quantization is not None else ():
+    if quantization is None:
+        return sizes
+    for name, m in twin.named_modules():
         if isinstance(m, nn.Linear) and not set(precise) & set(name.split(".")):
             n = m.weight.numel()
             sizes[f"{name}.weight"] = NF4 * n if quantization == "bnb_4bit" else n + ROW[quantization] * m.out_features

@@ -186,6 +186,17 @@ def test_parked_tensors_keep_values_and_layout() -> None:
     assert torch.equal(moved(kept, "cpu")["x"], x)
 
 
+def test_encoders_are_moved_for_rows_that_are_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    placed: list[torch.device] = []
+    place = ModelAdapter.place
+    monkeypatch.setattr(ModelAdapter, "place", lambda self, device: placed.append(device) or place(self, device))
+    tiny(tmp_path)
+    assert placed
+    placed.clear()
+    tiny(tmp_path)
+    assert not placed
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

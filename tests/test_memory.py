@@ -128,7 +128,6 @@ class Live(TorchDispatchMode):
         self.now -= size
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_activations_are_near_those_of_a_traced_forward_and_backward(checkpointing: bool) -> None:
     """Of a FLUX.1 of middling size in bfloat16."""
