@@ -133,10 +133,9 @@ def passing(config: RunConfig, family: type[ModelAdapter], shape: Any, weights: 
 
 
 def drawing(config: RunConfig, family: type[ModelAdapter], section: TrainConfig | EvalConfig, width: int) -> float:
-    """Values of mixed_precision that a forward without gradient, or the VAE, has at a time."""
+    """Values of mixed_precision that a layer without gradient, or the VAE, has at a time."""
     place = section.height, section.width, section.call
-    passes = family.passes({"guidance_scale": section.guidance_scale, **section.call})
-    forward = ACTIVATIONS / 2 * family.tokens_of(*place) * width * passes
+    forward = ACTIVATIONS / 2 * family.tokens_of(*place) * width
     n = section.per_device_batch_size
     return max(forward * n, family.decoding_of(*place) * (1 if config.model.vae_slicing else n))
 

@@ -212,6 +212,7 @@ def test_encoders_are_moved_for_rows_that_are_not_known(tmp_path: Path, monkeypa
             ["model.offload_blocks=true", "config_file=examples/launch/deepspeed_zero2.yaml"],
             "is DeepSpeed ZeRO-2, and model.offload_blocks",
         ),
+        (["model.offload_blocks=true", "config_file=examples/launch/multi_gpu.yaml"], "is DDP, and model.offload_blocks"),
         (["model.layerwise_casting=fp8_e4m3", "train.enable_gradient_checkpointing=true", "model.compile=true"], "compile: false"),
         (["model.quantization=int3"], "bnb_8bit"),
     ],

@@ -85,11 +85,9 @@ def engine_of(config_file: str | None, offload_blocks: bool = False) -> EngineSe
     engine = _said(config_file)
     if not offload_blocks:
         return engine
-    if engine.kind == "zero":
-        raise ConfigError(
-            f"config_file: {config_file} is {engine.name}, and model.offload_blocks is FSDP2's; leave one of them out, or offload by "
-            "deepspeed_zero3_offload.yaml"
-        )
+    if config_file is not None and engine.kind != "fsdp":
+        right = "leave one of them out" + (", or write deepspeed_zero3_offload.yaml" if engine.kind == "zero" else "")
+        raise ConfigError(f"config_file: {config_file} is {engine.name}, and model.offload_blocks is FSDP2's; {right}")
     return replace(engine, kind="fsdp", offload=True)
 
 
