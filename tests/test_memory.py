@@ -215,7 +215,7 @@ def test_offloaded_weights_are_main_memory_and_a_block_is_on_the_device(monkeypa
     assert peak(parts) < 0.5 * peak(whole) and in_main_memory(parts) > 20 and in_main_memory(whole) == 0
 
 
-def test_blocks_and_the_rest_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_and_the_rest_are_the_whole() -> None:
     sizes = stored_bytes(flux_shape(), torch.bfloat16)
     blocks = by_block(flux_shape(), sizes)
     assert len(blocks) == 1 + 19 + 38 and sum(blocks.values()) == sum(sizes.values()) == 2 * 11_901_408_320
