@@ -9,9 +9,8 @@ from huggingface_hub.errors import CacheNotFound
 
 from flow_factory.checkpoint import CheckpointError
 from flow_factory.config import RunConfig, plan_of
-from flow_factory.config.engine import engine_of
 from flow_factory.errors import UserError
-from flow_factory.memory import Part, estimate, in_main_memory, peak
+from flow_factory.memory import Part, engine_at_work, estimate, in_main_memory, peak
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.quantized import check_quantization
@@ -118,13 +117,13 @@ def memory_lines(config: RunConfig) -> list[str]:
     name = config.model.model_name_or_path
     parameters = stored_parameters(checkpoint) if checkpoint else dict(family.published_as(name)[0])
     parts = estimate(config, family, parameters, shape_of(family, config.model.target_components[0], checkpoint, name))
-    engine, n = engine_of(config.config_file, config.model.offload_blocks), config.num_processes
+    n = config.num_processes
     lines = [f"{p.gb:8.2f} GB  {p.name}{'' if p.phase == 'always' else f' ({p.phase})'}" for p in parts if not p.host]
     lines.append(f"{peak(parts):8.2f} GB  at the peak, estimated, rewards not counted; {verdict(config, parts)}")
     if host := in_main_memory(parts):
         lines += [f"{p.gb:8.2f} GB  of main memory: {p.name}" for p in parts if p.host]
         lines.append(f"{host:8.2f} GB  of main memory{f', {n * host:.2f} GB for all {n} processes' if n > 1 else ''}")
-    return [f"{engine.name}, {n} process{'es' if n > 1 else ''}", *lines, *quantiser_lines(config)]
+    return [f"{engine_at_work(config).name}, {n} process{'es' if n > 1 else ''}", *lines, *quantiser_lines(config)]
 
 
 def quantiser_lines(config: RunConfig) -> list[str]:
@@ -161,7 +160,7 @@ def advice(config: RunConfig, parts: list[Part]) -> str:
 
 def ways(config: RunConfig, part: str) -> list[tuple[str, bool]]:
     """(what makes a part of the estimate smaller, whether the config has it)."""
-    model, train, engine = config.model, config.train, engine_of(config.config_file, config.model.offload_blocks)
+    model, train, engine = config.model, config.train, engine_at_work(config)
     fewer = model.quantization is not None or model.layerwise_casting is not None
     shards = ("FSDP or ZeRO-3 by config_file", engine.shards_weights or fewer)
     if part == "frozen weights":

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate import init_empty_weights
 from diffusers import DiffusionPipeline
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
@@ -24,7 +25,6 @@ from torch import Tensor, nn
 
 from flow_factory.errors import UserError
 from flow_factory.policy import Policy
-from flow_factory.weights import WeightStore
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 Kind = Literal["lora", "full", "state"]
@@ -34,12 +34,19 @@ class CheckpointError(UserError):
     """A folder that is not what it should be; the message says what it is."""
 
 
-def write_atomically(folder: Path, write: Callable[[Path], None]) -> None:
-    """Runs `write` on a fresh folder beside `folder`, then puts it in its place; a cut leaves only a folder named `.partial-*`."""
-    partial = folder.with_name(f".partial-{folder.name}")
+def partial_of(folder: Path) -> Path:
+    """Where a checkpoint is written before it has its name; what a cut leaves."""
+    return folder.with_name(f".partial-{folder.name}")
+
+
+def begin(partial: Path) -> None:
+    """An empty folder, whatever an earlier cut left there."""
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    write(partial)
+
+
+def finish(partial: Path, folder: Path) -> None:
+    """Brings all to the disk, then puts it in its place."""
     for path in partial.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
@@ -54,14 +61,44 @@ def write_atomically(folder: Path, write: Callable[[Path], None]) -> None:
         partial.rename(folder)
 
 
-def save_model(folder: Path, policy: Policy, pipeline: type[DiffusionPipeline]) -> None:
-    """The trained weights as they are now, in diffusers' own format."""
-    if lora_of(policy):
-        for name, module in policy.models.items():
-            _save_lora(_lora_folder(folder, name), module, pipeline)
-    else:
-        for name, module in policy.models.items():
-            module.save_pretrained(folder / name)
+def collect(
+    policy: Policy, whole: Callable[[nn.Parameter], Tensor] = lambda p: p.detach().cpu(), keep: bool = True
+) -> dict[str, dict[str, Tensor]]:
+    """What a checkpoint has of each component, on the CPU: the LoRA, or all weights and buffers, as they are now.
+
+    Args:
+        whole: all values of a parameter of which this process may hold a shard, see `engines.Engine.whole`.
+        keep: False on the processes that only help to gather.
+    """
+    lora, out = lora_of(policy), {}
+    for component, module in policy.models.items():
+        params = {k: p for k, p in module.named_parameters() if not lora or "lora_" in k}
+        values = ((k, whole(p)) for k, p in params.items())
+        out[component] = {k: v.clone() if v.device == params[k].device else v for k, v in values if keep}
+        if not lora and keep:
+            buffers = dict(module.named_buffers())
+            out[component] |= {k: buffers[k].cpu() for k in module.state_dict() if k in buffers}
+    return out
+
+
+def save_model(
+    folder: Path, policy: Policy, pipeline: type[DiffusionPipeline], collected: Mapping[str, Mapping[str, Tensor]] | None = None
+) -> None:
+    """The trained weights, as they are now or were when they were collected, in diffusers' own format."""
+    weights = collected or collect(policy)
+    for name, module in policy.models.items():
+        if lora_of(policy):
+            _save_lora(_lora_folder(folder, name), module, weights[name], pipeline)
+        else:
+            _save_full(folder / name, module, weights[name])
+
+
+def _save_full(folder: Path, module: Any, weights: Mapping[str, Tensor]) -> None:
+    """By a twin of the model, since a model that is shared out has shards only."""
+    with init_empty_weights():
+        twin = type(module).from_config(module.config)
+    twin.load_state_dict(weights, assign=True)
+    twin.save_pretrained(folder)
 
 
 def _lora_folder(folder: Path, component: str) -> Path:
@@ -69,8 +106,8 @@ def _lora_folder(folder: Path, component: str) -> Path:
     return folder if component == "transformer" else folder / component
 
 
-def _save_lora(folder: Path, module: Any, pipeline: Any) -> None:
-    layers = get_peft_model_state_dict(module)
+def _save_lora(folder: Path, module: Any, weights: Mapping[str, Tensor], pipeline: Any) -> None:
+    layers = get_peft_model_state_dict(module, state_dict=dict(weights))
     if hasattr(pipeline, "save_lora_weights"):
         pipeline.save_lora_weights(folder, transformer_lora_layers=layers, transformer_lora_adapter_metadata=_adapter(module))
     else:  # for `pipe.transformer.load_lora_adapter(folder, use_safetensors=True)`
@@ -140,27 +177,6 @@ def _copy(folder: Path, module: nn.Module, saved: Mapping[str, Tensor]) -> None:
     _check(folder, here, saved)
     for key, tensor in saved.items():
         here[key].copy_(tensor)
-
-
-def save_state(folder: Path, store: WeightStore, optimizer: Any, schedule: Any, progress: Mapping[str, Any]) -> None:
-    """Everything that a resumed run needs to go on to the bit: weights, their copies, optimiser, learning rate, counters."""
-    for name, tensors in store.state_dict().items():
-        save_file({k: t.contiguous().cpu() for k, t in tensors.items()}, folder / f"weights_{name}.safetensors")
-    torch.save({"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, folder / "optimizer.pt")
-    (folder / "progress.json").write_text(json.dumps(dict(progress), indent=2))
-
-
-def load_state(folder: Path, store: WeightStore, optimizer: Any, schedule: Any) -> dict[str, Any]:
-    """The inverse of `save_state`; returns the progress."""
-    state = folder / "state"
-    try:
-        store.load_state_dict({f.stem.removeprefix("weights_"): load_file(f) for f in sorted(state.glob("weights_*.safetensors"))})
-    except ValueError as error:
-        raise CheckpointError(f"{folder} does not fit this run: {error}") from error
-    saved = torch.load(state / "optimizer.pt", weights_only=True, map_location="cpu")
-    optimizer.load_state_dict(saved["optimizer"])
-    schedule.load_state_dict(saved["schedule"])
-    return json.loads((state / "progress.json").read_text())
 
 
 def kind_of(folder: Path) -> Kind:

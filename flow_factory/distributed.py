@@ -6,15 +6,20 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from flow_factory.config.plan import Deal
 
-def gather_slots(accelerator: Accelerator, mine: Tensor) -> Tensor:
-    """(groups of this process, ...) of every process -> (all groups, ...) in the order of their slots, on the CPU.
 
-    Process r of w holds the slots r, r + w, ...; the same order for every w keeps sums over groups the same to the bit.
+def gather_groups(accelerator: Accelerator, deal: Deal, mine: Tensor) -> Tensor:
+    """(micro-batches of this process, n, ...) of every process -> (groups, samples, ...) in the order of the epoch, on the CPU.
+
+    The same order for any number of processes keeps sums over groups the same to the bit.
     """
-    world = accelerator.num_processes
     everyone = accelerator.gather(mine.to(accelerator.device)).cpu()
-    return everyone.reshape(world, -1, *mine.shape[1:]).transpose(0, 1).reshape(-1, *mine.shape[1:])
+    out = torch.empty(deal.groups, deal.batches, *mine.shape[1:], dtype=mine.dtype)
+    places = [place for process in range(deal.processes) for place in deal.of(process)]
+    for (group, k), values in zip(places, everyone, strict=True):
+        out[group, k] = values
+    return out.flatten(1, 2)
 
 
 def mean_over_ranks(accelerator: Accelerator, values: Mapping[str, Tensor]) -> dict[str, float]:

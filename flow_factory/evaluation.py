@@ -12,6 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flow_factory.config import RunConfig
+from flow_factory.distributed import most_of_ranks
+from flow_factory.engines import Engine
 from flow_factory.learner import moved
 from flow_factory.models.base import ModelAdapter
 from flow_factory.randomness import generator
@@ -28,6 +30,7 @@ class Evaluator:
     config: RunConfig
     accelerator: Accelerator
     adapter: ModelAdapter
+    engine: Engine
     store: WeightStore
     rewards: RewardSet
     rows: Sequence[Row]
@@ -37,10 +40,13 @@ class Evaluator:
         """Metrics over all rows, and on the main process the samples in the order of the rows."""
         mine: list[tuple[int, Any]] = []
         batches = list(self.batches())
+        idle = most_of_ranks(self.accelerator, len(batches)) - len(batches) if self.engine.collective else 0
         quiet = None if self.accelerator.is_main_process else True
-        with self.store.use(self.store.reported), self.accelerator.autocast():
+        with torch.no_grad(), self.store.use(self.store.reported):
             for batch in tqdm(batches, "evaluating", leave=False, disable=quiet, delay=5):
                 mine += zip(batch, self._draw(batch), strict=True)
+            for _ in range(idle):  # the others' forwards need this process
+                self._draw([0])
         scores = self.rewards.score([self.rows[i] for i, _ in mine], [[media] for _, media in mine])
         everyone = gather_object([(i, media, s[0].tolist()) for (i, media), s in zip(mine, scores, strict=True)])
         everyone.sort(key=lambda e: e[0])
@@ -65,7 +71,7 @@ class Evaluator:
         cond = moved(self.adapter.join([self.conds[i] for i in batch]), self.accelerator.device)
         seed = self.config.train.seed if section.seed is None else section.seed
         generators = [generator(seed, "eval", self.rows[i].id) for i in batch]
-        return list(self.adapter.evaluate(cond, call_of(section), section.num_inference_steps, generators))
+        return list(self.engine("evaluate", cond, call_of(section), section.num_inference_steps, generators))
 
     def _metrics(self, table: Tensor) -> dict[str, float]:
         out = {}

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -15,10 +14,10 @@ from tqdm import tqdm
 from flow_factory.algorithms.base import Algorithm, OnPolicyError
 from flow_factory.config import BatchPlan, TrainConfig
 from flow_factory.distributed import most_of_ranks
+from flow_factory.engines import Engine
 from flow_factory.frugal import parked
 from flow_factory.meter import Meter
 from flow_factory.models.base import ModelAdapter
-from flow_factory.policy import Policy
 from flow_factory.types import Point, Rollout
 from flow_factory.weights import WeightStore
 
@@ -54,11 +53,9 @@ class Learner:
     plan: BatchPlan
     accelerator: Accelerator
     adapter: ModelAdapter
-    policy: Policy
-    wrapped: Any
+    engine: Engine
     store: WeightStore
     algorithm: Algorithm
-    optimizer: Any
     schedule: Any
     meter: Meter
     progress: Progress
@@ -75,6 +72,8 @@ class Learner:
         """`num_inner_epochs` passes over all training points of whole groups, an optimiser step after each window of micro-batches."""
         chosen = {g[0].slot: self.algorithm.select(g) for g in groups}
         order = [batch for batches in chosen.values() for batch in batches]
+        if len(order) > self.plan.trained_batches_per_rank:  # of groups that are shared, and here as a whole
+            order = [chosen[slot][k] for slot, k in self.plan.trained.of(self.accelerator.process_index)]
         size = self.plan.micro_batches_per_update
         windows = [self.window(order[k : k + size], chosen) for k in range(0, len(order), size)]
         self.fresh = True
@@ -142,23 +141,20 @@ class Learner:
         for batch in window.batches:
             for k, point in enumerate(self.points(batch)):
                 left -= 1
-                with nullcontext() if left == 0 else self.accelerator.no_sync(self.wrapped):
+                with self.engine.accumulating(last=left == 0):
                     loss, metrics = self.algorithm.loss(point, self.velocity)
                     if not checked:
                         checked = True
                         self.check_on_policy(metrics)
-                    self.accelerator.backward(loss / window.points)
+                    self.engine.backward(loss / window.points)
                 if self.fresh and self.config.num_inner_epochs > 1:  # the old velocities that this forward has found
                     batch.frozen[k] |= self.stored(point.frozen)
                 self.meter.add(metrics)
-        norm = self.accelerator.clip_grad_norm_(self.policy.trained().values(), self.config.max_grad_norm)
-        rate = self.schedule.get_last_lr()[0]
-        self.optimizer.step()
+        norm, rate = self.engine.step(), self.schedule.get_last_lr()[0]
         self.schedule.step()
-        self.optimizer.zero_grad(set_to_none=True)
         self.check_effect(moves=rate > 0 and float(norm) > 0)
         self.progress.updates += 1
-        self.meter.add({"grad_norm": torch.as_tensor(norm)})
+        self.meter.add({"grad_norm": norm})
         self.follow("update")
 
     def follow(self, after: str) -> None:
@@ -194,7 +190,7 @@ class Learner:
         """Of the weights that are in the model now, with the guidance and memo that belong to the named ones."""
         call = self.calls[asked]
         memo = point.memo if call is self.call else point.memo.sibling(str(self.algorithm.guidance(asked)))
-        return self.wrapped("velocity", point.x, point.t, point.s, point.cond, call, memo)
+        return self.engine("velocity", point.x, point.t, point.s, point.cond, call, memo)
 
     def is_policy(self, name: str) -> bool:
         """Whether these weights are the policy's until the epoch's first update."""

@@ -41,11 +41,17 @@ def estimate(config: RunConfig, family: type[ModelAdapter], parameters: dict[str
         parameters: of each part of the checkpoint.
         module: the (first) trained transformer, on the meta device.
     """
-    engine = engine_of(config.config_file, config.model.offload_blocks)
+    engine = engine_at_work(config)
     weights = weigh(config, family, parameters, module)
     parts = [*kept_weights(config, engine, weights), *optimised(config, engine, weights), *gathered(config, engine, weights)]
     parts += [*passing(config, family, module.config, weights), Part("CUDA context", CONTEXT)]
     return [part for part in parts if part.gb > 0]
+
+
+def engine_at_work(config: RunConfig) -> EngineSettings:
+    """The config's; DeepSpeed is not used for one process."""
+    engine = engine_of(config.config_file, config.model.offload_blocks)
+    return EngineSettings() if engine.kind == "zero" and config.num_processes == 1 else engine
 
 
 def kept_weights(config: RunConfig, engine: EngineSettings, weights: Weights) -> Iterator[Part]:
@@ -74,7 +80,7 @@ def kept_weights(config: RunConfig, engine: EngineSettings, weights: Weights) ->
 
 def optimised(config: RunConfig, engine: EngineSettings, weights: Weights) -> Iterator[Part]:
     """Gradients and what the optimiser keeps."""
-    zero, n = engine.kind == "zero" and config.num_processes > 1, config.num_processes
+    zero, n = engine.kind == "zero", config.num_processes
     master = DTYPES[config.model.master_weight_dtype].itemsize
     host = engine.offload_optimizer or (engine.kind == "fsdp" and engine.offload)
     moment = 4 if zero else master  # DeepSpeed's optimiser works on its own float32 weights
@@ -101,7 +107,7 @@ def gathered(config: RunConfig, engine: EngineSettings, weights: Weights) -> Ite
             "gathered weights: a block and the next" if engine.reshard else "gathered weights",
             (weights.root + blocks * weights.block) * 1e-9,
         )
-    if engine.kind == "zero" and config.num_processes > 1:
+    if engine.kind == "zero":
         zero = engine.extra.get("zero_optimization") or {}
         master = DTYPES[config.model.master_weight_dtype].itemsize
         if engine.stage == 3:

@@ -45,9 +45,12 @@ class Meter:
         device = self.accelerator.device
         joined = {name: torch.cat([v.reshape(-1).float().to(device) for v in values]) for name, values in self.values.items()}
         means = {f"train/{name}": values.mean() for name, values in joined.items()}
-        if "ratio" in joined:
-            means["train/ratio_std"] = joined["ratio"].std(correction=0)
-        return mean_over_ranks(self.accelerator, means)
+        if "ratio" not in joined:
+            return mean_over_ranks(self.accelerator, means)
+        off = joined["ratio"] - 1  # a spread of 1e-5 is lost in the squares of ratios
+        said = mean_over_ranks(self.accelerator, means | {"off": off.mean(), "squares": off.square().mean()})
+        off_1, squares = said.pop("off"), said.pop("squares")
+        return said | {"train/ratio_std": max(0.0, squares - off_1**2) ** 0.5}
 
     def costs(self, samples: int) -> dict[str, float]:
         """Seconds of each phase, samples per second over all processes in each and in all, peak memory."""

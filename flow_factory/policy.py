@@ -66,7 +66,7 @@ class Policy(nn.Module):
 def build_policy(
     adapter: ModelAdapter, config: ModelConfig, precision: str, checkpointing: bool, seed: int, device: torch.device
 ) -> Policy:
-    """Freezes everything, then makes the chosen components trainable.
+    """Freezes everything, then makes the chosen components trainable. The engine brings those to the device, whole or in shards.
 
     Args:
         precision: mixed_precision of the run, in which the pipeline was loaded; the master weights may have been loaded in their own.
@@ -93,9 +93,9 @@ def build_policy(
     for name, part in parts.items():
         if config.layerwise_casting is not None and name in adapter.field.bare:
             store_in_8_bits(part, config.layerwise_casting, frozen)  # before the device has to hold the whole of it
-        if config.offload_idle and name not in names:
+        if name not in names and config.offload_idle:
             policy.idle.append(waiting(part, device))
-        else:
+        elif name not in names:
             part.to(device)  # no cast: diffusers keeps some modules in float32
     for module in adapter.field.bare.values():
         if config.attn_backend is not None:

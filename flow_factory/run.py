@@ -9,11 +9,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from flow_factory.checkpoint import prune, save_model, save_state, write_atomically
 from flow_factory.evaluation import Evaluator
 from flow_factory.interrupt import Interrupted
 from flow_factory.report import eval_metrics, plot_curves, save_before_after, save_grid, write_summary
 from flow_factory.samples import keep_samples, kept_samples, save_videos
+from flow_factory.saver import Saver
 from flow_factory.trackers import Trackers
 from flow_factory.trainer import Trainer
 from flow_factory.types import Sample
@@ -31,6 +31,7 @@ class Run:
     """None without a test file."""
     trackers: Trackers | None
     """On the main process."""
+    saver: Saver
     goes_on: bool = False
     """Whether it starts from a saved training state: what was evaluated then is not evaluated again."""
     bar: tqdm = field(init=False)
@@ -51,6 +52,7 @@ class Run:
                     self.evaluate()
                 while last is None or progress.epoch < last:
                     self.tell(self.trainer.epoch())
+                    self.saver.check()
                     done = progress.epoch == last
                     if done or _due(progress.epoch, config.eval.eval_freq):
                         self.evaluate()
@@ -58,6 +60,7 @@ class Run:
                         self.save(state=not config.log.save_model_only)
             except Interrupted as signal:
                 self.save(state=True)
+                self.saver.wait()
                 logger.warning(
                     "%s: stopped before epoch %d; go on with model.resume_path=%s", signal, progress.epoch + 1, self.checkpoint()
                 )
@@ -107,23 +110,12 @@ class Run:
             keep_samples(samples, folder / "before")
 
     def save(self, state: bool) -> None:
-        """Writes the checkpoint of the epochs done so far: the weights that are evaluated, and the training state if asked for."""
-        trainer = self.trainer
-        if self.main:
-
-            def write(folder: Path) -> None:
-                with trainer.store.use(trainer.store.reported):
-                    save_model(folder, trainer.policy, type(trainer.adapter.pipe))
-                if state:
-                    (folder / "state").mkdir()
-                    save_state(folder / "state", trainer.store, trainer.optimizer, trainer.schedule, trainer.state())
-
-            write_atomically(self.checkpoint(), write)
-            prune(self.folder / "checkpoints", trainer.config.log.keep_last_n)
-        trainer.accelerator.wait_for_everyone()
+        """Begins the checkpoint of the epochs done so far: the weights that are evaluated, and the training state if asked for."""
+        self.saver.save(self.checkpoint(), self.trainer.state() if state else None)
 
     def finish(self) -> str:
-        """Closes the logs; on the main process, the summary, which is also written beside the pictures."""
+        """Closes checkpoint and logs; on the main process, the summary, which is also written beside the pictures."""
+        self.saver.wait()
         if self.trackers is None:
             return ""
         self.trackers.finish()

@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import AutocastKwargs, broadcast_object_list
 from diffusers.optimization import get_scheduler
+from torch import nn
 
 from flow_factory.algorithms import ALGORITHMS
 from flow_factory.algorithms.base import Algorithm
-from flow_factory.checkpoint import CheckpointError, kind_of, load_model, load_state, newest
-from flow_factory.config import RewardConfig, RunConfig, dump_config, plan_of
+from flow_factory.checkpoint import CheckpointError, kind_of, load_model, newest
+from flow_factory.config import RewardConfig, RunConfig, TrainConfig, dump_config, plan_of
+from flow_factory.config.engine import engine_of
+from flow_factory.engines import Engine, make_engine
 from flow_factory.errors import UserError
 from flow_factory.evaluation import Evaluator
 from flow_factory.hparams import RewardArguments
@@ -29,8 +33,10 @@ from flow_factory.policy import Policy, build_policy
 from flow_factory.rewards.scoring import load_rewards
 from flow_factory.rows import check_files, checkpoint_of, encode, fitted, has_split, is_offline, read_split
 from flow_factory.run import Run
+from flow_factory.saver import Saver
 from flow_factory.trackers import Trackers, open_trackers
 from flow_factory.trainer import Trainer, call_of
+from flow_factory.training_state import load
 from flow_factory.weights import WeightStore
 
 logger = logging.getLogger(__name__)
@@ -45,6 +51,7 @@ def build(config: RunConfig) -> Run:
     check_quantization(config.model.quantization)
     rows, test = read_split(config, "train"), read_split(config, "test") if has_split(config, "test") else []
     accelerator = make_accelerator(config)
+    engine = make_engine(engine_of(config.config_file, config.model.offload_blocks), accelerator, config.train.max_grad_norm)
     check_files(config, rows, test, progress=accelerator.is_local_main_process)
     folder = run_folder(config, accelerator)
     trackers = open_run_trackers(config, folder, accelerator)
@@ -62,22 +69,24 @@ def build(config: RunConfig) -> Run:
     policy = build_policy(
         adapter, config.model, config.mixed_precision, config.train.enable_gradient_checkpointing, config.train.seed, accelerator.device
     )
-    if config.model.model_type not in MODELS or config.model.model_type == "diffusers":  # the others are proved by the tests
-        with accelerator.autocast():
-            prove(adapter, moved(conds[0], accelerator.device), call_of(config.train), config.train.per_device_batch_size)
     resume = resumed(config, policy)
-    store = keep_copies(config, policy, algorithm)
+    engine.wrap(policy, partial(make_optimizer, config.train))
+    logger.info(engine.describe())
+    if config.model.model_type not in MODELS or config.model.model_type == "diffusers":  # the others are proved by the tests
+        with accelerator.autocast(), engine.accumulating(last=False):
+            prove(adapter, moved(conds[0], accelerator.device), call_of(config.train), config.train.per_device_batch_size, engine)
+    store = keep_copies(config, engine, algorithm)
     plan = plan_of(config)
-    optimizer, schedule = make_optimizer(config, policy, plan.optimiser_steps_per_epoch)
-    wrapped, optimizer = accelerator.prepare(policy, optimizer)
-    progress = Progress(**load_state(resume, store, optimizer, schedule)) if resume else Progress()
+    schedule = make_schedule(config.train, engine.optimizer, plan.optimiser_steps_per_epoch)
+    progress = Progress(**load(resume, store, engine, schedule)) if resume else Progress()
     if trackers is not None:
         trackers.truncate_after(progress.epoch)
     pairs = Pairs(config.data, adapter, call_of(config.train)) if is_offline(config) else None
-    learning = (wrapped, store, algorithm, optimizer, schedule)
-    trainer = Trainer(config, plan, accelerator, adapter, policy, *learning, rewards, rows, conds, pairs, progress=progress)
-    evaluator = Evaluator(config, accelerator, adapter, store, eval_rewards, test, eval_conds) if test else None
-    return Run(folder, trainer, evaluator, trackers, goes_on=resume is not None)
+    learning = (engine, store, algorithm, schedule)
+    trainer = Trainer(config, plan, accelerator, adapter, *learning, rewards, rows, conds, pairs, progress=progress)
+    evaluator = Evaluator(config, accelerator, adapter, engine, store, eval_rewards, test, eval_conds) if test else None
+    saver = Saver(accelerator, engine, store, type(adapter.pipe), config.log.keep_last_n)
+    return Run(folder, trainer, evaluator, trackers, saver, goes_on=resume is not None)
 
 
 def open_run_trackers(config: RunConfig, folder: Path, accelerator: Accelerator) -> Trackers | None:
@@ -113,10 +122,10 @@ def open_adapter(config: RunConfig) -> ModelAdapter:
     return load_adapter(name, family, config.mixed_precision, trained, overrides, pipeline, config.model.quantization)
 
 
-def keep_copies(config: RunConfig, policy: Policy, algorithm: Algorithm) -> WeightStore:
+def keep_copies(config: RunConfig, engine: Engine, algorithm: Algorithm) -> WeightStore:
     """The copies that the run needs: the average, and those that the algorithm compares with or samples from."""
     lora = config.model.finetune_type == "lora"
-    store = WeightStore(policy.trained(), policy.adapter_off if lora else None)
+    store = WeightStore(engine.policy.trained(), engine.policy.adapter_off if lora else None, engine.part, engine.written)
     if "ref" in algorithm.weights:
         store.keep("ref", device_of(config.train.ref_param_device))
     for name, average in algorithm.averages.items():
@@ -131,27 +140,28 @@ def device_of(name: str) -> str | None:
     return None if name == "auto" else name
 
 
-def make_optimizer(config: RunConfig, policy: Policy, steps_per_epoch: int) -> tuple[torch.optim.Optimizer, Any]:
-    """AdamW and its learning-rate schedule over the run's optimiser steps."""
-    train = config.train
+def make_optimizer(train: TrainConfig, params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW in the width that the config asks for."""
     keys: dict[str, Any] = {
         "lr": train.learning_rate,
         "betas": train.adam_betas,
         "eps": train.adam_epsilon,
         "weight_decay": train.adam_weight_decay,
     }
-    if train.optimizer == "adamw8bit":
-        try:
-            from bitsandbytes.optim import AdamW8bit
-        except ImportError as error:
-            raise UserError("train.optimizer: adamw8bit needs bitsandbytes: pip install 'flow-factory[quantization]'") from error
-        optimizer = AdamW8bit(policy.trained().values(), **keys)
-    else:
-        optimizer = torch.optim.AdamW(policy.trained().values(), **keys)
+    if train.optimizer == "adamw":
+        return torch.optim.AdamW(params, **keys)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise UserError("train.optimizer: adamw8bit needs bitsandbytes: pip install 'flow-factory[quantization]'") from error
+    return AdamW8bit(params, **keys)
+
+
+def make_schedule(train: TrainConfig, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> Any:
+    """The learning rate over the run's optimiser steps."""
     total = train.lr_total_steps or (steps_per_epoch * train.max_epochs if train.max_epochs else None)
     name = "constant_with_warmup" if train.lr_scheduler == "constant" else train.lr_scheduler  # "constant" alone would skip the warm-up
-    schedule = get_scheduler(name, optimizer, num_warmup_steps=train.lr_warmup_steps, num_training_steps=total)
-    return optimizer, schedule
+    return get_scheduler(name, optimizer, num_warmup_steps=train.lr_warmup_steps, num_training_steps=total)
 
 
 def resumed(config: RunConfig, policy: Policy) -> Path | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
 
 import torch
@@ -13,9 +13,10 @@ from flow_factory.advantage import AGGREGATIONS
 from flow_factory.algorithms.base import Algorithm
 from flow_factory.config import BatchPlan, EvalConfig, RunConfig, TrainConfig
 from flow_factory.data.order import Slot, rows_of_epoch
-from flow_factory.distributed import gather_slots
+from flow_factory.distributed import gather_groups
 from flow_factory.dynamics import DYNAMICS
 from flow_factory.ema import ema_decay
+from flow_factory.engines import Engine
 from flow_factory.frugal import parked
 from flow_factory.interrupt import Interrupt
 from flow_factory.learner import Learner, Progress, moved, quiet_bar
@@ -28,6 +29,7 @@ from flow_factory.policy import Policy
 from flow_factory.randomness import generator, normal
 from flow_factory.rewards.scoring import RewardSet
 from flow_factory.sampling import Sampler
+from flow_factory.shared_groups import score_shared, share
 from flow_factory.types import Cond, Rollout, Row, Sample
 from flow_factory.weights import WeightStore
 
@@ -40,12 +42,10 @@ class Trainer:
     plan: BatchPlan
     accelerator: Accelerator
     adapter: ModelAdapter
-    policy: Policy
-    """Bare; `wrapped` is what accelerate made of it."""
-    wrapped: Any
+    engine: Engine
+    """With the policy and its optimiser inside."""
     store: WeightStore
     algorithm: Algorithm
-    optimizer: Any
     schedule: Any
     rewards: RewardSet
     rows: Sequence[Row]
@@ -59,8 +59,8 @@ class Trainer:
         self.meter = Meter(self.accelerator)
         self.call = call_of(self.config.train)
         self.learner = Learner(
-            self.config.train, self.call, self.plan, self.accelerator, self.adapter, self.policy, self.wrapped, self.store, self.algorithm,
-            self.optimizer, self.schedule, self.meter, self.progress,
+            self.config.train, self.call, self.plan, self.accelerator, self.adapter, self.engine, self.store, self.algorithm, self.schedule,
+            self.meter, self.progress,
         )  # fmt: skip
         self.shown: list[Sample] = []
         """The epoch's first samples, for the trackers."""
@@ -77,6 +77,9 @@ class Trainer:
         self.policy.set_aside()
         report = self.judge(rollouts)
         self.interrupt.agree(self.accelerator)
+        if not self.plan.rolled.whole and self.algorithm.compares_group:
+            wanted = {slot for slot, _ in self.plan.trained.of(self.accelerator.process_index)}
+            rollouts = share(self.accelerator, rollouts, wanted, self.conds)
         self.learner.learn(self.groups(rollouts))
         self.progress.epoch += 1
         self.average()
@@ -84,10 +87,10 @@ class Trainer:
         return self.meter.means() | report | rate | self.meter.costs(self.plan.samples_per_epoch)
 
     def roll_out(self, epoch: int) -> list[Rollout]:
-        """Every group of this process's rows, in micro-batches of one row."""
-        train, rank = self.config.train, self.accelerator.process_index
-        slots = rows_of_epoch(len(self.rows), train.unique_sample_num_per_epoch, train.seed, epoch, rank, self.accelerator.num_processes)
-        batches = [(slot, k) for slot in slots for k in range(0, train.group_size, train.per_device_batch_size)]
+        """This process's micro-batches, each of one row."""
+        train = self.config.train
+        slots = rows_of_epoch(len(self.rows), train.unique_sample_num_per_epoch, train.seed, epoch)
+        batches = [(slots[slot], k * train.per_device_batch_size) for slot, k in self.mine]
         rollouts = []
         weights = self.algorithm.rolls_out(self.progress.updates)
         with self.meter.phase("rollout"), torch.no_grad(), self.store.use(weights):
@@ -117,7 +120,7 @@ class Trainer:
         starts = [slot.slot * train.group_size] * len(ids) if train.init_same_noise else ids
         generators = [generator(train.seed, "init", epoch, i) for i in starts]
         memo = Memo()
-        media, recorder = self.wrapped("sample", cond, self.call, train.num_inference_steps, sampler, generators, memo)
+        media, recorder = self.engine("sample", cond, self.call, train.num_inference_steps, sampler, generators, memo)
         rollout = Rollout(self.rows[slot.row], cond, recorder.kept, media, slot.slot, epoch, ids, memo=memo)
         if not train.stochastic:
             rollout.x0 = recorder.final
@@ -153,37 +156,41 @@ class Trainer:
         return report
 
     def score(self, rollouts: list[Rollout]) -> dict[str, float]:
-        """Fills in `Rollout.rewards`: groups are whole here, as groupwise rewards need them."""
-        train = self.config.train
+        """Fills in `Rollout.rewards`; groupwise rewards see whole groups."""
+        size = self.config.train.per_device_batch_size
         groups = self.groups(rollouts)
+        media = [[m for r in g for m in r.media] for g in groups]
         with self.meter.phase("reward"):
-            scores = self.rewards.score([g[0].row for g in groups], [[m for r in g for m in r.media] for g in groups])
+            if self.plan.rolled.whole or not self.rewards.groupwise:
+                scores = self.rewards.score([g[0].row for g in groups], media)
+            else:
+                scores = score_shared(self.accelerator, self.plan.rolled, self.rewards, groups, media)
         for group, rewards in zip(groups, scores, strict=True):
-            for rollout, part in zip(group, rewards.split(train.per_device_batch_size), strict=True):
+            for rollout, part in zip(group, rewards.split(size), strict=True):
                 rollout.rewards = part
         return {f"train/{k}": v for k, v in self.rewards.finish_epoch().items()}
 
     def weigh(self, rollouts: list[Rollout]) -> None:
         """Fills in `Rollout.advantage`, from the statistics of all processes' groups in the order of their slots."""
-        train = self.config.train
-        groups = self.groups(rollouts)
-        mine = torch.stack([torch.cat([r.rewards for r in g]) for g in groups]).double()
-        scores = gather_slots(self.accelerator, mine)
+        train, size = self.config.train, self.config.train.per_device_batch_size
+        scores = gather_groups(self.accelerator, self.plan.rolled, torch.stack([r.rewards for r in rollouts]).double())
         weights = torch.tensor(self.rewards.weights, dtype=torch.float64)
         advantage, metrics = AGGREGATIONS[train.advantage_aggregation](scores, weights, train.global_std)
-        for group in groups:
-            parts = advantage[group[0].slot].to(self.accelerator.device).split(train.per_device_batch_size)
-            for rollout, part in zip(group, parts, strict=True):
-                rollout.advantage = part
+        for rollout, (slot, k) in zip(rollouts, self.mine, strict=True):
+            rollout.advantage = advantage[slot, k * size : (k + 1) * size].to(self.accelerator.device)
         for name, column in zip(self.rewards.names, scores.flatten(0, 1).T, strict=True):
             here = column[~column.isnan()]
             metrics |= {f"reward_{name}_mean": here.mean(), f"reward_{name}_std": here.std(correction=0)}
         self.meter.add(metrics | {"reward_mean": (scores.nanmean((0, 1)) * weights).sum()})
 
     def groups(self, rollouts: list[Rollout]) -> list[list[Rollout]]:
-        """The micro-batches of each group."""
-        n = self.config.train.group_size // self.config.train.per_device_batch_size
-        return [rollouts[k : k + n] for k in range(0, len(rollouts), n)]
+        """This process's micro-batches of each group."""
+        return [list(group) for _, group in groupby(rollouts, key=lambda r: r.slot)]
+
+    @property
+    def mine(self) -> list[tuple[int, int]]:
+        """(group, number in it) of this process's micro-batches."""
+        return self.plan.rolled.of(self.accelerator.process_index)
 
     def average(self) -> None:
         """Moves the EMA, every `ema_update_interval` epochs."""
@@ -194,8 +201,13 @@ class Trainer:
             self.store.blend("ema", ema_decay(train.ema_decay_schedule, done - 1, train.ema_decay, total_steps=total, **extras))
 
     def state(self) -> dict[str, Any]:
-        """What `checkpoint.save_state` keeps beside weights and optimiser."""
-        return asdict(self.progress)
+        """What is kept beside the training state's tensors."""
+        return asdict(self.progress) | {"schedule": self.schedule.state_dict()}
+
+    @property
+    def policy(self) -> Policy:
+        """What is trained."""
+        return self.engine.policy
 
 
 def call_of(section: TrainConfig | EvalConfig) -> dict[str, Any]:

@@ -8,28 +8,25 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
-from diffusers.optimization import get_scheduler
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from flow_factory.checkpoint import (
     LORA_FILE,
     CheckpointError,
+    begin,
     checkpoints,
+    finish,
     kind_of,
     load_model,
-    load_state,
     newest,
+    partial_of,
     prune,
     save_model,
-    save_state,
-    write_atomically,
 )
 from flow_factory.models.flux1 import Flux1
 from flow_factory.models.loading import load_pipeline
 from flow_factory.policy import Policy
 from flow_factory.randomness import generator
-from flow_factory.weights import WeightStore
 from tests.conftest import CALL, condition, flux, fresh_policy, policy_over
 
 LORA = {"finetune_type": "lora", "target_modules": ("default",), "lora_rank": 4, "lora_alpha": 12}
@@ -146,10 +143,17 @@ def fill(text: str, fail: bool = False) -> Callable[[Path], None]:
     return write
 
 
+def put(folder: Path, write: Callable[[Path], object]) -> None:
+    partial = partial_of(folder)
+    begin(partial)
+    write(partial)
+    finish(partial, folder)
+
+
 def test_a_written_folder_replaces_the_old_one_whole(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints" / "epoch_1"
-    write_atomically(folder, lambda partial: (partial / "stale").write_text("old"))
-    write_atomically(folder, fill("new"))
+    put(folder, lambda partial: (partial / "stale").write_text("old"))
+    put(folder, fill("new"))
     assert sorted(str(p.relative_to(tmp_path)) for p in folder.rglob("*") if p.is_file()) == [
         "checkpoints/epoch_1/a", "checkpoints/epoch_1/sub/b"]  # fmt: skip
     assert [p.name for p in folder.parent.iterdir()] == ["epoch_1"]
@@ -159,12 +163,12 @@ def test_a_written_folder_replaces_the_old_one_whole(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path, existed: bool) -> None:
     folder = tmp_path / "epoch_1"
     if existed:
-        write_atomically(folder, fill("old"))
+        put(folder, fill("old"))
     with pytest.raises(OSError, match="no space"):
-        write_atomically(folder, fill("new", fail=True))
+        put(folder, fill("new", fail=True))
     assert folder.exists() == existed and checkpoints(tmp_path) == [folder] * existed
     assert not existed or ((folder / "a").read_text(), (folder / "sub" / "b").read_text()) == ("old", "old")
-    write_atomically(folder, fill("third"))
+    put(folder, fill("third"))
     assert (folder / "sub" / "b").read_text() == "third"
 
 
@@ -172,7 +176,7 @@ def test_leftovers_of_a_cut_are_in_nobodys_way(tmp_path: Path) -> None:
     for name in ("epoch_1", ".old-epoch_1", ".partial-epoch_1"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "stale").write_text("")
-    write_atomically(tmp_path / "epoch_1", fill("new"))
+    put(tmp_path / "epoch_1", fill("new"))
     assert [p.name for p in tmp_path.iterdir()] == ["epoch_1"] and not (tmp_path / "epoch_1" / "stale").exists()
 
 
@@ -209,47 +213,3 @@ def test_checkpoints_are_in_the_order_of_their_epochs(tmp_path: Path) -> None:
     assert [p.name for p in checkpoints(folder)] == ["epoch_10", "epoch_100"] and (folder / "epoch_x").exists()
     prune(folder, 5)
     assert len(checkpoints(folder)) == 2
-
-
-# -- training state -----------------------------------------------------------------------------------------------------------------
-
-
-def run(dtype: torch.dtype, names: tuple[str, ...] = ("ema",)) -> tuple[nn.Module, WeightStore, Any, Any]:
-    model = nn.Linear(4, 3).to(dtype)
-    store = WeightStore(dict(model.named_parameters()))
-    for name in names:
-        store.keep(name)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    return model, store, optimizer, get_scheduler("cosine", optimizer, num_warmup_steps=2, num_training_steps=9)
-
-
-def train(model: nn.Module, store: WeightStore, optimizer: Any, schedule: Any, steps: range) -> None:
-    for k in steps:
-        model(torch.full((1, 4), k + 1.0, dtype=model.weight.dtype)).square().sum().backward()
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        store.blend("ema", 0.9)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_resumed_run_goes_on_to_the_bit(tmp_path: Path, dtype: torch.dtype) -> None:
-    first, second = run(dtype), run(dtype)
-    train(*first, range(4))
-    (tmp_path / "state").mkdir()
-    save_state(tmp_path / "state", *first[1:], {"epoch": 4, "updates": 8})
-    assert load_state(tmp_path, *second[1:]) == {"epoch": 4, "updates": 8}
-    for parts in (first, second):
-        train(*parts, range(4, 7))
-    a, b = first[1].state_dict(), second[1].state_dict()
-    assert all(torch.equal(a[name][k], b[name][k]) for name in ("policy", "ema") for k in a[name])
-    assert first[3].get_last_lr() == second[3].get_last_lr()
-
-
-def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "state").mkdir()
-    save_state(tmp_path / "state", *run(torch.float32)[1:], {})
-    with pytest.raises(
-        CheckpointError, match=rf"{tmp_path} does not fit this run: the saved copies are \['ema', 'policy'\], this run keeps"
-    ):
-        load_state(tmp_path, *run(torch.float32, ("ema", "ref"))[1:])

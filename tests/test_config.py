@@ -10,6 +10,7 @@ import yaml
 from flow_factory.algorithms import ALGORITHMS
 from flow_factory.config import TRAIN_CONFIGS, ConfigError, GRPOConfig, RunConfig, config_help, dump_config, load_config, plan_of
 from flow_factory.config.help import SECTIONS
+from flow_factory.config.plan import Deal
 from flow_factory.config.signature import call_arguments, scheduler_arguments
 
 GOOD = """\
@@ -225,8 +226,9 @@ BAD = [
     # one key against another
     ("group_size: 8", "group_size: 6 #!", ["train.group_size", "multiple of train.per_device_batch_size=4", "write 4 or 8"]),
     ("  per_device_batch_size: 4\n  group_size: 8\n", "  group_size: 1 #!\n", ["train.group_size", "no advantage", "write 2 or more"]),
-    ("_per_epoch: 6", "_per_epoch: 5 #!", ["train.unique_sample_num_per_epoch", "num_processes=2", "write 4 or 6"]),
-    ("_per_epoch: 6", "_per_epoch: 1 #!", ["train.unique_sample_num_per_epoch", "num_processes=2", "write 2"]),
+    (GOOD[:16], "num_processes: 8", ["_per_epoch", "6 rows make 12 micro-batches", "num_processes=8", "write 4 or 8"]),
+    (GOOD[:16], "num_processes: 16", ["_per_epoch", "6 rows make 12 micro-batches", "num_processes=16", "write 8"]),
+    ("_per_epoch: 6", "_per_epoch: 5", ["train.gradient_step_per_epoch", "3 must divide the 5 micro-batches", "write 1 or 5"]),
     ("step_per_epoch: 3", "step_per_epoch: 4 #!", ["train.gradient_step_per_epoch", "divide the 6 micro-batches", "write 3 or 6"]),
     (TRAIN, "train:\n  gradient_accumulation_steps: 5 #!\n", ["train.gradient_accumulation_steps", "divide the 6", "write 3 or 6"]),
     ("Flow-SDE", "ODE #!", ["scheduler.dynamics_type", "grpo needs log-probabilities", "Flow-SDE, Dance-SDE or CPS"]),
@@ -482,7 +484,7 @@ def test_scheduler_arguments_go_to_overrides(load):
 
 def test_the_plan_of_an_epoch(load):
     plan = plan_of(load(GOOD, "train.num_inner_epochs=2"))
-    assert (plan.rows_per_epoch, plan.rows_per_rank, plan.groups, plan.samples_per_epoch) == (6, 3, 6, 48)
+    assert (plan.rows_per_epoch, plan.groups, plan.samples_per_epoch) == (6, 6, 48)
     assert (plan.micro_batches_per_rank, plan.trained_points) == (6, 2)
     assert (plan.micro_batches_per_update, plan.optimiser_steps_per_epoch) == (2, 6)
     assert plan_of(load(GOOD, "train.gradient_accumulation_steps=6")).optimiser_steps_per_epoch == 1
@@ -490,11 +492,32 @@ def test_the_plan_of_an_epoch(load):
     assert ("samples an epoch", "48 = 6 groups of 8") in plan.describe()
 
 
+@pytest.mark.parametrize(("groups", "batches", "steps"), [(8, 4, 2), (8, 4, 8), (2, 4, 2), (3, 4, 3), (48, 4, 2), (1, 8, 1)])
+def test_an_optimiser_step_learns_from_the_same_on_any_number_of_processes(groups: int, batches: int, steps: int) -> None:
+    """And a group stays on one process wherever steps of whole groups divide over the processes."""
+    alone = [set(part) for part in parts(Deal(groups, batches, 1, True).of(0), steps)]
+    for processes in (2, 4, 8, 16, 32, 64):
+        if groups * batches % (processes * steps):
+            continue
+        whole = groups % processes == 0 and groups * batches // (processes * steps) % batches == 0
+        deal = Deal(groups, batches, processes, whole)
+        shares = [parts(deal.of(p), steps) for p in range(processes)]
+        assert {len(part) for share in shares for part in share} == {groups * batches // (processes * steps)}
+        assert [set().union(*(share[k] for share in shares)) for k in range(steps)] == alone
+        homes = {g: {p for p, share in enumerate(shares) for part in share for h, _ in part if h == g} for g in range(groups)}
+        assert not whole or all(len(home) == 1 for home in homes.values())
+
+
+def parts(order: list[tuple[int, int]], steps: int) -> list[list[tuple[int, int]]]:
+    size = len(order) // steps
+    return [order[k : k + size] for k in range(0, len(order), size)]
+
+
 def test_only_an_explicit_auto_sampler_rounds_up_and_says_so(load):
-    uneven = ["train.group_size=6", "train.unique_sample_num_per_epoch=5", "train.gradient_step_per_epoch=4"]
+    uneven = ["train.group_size=6", "train.unique_sample_num_per_epoch=6", "train.gradient_step_per_epoch=4"]
     config = load(GOOD, *uneven, "data.sampler_type=auto")
     assert (config.train.group_size, config.train.unique_sample_num_per_epoch) == (8, 8)
-    assert config.notices == ("data.sampler_type: auto rounded up train.group_size 6 -> 8, train.unique_sample_num_per_epoch 5 -> 8",)
+    assert config.notices == ("data.sampler_type: auto rounded up train.group_size 6 -> 8, train.unique_sample_num_per_epoch 6 -> 8",)
     with pytest.raises(ConfigError, match="multiple"):
         load(GOOD, *uneven)
     assert load(GOOD, "data.sampler_type=auto").notices == ()

@@ -150,16 +150,6 @@ def test_wrong_condition_columns_are_named_by_line(tmp_path, columns, message):
 # order
 
 
-@pytest.mark.parametrize(("num_rows", "per_epoch"), [(10, 4), (8, 8), (3, 8), (7, 1), (13, 12)])
-def test_the_order_is_the_same_on_any_number_of_processes(num_rows, per_epoch):
-    for epoch in range(5):
-        alone = rows_of_epoch(num_rows, per_epoch, seed=3, epoch=epoch)
-        for world in (2, 4):
-            together = [s for rank in range(world) for s in rows_of_epoch(num_rows, per_epoch, 3, epoch, rank, world)]
-            assert sorted(together) == alone
-        assert [s.slot for s in alone] == list(range(per_epoch))
-
-
 @pytest.mark.parametrize(("num_rows", "per_epoch"), [(10, 4), (8, 8), (3, 8), (7, 3), (13, 12), (1, 2)])
 def test_every_row_comes_up_once_a_cycle(num_rows, per_epoch):
     stream = [s.row for epoch in range(6 * num_rows) for s in rows_of_epoch(num_rows, per_epoch, 0, epoch)]

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FluxPipeline
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from flow_factory.checkpoint import load_model, save_model
+from flow_factory.checkpoint import LORA_FILE, load_model, save_model
 from flow_factory.config import ConfigError, load_config
 from flow_factory.errors import UserError
 from flow_factory.frugal import FLOAT8, parked
@@ -23,6 +24,7 @@ from flow_factory.policy import Policy
 from tests.conftest import condition, flux, fresh_policy, policy_over, rolled, velocity_at
 from tests.test_exactness import DTYPES, exact
 from tests.tiny.run import logged, tiny, trained, write_run
+from tests.tiny.several import several
 
 LORA = {"finetune_type": "lora", "target_modules": ("default",)}
 PRECISION = {"float32": "no", "bfloat16": "bf16"}
@@ -184,6 +186,15 @@ def test_parked_tensors_keep_values_and_layout() -> None:
     kept = parked({"x": x, "n": 3, "none": None})
     assert kept["n"] == 3 and kept["none"] is None and torch.equal(kept["x"], x) and kept["x"].stride() == x.stride()
     assert torch.equal(moved(kept, "cpu")["x"], x)
+
+
+@pytest.mark.slow
+def test_offloaded_blocks_learn_what_whole_ones_learn(tmp_path: Path) -> None:
+    runs = {"whole": [], "blocks": ["model.offload_blocks=true", "model.offload_idle=true"]}
+    said = several(tmp_path, 1, runs)
+    assert [said[name][0]["engine"] for name in runs] == ["one process", "FSDP2"]
+    whole, blocks = (load_file(tmp_path / "save" / name / "checkpoints" / "epoch_2" / LORA_FILE) for name in runs)
+    assert whole.keys() == blocks.keys() and all(torch.equal(whole[k], blocks[k]) for k in whole)
 
 
 def test_encoders_are_moved_for_rows_that_are_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

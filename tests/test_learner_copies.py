@@ -55,7 +55,7 @@ def test_dgpos_average_moves_after_every_update(tmp_path: Path) -> None:
     settings = ("train.ema_ref_max_decay=0.5", "train.ema_ref_ramp_rate=0.2", "train.num_inner_epochs=2", "train.learning_rate=1e-2")
     run = started(tmp_path, "dgpo", *SHORT, *settings)
     average, updates = copied(run, "policy"), []
-    run.trainer.optimizer.optimizer.register_step_post_hook(lambda *_: updates.append(copied(run, "policy")))
+    run.trainer.engine.optimizer.register_step_post_hook(lambda *_: updates.append(copied(run, "policy")))
     for epoch in (1, 2):
         run.trainer.epoch()
         assert len(updates) == 4 * epoch == run.trainer.progress.updates
@@ -70,7 +70,7 @@ def test_dgpos_average_moves_after_every_update(tmp_path: Path) -> None:
 def states(run: Run, weights: str, epoch: int) -> list[Tensor]:
     """The final states that these weights draw in an epoch."""
     train = run.trainer.config.train
-    slots = rows_of_epoch(len(run.trainer.rows), train.unique_sample_num_per_epoch, train.seed, epoch, 0, 1)
+    slots = rows_of_epoch(len(run.trainer.rows), train.unique_sample_num_per_epoch, train.seed, epoch)
     with torch.no_grad(), run.trainer.store.use(weights):
         rollouts = [run.trainer.sample(slot, range(k, k + 2), epoch) for slot in slots for k in (0, 2)]
     return [r.x0 for r in rollouts if r.x0 is not None]

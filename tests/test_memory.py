@@ -1,7 +1,7 @@
 """The estimate of memory against runs that are built and counted, and against traced forwards and backwards."""
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,20 +41,16 @@ def size_of(tensors: Iterable[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for x in tensors for t in inner(x))
 
 
-def counted(run: Run, part: Callable[[nn.Parameter], Tensor] = lambda p: p) -> dict[str, int]:
-    """Bytes that a run holds after a backward and an optimiser step.
-
-    Args:
-        part: what this process holds of a weight.
-    """
+def counted(run: Run) -> dict[str, int]:
+    """Bytes that a process of a run holds after a backward and an optimiser step."""
     trainer = run.trainer
     mine = list(trainer.policy.trained().values())
     ours = {id(p) for p in mine}
-    modules = [getattr(part, "bare", part) for part in trainer.adapter.pipe.components.values()]
+    held, modules = trainer.engine.part, [getattr(part, "bare", part) for part in trainer.adapter.pipe.components.values()]
     frozen = [p for m in modules if isinstance(m, nn.Module) for p in m.parameters() if id(p) not in ours]
-    state = [t for values in trainer.optimizer.state.values() for t in values.values() if isinstance(t, Tensor) and t.numel() > 1]
+    state = [t for values in trainer.engine.optimizer.state.values() for t in values.values() if isinstance(t, Tensor) and t.numel() > 1]
     return {
-        "frozen": size_of(map(part, frozen)), "trained": size_of(map(part, mine)), "optimiser": size_of(state),
+        "frozen": size_of(map(held, frozen)), "trained": size_of(map(held, mine)), "optimiser": size_of(state),
         "copies": size_of(t for kept in trainer.store.copies.values() for t in kept),
         "gradients": size_of(p.grad for p in mine if p.grad is not None),
     }  # fmt: skip
@@ -71,7 +67,7 @@ def static_bytes(config: RunConfig) -> dict[str, float]:
 
 def stepped(run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     """After an epoch whose gradients were not forgotten."""
-    monkeypatch.setattr(type(run.trainer.optimizer), "zero_grad", lambda *_, **__: None)
+    monkeypatch.setattr(type(run.trainer.engine.stepper), "zero_grad", lambda *_, **__: None)
     run.trainer.epoch()
     return run
 

@@ -60,7 +60,7 @@ def test_a_pair_the_other_way_round_teaches_the_opposite(tmp_path: Path) -> None
         run = offline(folder, "train.learning_rate=1e-6", "train.adam_weight_decay=0")
         before = trained(run)
         run.trainer.epoch()
-        gradients.append({k: run.trainer.optimizer.state[p]["exp_avg"].clone() for k, p in run.trainer.policy.trained().items()})
+        gradients.append({k: run.trainer.engine.optimizer.state[p]["exp_avg"].clone() for k, p in run.trainer.policy.trained().items()})
         assert any(not torch.equal(before[k], p) for k, p in trained(run).items())
     assert any(g.abs().max() > 0 for g in gradients[0].values())
     for key, one in gradients[0].items():

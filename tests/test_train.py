@@ -203,7 +203,7 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
     there = {str(p.relative_to(run.folder)) for p in run.folder.rglob("*")}
     assert {"config.yaml", "metrics.jsonl", "summary.md", "curves.png", "before_after.png", "samples/eval_00002.png"} <= there
     assert sorted(p.name for p in (run.folder / "checkpoints").iterdir()) == ["epoch_2"]
-    assert json.loads((run.checkpoint() / "state" / "progress.json").read_text()) == {"epoch": 2, "updates": 4}
+    assert {"epoch": 2, "updates": 4}.items() <= json.loads((run.checkpoint() / "state" / "progress.json").read_text()).items()
     assert str(run.checkpoint()) in summary == (run.folder / "summary.md").read_text()
 
 

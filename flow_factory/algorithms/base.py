@@ -48,6 +48,11 @@ class Algorithm:
         """`per_sample_times`: whether the model takes a time a sample, instead of one for all of a micro-batch."""
         self.config, self.scheduler, self.per_sample_times = config, scheduler, per_sample_times
 
+    @property
+    def compares_group(self) -> bool:
+        """Whether a group must be whole where it is trained on."""
+        return self.scope == "group" or self.config.best_of_n is not None or type(self).select is not Algorithm.select
+
     def guidance(self, weights: str) -> float | None:
         """Scale of the classifier-free guidance of these weights' velocity, 1 for none; None: the rollout's."""
         return None

@@ -1,4 +1,4 @@
-"""The arithmetic of an epoch."""
+"""The arithmetic of an epoch: what is rolled out, what is trained on, and by which process."""
 
 from dataclasses import dataclass
 
@@ -6,11 +6,34 @@ from flow_factory.config.run import RunConfig
 
 
 @dataclass(frozen=True)
+class Deal:
+    """Which process takes which of an epoch's micro-batches.
+
+    An optimiser step learns from the same micro-batches whatever the number of processes: those that follow each other, group by group.
+    A process takes whole groups where the steps' shares allow it, and single micro-batches in turn where they do not.
+    """
+
+    groups: int
+    batches: int
+    """Micro-batches of a group."""
+    processes: int
+    whole: bool
+
+    def of(self, process: int) -> list[tuple[int, int]]:
+        """(group, number of the micro-batch in it), those of one process in the order in which it takes them."""
+        every = ((group, k) for group in range(self.groups) for k in range(self.batches))
+        return [(g, k) for g, k in every if (g if self.whole else g * self.batches + k) % self.processes == process]
+
+
+@dataclass(frozen=True)
 class BatchPlan:
     """How the samples of an epoch are cut up. A micro-batch is `per_device_batch_size` samples of one row."""
 
     rows_per_epoch: int
-    rows_per_rank: int
+    rolled: Deal
+    """Of what is rolled out."""
+    trained: Deal
+    """Of what is trained on: less, where only the best and the worst of a group count."""
     group_size: int
     per_device_batch_size: int
     samples_per_epoch: int
@@ -32,9 +55,10 @@ class BatchPlan:
 
     def describe(self) -> list[tuple[str, str]]:
         """(what, how much), for printing."""
-        ranks = self.rows_per_epoch // self.rows_per_rank
+        many = self.rolled.processes
+        how = f" = {self.rows_per_epoch // many} x {many} processes" if self.rolled.whole else f", shared among {many} processes"
         return [
-            ("rows an epoch", f"{self.rows_per_epoch} = {self.rows_per_rank} x {ranks} processes"),
+            ("rows an epoch", f"{self.rows_per_epoch}{how}"),
             ("samples an epoch", f"{self.samples_per_epoch} = {self.groups} groups of {self.group_size}"),
             ("micro-batches a process", f"{self.micro_batches_per_rank} of {self.per_device_batch_size} samples"),
             ("training points", f"{self.trained_points} a micro-batch, {self.trained_batches_per_rank * self.trained_points} a process"),
@@ -47,22 +71,25 @@ def micro_batches_per_update(config: RunConfig) -> int:
     train = config.train
     if train.gradient_accumulation_steps != "auto":
         return train.gradient_accumulation_steps
-    return train.unique_sample_num_per_epoch // config.num_processes * train.trained_batches_per_group // train.gradient_step_per_epoch
+    return train.unique_sample_num_per_epoch * train.trained_batches_per_group // config.num_processes // train.gradient_step_per_epoch
 
 
 def plan_of(config: RunConfig) -> BatchPlan:
     """The plan of a configuration whose batches divide (`load_config` returns no other)."""
     train = config.train
-    rows = train.unique_sample_num_per_epoch // config.num_processes
-    batches = rows * train.trained_batches_per_group
+    rows, processes = train.unique_sample_num_per_epoch, config.num_processes
+    rolled, trained = train.group_size // train.per_device_batch_size, train.trained_batches_per_group
+    batches = rows * trained // processes
     update = micro_batches_per_update(config)
+    whole = rows % processes == 0 and update % trained == 0
     return BatchPlan(
-        rows_per_epoch=train.unique_sample_num_per_epoch,
-        rows_per_rank=rows,
+        rows_per_epoch=rows,
+        rolled=Deal(rows, rolled, processes, whole),
+        trained=Deal(rows, trained, processes, whole),
         group_size=train.group_size,
         per_device_batch_size=train.per_device_batch_size,
-        samples_per_epoch=train.unique_sample_num_per_epoch * train.group_size,
-        micro_batches_per_rank=rows * (train.group_size // train.per_device_batch_size),
+        samples_per_epoch=rows * train.group_size,
+        micro_batches_per_rank=rows * rolled // processes,
         trained_batches_per_rank=batches,
         trained_points=train.points_per_batch(config.scheduler),
         micro_batches_per_update=update,

@@ -1,6 +1,7 @@
 """Every rule that needs more than one key. Each yields what breaks it."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from flow_factory.config.algorithm_rules import ALGORITHM_RULES, Rule, best_of_n_fits, rounded
@@ -44,7 +45,7 @@ def notices(config: RunConfig) -> tuple[str, ...]:
         lines.append("data.force_reprocess is not needed: rows are cached by content, so what has changed is always encoded anew")
     if config.data.sampler_type not in (None, "auto"):
         lines.append(f"data.sampler_type: {config.data.sampler_type} has no effect: a group always lives on one process")
-    if config.config_file is not None and config.num_processes == 1:
+    if config.config_file is not None and config.num_processes == 1 and engine_of(config.config_file).kind != "fsdp":
         lines.append(f"config_file: {config.config_file} has no effect on one process")
     elif config.config_file is not None and (file := found(config.config_file)) != Path(config.config_file):
         lines.append(f"config_file: there is no {config.config_file}; using {file}")
@@ -66,10 +67,10 @@ def rounded_up(config: RunConfig) -> tuple[RunConfig, tuple[str, ...]]:
     if config.data.sampler_type != "auto":
         return config, ()
     group = rounded(train.group_size, train.per_device_batch_size)
-    rows = rounded(train.unique_sample_num_per_epoch, config.num_processes)
-    batches = train.model_copy(update={"group_size": group}).trained_batches_per_group
-    while rows // config.num_processes * batches % _parts(config):
-        rows += config.num_processes
+    rows = train.unique_sample_num_per_epoch
+    bigger = config.model_copy(update={"train": train.model_copy(update={"group_size": group})})
+    while not (_deals(bigger, rows) and _steps(bigger, rows)):
+        rows += 1
     wanted = {"group_size": group, "unique_sample_num_per_epoch": rows}
     changed = {key: value for key, value in wanted.items() if value != getattr(train, key)}
     if not changed:
@@ -79,17 +80,24 @@ def rounded_up(config: RunConfig) -> tuple[RunConfig, tuple[str, ...]]:
 
 
 def batches_divide(config: RunConfig) -> Iterator[Problem]:
-    train = config.train
-    uneven = False
-    for key, value, by, unit in (
-        ("group_size", train.group_size, train.per_device_batch_size, "train.per_device_batch_size"),
-        ("unique_sample_num_per_epoch", train.unique_sample_num_per_epoch, config.num_processes, "num_processes"),
-    ):
-        if value % by:
-            uneven = True
-            yield Problem(("train", key), f"{value} must be a multiple of {unit}={by}; {_around(value, by)}")
-    batches = train.unique_sample_num_per_epoch // config.num_processes * train.trained_batches_per_group
-    if uneven or list(best_of_n_fits(config)) or batches % _parts(config) == 0:
+    train, rows = config.train, config.train.unique_sample_num_per_epoch
+    size, batch = train.group_size, train.per_device_batch_size
+    if size % batch:
+        yield Problem(("train", "group_size"), f"{size} must be a multiple of train.per_device_batch_size={batch}; {_around(size, batch)}")
+        return
+    if list(best_of_n_fits(config)):
+        return
+    if not _deals(config, rows):
+        many = f"{rows} rows make {rows * (size // batch)} micro-batches"
+        if train.trained_batches_per_group != size // batch:
+            many += f", {rows * train.trained_batches_per_group} of them trained on"
+        ways = range(rows, 0, -1), range(rows, rows + config.num_processes)
+        near = " or ".join(str(n) for way in ways for n in list(filter(partial(_deals, config), way))[:1])
+        text = f"{many}, which do not divide over num_processes={config.num_processes}; write {near}"
+        yield Problem(("train", "unique_sample_num_per_epoch"), text)
+        return
+    batches = rows * train.trained_batches_per_group // config.num_processes
+    if _steps(config, rows):
         return
     key = "gradient_step_per_epoch" if train.gradient_accumulation_steps == "auto" else "gradient_accumulation_steps"
     divisors = [n for n in range(1, batches + 1) if batches % n == 0]
@@ -191,6 +199,18 @@ RULES: tuple[Rule, ...] = (
     *ALGORITHM_RULES,
     *MEMORY_RULES,
 )
+
+
+def _deals(config: RunConfig, rows: int) -> bool:
+    """Whether so many rows' micro-batches divide over the processes, those rolled out and those trained on."""
+    train = config.train
+    numbers = train.group_size // train.per_device_batch_size, train.trained_batches_per_group
+    return all(rows * n % config.num_processes == 0 for n in numbers)
+
+
+def _steps(config: RunConfig, rows: int) -> bool:
+    """Whether a process's share of them divides over the optimiser steps."""
+    return rows * config.train.trained_batches_per_group // config.num_processes % _parts(config) == 0
 
 
 def _parts(config: RunConfig) -> int:

@@ -1,4 +1,4 @@
-"""Which rows an epoch takes, in which order, and which process takes them: a pure function of the seed and the epoch."""
+"""Which rows an epoch takes, in which order: a pure function of the seed and the epoch."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -16,16 +16,15 @@ class Slot(NamedTuple):
     row: int
 
 
-def rows_of_epoch(num_rows: int, rows_per_epoch: int, seed: int, epoch: int, rank: int = 0, world: int = 1) -> list[Slot]:
-    """The slots rank, rank + world, ... of the epoch: all ranks together have the same slots, whatever their number.
+def rows_of_epoch(num_rows: int, rows_per_epoch: int, seed: int, epoch: int) -> list[Slot]:
+    """The slots of the epoch.
 
     The rows come from an endless stream, one permutation of the data set after the other, so that every row comes up once a cycle. An
     epoch that begins in one permutation and ends in the next has no row twice either; only where `rows_per_epoch` exceeds `num_rows`
     does a row return within an epoch, in a slot of its own: key by slot what must differ.
     """
-    slots = range(rank, rows_per_epoch, world)
-    stream = (divmod(epoch * rows_per_epoch + slot, num_rows) for slot in slots)
-    return [Slot(slot, int(_cycle(num_rows, rows_per_epoch, seed, c)[k])) for slot, (c, k) in zip(slots, stream, strict=True)]
+    stream = (divmod(epoch * rows_per_epoch + slot, num_rows) for slot in range(rows_per_epoch))
+    return [Slot(slot, int(_cycle(num_rows, rows_per_epoch, seed, c)[k])) for slot, (c, k) in enumerate(stream)]
 
 
 @lru_cache(maxsize=8)

@@ -2,7 +2,7 @@
 
 import math
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,16 @@ FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, Key
 """What pipelines raise when they are called in a way that they do not support."""
 
 
+Ask = Callable[..., Any]
+"""("sample" or "velocity", its arguments) -> what the adapter answers: an engine, where one is around the model."""
+
+
 @torch.no_grad()
-def replay_error(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any], n: int = 2) -> float:
+def replay_error(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any], n: int = 2, ask: Ask | None = None) -> float:
     """The largest difference between the log-probability of a transition in a short rollout of n samples and in its replay.
+
+    Args:
+        ask: None asks the adapter itself.
 
     Returns:
         0.0 where training sees to the bit what sampling saw; NaN where the model makes no numbers.
@@ -34,22 +41,26 @@ def replay_error(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any], n: 
     Raises:
         UserError: see `check_size`.
     """
-    device = adapter.pipe._execution_device
+    ask, device = ask or partial(asked, adapter), adapter.pipe._execution_device
     generators = [torch.Generator(device).manual_seed(k) for k in range(n)]
     normal = partial(torch.randn, generator=torch.Generator(device).manual_seed(n), device=device)
     kernel, memo = DYNAMICS["Flow-SDE"], Memo()
     draw = Sampler(kernel, ETA, range(STEPS - 1), lambda index, x, purpose: normal(x.shape), torch.float32)
-    media, recorder = adapter.sample(cond, call, STEPS, draw, generators, memo)
+    media, recorder = ask("sample", cond, call, STEPS, draw, generators, memo)
     check_size(adapter, media[0], call)
     errors = []
     for s in recorder.kept:
         with torch.enable_grad():  # as training asks: a block that is checkpointed may compute something else (Chroma's do)
-            v = adapter.velocity(s.x.to(s.dtype), s.t, s.s, cond, call, memo).detach()
+            v = ask("velocity", s.x.to(s.dtype), s.t, s.s, cond, call, memo).detach()
         logp = kernel.log_prob(s.x1.float(), *kernel.step(s.x.float(), v.float(), s.s, s.s1, ETA, s.ceiling))
         errors.append((logp - s.logp).abs().max())
     if not errors:
         raise RuntimeError(f"{type(adapter.pipe).__name__} did not call scheduler.step at the head of its schedule")
     return torch.stack(errors).max().item()
+
+
+def asked(adapter: ModelAdapter, what: str, *args: Any) -> Any:
+    return getattr(adapter, what)(*args)
 
 
 def check_size(adapter: ModelAdapter, drawn: Image.Image | Clip, call: Mapping[str, Any]) -> None:
@@ -62,17 +73,17 @@ def check_size(adapter: ModelAdapter, drawn: Image.Image | Clip, call: Mapping[s
         raise UserError(f"asked for {asked}, {name} draws height {height}, width {width}: write what it draws")
 
 
-def prove(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any], n: int) -> None:
+def prove(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any], n: int, ask: Ask | None = None) -> None:
     """Raises:
     UserError: the pipeline cannot be trained through its scheduler; the message says why.
     """
     name = type(adapter.pipe).__name__
     try:
-        error = replay_error(adapter, cond, call, n)
+        error = replay_error(adapter, cond, call, n, ask)
     except UserError:
         raise
     except FAILURES as failure:
-        several = n > 1 and runs(adapter, cond, call)
+        several = n > 1 and runs(adapter, cond, call, ask)
         how = f" with {n} samples of a row at a time" if several else ""
         advice = "; train.per_device_batch_size: 1, or model.vae_slicing: true, may help" if several else ""
         raise UserError(f"{name} cannot be trained{how}: {reason(failure)}{advice}") from failure
@@ -85,10 +96,10 @@ def prove(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any], n: int) ->
         )
 
 
-def runs(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any]) -> bool:
+def runs(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any], ask: Ask | None) -> bool:
     """Whether one sample at a time goes through."""
     try:
-        replay_error(adapter, cond, call, 1)
+        replay_error(adapter, cond, call, 1, ask)
     except FAILURES:
         return False
     return True

@@ -131,6 +131,11 @@ class RewardSet:
             raise UserError(f"two rewards are named {twice[0]!r}; give each its own name")
         self._forget()
 
+    @property
+    def groupwise(self) -> bool:
+        """Whether any reward sees a group at a time."""
+        return any(isinstance(judge.model, GroupwiseRewardModel) for judge in self.judges)
+
     def _forget(self) -> None:
         self._asked: Counter[str] = Counter()
         self._missing: Counter[str] = Counter()

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
@@ -98,6 +99,15 @@ def tiny(folder: Path, *overrides: str) -> Run:
     AcceleratorState._reset_state(reset_partial_state=True)
     file = folder / "tiny.yaml"
     return build(load_config(file if file.exists() else write_run(folder), overrides))
+
+
+def read_state(checkpoint: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint's training state, whole, however many processes wrote it."""
+    reader = dcp.FileSystemReader(checkpoint / "state")
+    known: dict[str, Any] = reader.read_metadata().state_dict_metadata
+    state = {name: torch.empty(meta.size, dtype=meta.properties.dtype) for name, meta in known.items()}
+    dcp.load(state, storage_reader=reader, no_dist=True)
+    return state
 
 
 def trained(run: Run) -> dict[str, Tensor]:

@@ -1,0 +1,140 @@
+"""What every engine can do, and plain data parallel, which is one process alone as well."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from flow_factory.config.engine import EngineSettings
+from flow_factory.policy import Policy
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+class Engine:
+    """Wraps the policy, and steps it. All weights and their gradients are on every process.
+
+    A `part` is what this process holds of a parameter's values: here all of them, elsewhere a shard. Copies of the weights are kept as
+    parts, and arithmetic on them needs no other process.
+
+    Attributes:
+        collective: whether every forward is one of all processes together, so that all must ask for as many.
+    """
+
+    collective = False
+
+    def __init__(self, settings: EngineSettings, accelerator: Accelerator, max_norm: float):
+        self.settings, self.accelerator, self.max_norm = settings, accelerator, max_norm
+        self.policy: Policy
+        self.wrapped: Any
+        self.optimizer: torch.optim.Optimizer
+        """The torch optimiser, whose learning rate a schedule sets."""
+
+    # -- before training -------------------------------------------------------------------------------------------------------
+
+    def wrap(self, policy: Policy, make_optimizer: MakeOptimizer) -> None:
+        """Puts the policy on its device and shares it out; then makes the optimiser of what is trained."""
+        self.policy = policy.to(self.accelerator.device)
+        self.optimizer = make_optimizer(policy.trained().values())
+        self.wrapped, self.stepper = self.accelerator.prepare(policy, self.optimizer)
+
+    @property
+    def name(self) -> str:
+        """The engine that is at work, by what was built."""
+        return "DDP" if isinstance(self.wrapped, DistributedDataParallel) else "one process"
+
+    def describe(self) -> str:
+        """The engine at work and what a process holds, counted."""
+        params = list(self.policy.components.parameters())
+        held, whole = sum(self.part(p).numel() for p in params), sum(self.shape(p).numel() for p in params)
+        many = self.accelerator.num_processes
+        return f"{self.name}{f' on {many} processes' if many > 1 else ''}: {held / 1e6:.4g} M of {whole / 1e6:.4g} M weights on the first"
+
+    # -- training --------------------------------------------------------------------------------------------------------------
+
+    def __call__(self, ask: str, *args: Any) -> Any:
+        """A whole sampling, velocity or evaluation: `Policy.forward`."""
+        return self.wrapped(ask, *args)
+
+    def accumulating(self, last: bool) -> AbstractContextManager:
+        """Around a forward and its backward; `last`: an optimiser step is next, and the gradient is to be everyone's mean."""
+        return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the loss's gradient."""
+        self.accelerator.backward(loss)
+
+    def step(self) -> Tensor:
+        """Clips the gradient to `max_norm`, takes an optimiser step and forgets the gradient; returns the norm before."""
+        norm = self.accelerator.clip_grad_norm_(self.policy.trained().values(), self.max_norm)
+        self.stepper.step()
+        self.stepper.zero_grad(set_to_none=True)
+        return torch.as_tensor(norm)
+
+    # -- the weights -----------------------------------------------------------------------------------------------------------
+
+    def part(self, p: nn.Parameter) -> Tensor:
+        """What this process holds of a parameter; writing to it changes the parameter, once `written` was called."""
+        return p
+
+    def shape(self, p: nn.Parameter) -> torch.Size:
+        """Of the whole parameter."""
+        return p.shape
+
+    def written(self) -> None:
+        """After parts were written: no copy of the old values is left in use."""
+
+    def adopted(self) -> None:
+        """After parts were written for good: what the optimiser keeps of the weights follows."""
+
+    def whole(self, p: nn.Parameter) -> Tensor:
+        """All values of a parameter, on the CPU. Called by all processes together."""
+        return p.detach().cpu()
+
+    # -- the training state: tensors on the CPU for torch's distributed checkpoint, of whole parameters' shapes on every engine ------
+
+    def stage(self, part: Tensor, shape: Sequence[int]) -> Tensor:
+        """A copy of a part, as what it is of a tensor of this shape. Called by all processes together."""
+        return part.detach().to("cpu", copy=True)
+
+    def unstage(self, saved: Tensor, part: Tensor) -> None:
+        """The inverse: writes into the part."""
+        part.detach().copy_(saved)
+
+    def moments(self) -> dict[str, Tensor]:
+        """The optimiser's state, staged, as `<its key>/<parameter>`; nothing before the first step."""
+        return {f"{key}/{name}": self.stage(part, shape) for name, key, part, shape in self._moments()}
+
+    def load_moments(self, saved: Mapping[str, Tensor]) -> None:
+        """The inverse; a parameter of which nothing was saved has not been stepped yet."""
+        for name, key, part, _ in list(self._moments()):
+            if f"{key}/{name}" in saved:
+                self.unstage(saved[f"{key}/{name}"], part)
+            else:
+                self.optimizer.state.pop(self.policy.trained()[name], None)
+
+    def _moments(self) -> Iterator[tuple[str, str, Tensor, Sequence[int]]]:
+        for name, p in self.policy.trained().items():
+            for key, value in self.optimizer.state.get(p, {}).items():
+                yield name, key, value, value.shape
+
+    def warm(self) -> None:
+        """Makes the optimiser's state where there is none, by a step of no length."""
+        (group,) = self.optimizer.param_groups
+        former, params = dict(group), self._stepped()
+        gradients = [p.grad for p in params]
+        group |= {"params": params, "lr": 0.0}
+        for p in params:
+            p.grad = torch.zeros_like(p)
+        self.optimizer.step()
+        group |= former
+        for p, gradient in zip(params, gradients, strict=True):
+            p.grad = gradient
+
+    def _stepped(self) -> list[Tensor]:
+        """The tensors that the optimiser steps."""
+        return self.optimizer.param_groups[0]["params"]

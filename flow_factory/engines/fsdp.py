@@ -1,0 +1,99 @@
+"""FSDP2: torch's `fully_shard` on each block and on the policy around them."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from flow_factory.config.engine import EngineSettings
+from flow_factory.engines.base import Engine, MakeOptimizer
+from flow_factory.engines.shards import local_shard
+from flow_factory.errors import UserError
+from flow_factory.policy import Policy
+
+
+class FullyShard(Engine):
+    """A process holds a row-wise shard of each weight, its gradient and its optimiser state.
+
+    Used without accelerate's `prepare`, which would bring the frozen weights to float32. The gathered weights keep their own dtypes:
+    what is computed is what one process computes.
+    """
+
+    collective = True
+
+    def __init__(self, settings: EngineSettings, accelerator: Accelerator, max_norm: float):
+        super().__init__(settings, accelerator, max_norm)
+        if accelerator.mixed_precision == "fp16":
+            raise UserError("mixed_precision: fp16 needs a loss scale, which FSDP2 has none for; write bf16")
+
+    def wrap(self, policy: Policy, make_optimizer: MakeOptimizer) -> None:
+        if not dist.is_initialized():  # alone: shards that wait in main memory
+            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        device = self.accelerator.device
+        self.mesh = init_device_mesh(device.type, (self.accelerator.num_processes,))
+        offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if self.settings.offload else OffloadPolicy()
+        names = self.settings.blocks or policy._no_split_modules
+        blocks = [m for m in policy.modules() if type(m).__name__ in names and any(True for _ in m.parameters())]
+        if not blocks:
+            raise UserError(f"FSDP2: the model has no blocks of the classes {', '.join(names)}; see fsdp_transformer_layer_cls_to_wrap")
+        keys: dict[str, Any] = {"mesh": self.mesh, "offload_policy": offload}
+        for block in reversed(blocks):  # inner ones first; each goes to the device as it is shared out, not the whole before
+            fully_shard(block, reshard_after_forward=self.settings.reshard, **keys)
+        self.wrapped = self.policy = fully_shard(policy, reshard_after_forward=True, **keys)  # type: ignore[assignment]
+        self.optimizer = make_optimizer(self.policy.trained().values())
+        self.lora = any("lora_" in name for name in self.policy.trained())
+
+    @property
+    def name(self) -> str:
+        return "FSDP2" if all(isinstance(p, DTensor) for p in self.policy.components.parameters()) else "FSDP2, not of all weights"
+
+    def __call__(self, ask: str, *args: Any) -> Any:
+        with self.accelerator.autocast():
+            return self.wrapped(ask, *args)
+
+    def accumulating(self, last: bool) -> AbstractContextManager:
+        """A LoRA's gradient is reduced once a step. Of all weights it would have to be kept whole until then: it is reduced each time."""
+        self.wrapped.set_requires_gradient_sync(last or not self.lora)
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self) -> Tensor:
+        norm = nn.utils.clip_grad_norm_(self.policy.trained().values(), self.max_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.written()
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def part(self, p: nn.Parameter) -> Tensor:
+        return _local(p.detach())
+
+    def written(self) -> None:
+        """Blocks that were left gathered after a forward are gathered anew."""
+        for module in self.policy.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+    def whole(self, p: nn.Parameter) -> Tensor:
+        return p.detach().to(self.accelerator.device).full_tensor().cpu()  # type: ignore[attr-defined]
+
+    def stage(self, part: Tensor, shape: Sequence[int]) -> Tensor:
+        mine = super().stage(part, shape)
+        return local_shard(mine, shape) if shape else mine
+
+    def unstage(self, saved: Tensor, part: Tensor) -> None:
+        super().unstage(_local(saved), part)
+
+    def _moments(self) -> Iterator[tuple[str, str, Tensor, Sequence[int]]]:
+        return ((name, key, _local(value), shape) for name, key, value, shape in super()._moments())
+
+
+def _local(value: Tensor) -> Tensor:
+    return value.to_local() if isinstance(value, DTensor) else value

@@ -1,0 +1,174 @@
+"""DeepSpeed's ZeRO: the optimiser's state is shared out, from stage 2 on gradients, from stage 3 on weights too."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from flow_factory.config.engine import EngineSettings
+from flow_factory.engines.base import Engine, MakeOptimizer
+from flow_factory.engines.shards import local_shard, rows_of
+from flow_factory.errors import UserError
+from flow_factory.policy import Policy
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What AdamW keeps of a parameter, beside the number of its steps."""
+
+
+class Zero(Engine):
+    """DeepSpeed's engine around the policy, in the weights' own dtypes: autocast computes in 16 bits, as without it.
+
+    Used without accelerate's `prepare`, which on a CPU would pass it over in silence.
+    """
+
+    def __init__(self, settings: EngineSettings, accelerator: Accelerator, max_norm: float):
+        super().__init__(settings, accelerator, max_norm)
+        self.collective = settings.shards_weights
+        if accelerator.mixed_precision == "fp16":
+            raise UserError("mixed_precision: fp16 would make DeepSpeed cast the trained weights too; write bf16")
+        try:
+            import deepspeed
+        except ImportError as error:
+            raise UserError(f"{settings.name} needs DeepSpeed: pip install 'flow-factory[deepspeed]'") from error
+        if accelerator.device.type == "cpu":
+            import deepspeed.ops
+
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # gloo does, and this one would be compiled for minutes
+        deepspeed.init_distributed("gloo" if accelerator.device.type == "cpu" else "nccl", auto_mpi_discovery=False)
+        self.deepspeed = deepspeed
+
+    def wrap(self, policy: Policy, make_optimizer: MakeOptimizer) -> None:
+        settings = config_of(self.settings, self.max_norm)
+        if self.settings.stage == 3:  # module by module, before the whole would go to the device
+            self.deepspeed.zero.Init(module=policy, config_dict_or_path=settings)
+        self.policy, trained = policy, policy.trained()
+        self.optimizer = make_optimizer(trained.values())
+        self.wrapped, self.sharded, *_ = self.deepspeed.initialize(
+            model=policy, optimizer=self.optimizer, model_parameters=list(trained.values()), config=settings
+        )
+
+    @property
+    def name(self) -> str:
+        return f"DeepSpeed ZeRO-{self.wrapped.zero_optimization_stage()}"
+
+    def __call__(self, ask: str, *args: Any) -> Any:
+        with self.accelerator.autocast():
+            return self.wrapped(ask, *args)
+
+    def accumulating(self, last: bool) -> AbstractContextManager:
+        self.wrapped.set_gradient_accumulation_boundary(last)
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        self.wrapped.backward(loss)
+
+    def step(self) -> Tensor:
+        self.wrapped.step()
+        self.written()
+        return torch.as_tensor(self.wrapped.get_global_grad_norm())
+
+    # -- the weights: stage 3 keeps a flat shard of each -----------------------------------------------------------------------
+
+    def part(self, p: nn.Parameter) -> Tensor:
+        return p.ds_tensor.data if self.collective else p  # type: ignore[attr-defined]
+
+    def shape(self, p: nn.Parameter) -> torch.Size:
+        return p.ds_shape if self.collective else p.shape  # type: ignore[attr-defined]
+
+    def written(self) -> None:
+        """Weights that were fetched ahead for the next forward are fetched anew."""
+        if self.collective:
+            self.sharded.parameter_offload.partition_all_parameters()
+
+    def adopted(self) -> None:
+        for p in self.policy.trained().values():
+            if self.collective:
+                self.deepspeed.utils.safe_set_local_fp32_param(p, self.part(p).float())
+            else:
+                self.deepspeed.utils.safe_set_full_fp32_param(p, p.detach().float())
+
+    def whole(self, p: nn.Parameter) -> Tensor:
+        with self._gathered(p):
+            return p.detach().cpu()
+
+    @contextmanager
+    def _gathered(self, p: nn.Parameter) -> Iterator[None]:
+        with self.deepspeed.zero.GatheredParameters([p], enabled=self.collective):
+            yield
+
+    # -- the training state ----------------------------------------------------------------------------------------------------
+
+    def stage(self, part: Tensor, shape: Sequence[int]) -> Tensor:
+        """Of a flat shard, which all others are needed for; a whole tensor stays one."""
+        if not self.collective or not shape:
+            return super().stage(part, shape)
+        flat = part.detach().to(self.accelerator.device).flatten()
+        everyone = flat.new_empty(flat.numel() * self.accelerator.num_processes)
+        dist.all_gather_into_tensor(everyone, flat)
+        return self._rows(everyone[: math.prod(shape)].view(*shape))
+
+    def unstage(self, saved: Tensor, part: Tensor) -> None:
+        if isinstance(saved, DTensor):
+            saved = saved.full_tensor()
+        if self.collective and saved.shape:
+            begin = part.numel() * self.accelerator.process_index
+            mine = saved.flatten()[begin : begin + part.numel()]
+            part.view(-1)[: len(mine)].copy_(mine)
+        else:
+            super().unstage(saved, part)
+
+    def moments(self) -> dict[str, Tensor]:
+        """By DeepSpeed's own access, which gathers one parameter's after the other."""
+        states = list(self.optimizer.state.values())
+        if not states:
+            return {}
+        get, out = self.deepspeed.utils.safe_get_full_optimizer_state, {}
+        for name, p in self.policy.trained().items():
+            for key in MOMENTS:
+                out[f"{key}/{name}"] = self._rows(get(p, key).view(self.shape(p)))
+            out[f"step/{name}"] = states[0]["step"].cpu().clone()  # one for all
+        return out
+
+    def load_moments(self, saved: Mapping[str, Tensor]) -> None:
+        put = self.deepspeed.utils.safe_set_full_optimizer_state
+        for name, p in self.policy.trained().items():
+            for key in MOMENTS:
+                put(p, saved[f"{key}/{name}"].full_tensor().to(self.accelerator.device), key)  # type: ignore[attr-defined]
+        for state in self.optimizer.state.values():
+            state["step"].copy_(saved[f"step/{next(iter(self.policy.trained()))}"])
+
+    def warm(self) -> None:
+        super().warm()
+        if not self.collective:
+            self.sharded._lazy_init_hp_params_optimizer_state()  # which `moments` needs, and the first step would do
+
+    def _stepped(self) -> list[Tensor]:
+        return self.sharded.fp32_partitioned_groups_flat if self.collective else self.sharded.single_partition_of_fp32_groups
+
+    def _rows(self, whole: Tensor) -> Tensor:
+        return local_shard(rows_of(whole).to("cpu", copy=True), whole.shape)
+
+
+def config_of(settings: EngineSettings, max_norm: float) -> dict[str, Any]:
+    """DeepSpeed's own configuration; accumulation, clipping and precision are the run's."""
+    zero: dict[str, Any] = {"stage": settings.stage, **(settings.extra.get("zero_optimization") or {})}
+    zero.setdefault("memory_efficient_linear", False)  # rounds otherwise than the stock one in 16 bits, in evaluation too
+    zero["stage3_param_persistence_threshold"] = 0  # a small weight that stays gathered would outlive a swap
+    for part, there in (("param", settings.offload), ("optimizer", settings.offload_optimizer)):
+        zero[f"offload_{part}"] = {"device": "cpu" if there else "none", "pin_memory": there and torch.cuda.is_available()}
+    return {
+        **settings.extra,
+        "zero_optimization": zero,
+        "train_micro_batch_size_per_gpu": 1,  # what a micro-batch is, DeepSpeed need not know
+        "gradient_accumulation_steps": 1,  # the loss comes divided, and `backward` says where a step is
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW, the same on every engine, and nothing to compile
+        "gradient_clipping": max_norm,
+        "steps_per_print": 2**62,
+    }

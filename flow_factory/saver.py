@@ -1,0 +1,79 @@
+"""Checkpoints are written beside the training, one at a time: it waits for copies in main memory, not for the disk."""
+
+import json
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline
+
+from flow_factory.checkpoint import begin, collect, finish, partial_of, prune, save_model
+from flow_factory.engines import Engine
+from flow_factory.training_state import plainly, stage, write
+from flow_factory.weights import WeightStore
+
+
+class Saver:
+    """Saves what all processes hold. All of them make each call together.
+
+    Args:
+        keep_last_n: whole checkpoints that stay, None for all.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, engine: Engine, store: WeightStore, pipeline: type[DiffusionPipeline], keep_last_n: int | None
+    ):
+        self.accelerator, self.engine, self.store, self.pipeline, self.keep_last_n = accelerator, engine, store, pipeline, keep_last_n
+        self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None  # for a thread of its own
+        self.threads = ThreadPoolExecutor(1, "saver")
+        self.pending: Future[None] | None = None
+
+    def save(self, folder: Path, progress: Mapping[str, Any] | None) -> None:
+        """Begins to write a checkpoint; returns as soon as the weights may change.
+
+        Args:
+            progress: what goes beside the training state; None for the weights that are reported alone.
+
+        Raises:
+            CheckpointError: the one before could not be written.
+        """
+        self.wait()
+        main = self.accelerator.is_main_process
+        partial = partial_of(folder)
+        if main:
+            begin(partial)
+        with self.store.use(self.store.reported):
+            model = collect(self.engine.policy, self.engine.whole, keep=main)
+        staged = stage(self.store, self.engine) if progress is not None else None
+        self.accelerator.wait_for_everyone()  # the folder is there
+
+        def work() -> None:
+            if staged is not None:
+                write(partial / "state", staged, self.group)
+            if main:
+                with plainly(folder, "cannot be written"):
+                    save_model(partial, self.engine.policy, self.pipeline, model)
+                    if progress is not None:
+                        (partial / "state" / "progress.json").write_text(json.dumps(dict(progress), indent=2))
+                    finish(partial, folder)
+                    prune(folder.parent, self.keep_last_n)
+
+        self.pending = self.threads.submit(work)
+
+    def check(self) -> None:
+        """Raises what went wrong, where the last checkpoint is written or has failed; does not wait."""
+        if self.pending is not None and self.pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until the last checkpoint is in its place.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        if self.pending is not None:
+            pending, self.pending = self.pending, None
+            pending.result()

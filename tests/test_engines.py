@@ -1,0 +1,103 @@
+"""Every engine does what one process does, on weights that really are shared out, and goes on where any other stopped."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.tiny.run import ROOT, logged, read_state
+from tests.tiny.several import several
+
+pytestmark = pytest.mark.slow
+
+COMMON = (
+    "train.unique_sample_num_per_epoch=4", "train.adam_epsilon=1e-3", "train.kl_beta=0.1", "log.save_freq=1", "log.save_model_only=false",
+    "eval.eval_freq=2",
+)  # fmt: skip
+KINDS = {"lora": (), "full": ("model.finetune_type=full", "model.target_modules=all", "model.master_weight_dtype=fp32")}
+ENGINES = {
+    "ddp": "multi_gpu", "fsdp2": "fsdp2", "fsdp2_keep": "fsdp_grad_op_shard", "fsdp2_offload": "fsdp2_offload",
+    "zero1": "deepspeed_zero1", "zero2": "deepspeed_zero2", "zero3": "deepspeed_zero3", "zero2_offload": "deepspeed_zero2_offload",
+    "zero3_offload": "deepspeed_zero3_offload",
+}  # fmt: skip
+NAMES = {"ddp": "DDP", "fsdp": "FSDP2", "zero1": "DeepSpeed ZeRO-1", "zero2": "DeepSpeed ZeRO-2", "zero3": "DeepSpeed ZeRO-3"}
+FROM = {"ddp": "zero3", "fsdp2": "zero2", "zero1": "ddp", "zero2": "fsdp2", "zero3": "fsdp2"}
+"""Another engine's checkpoint, for each to go on from."""
+
+
+def on(engine: str) -> str:
+    return f"config_file={ROOT}/examples/launch/{ENGINES[engine]}.yaml"
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any]]:
+    """(folder of the run of one process, folder of those of two, what the latter say of their engines)."""
+    one, two = (tmp_path_factory.mktemp(f"{name}_{request.param}") for name in ("one", "two"))
+    keys = [*COMMON, *KINDS[request.param]]
+    todo = {e: [*keys, on(e)] for e in ENGINES if request.param == "lora" or e not in ("fsdp2_keep", "zero2_offload")}
+    for engine, other in FROM.items():
+        for name, source in ((f"{engine}_resumed", engine), (f"{engine}_from_other", other)):
+            todo[name] = [*keys, on(engine), f"model.resume_path={two}/save/{source}/checkpoints/epoch_1"]
+    said = several(two, 2, todo)
+    several(one, 1, {"one": keys, "from_two": [*keys, f"model.resume_path={two}/save/zero3/checkpoints/epoch_1"]})
+    return one / "save", two / "save", said
+
+
+def end(run: Path) -> dict[str, Tensor]:
+    return read_state(run / "checkpoints" / "epoch_2")
+
+
+def assert_near(run: Path, one: Path) -> None:
+    here, there = end(run), end(one)
+    assert here.keys() == there.keys()
+    for k in here:
+        torch.testing.assert_close(here[k], there[k], rtol=0, atol=1e-6, msg=lambda text, k=k: f"{run.name} {k}: {text}")
+
+
+def test_each_engine_does_what_one_process_does(runs: tuple[Path, Path, Any]) -> None:
+    one, two, _ = runs
+    alone = logged(one / "one")
+    start = read_state(one / "one" / "checkpoints" / "epoch_1")
+    assert any(not torch.equal(v, start[k]) for k, v in end(one / "one").items() if "policy" in k), "the weights move"
+    for engine in ENGINES.keys() & {folder.name for folder in two.iterdir()}:
+        lines = logged(two / engine)
+        assert [line["step"] for line in lines] == [line["step"] for line in alone]
+        for a, b in zip(alone[:2], lines[:2], strict=True):  # before any update all is the same to the bit
+            exact = [k for k in a if "reward" in k or k in ("train/zero_variance_share", "train/on_policy_error")]
+            assert {k: a[k] for k in exact} == {k: b[k] for k in exact}, engine
+        for a, b in zip(alone, lines, strict=True):
+            for k in set(a) - {"train/first_update_effect"}:  # of each process's own first point
+                assert a[k] == pytest.approx(b[k], rel=1e-3, abs=1e-5), (engine, k)
+        assert_near(two / engine, one / "one")
+
+
+def test_each_engine_is_the_one_it_says(runs: tuple[Path, Path, Any]) -> None:
+    """Counted on each process: the weights and the optimiser's state that it holds."""
+    for engine, said in runs[2].items():
+        kind = engine.split("_")[0]
+        for rank in said:
+            assert rank["engine"] == NAMES["fsdp" if kind == "fsdp2" else kind]
+            assert rank["wrapped"] == {"ddp": "DistributedDataParallel", "fsdp2": "FSDPPolicy"}.get(kind, "DeepSpeedEngine")
+        shares = [[rank[k] / rank[of] for rank in said] for k, of in (("held", "whole"), ("moments", "trained"))]
+        weights, moments = shares
+        assert sum(weights) == pytest.approx(1 if kind in ("fsdp2", "zero3") else 2, rel=0.01)
+        assert max(weights) < 0.6 or kind not in ("fsdp2", "zero3")
+        assert sum(moments) == pytest.approx(4 if kind == "ddp" else 2, rel=0.01), "two moments, on each process or shared out"
+        assert max(moments) < 1.2 or kind == "ddp"
+
+
+def test_a_resumed_run_goes_on_to_the_bit(runs: tuple[Path, Path, Any]) -> None:
+    for engine in FROM:
+        resumed, unbroken = end(runs[1] / f"{engine}_resumed"), end(runs[1] / engine)
+        assert resumed.keys() == unbroken.keys()
+        assert [k for k in unbroken if not torch.equal(resumed[k], unbroken[k])] == [], engine
+
+
+def test_a_run_goes_on_on_another_engine_and_in_another_number_of_processes(runs: tuple[Path, Path, Any]) -> None:
+    one, two, _ = runs
+    for engine in FROM:
+        assert_near(two / f"{engine}_from_other", one / "one")
+    assert_near(one / "from_two", one / "one")
+    assert [line["step"] for line in logged(one / "from_two")] == [2, 2]

@@ -1,0 +1,65 @@
+"""Runs of a tiny FLUX.1 one after the other in the same processes: what starts costs is paid once.
+
+python -m tests.tiny.several FOLDER          reads FOLDER/runs.json, {run_name: overrides}; one of `n` processes under torchrun
+"""
+
+import gc
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from accelerate.state import AcceleratorState
+
+from flow_factory.config import load_config
+from flow_factory.run import Run
+from flow_factory.train import build
+from tests.tiny.run import started, write_run
+
+
+def several(folder: Path, processes: int, runs: Mapping[str, Sequence[str]], timeout: float = 240) -> dict[str, list[dict[str, Any]]]:
+    """Does the runs in so many processes; for each what each of its processes says of its engine."""
+    write_run(folder)
+    (folder / "runs.json").write_text(json.dumps(runs))
+    launcher = ["torch.distributed.run", f"--nproc-per-node={processes}", "--standalone", "-m"] if processes > 1 else []
+    with started([sys.executable, "-m", *launcher, "tests.tiny.several", str(folder)], folder) as process:
+        _, said = process.communicate(timeout=timeout)
+    assert process.returncode == 0, said[-4000:]
+    return {name: [json.loads((folder / f"{name}.{rank}.json").read_text()) for rank in range(processes)] for name in runs}
+
+
+def main(folder: Path) -> None:
+    rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    for name, overrides in json.loads((folder / "runs.json").read_text()).items():
+        AcceleratorState._reset_state(reset_partial_state=True)
+        run = build(load_config(folder / "tiny.yaml", [*overrides, f"run_name={name}", f"num_processes={world}"]))
+        run()
+        (folder / f"{name}.{rank}.json").write_text(json.dumps(proof(run)))
+        del run
+        gc.collect()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def proof(run: Run) -> dict[str, Any]:
+    """What the engine really is: of the objects, not of the config."""
+    engine, params = run.trainer.engine, list(run.trainer.policy.components.parameters())
+    return {
+        "engine": engine.name,
+        "wrapped": type(engine.wrapped).__name__,
+        "held": sum(engine.part(p).numel() for p in params),
+        "whole": sum(engine.shape(p).numel() for p in params),
+        "moments": sum(t.numel() for state in engine.optimizer.state.values() for t in map(_local, state.values()) if t.dim()),
+        "trained": sum(engine.shape(p).numel() for p in run.trainer.policy.trained().values()),
+    }
+
+
+def _local(tensor: Any) -> Any:
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
