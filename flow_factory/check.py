@@ -184,6 +184,6 @@ def ways(config: RunConfig, part: str) -> list[tuple[str, bool]]:
     if part == "text encoders":
         return [("a first run with a data.cache_dir on a larger card, whose encoded rows this one finds", False)]
     return [
-        ("model.finetune_type: lora", model.finetune_type == "lora"), ("train.optimizer: adamw8bit", train.optimizer == "adamw8bit"),
+        ("model.finetune_type: lora", model.finetune_type == "lora"), ("train.optimizer: adamw8bit", train.optimizer == "adamw8bit" or engine.shards_optimizer),
         shards, ("model.offload_blocks: true", engine.offload),
     ]  # fmt: skip

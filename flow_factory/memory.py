@@ -111,9 +111,9 @@ def gathered(config: RunConfig, engine: EngineSettings, weights: Weights) -> Ite
         zero = engine.extra.get("zero_optimization") or {}
         master = DTYPES[config.model.master_weight_dtype].itemsize
         if engine.stage == 3:
-            live = int(_number(zero.get("stage3_max_live_parameters"), LIVE))
-            dense = DTYPES[config.mixed_precision].itemsize
-            yield Part("gathered weights (stage3_max_live_parameters)", min(live * dense, weights.frozen + weights.trained * master) * 1e-9)
+            whole = weights.frozen + weights.trained * master
+            live = _number(zero.get("stage3_max_live_parameters"), LIVE) * DTYPES[config.mixed_precision].itemsize
+            yield Part("gathered weights", (min(live, whole) if config.train.enable_gradient_checkpointing else whole) * 1e-9)
         buckets = 2 if zero.get("overlap_comm", engine.stage == 3) is True and engine.stage < 3 else 1
         size = _number(zero.get("reduce_bucket_size"), BUCKET)
         yield Part("DeepSpeed's gradient bucket (reduce_bucket_size)", buckets * size * master * 1e-9, "training")

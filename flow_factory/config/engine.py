@@ -99,7 +99,7 @@ def _said(config_file: str | None) -> EngineSettings:
         said = yaml.safe_load(file.read_text())
     except yaml.YAMLError as error:
         raise ConfigError(f"config_file: {file} is no YAML: {error}") from error
-    kind = str((said or {}).get("distributed_type", "NO")).upper() if isinstance(said, dict | None) else ""
+    kind = str(said.get("distributed_type", "NO")).upper() if isinstance(said, dict) else ""
     if kind in DATA_PARALLEL:
         return EngineSettings()
     if kind == "FSDP":
@@ -129,8 +129,13 @@ def _zero(file: Path, said: Mapping[str, Any]) -> EngineSettings:
         source = next((p for p in (Path(name), file.parent / name) if p.is_file()), None)
         if source is None:
             raise ConfigError(f"config_file: {file}: deepspeed_config_file: there is no {name}")
-        extra = json.loads(source.read_text())
+        try:
+            extra = json.loads(source.read_text())
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"config_file: {source} is no JSON: {error}") from error
     zero = dict(extra.get("zero_optimization") or {})
+    if (kept := "stage3_param_persistence_threshold") in zero:
+        raise ConfigError(f"config_file: {source}: {kept} must go: weights that stay gathered would outlive a swap of weights")
     for key, ours in OURS.items():
         if extra.pop(key, "auto") not in ("auto", None):
             raise ConfigError(f"config_file: {source}: {key} is what {ours} of the run's YAML says; remove it, or write auto")
