@@ -9,15 +9,20 @@ from huggingface_hub.errors import CacheNotFound
 
 from flow_factory.checkpoint import CheckpointError
 from flow_factory.config import RunConfig, plan_of
-from flow_factory.memory import Part, estimate, peak, shape_of, stored_parameters
+from flow_factory.errors import UserError
+from flow_factory.memory import Part, engine_at_work, estimate, in_main_memory, peak
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
+from flow_factory.models.quantized import check_quantization
 from flow_factory.rewards import REWARDS
 from flow_factory.rewards.scoring import require_columns
 from flow_factory.rows import check_files, fitted, has_split, is_offline, read_split
+from flow_factory.weighing import shape_of, stored_parameters
 
 CARDS = (24, 48, 80)
 """GB of common GPUs, for machines that have none."""
+ROOM = 0.92
+"""Of a GPU's memory, what an estimate may take: torch's allocator leaves gaps."""
 
 
 def check(config: RunConfig) -> str:
@@ -112,28 +117,74 @@ def memory_lines(config: RunConfig) -> list[str]:
     name = config.model.model_name_or_path
     parameters = stored_parameters(checkpoint) if checkpoint else dict(family.published_as(name)[0])
     parts = estimate(config, family, parameters, shape_of(family, config.model.target_components[0], checkpoint, name))
-    most = peak(parts)
-    lines = [f"{p.gb:8.2f} GB  {p.name}" for p in parts]
-    return [*lines, f"{most:8.2f} GB  at the peak, estimated, rewards not counted; {verdict(most, parts)}"]
+    n = config.num_processes
+    lines = [f"{p.gb:8.2f} GB  {p.name}{'' if p.phase == 'always' else f' ({p.phase})'}" for p in parts if not p.host]
+    lines.append(f"{peak(parts):8.2f} GB  at the peak, estimated, rewards not counted; {verdict(config, parts)}")
+    if host := in_main_memory(parts):
+        lines += [f"{p.gb:8.2f} GB  of main memory: {p.name}" for p in parts if p.host]
+        lines.append(f"{host:8.2f} GB  of main memory{f', {n * host:.2f} GB for all {n} processes' if n > 1 else ''}")
+    return [f"{engine_at_work(config).name}, {n} process{'es' if n > 1 else ''}", *lines, *quantiser_lines(config)]
 
 
-def verdict(most: float, parts: list[Part]) -> str:
+def quantiser_lines(config: RunConfig) -> list[str]:
+    """Why the weights cannot be quantised on this machine, which need not be the one that trains."""
+    try:
+        check_quantization(config.model.quantization)
+    except UserError as error:
+        return [f"not on this machine: {error}"]
+    return []
+
+
+def verdict(config: RunConfig, parts: list[Part]) -> str:
     """Whether it fits here, or on which cards it would."""
+    most = peak(parts)
     if torch.cuda.is_available():
         has = torch.cuda.get_device_properties(0).total_memory / 1e9
-        return f"fits this {has:.0f} GB GPU" if most < 0.92 * has else f"does NOT fit this {has:.0f} GB GPU{advice(parts)}"
-    fits = [card for card in CARDS if most < 0.92 * card]
-    cards = f"on a GPU it needs {fits[0]} GB" if fits else f"no GPU of {CARDS[-1]} GB holds it{advice(parts)}"
+        return f"fits this {has:.0f} GB GPU" if most < ROOM * has else f"does NOT fit this {has:.0f} GB GPU{advice(config, parts)}"
+    fits = [card for card in CARDS if most < ROOM * card]
+    cards = f"on a GPU it needs {fits[0]} GB" if fits else f"no GPU of {CARDS[-1]} GB holds it{advice(config, parts)}"
     memory = psutil.virtual_memory().total / 1e9
-    here = "" if most < 0.8 * memory else f"; it does NOT fit this machine ({memory:.0f} GB, no GPU)"
+    here = "" if most + in_main_memory(parts) < 0.8 * memory else f"; it does NOT fit this machine ({memory:.0f} GB, no GPU)"
     return cards + here
 
 
-def advice(parts: list[Part]) -> str:
-    largest = max((p for p in parts if p.phase != "encoding"), key=lambda p: p.gb).name.split(" (")[0]
-    ways = {
-        "activations": "train.enable_gradient_checkpointing: true or a smaller per_device_batch_size",
-        "optimiser state": "model.finetune_type: lora, train.optimizer: adamw8bit, or FSDP by config_file",
-        "frozen weights": "mixed_precision: bf16, or FSDP by config_file",
-    }
-    return f"; most is {largest}: try {ways.get(largest, 'FSDP by config_file')}"
+def advice(config: RunConfig, parts: list[Part]) -> str:
+    """The largest part of the phase with the peak, and the keys that are not yet used against it."""
+    phases = {phase: [p for p in parts if not p.host and p.phase in ("always", phase)] for phase in ("rollout", "training")}
+    phases["encoding"] = [p for p in parts if p.phase == "encoding"]
+    worst = max(phases.values(), key=lambda of: sum(p.gb for p in of))
+    largest = max(worst, key=lambda p: p.gb).name.partition(":")[0].partition(",")[0].partition(" (")[0]
+    tries = [way for way, used in ways(config, largest) if not used]
+    return f"; most is {largest}: try {', '.join(tries)}" if tries else f"; most is {largest}"
+
+
+def ways(config: RunConfig, part: str) -> list[tuple[str, bool]]:
+    """(what makes a part of the estimate smaller, whether the config has it)."""
+    model, train, engine = config.model, config.train, engine_at_work(config)
+    fewer = model.quantization is not None or model.layerwise_casting is not None
+    shards = ("FSDP or ZeRO-3 by config_file", engine.shards_weights or fewer)
+    if part == "frozen weights":
+        full = model.finetune_type == "full" or engine.shards_weights
+        return [
+            ("mixed_precision: bf16", config.mixed_precision != "no"), ("model.quantization: bnb_4bit", fewer or full), shards,
+            ("model.offload_blocks: true", engine.offload or fewer),
+        ]  # fmt: skip
+    if part == "activations":
+        return [
+            ("train.enable_gradient_checkpointing: true", train.enable_gradient_checkpointing),
+            ("a smaller train.per_device_batch_size", train.per_device_batch_size == 1), ("a smaller train.resolution", False),
+        ]  # fmt: skip
+    if part.startswith("forward or decoding"):
+        small = train.per_device_batch_size == config.eval.per_device_batch_size == 1
+        return [("model.vae_slicing: true", model.vae_slicing), ("smaller per_device_batch_size in train and eval", small)]
+    if part == "VAE and other parts of a rollout":
+        return [("model.offload_idle: true", model.offload_idle)]
+    if part == "kept latents":
+        return [("train.offload_samples_to_cpu: true", train.offload_samples_to_cpu)]
+    if part == "text encoders":
+        return [("a first run with a data.cache_dir on a larger card, whose encoded rows this one finds", False)]
+    return [
+        ("model.finetune_type: lora", model.finetune_type == "lora"),
+        ("train.optimizer: adamw8bit", train.optimizer == "adamw8bit" or engine.shards_optimizer),
+        shards, ("model.offload_blocks: true", engine.offload),
+    ]  # fmt: skip

@@ -15,6 +15,7 @@ from flow_factory.algorithms.base import Algorithm, OnPolicyError
 from flow_factory.config import BatchPlan, TrainConfig
 from flow_factory.distributed import most_of_ranks
 from flow_factory.engines import Engine
+from flow_factory.frugal import parked
 from flow_factory.meter import Meter
 from flow_factory.models.base import ModelAdapter
 from flow_factory.types import Point, Rollout
@@ -112,7 +113,7 @@ class Learner:
             with torch.no_grad(), self.store.use("policy" if live else name):
                 for batch in self.compared(batches, chosen):
                     for k, point in enumerate(self.points(batch)):
-                        batch.frozen[k][name] = self.velocity_of(point, name).to(self.stored_on)
+                        batch.frozen[k][name] = self.stored(self.velocity_of(point, name))
 
     def survey(self, window: Window, chosen: dict[int, list[Rollout]]) -> None:
         """Shows the algorithm, without gradient, the points that its loss compares, where they are in more than one forward."""
@@ -147,7 +148,7 @@ class Learner:
                         self.check_on_policy(metrics)
                     self.engine.backward(loss / window.points)
                 if self.fresh and self.config.num_inner_epochs > 1:  # the old velocities that this forward has found
-                    batch.frozen[k] |= {name: v.to(self.stored_on) for name, v in point.frozen.items()}
+                    batch.frozen[k] |= self.stored(point.frozen)
                 self.meter.add(metrics)
         norm, rate = self.engine.step(), self.schedule.get_last_lr()[0]
         self.schedule.step()
@@ -195,9 +196,9 @@ class Learner:
         """Whether these weights are the policy's until the epoch's first update."""
         return name == "old" and name not in self.algorithm.averages
 
-    @property
-    def stored_on(self) -> torch.device | str:
-        return "cpu" if self.config.offload_samples_to_cpu else self.accelerator.device
+    def stored(self, tensors: Any) -> Any:
+        """As they are kept until the next update."""
+        return parked(tensors) if self.config.offload_samples_to_cpu else tensors
 
     # -- checks ----------------------------------------------------------------------------------------------------------------
 
@@ -239,4 +240,4 @@ def quiet_bar(items: list, doing: str, accelerator: Accelerator) -> Any:
 
 def moved(tensors: Any, device: torch.device | str) -> Any:
     """The same structure with its tensors on the device."""
-    return tree_map_only(Tensor, lambda x: x.to(device), tensors)
+    return tree_map_only(Tensor, lambda x: x.to(device, non_blocking=x.is_pinned()), tensors)  # see `frugal.parked`

@@ -1,56 +1,37 @@
-"""Estimates of a run's peak memory by part, from the transformer's shape alone: nothing is loaded."""
+"""Estimates of a run's peak memory by part: on the device of one process, and in main memory."""
 
-import json
-import math
-import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-from accelerate import init_empty_weights
-from torch import nn
+from typing import Any, Literal
 
 from flow_factory.algorithms import ALGORITHMS
-from flow_factory.config import RunConfig, plan_of
-from flow_factory.config.engine import engine_of
+from flow_factory.config import EvalConfig, RunConfig, TrainConfig, plan_of
+from flow_factory.config.engine import EngineSettings, engine_of
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import DTYPES
-from flow_factory.policy import target_names
+from flow_factory.weighing import Weights, weigh, width_of
 
 ACTIVATIONS = 34
 """Values of 16 bits kept for the backward of one transformer layer, in units of tokens x width, with an attention that does not keep
 its matrix (Korthikanti et al., arXiv 2205.05198, section 4)."""
+CONTEXT = 0.8
+"""GB that CUDA, its libraries and their workspaces take before the first tensor: an assumption."""
+BUCKET, LIVE = 500_000_000, 1_000_000_000
+"""DeepSpeed's defaults of reduce_bucket_size and stage3_max_live_parameters, in elements."""
+
+Phase = Literal["always", "encoding", "rollout", "training"]
 
 
 @dataclass(frozen=True)
 class Part:
-    """One line of the estimate: GB on the device of one process."""
+    """One line of the estimate, for one process."""
 
     name: str
     gb: float
-    phase: str
-    """ "encoding" comes before the rest is on the device; "training" is on top of what is there "always"."""
-
-
-def stored_parameters(checkpoint: Path) -> dict[str, float]:
-    """Parameters of each part of a checkpoint on disk, from the headers of its safetensors files."""
-    counts: dict[str, float] = {}
-    for file in sorted(checkpoint.glob("*/*.safetensors")):
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]))
-        shapes = (tensor["shape"] for name, tensor in header.items() if name != "__metadata__")
-        counts[file.parent.name] = counts.get(file.parent.name, 0) + sum(math.prod(s) for s in shapes)
-    return counts
-
-
-def shape_of(family: type[ModelAdapter], component: str, checkpoint: Path | None, name: str = "") -> Any:
-    """The transformer without its weights; that of a known checkpoint of this name where there is none on disk."""
-    cls = family.transformer_class()
-    config: dict[str, Any] = dict(family.published_as(name)[1])
-    if checkpoint is not None:
-        config = cls.load_config(checkpoint / component)
-    with init_empty_weights():
-        return cls.from_config(config)
+    phase: Phase = "always"
+    """Encoding comes before the rest is on the device; rollout and training are on top of what is there always."""
+    host: bool = False
+    """In main memory."""
 
 
 def estimate(config: RunConfig, family: type[ModelAdapter], parameters: dict[str, float], module: Any) -> list[Part]:
@@ -60,65 +41,128 @@ def estimate(config: RunConfig, family: type[ModelAdapter], parameters: dict[str
         parameters: of each part of the checkpoint.
         module: the (first) trained transformer, on the meta device.
     """
-    train, model = config.train, config.model
-    half = DTYPES[config.mixed_precision].itemsize
+    engine = engine_at_work(config)
+    weights = weigh(config, family, parameters, module)
+    parts = [*kept_weights(config, engine, weights), *optimised(config, engine, weights), *gathered(config, engine, weights)]
+    parts += [*passing(config, family, module.config, weights), Part("CUDA context", CONTEXT)]
+    return [part for part in parts if part.gb > 0]
+
+
+def engine_at_work(config: RunConfig) -> EngineSettings:
+    """The config's; DeepSpeed is not used for one process."""
+    engine = engine_of(config.config_file, config.model.offload_blocks)
+    return EngineSettings() if engine.kind == "zero" and config.num_processes == 1 else engine
+
+
+def kept_weights(config: RunConfig, engine: EngineSettings, weights: Weights) -> Iterator[Part]:
+    """All weights and the copies of those that are trained."""
+    model, train, n = config.model, config.train, config.num_processes
+    share = 1e-9 / (n if engine.shards_weights else 1)
+    yield Part("frozen weights", weights.frozen * share, host=engine.offload)
+    idle, aside = "VAE and other parts of a rollout", (weights.experts + weights.rest) * 1e-9
+    if model.offload_idle:
+        yield Part(f"{idle}, while they wait", aside, host=True)
+    yield Part(idle, aside, "rollout" if model.offload_idle else "always")
+    loaded = weights.frozen + weights.experts if (model.quantization or "").startswith("bnb") else 0.0  # straight to the device
+    yield Part("text encoders and VAE, until the rows are encoded", (weights.encoders + weights.rest + loaded) * 1e-9, "encoding")
     master = DTYPES[model.master_weight_dtype].itemsize
-    trained = trained_parameters(config, family, module) * len(model.target_components)  # experts are twins
-    lora = model.finetune_type == "lora"
-    frozen = sum(n for part, n in parameters.items() if part not in family.encoders) - (0 if lora else trained)
-    encoders = sum(parameters.get(part, 0) for part in family.encoders)
-    state = 2 if train.optimizer == "adamw8bit" else 8
+    yield Part(f"trained weights ({weights.trained / 1e6:.1f} M)", weights.trained * master * share, host=engine.offload)
     algorithm = ALGORITHMS[train.trainer_type](train, config.scheduler)
-    copies = (train.ema_decay > 0) + len(algorithm.averages) + ("ref" in algorithm.weights and not lora)
-    tokens = family.tokens_of(train.height, train.width, train.call)
-    width = width_of(module.config)
-    layers = sum(len(m) for m in module.children() if isinstance(m, nn.ModuleList))
-    layer = ACTIVATIONS * half / 2 * tokens * width * train.per_device_batch_size
-    kept = (
-        layers * 2 * tokens * width * half / 2 * train.per_device_batch_size + layer
-        if train.enable_gradient_checkpointing
-        else layers * layer
-    )
+    devices = [average.device for average in algorithm.averages.values()]
+    devices += [train.ema_device] * (train.ema_decay > 0)
+    devices += [train.ref_param_device] * ("ref" in algorithm.weights and model.finetune_type == "full")
+    for host in (False, True):
+        copies = sum((device == "cpu" or engine.offload) == host for device in devices)
+        yield Part(f"copies of trained weights ({copies})", copies * weights.trained * 4 * share, host=host)
+    if devices:
+        yield Part("trained weights, while a copy is in their place", weights.trained * master * share, "rollout", engine.offload)
+
+
+def optimised(config: RunConfig, engine: EngineSettings, weights: Weights) -> Iterator[Part]:
+    """Gradients and what the optimiser keeps."""
+    zero, n = engine.kind == "zero", config.num_processes
+    master = DTYPES[config.model.master_weight_dtype].itemsize
+    host = engine.offload_optimizer or (engine.kind == "fsdp" and engine.offload)
+    moment = 4 if zero else master  # DeepSpeed's optimiser works on its own float32 weights
+    state = 2 if config.train.optimizer == "adamw8bit" else 2 * moment
+    share = weights.trained * 1e-9 / (n if engine.shards_optimizer else 1)
+    yield Part("optimiser state", state * share, host=host)
+    if zero and (engine.stage < 3 or master < 4 or host):
+        yield Part("DeepSpeed's own float32 weights", 4 * share, host=host)
+    whole = weights.trained * master * 1e-9
+    summed = engine.kind == "fsdp" and config.model.finetune_type == "lora"  # reduced once an optimiser step
+    if summed or not engine.shards_gradients:
+        yield Part("gradients", whole, "training")
+    if engine.shards_gradients:
+        yield Part("gradients, this process's", (4 if zero else master) * share, "training", host)
+    if zero and engine.stage < 3:
+        yield Part("gradients, flat and float32 for the step", 4 * share, "training", host)
+
+
+def gathered(config: RunConfig, engine: EngineSettings, weights: Weights) -> Iterator[Part]:
+    """What engines that share weights out bring together for a while."""
+    if engine.kind == "fsdp":
+        blocks = 2 if engine.reshard else weights.layers * len(config.model.target_components)
+        yield Part(
+            "gathered weights: a block and the next" if engine.reshard else "gathered weights",
+            (weights.root + blocks * weights.block) * 1e-9,
+        )
+    if engine.kind == "zero":
+        zero = engine.extra.get("zero_optimization") or {}
+        master = DTYPES[config.model.master_weight_dtype].itemsize
+        if engine.stage == 3:
+            whole = weights.frozen + weights.trained * master
+            live = _number(zero.get("stage3_max_live_parameters"), LIVE) * DTYPES[config.mixed_precision].itemsize
+            yield Part("gathered weights", (min(live, whole) if config.train.enable_gradient_checkpointing else whole) * 1e-9)
+        buckets = 2 if zero.get("overlap_comm", engine.stage == 3) is True and engine.stage < 3 else 1
+        size = _number(zero.get("reduce_bucket_size"), BUCKET)
+        yield Part("DeepSpeed's gradient bucket (reduce_bucket_size)", buckets * size * master * 1e-9, "training")
+
+
+def passing(config: RunConfig, family: type[ModelAdapter], shape: Any, weights: Weights) -> Iterator[Part]:
+    """What depends on the pictures: activations, kept states, decoding."""
+    train, half = config.train, DTYPES[config.mixed_precision].itemsize
+    algorithm, plan = ALGORITHMS[train.trainer_type](train, config.scheduler), plan_of(config)
+    tokens, n = family.tokens_of(train.height, train.width, train.call), train.per_device_batch_size
+    between = tokens * width_of(shape) * half * n
+    kept = kept_activations(between, weights.layers, train.enable_gradient_checkpointing)
     if algorithm.guidance("policy") is None:  # others train without the negative prompt
         kept *= family.passes({"guidance_scale": train.guidance_scale, **train.call})
-    plan = plan_of(config)
+    yield Part("activations", kept * 1e-9, "training")
+    yield Part("weights brought to mixed_precision, a block at a time", weights.brought * 1e-9, "training")
+    drawn = max(drawing(config, family, section, width_of(shape)) for section in (train, config.eval))
+    yield Part("forward or decoding of a rollout or evaluation", drawn * half * 1e-9, "rollout")
     states = 2 * DTYPES[train.latent_storage_dtype].itemsize * plan.trained_points if train.stochastic else half
     others = (half * len(algorithm.weights) + 4 * algorithm.with_mean) * plan.trained_points  # velocities of kept weights, means
-    rolled, trained_on = (n * train.per_device_batch_size for n in (plan.micro_batches_per_rank, plan.trained_batches_per_rank))
-    rollouts = 0 if train.offload_samples_to_cpu else tokens * 64 * (states * rolled + others * trained_on)
-    shards = config.num_processes if engine_of(config.config_file).shards_weights else 1
-    gb, shared = 1e-9, 1e-9 / shards
-    return [
-        Part("frozen weights", frozen * half * shared, "always"),
-        Part(f"trained weights ({trained / 1e6:.1f} M)", trained * master * shared, "always"),
-        Part("optimiser state", trained * state * shared, "always"),
-        Part(f"copies of trained weights ({copies})", copies * trained * 4 * shared, "always"),
-        Part("kept latents", rollouts * gb, "always"),
-        Part("text encoders, until the rows are encoded", encoders * half * gb, "encoding"),
-        Part("gradients", trained * master * shared, "training"),
-        Part("activations", kept * gb, "training"),
-    ]
+    rolled, trained_on = (k * n for k in (plan.micro_batches_per_rank, plan.trained_batches_per_rank))
+    yield Part("kept latents", tokens * 64 * (states * rolled + others * trained_on) * 1e-9, host=train.offload_samples_to_cpu)
 
 
-def width_of(config: Any) -> int:
-    """Values of one token between the transformer's layers, under any of diffusers' names."""
-    heads = config.get("num_attention_heads")
-    return heads * config["attention_head_dim"] if heads and "attention_head_dim" in config else config.get("hidden_size") or config["dim"]
+def drawing(config: RunConfig, family: type[ModelAdapter], section: TrainConfig | EvalConfig, width: int) -> float:
+    """Values of mixed_precision that a layer without gradient, or the VAE, has at a time."""
+    place = section.height, section.width, section.call
+    forward = ACTIVATIONS / 2 * family.tokens_of(*place) * width
+    n = section.per_device_batch_size
+    return max(forward * n, family.decoding_of(*place) * (1 if config.model.vae_slicing else n))
+
+
+def kept_activations(between: float, layers: int, recomputed: bool) -> float:
+    """Bytes that the backward of a transformer needs, where `between` are those of all tokens between two layers."""
+    layer = ACTIVATIONS / 2 * between
+    return layers * between + layer if recomputed else layers * layer
+
+
+def _number(value: Any, default: int) -> float:
+    """DeepSpeed's own files say auto for its defaults."""
+    return default if value in (None, "auto") else float(value)
 
 
 def peak(parts: list[Part]) -> float:
-    """GB of the largest phase."""
-    gb = {phase: sum(p.gb for p in parts if p.phase == phase) for phase in ("always", "training", "encoding")}
-    return max(gb["always"] + gb["training"], gb["encoding"])
+    """GB of the largest phase on the device."""
+    gb = {phase: sum(p.gb for p in parts if p.phase == phase and not p.host) for phase in ("always", "encoding", "rollout", "training")}
+    return max(gb["always"] + max(gb["rollout"], gb["training"]), gb["encoding"] + CONTEXT)
 
 
-def trained_parameters(config: RunConfig, family: type[ModelAdapter], module: Any) -> int:
-    """How many parameters the config trains in one component."""
-    model = config.model
-    names = target_names(module, model.target_components[0], model.target_modules, family.targets_in(module))
-    linears = {name: m for name, m in module.named_modules() if isinstance(m, nn.Linear)}
-    if model.finetune_type == "lora":
-        return sum(model.lora_rank * (linears[n].in_features + linears[n].out_features) for n in names or linears)
-    if names is None:
-        return sum(p.numel() for p in module.parameters())
-    return sum(p.numel() for n in names for p in linears[n].parameters())
+def in_main_memory(parts: list[Part]) -> float:
+    """GB of main memory, for one process."""
+    return sum(p.gb for p in parts if p.host)

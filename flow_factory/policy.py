@@ -6,12 +6,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.hooks import UserCpuOffloadHook
 from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend, dispatch_attention_fn
 from peft import LoraConfig
 from torch import nn
 
 from flow_factory.config import ModelConfig
 from flow_factory.errors import UserError
+from flow_factory.frugal import store_in_8_bits, waiting
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import DTYPES
 
@@ -30,6 +32,8 @@ class Policy(nn.Module):
         blocks = (getattr(m, kind, None) or () for m in self.components.values() for kind in ("_no_split_modules", "_repeated_blocks"))
         here = {type(m).__name__ for m in self.components.modules()}
         self._no_split_modules = sorted({name for names in blocks for name in names} & here)  # what FSDP shards one by one
+        self.idle: list[UserCpuOffloadHook] = []
+        """Of the parts that wait in main memory (`model.offload_idle`)."""
 
     @property
     def models(self) -> dict[str, Any]:
@@ -38,6 +42,11 @@ class Policy(nn.Module):
 
     def forward(self, ask: str, *args: Any) -> Any:
         return getattr(self.adapter, ask)(*args)
+
+    def set_aside(self) -> None:
+        """What only a rollout needs goes back to main memory; it returns when it is called."""
+        for hook in self.idle:
+            hook.offload()
 
     @contextmanager
     def adapter_off(self) -> Iterator[None]:
@@ -67,10 +76,8 @@ def build_policy(
     """
     names = components_of(adapter, config)
     frozen = DTYPES[precision]
-    for name, part in adapter.pipe.components.items():
-        bare = getattr(part, "bare", part)
-        if isinstance(bare, nn.Module):  # no cast: diffusers keeps some modules in float32
-            bare.requires_grad_(False).eval().to("cpu" if name in names else device)
+    bare = {name: getattr(part, "bare", part) for name, part in adapter.pipe.components.items()}
+    parts = {name: part.requires_grad_(False).eval() for name, part in bare.items() if isinstance(part, nn.Module)}
     for name in names:
         module = adapter.field.bare[name]
         targets = target_names(module, name, config.target_modules, adapter.targets_in(module))
@@ -79,20 +86,24 @@ def build_policy(
             add_lora(module, targets, unreached, config, seed)
         else:
             train_fully(module, targets, unreached)
-        for p in module.parameters():
-            if p.requires_grad:
-                p.data = p.data.to(DTYPES[config.master_weight_dtype])
-            elif config.finetune_type == "full":  # loaded like the master weights
-                p.data = p.data.to(frozen)
+        cast(module, config, frozen)
         if checkpointing:
             adapter.checkpoint(module)
+    policy = Policy(adapter, names)
+    for name, part in parts.items():
+        if config.layerwise_casting is not None and name in adapter.field.bare:
+            store_in_8_bits(part, config.layerwise_casting, frozen)  # before the device has to hold the whole of it
+        if name not in names and config.offload_idle:
+            policy.idle.append(waiting(part, device))
+        elif name not in names:
+            part.to(device)  # no cast: diffusers keeps some modules in float32
     for module in adapter.field.bare.values():
         if config.attn_backend is not None:
             set_attention(module, config.attn_backend, device, frozen)
         if config.compile:
             module.compile_repeated_blocks(backend=config.compile_backend)
     set_vae(adapter.pipe.vae, config)
-    return Policy(adapter, names)
+    return policy
 
 
 def components_of(adapter: ModelAdapter, config: ModelConfig) -> list[str]:
@@ -164,6 +175,15 @@ def add_lora(module: Any, targets: list[str] | None, unreached: Sequence[str], c
         module.add_adapter(
             LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=targets, init_lora_weights="gaussian")
         )
+
+
+def cast(module: nn.Module, config: ModelConfig, frozen: torch.dtype) -> None:
+    """Trained weights to their own dtype, and the frozen ones beside them back from it."""
+    for p in module.parameters():
+        if p.requires_grad:
+            p.data = p.data.to(DTYPES[config.master_weight_dtype])
+        elif config.finetune_type == "full":  # loaded like the master weights
+            p.data = p.data.to(frozen)
 
 
 def train_fully(module: nn.Module, targets: list[str] | None, unreached: Sequence[str]) -> None:

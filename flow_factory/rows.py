@@ -131,7 +131,6 @@ def encode(
 
     Training rows have a negative prompt where any of the algorithm's velocities is guided.
     """
-    adapter.place(accelerator.device)
     identity = [module_fingerprint(getattr(adapter.pipe, name)) for name in adapter.encoders if getattr(adapter.pipe, name) is not None]
     call = call_of(config.train)
     scales = [s for s in map(algorithm.guidance, algorithm.weights) if s is not None]
@@ -152,6 +151,7 @@ def encode_split(
     warn_overlong(adapter, rows, call)
 
     def encode_row(row: Row) -> Cond:
+        adapter.place(accelerator.device)  # where every row is known, the encoders need not fit
         return adapter.encode(row, call)
 
     with torch.no_grad(), accelerator.local_main_process_first():

@@ -132,10 +132,17 @@ class Run:
             steps["the same for FLUX.1-dev, on GPUs"] = "ff-train examples/grpo/lora/flux1.yaml"
         title = f"{folder.name}: {self.trainer.progress.epoch} epochs of {config.train.trainer_type}"
         first, last = ({k: v for k, v in m.items() if _shown(k, v)} for m in eval_metrics(folder / "metrics.jsonl"))
-        facts = [f"{(time.monotonic() - self.started) / 60:.1f} minutes on {self.trainer.accelerator.device}, evaluations included"]
+        facts = [f"{(time.monotonic() - self.started) / 60:.1f} minutes on {self.machines}, evaluations included"]
         if last and self.evaluator is not None:
             facts.append(f"evaluated on {len(self.evaluator.rows)} test rows, each always from the same noise")
         return write_summary(folder / "summary.md", title, (first, last), files, steps, facts)
+
+    @property
+    def machines(self) -> str:
+        """What ran: the device, and the engine and the number of processes where they are several."""
+        accelerator = self.trainer.accelerator
+        many = f" ({self.trainer.engine.name}, {accelerator.num_processes} processes)" if accelerator.num_processes > 1 else ""
+        return f"{accelerator.device}{many}"
 
     @property
     def main(self) -> bool:

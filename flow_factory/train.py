@@ -1,6 +1,8 @@
 """Builds a run from a config. This file alone knows everything."""
 
 import logging
+import os
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -17,7 +19,7 @@ from flow_factory.algorithms import ALGORITHMS
 from flow_factory.algorithms.base import Algorithm
 from flow_factory.checkpoint import CheckpointError, kind_of, load_model, newest, newest_state
 from flow_factory.config import RewardConfig, RunConfig, TrainConfig, dump_config, plan_of
-from flow_factory.config.engine import engine_of
+from flow_factory.config.engine import EngineSettings, engine_of
 from flow_factory.config.model import AUTO
 from flow_factory.engines import Engine, make_engine
 from flow_factory.errors import UserError
@@ -29,6 +31,7 @@ from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import load_adapter
 from flow_factory.models.proof import prove
+from flow_factory.models.quantized import check_quantization
 from flow_factory.pairs import Pairs
 from flow_factory.policy import Policy, build_policy
 from flow_factory.rewards.scoring import load_rewards
@@ -49,12 +52,16 @@ def build(config: RunConfig) -> Run:
     Raises:
         UserError: what the config asks for and this machine, data set or checkpoint does not have; the message says which.
     """
+    check_quantization(config.model.quantization)
     rows, test = read_split(config, "train"), read_split(config, "test") if has_split(config, "test") else []
+    settings = engine_of(config.config_file, config.model.offload_blocks)
+    contradict(settings)
     accelerator = make_accelerator(config)
-    engine = make_engine(engine_of(config.config_file), accelerator, config.train.max_grad_norm)
+    engine = make_engine(settings, accelerator, config.train.max_grad_norm)
     check_files(config, rows, test, progress=accelerator.is_local_main_process)
     folder = run_folder(config, accelerator)
     trackers = open_run_trackers(config, folder, accelerator)
+    require_shared(folder, accelerator)
     config = fitted(config)
     rewards, eval_rewards = load_rewards(
         arguments(config.rewards), arguments(config.eval_rewards) if config.eval_rewards else None, accelerator
@@ -71,7 +78,8 @@ def build(config: RunConfig) -> Run:
     )
     resume = resumed(config, folder, policy)
     engine.wrap(policy, partial(make_optimizer, config.train))
-    logger.info(engine.describe())
+    if accelerator.is_main_process and (accelerator.num_processes > 1 or settings.kind != "ddp"):
+        print(f"note: {engine.describe()}", file=sys.stderr)
     if config.model.model_type not in MODELS or config.model.model_type == "diffusers":  # the others are proved by the tests
         with accelerator.autocast(), engine.accumulating(last=False):
             prove(adapter, moved(conds[0], accelerator.device), call_of(config.train), config.train.per_device_batch_size, engine)
@@ -98,6 +106,28 @@ def open_run_trackers(config: RunConfig, folder: Path, accelerator: Accelerator)
     return open_trackers(config.log.logging_backend, config.log.project, folder.name, folder, config.model_dump(mode="json"))
 
 
+def contradict(settings: EngineSettings) -> None:
+    """Raises:
+    UserError: `accelerate launch` was told another engine than the run's own `config_file`.
+    """
+    for variable, kind in (("ACCELERATE_USE_FSDP", "fsdp"), ("ACCELERATE_USE_DEEPSPEED", "zero")):
+        asked = os.environ.pop(variable, "false").lower() == "true"  # accelerate itself is to know of data parallel only
+        if asked and settings.kind != kind:
+            text = f"accelerate launch was told {variable.rpartition('_')[2]}, and the run's YAML says {settings.name}"
+            raise UserError(f"{text}: name accelerate's file there too, as config_file")
+
+
+def require_shared(folder: Path, accelerator: Accelerator) -> None:
+    """Raises:
+    UserError: the main process has made the run's folder, and another one, on another machine, does not see it.
+    """
+    accelerator.wait_for_everyone()
+    blind = int(accelerator.reduce(torch.tensor(int(not folder.is_dir()), device=accelerator.device)).item())
+    if blind:
+        text = f"{blind} of {accelerator.num_processes} processes do not see {folder}"
+        raise UserError(f"log.save_dir: {text}; machines must share it, for each process writes its part of a checkpoint there")
+
+
 def make_accelerator(config: RunConfig) -> Accelerator:
     """Autocast without its weight cache: a cached half-precision copy would outlive an optimiser step or a swap of weights."""
     join_group()
@@ -120,7 +150,7 @@ def open_adapter(config: RunConfig) -> ModelAdapter:
     """
     trained = config.model.master_weight_dtype if config.model.finetune_type == "full" else None
     name, family, overrides, pipeline = checkpoint_of(config)
-    return load_adapter(name, family, config.mixed_precision, trained, overrides, pipeline)
+    return load_adapter(name, family, config.mixed_precision, trained, overrides, pipeline, config.model.quantization)
 
 
 def keep_copies(config: RunConfig, engine: Engine, algorithm: Algorithm) -> WeightStore:

@@ -17,6 +17,7 @@ from flow_factory.distributed import gather_groups
 from flow_factory.dynamics import DYNAMICS
 from flow_factory.ema import ema_decay
 from flow_factory.engines import Engine
+from flow_factory.frugal import parked
 from flow_factory.interrupt import Interrupt
 from flow_factory.learner import Learner, Progress, moved, quiet_bar
 from flow_factory.memo import Memo
@@ -73,6 +74,7 @@ class Trainer:
         """
         self.meter.clear()
         rollouts = self.roll_out(self.progress.epoch)
+        self.policy.set_aside()
         report = self.judge(rollouts)
         self.interrupt.agree(self.accelerator)
         if not self.plan.rolled.whole and self.algorithm.compares_group:
@@ -124,8 +126,8 @@ class Trainer:
             rollout.x0 = recorder.final
             rollout.schedule = recorder.timesteps.cpu(), recorder.sigmas.cpu()
         if train.offload_samples_to_cpu:
-            rollout.steps = [replace(s, **moved(vars(s), "cpu")) for s in rollout.steps]
-            rollout.x0 = moved(rollout.x0, "cpu")
+            rollout.steps = [replace(s, **parked(vars(s))) for s in rollout.steps]
+            rollout.x0 = parked(rollout.x0)
         return rollout
 
     def sampler(self, slot: int, ids: Sequence[int], epoch: int) -> Sampler:

@@ -1,5 +1,6 @@
 """Every YAML, command and script of the documentation works."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -78,6 +79,16 @@ def test_every_script_of_the_pages_runs(text: str, tmp_path: Path) -> None:
     (tmp_path / "assets").symlink_to(ROOT / "assets")
     done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_tables_of_the_hardware_page_are_what_the_script_prints() -> None:
+    command = [sys.executable, "benchmarks/hardware.py"]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    page = (ROOT / "guidance" / "hardware.md").read_text()
+    tables = done.stdout.strip().split("\n\n")
+    assert len(tables) == 2 and all(table in page for table in tables)
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,12 +73,25 @@ def found(config_file: str) -> Path:
     raise ConfigError(f"config_file: there is no {path}, nor {ours}" + (f"; examples/launch has {known}" if known else ""))
 
 
-def engine_of(config_file: str | None) -> EngineSettings:
+def engine_of(config_file: str | None, offload_blocks: bool = False) -> EngineSettings:
     """The engine that the launcher's file names; plain data parallel without one.
+
+    Args:
+        offload_blocks: `model.offload_blocks`, which makes it FSDP2 whose shards wait in main memory.
 
     Raises:
         ConfigError: no such file, or one that asks for what does not work here; the message has the key and what would be right.
     """
+    engine = _said(config_file)
+    if not offload_blocks:
+        return engine
+    if config_file is not None and engine.kind != "fsdp":
+        right = "leave one of them out" + (", or write deepspeed_zero3_offload.yaml" if engine.kind == "zero" else "")
+        raise ConfigError(f"config_file: {config_file} is {engine.name}, and model.offload_blocks is FSDP2's; {right}")
+    return replace(engine, kind="fsdp", offload=True)
+
+
+def _said(config_file: str | None) -> EngineSettings:
     if config_file is None:
         return EngineSettings()
     file = found(config_file)

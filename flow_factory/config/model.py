@@ -40,6 +40,14 @@ class ModelConfig(Section):
     attn_backend: str | None = Field(None, description="attention backend in diffusers' names; null keeps diffusers' choice")
     vae_slicing: bool = Field(False, description="decode pictures one by one: less memory, more time")
     vae_tiling: bool = Field(False, description="decode in overlapping tiles: less memory for large pictures and videos; seams may show")
+    quantization: Literal["bnb_8bit", "bnb_4bit", "torchao_int8"] | None = Field(
+        None, description="for lora: frozen transformer in 8 or 4 bits; bnb = bitsandbytes (4 bits: NF4); null = in mixed_precision"
+    )
+    layerwise_casting: Literal["fp8_e4m3", "fp8_e5m2"] | None = Field(
+        None, description="for lora: frozen transformer stored in 8 bits, each layer brought to mixed_precision while it computes"
+    )
+    offload_idle: bool = Field(False, description="the VAE and all else that only a rollout needs wait in main memory while training")
+    offload_blocks: bool = Field(False, description="the transformer waits in main memory, block by block on the device: FSDP2's offload")
     compile: bool = Field(False, description="compile the transformers' repeated blocks")
     compile_backend: Literal["inductor", "aot_eager", "eager", "cudagraphs"] = Field("inductor", description="torch.compile backend")
 

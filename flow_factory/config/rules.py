@@ -7,6 +7,7 @@ from pathlib import Path
 from flow_factory.config.algorithm_rules import ALGORITHM_RULES, Rule, best_of_n_fits, rounded
 from flow_factory.config.base import ConfigError, show
 from flow_factory.config.engine import engine_of, found
+from flow_factory.config.memory_rules import MEMORY_RULES
 from flow_factory.config.model import AUTO
 from flow_factory.config.plan import plan_of
 from flow_factory.config.run import RunConfig
@@ -45,7 +46,7 @@ def notices(config: RunConfig) -> tuple[str, ...]:
         lines.append("data.force_reprocess is not needed: rows are cached by content, so what has changed is always encoded anew")
     if config.data.sampler_type not in (None, "auto"):
         lines.append(f"data.sampler_type: {config.data.sampler_type} has no effect: a group always lives on one process")
-    engine = engine_of(config.config_file)
+    engine = engine_of(config.config_file, config.model.offload_blocks)
     if config.config_file is not None and config.num_processes == 1 and engine.kind != "fsdp":
         lines.append(f"config_file: {config.config_file} has no effect on one process")
     if config.config_file is not None and (file := found(config.config_file)) != Path(config.config_file):
@@ -193,7 +194,7 @@ def precisions_fit(config: RunConfig) -> Iterator[Problem]:
 
 def engine_fits(config: RunConfig) -> Iterator[Problem]:
     try:
-        engine = engine_of(config.config_file)
+        engine = engine_of(config.config_file, config.model.offload_blocks)
     except ConfigError as error:
         yield Problem(("config_file",), str(error).removeprefix("config_file: "))
         return
@@ -221,6 +222,7 @@ RULES: tuple[Rule, ...] = (
     engine_fits,
     reward_names_differ,
     *ALGORITHM_RULES,
+    *MEMORY_RULES,
 )
 
 

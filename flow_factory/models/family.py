@@ -9,6 +9,9 @@ from flow_factory.errors import UserError
 from flow_factory.models.parts import import_pipeline
 from flow_factory.types import Row
 
+CONDITION_AREA = 1024 * 1024
+"""Pixels to which the editing pipelines bring a picture themselves."""
+
 
 class Family:
     """Class attributes and what follows from them."""
@@ -32,6 +35,8 @@ class Family:
     """What the pipeline computes from its condition alone inside `__call__`: computed once a micro-batch."""
     encodes_by: ClassVar[tuple[str, ...]] = ("max_sequence_length",)
     """Call arguments that change what `encode` returns: part of the cache's key."""
+    extra_call_arguments: ClassVar[tuple[str, ...]] = ()
+    """Arguments of `train:` and `eval:` that the family takes beyond the pipeline's own."""
     images: ClassVar[tuple[int, int]] = (0, 0)
     """How many condition images a row may have, at least and at most."""
     videos: ClassVar[tuple[int, int]] = (0, 0)
@@ -69,8 +74,22 @@ class Family:
 
     @classmethod
     def tokens_of(cls, height: int, width: int, call: Mapping[str, Any]) -> int:
-        """Tokens of one sample in the transformer, text included, for estimates."""
-        return (height // 16) * (width // 16) + call.get("max_sequence_length", cls.text_length)
+        """Tokens of one sample in the transformer, text and one condition picture included, for estimates."""
+        return (height // 16) * (width // 16) + call.get("max_sequence_length", cls.text_length) + cls.condition_tokens(call)
+
+    @classmethod
+    def condition_tokens(cls, call: Mapping[str, Any]) -> int:
+        """Tokens of a condition picture, where the transformer is shown it as tokens of its own, for estimates."""
+        size = call.get("condition_image_size")
+        if "condition_image_size" not in cls.extra_call_arguments or (size is None and not cls.images[0]):
+            return 0
+        area = CONDITION_AREA if size is None else size * size if isinstance(size, int) else size[0] * size[1]
+        return area // 256
+
+    @classmethod
+    def decoding_of(cls, height: int, width: int, call: Mapping[str, Any]) -> float:
+        """Values of mixed_precision that the VAE has at a time while it decodes one sample, for estimates: traced with fake tensors."""
+        return 768.0 * height * width
 
     @classmethod
     def passes(cls, call: Mapping[str, Any]) -> int:

@@ -57,7 +57,3 @@ class Flux1Kontext(Flux1):
         resize = call.get("auto_resize", call.get("condition_image_size") is None)
         # the pipeline scales what is asked for to the area of max_area
         return super().takes(call) | {"_auto_resize": resize, "max_area": call["height"] * call["width"]}
-
-    @classmethod
-    def tokens_of(cls, height: int, width: int, call: Mapping[str, Any]) -> int:
-        return super().tokens_of(height, width, call) + 64 * 64

@@ -14,6 +14,7 @@ from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.parts import import_pipeline
 from flow_factory.models.processors import substitutes
+from flow_factory.models.quantized import quantizer
 from flow_factory.models.skeleton import empty_pipeline
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "no": torch.float32}
@@ -32,6 +33,7 @@ def load_adapter(
     trained_dtype: str | None = None,
     scheduler_overrides: Mapping[str, Any] | None = None,
     pipeline_class: str | None = None,
+    quantization: str | None = None,
 ) -> ModelAdapter:
     """Loads a pipeline and puts it behind its family's adapter.
 
@@ -39,6 +41,7 @@ def load_adapter(
         dtype: "fp32", "bf16" or "fp16"; of all parts but the trainable ones, if `trained_dtype` is given for them.
         scheduler_overrides: arguments for the constructor of the pipeline's own scheduler.
         pipeline_class: for `model_type: diffusers`, where the checkpoint does not say it.
+        quantization: `model.quantization` of the transformers; see `quantized.check_quantization`.
 
     Raises:
         LoadError: it does not load.
@@ -48,7 +51,8 @@ def load_adapter(
     kinds: Any = DTYPES[dtype]
     if trained_dtype is not None and DTYPES[trained_dtype] != kinds:
         kinds = {"default": kinds, **dict.fromkeys(family.components, DTYPES[trained_dtype])}
-    return _adapter(family, load_pipeline(model_name_or_path, family, kinds), scheduler_overrides)
+    options = {} if quantization is None else {"quantization_config": quantizer(quantization, family.components, DTYPES[dtype])}
+    return _adapter(family, load_pipeline(model_name_or_path, family, kinds, **options), scheduler_overrides)
 
 
 def sketch_adapter(
@@ -80,8 +84,8 @@ def family_of(name: str, model_type: str, pipeline_class: str | None) -> type[Mo
         return family.of(name, pipeline_class)
 
 
-def load_pipeline(name: str, family: type[ModelAdapter], dtype: torch.dtype | dict[str, torch.dtype]) -> Any:
-    """`from_pretrained` of a folder or hub name.
+def load_pipeline(name: str, family: type[ModelAdapter], dtype: torch.dtype | dict[str, torch.dtype], **options: Any) -> Any:
+    """`from_pretrained` of a folder or hub name, with more options for it.
 
     Raises:
         LoadError: one sentence on why it does not load.
@@ -89,7 +93,7 @@ def load_pipeline(name: str, family: type[ModelAdapter], dtype: torch.dtype | di
     with one_sentence(name, family):
         check_kind(name, family)
         passed, later = substitutes(name, DiffusionPipeline.load_config(name))
-        pipe = import_pipeline(family.pipeline).from_pretrained(name, torch_dtype=dtype, **passed)
+        pipe = import_pipeline(family.pipeline).from_pretrained(name, torch_dtype=dtype, **passed, **options)
         pipe.register_modules(**later)
         return pipe
 

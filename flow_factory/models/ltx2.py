@@ -36,6 +36,10 @@ class LTX2(ModelAdapter):
         return frames * (height // 32) * (width // 32) + call.get("max_sequence_length", cls.text_length)
 
     @classmethod
+    def decoding_of(cls, height: int, width: int, call: Mapping[str, Any]) -> float:
+        return 45.0 * height * width * (call.get("num_frames") or cls.default_frames)
+
+    @classmethod
     def passes(cls, call: Mapping[str, Any]) -> int:
         """Beside the prompt: the negative prompt, spatio-temporal guidance, and the modalities apart; the pipeline's defaults are on."""
         scales = {"guidance_scale": (7.0, 1), "stg_scale": (1.0, 0), "modality_scale": (3.0, 1)}

@@ -32,6 +32,10 @@ class QwenImage(ModelAdapter):
     )  # fmt: skip
     published: ClassVar[Mapping[str, float]] = {"transformer": 20.43e9, "text_encoder": 8.292e9, "vae": 0.127e9}
 
+    @classmethod
+    def decoding_of(cls, height: int, width: int, call: Mapping[str, Any]) -> float:
+        return 1730.0 * height * width
+
     def embed(self, text: str, pictures: Any, call: Mapping[str, Any]) -> Cond:
         return self._named(self.pipe.encode_prompt(text, max_sequence_length=call.get("max_sequence_length", self.text_length)))
 

@@ -29,7 +29,7 @@ def pixels(pipe: Any, one: Any) -> Tensor:
     """A picture as (1, 3, h, w), or a clip as (1, 3, frames, h, w), in [-1, 1]; where and in the dtype in which the VAE computes."""
     pictures = [p.convert("RGB") for p in (one.frames if isinstance(one, Clip) else [one])]
     made = pipe.video_processor.preprocess_video(pictures) if isinstance(one, Clip) else pipe.image_processor.preprocess(pictures)
-    return made.to(pipe.vae.device, pipe.vae.dtype)
+    return made.to(pipe._execution_device, pipe.vae.dtype)  # the VAE itself may be waiting in main memory
 
 
 def latents(vae: Any, x: Tensor) -> Tensor:

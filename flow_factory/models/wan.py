@@ -39,6 +39,10 @@ class WanT2V(ModelAdapter):
         frames = (call.get("num_frames", cls.default_frames) - 1) // 4 + 1
         return frames * (height // 16) * (width // 16)
 
+    @classmethod
+    def decoding_of(cls, height: int, width: int, call: Mapping[str, Any]) -> float:
+        return 5100.0 * height * width  # four frames at a time, however many there are
+
     def __init__(self, pipe: Any):
         super().__init__(pipe)
         small = getattr(pipe.config, "expand_timesteps", False)  # TI2V-5B

@@ -11,11 +11,11 @@ import torch
 
 from flow_factory.data.cache import ConditionCache, encode_rows
 from flow_factory.errors import UserError
-from flow_factory.memory import shape_of
 from flow_factory.models import MODELS
 from flow_factory.models.proof import prove
 from flow_factory.policy import dead_ends, target_names
 from flow_factory.types import Clip, Cond, Row
+from flow_factory.weighing import shape_of
 from tests.models.cases import CASES, EACH, SQUARE, call_of, every_case, over, picture, row, video
 from tests.models.harness import Tiny, adapter_of, small, tiny
 
