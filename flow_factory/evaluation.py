@@ -37,7 +37,10 @@ class Evaluator:
     conds: Sequence[Cond]
 
     def run(self) -> tuple[dict[str, float], list[Sample]]:
-        """Metrics over all rows, and on the main process the samples in the order of the rows."""
+        """Metrics over all rows, and on the main process the first rows' samples, `log.num_samples` of them.
+
+        Other pictures stay where they were drawn and scored.
+        """
         mine: list[tuple[int, Any]] = []
         batches = list(self.batches())
         idle = most_of_ranks(self.accelerator, len(batches)) - len(batches) if self.engine.collective else 0
@@ -48,10 +51,11 @@ class Evaluator:
             for _ in range(idle):  # the others' forwards need this process
                 self._draw([0])
         scores = self.rewards.score([self.rows[i] for i, _ in mine], [[media] for _, media in mine])
-        everyone = gather_object([(i, media, s[0].tolist()) for (i, media), s in zip(mine, scores, strict=True)])
+        shown = self.config.log.num_samples
+        everyone = gather_object([(i, media if i < shown else None, s[0].tolist()) for (i, media), s in zip(mine, scores, strict=True)])
         everyone.sort(key=lambda e: e[0])
         table = torch.tensor([s for _, _, s in everyone], dtype=torch.float64)
-        samples = [Sample(self.rows[i].prompt, media, dict(zip(self.rewards.names, s, strict=True))) for i, media, s in everyone]
+        samples = [Sample(self.rows[i].prompt, m, dict(zip(self.rewards.names, s, strict=True))) for i, m, s in everyone[:shown]]
         return self._metrics(table) | {f"eval/{k}": v for k, v in self.rewards.finish_epoch().items()}, samples
 
     def batches(self) -> Iterator[list[int]]:

@@ -92,8 +92,8 @@ class Run:
         if self.trackers is not None:
             said = ", ".join(f"{k.removeprefix('eval/')} {v:.4g}" for k, v in metrics.items() if k.endswith("_mean"))
             tqdm.write(f"evaluation after epoch {self.trainer.progress.epoch}: {said}", file=sys.stderr)
-            if shown := samples[: self.trainer.config.log.num_samples]:
-                self.show(shown, self.trackers)
+            if samples:
+                self.show(samples, self.trackers)
 
     def show(self, samples: Sequence[Sample], trackers: Trackers) -> None:
         """Samples for the trackers, and grids, videos and curves in the run's folder; the first ones are kept to be compared with."""

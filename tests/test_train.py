@@ -119,6 +119,13 @@ def pictures(stock: FluxPipeline, run: Run) -> list[bytes]:
     return out
 
 
+def test_of_an_evaluation_only_the_pictures_that_are_shown_are_gathered(tmp_path: Path) -> None:
+    all_rows, samples = tiny(tmp_path).evaluator.run()
+    metrics, shown = tiny(tmp_path, "log.num_samples=1", "run_name=one").evaluator.run()
+    assert (len(samples), len(shown)) == (4, 1) and shown[0].media.tobytes() == samples[0].media.tobytes()
+    assert {k: v for k, v in metrics.items() if "reward" in k} == {k: v for k, v in all_rows.items() if "reward" in k}
+
+
 def test_evaluations_draw_from_the_same_noise(tmp_path: Path) -> None:
     run = tiny(tmp_path)
     first, second = ([s.media.tobytes() for s in run.evaluator.run()[1]] for _ in range(2))

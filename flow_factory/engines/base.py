@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from flow_factory.config.engine import EngineSettings
+from flow_factory.engines.shards import local_shard, rows_of
 from flow_factory.policy import Policy
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -98,12 +100,17 @@ class Engine:
     # -- the training state: tensors on the CPU for torch's distributed checkpoint, of whole parameters' shapes on every engine ------
 
     def stage(self, part: Tensor, shape: Sequence[int]) -> Tensor:
-        """A copy of a part, as what it is of a tensor of this shape. Called by all processes together."""
-        return part.detach().to("cpu", copy=True)
+        """A copy of a part, as what it is of a tensor of this shape; of what all hold, each has its share to write.
+
+        Called by all processes together.
+        """
+        if self.accelerator.num_processes == 1 or not shape:
+            return part.detach().to("cpu", copy=True)
+        return local_shard(rows_of(part.detach()).to("cpu", copy=True), shape)
 
     def unstage(self, saved: Tensor, part: Tensor) -> None:
         """The inverse: writes into the part."""
-        part.detach().copy_(saved)
+        part.detach().copy_(saved.full_tensor() if isinstance(saved, DTensor) else saved)
 
     def moments(self) -> dict[str, Tensor]:
         """The optimiser's state, staged, as `<its key>/<parameter>`; nothing before the first step."""

@@ -78,11 +78,11 @@ class FullyShard(Engine):
         return p.detach().to(self.accelerator.device).full_tensor().cpu()  # type: ignore[attr-defined]
 
     def stage(self, part: Tensor, shape: Sequence[int]) -> Tensor:
-        mine = super().stage(part, shape)
+        mine = part.detach().to("cpu", copy=True)
         return local_shard(mine, shape) if shape else mine
 
     def unstage(self, saved: Tensor, part: Tensor) -> None:
-        super().unstage(_local(saved), part)
+        part.detach().copy_(_local(saved))
 
     def _moments(self) -> Iterator[tuple[str, str, Tensor, Sequence[int]]]:
         return ((name, key, _local(value), shape) for name, key, value, shape in super()._moments())

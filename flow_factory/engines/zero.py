@@ -112,11 +112,9 @@ class Zero(Engine):
         return self._rows(everyone[: math.prod(shape)].view(*shape))
 
     def unstage(self, saved: Tensor, part: Tensor) -> None:
-        if isinstance(saved, DTensor):
-            saved = saved.full_tensor()
-        if self.collective and saved.shape:
+        if self.collective and isinstance(saved, DTensor):
             begin = part.numel() * self.accelerator.process_index
-            mine = saved.flatten()[begin : begin + part.numel()]
+            mine = saved.full_tensor().flatten()[begin : begin + part.numel()]
             part.view(-1)[: len(mine)].copy_(mine)
         else:
             super().unstage(saved, part)
