@@ -183,8 +183,7 @@ def ways(config: RunConfig, part: str) -> list[tuple[str, bool]]:
         return [("train.offload_samples_to_cpu: true", train.offload_samples_to_cpu)]
     if part == "text encoders":
         return [("a first run with a data.cache_dir on a larger card, whose encoded rows this one finds", False)]
+    light = ("train.optimizer: adamw8bit", train.optimizer == "adamw8bit" or engine.shards_optimizer)
     return [
-        ("model.finetune_type: lora", model.finetune_type == "lora"),
-        ("train.optimizer: adamw8bit", train.optimizer == "adamw8bit" or engine.shards_optimizer),
-        shards, ("model.offload_blocks: true", engine.offload),
+        ("model.finetune_type: lora", model.finetune_type == "lora"), light, shards, ("model.offload_blocks: true", engine.offload),
     ]  # fmt: skip

@@ -114,7 +114,7 @@ def gathered(config: RunConfig, engine: EngineSettings, weights: Weights) -> Ite
             whole = weights.frozen + weights.trained * master
             live = _number(zero.get("stage3_max_live_parameters"), LIVE) * DTYPES[config.mixed_precision].itemsize
             yield Part("gathered weights", (min(live, whole) if config.train.enable_gradient_checkpointing else whole) * 1e-9)
-        buckets = 2 if zero.get("overlap_comm", engine.stage == 3) is True and engine.stage < 3 else 1
+        buckets = 2 if engine.stage < 3 and zero.get("overlap_comm") is True else 1
         size = _number(zero.get("reduce_bucket_size"), BUCKET)
         yield Part("DeepSpeed's gradient bucket (reduce_bucket_size)", buckets * size * master * 1e-9, "training")
 
