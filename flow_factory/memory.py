@@ -17,7 +17,7 @@ its matrix (Korthikanti et al., arXiv 2205.05198, section 4)."""
 CONTEXT = 0.8
 """GB that CUDA, its libraries and their workspaces take before the first tensor: an assumption."""
 BUCKET, LIVE = 500_000_000, 1_000_000_000
-"""DeepSpeed's defaults of reduce_bucket_size and stage3_max_live_parameters, in elements."""
+"""DeepSpeed's defaults of reduce_bucket_size, where more is trained, and of stage3_max_live_parameters, in elements."""
 
 Phase = Literal["always", "encoding", "rollout", "training"]
 
@@ -115,7 +115,7 @@ def gathered(config: RunConfig, engine: EngineSettings, weights: Weights) -> Ite
             live = _number(zero.get("stage3_max_live_parameters"), LIVE) * DTYPES[config.mixed_precision].itemsize
             yield Part("gathered weights", (min(live, whole) if config.train.enable_gradient_checkpointing else whole) * 1e-9)
         buckets = 2 if engine.stage < 3 and zero.get("overlap_comm") is True else 1
-        size = _number(zero.get("reduce_bucket_size"), BUCKET)
+        size = _number(zero.get("reduce_bucket_size"), min(BUCKET, weights.trained))
         yield Part("DeepSpeed's gradient bucket (reduce_bucket_size)", buckets * size * master * 1e-9, "training")
 
 

@@ -1,4 +1,4 @@
-"""Two processes on a CPU do what one does, and fail as one does."""
+"""Two processes on a CPU fail as one does, and say so once; what they do when all is well is test_same_run's."""
 
 import re
 import signal
@@ -7,9 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
-from tests.tiny.run import ff_train, logged, read_state, started, write_run
+from tests.tiny.run import ff_train, started, write_run
 
 pytestmark = pytest.mark.slow
 
@@ -42,36 +41,6 @@ class Told(JpegCompressibility):
             os.kill(os.getpid(), signal.SIGTERM)
         return super().__call__(**asked)
 """
-
-
-@pytest.mark.parametrize(
-    "algorithm",
-    [
-        ("train.trainer_type=grpo",),
-        ("train.trainer_type=grpo-guard", "scheduler.step_selection=window", "train.best_of_n=2", "train.drop_zero_variance=true"),
-        ("train.trainer_type=nft", "train.off_policy=true", "train.old_model_decay=0-0.5-0.0-0.5"),
-        ("train.trainer_type=dgpo", "train.num_train_timesteps=2"),
-    ],
-    ids=lambda keys: keys[0].split("=")[1],
-)
-def test_two_processes_do_what_one_does(tmp_path: Path, algorithm: tuple[str, ...]) -> None:
-    write_run(tmp_path)
-    for n in (1, 2):
-        done = ff_train("tiny.yaml", *SETTINGS, *algorithm, f"run_name=of_{n}", "--num_processes", str(n), cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count(f"# of_{n}: 2 epochs of {algorithm[0].split('=')[1]}") == 1
-    one, two = (logged(tmp_path / "save" / f"of_{n}") for n in (1, 2))
-    assert [line["step"] for line in one] == [line["step"] for line in two]
-    for a, b in zip(one[:2], two[:2], strict=True):  # before any update all is the same to the bit
-        exact = [k for k in a if "reward" in k or k in ("train/zero_variance_share", "train/on_policy_error")]
-        assert {k: a[k] for k in exact} == {k: b[k] for k in exact}
-    for a, b in zip(one, two, strict=True):
-        assert set(a) == set(b)
-        for k in set(a) - {"train/first_update_effect"}:  # of each process's own first point
-            assert a[k] == pytest.approx(b[k], rel=1e-3, abs=1e-5), k
-    here, there = (read_state(tmp_path / f"save/of_{n}/checkpoints/epoch_2") for n in (1, 2))
-    for k in here:
-        torch.testing.assert_close(here[k], there[k], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("reward", "tracebacks"), [("Leaves", 0), ("Absent", 1)])

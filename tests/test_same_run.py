@@ -19,11 +19,14 @@ NFT, SHARES = ("train.trainer_type=nft", "train.kl_beta=0.1"), ("train.group_siz
 RUNS = {
     "grpo": (*FOUR, "train.kl_beta=0.1"),  # with four processes, a step takes half a group from each of two groups
     "grpo full": (*FOUR, *FULL, "train.kl_beta=0.1"),
-    "nft": (*FOUR, *NFT),
+    "nft": (*FOUR, *NFT, "train.off_policy=true", "train.old_model_decay=0-0.5-0.0-0.5"),
     "nft full": (*FOUR, *FULL, *NFT),
     "one row": (*ONE, *SHARES),
     "groupwise": (*TWO, "rewards.reward_model=mine.Ranks"),
-    "best of n": (*TWO, *SHARES, "train.best_of_n=4", "train.drop_zero_variance=true"),
+    "best of n": (
+        *TWO, *SHARES, "train.best_of_n=4", "train.drop_zero_variance=true", "train.trainer_type=grpo-guard",
+        "scheduler.step_selection=window",
+    ),
     "dgpo": (*TWO, "train.trainer_type=dgpo", "train.num_train_timesteps=2"),
     "dpo": (*FOUR, "train.trainer_type=dpo", "train.gradient_step_per_epoch=1", "train.beta=100"),
     "fsdp2": (*TWO, f"config_file={ROOT}/examples/launch/fsdp2.yaml"),

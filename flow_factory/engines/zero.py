@@ -17,6 +17,8 @@ from flow_factory.engines.shards import local_shard, rows_of
 from flow_factory.errors import UserError
 from flow_factory.policy import Policy
 
+BUCKET = 500_000_000
+"""DeepSpeed's default, in elements."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What AdamW keeps of a parameter, beside the number of its steps."""
 
@@ -42,7 +44,8 @@ class Zero(Engine):
         self.deepspeed = deepspeed
 
     def wrap(self, policy: Policy, make_optimizer: MakeOptimizer) -> None:
-        settings = config_of(self.settings, self.max_norm)
+        sizes = [p.numel() for p in policy.trained().values()]
+        settings = config_of(self.settings, self.max_norm, sum(sizes))
         if self.settings.stage == 3:  # module by module, before the whole would go to the device
             self.deepspeed.zero.Init(module=policy, config_dict_or_path=settings)
         self.policy, trained = policy, policy.trained()
@@ -151,9 +154,14 @@ class Zero(Engine):
         return local_shard(rows_of(whole).to("cpu", copy=True), whole.shape)
 
 
-def config_of(settings: EngineSettings, max_norm: float) -> dict[str, Any]:
-    """DeepSpeed's own configuration; accumulation, clipping and precision are the run's."""
+def config_of(settings: EngineSettings, max_norm: float, trained: int) -> dict[str, Any]:
+    """DeepSpeed's own configuration; accumulation, clipping and precision are the run's.
+
+    Args:
+        trained: how many weights are, of which a LoRA has less than the 2 GB that DeepSpeed's bucket would take.
+    """
     zero: dict[str, Any] = {"stage": settings.stage, **(settings.extra.get("zero_optimization") or {})}
+    zero.setdefault("reduce_bucket_size", min(BUCKET, trained))
     zero.setdefault("memory_efficient_linear", False)  # rounds otherwise than the stock one in 16 bits, in evaluation too
     zero["stage3_param_persistence_threshold"] = 0  # a small weight that stays gathered would outlive a swap
     for part, there in (("param", settings.offload), ("optimizer", settings.offload_optimizer)):
