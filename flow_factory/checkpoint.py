@@ -185,9 +185,13 @@ def kind_of(folder: Path) -> Kind:
     Raises:
         CheckpointError: none of them.
     """
-    if (folder / "state" / "progress.json").is_file():
+    if has_state(folder):
         return "state"
     return model_kind(folder)
+
+
+def has_state(folder: Path) -> bool:
+    return (folder / "state" / "progress.json").is_file()
 
 
 def model_kind(folder: Path) -> Literal["lora", "full"]:
@@ -210,6 +214,11 @@ def newest(folder: Path) -> Path:
     """The last whole checkpoint of a run folder; any other folder as it is."""
     epochs = checkpoints(folder / "checkpoints")
     return epochs[-1] if epochs else folder
+
+
+def newest_state(folder: Path) -> Path | None:
+    """The last whole checkpoint of a run folder that has a training state; None where there is none yet."""
+    return next((path for path in reversed(checkpoints(folder / "checkpoints")) if has_state(path)), None)
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from flow_factory import __version__
 from flow_factory.config import RunConfig, config_help, dump_config, load_config
-from flow_factory.errors import UserError
-from flow_factory.launch import FLAGS, launch, place, said, told_processes
+from flow_factory.errors import MeetingError, UserError
+from flow_factory.launch import going_on, launch, said
+from flow_factory.placement import FLAGS, overrides_of, place, srun_task
 
 EXAMPLES = """\
 examples:
@@ -24,11 +25,19 @@ examples:
   ff-train --help-config train                                     the keys of a section, with defaults; or of nft, awm, ...
   ff-train CONFIG model.resume_path=save/RUN                       go on where a run stopped
 """
+LOST = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
+"""What gloo and NCCL say when another process is gone."""
 
 
 def first() -> bool:
     """Whether this is the process that speaks for all."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def restarts() -> list[str]:
+    """The line that a restarted process begins with."""
+    done, most = (os.environ.get(f"TORCHELASTIC_{name}", "0") for name in ("RESTART_COUNT", "MAX_RESTARTS"))
+    return [f"a process died; this is restart {done} of {most}"] if done != "0" else []
 
 
 def complain(error: Exception) -> None:
@@ -58,25 +67,28 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 1 failed, 2 bad config, 130 interrupted."""
-    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING if first() else logging.ERROR)
+    """Exit code: 0 done, 1 failed, 2 bad config or data, 130 interrupted."""
     args = parser().parse_intermixed_args(argv)
     try:
+        os.environ.update(srun_task(vars(args), os.environ))
+        logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING if first() else logging.ERROR)
         if args.help_config is not None:
             print(config_help(args.help_config or None))
             return 0
         if args.config is None:
             parser().print_help()
             return 2
-        processes = told_processes(vars(args), os.environ)
-        return act(load_config(args.config, args.overrides + ([f"num_processes={processes}"] if processes else [])), args)
+        return act(load_config(args.config, overrides_of(vars(args), os.environ, args.overrides)), args)
     except UserError as error:
         complain(error)
-        return 2
+        return 1 if isinstance(error, MeetingError) else 2  # which may go well another time
     except KeyboardInterrupt:
         return 130
-    except Exception:  # of any kind: where several processes fail, only the first shows its trace, the others' come of its leaving
+    except Exception as error:  # of any kind: where several processes fail, only the first shows its trace, the others' come of its leaving
         if said():
+            return 1
+        if isinstance(error, RuntimeError) and any(text in str(error) for text in LOST):
+            print("error: lost the connection to another process, which has died", file=sys.stderr)
             return 1
         raise
 
@@ -87,10 +99,13 @@ def act(config: RunConfig, args: argparse.Namespace) -> int:
         print(dump_config(config), end="")
         return 0
     placement = place(config, vars(args), os.environ)
-    if placement.num_processes > 1 and not placement.inside and not args.check:
-        return launch(placement, config.config_file, [str(args.config), *args.overrides])
+    os.environ["FF_RENDEZVOUS_TIMEOUT"] = str(placement.rendezvous_timeout)
+    if (placement.num_processes > 1 or placement.max_restarts) and not placement.inside and not args.check:
+        if not config.log.verbose:
+            hush()
+        return launch(placement, [str(args.config), *args.overrides, *going_on(config, placement.max_restarts)])
     if first():
-        for notice in config.notices:
+        for notice in (*config.notices, *restarts()):
             print(f"note: {notice}", file=sys.stderr)
     if config.log.verbose:
         logging.getLogger("flow_factory").setLevel(logging.INFO)
@@ -106,6 +121,7 @@ def hush() -> None:
     """Keeps the libraries' remarks on optional packages and renamed arguments from the terminal; before they are imported."""
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings of a lost connection are traces of addresses
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 

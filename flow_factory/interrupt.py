@@ -1,6 +1,7 @@
 """SIGTERM and Ctrl-C as a question that the loop asks where it can stop exactly."""
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -13,11 +14,16 @@ class Interrupted(Exception):
     """The run was asked to stop, and stands where a resumed run goes on exactly."""
 
 
+ECHO = 5.0
+"""Seconds in which a second SIGTERM is the same one: Slurm signals every process of a step, and the launcher passes on what it gets."""
+
+
 class Interrupt:
-    """Set by the first SIGTERM or Ctrl-C; the second Ctrl-C stops at once."""
+    """Set by the first SIGTERM or Ctrl-C; the second Ctrl-C stops at once, and so does a SIGTERM long after the first."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self.since = 0.0
 
     def check(self) -> None:
         """Raises `Interrupted` if a signal has come."""
@@ -31,9 +37,10 @@ class Interrupt:
             raise Interrupted(self.signal.name if self.signal is not None else "another process was interrupted")
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal is None:
+            self.signal, self.since = signal.Signals(number), time.monotonic()
+        elif number == signal.SIGINT or time.monotonic() - self.since > ECHO:
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number)
 
     @contextmanager
     def watching(self) -> Iterator["Interrupt"]:

@@ -1,79 +1,18 @@
-"""Where the processes of a run are: command line over environment over YAML; and starting them."""
+"""Starting the processes of a run, by torch's elastic launcher."""
 
 import os
+import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from flow_factory.config import ConfigError, RunConfig
-from flow_factory.config.engine import found
-
-FLAGS: dict[str, tuple[type, str]] = {
-    "num_processes": (int, "processes over all machines"),
-    "num_machines": (int, "machines"),
-    "machine_rank": (int, "number of this machine, from 0"),
-    "main_process_ip": (str, "address of machine 0"),
-    "main_process_port": (int, "port of machine 0"),
-}
-
-ENVIRONMENT: dict[str, tuple[str, ...]] = {
-    "main_process_ip": ("MASTER_IP", "MASTER_ADDR", "CHIEF_IP"),
-    "main_process_port": ("MASTER_PORT",),
-    "machine_rank": ("MACHINE_RANK", "NODE_RANK", "INDEX"),
-    "num_machines": ("NUM_MACHINES", "NUM_NODES", "HOST_NUM"),
-    "gpus_per_machine": ("GPUS_PER_NODE", "HOST_GPU_NUM"),
-}
-
-
-@dataclass(frozen=True)
-class Placement:
-    """How many processes, and where they meet."""
-
-    num_processes: int
-    num_machines: int
-    machine_rank: int
-    main_process_ip: str
-    main_process_port: int
-    inside: bool
-    """Whether this already is one of them."""
-
-
-def told_processes(flags: Mapping[str, Any], environment: Mapping[str, str]) -> int | None:
-    """How many processes the command line or the environment asks for; None leaves it to the YAML. Inside a worker: how many there are.
-
-    Raises:
-        ConfigError: an environment value that is no number.
-    """
-    if _inside(environment):
-        return int(environment["WORLD_SIZE"])
-    if flags.get("num_processes") is not None:
-        return int(flags["num_processes"])
-    per_machine = _number("gpus_per_machine", environment, 0)
-    return (flags.get("num_machines") or _number("num_machines", environment, 1)) * per_machine or None
-
-
-def place(config: RunConfig, flags: Mapping[str, Any], environment: Mapping[str, str]) -> Placement:
-    """Command line > environment > YAML.
-
-    Raises:
-        ConfigError: an environment value that is no number, or processes that do not divide over the machines.
-    """
-    given = {k: v for k, v in flags.items() if v is not None}
-    machines = given.get("num_machines") or _number("num_machines", environment, 1)
-    processes = config.num_processes
-    if processes % machines:
-        raise ConfigError(f"{processes} processes do not divide over {machines} machines; use {machines * max(1, processes // machines)}")
-    return Placement(
-        num_processes=processes,
-        num_machines=machines,
-        machine_rank=given.get("machine_rank", _number("machine_rank", environment, 0)),
-        main_process_ip=given.get("main_process_ip") or _told("main_process_ip", environment) or "127.0.0.1",
-        main_process_port=given.get("main_process_port", _number("main_process_port", environment, config.main_process_port)),
-        inside=_inside(environment),
-    )
+from flow_factory.config.model import AUTO
+from flow_factory.config.rules import resume_is_whole
+from flow_factory.errors import MeetingError
+from flow_factory.placement import Placement
 
 
 def said() -> bool:
@@ -91,78 +30,97 @@ def said() -> bool:
     return False
 
 
-def _inside(environment: Mapping[str, str]) -> bool:
-    return "LOCAL_RANK" in environment and "WORLD_SIZE" in environment
+def going_on(config: RunConfig, max_restarts: int) -> list[str]:
+    """The override by which a restarted process goes on where the run stopped.
+
+    Raises:
+        ConfigError: it could not.
+    """
+    if not max_restarts:
+        return []
+    path, log = config.model.resume_path, config.log
+    if path is not None and path != AUTO and Path(path).resolve() != Path(log.save_dir, log.run_name or "").resolve():
+        raise ConfigError(f"--max_restarts: a restart goes on from this run's own folder, and model.resume_path is {path}; leave one out")
+    auto = config.model_copy(update={"model": config.model.model_copy(update={"resume_path": AUTO})})
+    for problem in resume_is_whole(auto):
+        raise ConfigError(f"--max_restarts: a restart needs model.resume_path: auto, and {problem.text}")
+    return [f"model.resume_path={AUTO}"] if path is None else []
 
 
-def _told(key: str, environment: Mapping[str, str]) -> str | None:
-    return next((environment[name] for name in ENVIRONMENT[key] if environment.get(name)), None)
-
-
-def _number(key: str, environment: Mapping[str, str], default: int) -> int:
-    value = _told(key, environment)
-    if value is None:
-        return default
-    if not value.isdigit():
-        raise ConfigError(f"the environment's {' or '.join(ENVIRONMENT[key])} is {value!r}; it must be a whole number")
-    return int(value)
-
-
-def launch(placement: Placement, config_file: str | None, arguments: Sequence[str]) -> int:
+def launch(placement: Placement, arguments: Sequence[str]) -> int:
     """Starts `python -m flow_factory ARGUMENTS` in this machine's processes and waits: 0, or the exit code of the first that failed.
 
-    GPUs go through `accelerate launch`, which knows FSDP and DeepSpeed by `config_file`. On a CPU it would start one process only, so
-    there it is torch's own launcher.
+    Raises:
+        ConfigError: more processes than GPUs.
+        MeetingError: the other machines did not come, or the first has left.
     """
     import torch
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    file = found(config_file) if config_file else None
+    here = placement.num_processes // placement.num_machines
+    if torch.cuda.is_available() and here > (gpus := torch.cuda.device_count()):
+        text = f"{here} processes on this machine, which has {gpus} GPU{'s' * (gpus != 1)}"
+        raise ConfigError(f"{text}; set --num_processes {gpus * placement.num_machines}, or say more machines (--num_machines, or srun)")
     os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (os.environ.get("PYTHONPATH"), str(Path.cwd())) if p)
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "3600")  # seconds from SIGTERM to SIGKILL: a large state takes long to save
+    if here > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # or each would take all cores
     try:
-        if torch.cuda.is_available():
-            _accelerate(placement, file, arguments)
-        else:
-            if file is not None:
-                print(f"note: {file} is for accelerators; on a CPU the processes are plain data parallel", file=sys.stderr)
-            _torchrun(placement, arguments)
+        _elastic(placement, here, arguments)
     except SignalException:  # passed on to them, and they have ended
         return 130
     except ChildFailedError as failed:
-        rank, failure = failed.get_first_failure()
-        if failure.exitcode == 130:
-            return 130
-        print(
-            f"error: process {rank} of {placement.num_processes} stopped with exit code {failure.exitcode}; its message is above",
-            file=sys.stderr,
-        )
-        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+        return _complaint(placement, failed)
+    except DistError as error:
+        where = f"{placement.main_process_ip}:{placement.main_process_port}"
+        raise MeetingError(f"the launcher lost machine 0 at {where} ({str(error).splitlines()[0]})") from error
     return 0
 
 
-def _accelerate(placement: Placement, config_file: Path | None, arguments: Sequence[str]) -> None:
-    from accelerate.commands.launch import launch_command, launch_command_parser
+def _elastic(placement: Placement, here: int, arguments: Sequence[str]) -> None:
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    where = {flag: str(getattr(placement, flag)) for flag in FLAGS}
-    command = [word for flag, value in where.items() for word in (f"--{flag}", value)]
-    command += ["--config_file", str(config_file)] if config_file else ["--multi_gpu", "--mixed_precision", "no"]
-    launch_command(launch_command_parser().parse_args([*command, "--module", "flow_factory", *arguments]))
+    from flow_factory.meeting import Meeting, meet
+
+    machines, number, timeout = placement.num_machines, placement.machine_rank, placement.rendezvous_timeout
+    address, port, served = placement.main_process_ip, placement.main_process_port, None
+    if machines > 1:
+        served = meet(Meeting("machine", number, machines, address, port, timeout), hosts=number == 0)
+    else:
+        port = _free(port)
+    if number == 0:
+        address = "127.0.0.1"  # whether or not it knows its own name
+    config = LaunchConfig(
+        machines, machines, here, run_id="flow-factory", rdzv_backend="static", rdzv_endpoint=f"{address}:{port}",
+        rdzv_configs={"rank": number, "timeout": timeout}, max_restarts=placement.max_restarts,
+    )  # fmt: skip
+    elastic_launch(config, sys.executable)("-u", "-m", "flow_factory", *arguments)
+    del served  # torch's store shares its server
 
 
-def _torchrun(placement: Placement, arguments: Sequence[str]) -> None:
-    from torch.distributed.run import get_args_parser, run
+def _complaint(placement: Placement, failed: Any) -> int:
+    """Says which process failed first, and returns its exit code."""
+    rank, failure = failed.get_first_failure()
+    if failure.exitcode == 130:
+        return 130
+    times = placement.max_restarts
+    restarts = f" after {times} restart{'s' * (times > 1)}" if times else ""
+    code, who = failure.exitcode, f"process {rank} of {placement.num_processes}"
+    if code < 0:
+        print(f"error: {who} was killed by {signal.Signals(-code).name}{restarts}", file=sys.stderr)
+        return 128 - code
+    print(f"error: {who} stopped with exit code {code}{restarts}; its message is above", file=sys.stderr)
+    return code
 
-    port = placement.main_process_port
-    if placement.num_machines == 1 and _taken(port):
-        port = 0  # another run on this machine; any free port will do
-    command = [
-        f"--nproc_per_node={placement.num_processes // placement.num_machines}", f"--nnodes={placement.num_machines}",
-        f"--node_rank={placement.machine_rank}", f"--master_addr={placement.main_process_ip}", f"--master_port={port}",
-    ]  # fmt: skip
-    run(get_args_parser().parse_args([*command, "--module", "flow_factory", *arguments]))
 
-
-def _taken(port: int) -> bool:
+def _free(port: int) -> int:
+    """The port, or any free one where another run on this machine has it."""
     with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server will: a port whose last owner just left is free
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -15,14 +15,16 @@ from torch import nn
 
 from flow_factory.algorithms import ALGORITHMS
 from flow_factory.algorithms.base import Algorithm
-from flow_factory.checkpoint import CheckpointError, kind_of, load_model, newest
+from flow_factory.checkpoint import CheckpointError, kind_of, load_model, newest, newest_state
 from flow_factory.config import RewardConfig, RunConfig, TrainConfig, dump_config, plan_of
 from flow_factory.config.engine import engine_of
+from flow_factory.config.model import AUTO
 from flow_factory.engines import Engine, make_engine
 from flow_factory.errors import UserError
 from flow_factory.evaluation import Evaluator
 from flow_factory.hparams import RewardArguments
 from flow_factory.learner import Progress, moved
+from flow_factory.meeting import join_group
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import load_adapter
@@ -67,7 +69,7 @@ def build(config: RunConfig) -> Run:
     policy = build_policy(
         adapter, config.model, config.mixed_precision, config.train.enable_gradient_checkpointing, config.train.seed, accelerator.device
     )
-    resume = resumed(config, policy)
+    resume = resumed(config, folder, policy)
     engine.wrap(policy, partial(make_optimizer, config.train))
     logger.info(engine.describe())
     if config.model.model_type not in MODELS or config.model.model_type == "diffusers":  # the others are proved by the tests
@@ -78,7 +80,7 @@ def build(config: RunConfig) -> Run:
     schedule = make_schedule(config.train, engine.optimizer, plan.optimiser_steps_per_epoch)
     progress = Progress(**load(resume, store, engine, schedule)) if resume else Progress()
     if trackers is not None:
-        trackers.truncate_after(progress.epoch)
+        trackers.truncate_after(progress.epoch if resume else -1)  # a fresh start may follow one that left no checkpoint
     pairs = Pairs(config.data, adapter, call_of(config.train)) if is_offline(config) else None
     learning = (engine, store, algorithm, schedule)
     trainer = Trainer(config, plan, accelerator, adapter, *learning, rewards, rows, conds, pairs, progress=progress)
@@ -98,6 +100,7 @@ def open_run_trackers(config: RunConfig, folder: Path, accelerator: Accelerator)
 
 def make_accelerator(config: RunConfig) -> Accelerator:
     """Autocast without its weight cache: a cached half-precision copy would outlive an optimiser step or a swap of weights."""
+    join_group()
     unused = MODELS[config.model.model_type].find_unused or len(config.model.target_components) > 1  # an epoch may train one expert
     parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=unused)
     handlers = [AutocastKwargs(cache_enabled=False), parallel]
@@ -162,7 +165,7 @@ def make_schedule(train: TrainConfig, optimizer: torch.optim.Optimizer, steps_pe
     return get_scheduler(name, optimizer, num_warmup_steps=train.lr_warmup_steps, num_training_steps=total)
 
 
-def resumed(config: RunConfig, policy: Policy) -> Path | None:
+def resumed(config: RunConfig, run: Path, policy: Policy) -> Path | None:
     """Loads `model.resume_path`'s weights into the policy; the folder itself where its whole training state is to be loaded.
 
     Raises:
@@ -170,6 +173,8 @@ def resumed(config: RunConfig, policy: Policy) -> Path | None:
     """
     if config.model.resume_path is None:
         return None
+    if config.model.resume_path == AUTO:
+        return newest_state(run)
     folder = newest(Path(config.model.resume_path))
     kind = kind_of(folder)
     wanted = config.model.resume_type or kind
@@ -193,7 +198,7 @@ def run_folder(config: RunConfig, accelerator: Accelerator) -> Path:
     name = config.log.run_name or f"{model.model_type}_{model.finetune_type}_{train.trainer_type}_{time.strftime('%Y%m%d_%H%M%S')}"
     folder = Path(config.log.save_dir) / broadcast_object_list([name])[0]
     metrics = folder / "metrics.jsonl"
-    if not (accelerator.is_main_process and metrics.is_file() and metrics.stat().st_size):
+    if config.model.resume_path == AUTO or not (accelerator.is_main_process and metrics.is_file() and metrics.stat().st_size):
         return folder
     resume = Path(config.model.resume_path).resolve() if config.model.resume_path else None
     if resume is None or folder.resolve() not in (resume, *resume.parents):

@@ -19,6 +19,7 @@ from flow_factory.checkpoint import (
     kind_of,
     load_model,
     newest,
+    newest_state,
     partial_of,
     prune,
     save_model,
@@ -207,6 +208,11 @@ def test_checkpoints_are_in_the_order_of_their_epochs(tmp_path: Path) -> None:
         (folder / name).mkdir(parents=True)
     assert [p.name for p in checkpoints(folder)] == ["epoch_9", "epoch_10", "epoch_100"]
     assert newest(tmp_path) == folder / "epoch_100" and newest(folder / "epoch_9") == folder / "epoch_9"
+    assert newest_state(tmp_path) is None and newest_state(tmp_path / "none") is None
+    for name in ("epoch_9", "epoch_10"):
+        (folder / name / "state").mkdir()
+        (folder / name / "state" / "progress.json").touch()
+    assert newest_state(tmp_path) == folder / "epoch_10"
     prune(folder, None)
     assert len(checkpoints(folder)) == 3
     prune(folder, 2)

@@ -9,7 +9,6 @@ import pytest
 from flow_factory.cli import main
 from flow_factory.config import ConfigError, load_config
 from flow_factory.config.engine import found
-from flow_factory.launch import Placement, place, told_processes
 from tests.tiny.run import environment, ff_train, logged, write_run
 
 REWARD = """\
@@ -88,7 +87,16 @@ def test_an_error_of_the_data_set_is_a_sentence(tmp_path: Path, capsys: pytest.C
 def test_help_fits_and_names_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = python("import sys; from flow_factory.cli import main; main(['--help'])", tmp_path)
     assert done.returncode == 0
-    for word in ("--check", "--print-config", "--help-config", "--num_processes", "--main_process_ip", "section.key=value", "examples:"):
+    for word in (
+        "--check",
+        "--print-config",
+        "--help-config",
+        "--num_processes",
+        "--main_process_ip",
+        "--max_restarts",
+        "section.key=value",
+        "examples:",
+    ):
         assert word in done.stdout
     assert main(["--help-config", "train"]) == 0
     table = capsys.readouterr().out
@@ -139,55 +147,6 @@ def test_check_finds_what_would_stop_the_run(tmp_path: Path, capsys: pytest.Capt
     ):
         assert main(["--check", str(file), override]) == 2
         assert message in capsys.readouterr().err
-
-
-WORKER = {"LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "4"}
-
-
-@pytest.mark.parametrize(
-    ("flags", "environ", "processes"),
-    [
-        ({}, {}, None),
-        ({"num_processes": 3}, {}, 3),
-        ({"num_processes": 3}, {"GPUS_PER_NODE": "8"}, 3),
-        ({}, {"GPUS_PER_NODE": "8"}, 8),
-        ({}, {"HOST_GPU_NUM": "4", "NUM_NODES": "2"}, 8),
-        ({"num_machines": 3}, {"HOST_GPU_NUM": "4", "NUM_NODES": "2"}, 12),
-        ({}, {"NUM_MACHINES": "2"}, None),
-        ({"num_processes": 3}, WORKER, 4),
-    ],
-)
-def test_how_many_processes(flags: dict[str, int], environ: dict[str, str], processes: int | None) -> None:
-    assert told_processes(flags, environ) == processes
-
-
-@pytest.mark.parametrize(
-    ("flags", "environ", "want"),
-    [
-        ({}, {}, Placement(4, 1, 0, "127.0.0.1", 29777, False)),
-        ({}, {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "1234", "NODE_RANK": "1", "NUM_NODES": "2"},
-         Placement(4, 2, 1, "10.0.0.1", 1234, False)),
-        ({}, {"CHIEF_IP": "c", "MASTER_ADDR": "a", "MASTER_IP": "m", "INDEX": "3", "HOST_NUM": "4"}, Placement(4, 4, 3, "m", 29777, False)),
-        ({"machine_rank": 0, "num_machines": 1, "main_process_port": 5, "main_process_ip": "b"},
-         {"MASTER_ADDR": "a", "MASTER_PORT": "1234", "NODE_RANK": "1", "NUM_NODES": "2"}, Placement(4, 1, 0, "b", 5, False)),
-        ({}, WORKER, Placement(4, 1, 0, "127.0.0.1", 29777, True)),
-    ],
-)  # fmt: skip
-def test_the_command_line_overrides_the_environment_overrides_the_yaml(
-    tmp_path: Path, flags: dict[str, int], environ: dict[str, str], want: Placement
-) -> None:
-    config = load_config(write_run(tmp_path), ["num_processes=4", "main_process_port=29777", "train.unique_sample_num_per_epoch=4"])
-    assert place(config, {"num_processes": None, **flags}, environ) == want
-
-
-def test_places_that_cannot_be(tmp_path: Path) -> None:
-    config = load_config(write_run(tmp_path), ["num_processes=4", "train.unique_sample_num_per_epoch=4"])
-    with pytest.raises(ConfigError, match="4 processes do not divide over 3 machines; use 3"):
-        place(config, {"num_machines": 3}, {})
-    with pytest.raises(ConfigError, match="the environment's MASTER_PORT is 'http'; it must be a whole number"):
-        place(config, {}, {"MASTER_PORT": "http"})
-    with pytest.raises(ConfigError, match="GPUS_PER_NODE or HOST_GPU_NUM is 'all'"):
-        told_processes({}, {"GPUS_PER_NODE": "all"})
 
 
 def test_the_launchers_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,8 +26,13 @@ def blocks(language: str) -> list[tuple[str, str]]:
     return found
 
 
+def unlaunched(line: str) -> str:
+    """`srun ... ff-train ARGUMENTS` and `torchrun ... -m flow_factory ARGUMENTS` as `ff-train ARGUMENTS`."""
+    return re.sub(r"^(srun|torchrun|accelerate) .*?(ff-train|-m flow_factory) ", "ff-train ", line)
+
+
 def commands() -> list[str]:
-    lines = [line.split("#")[0].strip() for _, text in blocks("bash") for line in text.splitlines()]
+    lines = [unlaunched(line.split("#")[0].strip()) for _, text in blocks("bash") for line in text.splitlines()]
     inline = [c for page in PAGES for c in re.findall(r"`((?:ff-train|make) [^`\n]*)`", page.read_text())]
     return [c for c in (*lines, *inline) if c.startswith(("ff-train", "make"))]
 

@@ -9,6 +9,9 @@ from flow_factory.config.signature import attention_backends, require_class
 from flow_factory.models import MODELS
 from flow_factory.registry import nearest
 
+AUTO = "auto"
+"""As `resume_path`: the last checkpoint of this very run, or a fresh start where there is none yet."""
+
 
 class ModelConfig(Section):
     """Which pipeline, which of its weights are trained, and how it computes."""
@@ -30,7 +33,9 @@ class ModelConfig(Section):
     lora_alpha: Annotated[int, Field(ge=1), derived(lambda above: 2 * above.get("lora_rank", 1)), Shown(default="2 x lora_rank")] = Field(
         DERIVED, description="LoRA scale: the update is multiplied by lora_alpha / lora_rank"
     )
-    resume_path: Folder | None = Field(None, description="checkpoint to start from")
+    resume_path: Folder | None = Field(
+        None, description="checkpoint or run folder to start from; auto = this run's own last checkpoint with a training state, if any"
+    )
     resume_type: Literal["lora", "full", "state"] | None = Field(None, description="what resume_path holds; null finds out")
     attn_backend: str | None = Field(None, description="attention backend in diffusers' names; null keeps diffusers' choice")
     vae_slicing: bool = Field(False, description="decode pictures one by one: less memory, more time")

@@ -7,6 +7,7 @@ from pathlib import Path
 from flow_factory.config.algorithm_rules import ALGORITHM_RULES, Rule, best_of_n_fits, rounded
 from flow_factory.config.base import ConfigError, show
 from flow_factory.config.engine import engine_of, found
+from flow_factory.config.model import AUTO
 from flow_factory.config.plan import plan_of
 from flow_factory.config.run import RunConfig
 from flow_factory.config.source import Keys, Problem
@@ -160,9 +161,23 @@ def resume_is_whole(config: RunConfig) -> Iterator[Problem]:
     model = config.model
     if model.resume_type is not None and model.resume_path is None:
         yield Problem(("model", "resume_type"), "there is nothing to resume from; set model.resume_path, or write null")
-    if model.resume_type in ("lora", "full") and model.resume_path is not None and model.resume_type != model.finetune_type:
+    if model.resume_path == AUTO:
+        yield from _goes_on(config)
+    elif model.resume_type in ("lora", "full") and model.resume_path is not None and model.resume_type != model.finetune_type:
         text = f"{model.resume_type} weights do not fit model.finetune_type: {model.finetune_type}; write {model.finetune_type} for both"
         yield Problem(("model", "resume_type"), text)
+
+
+def _goes_on(config: RunConfig) -> Iterator[Problem]:
+    here: Keys = ("model", "resume_path")
+    if config.log.run_name is None:
+        yield Problem(here, "auto finds this run's folder by its name; set log.run_name")
+    if config.log.save_model_only:
+        yield Problem(here, "auto goes on from a training state; set log.save_model_only: false, or no checkpoint has one")
+    if config.model.resume_type in ("lora", "full"):
+        yield Problem(
+            ("model", "resume_type"), f"resume_path: auto goes on from a training state, not from {config.model.resume_type}; write null"
+        )
 
 
 def precisions_fit(config: RunConfig) -> Iterator[Problem]:

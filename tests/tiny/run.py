@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from flow_factory.config import load_config
 from flow_factory.metrics import read_metrics
+from flow_factory.placement import ENVIRONMENT, SLURM_STEP
 from flow_factory.run import Run
 from flow_factory.train import build
 from tests.tiny.flux import save_flux
@@ -140,7 +141,8 @@ def forwards(cls: type[nn.Module]) -> Iterator[list[nn.Module]]:
 
 def environment(**extra: str) -> dict[str, str]:
     """This process's environment for a child: one thread, no network, and nothing that says it is one of several."""
-    clean = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+    several = {"LOCAL_RANK", "RANK", "WORLD_SIZE", *SLURM_STEP, *(name for names in ENVIRONMENT.values() for name in names)}
+    clean = {k: v for k, v in os.environ.items() if k not in several}
     return clean | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), **extra}
 
 

@@ -1,0 +1,204 @@
+"""Where the processes of a run are: command line over environment over YAML. Free of torch."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flow_factory.config import ConfigError, RunConfig
+
+FLAGS: dict[str, tuple[type, str]] = {
+    "num_processes": (int, "processes over all machines"),
+    "num_machines": (int, "machines"),
+    "machine_rank": (int, "number of this machine, from 0"),
+    "main_process_ip": (str, "address of machine 0"),
+    "main_process_port": (int, "port of machine 0"),
+    "rendezvous_timeout": (int, "seconds that machines and processes wait for each other (600)"),
+    "max_restarts": (int, "how often processes that died are started again, from the last checkpoint (0)"),
+}
+
+ENVIRONMENT: dict[str, tuple[str, ...]] = {
+    "main_process_ip": ("MASTER_IP", "MASTER_ADDR", "CHIEF_IP", "PET_MASTER_ADDR"),
+    "main_process_port": ("MASTER_PORT", "PET_MASTER_PORT"),
+    "machine_rank": ("MACHINE_RANK", "NODE_RANK", "INDEX", "PET_NODE_RANK", "GROUP_RANK"),
+    "num_machines": ("NUM_MACHINES", "NUM_NODES", "HOST_NUM", "PET_NNODES", "GROUP_WORLD_SIZE"),
+    "gpus_per_machine": ("GPUS_PER_NODE", "HOST_GPU_NUM", "PET_NPROC_PER_NODE", "LOCAL_WORLD_SIZE"),
+    "rendezvous_timeout": ("FF_RENDEZVOUS_TIMEOUT",),
+    "max_restarts": ("PET_MAX_RESTARTS",),
+}
+"""PET_*: torch's own launcher and Kubeflow. An empty name says nothing, nor does the launcher's `auto`."""
+
+SLURM_STEP = ("SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES", "SLURM_STEP_NODELIST", "SLURM_NODEID", "SLURM_JOB_ID")
+"""What `srun` sets. In a shell of `salloc` or `sbatch` some are missing, and those that are there say nothing of this process."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How many processes, where they meet, and how long they try."""
+
+    num_processes: int
+    num_machines: int
+    machine_rank: int
+    main_process_ip: str
+    main_process_port: int
+    inside: bool
+    """Whether this already is one of them; the machines are then another launcher's."""
+    rendezvous_timeout: int = 600
+    """In seconds."""
+    max_restarts: int = 0
+
+
+@dataclass(frozen=True)
+class Said:
+    """A setting's value, and who says it: a flag, or the environment's name."""
+
+    value: str
+    by: str
+
+
+def told_processes(flags: Mapping[str, Any], environment: Mapping[str, str]) -> int | None:
+    """How many processes the command line or the environment asks for; None leaves it to the YAML. Inside a worker: how many there are.
+
+    Raises:
+        ConfigError: a value that is no number, or a flag that says other than there are.
+    """
+    said = _said(flags, environment)
+    if _inside(environment):
+        there = int(environment["WORLD_SIZE"])
+        if "num_processes" in said and _number(said, "num_processes", 1) != there:
+            raise ConfigError(
+                f"--num_processes is {said['num_processes'].value}, and this is one of {there} that run already; leave it out"
+            )
+        return there
+    if "num_processes" in said:
+        return _number(said, "num_processes", 1)
+    return _number(said, "num_machines", 1, least=1) * _number(said, "gpus_per_machine", 0) or None
+
+
+def overrides_of(flags: Mapping[str, Any], environment: Mapping[str, str], written: Sequence[str]) -> list[str]:
+    """The overrides as written, with `num_processes` where it is told: before them, for the environment, or after them, for a flag.
+
+    Raises:
+        ConfigError: as `told_processes`.
+    """
+    told = told_processes(flags, environment)
+    count = [] if told is None else [f"num_processes={told}"]
+    last = flags.get("num_processes") is not None or _inside(environment)
+    return [*written, *count] if last else [*count, *written]
+
+
+def place(config: RunConfig, flags: Mapping[str, Any], environment: Mapping[str, str]) -> Placement:
+    """Command line > environment > YAML.
+
+    Raises:
+        ConfigError: a value that is no number or out of range, one that is missing, or processes that do not divide over the machines.
+    """
+    said = _said(flags, environment)
+    port = _number(said, "main_process_port", config.main_process_port, most=65535)
+    timeout = _number(said, "rendezvous_timeout", 600, least=1)
+    address = said["main_process_ip"].value if "main_process_ip" in said else "127.0.0.1"
+    if _inside(environment):
+        if flags.get("max_restarts"):
+            raise ConfigError("--max_restarts: this process was started by another launcher, and only that one can restart it")
+        return Placement(config.num_processes, 1, 0, address, port, True, timeout)
+    machines = _number(said, "num_machines", 1, least=1)
+    if machines > 1:
+        _require_place(said, machines, port)
+    if config.num_processes % machines:
+        right = machines * max(1, config.num_processes // machines)
+        raise ConfigError(f"{config.num_processes} processes do not divide over {machines} machines; use {right}")
+    rank = _number(said, "machine_rank", 0)
+    if rank >= machines:
+        raise ConfigError(
+            f"{said['machine_rank'].by} is {rank}, and {machines} machine{'s count from 0' if machines > 1 else ' is 0'}; "
+            f"set --machine_rank, or --num_machines and NUM_NODES in the environment"
+        )
+    return Placement(config.num_processes, machines, rank, address, port, False, timeout, _number(said, "max_restarts", 0))
+
+
+def srun_task(flags: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, str]:
+    """What torch wants to know in a process that `srun` started as one of several on its machine; empty in any other.
+
+    Raises:
+        ConfigError: not the same number of tasks on every machine.
+    """
+    if _inside(environment) or not _in_step(environment):
+        return {}
+    tasks, nodes = int(environment["SLURM_STEP_NUM_TASKS"]), int(environment["SLURM_STEP_NUM_NODES"])
+    if tasks <= nodes:
+        return {}
+    if tasks % nodes:
+        raise ConfigError(f"srun started {tasks} tasks on {nodes} machines; give each the same number by --ntasks-per-node")
+    said = _said(flags, environment)
+    return {
+        "RANK": environment["SLURM_PROCID"], "LOCAL_RANK": environment["SLURM_LOCALID"],
+        "WORLD_SIZE": str(tasks), "LOCAL_WORLD_SIZE": str(tasks // nodes),
+        "MASTER_ADDR": said["main_process_ip"].value, "MASTER_PORT": str(_number(said, "main_process_port", 0, least=1, most=65535)),
+    }  # fmt: skip
+
+
+def first_host(nodelist: str) -> str:
+    """`gpu[003-010,12],login1` -> `gpu003`: the first of Slurm's short form."""
+    name = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodelist)
+    if name is None:
+        raise ConfigError(f"SLURM_STEP_NODELIST is {nodelist!r}; it must name machines")
+    return re.sub(r"\[([^,\-\]]+)[^\]]*\]", r"\1", name[0])
+
+
+def _inside(environment: Mapping[str, str]) -> bool:
+    return "LOCAL_RANK" in environment and "WORLD_SIZE" in environment
+
+
+def _in_step(environment: Mapping[str, str]) -> bool:
+    return all(environment.get(name) for name in SLURM_STEP)
+
+
+def _said(flags: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Said]:
+    by_name = {
+        key: Said(environment[name], name)
+        for key, names in ENVIRONMENT.items()
+        for name in reversed(names)  # the first one wins
+        if environment.get(name) not in (None, "", "auto")
+    }
+    by_flag = {key: Said(str(flags[key]), f"--{key}") for key in FLAGS if flags.get(key) is not None}
+    return _by_slurm(environment) | by_name | by_flag
+
+
+def _by_slurm(environment: Mapping[str, str]) -> dict[str, Said]:
+    """The machines of an `srun` step; the port is from the job's number: jobs seldom share one, and it is below those that systems lend."""
+    if not _in_step(environment):
+        return {}
+    job = _number({"job": Said(environment["SLURM_JOB_ID"], "SLURM_JOB_ID")}, "job", 0)
+    said = {
+        "num_machines": Said(environment["SLURM_STEP_NUM_NODES"], "SLURM_STEP_NUM_NODES"),
+        "machine_rank": Said(environment["SLURM_NODEID"], "SLURM_NODEID"),
+        "main_process_ip": Said(first_host(environment["SLURM_STEP_NODELIST"]), "SLURM_STEP_NODELIST"),
+        "main_process_port": Said(str(20000 + job % 10000), "SLURM_JOB_ID"),
+    }
+    for name in ("SLURM_GPUS_ON_NODE", "SLURM_GPUS_PER_NODE"):
+        if value := environment.get(name):
+            counts = [part.rpartition(":")[2] for part in value.split(",")]  # `8`, `h100:8`, `h100:4,a100:2`
+            count = str(sum(map(int, counts))) if all(map(str.isdecimal, counts)) else value
+            return said | {"gpus_per_machine": Said(count, name)}
+    return said
+
+
+def _require_place(said: Mapping[str, Said], machines: int, port: int) -> None:
+    who = said["num_machines"].by
+    for key, what in (("main_process_ip", "where machine 0 is"), ("machine_rank", "which one this is")):
+        if key not in said:
+            raise ConfigError(
+                f"{machines} machines ({who}), and nothing says {what}; set --{key}, or {ENVIRONMENT[key][1]} in the environment"
+            )
+    if port == 0:
+        raise ConfigError(f"{machines} machines ({who}) need a port that all know; set --main_process_port, e.g. 29500")
+
+
+def _number(said: Mapping[str, Said], key: str, default: int, least: int = 0, most: int | None = None) -> int:
+    if key not in said:
+        return default
+    value, by = said[key].value, said[key].by
+    if not re.fullmatch("[0-9]+", value) or int(value) < least or (most is not None and int(value) > most):
+        wanted = f" from {least}" + (f" to {most}" if most is not None else "") if least or most is not None else ""
+        raise ConfigError(f"{by} is {value!r}; it must be a whole number{wanted}")
+    return int(value)
