@@ -45,10 +45,15 @@ def notices(config: RunConfig) -> tuple[str, ...]:
         lines.append("data.force_reprocess is not needed: rows are cached by content, so what has changed is always encoded anew")
     if config.data.sampler_type not in (None, "auto"):
         lines.append(f"data.sampler_type: {config.data.sampler_type} has no effect: a group always lives on one process")
-    if config.config_file is not None and config.num_processes == 1:
+    engine = engine_of(config.config_file)
+    if config.config_file is not None and config.num_processes == 1 and engine.kind != "fsdp":
         lines.append(f"config_file: {config.config_file} has no effect on one process")
-    elif config.config_file is not None and (file := found(config.config_file)) != Path(config.config_file):
+    if config.config_file is not None and (file := found(config.config_file)) != Path(config.config_file):
         lines.append(f"config_file: there is no {config.config_file}; using {file}")
+    if engine.stage == 3 and config.num_processes > 1 and not train.enable_gradient_checkpointing:
+        lines.append(
+            f"{engine.name} keeps gathered weights from a forward to its backward; train.enable_gradient_checkpointing: true does not"
+        )
     for key, why in IDLE.items():
         if getattr(config.data, key) != type(config.data).model_fields[key].default:
             lines.append(f"data.{key} has no effect: {why}")
@@ -186,11 +191,16 @@ def precisions_fit(config: RunConfig) -> Iterator[Problem]:
         yield Problem(("model", "master_weight_dtype"), text)
 
 
-def engine_exists(config: RunConfig) -> Iterator[Problem]:
+def engine_fits(config: RunConfig) -> Iterator[Problem]:
     try:
-        engine_of(config.config_file)
+        engine = engine_of(config.config_file)
     except ConfigError as error:
         yield Problem(("config_file",), str(error).removeprefix("config_file: "))
+        return
+    if engine.kind != "ddp" and config.mixed_precision == "fp16":
+        yield Problem(("mixed_precision",), f"fp16 needs a loss scale, and {engine.name} has none for weights of other widths; write bf16")
+    if engine.shards_optimizer and config.train.optimizer == "adamw8bit":
+        yield Problem(("train", "optimizer"), f"adamw8bit cannot be shared out by {engine.name}; write adamw, which then is shared out")
 
 
 def reward_names_differ(config: RunConfig) -> Iterator[Problem]:
@@ -208,7 +218,7 @@ RULES: tuple[Rule, ...] = (
     schedules_end,
     resume_is_whole,
     precisions_fit,
-    engine_exists,
+    engine_fits,
     reward_names_differ,
     *ALGORITHM_RULES,
 )

@@ -5,13 +5,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch.distributed as dist
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from flow_factory.config.engine import EngineSettings
 from flow_factory.engines.base import Engine, MakeOptimizer, require_finite
 from flow_factory.engines.shards import local_shard
 from flow_factory.errors import UserError
@@ -26,11 +24,6 @@ class FullyShard(Engine):
     """
 
     collective = True
-
-    def __init__(self, settings: EngineSettings, accelerator: Accelerator, max_norm: float):
-        super().__init__(settings, accelerator, max_norm)
-        if accelerator.mixed_precision == "fp16":
-            raise UserError("mixed_precision: fp16 needs a loss scale, which FSDP2 has none for; write bf16")
 
     def wrap(self, policy: Policy, make_optimizer: MakeOptimizer) -> None:
         if not dist.is_initialized():  # alone: shards that wait in main memory

@@ -30,8 +30,6 @@ class Zero(Engine):
     def __init__(self, settings: EngineSettings, accelerator: Accelerator, max_norm: float):
         super().__init__(settings, accelerator, max_norm)
         self.collective = settings.shards_weights
-        if accelerator.mixed_precision == "fp16":
-            raise UserError("mixed_precision: fp16 would make DeepSpeed cast the trained weights too; write bf16")
         try:
             import deepspeed
         except ImportError as error:

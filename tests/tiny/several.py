@@ -22,7 +22,8 @@ from tests.tiny.run import started, write_run
 
 def several(folder: Path, processes: int, runs: Mapping[str, Sequence[str]], timeout: float = 240) -> dict[str, list[dict[str, Any]]]:
     """Does the runs in so many processes; for each what each of its processes says of its engine."""
-    write_run(folder)
+    if not (folder / "tiny.yaml").exists():
+        write_run(folder)
     (folder / "runs.json").write_text(json.dumps(runs))
     launcher = ["torch.distributed.run", f"--nproc-per-node={processes}", "--standalone", "-m"] if processes > 1 else []
     with started([sys.executable, "-m", *launcher, "tests.tiny.several", str(folder)], folder) as process:

@@ -1,0 +1,83 @@
+"""One, two and four processes do the same run: the same rows, noise, pictures and advantages, and the same weights afterwards."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny.run import ROOT, TEST, logged, read_state, write_rows, write_run
+from tests.tiny.several import several
+
+pytestmark = pytest.mark.slow
+
+COMMON = ("train.adam_epsilon=1e-3", "log.save_freq=1", "log.save_model_only=false")
+FULL = ("model.finetune_type=full", "model.target_modules=all", "model.master_weight_dtype=fp32")
+FOUR = ("train.unique_sample_num_per_epoch=4", "train.gradient_step_per_epoch=2")
+TWO = ("train.unique_sample_num_per_epoch=2", "train.gradient_step_per_epoch=1")
+ONE = ("train.unique_sample_num_per_epoch=1", "train.gradient_step_per_epoch=1")
+NFT, SHARES = ("train.trainer_type=nft", "train.kl_beta=0.1"), ("train.group_size=8",)
+RUNS = {
+    "grpo": (*FOUR, "train.kl_beta=0.1"),  # with four processes, a step takes half a group from each of two groups
+    "grpo full": (*FOUR, *FULL, "train.kl_beta=0.1"),
+    "nft": (*FOUR, *NFT),
+    "nft full": (*FOUR, *FULL, *NFT),
+    "one row": (*ONE, *SHARES),
+    "groupwise": (*TWO, "rewards.reward_model=mine.Ranks"),
+    "best of n": (*TWO, *SHARES, "train.best_of_n=4", "train.drop_zero_variance=true"),
+    "dgpo": (*TWO, "train.trainer_type=dgpo", "train.num_train_timesteps=2"),
+    "dpo": (*FOUR, "train.trainer_type=dpo", "train.gradient_step_per_epoch=1", "train.beta=100"),
+    "fsdp2": (*TWO, f"config_file={ROOT}/examples/launch/fsdp2.yaml"),
+    "zero3": (*TWO, f"config_file={ROOT}/examples/launch/deepspeed_zero3.yaml"),
+}  # fmt: skip
+REWARD = """\
+import io
+
+from flow_factory.rewards import GroupwiseRewardModel, RewardModelOutput
+
+
+class Ranks(GroupwiseRewardModel):
+    required_fields = ("image",)
+
+    def __call__(self, image, **columns):
+        assert len(image) in (1, 4), "the whole group, or the picture of an evaluation"
+        sizes = []
+        for one in image:
+            one.save(file := io.BytesIO(), "png")
+            sizes.append((len(file.getvalue()), one.tobytes()))
+        return RewardModelOutput(rewards=[float(sorted(sizes).index(size)) for size in sizes])
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Folders of all runs by the number of processes; three test rows, less than the processes."""
+    folders = {}
+    for processes in (1, 2, 4):
+        folder = tmp_path_factory.mktemp(f"of_{processes}_")
+        write_run(folder)
+        write_rows(folder / "data" / "test.jsonl", [{"prompt": p} for p in TEST[:3]])
+        (folder / "mine.py").write_text(REWARD)
+        several(folder, processes, {name.replace(" ", "_"): [*COMMON, *keys] for name, keys in RUNS.items()})
+        folders[processes] = folder / "save"
+    return folders
+
+
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_do_what_one_does(runs: dict[int, Path], name: str, processes: int) -> None:
+    one, several = (runs[n] / name.replace(" ", "_") for n in (1, processes))
+    alone, together = logged(one), logged(several)
+    assert [line["step"] for line in alone] == [line["step"] for line in together]
+    for a, b in zip(alone[:2], together[:2], strict=True):  # before any update all is the same to the bit
+        exact = [k for k in a if "reward" in k or k == "train/zero_variance_share"]
+        assert len(exact) >= 2 and {k: a[k] for k in exact} == {k: b[k] for k in exact}
+    for a, b in zip(alone, together, strict=True):
+        for k in set(a) - {"train/first_update_effect", "train/on_policy_error"}:  # of each process's own first point
+            assert a[k] == pytest.approx(b[k], rel=1e-3, abs=1e-5), k
+    states = [[read_state(run / "checkpoints" / f"epoch_{epoch}") for run in (several, one)] for epoch in (1, 2)]
+    for here, there in states:
+        assert here.keys() == there.keys()
+        for k in here:
+            torch.testing.assert_close(here[k], there[k], rtol=0, atol=1e-6, msg=lambda text, k=k: f"{k}: {text}")
+    first, second = (there for _, there in states)
+    assert [k for k in first if "policy" in k and not torch.equal(first[k], second[k])], "the weights move"
