@@ -8,23 +8,32 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
 
 from flow_factory.checkpoint import LORA_FILE
 from flow_factory.config import TrainConfig
-from flow_factory.errors import UserError
+from flow_factory.config.engine import EngineSettings
+from flow_factory.engines import Engine
+from flow_factory.errors import GradientError, UserError
 from flow_factory.training_state import contents
-from tests.test_resume import SETTINGS, assert_same
+from tests.test_resume import SETTINGS as EVALUATED
+from tests.test_resume import assert_same
 from tests.tiny.run import ROOT, ff_train, read_state, tiny, write_run
 from tests.tiny.several import several
 
 pytestmark = pytest.mark.slow
 
 ENGINES = {"ddp": "multi_gpu", "fsdp2": "fsdp2", "zero2": "deepspeed_zero2", "zero3": "deepspeed_zero3"}
+SETTINGS = (*EVALUATED, "eval.eval_freq=0")
 PATIENCE = 60
 """Seconds in which a run must have ended, its start included."""
 
@@ -142,7 +151,7 @@ def test_a_disk_that_fills_up_during_a_save_leaves_the_checkpoint_before(tmp_pat
 
 def test_a_disk_that_fills_up_elsewhere_is_one_line(tmp_path: Path) -> None:
     """Here it is the evaluation's grid of pictures."""
-    run = faulty(tmp_path, "run", "0 flow_factory.run:save_grid 2 full", "log.num_samples=4")
+    run = faulty(tmp_path, "run", "0 flow_factory.run:save_grid 2 full", "eval.eval_freq=2", "log.num_samples=4")
     assert run.code == 1
     (said,) = run.complaints
     assert re.fullmatch(r"error: .*File too large.* \(a write to \S+/save or \S+/cache\); go on from the last whole checkpoint", said)
@@ -221,6 +230,22 @@ def test_a_gradient_that_is_no_number_is_not_stepped(tmp_path: Path) -> None:
         for rank in each:
             assert re.match(r"epoch 0, update 1: the norm of the gradient is (nan|inf), .*lower train.learning_rate", rank["said"]), engine
             assert rank["moved"] == 0, engine
+
+
+def test_a_loss_scale_may_halve_until_it_fits_and_no_further() -> None:
+    """fp16 on plain data parallel: an infinite gradient is the scale's, down to a scale of 1."""
+    layer, accelerator = nn.Linear(2, 2), Accelerator(cpu=True)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    engine = Engine(EngineSettings(), accelerator, 1.0)
+    engine.policy = SimpleNamespace(trained=lambda: dict(layer.named_parameters()))  # type: ignore[assignment]
+    engine.stepper = accelerator.prepare(torch.optim.AdamW(layer.parameters(), lr=0.1))
+    before = layer.weight.detach().clone()
+    for scale in (4.0, 2.0, 1.0, 0.5):
+        assert accelerator.scaler.get_scale() == scale
+        engine.backward(layer(torch.full((1, 2), torch.inf)).sum())
+        with pytest.raises(GradientError, match="inf|nan") if scale < 1 else nullcontext():
+            engine.step()
+    assert torch.equal(layer.weight, before)
 
 
 def test_out_of_memory_names_the_keys_that_need_less(tmp_path: Path) -> None:
