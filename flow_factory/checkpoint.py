@@ -19,7 +19,7 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import DiffusionPipeline
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -125,18 +125,19 @@ def load_model(folder: Path, policy: Policy) -> None:
     """Writes saved weights into the model built from the config.
 
     Raises:
-        CheckpointError: the folder holds another kind of weights, or ones of other names, shapes or scale.
+        CheckpointError: the folder holds another kind of weights, ones of other names, shapes or scale, or a damaged file.
     """
     kind, lora = model_kind(folder), lora_of(policy)
     if lora != (kind == "lora"):
         raise CheckpointError(f"{folder} holds {kind} weights, but model.finetune_type is {'lora' if lora else 'full'}")
-    if lora:
-        for name, module in policy.models.items():
-            _load_lora(_lora_folder(folder, name), module)
-    else:
-        for name, module in policy.models.items():
-            fresh = type(module).from_pretrained(folder / name, torch_dtype=torch.float32)
-            _copy(folder, module, fresh.state_dict())
+    for name, module in policy.models.items():
+        try:
+            if lora:
+                _load_lora(_lora_folder(folder, name), module)
+            else:
+                _copy(folder, module, type(module).from_pretrained(folder / name, torch_dtype=torch.float32).state_dict())
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{folder} is damaged: {error}") from error
 
 
 def _load_lora(folder: Path, module: Any) -> None:
@@ -191,7 +192,8 @@ def kind_of(folder: Path) -> Kind:
 
 
 def has_state(folder: Path) -> bool:
-    return (folder / "state" / "progress.json").is_file()
+    """Or what is left of one, which `training_state.load` will say."""
+    return (folder / "state").is_dir()
 
 
 def model_kind(folder: Path) -> Literal["lora", "full"]:

@@ -4,6 +4,7 @@ Nothing heavy is imported before the config is known to be right.
 """
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from flow_factory import __version__
 from flow_factory.config import RunConfig, config_help, dump_config, load_config
-from flow_factory.errors import MeetingError, UserError
+from flow_factory.errors import RunError, UserError
 from flow_factory.launch import going_on, launch, said
 from flow_factory.placement import FLAGS, overrides_of, place, srun_task
 
@@ -25,6 +26,11 @@ examples:
   ff-train --help-config train                                     the keys of a section, with defaults; or of nft, awm, ...
   ff-train CONFIG model.resume_path=save/RUN                       go on where a run stopped
 """
+FRUGAL = (
+    "To need less: a smaller train.per_device_batch_size, train.enable_gradient_checkpointing: true, train.offload_samples_to_cpu: true, "
+    "or weights shared out by config_file: examples/launch/fsdp2.yaml (fsdp2_offload.yaml: they wait in main memory); --check says how much"
+)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LOST = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
 """What gloo and NCCL say when another process is gone."""
 
@@ -40,7 +46,12 @@ def restarts() -> list[str]:
     return [f"a process died; this is restart {done} of {most}"] if done != "0" else []
 
 
-def complain(error: Exception) -> None:
+def disk_full(error: Exception) -> bool:
+    """Whether it is of a full disk, a used-up quota or a limit on files, as Python says it, or Rust below safetensors."""
+    return (isinstance(error, OSError) and error.errno in FULL) or str(error).endswith(tuple(f"(os error {code})" for code in FULL))
+
+
+def complain(error: Exception | str) -> None:
     """Prints an error, unless another process has."""
     if not said():
         print(f"error: {error}", file=sys.stderr)
@@ -81,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return act(load_config(args.config, overrides_of(vars(args), os.environ, args.overrides)), args)
     except UserError as error:
         complain(error)
-        return 1 if isinstance(error, MeetingError) else 2  # which may go well another time
+        return 1 if isinstance(error, RunError) else 2
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # of any kind: where several processes fail, only the first shows its trace, the others' come of its leaving
@@ -129,18 +140,28 @@ def work(config: RunConfig) -> int:
     """Trains in this process."""
     if not config.log.verbose:
         hush()
+    from safetensors import SafetensorError
+    from torch import OutOfMemoryError
+
     from flow_factory.algorithms.base import OnPolicyError
     from flow_factory.interrupt import Interrupted
     from flow_factory.rewards.scoring import RewardError
     from flow_factory.train import build
 
-    run = build(config)
     try:
-        summary = run()
+        summary = build(config)()
     except Interrupted:
         return 130
     except (OnPolicyError, RewardError) as error:
         complain(error)
+        return 1
+    except OutOfMemoryError as error:
+        complain(f"{error} {FRUGAL}")
+        return 1
+    except (OSError, SafetensorError) as error:
+        if not disk_full(error):
+            raise
+        complain(f"{error} (a write to {config.log.save_dir} or {config.data.cache_dir}); go on from the last whole checkpoint")
         return 1
     if summary:
         print("\n" + summary)

@@ -15,6 +15,7 @@ from flow_factory.algorithms.base import Algorithm, OnPolicyError
 from flow_factory.config import BatchPlan, TrainConfig
 from flow_factory.distributed import most_of_ranks
 from flow_factory.engines import Engine
+from flow_factory.errors import GradientError
 from flow_factory.frugal import parked
 from flow_factory.meter import Meter
 from flow_factory.models.base import ModelAdapter
@@ -150,12 +151,26 @@ class Learner:
                 if self.fresh and self.config.num_inner_epochs > 1:  # the old velocities that this forward has found
                     batch.frozen[k] |= self.stored(point.frozen)
                 self.meter.add(metrics)
-        norm, rate = self.engine.step(), self.schedule.get_last_lr()[0]
+        norm, rate = self.step(), self.schedule.get_last_lr()[0]
         self.schedule.step()
         self.check_effect(moves=rate > 0 and float(norm) > 0)
         self.progress.updates += 1
         self.meter.add({"grad_norm": norm})
         self.follow("update")
+
+    def step(self) -> Tensor:
+        """The engine's; its error gets the place and a way out.
+
+        Raises:
+            GradientError: the gradient is no number.
+        """
+        try:
+            return self.engine.step()
+        except GradientError as error:
+            raise GradientError(
+                f"epoch {self.progress.epoch}, update {self.progress.updates}: {error}, and nothing can be learnt from it; go on from the "
+                "last checkpoint with a lower train.learning_rate, mixed_precision: bf16 or no, or model.attn_backend: native"
+            ) from error
 
     def follow(self, after: str) -> None:
         """Moves the copies that follow the policy."""

@@ -1,8 +1,9 @@
 """Checkpoints are written beside the training, one at a time: it waits for copies in main memory, not for the disk."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 
-from flow_factory.checkpoint import begin, collect, finish, partial_of, prune, save_model
+from flow_factory.checkpoint import CheckpointError, begin, checkpoints, collect, finish, partial_of, prune, save_model
 from flow_factory.engines import Engine
+from flow_factory.errors import SaveError
 from flow_factory.training_state import plainly, stage, write
 from flow_factory.weights import WeightStore
 
@@ -38,23 +40,24 @@ class Saver:
             progress: what goes beside the training state; None for the weights that are reported alone.
 
         Raises:
-            CheckpointError: the one before could not be written.
+            SaveError: this one cannot be begun, or the one before could not be written.
         """
         self.wait()
         main = self.accelerator.is_main_process
         partial = partial_of(folder)
         if main:
-            begin(partial)
+            with kept(folder):
+                begin(partial)
         with self.store.use(self.store.reported):
             model = collect(self.engine.policy, self.engine.whole, keep=main)
         staged = stage(self.store, self.engine) if progress is not None else None
         self.accelerator.wait_for_everyone()  # the folder is there
 
         def work() -> None:
-            if staged is not None:
-                write(partial / "state", staged, self.group)
-            if main:
-                with plainly(folder, "cannot be written"):
+            with kept(folder):
+                if staged is not None:
+                    write(partial / "state", staged, self.group)
+                if main:
                     save_model(partial, self.engine.policy, self.pipeline, model)
                     if progress is not None:
                         (partial / "state" / "progress.json").write_text(json.dumps(dict(progress), indent=2))
@@ -72,8 +75,19 @@ class Saver:
         """Until the last checkpoint is in its place.
 
         Raises:
-            CheckpointError: it could not be written.
+            SaveError: it could not be written.
         """
         if self.pending is not None:
             pending, self.pending = self.pending, None
             pending.result()
+
+
+@contextmanager
+def kept(folder: Path) -> Iterator[None]:
+    """Turns what goes wrong while a checkpoint is written into a `SaveError` that names the last one that was."""
+    try:
+        with plainly(folder, "cannot be written"):
+            yield
+    except CheckpointError as error:
+        whole = checkpoints(folder.parent)
+        raise SaveError(f"{error}; {f'the last whole checkpoint is {whole[-1]}' if whole else 'there is no whole checkpoint'}") from error

@@ -17,10 +17,12 @@ from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata
 
-from flow_factory.checkpoint import CheckpointError
+from flow_factory.checkpoint import CheckpointError, checkpoints
 from flow_factory.engines import Engine
 from flow_factory.weights import WeightStore
 
@@ -52,21 +54,19 @@ def load(folder: Path, store: WeightStore, engine: Engine, schedule: Any) -> dic
     """Puts the state of a checkpoint into what a run has built; returns the progress.
 
     Raises:
-        CheckpointError: it is another run's, or damaged.
+        CheckpointError: it is another run's, or damaged; nothing of the run has changed.
     """
-    state = folder / "state"
-    with plainly(folder, "is damaged"):
-        reader = dcp.FileSystemReader(state)
-        saved = {k: tuple(m.size) for k, m in reader.read_metadata().state_dict_metadata.items()}  # type: ignore[union-attr]
-        progress = json.loads((state / "progress.json").read_text())
+    with _or_another(folder):
+        metadata, progress = contents(folder)
+    saved = {k: tuple(m.size) for k, m in metadata.state_dict_metadata.items()}  # type: ignore[union-attr]
     if any(name.startswith("optimizer/") for name in saved):
         engine.warm()
     targets = stage(store, engine)
     if problem := misfit(saved, targets):
         raise CheckpointError(f"{folder} does not fit this run: {problem}")
     targets = {k: t for k, t in targets.items() if k in saved}
-    with plainly(folder, "is damaged"):
-        dcp.load(targets, storage_reader=reader, no_dist=not dist.is_initialized())
+    with _or_another(folder):
+        dcp.load(targets, storage_reader=dcp.FileSystemReader(folder / "state"), no_dist=not dist.is_initialized())
     for copy, parts in store.state_dict().items():
         for name, part in parts.items():
             engine.unstage(targets[f"weights/{copy}/{name}"], part)
@@ -77,6 +77,43 @@ def load(folder: Path, store: WeightStore, engine: Engine, schedule: Any) -> dic
     for group, rate in zip(engine.optimizer.param_groups, schedule.get_last_lr(), strict=True):
         group["lr"] = rate
     return progress
+
+
+def contents(folder: Path) -> tuple[Metadata, dict[str, Any]]:
+    """(names and shapes of the saved tensors, progress) of a checkpoint all of whose files have their length; numbers are not read.
+
+    Raises:
+        CheckpointError: a file is missing or cut off.
+    """
+    state = folder / "state"
+    with plainly(folder, "is damaged"):
+        metadata = dcp.FileSystemReader(state).read_metadata()
+        for piece in metadata.storage_data.values():
+            if (state / piece.relative_path).stat().st_size < piece.offset + piece.length:
+                raise EOFError(f"{piece.relative_path} is cut off")
+        return metadata, json.loads((state / "progress.json").read_text())
+
+
+@contextmanager
+def _or_another(folder: Path) -> Iterator[None]:
+    """Adds to what is wrong with a checkpoint which one beside it is whole."""
+    try:
+        with plainly(folder, "is damaged"):
+            yield
+    except CheckpointError as error:
+        whole = next((c for c in reversed(checkpoints(folder.parent)) if c != folder and _is_whole(c)), None)
+        advice = (
+            f"go on from a whole one: model.resume_path={whole}" if whole else f"no other in {folder.parent} has a whole training state"
+        )
+        raise CheckpointError(f"{error}; {advice}") from error
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        contents(folder)
+    except CheckpointError:
+        return False
+    return True
 
 
 def misfit(saved: Mapping[str, tuple[int, ...]], here: Mapping[str, Tensor]) -> str | None:
@@ -94,8 +131,10 @@ def plainly(folder: Path, what: str) -> Iterator[None]:
     """Turns what torch's distributed checkpoint and the file system raise into a `CheckpointError`."""
     try:
         yield
+    except CheckpointError:
+        raise
     except CheckpointException as error:
         reason = next(iter(error.failures.values()))[0]
         raise CheckpointError(f"{folder} {what}: {type(reason).__name__}: {reason}") from error
-    except (OSError, EOFError, ValueError, KeyError, UnpicklingError) as error:
+    except (OSError, EOFError, ValueError, KeyError, UnpicklingError, SafetensorError) as error:
         raise CheckpointError(f"{folder} {what}: {type(error).__name__}: {error}") from error

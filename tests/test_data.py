@@ -349,6 +349,19 @@ def test_a_damaged_file_is_encoded_again_with_one_notice(tmp_path, caplog, damag
     assert same(cond, fake_encoder([])(rows[0])) and same(cond, cache.get(rows[0]))
 
 
+def test_a_file_that_was_deleted_since_the_start_is_named(tmp_path):
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(picture)
+    row, cache = Row(0, "x", images=(str(picture),), source="train.jsonl:3"), ConditionCache(tmp_path / "cache", "")
+    conditions = encode_rows([row], fake_encoder([]), cache)
+    cache.path(row).unlink()
+    with pytest.raises(DataError, match=f"{tmp_path}/cache/.*safetensors is gone: data.cache_dir must stay"):
+        conditions[0]
+    picture.unlink()
+    with pytest.raises(DataError, match=f"train.jsonl:3: {picture} cannot be read: No such file or directory"):
+        encode_rows([row], fake_encoder([]), cache)
+
+
 def test_a_writer_killed_half_way_leaves_no_entry(tmp_path, monkeypatch):
     cache, calls, rows = ConditionCache(tmp_path, "v1"), [], rows_of("a")
     with monkeypatch.context() as patch:

@@ -81,6 +81,17 @@ def test_every_script_of_the_pages_runs(text: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_every_fault_of_the_page_has_its_tests() -> None:
+    page = (ROOT / "guidance" / "faults.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("|")][2:]
+    assert len(rows) > 8
+    for row in rows:
+        tests = re.findall(r"`(test_\w+)::(test_\w+)`", row)
+        assert tests, row
+        for file, name in tests:
+            assert f"def {name}(" in (ROOT / "tests" / f"{file}.py").read_text(), name
+
+
 @pytest.mark.slow
 def test_the_tables_of_the_hardware_page_are_what_the_script_prints() -> None:
     command = [sys.executable, "benchmarks/hardware.py"]

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from flow_factory.data.reader import DataError
 from flow_factory.types import Cond, Row
 
 logger = logging.getLogger(__name__)
@@ -84,8 +85,15 @@ class ConditionCache:
         self.folder, self.fingerprint = Path(folder).expanduser(), fingerprint
 
     def key(self, row: Row) -> str:
-        """sha256 of what the encoding depends on, the bytes of condition files among it; the row's other columns are for rewards."""
-        files = [[file_sha256(path) for path in paths] for paths in (row.images, row.videos)]
+        """sha256 of what the encoding depends on, the bytes of condition files among it; the row's other columns are for rewards.
+
+        Raises:
+            DataError: a condition file is gone since it was checked.
+        """
+        try:
+            files = [[file_sha256(path) for path in paths] for paths in (row.images, row.videos)]
+        except OSError as error:
+            raise DataError(f"{row.source}: {error.filename} cannot be read: {error.strerror}") from error
         return hashlib.sha256(json.dumps([self.fingerprint, row.prompt, row.negative_prompt, *files]).encode()).hexdigest()
 
     def path(self, row: Row) -> Path:
@@ -145,7 +153,10 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def _open(path: Path) -> Cond:
-    metadata, tensors = _read(path)
+    try:
+        metadata, tensors = _read(path)
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is gone: data.cache_dir must stay while a run goes on; a new start encodes the row again") from error
 
     def unpack(value: Any) -> Any:
         if not isinstance(value, dict):

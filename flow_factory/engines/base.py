@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from flow_factory.config.engine import EngineSettings
 from flow_factory.engines.shards import local_shard, rows_of
+from flow_factory.errors import GradientError
 from flow_factory.policy import Policy
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -71,11 +72,18 @@ class Engine:
         self.accelerator.backward(loss)
 
     def step(self) -> Tensor:
-        """Clips the gradient to `max_norm`, takes an optimiser step and forgets the gradient; returns the norm before."""
-        norm = self.accelerator.clip_grad_norm_(self.policy.trained().values(), self.max_norm)
+        """Clips the gradient to `max_norm`, takes an optimiser step and forgets the gradient; returns the norm before.
+
+        Raises:
+            GradientError: it is no number, on all processes alike; no weight has changed.
+        """
+        norm = torch.as_tensor(self.accelerator.clip_grad_norm_(self.policy.trained().values(), self.max_norm))
+        scaler = self.accelerator.scaler
+        if scaler is None or scaler.get_scale() < 1:  # of fp16; it passes such steps over itself, and halves until they fit
+            require_finite(norm)
         self.stepper.step()
         self.stepper.zero_grad(set_to_none=True)
-        return torch.as_tensor(norm)
+        return norm
 
     # -- the weights -----------------------------------------------------------------------------------------------------------
 
@@ -145,3 +153,11 @@ class Engine:
     def _stepped(self) -> list[Tensor]:
         """The tensors that the optimiser steps."""
         return self.optimizer.param_groups[0]["params"]
+
+
+def require_finite(norm: Tensor) -> None:
+    """Raises:
+    GradientError: the norm of a gradient is no number.
+    """
+    if not norm.isfinite():
+        raise GradientError(f"the norm of the gradient is {norm.item():g}")

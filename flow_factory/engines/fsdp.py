@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from flow_factory.engines.base import Engine, MakeOptimizer
+from flow_factory.engines.base import Engine, MakeOptimizer, require_finite
 from flow_factory.engines.shards import local_shard
 from flow_factory.errors import UserError
 from flow_factory.policy import Policy
@@ -60,10 +60,12 @@ class FullyShard(Engine):
 
     def step(self) -> Tensor:
         norm = nn.utils.clip_grad_norm_(self.policy.trained().values(), self.max_norm)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        require_finite(norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.written()
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return norm
 
     def part(self, p: nn.Parameter) -> Tensor:
         return _local(p.detach())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from flow_factory.config.engine import EngineSettings
-from flow_factory.engines.base import Engine, MakeOptimizer
+from flow_factory.engines.base import Engine, MakeOptimizer, require_finite
 from flow_factory.engines.shards import local_shard, rows_of
 from flow_factory.errors import UserError
 from flow_factory.policy import Policy
@@ -70,9 +70,12 @@ class Zero(Engine):
         self.wrapped.backward(loss)
 
     def step(self) -> Tensor:
+        """DeepSpeed passes a step over whose norm is no number, but for 16-bit weights in stages 1 and 2, and says inf or -1."""
         self.wrapped.step()
         self.written()
-        return torch.as_tensor(self.wrapped.get_global_grad_norm())
+        norm = torch.as_tensor(self.wrapped.get_global_grad_norm())
+        require_finite(torch.where(norm < 0, torch.nan, norm))
+        return norm
 
     # -- the weights: stage 3 keeps a flat shard of each -----------------------------------------------------------------------
 

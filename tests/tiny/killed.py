@@ -7,13 +7,15 @@ import operator
 import os
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from flow_factory.cli import main
 
 
-def trap(path: str, call: int, number: int) -> None:
-    """Puts the signal before one call of a function."""
+def trap(path: str, call: int, fault: Callable[[], None]) -> None:
+    """Puts the fault before one call of a function."""
     module, _, attributes = path.partition(":")
     *owner, name = attributes.split(".")
     holder = operator.attrgetter(".".join(owner))(importlib.import_module(module)) if owner else importlib.import_module(module)
@@ -21,12 +23,12 @@ def trap(path: str, call: int, number: int) -> None:
 
     def trapped(*args: Any, **kwargs: Any) -> Any:
         if next(calls) == call:
-            os.kill(os.getpid(), number)
+            fault()
         return original(*args, **kwargs)
 
     setattr(holder, name, trapped)
 
 
 if __name__ == "__main__":
-    trap(sys.argv[1], int(sys.argv[2]), signal.Signals[sys.argv[3]])
+    trap(sys.argv[1], int(sys.argv[2]), partial(os.kill, os.getpid(), signal.Signals[sys.argv[3]]))
     sys.exit(main(sys.argv[4:]))

@@ -7,7 +7,7 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +20,30 @@ from flow_factory.train import build
 from tests.tiny.run import started, write_run
 
 
-def several(folder: Path, processes: int, runs: Mapping[str, Sequence[str]], timeout: float = 240) -> dict[str, list[dict[str, Any]]]:
-    """Does the runs in so many processes; for each what each of its processes says of its engine."""
+def several(
+    folder: Path, processes: int, runs: Mapping[str, Sequence[str]], timeout: float = 240, module: str = __name__
+) -> dict[str, list[dict[str, Any]]]:
+    """Does the runs in so many processes; for each what each of its processes says of its engine.
+
+    Args:
+        module: whose `main` does them, if it is not to be the one here.
+    """
     if not (folder / "tiny.yaml").exists():
         write_run(folder)
     (folder / "runs.json").write_text(json.dumps(runs))
     launcher = ["torch.distributed.run", f"--nproc-per-node={processes}", "--standalone", "-m"] if processes > 1 else []
-    with started([sys.executable, "-m", *launcher, "tests.tiny.several", str(folder)], folder) as process:
+    with started([sys.executable, "-m", *launcher, module, str(folder)], folder) as process:
         _, said = process.communicate(timeout=timeout)
     assert process.returncode == 0, said[-4000:]
     return {name: [json.loads((folder / f"{name}.{rank}.json").read_text()) for rank in range(processes)] for name in runs}
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, do: Callable[[Run], dict[str, Any]]) -> None:
     rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     for name, overrides in json.loads((folder / "runs.json").read_text()).items():
         AcceleratorState._reset_state(reset_partial_state=True)
         run = build(load_config(folder / "tiny.yaml", [*overrides, f"run_name={name}", f"num_processes={world}"]))
-        run()
-        (folder / f"{name}.{rank}.json").write_text(json.dumps(proof(run)))
+        (folder / f"{name}.{rank}.json").write_text(json.dumps(do(run)))
         del run
         gc.collect()
     if dist.is_initialized():
@@ -46,7 +51,8 @@ def main(folder: Path) -> None:
 
 
 def proof(run: Run) -> dict[str, Any]:
-    """What the engine really is: of the objects, not of the config."""
+    """Does the run; what the engine really is: of the objects, not of the config."""
+    run()
     engine, params = run.trainer.engine, list(run.trainer.policy.components.parameters())
     return {
         "engine": engine.name,
@@ -63,4 +69,4 @@ def _local(tensor: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), proof)

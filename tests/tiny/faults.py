@@ -1,0 +1,90 @@
+"""Faults, by way of a reward: it is one key of the YAML, and in every process that the launcher starts.
+
+rewards.reward_model=tests.tiny.faults.Faulty, and in the environment FAULT="RANK MODULE:FUNCTION CALL WHAT": in the process of that rank
+WHAT happens when the function is called for the CALL-th time, before it runs.
+
+python -m tests.tiny.faults FOLDER           the runs of `tests.tiny.several`, each of them `poisoned`
+"""
+
+import itertools
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flow_factory.errors import GradientError
+from flow_factory.rewards.jpeg import JpegCompressibility
+from flow_factory.run import Run
+from tests.tiny.killed import trap
+from tests.tiny.several import main
+
+LARGEST = 8192
+"""Bytes that fit into a file on a full disk."""
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def terminate_launcher() -> None:
+    os.kill(os.getppid(), signal.SIGTERM)
+
+
+def interrupt_twice() -> None:
+    """From a thread: the first Ctrl-C has been heard when the second comes."""
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(1)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def full() -> None:
+    """As a full disk: a write fails. Python ignores the signal that comes with it."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def out_of_memory() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+FAULTS: dict[str, Callable[[], None]] = {f.__name__: f for f in (kill, terminate_launcher, interrupt_twice, full, out_of_memory)}
+
+
+class Faulty(JpegCompressibility):
+    """Scores as any other, and brings the fault along."""
+
+    def __init__(self, *given: Any):
+        super().__init__(*given)
+        rank, path, call, what = os.environ["FAULT"].split()
+        if os.environ.get("RANK", "0") == rank:
+            trap(path, int(call), FAULTS[what])
+
+
+def poisoned(run: Run) -> dict[str, Any]:
+    """An epoch whose second loss is no number on the last process: what is said, and how far the weights moved after it."""
+    engine, calls = run.trainer.engine, itertools.count(1)
+    parts, backward, rank = [engine.part(p) for p in run.trainer.policy.trained().values()], engine.backward, run.trainer.accelerator
+    before: list[Tensor] = []
+
+    def backward_poisoned(loss: Tensor) -> None:
+        last = next(calls) == 2
+        if last:
+            before.extend(p.detach().clone() for p in parts)
+        backward(loss * torch.nan if last and rank.is_last_process else loss)
+
+    engine.backward = backward_poisoned  # type: ignore[method-assign]
+    try:
+        run.trainer.epoch()
+    except GradientError as error:
+        said = str(error)
+    return {"engine": engine.name, "said": said, "moved": sum(float((a - b).abs().sum()) for a, b in zip(before, parts, strict=True))}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), poisoned)
