@@ -145,7 +145,7 @@ class Learner:
                     if not checked:
                         checked = True
                         self.check_on_policy(metrics)
-                    self.engine.backward(loss / window.points)
+                    self.engine.backward(loss / window.points * self.plan.trained.team)  # whose processes have a part of the gradient each
                 if self.fresh and self.config.num_inner_epochs > 1:  # the old velocities that this forward has found
                     batch.frozen[k] |= {name: v.to(self.stored_on) for name, v in point.frozen.items()}
                 self.meter.add(metrics)

@@ -81,6 +81,7 @@ def estimate(config: RunConfig, family: type[ModelAdapter], parameters: dict[str
     )
     if algorithm.guidance("policy") is None:  # others train without the negative prompt
         kept *= family.passes({"guidance_scale": train.guidance_scale, **train.call})
+    kept /= model.context_parallel
     plan = plan_of(config)
     states = 2 * DTYPES[train.latent_storage_dtype].itemsize * plan.trained_points if train.stochastic else half
     others = (half * len(algorithm.weights) + 4 * algorithm.with_mean) * plan.trained_points  # velocities of kept weights, means

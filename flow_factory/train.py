@@ -18,6 +18,7 @@ from flow_factory.algorithms.base import Algorithm
 from flow_factory.checkpoint import CheckpointError, kind_of, load_model, newest
 from flow_factory.config import RewardConfig, RunConfig, TrainConfig, dump_config, plan_of
 from flow_factory.config.engine import engine_of
+from flow_factory.context_parallel import split_sequences
 from flow_factory.engines import Engine, make_engine
 from flow_factory.errors import UserError
 from flow_factory.evaluation import Evaluator
@@ -67,10 +68,12 @@ def build(config: RunConfig) -> Run:
     policy = build_policy(
         adapter, config.model, config.mixed_precision, config.train.enable_gradient_checkpointing, config.train.seed, accelerator.device
     )
+    split_sequences(adapter, config.model.context_parallel, accelerator.device)
     resume = resumed(config, policy)
     engine.wrap(policy, partial(make_optimizer, config.train))
     logger.info(engine.describe())
-    if config.model.model_type not in MODELS or config.model.model_type == "diffusers":  # the others are proved by the tests
+    unknown = config.model.model_type not in MODELS or config.model.model_type == "diffusers"  # the others are proved by the tests
+    if unknown or config.model.context_parallel > 1:
         with accelerator.autocast(), engine.accumulating(last=False):
             prove(adapter, moved(conds[0], accelerator.device), call_of(config.train), config.train.per_device_batch_size, engine)
     store = keep_copies(config, engine, algorithm)

@@ -95,12 +95,12 @@ def batches_divide(config: RunConfig) -> Iterator[Problem]:
         many = f"{rows} rows make {rows * (size // batch)} micro-batches"
         if train.trained_batches_per_group != size // batch:
             many += f", {rows * train.trained_batches_per_group} of them trained on"
-        ways = range(rows, 0, -1), range(rows, rows + config.num_processes)
+        ways = range(rows, 0, -1), range(rows, rows + config.teams)
         near = " or ".join(str(n) for way in ways for n in list(filter(partial(_deals, config), way))[:1])
-        text = f"{many}, which do not divide over num_processes={config.num_processes}; write {near}"
+        text = f"{many}, which do not divide over {_takers(config)}; write {near}"
         yield Problem(("train", "unique_sample_num_per_epoch"), text)
         return
-    batches = rows * train.trained_batches_per_group // config.num_processes
+    batches = rows * train.trained_batches_per_group // config.teams
     if _steps(config, rows):
         return
     key = "gradient_step_per_epoch" if train.gradient_accumulation_steps == "auto" else "gradient_accumulation_steps"
@@ -188,6 +188,16 @@ def engine_fits(config: RunConfig) -> Iterator[Problem]:
         yield Problem(("train", "optimizer"), f"adamw8bit cannot be shared out by {engine.name}; write adamw, which then is shared out")
 
 
+def teams_fit(config: RunConfig) -> Iterator[Problem]:
+    team, many = config.model.context_parallel, config.num_processes
+    if many % team:
+        text = f"{team} must divide num_processes={many}; write {max(n for n in range(1, team) if many % n == 0)}, or num_processes: "
+        yield Problem(("model", "context_parallel"), text + str(rounded(many, team)))
+    elif team > 1 and not list(engine_fits(config)) and (engine := engine_of(config.config_file)).kind != "ddp":
+        text = f"{team} does not go with {engine.name}: teams have only been proved with whole weights on every process; write 1, or "
+        yield Problem(("model", "context_parallel"), text + "config_file: null")
+
+
 def reward_names_differ(config: RunConfig) -> Iterator[Problem]:
     for section, rewards in (("rewards", config.rewards), ("eval_rewards", config.eval_rewards or ())):
         names = [reward.name for reward in rewards]
@@ -204,21 +214,27 @@ RULES: tuple[Rule, ...] = (
     resume_is_whole,
     precisions_fit,
     engine_fits,
+    teams_fit,
     reward_names_differ,
     *ALGORITHM_RULES,
 )
+
+
+def _takers(config: RunConfig) -> str:
+    many, team = config.num_processes, config.model.context_parallel
+    return f"num_processes={many}" if team == 1 else f"num_processes={many} / model.context_parallel={team}"
 
 
 def _deals(config: RunConfig, rows: int) -> bool:
     """Whether so many rows' micro-batches divide over the processes, those rolled out and those trained on."""
     train = config.train
     numbers = train.group_size // train.per_device_batch_size, train.trained_batches_per_group
-    return all(rows * n % config.num_processes == 0 for n in numbers)
+    return all(rows * n % config.teams == 0 for n in numbers)
 
 
 def _steps(config: RunConfig, rows: int) -> bool:
     """Whether a process's share of them divides over the optimiser steps."""
-    return rows * config.train.trained_batches_per_group // config.num_processes % _parts(config) == 0
+    return rows * config.train.trained_batches_per_group // config.teams % _parts(config) == 0
 
 
 def _parts(config: RunConfig) -> int:
