@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from flow_factory.config import ConfigError, load_config, plan_of
-from flow_factory.context_parallel import refuse_uneven
+from flow_factory.context_parallel import refuse_uneven, split_sequences
 from flow_factory.errors import UserError
 from flow_factory.rows import fitted
 from tests.models.cases import CASES
@@ -131,3 +134,14 @@ def test_a_length_that_does_not_divide_is_an_error(name: str, call: dict[str, An
     refuse_uneven(t.transformers[0], 2)
     with pytest.raises(UserError, match=said):
         t.roll()
+
+
+def test_an_attention_backend_that_cannot_split_names_those_that_can() -> None:
+    t = Tiny("wan21-t2v")
+    t.transformers[0].set_attention_backend("_native_math")
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        with pytest.raises(UserError, match=r"model.context_parallel: .*_native_math.* does not support .*'native'"):
+            split_sequences(t.adapter, 2, torch.device("cpu"))
+    finally:
+        dist.destroy_process_group()
