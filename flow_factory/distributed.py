@@ -16,9 +16,10 @@ def gather_groups(accelerator: Accelerator, deal: Deal, mine: Tensor) -> Tensor:
     """
     everyone = accelerator.gather(mine.to(accelerator.device)).cpu()
     out = torch.empty(deal.groups, deal.batches, *mine.shape[1:], dtype=mine.dtype)
-    places = [place for process in range(deal.processes) for place in deal.of(process)]
-    for (group, k), values in zip(places, everyone, strict=True):
-        out[group, k] = values
+    for process, theirs in enumerate(everyone.chunk(deal.processes)):
+        if deal.leads(process):
+            for (group, k), values in zip(deal.of(process), theirs, strict=True):
+                out[group, k] = values
     return out.flatten(1, 2)
 
 

@@ -50,6 +50,8 @@ class Evaluator:
                 mine += zip(batch, self._draw(batch), strict=True)
             for _ in range(idle):  # the others' forwards need this process
                 self._draw([0])
+        if self.accelerator.process_index % self.config.model.context_parallel:
+            mine = []  # the first process of the team has the same
         scores = self.rewards.score([self.rows[i] for i, _ in mine], [[media] for _, media in mine])
         shown = self.config.log.num_samples
         everyone = gather_object([(i, media if i < shown else None, s[0].tolist()) for (i, media), s in zip(mine, scores, strict=True)])
@@ -60,7 +62,7 @@ class Evaluator:
 
     def batches(self) -> Iterator[list[int]]:
         """This process's rows, those together whose conditions can share a call."""
-        mine = range(self.accelerator.process_index, len(self.rows), self.accelerator.num_processes)
+        mine = range(self.accelerator.process_index // self.config.model.context_parallel, len(self.rows), self.config.teams)
         size = self.config.eval.per_device_batch_size
         for _, group in groupby(sorted(mine, key=self._key), key=self._key):
             indices = list(group)

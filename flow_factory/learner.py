@@ -147,7 +147,7 @@ class Learner:
                     if not checked:
                         checked = True
                         self.check_on_policy(metrics)
-                    self.engine.backward(loss / window.points)
+                    self.engine.backward(loss / window.points * self.plan.trained.team)  # whose processes have a part of the gradient each
                 if self.fresh and self.config.num_inner_epochs > 1:  # the old velocities that this forward has found
                     batch.frozen[k] |= self.stored(point.frozen)
                 self.meter.add(metrics)

@@ -128,7 +128,7 @@ def passing(config: RunConfig, family: type[ModelAdapter], shape: Any, weights: 
     kept = kept_activations(between, weights.layers, train.enable_gradient_checkpointing)
     if algorithm.guidance("policy") is None:  # others train without the negative prompt
         kept *= family.passes({"guidance_scale": train.guidance_scale, **train.call})
-    yield Part("activations", kept * 1e-9, "training")
+    yield Part("activations", kept / config.model.context_parallel * 1e-9, "training")
     yield Part("weights brought to mixed_precision, a block at a time", weights.brought * 1e-9, "training")
     drawn = max(drawing(config, family, section, width_of(shape)) for section in (train, config.eval))
     yield Part("forward or decoding of a rollout or evaluation", drawn * half * 1e-9, "rollout")

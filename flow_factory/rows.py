@@ -15,6 +15,7 @@ from accelerate import Accelerator
 
 from flow_factory.algorithms.base import Algorithm
 from flow_factory.config import CRDConfig, DGPOConfig, DPOConfig, ForwardConfig, RunConfig, TrainConfig
+from flow_factory.context_parallel import check_splits
 from flow_factory.data.cache import ConditionCache, encode_rows, file_sha256, module_fingerprint
 from flow_factory.data.media import check_rows
 from flow_factory.data.reader import read_rows
@@ -72,6 +73,7 @@ def fitted(config: RunConfig) -> RunConfig:
     sketch = sketch_adapter(*checkpoint_of(config))
     for section in (config.train, config.eval):
         sketch.check_call(call_of(section))
+    check_splits(sketch, config.model.context_parallel)
     train, scheduler, trained = config.train, config.scheduler, config.model.target_components
     check_guidance(train, sketch)
     others = sketch.out_of_reach(trained, train.num_inference_steps)

@@ -45,7 +45,7 @@ def share(accelerator: Accelerator, rollouts: Sequence[Rollout], wanted: Collect
     own = {r.ids: r for r in rollouts}
     everyone = gather_object([replace_all(r, "cpu", cond={}, memo=None, media=[]) for r in rollouts])
     device = accelerator.device
-    needed = sorted((r for r in everyone if r.slot in wanted), key=lambda r: r.ids)
+    needed = [r for _, r in sorted({r.ids: r for r in everyone if r.slot in wanted}.items())]  # a team's processes all have them
     return [own.get(r.ids) or replace_all(r, device, cond=moved(conds[r.row.id], device), memo=Memo()) for r in needed]
 
 

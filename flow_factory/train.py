@@ -21,6 +21,7 @@ from flow_factory.checkpoint import CheckpointError, kind_of, load_model, newest
 from flow_factory.config import RewardConfig, RunConfig, TrainConfig, dump_config, plan_of
 from flow_factory.config.engine import EngineSettings, engine_of
 from flow_factory.config.model import AUTO
+from flow_factory.context_parallel import split_sequences
 from flow_factory.engines import Engine, make_engine
 from flow_factory.errors import UserError
 from flow_factory.evaluation import Evaluator
@@ -76,11 +77,13 @@ def build(config: RunConfig) -> Run:
     policy = build_policy(
         adapter, config.model, config.mixed_precision, config.train.enable_gradient_checkpointing, config.train.seed, accelerator.device
     )
+    split_sequences(adapter, config.model.context_parallel, accelerator.device)
     resume = resumed(config, folder, policy)
     engine.wrap(policy, partial(make_optimizer, config.train))
     if accelerator.is_main_process and (accelerator.num_processes > 1 or settings.kind != "ddp"):
         print(f"note: {engine.describe()}", file=sys.stderr)
-    if config.model.model_type not in MODELS or config.model.model_type == "diffusers":  # the others are proved by the tests
+    unknown = config.model.model_type not in MODELS or config.model.model_type == "diffusers"  # the others are proved by the tests
+    if unknown or config.model.context_parallel > 1:
         with accelerator.autocast(), engine.accumulating(last=False):
             prove(adapter, moved(conds[0], accelerator.device), call_of(config.train), config.train.per_device_batch_size, engine)
     store = keep_copies(config, engine, algorithm)

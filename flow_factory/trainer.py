@@ -161,10 +161,12 @@ class Trainer:
         groups = self.groups(rollouts)
         media = [[m for r in g for m in r.media] for g in groups]
         with self.meter.phase("reward"):
-            if self.plan.rolled.whole or not self.rewards.groupwise:
-                scores = self.rewards.score([g[0].row for g in groups], media)
-            else:
+            if self.rewards.groupwise and not self.plan.rolled.whole:
                 scores = score_shared(self.accelerator, self.plan.rolled, self.rewards, groups, media)
+            elif self.plan.rolled.leads(self.accelerator.process_index):
+                scores = self.rewards.score([g[0].row for g in groups], media)
+            else:  # `weigh` fills in what the first process of the team has found
+                scores = [torch.full((len(m), len(self.rewards.names)), torch.nan) for m in media]
         for group, rewards in zip(groups, scores, strict=True):
             for rollout, part in zip(group, rewards.split(size), strict=True):
                 rollout.rewards = part
@@ -177,10 +179,11 @@ class Trainer:
         weights = torch.tensor(self.rewards.weights, dtype=torch.float64)
         advantage, metrics = AGGREGATIONS[train.advantage_aggregation](scores, weights, train.global_std)
         for rollout, (slot, k) in zip(rollouts, self.mine, strict=True):
-            rollout.advantage = advantage[slot, k * size : (k + 1) * size].to(self.accelerator.device)
+            here = slice(k * size, (k + 1) * size)
+            rollout.rewards, rollout.advantage = scores[slot, here].float(), advantage[slot, here].to(self.accelerator.device)
         for name, column in zip(self.rewards.names, scores.flatten(0, 1).T, strict=True):
-            here = column[~column.isnan()]
-            metrics |= {f"reward_{name}_mean": here.mean(), f"reward_{name}_std": here.std(correction=0)}
+            known = column[~column.isnan()]
+            metrics |= {f"reward_{name}_mean": known.mean(), f"reward_{name}_std": known.std(correction=0)}
         self.meter.add(metrics | {"reward_mean": (scores.nanmean((0, 1)) * weights).sum()})
 
     def groups(self, rollouts: list[Rollout]) -> list[list[Rollout]]:

@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 
 from flow_factory.config.algorithm_rules import Rule
-from flow_factory.config.base import ConfigError
-from flow_factory.config.engine import EngineSettings, engine_of
+from flow_factory.config.engine_rules import engine_said
 from flow_factory.config.run import RunConfig
 from flow_factory.config.source import Problem
 
@@ -39,7 +38,7 @@ def fewer_bits_are_recomputed(config: RunConfig) -> Iterator[Problem]:
 
 
 def fewer_bits_are_whole(config: RunConfig) -> Iterator[Problem]:
-    engine = _engine(config)
+    engine = engine_said(config)
     for key, value in _asked(config):
         if engine is not None and engine.shards_weights:
             text = f"{value} weights cannot be cut into shards, and {engine.name} shards them"
@@ -51,14 +50,6 @@ def fewer_bits_are_not_compiled(config: RunConfig) -> Iterator[Problem]:
     for key, value in _asked(config):
         if config.model.compile and not value.startswith("bnb"):
             yield Problem(("model", key), f"torch compiles no backward pass through {value} weights; write null, or compile: false")
-
-
-def _engine(config: RunConfig) -> EngineSettings | None:
-    """None where `engine_exists` has something to say."""
-    try:
-        return engine_of(config.config_file, config.model.offload_blocks)
-    except ConfigError:
-        return None
 
 
 MEMORY_RULES: tuple[Rule, ...] = (

@@ -38,6 +38,9 @@ class ModelConfig(Section):
     )
     resume_type: Literal["lora", "full", "state"] | None = Field(None, description="what resume_path holds; null finds out")
     attn_backend: str | None = Field(None, description="attention backend in diffusers' names; null keeps diffusers' choice")
+    context_parallel: int = Field(
+        1, ge=1, description="processes that compute a sample together, each a part of its sequence: for video and large pictures"
+    )
     vae_slicing: bool = Field(False, description="decode pictures one by one: less memory, more time")
     vae_tiling: bool = Field(False, description="decode in overlapping tiles: less memory for large pictures and videos; seams may show")
     quantization: Literal["bnb_8bit", "bnb_4bit", "torchao_int8"] | None = Field(

@@ -18,11 +18,21 @@ class Deal:
     """Micro-batches of a group."""
     processes: int
     whole: bool
+    team: int = 1
+    """So many processes in a row take the same micro-batches (`model.context_parallel`)."""
+
+    @property
+    def teams(self) -> int:
+        return self.processes // self.team
+
+    def leads(self, process: int) -> bool:
+        """Whether this process speaks for its team where one answer is wanted."""
+        return process % self.team == 0
 
     def of(self, process: int) -> list[tuple[int, int]]:
         """(group, number of the micro-batch in it), those of one process in the order in which it takes them."""
         every = ((group, k) for group in range(self.groups) for k in range(self.batches))
-        return [(g, k) for g, k in every if (g if self.whole else g * self.batches + k) % self.processes == process]
+        return [(g, k) for g, k in every if (g if self.whole else g * self.batches + k) % self.teams == process // self.team]
 
 
 @dataclass(frozen=True)
@@ -55,8 +65,9 @@ class BatchPlan:
 
     def describe(self) -> list[tuple[str, str]]:
         """(what, how much), for printing."""
-        many = self.rolled.processes
-        how = f" = {self.rows_per_epoch // many} x {many} processes" if self.rolled.whole else f", shared among {many} processes"
+        many, team = self.rolled.teams, self.rolled.team
+        who = f"{many} processes" if team == 1 else f"{many} teams of {team} processes"
+        how = f" = {self.rows_per_epoch // many} x {who}" if self.rolled.whole else f", shared among {who}"
         return [
             ("rows an epoch", f"{self.rows_per_epoch}{how}"),
             ("samples an epoch", f"{self.samples_per_epoch} = {self.groups} groups of {self.group_size}"),
@@ -71,25 +82,26 @@ def micro_batches_per_update(config: RunConfig) -> int:
     train = config.train
     if train.gradient_accumulation_steps != "auto":
         return train.gradient_accumulation_steps
-    return train.unique_sample_num_per_epoch * train.trained_batches_per_group // config.num_processes // train.gradient_step_per_epoch
+    return train.unique_sample_num_per_epoch * train.trained_batches_per_group // config.teams // train.gradient_step_per_epoch
 
 
 def plan_of(config: RunConfig) -> BatchPlan:
     """The plan of a configuration whose batches divide (`load_config` returns no other)."""
     train = config.train
-    rows, processes = train.unique_sample_num_per_epoch, config.num_processes
+    rows, teams = train.unique_sample_num_per_epoch, config.teams
     rolled, trained = train.group_size // train.per_device_batch_size, train.trained_batches_per_group
-    batches = rows * trained // processes
+    batches = rows * trained // teams
     update = micro_batches_per_update(config)
-    whole = rows % processes == 0 and update % trained == 0
+    whole = rows % teams == 0 and update % trained == 0
+    shared_by = (config.num_processes, whole, config.model.context_parallel)
     return BatchPlan(
         rows_per_epoch=rows,
-        rolled=Deal(rows, rolled, processes, whole),
-        trained=Deal(rows, trained, processes, whole),
+        rolled=Deal(rows, rolled, *shared_by),
+        trained=Deal(rows, trained, *shared_by),
         group_size=train.group_size,
         per_device_batch_size=train.per_device_batch_size,
         samples_per_epoch=rows * train.group_size,
-        micro_batches_per_rank=rows * rolled // processes,
+        micro_batches_per_rank=rows * rolled // teams,
         trained_batches_per_rank=batches,
         trained_points=train.points_per_batch(config.scheduler),
         micro_batches_per_update=update,

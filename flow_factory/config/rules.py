@@ -5,8 +5,9 @@ from functools import partial
 from pathlib import Path
 
 from flow_factory.config.algorithm_rules import ALGORITHM_RULES, Rule, best_of_n_fits, rounded
-from flow_factory.config.base import ConfigError, show
+from flow_factory.config.base import show
 from flow_factory.config.engine import engine_of, found
+from flow_factory.config.engine_rules import ENGINE_RULES
 from flow_factory.config.memory_rules import MEMORY_RULES
 from flow_factory.config.model import AUTO
 from flow_factory.config.plan import plan_of
@@ -97,12 +98,12 @@ def batches_divide(config: RunConfig) -> Iterator[Problem]:
         many = f"{rows} rows make {rows * (size // batch)} micro-batches"
         if train.trained_batches_per_group != size // batch:
             many += f", {rows * train.trained_batches_per_group} of them trained on"
-        ways = range(rows, 0, -1), range(rows, rows + config.num_processes)
+        ways = range(rows, 0, -1), range(rows, rows + config.teams)
         near = " or ".join(str(n) for way in ways for n in list(filter(partial(_deals, config), way))[:1])
-        text = f"{many}, which do not divide over num_processes={config.num_processes}; write {near}"
+        text = f"{many}, which do not divide over {_takers(config)}; write {near}"
         yield Problem(("train", "unique_sample_num_per_epoch"), text)
         return
-    batches = rows * train.trained_batches_per_group // config.num_processes
+    batches = rows * train.trained_batches_per_group // config.teams
     if _steps(config, rows):
         return
     key = "gradient_step_per_epoch" if train.gradient_accumulation_steps == "auto" else "gradient_accumulation_steps"
@@ -192,18 +193,6 @@ def precisions_fit(config: RunConfig) -> Iterator[Problem]:
         yield Problem(("model", "master_weight_dtype"), text)
 
 
-def engine_fits(config: RunConfig) -> Iterator[Problem]:
-    try:
-        engine = engine_of(config.config_file, config.model.offload_blocks)
-    except ConfigError as error:
-        yield Problem(("config_file",), str(error).removeprefix("config_file: "))
-        return
-    if engine.kind != "ddp" and config.mixed_precision == "fp16":
-        yield Problem(("mixed_precision",), f"fp16 needs a loss scale, and {engine.name} has none for weights of other widths; write bf16")
-    if engine.shards_optimizer and config.train.optimizer == "adamw8bit":
-        yield Problem(("train", "optimizer"), f"adamw8bit cannot be shared out by {engine.name}; write adamw, which then is shared out")
-
-
 def reward_names_differ(config: RunConfig) -> Iterator[Problem]:
     for section, rewards in (("rewards", config.rewards), ("eval_rewards", config.eval_rewards or ())):
         names = [reward.name for reward in rewards]
@@ -219,23 +208,28 @@ RULES: tuple[Rule, ...] = (
     schedules_end,
     resume_is_whole,
     precisions_fit,
-    engine_fits,
     reward_names_differ,
     *ALGORITHM_RULES,
+    *ENGINE_RULES,
     *MEMORY_RULES,
 )
+
+
+def _takers(config: RunConfig) -> str:
+    many, team = config.num_processes, config.model.context_parallel
+    return f"num_processes={many}" if team == 1 else f"num_processes={many} / model.context_parallel={team}"
 
 
 def _deals(config: RunConfig, rows: int) -> bool:
     """Whether so many rows' micro-batches divide over the processes, those rolled out and those trained on."""
     train = config.train
     numbers = train.group_size // train.per_device_batch_size, train.trained_batches_per_group
-    return all(rows * n % config.num_processes == 0 for n in numbers)
+    return all(rows * n % config.teams == 0 for n in numbers)
 
 
 def _steps(config: RunConfig, rows: int) -> bool:
     """Whether a process's share of them divides over the optimiser steps."""
-    return rows * config.train.trained_batches_per_group // config.num_processes % _parts(config) == 0
+    return rows * config.train.trained_batches_per_group // config.teams % _parts(config) == 0
 
 
 def _parts(config: RunConfig) -> int:

@@ -44,6 +44,11 @@ class RunConfig(Section, Generic[Train]):
         """What the user should know, one line each: keys without effect, sizes that were rounded. No part of equality or of a dump."""
         return self._notices
 
+    @property
+    def teams(self) -> int:
+        """Processes, or teams of `model.context_parallel` processes, that take different samples."""
+        return -(-self.num_processes // self.model.context_parallel)  # never 0: the rule that they divide is one of many
+
     def noting(self, notices: tuple[str, ...]) -> Self:
         """The same configuration with other notices."""
         copy = self.model_copy()

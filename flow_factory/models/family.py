@@ -56,6 +56,8 @@ class Family:
     """What the pipeline makes."""
     encodes_media: ClassVar[str | None] = "its adapter does not say how"
     """Why `to_state` cannot encode media; None: it can."""
+    splits: ClassVar[bool] = False
+    """Whether `model.context_parallel` can split its sequences: diffusers has a plan for it, and the tests prove its gradient."""
     times_per_sample: ClassVar[bool] = False
     """Whether `velocity` takes a time for each sample, t and s (n,), without classifier-free guidance."""
 

@@ -17,6 +17,7 @@ class Flux1(ModelAdapter):
     encoders = ("text_encoder", "text_encoder_2")
     cfg = "true_cfg_scale"
     encodes_media = None
+    splits = True
     times_per_sample = True
     lora_targets: ClassVar[tuple[str, ...]] = (
         "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",

@@ -29,6 +29,7 @@ class Flux2(ModelAdapter):
     images = (0, 32)
     cfg: str | None = None
     encodes_media = None
+    splits = True
     times_per_sample = True
     lora_targets: ClassVar[tuple[str, ...]] = (
         "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",

@@ -18,6 +18,7 @@ class WanT2V(ModelAdapter):
     components: ClassVar[tuple[str, ...]] = ("transformer", "transformer_2")
     encoders = ("text_encoder",)
     draws = "video"
+    splits = True
     encodes_media = None
     lora_targets: ClassVar[tuple[str, ...]] = (
         "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0",

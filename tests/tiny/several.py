@@ -11,13 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
 
 from flow_factory.config import load_config
 from flow_factory.run import Run
 from flow_factory.train import build
-from tests.tiny.run import started, write_run
+from tests.tiny.run import logged, read_state, started, write_run
 
 
 def several(
@@ -36,6 +38,22 @@ def several(
         _, said = process.communicate(timeout=timeout)
     assert process.returncode == 0, said[-4000:]
     return {name: [json.loads((folder / f"{name}.{rank}.json").read_text()) for rank in range(processes)] for name in runs}
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    """Two runs of two epochs, which both save their training states, say the same and have the same weights."""
+    said, others = logged(run), logged(other)
+    assert [line["step"] for line in said] == [line["step"] for line in others]
+    for a, b in zip(said, others, strict=True):
+        for k in set(a) - {"train/first_update_effect", "train/on_policy_error"}:  # of each process's own first point
+            assert a[k] == pytest.approx(b[k], rel=1e-3, abs=1e-5), k
+    states = [[read_state(folder / "checkpoints" / f"epoch_{epoch}") for folder in (run, other)] for epoch in (1, 2)]
+    for here, there in states:
+        assert here.keys() == there.keys()
+        for k in here:
+            torch.testing.assert_close(here[k], there[k], rtol=0, atol=1e-6, msg=lambda text, k=k: f"{k}: {text}")
+    first, second = (there for _, there in states)
+    assert [k for k in first if "policy" in k and not torch.equal(first[k], second[k])], "the weights move"
 
 
 def main(folder: Path, do: Callable[[Run], dict[str, Any]]) -> None:

@@ -1,0 +1,43 @@
+"""Rules about how processes share the work. Each yields what breaks it."""
+
+from collections.abc import Iterator
+
+from flow_factory.config.algorithm_rules import Rule, rounded
+from flow_factory.config.base import ConfigError
+from flow_factory.config.engine import EngineSettings, engine_of
+from flow_factory.config.run import RunConfig
+from flow_factory.config.source import Problem
+
+
+def engine_fits(config: RunConfig) -> Iterator[Problem]:
+    try:
+        engine = engine_of(config.config_file, config.model.offload_blocks)
+    except ConfigError as error:
+        yield Problem(("config_file",), str(error).removeprefix("config_file: "))
+        return
+    if engine.kind != "ddp" and config.mixed_precision == "fp16":
+        yield Problem(("mixed_precision",), f"fp16 needs a loss scale, and {engine.name} has none for weights of other widths; write bf16")
+    if engine.shards_optimizer and config.train.optimizer == "adamw8bit":
+        yield Problem(("train", "optimizer"), f"adamw8bit cannot be shared out by {engine.name}; write adamw, which then is shared out")
+
+
+def teams_fit(config: RunConfig) -> Iterator[Problem]:
+    team, many, engine = config.model.context_parallel, config.num_processes, engine_said(config)
+    if many % team:
+        near = max(n for n in range(1, team) if many % n == 0)
+        text = f"{team} must divide num_processes={many}; write {near}, or num_processes: {rounded(many, team)}"
+        yield Problem(("model", "context_parallel"), text)
+    elif team > 1 and engine is not None and engine.kind != "ddp":
+        text = f"{team} does not go with {engine.name}: teams have only been proved with whole weights on every process"
+        yield Problem(("model", "context_parallel"), f"{text}; write 1, or config_file: null")
+
+
+def engine_said(config: RunConfig) -> EngineSettings | None:
+    """None where `engine_fits` has something to say of the file."""
+    try:
+        return engine_of(config.config_file, config.model.offload_blocks)
+    except ConfigError:
+        return None
+
+
+ENGINE_RULES: tuple[Rule, ...] = (engine_fits, teams_fit)
