@@ -88,6 +88,14 @@ def test_each_engine_is_the_one_it_says(runs: tuple[Path, Path, Any]) -> None:
         assert max(moments) < 1.2 or kind == "ddp"
 
 
+def test_each_process_holds_what_the_estimate_says(runs: tuple[Path, Path, Any]) -> None:
+    """DeepSpeed's own weights in float32 are not counted here, and it pads its shards."""
+    for engine, said in runs[2].items():
+        for part in ("frozen", "trained", "copies") + (() if engine.startswith("zero") else ("optimiser",)):
+            held = sum(rank["bytes"][part] for rank in said) / len(said)
+            assert said[0]["estimate"][part] == pytest.approx(held, rel=0.02), (engine, part)
+
+
 def test_a_resumed_run_goes_on_to_the_bit(runs: tuple[Path, Path, Any]) -> None:
     for engine in FROM:
         resumed, unbroken = end(runs[1] / f"{engine}_resumed"), end(runs[1] / engine)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate import init_empty_weights
 from diffusers import FluxTransformer2DModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -21,48 +21,9 @@ from flow_factory.memory import CONTEXT, Part, estimate, gathered, in_main_memor
 from flow_factory.models import MODELS
 from flow_factory.models.flux1 import Flux1
 from flow_factory.run import Run
-from flow_factory.weighing import by_block, shape_of, stored_bytes, stored_parameters, weigh
+from flow_factory.weighing import by_block, stored_bytes, stored_parameters, weigh
 from tests.tiny.run import ROOT, checkpoint, tiny, write_run
-
-STATIC = {
-    "frozen": ("frozen weights", "VAE and other parts"), "trained": ("trained weights (",),
-    "optimiser": ("optimiser state", "DeepSpeed's own"), "copies": ("copies of trained",), "gradients": ("gradients",),
-}  # fmt: skip
-"""What can be counted in a run -> the beginnings of the estimate's lines for it."""
-
-
-def inner(x: Tensor) -> Iterable[Tensor]:
-    """The plain tensors that a tensor of a subclass consists of."""
-    names = x.__tensor_flatten__()[0] if hasattr(x, "__tensor_flatten__") else ()
-    return [t for name in names for t in inner(getattr(x, name))] or [x]
-
-
-def size_of(tensors: Iterable[Tensor]) -> int:
-    return sum(t.numel() * t.element_size() for x in tensors for t in inner(x))
-
-
-def counted(run: Run) -> dict[str, int]:
-    """Bytes that a process of a run holds after a backward and an optimiser step."""
-    trainer = run.trainer
-    mine = list(trainer.policy.trained().values())
-    ours = {id(p) for p in mine}
-    held, modules = trainer.engine.part, [getattr(part, "bare", part) for part in trainer.adapter.pipe.components.values()]
-    frozen = [p for m in modules if isinstance(m, nn.Module) for p in m.parameters() if id(p) not in ours]
-    state = [t for values in trainer.engine.optimizer.state.values() for t in values.values() if isinstance(t, Tensor) and t.numel() > 1]
-    return {
-        "frozen": size_of(map(held, frozen)), "trained": size_of(map(held, mine)), "optimiser": size_of(state),
-        "copies": size_of(t for kept in trainer.store.copies.values() for t in kept),
-        "gradients": size_of(p.grad for p in mine if p.grad is not None),
-    }  # fmt: skip
-
-
-def static_bytes(config: RunConfig) -> dict[str, float]:
-    """The same by the estimate, on the device and in main memory together."""
-    folder = Path(config.model.model_name_or_path)
-    shape = shape_of(Flux1, "transformer", folder)
-    parts = estimate(config, Flux1, stored_parameters(folder), shape)
-    found = {k: [p for p in parts if p.name.startswith(names) and not p.name.endswith("wait")] for k, names in STATIC.items()}
-    return {k: 1e9 * sum(p.gb for p in of) for k, of in found.items()}
+from tests.tiny.weighed import counted, size_of, static_bytes
 
 
 def stepped(run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:

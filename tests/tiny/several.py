@@ -20,6 +20,7 @@ from flow_factory.config import load_config
 from flow_factory.run import Run
 from flow_factory.train import build
 from tests.tiny.run import logged, read_state, started, write_run
+from tests.tiny.weighed import counted, static_bytes
 
 
 def several(
@@ -79,6 +80,8 @@ def proof(run: Run) -> dict[str, Any]:
         "whole": sum(engine.shape(p).numel() for p in params),
         "moments": sum(t.numel() for state in engine.optimizer.state.values() for t in map(_local, state.values()) if t.dim()),
         "trained": sum(engine.shape(p).numel() for p in run.trainer.policy.trained().values()),
+        "bytes": counted(run),
+        "estimate": static_bytes(run.trainer.config),
     }
 
 
