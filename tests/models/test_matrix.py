@@ -1,6 +1,7 @@
 """Every algorithm on every model: two epochs of a LoRA, and what a cell that cannot work says."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ from accelerate.state import AcceleratorState
 
 from flow_factory.algorithms import ALGORITHMS
 from flow_factory.config import TRAIN_CONFIGS, RunConfig, load_config, plan_of
+from flow_factory.config.engine import EngineSettings
+from flow_factory.engines import Engine
 from flow_factory.errors import UserError
 from flow_factory.models import MODELS
 from flow_factory.models.loading import load_adapter
 from flow_factory.rewards.scoring import load_rewards
 from flow_factory.rows import fitted
-from flow_factory.train import arguments, keep_copies, make_optimizer
+from flow_factory.train import arguments, keep_copies, make_optimizer, make_schedule
 from flow_factory.trainer import Trainer
 from tests.models.cases import CASES, EACH, call_of, over, row
 from tests.models.harness import STEPS, counted, lora, small
@@ -75,11 +78,13 @@ def trainer_of(name: str, algorithm: str, folder: Path) -> Trainer:
     config = fitted(config_of(name, algorithm, folder, **guided_reference(name, algorithm)))
     accelerator = Accelerator(cpu=True)
     method = ALGORITHMS[algorithm](config.train, config.scheduler, t.adapter.times_per_sample)
-    store = keep_copies(config, policy, method)
-    optimizer, schedule = make_optimizer(config, policy, 2)
+    engine = Engine(EngineSettings(), accelerator, config.train.max_grad_norm)
+    engine.wrap(policy, partial(make_optimizer, config.train))
+    store = keep_copies(config, engine, method)
+    schedule = make_schedule(config.train, engine.optimizer, 2)
     rewards, _ = load_rewards(arguments(config.rewards), None, accelerator)
-    learning = (policy, store, method, optimizer, schedule)
-    return Trainer(config, plan_of(config), accelerator, t.adapter, policy, *learning, rewards, [row(CASES[name])], t.conds[:1])
+    learning = (engine, store, method, schedule)
+    return Trainer(config, plan_of(config), accelerator, t.adapter, *learning, rewards, [row(CASES[name])], t.conds[:1])
 
 
 @pytest.mark.slow

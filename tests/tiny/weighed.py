@@ -38,10 +38,12 @@ def counted(run: Run) -> dict[str, int]:
     frozen = [p for m in modules if isinstance(m, nn.Module) for p in m.parameters() if id(p) not in ours]
     state = [t for values in trainer.engine.optimizer.state.values() for t in values.values() if isinstance(t, Tensor) and t.numel() > 1]
     return {
-        "frozen": size_of(held(p) if id(p) in shared else p for p in frozen), "trained": size_of(map(held, mine)), "optimiser": size_of(state),
+        "frozen": size_of(held(p) if id(p) in shared else p for p in frozen),
+        "trained": size_of(map(held, mine)),
+        "optimiser": size_of(state),
         "copies": size_of(t for kept in trainer.store.copies.values() for t in kept),
         "gradients": size_of(p.grad for p in mine if p.grad is not None),
-    }  # fmt: skip
+    }
 
 
 def static_bytes(config: RunConfig) -> dict[str, float]:
