@@ -79,6 +79,7 @@ PLACES = {
     "step": "1 torch.optim:AdamW.step 5 kill",
     "save": "1 os:fsync 3 kill",
 }
+KILLED = {f"ddp_{place}": ("ddp", fault) for place, fault in PLACES.items()} | {"fsdp2_save": ("fsdp2", PLACES["save"])}
 TOLD = "0 os:fsync 8 terminate_launcher"
 """While the second checkpoint is written."""
 
@@ -87,18 +88,16 @@ TOLD = "0 os:fsync 8 terminate_launcher"
 def broken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
     """Runs that a fault ended, by engine and place. They have gone on since, and beside them is one of each engine that never stopped."""
     folder = tmp_path_factory.mktemp("broken")
-    cases = {f"{engine}_{place}": (engine, fault) for engine in ("ddp", "fsdp2") for place, fault in PLACES.items()}
-    cases["ddp_told"] = "ddp", TOLD
+    cases = KILLED | {"ddp_told": ("ddp", TOLD)}
     ended = {name: faulty(folder, name, fault, on(engine), "num_processes=2") for name, (engine, fault) in cases.items()}
     resumed = {name: [*SETTINGS, on(engine), f"model.resume_path={folder}/save/{name}"] for name, (engine, _) in cases.items()}
     several(folder, 2, {engine: [*SETTINGS, on(engine)] for engine in ("ddp", "fsdp2")} | resumed)
     return ended
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
-def test_a_process_that_is_killed_ends_all_and_the_run_goes_on_to_the_bit(broken: dict[str, Ended], engine: str, place: str) -> None:
-    run = broken[f"{engine}_{place}"]
+@pytest.mark.parametrize("name", KILLED)
+def test_a_process_that_is_killed_ends_all_and_the_run_goes_on_to_the_bit(broken: dict[str, Ended], name: str) -> None:
+    run, (engine, _, place) = broken[name], name.partition("_")
     assert run.code == 128 + signal.SIGKILL
     assert run.complaints == [
         "error: lost the connection to another process, which has died",
