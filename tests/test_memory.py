@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.epoch import MIDDLE
 from flow_factory.check import advice, check
 from flow_factory.config import RunConfig, load_config
 from flow_factory.config.engine import EngineSettings
@@ -22,6 +23,7 @@ from flow_factory.models import MODELS
 from flow_factory.models.flux1 import Flux1
 from flow_factory.run import Run
 from flow_factory.weighing import by_block, stored_bytes, stored_parameters, weigh
+from tests.tiny.flux import flux_pipeline
 from tests.tiny.run import ROOT, checkpoint, tiny, write_run
 from tests.tiny.weighed import counted, size_of, static_bytes
 
@@ -60,6 +62,16 @@ def test_static_parts_are_what_a_run_holds(overrides: list[str], tmp_path: Path,
     assert held["trained"] and held["gradients"] and held["optimiser"]
     for name, size in held.items():
         assert said[name] == pytest.approx(size, rel=1e-6), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_static_parts_of_a_model_of_middling_size(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flux_pipeline(transformer=MIDDLE).save_pretrained(tmp_path / "checkpoint")
+    keys = [f"model.model_name_or_path={tmp_path}/checkpoint", f"model.finetune_type={kind}", "train.learning_rate=1.0e-5"]
+    run = stepped(tiny(tmp_path, *keys), monkeypatch)
+    held, said = counted(run), static_bytes(run.trainer.config)
+    assert held["frozen"] + held["trained"] > 200e6 and all(said[name] == pytest.approx(size, rel=1e-6) for name, size in held.items())
 
 
 class Live(TorchDispatchMode):
