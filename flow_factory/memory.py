@@ -7,6 +7,7 @@ from typing import Any, Literal
 from flow_factory.algorithms import ALGORITHMS
 from flow_factory.config import EvalConfig, RunConfig, TrainConfig, plan_of
 from flow_factory.config.engine import EngineSettings, engine_of
+from flow_factory.engines.zero import BUCKET
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import DTYPES
 from flow_factory.weighing import Weights, weigh, width_of
@@ -16,8 +17,8 @@ ACTIVATIONS = 34
 its matrix (Korthikanti et al., arXiv 2205.05198, section 4)."""
 CONTEXT = 0.8
 """GB that CUDA, its libraries and their workspaces take before the first tensor: an assumption."""
-BUCKET, LIVE = 500_000_000, 1_000_000_000
-"""DeepSpeed's defaults of reduce_bucket_size, where more is trained, and of stage3_max_live_parameters, in elements."""
+LIVE = 1_000_000_000
+"""DeepSpeed's default of stage3_max_live_parameters, in elements."""
 
 Phase = Literal["always", "encoding", "rollout", "training"]
 

@@ -18,7 +18,7 @@ from flow_factory.errors import UserError
 from flow_factory.policy import Policy
 
 BUCKET = 500_000_000
-"""DeepSpeed's default, in elements."""
+"""DeepSpeed's default of reduce_bucket_size, in elements; where less is trained, it is that much."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What AdamW keeps of a parameter, beside the number of its steps."""
 
