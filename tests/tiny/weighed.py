@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from flow_factory.config import RunConfig
 from flow_factory.memory import estimate
-from flow_factory.models.flux1 import Flux1
+from flow_factory.models import MODELS
 from flow_factory.run import Run
 from flow_factory.weighing import shape_of, stored_parameters
 
@@ -49,7 +49,8 @@ def counted(run: Run) -> dict[str, int]:
 def static_bytes(config: RunConfig) -> dict[str, float]:
     """The same by the estimate, on the device and in main memory together."""
     folder = Path(config.model.model_name_or_path)
-    shape = shape_of(Flux1, "transformer", folder)
-    parts = estimate(config, Flux1, stored_parameters(folder), shape)
+    family = MODELS[config.model.model_type].of(str(folder), config.model.pipeline_class)
+    shape = shape_of(family, config.model.target_components[0], folder)
+    parts = estimate(config, family, stored_parameters(folder), shape)
     found = {k: [p for p in parts if p.name.startswith(names) and not p.name.endswith("wait")] for k, names in STATIC.items()}
     return {k: 1e9 * sum(p.gb for p in of) for k, of in found.items()}
