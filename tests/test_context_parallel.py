@@ -1,7 +1,6 @@
 """A team of processes does together what one does: the same velocities and gradients, the same runs, and clear words where it cannot."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,10 @@ from tests.models.cases import CASES
 from tests.models.harness import Tiny
 from tests.test_same_run import COMMON, FOUR, FULL, NFT, ONE, REWARD
 from tests.tiny.pipelines import saved
-from tests.tiny.run import ROOT, TEST, logged, started, write_rows, write_run
+from tests.tiny.run import ROOT, TEST, logged, write_rows, write_run
 from tests.tiny.several import assert_same_run, several
-from tests.tiny.teams import SPLIT
+from tests.tiny.side_by_side import side_by_side
+from tests.tiny.teams import SPLIT, compare
 
 WAN = ("train.resolution=16", "train.num_frames=5", "train.guidance_scale=4.0", "eval.resolution=16", "eval.num_frames=5")
 RUNS = {
@@ -64,10 +64,7 @@ def test_teams_do_what_one_process_does(runs: dict[int, Path], name: str, proces
 def compared(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each process of a team of two found, see `tests.tiny.teams`."""
     folder = tmp_path_factory.mktemp("families")
-    launcher = ["torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "tests.tiny.teams"]
-    with started([sys.executable, "-m", *launcher, str(folder)], folder) as process:
-        _, said = process.communicate(timeout=600)
-    assert process.returncode == 0, said[-4000:]
+    side_by_side(2, folder, compare, timeout=600)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 

@@ -27,6 +27,7 @@ from flow_factory.errors import GradientError, UserError
 from flow_factory.training_state import contents
 from tests.test_resume import SETTINGS as EVALUATED
 from tests.test_resume import assert_same
+from tests.tiny.faults import poisoned
 from tests.tiny.run import ROOT, ff_train, read_state, tiny, write_run
 from tests.tiny.several import several
 
@@ -225,7 +226,7 @@ def test_damaged_weights_are_refused(tmp_path: Path, saved: Path) -> None:
 
 def test_a_gradient_that_is_no_number_is_not_stepped(tmp_path: Path) -> None:
     """It comes from one process of two; both find it, and neither moves a weight."""
-    for engine, each in several(tmp_path, 2, {engine: [on(engine)] for engine in ENGINES}, module="tests.tiny.faults").items():
+    for engine, each in several(tmp_path, 2, {engine: [on(engine)] for engine in ENGINES}, do=poisoned).items():
         for rank in each:
             assert re.match(r"epoch 0, update 1: the norm of the gradient is (nan|inf), .*lower train.learning_rate", rank["said"]), engine
             assert rank["moved"] == 0, engine
@@ -236,7 +237,7 @@ def test_a_loss_scale_may_halve_until_it_fits_and_no_further() -> None:
     layer, accelerator = nn.Linear(2, 2), Accelerator(cpu=True)
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     engine = Engine(EngineSettings(), accelerator, 1.0)
-    engine.policy = SimpleNamespace(trained=lambda: dict(layer.named_parameters()))  # type: ignore[assignment]
+    engine.policy = SimpleNamespace(components=[layer], trained=lambda: dict(layer.named_parameters()))  # type: ignore[assignment]
     engine.stepper = accelerator.prepare(torch.optim.AdamW(layer.parameters(), lr=0.1))
     before = layer.weight.detach().clone()
     for scale in (4.0, 2.0, 1.0, 0.5):

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from tests.test_resume import SETTINGS, assert_same
-from tests.tiny.run import ff_train, logged, started, write_run
+from tests.tiny.run import ff_train, free_port, logged, started, write_run
 
 pytestmark = pytest.mark.slow
 
@@ -35,12 +35,6 @@ class Dies(JpegCompressibility):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__call__(**asked)
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def machine(rank: int, port: int, *flags: str) -> list[str]:

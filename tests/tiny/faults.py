@@ -2,18 +2,14 @@
 
 rewards.reward_model=tests.tiny.faults.Faulty, and in the environment FAULT="RANK MODULE:FUNCTION CALL WHAT": in the process of that rank
 WHAT happens when the function is called for the CALL-th time, before it runs.
-
-python -m tests.tiny.faults FOLDER           the runs of `tests.tiny.several`, each of them `poisoned`
 """
 
 import itertools
 import os
 import resource
 import signal
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +19,6 @@ from flow_factory.errors import GradientError
 from flow_factory.rewards.jpeg import JpegCompressibility
 from flow_factory.run import Run
 from tests.tiny.killed import trap
-from tests.tiny.several import main
 
 LARGEST = 8192
 """Bytes that fit into a file on a full disk."""
@@ -84,7 +79,3 @@ def poisoned(run: Run) -> dict[str, Any]:
     except GradientError as error:
         said = str(error)
     return {"engine": engine.name, "said": said, "moved": sum(float((a - b).abs().sum()) for a, b in zip(before, parts, strict=True))}
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), poisoned)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -137,6 +138,12 @@ def forwards(cls: type[nn.Module]) -> Iterator[list[nn.Module]]:
         yield seen
     finally:
         hook.remove()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def environment(**extra: str) -> dict[str, str]:

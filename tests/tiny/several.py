@@ -1,12 +1,7 @@
-"""Runs of a tiny FLUX.1 one after the other in the same processes: what starts costs is paid once.
-
-python -m tests.tiny.several FOLDER          reads FOLDER/runs.json, {run_name: overrides}; one of `n` processes under torchrun
-"""
+"""Runs of a tiny FLUX.1 one after the other in the same processes: what starts cost is paid once."""
 
 import gc
 import json
-import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,25 +14,23 @@ from accelerate.state import AcceleratorState
 from flow_factory.config import load_config
 from flow_factory.run import Run
 from flow_factory.train import build
-from tests.tiny.run import logged, read_state, started, write_run
+from tests.tiny.run import logged, read_state, write_run
+from tests.tiny.side_by_side import side_by_side
 from tests.tiny.weighed import counted, static_bytes
 
 
 def several(
-    folder: Path, processes: int, runs: Mapping[str, Sequence[str]], timeout: float = 240, module: str = __name__
+    folder: Path, processes: int, runs: Mapping[str, Sequence[str]], timeout: float = 240, do: Callable[[Run], dict[str, Any]] | None = None
 ) -> dict[str, list[dict[str, Any]]]:
     """Does the runs in so many processes; for each what each of its processes says of its engine.
 
     Args:
-        module: whose `main` does them, if it is not to be the one here.
+        runs: {run_name: overrides}
+        do: does a run and says what is asked of it instead.
     """
     if not (folder / "tiny.yaml").exists():
         write_run(folder)
-    (folder / "runs.json").write_text(json.dumps(runs))
-    launcher = ["torch.distributed.run", f"--nproc-per-node={processes}", "--standalone", "-m"] if processes > 1 else []
-    with started([sys.executable, "-m", *launcher, module, str(folder)], folder) as process:
-        _, said = process.communicate(timeout=timeout)
-    assert process.returncode == 0, said[-4000:]
+    side_by_side(processes, folder, _runs, processes, runs, do or proof, timeout=timeout)
     return {name: [json.loads((folder / f"{name}.{rank}.json").read_text()) for rank in range(processes)] for name in runs}
 
 
@@ -57,12 +50,11 @@ def assert_same_run(run: Path, other: Path) -> None:
     assert [k for k in first if "policy" in k and not torch.equal(first[k], second[k])], "the weights move"
 
 
-def main(folder: Path, do: Callable[[Run], dict[str, Any]]) -> None:
-    rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    for name, overrides in json.loads((folder / "runs.json").read_text()).items():
+def _runs(rank: int, processes: int, runs: Mapping[str, Sequence[str]], do: Callable[[Run], dict[str, Any]]) -> None:
+    for name, overrides in runs.items():
         AcceleratorState._reset_state(reset_partial_state=True)
-        run = build(load_config(folder / "tiny.yaml", [*overrides, f"run_name={name}", f"num_processes={world}"]))
-        (folder / f"{name}.{rank}.json").write_text(json.dumps(do(run)))
+        run = build(load_config("tiny.yaml", [*overrides, f"run_name={name}", f"num_processes={processes}"]))
+        Path(f"{name}.{rank}.json").write_text(json.dumps(do(run)))
         del run
         gc.collect()
     if dist.is_initialized():
@@ -87,7 +79,3 @@ def proof(run: Run) -> dict[str, Any]:
 
 def _local(tensor: Any) -> Any:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), proof)

@@ -1,10 +1,6 @@
-"""A team of two processes beside one process, for each family whose sequences can be split.
-
-python -m tests.tiny.teams FOLDER          writes FOLDER/<rank>.json, {case: what differs}; one of two processes under torchrun
-"""
+"""A team of two processes beside one process, for each family whose sequences can be split."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +51,10 @@ def distance(a: Tensor, b: Tensor) -> float:
     return ((a - b).abs().max() / b.abs().max().clamp_min(1e-12)).item()
 
 
-if __name__ == "__main__":
+def compare(rank: int) -> None:
+    """Writes RANK.json, {case: what differs}."""
     for name in SPLIT:  # now: of several processes, transformers would have the first alone write a checkpoint
         saved(CASES[name].checkpoint)
     dist.init_process_group("gloo")
-    said = {name: compared(name) for name in SPLIT}
-    (Path(sys.argv[1]) / f"{dist.get_rank()}.json").write_text(json.dumps(said))
+    Path(f"{rank}.json").write_text(json.dumps({name: compared(name) for name in SPLIT}))
     dist.destroy_process_group()
