@@ -10,7 +10,7 @@ from huggingface_hub.errors import CacheNotFound
 from flow_factory.checkpoint import CheckpointError
 from flow_factory.config import RunConfig, plan_of
 from flow_factory.errors import UserError
-from flow_factory.memory import Part, engine_at_work, estimate, in_main_memory, peak
+from flow_factory.memory import Part, estimate, in_main_memory, peak
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.quantized import check_quantization
@@ -123,7 +123,7 @@ def memory_lines(config: RunConfig) -> list[str]:
     if host := in_main_memory(parts):
         lines += [f"{p.gb:8.2f} GB  of main memory: {p.name}" for p in parts if p.host]
         lines.append(f"{host:8.2f} GB  of main memory{f', {n * host:.2f} GB for all {n} processes' if n > 1 else ''}")
-    return [f"{engine_at_work(config).name}, {n} process{'es' if n > 1 else ''}", *lines, *quantiser_lines(config)]
+    return [f"{config.engine.name}, {n} process{'es' if n > 1 else ''}", *lines, *quantiser_lines(config)]
 
 
 def quantiser_lines(config: RunConfig) -> list[str]:
@@ -160,7 +160,7 @@ def advice(config: RunConfig, parts: list[Part]) -> str:
 
 def ways(config: RunConfig, part: str) -> list[tuple[str, bool]]:
     """(what makes a part of the estimate smaller, whether the config has it)."""
-    model, train, engine = config.model, config.train, engine_at_work(config)
+    model, train, engine = config.model, config.train, config.engine
     fewer = model.quantization is not None or model.layerwise_casting is not None
     shards = ("FSDP or ZeRO-3 by config_file", engine.shards_weights or fewer)
     if part == "frozen weights":

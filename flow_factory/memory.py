@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from flow_factory.algorithms import ALGORITHMS
 from flow_factory.config import EvalConfig, RunConfig, TrainConfig, plan_of
-from flow_factory.config.engine import EngineSettings, engine_of
+from flow_factory.config.engine import EngineSettings
 from flow_factory.engines.zero import BUCKET
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import DTYPES
@@ -42,17 +42,11 @@ def estimate(config: RunConfig, family: type[ModelAdapter], parameters: dict[str
         parameters: of each part of the checkpoint.
         module: the (first) trained transformer, on the meta device.
     """
-    engine = engine_at_work(config)
+    engine = config.engine
     weights = weigh(config, family, parameters, module)
     parts = [*kept_weights(config, engine, weights), *optimised(config, engine, weights), *gathered(config, engine, weights)]
     parts += [*passing(config, family, module.config, weights), Part("CUDA context", CONTEXT)]
     return [part for part in parts if part.gb > 0]
-
-
-def engine_at_work(config: RunConfig) -> EngineSettings:
-    """The config's; DeepSpeed is not used for one process."""
-    engine = engine_of(config.config_file, config.model.offload_blocks)
-    return EngineSettings() if engine.kind == "zero" and config.num_processes == 1 else engine
 
 
 def kept_weights(config: RunConfig, engine: EngineSettings, weights: Weights) -> Iterator[Part]:

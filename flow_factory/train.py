@@ -55,10 +55,9 @@ def build(config: RunConfig) -> Run:
     """
     check_quantization(config.model.quantization)
     rows, test = read_split(config, "train"), read_split(config, "test") if has_split(config, "test") else []
-    settings = engine_of(config.config_file, config.model.offload_blocks)
-    contradict(settings)
+    contradict(engine_of(config.config_file, config.model.offload_blocks))
     accelerator = make_accelerator(config)
-    engine = make_engine(settings, accelerator, config.train.max_grad_norm)
+    engine = make_engine(config.engine, accelerator, config.train.max_grad_norm)
     check_files(config, rows, test, progress=accelerator.is_local_main_process)
     folder = run_folder(config, accelerator)
     trackers = open_run_trackers(config, folder, accelerator)
@@ -80,7 +79,7 @@ def build(config: RunConfig) -> Run:
     split_sequences(adapter, config.model.context_parallel, accelerator.device)
     resume = resumed(config, folder, policy)
     engine.wrap(policy, partial(make_optimizer, config.train))
-    if accelerator.is_main_process and (accelerator.num_processes > 1 or settings.kind != "ddp"):
+    if accelerator.is_main_process and (accelerator.num_processes > 1 or config.engine.kind != "ddp"):
         print(f"note: {engine.describe()}", file=sys.stderr)
     unknown = config.model.model_type not in MODELS or config.model.model_type == "diffusers"  # the others are proved by the tests
     if unknown or config.model.context_parallel > 1:

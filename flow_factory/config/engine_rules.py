@@ -4,14 +4,14 @@ from collections.abc import Iterator
 
 from flow_factory.config.algorithm_rules import Rule, rounded
 from flow_factory.config.base import ConfigError
-from flow_factory.config.engine import EngineSettings, engine_of
+from flow_factory.config.engine import EngineSettings
 from flow_factory.config.run import RunConfig
 from flow_factory.config.source import Problem
 
 
 def engine_fits(config: RunConfig) -> Iterator[Problem]:
     try:
-        engine = engine_of(config.config_file, config.model.offload_blocks)
+        engine = config.engine
     except ConfigError as error:
         yield Problem(("config_file",), str(error).removeprefix("config_file: "))
         return
@@ -35,7 +35,7 @@ def teams_fit(config: RunConfig) -> Iterator[Problem]:
 def engine_said(config: RunConfig) -> EngineSettings | None:
     """None where `engine_fits` has something to say of the file."""
     try:
-        return engine_of(config.config_file, config.model.offload_blocks)
+        return config.engine
     except ConfigError:
         return None
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flow_factory.config.algorithm_rules import ALGORITHM_RULES, Rule, best_of_n_fits, rounded
 from flow_factory.config.base import show
-from flow_factory.config.engine import engine_of, found
+from flow_factory.config.engine import found
 from flow_factory.config.engine_rules import ENGINE_RULES
 from flow_factory.config.memory_rules import MEMORY_RULES
 from flow_factory.config.model import AUTO
@@ -47,7 +47,7 @@ def notices(config: RunConfig) -> tuple[str, ...]:
         lines.append("data.force_reprocess is not needed: rows are cached by content, so what has changed is always encoded anew")
     if config.data.sampler_type not in (None, "auto"):
         lines.append(f"data.sampler_type: {config.data.sampler_type} has no effect: a group always lives on one process")
-    engine = engine_of(config.config_file, config.model.offload_blocks)
+    engine = config.engine
     if config.config_file is not None and config.num_processes == 1 and engine.kind != "fsdp":
         lines.append(f"config_file: {config.config_file} has no effect on one process")
     if config.config_file is not None and (file := found(config.config_file)) != Path(config.config_file):

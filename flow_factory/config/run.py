@@ -7,6 +7,7 @@ from typing_extensions import Self, TypeVar
 
 from flow_factory.config.base import Folder, Section
 from flow_factory.config.data import DataConfig
+from flow_factory.config.engine import EngineSettings, engine_of
 from flow_factory.config.eval import EvalConfig
 from flow_factory.config.log import LogConfig
 from flow_factory.config.model import ModelConfig
@@ -43,6 +44,16 @@ class RunConfig(Section, Generic[Train]):
     def notices(self) -> tuple[str, ...]:
         """What the user should know, one line each: keys without effect, sizes that were rounded. No part of equality or of a dump."""
         return self._notices
+
+    @property
+    def engine(self) -> EngineSettings:
+        """What shares the work out; on one process DeepSpeed would share nothing, and is not used.
+
+        Raises:
+            ConfigError: as `engine_of`; a config that was loaded has none.
+        """
+        engine = engine_of(self.config_file, self.model.offload_blocks)
+        return EngineSettings() if engine.kind == "zero" and self.num_processes == 1 else engine
 
     @property
     def teams(self) -> int:

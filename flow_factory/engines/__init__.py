@@ -16,7 +16,7 @@ def make_engine(settings: EngineSettings, accelerator: Accelerator, max_norm: fl
         from flow_factory.engines.fsdp import FullyShard
 
         return FullyShard(settings, accelerator, max_norm)
-    if settings.kind == "zero" and accelerator.num_processes > 1:
+    if settings.kind == "zero":
         from flow_factory.engines.zero import Zero
 
         return Zero(settings, accelerator, max_norm)
