@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -33,3 +34,10 @@ def mean_over_ranks(accelerator: Accelerator, values: Mapping[str, Tensor]) -> d
 def most_of_ranks(accelerator: Accelerator, count: int) -> int:
     """The largest of the processes' counts."""
     return int(accelerator.gather(torch.tensor([count], device=accelerator.device)).max())
+
+
+def any_of_ranks(flags: list[bool]) -> list[bool]:
+    """Each flag, set where any process has set it; told over the CPU, so that nothing waits for the device."""
+    told = torch.tensor(flags, dtype=torch.uint8)
+    dist.all_reduce(told, dist.ReduceOp.MAX)
+    return told.bool().tolist()

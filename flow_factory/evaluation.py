@@ -14,7 +14,7 @@ from tqdm import tqdm
 from flow_factory.config import RunConfig
 from flow_factory.distributed import most_of_ranks
 from flow_factory.engines import Engine
-from flow_factory.learner import moved
+from flow_factory.frugal import moved
 from flow_factory.models.base import ModelAdapter
 from flow_factory.randomness import generator
 from flow_factory.rewards.scoring import RewardSet

@@ -3,12 +3,11 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 
 from flow_factory.algorithms.base import Algorithm, OnPolicyError
@@ -16,23 +15,15 @@ from flow_factory.config import BatchPlan, TrainConfig
 from flow_factory.distributed import most_of_ranks
 from flow_factory.engines import Engine
 from flow_factory.errors import GradientError
-from flow_factory.frugal import parked
+from flow_factory.frugal import moved, parked
 from flow_factory.meter import Meter
 from flow_factory.models.base import ModelAdapter
+from flow_factory.training_state import Progress
 from flow_factory.types import Point, Rollout
 from flow_factory.weights import WeightStore
 
+Work = TypeVar("Work")
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Progress:
-    """How far the run has come; saved with the training state."""
-
-    epoch: int = 0
-    """The next epoch; all before it are complete."""
-    updates: int = 0
-    """Optimiser steps taken."""
 
 
 class Window(NamedTuple):
@@ -112,7 +103,7 @@ class Learner:
             live = self.is_policy(name)
             batches = [b for window in windows[1 if live else 0 :] for b in window.batches]
             with torch.no_grad(), self.store.use("policy" if live else name):
-                for batch in self.compared(batches, chosen):
+                for batch in self.as_many(self.compared(batches, chosen)):
                     for k, point in enumerate(self.points(batch)):
                         batch.frozen[k][name] = self.stored(self.velocity_of(point, name))
 
@@ -120,7 +111,7 @@ class Learner:
         """Shows the algorithm, without gradient, the points that its loss compares, where they are in more than one forward."""
         if self.algorithm.scope == "group":
             groups = [chosen[slot] for slot in dict.fromkeys(b.slot for b in window.batches) if len(chosen[slot]) > 1]
-            blocks = ([(b, k, p) for b, p in zip(group, row, strict=True)] for group in groups for k, row in self.rows(group))
+            blocks = ([(b, k, p) for b, p in zip(group, row, strict=True)] for group in self.as_many(groups) for k, row in self.rows(group))
         elif self.algorithm.scope == "times" and not (self.fresh and self.is_policy("old")):  # whose ratios are all 1
             blocks = ([(b, k, p) for k, p in enumerate(self.points(b))] for b in window.batches)
         else:
@@ -130,6 +121,15 @@ class Learner:
                 said = self.algorithm.survey([p for _, _, p in block], self.velocity)
                 for (batch, k, _), peers in zip(block, said, strict=True):
                     batch.peers[k] = peers
+
+    def as_many(self, work: list[Work]) -> list[Work]:
+        """As much on every process, where forwards are of all together: of groups that are shared, one may have parts of more than another.
+
+        The last is then done again, with the same result.
+        """
+        if not self.engine.collective or self.algorithm.scope != "group":
+            return work
+        return work + work[-1:] * (most_of_ranks(self.accelerator, len(work)) - len(work))
 
     def rows(self, group: Sequence[Rollout]) -> Iterator[tuple[int, tuple[Point, ...]]]:
         """The points number k of all micro-batches of a group, for each k."""
@@ -251,8 +251,3 @@ class Learner:
 def quiet_bar(items: list, doing: str, accelerator: Accelerator) -> Any:
     """A progress bar of the main process that leaves nothing behind."""
     return tqdm(items, doing, leave=False, disable=None if accelerator.is_main_process else True, delay=5)
-
-
-def moved(tensors: Any, device: torch.device | str) -> Any:
-    """The same structure with its tensors on the device."""
-    return tree_map_only(Tensor, lambda x: x.to(device, non_blocking=x.is_pinned()), tensors)  # see `frugal.parked`

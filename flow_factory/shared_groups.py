@@ -10,7 +10,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from flow_factory.config.plan import Deal
-from flow_factory.learner import moved
+from flow_factory.frugal import moved
 from flow_factory.memo import Memo
 from flow_factory.rewards.scoring import RewardSet
 from flow_factory.types import Cond, Rollout, Row

@@ -25,8 +25,8 @@ from flow_factory.context_parallel import split_sequences
 from flow_factory.engines import Engine, make_engine
 from flow_factory.errors import UserError
 from flow_factory.evaluation import Evaluator
+from flow_factory.frugal import moved
 from flow_factory.hparams import RewardArguments
-from flow_factory.learner import Progress, moved
 from flow_factory.meeting import join_group
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
@@ -41,7 +41,7 @@ from flow_factory.run import Run
 from flow_factory.saver import Saver
 from flow_factory.trackers import Trackers, open_trackers
 from flow_factory.trainer import Trainer, call_of
-from flow_factory.training_state import load
+from flow_factory.training_state import Progress, load
 from flow_factory.weights import WeightStore
 
 logger = logging.getLogger(__name__)
@@ -81,6 +81,8 @@ def build(config: RunConfig) -> Run:
     engine.wrap(policy, partial(make_optimizer, config.train))
     if accelerator.is_main_process and (accelerator.num_processes > 1 or config.engine.kind != "ddp"):
         print(f"note: {engine.describe()}", file=sys.stderr)
+    if engine.in_step and accelerator.num_processes > 1 and (is_offline(config) or len(policy.components) > 1):
+        adapter.field.agree = engine.needed
     unknown = config.model.model_type not in MODELS or config.model.model_type == "diffusers"  # the others are proved by the tests
     if unknown or config.model.context_parallel > 1:
         with accelerator.autocast(), engine.accumulating(last=False):

@@ -17,9 +17,9 @@ from flow_factory.distributed import gather_groups
 from flow_factory.dynamics import DYNAMICS
 from flow_factory.ema import ema_decay
 from flow_factory.engines import Engine
-from flow_factory.frugal import parked
+from flow_factory.frugal import moved, parked
 from flow_factory.interrupt import Interrupt
-from flow_factory.learner import Learner, Progress, moved, quiet_bar
+from flow_factory.learner import Learner, quiet_bar
 from flow_factory.memo import Memo
 from flow_factory.meter import Meter
 from flow_factory.models.base import ModelAdapter
@@ -30,6 +30,7 @@ from flow_factory.randomness import generator, normal
 from flow_factory.rewards.scoring import RewardSet
 from flow_factory.sampling import Sampler
 from flow_factory.shared_groups import score_shared, share
+from flow_factory.training_state import Progress
 from flow_factory.types import Cond, Rollout, Row, Sample
 from flow_factory.weights import WeightStore
 

@@ -11,6 +11,7 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -27,6 +28,16 @@ from flow_factory.engines import Engine
 from flow_factory.weights import WeightStore
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)  # one process alone
+
+
+@dataclass
+class Progress:
+    """How far the run has come; saved with the training state."""
+
+    epoch: int = 0
+    """The next epoch; all before it are complete."""
+    updates: int = 0
+    """Optimiser steps taken."""
 
 
 def stage(store: WeightStore, engine: Engine) -> dict[str, Tensor]:

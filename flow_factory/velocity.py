@@ -17,46 +17,17 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
 
+from flow_factory.gate import Gate, Stop
 from flow_factory.memo import Desk, Memo
 from flow_factory.types import Cond, Step
 
+Agree = Callable[[list[bool]], list[bool]]
 Draw = Callable[[int, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Step | None]]
 """(index, t, x, v, s, s1, ceiling) -> the next latents, and the transition where it is to be kept.
 
 For pipelines of two modalities it has two methods more, see `sampling.Sampler`: `fork()`, the second modality's draw with a noise of its
 own, and `joint(a, b, v)`, the transitions of both as one."""
-
-
-class Stop(Exception):
-    """A pipeline has come to its first transformer call, and that was all that was wanted of it."""
-
-
-class Gate:
-    """Stands in the pipeline for a transformer, and answers for it while a velocity call is being primed."""
-
-    def __init__(self, field: "Field", bare: nn.Module):
-        self.field, self.bare = field, bare
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("field", "bare"):  # not there yet while copy or pickle builds a twin
-            raise AttributeError(name)
-        return getattr(self.bare, name)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.field.ends_here:
-            raise Stop
-        latents = [args[0] if args else next(iter(kwargs.values())), kwargs.get("audio_hidden_states")]
-        # alike on every rank, unlike a prompt's length: a lone forward would hang FSDP
-        shapes = tuple(x.shape for x in tree_leaves(latents) if isinstance(x, Tensor))
-        if self.field.priming and shapes in self.field.blanks:
-            return self.field.blanks[shapes]
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.field.priming):
-            out = self.bare(*args, **kwargs)
-        if shapes not in self.field.blanks:
-            self.field.blanks[shapes] = tree_map_only(Tensor, lambda x: x.new_zeros(()).expand(x.shape), out)
-        return out
 
 
 class Seam:
@@ -197,17 +168,29 @@ class Field:
     Args:
         components: its transformers.
         memoised: what it computes from the condition alone, see `memo`.
+
+    Attributes:
+        agree: what this process asks for -> what any process does. Where weights or gradients are shared out, all processes must run the
+            same transformers, though each is at a noise level of its own, which may be another expert's.
     """
 
     def __init__(self, pipe: Any, components: Sequence[str], memoised: Sequence[str] = ()):
-        self.pipe, self.priming, self.ends_here = pipe, False, False
+        self.pipe, self.probing, self.priming, self.ends_here = pipe, False, False, False
         self.blanks: dict[tuple, Any] = {}
+        self.agree: Agree | None = None
         self.call = inspect.unwrap(type(pipe).__call__)  # without its @torch.no_grad
         self.bare = {name: getattr(pipe, name) for name in components if isinstance(getattr(pipe, name, None), nn.Module)}
         self.desk = Desk(pipe, memoised)
         pipe.set_progress_bar_config(disable=True)
         for name, module in self.bare.items():
-            setattr(pipe, name, Gate(self, module))
+            setattr(pipe, name, Gate(self, name, module))
+
+    def called(self, name: str | None) -> list[str]:
+        """The transformers that run now: the one asked for, and in a velocity call those that another process asks for."""
+        asked = [name == known for known in self.bare]
+        if self.probing and self.agree is not None:
+            asked = self.agree(asked)
+        return [known for known, runs in zip(self.bare, asked, strict=True) if runs]
 
     @contextmanager
     def scheduler(self, seam: Seam, memo: Memo | None) -> Iterator[None]:
@@ -216,7 +199,7 @@ class Field:
             with self.desk.using(memo):
                 yield
         finally:
-            self.pipe.scheduler, self.priming = stock, False
+            self.pipe.scheduler, self.probing, self.priming = stock, False, False
 
     @contextmanager
     def stopping(self) -> Iterator[None]:
@@ -263,7 +246,7 @@ class Field:
         probe = Probe(self.pipe.scheduler, self, x, t, s)
         spare = [torch.Generator(x.device).manual_seed(0)] * len(x)  # for the initial noise nobody looks at
         with self.scheduler(probe, memo):
-            self.priming = True
+            self.probing = self.priming = True
             self.call(self.pipe, **cond, num_inference_steps=2, generator=spare, output_type="latent", return_dict=False)
         v = probe.answer()
         if v is None:

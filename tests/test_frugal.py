@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from flow_factory.checkpoint import LORA_FILE, load_model, save_model
 from flow_factory.config import ConfigError, load_config
 from flow_factory.errors import UserError
-from flow_factory.frugal import FLOAT8, parked
-from flow_factory.learner import moved
+from flow_factory.frugal import FLOAT8, moved, parked
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import load_adapter
 from flow_factory.models.quantized import check_quantization
@@ -217,7 +216,10 @@ def test_encoders_are_moved_for_rows_that_are_not_known(tmp_path: Path, monkeypa
         (["model.layerwise_casting=fp8_e5m2"], "train.enable_gradient_checkpointing: true"),
         (["model.quantization=bnb_4bit", "model.layerwise_casting=fp8_e4m3"], "beside quantization: bnb_4bit"),
         (["model.quantization=bnb_4bit", "config_file=examples/launch/fsdp2.yaml"], "cannot be cut into shards, and FSDP2 shards them"),
-        (["model.quantization=bnb_8bit", "config_file=examples/launch/deepspeed_zero3.yaml"], "DeepSpeed ZeRO-3 shards them"),
+        (
+            ["model.quantization=bnb_8bit", "config_file=examples/launch/deepspeed_zero3.yaml", "num_processes=2"],
+            "DeepSpeed ZeRO-3 shards them",
+        ),
         (["model.quantization=bnb_8bit", "model.offload_blocks=true"], "offload_blocks: false"),
         (
             ["model.offload_blocks=true", "config_file=examples/launch/deepspeed_zero2.yaml"],

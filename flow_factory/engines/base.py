@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from flow_factory.config.engine import EngineSettings
+from flow_factory.distributed import any_of_ranks
 from flow_factory.engines.shards import local_shard, rows_of
 from flow_factory.errors import GradientError
 from flow_factory.policy import Policy
@@ -26,9 +27,11 @@ class Engine:
 
     Attributes:
         collective: whether every forward is one of all processes together, so that all must ask for as many.
+        in_step: whether all processes must run the same transformers in a velocity call, because weights or gradients are exchanged one by
+            one as they come.
     """
 
-    collective = False
+    collective, in_step = False, False
 
     def __init__(self, settings: EngineSettings, accelerator: Accelerator, max_norm: float):
         self.settings, self.accelerator, self.max_norm = settings, accelerator, max_norm
@@ -77,6 +80,7 @@ class Engine:
         Raises:
             GradientError: it is no number, on all processes alike; no weight has changed.
         """
+        self.complete_gradients()
         norm = torch.as_tensor(self.accelerator.clip_grad_norm_(self.policy.trained().values(), self.max_norm))
         scaler = self.accelerator.scaler
         if scaler is None or scaler.get_scale() < 1:  # of fp16; it passes such steps over itself, and halves until they fit
@@ -84,6 +88,16 @@ class Engine:
         self.stepper.step()
         self.stepper.zero_grad(set_to_none=True)
         return norm
+
+    def needed(self, asked: list[bool]) -> list[bool]:
+        """Transformers that all processes run in a velocity call, of which this process asks for some. Called by all together."""
+        return any_of_ranks(asked)
+
+    def complete_gradients(self) -> None:
+        """An expert that no point of a step asked for has a gradient of 0, not none: its moments decay on every engine alike."""
+        if len(self.policy.components) > 1:
+            for p in self.policy.trained().values():
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
 
     # -- the weights -----------------------------------------------------------------------------------------------------------
 

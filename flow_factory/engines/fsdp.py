@@ -23,7 +23,7 @@ class FullyShard(Engine):
     what is computed is what one process computes.
     """
 
-    collective = True
+    collective, in_step = True, True
 
     def wrap(self, policy: Policy, make_optimizer: MakeOptimizer) -> None:
         if not dist.is_initialized():  # alone: shards that wait in main memory
@@ -59,6 +59,7 @@ class FullyShard(Engine):
         loss.backward()
 
     def step(self) -> Tensor:
+        self.complete_gradients()
         norm = nn.utils.clip_grad_norm_(self.policy.trained().values(), self.max_norm)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         require_finite(norm)

@@ -29,9 +29,12 @@ class Zero(Engine):
     Used without accelerate's `prepare`, which on a CPU would pass it over in silence.
     """
 
+    in_step = True
+
     def __init__(self, settings: EngineSettings, accelerator: Accelerator, max_norm: float):
         super().__init__(settings, accelerator, max_norm)
         self.collective = settings.shards_weights
+        self.stepped = self.at_end = True
         try:
             import deepspeed
         except ImportError as error:
@@ -63,15 +66,24 @@ class Zero(Engine):
             return self.wrapped(ask, *args)
 
     def accumulating(self, last: bool) -> AbstractContextManager:
+        self.at_end = self.stepped or last
         self.wrapped.set_gradient_accumulation_boundary(last)
         return nullcontext()
 
+    def needed(self, asked: list[bool]) -> list[bool]:
+        """All at both ends of a step: DeepSpeed adds the gradients of those that it did not see first to the step before's, and with
+        offloading passes over those that it does not see last.
+        """
+        return [True] * len(asked) if self.at_end and torch.is_grad_enabled() else super().needed(asked)
+
     def backward(self, loss: Tensor) -> None:
         self.wrapped.backward(loss)
+        self.stepped = False
 
     def step(self) -> Tensor:
         """DeepSpeed passes a step over whose norm is no number, but for 16-bit weights in stages 1 and 2, and says inf or -1."""
         self.wrapped.step()
+        self.stepped = True
         self.written()
         norm = torch.as_tensor(self.wrapped.get_global_grad_norm())
         require_finite(torch.where(norm < 0, torch.nan, norm))

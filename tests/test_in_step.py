@@ -1,0 +1,102 @@
+"""Processes that share weights or gradients out must do the same things in the same order, though each has its own to do: noise levels of
+another expert, pictures of another size, parts of more groups. On every engine they learn what one process does.
+"""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.test_engines import on
+from tests.test_pairs import COLOURS, OFFLINE
+from tests.test_same_run import COMMON, FOUR
+from tests.tiny.pipelines import saved
+from tests.tiny.run import TRAIN, read_state, write_rows, write_run
+from tests.tiny.several import assert_same_run, several
+
+pytestmark = pytest.mark.slow
+
+REWARD = """\
+import numpy
+
+from flow_factory.rewards import PointwiseRewardModel, RewardModelOutput
+
+
+class Bright(PointwiseRewardModel):
+    required_fields = ("video",)
+
+    def __call__(self, video, **columns):
+        return RewardModelOutput(rewards=[float(numpy.mean([numpy.asarray(frame) for frame in clip])) for clip in video])
+"""
+"""Smooth: the size of a file would jump where a weight differs in the last bit."""
+WAN = (
+    'model.target_components=["transformer", "transformer_2"]', "model.model_type=wan2_t2v", "train.resolution=16", "train.num_frames=5",
+    "train.guidance_scale=4.0", "eval.resolution=16", "eval.num_frames=5", "eval.eval_freq=0", "train.num_inference_steps=3",
+    "rewards.reward_model=mine.Bright",
+)  # fmt: skip
+MODEL = {"grpo": "wan22_a14b_t2v", "nft": "wan22_a14b_t2v", "sizes": "flux1_kontext"}
+KINDS = {
+    "grpo": (
+        *WAN,
+        "scheduler.step_selection=window",
+    ),  # a step for each group, so that some updates are of one expert alone
+    "nft": (*WAN, "train.trainer_type=nft", "train.kl_beta=0.1", "train.time_sampling_strategy=uniform"),
+    "parts": (  # of four groups of three micro-batches each update takes four: of one process they are of two groups, of the other of one
+        "train.trainer_type=dgpo",
+        "train.num_train_timesteps=2",
+        "train.group_size=6",
+        "train.gradient_step_per_epoch=3",
+    ),
+    "sizes": (
+        *OFFLINE,
+        "model.model_type=flux1-kontext",
+        "data.dataset_dir=pairs",
+        "train.condition_image_size=32",
+        "train.learning_rate=1e-3",
+        "eval.condition_image_size=32",
+    ),
+}
+
+
+RUNS = {
+    "grpo": ("fsdp2", "zero2"), "nft": ("ddp", "fsdp2", "zero2", "zero3", "zero3_offload"), "parts": ("ddp", "fsdp2"), "sizes": ("fsdp2",),
+}  # fmt: skip
+SIZES = ((32, 32), (48, 16), (16, 48), (32, 24), (24, 32), (40, 24))
+
+
+def write_edits(folder: Path) -> None:
+    """Pairs of edits, each of a picture of another size."""
+    (folder / "images").mkdir(parents=True)
+    for k, size in enumerate(SIZES):
+        for name, colour in COLOURS.items():
+            Image.new("RGB", size, colour).save(folder / "images" / f"{name}{k}.png")
+    rows = [{"prompt": p, "image": f"blue{k}.png", "chosen": f"red{k}.png", "rejected": f"blue{k}.png"} for k, p in enumerate(TRAIN)]
+    write_rows(folder / "train.jsonl", rows)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders of the runs of one process and of two."""
+    one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
+    models = {kind: [f"model.model_name_or_path={saved(name)}"] for kind, name in MODEL.items()}
+    keys = {kind: [*COMMON, *FOUR, *models.get(kind, ()), *more] for kind, more in KINDS.items()}
+    for folder in (one, two):
+        write_run(folder)
+        (folder / "mine.py").write_text(REWARD)
+        write_edits(folder / "pairs")
+    several(one, 1, keys)
+    several(two, 2, {f"{kind}_{engine}": [*keys[kind], on(engine)] for kind, engines in RUNS.items() for engine in engines})
+    return one / "save", two / "save"
+
+
+@pytest.mark.parametrize(("kind", "engine"), [(kind, engine) for kind, engines in RUNS.items() for engine in engines])
+def test_processes_that_have_different_things_to_do_learn_what_one_does(runs: tuple[Path, Path], kind: str, engine: str) -> None:
+    one, two = runs
+    assert_same_run(two / f"{kind}_{engine}", one / kind)
+
+
+@pytest.mark.parametrize("kind", ["grpo", "nft"])
+def test_both_experts_learn(runs: tuple[Path, Path], kind: str) -> None:
+    state = read_state(runs[0] / kind / "checkpoints" / "epoch_2")
+    for expert in ("transformer", "transformer_2"):
+        assert any(bool(v.any()) for k, v in state.items() if f"exp_avg/{expert}." in k), expert
