@@ -123,6 +123,8 @@ def passing(config: RunConfig, family: type[ModelAdapter], shape: Any, weights: 
     kept = kept_activations(between, weights.layers, train.enable_gradient_checkpointing)
     if algorithm.guidance("policy") is None:  # others train without the negative prompt
         kept *= family.passes({"guidance_scale": train.guidance_scale, **train.call})
+    if config.engine.in_step and config.num_processes > 1:  # processes whose noise levels are of different experts run all of them
+        kept *= len(config.model.target_components)
     yield Part("activations", kept / config.model.context_parallel * 1e-9, "training")
     yield Part("weights brought to mixed_precision, a block at a time", weights.brought * 1e-9, "training")
     drawn = max(drawing(config, family, section, width_of(shape)) for section in (train, config.eval))

@@ -42,15 +42,34 @@ def has_split(config: RunConfig, split: str) -> bool:
 
 def check_files(config: RunConfig, train: Sequence[Row], test: Sequence[Row], progress: bool = True) -> None:
     """Raises:
-    UserError: a row has not the condition images or videos that the family takes, or not its pair, or one of them cannot be used.
+    UserError: a row has not the condition images or videos that the family takes, or not its pair, or one of them cannot be used; only
+        some rows have a negative prompt, see `check_negatives`.
     """
     family = MODELS[config.model.model_type]
     rows = [*train, *test]
+    if config.model.model_type == "diffusers" and config.engine.shards_weights and config.num_processes > 1:
+        check_negatives(train)
+        check_negatives(test)
     for row in rows:
         family.check_row(row)
     check_rows(rows, progress)
     if is_offline(config):
         check_pairs(config.data, train, family.draws == "video")
+
+
+def check_negatives(rows: Sequence[Row]) -> None:
+    """For processes that share weights out, so that every forward is one of all: a pipeline that is not known here may run its transformer
+    once more for a row that has a negative prompt.
+
+    Raises:
+        UserError: some rows have one, and others none.
+    """
+    without = [row for row in rows if row.negative_prompt is None]
+    if without and len(without) < len(rows):
+        raise UserError(
+            f"{without[0].source}: no negative_prompt, and other rows have one, which processes that share weights out cannot do side by "
+            'side; give it to all rows ("" is one), or to none'
+        )
 
 
 def is_offline(config: RunConfig) -> bool:

@@ -81,7 +81,7 @@ def build(config: RunConfig) -> Run:
     engine.wrap(policy, partial(make_optimizer, config.train))
     if accelerator.is_main_process and (accelerator.num_processes > 1 or config.engine.kind != "ddp"):
         print(f"note: {engine.describe()}", file=sys.stderr)
-    if engine.in_step and accelerator.num_processes > 1 and (is_offline(config) or len(policy.components) > 1):
+    if config.engine.in_step and accelerator.num_processes > 1 and (is_offline(config) or len(policy.components) > 1):
         adapter.field.agree = engine.needed
     unknown = config.model.model_type not in MODELS or config.model.model_type == "diffusers"  # the others are proved by the tests
     if unknown or config.model.context_parallel > 1:

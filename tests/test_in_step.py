@@ -36,28 +36,16 @@ WAN = (
 )  # fmt: skip
 MODEL = {"grpo": "wan22_a14b_t2v", "nft": "wan22_a14b_t2v", "sizes": "flux1_kontext"}
 KINDS = {
-    "grpo": (
-        *WAN,
-        "scheduler.step_selection=window",
-    ),  # a step for each group, so that some updates are of one expert alone
-    "nft": (*WAN, "train.trainer_type=nft", "train.kl_beta=0.1", "train.time_sampling_strategy=uniform"),
-    "parts": (  # of four groups of three micro-batches each update takes four: of one process they are of two groups, of the other of one
-        "train.trainer_type=dgpo",
-        "train.num_train_timesteps=2",
-        "train.group_size=6",
-        "train.gradient_step_per_epoch=3",
-    ),
+    "grpo": (*WAN, "train.kl_beta=0.1", "scheduler.step_selection=window"),
+    "nft": (*WAN, "train.kl_beta=0.1", "train.trainer_type=nft", "train.time_sampling_strategy=uniform"),
+    "parts": ("train.trainer_type=dgpo", "train.num_train_timesteps=2", "train.group_size=6", "train.gradient_step_per_epoch=3"),
     "sizes": (
-        *OFFLINE,
-        "model.model_type=flux1-kontext",
-        "data.dataset_dir=pairs",
-        "train.condition_image_size=32",
-        "train.learning_rate=1e-3",
+        *OFFLINE, "model.model_type=flux1-kontext", "data.dataset_dir=pairs", "train.condition_image_size=32", "train.learning_rate=1e-3",
         "eval.condition_image_size=32",
     ),
-}
-
-
+}  # fmt: skip
+"""grpo: each group has a step of its own, so that some updates are of one expert alone. parts: an update takes four micro-batches of groups
+of three, so that one process has parts of two groups and the other of one."""
 RUNS = {
     "grpo": ("fsdp2", "zero2"), "nft": ("ddp", "fsdp2", "zero2", "zero3", "zero3_offload"), "parts": ("ddp", "fsdp2"), "sizes": ("fsdp2",),
 }  # fmt: skip

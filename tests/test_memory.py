@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.epoch import MIDDLE
-from flow_factory.check import advice, check
+from flow_factory.check import advice, check, memory_lines
 from flow_factory.config import RunConfig, load_config
 from flow_factory.config.engine import EngineSettings
 from flow_factory.memory import CONTEXT, Part, estimate, gathered, in_main_memory, kept_activations, kept_weights, optimised, peak
@@ -171,6 +171,17 @@ def test_an_engine_shares_out_what_it_says(
     here = "gradients" if gradients == 1 else "gradients, this process's"
     mine = next(p.gb for p in parts if p.name == here)
     assert mine * gradients == pytest.approx(gb(alone, "gradients"))
+
+
+def test_processes_at_different_experts_keep_the_activations_of_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+    def activations(*keys: str) -> float:
+        both = ['model.target_components=["transformer", "transformer_2"]', "num_processes=8"]
+        lines = memory_lines(load_config(ROOT / "examples/grpo/lora/wan22_t2v.yaml", [*both, *keys]))
+        return next(float(line.split()[0]) for line in lines if "activations" in line)
+
+    assert activations("config_file=examples/launch/fsdp2.yaml") == pytest.approx(2 * activations("config_file=null"), abs=0.02)
 
 
 def test_offloaded_weights_are_main_memory_and_a_block_is_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,6 +51,13 @@ class EngineSettings:
         return self.kind == "fsdp" or self.stage == 3
 
     @property
+    def in_step(self) -> bool:
+        """Whether all processes must run the same transformers in a velocity call, because weights or gradients are exchanged one by one as
+        they come.
+        """
+        return self.kind != "ddp"
+
+    @property
     def shards_gradients(self) -> bool:
         return self.kind == "fsdp" or self.stage >= 2
 

@@ -27,11 +27,9 @@ class Engine:
 
     Attributes:
         collective: whether every forward is one of all processes together, so that all must ask for as many.
-        in_step: whether all processes must run the same transformers in a velocity call, because weights or gradients are exchanged one by
-            one as they come.
     """
 
-    collective, in_step = False, False
+    collective = False
 
     def __init__(self, settings: EngineSettings, accelerator: Accelerator, max_norm: float):
         self.settings, self.accelerator, self.max_norm = settings, accelerator, max_norm

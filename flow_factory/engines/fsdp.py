@@ -23,7 +23,7 @@ class FullyShard(Engine):
     what is computed is what one process computes.
     """
 
-    collective, in_step = True, True
+    collective = True
 
     def wrap(self, policy: Policy, make_optimizer: MakeOptimizer) -> None:
         if not dist.is_initialized():  # alone: shards that wait in main memory

@@ -29,8 +29,6 @@ class Zero(Engine):
     Used without accelerate's `prepare`, which on a CPU would pass it over in silence.
     """
 
-    in_step = True
-
     def __init__(self, settings: EngineSettings, accelerator: Accelerator, max_norm: float):
         super().__init__(settings, accelerator, max_norm)
         self.collective = settings.shards_weights

@@ -9,15 +9,18 @@ from typing import Any
 import pytest
 import torch
 
+from flow_factory.config import load_config
 from flow_factory.data.cache import ConditionCache, encode_rows
 from flow_factory.errors import UserError
 from flow_factory.models import MODELS
 from flow_factory.models.proof import prove
 from flow_factory.policy import dead_ends, target_names
+from flow_factory.rows import check_files
 from flow_factory.types import Clip, Cond, Row
 from flow_factory.weighing import shape_of
 from tests.models.cases import CASES, EACH, SQUARE, call_of, every_case, over, picture, row, video
 from tests.models.harness import Tiny, adapter_of, small, tiny
+from tests.tiny.run import ROOT, write_run
 
 FAMILIES = [name for name in MODELS if name != "diffusers"]
 
@@ -39,6 +42,17 @@ def test_a_row_encoded_twice_and_a_row_from_the_cache_have_the_same_velocity(nam
 
 def refuse(row: Row) -> Cond:
     raise AssertionError(f"row {row.id} was encoded again")
+
+
+def test_rows_with_a_negative_prompt_and_rows_without_do_not_go_with_shared_weights(tmp_path: Path) -> None:
+    """Of a pipeline that may run the transformer once more for the former; the families all have a negative prompt of their own."""
+    both = [Row(0, "a dog", "a cat", source="train.jsonl:1"), Row(1, "a dog", source="train.jsonl:2")]
+    sharded = [f"config_file={ROOT}/examples/launch/fsdp2.yaml", "num_processes=2"]
+    unknown = load_config(write_run(tmp_path), ["model.model_type=diffusers", *sharded])
+    with pytest.raises(UserError, match="train.jsonl:2: no negative_prompt, and other rows have one"):
+        check_files(unknown, both, [])
+    check_files(unknown, both[:1], both[1:])
+    check_files(load_config(tmp_path / "tiny.yaml", sharded), both, both)
 
 
 # -- condition files --------------------------------------------------------------------------------------------------------------
