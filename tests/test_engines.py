@@ -116,3 +116,30 @@ def test_a_run_goes_on_on_another_engine_and_in_another_number_of_processes(runs
     assert len(others) > 1
     assert_near(one / "from_two", one / "one")
     assert [line["step"] for line in logged(one / "from_two")] == [2, 2]
+
+
+MIXED = ("ddp", "fsdp2", "zero2", "zero3")
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders of the runs in mixed precision, of one process and of two."""
+    one, two = (tmp_path_factory.mktemp(name) for name in ("one_bf16", "two_bf16"))
+    keys = [*COMMON, *KINDS["full"], "mixed_precision=bf16", "train.max_epochs=1", "eval.eval_freq=0"]
+    several(one, 1, {"one": keys})
+    several(two, 2, {engine: [*keys, on(engine)] for engine in MIXED})
+    return one / "save" / "one", two / "save"
+
+
+@pytest.mark.parametrize("engine", MIXED)
+def test_mixed_precision_draws_the_same_pictures_and_moves_the_weights_alike(mixed: tuple[Path, Path], engine: str) -> None:
+    """What is trained stays in float32; sums of gradients of 16 bits in another order move it a little otherwise."""
+    one, two = mixed[0], mixed[1] / engine
+    (a, *_), (b, *_) = logged(one), logged(two)
+    exact = [k for k in a if "reward" in k or k in ("train/zero_variance_share", "train/on_policy_error")]
+    assert {k: a[k] for k in exact} == {k: b[k] for k in exact} and b["train/on_policy_error"] == 0
+    whole, theirs = (read_state(run / "checkpoints" / "epoch_1") for run in (one, two))
+    moments = [k for k in whole if "/exp_avg/" in k]
+    assert len(moments) > 10 and all(whole[k].dtype == theirs[k].dtype == torch.float32 for k in moments)
+    here, there = (torch.cat([state[k].flatten() for k in moments]) for state in (theirs, whole))
+    assert there.norm() > 0 and (here - there).norm() / there.norm() < 0.01
