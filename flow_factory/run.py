@@ -3,20 +3,18 @@
 import logging
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
 from flow_factory.evaluation import Evaluator
+from flow_factory.gallery import Gallery
 from flow_factory.interrupt import Interrupted
-from flow_factory.report import eval_metrics, plot_curves, save_before_after, save_grid, write_summary
-from flow_factory.samples import keep_samples, kept_samples, save_videos
+from flow_factory.report import eval_metrics, write_summary
 from flow_factory.saver import Saver
 from flow_factory.trackers import Trackers
 from flow_factory.trainer import Trainer
-from flow_factory.types import Sample
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +32,12 @@ class Run:
     saver: Saver
     goes_on: bool = False
     """Whether it starts from a saved training state: what was evaluated then is not evaluated again."""
+    gallery: Gallery = field(init=False)
     bar: tqdm = field(init=False)
     started: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.gallery = Gallery(self.folder)
 
     def __call__(self) -> str:
         """Trains to the end and returns the summary.
@@ -53,6 +55,7 @@ class Run:
                 while last is None or progress.epoch < last:
                     self.tell(self.trainer.epoch())
                     self.saver.check()
+                    self.gallery.check()
                     done = progress.epoch == last
                     if done or _due(progress.epoch, config.eval.eval_freq):
                         self.evaluate()
@@ -61,6 +64,7 @@ class Run:
             except Interrupted as signal:
                 self.save(state=True)
                 self.saver.wait()
+                self.gallery.wait()
                 logger.warning(
                     "%s: stopped before epoch %d; go on with model.resume_path=%s", signal, progress.epoch + 1, self.checkpoint()
                 )
@@ -93,21 +97,8 @@ class Run:
             said = ", ".join(f"{k.removeprefix('eval/')} {v:.4g}" for k, v in metrics.items() if k.endswith("_mean"))
             tqdm.write(f"evaluation after epoch {self.trainer.progress.epoch}: {said}", file=sys.stderr)
             if samples:
-                self.show(samples, self.trackers)
-
-    def show(self, samples: Sequence[Sample], trackers: Trackers) -> None:
-        """Samples for the trackers, and grids, videos and curves in the run's folder; the first ones are kept to be compared with."""
-        step, folder = self.trainer.progress.epoch, self.folder / "samples"
-        trackers.log_samples("eval", samples, step)
-        save_grid(samples, folder / f"eval_{step:05d}.png")
-        before = kept_samples(folder / "before")
-        if [s.prompt for s in before] == [s.prompt for s in samples]:
-            save_before_after(before, samples, self.folder / "before_after.png")
-            save_videos(samples, self.folder / "videos", "2_after")
-            plot_curves(self.folder / "metrics.jsonl", self.folder / "curves.png")
-        else:  # the run's first evaluation
-            save_videos(samples, self.folder / "videos", "1_before")
-            keep_samples(samples, folder / "before")
+                self.trackers.log_samples("eval", samples, self.trainer.progress.epoch)
+                self.gallery.show(samples, self.trainer.progress.epoch)
 
     def save(self, state: bool) -> None:
         """Begins the checkpoint of the epochs done so far: the weights that are evaluated, and the training state if asked for."""
@@ -119,7 +110,8 @@ class Run:
         if self.trackers is None:
             return ""
         self.trackers.finish()
-        plot_curves(self.folder / "metrics.jsonl", self.folder / "curves.png")
+        self.gallery.wait()
+        self.gallery.curves()
         config, folder = self.trainer.config, self.folder
         files = {
             "pictures before and after": folder / "before_after.png", "videos before and after": folder / "videos",

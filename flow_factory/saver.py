@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 
+from flow_factory.background import Background
 from flow_factory.checkpoint import CheckpointError, begin, checkpoints, collect, finish, partial_of, prune, save_model
 from flow_factory.engines import Engine
 from flow_factory.errors import SaveError
@@ -18,7 +18,7 @@ from flow_factory.training_state import plainly, stage, write
 from flow_factory.weights import WeightStore
 
 
-class Saver:
+class Saver(Background):
     """Saves what all processes hold. All of them make each call together.
 
     Args:
@@ -28,10 +28,9 @@ class Saver:
     def __init__(
         self, accelerator: Accelerator, engine: Engine, store: WeightStore, pipeline: type[DiffusionPipeline], keep_last_n: int | None
     ):
+        super().__init__("saver")
         self.accelerator, self.engine, self.store, self.pipeline, self.keep_last_n = accelerator, engine, store, pipeline, keep_last_n
         self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None  # for a thread of its own
-        self.threads = ThreadPoolExecutor(1, "saver")
-        self.pending: Future[None] | None = None
 
     def save(self, folder: Path, progress: Mapping[str, Any] | None) -> None:
         """Begins to write a checkpoint; returns as soon as the weights may change.
@@ -40,7 +39,7 @@ class Saver:
             progress: what goes beside the training state; None for the weights that are reported alone.
 
         Raises:
-            SaveError: this one cannot be begun, or the one before could not be written.
+            SaveError: this one cannot be begun, or the one before could not be written, as `check` and `wait` do.
         """
         self.wait()
         main = self.accelerator.is_main_process
@@ -64,22 +63,7 @@ class Saver:
                     finish(partial, folder)
                     prune(folder.parent, self.keep_last_n)
 
-        self.pending = self.threads.submit(work)
-
-    def check(self) -> None:
-        """Raises what went wrong, where the last checkpoint is written or has failed; does not wait."""
-        if self.pending is not None and self.pending.done():
-            self.wait()
-
-    def wait(self) -> None:
-        """Until the last checkpoint is in its place.
-
-        Raises:
-            SaveError: it could not be written.
-        """
-        if self.pending is not None:
-            pending, self.pending = self.pending, None
-            pending.result()
+        self.start(work)
 
 
 @contextmanager

@@ -1,0 +1,28 @@
+"""Work beside the training."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+
+class Background:
+    """One job at a time, in a thread. What goes wrong in it is raised by the next call."""
+
+    def __init__(self, name: str):
+        self.threads = ThreadPoolExecutor(1, name)
+        self.pending: Future[None] | None = None
+
+    def start(self, job: Callable[[], None]) -> None:
+        """Begins the job when the one before is done."""
+        self.wait()
+        self.pending = self.threads.submit(job)
+
+    def check(self) -> None:
+        """Raises what went wrong, where the last job is done; does not wait."""
+        if self.pending is not None and self.pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until the last job is done; raises what went wrong in it."""
+        if self.pending is not None:
+            pending, self.pending = self.pending, None
+            pending.result()

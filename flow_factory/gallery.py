@@ -1,0 +1,43 @@
+"""What a run shows of itself in its folder."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from flow_factory.background import Background
+from flow_factory.report import plot_curves, save_before_after, save_grid
+from flow_factory.samples import keep_samples, kept_samples, save_videos
+from flow_factory.types import Sample
+
+REDRAWN = 30.0
+"""Seconds for which the curves of a run in progress are good enough."""
+
+
+class Gallery(Background):
+    """Grids, videos and curves, drawn beside the training: the other processes wait for the main one, and it does not wait for them."""
+
+    def __init__(self, folder: Path):
+        super().__init__("gallery")
+        self.folder, self.drawn = folder, time.monotonic()
+
+    def show(self, samples: Sequence[Sample], step: int) -> None:
+        """Begins to draw an evaluation; the first one is kept to be compared with."""
+        self.start(lambda: self._show(samples, step))
+
+    def _show(self, samples: Sequence[Sample], step: int) -> None:
+        folder = self.folder / "samples"
+        save_grid(samples, folder / f"eval_{step:05d}.png")
+        before = kept_samples(folder / "before")
+        if [s.prompt for s in before] != [s.prompt for s in samples]:  # the run's first evaluation
+            save_videos(samples, self.folder / "videos", "1_before")
+            keep_samples(samples, folder / "before")
+            return
+        save_before_after(before, samples, self.folder / "before_after.png")
+        save_videos(samples, self.folder / "videos", "2_after")
+        if time.monotonic() - self.drawn > REDRAWN:
+            self.curves()
+
+    def curves(self) -> None:
+        """Draws what was logged so far."""
+        plot_curves(self.folder / "metrics.jsonl", self.folder / "curves.png")
+        self.drawn = time.monotonic()
