@@ -55,7 +55,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "name"), [*((2, name) for name in RUNS), *((4, name) for name in OF_TWO_TEAMS)])
 def test_teams_do_what_one_process_does(runs: dict[int, Path], name: str, processes: int) -> None:
-    assert_same_run(runs[processes] / name, runs[1] / name)
+    assert_same_run(runs[processes] / name, runs[1] / name, exact=False)
     errors = [line["train/on_policy_error"] for line in logged(runs[processes] / name) if "train/on_policy_error" in line]
     assert errors == ([0.0, 0.0] if name in ("flux", "flux_full", "wan", "wan_full") else []), "training sees what sampling saw"
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.tiny.run import ROOT, logged, read_state
-from tests.tiny.several import several
+from tests.tiny.several import EXACT, assert_same_run, several
 
 pytestmark = pytest.mark.slow
 
@@ -61,19 +61,8 @@ def assert_near(run: Path, one: Path) -> None:
 
 def test_each_engine_does_what_one_process_does(runs: tuple[Path, Path, Any]) -> None:
     one, two, _ = runs
-    alone = logged(one / "one")
-    start = read_state(one / "one" / "checkpoints" / "epoch_1")
-    assert any(not torch.equal(v, start[k]) for k, v in end(one / "one").items() if "policy" in k), "the weights move"
     for engine in ENGINES.keys() & {folder.name for folder in two.iterdir()}:
-        lines = logged(two / engine)
-        assert [line["step"] for line in lines] == [line["step"] for line in alone]
-        for a, b in zip(alone[:2], lines[:2], strict=True):  # before any update all is the same to the bit
-            exact = [k for k in a if "reward" in k or k in ("train/zero_variance_share", "train/on_policy_error")]
-            assert {k: a[k] for k in exact} == {k: b[k] for k in exact}, engine
-        for a, b in zip(alone, lines, strict=True):
-            for k in set(a) - {"train/first_update_effect"}:  # of each process's own first point
-                assert a[k] == pytest.approx(b[k], rel=1e-3, abs=1e-5), (engine, k)
-        assert_near(two / engine, one / "one")
+        assert_same_run(two / engine, one / "one")
 
 
 def test_each_engine_is_the_one_it_says(runs: tuple[Path, Path, Any]) -> None:
@@ -136,7 +125,7 @@ def test_mixed_precision_draws_the_same_pictures_and_moves_the_weights_alike(mix
     """What is trained stays in float32; sums of gradients of 16 bits in another order move it a little otherwise."""
     one, two = mixed[0], mixed[1] / engine
     (a, *_), (b, *_) = logged(one), logged(two)
-    exact = [k for k in a if "reward" in k or k in ("train/zero_variance_share", "train/on_policy_error")]
+    exact = [k for k in a if "reward" in k or k in EXACT]
     assert {k: a[k] for k in exact} == {k: b[k] for k in exact} and b["train/on_policy_error"] == 0
     whole, theirs = (read_state(run / "checkpoints" / "epoch_1") for run in (one, two))
     moments = [k for k in whole if "/exp_avg/" in k]

@@ -80,7 +80,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.mark.parametrize(("kind", "engine"), [(kind, engine) for kind, engines in RUNS.items() for engine in engines])
 def test_processes_that_have_different_things_to_do_learn_what_one_does(runs: tuple[Path, Path], kind: str, engine: str) -> None:
     one, two = runs
-    assert_same_run(two / f"{kind}_{engine}", one / kind)
+    assert_same_run(two / f"{kind}_{engine}", one / kind, exact=kind != "sizes")  # which has no rewards
 
 
 @pytest.mark.parametrize("kind", ["grpo", "nft"])

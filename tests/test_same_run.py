@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny.run import ROOT, TEST, logged, write_rows, write_run
+from tests.tiny.run import ROOT, TEST, write_rows, write_run
 from tests.tiny.several import assert_same_run, several
 
 pytestmark = pytest.mark.slow
@@ -69,8 +69,4 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 @pytest.mark.parametrize(("processes", "name"), [*((2, name) for name in RUNS), *((4, name) for name in OF_FOUR)])
 def test_several_processes_do_what_one_does(runs: dict[int, Path], name: str, processes: int) -> None:
     one, several = (runs[n] / name.replace(" ", "_") for n in (1, processes))
-    alone, together = logged(one), logged(several)
-    for a, b in zip(alone[:2], together[:2], strict=True):  # before any update all is the same to the bit
-        exact = [k for k in a if "reward" in k or k == "train/zero_variance_share"]
-        assert len(exact) >= 2 and {k: a[k] for k in exact} == {k: b[k] for k in exact}
     assert_same_run(several, one)
