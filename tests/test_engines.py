@@ -112,9 +112,10 @@ MIXED = ("ddp", "fsdp2", "zero2", "zero3")
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Folders of the runs in mixed precision, of one process and of two."""
+    """Folders of the runs as the examples for GPUs have them, of one process and of two."""
     one, two = (tmp_path_factory.mktemp(name) for name in ("one_bf16", "two_bf16"))
-    keys = [*COMMON, *KINDS["full"], "mixed_precision=bf16", "train.max_epochs=1", "eval.eval_freq=0"]
+    saving = ("train.enable_gradient_checkpointing=true", "train.offload_samples_to_cpu=true", "model.offload_idle=true")
+    keys = [*COMMON, *KINDS["full"], *saving, "mixed_precision=bf16", "train.max_epochs=1", "eval.eval_freq=0"]
     several(one, 1, {"one": keys})
     several(two, 2, {engine: [*keys, on(engine)] for engine in MIXED})
     return one / "save" / "one", two / "save"

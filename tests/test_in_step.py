@@ -37,7 +37,10 @@ WAN = (
 MODEL = {"grpo": "wan22_a14b_t2v", "nft": "wan22_a14b_t2v", "sizes": "flux1_kontext"}
 KINDS = {
     "grpo": (*WAN, "train.kl_beta=0.1", "scheduler.step_selection=window"),
-    "nft": (*WAN, "train.kl_beta=0.1", "train.trainer_type=nft", "train.time_sampling_strategy=uniform"),
+    "nft": (
+        *WAN, "train.trainer_type=nft", "train.kl_beta=0.1", "train.time_sampling_strategy=uniform",
+        "train.enable_gradient_checkpointing=true",
+    ),
     "parts": ("train.trainer_type=dgpo", "train.num_train_timesteps=2", "train.group_size=6", "train.gradient_step_per_epoch=3"),
     "sizes": (
         *OFFLINE, "model.model_type=flux1-kontext", "data.dataset_dir=pairs", "train.condition_image_size=32", "train.learning_rate=1e-3",
