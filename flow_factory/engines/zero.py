@@ -32,7 +32,7 @@ class Zero(Engine):
     def __init__(self, settings: EngineSettings, accelerator: Accelerator, max_norm: float):
         super().__init__(settings, accelerator, max_norm)
         self.collective = settings.shards_weights
-        self.stepped = self.at_end = True
+        self.stepped = self.at_end = True  # nothing of the next step is computed yet; its first or last backward is next
         try:
             import deepspeed
         except ImportError as error:
@@ -69,10 +69,11 @@ class Zero(Engine):
         return nullcontext()
 
     def needed(self, asked: list[bool]) -> list[bool]:
-        """All at both ends of a step: DeepSpeed adds the gradients of those that it did not see first to the step before's, and with
-        offloading passes over those that it does not see last.
+        """All experts at both ends of a step: DeepSpeed adds the gradients of those that it did not see first to those of the step before,
+        and with offloading passes over those that it does not see last.
         """
-        return [True] * len(asked) if self.at_end and torch.is_grad_enabled() else super().needed(asked)
+        everyone = self.at_end and torch.is_grad_enabled() and len(self.policy.components) > 1
+        return [True] * len(asked) if everyone else super().needed(asked)
 
     def backward(self, loss: Tensor) -> None:
         self.wrapped.backward(loss)
