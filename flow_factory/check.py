@@ -118,12 +118,16 @@ def memory_lines(config: RunConfig) -> list[str]:
     parameters = stored_parameters(checkpoint) if checkpoint else dict(family.published_as(name)[0])
     parts = estimate(config, family, parameters, shape_of(family, config.model.target_components[0], checkpoint, name))
     n = config.num_processes
-    lines = [f"{p.gb:8.2f} GB  {p.name}{'' if p.phase == 'always' else f' ({p.phase})'}" for p in parts if not p.host]
+    lines = [f"{p.gb:8.2f} GB  {p.name}{when(p)}" for p in parts if not p.host]
     lines.append(f"{peak(parts):8.2f} GB  at the peak, estimated, rewards not counted; {verdict(config, parts)}")
     if host := in_main_memory(parts):
-        lines += [f"{p.gb:8.2f} GB  of main memory: {p.name}" for p in parts if p.host]
-        lines.append(f"{host:8.2f} GB  of main memory{f', {n * host:.2f} GB for all {n} processes' if n > 1 else ''}")
+        lines += [f"{p.gb:8.2f} GB  of main memory: {p.name}{when(p)}" for p in parts if p.host]
+        lines.append(f"{host:8.2f} GB  of main memory at the peak{f', {n * host:.2f} GB for all {n} processes' if n > 1 else ''}")
     return [f"{config.engine.name}, {n} process{'es' if n > 1 else ''}", *lines, *quantiser_lines(config)]
+
+
+def when(part: Part) -> str:
+    return "" if part.phase == "always" else f" ({part.phase})"
 
 
 def quantiser_lines(config: RunConfig) -> list[str]:
@@ -144,7 +148,8 @@ def verdict(config: RunConfig, parts: list[Part]) -> str:
     fits = [card for card in CARDS if most < ROOM * card]
     cards = f"on a GPU it needs {fits[0]} GB" if fits else f"no GPU of {CARDS[-1]} GB holds it{advice(config, parts)}"
     memory = psutil.virtual_memory().total / 1e9
-    here = "" if most + in_main_memory(parts) < 0.8 * memory else f"; it does NOT fit this machine ({memory:.0f} GB, no GPU)"
+    later = sum(p.gb for p in parts if p.host and p.phase != "encoding")  # what is loaded stays where it is
+    here = "" if most + later < 0.8 * memory else f"; it does NOT fit this machine ({memory:.0f} GB, no GPU)"
     return cards + here
 
 

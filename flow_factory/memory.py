@@ -45,8 +45,17 @@ def estimate(config: RunConfig, family: type[ModelAdapter], parameters: dict[str
     engine = config.engine
     weights = weigh(config, family, parameters, module)
     parts = [*kept_weights(config, engine, weights), *optimised(config, engine, weights), *gathered(config, engine, weights)]
-    parts += [*passing(config, family, module.config, weights), Part("CUDA context", CONTEXT)]
+    parts += [*passing(config, family, module.config, weights), Part("CUDA context", CONTEXT), *loading(config, parameters)]
     return [part for part in parts if part.gb > 0]
+
+
+def loading(config: RunConfig, parameters: dict[str, float]) -> Iterator[Part]:
+    """What a process copies of the checkpoint, where it is not used as it is in the file, which all processes of a machine would share."""
+    model = config.model
+    master = DTYPES[model.master_weight_dtype]
+    if model.finetune_type == "full" and master != DTYPES[config.mixed_precision]:
+        whole = sum(parameters.get(part, 0) for part in model.target_components) * master.itemsize
+        yield Part("transformers in the master weights' dtype, until they are on the device", whole * 1e-9, "encoding", host=True)
 
 
 def kept_weights(config: RunConfig, engine: EngineSettings, weights: Weights) -> Iterator[Part]:
@@ -161,5 +170,5 @@ def peak(parts: list[Part]) -> float:
 
 
 def in_main_memory(parts: list[Part]) -> float:
-    """GB of main memory, for one process."""
-    return sum(p.gb for p in parts if p.host)
+    """GB of main memory in the larger phase, for one process."""
+    return max(sum(p.gb for p in parts if p.host and (p.phase == "encoding") == early) for early in (False, True))

@@ -179,11 +179,16 @@ def add_lora(module: Any, targets: list[str] | None, unreached: Sequence[str], c
 
 def cast(module: nn.Module, config: ModelConfig, frozen: torch.dtype) -> None:
     """Trained weights to their own dtype, and the frozen ones beside them back from it."""
-    for p in module.parameters():
+    for name, p in module.named_parameters():
         if p.requires_grad:
             p.data = p.data.to(DTYPES[config.master_weight_dtype])
-        elif config.finetune_type == "full":  # loaded like the master weights
+        elif config.finetune_type == "full" and not stays_precise(module, name):  # loaded like the master weights
             p.data = p.data.to(frozen)
+
+
+def stays_precise(module: Any, name: str) -> bool:
+    """Whether diffusers keeps a frozen weight in float32 whatever the pipeline's dtype."""
+    return not {*(module._keep_in_fp32_modules or ())}.isdisjoint(name.split("."))
 
 
 def train_fully(module: nn.Module, targets: list[str] | None, unreached: Sequence[str]) -> None:

@@ -147,14 +147,15 @@ def arguments(entries: Sequence[RewardConfig]) -> list[RewardArguments]:
 
 
 def open_adapter(config: RunConfig) -> ModelAdapter:
-    """The pipeline in the run's precision, trained parts in the master weights' dtype, behind its family's adapter.
+    """The pipeline in the run's precision, components that are trained in full in the master weights' dtype, behind its family's adapter.
 
     Raises:
         LoadError: it does not load.
     """
-    trained = config.model.master_weight_dtype if config.model.finetune_type == "full" else None
+    trained = config.model.target_components if config.model.finetune_type == "full" else ()
+    dtypes = dict.fromkeys(trained, config.model.master_weight_dtype)
     name, family, overrides, pipeline = checkpoint_of(config)
-    return load_adapter(name, family, config.mixed_precision, trained, overrides, pipeline, config.model.quantization)
+    return load_adapter(name, family, config.mixed_precision, dtypes, overrides, pipeline, config.model.quantization)
 
 
 def keep_copies(config: RunConfig, engine: Engine, algorithm: Algorithm) -> WeightStore:

@@ -18,7 +18,7 @@ from flow_factory.config import ModelConfig, RunConfig
 from flow_factory.frugal import store_in_8_bits
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import DTYPES
-from flow_factory.policy import dead_ends, reached, target_names
+from flow_factory.policy import dead_ends, reached, stays_precise, target_names
 
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes a weight: 4 bits, a scale of a byte for 64 weights, and one of four bytes for 256 scales."""
@@ -111,16 +111,15 @@ def stored_bytes(module: Any, dtype: torch.dtype, quantization: str | None = Non
         dtype: mixed_precision's.
     """
     twin = copy.deepcopy(module)
-    precise = twin._keep_in_fp32_modules or () if dtype.itemsize == 2 else ()
     for name, p in twin.named_parameters():
-        p.data = p.data.to(torch.float32 if set(precise) & set(name.split(".")) else dtype)
+        p.data = p.data.to(torch.float32 if stays_precise(twin, name) else dtype)
     if casting is not None:
         store_in_8_bits(twin, casting, dtype)
     sizes = {name: float(p.numel() * p.element_size()) for name, p in twin.named_parameters()}
     if quantization is None:
         return sizes
     for name, m in twin.named_modules():
-        if isinstance(m, nn.Linear) and not set(precise) & set(name.split(".")):
+        if isinstance(m, nn.Linear) and not stays_precise(twin, name):
             n = m.weight.numel()
             sizes[f"{name}.weight"] = NF4 * n if quantization == "bnb_4bit" else n + ROW[quantization] * m.out_features
     return sizes

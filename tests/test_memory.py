@@ -195,6 +195,15 @@ def test_offloaded_weights_are_main_memory_and_a_block_is_on_the_device(monkeypa
     assert peak(parts) < 0.5 * peak(whole) and in_main_memory(parts) > 20 and in_main_memory(whole) == 0
 
 
+def test_weights_in_another_dtype_than_the_files_are_copied_as_they_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    _, full = of_flux("model.master_weight_dtype=fp32", kind="full")
+    _, same = of_flux("model.master_weight_dtype=bf16", kind="full")
+    _, lora = of_flux()
+    assert in_main_memory(full) == pytest.approx(4 * 11.9, rel=0.01)
+    assert in_main_memory(same) < 1 and in_main_memory(lora) < 1
+
+
 def test_blocks_and_the_rest_are_the_whole() -> None:
     sizes = stored_bytes(flux_shape(), torch.bfloat16)
     blocks = by_block(flux_shape(), sizes)

@@ -1,22 +1,27 @@
 """What is trained and how it computes, on a tiny FLUX.1."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
+from diffusers import WanPipeline
 from torch import Tensor, nn
 
+from flow_factory.config import load_config
 from flow_factory.errors import UserError
 from flow_factory.models.flux1 import Flux1
 from flow_factory.models.loading import load_adapter
-from flow_factory.policy import attention_problem, target_names
+from flow_factory.policy import attention_problem, build_policy, target_names
 from flow_factory.randomness import generator
+from flow_factory.train import open_adapter
 from tests.conftest import CALL, condition, flux, fresh_policy, policy_over, velocity_at
 from tests.tiny.flux import flux_pipeline
 from tests.tiny.pipelines import saved
+from tests.tiny.run import write_run
 
 LORA = {"finetune_type": "lora", "target_modules": ("default",)}
 
@@ -141,6 +146,22 @@ def test_float32_master_weights_keep_all_their_bits_in_a_bf16_run() -> None:
     some = fresh_policy(flux(), "bf16", finetune_type="full", master_weight_dtype="fp32", target_modules=("attn.to_q",))
     for name, p in some.components["transformer"].named_parameters():
         assert torch.equal(p, loaded[name].to(torch.float32 if ".attn.to_q." in name else torch.bfloat16))
+
+
+def test_what_is_not_trained_has_the_dtypes_of_the_stock_pipeline(tmp_path: Path) -> None:
+    """diffusers keeps some of Wan's weights in float32; the expert that is not trained has them too, and nothing else in 32 bits."""
+    model = [f"model.model_name_or_path={saved('wan22_a14b_t2v')}", "model.model_type=wan2_t2v", "mixed_precision=bf16"]
+    keys = ["model.finetune_type=full", "model.master_weight_dtype=fp32", "model.target_modules=attn1.to_q"]
+    adapter = open_adapter(config := load_config(write_run(tmp_path), [*model, *keys]))
+    policy = build_policy(adapter, config.model, "bf16", False, 0, torch.device("cpu"))
+    stock = WanPipeline.from_pretrained(saved("wan22_a14b_t2v"), torch_dtype=torch.bfloat16)
+    trained = set(policy.trained().values())
+    for expert in ("transformer", "transformer_2"):
+        theirs = dict(getattr(stock, expert).named_parameters())
+        assert {p.dtype for p in theirs.values()} == {torch.float32, torch.bfloat16}
+        mine = {name: p for name, p in adapter.field.bare[expert].named_parameters() if p not in trained}
+        assert {name: p.dtype for name, p in mine.items()} == {name: theirs[name].dtype for name in mine}
+    assert {p.dtype for p in trained} == {torch.float32}
 
 
 def test_with_the_adapter_off_it_is_the_base_model() -> None:

@@ -30,7 +30,7 @@ def load_adapter(
     model_name_or_path: str,
     model_type: str,
     dtype: str = "fp32",
-    trained_dtype: str | None = None,
+    dtypes: Mapping[str, str] | None = None,
     scheduler_overrides: Mapping[str, Any] | None = None,
     pipeline_class: str | None = None,
     quantization: str | None = None,
@@ -38,7 +38,8 @@ def load_adapter(
     """Loads a pipeline and puts it behind its family's adapter.
 
     Args:
-        dtype: "fp32", "bf16" or "fp16"; of all parts but the trainable ones, if `trained_dtype` is given for them.
+        dtype: "fp32", "bf16" or "fp16".
+        dtypes: of single parts that have another one.
         scheduler_overrides: arguments for the constructor of the pipeline's own scheduler.
         pipeline_class: for `model_type: diffusers`, where the checkpoint does not say it.
         quantization: `model.quantization` of the transformers; see `quantized.check_quantization`.
@@ -49,8 +50,8 @@ def load_adapter(
     """
     family = family_of(model_name_or_path, model_type, pipeline_class)
     kinds: Any = DTYPES[dtype]
-    if trained_dtype is not None and DTYPES[trained_dtype] != kinds:
-        kinds = {"default": kinds, **dict.fromkeys(family.components, DTYPES[trained_dtype])}
+    if others := {part: DTYPES[other] for part, other in (dtypes or {}).items() if DTYPES[other] != kinds}:
+        kinds = {"default": kinds, **others}
     options = {} if quantization is None else {"quantization_config": quantizer(quantization, family.components, DTYPES[dtype])}
     return _adapter(family, load_pipeline(model_name_or_path, family, kinds, **options), scheduler_overrides)
 
