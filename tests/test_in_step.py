@@ -50,7 +50,7 @@ KINDS = {
 """grpo: each group has a step of its own, so that some updates are of one expert alone. parts: an update takes four micro-batches of groups
 of three, so that one process has parts of two groups and the other of one."""
 RUNS = {
-    "grpo": ("fsdp2", "zero2"), "nft": ("ddp", "fsdp2", "zero2", "zero3", "zero3_offload"), "parts": ("ddp", "fsdp2"), "sizes": ("fsdp2",),
+    "grpo": ("fsdp2", "zero2"), "nft": ("ddp", "fsdp2", "zero2", "zero3_offload"), "parts": ("fsdp2",), "sizes": ("fsdp2",),
 }  # fmt: skip
 SIZES = ((32, 32), (48, 16), (16, 48), (32, 24), (24, 32), (40, 24))
 

@@ -9,7 +9,7 @@ from tests.tiny.several import assert_same_run, several
 
 pytestmark = pytest.mark.slow
 
-COMMON = ("train.adam_epsilon=1e-3", "log.save_freq=1", "log.save_model_only=false")
+COMMON = ("train.adam_epsilon=1e-3", "log.save_freq=1", "log.save_model_only=false", "eval.eval_freq=2")
 FULL = ("model.finetune_type=full", "model.target_modules=all", "model.master_weight_dtype=fp32")
 FOUR = ("train.unique_sample_num_per_epoch=4", "train.gradient_step_per_epoch=2")
 TWO = ("train.unique_sample_num_per_epoch=2", "train.gradient_step_per_epoch=1")
