@@ -148,7 +148,7 @@ def verdict(config: RunConfig, parts: list[Part]) -> str:
     fits = [card for card in CARDS if most < ROOM * card]
     cards = f"on a GPU it needs {fits[0]} GB" if fits else f"no GPU of {CARDS[-1]} GB holds it{advice(config, parts)}"
     memory = psutil.virtual_memory().total / 1e9
-    later = sum(p.gb for p in parts if p.host and p.phase != "encoding")  # what is loaded stays where it is
+    later = in_main_memory([p for p in parts if p.phase != "encoding"])  # what is loaded stays where it is
     here = "" if most + later < 0.8 * memory else f"; it does NOT fit this machine ({memory:.0f} GB, no GPU)"
     return cards + here
 

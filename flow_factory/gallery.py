@@ -14,7 +14,7 @@ REDRAWN = 30.0
 
 
 class Gallery(Background):
-    """Grids, videos and curves, drawn beside the training: the other processes wait for the main one, and it does not wait for them."""
+    """Grids, videos and curves, drawn beside the training: all processes would wait for the main one while it draws."""
 
     def __init__(self, folder: Path):
         super().__init__("gallery")

@@ -45,7 +45,7 @@ def estimate(config: RunConfig, family: type[ModelAdapter], parameters: dict[str
     engine = config.engine
     weights = weigh(config, family, parameters, module)
     parts = [*kept_weights(config, engine, weights), *optimised(config, engine, weights), *gathered(config, engine, weights)]
-    parts += [*passing(config, family, module.config, weights), Part("CUDA context", CONTEXT), *loading(config, parameters)]
+    parts += [*passing(config, engine, family, module.config, weights), Part("CUDA context", CONTEXT), *loading(config, parameters)]
     return [part for part in parts if part.gb > 0]
 
 
@@ -123,7 +123,7 @@ def gathered(config: RunConfig, engine: EngineSettings, weights: Weights) -> Ite
         yield Part("DeepSpeed's gradient bucket (reduce_bucket_size)", buckets * size * master * 1e-9, "training")
 
 
-def passing(config: RunConfig, family: type[ModelAdapter], shape: Any, weights: Weights) -> Iterator[Part]:
+def passing(config: RunConfig, engine: EngineSettings, family: type[ModelAdapter], shape: Any, weights: Weights) -> Iterator[Part]:
     """What depends on the pictures: activations, kept states, decoding."""
     train, half = config.train, DTYPES[config.mixed_precision].itemsize
     algorithm, plan = ALGORITHMS[train.trainer_type](train, config.scheduler), plan_of(config)
@@ -132,7 +132,7 @@ def passing(config: RunConfig, family: type[ModelAdapter], shape: Any, weights: 
     kept = kept_activations(between, weights.layers, train.enable_gradient_checkpointing)
     if algorithm.guidance("policy") is None:  # others train without the negative prompt
         kept *= family.passes({"guidance_scale": train.guidance_scale, **train.call})
-    if config.engine.in_step and config.num_processes > 1:  # processes whose noise levels are of different experts run all of them
+    if engine.in_step and config.num_processes > 1:  # processes whose noise levels are of different experts run all of them
         kept *= len(config.model.target_components)
     yield Part("activations", kept / config.model.context_parallel * 1e-9, "training")
     yield Part("weights brought to mixed_precision, a block at a time", weights.brought * 1e-9, "training")

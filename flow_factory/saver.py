@@ -39,7 +39,7 @@ class Saver(Background):
             progress: what goes beside the training state; None for the weights that are reported alone.
 
         Raises:
-            SaveError: this one cannot be begun, or the one before could not be written, as `check` and `wait` do.
+            SaveError: this one cannot be begun, or the one before could not be written; `check` and `wait` raise it too.
         """
         self.wait()
         main = self.accelerator.is_main_process

@@ -79,9 +79,9 @@ def build(config: RunConfig) -> Run:
     split_sequences(adapter, config.model.context_parallel, accelerator.device)
     resume = resumed(config, folder, policy)
     engine.wrap(policy, partial(make_optimizer, config.train))
-    if accelerator.is_main_process and (accelerator.num_processes > 1 or config.engine.kind != "ddp"):
+    if accelerator.is_main_process and (accelerator.num_processes > 1 or engine.settings.kind != "ddp"):
         print(f"note: {engine.describe()}", file=sys.stderr)
-    if config.engine.in_step and accelerator.num_processes > 1 and (is_offline(config) or len(policy.components) > 1):
+    if engine.settings.in_step and accelerator.num_processes > 1 and (is_offline(config) or len(policy.components) > 1):
         adapter.field.agree = engine.needed
     unknown = config.model.model_type not in MODELS or config.model.model_type == "diffusers"  # the others are proved by the tests
     if unknown or config.model.context_parallel > 1:

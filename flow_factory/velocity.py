@@ -22,7 +22,6 @@ from flow_factory.gate import Gate, Stop
 from flow_factory.memo import Desk, Memo
 from flow_factory.types import Cond, Step
 
-Agree = Callable[[list[bool]], list[bool]]
 Draw = Callable[[int, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Step | None]]
 """(index, t, x, v, s, s1, ceiling) -> the next latents, and the transition where it is to be kept.
 
@@ -177,7 +176,7 @@ class Field:
     def __init__(self, pipe: Any, components: Sequence[str], memoised: Sequence[str] = ()):
         self.pipe, self.probing, self.priming, self.ends_here = pipe, False, False, False
         self.blanks: dict[tuple, Any] = {}
-        self.agree: Agree | None = None
+        self.agree: Callable[[list[bool]], list[bool]] | None = None
         self.call = inspect.unwrap(type(pipe).__call__)  # without its @torch.no_grad
         self.bare = {name: getattr(pipe, name) for name in components if isinstance(getattr(pipe, name, None), nn.Module)}
         self.desk = Desk(pipe, memoised)

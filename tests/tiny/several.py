@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
+from torch import Tensor
 
 from flow_factory.config import load_config
 from flow_factory.run import Run
@@ -46,20 +47,30 @@ def assert_same_run(run: Path, other: Path, exact: bool = True) -> None:
     said, others = logged(run), logged(other)
     assert [line["step"] for line in said] == [line["step"] for line in others]
     if exact:
-        until = 1 + next(k for k, line in enumerate(said) if any(name.startswith("train/") for name in line))
-        for a, b in zip(said[:until], others[:until], strict=True):
-            kept = [k for k in a if "reward" in k or k in EXACT]
-            assert kept and {k: a[k] for k in kept} == {k: b[k] for k in kept}
+        assert_same_start(said, others)
     for a, b in zip(said, others, strict=True):
         for k in set(a) - {"train/first_update_effect", "train/on_policy_error"}:  # of each process's own first point
             assert a[k] == pytest.approx(b[k], rel=1e-3, abs=1e-5), k
     states = [[read_state(folder / "checkpoints" / f"epoch_{epoch}") for folder in (run, other)] for epoch in (1, 2)]
     for here, there in states:
-        assert here.keys() == there.keys()
-        for k in here:
-            torch.testing.assert_close(here[k], there[k], rtol=0, atol=1e-6, msg=lambda text, k=k: f"{k}: {text}")
+        assert_near(here, there)
     first, second = (there for _, there in states)
     assert [k for k in first if "policy" in k and not torch.equal(first[k], second[k])], "the weights move"
+
+
+def assert_same_start(said: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> None:
+    """Lines of metrics: up to the first epoch's, pictures and what follows from them are the same to the bit."""
+    until = 1 + next(k for k, line in enumerate(said) if any(name.startswith("train/") for name in line))
+    for a, b in zip(said[:until], others[:until], strict=True):
+        kept = [k for k in a if "reward" in k or k in EXACT]
+        assert kept and {k: a[k] for k in kept} == {k: b[k] for k in kept}
+
+
+def assert_near(here: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> None:
+    """Training states whose sums went in another order."""
+    assert here.keys() == there.keys()
+    for k in here:
+        torch.testing.assert_close(here[k], there[k], rtol=0, atol=1e-6, msg=lambda text, k=k: f"{k}: {text}")
 
 
 def _runs(rank: int, processes: int, runs: Mapping[str, Sequence[str]], do: Callable[[Run], dict[str, Any]]) -> None:
