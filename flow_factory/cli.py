@@ -4,7 +4,6 @@ Nothing heavy is imported before the config is known to be right.
 """
 
 import argparse
-import errno
 import logging
 import os
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from flow_factory import __version__
 from flow_factory.config import RunConfig, config_help, dump_config, load_config
-from flow_factory.errors import RunError, UserError
+from flow_factory.errors import FULL, RunError, UserError
 from flow_factory.launch import going_on, launch, said
 from flow_factory.placement import FLAGS, overrides_of, place, srun_task
 
@@ -30,7 +29,6 @@ FRUGAL = (
     "To need less: a smaller train.per_device_batch_size, train.enable_gradient_checkpointing: true, train.offload_samples_to_cpu: true, "
     "or weights shared out by config_file: examples/launch/fsdp2.yaml (fsdp2_offload.yaml: they wait in main memory); --check says how much"
 )
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LOST = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
 """What gloo and NCCL say when another process is gone."""
 

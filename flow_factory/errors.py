@@ -1,5 +1,13 @@
 """Errors that the user can mend: shown as one message, without a stack trace."""
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A full disk, a used-up quota, a limit on the size of files."""
+
 
 class UserError(ValueError):
     """Says what is wrong, where, and what would be right."""
@@ -19,3 +27,25 @@ class GradientError(RunError):
 
 class MeetingError(RunError):
     """Processes that did not come together, or no longer are; the message says where, how long was waited, and for whom."""
+
+
+@contextmanager
+def file_errors(key: str, path: str | Path, right: str, kind: type[UserError] = UserError) -> Iterator[None]:
+    """The one place that turns what the file system refuses (permissions, names, missing folders) into one line.
+
+    A full disk passes: the run says it with the last whole checkpoint.
+
+    Args:
+        key: the config key or the file's role, as the message begins.
+        path: what was to be read or written, where the error does not name it.
+        right: what the user may do.
+
+    Raises:
+        UserError: of the given kind: `key: path: reason; right`.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        raise kind(f"{key}: {error.filename or path}: {error.strerror or error}; {right}") from error
