@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from flow_factory.check import CARDS, ROOM
 from flow_factory.config import RunConfig, load_config
+from flow_factory.fit import CARDS, ROOM
 from flow_factory.memory import Part, estimate, in_main_memory, peak
 from flow_factory.models import MODELS
 from flow_factory.weighing import shape_of

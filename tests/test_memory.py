@@ -15,9 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.epoch import MIDDLE
-from flow_factory.check import advice, check, memory_lines
+from flow_factory.check import check
 from flow_factory.config import RunConfig, load_config
 from flow_factory.config.engine import EngineSettings
+from flow_factory.fit import advice, memory_lines
 from flow_factory.memory import CONTEXT, Part, estimate, gathered, in_main_memory, kept_activations, kept_weights, optimised, peak
 from flow_factory.models import MODELS
 from flow_factory.models.flux1 import Flux1
