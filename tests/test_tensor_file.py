@@ -1,0 +1,44 @@
+"""A file of tensors depends on the tensors alone, and whom the umask lets may read it."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from flow_factory.tensor_file import NAMES, write_tensors
+
+TENSORS = {f"{name}.ü": torch.arange(6).reshape(2, 3).to(dtype) for dtype, name in NAMES.items()} | {
+    "scalar": torch.tensor(2.5, dtype=torch.bfloat16), "none": torch.zeros(0, 4), "turned": torch.arange(6.0).reshape(2, 3).T,
+}  # fmt: skip
+METADATA = {"format": "pt", "b": "1", "a": "ü\n"}
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    digest = write_tensors(tmp_path / "a", TENSORS, METADATA)
+    read = load_file(tmp_path / "a")
+    assert read.keys() == TENSORS.keys()
+    assert all(read[k].dtype == t.dtype and torch.equal(read[k].double(), t.double()) for k, t in TENSORS.items())
+    with safe_open(tmp_path / "a", "pt") as file:
+        assert file.metadata() == METADATA
+    assert digest == hashlib.sha256((tmp_path / "a").read_bytes()).hexdigest()
+
+
+def test_equal_tensors_are_equal_files(tmp_path: Path) -> None:
+    """In whatever order they come."""
+    first = write_tensors(tmp_path / "a", TENSORS, METADATA)
+    assert write_tensors(tmp_path / "b", dict(reversed(TENSORS.items())), dict(reversed(METADATA.items()))) == first
+    assert write_tensors(tmp_path / "c", TENSORS | {"scalar": torch.tensor(2.0)}, METADATA) != first
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_the_umask_says_who_may_read_it(tmp_path: Path, umask: int) -> None:
+    former = os.umask(umask)
+    try:
+        write_tensors(tmp_path / "a", TENSORS)
+    finally:
+        os.umask(former)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o666 & ~umask
