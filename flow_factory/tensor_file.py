@@ -35,9 +35,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         header[name] = {"dtype": NAMES[tensors[name].dtype], "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
+    head = struct.pack("<Q", len(text)) + text
+    digest = hashlib.sha256(head)
     with path.open("wb") as file:
-        for part in (struct.pack("<Q", len(text)), text, *map(_bytes, (tensors[name] for name in names))):
+        file.write(head)
+        for name in names:
+            part = _bytes(tensors[name])
             digest.update(part)
             file.write(part)
     return digest.hexdigest()
