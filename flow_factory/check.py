@@ -7,6 +7,7 @@ from huggingface_hub.errors import CacheNotFound
 
 from flow_factory.checkpoint import CheckpointError
 from flow_factory.config import RunConfig, plan_of
+from flow_factory.ema import reported_weights
 from flow_factory.fit import memory_lines
 from flow_factory.models import MODELS
 from flow_factory.rewards import REWARDS
@@ -91,6 +92,7 @@ def plan_lines(config: RunConfig) -> list[str]:
         "run: "
         + ("until it is stopped" if epochs is None else f"{epochs} epochs, {epochs * plan.optimiser_steps_per_epoch} optimiser steps")
     )
+    lines.append(f"evaluated and saved: {reported_weights(config.train)}")
     keeps = "weights alone" if config.log.save_model_only else "weights and the whole training state"
     every = f"every {config.log.save_freq} epochs and at the end" if config.log.save_freq else "at the end"
     lines.append(f"checkpoints: {keeps}, {every}, under {config.log.save_dir}/{config.log.run_name or '<run name>'}")

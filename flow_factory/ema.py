@@ -3,7 +3,10 @@
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from flow_factory.config import TrainConfig
 
 Schedule = Literal["constant", "power", "linear", "piecewise_linear", "cosine", "warmup_cosine"]
 
@@ -59,6 +62,36 @@ def ema_decay(
         case "warmup_cosine":
             return between(initial_decay, decay, cosine(progress(k - warmup_steps, total_steps - warmup_steps)))
     raise ValueError(f"no EMA schedule {schedule!r}; known: constant, power, linear, piecewise_linear, cosine, warmup_cosine")
+
+
+def decay_after(train: "TrainConfig", epochs: int) -> float | None:
+    """The decay with which the run's average moves once so many epochs are done; None: it stays where it is."""
+    if train.ema_decay == 0 or epochs % train.ema_update_interval:
+        return None
+    extras = {key: getattr(train, key) for key in ("initial_decay", "warmup_steps", "flat_steps", "ramp_rate")}
+    total = train.total_steps or train.max_epochs or 1
+    return ema_decay(train.ema_decay_schedule, epochs - 1, train.ema_decay, total_steps=total, **extras)
+
+
+def initial_share(train: "TrainConfig", epochs: int) -> float:
+    """How much of the weights that the run began with is in what it evaluates and saves after so many epochs, in [0, 1].
+
+    The average is this share of them, and for the rest a mean of what was trained; without an average it is 0 from the first epoch on.
+    """
+    if train.ema_decay == 0:
+        return float(epochs == 0)
+    decays = (decay_after(train, done) for done in range(1, epochs + 1))
+    return math.prod(d for d in decays if d is not None)
+
+
+def reported_weights(train: "TrainConfig") -> str:
+    """Which weights a run evaluates and saves, in one line."""
+    if train.ema_decay == 0:
+        return "the trained weights themselves (ema_decay: 0)"
+    moved = "every epoch" if train.ema_update_interval == 1 else f"every {train.ema_update_interval} epochs"
+    average = f"an average of the trained weights, moved {moved} (ema_decay: {train.ema_decay:g})"
+    epochs = train.max_epochs or 10 * train.ema_update_interval
+    return f"{average}; after {epochs} epochs {initial_share(train, epochs):.2g} of it are still the weights that the run began with"
 
 
 @dataclass(frozen=True)

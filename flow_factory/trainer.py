@@ -15,7 +15,7 @@ from flow_factory.config import BatchPlan, EvalConfig, RunConfig, TrainConfig
 from flow_factory.data.order import Slot, rows_of_epoch
 from flow_factory.distributed import gather_groups
 from flow_factory.dynamics import DYNAMICS
-from flow_factory.ema import ema_decay
+from flow_factory.ema import decay_after
 from flow_factory.engines import Engine
 from flow_factory.frugal import moved, parked
 from flow_factory.interrupt import Interrupt
@@ -198,11 +198,9 @@ class Trainer:
 
     def average(self) -> None:
         """Moves the EMA, every `ema_update_interval` epochs."""
-        train, done = self.config.train, self.progress.epoch
-        if "ema" in self.store.copies and done % train.ema_update_interval == 0:
-            extras = {k: getattr(train, k) for k in ("initial_decay", "warmup_steps", "flat_steps", "ramp_rate")}
-            total = train.total_steps or train.max_epochs or 1
-            self.store.blend("ema", ema_decay(train.ema_decay_schedule, done - 1, train.ema_decay, total_steps=total, **extras))
+        decay = decay_after(self.config.train, self.progress.epoch)
+        if decay is not None:
+            self.store.blend("ema", decay)
 
     def state(self) -> dict[str, Any]:
         """What is kept beside the training state's tensors."""

@@ -6,7 +6,8 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from flow_factory.ema import RAMPS, Ramp, Schedule, dgpo_ema_ref, ema_decay, ramp
+from flow_factory.config import TRAIN_CONFIGS
+from flow_factory.ema import RAMPS, Ramp, Schedule, decay_after, dgpo_ema_ref, ema_decay, initial_share, ramp, reported_weights
 
 GOLDEN = Path(__file__).parent / "golden"
 NFT_1, NFT_2 = {"flat_steps": 0, "ramp_rate": 0.001}, {"flat_steps": 75, "ramp_rate": 0.0075}
@@ -94,3 +95,26 @@ def test_decay_stays_a_share_that_never_falls(schedule: Schedule, steps: int) ->
 def test_an_unknown_schedule_is_an_error() -> None:
     with pytest.raises(ValueError, match="no EMA schedule 'step'; known: constant"):
         ema_decay("step", 0, 0.9)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("schedule", get_args(Schedule))
+@pytest.mark.parametrize("interval", [1, 3, 10])
+@pytest.mark.parametrize("epochs", [0, 1, 9, 20])
+def test_the_share_of_the_first_weights_is_that_of_a_simulated_average(schedule: Schedule, interval: int, epochs: int) -> None:
+    """What is 1 at the start and trained to 0 at once leaves the share."""
+    keys = {"ema_decay": 0.9, "ema_decay_schedule": schedule, "ema_update_interval": interval, "max_epochs": 20, "warmup_steps": 5}
+    train = TRAIN_CONFIGS["grpo"](**keys, initial_decay=0.2, flat_steps=2, ramp_rate=0.1)
+    average = np.ones(1)
+    for done in range(1, epochs + 1):
+        if (decay := decay_after(train, done)) is not None:
+            average = decay * average + (1 - decay) * np.zeros(1)
+    assert initial_share(train, epochs) == pytest.approx(average[0])
+
+
+def test_a_run_says_how_much_of_the_first_weights_it_evaluates() -> None:
+    train = TRAIN_CONFIGS["grpo"](max_epochs=20)
+    assert initial_share(train, 20) == pytest.approx(10 / 19 * 20 / 29)
+    assert "after 20 epochs 0.36 of it are still the weights that the run began with" in reported_weights(train)
+    assert "after 100 epochs" in reported_weights(TRAIN_CONFIGS["grpo"]())
+    alone = TRAIN_CONFIGS["grpo"](ema_decay=0)
+    assert "themselves" in reported_weights(alone) and [initial_share(alone, n) for n in (0, 1)] == [1, 0]
