@@ -25,6 +25,10 @@ class GradientError(RunError):
     """The gradient is no number, and was not stepped."""
 
 
+class NumbersError(RunError):
+    """The model makes NaN or inf."""
+
+
 class MeetingError(RunError):
     """Processes that did not come together, or no longer are; the message says where, how long was waited, and for whom."""
 

@@ -14,12 +14,13 @@ from flow_factory.algorithms.base import Algorithm, OnPolicyError
 from flow_factory.config import BatchPlan, TrainConfig
 from flow_factory.distributed import most_of_ranks
 from flow_factory.engines import Engine
-from flow_factory.errors import GradientError
+from flow_factory.errors import GradientError, NumbersError
 from flow_factory.frugal import moved, parked
 from flow_factory.meter import Meter
 from flow_factory.models.base import ModelAdapter
 from flow_factory.training_state import Progress
 from flow_factory.types import Point, Rollout
+from flow_factory.watch import SUSPECTS, diagnosis, no_numbers
 from flow_factory.weights import WeightStore
 
 Work = TypeVar("Work")
@@ -58,6 +59,7 @@ class Learner:
 
     def __post_init__(self) -> None:
         scales = {name: self.algorithm.guidance(name) for name in ("policy", *self.algorithm.weights)}
+        self.root = sum(self.engine.shape(p).numel() for p in self.store.params.values()) ** 0.5  # of the number of trained weights
         self.calls = {name: self.call if s is None else self.adapter.with_guidance(self.call, s) for name, s in scales.items()}
 
     def learn(self, groups: Sequence[Sequence[Rollout]]) -> None:
@@ -155,7 +157,7 @@ class Learner:
         self.schedule.step()
         self.check_effect(moves=rate > 0 and float(norm) > 0)
         self.progress.updates += 1
-        self.meter.add({"grad_norm": norm})
+        self.meter.add({"grad_norm": norm, "grad_rms": norm / self.root})
         self.follow("update")
 
     def step(self) -> Tensor:
@@ -167,10 +169,8 @@ class Learner:
         try:
             return self.engine.step()
         except GradientError as error:
-            raise GradientError(
-                f"epoch {self.progress.epoch}, update {self.progress.updates}: {error}, and nothing can be learnt from it; go on from the "
-                "last checkpoint with a lower train.learning_rate, mixed_precision: bf16 or no, or model.attn_backend: native"
-            ) from error
+            here = f"epoch {self.progress.epoch + 1}, update {self.progress.updates}: {error}, and nothing can be learnt from it"
+            raise GradientError(f"{here}; {diagnosis(self.engine, self.progress.updates) or SUSPECTS}") from error
 
     def follow(self, after: str) -> None:
         """Moves the copies that follow the policy."""
@@ -222,18 +222,21 @@ class Learner:
 
         Raises:
             OnPolicyError: it is further off than a tenth of the clip range.
+            NumbersError: the model makes no numbers.
         """
         found = self.algorithm.on_policy_error(metrics) if self.fresh else None
         if found is None:
             return
         error, most = found
         self.meter.add({"on_policy_error": error})
+        if not error.isfinite():
+            raise NumbersError(f"epoch {self.progress.epoch + 1}: {no_numbers(self.engine, self.progress.updates)}")
         if not error.item() <= most:
             raise OnPolicyError(
-                f"epoch {self.progress.epoch}: before any update the ratio is off 1 by {error.item():.2e}, more than a tenth of the clip "
-                f"range ({most:.1e}): training does not see what sampling saw. On a GPU whose kernels differ with and without gradient "
-                "this is the floor below which no clip range can work: try model.attn_backend: native, model.compile: false, or a wider "
-                "train.clip_range"
+                f"epoch {self.progress.epoch + 1}: before any update the ratio is off 1 by {error.item():.2e}, more than a tenth of the "
+                f"clip range ({most:.1e}): training does not see what sampling saw. On a GPU whose kernels differ with and without "
+                "gradient this is the floor below which no clip range can work: try model.attn_backend: native, model.compile: false, "
+                "or a wider train.clip_range"
             )
 
     def check_effect(self, moves: bool) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import AutocastKwargs, broadcast_object_list
-from diffusers.optimization import get_scheduler
 from torch import nn
 
 from flow_factory.algorithms import ALGORITHMS
@@ -39,6 +38,7 @@ from flow_factory.rewards.scoring import load_rewards
 from flow_factory.rows import check_files, checkpoint_of, encode, fitted, has_split, is_offline, read_split
 from flow_factory.run import Run
 from flow_factory.saver import Saver
+from flow_factory.schedule import make_schedule
 from flow_factory.trackers import Trackers, open_trackers
 from flow_factory.trainer import Trainer, call_of
 from flow_factory.training_state import Progress, load
@@ -191,13 +191,6 @@ def make_optimizer(train: TrainConfig, params: Iterable[nn.Parameter]) -> torch.
     except ImportError as error:
         raise UserError("train.optimizer: adamw8bit needs bitsandbytes: pip install 'flow-factory[quantization]'") from error
     return AdamW8bit(params, **keys)
-
-
-def make_schedule(train: TrainConfig, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> Any:
-    """The learning rate over the run's optimiser steps."""
-    total = train.lr_total_steps or (steps_per_epoch * train.max_epochs if train.max_epochs else None)
-    name = "constant_with_warmup" if train.lr_scheduler == "constant" else train.lr_scheduler  # "constant" alone would skip the warm-up
-    return get_scheduler(name, optimizer, num_warmup_steps=train.lr_warmup_steps, num_training_steps=total)
 
 
 def resumed(config: RunConfig, run: Path, policy: Policy) -> Path | None:

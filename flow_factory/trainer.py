@@ -32,6 +32,7 @@ from flow_factory.sampling import Sampler
 from flow_factory.shared_groups import score_shared, share
 from flow_factory.training_state import Progress
 from flow_factory.types import Cond, Rollout, Row, Sample
+from flow_factory.watch import Watch
 from flow_factory.weights import WeightStore
 
 
@@ -58,6 +59,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.meter = Meter(self.accelerator)
+        self.watch = Watch(self.config)
         self.call = call_of(self.config.train)
         self.learner = Learner(
             self.config.train, self.call, self.plan, self.accelerator, self.adapter, self.engine, self.store, self.algorithm, self.schedule,
@@ -85,7 +87,10 @@ class Trainer:
         self.progress.epoch += 1
         self.average()
         rate = {"train/learning_rate": self.schedule.get_last_lr()[0]}
-        return self.meter.means() | report | rate | self.meter.costs(self.plan.samples_per_epoch)
+        means = self.meter.means()
+        if self.accelerator.is_main_process:
+            self.watch.look(means, self.progress.updates)
+        return means | report | rate | self.meter.costs(self.plan.samples_per_epoch)
 
     def roll_out(self, epoch: int) -> list[Rollout]:
         """This process's micro-batches, each of one row."""

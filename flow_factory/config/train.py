@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from flow_factory.config.base import DERIVED, Device, Dtype, Height, Pair, Section, Shown, Size, Width, show
+from flow_factory.config.base import DERIVED, Device, Dtype, Height, Pair, Section, Shown, Size, Width, derived, show
 from flow_factory.config.scheduler import SchedulerConfig
 
 
@@ -16,6 +16,14 @@ def _accumulation(value: Any) -> Any:
 
 Accumulation = Annotated[int | Literal["auto"], BeforeValidator(_accumulation), Shown("int or auto")]
 StorageDtype = Annotated[Dtype, BeforeValidator(lambda value: "fp32" if value is None else value)]
+
+
+LORA_RATE, FULL_RATE = 3e-4, 1e-5
+"""Learning rates where none is given."""
+
+EPSILON = {"adamw": 1e-15, "adamw8bit": 1e-8}
+"""By optimiser. Of a mean log-probability gradients are 1e-9 to 1e-6 a weight. In 8 bits small second moments are 0: a larger one bounds
+the steps of those."""
 
 
 class TrainConfig(Section):
@@ -51,16 +59,25 @@ class TrainConfig(Section):
     num_inner_epochs: int = Field(1, ge=1, description="passes over the rollouts of an epoch")
 
     optimizer: Literal["adamw", "adamw8bit"] = Field("adamw", description="adamw8bit keeps its state in 8 bits (needs bitsandbytes)")
-    learning_rate: float = Field(1e-5, gt=0, description="step size of the optimiser")
+    learning_rate: Annotated[float, Shown(default="3e-4 for lora, 1e-5 for full")] = Field(
+        FULL_RATE, gt=0, description="step size of the optimiser"
+    )
     adam_weight_decay: float = Field(1e-4, ge=0, description="decoupled weight decay")
     adam_betas: Pair = Field((0.9, 0.999), description="decays of the first and second moment")
-    adam_epsilon: float = Field(1e-8, gt=0, description="added to the root of the second moment")
+    adam_epsilon: Annotated[
+        float,
+        Field(gt=0),
+        derived(lambda above: EPSILON[above.get("optimizer", "adamw")]),
+        Shown(default="1e-15, for adamw8bit 1e-8"),
+    ] = Field(DERIVED, description="added to the root of the second moment; above train/grad_rms it shortens the steps")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
     lr_scheduler: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="learning rate after the warm-up; linear, cosine end at 0"
     )
-    lr_warmup_steps: int = Field(0, ge=0, description="optimiser steps of linear warm-up")
-    lr_total_steps: int | None = Field(None, ge=1, description="optimiser step at which linear, cosine end; null = the last of max_epochs")
+    lr_warmup_steps: int = Field(0, ge=0, description="optimiser steps of linear warm-up; the first of n has 1/n of the rate")
+    lr_total_steps: int | None = Field(
+        None, ge=1, description="optimiser step at which linear, cosine end, and stay; null = the last of max_epochs"
+    )
 
     global_std: bool = Field(True, description="divide advantages by the standard deviation of all groups instead of each group's own")
     advantage_aggregation: Literal["gdpo", "sum"] = Field(

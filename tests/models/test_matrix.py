@@ -19,7 +19,8 @@ from flow_factory.models import MODELS
 from flow_factory.models.loading import load_adapter
 from flow_factory.rewards.scoring import load_rewards
 from flow_factory.rows import fitted
-from flow_factory.train import arguments, keep_copies, make_optimizer, make_schedule
+from flow_factory.schedule import make_schedule
+from flow_factory.train import arguments, keep_copies, make_optimizer
 from flow_factory.trainer import Trainer
 from tests.models.cases import CASES, EACH, call_of, over, row
 from tests.models.harness import STEPS, counted, lora, small
