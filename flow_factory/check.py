@@ -10,9 +10,10 @@ from flow_factory.config import RunConfig, plan_of
 from flow_factory.ema import reported_weights
 from flow_factory.fit import memory_lines
 from flow_factory.models import MODELS
+from flow_factory.models.loading import sketch_adapter
 from flow_factory.rewards import REWARDS
 from flow_factory.rewards.scoring import require_columns
-from flow_factory.rows import check_files, fitted, has_split, is_offline, read_split
+from flow_factory.rows import check_files, check_limits, checkpoint_of, fitted, has_split, is_offline, read_split
 
 
 def check(config: RunConfig) -> str:
@@ -37,11 +38,13 @@ def data_lines(config: RunConfig) -> list[str]:
     else:
         lines.append("no test split: nothing will be evaluated")
     images, videos = ({path for row in (*rows, *test) for path in getattr(row, kind)} for kind in ("images", "videos"))
-    check_files(config, rows, test)
+    sizes = check_files(config, rows, test)
+    if (Path(config.model.model_name_or_path) / "model_index.json").is_file():
+        check_limits(config, sketch_adapter(*checkpoint_of(config)), rows, test, sizes)
     if images or videos:
-        lines.append(f"condition files, their headers read: {len(images)} images, {len(videos)} videos")
+        lines.append(f"condition files, all of each decoded: {len(images)} images, {len(videos)} videos")
     if is_offline(config):
-        lines.append(f"pairs of chosen and rejected media, their headers read: {len(rows)}")
+        lines.append(f"pairs of chosen and rejected media, all of each decoded: {len(rows)}")
     for entries, split in ((config.rewards, [] if is_offline(config) else rows), (config.eval_rewards or config.rewards, test)):
         for entry in entries:
             require_columns(entry.name, REWARDS[entry.reward_model].required_fields, split)

@@ -1,6 +1,6 @@
 """Preferences that are given: pairs of a data set's media instead of rollouts, for offline DPO."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from flow_factory.config import DataConfig
-from flow_factory.data.media import check_media, open_image, open_video
+from flow_factory.data.media import open_image, open_video
 from flow_factory.data.reader import DataError
 from flow_factory.models.base import ModelAdapter
 from flow_factory.types import Clip, Cond, Row
@@ -31,15 +31,12 @@ def pair_files(data: DataConfig, row: Row, video: bool) -> list[Path]:
     return [folder / row.columns[column] for column in COLUMNS]
 
 
-def check_pairs(data: DataConfig, rows: Sequence[Row], video: bool) -> None:
-    """Looks at the header of every file.
-
-    Raises:
-        DataError: see `pair_files`; a file that is not there or is not a picture (or video).
+def require_frames(row: Row, frames: int, wanted: int) -> None:
+    """Raises:
+    DataError: a clip of a pair has fewer frames than are trained on.
     """
-    for row in rows:
-        for path in pair_files(data, row, video):
-            check_media(path, row.source, "video" if video else "image")
+    if frames < wanted:
+        raise DataError(f"{row.source}: a clip of {frames} frames, where {wanted} are trained on (num_frames)")
 
 
 class Pairs:
@@ -61,7 +58,6 @@ class Pairs:
         if not isinstance(media, Clip):
             return ImageOps.fit(media, size, Image.Resampling.LANCZOS)
         given = cond.get("video")  # video to video: as many as that one has
-        wanted = len(given) if given is not None else self.call.get("num_frames") or self.adapter.parameters["num_frames"].default
-        if len(media.frames) < wanted:
-            raise DataError(f"{row.source}: a clip of {len(media.frames)} frames, where {wanted} are trained on (num_frames)")
+        wanted = len(given) if given is not None else self.adapter.frames(self.call)
+        require_frames(row, len(media.frames), wanted)
         return Clip([ImageOps.fit(f, size, Image.Resampling.LANCZOS) for f in media.frames[:wanted]], media.fps)

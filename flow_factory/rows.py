@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -17,13 +18,14 @@ from flow_factory.algorithms.base import Algorithm
 from flow_factory.config import CRDConfig, DGPOConfig, DPOConfig, ForwardConfig, RunConfig, TrainConfig
 from flow_factory.context_parallel import check_splits
 from flow_factory.data.cache import ConditionCache, encode_rows, file_sha256, module_fingerprint
-from flow_factory.data.media import check_rows
+from flow_factory.data.inspection import Record, inspect_files
+from flow_factory.data.media import Extent, Kind
 from flow_factory.data.reader import read_rows
 from flow_factory.errors import UserError
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import sketch_adapter
-from flow_factory.pairs import check_pairs
+from flow_factory.pairs import pair_files, require_frames
 from flow_factory.trainer import call_of
 from flow_factory.types import Cond, Row
 
@@ -37,24 +39,59 @@ def read_split(config: RunConfig, split: Literal["train", "test"]) -> list[Row]:
 
 
 def has_split(config: RunConfig, split: str) -> bool:
-    return any((Path(config.data.dataset_dir) / f"{split}{suffix}").is_file() for suffix in (".jsonl", ".txt"))
+    return any(os.path.lexists(Path(config.data.dataset_dir) / f"{split}{suffix}") for suffix in (".jsonl", ".txt"))
 
 
-def check_files(config: RunConfig, train: Sequence[Row], test: Sequence[Row], progress: bool = True) -> None:
-    """Raises:
-    UserError: a row has not the condition images or videos that the family takes, or not its pair, or one of them cannot be used; only
-        some rows have a negative prompt, see `check_negatives`.
+def check_files(
+    config: RunConfig, train: Sequence[Row], test: Sequence[Row], progress: bool = True, share: tuple[int, int] = (0, 1)
+) -> dict[str, Extent]:
+    """Every file of the rows is decoded once, and remembered in the cache's folder as long as it stays the same.
+
+    Args:
+        share: (k, n): the k-th of n processes, which share out the decoding by rows; headers are read by all.
+
+    Returns:
+        The sizes of what was decoded: all files of every n-th row.
+
+    Raises:
+        UserError: a row has not the condition images or videos that the family takes, or not its pair, or one of them cannot be used; only
+            some rows have a negative prompt, see `check_negatives`.
     """
-    family = MODELS[config.model.model_type]
     rows = [*train, *test]
     if config.model.model_type == "diffusers" and config.engine.shards_weights and config.num_processes > 1:
         check_negatives(train)
         check_negatives(test)
     for row in rows:
-        family.check_row(row)
-    check_rows(rows, progress)
-    if is_offline(config):
-        check_pairs(config.data, train, family.draws == "video")
+        MODELS[config.model.model_type].check_row(row)
+    named = [files_of(config, row, is_offline(config) and k < len(train)) for k, row in enumerate(rows)]
+    files = {file: row.source for row, its in zip(reversed(rows), reversed(named), strict=True) for file in its}
+    mine = [file for its in named[share[0] :: share[1]] for file in its]
+    record = Record(Path(config.data.cache_dir) / "media.jsonl") if files else None
+    return inspect_files(files, record, mine, progress) if record is not None else {}
+
+
+def files_of(config: RunConfig, row: Row, paired: bool) -> list[tuple[str, Kind]]:
+    """The row's condition files, and its pair where it brings one."""
+    kind = MODELS[config.model.model_type].draws
+    pair = pair_files(config.data, row, kind == "video") if paired else []
+    return [*((path, "image") for path in row.images), *((path, "video") for path in row.videos), *((str(path), kind) for path in pair)]
+
+
+def check_limits(config: RunConfig, sketch: ModelAdapter, train: Sequence[Row], test: Sequence[Row], sizes: Mapping[str, Extent]) -> None:
+    """Of the rows whose files' sizes are known.
+
+    Raises:
+        UserError: the checkpoint cannot use a row's condition files, by their number or size.
+    """
+    for section, rows in ((config.train, train), (config.eval, test)):
+        for row in rows:
+            if sizes.keys() >= {*row.images, *row.videos}:
+                sketch.check_conditions(row, sizes, call_of(section))
+    if is_offline(config) and sketch.draws == "video":
+        for row in train:
+            wanted = sizes[row.videos[0]][2] if row.videos and row.videos[0] in sizes else sketch.frames(call_of(config.train))
+            for clip in map(str, pair_files(config.data, row, video=True)):
+                require_frames(row, sizes[clip][2] if clip in sizes else wanted, wanted)
 
 
 def check_negatives(rows: Sequence[Row]) -> None:

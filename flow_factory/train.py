@@ -29,13 +29,13 @@ from flow_factory.hparams import RewardArguments
 from flow_factory.meeting import join_group
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
-from flow_factory.models.loading import load_adapter
+from flow_factory.models.loading import load_adapter, sketch_adapter
 from flow_factory.models.proof import prove
 from flow_factory.models.quantized import check_quantization
 from flow_factory.pairs import Pairs
 from flow_factory.policy import Policy, build_policy
 from flow_factory.rewards.scoring import load_rewards
-from flow_factory.rows import check_files, checkpoint_of, encode, fitted, has_split, is_offline, read_split
+from flow_factory.rows import check_files, check_limits, checkpoint_of, encode, fitted, has_split, is_offline, read_split
 from flow_factory.run import Run
 from flow_factory.saver import Saver
 from flow_factory.schedule import make_schedule
@@ -58,11 +58,13 @@ def build(config: RunConfig) -> Run:
     contradict(engine_of(config.config_file, config.model.offload_blocks))
     accelerator = make_accelerator(config)
     engine = make_engine(config.engine, accelerator, config.train.max_grad_norm)
-    check_files(config, rows, test, progress=accelerator.is_local_main_process)
+    share = (accelerator.process_index, accelerator.num_processes)
+    sizes = check_files(config, rows, test, progress=accelerator.is_local_main_process, share=share)
     folder = run_folder(config, accelerator)
     trackers = open_run_trackers(config, folder, accelerator)
     require_shared(folder, accelerator)
     config = fitted(config)
+    check_limits(config, sketch_adapter(*checkpoint_of(config)), rows, test, sizes)
     rewards, eval_rewards = load_rewards(
         arguments(config.rewards), arguments(config.eval_rewards) if config.eval_rewards else None, accelerator
     )

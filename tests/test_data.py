@@ -82,6 +82,19 @@ BAD = {
     "utf-16": ("train.txt", "a cube\n".encode("utf-16"), "looks like UTF-16"),
     "empty": ("train.jsonl", "", 'no line with a prompt in it; write lines such as {"prompt"'),
     "blank lines only": ("train.txt", "\n \n", "write a prompt a line"),
+    "half an emoji": ("train.jsonl", r'{"prompt": "a \ud83d"}', r"train.jsonl:1: \ud83d is half of a character"),
+    "half an emoji in a list": ("train.jsonl", r'{"prompt": "a", "tags": [{"x": "\udc00"}]}', r"train.jsonl:1: \udc00 is half of"),
+    "half an emoji in a name": ("train.jsonl", r'{"prompt": "a", "\ud83d": 1}', r"train.jsonl:1: \ud83d is half of"),
+    "half an emoji in a file's name": ("train.jsonl", r'{"prompt": "a", "image": "\ud83d.png"}', r"train.jsonl:1: \ud83d is half of"),
+    "a number without end": ("train.jsonl", f'{{"prompt": "a", "n": {"9" * 5000}}}', "train.jsonl:1: a number has more than 4,300 digits"),
+    "lists without end": ("train.jsonl", f'{{"prompt": "a", "n": {"[" * 99}{"]" * 99}}}', "train.jsonl:1: lists and objects are nested"),
+    "lists beyond recursion": ("train.jsonl", "[" * 100_000, "train.jsonl:1: lists and objects are nested more than 64 deep"),
+    "a column twice": ("train.jsonl", '{"prompt": "a", "prompt": "b"}', "train.jsonl:1: 'prompt' is written twice; keep one"),
+    "a column twice inside": ("train.jsonl", '{"prompt": "a", "x": [{"y": 1, "y": 2}]}', "train.jsonl:1: 'y' is written twice"),
+    "nul": ("train.jsonl", r'{"prompt": "a\u0000"}', "train.jsonl:1: the prompt has a NUL character"),
+    "nul in a file's name": ("train.jsonl", r'{"prompt": "a", "image": "a\u0000.png"}', "is no file's name: it has a NUL character"),
+    "utf-16 without a mark": ("train.txt", "a cube\n".encode("utf-16-le"), "train.txt:1: a NUL character (it looks like UTF-16)"),
+    "a line without end": ("train.txt", "a\n" + "b" * ((1 << 24) + 1), "train.txt:2: a line of more than 16 MB"),
     "other split": ("test.jsonl", '{"prompt": "a"}\n', "no train split in"),
     "other suffix": ("train.json", "[]", "which has train.json; it needs train.jsonl (lines such as"),
 }
@@ -93,6 +106,40 @@ def test_a_bad_file_is_named_by_line_and_cause(tmp_path, case):
     with pytest.raises(DataError) as error:
         read_rows(write(tmp_path, name, content), "train")
     assert message in str(error.value) and str(tmp_path) in str(error.value)
+
+
+def test_what_json_may_say_is_taken_as_it_is(tmp_path):
+    """Also what only Python writes: it can stand in columns that go to rewards, and nowhere else."""
+    line = r'{"prompt": "a \ud83d\ude00", "score": NaN, "most": Infinity, "n": 1' + "0" * 400 + r', "deep": [[[1]]], "nul": "\u0000"}'
+    (row,) = read_rows(write(tmp_path, "train.jsonl", line), "train")
+    assert row.prompt == "a \U0001f600" and row.columns["score"] != row.columns["score"] and row.columns["n"] == 10**400
+
+
+def test_files_that_were_joined_have_marks_inside(tmp_path):
+    assert [r.prompt for r in read_rows(write(tmp_path, "train.txt", b"a\n\xef\xbb\xbfb\n"), "train")] == ["a", "b"]
+
+
+@pytest.mark.parametrize(("kind", "said"), [
+    ("pipe", "train.jsonl: a pipe, where a file belongs"), ("folder", "train.jsonl: a folder, where a file belongs"),
+    ("link to nothing", "train.jsonl: No such file or directory"), ("loop", "train.jsonl: Too many levels of symbolic links"),
+    ("file as folder", "is no folder. data.dataset_dir names a folder"), ("long", "File name too long"),
+])  # fmt: skip
+def test_a_data_set_that_is_no_file_is_one_line(tmp_path, kind, said):
+    folder, path = tmp_path, tmp_path / "train.jsonl"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "file as folder":
+        path.touch()
+        folder = path
+    elif kind == "long":
+        folder = tmp_path / ("n" * 300)
+    else:
+        path.symlink_to(path if kind == "loop" else tmp_path / "gone")
+    with pytest.raises(DataError) as error:
+        read_rows(folder, "train")
+    assert said in str(error.value) and "\n" not in str(error.value)
 
 
 def test_both_files_are_an_error(tmp_path):

@@ -8,7 +8,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from flow_factory.data.media import check_rows, open_image, open_video
+from flow_factory.data.media import check_whole, open_image, open_video
 from flow_factory.data.reader import read_rows
 from flow_factory.types import Row
 
@@ -65,7 +65,7 @@ def test_the_page_tells_how_many_rows_there_are_and_shows_real_ones() -> None:
 def test_condition_files_are_there_small_and_of_several_sizes() -> None:
     for name in DRAWN:
         rows = rows_of(DATA / name)
-        check_rows(rows)
+        [check_whole(path, r.source, kind[:-1]) for r in rows for kind in ("images", "videos") for path in getattr(r, kind)]
         used = {path for r in rows for path in (*r.images, *r.videos)}
         assert used == {str(p) for p in (DATA / name).glob("*/*")}, "no file is missing, and none is left over"
         assert sum(Path(p).stat().st_size for p in used) < 600_000

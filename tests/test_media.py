@@ -1,5 +1,7 @@
 """Condition images and videos: every kind of file comes out as it looks, and every bad one is named with what would be right."""
 
+import os
+import socket
 import struct
 import subprocess
 import sys
@@ -13,9 +15,9 @@ import pytest
 from PIL import Image
 
 from flow_factory.data import media
-from flow_factory.data.media import check_media, check_rows, open_image, open_video, save_video
-from flow_factory.data.reader import DataError, read_rows
-from flow_factory.types import Clip, Row
+from flow_factory.data.media import check_media, check_whole, open_image, open_video, save_video
+from flow_factory.data.reader import DataError
+from flow_factory.types import Clip
 
 HERE = "train.jsonl:7"
 
@@ -339,25 +341,61 @@ def test_a_video_that_fills_the_memory_is_refused(tmp_path: Path, monkeypatch: p
         assert message == "17 frames of 64 x 48 are 0.1 megapixels; at most 0.1"
 
 
-# rows
+EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 9 9
+%%EndComments
+%%EOF
+"""
 
 
-def test_every_file_of_the_rows_is_checked(tmp_path: Path) -> None:
-    good = str(saved(tmp_path / "a.png", picture()))
-    save_video(Clip(frames(2, 64, 48), 8.0), tmp_path / "v.mp4")
-    rows = [Row(0, "x", images=(good, good), source="d:1"), Row(1, "x", videos=(str(tmp_path / "v.mp4"),), source="d:2"), Row(2, "x")]
-    check_rows(rows)
-    for bad in (Row(3, "x", images=(good, "gone.png"), source="d:4"), Row(3, "x", videos=(good,), source="d:4")):
-        with pytest.raises(DataError, match=r"^d:4: "):
-            check_rows([*rows, bad])
+@pytest.mark.parametrize("name", ["a.eps", "a.png"])
+def test_postscript_reaches_no_interpreter(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("a program was started"))
+    (tmp_path / name).write_bytes(EPS)
+    for call in (check_media, check_whole):
+        assert refused(call, tmp_path / name, "image").startswith("not an image that can be read")
 
 
-def test_only_rows_that_are_used_need_their_files(tmp_path: Path) -> None:
-    saved(tmp_path / "a.png", picture())
-    (tmp_path / "train.jsonl").write_text('{"prompt": "x", "image": "a.png"}\n{"prompt": "y", "image": "gone.png"}\n')
-    check_rows(read_rows(tmp_path, "train", max_size=1, image_dir=tmp_path))
-    with pytest.raises(DataError, match=rf"^{tmp_path}/train.jsonl:2: {tmp_path}/gone.png: no such image"):
-        check_rows(read_rows(tmp_path, "train", image_dir=tmp_path))
+@pytest.mark.parametrize("name", ["a.m3u8", "a.mp4", "a.ffconcat", "a.mkv"])
+@pytest.mark.parametrize("kind", ["hls", "concat", "dash"])
+def test_a_playlist_opens_no_other_file(tmp_path: Path, name: str, kind: str) -> None:
+    inner = tmp_path / "inner.mp4"
+    save_video(Clip(frames(3, 64, 48), 8.0), inner)
+    (tmp_path / name).write_text({
+        "hls": f"#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:5\n#EXTINF:2,\n{inner}\n#EXT-X-ENDLIST\n",
+        "concat": f"ffconcat version 1.0\nfile '{inner.name}'\n",
+        "dash": f"<?xml version='1.0'?><MPD xmlns='urn:mpeg:dash:schema:mpd:2011'><BaseURL>{inner}</BaseURL></MPD>",
+    }[kind])  # fmt: skip
+    for call in (check_media, check_whole):
+        assert refused(call, tmp_path / name, "video").startswith("not a video, or damaged or truncated")
+
+
+def special(folder: Path, kind: str) -> Path:
+    path = folder / "a"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        socket.socket(socket.AF_UNIX).bind(str(path))
+    elif kind == "link to nothing":
+        path.symlink_to(folder / "gone")
+    elif kind == "loop":
+        path.symlink_to(path)
+    return {"device": Path("/dev/zero"), "long": folder / ("n" * 300), "below a file": Path(__file__) / "a.png"}.get(kind, path)
+
+
+SPECIAL = {
+    "pipe": "a pipe, where {} belongs", "socket": "a socket, where {} belongs", "device": "a device, where {} belongs",
+    "link to nothing": "No such file or directory; {} that can be read belongs there",
+    "loop": "Too many levels of symbolic links; {} that can be read belongs there",
+    "long": "no such", "below a file": "no such",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_what_is_no_file_is_neither_waited_for_nor_read(tmp_path: Path, kind: str) -> None:
+    path = special(tmp_path, kind)
+    for medium, wanted in (("image", "an image"), ("video", "a video")):
+        assert refused(check_media, path, medium).startswith(SPECIAL[kind].format(wanted))
 
 
 def test_media_needs_no_torch_and_no_av_to_import() -> None:

@@ -96,7 +96,7 @@ def test_a_row_without_its_pair_is_named_before_anything_heavy(tmp_path: Path, r
 def test_the_check_counts_the_pairs_and_asks_no_reward_of_them(tmp_path: Path) -> None:
     write_pairs(tmp_path)
     said = check(load_config(tmp_path / "tiny.yaml", OFFLINE))
-    assert "pairs of chosen and rejected media, their headers read: 6" in said
+    assert "pairs of chosen and rejected media, all of each decoded: 6" in said
 
 
 def test_clips_are_pairs_too_and_too_short_ones_are_named(tmp_path: Path) -> None:
@@ -112,8 +112,8 @@ def test_clips_are_pairs_too_and_too_short_ones_are_named(tmp_path: Path) -> Non
     write_rows(tmp_path / "data" / "train.jsonl", rows)
     sizes = [f"{section}.{k}={v}" for section in ("train", "eval") for k, v in call.items()]
     model = [f"model.model_name_or_path={saved('wan21_t2v')}", "model.model_type=wan2_t2v"]
-    trainer = offline(tmp_path, *model, *sizes).trainer
+    with pytest.raises(UserError, match=f"train.jsonl:2: a clip of {call['num_frames'] - 1} frames, where {call['num_frames']} are"):
+        offline(tmp_path, *model, *sizes)
+    trainer = offline(tmp_path, *model, *sizes, "data.max_dataset_size=1").trainer
     states, media = trainer.pairs.states(trainer.rows[0], {})
     assert [len(m.frames) for m in media] == [call["num_frames"]] * 2 and torch.equal(*states)
-    with pytest.raises(UserError, match=f"train.jsonl:2: a clip of {call['num_frames'] - 1} frames, where {call['num_frames']} are"):
-        trainer.pairs.states(trainer.rows[1], {})

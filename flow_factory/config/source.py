@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from flow_factory.config.base import ConfigError, show
+from flow_factory.files import kind_of_file
 from flow_factory.registry import nearest
 
 Keys = tuple[str | int, ...]
@@ -170,6 +171,8 @@ def _step(holder: Any, key: str | int, text: str, so_far: Keys) -> Any:
 
 def _text(path: Path) -> str:
     try:
+        if (other := kind_of_file(path)) is not None:
+            raise ConfigError(f"{path}: {other}, where a YAML file belongs")
         data = path.read_bytes()
     except FileNotFoundError as error:
         siblings = [str(p) for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []

@@ -5,49 +5,45 @@ Every complaint is a `DataError` that names the line of the data set, the file, 
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
-from tqdm import tqdm
 
+from flow_factory.data.lengths import stated_size
 from flow_factory.data.mp4 import save_video as save_video
 from flow_factory.data.reader import DataError, listing
+from flow_factory.errors import file_errors
+from flow_factory.files import kind_of_file
 from flow_factory.registry import nearest
-from flow_factory.types import Clip, Row
+from flow_factory.types import Clip
 
 if TYPE_CHECKING:
     import av
 
+Kind = Literal["image", "video"]
+Extent = tuple[int, int, int]
+"""Width, height, frames."""
 MOST_IMAGE = 64_000_000
 """Pixels of an image, or of one frame."""
 MOST_VIDEO = 1_000_000_000
 """Pixels of all frames of a video: 4 GB as Pillow keeps them."""
 DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, KeyError, EOFError, struct.error, zlib.error)
 """What Pillow's decoders raise on files that are damaged."""
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")
+"""What Pillow may take a file for. Of its others, some run a program (EPS) or are drawn by a library of the system (WMF)."""
+CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "gif")
+"""What FFmpeg may take a file for, in its names: none of these opens another file, as a playlist does."""
 MAGIC = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"RIFF": "WebP", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"BM": "BMP"}
-BOXES = (b"ftyp", b"moov", b"mdat", b"moof", b"free", b"skip", b"wide", b"uuid", b"sidx", b"meta")
-"""The outermost parts of MP4 and MOV files."""
 
 
-def check_rows(rows: Iterable[Row], progress: bool = True) -> None:
-    """Checks every condition file of the rows, each once. See `check_media`."""
-    found: dict[tuple[str, Literal["image", "video"]], str] = {}
-    for row in rows:
-        for path in row.images:
-            found.setdefault((path, "image"), row.source)
-        for path in row.videos:
-            found.setdefault((path, "video"), row.source)
-    for (path, kind), where in tqdm(found.items(), "checking images and videos", unit="file", delay=2, disable=not progress):
-        check_media(path, where, kind)
-
-
-def check_media(path: str | Path, where: str, kind: Literal["image", "video"]) -> None:
+def check_media(path: str | Path, where: str, kind: Kind) -> Extent:
     """Reads the header alone: the file is there, is of this kind, and is not absurdly large (`MOST_IMAGE`, `MOST_VIDEO`).
 
     An image is one picture of 1, 8 or 16 bits a channel, since floats and 32-bit numbers have no agreed range.
@@ -55,16 +51,37 @@ def check_media(path: str | Path, where: str, kind: Literal["image", "video"]) -
     Args:
         where: `file:line` of the data set, for the message.
 
+    Returns:
+        (width, height, frames) as stored, before it is turned upright; of a video whose header does not say how many, about so many.
+
     Raises:
         DataError: it is not so.
     """
     if kind == "image":
-        with _image(Path(path), where):
-            return
+        with _image(Path(path), where) as image:
+            return (*image.size, 1)
     with _video(Path(path), where) as stream:
         rate, seconds = stream.average_rate, stream.container.duration
         frames = stream.frames or (round(float(rate) * seconds / 1e6) if rate and seconds else 1)  # the duration is in microseconds
         _check_size(Path(path), where, stream.width, stream.height, frames)
+        return stream.width, stream.height, frames
+
+
+def check_whole(path: str | Path, where: str, kind: Kind) -> Extent:
+    """Decodes all of it, and keeps nothing; see `open_image`, `open_video`.
+
+    Returns:
+        (width, height, frames) as it is shown.
+
+    Raises:
+        DataError: see there.
+    """
+    if kind == "image":
+        return (*open_image(path, where).size, 1)
+    size, count = (0, 0), 0
+    for count, frame in enumerate(_frames(Path(path), where), start=1):  # noqa: B007 (the last one counts)
+        size = frame.size
+    return (*size, count)
 
 
 def open_image(path: str | Path, where: str) -> Image.Image:
@@ -91,26 +108,37 @@ def open_video(path: str | Path, where: str) -> Clip:
     Raises:
         DataError: see `check_media`; or it is damaged or truncated, or has no frame rate.
     """
+    with _video(Path(path), where) as stream:
+        rate = _rate(stream)
+    return Clip(list(_frames(Path(path), where)), float(rate))
+
+
+def _frames(path: Path, where: str) -> Iterator[Image.Image]:
+    """See `open_video`."""
     import av
 
-    frames: list[Image.Image] = []
-    with _video(Path(path), where) as stream:
-        rate = stream.average_rate or stream.guessed_rate
-        if not rate:
+    count = 0
+    with _video(path, where) as stream:
+        if not _rate(stream):
             raise DataError(f"{where}: {path}: has no frame rate; write it anew, e.g. as MP4")
         try:
             for packet in stream.container.demux(stream):
                 decoded = packet.decode()
                 if packet.is_corrupt or any(frame.is_corrupt for frame in decoded):
                     raise av.InvalidDataError(0, "a damaged packet")
-                frames += [_upright(frame) for frame in decoded]
-                _check_size(Path(path), where, stream.width, stream.height, len(frames))
+                for frame in decoded:
+                    count += 1
+                    _check_size(path, where, frame.width, frame.height, count)
+                    yield _upright(frame)
         except av.FFmpegError as error:
-            many = f"{len(frames)} of {stream.frames or '?'} frames"
+            many = f"{count} of {stream.frames or '?'} frames"
             raise DataError(f"{where}: {path}: damaged or truncated after {many} ({_said(error)})") from error
-    if not frames:
+    if not count:
         raise DataError(f"{where}: {path}: no frame in it can be decoded; it is damaged or truncated")
-    return Clip(frames, float(rate))
+
+
+def _rate(stream: Any) -> Any:
+    return stream.average_rate or stream.guessed_rate
 
 
 def _upright(frame: av.VideoFrame) -> Image.Image:
@@ -136,7 +164,7 @@ def _image(path: Path, where: str) -> Iterator[Image.Image]:
     """The image with nothing but its header read."""
     _check_file(path, where, "image")
     try:
-        image = Image.open(path)
+        image = Image.open(path, formats=FORMATS)
         animated = getattr(image, "is_animated", False) and image.format != "MPO"  # MPO: a phone's photo with a second view
     except Image.DecompressionBombError as error:
         raise DataError(f"{where}: {path}: far more than the {_mega(MOST_IMAGE)} megapixels that an image may have ({error})") from error
@@ -153,16 +181,25 @@ def _image(path: Path, where: str) -> Iterator[Image.Image]:
 
 def _unread(path: Path, error: Exception) -> str:
     """Why a file is no image."""
-    with path.open("rb") as file:
-        head = file.read(16)
-    if not head:
-        return "an empty file"
-    known = next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
-    if known and not (known == "WebP" and head[8:12] != b"WEBP"):
+    known = _magic(path)
+    if known:
         return f"a {known} that is damaged or truncated" + f" ({_said(error)})" * (not isinstance(error, UnidentifiedImageError))
     if not isinstance(error, UnidentifiedImageError):
         return f"cannot be read ({_said(error)})"
-    return f"not an image that can be read, which PNG, JPEG and WebP are; it begins with {head!r}"
+    head = _head(path)
+    return f"not an image that can be read, which PNG, JPEG and WebP are; it begins with {head!r}" if head else "an empty file"
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(16)
+
+
+def _magic(path: Path) -> str | None:
+    """The format of an image, by its first bytes."""
+    head = _head(path)
+    known = next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
+    return None if known == "WebP" and head[8:12] != b"WEBP" else known
 
 
 @contextmanager
@@ -171,60 +208,37 @@ def _video(path: Path, where: str) -> Iterator[Any]:
     import av
 
     _check_file(path, where, "video")
-    if (size := path.stat().st_size) < (stated := _stated_size(path)):  # av would take this for the end of the video
+    if (size := path.stat().st_size) < (stated := stated_size(path)):  # av would take this for the end of the video
         raise DataError(f"{where}: {path}: truncated: it has {size:,} bytes of at least {stated:,}")
     try:
-        container = av.open(str(path))
+        container = av.open(f"file:{path}", options={"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"})
     except (av.FFmpegError, OSError) as error:
-        raise DataError(f"{where}: {path}: not a video, or damaged or truncated ({_said(error)}); MP4, WebM and MKV can be read") from error
+        if _magic(path):
+            raise DataError(f"{where}: {path}: an image, where a video belongs; images stand in the column 'image' or 'images'") from error
+        said = "of another kind" if isinstance(error, av.ArgumentError) else _said(error)
+        text = f"not a video, or damaged or truncated ({said}); MP4, MOV, WebM, MKV, AVI and GIF can be read"
+        raise DataError(f"{where}: {path}: {text}") from error
     with closing(container):
-        if container.format.name == "image2" or container.format.name.endswith("_pipe"):
-            raise DataError(f"{where}: {path}: an image, where a video belongs; images stand in the column 'image' or 'images'")
         if not container.streams.video:
             raise DataError(f"{where}: {path}: has no video stream, only {', '.join(s.type for s in container.streams) or 'nothing'}")
         yield container.streams.video[0]
 
 
-def _stated_size(path: Path) -> int:
-    """How many bytes an MP4, MOV, WebM or MKV must have by the lengths of its outermost parts; 0 where it does not say."""
-    start = 0
-    with path.open("rb") as file:
-        if file.read(4) == b"\x1a\x45\xdf\xa3":
-            file.seek(_ebml_number(file) or 0, 1)
-            segment = _ebml_number(file) if file.read(4) == b"\x18\x53\x80\x67" else None
-            return 0 if segment is None else file.tell() + segment
-        file.seek(0)
-        while len(head := file.read(16)) >= 8:
-            length, kind = struct.unpack(">I4s", head[:8])
-            if length == 1 and len(head) == 16:
-                (length,) = struct.unpack(">Q", head[8:])
-            if length < 8 or kind not in BOXES:
-                break
-            start += length
-            file.seek(start)
-    return start
-
-
-def _ebml_number(file: BinaryIO) -> int | None:
-    """As Matroska writes lengths: the zeros before the first 1 tell how many bytes follow. All ones: None, unknown."""
-    first = file.read(1) or b"\0"
-    more = 8 - first[0].bit_length()
-    value, most = int.from_bytes(first + file.read(more), "big"), (1 << 7 * (more + 1)) - 1
-    return None if value & most == most else value & most
-
-
 def _check_file(path: Path, where: str, kind: str) -> None:
-    if path.is_file():
-        return
-    if path.is_dir():
-        raise DataError(f"{where}: {path}: a folder, where {'an image' if kind == 'image' else 'a video'} belongs")
-    if not path.parent.is_dir():
-        above = next((p for p in path.absolute().parents if p.is_dir()), Path("/"))
-        raise DataError(
-            f"{where}: {path}: no such {kind}, nor its folder; {above} has {listing(above)}. Relative names start at data.{kind}_dir"
-        )
-    names = [p.name for p in path.parent.iterdir()]
-    raise DataError(f"{where}: {path}: no such {kind}.{nearest(path.name, names)} Its folder has {listing(path.parent)}")
+    wanted = "an image" if kind == "image" else "a video"
+    with file_errors(where, path, f"{wanted} that can be read belongs there", DataError):
+        if os.path.lexists(path):
+            if (other := kind_of_file(path)) is not None:
+                raise DataError(f"{where}: {path}: {other}, where {wanted} belongs")
+            path.open("rb").close()
+        elif path.parent.is_dir():
+            names = [p.name for p in path.parent.iterdir()]
+            raise DataError(f"{where}: {path}: no such {kind}.{nearest(path.name, names)} Its folder has {listing(path.parent)}")
+        else:
+            above = next((p for p in path.absolute().parents if p.is_dir()), Path("/"))
+            raise DataError(
+                f"{where}: {path}: no such {kind}, nor its folder; {above} has {listing(above)}. Relative names start at data.{kind}_dir"
+            )
 
 
 def _check_size(path: Path, where: str, width: int, height: int, frames: int) -> None:

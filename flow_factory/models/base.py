@@ -74,7 +74,28 @@ class ModelAdapter(Family):
             cond["image"] = [open_image(path, row.source) for path in row.images]
         if row.videos:
             cond["video"] = open_video(row.videos[0], row.source).frames
+        sizes = {path: (*picture.size, 1) for path, picture in zip(row.images, cond.get("image", ()), strict=True)}
+        clips = {path: (*cond["video"][0].size, len(cond["video"])) for path in row.videos[:1]}
+        self.check_conditions(row, sizes | clips, call)
         return cond
+
+    def check_conditions(self, row: Row, sizes: Mapping[str, tuple[int, int, int]], call: Mapping[str, Any]) -> None:
+        """Needs no weights: a start asks for all rows before it loads any.
+
+        Args:
+            sizes: width, height and frames of each of the row's files.
+
+        Raises:
+            UserError: the checkpoint cannot use the row's pictures or videos, by their number or size.
+        """
+        for path in row.images:
+            width, height, _ = sizes[path]
+            if (reason := self.unusable(width, height, call)) is not None:
+                raise UserError(f"{row.source}: {path}: {width} x {height} pixels: {reason}")
+
+    def unusable(self, width: int, height: int, call: Mapping[str, Any]) -> str | None:
+        """Why the pipeline cannot use a condition picture of so many pixels; None: it can."""
+        return None
 
     def guided(self, call: Mapping[str, Any]) -> bool:
         """Whether this call runs the transformer a second time, for the negative prompt."""
@@ -108,6 +129,10 @@ class ModelAdapter(Family):
     def frame_step(self) -> int:
         """What the number of frames, less 1, must be a multiple of; 0 for images."""
         return 0
+
+    def frames(self, call: Mapping[str, Any]) -> int:
+        """How many frames a video has that this call draws."""
+        return call.get("num_frames") or self.parameters["num_frames"].default
 
     # -- calls -----------------------------------------------------------------------------------------------------------------
 
@@ -172,7 +197,7 @@ class ModelAdapter(Family):
         if self.encodes_media is not None:
             raise UserError(f"{type(self.pipe).__name__}: media cannot be encoded: {self.encodes_media}")
         self.check_call(call)
-        frames = (call.get("num_frames") or self.parameters["num_frames"].default) if self.frame_step() else None
+        frames = self.frames(call) if self.frame_step() else None
         check_media(media, call["height"], call["width"], frames)
         return torch.cat([self.state_of(pixels(self.pipe, one)) for one in media])
 

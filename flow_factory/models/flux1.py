@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from flow_factory.models.base import ModelAdapter
-from flow_factory.models.parts import fitted
+from flow_factory.models.parts import fitted, fitted_size, too_small
 from flow_factory.types import Cond, Row
 
 
@@ -53,6 +53,11 @@ class Flux1Kontext(Flux1):
     def conditions(self, row: Row, call: Mapping[str, Any]) -> Cond:
         (picture,) = super().conditions(row, call)["image"]
         return {"image": fitted(picture, call.get("condition_image_size"))}
+
+    def unusable(self, width: int, height: int, call: Mapping[str, Any]) -> str | None:
+        least = self.size_step()  # the pipeline rounds sides down to multiples of it
+        sides = fitted_size(width, height, call.get("condition_image_size"))
+        return None if min(sides) >= least else f"{too_small(sides, width, height)}; Kontext wants at least {least} a side"
 
     def takes(self, call: Mapping[str, Any]) -> dict[str, Any]:
         resize = call.get("auto_resize", call.get("condition_image_size") is None)

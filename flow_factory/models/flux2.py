@@ -6,12 +6,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from flow_factory.errors import UserError
 from flow_factory.models.base import ModelAdapter
-from flow_factory.models.parts import fitted
+from flow_factory.models.parts import fitted, fitted_size, too_small
 from flow_factory.types import Cond, Row
 
 UPSAMPLING_SEED = 0
+LEAST_SIDE, MOST_ASPECT = 64, 8
+"""Of a condition picture, as the pipeline asks."""
 
 
 class Flux2(ModelAdapter):
@@ -38,13 +39,14 @@ class Flux2(ModelAdapter):
     published: ClassVar[Mapping[str, float]] = {"transformer": 32.22e9, "text_encoder": 24.01e9, "vae": 0.084e9}
 
     def conditions(self, row: Row, call: Mapping[str, Any]) -> Cond:
-        cond = {k: [fitted(p, call.get("condition_image_size")) for p in v] for k, v in super().conditions(row, call).items()}
-        for file, picture in zip(row.images, cond.get("image", ()), strict=True):
-            try:
-                self.pipe.image_processor.check_image_input(picture)
-            except ValueError as error:  # too small, or too long and narrow
-                raise UserError(f"{row.source}: {file}: {error}") from error
-        return cond
+        return {k: [fitted(p, call.get("condition_image_size")) for p in v] for k, v in super().conditions(row, call).items()}
+
+    def unusable(self, width: int, height: int, call: Mapping[str, Any]) -> str | None:
+        """The limits of the pipeline's `check_image_input`."""
+        sides = fitted_size(width, height, call.get("condition_image_size"))
+        if min(sides) < LEAST_SIDE:
+            return f"{too_small(sides, width, height)}; FLUX.2 wants at least {LEAST_SIDE} a side"
+        return None if max(sides) <= MOST_ASPECT * min(sides) else f"too narrow; FLUX.2 takes sides of at most {MOST_ASPECT} to 1"
 
     def embed(self, text: str, pictures: Any, call: Mapping[str, Any]) -> Cond:
         options = {k: call[k] for k in ("max_sequence_length", "text_encoder_out_layers") if k in call}

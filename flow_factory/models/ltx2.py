@@ -94,6 +94,9 @@ class LTX2I2AV(LTX2):
         crf = resolve_default_image_crf(self.pipe.text_encoder) if crf is None else crf
         return {"image": Image.fromarray(apply_image_conditioning_crf(np.array(picture), crf)) if crf else picture}
 
+    def unusable(self, width: int, height: int, call: Mapping[str, Any]) -> str | None:
+        return "too small; LTX-2 wants at least 2 a side" if min(width, height) < 2 else None  # the codec rounds down to even sides
+
     def repeat(self, cond: Cond, n: int) -> Cond:
         return super().repeat(cond, n) | {"image": [cond["image"]] * n, "image_crf": 0}
 

@@ -51,13 +51,24 @@ def check_sizes(pipeline: str, call: Mapping[str, Any], step: int, frame_step: i
 
 def fitted(picture: Image.Image, size: int | Sequence[int] | None) -> Image.Image:
     """The picture, reduced if its area exceeds that of `size` (a side, or height and width); the aspect is kept."""
-    if size is None:
-        return picture
-    area = size * size if isinstance(size, int) else size[0] * size[1]
-    scale = (area / (picture.width * picture.height)) ** 0.5
-    if scale >= 1:
-        return picture
-    return picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.LANCZOS)
+    sides = fitted_size(picture.width, picture.height, size)
+    return picture if sides == picture.size else picture.resize(sides, Image.Resampling.LANCZOS)
+
+
+def fitted_size(width: int, height: int, size: int | Sequence[int] | None) -> tuple[int, int]:
+    """Width and height of a picture after `fitted`."""
+    scale = 1.0 if size is None else (area_of(size) / (width * height)) ** 0.5
+    return (width, height) if scale >= 1 else (max(1, round(width * scale)), max(1, round(height * scale)))
+
+
+def too_small(sides: tuple[int, int], width: int, height: int) -> str:
+    """For messages: how large a picture is where it is used."""
+    return "too small" if sides == (width, height) else f"too small once condition_image_size has made it {sides[0]} x {sides[1]}"
+
+
+def area_of(size: int | Sequence[int]) -> int:
+    """Pixels of a side, or of height and width."""
+    return size * size if isinstance(size, int) else size[0] * size[1]
 
 
 def times(value: Any, n: int) -> Any:

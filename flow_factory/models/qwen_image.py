@@ -9,7 +9,11 @@ from torch import Tensor
 
 from flow_factory.errors import UserError
 from flow_factory.models.base import ModelAdapter
+from flow_factory.models.parts import area_of
 from flow_factory.types import Cond
+
+MOST_ASPECT = 200
+"""Of the picture that the text encoder sees, in its processor."""
 
 
 class QwenImage(ModelAdapter):
@@ -65,6 +69,15 @@ class QwenImageEditPlus(QwenImage):
         if call.get("auto_resize") is False:
             raise UserError("auto_resize: false: Qwen-Image-Edit always resizes its pictures; condition_image_size says to which area")
 
+    def unusable(self, width: int, height: int, call: Mapping[str, Any]) -> str | None:
+        """The pipeline scales to an area in steps of 32 pixels, and the encoder's picture processor has a limit of its own."""
+        shown = edit.calculate_dimensions(edit.CONDITION_IMAGE_SIZE, width / height)
+        size = call.get("condition_image_size")
+        encoded = edit.calculate_dimensions(edit.VAE_IMAGE_SIZE if size is None else area_of(size), width / height)
+        if min(*shown, *encoded) > 0 and max(shown) < MOST_ASPECT * min(shown):
+            return None
+        return f"too narrow: scaled to {encoded[0]} x {encoded[1]} and {shown[0]} x {shown[1]}; crop it, or raise condition_image_size"
+
     def embed(self, text: str, pictures: Any, call: Mapping[str, Any]) -> Cond:
         sizes = [edit.calculate_dimensions(edit.CONDITION_IMAGE_SIZE, p.width / p.height) for p in pictures]
         small = [self.pipe.image_processor.resize(p, h, w) for p, (w, h) in zip(pictures, sizes, strict=True)]
@@ -92,7 +105,7 @@ def sized(call: Mapping[str, Any]) -> Iterator[None]:
     """The area to which the pipeline brings pictures is a constant of its module."""
     before, side = edit.VAE_IMAGE_SIZE, call.get("condition_image_size")
     if side is not None:
-        edit.VAE_IMAGE_SIZE = side * side if isinstance(side, int) else side[0] * side[1]
+        edit.VAE_IMAGE_SIZE = area_of(side)
     try:
         yield
     finally:

@@ -97,10 +97,12 @@ class WanI2V(WanT2V):
 
     def conditions(self, row: Row, call: Mapping[str, Any]) -> Cond:
         first, *last = super().conditions(row, call)["image"]
-        if 1 + len(last) not in (takes := self._takes()):
-            wants = "the first and the last picture of the video" if takes == (2,) else "the first picture of the video only"
-            raise UserError(f"{row.source}: {1 + len(last)} condition image{'s' * len(last)}; this checkpoint takes {wants}")
         return {"image": first} | ({"last_image": last[0]} if last else {})
+
+    def check_conditions(self, row: Row, sizes: Mapping[str, tuple[int, int, int]], call: Mapping[str, Any]) -> None:
+        if (n := len(row.images)) not in (takes := self._takes()):
+            wants = "the first and the last picture of the video" if takes == (2,) else "the first picture of the video only"
+            raise UserError(f"{row.source}: {n} condition image{'s' * (n - 1)}; this checkpoint takes {wants}")
 
     def _takes(self) -> tuple[int, ...]:
         """How many pictures: of Wan 2.1 the first-last-frame checkpoint wants both, and of 2.2 only A14B takes a last one; the others
@@ -120,15 +122,13 @@ class WanV2V(WanT2V):
     videos = (1, 1)
     in_velocity: ClassVar[Mapping[str, Any]] = {"strength": 1.0}
 
-    def conditions(self, row: Row, call: Mapping[str, Any]) -> Cond:
-        cond = super().conditions(row, call)
-        frames, by = len(cond["video"]), self.frame_step()
+    def check_conditions(self, row: Row, sizes: Mapping[str, tuple[int, int, int]], call: Mapping[str, Any]) -> None:
+        frames, by = sizes[row.videos[0]][2], self.frame_step()
         if (frames - 1) % by:
             below = (frames - 1) // by * by + 1
             raise UserError(
                 f"{row.source}: {row.videos[0]} has {frames} frames; the VAE takes {below} or {below + by}: cut it, or add some"
             )
-        return cond
 
     def to_state(self, media: Sequence[Any], call: Mapping[str, Any]) -> Tensor:
         """Clips must have as many frames as the row's video; the call does not say how many."""

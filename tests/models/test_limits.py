@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from flow_factory.errors import UserError
-from flow_factory.models.loading import load_adapter
+from flow_factory.models.loading import load_adapter, sketch_adapter
 from flow_factory.models.proof import prove
 from flow_factory.types import Row
 from tests.conftest import policy_over
@@ -36,7 +36,46 @@ def test_ltx2_takes_multiples_of_its_registers(asked: int, near: int) -> None:
         adapter.encode(Row(0, "rain"), {**SMALL["ltx2_t2av"], **GUIDED, "max_sequence_length": asked})
 
 
-@pytest.mark.parametrize(("size", "why"), [((48, 200), "too small"), ((1000, 100), "spect ratio")])
+WITHOUT = ("max_area", "_auto_resize", "image_crf")
+SIDES = [(1, 1), (2, 2), (7, 7), (16, 16), (63, 63), (64, 64), (1, 300), (300, 1), (200, 10), (10, 200), (4000, 4), (512, 64), (520, 64)]
+DRAWN = {"flux1_kontext": "flux1-kontext", "flux2": "flux2", "flux2_klein": "flux2-klein", "qwen_image_edit_plus": "qwen-image-edit-plus",
+         "ltx2_i2av": "ltx2_i2av", "wan21_i2v": "wan2_i2v", "wan22_5b_i2v": "wan2_i2v"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_picture_is_refused_by_its_size_alone_or_drawn(name: str, tmp_path: Any) -> None:
+    """What the sketch of a checkpoint says of a size is what becomes of it in the pipeline."""
+    family = DRAWN[name]
+    sketch, adapter = sketch_adapter(str(saved(name)), family), load_adapter(str(saved(name)), family)
+    area = {"condition_image_size": 64} if "condition_image_size" in adapter.extra_call_arguments else {}
+    call = {**{k: v for k, v in SMALL[name].items() if k not in WITHOUT}, **GUIDED, **area}
+    for width, height in SIDES:
+        path = tmp_path / f"{width}x{height}.png"
+        Image.new("RGB", (width, height), (90, 60, 30)).save(path)
+        row = Row(0, "a red cat", images=(str(path),), source="train.jsonl:3")
+        try:
+            sketch.check_conditions(row, {str(path): (width, height, 1)}, call)
+        except UserError as error:
+            assert str(error).startswith(f"train.jsonl:3: {path}: {width} x {height} pixels: too ")
+            with pytest.raises(UserError, match="pixels: too "):
+                adapter.conditions(row, call)
+        else:
+            with torch.no_grad():
+                adapter.evaluate(adapter.encode(row, call), call, 2, [torch.Generator().manual_seed(0)])
+
+
+def test_flux2_has_the_limits_of_its_pipeline() -> None:
+    adapter = sketch_adapter(str(saved("flux2")), "flux2")
+    for width, height in [*SIDES, (64, 511), (64, 513), (65, 520), (100, 63)]:
+        try:
+            adapter.pipe.image_processor.check_image_input(Image.new("1", (width, height)))
+        except ValueError:
+            assert adapter.unusable(width, height, {}) is not None, (width, height)
+        else:
+            assert adapter.unusable(width, height, {}) is None, (width, height)
+
+
+@pytest.mark.parametrize(("size", "why"), [((48, 200), "too small"), ((1000, 100), "too narrow")])
 def test_flux2_names_the_row_of_a_picture_that_it_cannot_take(tmp_path: Any, size: tuple[int, int], why: str) -> None:
     Image.new("RGB", size).save(tmp_path / "odd.png")
     adapter = load_adapter(str(saved("flux2")), "flux2")

@@ -1,0 +1,80 @@
+"""Looks at every condition file of the rows before a run begins, and remembers which were whole."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from tqdm import tqdm
+
+from flow_factory.data.media import Extent, Kind, check_media, check_whole
+from flow_factory.errors import file_errors
+
+FORMAT = 1
+"""Of the record: to be raised when files are looked at more closely."""
+
+
+class Record:
+    """Files that were decoded to their end, by path, size and time of change: a line of JSON each, in a file that is only appended to.
+
+    A line that cannot be read, or is of another format, counts for nothing: its file is decoded again.
+    """
+
+    def __init__(self, file: Path):
+        self.file, self.known, self.new = file, dict[str, Extent](), dict[str, Extent]()
+        with file_errors("data.cache_dir", file, "choose another folder"):
+            for line in file.read_bytes().splitlines() if file.is_file() else ():
+                try:
+                    form, key, width, height, frames = json.loads(line)
+                except ValueError:
+                    continue
+                if form == FORMAT:
+                    self.known[key] = (width, height, frames)
+
+    def key(self, path: str, kind: Kind) -> str | None:
+        """What a file is known by; None where there is none."""
+        try:
+            stat = Path(path).stat()
+        except OSError:
+            return None
+        return f"{kind} {stat.st_size} {stat.st_mtime_ns} {Path(path).absolute()}"
+
+    def save(self) -> None:
+        """Appends what is new, whole lines at once, since other processes append too."""
+        lines = "".join(json.dumps([FORMAT, key, *extent]) + "\n" for key, extent in self.new.items())
+        if lines:
+            with file_errors("data.cache_dir", self.file, "choose another folder"):
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                with self.file.open("ab", buffering=0) as file:
+                    file.write(lines.encode())
+            self.known |= self.new
+            self.new = {}
+
+
+def inspect_files(
+    files: Mapping[tuple[str, Kind], str], record: Record, mine: Iterable[tuple[str, Kind]] | None = None, progress: bool = True
+) -> dict[str, Extent]:
+    """Looks at each file once.
+
+    Args:
+        files: (path, kind) -> `file:line` of the data set, for messages.
+        mine: those of them that this process decodes, where several share the work; of the others only the header is read.
+
+    Returns:
+        The size of each that was decoded, now or for the record.
+
+    Raises:
+        DataError: see `check_media`, `check_whole`.
+    """
+    decoded, chosen = dict[str, Extent](), set(files if mine is None else mine)
+    try:
+        for (path, kind), where in tqdm(files.items(), "checking images and videos", unit="file", delay=2, disable=not progress):
+            key = record.key(path, kind)
+            if key is not None and key in record.known:
+                decoded[path] = record.known[key]
+                continue
+            check_media(path, where, kind)  # an absurd size is refused before anything is decoded
+            if key is not None and (path, kind) in chosen:
+                decoded[path] = record.new[key] = check_whole(path, where, kind)
+    finally:
+        record.save()
+    return decoded

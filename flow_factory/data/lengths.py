@@ -1,0 +1,36 @@
+"""How long a video file must be by what its outermost parts say."""
+
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+BOXES = (b"ftyp", b"moov", b"mdat", b"moof", b"free", b"skip", b"wide", b"uuid", b"sidx", b"meta")
+"""The outermost parts of MP4 and MOV files."""
+
+
+def stated_size(path: Path) -> int:
+    """How many bytes an MP4, MOV, WebM or MKV must have by the lengths of its outermost parts; 0 where it does not say."""
+    start = 0
+    with path.open("rb") as file:
+        if file.read(4) == b"\x1a\x45\xdf\xa3":
+            file.seek(_ebml_number(file) or 0, 1)
+            segment = _ebml_number(file) if file.read(4) == b"\x18\x53\x80\x67" else None
+            return 0 if segment is None else file.tell() + segment
+        file.seek(0)
+        while len(head := file.read(16)) >= 8:
+            length, kind = struct.unpack(">I4s", head[:8])
+            if length == 1 and len(head) == 16:
+                (length,) = struct.unpack(">Q", head[8:])
+            if length < 8 or kind not in BOXES:
+                break
+            start += length
+            file.seek(start)
+    return start
+
+
+def _ebml_number(file: BinaryIO) -> int | None:
+    """As Matroska writes lengths: the zeros before the first 1 tell how many bytes follow. All ones: None, unknown."""
+    first = file.read(1) or b"\0"
+    more = 8 - first[0].bit_length()
+    value, most = int.from_bytes(first + file.read(more), "big"), (1 << 7 * (more + 1)) - 1
+    return None if value & most == most else value & most
