@@ -1,8 +1,10 @@
 """Checkpoints: whole or absent, in the formats that diffusers reads.
 
-    <run>/checkpoints/epoch_12/            LoRA: pytorch_lora_weights.safetensors, for `pipe.load_lora_weights(folder)`
+    <run>/checkpoints/epoch_12/            LoRA: pytorch_lora_weights.safetensors, for `pipe.load_lora_weights(folder)`, and
+                                           adapter_model.safetensors with its config, for `PeftModel.from_pretrained`
                                            full: transformer/ as `save_pretrained` writes it, for `from_pretrained`
     <run>/checkpoints/epoch_12/state/      with save_model_only false: what a resumed run needs to go on exactly
+    <run>/checkpoints/abandoned-1/         those after an earlier one that the run went on from
 
 A folder is written beside its place and then renamed.
 """
@@ -11,22 +13,29 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import init_empty_weights
 from diffusers import DiffusionPipeline
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from huggingface_hub import split_torch_state_dict_into_shards
+from peft import set_peft_model_state_dict
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from flow_factory.errors import UserError
+from flow_factory.errors import UserError, file_errors
+from flow_factory.lora_file import LORA_FILE, PEFT_FILE, lora_file, lora_in, read_lora, save_lora
 from flow_factory.policy import Policy
+from flow_factory.tensor_file import write_tensors
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+SHARD = re.compile(r"diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors")
+PLACES = (("", "checkpoint-"), ("checkpoints", "checkpoint-"), ("checkpoints", "epoch_"))
+"""Folders and names of checkpoints in a run's folder, ours last."""
 Kind = Literal["lora", "full", "state"]
 
 
@@ -84,100 +93,95 @@ def collect(
 def save_model(
     folder: Path, policy: Policy, pipeline: type[DiffusionPipeline], collected: Mapping[str, Mapping[str, Tensor]] | None = None
 ) -> None:
-    """The trained weights, as they are now or were when they were collected, in diffusers' own format."""
+    """The trained weights, as they are now or were when they were collected, in the formats of diffusers and PEFT."""
     weights = collected or collect(policy)
     for name, module in policy.models.items():
         if lora_of(policy):
-            _save_lora(_lora_folder(folder, name), module, weights[name], pipeline)
+            save_lora(folder if name == "transformer" else folder / name, module, weights[name], pipeline)
         else:
             _save_full(folder / name, module, weights[name])
 
 
 def _save_full(folder: Path, module: Any, weights: Mapping[str, Tensor]) -> None:
-    """By a twin of the model, since a model that is shared out has shards only."""
-    with init_empty_weights():
-        twin = type(module).from_config(module.config)
-    twin.load_state_dict(weights, assign=True)
-    twin.save_pretrained(folder)
+    """As `save_pretrained` would, but for the order of the bytes and the files' modes."""
+    module.save_config(folder)
+    pattern = WEIGHTS.replace(".safetensors", "{suffix}.safetensors")
+    split = split_torch_state_dict_into_shards(dict(weights), filename_pattern=pattern, max_shard_size="10GB")
+    for file, names in split.filename_to_tensors.items():
+        write_tensors(folder / file, {name: weights[name] for name in names}, {"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _lora_folder(folder: Path, component: str) -> Path:
-    """The second expert's has a folder of its own: `pipe.load_lora_weights(folder / "transformer_2", load_into_transformer_2=True)`."""
-    return folder if component == "transformer" else folder / component
-
-
-def _save_lora(folder: Path, module: Any, weights: Mapping[str, Tensor], pipeline: Any) -> None:
-    layers = get_peft_model_state_dict(module, state_dict=dict(weights))
-    if hasattr(pipeline, "save_lora_weights"):
-        pipeline.save_lora_weights(folder, transformer_lora_layers=layers, transformer_lora_adapter_metadata=_adapter(module))
-    else:  # for `pipe.transformer.load_lora_adapter(folder, use_safetensors=True)`
-        metadata = {f"transformer.{k}": v for k, v in _adapter(module).items()}
-        tensors = {f"transformer.{k}": v.contiguous() for k, v in layers.items()}
-        save_file(tensors, folder / LORA_FILE, metadata={"lora_adapter_metadata": json.dumps(metadata), "format": "pt"})
-
-
-def _adapter(module: Any) -> dict[str, Any]:
-    """The LoRA's config; sets in a fixed order, so that equal checkpoints are equal files."""
-    return {k: sorted(v) if isinstance(v, set) else v for k, v in module.peft_config["default"].to_dict().items()}
-
-
-def load_model(folder: Path, policy: Policy) -> None:
+def load_model(path: Path, policy: Policy) -> None:
     """Writes saved weights into the model built from the config.
 
+    Args:
+        path: a checkpoint's folder, or the file of a LoRA.
+
     Raises:
-        CheckpointError: the folder holds another kind of weights, ones of other names, shapes or scale, or a damaged file.
+        CheckpointError: it holds another kind of weights, ones of other names, shapes or scale, or is damaged; nothing has changed.
     """
-    kind, lora = model_kind(folder), lora_of(policy)
+    kind, lora = model_kind(path), lora_of(policy)
     if lora != (kind == "lora"):
-        raise CheckpointError(f"{folder} holds {kind} weights, but model.finetune_type is {'lora' if lora else 'full'}")
-    for name, module in policy.models.items():
-        try:
-            if lora:
-                _load_lora(_lora_folder(folder, name), module)
-            else:
-                _copy(folder, module, type(module).from_pretrained(folder / name, torch_dtype=torch.float32).state_dict())
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{folder} is damaged: {error}") from error
+        raise CheckpointError(f"{path} holds {kind} weights, but model.finetune_type is {'lora' if lora else 'full'}")
+    load = _load_lora if lora else _load_full
+    for write in [load(path, name, module) for name, module in policy.models.items()]:
+        write()
 
 
-def _load_lora(folder: Path, module: Any) -> None:
-    if not (folder / LORA_FILE).is_file():
-        raise CheckpointError(f"{folder} has no {LORA_FILE}, and model.target_components asks for one")
-    saved, scales = load_file(folder / LORA_FILE), _lora_metadata(folder)
-    part = {k.removeprefix("transformer."): v for k, v in saved.items()}
-    _check(folder, get_peft_model_state_dict(module), part)
-    here = module.peft_config["default"].lora_alpha
-    if (there := scales.get("transformer.lora_alpha", here)) != here:
-        raise CheckpointError(f"{folder} was trained with model.lora_alpha: {there}; with {here} it would be another model")
-    set_peft_model_state_dict(module, part)
+def _load_lora(path: Path, component: str, module: Any) -> Callable[[], object]:
+    """Checks one transformer's LoRA; returns what writes it into the model."""
+    file = path if path.is_file() else lora_file(path / component) or (lora_file(path) if component == "transformer" else None)
+    if file is None:
+        raise CheckpointError(f"{path} has no LoRA of {component}, which model.target_components names")
+    with plainly(file, "is damaged"):
+        saved = read_lora(file)
+    here = lora_in(module)
+    if saved.unlike is not None:
+        raise CheckpointError(f"{file} is another kind of LoRA: {saved.unlike}; merge it into the model, and name that")
+    if problem := _difference(here.tensors, saved.tensors):
+        raise CheckpointError(f"{file} does not fit this model: {problem}; it has {saved}; this run has {here}")
+    if saved.scaled != here.alpha:
+        origin = "was trained with" if saved.alpha is not None else "says no alpha, which diffusers reads as"
+        raise CheckpointError(f"{file} {origin} model.lora_alpha: {saved.scaled:g}; with {here.alpha} it would be another model")
+    return lambda: set_peft_model_state_dict(module, dict(saved.tensors))
+
+
+def _load_full(path: Path, component: str, module: nn.Module) -> Callable[[], object]:
+    """The same of all weights; other programs have one transformer's at the root."""
+    folder = path / component if (path / component / "config.json").is_file() else path
+    files = [file for file in sorted(folder.glob("*.safetensors")) if SHARD.fullmatch(file.name)]
+    with plainly(folder, "is damaged"):
+        if not files:
+            raise FileNotFoundError(f"no {WEIGHTS}")
+        saved = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    here = module.state_dict()
+    if problem := _difference(here, saved):
+        raise CheckpointError(f"{folder} does not fit this model: {problem}")
+    return lambda: _copy(here, saved)
+
+
+def _difference(here: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> str | None:
+    """Why saved weights are not this model's."""
+    if wrong := sorted(set(here) ^ set(saved)):
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        return f"it {'lacks' if wrong[0] in here else 'has the unknown'} {wrong[0]!r}{more}"
+    return next(
+        (f"{k!r} is {list(t.shape)} there and {list(here[k].shape)} here" for k, t in sorted(saved.items()) if t.shape != here[k].shape),
+        None,
+    )
+
+
+@torch.no_grad()
+def _copy(here: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    for key, tensor in saved.items():
+        here[key].copy_(tensor)
 
 
 def lora_of(policy: Policy) -> bool:
     return all(getattr(module, "peft_config", None) for module in policy.models.values())
-
-
-def _lora_metadata(folder: Path) -> dict[str, Any]:
-    """What diffusers writes beside the weights (`transformer.lora_alpha`, ...); empty for a file of another origin."""
-    with safe_open(folder / LORA_FILE, "pt") as file:
-        return json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
-
-
-def _check(folder: Path, here: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
-    if wrong := sorted(set(here) ^ set(saved)):
-        problem = f"it {'lacks' if wrong[0] in here else 'has the unknown'} {wrong[0]!r} (and {len(wrong) - 1} more)"
-    elif wrong := [k for k, t in saved.items() if t.shape != here[k].shape]:
-        problem = f"{wrong[0]!r} is {list(saved[wrong[0]].shape)} there and {list(here[wrong[0]].shape)} here"
-    else:
-        return
-    raise CheckpointError(f"{folder} does not fit this model: {problem}; other lora_rank or target_modules?")
-
-
-@torch.no_grad()
-def _copy(folder: Path, module: nn.Module, saved: Mapping[str, Tensor]) -> None:
-    here = module.state_dict()
-    _check(folder, here, saved)
-    for key, tensor in saved.items():
-        here[key].copy_(tensor)
 
 
 def kind_of(folder: Path) -> Kind:
@@ -196,26 +200,30 @@ def has_state(folder: Path) -> bool:
     return (folder / "state").is_dir()
 
 
-def model_kind(folder: Path) -> Literal["lora", "full"]:
+def model_kind(path: Path) -> Literal["lora", "full"]:
     """What kind of weights a checkpoint has, with or without a training state beside them.
 
     Raises:
         CheckpointError: none.
     """
-    if (folder / LORA_FILE).is_file():
+    with file_errors("model.resume_path", path, "name a checkpoint that can be read", CheckpointError):
+        here = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
+    if path.suffix == ".safetensors" and path.is_file() or any(map(lora_file, (path, *path.glob("transformer*")))):
         return "lora"
-    if any(folder.glob("*/config.json")):
+    if any(path.glob("*/config.json")) or ("config.json" in here and any(map(SHARD.fullmatch, here))):
         return "full"
-    here = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) if folder.is_dir() else "no such folder"
+    if any(name.endswith((".pkl", ".bin", ".pt", ".pth", ".ckpt")) for name in here):
+        raise CheckpointError(f"model.resume_path: {path} holds pickles, which can run code and are not read; name safetensors weights")
+    seen = ", ".join(here[:6]) or ("empty" if path.is_dir() else "no safetensors file" if path.exists() else "no such folder or file")
     raise CheckpointError(
-        f"model.resume_path: {folder} is no checkpoint ({here or 'empty'}); one holds state/, {LORA_FILE} or transformer/config.json"
+        f"model.resume_path: {path} is no checkpoint ({seen}); one holds state/, {LORA_FILE}, {PEFT_FILE} or transformer/config.json"
     )
 
 
 def newest(folder: Path) -> Path:
-    """The last whole checkpoint of a run folder; any other folder as it is."""
-    epochs = checkpoints(folder / "checkpoints")
-    return epochs[-1] if epochs else folder
+    """The last whole checkpoint of a run folder, also of other programs'; any other path as it is."""
+    found = [c for place, name in PLACES for c in checkpoints(folder / place, name)]
+    return found[-1] if found else folder
 
 
 def newest_state(folder: Path) -> Path | None:
@@ -223,14 +231,29 @@ def newest_state(folder: Path) -> Path | None:
     return next((path for path in reversed(checkpoints(folder / "checkpoints")) if has_state(path)), None)
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints in order of their epochs."""
-    found = [(int(m[1]), p) for p in folder.glob("epoch_*") if (m := re.fullmatch(r"epoch_(\d+)", p.name))]
+def checkpoints(folder: Path, name: str = "epoch_") -> list[Path]:
+    """Whole checkpoints in order of their epochs; of those that were set aside none."""
+    found = [(int(m[1]), p) for p in folder.glob(f"{name}*") if (m := re.fullmatch(rf"{name}(\d+)", p.name, re.ASCII))]
     return [p for _, p in sorted(found)]
 
 
-def prune(folder: Path, keep_last_n: int | None) -> None:
-    """Deletes all but the last checkpoints."""
+def prune(folder: Path, keep_last_n: int | None, written: Path | None = None) -> None:
+    """Deletes all but the last checkpoints, and never the one that was just written."""
     if keep_last_n is not None:
         for old in checkpoints(folder)[:-keep_last_n]:
-            shutil.rmtree(old)
+            if old != written:
+                shutil.rmtree(old)
+
+
+@contextmanager
+def plainly(path: Path, what: str) -> Iterator[None]:
+    """Turns what the file system and damaged files raise into a `CheckpointError`."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CheckpointError(f"{path} {what}: {'.'.join(map(str, first['loc']))[:80]}: {first['msg']}") from error
+    except (OSError, EOFError, ValueError, RecursionError, SafetensorError) as error:
+        raise CheckpointError(f"{path} {what}: {type(error).__name__}: {error}") from error

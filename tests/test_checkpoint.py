@@ -1,5 +1,9 @@
 """Checkpoints are whole or absent, diffusers reads them, and what was saved is what is loaded."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from flow_factory.checkpoint import (
-    LORA_FILE,
     CheckpointError,
     begin,
     checkpoints,
@@ -24,11 +28,13 @@ from flow_factory.checkpoint import (
     prune,
     save_model,
 )
+from flow_factory.lora_file import LORA_FILE, PEFT_CONFIG, PEFT_FILE
 from flow_factory.models.flux1 import Flux1
 from flow_factory.models.loading import load_pipeline
 from flow_factory.policy import Policy
 from flow_factory.randomness import generator
 from tests.conftest import CALL, condition, flux, fresh_policy, policy_over
+from tests.tiny.run import environment
 
 LORA = {"finetune_type": "lora", "target_modules": ("default",), "lora_rank": 4, "lora_alpha": 12}
 FULL = {"finetune_type": "full", "master_weight_dtype": "fp32"}
@@ -63,7 +69,7 @@ def test_a_saved_lora_in_a_stock_pipeline_draws_what_evaluation_drew(flux_folder
     stock.load_lora_weights(saved(tmp_path, policy))
     assert np.array_equal(pictures(stock, cond)[0], np.asarray(evaluated[0]))
     assert not np.array_equal(without[0], np.asarray(evaluated[0]))
-    assert [f.name for f in tmp_path.iterdir()] == [LORA_FILE]
+    assert sorted(f.name for f in tmp_path.iterdir()) == [PEFT_CONFIG, PEFT_FILE, LORA_FILE]
 
 
 @pytest.mark.parametrize("master", ["fp32", "bf16"])
@@ -105,8 +111,8 @@ def test_weights_load_from_beside_a_training_state(tmp_path: Path, model: dict[s
 
 
 @pytest.mark.parametrize(("here", "there", "message"), [
-    (LORA | {"lora_rank": 8}, LORA, r"lora_A.weight' is \[4, 32\] there and \[8, 32\] here; other lora_rank or target_modules\?"),
-    (LORA | {"target_modules": ("attn.to_q",)}, LORA, r"it has the unknown '.*' \(and \d+ more\); other lora_rank"),
+    (LORA | {"lora_rank": 8}, LORA, r"lora_A.weight' is \[4, 32\] there and \[8, 32\] here; it has lora_rank 4, lora_alpha 12, .*; this run has lora_rank 8, "),
+    (LORA | {"target_modules": ("attn.to_q",)}, LORA, r"it has the unknown '.*' \(and \d+ more\); it has .*\[attn.add_k.* more\]; this run has .*\[attn.to_q\]"),
     (LORA, LORA | {"target_modules": ("attn.to_q",)}, r"it lacks '.*' \(and \d+ more\)"),
     (LORA | {"lora_alpha": 24}, LORA, r"was trained with model.lora_alpha: 12; with 24 it would be another model"),
     (FULL, LORA, "holds lora weights, but model.finetune_type is full"),
@@ -121,13 +127,126 @@ def test_weights_of_another_model_are_refused(tmp_path: Path, here: dict[str, An
     assert all(torch.equal(v, state_of(policy)[k]) for k, v in before.items())
 
 
-def test_a_lora_without_metadata_loads(tmp_path: Path) -> None:
-    """As other trainers write it: only the names and shapes can be checked."""
-    source, target = policy_over(flux(), seed=1, **LORA), policy_over(flux(), seed=2, **LORA)
-    saved(tmp_path, source)
-    save_file(load_file(tmp_path / LORA_FILE), tmp_path / LORA_FILE)
-    load_model(tmp_path, target)
+# -- of other origin ----------------------------------------------------------------------------------------------------------------
+
+
+def bare(folder: Path, policy: Policy) -> dict[str, torch.Tensor]:
+    """A LoRA's tensors, by diffusers' names."""
+    return load_file(saved(folder, policy) / LORA_FILE)
+
+
+def only(folder: Path, name: str, tensors: dict[str, torch.Tensor]) -> Path:
+    """A folder with this file alone."""
+    (folder / "other").mkdir()
+    save_file(tensors, folder / "other" / name)
+    return folder / "other"
+
+
+def test_a_lora_without_alpha_has_its_rank_as_diffusers_has_it(tmp_path: Path, flux_folder: Path) -> None:
+    """As other trainers write it; with another alpha here it would be applied at another strength."""
+    source = policy_over(flux(), seed=1, **LORA)
+    folder = only(tmp_path, LORA_FILE, bare(tmp_path, source))
+    target = policy_over(flux(), seed=2, **LORA | {"lora_alpha": 4})
+    load_model(folder, target)
     assert all(torch.equal(v, target.trained()[k]) for k, v in source.trained().items())
+    stock = FluxPipeline.from_pretrained(flux_folder)
+    stock.load_lora_weights(folder)
+    (layer, *_) = (m for m in stock.transformer.modules() if hasattr(m, "scaling"))
+    assert list(layer.scaling.values()) == [1.0]
+    with pytest.raises(CheckpointError, match="says no alpha, which diffusers reads as model.lora_alpha: 4; with 12 it would be another"):
+        load_model(folder, policy_over(flux(), seed=2, **LORA))
+
+
+@pytest.mark.parametrize("renamed", [
+    lambda k: k.removeprefix("transformer."),
+    lambda k: k.replace("transformer.", "base_model.model.", 1),
+    lambda k: k.replace("transformer.", "base_model.model.", 1).replace(".weight", ".default.weight"),
+    lambda k: k.replace("lora_A", "lora_down").replace("lora_B", "lora_up"),
+], ids=["no prefix", "PEFT", "PEFT's state dict", "down and up"])  # fmt: skip
+def test_a_lora_file_by_other_names_loads(tmp_path: Path, renamed: Callable[[str], str]) -> None:
+    """With an alpha beside each layer."""
+    source, target = policy_over(flux(), seed=1, **LORA), policy_over(flux(), seed=2, **LORA)
+    tensors = {renamed(k): v for k, v in bare(tmp_path, source).items()}
+    layers = {k.rsplit(".lora_", 1)[0] for k in tensors}
+    folder = only(tmp_path, "mine.safetensors", tensors | {f"{layer}.alpha": torch.tensor(12.0) for layer in layers})
+    load_model(folder / "mine.safetensors", target)
+    assert all(torch.equal(v, target.trained()[k]) for k, v in source.trained().items())
+
+
+def test_what_is_saved_is_a_folder_of_peft_and_the_other_way(tmp_path: Path) -> None:
+    """Whose own loader computes what evaluation computes, and whose own folder loads here."""
+    source = policy_over(flux(), seed=1, **LORA)
+    saved(tmp_path, source)
+    peft = PeftModel.from_pretrained(flux().pipe.transformer, tmp_path)
+    there = dict(peft.get_base_model().named_parameters())
+    ours = dict(source.models["transformer"].named_parameters())
+    assert ours.keys() <= there.keys() and all(torch.equal(v, there[k]) for k, v in ours.items())
+    (layer, *_) = (m for m in peft.modules() if hasattr(m, "scaling"))
+    assert list(layer.scaling.values()) == [3.0]
+    peft.save_pretrained(tmp_path / "theirs" / "transformer")  # several components have a folder each
+    target = policy_over(flux(), seed=2, **LORA)
+    load_model(tmp_path / "theirs", target)
+    assert all(torch.equal(v, target.trained()[k]) for k, v in source.trained().items())
+    with pytest.raises(CheckpointError, match="was trained with model.lora_alpha: 12; with 8"):
+        load_model(tmp_path / "theirs" / "transformer", policy_over(flux(), seed=2, **LORA | {"lora_alpha": 8}))
+
+
+@pytest.mark.parametrize(("key", "message"), [
+    ({"use_rslora": True}, "another kind of LoRA: use_rslora; merge it"),
+    ({"alpha_pattern": {"to_q": 1}}, "another kind of LoRA: alpha_pattern"),
+    ({"lora_alpha": "12"}, "is damaged: ValueError: lora_alpha is '12', no number"),
+])  # fmt: skip
+def test_a_lora_that_is_computed_otherwise_is_refused(tmp_path: Path, key: dict[str, Any], message: str) -> None:
+    policy = policy_over(flux(), seed=1, **LORA)
+    saved(tmp_path, policy)
+    (tmp_path / LORA_FILE).unlink()
+    (tmp_path / PEFT_CONFIG).write_text(json.dumps(json.loads((tmp_path / PEFT_CONFIG).read_text()) | key))
+    with pytest.raises(CheckpointError, match=message):
+        load_model(tmp_path, policy)
+
+
+@pytest.mark.parametrize("size", ["10GB", "30KB"])
+def test_a_full_checkpoint_at_the_root_loads(tmp_path: Path, size: str) -> None:
+    """As other programs write it, whole or in shards."""
+    source, target = policy_over(flux(), seed=1, **FULL), policy_over(flux(), seed=2, **FULL)
+    with torch.no_grad():
+        for p in source.trained().values():
+            p.mul_(1.5)
+    source.models["transformer"].save_pretrained(tmp_path, max_shard_size=size)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1 if size == "10GB" else len(list(tmp_path.glob("*.safetensors"))) > 1
+    load_model(tmp_path, target)
+    assert all(torch.equal(v, state_of(target)[k]) for k, v in state_of(source).items())
+
+
+def test_pickles_are_not_read(tmp_path: Path) -> None:
+    for name in ("optimizer.bin", "random_states_0.pkl"):
+        (tmp_path / name).touch()
+    with pytest.raises(CheckpointError, match="holds pickles, which can run code and are not read"):
+        kind_of(tmp_path)
+
+
+# -- equal files --------------------------------------------------------------------------------------------------------------------
+
+SAVE = "import sys; from pathlib import Path; from tests.test_checkpoint import save_both; save_both(Path(sys.argv[1]))"
+
+
+def save_both(folder: Path) -> None:
+    for name, model in (("lora", LORA), ("full", FULL)):
+        saved(folder / name, policy_over(flux(), seed=1, **model))
+
+
+def test_equal_weights_are_equal_files_that_others_may_read(tmp_path: Path) -> None:
+    """From processes in which sets and maps have other orders; with the mode of any other file."""
+    former = os.umask(0o027)
+    try:
+        save_both(tmp_path / "1")
+    finally:
+        os.umask(former)
+    subprocess.run([sys.executable, "-c", SAVE, tmp_path / "2"], check=True, env=environment(PYTHONHASHSEED="2"))
+    first, second = ({str(p.relative_to(tmp_path / k)): p for p in (tmp_path / k).rglob("*") if p.is_file()} for k in "12")
+    assert first.keys() == second.keys() and len(first) == 5
+    assert [name for name in first if first[name].read_bytes() != second[name].read_bytes()] == []
+    assert {p.stat().st_mode & 0o777 for p in first.values()} == {0o640}
 
 
 # -- folders ------------------------------------------------------------------------------------------------------------------------
@@ -192,7 +311,7 @@ def test_what_a_folder_holds(tmp_path: Path, files: list[str], kind: str) -> Non
     assert kind_of(tmp_path) == kind
 
 
-@pytest.mark.parametrize(("folder", "seen"), [("none", "no such folder"), ("empty", "empty"), ("full", "notes.txt")])
+@pytest.mark.parametrize(("folder", "seen"), [("none", "no such folder or file"), ("empty", "empty"), ("full", "notes.txt")])
 def test_a_folder_that_is_no_checkpoint_is_described(tmp_path: Path, folder: str, seen: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "full").mkdir()
@@ -219,3 +338,11 @@ def test_checkpoints_are_in_the_order_of_their_epochs(tmp_path: Path) -> None:
     assert [p.name for p in checkpoints(folder)] == ["epoch_10", "epoch_100"] and (folder / "epoch_x").exists()
     prune(folder, 5)
     assert len(checkpoints(folder)) == 2
+    prune(folder, 1, folder / "epoch_10")
+    assert len(checkpoints(folder)) == 2, "what was just written stays"
+
+
+def test_the_run_folder_of_another_program_has_its_checkpoints_by_another_name(tmp_path: Path) -> None:
+    for place in ("checkpoint-9", "checkpoint-10", "checkpoints/checkpoint-20", "checkpoints/abandoned-1/epoch_99"):
+        (tmp_path / place).mkdir(parents=True)
+        assert newest(tmp_path).name == place.rsplit("/")[-1].replace("epoch_99", "checkpoint-20")

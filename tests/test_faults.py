@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from flow_factory.checkpoint import LORA_FILE
+from flow_factory.lora_file import LORA_FILE
 from flow_factory.config import TrainConfig
 from flow_factory.config.engine import EngineSettings
 from flow_factory.engines import Engine

@@ -12,7 +12,8 @@ from diffusers import FluxPipeline
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from flow_factory.checkpoint import LORA_FILE, load_model, save_model
+from flow_factory.checkpoint import load_model, save_model
+from flow_factory.lora_file import LORA_FILE
 from flow_factory.config import ConfigError, load_config
 from flow_factory.errors import UserError
 from flow_factory.frugal import FLOAT8, moved, parked
