@@ -19,11 +19,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from flow_factory.lora_file import LORA_FILE
 from flow_factory.config import TrainConfig
 from flow_factory.config.engine import EngineSettings
 from flow_factory.engines import Engine
 from flow_factory.errors import GradientError, UserError
+from flow_factory.lora_file import LORA_FILE
 from flow_factory.training_state import contents
 from tests.test_resume import SETTINGS as EVALUATED
 from tests.test_resume import assert_same
