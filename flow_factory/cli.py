@@ -14,6 +14,7 @@ from pathlib import Path
 from flow_factory import __version__
 from flow_factory.config import RunConfig, config_help, dump_config, load_config
 from flow_factory.errors import FULL, RunError, UserError
+from flow_factory.interrupt import Interrupted, Listener
 from flow_factory.launch import going_on, launch, said
 from flow_factory.placement import FLAGS, overrides_of, place, srun_task
 
@@ -77,6 +78,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 failed, 2 bad config or data, 130 interrupted."""
+    listener = Listener()
+    with listener.watching():
+        return listen(listener, argv)
+
+
+def listen(listener: Listener, argv: Sequence[str] | None) -> int:
+    """The command, which SIGTERM and Ctrl-C end with a line and 130 from here on."""
     args = parser().parse_intermixed_args(argv)
     try:
         os.environ.update(srun_task(vars(args), os.environ))
@@ -87,13 +95,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.config is None:
             parser().print_help()
             return 2
-        return act(load_config(args.config, overrides_of(vars(args), os.environ, args.overrides)), args)
+        return act(load_config(args.config, overrides_of(vars(args), os.environ, args.overrides)), args, listener)
     except UserError as error:
         complain(error)
         return 1 if isinstance(error, RunError) else 2
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as error:
+        return stopped(error)
     except Exception as error:  # of any kind: where several processes fail, only the first shows its trace, the others' come of its leaving
+        if listener.signal is not None:  # which a library took for an error of its own
+            return stopped(listener.signal.name)
         if said():
             return 1
         if isinstance(error, RuntimeError) and any(text in str(error) for text in LOST):
@@ -102,7 +112,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
 
 
-def act(config: RunConfig, args: argparse.Namespace) -> int:
+def stopped(what: object) -> int:
+    """Says what ended the program, unless another process has; the exit code."""
+    if not said():
+        print(f"{what or 'interrupted'}: stopped at once; what is in the run's folder stays as it is", file=sys.stderr)
+    return 130
+
+
+def act(config: RunConfig, args: argparse.Namespace, listener: Listener) -> int:
     """Does what the flags ask with a right config."""
     if args.print_config:
         print(dump_config(config), end="")
@@ -123,7 +140,7 @@ def act(config: RunConfig, args: argparse.Namespace) -> int:
 
         print(check(config))
         return 0
-    return work(config)
+    return work(config, listener)
 
 
 def hush() -> None:
@@ -134,7 +151,7 @@ def hush() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
-def work(config: RunConfig) -> int:
+def work(config: RunConfig, listener: Listener) -> int:
     """Trains in this process."""
     if not config.log.verbose:
         hush()
@@ -142,14 +159,20 @@ def work(config: RunConfig) -> int:
     from torch import OutOfMemoryError
 
     from flow_factory.algorithms.base import OnPolicyError
-    from flow_factory.interrupt import Interrupted
+    from flow_factory.resuming import Finished
     from flow_factory.rewards.scoring import RewardError
     from flow_factory.train import build
 
     try:
-        summary = build(config)()
+        run = build(config)
+        listener.check()
+        summary = run()
     except Interrupted:
         return 130
+    except Finished as note:
+        if first():
+            print(f"note: {note}", file=sys.stderr)
+        return 0
     except (OnPolicyError, RewardError) as error:
         complain(error)
         return 1

@@ -1,49 +1,50 @@
-"""SIGTERM and Ctrl-C as a question that the loop asks where it can stop exactly."""
+"""SIGTERM and Ctrl-C: before a run begins they end the program, then they are a question that the loop asks where it can stop exactly.
 
+Nothing heavy is imported here: the command listens from its first line on.
+"""
+
+import os
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
 
-import torch
-from accelerate import Accelerator
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 class Interrupted(Exception):
     """The run was asked to stop, and stands where a resumed run goes on exactly."""
 
 
+class Stopped(KeyboardInterrupt):
+    """The program was asked to stop at once; says by what."""
+
+
 ECHO = 5.0
 """Seconds in which a second SIGTERM is the same one: Slurm signals every process of a step, and the launcher passes on what it gets."""
 
 
-class Interrupt:
-    """Set by the first SIGTERM or Ctrl-C; the second Ctrl-C stops at once, and so does a SIGTERM long after the first."""
+class Listener:
+    """The first signal ends the program, as Ctrl-C does any Python program."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self.since = 0.0
 
     def check(self) -> None:
-        """Raises `Interrupted` if a signal has come."""
+        """Raises `Stopped` if a signal has come: a library may have taken the first one for a failed import."""
         if self.signal is not None:
-            raise Interrupted(self.signal.name)
-
-    def agree(self, accelerator: Accelerator) -> None:
-        """Raises `Interrupted` on all processes if a signal has come to any: to be called by all at the same place."""
-        came = torch.tensor(float(self.signal is not None), device=accelerator.device)
-        if accelerator.reduce(came, "sum").item() > 0:
-            raise Interrupted(self.signal.name if self.signal is not None else "another process was interrupted")
+            raise Stopped(self.signal.name)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is None:
-            self.signal, self.since = signal.Signals(number), time.monotonic()
-        elif number == signal.SIGINT or time.monotonic() - self.since > ECHO:
-            raise KeyboardInterrupt
+        self.signal, self.since = signal.Signals(number), time.monotonic()
+        raise Stopped(self.signal.name)
 
     @contextmanager
-    def watching(self) -> Iterator["Interrupt"]:
+    def watching(self) -> Iterator["Listener"]:
         """Handlers are in place inside, and the former ones return after."""
         former = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
@@ -51,3 +52,29 @@ class Interrupt:
         finally:
             for s, handler in former.items():
                 signal.signal(s, handler)
+
+
+class Interrupt(Listener):
+    """Set by the first SIGTERM or Ctrl-C; the second Ctrl-C stops at once, and so does a SIGTERM long after the first."""
+
+    def check(self) -> None:
+        """Raises `Interrupted` if a signal has come."""
+        if self.signal is not None:
+            raise Interrupted(self.signal.name)
+
+    def agree(self, accelerator: "Accelerator") -> None:
+        """Raises `Interrupted` on all processes if a signal has come to any: to be called by all at the same place."""
+        import torch
+
+        came = torch.tensor(float(self.signal is not None), device=accelerator.device)
+        if accelerator.reduce(came, "sum").item() > 0:
+            raise Interrupted(self.signal.name if self.signal is not None else "another process was interrupted")
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None and (number == signal.SIGINT or time.monotonic() - self.since > ECHO):
+            raise Stopped(signal.Signals(number).name)
+        if self.signal is None:
+            self.signal, self.since = signal.Signals(number), time.monotonic()
+            again = "Ctrl-C again stops at once" if number == signal.SIGINT else "a second one after five seconds stops at once"
+            if os.environ.get("RANK", "0") == "0":  # by `os.write`, for `print` may be what was interrupted
+                os.write(2, f"\n{self.signal.name}: stopping where the run can go on exactly, and saving its state; {again}\n".encode())

@@ -12,6 +12,7 @@ from flow_factory.evaluation import Evaluator
 from flow_factory.gallery import Gallery
 from flow_factory.interrupt import Interrupted
 from flow_factory.report import eval_metrics, write_summary
+from flow_factory.run_folder import RunFolder
 from flow_factory.saver import Saver
 from flow_factory.trackers import Trackers
 from flow_factory.trainer import Trainer
@@ -30,6 +31,8 @@ class Run:
     trackers: Trackers | None
     """On the main process."""
     saver: Saver
+    claim: RunFolder | None = None
+    """On the folder; the main process has it."""
     goes_on: bool = False
     """Whether it starts from a saved training state: what was evaluated then is not evaluated again."""
     gallery: Gallery = field(init=False)
@@ -40,11 +43,20 @@ class Run:
         self.gallery = Gallery(self.folder)
 
     def __call__(self) -> str:
-        """Trains to the end and returns the summary.
+        """Trains to the end and returns the summary; then others may claim the folder.
 
         Raises:
             Interrupted: on SIGTERM or Ctrl-C, after the training state was saved.
         """
+        try:
+            self.train()
+            return self.finish()
+        finally:
+            if self.claim is not None:
+                self.claim.release()
+
+    def train(self) -> None:
+        """All epochs, with what is due between them."""
         config, progress = self.trainer.config, self.trainer.progress
         self.started = time.monotonic()
         last = config.train.max_epochs
@@ -65,11 +77,8 @@ class Run:
                 self.save(state=True)
                 self.saver.wait()
                 self.gallery.wait()
-                logger.warning(
-                    "%s: stopped before epoch %d; go on with model.resume_path=%s", signal, progress.epoch + 1, self.checkpoint()
-                )
+                logger.warning("%s: stopped before epoch %d; go on with model.resume_path=%s", signal, progress.epoch + 1, self.folder)
                 raise
-        return self.finish()
 
     def tell(self, metrics: dict[str, float]) -> None:
         """Logs an epoch and moves the bar."""

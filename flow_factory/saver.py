@@ -1,6 +1,5 @@
 """Checkpoints are written beside the training, one at a time: it waits for copies in main memory, not for the disk."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +10,11 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 
 from flow_factory.background import Background
-from flow_factory.checkpoint import CheckpointError, begin, checkpoints, collect, finish, partial_of, prune, save_model
+from flow_factory.checkpoint import CheckpointError, begin, checkpoints, collect, finish, partial_of, plainly, prune, save_model
 from flow_factory.engines import Engine
 from flow_factory.errors import SaveError
-from flow_factory.training_state import plainly, stage, write
+from flow_factory.state_files import write
+from flow_factory.training_state import stage
 from flow_factory.weights import WeightStore
 
 
@@ -54,14 +54,12 @@ class Saver(Background):
 
         def work() -> None:
             with kept(folder):
-                if staged is not None:
-                    write(partial / "state", staged, self.group)
+                if staged is not None and progress is not None:
+                    write(partial / "state", staged, progress, self.group)
                 if main:
                     save_model(partial, self.engine.policy, self.pipeline, model)
-                    if progress is not None:
-                        (partial / "state" / "progress.json").write_text(json.dumps(dict(progress), indent=2))
                     finish(partial, folder)
-                    prune(folder.parent, self.keep_last_n)
+                    prune(folder.parent, self.keep_last_n, written=folder)
 
         self.start(work)
 

@@ -6,6 +6,7 @@ Only the main process opens trackers.
 import json
 import secrets
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from flow_factory.data.mp4 import save_video
-from flow_factory.errors import UserError
+from flow_factory.errors import UserError, file_errors
 from flow_factory.metrics import MetricsFile
 from flow_factory.pictures import animation, caption, contact_sheet
 from flow_factory.registry import Registry
@@ -166,7 +167,22 @@ class Tensorboard:
         self.writer.close()
 
 
-TRACKERS = Registry("tracker", {name: f"{__name__}:{name.title()}" for name in ("wandb", "swanlab", "tensorboard")})
+PACKAGES = ("wandb", "swanlab", "tensorboard")
+TRACKERS = Registry("tracker", {name: f"{__name__}:{name.title()}" for name in PACKAGES})
+
+
+def require_trackers(names: Sequence[str]) -> None:
+    """What can be known before anything is loaded, and leaves nothing behind.
+
+    Raises:
+        TrackerError: a backend is not installed.
+        UnknownName: a name that is neither a backend nor a dotted path.
+    """
+    for name in names:
+        if name in PACKAGES and find_spec(name) is None:
+            raise TrackerError(_install(name, name))
+        if name.lower() != "none":
+            TRACKERS[name]
 
 
 def open_trackers(names: Sequence[str], project: str, run_name: str, run_dir: Path, config: dict[str, Any]) -> Trackers:
@@ -177,11 +193,11 @@ def open_trackers(names: Sequence[str], project: str, run_name: str, run_dir: Pa
         UnknownName: a name that is neither a backend nor a dotted path.
     """
     classes = [TRACKERS[name] for name in names if name.lower() != "none"]
-    try:
-        metrics_file = MetricsFile(run_dir)
-    except OSError as error:
-        raise TrackerError(f"cannot write metrics to {run_dir}: {error}; choose another log.save_dir") from error
-    return Trackers(metrics_file, [backend(project, run_name, run_dir, config) for backend in classes])
+    with file_errors("log.save_dir", run_dir, "write a folder that can be written to", TrackerError):
+        run_dir.mkdir(parents=True, exist_ok=True)
+    backends = [backend(project, run_name, run_dir, config) for backend in classes]
+    with file_errors("log.save_dir", run_dir, "write a folder that can be written to", TrackerError):
+        return Trackers(MetricsFile(run_dir), backends)
 
 
 def _install(name: str, package: str) -> str:

@@ -3,8 +3,8 @@
 import logging
 import os
 import sys
-import time
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,16 @@ from torch import nn
 
 from flow_factory.algorithms import ALGORITHMS
 from flow_factory.algorithms.base import Algorithm
-from flow_factory.checkpoint import CheckpointError, kind_of, load_model, newest, newest_state
-from flow_factory.config import RewardConfig, RunConfig, TrainConfig, dump_config, plan_of
+from flow_factory.checkpoint import load_model
+from flow_factory.config import RewardConfig, RunConfig, TrainConfig, plan_of
 from flow_factory.config.engine import EngineSettings, engine_of
-from flow_factory.config.model import AUTO
 from flow_factory.context_parallel import split_sequences
 from flow_factory.engines import Engine, make_engine
 from flow_factory.errors import UserError
 from flow_factory.evaluation import Evaluator
 from flow_factory.frugal import moved
 from flow_factory.hparams import RewardArguments
+from flow_factory.identity import identity_of
 from flow_factory.meeting import join_group
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
@@ -33,38 +33,60 @@ from flow_factory.models.loading import load_adapter, sketch_adapter
 from flow_factory.models.proof import prove
 from flow_factory.models.quantized import check_quantization
 from flow_factory.pairs import Pairs
-from flow_factory.policy import Policy, build_policy
+from flow_factory.policy import build_policy
+from flow_factory.resuming import Start, find_start
 from flow_factory.rewards.scoring import load_rewards
 from flow_factory.rows import check_files, check_limits, checkpoint_of, encode, fitted, has_split, is_offline, read_split
 from flow_factory.run import Run
+from flow_factory.run_folder import RunFolder, default_name, set_aside
 from flow_factory.saver import Saver
 from flow_factory.schedule import make_schedule
-from flow_factory.trackers import Trackers, open_trackers
+from flow_factory.trackers import Trackers, open_trackers, require_trackers
 from flow_factory.trainer import Trainer, call_of
 from flow_factory.training_state import Progress, load
+from flow_factory.types import Row
 from flow_factory.weights import WeightStore
 
 logger = logging.getLogger(__name__)
 
 
 def build(config: RunConfig) -> Run:
-    """Everything of the run, cheapest checks first.
+    """Everything of the run, cheapest checks first. Nothing is written into its folder before all that can be refused has been asked.
 
     Raises:
         UserError: what the config asks for and this machine, data set or checkpoint does not have; the message says which.
+        Finished: the run that is to go on has all its epochs.
     """
     check_quantization(config.model.quantization)
+    require_trackers(config.log.logging_backend)
     rows, test = read_split(config, "train"), read_split(config, "test") if has_split(config, "test") else []
     contradict(engine_of(config.config_file, config.model.offload_blocks))
+    start = find_start(config)
+    changed = start.require_same(identity_of(config, rows))
     accelerator = make_accelerator(config)
     engine = make_engine(config.engine, accelerator, config.train.max_grad_norm)
     share = (accelerator.process_index, accelerator.num_processes)
     sizes = check_files(config, rows, test, progress=accelerator.is_local_main_process, share=share)
-    folder = run_folder(config, accelerator)
-    trackers = open_run_trackers(config, folder, accelerator)
-    require_shared(folder, accelerator)
-    config = fitted(config)
+    asked, config = config, fitted(config)
     check_limits(config, sketch_adapter(*checkpoint_of(config)), rows, test, sizes)
+    claim, folder = claim_folder(asked, start, accelerator)
+    with claim or nullcontext():
+        require_shared(folder, accelerator)
+        if claim is not None:
+            say(changed)
+        return assemble(asked, config, (rows, test), start, (claim, folder), accelerator, engine)
+
+
+def assemble(
+    asked: RunConfig, config: RunConfig, splits: tuple[list[Row], list[Row]], start: Start, place: tuple[RunFolder | None, Path],
+    accelerator: Accelerator, engine: Engine,
+) -> Run:  # fmt: skip
+    """Loads, encodes and wraps, and begins the run.
+
+    Args:
+        asked: the config as it was given, which is what the folder keeps; `config`, what the checkpoint can do of it.
+    """
+    rows, test = splits
     rewards, eval_rewards = load_rewards(
         arguments(config.rewards), arguments(config.eval_rewards) if config.eval_rewards else None, accelerator
     )
@@ -72,6 +94,8 @@ def build(config: RunConfig) -> Run:
         rewards.check_columns(rows)
     eval_rewards.check_columns(test)
     adapter = open_adapter(config)
+    identity = identity_of(asked, rows)  # known now, even if the checkpoint had to be downloaded
+    start.require_same(identity)
     algorithm = ALGORITHMS[config.train.trainer_type](config.train, config.scheduler, adapter.times_per_sample)
     conds, eval_conds = encode(config, adapter, algorithm, [rows, test], accelerator)
     adapter.drop_encoders()
@@ -79,10 +103,11 @@ def build(config: RunConfig) -> Run:
         adapter, config.model, config.mixed_precision, config.train.enable_gradient_checkpointing, config.train.seed, accelerator.device
     )
     split_sequences(adapter, config.model.context_parallel, accelerator.device)
-    resume = resumed(config, folder, policy)
+    if start.path is not None and start.saved is None:
+        load_model(start.path, policy)
     engine.wrap(policy, partial(make_optimizer, config.train))
     if accelerator.is_main_process and (accelerator.num_processes > 1 or engine.settings.kind != "ddp"):
-        print(f"note: {engine.describe()}", file=sys.stderr)
+        say([engine.describe()])
     if engine.settings.in_step and accelerator.num_processes > 1 and (is_offline(config) or len(policy.components) > 1):
         adapter.field.agree = engine.needed
     unknown = config.model.model_type not in MODELS or config.model.model_type == "diffusers"  # the others are proved by the tests
@@ -92,24 +117,49 @@ def build(config: RunConfig) -> Run:
     store = keep_copies(config, engine, algorithm)
     plan = plan_of(config)
     schedule = make_schedule(config.train, engine.optimizer, plan.optimiser_steps_per_epoch)
-    progress = Progress(**load(resume, store, engine, schedule)) if resume else Progress()
-    if trackers is not None:
-        trackers.truncate_after(progress.epoch if resume else -1)  # a fresh start may follow one that left no checkpoint
+    progress = load(start.path, store, engine, schedule) if start.path is not None and start.saved is not None else Progress()
+    trackers = begin(asked, place[0], start, progress) if place[0] is not None else None
     pairs = Pairs(config.data, adapter, call_of(config.train)) if is_offline(config) else None
     learning = (engine, store, algorithm, schedule)
-    trainer = Trainer(config, plan, accelerator, adapter, *learning, rewards, rows, conds, pairs, progress=progress)
+    trainer = Trainer(config, plan, accelerator, adapter, *learning, rewards, rows, conds, pairs, progress=progress, identity=identity)
     evaluator = Evaluator(config, accelerator, adapter, engine, store, eval_rewards, test, eval_conds) if test else None
     saver = Saver(accelerator, engine, store, type(adapter.pipe), config.log.keep_last_n)
-    return Run(folder, trainer, evaluator, trackers, saver, goes_on=resume is not None)
+    return Run(place[1], trainer, evaluator, trackers, saver, place[0], goes_on=start.saved is not None)
 
 
-def open_run_trackers(config: RunConfig, folder: Path, accelerator: Accelerator) -> Trackers | None:
-    """The trackers, on the main process alone, and the resolved config beside their file."""
-    if not accelerator.is_main_process:
-        return None
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(dump_config(config))
-    return open_trackers(config.log.logging_backend, config.log.project, folder.name, folder, config.model_dump(mode="json"))
+def claim_folder(config: RunConfig, start: Start, accelerator: Accelerator) -> tuple[RunFolder | None, Path]:
+    """(the claim, which the main process has, the run's folder).
+
+    Raises:
+        UserError: another run has it.
+    """
+    claim = None
+    if accelerator.is_main_process:
+        new = start.folder is None
+        claim = RunFolder(Path(config.log.save_dir, default_name(config)) if start.folder is None else start.folder, new)
+    with claim or nullcontext():
+        if claim is not None:
+            find_start(config)  # again, for nobody else can write there now
+        return claim, broadcast_object_list([claim and claim.path])[0]
+
+
+def begin(config: RunConfig, claim: RunFolder, start: Start, progress: Progress) -> Trackers:
+    """Opens the trackers, and makes the folder's history the run's: what came after the state that it starts from is set aside.
+
+    Raises:
+        TrackerError: see `open_trackers`; nothing has changed.
+    """
+    trackers = open_trackers(config.log.logging_backend, config.log.project, claim.path.name, claim.path, config.model_dump(mode="json"))
+    if start.saved is not None and (aside := set_aside(claim.path, progress.epoch)):
+        say([aside])
+    trackers.truncate_after(progress.epoch if start.saved is not None else -1)  # a fresh start may follow one that left no checkpoint
+    claim.begin(config)
+    return trackers
+
+
+def say(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(f"note: {line}", file=sys.stderr)
 
 
 def contradict(settings: EngineSettings) -> None:
@@ -193,49 +243,3 @@ def make_optimizer(train: TrainConfig, params: Iterable[nn.Parameter]) -> torch.
     except ImportError as error:
         raise UserError("train.optimizer: adamw8bit needs bitsandbytes: pip install 'flow-factory[quantization]'") from error
     return AdamW8bit(params, **keys)
-
-
-def resumed(config: RunConfig, run: Path, policy: Policy) -> Path | None:
-    """Loads `model.resume_path`'s weights into the policy; the folder itself where its whole training state is to be loaded.
-
-    Raises:
-        CheckpointError: it holds something else than `model.resume_type` says.
-    """
-    if config.model.resume_path is None:
-        return None
-    if config.model.resume_path == AUTO:
-        return newest_state(run)
-    folder = newest(Path(config.model.resume_path))
-    kind = kind_of(folder)
-    wanted = config.model.resume_type or kind
-    if wanted == "state" and kind != "state":
-        raise CheckpointError(
-            f"model.resume_path: {folder} has no training state (log.save_model_only: true); resume_type: {kind} would load its weights"
-        )
-    if wanted == "state":
-        return folder
-    load_model(folder, policy)
-    return None
-
-
-def run_folder(config: RunConfig, accelerator: Accelerator) -> Path:
-    """The folder of this run; a new one unless the run goes on in it.
-
-    Raises:
-        UserError: it holds another run.
-    """
-    model, train = config.model, config.train
-    name = config.log.run_name or f"{model.model_type}_{model.finetune_type}_{train.trainer_type}_{time.strftime('%Y%m%d_%H%M%S')}"
-    folder = Path(config.log.save_dir) / broadcast_object_list([name])[0]
-    metrics = folder / "metrics.jsonl"
-    if config.model.resume_path == AUTO or not (accelerator.is_main_process and metrics.is_file() and metrics.stat().st_size):
-        return folder
-    resume = Path(config.model.resume_path).resolve() if config.model.resume_path else None
-    if resume is None or folder.resolve() not in (resume, *resume.parents):
-        raise UserError(f"{folder} holds a run already: choose another run_name, or go on with model.resume_path={folder}")
-    if (config.model.resume_type or kind_of(newest(resume))) != "state":
-        raise UserError(
-            f"{folder} cannot go on: {newest(resume)} has weights and no training state (log.save_model_only: true); "
-            "choose another run_name to start anew from these weights"
-        )
-    return folder

@@ -56,6 +56,8 @@ class Trainer:
     """Given preferences, instead of rollouts and rewards."""
     interrupt: Interrupt = field(default_factory=Interrupt)
     progress: Progress = field(default_factory=Progress)
+    identity: dict[str, Any] = field(default_factory=dict)
+    """Whose run a saved state is; see `identity.identity_of`."""
 
     def __post_init__(self) -> None:
         self.meter = Meter(self.accelerator)
@@ -209,7 +211,7 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """What is kept beside the training state's tensors."""
-        return asdict(self.progress) | {"schedule": self.schedule.state_dict()}
+        return asdict(self.progress) | {"run": self.identity}
 
     @property
     def policy(self) -> Policy:

@@ -1,33 +1,22 @@
-"""What a resumed run needs to go on exactly: weights, their copies, optimiser, learning rate, counters.
+"""What a resumed run needs to go on exactly: weights, their copies, optimiser, counters.
 
-Kept by torch's distributed checkpoint, each process writing what it holds, under names and shapes that no engine and no number of
-processes has a part in: a run may go on in another number of processes, or on another engine.
-
-    <checkpoint>/state/.metadata, *.distcp     weights/<copy>/<parameter>, optimizer/<key>/<parameter>
-    <checkpoint>/state/progress.json           written last of all
+Kept under names and shapes that no engine and no number of processes has a part in: a run may go on in another number of processes, or on
+another engine. The tensors are weights/<copy>/<parameter> and optimizer/<key>/<parameter>; for the files see `state_files`.
 """
 
-import json
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from safetensors import SafetensorError
+from accelerate.utils import gather_object
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata
 
-from flow_factory.checkpoint import CheckpointError, checkpoints
+from flow_factory.checkpoint import CheckpointError, checkpoints, plainly
 from flow_factory.engines import Engine
+from flow_factory.state_files import Index, Saved, contents, damaged, read
 from flow_factory.weights import WeightStore
-
-warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)  # one process alone
 
 
 @dataclass
@@ -37,7 +26,7 @@ class Progress:
     epoch: int = 0
     """The next epoch; all before it are complete."""
     updates: int = 0
-    """Optimiser steps taken."""
+    """Optimiser steps taken, which is also where the learning rate's schedule stands."""
 
 
 def stage(store: WeightStore, engine: Engine) -> dict[str, Tensor]:
@@ -48,28 +37,20 @@ def stage(store: WeightStore, engine: Engine) -> dict[str, Tensor]:
     return out | {f"optimizer/{name}": value for name, value in engine.moments().items()}
 
 
-def write(folder: Path, staged: dict[str, Tensor], group: dist.ProcessGroup | None) -> None:
-    """Writes this process's tensors, each once over all processes. Called by all together.
+def load(folder: Path, store: WeightStore, engine: Engine, schedule: Any) -> Progress:
+    """Puts the state of a checkpoint into what a run has built. Called by all processes together.
 
-    Args:
-        group: through which they agree on who writes what; None for one process alone.
-
-    Raises:
-        CheckpointError: the disk is full, or the like.
-    """
-    with plainly(folder, "cannot be written"):
-        dcp.save(staged, storage_writer=dcp.FileSystemWriter(folder), process_group=group, no_dist=group is None)
-
-
-def load(folder: Path, store: WeightStore, engine: Engine, schedule: Any) -> dict[str, Any]:
-    """Puts the state of a checkpoint into what a run has built; returns the progress.
+    Weights, moments and counters are the state's; learning rate, betas, weight decay and schedule stay the run's own.
 
     Raises:
         CheckpointError: it is another run's, or damaged; nothing of the run has changed.
     """
+    index, progress = whole_contents(folder)
     with _or_another(folder):
-        metadata, progress = contents(folder)
-    saved = {k: tuple(m.size) for k, m in metadata.state_dict_metadata.items()}  # type: ignore[union-attr]
+        mine = slice(engine.accelerator.process_index, None, engine.accelerator.num_processes)
+        if wrong := gather_object(damaged(folder / "state", index, mine)):
+            raise ValueError(f"the checksum of {wrong[0]} is wrong")
+    saved = {name: tuple(spread.shape) for name, spread in index.tensors.items()}
     if any(name.startswith("optimizer/") for name in saved):
         engine.warm()
     targets = stage(store, engine)
@@ -77,32 +58,28 @@ def load(folder: Path, store: WeightStore, engine: Engine, schedule: Any) -> dic
         raise CheckpointError(f"{folder} does not fit this run: {problem}")
     targets = {k: t for k, t in targets.items() if k in saved}
     with _or_another(folder):
-        dcp.load(targets, storage_reader=dcp.FileSystemReader(folder / "state"), no_dist=not dist.is_initialized())
+        read(folder / "state", index, targets)
     for copy, parts in store.state_dict().items():
         for name, part in parts.items():
             engine.unstage(targets[f"weights/{copy}/{name}"], part)
     engine.load_moments({k.removeprefix("optimizer/"): t for k, t in targets.items() if k.startswith("optimizer/")})
     engine.written()
     engine.adopted()
-    schedule.load_state_dict(progress.pop("schedule"))
-    for group, rate in zip(engine.optimizer.param_groups, schedule.get_last_lr(), strict=True):
-        group["lr"] = rate
-    return progress
+    advance(schedule, progress.updates)
+    return Progress(progress.epoch, progress.updates)
 
 
-def contents(folder: Path) -> tuple[Metadata, dict[str, Any]]:
-    """(names and shapes of the saved tensors, progress) of a checkpoint all of whose files have their length; numbers are not read.
+def whole_contents(folder: Path) -> tuple[Index, Saved]:
+    """`state_files.contents`, whose error says which checkpoint beside it is whole."""
+    with _or_another(folder):
+        return contents(folder)
 
-    Raises:
-        CheckpointError: a file is missing or cut off.
-    """
-    state = folder / "state"
-    with plainly(folder, "is damaged"):
-        metadata = dcp.FileSystemReader(state).read_metadata()
-        for piece in metadata.storage_data.values():
-            if (state / piece.relative_path).stat().st_size < piece.offset + piece.length:
-                raise EOFError(f"{piece.relative_path} is cut off")
-        return metadata, json.loads((state / "progress.json").read_text())
+
+def advance(schedule: Any, steps: int) -> None:
+    """Brings a learning rate's schedule, and the optimiser's rate, to where it stands after so many steps."""
+    if steps:
+        schedule.last_epoch, schedule._step_count = steps - 1, steps + 1  # torch's own names; the second keeps its warning on order away
+        schedule.step()
 
 
 @contextmanager
@@ -132,20 +109,7 @@ def misfit(saved: Mapping[str, tuple[int, ...]], here: Mapping[str, Tensor]) -> 
     copies = [sorted({k.split("/")[1] for k in names if k.startswith("weights/")}) for names in (saved, here)]
     if copies[0] != copies[1]:
         return f"the saved copies are {copies[0]}, this run keeps {copies[1]}"
+    saved = dict(sorted(saved.items(), reverse=True))  # weights before what the optimiser keeps of them
     wrong = [k for k in saved if k not in here] + [k for k in here if k not in saved and k.startswith("weights/")]
     wrong += [k for k, size in saved.items() if k in here and tuple(here[k].shape) != size]
     return f"first at {wrong[0]!r}: other lora_rank, target_modules or optimizer?" if wrong else None
-
-
-@contextmanager
-def plainly(folder: Path, what: str) -> Iterator[None]:
-    """Turns what torch's distributed checkpoint and the file system raise into a `CheckpointError`."""
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except CheckpointException as error:
-        reason = next(iter(error.failures.values()))[0]
-        raise CheckpointError(f"{folder} {what}: {type(reason).__name__}: {reason}") from error
-    except (OSError, EOFError, ValueError, KeyError, UnpicklingError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} {what}: {type(error).__name__}: {error}") from error

@@ -24,7 +24,7 @@ from flow_factory.config.engine import EngineSettings
 from flow_factory.engines import Engine
 from flow_factory.errors import GradientError, UserError
 from flow_factory.lora_file import LORA_FILE
-from flow_factory.training_state import contents
+from flow_factory.state_files import contents
 from tests.test_resume import SETTINGS as EVALUATED
 from tests.test_resume import assert_same
 from tests.tiny.faults import poisoned
@@ -120,7 +120,7 @@ def test_a_second_ctrl_c_ends_at_once_but_for_the_checkpoint_that_is_written(tmp
     run = faulty(tmp_path, "run", "0 flow_factory.saver:write 2 interrupt_twice")
     assert run.code == 130 and "stopped before epoch" not in run.said
     assert run.kept == ["epoch_1", "epoch_2"]
-    assert contents(run.folder / "checkpoints" / "epoch_2")[1]["epoch"] == 2
+    assert contents(run.folder / "checkpoints" / "epoch_2")[1].epoch == 2
 
 
 # -- the disk is full ---------------------------------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ def test_a_disk_that_fills_up_during_a_save_leaves_the_checkpoint_before(tmp_pat
     said = rf"error: {folder}/\S+ cannot be written: {TOO_LARGE}; the last whole checkpoint is {folder}/epoch_1"
     assert re.fullmatch(said, run.complaints[0]), run.said
     assert len(run.complaints) == (2 if keys else 1), "the launcher says which process it was"
-    assert run.kept == ["epoch_1"] and contents(folder / "epoch_1")[1]["epoch"] == 1
+    assert run.kept == ["epoch_1"] and contents(folder / "epoch_1")[1].epoch == 1
     assert all(t.isfinite().all() for t in read_state(folder / "epoch_1").values())
 
 
@@ -174,14 +174,14 @@ def halve(path: Path) -> None:
 
 
 def everything(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "config.yaml"}
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
-    "half of the tensors": lambda state: halve(state / "__0_0.distcp"),
-    "no tensors": lambda state: (state / "__0_0.distcp").unlink(),
-    "half of their names": lambda state: halve(state / ".metadata"),
-    "no names": lambda state: (state / ".metadata").unlink(),
+    "half of the tensors": lambda state: halve(state / "part-00000.safetensors"),
+    "no tensors": lambda state: (state / "part-00000.safetensors").unlink(),
+    "half of their names": lambda state: halve(state / "index.json"),
+    "no names": lambda state: (state / "index.json").unlink(),
     "half of the progress": lambda state: halve(state / "progress.json"),
     "no progress": lambda state: (state / "progress.json").unlink(),
     "nothing": lambda state: [p.unlink() for p in state.iterdir()],

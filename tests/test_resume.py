@@ -132,10 +132,10 @@ def test_weights_alone_do_not_go_on_in_the_folder_of_their_run(tmp_path: Path) -
         (("model.resume_type=state",), "has no training state"),
         (("model.resume_type=full",), "full weights do not fit model.finetune_type: lora"),
         (("model.finetune_type=full", "model.master_weight_dtype=fp32"), "holds lora weights, but model.finetune_type is full"),
-        (("model.target_modules=[attn.to_q]",), "does not fit this model: it has the unknown .* other lora_rank or target_modules"),
+        (("model.target_modules=[attn.to_q]",), "does not fit this model: it has the unknown .*; it has lora_rank 8, .*; this run has "),
         (("model.lora_rank=4",), "does not fit this model"),
         (("model.resume_path=data",), "data is no checkpoint .test.jsonl, train.jsonl.; one holds state/"),
-        (("model.resume_path=gone",), "gone is no checkpoint .no such folder."),
+        (("model.resume_path=gone",), "gone is no checkpoint .no such folder or file."),
     ],
 )
 def test_what_cannot_be_resumed_is_one_sentence(
@@ -144,13 +144,25 @@ def test_what_cannot_be_resumed_is_one_sentence(
     monkeypatch.chdir(tmp_path)
     first = tiny(tmp_path)
     first.save(state=False)
+    first.saver.wait()
     with pytest.raises((ConfigError, UserError), match=message):
         tiny(tmp_path, "run_name=second", "model.resume_path=save/run", *overrides)
+
+
+OTHERS = {
+    "train.ema_decay=0": "does not fit this run: the saved copies are",
+    "model.target_modules=[attn.to_q]": "does not fit this run: first at",
+    "model.lora_rank=4": "is another run's: model.lora_rank was 8, and is 4; resume_type: lora starts from its weights",
+    "model.lora_alpha=4": "is another run's: model.lora_alpha was 16, and is 4",
+    "train.trainer_type=awm": "is another run's: train.trainer_type was .grpo., and is .awm.",
+}
 
 
 def test_a_state_of_another_kind_of_run_is_refused(tmp_path: Path) -> None:
     first = tiny(tmp_path)
     first.save(state=True)
-    for name, override in (("second", "train.ema_decay=0"), ("third", "model.lora_rank=4")):
-        with pytest.raises(UserError, match="does not fit this run"):
-            tiny(tmp_path, f"run_name={name}", f"model.resume_path={first.folder}", override)
+    first.saver.wait()
+    for override, message in OTHERS.items():
+        with pytest.raises(UserError, match=message):
+            tiny(tmp_path, "run_name=second", f"model.resume_path={first.folder}", override)
+    assert not (first.folder.parent / "second").exists()

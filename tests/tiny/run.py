@@ -14,7 +14,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
@@ -22,9 +21,12 @@ from flow_factory.config import load_config
 from flow_factory.metrics import read_metrics
 from flow_factory.placement import ENVIRONMENT, SLURM_STEP
 from flow_factory.run import Run
+from flow_factory.state_files import contents, read
+from flow_factory.tensor_file import NAMES
 from flow_factory.train import build
 from tests.tiny.flux import save_flux
 
+DTYPES = {name: dtype for dtype, name in NAMES.items()}
 ROOT = Path(__file__).parents[2]
 TRAIN = ["a red circle", "a blue square", "a green triangle", "two cat on the hill", "a photo of a dog", "a yellow sunset"]
 TEST = ["a red square", "a dog on the hill", "a painting of a horse", "mars"]
@@ -105,10 +107,9 @@ def tiny(folder: Path, *overrides: str) -> Run:
 
 def read_state(checkpoint: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint's training state, whole, however many processes wrote it."""
-    reader = dcp.FileSystemReader(checkpoint / "state")
-    known: dict[str, Any] = reader.read_metadata().state_dict_metadata
-    state = {name: torch.empty(meta.size, dtype=meta.properties.dtype) for name, meta in known.items()}
-    dcp.load(state, storage_reader=reader, no_dist=True)
+    index, _ = contents(checkpoint)
+    state = {name: torch.zeros(part.shape, dtype=DTYPES[part.dtype]) for name, part in index.tensors.items()}
+    read(checkpoint / "state", index, state)
     return state
 
 

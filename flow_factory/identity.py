@@ -1,0 +1,99 @@
+"""Whose run a training state is: what a run that goes on from it must share, and what it should say if it does not."""
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
+
+from flow_factory.config import RunConfig
+from flow_factory.types import Row
+
+BASE = "model.model_name_or_path"
+DATA = "data.dataset_dir"
+SAMPLE = 64
+"""Bytes at the beginning, in the middle and at the end of each tensor that its fingerprint is made of."""
+
+
+def identity_of(config: RunConfig, rows: Sequence[Row]) -> dict[str, Any]:
+    """What is kept with a state: `must`, which makes the model and the algorithm, and `may`, which a run may change as it goes on.
+
+    Learning rate, betas, weight decay, schedule and clip ranges are in neither: they are the config's.
+    """
+    model, train = config.model, config.train
+    must: dict[str, Any] = {
+        "model.model_type": model.model_type, "model.finetune_type": model.finetune_type,
+        "model.target_components": list(model.target_components), "train.trainer_type": train.trainer_type,
+        BASE: {name: base_fingerprint(model.model_name_or_path, name) for name in model.target_components},
+    }  # fmt: skip
+    if model.finetune_type == "lora":
+        must |= {"model.lora_rank": model.lora_rank, "model.lora_alpha": model.lora_alpha}
+    may = {DATA: data_fingerprint(rows), "train.seed": train.seed}
+    for key in ("height", "width", "num_inference_steps", "guidance_scale", "group_size", "unique_sample_num_per_epoch"):
+        may[f"train.{key}"] = getattr(train, key)
+    may["rewards"] = {reward.name: [reward.reward_model, reward.weight] for reward in config.rewards}
+    return json.loads(json.dumps({"must": must, "may": may}))
+
+
+def other_run(saved: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
+    """Why a saved state is of another model or algorithm; None where it is not."""
+    there = saved.get("must")
+    if not isinstance(there, dict):
+        return "it does not say of which run it is"
+    for key, value in here["must"].items():
+        if key == BASE and isinstance(there.get(key), dict):
+            known = {name: digest for name, digest in value.items() if digest is not None and there[key].get(name) is not None}
+            if any(there[key][name] != digest for name, digest in known.items()):
+                return f"{BASE} has other weights than it was trained on"
+        elif there.get(key) != value:
+            return f"{key} was {json.dumps(there.get(key))[:80]}, and is {json.dumps(value)[:80]}"
+    return None
+
+
+def changes(saved: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each thing that is not as it was, and need not be."""
+    there = saved.get("may")
+    for key, value in here["may"].items():
+        if not isinstance(there, dict) or key not in there or there[key] == value:
+            continue
+        was = "has other rows than before" if key == DATA else f"was {json.dumps(there[key])[:80]} and is {json.dumps(value)[:80]}"
+        yield f"{key} {was}"
+
+
+def data_fingerprint(rows: Sequence[Row]) -> str:
+    """Of the rows' prompts and files' names, wherever the data set is."""
+    lines = [[r.prompt, r.negative_prompt, *(Path(p).name for p in (*r.images, *r.videos))] for r in rows]
+    return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+
+
+def base_fingerprint(name: str, component: str) -> str | None:
+    """sha256 of a component's weights on disk: of each tensor the name, dtype, shape, and 64 bytes at three places.
+
+    So it tells models of one architecture apart, without reading them, however they are cut into files. None where there are no
+    safetensors files: nothing is compared then.
+    """
+    folder = Path(name) / component
+    if not Path(name).is_dir():
+        found = try_to_load_from_cache(name, f"{component}/config.json")
+        folder = Path(found).parent if isinstance(found, str) else folder
+    files = sorted(folder.glob("*.safetensors"))
+    plain = [file for file in files if file.name.count(".") == 1]  # a variant, as .fp16.safetensors, only where there is nothing else
+    samples = sorted(sample for file in plain or files for sample in _samples(file))
+    return hashlib.sha256(b"".join(samples)).hexdigest() if samples else None
+
+
+def _samples(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        size = struct.unpack("<Q", stream.read(8))[0]
+        header = json.loads(stream.read(size))
+        for name, tensor in header.items():
+            if name != "__metadata__":
+                begin, end = tensor["data_offsets"]
+                sample = json.dumps([name, tensor["dtype"], tensor["shape"]]).encode()
+                for place in (begin, (begin + end) // 2, max(begin, end - SAMPLE)):
+                    stream.seek(8 + size + place)
+                    sample += stream.read(min(SAMPLE, end - place))
+                yield sample

@@ -1,0 +1,132 @@
+"""What a run starts from: found out, and compared with the run, before anything is loaded or written."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flow_factory.checkpoint import CheckpointError, Kind, checkpoints, kind_of, newest, newest_state
+from flow_factory.config import RunConfig
+from flow_factory.config.model import AUTO
+from flow_factory.errors import UserError
+from flow_factory.identity import changes, other_run
+from flow_factory.run_folder import holds_run, named
+from flow_factory.state_files import Saved
+from flow_factory.training_state import whole_contents
+
+
+class Finished(Exception):
+    """There is nothing left to train."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from, and where it goes on.
+
+    Attributes:
+        folder: the run's folder; None for a new one of a default name.
+        path: the checkpoint; None for a fresh start.
+        kind: what is loaded of it.
+        saved: a training state's progress.
+    """
+
+    folder: Path | None
+    path: Path | None = None
+    kind: Kind | None = None
+    saved: Saved | None = None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the folder's own history goes on, and not a new one begins."""
+        return self.saved is not None and self.folder is not None and holds_run(self.folder)
+
+    def require_same(self, identity: dict[str, Any]) -> list[str]:
+        """Lines on what has changed, and may.
+
+        Raises:
+            CheckpointError: the state is another model's or algorithm's.
+        """
+        if self.saved is None:
+            return []
+        if problem := other_run(self.saved.run, identity):
+            raise CheckpointError(
+                f"{self.path} is another run's: {problem}; resume_type: {identity['must']['model.finetune_type']} starts from its weights"
+            )
+        return list(changes(self.saved.run, identity))
+
+
+def find_start(config: RunConfig) -> Start:
+    """Raises:
+    UserError: `model.resume_path` is not what `model.resume_type` says; the folder holds another run, or one that cannot go on.
+    Finished: the run has all its epochs.
+    """
+    folder, given = named(config), config.model.resume_path
+    if given is None:
+        if folder is not None and holds_run(folder):
+            raise UserError(f"{folder} holds a run already: choose another run_name, or go on with model.resume_path={folder}")
+        return Start(folder)
+    if given == AUTO:
+        assert folder is not None
+        path = newest_state(folder)
+        if path is None:
+            _require_no_weights(folder)
+            return Start(folder)  # also after a start that left no checkpoint
+        return _from_state(config, folder, path)
+    path = newest(Path(given))
+    kind = config.model.resume_type or kind_of(path)
+    if kind == "state":
+        if kind_of(path) != "state":
+            raise CheckpointError(
+                f"model.resume_path: {path} has no training state (log.save_model_only: true); resume_type: {kind_of(path)} would load its "
+                "weights"
+            )
+        return _from_state(config, folder or _home(config, path), path)
+    if folder is not None and holds_run(folder):
+        _require_other(folder, path)
+    return Start(folder, path, kind)
+
+
+def _from_state(config: RunConfig, folder: Path | None, path: Path) -> Start:
+    saved = whole_contents(path)[1]
+    last, own = config.train.max_epochs, folder is not None and _same(path.parent.parent, folder)
+    if folder is not None and holds_run(folder) and not own:
+        _require_other(folder, path)
+    written = not own or (folder is not None and (folder / "summary.md").is_file())
+    if last is not None and saved.epoch >= last and written:
+        raise Finished(f"{path} has {saved.epoch} epochs, and train.max_epochs is {last}: nothing is left to do; a larger one goes on")
+    return Start(folder, path, "state", saved)
+
+
+def _home(config: RunConfig, path: Path) -> Path | None:
+    """The run's own folder, for one that was not named: a state goes on where it was saved, if that is in this `log.save_dir`."""
+    run = path.parent.parent
+    return run if path.parent.name == "checkpoints" and _same(run.parent, Path(config.log.save_dir)) else None
+
+
+def _require_no_weights(folder: Path) -> None:
+    """Raises:
+    UserError: a run has checkpoints and no training state among them.
+    """
+    if saved := checkpoints(folder / "checkpoints"):
+        raise UserError(_weights_only(folder, saved[-1]))
+
+
+def _require_other(folder: Path, path: Path) -> None:
+    """Raises:
+    UserError: always: a folder that holds a run cannot take this checkpoint up.
+    """
+    if folder.resolve() not in (path.resolve(), *path.resolve().parents):
+        raise UserError(f"{folder} holds a run already: choose another run_name, or go on with model.resume_path={folder}")
+    if path.parent.name.startswith("abandoned-"):
+        raise UserError(f"{path} was set aside when {folder} went on from an earlier checkpoint: choose another run_name to go on from it")
+    raise UserError(_weights_only(folder, path))
+
+
+def _weights_only(folder: Path, path: Path) -> str:
+    return (
+        f"{folder} cannot go on from {path}: of it weights are loaded, and no training state (log.save_model_only: true); "
+        f"choose another run_name to start anew from these weights, with model.resume_path={path}"
+    )
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()

@@ -1,0 +1,262 @@
+"""A run's folder has one owner and one history; a start that is refused leaves it to the byte as it was."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from flow_factory.config import load_config
+from flow_factory.errors import UserError
+from flow_factory.resuming import Finished
+from flow_factory.run_folder import LOCK, RunFolder, default_name
+from flow_factory.train import build
+from tests.tiny.run import logged, tiny, trained, write_run
+
+STATES = ("log.save_model_only=false", "log.save_freq=1", "eval.eval_freq=0")
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """All that is in a folder, with the digests of its files."""
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else "" for p in folder.rglob("*")}
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run of two epochs, and its YAML."""
+    folder = tmp_path_factory.mktemp("ended")
+    tiny(folder, *STATES)()
+    return folder
+
+
+@pytest.fixture
+def home(tmp_path: Path, ended: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, which is the current folder."""
+    shutil.copytree(ended, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(ended / "save" / "run", tmp_path / "save" / "elsewhere")
+    write_run(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# -- refused starts ----------------------------------------------------------------------------------------------------------------
+
+OWN = "model.resume_path=save/run"
+MORE = (OWN, "train.max_epochs=3")
+REFUSED = {
+    "another run's name": ((), "save/run holds a run already: choose another run_name, or go on with model.resume_path="),
+    "another run's checkpoint": (("model.resume_path=save/elsewhere", "train.max_epochs=3"), "save/run holds a run already"),
+    "finished": ((OWN,), "epoch_2 has 2 epochs, and train.max_epochs is 2: nothing is left to do; a larger one goes on"),
+    "finished auto": (("model.resume_path=auto",), "nothing is left to do"),
+    "finished in another folder": ((OWN, "run_name=new"), "nothing is left to do"),
+    "gone": (("model.resume_path=gone", "run_name=new"), "gone is no checkpoint .no such folder or file."),
+    "no checkpoint": (("model.resume_path=data", "run_name=new"), "data is no checkpoint"),
+    "rank": ((*MORE, "model.lora_rank=4"), "another run's: model.lora_rank was 8, and is 4"),
+    "alpha": ((*MORE, "model.lora_alpha=64"), "another run's: model.lora_alpha was 16, and is 64"),
+    "algorithm": ((*MORE, "train.trainer_type=awm"), "another run's: train.trainer_type"),
+    "no average": ((*MORE, "train.ema_decay=0"), "does not fit this run: the saved copies"),
+    "targets": ((*MORE, "model.target_modules=[attn.to_q]"), "does not fit this run: first at"),
+    "all weights": ((*MORE, "model.master_weight_dtype=fp32", "model.finetune_type=full"), "another run's: model.finetune_type"),
+    "weights alone in their folder": ((OWN, "model.resume_type=lora"), "save/run cannot go on from .*epoch_2: of it weights are loaded"),
+    "no such layer": (("run_name=new", "model.target_modules=attn.to_w"), "fits no linear layer"),
+    "no such tracker": (("run_name=new", "log.logging_backend=swanlab"), "swanlab, which is not installed"),
+    "no such tracker later": ((*MORE, "log.logging_backend=tests.test_run_folder.Unwilling"), "not today"),
+    "out of save_dir": (("run_name=../new",), "log.run_name: '../new' is not inside log.save_dir"),
+    "out of save_dir, absolute": (("run_name=/tmp/new",), "log.run_name: '/tmp/new' is not inside"),
+    "save_dir itself": (("run_name=.",), "log.run_name: '.' is not inside"),
+    "a new save_dir": (("log.save_dir=deep/down", "model.target_modules=attn.to_w"), "fits no linear layer"),
+    "a file as save_dir": (("log.save_dir=tiny.yaml",), "log.save_dir: .*tiny.yaml.*: "),
+}  # fmt: skip
+
+
+class Unwilling:
+    """A tracker that does not start."""
+
+    def __init__(self, *given: object):
+        raise UserError("not today")
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refused_start_changes_no_byte(home: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setitem(sys.modules, "swanlab", None)
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    keys, message = REFUSED[name]
+    before = tree(home)
+    with pytest.raises((UserError, Finished), match=message) as error:
+        tiny(home, *STATES, *keys)
+    assert "\n" not in str(error.value)
+    assert tree(home) == before
+
+
+def test_weights_alone_are_not_emptied_by_auto(tmp_path: Path) -> None:
+    tiny(tmp_path)()
+    before = tree(tmp_path)
+    with pytest.raises(UserError, match=r"save/run cannot go on from \S+epoch_2: of it weights are loaded, and no training state"):
+        tiny(tmp_path, *STATES, "model.resume_path=auto")
+    assert tree(tmp_path) == before
+
+
+def test_another_base_model_is_refused(home: Path) -> None:
+    """Of the same architecture, and as large; the same one elsewhere is the same."""
+    config = load_config(home / "tiny.yaml", [*STATES, *MORE])
+    shutil.copytree(config.model.model_name_or_path, home / "other")
+    (file,) = (home / "other" / "transformer").glob("*.safetensors")
+    tensors = {name: t.clone() for name, t in load_file(file).items()}
+    save_file(tensors | {"proj_out.weight": tensors["proj_out.weight"] * 1.01}, file)
+    before = tree(home)
+    with pytest.raises(UserError, match="another run's: model.model_name_or_path has other weights than it was trained on"):
+        tiny(home, *STATES, *MORE, "model.model_name_or_path=other")
+    assert tree(home) == before
+    shutil.rmtree(home / "other")
+    shutil.copytree(config.model.model_name_or_path, home / "other")
+    tiny(home, *STATES, *MORE, "model.model_name_or_path=other")
+
+
+# -- one owner ---------------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def children(count: int, work: Callable[[int], str]) -> Iterator[list[str]]:
+    """What `count` processes say of the same work, which they begin at once; they live on inside the context."""
+    pipes, pids, go = [], [], os.pipe()
+    for number in range(count):
+        pipes.append(os.pipe())
+        pids.append(os.fork())
+        if not pids[-1]:
+            os.read(go[0], 1)
+            try:
+                said = work(number)
+            except UserError as error:
+                said = f"refused: {error}"
+            os.write(pipes[-1][1], said.encode())
+            signal.pause()
+    os.write(go[1], b"." * count)
+    try:
+        yield [os.read(read, 4096).decode() for read, _ in pipes]
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+CLAIMS: list[RunFolder] = []
+
+
+def claimed(path: Path, new: bool = False) -> str:
+    CLAIMS.append(RunFolder(path, new))
+    CLAIMS[-1].begin(load_config(path.parents[1] / "tiny.yaml"))
+    return CLAIMS[-1].path.name
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_of_starts_at_once_in_one_folder_one_goes_on(tmp_path: Path, count: int) -> None:
+    """A killed one leaves the folder free."""
+    write_run(tmp_path)
+    folder = tmp_path / "save" / "run"
+    with children(count, lambda _: claimed(folder)) as said:
+        lost = [text for text in said if text != "run"]
+        assert len(lost) == count - 1, said
+        assert all(text.startswith(f"refused: {folder} is in use by another run") for text in lost)
+        with pytest.raises(UserError, match=r"is in use by another run \(process \d+ on .*\); choose another run_name"):
+            RunFolder(folder)
+    claim = RunFolder(folder)
+    claim.begin(load_config(tmp_path / "tiny.yaml"))
+    claim.release()
+    assert not (folder / LOCK).exists()
+
+
+def test_of_starts_at_once_without_a_name_each_has_a_folder(tmp_path: Path) -> None:
+    config = load_config(write_run(tmp_path))
+    name = tmp_path / "save" / default_name(config)
+    with children(8, lambda _: claimed(name, new=True)) as said:
+        assert sorted(said) == sorted([name.name, *(f"{name.name}_{k}" for k in range(2, 9))])
+
+
+def test_a_folder_is_its_runs_until_it_ends(tmp_path: Path) -> None:
+    run = tiny(tmp_path, *STATES, "train.max_epochs=1")
+    before = tree(run.folder)
+
+    def start(_: int) -> str:
+        build(load_config(tmp_path / "tiny.yaml", [*STATES, "model.resume_path=auto"]))
+        return "started"
+
+    with children(1, start) as (said,):
+        assert said.startswith(f"refused: {run.folder} is in use by another run (process {os.getpid()} on ")
+    assert tree(run.folder) == before
+    run()
+    assert not (run.folder / LOCK).exists()
+
+
+# -- one history -------------------------------------------------------------------------------------------------------------------
+
+
+def epochs(folder: Path) -> list[str]:
+    return sorted(p.name for p in (folder / "checkpoints").iterdir())
+
+
+def test_going_on_from_an_earlier_checkpoint_sets_the_later_ones_aside(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = home / "save" / "run"
+    seen = logged(run)
+    keys = ("train.max_epochs=2", "train.seed=7", "log.keep_last_n=1", "model.resume_path=save/run/checkpoints/epoch_1")
+    tiny(home, *STATES, *keys)()
+    said = capsys.readouterr().err
+    assert "note: train.seed was 42 and is 7\n" in said
+    assert f"note: goes on after epoch 1: epoch_2, and the metrics since, are set aside in {run}/checkpoints/abandoned-1\n" in said
+    assert epochs(run) == ["abandoned-1", "epoch_2"], "what was just written stays"
+    aside = run / "checkpoints" / "abandoned-1"
+    assert logged(aside) == seen[1:] and (aside / "epoch_2" / "state").is_dir()
+    lines = logged(run)
+    assert [line["step"] for line in lines] == [1, 2] and lines[0] == seen[0] and lines[1] != seen[1]
+    again = tiny(home, *STATES, OWN, "train.seed=7", "train.max_epochs=4")
+    wanted = json.loads((run / "checkpoints/epoch_2/state/progress.json").read_text())
+    assert again.trainer.progress.updates == wanted["updates"] and wanted["run"]["may"]["train.seed"] == 7
+    with pytest.raises(UserError, match="was set aside when .*/run went on from an earlier checkpoint: choose another run_name"):
+        tiny(home, *STATES, f"model.resume_path={aside / 'epoch_2'}", "train.max_epochs=4")
+    assert tiny(home, *STATES, f"model.resume_path={aside / 'epoch_2'}", "train.max_epochs=4", "run_name=b").trainer.progress.epoch == 2
+
+
+def test_a_state_without_a_name_goes_on_in_its_own_folder(home: Path) -> None:
+    """Which is what Ctrl-C advises: so the run's first evaluation stays what it is compared with."""
+    for path in ("save/run", "save/run/checkpoints/epoch_2"):
+        run = tiny(home, *STATES, "run_name=null", f"model.resume_path={path}", "train.max_epochs=3")
+        assert run.folder.resolve() == home / "save" / "run" and run.trainer.progress.epoch == 2
+    away = tiny(home, *STATES, "run_name=null", OWN, "train.max_epochs=3", "log.save_dir=mine")
+    assert away.folder.parent == Path("mine"), "but not in somebody else's"
+
+
+def test_what_differs_and_may_is_a_line_each(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (home / "data" / "train.jsonl").open("a") as file:
+        file.write('{"prompt": "another"}\n')
+    tiny(home, *STATES, *MORE, "train.group_size=2", "train.unique_sample_num_per_epoch=4", "train.resolution=48", "train.seed=1")
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")] == [
+        "note: data.dataset_dir has other rows than before",
+        "note: train.seed was 42 and is 1",
+        "note: train.height was 32 and is 48",
+        "note: train.width was 32 and is 48",
+        "note: train.group_size was 4 and is 2",
+        "note: train.unique_sample_num_per_epoch was 2 and is 4",
+    ]
+
+
+def test_a_lower_learning_rate_is_in_effect_at_the_first_update(home: Path) -> None:
+    """A ten-thousandth: the weights hardly move, and the unchanged config's do."""
+    moved = {}
+    for rate in (1e-3, 1e-7):
+        run = tiny(home, *STATES, OWN, "train.max_epochs=3", f"train.learning_rate={rate}", "log.save_freq=0")
+        before = trained(run)
+        run.trainer.epoch()
+        moved[rate] = max(float((after - before[k]).abs().max()) for k, after in trained(run).items())
+        assert run.trainer.schedule.get_last_lr() == [rate]
+    assert moved[1e-7] < 1e-3 * moved[1e-3]
+
+
+def test_the_config_of_the_folder_is_the_running_ones(home: Path) -> None:
+    tiny(home, *STATES, *MORE, "train.learning_rate=1e-5")
+    assert "learning_rate: 1.0e-05" in (home / "save/run/config.yaml").read_text()
