@@ -1,6 +1,7 @@
 """Errors that the user can mend: shown as one message, without a stack trace."""
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,8 +10,17 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A full disk, a used-up quota, a limit on the size of files."""
 
 
+def plain(text: str) -> str:
+    """The text as one line that any terminal shows: it may quote names and values of any kind."""
+    line = re.sub(r"\s*\n\s*", " ", text.strip())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
 class UserError(ValueError):
-    """Says what is wrong, where, and what would be right."""
+    """Says what is wrong, where, and what would be right, in one line."""
+
+    def __str__(self) -> str:
+        return plain(super().__str__())
 
 
 class RunError(UserError):

@@ -295,6 +295,18 @@ def test_all_rules_are_reported_together(load):
         (b"a: \x07\n", "not valid YAML"),
         (b"a: &x [*x]\n", "alias"),
         (b"a: !!python/object:os.system {}\n", "not valid YAML"),
+        (b"a: !!set {b}\n", "run.yaml:1: not valid YAML: a config has no values of the kind tag:yaml.org,2002:set"),
+        (b"a: 1\nb: " + b"9" * 5000, "run.yaml:1: not valid YAML: a value .* has more than 4300 digits"),
+        (b"a: !!bool 3\n", "not valid YAML: a value is no number, or not what its tag says"),
+        (b"a: 1\nb: " + b"[" * 3000 + b"]" * 3000, "run.yaml:2: not valid YAML: nested more than 32 deep"),
+        (
+            b"a: &a [x, x, x, x, x, x, x, x]\n"
+            + b"".join(b"%c: &%c [%s]\n" % (k, k, b", ".join([b"*%c" % (k - 1)] * 8)) for k in b"bcdefgh"),
+            "more than 50000 values, with those of its aliases",
+        ),
+        (b'a: 1\nb: \'x\\n\n"\\ud83d"\'\nc: "\\ud83d"\n', "run.yaml:4: not valid YAML: the character 0xd83d cannot be used"),
+        (b'a: "\\U7fffffff"\n', "no character has the number that an escape names"),
+        (b"model: 3\nmixed_precision: 'no'\n", "model: wants a mapping of keys to values, got 3"),
     ],
 )
 def test_a_file_that_is_no_configuration_is_said_to_be_none(tmp_path, content, said):
@@ -304,11 +316,20 @@ def test_a_file_that_is_no_configuration_is_said_to_be_none(tmp_path, content, s
         load_config(file)
 
 
+def test_a_message_is_one_line_whatever_it_quotes(load):
+    """A terminal obeys some characters, and others end the line."""
+    with pytest.raises(ConfigError) as error:
+        load(GOOD + f'"a\\tb\\x1b\\u2028c": 1\neval_rewards: {"x" * 5000}\n')
+    one, other = str(error.value).splitlines()
+    assert r"a\tb\x1b\u2028c: unknown key" in one and one.isprintable()
+    assert "eval_rewards: " in other and other.endswith("(5002 characters)") and len(other) < 500
+
+
 def test_a_missing_file_and_a_folder_are_errors(tmp_path):
     (tmp_path / "flux.yaml").write_text(GOOD)
     with pytest.raises(ConfigError, match=r"no such file.*flux\.yaml"):
         load_config(tmp_path / "flx.yaml")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="a folder, where a YAML file belongs"):
         load_config(tmp_path)
 
 

@@ -57,7 +57,7 @@ def test_files_of_others(tmp_path: Path, text: str, settings: EngineSettings) ->
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("a: [", "is no YAML"),
+    ("a: [", "launch.yaml:1: not valid YAML"),
     ("- a\n", "distributed_type is missing"),
     ("distributed_type: MEGATRON_LM\n", "distributed_type is MEGATRON_LM; it must be MULTI_GPU, FSDP or DEEPSPEED"),
     (FSDP % "fsdp_sharding_strategy: NO_SHARD", "NO_SHARD does not work here; that is plain data parallel: multi_gpu.yaml"),
@@ -66,7 +66,12 @@ def test_files_of_others(tmp_path: Path, text: str, settings: EngineSettings) ->
     (ZERO % "zero_stage: 4", "zero_stage: 4; ZeRO has the stages 1, 2 and 3"),
     (ZERO % "offload_optimizer_device: nvme", "offload_optimizer_device: nvme does not work here; write cpu or none"),
     (ZERO % "zero_stage: 2, offload_param_device: cpu", "offload_param_device: cpu needs zero_stage: 3, and this is 2"),
-    (ZERO % "deepspeed_config_file: gone.json", "there is no gone.json"),
+    (ZERO % "deepspeed_config_file: gone.json", 'there is no "gone.json"'),
+    ("distributed_type: FSDP\nfsdp_config: [1]\n", "fsdp_config: wants a mapping of keys to values, got [1]"),
+    ("distributed_type: FSDP\nfsdp_config: {fsdp_transformer_layer_cls_to_wrap: 3}\n", "wants names of classes, got 3"),
+    (ZERO % "zero_stage: many", 'zero_stage: "many"; ZeRO has the stages 1, 2 and 3'),
+    (ZERO % "deepspeed_config_file: 3", "deepspeed_config_file: there is no 3"),
+    ("distributed_type: !!binary aGk=\n", "a config has no values of the kind tag:yaml.org,2002:binary"),
 ])  # fmt: skip
 def test_what_does_not_work_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match="config_file: ") as error:

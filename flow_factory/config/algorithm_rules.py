@@ -7,7 +7,7 @@ from flow_factory.config.algorithms import AWMConfig, CRDConfig, DGPOConfig, DPO
 from flow_factory.config.base import show
 from flow_factory.config.plan import micro_batches_per_update
 from flow_factory.config.run import RunConfig
-from flow_factory.config.source import Problem
+from flow_factory.config.text import Problem
 
 Rule = Callable[[RunConfig], Iterator[Problem]]
 

@@ -9,12 +9,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
-from flow_factory.errors import UserError
+from flow_factory.errors import UserError, plain
 from flow_factory.registry import nearest
 
 
 class ConfigError(UserError):
     """The configuration cannot be used; one line a problem: `file:line: section.key: what is wrong; what would be right`."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(plain, self.args[0].split("\n")))
 
 
 class Section(BaseModel):
@@ -39,10 +42,19 @@ class Shown:
     default: str | None = None
 
 
+LONGEST = 300
+"""Characters of a value that a message quotes."""
+
+
 def show(value: Any) -> str:
-    """A value as one would write it in YAML: `true`, `"text"`, `[1, 2]`."""
+    """A value as one would write it in YAML: `true`, `"text"`, `[1, 2]`; only the beginning of a long one."""
+    text = _written(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ... ({len(text)} characters)"
+
+
+def _written(value: Any) -> str:
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(show, value))}]"
+        return f"[{', '.join(map(_written, value))}]"
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text.replace("e", ".0e") if isinstance(value, float) and "e" in text and "." not in text else text
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from flow_factory.config.base import ConfigError, show
+from flow_factory.config.text import read_foreign
 
 DATA_PARALLEL = ("NO", "MULTI_GPU", "MULTI_CPU")
 RESHARDS = {"TRUE": True, "FULL_SHARD": True, "FALSE": False, "SHARD_GRAD_OP": False}
@@ -103,17 +102,25 @@ def _said(config_file: str | None) -> EngineSettings:
         return EngineSettings()
     file = found(config_file)
     try:
-        said = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config_file: {file} is no YAML: {error}") from error
+        said = read_foreign(file)
+    except ConfigError as error:
+        raise ConfigError(f"config_file: {error}") from error
     kind = str(said.get("distributed_type", "NO")).upper() if isinstance(said, dict) else ""
     if kind in DATA_PARALLEL:
         return EngineSettings()
     if kind == "FSDP":
-        return _fsdp(file, said.get("fsdp_config") or {})
+        return _fsdp(file, _mapping(said, "fsdp_config", file))
     if kind == "DEEPSPEED":
-        return _zero(file, said.get("deepspeed_config") or {})
+        return _zero(file, _mapping(said, "deepspeed_config", file))
     raise ConfigError(f"config_file: {file}: distributed_type is {kind or 'missing'}; it must be MULTI_GPU, FSDP or DEEPSPEED")
+
+
+def _mapping(said: Mapping[str, Any], key: str, file: Path) -> dict[str, Any]:
+    """A part of the file; empty where there is none."""
+    part = said.get(key) or {}
+    if not isinstance(part, dict):
+        raise ConfigError(f"config_file: {file}: {key}: wants a mapping of keys to values, got {show(part)}")
+    return dict(part)
 
 
 def _fsdp(file: Path, said: Mapping[str, Any]) -> EngineSettings:
@@ -126,32 +133,45 @@ def _fsdp(file: Path, said: Mapping[str, Any]) -> EngineSettings:
     if keys.get("activation_checkpointing"):
         raise ConfigError(f"config_file: {file}: fsdp_activation_checkpointing; write train.enable_gradient_checkpointing: true instead")
     names = keys.get("transformer_layer_cls_to_wrap") or ()
-    blocks = tuple(n.strip() for n in names.split(",")) if isinstance(names, str) else tuple(names)
-    return EngineSettings("fsdp", reshard=RESHARDS[strategy], offload=bool(keys.get("offload_params")), blocks=blocks)
+    blocks = tuple(n.strip() for n in names.split(",")) if isinstance(names, str) else names
+    if not isinstance(blocks, list | tuple) or not all(isinstance(n, str) for n in blocks):
+        raise ConfigError(f"config_file: {file}: fsdp_transformer_layer_cls_to_wrap: wants names of classes, got {show(names)}")
+    return EngineSettings("fsdp", reshard=RESHARDS[strategy], offload=bool(keys.get("offload_params")), blocks=tuple(blocks))
+
+
+def _deepspeed_file(name: Any, file: Path) -> tuple[dict[str, Any], Path]:
+    """(keys, path) of DeepSpeed's own file, which `file` names."""
+    paths = (Path(name), file.parent / name) if isinstance(name, str) else ()
+    source = next((p for p in paths if p.is_file()), None)
+    if source is None:
+        raise ConfigError(f"config_file: {file}: deepspeed_config_file: there is no {show(name)}")
+    try:
+        extra = json.loads(source.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"config_file: {source} is no JSON: {error}") from error
+    if not isinstance(extra, dict):
+        raise ConfigError(f"config_file: {source}: wants an object with DeepSpeed's keys, got {show(extra)}")
+    return extra, source
 
 
 def _zero(file: Path, said: Mapping[str, Any]) -> EngineSettings:
     extra: dict[str, Any] = {}
+    source = file
     if (name := said.get("deepspeed_config_file")) is not None:
-        source = next((p for p in (Path(name), file.parent / name) if p.is_file()), None)
-        if source is None:
-            raise ConfigError(f"config_file: {file}: deepspeed_config_file: there is no {name}")
-        try:
-            extra = json.loads(source.read_text())
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"config_file: {source} is no JSON: {error}") from error
-    zero = dict(extra.get("zero_optimization") or {})
+        extra, source = _deepspeed_file(name, file)
+    zero = _mapping(extra, "zero_optimization", source)
     if (kept := "stage3_param_persistence_threshold") in zero:
         raise ConfigError(f"config_file: {source}: {kept} must go: weights that stay gathered would outlive a swap of weights")
     for key, ours in OURS.items():
         if extra.pop(key, "auto") not in ("auto", None):
             raise ConfigError(f"config_file: {source}: {key} is what {ours} of the run's YAML says; remove it, or write auto")
-    stage = int(said.get("zero_stage", zero.get("stage", 2)))
-    if stage not in (1, 2, 3):
+    stage = said.get("zero_stage", zero.get("stage", 2))
+    stage = int(stage) if isinstance(stage, str) and stage.isdecimal() else stage
+    if not isinstance(stage, int) or isinstance(stage, bool) or stage not in (1, 2, 3):
         raise ConfigError(f"config_file: {file}: zero_stage: {show(stage)}; ZeRO has the stages 1, 2 and 3 (0 is multi_gpu.yaml)")
     offload = {}
     for part in ("param", "optimizer"):
-        device = str(said.get(f"offload_{part}_device") or (zero.get(f"offload_{part}") or {}).get("device") or "none").lower()
+        device = str(said.get(f"offload_{part}_device") or _mapping(zero, f"offload_{part}", source).get("device") or "none").lower()
         if device not in DEVICES:
             raise ConfigError(f"config_file: {file}: offload_{part}_device: {device} does not work here; write cpu or none")
         offload[part] = DEVICES[device]

@@ -27,7 +27,8 @@ from flow_factory.config.signature import (
     scheduler_arguments,
     supplied_by_trainer,
 )
-from flow_factory.config.source import Keys, Problem, Source, dump, override, read
+from flow_factory.config.source import Source, override, read
+from flow_factory.config.text import Keys, Problem, dump
 from flow_factory.config.train import LORA_RATE, TrainConfig
 from flow_factory.models import MODELS
 from flow_factory.registry import UnknownName
@@ -54,9 +55,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         if source.tree.get(name) is None:
             source.tree[name] = {}
     _list_rewards(source)
-    if source.tree.get("mixed_precision") in ("no", False) and source.tree["model"].get("finetune_type", "full") == "full":
+    if source.tree.get("mixed_precision") in ("no", False) and source.mapping("model").get("finetune_type", "full") == "full":
         source.mapping("model").setdefault("master_weight_dtype", "fp32")  # 16 bits beside float32 parts would need autocast
-    if source.tree["model"].get("finetune_type") == "lora":  # the weights' own rate teaches it nothing
+    if source.mapping("model").get("finetune_type") == "lora":  # the weights' own rate teaches it nothing
         source.mapping("train").setdefault("learning_rate", LORA_RATE)
     train = _train_schema(source)
     _gather_arguments(source, train)

@@ -12,7 +12,7 @@ from flow_factory.config.memory_rules import MEMORY_RULES
 from flow_factory.config.model import AUTO
 from flow_factory.config.plan import plan_of
 from flow_factory.config.run import RunConfig
-from flow_factory.config.source import Keys, Problem
+from flow_factory.config.text import Keys, Problem
 
 
 def broken(config: RunConfig) -> list[Problem]:
