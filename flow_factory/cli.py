@@ -17,6 +17,7 @@ from flow_factory.errors import FULL, RunError, UserError
 from flow_factory.interrupt import Interrupted, Listener
 from flow_factory.launch import going_on, launch, said
 from flow_factory.placement import FLAGS, overrides_of, place, srun_task
+from flow_factory.threads import settle
 
 EXAMPLES = """\
 examples:
@@ -88,6 +89,7 @@ def listen(listener: Listener, argv: Sequence[str] | None) -> int:
     args = parser().parse_intermixed_args(argv)
     try:
         os.environ.update(srun_task(vars(args), os.environ))
+        settle(os.environ)
         logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING if first() else logging.ERROR)
         if args.help_config is not None:
             print(config_help(args.help_config or None))

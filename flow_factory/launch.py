@@ -65,8 +65,6 @@ def launch(placement: Placement, arguments: Sequence[str]) -> int:
         raise ConfigError(f"{text}; set --num_processes {gpus * placement.num_machines}, or say more machines (--num_machines, or srun)")
     os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (os.environ.get("PYTHONPATH"), str(Path.cwd())) if p)
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "3600")  # seconds from SIGTERM to SIGKILL: a large state takes long to save
-    if here > 1:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # or each would take all cores
     try:
         _elastic(placement, here, arguments)
     except SignalException:  # passed on to them, and they have ended
