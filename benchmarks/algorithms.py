@@ -3,7 +3,7 @@
     python benchmarks/algorithms.py                        every algorithm, three seeds, 15 epochs
     python benchmarks/algorithms.py --algorithms nft awm   some of them; runs that are complete in --save-dir are not repeated
 
-Each run is `ff-train examples/quickstart/<algorithm>.yaml` (GRPO: `examples/quickstart.yaml`). Draws `assets/algorithms.png` and prints a
+Each run is `ff-train examples/quickstart/<algorithm>.yaml` (NFT: `examples/quickstart.yaml`). Draws `assets/algorithms.png` and prints a
 Markdown table of held-out strict accuracy on the quick start's 256 pairs of caption and noise, and of the seconds of an epoch.
 """
 
@@ -27,7 +27,7 @@ Records = list[dict[str, Any]]
 
 
 def config_of(algorithm: str) -> str:
-    return "examples/quickstart.yaml" if algorithm == "grpo" else f"examples/quickstart/{algorithm}.yaml"
+    return "examples/quickstart.yaml" if algorithm == "nft" else f"examples/quickstart/{algorithm}.yaml"
 
 
 def run(algorithm: str, seed: int, args: argparse.Namespace) -> Records:

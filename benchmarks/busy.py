@@ -84,7 +84,7 @@ def seconds(way: dict[str, str], enter: Enter, epochs: int) -> float:
     """Of an epoch: the median of a run's epochs after the first."""
     with tempfile.TemporaryDirectory() as folder:
         small = ["train.unique_sample_num_per_epoch=4", f"train.max_epochs={epochs + 1}", "train.lr_warmup_steps=0", "eval.eval_freq=0"]
-        command = [sys.executable, "-m", "flow_factory", "examples/quickstart.yaml", *small, f"log.save_dir={folder}", "run_name=busy"]
+        command = [sys.executable, "-m", "flow_factory", "examples/quickstart/grpo.yaml", *small, f"log.save_dir={folder}", "run_name=busy"]
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_", "MKL_", "FF_"))}
         subprocess.run(command, cwd=ROOT, env={**clean, "PYTHONPATH": str(ROOT), **way}, check=True, capture_output=True, preexec_fn=enter)
         records = [json.loads(line) for line in Path(folder, "busy", "metrics.jsonl").read_text().splitlines()]

@@ -102,7 +102,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        config = ROOT / "examples" / "quickstart.yaml" if args.what == "quickstart" else middle_config(folder)
+        config = ROOT / "examples" / "quickstart" / "grpo.yaml" if args.what == "quickstart" else middle_config(folder)
         overrides = [f"log.save_dir={folder}/save", "train.max_epochs=9", "log.logging_backend=none"]
         print(json.dumps({"what": args.what} | measure(config, overrides, args.epochs), indent=1))
 

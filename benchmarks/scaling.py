@@ -111,7 +111,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        config = ROOT / "examples" / "quickstart.yaml" if args.what == "quickstart" else middle_config(folder)
+        config = ROOT / "examples" / "quickstart" / "grpo.yaml" if args.what == "quickstart" else middle_config(folder)
         lines = [(None, n) for n in args.processes if n == 1] + [(e, n) for e in args.engines for n in args.processes if n > 1]
         out = {f"{engine or 'one process'} x {n}": started(config, folder, engine, n, args) for engine, n in lines}
         print(json.dumps({"what": args.what, "threads": args.threads, "torch": torch.__version__} | out, indent=1))

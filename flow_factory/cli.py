@@ -7,7 +7,6 @@ import argparse
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from flow_factory.errors import FULL, RunError, UserError
 from flow_factory.interrupt import Interrupted, Listener
 from flow_factory.launch import going_on, launch, said
 from flow_factory.placement import FLAGS, overrides_of, place, srun_task
+from flow_factory.terminal import hide_bars, hush, log_to_terminal
 from flow_factory.threads import settle
 
 EXAMPLES = """\
@@ -90,7 +90,7 @@ def listen(listener: Listener, argv: Sequence[str] | None) -> int:
     try:
         os.environ.update(srun_task(vars(args), os.environ))
         settle(os.environ)
-        logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING if first() else logging.ERROR)
+        log_to_terminal(logging.WARNING if first() else logging.ERROR)
         if args.help_config is not None:
             print(config_help(args.help_config or None))
             return 0
@@ -128,9 +128,9 @@ def act(config: RunConfig, args: argparse.Namespace, listener: Listener) -> int:
         return 0
     placement = place(config, vars(args), os.environ)
     os.environ["FF_RENDEZVOUS_TIMEOUT"] = str(placement.rendezvous_timeout)
+    if not config.log.verbose:
+        hush()
     if (placement.num_processes > 1 or placement.max_restarts) and not placement.inside and not args.check:
-        if not config.log.verbose:
-            hush()
         return launch(placement, [str(args.config), *args.overrides, *going_on(config, placement.max_restarts)])
     if first():
         for notice in (*config.notices, *restarts()):
@@ -145,18 +145,8 @@ def act(config: RunConfig, args: argparse.Namespace, listener: Listener) -> int:
     return work(config, listener)
 
 
-def hush() -> None:
-    """Keeps the libraries' remarks on optional packages and renamed arguments from the terminal; before they are imported."""
-    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
-        os.environ.setdefault(name, "error")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings of a lost connection are traces of addresses
-    warnings.filterwarnings("ignore", category=FutureWarning)
-
-
 def work(config: RunConfig, listener: Listener) -> int:
     """Trains in this process."""
-    if not config.log.verbose:
-        hush()
     from safetensors import SafetensorError
     from torch import OutOfMemoryError
 
@@ -165,6 +155,7 @@ def work(config: RunConfig, listener: Listener) -> int:
     from flow_factory.rewards.scoring import RewardError
     from flow_factory.train import build
 
+    hide_bars()
     try:
         run = build(config)
         listener.check()

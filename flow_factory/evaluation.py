@@ -9,7 +9,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
-from tqdm import tqdm
 
 from flow_factory.config import RunConfig
 from flow_factory.distributed import most_of_ranks
@@ -18,6 +17,7 @@ from flow_factory.frugal import moved
 from flow_factory.models.base import ModelAdapter
 from flow_factory.randomness import generator
 from flow_factory.rewards.scoring import RewardSet
+from flow_factory.terminal import bar
 from flow_factory.trainer import call_of
 from flow_factory.types import Cond, Row, Sample
 from flow_factory.weights import WeightStore
@@ -44,9 +44,8 @@ class Evaluator:
         mine: list[tuple[int, Any]] = []
         batches = list(self.batches())
         idle = most_of_ranks(self.accelerator, len(batches)) - len(batches) if self.engine.collective else 0
-        quiet = None if self.accelerator.is_main_process else True
         with torch.no_grad(), self.store.use(self.store.reported):
-            for batch in tqdm(batches, "evaluating", leave=False, disable=quiet, delay=5):
+            for batch in bar(batches, "evaluating", shown=self.accelerator.is_main_process, delay=5):
                 mine += zip(batch, self._draw(batch), strict=True)
             for _ in range(idle):  # the others' forwards need this process
                 self._draw([0])

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
 from flow_factory.algorithms.base import Algorithm, OnPolicyError
 from flow_factory.config import BatchPlan, TrainConfig
@@ -18,6 +17,7 @@ from flow_factory.errors import GradientError, NumbersError
 from flow_factory.frugal import moved, parked
 from flow_factory.meter import Meter
 from flow_factory.models.base import ModelAdapter
+from flow_factory.terminal import bar
 from flow_factory.training_state import Progress
 from flow_factory.types import Point, Rollout
 from flow_factory.watch import SUSPECTS, diagnosis, no_numbers
@@ -251,6 +251,6 @@ class Learner:
             logger.warning("the first optimiser step changed no velocity: the learning rate is too small for the weights' dtype")
 
 
-def quiet_bar(items: list, doing: str, accelerator: Accelerator) -> Any:
-    """A progress bar of the main process that leaves nothing behind."""
-    return tqdm(items, doing, leave=False, disable=None if accelerator.is_main_process else True, delay=5)
+def quiet_bar(items: list[Work], doing: str, accelerator: Accelerator) -> Iterator[Work]:
+    """The progress of a part of an epoch, on the main process, where it takes long."""
+    return bar(items, doing, shown=accelerator.is_main_process, delay=5)

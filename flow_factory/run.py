@@ -1,19 +1,18 @@
 """A run around the trainer: evaluations, logs, pictures, checkpoints, the summary at the end."""
 
 import logging
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tqdm import tqdm
-
+from flow_factory.banner import banner
 from flow_factory.evaluation import Evaluator
 from flow_factory.gallery import Gallery
 from flow_factory.interrupt import Interrupted
 from flow_factory.report import eval_metrics, write_summary
 from flow_factory.run_folder import RunFolder
 from flow_factory.saver import Saver
+from flow_factory.terminal import Epochs, say
 from flow_factory.trackers import Trackers
 from flow_factory.trainer import Trainer
 
@@ -36,7 +35,7 @@ class Run:
     goes_on: bool = False
     """Whether it starts from a saved training state: what was evaluated then is not evaluated again."""
     gallery: Gallery = field(init=False)
-    bar: tqdm = field(init=False)
+    bar: Epochs = field(init=False)
     started: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -60,7 +59,9 @@ class Run:
         config, progress = self.trainer.config, self.trainer.progress
         self.started = time.monotonic()
         last = config.train.max_epochs
-        with self.trainer.interrupt.watching(), self._bar(last) as self.bar:
+        if self.main:
+            say(banner(self))
+        with self.trainer.interrupt.watching(), Epochs(last, progress.epoch, self.main) as self.bar:
             try:
                 if not self.goes_on:
                     self.evaluate()
@@ -81,10 +82,8 @@ class Run:
                 raise
 
     def tell(self, metrics: dict[str, float]) -> None:
-        """Logs an epoch and moves the bar."""
-        shown = {"reward": "train/reward_mean", "clip": "train/clip_frac", "s/epoch": "time/epoch_s"}
-        self.bar.set_postfix({k: f"{metrics[name]:.3g}" for k, name in shown.items() if name in metrics})
-        self.bar.update()
+        """Logs an epoch and says it."""
+        self.bar.tell(metrics)
         self.log(metrics)
 
     def log(self, metrics: dict[str, float]) -> None:
@@ -104,7 +103,7 @@ class Run:
         self.log(metrics | {"time/eval_s": self.trainer.meter.seconds["eval"]})
         if self.trackers is not None:
             said = ", ".join(f"{k.removeprefix('eval/')} {v:.4g}" for k, v in metrics.items() if k.endswith("_mean"))
-            tqdm.write(f"evaluation after epoch {self.trainer.progress.epoch}: {said}", file=sys.stderr)
+            say(f"evaluation after epoch {self.trainer.progress.epoch}: {said}")
             if samples:
                 self.trackers.log_samples("eval", samples, self.trainer.progress.epoch)
                 self.gallery.show(samples, self.trainer.progress.epoch)
@@ -151,9 +150,6 @@ class Run:
 
     def checkpoint(self) -> Path:
         return self.folder / "checkpoints" / f"epoch_{self.trainer.progress.epoch}"
-
-    def _bar(self, last: int | None) -> tqdm:
-        return tqdm(total=last, initial=self.trainer.progress.epoch, desc="training", unit="epoch", disable=not self.main, smoothing=0.1)
 
 
 def _shown(name: str, value: float) -> bool:

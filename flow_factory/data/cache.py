@@ -16,9 +16,9 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from flow_factory.data.reader import DataError
+from flow_factory.terminal import bar
 from flow_factory.types import Cond, Row
 
 logger = logging.getLogger(__name__)
@@ -139,10 +139,10 @@ def encode_rows(rows: Sequence[Row], encode: Callable[[Row], Cond], cache: Condi
 
     What was just encoded is read back from the cache, so that a first run and a second one compute with the same tensors.
     """
-    named = tqdm(rows, "looking up rows", unit="row", delay=2, disable=not progress)  # reads every condition file
+    named = bar(rows, "looking up rows", "row", progress, delay=2)  # reads every condition file
     by_path = {cache.path(row): row for row in named}
     missing = [row for row in by_path.values() if not cache.has(row)]
-    for row in tqdm(missing, "encoding rows", unit="row", delay=1, disable=not progress):
+    for row in bar(missing, "encoding rows", "row", progress):
         cache.put(row, encode(row))
     return Conditions([cache.path(row) for row in rows])
 

@@ -4,10 +4,9 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from tqdm import tqdm
-
 from flow_factory.data.media import Extent, Kind, check_media, check_whole
 from flow_factory.errors import file_errors
+from flow_factory.terminal import bar
 
 FORMAT = 1
 """Of the record: to be raised when files are looked at more closely."""
@@ -67,7 +66,7 @@ def inspect_files(
     """
     decoded, chosen = dict[str, Extent](), set(files if mine is None else mine)
     try:
-        for (path, kind), where in tqdm(files.items(), "checking images and videos", unit="file", delay=2, disable=not progress):
+        for (path, kind), where in bar(files.items(), "checking images and videos", "file", progress, delay=2):
             key = record.key(path, kind)
             if key is not None and key in record.known:
                 decoded[path] = record.known[key]

@@ -60,7 +60,7 @@ def read_rows(
     if not rows:
         raise DataError(f"{path}: no line with a prompt in it; write {_EXAMPLES[path.suffix]}")
     if len(seen) < len(rows):
-        logger.warning("%s: %d of %d rows repeat an earlier line; each stays a row of its own", path, len(rows) - len(seen), len(rows))
+        logger.info("%s: %d of %d rows repeat an earlier line; each stays a row of its own", path, len(rows) - len(seen), len(rows))
     return rows
 
 
