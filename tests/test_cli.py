@@ -44,8 +44,33 @@ def test_sigterm_stops_a_run_with_its_own_code(tmp_path: Path) -> None:
     write_run(tmp_path)
     done = ff_train("tiny.yaml", cwd=tmp_path, killed="flow_factory.models.base:ModelAdapter.sample 6 SIGTERM")
     assert done.returncode == 130, done.stderr
-    assert "SIGTERM: stopped before epoch 2; go on with model.resume_path=" in done.stderr
+    assert f"SIGTERM: stopped before epoch 2; go on with model.resume_path={tmp_path}/save/run\n" in done.stderr
     assert (tmp_path / "save/run/checkpoints/epoch_1/state/progress.json").is_file()
+
+
+AT_IMPORT = """
+import os, signal, sys
+from flow_factory.cli import main
+
+class AtImport:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+sys.meta_path.insert(0, AtImport())
+raise SystemExit(main(["tiny.yaml"]))
+"""
+
+
+@pytest.mark.parametrize("where", ["import", "loading"])
+def test_sigterm_before_the_run_is_a_line_and_leaves_nothing(tmp_path: Path, where: str) -> None:
+    write_run(tmp_path)
+    killed = "flow_factory.train:load_rewards 1 SIGTERM"
+    done = python(AT_IMPORT, tmp_path) if where == "import" else ff_train("tiny.yaml", cwd=tmp_path, killed=killed)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.splitlines()[-1] == "SIGTERM: stopped at once; what is in the run's folder stays as it is"
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "save").exists()
 
 
 @pytest.mark.parametrize(
