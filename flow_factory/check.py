@@ -11,6 +11,7 @@ from flow_factory.ema import reported_weights
 from flow_factory.fit import memory_lines
 from flow_factory.models import MODELS
 from flow_factory.models.loading import sketch_adapter
+from flow_factory.resuming import start_lines
 from flow_factory.rewards import REWARDS
 from flow_factory.rewards.scoring import require_columns
 from flow_factory.rows import check_files, check_limits, checkpoint_of, fitted, has_split, is_offline, read_split
@@ -25,7 +26,11 @@ def check(config: RunConfig) -> str:
     if (Path(config.model.model_name_or_path) / "model_index.json").is_file():
         config = fitted(config)
     parts = [("data", data_lines(config)), ("rewards", reward_lines(config)), ("checkpoint", checkpoint_lines(config))]
-    parts += [("plan", plan_lines(config)), ("memory of one process", memory_lines(config))]
+    parts += [
+        ("start", start_lines(config, read_split(config, "train"))),
+        ("plan", plan_lines(config)),
+        ("memory of one process", memory_lines(config)),
+    ]
     return "\n".join(line for title, lines in parts for line in (f"{title}:", *(f"  {line}" for line in lines)))
 
 

@@ -1,17 +1,20 @@
 """What a run starts from: found out, and compared with the run, before anything is loaded or written."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flow_factory.checkpoint import CheckpointError, Kind, checkpoints, kind_of, newest, newest_state
+from flow_factory.checkpoint import CheckpointError, Kind, checkpoints, kind_of, model_kind, newest, newest_state
 from flow_factory.config import RunConfig
 from flow_factory.config.model import AUTO
-from flow_factory.errors import UserError
-from flow_factory.identity import changes, other_run
-from flow_factory.run_folder import holds_run, named
+from flow_factory.errors import UserError, file_errors
+from flow_factory.identity import changes, identity_of, other_run
+from flow_factory.model_files import full_files, require_lora
+from flow_factory.run_folder import default_name, holds_run, named, require_free
 from flow_factory.state_files import Saved
 from flow_factory.training_state import whole_contents
+from flow_factory.types import Row
 
 
 class Finished(Exception):
@@ -71,18 +74,52 @@ def find_start(config: RunConfig) -> Start:
             _require_no_weights(folder)
             return Start(folder)  # also after a start that left no checkpoint
         return _from_state(config, folder, path)
-    path = newest(Path(given))
-    kind = config.model.resume_type or kind_of(path)
+    with file_errors("model.resume_path", given, "name a checkpoint that can be read", CheckpointError):
+        path = newest(Path(given))
+        kind = config.model.resume_type or kind_of(path)
+        if kind == "state" != kind_of(path):
+            text = f"resume_type: {model_kind(path)} would load its weights"
+            raise CheckpointError(f"model.resume_path: {path} has no training state (log.save_model_only: true); {text}")
     if kind == "state":
-        if kind_of(path) != "state":
-            raise CheckpointError(
-                f"model.resume_path: {path} has no training state (log.save_model_only: true); resume_type: {kind_of(path)} would load its "
-                "weights"
-            )
         return _from_state(config, folder or _home(config, path), path)
     if folder is not None and holds_run(folder):
         _require_other(folder, path)
+    require_weights(config, path)
     return Start(folder, path, kind)
+
+
+def require_weights(config: RunConfig, path: Path) -> None:
+    """Raises:
+    CheckpointError: weights alone are of another kind, rank or scale than the config's, or cannot be read; names and shapes of all of them
+        are compared as they are loaded.
+    """
+    kind, wanted = model_kind(path), config.model.finetune_type
+    if kind != wanted:
+        raise CheckpointError(f"{path} holds {kind} weights, but model.finetune_type is {wanted}")
+    for component in config.model.target_components:
+        if kind == "lora":
+            require_lora(path, component, config.model.lora_rank, config.model.lora_alpha)
+        else:
+            full_files(path, component)
+
+
+def start_lines(config: RunConfig, rows: Sequence[Row]) -> list[str]:
+    """What a start would do, for a check.
+
+    Raises:
+        UserError: it would be refused.
+    """
+    try:
+        start = find_start(config)
+    except Finished as note:
+        return [str(note)]
+    require_free(start.folder or Path(config.log.save_dir, default_name(config)))
+    where = start.folder or f"a new folder in {config.log.save_dir}"
+    if start.path is None:
+        return [f"a new run, in {where}"]
+    if start.saved is None:
+        return [f"a new run from the weights of {start.path}, in {where}"]
+    return [f"goes on from {start.path}, after epoch {start.saved.epoch}, in {where}", *start.require_same(identity_of(config, rows))]
 
 
 def _from_state(config: RunConfig, folder: Path | None, path: Path) -> Start:

@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from contextlib import suppress
-from errno import EACCES, EAGAIN
+from errno import EACCES, EAGAIN, ENOTDIR
 from pathlib import Path
 from types import TracebackType
 
@@ -23,6 +23,7 @@ from flow_factory.errors import UserError, file_errors
 from flow_factory.metrics import read_metrics
 
 LOCK = ".lock"
+WRITABLE = "write a folder that can be written to"
 _held: dict[Path, int] = {}
 """This process's locks, by the resolved folder: it may claim a folder anew."""
 
@@ -59,7 +60,26 @@ def default_name(config: RunConfig) -> str:
 def holds_run(folder: Path) -> bool:
     """Whether a run has left anything that a new one would mix with."""
     metrics = folder / "metrics.jsonl"
-    return (metrics.is_file() and metrics.stat().st_size > 0) or bool(checkpoints(folder / "checkpoints"))
+    with file_errors("log.save_dir", folder, WRITABLE):
+        return (metrics.is_file() and metrics.stat().st_size > 0) or bool(checkpoints(folder / "checkpoints"))
+
+
+def require_free(folder: Path) -> None:
+    """What `RunFolder` would refuse, for a check, which writes nothing.
+
+    Raises:
+        UserError: another run has the folder, or it cannot be written to.
+    """
+    with file_errors("log.save_dir", folder, WRITABLE):
+        here = next(p for p in (folder, *folder.parents) if p.exists())
+        if not here.is_dir():
+            raise NotADirectoryError(ENOTDIR, os.strerror(ENOTDIR), str(here))
+        if not os.access(here, os.W_OK | os.X_OK):
+            raise PermissionError(EACCES, os.strerror(EACCES), str(here))
+        if (folder / LOCK).exists() and folder.resolve() not in _held:
+            lock = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC)
+            _take(lock, folder)
+            os.close(lock)
 
 
 class RunFolder:
@@ -70,7 +90,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, new: bool = False):
-        with file_errors("log.save_dir", path, "write a folder that can be written to"):
+        with file_errors("log.save_dir", path, WRITABLE):
             missing = [p for p in (path, *path.parents) if not p.exists()]
             self.path = _create(path) if new else path
             self.made = [self.path, *(p for p in missing if p != path)] if new else missing
@@ -136,19 +156,30 @@ def _lock(folder: Path) -> tuple[int, bool]:
             lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except FileNotFoundError:
             continue  # a start that was refused has just removed its folder
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (EACCES, EAGAIN):
-                print(f"note: {folder} cannot be locked ({error.strerror}): start no other run in it", file=sys.stderr)
-                return lock, new
-            who = _owner(lock)
-            os.close(lock)
-            raise UserError(f"{folder} is in use by another run{who}; choose another run_name, or wait for its end") from error
+        if not _take(lock, folder):
+            return lock, new
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock), (folder / LOCK).stat()):
                 return lock, new
         os.close(lock)  # its owner has just removed it: lock the one that is there now
+
+
+def _take(lock: int, folder: Path) -> bool:
+    """Locks an open file; False, with a line that says so, where the file system has no locks.
+
+    Raises:
+        UserError: another process has it; the file is closed.
+    """
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (EACCES, EAGAIN):
+            print(f"note: {folder} cannot be locked ({error.strerror}): start no other run in it", file=sys.stderr)
+            return False
+        who = _owner(lock)
+        os.close(lock)
+        raise UserError(f"{folder} is in use by another run{who}; choose another run_name, or wait for its end") from error
+    return True
 
 
 def _owner(lock: int) -> str:

@@ -10,9 +10,10 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 
 from flow_factory.background import Background
-from flow_factory.checkpoint import CheckpointError, begin, checkpoints, collect, finish, partial_of, plainly, prune, save_model
+from flow_factory.checkpoint import CheckpointError, begin, checkpoints, finish, partial_of, plainly, prune
 from flow_factory.engines import Engine
 from flow_factory.errors import SaveError
+from flow_factory.model_files import collect, save_model
 from flow_factory.state_files import write
 from flow_factory.training_state import stage
 from flow_factory.weights import WeightStore

@@ -16,7 +16,6 @@ from torch import nn
 
 from flow_factory.algorithms import ALGORITHMS
 from flow_factory.algorithms.base import Algorithm
-from flow_factory.checkpoint import load_model
 from flow_factory.config import RewardConfig, RunConfig, TrainConfig, plan_of
 from flow_factory.config.engine import EngineSettings, engine_of
 from flow_factory.context_parallel import split_sequences
@@ -27,6 +26,7 @@ from flow_factory.frugal import moved
 from flow_factory.hparams import RewardArguments
 from flow_factory.identity import identity_of
 from flow_factory.meeting import join_group
+from flow_factory.model_files import load_model
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import load_adapter, sketch_adapter

@@ -21,14 +21,13 @@ from flow_factory.checkpoint import (
     checkpoints,
     finish,
     kind_of,
-    load_model,
     newest,
     newest_state,
     partial_of,
     prune,
-    save_model,
 )
 from flow_factory.lora_file import LORA_FILE, PEFT_CONFIG, PEFT_FILE
+from flow_factory.model_files import load_model, save_model
 from flow_factory.models.flux1 import Flux1
 from flow_factory.models.loading import load_pipeline
 from flow_factory.policy import Policy

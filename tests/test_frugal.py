@@ -12,11 +12,11 @@ from diffusers import FluxPipeline
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from flow_factory.checkpoint import load_model, save_model
 from flow_factory.config import ConfigError, load_config
 from flow_factory.errors import UserError
 from flow_factory.frugal import FLOAT8, moved, parked
 from flow_factory.lora_file import LORA_FILE
+from flow_factory.model_files import load_model, save_model
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import load_adapter
 from flow_factory.models.quantized import check_quantization

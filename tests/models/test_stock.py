@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flow_factory.checkpoint import load_model, save_model
+from flow_factory.model_files import load_model, save_model
 from flow_factory.policy import Policy
 from tests.models.cases import every_case, every_checkpoint, row
 from tests.models.harness import LORA, Tiny, drawn, euler, lora, same, stock, stock_of, tiny, trained
