@@ -18,20 +18,22 @@ from flow_factory.rows import check_files, check_limits, checkpoint_of, fitted, 
 
 
 def check(config: RunConfig) -> str:
-    """A report on a right config.
+    """A report on a right config; see `report`."""
+    return report(config)[0]
+
+
+def report(config: RunConfig, gpu: float | None = None) -> tuple[str, bool]:
+    """What a run would be and need, and whether it fits the cards that it would run on: of `gpu` GB each, or this machine's.
 
     Raises:
         UserError: the data set, a reward or the checkpoint's folder is not what the config says.
     """
     if (Path(config.model.model_name_or_path) / "model_index.json").is_file():
         config = fitted(config)
+    memory, fits = memory_lines(config, gpu)
     parts = [("data", data_lines(config)), ("rewards", reward_lines(config)), ("checkpoint", checkpoint_lines(config))]
-    parts += [
-        ("start", start_lines(config, read_split(config, "train"))),
-        ("plan", plan_lines(config)),
-        ("memory of one process", memory_lines(config)),
-    ]
-    return "\n".join(line for title, lines in parts for line in (f"{title}:", *(f"  {line}" for line in lines)))
+    parts += [("start", start_lines(config, read_split(config, "train"))), ("plan", plan_lines(config)), ("memory of one process", memory)]
+    return "\n".join(line for title, lines in parts for line in (f"{title}:", *(f"  {line}" for line in lines))), fits
 
 
 def data_lines(config: RunConfig) -> list[str]:

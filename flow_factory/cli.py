@@ -23,6 +23,7 @@ EXAMPLES = """\
 examples:
   ff-train examples/quickstart.yaml                                the tiny job, on a CPU, in minutes
   ff-train examples/grpo/lora/flux1.yaml --check                   is it right, what will it do, does it fit?
+  ff-train examples/grpo/lora/flux1.yaml num_processes=1 --check --gpu 24   and what would make it fit 24 GB?
   ff-train examples/grpo/lora/flux1.yaml train.learning_rate=1e-4  any key from the command line
   ff-train --help-config train                                     the keys of a section, with defaults; or of nft, awm, ...
   ff-train CONFIG model.resume_path=save/RUN                       go on where a run stopped
@@ -68,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("config", nargs="?", type=Path, help="the YAML file")
     p.add_argument("overrides", nargs="*", metavar="section.key=value", help="set single keys of the file")
     p.add_argument("--check", action="store_true", help="check config, data set, rewards and checkpoint, print the plan, and stop")
+    p.add_argument("--gpu", type=gigabytes, metavar="GB", help="with --check: cards of so many GB, here or not, and what makes it fit")
     p.add_argument("--print-config", action="store_true", help="print the resolved config, and stop")
     p.add_argument("--help-config", nargs="?", const="", metavar="SECTION", help="explain the YAML's keys (of a section or an algorithm)")
     p.add_argument("--version", action="version", version=f"flow-factory {__version__}")
@@ -75,6 +77,19 @@ def parser() -> argparse.ArgumentParser:
     for flag, (kind, text) in FLAGS.items():
         several.add_argument(f"--{flag}", type=kind, help=text)
     return p
+
+
+def gigabytes(text: str) -> float:
+    """Raises:
+    argparse.ArgumentTypeError: no number of GB above 0.
+    """
+    try:
+        size = float(text.lower().removesuffix("gb"))
+    except ValueError:
+        size = 0.0
+    if not 0 < size < 10_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size of a card in GB, such as 24")
+    return size
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,6 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def listen(listener: Listener, argv: Sequence[str] | None) -> int:
     """The command, which SIGTERM and Ctrl-C end with a line and 130 from here on."""
     args = parser().parse_intermixed_args(argv)
+    if args.gpu is not None and not args.check:
+        parser().error("--gpu goes with --check: a run takes the GPUs that are there")
     try:
         os.environ.update(srun_task(vars(args), os.environ))
         settle(os.environ)
@@ -138,10 +155,11 @@ def act(config: RunConfig, args: argparse.Namespace, listener: Listener) -> int:
     if config.log.verbose:
         logging.getLogger("flow_factory").setLevel(logging.INFO)
     if args.check:
-        from flow_factory.check import check
+        from flow_factory.check import report
 
-        print(check(config))
-        return 0
+        said, fits = report(config, args.gpu)
+        print(said)
+        return 0 if fits else 1
     return work(config, listener)
 
 

@@ -18,7 +18,7 @@ from benchmarks.epoch import MIDDLE
 from flow_factory.check import check
 from flow_factory.config import RunConfig, load_config
 from flow_factory.config.engine import EngineSettings
-from flow_factory.fit import advice, memory_lines
+from flow_factory.fit import memory_lines
 from flow_factory.memory import CONTEXT, Part, estimate, gathered, in_main_memory, kept_activations, kept_weights, optimised, peak
 from flow_factory.models import MODELS
 from flow_factory.models.flux1 import Flux1
@@ -179,7 +179,7 @@ def test_processes_at_different_experts_keep_the_activations_of_both(monkeypatch
 
     def activations(*keys: str) -> float:
         both = ['model.target_components=["transformer", "transformer_2"]', "num_processes=8"]
-        lines = memory_lines(load_config(ROOT / "examples/grpo/lora/wan22_t2v.yaml", [*both, *keys]))
+        lines, _ = memory_lines(load_config(ROOT / "examples/grpo/lora/wan22_t2v.yaml", [*both, *keys]))
         return next(float(line.split()[0]) for line in lines if "activations" in line)
 
     assert activations("config_file=examples/launch/fsdp2.yaml") == pytest.approx(2 * activations("config_file=null"), abs=0.02)
@@ -218,16 +218,6 @@ def test_quantised_weights_have_their_bits_and_scales(kind: str, bytes_a_weight:
     dense, small = stored_bytes(flux_shape(), torch.bfloat16), stored_bytes(flux_shape(), torch.bfloat16, kind)
     assert small[f"{layer}.weight"] / (dense[f"{layer}.weight"] / 2) == pytest.approx(bytes_a_weight, rel=1e-3)
     assert small[f"{layer}.bias"] == dense[f"{layer}.bias"]
-
-
-def test_the_advice_is_about_the_largest_part_and_names_no_key_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    alone = ["num_processes=1", "config_file=null"]
-    assert advice(*of_flux(*alone)).startswith("; most is frozen weights: try model.quantization: bnb_4bit, FSDP or ZeRO-3")
-    said = advice(*of_flux(*alone, "model.quantization=bnb_4bit", "train.resolution=2048"))
-    assert said.startswith("; most is activations: try a smaller train.per_device_batch_size") and "checkpointing" not in said
-    said = advice(*of_flux(*alone, kind="full"))
-    assert "model.finetune_type: lora" in said and "model.offload_blocks: true" in said
 
 
 def test_zero_keeps_float32_weights_and_a_bucket_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
