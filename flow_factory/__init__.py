@@ -1,11 +1,13 @@
 """Flow-Factory: reinforcement learning for flow-matching image and video generators."""
 
-from typing import Any
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # nothing is imported here: the current folder may still be in front of Python's own modules
+    from typing import Any
 
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """`load_adapter` and `load_config`, imported at the moment of use: torch takes seconds."""
     if name == "load_adapter":
         from flow_factory.models.loading import load_adapter

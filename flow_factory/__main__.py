@@ -1,7 +1,5 @@
 """`python -m flow_factory` is `ff-train`."""
 
-import sys
+from flow_factory.command import run
 
-from flow_factory.cli import main
-
-sys.exit(main())
+run()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from flow_factory import __version__
 from flow_factory.config import RunConfig, config_help, dump_config, load_config
+from flow_factory.config.places import require_places
 from flow_factory.errors import FULL, RunError, UserError
 from flow_factory.interrupt import Interrupted, Listener
 from flow_factory.launch import going_on, launch, said
@@ -143,6 +144,7 @@ def act(config: RunConfig, args: argparse.Namespace, listener: Listener) -> int:
     if args.print_config:
         print(dump_config(config), end="")
         return 0
+    require_places(config, args.config)
     placement = place(config, vars(args), os.environ)
     os.environ["FF_RENDEZVOUS_TIMEOUT"] = str(placement.rendezvous_timeout)
     if not config.log.verbose:

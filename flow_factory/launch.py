@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import flow_factory
 from flow_factory.config import ConfigError, RunConfig
 from flow_factory.config.model import AUTO
 from flow_factory.config.rules import resume_is_whole
@@ -48,7 +49,7 @@ def going_on(config: RunConfig, max_restarts: int) -> list[str]:
 
 
 def launch(placement: Placement, arguments: Sequence[str]) -> int:
-    """Starts `python -m flow_factory ARGUMENTS` in this machine's processes and waits: 0, or the exit code of the first that failed.
+    """Starts `ff-train ARGUMENTS` in this machine's processes and waits: 0, or the exit code of the first that failed.
 
     Raises:
         ConfigError: more processes than GPUs.
@@ -63,7 +64,6 @@ def launch(placement: Placement, arguments: Sequence[str]) -> int:
     if torch.cuda.is_available() and here > (gpus := torch.cuda.device_count()):
         text = f"{here} processes on this machine, which has {gpus} GPU{'s' * (gpus != 1)}"
         raise ConfigError(f"{text}; set --num_processes {gpus * placement.num_machines}, or say more machines (--num_machines, or srun)")
-    os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (os.environ.get("PYTHONPATH"), str(Path.cwd())) if p)
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "3600")  # seconds from SIGTERM to SIGKILL: a large state takes long to save
     try:
         _elastic(placement, here, arguments)
@@ -94,8 +94,14 @@ def _elastic(placement: Placement, here: int, arguments: Sequence[str]) -> None:
         machines, machines, here, run_id="flow-factory", rdzv_backend="static", rdzv_endpoint=f"{address}:{port}",
         rdzv_configs={"rank": number, "timeout": timeout}, max_restarts=placement.max_restarts,
     )  # fmt: skip
-    elastic_launch(config, sys.executable)("-u", "-m", "flow_factory", *arguments)
+    elastic_launch(config, sys.executable)("-u", "-c", worker(), *arguments)
     del served  # torch's store shares its server
+
+
+def worker() -> str:
+    """The program of a process: this very package, with neither the current folder nor the package's own in front of Python's modules."""
+    home = str(Path(flow_factory.__file__).parents[1])
+    return f"import sys; sys.path[0] = {home!r}; import flow_factory; del sys.path[0]; from flow_factory.cli import main; sys.exit(main())"
 
 
 def _complaint(placement: Placement, failed: Any) -> int:

@@ -8,8 +8,8 @@ import pytest
 
 from flow_factory.cli import main
 from flow_factory.config import ConfigError, load_config
-from flow_factory.config.engine import found
-from tests.tiny.run import environment, ff_train, logged, write_run
+from flow_factory.config.engine import LAUNCH_FILES, found
+from tests.tiny.run import ROOT, environment, ff_train, logged, write_run
 
 REWARD = """\
 from flow_factory.rewards import PointwiseRewardModel, RewardModelOutput
@@ -175,20 +175,37 @@ def test_check_finds_what_would_stop_the_run(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_the_launchers_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it is written, or that of its name among the examples: public configs name folders that differ."""
+    """As it is written, or ours of that name: public configs name folders that differ, and an installed program has no examples."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "examples" / "launch").mkdir(parents=True)
-    (tmp_path / "examples" / "launch" / "zero2.yaml").touch()
     (tmp_path / "own.yaml").touch()
     assert found("own.yaml") == Path("own.yaml")
-    assert found("config/deepspeed/zero2.yaml") == Path("examples/launch/zero2.yaml")
-    with pytest.raises(ConfigError, match="config_file: there is no config/zero9.yaml"):
+    assert found("config/deepspeed/deepspeed_zero2.yaml") == LAUNCH_FILES / "deepspeed_zero2.yaml"
+    with pytest.raises(ConfigError, match=f"config_file: there is no {tmp_path}/config/zero9.yaml"):
         found("config/zero9.yaml")
+    assert sorted(LAUNCH_FILES.iterdir()) == sorted((ROOT / "examples" / "launch").resolve().iterdir())
+
+
+def test_a_path_that_is_right_from_another_folder_is_said_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, here = write_run(tmp_path), tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    (tmp_path / "engine.yaml").write_text("distributed_type: NO\n")
+    assert main([str(file), "data.dataset_dir=data", "--check"]) == 2
+    said = capsys.readouterr().err
+    assert (
+        said
+        == f"error: data.dataset_dir: there is no data in {here}, and there is one in {tmp_path}: start there, or write {tmp_path}/data\n"
+    )
+    assert main([str(file), "config_file=engine.yaml"]) == 2
+    assert f"start there, or write {tmp_path}/engine.yaml" in capsys.readouterr().err
+    assert main([str(file), "data.dataset_dir=data", "--print-config"]) == 0
 
 
 def test_a_config_file_that_is_not_there_is_said_before_anything_starts(tmp_path: Path) -> None:
     write_run(tmp_path)
     done = ff_train("tiny.yaml", "--num_processes", "2", "config_file=gone.yaml", cwd=tmp_path)
     assert done.returncode == 2
-    assert "config_file: there is no gone.yaml" in done.stderr
+    assert f"config_file: there is no {tmp_path}/gone.yaml" in done.stderr
     assert not (tmp_path / "save").exists()

@@ -347,7 +347,7 @@ def test_a_public_config_loads_unchanged(load):
     assert [r.name for r in config.rewards] == ["pickscore_rank"]
     assert [(r.name, r.dtype) for r in config.eval_rewards or ()] == [("pickscore", "bf16")]
     notice, launcher = sorted(config.notices, key=lambda line: line.startswith("config_file"))
-    assert launcher == "config_file: there is no config/deepspeed/deepspeed_zero2.yaml; using examples/launch/deepspeed_zero2.yaml"
+    assert launcher == "config_file: there is no config/deepspeed/deepspeed_zero2.yaml; using Flow-Factory's own deepspeed_zero2.yaml"
     assert "force_reprocess" in notice
 
 

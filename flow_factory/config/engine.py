@@ -9,6 +9,8 @@ from typing import Any, Literal
 from flow_factory.config.base import ConfigError, show
 from flow_factory.config.text import read_foreign
 
+LAUNCH_FILES = Path(__file__).parents[1] / "launch_files"
+"""Ours, which come along however the program is installed; examples/launch leads to them."""
 DATA_PARALLEL = ("NO", "MULTI_GPU", "MULTI_CPU")
 RESHARDS = {"TRUE": True, "FULL_SHARD": True, "FALSE": False, "SHARD_GRAD_OP": False}
 """FSDP2's key and the sharding strategies of FSDP1 that are the same."""
@@ -38,6 +40,10 @@ class EngineSettings:
     """FSDP: classes that are sharded one by one; empty for those that diffusers names."""
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """ZeRO: the DeepSpeed file's own keys."""
+    recompute: bool = False
+    """The file asks for what `train.enable_gradient_checkpointing` is here."""
+    idle: tuple[str, ...] = field(default=(), compare=False)
+    """What the file asks for without effect, a line each."""
 
     @property
     def name(self) -> str:
@@ -66,17 +72,17 @@ class EngineSettings:
 
 
 def found(config_file: str) -> Path:
-    """The launcher's file: as given, or the file of that name under examples/launch (public configs name folders that differ).
+    """The launcher's file: as given, or the file of that name among our own (public configs name folders that differ).
 
     Raises:
         ConfigError: neither is there.
     """
-    path, ours = Path(config_file), Path("examples") / "launch" / Path(config_file).name
+    path, ours = Path(config_file), LAUNCH_FILES / Path(config_file).name
     for file in (path, ours):
         if file.is_file():
             return file
-    known = ", ".join(sorted(f.name for f in ours.parent.glob("*.yaml")))
-    raise ConfigError(f"config_file: there is no {path}, nor {ours}" + (f"; examples/launch has {known}" if known else ""))
+    known = ", ".join(sorted(f.name for f in LAUNCH_FILES.glob("*.yaml")))
+    raise ConfigError(f"config_file: there is no {path.absolute()}, and none of our own has this name; those are {known}")
 
 
 def engine_of(config_file: str | None, offload_blocks: bool = False) -> EngineSettings:
@@ -130,13 +136,12 @@ def _fsdp(file: Path, said: Mapping[str, Any]) -> EngineSettings:
     if strategy not in RESHARDS:
         why = {"NO_SHARD": "that is plain data parallel: multi_gpu.yaml"}.get(strategy, f"known: {', '.join(RESHARDS)}")
         raise ConfigError(f"config_file: {file}: fsdp_reshard_after_forward: {strategy} does not work here; {why}")
-    if keys.get("activation_checkpointing"):
-        raise ConfigError(f"config_file: {file}: fsdp_activation_checkpointing; write train.enable_gradient_checkpointing: true instead")
     names = keys.get("transformer_layer_cls_to_wrap") or ()
     blocks = tuple(n.strip() for n in names.split(",")) if isinstance(names, str) else names
     if not isinstance(blocks, list | tuple) or not all(isinstance(n, str) for n in blocks):
         raise ConfigError(f"config_file: {file}: fsdp_transformer_layer_cls_to_wrap: wants names of classes, got {show(names)}")
-    return EngineSettings("fsdp", reshard=RESHARDS[strategy], offload=bool(keys.get("offload_params")), blocks=tuple(blocks))
+    reshard, offload, recompute = RESHARDS[strategy], keys.get("offload_params"), keys.get("activation_checkpointing")
+    return EngineSettings("fsdp", reshard=reshard, offload=bool(offload), blocks=tuple(blocks), recompute=bool(recompute))
 
 
 def _deepspeed_file(name: Any, file: Path) -> tuple[dict[str, Any], Path]:
@@ -175,6 +180,12 @@ def _zero(file: Path, said: Mapping[str, Any]) -> EngineSettings:
         if device not in DEVICES:
             raise ConfigError(f"config_file: {file}: offload_{part}_device: {device} does not work here; write cpu or none")
         offload[part] = DEVICES[device]
-    if offload["param"] and stage != 3:
-        raise ConfigError(f"config_file: {file}: offload_param_device: cpu needs zero_stage: 3, and this is {stage}")
-    return EngineSettings("zero", stage, offload=offload["param"], offload_optimizer=offload["optimizer"], extra=extra)
+    idle = [f"offload_param_device: cpu has no effect with zero_stage: {stage}, which leaves every process the weights whole; 3 has it"]
+    return EngineSettings(
+        "zero",
+        stage,
+        offload=offload["param"] and stage == 3,
+        offload_optimizer=offload["optimizer"],
+        extra=extra,
+        idle=tuple(idle if offload["param"] and stage != 3 else ()),
+    )

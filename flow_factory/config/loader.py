@@ -16,6 +16,7 @@ from flow_factory.config.explain import explain, unknown_key
 from flow_factory.config.log import MOVABLE, LogConfig
 from flow_factory.config.model import ModelConfig
 from flow_factory.config.pipelines import pipeline_name, pipeline_path
+from flow_factory.config.places import elsewhere
 from flow_factory.config.rewards import RewardConfig
 from flow_factory.config.run import RunConfig
 from flow_factory.config.scheduler import SchedulerConfig
@@ -63,9 +64,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     _gather_arguments(source, train)
     config = _validated(source, train)
     config, adjusted = rules.rounded_up(config)
+    config, translated = rules.recomputed(config)
     source.problems += rules.broken(config)
+    if source.problems and config.config_file is not None and (said := elsewhere(config.config_file, Path(path))):
+        source.problems.append(Problem(("config_file",), said))
     source.fail()
-    return config.noting(rules.notices(config) + adjusted)
+    return config.noting(rules.notices(config) + adjusted + translated)
 
 
 def dump_config(config: RunConfig) -> str:

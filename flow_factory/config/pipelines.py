@@ -5,7 +5,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from flow_factory.config.signature import SignatureError, source_of
+from flow_factory.config.signature import SignatureError, spec_of
 
 
 @cache
@@ -15,8 +15,9 @@ def pipeline_path(name: str) -> str:
     Raises:
         SignatureError: it has none of this name.
     """
-    package = source_of("diffusers.pipelines")
-    files = sorted(package.parent.glob("*/pipeline_*.py")) if package is not None else []
+    package = spec_of("diffusers.pipelines")
+    places = map(Path, (package and package.submodule_search_locations) or ())
+    files = sorted(file for place in places for file in place.glob("*/pipeline_*.py"))
     for file in files:
         if re.search(rf"^class {re.escape(name)}\(", file.read_text("utf-8"), re.MULTILINE):
             return f"diffusers.pipelines.{file.parent.name}.{file.stem}:{name}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from flow_factory.config.algorithm_rules import ALGORITHM_RULES, Rule, best_of_n_fits, rounded
 from flow_factory.config.base import show
 from flow_factory.config.engine import found
-from flow_factory.config.engine_rules import ENGINE_RULES
+from flow_factory.config.engine_rules import ENGINE_RULES, engine_said
 from flow_factory.config.memory_rules import MEMORY_RULES
 from flow_factory.config.model import AUTO
 from flow_factory.config.plan import plan_of
@@ -51,7 +51,8 @@ def notices(config: RunConfig) -> tuple[str, ...]:
     if config.config_file is not None and config.num_processes == 1 and engine.kind != "fsdp":
         lines.append(f"config_file: {config.config_file} has no effect on one process")
     if config.config_file is not None and (file := found(config.config_file)) != Path(config.config_file):
-        lines.append(f"config_file: there is no {config.config_file}; using {file}")
+        lines.append(f"config_file: there is no {config.config_file}; using Flow-Factory's own {file.name}")
+    lines += [f"config_file: {config.config_file}: {line}" for line in engine.idle]
     if engine.stage == 3 and config.num_processes > 1 and not train.enable_gradient_checkpointing:
         lines.append(
             f"{engine.name} keeps gathered weights from a forward to its backward; train.enable_gradient_checkpointing: true does not"
@@ -84,6 +85,16 @@ def rounded_up(config: RunConfig) -> tuple[RunConfig, tuple[str, ...]]:
         return config, ()
     said = ", ".join(f"train.{key} {getattr(train, key)} -> {value}" for key, value in changed.items())
     return config.model_copy(update={"train": train.model_copy(update=changed)}), (f"data.sampler_type: auto rounded up {said}",)
+
+
+def recomputed(config: RunConfig) -> tuple[RunConfig, tuple[str, ...]]:
+    """With `train.enable_gradient_checkpointing` where the launcher's file asks for it, and the line that says so."""
+    engine = engine_said(config)
+    if engine is None or not engine.recompute or config.train.enable_gradient_checkpointing:
+        return config, ()
+    train = config.train.model_copy(update={"enable_gradient_checkpointing": True})
+    said = f"config_file: {config.config_file} says fsdp_activation_checkpointing, so train.enable_gradient_checkpointing is true"
+    return config.model_copy(update={"train": train}), (said,)
 
 
 def batches_divide(config: RunConfig) -> Iterator[Problem]:

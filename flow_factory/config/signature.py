@@ -1,17 +1,14 @@
 """What pipelines, schedulers, adapters and rewards accept, read from their source: nothing heavy is imported."""
 
 import ast
-import importlib.util
 import re
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 from flow_factory.config.base import show
+from flow_factory.config.modules import SignatureError, body_of, lineage, source_of, spec_of
 from flow_factory.registry import nearest
 
 FLOW_SCHEDULERS = (
@@ -30,10 +27,6 @@ SUPPLIED = {
     r"sigmas|timesteps": "the steps follow from num_inference_steps and the scheduler's settings",
     r"skip_guidance_layers|skip_layer_guidance_.*": "guidance that depends on the step cannot be replayed in training",
 }
-
-
-class SignatureError(ValueError):
-    """Source that should say what is accepted is missing or says it in another way."""
 
 
 @dataclass(frozen=True)
@@ -100,13 +93,17 @@ def require_class(path: str) -> None:
         SignatureError: there is no such module, it is no Python, or it has nothing of this name.
     """
     module, _, name = path.partition(":")
-    file = source_of(module)
-    if file is None:
+    spec = spec_of(module)
+    if spec is None:
         raise SignatureError(f"there is no module {module!r} (looked in the current directory too)")
-    names = [n for node in _parsed(file).body for n in _named(node)]
+    if source_of(module) is None and spec.submodule_search_locations is None:
+        return  # compiled: it is known when it is imported
+    body = body_of(module)
+    names = [n for node in body for n in _named(node)]
     if name not in names and "*" not in names:
-        classes = [node.name for node in _parsed(file).body if isinstance(node, ast.ClassDef)]
-        raise SignatureError(f"{file.name} has no class {name!r}.{nearest(name, classes)} It has {', '.join(classes) or 'none'}")
+        classes = [node.name for node in body if isinstance(node, ast.ClassDef)]
+        file = Path(spec.origin).name if spec.origin else module
+        raise SignatureError(f"{file} has no class {name!r}.{nearest(name, classes)} It has {', '.join(classes) or 'none'}")
 
 
 def _named(node: ast.stmt) -> list[str]:
@@ -161,48 +158,6 @@ def parameters(path: str, method: str) -> Iterator[Parameter]:
                 yield Parameter(arg.arg, text, kinds, default.value if isinstance(default, ast.Constant) else None)
             return
     raise SignatureError(f"there is no source of {path}.{method}")
-
-
-def lineage(path: str) -> Iterator[ast.ClassDef]:
-    """The class `module:Class` and its bases, nearest first, as far as their source can be followed."""
-    module, _, name = path.partition(":")
-    file = source_of(module)
-    if file is None:
-        return
-    for node in _parsed(file).body:
-        match node:
-            case ast.ClassDef(name=found, bases=bases) if found == name:
-                yield node
-                for base in bases:
-                    yield from lineage(f"{module}:{ast.unparse(base)}")
-            case ast.ImportFrom(names=aliases):
-                for alias in aliases:
-                    if (alias.asname or alias.name) == name:
-                        package = module if file.name == "__init__.py" else module.rpartition(".")[0]
-                        origin = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-                        yield from lineage(f"{origin}:{alias.name}")
-
-
-def source_of(module: str) -> Path | None:
-    """The file of a module, in the current directory last, without importing it or its parents."""
-    top, *rest = module.split(".")
-    spec = PathFinder.find_spec(top, [*sys.path, str(Path.cwd())])
-    if spec is None:
-        return None
-    roots: Iterable[str] = spec.submodule_search_locations or ()
-    if not rest and not roots:
-        return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
-    places = [Path(root, *rest) for root in roots]
-    files = [file for place in places for file in (place.with_name(f"{place.name}.py"), place / "__init__.py")]
-    return next((file for file in (files if rest else [Path(root, "__init__.py") for root in roots]) if file.is_file()), None)
-
-
-@cache
-def _parsed(file: Path) -> ast.Module:
-    try:
-        return ast.parse(file.read_text("utf-8"))
-    except SyntaxError as error:
-        raise SignatureError(f"{file}:{error.lineno}: {error.msg}") from error
 
 
 def _literal(node: ast.expr, name: str) -> Any:

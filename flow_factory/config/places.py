@@ -1,0 +1,40 @@
+"""Relative paths of a YAML start in the current folder. Where one leads nowhere, and another folder has it, that is said."""
+
+from pathlib import Path
+
+from flow_factory.config.base import ConfigError
+from flow_factory.config.run import RunConfig
+
+ROOTS = (".git", "pyproject.toml")
+"""What a checkout's own folder has."""
+
+
+def elsewhere(path: str, file: Path, inside: str = "") -> str:
+    """What to say of a relative path that is not in the current folder, but in the YAML's or in a folder above it within its checkout.
+
+    Args:
+        inside: a file by which a folder is known to be what is meant.
+    """
+    if Path(path).is_absolute() or Path(path).exists():
+        return ""
+    for folder in file.absolute().parents:
+        if (found := folder / path / inside).exists():
+            return f"there is no {path} in {Path.cwd()}, and there is one in {folder}: start there, or write {found}"
+        if any((folder / name).exists() for name in ROOTS):
+            break
+    return ""
+
+
+def require_places(config: RunConfig, file: Path) -> None:
+    """To be asked before a run or a check.
+
+    Raises:
+        ConfigError: paths that lead nowhere from here and somewhere from the YAML's folder or its checkout, a line each.
+    """
+    model, data = config.model, config.data
+    asked = [("model.model_name_or_path", model.model_name_or_path, "model_index.json"), ("data.dataset_dir", data.dataset_dir, "")]
+    if model.resume_path is not None:
+        asked.append(("model.resume_path", model.resume_path, ""))
+    lines = [f"{key}: {said}" for key, path, inside in asked if (said := elsewhere(path, file, inside))]
+    if lines:
+        raise ConfigError("\n".join(lines))
