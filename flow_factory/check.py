@@ -12,9 +12,8 @@ from flow_factory.fit import memory_lines
 from flow_factory.models import MODELS
 from flow_factory.models.loading import sketch_adapter
 from flow_factory.resuming import start_lines
-from flow_factory.rewards import REWARDS
-from flow_factory.rewards.scoring import require_columns
 from flow_factory.rows import check_files, check_limits, checkpoint_of, fitted, has_split, is_offline, read_split
+from flow_factory.train import require_judges
 
 
 def check(config: RunConfig) -> str:
@@ -52,9 +51,7 @@ def data_lines(config: RunConfig) -> list[str]:
         lines.append(f"condition files, all of each decoded: {len(images)} images, {len(videos)} videos")
     if is_offline(config):
         lines.append(f"pairs of chosen and rejected media, all of each decoded: {len(rows)}")
-    for entries, split in ((config.rewards, [] if is_offline(config) else rows), (config.eval_rewards or config.rewards, test)):
-        for entry in entries:
-            require_columns(entry.name, REWARDS[entry.reward_model].required_fields, split)
+    require_judges(config, rows, test)
     return lines
 
 

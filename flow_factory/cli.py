@@ -172,7 +172,6 @@ def work(config: RunConfig, listener: Listener) -> int:
 
     from flow_factory.algorithms.base import OnPolicyError
     from flow_factory.resuming import Finished
-    from flow_factory.rewards.scoring import RewardError
     from flow_factory.train import build
 
     hide_bars()
@@ -186,7 +185,7 @@ def work(config: RunConfig, listener: Listener) -> int:
         if first():
             print(f"note: {note}", file=sys.stderr)
         return 0
-    except (OnPolicyError, RewardError) as error:
+    except OnPolicyError as error:
         complain(error)
         return 1
     except OutOfMemoryError as error:

@@ -39,6 +39,10 @@ class NumbersError(RunError):
     """The model makes NaN or inf."""
 
 
+class RewardError(RunError):
+    """A reward failed, returned what is no score, or missed too many; the message names it."""
+
+
 class MeetingError(RunError):
     """Processes that did not come together, or no longer are; the message says where, how long was waited, and for whom."""
 

@@ -40,6 +40,7 @@ from flow_factory.models.quantized import check_quantization
 from flow_factory.pairs import Pairs
 from flow_factory.policy import build_policy
 from flow_factory.resuming import Start, find_start
+from flow_factory.rewards.loading import require_rewards
 from flow_factory.rewards.scoring import load_rewards
 from flow_factory.rows import check_files, check_limits, checkpoint_of, encode, fitted, has_split, is_offline, read_split
 from flow_factory.run import Run
@@ -72,6 +73,7 @@ def build(config: RunConfig) -> Run:
     engine = make_engine(config.engine, accelerator, config.train.max_grad_norm)
     share = (accelerator.process_index, accelerator.num_processes)
     sizes = check_files(config, rows, test, progress=accelerator.is_local_main_process, share=share)
+    require_judges(config, rows, test)
     asked, config = config, fitted(config)
     check_limits(config, sketch_adapter(*checkpoint_of(config)), rows, test, sizes)
     claim, folder = claim_folder(asked, start, accelerator)
@@ -95,9 +97,6 @@ def assemble(
     rewards, eval_rewards = load_rewards(
         arguments(config.rewards), arguments(config.eval_rewards) if config.eval_rewards else None, accelerator
     )
-    if not is_offline(config):
-        rewards.check_columns(rows)
-    eval_rewards.check_columns(test)
     adapter = open_adapter(config)
     identity = identity_of(asked, rows)  # known now, even if the checkpoint had to be downloaded
     start.require_same(identity)
@@ -196,6 +195,13 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=unused)
     handlers = [AutocastKwargs(cache_enabled=False), parallel]
     return Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available(), kwargs_handlers=handlers)
+
+
+def require_judges(config: RunConfig, rows: Sequence[Row], test: Sequence[Row]) -> None:
+    """See `require_rewards`; for the rewards of training and of evaluation."""
+    family = MODELS[config.model.model_type]
+    for entries, split in ((config.rewards, [] if is_offline(config) else rows), (config.eval_rewards or config.rewards, test)):
+        require_rewards(entries, split, family.draws, family.sounds)
 
 
 def arguments(entries: Sequence[RewardConfig]) -> list[RewardArguments]:

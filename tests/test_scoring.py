@@ -13,10 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from flow_factory.data.media import save_video
+from flow_factory.errors import RewardError
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards import PointwiseRewardModel, RewardModelOutput
 from flow_factory.rewards.media import convert, kind_of
-from flow_factory.rewards.scoring import RewardError, load_rewards, require_columns
+from flow_factory.rewards.needs import Needs
+from flow_factory.rewards.scoring import load_rewards
 from flow_factory.types import Clip, Row
 from tests.test_rewards import pictures, rewards, scores
 
@@ -42,6 +44,10 @@ class Returns(PointwiseRewardModel):
 RETURNS = f"{__name__}:Returns"
 
 
+def needing(*fields: str) -> Needs:
+    return Needs("it", fields, (), (), open=True)
+
+
 @pytest.mark.parametrize("missing", [None, math.nan, math.inf, -math.inf])
 def test_a_missing_score_is_nan_and_counted(missing: float | None) -> None:
     reward = rewards(RETURNS)
@@ -63,7 +69,7 @@ def test_too_many_missing_scores_stop_the_run_with_the_last_cause() -> None:
         reward.finish_epoch()
 
 
-@pytest.mark.parametrize(("returned", "shape"), [([1.0, 2.0], "(2,)"), (torch.zeros(3, 1), "(3, 1)"), ([], "(0,)")])
+@pytest.mark.parametrize(("returned", "shape"), [([1.0, 2.0], "(2,)"), (torch.zeros(1, 3), "(1, 3)"), ([], "(0,)")])
 def test_a_wrong_number_of_scores_is_an_error(returned: Any, shape: str) -> None:
     with pytest.raises(RewardError) as caught:
         scores(rewards(RETURNS), pictures(3), score=returned)
@@ -213,9 +219,9 @@ def test_condition_files_are_left_alone_where_no_reward_takes_them() -> None:
 def test_missing_conditions_are_named_before_anything_is_scored(field: str, message: str) -> None:
     rows = [Row(0, "x", images=("a.png",), source="d.jsonl:1"), Row(1, "y", source="d.jsonl:2")]
     with pytest.raises(ValueError) as caught:
-        require_columns("it", ("prompt", "image", field), rows)
+        needing("prompt", "image", field).require_columns(rows)
     assert message in str(caught.value)
-    require_columns("it", ("prompt", field), [Row(0, "x", images=("a.png",), videos=("v.mp4",))])
+    needing("prompt", field).require_columns([Row(0, "x", images=("a.png",), videos=("v.mp4",))])
 
 
 def test_a_clip_is_scored_as_its_frames() -> None:

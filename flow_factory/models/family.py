@@ -54,6 +54,8 @@ class Family:
     """Frames per second of videos."""
     draws: ClassVar[Literal["image", "video"]] = "image"
     """What the pipeline makes."""
+    sounds: ClassVar[bool] = False
+    """Whether its videos have sound."""
     encodes_media: ClassVar[str | None] = "its adapter does not say how"
     """Why `to_state` cannot encode media; None: it can."""
     splits: ClassVar[bool] = False

@@ -21,6 +21,7 @@ class LTX2(ModelAdapter):
     memoised: ClassVar[tuple[str, ...]] = ("vae.encode", "connectors")
     text_length = 1024
     draws = "video"
+    sounds = True
     encodes_media = "diffusers makes no spectrogram of a clip's sound for the audio VAE of LTX-2"
     lora_targets: ClassVar[tuple[str, ...]] = (
         "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0",

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 from flow_factory.registry import Registry
 
 if TYPE_CHECKING:
-    from flow_factory.rewards.base import GroupwiseRewardModel, PointwiseRewardModel, RewardModelOutput
+    from flow_factory.rewards.base import BaseRewardModel, GroupwiseRewardModel, PointwiseRewardModel, RewardModelOutput
 
-__all__ = ["REWARDS", "GroupwiseRewardModel", "PointwiseRewardModel", "RewardModelOutput"]
+__all__ = ["REWARDS", "BaseRewardModel", "GroupwiseRewardModel", "PointwiseRewardModel", "RewardModelOutput"]
 
 REWARDS = Registry(
     "reward",

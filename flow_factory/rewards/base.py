@@ -23,25 +23,37 @@ class RewardModelOutput:
     """Anything; the entry "error" says why scores are missing."""
 
 
-class RewardModel(ABC):
+class BaseRewardModel(ABC):
     """What pointwise and groupwise rewards share. Subclass one of those two."""
 
-    required_fields: tuple[str, ...] = ("prompt", "image")
-    """What it cannot do without: "prompt", "image" and "video" (both: it takes either), conditions, columns of the data set."""
+    required_fields: Sequence[str] | str | None = None
+    """What it cannot do without: "prompt", "image" and "video" (both: it takes either), "audio", conditions, columns of the data set.
+    Where a class does not say it, `__call__` does: one of the media that it names, and the columns that have no default."""
     use_tensor_inputs: bool = False
     """Media as float tensors in [0, 1], (C, H, W) an image and (T, C, H, W) a video, on `self.device`; otherwise as PIL images."""
     extra_keys: ClassVar[tuple[str, ...] | None] = None
     """The keys of the YAML entry that it takes beyond the common ones; None takes any, in `config.extra_kwargs`."""
+    changes_inputs: ClassVar[bool] = True
+    """Whether it may change what it is given. It gets copies; a class that says False gets the pictures themselves."""
 
     def __init__(self, config: RewardArguments, accelerator: Accelerator):
         self.config = config
         self.accelerator = accelerator
         self.device = accelerator.device if config.device == torch.device("cuda") else config.device
         self.dtype = config.dtype
+        self.model: Any = None
+        """For a subclass: what `to` moves."""
+
+    def to(self, device: torch.device | str) -> "BaseRewardModel":
+        """Moves `self.model`, and media that it is given as tensors, to a device."""
+        self.device = torch.device(device)
+        if self.model is not None:
+            self.model.to(self.device)
+        return self
 
     @abstractmethod
     def __call__(self, prompt: list[str], *args: Any, **columns: Any) -> RewardModelOutput:
-        """Score n samples: `(prompt, image=None, video=None, condition_images=None, condition_videos=None, **columns)`.
+        """Score n samples: `(prompt, image=None, video=None, audio=None, condition_images=None, condition_videos=None, **columns)`.
 
         Called by keyword. A subclass leaves out what it does not use, and names the columns that it does.
 
@@ -49,15 +61,17 @@ class RewardModel(ABC):
             prompt: n texts.
             image: n PIL images, or n tensors (see `use_tensor_inputs`); absent when the model makes videos.
             video: n lists of frames, or n tensors; absent when the model makes images.
+            audio: n float32 arrays (channels, samples) in [-1, 1], or n tensors; absent when the model makes no sound.
+            audio_sample_rate: n whole numbers, in Hz; beside `audio`.
             condition_images: n lists of images; a tensor (N, C, H, W) each where tensors are asked for and the sizes agree.
             condition_videos: likewise, n lists of videos.
             columns: lists of n values, one for each other column of the data set; None where a row lacks it, absent where all do.
         """
 
 
-class PointwiseRewardModel(RewardModel):
+class PointwiseRewardModel(BaseRewardModel):
     """A sample's score depends on that sample alone; called with up to `config.batch_size` samples of any rows."""
 
 
-class GroupwiseRewardModel(RewardModel):
+class GroupwiseRewardModel(BaseRewardModel):
     """A sample's score depends on its group; called with one whole group, the samples of one row."""

@@ -93,6 +93,7 @@ class CLIPReward(PointwiseRewardModel):
 
     required_fields = ("prompt", "image", "video")
     extra_keys = CLIPScorer.KEYS
+    changes_inputs = False
 
     def __init__(self, config: RewardArguments, accelerator: Accelerator):
         super().__init__(config, accelerator)

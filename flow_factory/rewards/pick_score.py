@@ -5,13 +5,14 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from flow_factory.hparams import RewardArguments
-from flow_factory.rewards.base import GroupwiseRewardModel, PointwiseRewardModel, RewardModel, RewardModelOutput
+from flow_factory.rewards.base import BaseRewardModel, GroupwiseRewardModel, PointwiseRewardModel, RewardModelOutput
 from flow_factory.rewards.clip import CLIPScorer
 
 
-class _PickScore(RewardModel):
+class _PickScore(BaseRewardModel):
     required_fields = ("prompt", "image", "video")
     extra_keys = CLIPScorer.KEYS
+    changes_inputs = False
 
     def __init__(self, config: RewardArguments, accelerator: Accelerator):
         super().__init__(config, accelerator)

@@ -1,118 +1,34 @@
 """Calls the rewards of a run on groups of samples. A failed score is missing and counted; it never becomes a number."""
 
-import inspect
-import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from flow_factory.errors import UserError
+from flow_factory.errors import RewardError, UserError
 from flow_factory.hparams import RewardArguments
-from flow_factory.registry import nearest
-from flow_factory.rewards import REWARDS
-from flow_factory.rewards.base import GroupwiseRewardModel, PointwiseRewardModel, RewardModel, RewardModelOutput
-from flow_factory.rewards.media import condition_images, condition_videos, convert, convert_conditions, kind_of
+from flow_factory.rewards.answers import AnswerError, scores_of
+from flow_factory.rewards.blame import blamed
+from flow_factory.rewards.inputs import Sample, arguments, samples_of
+from flow_factory.rewards.loading import Judge, load_judges
+from flow_factory.rewards.peace import kept
 from flow_factory.types import Row
-
-MEDIA = ("image", "video")
-CONDITIONS: dict[str, Callable[[Row], list[Any]]] = {"condition_images": condition_images, "condition_videos": condition_videos}
-GIVEN = ("prompt", "negative_prompt", *MEDIA, *CONDITIONS)
-
-
-class RewardError(RuntimeError):
-    """A reward failed, returned what is no score, or missed too many; the message names it."""
-
-
-@dataclass(frozen=True)
-class Judge:
-    """A loaded reward under one entry of the YAML."""
-
-    config: RewardArguments
-    model: RewardModel
-
-    @property
-    def name(self) -> str:
-        return self.config.name
-
-    def takes(self, field: str) -> bool:
-        """Whether the reward's call accepts this argument."""
-        parameters = inspect.signature(type(self.model).__call__).parameters
-        return field in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-
-
-class Sample(NamedTuple):
-    """One picture or video, and all that a reward may ask about it."""
-
-    row: Row
-    media: Any
-    fields: Mapping[str, Any]
 
 
 def load_rewards(
     train: Sequence[RewardArguments], evaluation: Sequence[RewardArguments] | None, accelerator: Accelerator
 ) -> tuple["RewardSet", "RewardSet"]:
-    """(training rewards, evaluation rewards); None evaluates with the training rewards.
-
-    A model that entries agree on, all but their name, weight and batching, is loaded once.
+    """(training rewards, evaluation rewards); None evaluates with the training rewards. See `load_judges`.
 
     Raises:
-        UnknownName: no such reward.
-        UserError: the class is no reward, an entry has a key that it does not take, or two entries share a name.
+        UserError: two entries share a name.
     """
-    models: dict[tuple, RewardModel] = {}
-
-    def judge(config: RewardArguments) -> Judge:
-        identity = (REWARDS.path(config.reward_model), config.dtype, config.device, repr(sorted(config.extra_kwargs.items())))
-        if identity not in models:
-            models[identity] = _load(config, accelerator)
-        return Judge(config, models[identity])
-
-    training = [judge(config) for config in train]
-    evaluating = training if evaluation is None else [judge(config) for config in evaluation]
-    return RewardSet(training, accelerator), RewardSet(evaluating, accelerator)
-
-
-def _load(config: RewardArguments, accelerator: Accelerator) -> RewardModel:
-    cls = REWARDS[config.reward_model]
-    if not (isinstance(cls, type) and issubclass(cls, PointwiseRewardModel | GroupwiseRewardModel)):
-        raise UserError(f"reward {config.name!r}: {config.reward_model!r} is neither a PointwiseRewardModel nor a GroupwiseRewardModel")
-    if cls.extra_keys is not None:
-        for key in config.extra_kwargs.keys() - set(cls.extra_keys):
-            known = f"it takes {', '.join(cls.extra_keys)}" if cls.extra_keys else "it takes none of its own"
-            raise UserError(
-                f"reward {config.name!r} has no key {key!r}.{nearest(key, list(cls.extra_keys))} Beside the common ones {known}"
-            )
-    return cls(config, accelerator)
-
-
-def require_columns(reward: str, fields: Sequence[str], rows: Sequence[Row]) -> None:
-    """Raises UserError where a row lacks a column or condition files that a reward requires.
-
-    Args:
-        fields: the reward's `required_fields`; those that come from elsewhere are passed over.
-    """
-    for name, files in (("condition_images", lambda row: row.images), ("condition_videos", lambda row: row.videos)):
-        for row in rows if name in fields else ():
-            if not files(row):
-                kind = name.removeprefix("condition_")
-                raise UserError(
-                    f"reward {reward!r} needs {name.replace('_', ' ')}, and row {row.id} ({row.source}) has none: "
-                    f"name them in the data set's column {kind[:-1]!r} or {kind!r}"
-                )
-    for column in (f for f in fields if f not in GIVEN):
-        for row in rows:
-            if row.columns.get(column) is None:
-                raise UserError(
-                    f"reward {reward!r} needs the column {column!r}, and row {row.id} (counted from 0: {row.prompt[:60]!r}) "
-                    f"has none.{nearest(column, list(row.columns))}"
-                )
+    judges = load_judges(train, train if evaluation is None else evaluation, accelerator)
+    return RewardSet(judges[0], accelerator), RewardSet(judges[1], accelerator)
 
 
 class RewardSet:
@@ -134,7 +50,7 @@ class RewardSet:
     @property
     def groupwise(self) -> bool:
         """Whether any reward sees a group at a time."""
-        return any(isinstance(judge.model, GroupwiseRewardModel) for judge in self.judges)
+        return any(judge.groupwise for judge in self.judges)
 
     def _forget(self) -> None:
         self._asked: Counter[str] = Counter()
@@ -143,9 +59,9 @@ class RewardSet:
         self._cause: dict[str, str] = {}
 
     def check_columns(self, rows: Sequence[Row]) -> None:
-        """See `require_columns`: to be called when the data set is read."""
+        """See `Needs.require_columns`: to be called when the data set is read."""
         for judge in self.judges:
-            require_columns(judge.name, judge.model.required_fields, rows)
+            judge.needs.require_columns(rows)
 
     @torch.no_grad()
     def score(self, rows: Sequence[Row], media: Sequence[Sequence[Any]]) -> list[Tensor]:
@@ -159,11 +75,7 @@ class RewardSet:
             RewardError: a reward raised, or returned something else than one score a sample.
             UserError: a reward does not score this kind of media, lacks a condition that it requires, or a condition file is damaged.
         """
-        groups = []
-        for row, group in zip(rows, media, strict=True):
-            negative = {} if row.negative_prompt is None else {"negative_prompt": row.negative_prompt}
-            fields = {**row.columns, **negative, "prompt": row.prompt}
-            groups.append([Sample(row, one, fields) for one in group])
+        groups = [samples_of(row, group) for row, group in zip(rows, media, strict=True)]
         columns = [self._column(judge, groups) for judge in self.judges] if groups else []
         table = torch.stack(columns, dim=1) if columns else torch.empty(sum(map(len, groups)), 0)
         return list(table.split([len(group) for group in groups])) if groups else []
@@ -171,8 +83,7 @@ class RewardSet:
     def _column(self, judge: Judge, groups: Sequence[list[Sample]]) -> Tensor:
         start, size = time.perf_counter(), judge.config.batch_size
         samples = [sample for group in groups for sample in group]
-        pointwise = isinstance(judge.model, PointwiseRewardModel)
-        batches = [samples[k : k + size] for k in range(0, len(samples), size)] if pointwise else groups
+        batches = [samples[k : k + size] for k in range(0, len(samples), size)] if not judge.groupwise else groups
         scores = torch.cat([self._call(judge, batch) for batch in batches])
         self._seconds[judge.name] += time.perf_counter() - start
         self._asked[judge.name] += len(samples)
@@ -180,15 +91,17 @@ class RewardSet:
         return scores
 
     def _call(self, judge: Judge, batch: Sequence[Sample]) -> Tensor:
-        arguments = _arguments(judge, batch)
-        with _named(judge, batch):
-            output = judge.model(**arguments)
-            returned = output.rewards if isinstance(output, RewardModelOutput) else output
-            scores = _scores(returned)
-        if scores.shape != (len(batch),):
-            raise RewardError(f"reward {judge.name!r} returned scores of shape {tuple(scores.shape)} for {len(batch)} samples")
-        if isinstance(output, RewardModelOutput) and output.extra_info and output.extra_info.get("error"):
-            self._cause[judge.name] = str(output.extra_info["error"])
+        given = arguments(judge, batch)
+        rows = ", ".join(str(k) for k in sorted({s.row.id for s in batch}))
+        doing = f"reward {judge.name!r} failed on {len(batch)} sample{'s' * (len(batch) != 1)} of row {rows}"
+        with kept(), blamed(doing, type(judge.model).__module__):
+            output = judge.model(**given)
+        try:
+            scores, said = scores_of(output, len(batch))
+        except AnswerError as error:
+            raise RewardError(f"reward {judge.name!r} {error}") from error
+        if said:
+            self._cause[judge.name] = said
         return scores
 
     def finish_epoch(self) -> dict[str, float]:
@@ -214,43 +127,3 @@ class RewardSet:
                 )
             report |= {f"missing/{name}": missing, f"seconds/{name}": seconds / self.accelerator.num_processes}
         return report
-
-
-@contextmanager
-def _named(judge: Judge, batch: Sequence[Sample]) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        rows = ", ".join(str(k) for k in sorted({s.row.id for s in batch}))
-        raise RewardError(f"reward {judge.name!r} failed on {len(batch)} samples of row {rows}: {type(error).__name__}: {error}") from error
-
-
-def _scores(returned: Any) -> Tensor:
-    """float32 on the CPU; whatever is not finite is NaN."""
-    if isinstance(returned, Tensor):
-        scores = returned.detach().to("cpu", torch.float32)
-    else:
-        scores = torch.tensor([math.nan if r is None else float(r) for r in returned], dtype=torch.float32)
-    return scores.where(scores.isfinite(), torch.nan)
-
-
-def _arguments(judge: Judge, batch: Sequence[Sample]) -> dict[str, list[Any]]:
-    """What the reward is called with: media, conditions and columns that it takes, as lists of n."""
-    model, kind = judge.model, kind_of(batch[0].media)
-    scored = [m for m in MEDIA if m in model.required_fields]
-    if scored and kind not in scored:
-        raise UserError(f"reward {judge.name!r} scores {' or '.join(scored)}, and the model makes {kind}s")
-    device = model.device if model.use_tensor_inputs else None
-    arguments: dict[str, list[Any]] = {}
-    for name in dict.fromkeys(name for sample in batch for name in sample.fields if name not in (*MEDIA, *CONDITIONS)):
-        if judge.takes(name):
-            arguments[name] = [sample.fields.get(name) for sample in batch]
-    if judge.takes(kind):
-        arguments[kind] = [convert(sample.media, device) for sample in batch]
-    for name, opened in CONDITIONS.items():
-        conditions = [opened(sample.row) for sample in batch] if judge.takes(name) else []
-        if any(conditions):
-            arguments[name] = [convert_conditions(c, device) for c in conditions]
-        elif name in model.required_fields:
-            raise UserError(f"reward {judge.name!r} needs {name.replace('_', ' ')}, and row {batch[0].row.id} has none")
-    return arguments

@@ -19,6 +19,7 @@ class ShapesReward(PointwiseRewardModel):
 
     required_fields = ("prompt", "image", "objects")
     extra_keys = ("strict",)
+    changes_inputs = False
 
     def __call__(
         self,

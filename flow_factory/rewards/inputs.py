@@ -1,0 +1,84 @@
+"""What a reward is called with: lists of n, of copies that are its own."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+
+from flow_factory.errors import UserError
+from flow_factory.rewards.loading import Judge
+from flow_factory.rewards.media import condition_images, condition_videos, convert, convert_conditions, kind_of
+from flow_factory.rewards.needs import GIVEN
+from flow_factory.types import Clip, Row
+
+OPENED: dict[str, Callable[[Row], list[Any]]] = {"condition_images": condition_images, "condition_videos": condition_videos}
+
+
+class Sample(NamedTuple):
+    """One picture or video, and all that a reward may ask about it."""
+
+    row: Row
+    media: Any
+    fields: Mapping[str, Any]
+
+
+def samples_of(row: Row, group: Sequence[Any]) -> list[Sample]:
+    """The samples of one row."""
+    negative = {} if row.negative_prompt is None else {"negative_prompt": row.negative_prompt}
+    fields = {**{k: v for k, v in row.columns.items() if k not in GIVEN}, **negative, "prompt": row.prompt}
+    return [Sample(row, one, fields) for one in group]
+
+
+def arguments(judge: Judge, batch: Sequence[Sample]) -> dict[str, list[Any]]:
+    """Media, conditions and columns that the reward takes.
+
+    Raises:
+        UserError: it does not score this kind of media, or a row lacks a condition that it requires.
+    """
+    model, needs, kind = judge.model, judge.needs, kind_of(batch[0].media)
+    sounds = [m.audio if isinstance(m, Clip) else None for m in (sample.media for sample in batch)]
+    needs.require_media("image" if kind == "image" else "video", all(s is not None for s in sounds))
+    device = model.device if model.use_tensor_inputs else None
+    own = fresh if model.changes_inputs else lambda value: value
+    given: dict[str, list[Any]] = {}
+    for name in dict.fromkeys(name for sample in batch for name in sample.fields):
+        if needs.takes(name):
+            given[name] = [own(sample.fields.get(name)) for sample in batch]
+    if needs.takes(kind):
+        given[kind] = [own(convert(sample.media, device)) if device is None else convert(sample.media, device) for sample in batch]
+    given |= _sound(judge, batch, sounds, device)
+    for name, opened in OPENED.items():
+        conditions = _conditions(batch, opened, own, device) if needs.takes(name) else []
+        if any(conditions):
+            given[name] = [convert_conditions(c, device) for c in conditions]
+        elif name in needs.required:
+            raise UserError(f"reward {judge.name!r} needs {name.replace('_', ' ')}, and row {batch[0].row.id} has none")
+    return given
+
+
+def _sound(judge: Judge, batch: Sequence[Sample], sounds: Sequence[Any], device: torch.device | None) -> dict[str, list[Any]]:
+    """(channels, samples) float32 of each clip and its rate in Hz; nothing where clips are silent."""
+    if any(s is None for s in sounds) or not (judge.needs.takes("audio") or judge.needs.takes("audio_sample_rate")):
+        return {}
+    waves = [s.copy() if device is None else torch.tensor(s, device=device) for s in sounds]
+    both = {"audio": waves, "audio_sample_rate": [sample.media.sample_rate for sample in batch]}
+    return {name: values for name, values in both.items() if judge.needs.takes(name)}
+
+
+def _conditions(
+    batch: Sequence[Sample], opened: Callable[[Row], list[Any]], own: Callable[[Any], Any], device: torch.device | None
+) -> list[list[Any]]:
+    """Each sample's; one copy a row, for n originals of many megapixels would be too much, and none where tensors are made of them."""
+    rows = {sample.row.id: sample.row for sample in batch}
+    pictures = {key: opened(row) if device is not None else own(opened(row)) for key, row in rows.items()}
+    return [list(pictures[sample.row.id]) for sample in batch]
+
+
+def fresh(value: Any) -> Any:
+    """A copy as deep as the value can be changed: pictures, lists and dicts; numbers and texts as they are."""
+    if isinstance(value, Image.Image):
+        return value.copy()
+    if isinstance(value, list):
+        return [fresh(one) for one in value]
+    return {key: fresh(one) for key, one in value.items()} if isinstance(value, dict) else value

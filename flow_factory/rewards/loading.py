@@ -1,0 +1,114 @@
+"""From the entries of the YAML to rewards: their classes, what those need, and the rewards themselves, each loaded once."""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from accelerate import Accelerator
+
+from flow_factory.errors import UserError
+from flow_factory.hparams import RewardArguments
+from flow_factory.registry import nearest
+from flow_factory.rewards import REWARDS
+from flow_factory.rewards.base import BaseRewardModel, GroupwiseRewardModel, PointwiseRewardModel
+from flow_factory.rewards.blame import blamed, watch_threads
+from flow_factory.rewards.needs import Needs, needs_of
+from flow_factory.rewards.peace import kept
+from flow_factory.types import Row
+
+
+class Entry(Protocol):
+    """Of the YAML, `RewardConfig` or `RewardArguments`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def reward_model(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A loaded reward under one entry of the YAML."""
+
+    config: RewardArguments
+    model: BaseRewardModel
+    needs: Needs
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def groupwise(self) -> bool:
+        return isinstance(self.model, GroupwiseRewardModel)
+
+
+def reward_class(entry: Entry) -> type[BaseRewardModel]:
+    """The class of an entry, imported.
+
+    Raises:
+        UnknownName: there is none of this name.
+        RewardError: its module cannot be imported.
+        UserError: it is no reward, or cannot be constructed as one.
+    """
+    name = entry.reward_model
+    with kept(), blamed(f"reward {entry.name!r} cannot be imported", REWARDS.path(name).partition(":")[0]):
+        cls = REWARDS[name]
+    if not (isinstance(cls, type) and issubclass(cls, PointwiseRewardModel | GroupwiseRewardModel)):
+        raise UserError(f"reward {entry.name!r}: {name!r} is neither a PointwiseRewardModel nor a GroupwiseRewardModel")
+    if inspect.isabstract(cls):
+        raise UserError(f"reward {entry.name!r}: {name!r} has no {' and no '.join(sorted(cls.__abstractmethods__))}")
+    try:
+        inspect.signature(cls).bind(None, None)
+    except TypeError as error:
+        raise UserError(f"reward {entry.name!r}: {name!r} is constructed with (config, accelerator), and {error}") from error
+    return cls
+
+
+def require_rewards(entries: Sequence[Entry], rows: Sequence[Row], kind: Literal["image", "video"], sounds: bool) -> None:
+    """That the entries' classes are there, score what the model makes, and find in every row what they need; nothing is loaded.
+
+    Args:
+        kind, sounds: what the model makes (`Family.draws`, `Family.sounds`).
+
+    Raises:
+        UserError: it is not so.
+    """
+    for entry in entries:
+        needs = needs_of(entry.name, reward_class(entry))
+        needs.require_media(kind, sounds)
+        needs.require_columns(rows)
+
+
+def load_judges(train: Sequence[RewardArguments], evaluation: Sequence[RewardArguments], accelerator: Accelerator) -> list[list[Judge]]:
+    """The rewards of training and of evaluation. A model that entries agree on, all but their name, weight and batching, is loaded once.
+
+    Raises:
+        UserError: see `reward_class`; or an entry has a key that its class does not take.
+        RewardError: a constructor raised.
+    """
+    models: dict[tuple[Any, ...], BaseRewardModel] = {}
+
+    def judge(config: RewardArguments) -> Judge:
+        identity = (REWARDS.path(config.reward_model), config.dtype, config.device, repr(sorted(config.extra_kwargs.items())))
+        if identity not in models:
+            models[identity] = construct(config, accelerator)
+        return Judge(config, models[identity], needs_of(config.name, models[identity]))
+
+    judges = [[judge(config) for config in entries] for entries in (train, evaluation)]
+    watch_threads({type(j.model).__module__: j.name for group in judges for j in group})
+    return judges
+
+
+def construct(config: RewardArguments, accelerator: Accelerator) -> BaseRewardModel:
+    """See `load_judges`."""
+    cls = reward_class(config)
+    if cls.extra_keys is not None:
+        for key in config.extra_kwargs.keys() - set(cls.extra_keys):
+            known = f"it takes {', '.join(cls.extra_keys)}" if cls.extra_keys else "it takes none of its own"
+            raise UserError(
+                f"reward {config.name!r} has no key {key!r}.{nearest(key, list(cls.extra_keys))} Beside the common ones {known}"
+            )
+    with kept(), blamed(f"reward {config.name!r} cannot be constructed", cls.__module__):
+        return cls(config, accelerator)
