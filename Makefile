@@ -1,4 +1,5 @@
-# `make quickstart` sets everything up and runs the main job; `make test` runs the tests. PYTHON chooses the interpreter.
+# `make quickstart` sets everything up and runs the main job; `make test` runs the tests, with a share of the exhaustive ones that
+# changes with the date (SHARE=N chooses it; the log says which), `make test-all` all of them. PYTHON chooses the interpreter.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -6,7 +7,7 @@ BIN = $(VENV)/bin
 WORKERS = -n logical --maxprocesses 4 --dist loadfile
 INSTALL = $(BIN)/pip install --quiet -c constraints.txt
 
-.PHONY: install quickstart test lint clean
+.PHONY: install quickstart test test-all lint clean
 
 install: $(VENV)/installed
 
@@ -27,7 +28,10 @@ $(VENV)/installed-test: $(VENV)/installed
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest $(WORKERS)
-	$(BIN)/python -m pytest $(WORKERS) -m slow
+	$(BIN)/python -m pytest $(WORKERS) -m 'slow or exhaustive'
+
+test-all: $(VENV)/installed-test
+	$(BIN)/python -m pytest $(WORKERS) -m '' --share all
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -1,8 +1,12 @@
 """What several files share: the tiny FLUX.1 on disk, its conditions, and policies over it."""
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 import torch
@@ -26,6 +30,66 @@ ETA, STEPS = 0.7, 5
 NOISY = (0, 2, 3)
 """The first step, one that follows an ODE step, and one that follows a stochastic step."""
 SDES = ["Flow-SDE", "Dance-SDE", "CPS"]
+
+
+# -- which tests run, and where ---------------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[1]
+SHARES = 8
+"""Of the exhaustive tests, the gate runs one of so many."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    share = os.environ.get("SHARE") or str(date.today().toordinal())
+    parser.addoption("--share", default=share, help=f"the exhaustive tests of share N (modulo {SHARES}), or all; $SHARE, else the date's")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    share = config.getoption("share")
+    return f"exhaustive tests: {'all' if share == 'all' else f'one of {SHARES}; the same ones again by --share {share}'}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out the exhaustive tests of other shares; each comes up within `SHARES` days."""
+    out = [item for item in items if item.get_closest_marker("exhaustive") and not in_share(item.nodeid, config.getoption("share"))]
+    items[:] = [item for item in items if item not in out]
+    config.hook.pytest_deselected(items=out)
+
+
+def in_share(test: str, share: str) -> bool:
+    return share == "all" or crc32(test.encode()) % SHARES == int(share) % SHARES
+
+
+def cells(*given: Any) -> pytest.MarkDecorator:
+    """`cells("model", "engine", CASES, MORE)`: a test for each of these cases; those that are also in `MORE` are exhaustive."""
+    *names, cases, more = given
+    return pytest.mark.parametrize(names, [pytest.param(*c, marks=pytest.mark.exhaustive) if c in more else c for c in cases])
+
+
+def chosen(request: pytest.FixtureRequest, *names: str) -> set[tuple[Any, ...]]:
+    """The cases of these parameters that this module's tests run: what they share does no more than they ask for."""
+    mine = [item.callspec.params for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    return {tuple(params[name] for name in names) for params in mine if params.keys() == set(names)}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nowhere(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What is made for several tests is made in an empty folder, wherever pytest was started."""
+    os.chdir(tmp_path_factory.mktemp("nowhere"))
+
+
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test runs in its own folder. Modules that it writes there come before those that a user keeps in the root, and go with it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*(p for p in sys.path if p not in ("", str(ROOT))), str(tmp_path), str(ROOT)])
+    yield
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+# -- the tiny FLUX.1 --------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import pytest
 from flow_factory.cli import main
 from flow_factory.config import ConfigError, load_config
 from flow_factory.config.engine import LAUNCH_FILES, found
+from tests.tiny.patience import PATIENCE
 from tests.tiny.run import ROOT, environment, ff_train, logged, write_run
 
 REWARD = """\
@@ -24,7 +25,7 @@ class Bright(PointwiseRewardModel):
 
 
 def python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-c", code], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=PATIENCE)
 
 
 def test_a_run_from_the_command_line(tmp_path: Path) -> None:

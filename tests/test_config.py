@@ -12,6 +12,7 @@ from flow_factory.config import TRAIN_CONFIGS, ConfigError, GRPOConfig, RunConfi
 from flow_factory.config.help import SECTIONS
 from flow_factory.config.plan import Deal
 from flow_factory.config.signature import call_arguments, scheduler_arguments
+from tests.conftest import ROOT
 
 GOOD = """\
 num_processes: 2
@@ -336,7 +337,8 @@ def test_a_missing_file_and_a_folder_are_errors(tmp_path):
 # -- what is accepted ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_public_config_loads_unchanged(load):
+def test_a_public_config_loads_unchanged(load, monkeypatch):
+    monkeypatch.chdir(ROOT)  # it names a file of the launcher
     config = load(PUBLIC)
     assert isinstance(config.train, GRPOConfig)
     assert config.train.clip_range == (-1e-4, 1e-4)
@@ -352,7 +354,8 @@ def test_a_public_config_loads_unchanged(load):
 
 
 @pytest.mark.parametrize("text", [GOOD, PUBLIC], ids=["good", "public"])
-def test_a_dump_loads_to_an_equal_configuration(load, text):
+def test_a_dump_loads_to_an_equal_configuration(load, text, monkeypatch):
+    monkeypatch.chdir(ROOT)
     config = load(text, "train.height=256", 'log.run_name="1e-4"', "scheduler.shift=3", "mixed_precision=no")
     again = load(dump_config(config))
     assert again == config

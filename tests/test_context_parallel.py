@@ -13,12 +13,13 @@ from flow_factory.config import ConfigError, load_config, plan_of
 from flow_factory.context_parallel import refuse_uneven, split_sequences
 from flow_factory.errors import UserError
 from flow_factory.rows import fitted
+from tests.conftest import cells, chosen
 from tests.models.cases import CASES
 from tests.models.harness import Tiny
-from tests.test_same_run import COMMON, FOUR, FULL, NFT, ONE, REWARD
+from tests.test_same_run import FOUR, NFT, ONE
 from tests.tiny.pipelines import saved
 from tests.tiny.run import ROOT, TEST, logged, write_rows, write_run
-from tests.tiny.several import assert_same_run, several
+from tests.tiny.several import FULL, SMOOTH, assert_same_run, several
 from tests.tiny.side_by_side import side_by_side
 from tests.tiny.teams import SPLIT, compare
 
@@ -26,34 +27,34 @@ WAN = ("train.resolution=16", "train.num_frames=5", "train.guidance_scale=4.0", 
 RUNS = {
     "flux": (*FOUR, "train.kl_beta=0.1"),
     "flux_full": (*FOUR, *FULL, "train.enable_gradient_checkpointing=true"),
-    "flux_shared": (*ONE, "train.trainer_type=dgpo", "train.num_train_timesteps=2", "rewards.reward_model=mine.Ranks"),
+    "flux_shared": (*ONE, "train.trainer_type=dgpo", "train.num_train_timesteps=2", "rewards.reward_model=tests.tiny.rewards.Outshines"),
     "wan": (*FOUR, *WAN, "train.kl_beta=0.1"),
     "wan_full": (*FOUR, *WAN, *FULL),
     "wan_nft": (*FOUR, *WAN, *NFT),
 }
 """With two teams, `flux_shared` has a group that both share, which is scored and compared as a whole."""
-OF_TWO_TEAMS = ("flux_shared", "wan_full")
+TEAMS = [*((2, name) for name in RUNS), (4, "flux_shared"), (4, "wan_full")]
+MORE = {(2, "flux_full"), (2, "wan_nft"), (4, "wan_full")}
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Folders of all runs by the number of processes: one, a team of two, two teams of two."""
-    folders = {}
+    folders, cases = {}, chosen(request, "processes", "name")
     wan = (f"model.model_name_or_path={saved('wan21_t2v')}", "model.model_type=wan2_t2v")
     for processes, team in ((1, 1), (2, 2), (4, 2)):
         folder = tmp_path_factory.mktemp(f"of_{processes}_")
         write_run(folder)
         write_rows(folder / "data" / "test.jsonl", [{"prompt": p} for p in TEST[:3]])
-        (folder / "mine.py").write_text(REWARD)
-        many = {k: [*COMMON, *keys, *(wan if "wan" in k else ()), f"model.context_parallel={team}"] for k, keys in RUNS.items()}
-        many = {k: keys for k, keys in many.items() if processes < 4 or k in OF_TWO_TEAMS}
-        several(folder, processes, many, timeout=600)
+        todo = {k: keys for k, keys in RUNS.items() if any(k == name and processes in (1, n) for n, name in cases)}
+        many = {k: [*SMOOTH, *keys, *(wan if "wan" in k else ()), f"model.context_parallel={team}"] for k, keys in todo.items()}
+        several(folder, processes, many)
         folders[processes] = folder / "save"
     return folders
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "name"), [*((2, name) for name in RUNS), *((4, name) for name in OF_TWO_TEAMS)])
+@cells("processes", "name", TEAMS, MORE)
 def test_teams_do_what_one_process_does(runs: dict[int, Path], name: str, processes: int) -> None:
     assert_same_run(runs[processes] / name, runs[1] / name, exact=False)
     errors = [line["train/on_policy_error"] for line in logged(runs[processes] / name) if "train/on_policy_error" in line]
@@ -64,7 +65,7 @@ def test_teams_do_what_one_process_does(runs: dict[int, Path], name: str, proces
 def compared(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each process of a team of two found, see `tests.tiny.teams`."""
     folder = tmp_path_factory.mktemp("families")
-    side_by_side(2, folder, compare, timeout=600)
+    side_by_side(2, folder, compare)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 

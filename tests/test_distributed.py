@@ -3,11 +3,11 @@
 import re
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from tests.tiny.patience import output, until
 from tests.tiny.run import ff_train, started, write_run
 
 pytestmark = pytest.mark.slow
@@ -63,17 +63,15 @@ def test_what_all_processes_find_wrong_is_said_once(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.exhaustive  # test_launch has one where all processes get it
 def test_sigterm_stops_all_where_a_resumed_run_goes_on(tmp_path: Path) -> None:
     write_run(tmp_path)
     command = [sys.executable, "-m", "flow_factory", "tiny.yaml", *SETTINGS, "train.max_epochs=500", "--num_processes", "2"]
     metrics = tmp_path / "save/run/metrics.jsonl"
     with started(command, tmp_path) as run:
-        for _ in range(600):
-            if metrics.exists() and metrics.read_text().count("\n") > 3:
-                break
-            time.sleep(0.1)
+        until(lambda: metrics.exists() and metrics.read_text().count("\n") > 3, run, tmp_path)
         run.send_signal(signal.SIGTERM)
-        _, said = run.communicate(timeout=60)
+        _, said = output(run, tmp_path)
     assert run.returncode == 130, said
     assert len(re.findall("SIGTERM: stopped before epoch", said)) == 1, said
     assert "Traceback" not in said

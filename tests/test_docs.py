@@ -11,6 +11,7 @@ import pytest
 
 from flow_factory.cli import parser
 from flow_factory.config import load_config
+from tests.tiny.run import environment
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "guidance").glob("*.md"))]
@@ -113,7 +114,7 @@ def test_the_quick_start_runs_an_epoch_and_leaves_what_it_promises(tmp_path: Pat
     ]
     where = [f"log.save_dir={tmp_path}", f"data.cache_dir={tmp_path}/cache", "run_name=quick"]
     command = [sys.executable, "-m", "flow_factory", "examples/quickstart.yaml", *small, *where]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "quick"
     for name in (

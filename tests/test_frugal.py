@@ -53,7 +53,6 @@ def gradients(adapter: ModelAdapter, policy: Policy, dtype: str) -> tuple[Tensor
 def small(kind: str, dtype: str, folder: Path, **model: Any) -> tuple[ModelAdapter, Policy]:
     """A LoRA over a frozen transformer in fewer bits."""
     if kind.startswith("torchao"):
-        pytest.importorskip("torchao")
         adapter = load_adapter(str(folder), "flux1", {"float32": "fp32", "bfloat16": "bf16"}[dtype], quantization=kind)
         return adapter, policy_over(adapter, PRECISION[dtype], True, **LORA, quantization=kind, **model)
     adapter = flux(DTYPES[dtype])
@@ -142,8 +141,6 @@ def test_the_lora_of_a_quantised_base_is_saved_as_diffusers_reads_it(flux_folder
 
 @pytest.mark.parametrize("override", ["model.quantization=torchao_int8", "model.layerwise_casting=fp8_e4m3", "model.offload_idle=true"])
 def test_a_run_learns_and_is_on_policy(override: str, tmp_path: Path) -> None:
-    if "torchao" in override:
-        pytest.importorskip("torchao")
     run = tiny(tmp_path, override, "train.enable_gradient_checkpointing=true", "train.max_epochs=1", "train.offload_samples_to_cpu=true")
     before = trained(run)
     run()

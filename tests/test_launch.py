@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +13,7 @@ import psutil
 import pytest
 
 from tests.test_resume import SETTINGS, assert_same
+from tests.tiny.patience import output, until
 from tests.tiny.run import ff_train, free_port, logged, started, write_run
 
 pytestmark = pytest.mark.slow
@@ -39,7 +39,7 @@ class Dies(JpegCompressibility):
 
 def machine(rank: int, port: int, *flags: str) -> list[str]:
     """The command of one of two machines of one process each."""
-    where = ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port), "--rendezvous_timeout", "60"]
+    where = ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port), "--rendezvous_timeout", "600"]
     return [*COMMAND, *SETTINGS, "--num_processes", "2", "--num_machines", "2", "--machine_rank", str(rank), *where, *flags]
 
 
@@ -47,14 +47,14 @@ def task(rank: int, port: int) -> dict[str, str]:
     """The environment of one of two tasks that `srun` starts on one machine."""
     step = {"STEP_ID": "0", "STEP_NUM_TASKS": "2", "STEP_NUM_NODES": "1", "STEP_NODELIST": "localhost", "NODEID": "0", "JOB_ID": "7"}
     own = {"PROCID": str(rank), "LOCALID": str(rank)}
-    return {f"SLURM_{k}": v for k, v in (step | own).items()} | {"MASTER_PORT": str(port), "FF_RENDEZVOUS_TIMEOUT": "60"}
+    return {f"SLURM_{k}": v for k, v in (step | own).items()} | {"MASTER_PORT": str(port), "FF_RENDEZVOUS_TIMEOUT": "600"}
 
 
 def together(folder: Path, *each: tuple[list[str], dict[str, str]]) -> list[subprocess.CompletedProcess[str]]:
     """Commands, each with its environment, that run side by side."""
     with ExitStack() as stack:
         runs = [stack.enter_context(started(command, folder, **environ)) for command, environ in each]
-        said = [run.communicate(timeout=180) for run in runs]
+        said = [output(run, folder) for run in runs]
     return [subprocess.CompletedProcess(run.args, run.returncode, *texts) for run, texts in zip(runs, said, strict=True)]
 
 
@@ -88,20 +88,20 @@ def test_two_tasks_of_srun_train_together(tmp_path: Path, unbroken: Path) -> Non
 
 
 def alone(rank: int) -> Callable[[int], tuple[list[str], dict[str, str]]]:
-    return lambda port: (machine(rank, port, "--rendezvous_timeout", "5"), {})
+    return lambda port: (machine(rank, port, "--rendezvous_timeout", "3"), {})
 
 
 def srun_alone(rank: int) -> Callable[[int], tuple[list[str], dict[str, str]]]:
-    return lambda port: ([*COMMAND, "--rendezvous_timeout", "5"], task(rank, port))
+    return lambda port: ([*COMMAND, "--rendezvous_timeout", "3"], task(rank, port))
 
 
 @pytest.mark.parametrize(
     ("start", "message"),
     [
-        (alone(1), "machine 1 of 2 at 127.0.0.1:{port}: waited 5 s, and nobody is there (Connection refused); was number 0 started"),
-        (alone(0), "machine 0 of 2 at 127.0.0.1:{port}: waited 5 s, and these did not come: 1"),
-        (srun_alone(1), "process 1 of 2 at localhost:{port}: waited 5 s, and nobody is there (Connection refused)"),
-        (srun_alone(0), "process 0 of 2 at localhost:{port}: waited 5 s, and these did not come: 1"),
+        (alone(1), "machine 1 of 2 at 127.0.0.1:{port}: waited 3 s, and nobody is there (Connection refused); was number 0 started"),
+        (alone(0), "machine 0 of 2 at 127.0.0.1:{port}: waited 3 s, and these did not come: 1"),
+        (srun_alone(1), "process 1 of 2 at localhost:{port}: waited 3 s, and nobody is there (Connection refused)"),
+        (srun_alone(0), "process 0 of 2 at localhost:{port}: waited 3 s, and these did not come: 1"),
     ],
     ids=["machine 1", "machine 0", "task 1", "task 0"],
 )  # fmt: skip
@@ -109,9 +109,8 @@ def test_who_waits_in_vain_says_so_in_a_line(
     tmp_path: Path, start: Callable[[int], tuple[list[str], dict[str, str]]], message: str
 ) -> None:
     write_run(tmp_path)
-    port, begun = free_port(), time.monotonic()
+    port = free_port()
     (done,) = together(tmp_path, start(port))
-    assert time.monotonic() - begun < 60
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert line.startswith(f"error: {message.format(port=port)}")
@@ -134,7 +133,7 @@ def test_a_stranger_at_the_port_is_told_from_the_run(tmp_path: Path) -> None:
 def test_two_machines_of_one_number_are_told(tmp_path: Path) -> None:
     write_run(tmp_path)
     port = free_port()
-    flags = ("--num_machines", "3", "--num_processes", "3", "train.unique_sample_num_per_epoch=3", "--rendezvous_timeout", "8")
+    flags = ("--num_machines", "3", "--num_processes", "3", "train.unique_sample_num_per_epoch=3", "--rendezvous_timeout", "15")
     runs = together(tmp_path, *((machine(rank, port, *flags), {}) for rank in (0, 1, 1)))
     assert [done.returncode for done in runs] == [1, 1, 1]
     assert sum("another one has this number" in done.stderr for done in runs[1:]) == 1
@@ -145,7 +144,13 @@ def test_two_machines_of_one_number_are_told(tmp_path: Path) -> None:
 REWARDED = (*SETTINGS, "rewards.reward_model=mine.Dies")
 
 
-@pytest.mark.parametrize("after", ["checkpoints/epoch_2/state/progress.json", "metrics.jsonl"], ids=["a checkpoint", "no checkpoint"])
+@pytest.mark.parametrize(
+    "after",
+    [
+        pytest.param("checkpoints/epoch_2/state/progress.json", id="a checkpoint", marks=pytest.mark.exhaustive),  # see all machines below
+        pytest.param("metrics.jsonl", id="no checkpoint"),
+    ],
+)
 def test_a_run_whose_process_died_ends_as_if_it_had_not(tmp_path: Path, unbroken: Path, after: str) -> None:
     """Where there is no checkpoint yet, it starts anew."""
     write_run(tmp_path)
@@ -173,10 +178,10 @@ def test_all_machines_restart_when_a_process_of_one_died(tmp_path: Path, unbroke
 def test_restarts_that_do_not_help_come_to_an_end(tmp_path: Path) -> None:
     write_run(tmp_path)
     (tmp_path / "mine.py").write_text(REWARD)
-    flags = ("--num_processes", "2", "--max_restarts", "2")
-    done = ff_train("tiny.yaml", *REWARDED, *flags, cwd=tmp_path, DIES_AFTER="save/run/metrics.jsonl", DIES_IN="0 1 2")
+    flags = ("--num_processes", "2", "--max_restarts", "1")
+    done = ff_train("tiny.yaml", *REWARDED, *flags, cwd=tmp_path, DIES_AFTER="save/run/metrics.jsonl", DIES_IN="0 1")
     assert done.returncode == 128 + signal.SIGKILL
-    assert done.stderr.strip().splitlines()[-1] == "error: process 1 of 2 was killed by SIGKILL after 2 restarts"
+    assert done.stderr.strip().splitlines()[-1] == "error: process 1 of 2 was killed by SIGKILL after 1 restart"
 
 
 def test_a_process_alone_is_restarted_too(tmp_path: Path) -> None:
@@ -194,13 +199,10 @@ def test_sigterm_for_the_launcher_and_all_its_processes_at_once_still_saves(tmp_
     write_run(tmp_path)
     metrics = tmp_path / "save/run/metrics.jsonl"
     with started([*COMMAND, *SETTINGS, "train.max_epochs=500", "log.save_freq=0", "--num_processes", "2"], tmp_path) as run:
-        for _ in range(600):
-            if metrics.exists() and metrics.read_text().count("\n") > 3:
-                break
-            time.sleep(0.1)
+        until(lambda: metrics.exists() and metrics.read_text().count("\n") > 3, run, tmp_path)
         for process in (*psutil.Process(run.pid).children(), psutil.Process(run.pid)):
             os.kill(process.pid, signal.SIGTERM)
-        _, said = run.communicate(timeout=60)
+        _, said = output(run, tmp_path)
     assert run.returncode == 130, said
     assert said.count("SIGTERM: stopped before epoch") == 1
     (saved,) = (tmp_path / "save/run/checkpoints").glob("epoch_*")

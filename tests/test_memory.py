@@ -56,8 +56,6 @@ RECOMPUTED = "train.enable_gradient_checkpointing=true"
     ids=" ".join,
 )
 def test_static_parts_are_what_a_run_holds(overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "torchao" in overrides[0]:
-        pytest.importorskip("torchao")
     run = stepped(tiny(tmp_path, "train.learning_rate=1.0e-5", *overrides), monkeypatch)
     held, said = counted(run), static_bytes(run.trainer.config)
     assert held["trained"] and held["gradients"] and held["optimiser"]
@@ -100,9 +98,9 @@ class Live(TorchDispatchMode):
 
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_activations_are_near_those_of_a_traced_forward_and_backward(checkpointing: bool) -> None:
-    """Of a FLUX.1 of middling size in bfloat16."""
+    """Of a small FLUX.1 in bfloat16: processors that have no such numbers compute with it many times slower."""
     torch.manual_seed(0)
-    heads, layers, tokens, batch = 6, (3, 6), 256, 2
+    heads, layers, tokens, batch = 3, (2, 4), 128, 2
     shape = {"num_attention_heads": heads, "joint_attention_dim": 256, "pooled_projection_dim": 64}
     model = FluxTransformer2DModel(num_layers=layers[0], num_single_layers=layers[1], **shape).bfloat16().requires_grad_(False)
     for name, p in model.named_parameters():

@@ -18,7 +18,7 @@ from flow_factory.models.loading import load_adapter
 from flow_factory.policy import attention_problem, build_policy, target_names
 from flow_factory.randomness import generator
 from flow_factory.train import open_adapter
-from tests.conftest import CALL, condition, flux, fresh_policy, policy_over, velocity_at
+from tests.conftest import CALL, cells, condition, flux, fresh_policy, policy_over, velocity_at
 from tests.tiny.flux import flux_pipeline
 from tests.tiny.pipelines import saved
 from tests.tiny.run import write_run
@@ -213,7 +213,7 @@ def test_a_backend_that_diffusers_lacks_is_named() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpointing", [False, True])
+@cells("checkpointing", [(False,), (True,)], {(False,)})
 def test_a_compiled_model_is_asked_with_and_without_gradient_and_answers_alike(checkpointing: bool) -> None:
     adapter, base = flux(), flux()
     policy = policy_over(adapter, checkpointing=checkpointing, compile=True, compile_backend="aot_eager", **LORA)

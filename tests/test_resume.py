@@ -10,7 +10,8 @@ from torch import Tensor
 
 from flow_factory.config import ConfigError
 from flow_factory.errors import UserError
-from tests.tiny.run import ff_train, logged, read_state, tiny, trained, write_run
+from tests.tiny.forked import forked
+from tests.tiny.run import logged, read_state, tiny, trained, write_run
 
 SETTINGS = (
     "train.max_epochs=4", "train.lr_scheduler=cosine", "train.kl_beta=0.1", "log.save_freq=1", "log.save_model_only=false",
@@ -23,8 +24,8 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the run that never stopped, with its cache beside it."""
     folder = tmp_path_factory.mktemp("unbroken")
     write_run(folder)
-    done = ff_train("tiny.yaml", *SETTINGS, cwd=folder)
-    assert done.returncode == 0, done.stderr
+    done = forked("tiny.yaml", *SETTINGS, cwd=folder)
+    assert done.returncode == 0, done.stdout
     return folder / "save" / "run"
 
 
@@ -58,13 +59,13 @@ def assert_same(run: Path, unbroken: Path, since: int = 0) -> None:
 )
 def test_a_run_that_was_stopped_goes_on_as_if_it_never_was(tmp_path: Path, unbroken: Path, killed: str, code: int, left: int) -> None:
     write_run(tmp_path)
-    done = ff_train("tiny.yaml", *SETTINGS, cwd=tmp_path, killed=killed)
-    assert done.returncode == code, done.stderr
+    done = forked("tiny.yaml", *SETTINGS, cwd=tmp_path, killed=killed)
+    assert done.returncode == code, done.stdout
     run = tmp_path / "save" / "run"
     last = max(int(p.name.removeprefix("epoch_")) for p in (run / "checkpoints").glob("epoch_*"))
     assert last == left or (code == -9 and last == left - 1), "a checkpoint is written beside the next epoch"
-    done = ff_train("tiny.yaml", *SETTINGS, "model.resume_path=save/run", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = forked("tiny.yaml", *SETTINGS, "model.resume_path=save/run", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
     assert_same(run, unbroken)
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == [f"epoch_{k}" for k in range(min(left, 1), 5)]
 
@@ -74,8 +75,8 @@ def test_a_run_goes_on_in_another_folder(tmp_path: Path, unbroken: Path) -> None
     write_run(tmp_path)
     before = (unbroken / "metrics.jsonl").read_bytes()
     resume = f"model.resume_path={unbroken / 'checkpoints' / 'epoch_2'}"
-    done = ff_train("tiny.yaml", *SETTINGS, resume, "run_name=other", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = forked("tiny.yaml", *SETTINGS, resume, "run_name=other", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
     assert_same(tmp_path / "save" / "other", unbroken, since=3)
     assert (unbroken / "metrics.jsonl").read_bytes() == before
 
@@ -84,10 +85,10 @@ def test_a_run_goes_on_in_another_folder(tmp_path: Path, unbroken: Path) -> None
 def test_sigterm_saves_the_state_even_where_only_weights_are_kept(tmp_path: Path, unbroken: Path) -> None:
     write_run(tmp_path)
     settings = (*SETTINGS, "log.save_freq=0", "log.save_model_only=true")
-    done = ff_train("tiny.yaml", *settings, cwd=tmp_path, killed="flow_factory.models.base:ModelAdapter.sample 7 SIGTERM")
-    assert done.returncode == 130, done.stderr
-    done = ff_train("tiny.yaml", *SETTINGS, "model.resume_path=save/run", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = forked("tiny.yaml", *settings, cwd=tmp_path, killed="flow_factory.models.base:ModelAdapter.sample 7 SIGTERM")
+    assert done.returncode == 130, done.stdout
+    done = forked("tiny.yaml", *SETTINGS, "model.resume_path=save/run", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
     assert_same(tmp_path / "save" / "run", unbroken)
 
 

@@ -103,7 +103,6 @@ def test_a_resumed_run_compares_with_the_clips_of_its_first_evaluation(tmp_path:
 @pytest.mark.parametrize("number", [0, 2])
 def test_a_run_that_has_nothing_to_show_yet_starts(tmp_path: Path, number: int) -> None:
     """Before the first epoch there are no training samples; with `log.num_samples: 0` there never are any."""
-    pytest.importorskip("tensorboard")
     run = tiny(tmp_path, "logging_backend=tensorboard", "train.max_epochs=1", f"log.num_samples={number}")
     run()
     assert (run.folder / "before_after.png").exists() == bool(number) and list((run.folder / "tensorboard").iterdir())

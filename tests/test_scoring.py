@@ -2,7 +2,6 @@
 
 import importlib
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -152,16 +151,13 @@ class Edited(GroupwiseRewardModel):
 
 
 @pytest.fixture
-def users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my_rewards_xyz.py").write_text(USERS_OWN)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.delitem(sys.modules, "my_rewards_xyz", raising=False)
+def users_own(tmp_path: Path) -> None:
+    (tmp_path / "my_rewards.py").write_text(USERS_OWN)
 
 
 @pytest.mark.usefixtures("users_own")
 def test_a_users_reward_in_the_current_folder_runs_by_its_dotted_path() -> None:
-    reward = rewards("my_rewards_xyz.Brightness", batch_size=2, gain=3.0)
+    reward = rewards("my_rewards.Brightness", batch_size=2, gain=3.0)
     rows = [Row(k, "x", columns={"target": k, "note": "n", "image": "a path"}) for k in range(2)]
     white = [Image.new("RGB", (8, 8), "white")] * 3
     assert torch.cat(reward.score(rows, [white, white]))[:, 0].tolist() == [3.0] * 3 + [4.0] * 3
@@ -175,7 +171,7 @@ def files(folder: Path, *colours: str) -> tuple[str, ...]:
 
 @pytest.mark.usefixtures("users_own")
 def test_conditions_reach_a_groupwise_reward_whole_groups_at_a_time(tmp_path: Path) -> None:
-    reward = rewards("my_rewards_xyz.Edited", batch_size=1)
+    reward = rewards("my_rewards.Edited", batch_size=1)
     rows = [Row(0, "x", images=files(tmp_path, "red", "blue")), Row(1, "y", images=files(tmp_path, "white")), Row(2, "z")]
     assert [t[:, 0].tolist() for t in reward.score(rows[:2], [pictures(3), pictures(2)])] == [[6.0] * 3, [2.0] * 2]
     with pytest.raises(ValueError, match="reward 'it' needs condition images, and row 2 has none"):

@@ -1,6 +1,7 @@
 """Every algorithm on every model: two epochs of a LoRA, and what a cell that cannot work says."""
 
 import json
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch import Tensor
 
 from flow_factory.algorithms import ALGORITHMS
 from flow_factory.config import TRAIN_CONFIGS, RunConfig, load_config, plan_of
@@ -22,7 +24,8 @@ from flow_factory.rows import fitted
 from flow_factory.schedule import make_schedule
 from flow_factory.train import arguments, keep_copies, make_optimizer
 from flow_factory.trainer import Trainer
-from tests.models.cases import CASES, EACH, call_of, over, row
+from tests.conftest import cells
+from tests.models.cases import CASES, EACH, call_of, row
 from tests.models.harness import STEPS, counted, lora, small
 from tests.tiny.pipelines import saved
 from tests.tiny.run import write_rows
@@ -88,42 +91,52 @@ def trainer_of(name: str, algorithm: str, folder: Path) -> Trainer:
     return Trainer(config, plan_of(config), accelerator, t.adapter, *learning, rewards, [row(CASES[name])], t.conds[:1])
 
 
-@pytest.mark.slow
-@over(EACH)
-def test_two_epochs_of_every_algorithm_move_every_model(name: str, tmp_path: Path) -> None:
-    """The second epoch's velocities are counted: none too many, and those of forward-process algorithms without guidance."""
-    t, policy = lora(name)
+CELLS = [(name, algorithm) for name in EACH for algorithm in TRAIN_CONFIGS]
+DIAGONAL = {
+    (name, algorithm) for j, name in enumerate(EACH) for k, algorithm in enumerate(TRAIN_CONFIGS) if (k - j) % len(TRAIN_CONFIGS) == 0
+}
+"""Every model with one algorithm, and every algorithm with three models or four; the other cells take turns."""
+
+
+@pytest.fixture
+def untrained(name: str) -> Iterator[dict[str, Tensor]]:
+    """The weights of the case's one LoRA, which it has again afterwards."""
+    _, policy = lora(name)
     start = {k: p.detach().clone() for k, p in policy.trained().items()}
-    for algorithm in TRAIN_CONFIGS:
-        with torch.no_grad():
-            for k, p in policy.trained().items():
-                p.copy_(start[k])
-        (tmp_path / algorithm).mkdir()
-        trainer = trainer_of(name, algorithm, tmp_path / algorithm)
-        with small(t.adapter.pipe):
-            first = trainer.epoch()
-            rollouts = trainer.roll_out(1)
-            trainer.judge(rollouts)
-            with counted(t.transformers) as seen:
-                trainer.learner.learn(trainer.groups(rollouts))
-        metrics = trainer.meter.means()
-        assert all(map(torch.isfinite, map(torch.tensor, (first | metrics).values()))), algorithm
-        assert first["train/first_update_effect"] > 0, algorithm
-        if algorithm == "grpo":
-            assert first["train/on_policy_error"] == metrics["train/on_policy_error"] == 0
-        case = CASES[name]
-        free = algorithm not in ("grpo", "grpo-guard") and (bool(case.off) or not case.guided)
-        reference = 4 if algorithm == "crd" and free and case.forwards == (1, 1) else 0  # its negative prompts
-        assert len(seen) == VELOCITIES[algorithm] * (1 if free else len(case.forwards)) + reference, algorithm
-        still = [k for k, p in policy.trained().items() if torch.equal(p, start[k])]
-        assert len(still) <= (len(start) // 4 if t.adapter.find_unused else 0), (algorithm, still[:3])
+    yield start
     with torch.no_grad():
         for k, p in policy.trained().items():
             p.copy_(start[k])
 
 
+@pytest.mark.slow
+@cells("name", "algorithm", CELLS, {*CELLS} - DIAGONAL)
+def test_two_epochs_of_an_algorithm_move_a_model(name: str, algorithm: str, tmp_path: Path, untrained: dict[str, Tensor]) -> None:
+    """The second epoch's velocities are counted: none too many, and those of forward-process algorithms without guidance."""
+    t, policy = lora(name)
+    trainer = trainer_of(name, algorithm, tmp_path)
+    with small(t.adapter.pipe):
+        first = trainer.epoch()
+        rollouts = trainer.roll_out(1)
+        trainer.judge(rollouts)
+        with counted(t.transformers) as seen:
+            trainer.learner.learn(trainer.groups(rollouts))
+    metrics = trainer.meter.means()
+    assert all(map(torch.isfinite, map(torch.tensor, (first | metrics).values())))
+    assert first["train/first_update_effect"] > 0
+    if algorithm == "grpo":
+        assert first["train/on_policy_error"] == metrics["train/on_policy_error"] == 0
+    case = CASES[name]
+    free = algorithm not in ("grpo", "grpo-guard") and (bool(case.off) or not case.guided)
+    reference = 4 if algorithm == "crd" and free and case.forwards == (1, 1) else 0  # its negative prompts
+    assert len(seen) == VELOCITIES[algorithm] * (1 if free else len(case.forwards)) + reference
+    still = [k for k, p in policy.trained().items() if torch.equal(p, untrained[k])]
+    assert len(still) <= (len(untrained) // 4 if t.adapter.find_unused else 0), still[:3]
+
+
 def test_the_matrix_has_every_model_type_and_every_algorithm() -> None:
     assert {CASES[name].model_type for name in EACH} == set(MODELS) and set(KEYS) == set(VELOCITIES) == set(ALGORITHMS)
+    assert {name for name, _ in DIAGONAL} == set(EACH) and {algorithm for _, algorithm in DIAGONAL} == set(TRAIN_CONFIGS)
 
 
 HIGH = {"model.target_components": ["transformer"]}

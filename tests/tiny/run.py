@@ -25,6 +25,7 @@ from flow_factory.state_files import contents, read
 from flow_factory.tensor_file import NAMES
 from flow_factory.train import build
 from tests.tiny.flux import save_flux
+from tests.tiny.patience import output
 
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
 ROOT = Path(__file__).parents[2]
@@ -159,7 +160,7 @@ def ff_train(*arguments: str | Path, cwd: Path, killed: str = "", **extra: str) 
     module = ["tests.tiny.killed", *killed.split()] if killed else ["flow_factory"]
     command = [sys.executable, "-m", *module, *map(str, arguments)]
     with started(command, cwd, **extra) as run:
-        out, err = run.communicate(timeout=120)
+        out, err = output(run, cwd)
     return subprocess.CompletedProcess(command, run.returncode, out, err)
 
 

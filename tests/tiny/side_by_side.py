@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,34 +10,34 @@ from typing import Any
 import torch
 from torch.multiprocessing import start_processes
 
+from tests.tiny.patience import Watch
 from tests.tiny.run import environment, free_port
 
 SAID = "said"
 
 
-def side_by_side(processes: int, folder: Path, do: Callable[..., None], *given: Any, timeout: float = 240) -> None:
+def side_by_side(processes: int, folder: Path, do: Callable[..., None], *given: Any) -> None:
     """`do(rank, *given)` in each of so many processes, with `folder` as their working directory, as torchrun's workers would have it.
 
     `do` is found by its name, as pickle finds it. Its output is in `folder`, a file for each process.
 
     Raises:
         ProcessException: one of them failed; with its traceback.
-        TimeoutError: they are killed.
+        TimeoutError: they hang, and are killed.
     """
     multiprocessing.set_forkserver_preload([do.__module__, __name__])
-    deadline = time.monotonic() + timeout
-    context = start_processes(_member, (processes, free_port(), folder, do, given), processes, join=False, start_method="forkserver")
+    watch = Watch(folder)
+    context = start_processes(member, (processes, free_port(), folder, do, given), processes, join=False, start_method="forkserver")
     try:
-        while not context.join(timeout=max(0.0, deadline - time.monotonic())):
-            if time.monotonic() > deadline:
-                said = "\n".join(f.read_text()[-2000:] for f in sorted(folder.glob(f"{SAID}.*")))
-                raise TimeoutError(f"{processes} processes of {do.__qualname__} ran for {timeout} s\n{said}")
+        while not context.join(timeout=0.5):
+            watch.check(f"{do.__qualname__} of {processes} processes, whose output is in {SAID}.*,")
     finally:
         for process in context.processes:
             process.kill()
 
 
-def _member(rank: int, processes: int, port: int, folder: Path, do: Callable[..., None], given: tuple[Any, ...]) -> None:
+def member(rank: int, processes: int, port: int, folder: Path, do: Callable[..., None], given: tuple[Any, ...]) -> None:
+    """What a process is first: it has the folder, the environment, the streams and the thread of one of a group, and does `do`."""
     group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_PORT": port}
     mine = environment(**{k: str(v) for k, v in group.items()}, MASTER_ADDR="127.0.0.1") if processes > 1 else environment()
     os.environ.clear()

@@ -1,0 +1,38 @@
+"""Rewards that are smooth in the weights: where a sum in another order moves a picture a little, they move a little, and no more.
+
+The size of a file, a rank and a detector jump there. Each is exact in whatever order and batch it is asked.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from flow_factory.rewards import GroupwiseRewardModel, PointwiseRewardModel, RewardModelOutput
+
+
+def brightness(frames: Sequence[Image.Image]) -> float:
+    """From 0 to 255."""
+    return float(np.mean([np.asarray(frame, np.float64) for frame in frames]))
+
+
+class Bright(PointwiseRewardModel):
+    """Of a picture or a clip."""
+
+    required_fields = ("image", "video")
+
+    def __call__(self, image: Any = None, video: Any = None, **columns: Any) -> RewardModelOutput:  # type: ignore[override]
+        clips = [[picture] for picture in image] if video is None else video
+        return RewardModelOutput(rewards=[brightness(frames) for frames in clips])
+
+
+class Outshines(GroupwiseRewardModel):
+    """By how much each picture is brighter than its group; of the picture of an evaluation, which is alone, 0."""
+
+    required_fields = ("image",)
+
+    def __call__(self, image: list[Image.Image], **columns: Any) -> RewardModelOutput:
+        assert len(image) in (1, 4), "the whole group, or the picture of an evaluation"
+        light = np.array([np.asarray(picture, np.int64).sum() for picture in image])  # integers: a mean in any order
+        return RewardModelOutput(rewards=((light - light.mean()) / image[0].width ** 2).tolist())
