@@ -16,6 +16,7 @@ from flow_factory.errors import UserError
 from flow_factory.frugal import store_in_8_bits, waiting
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import DTYPES
+from flow_factory.precision import autocast_of, cast, round_lora, shield
 
 
 class Policy(nn.Module):
@@ -25,9 +26,9 @@ class Policy(nn.Module):
     guidance calls or experts are inside.
     """
 
-    def __init__(self, adapter: ModelAdapter, names: Sequence[str]):
+    def __init__(self, adapter: ModelAdapter, names: Sequence[str], autocast: torch.dtype | None = None):
         super().__init__()
-        self.adapter = adapter
+        self.adapter, self.autocast = adapter, autocast
         self.components = nn.ModuleDict({name: adapter.field.bare[name] for name in names})
         blocks = (getattr(m, kind, None) or () for m in self.components.values() for kind in ("_no_split_modules", "_repeated_blocks"))
         here = {type(m).__name__ for m in self.components.modules()}
@@ -41,7 +42,11 @@ class Policy(nn.Module):
         return dict(self.components.items())
 
     def forward(self, ask: str, *args: Any) -> Any:
-        return getattr(self.adapter, ask)(*args)
+        """Under autocast where the trained weights are wider than the rest, and else without: some engines have it around this."""
+        with torch.autocast(
+            self.adapter.pipe._execution_device.type, self.autocast, enabled=self.autocast is not None, cache_enabled=False
+        ):
+            return getattr(self.adapter, ask)(*args)
 
     def set_aside(self) -> None:
         """What only a rollout needs goes back to main memory; it returns when it is called."""
@@ -76,6 +81,7 @@ def build_policy(
     """
     names = components_of(adapter, config)
     frozen = DTYPES[precision]
+    autocast = autocast_of(config, precision)
     bare = {name: getattr(part, "bare", part) for name, part in adapter.pipe.components.items()}
     parts = {name: part.requires_grad_(False).eval() for name, part in bare.items() if isinstance(part, nn.Module)}
     for name in names:
@@ -87,9 +93,11 @@ def build_policy(
         else:
             train_fully(module, targets, unreached)
         cast(module, config, frozen)
+        if autocast is not None:
+            shield(module)
         if checkpointing:
             adapter.checkpoint(module)
-    policy = Policy(adapter, names)
+    policy = Policy(adapter, names, autocast)
     for name, part in parts.items():
         if config.layerwise_casting is not None and name in adapter.field.bare:
             store_in_8_bits(part, config.layerwise_casting, frozen)  # before the device has to hold the whole of it
@@ -175,20 +183,7 @@ def add_lora(module: Any, targets: list[str] | None, unreached: Sequence[str], c
         module.add_adapter(
             LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=targets, init_lora_weights="gaussian")
         )
-
-
-def cast(module: nn.Module, config: ModelConfig, frozen: torch.dtype) -> None:
-    """Trained weights to their own dtype, and the frozen ones beside them back from it."""
-    for name, p in module.named_parameters():
-        if p.requires_grad:
-            p.data = p.data.to(DTYPES[config.master_weight_dtype])
-        elif config.finetune_type == "full" and not stays_precise(module, name):  # loaded like the master weights
-            p.data = p.data.to(frozen)
-
-
-def stays_precise(module: Any, name: str) -> bool:
-    """Whether diffusers keeps a frozen weight in float32 whatever the pipeline's dtype."""
-    return not {*(module._keep_in_fp32_modules or ())}.isdisjoint(name.split("."))
+    round_lora(module)
 
 
 def train_fully(module: nn.Module, targets: list[str] | None, unreached: Sequence[str]) -> None:

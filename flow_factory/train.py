@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import AutocastKwargs, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from flow_factory.algorithms import ALGORITHMS
@@ -116,7 +116,7 @@ def assemble(
         adapter.field.agree = engine.needed
     unknown = config.model.model_type not in MODELS or config.model.model_type == "diffusers"  # the others are proved by the tests
     if unknown or config.model.context_parallel > 1:
-        with accelerator.autocast(), engine.accumulating(last=False):
+        with engine.accumulating(last=False):
             prove(adapter, moved(conds[0], accelerator.device), call_of(config.train), config.train.per_device_batch_size, engine)
     store = keep_copies(config, engine, algorithm)
     plan = plan_of(config)
@@ -189,12 +189,11 @@ def require_shared(folder: Path, accelerator: Accelerator) -> None:
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
-    """Autocast without its weight cache: a cached half-precision copy would outlive an optimiser step or a swap of weights."""
+    """What is around the policy; its own forward says whether it is under autocast, not accelerate."""
     join_group()
     unused = MODELS[config.model.model_type].find_unused or len(config.model.target_components) > 1  # an epoch may train one expert
     parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=unused)
-    handlers = [AutocastKwargs(cache_enabled=False), parallel]
-    return Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available(), kwargs_handlers=handlers)
+    return Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[parallel])
 
 
 def require_judges(config: RunConfig, rows: Sequence[Row], test: Sequence[Row]) -> None:

@@ -46,10 +46,6 @@ class FullyShard(Engine):
     def name(self) -> str:
         return "FSDP2" if all(isinstance(p, DTensor) for p in self.policy.components.parameters()) else "FSDP2, not of all weights"
 
-    def __call__(self, ask: str, *args: Any) -> Any:
-        with self.accelerator.autocast():
-            return self.wrapped(ask, *args)
-
     def accumulating(self, last: bool) -> AbstractContextManager:
         """A LoRA's gradient is reduced once a step. Of all weights it would have to be kept whole until then: it is reduced each time."""
         self.wrapped.set_requires_gradient_sync(last or not self.lora)

@@ -24,7 +24,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Zero(Engine):
-    """DeepSpeed's engine around the policy, in the weights' own dtypes: autocast computes in 16 bits, as without it.
+    """DeepSpeed's engine around the policy, in the weights' own dtypes.
 
     Used without accelerate's `prepare`, which on a CPU would pass it over in silence.
     """
@@ -58,10 +58,6 @@ class Zero(Engine):
     @property
     def name(self) -> str:
         return f"DeepSpeed ZeRO-{self.wrapped.zero_optimization_stage()}"
-
-    def __call__(self, ask: str, *args: Any) -> Any:
-        with self.accelerator.autocast():
-            return self.wrapped(ask, *args)
 
     def accumulating(self, last: bool) -> AbstractContextManager:
         self.at_end = self.stepped or last

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 from unittest import mock
 
@@ -19,6 +19,7 @@ from flow_factory.memo import Memo
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import DTYPES, load_adapter, load_pipeline
+from flow_factory.models.proof import asked
 from flow_factory.policy import Policy
 from flow_factory.randomness import generator
 from flow_factory.sampling import Sampler
@@ -44,6 +45,8 @@ class Tiny:
         self.adapter.drop_encoders()
         if self.case.slicing:
             self.adapter.pipe.vae.enable_slicing()
+        self.ask: Callable[..., Any] = partial(asked, self.adapter)
+        """("sample", "velocity" or "evaluate", arguments): of what is trained, as a run asks its policy."""
 
     @property
     def transformers(self) -> list[nn.Module]:
@@ -67,11 +70,11 @@ class Tiny:
         noisy = self.noisy if noisy is None else noisy
         sampler = Sampler(DYNAMICS[dynamics], ETA, noisy, keyed_noise(ids), torch.float32)
         with small(self.adapter.pipe):
-            return self.adapter.sample(self.conds[k], self.call, STEPS, sampler, [generator(0, "init", i) for i in ids], memo)
+            return self.ask("sample", self.conds[k], self.call, STEPS, sampler, [generator(0, "init", i) for i in ids], memo)
 
     def velocity(self, step: Step, k: int = 0, memo: Memo | None = None) -> Tensor:
         with small(self.adapter.pipe):
-            return self.adapter.velocity(step.x.to(step.dtype), step.t, step.s, self.conds[k], self.call, memo)
+            return self.ask("velocity", step.x.to(step.dtype), step.t, step.s, self.conds[k], self.call, memo)
 
     def exact(self, step: Step, k: int = 0, dynamics: str = "Flow-SDE", memo: Memo | None = None) -> bool:
         """Whether a replay has the log-probability of the rollout."""
@@ -81,7 +84,7 @@ class Tiny:
     def evaluate(self, rows: Sequence[int] = (0,)) -> list[Any]:
         cond = self.adapter.join([self.conds[k] for k in rows])
         with small(self.adapter.pipe):
-            return self.adapter.evaluate(cond, self.call, STEPS, [generator(0, "eval", k) for k in rows])
+            return self.ask("evaluate", cond, self.call, STEPS, [generator(0, "eval", k) for k in rows])
 
 
 MEGAPIXEL = 1024
@@ -216,4 +219,5 @@ def trained(
 ) -> tuple[Tiny, Policy]:
     """A case all of whose transformers are trained."""
     t, precision = Tiny(name, dtype, **(call or {})), {"fp32": "no", "bf16": "bf16"}[dtype]
-    return t, policy_over(t.adapter, precision, checkpointing, seed, target_components=tuple(t.adapter.field.bare), **model)
+    t.ask = policy_over(t.adapter, precision, checkpointing, seed, target_components=tuple(t.adapter.field.bare), **model)
+    return t, t.ask

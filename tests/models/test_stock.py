@@ -8,9 +8,13 @@ from unittest import mock
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import Tensor
 
+from flow_factory.config.engine import EngineSettings
+from flow_factory.engines import Engine
 from flow_factory.model_files import load_model, save_model
 from flow_factory.policy import Policy
 from tests.models.cases import every_case, every_checkpoint, row
@@ -76,9 +80,9 @@ def test_an_ode_rollout_ends_where_the_stock_loop_ends(name: str) -> None:
 # -- LoRA -------------------------------------------------------------------------------------------------------------------------
 
 
-def loaded(name: str, folder: Path) -> Any:
+def loaded(name: str, folder: Path, dtype: str) -> Any:
     """A stock pipeline with the saved LoRA, as guidance and diffusers' documentation say."""
-    pipe = stock_of(name)
+    pipe = stock_of(name, dtype)
     if hasattr(pipe, "load_lora_weights"):
         pipe.load_lora_weights(folder)
     else:
@@ -88,13 +92,25 @@ def loaded(name: str, folder: Path) -> Any:
     return pipe
 
 
+@pytest.mark.parametrize("dtype", ["bf16", pytest.param("fp32", marks=pytest.mark.slow)])
 @every_checkpoint
-def test_a_saved_lora_in_a_stock_pipeline_draws_what_evaluation_draws(name: str, tmp_path: Path) -> None:
-    t, policy = lora(name)
+def test_a_saved_lora_in_a_stock_pipeline_draws_what_a_run_evaluates(name: str, dtype: str, tmp_path: Path) -> None:
+    """To the bit: the run has it in float32, the stock pipeline in its own dtype, and some parts of the model in float32 in both."""
+    t, policy = trained(name, dtype, **LORA)
     save_model(tmp_path, policy, type(t.adapter.pipe))
+    t.ask = engine_over(policy, {"bf16": "bf16", "fp32": "no"}[dtype])
     evaluated = t.evaluate()
-    assert same(evaluated, drawn(loaded(name, tmp_path), t.case))
-    assert not same(evaluated, drawn(stock(name), t.case))
+    assert {p.dtype for p in policy.trained().values()} == {torch.float32}
+    assert same(evaluated, drawn(loaded(name, tmp_path, dtype), t.case))
+    assert not same(evaluated, drawn(stock(name, dtype), t.case))
+
+
+def engine_over(policy: Policy, precision: str) -> Engine:
+    """As a run has it."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    engine = Engine(EngineSettings(), Accelerator(mixed_precision=precision, cpu=True), 1.0)
+    engine.wrap(policy, torch.optim.AdamW)
+    return engine
 
 
 @every_checkpoint
