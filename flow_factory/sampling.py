@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from flow_factory.dynamics import DYNAMICS, Kernel, sample
+from flow_factory.latents import joint
 from flow_factory.types import Step
-from flow_factory.velocity import joint
 
 Noise = Callable[[int, Tensor, str], Tensor]
 """(step index, a state x, purpose) -> standard normal noise of x's shape, float32; another purpose has other noise."""

@@ -19,8 +19,14 @@ import torch
 from torch import Generator, Tensor, nn
 
 from flow_factory.gate import Gate, Stop
+from flow_factory.latents import filled, joint, part_of
 from flow_factory.memo import Desk, Memo
 from flow_factory.types import Cond, Step
+
+Sampled = Callable[[Tensor], Tensor | None]
+"""The latents (n, ...) that a pipeline steps -> which of a sample's dimensions are drawn, a mask of their shape; None: all of them.
+
+The others, a condition's part, are in no state: they get no noise, and are in no log-probability, error or distance."""
 
 Draw = Callable[[int, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Step | None]]
 """(index, t, x, v, s, s1, ceiling) -> the next latents, and the transition where it is to be kept.
@@ -63,16 +69,17 @@ class Seam:
 class Recorder(Seam):
     """Draws each next state by `draw`, and keeps the transitions that it returns."""
 
-    def __init__(self, stock: Any, draw: Draw):
+    def __init__(self, stock: Any, draw: Draw, sampled: Sampled = lambda x: None):
         super().__init__(stock)
         self.draw: Any = draw
+        self.sampled = sampled
         self.kept: list[Step] = []
         self.kept_v: list[Tensor] | None = None
         self.index = -1
         self.last: Tensor | None = None
 
     def fork(self) -> "Recorder":
-        twin = Recorder(copy.deepcopy(self.stock), self.draw.fork())
+        twin = Recorder(copy.deepcopy(self.stock), self.draw.fork(), self.sampled)
         self.kept_v, twin.kept_v = [], []  # the log-probability of both as one needs both velocities
         return twin
 
@@ -80,15 +87,17 @@ class Recorder(Seam):
         if self.index < 0:  # image-to-image starts inside the schedule
             begin = self.stock.begin_index
             self.index = begin if begin is not None else int((self.stock.timesteps.to(t.device) == t).nonzero()[0])
-        sigmas = self.stock.sigmas.to(x.device)
-        x1, step = self.draw(self.index, t, x, v, sigmas[self.index], sigmas[self.index + 1], sigmas[1])
+        sigmas, mask = self.stock.sigmas.to(x.device), self.sampled(x)
+        v = part_of(v, mask)
+        x1, step = self.draw(self.index, t, part_of(x, mask), v, sigmas[self.index], sigmas[self.index + 1], sigmas[1])
         if step is not None:
             self.kept.append(step)
             if self.kept_v is not None:
                 self.kept_v.append(v)
         self.index += 1
-        self.last = x1 = laid_out(x1, x)
-        return (x1,)
+        whole = filled(x1, x, mask)
+        self.last = part_of(whole, mask)
+        return (whole,)
 
     def finish(self) -> None:
         """Makes one tape of two."""
@@ -135,14 +144,14 @@ class Probe(Seam):
 
     def step(self, v: Tensor, t: Tensor, x: Tensor, return_dict: bool = True, **_: Any) -> tuple[Tensor]:
         if self.asked:
-            self.v = v
+            self.v = part_of(v, self.field.sampled(x))
             return (x,)
         self.asked = True
         if self.twin is None:
             self.field.priming = False
-            return (laid_out(self.x.reshape(x.shape).to(x.dtype), x),)
+            return (filled(self.x.to(x.dtype), x, self.field.sampled(x)),)
         mine, self.twin.x = self.x.tensor_split([x[0].numel()], dim=1)  # the second modality's step comes next
-        return (laid_out(mine.reshape(x.shape).to(x.dtype), x),)
+        return (filled(mine.to(x.dtype), x, None),)
 
     def answer(self) -> Tensor | None:
         """The velocity; of two modalities, both as one."""
@@ -151,29 +160,21 @@ class Probe(Seam):
         return joint(self.v, self.twin.v)
 
 
-def laid_out(x: Tensor, like: Tensor) -> Tensor:
-    """x in the memory layout in which the pipeline made its latents: kernels round by layout, in the replay as in the rollout."""
-    return x if x.stride() == like.stride() else torch.empty_like(like, dtype=x.dtype).copy_(x)
-
-
-def joint(a: Tensor, b: Tensor) -> Tensor:
-    """(n, ...) and (n, ...) as one (n, D): the state of a pipeline of two modalities."""
-    return torch.cat([a.flatten(1), b.flatten(1)], dim=1)
-
-
 class Field:
     """A pipeline whose transformers are gated, so that it can be sampled from and asked for a velocity.
 
     Args:
         components: its transformers.
         memoised: what it computes from the condition alone, see `memo`.
+        sampled: which dimensions it draws.
 
     Attributes:
         agree: what this process asks for -> what any process does. Where weights or gradients are shared out, all processes must run the
             same transformers, though each is at a noise level of its own, which may be another expert's.
     """
 
-    def __init__(self, pipe: Any, components: Sequence[str], memoised: Sequence[str] = ()):
+    def __init__(self, pipe: Any, components: Sequence[str], memoised: Sequence[str] = (), sampled: Sampled = lambda x: None):
+        self.sampled = sampled
         self.pipe, self.probing, self.priming, self.ends_here = pipe, False, False, False
         self.blanks: dict[tuple, Any] = {}
         self.agree: Callable[[list[bool]], list[bool]] | None = None
@@ -225,7 +226,7 @@ class Field:
         Returns:
             The pipeline's output tuple, and the recorder with the kept transitions and the last state.
         """
-        recorder = Recorder(self.pipe.scheduler, draw)
+        recorder = Recorder(self.pipe.scheduler, draw, self.sampled)
         with self.scheduler(recorder, memo):
             out = self.call(
                 self.pipe, **cond, num_inference_steps=num_steps, generator=generators, output_type=output_type, return_dict=False

@@ -18,7 +18,8 @@ from flow_factory.config import ModelConfig, RunConfig
 from flow_factory.frugal import store_in_8_bits
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import DTYPES
-from flow_factory.policy import dead_ends, reached, stays_precise, target_names
+from flow_factory.policy import dead_ends, reached, target_names
+from flow_factory.precision import stays_precise
 
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes a weight: 4 bits, a scale of a byte for 64 weights, and one of four bytes for 256 scales."""

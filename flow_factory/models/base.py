@@ -9,8 +9,10 @@ from PIL import Image
 from torch import Generator, Tensor, nn
 
 from flow_factory.errors import UserError
+from flow_factory.latents import part_of
 from flow_factory.memo import Memo
 from flow_factory.models.family import Family
+from flow_factory.models.guiders import GUIDER, guiding
 from flow_factory.models.parts import chain, check_sizes, check_words, times
 from flow_factory.models.states import check_media, latents, pixels
 from flow_factory.types import Clip, Cond, Row
@@ -35,7 +37,7 @@ class ModelAdapter(Family):
     def __init__(self, pipe: Any):
         check_words(self, pipe)
         self.pipe = pipe
-        self.field = Field(pipe, self.components, self.memoised)
+        self.field = Field(pipe, self.components, self.memoised, self.sampled)
         self.parameters = inspect.signature(self.field.call).parameters  # once: every velocity call asks for them
         length = self.parameters.get("max_sequence_length")
         if length is not None and isinstance(length.default, int):
@@ -102,7 +104,12 @@ class ModelAdapter(Family):
         return self.cfg is not None and (self.takes(call).get(self.cfg) or 0) > 1
 
     def with_guidance(self, call: Mapping[str, Any], scale: float) -> dict[str, Any]:
-        """The call with classifier-free guidance of this scale, 1 for none. Guidance that is an input of the model stays what it is."""
+        """The call with classifier-free guidance of this scale, 1 for none. Guidance that is an input of the model stays what it is.
+
+        A pipeline whose guidance is a part of its own, its guider, takes no argument for it: see `guiding`.
+        """
+        if getattr(self.pipe, "guider", None) is not None:
+            return {**call, GUIDER: scale}
         if self.cfg is None:
             return dict(call)
         name = "guidance_scale" if self.cfg == self.guidance else self.cfg
@@ -172,7 +179,9 @@ class ModelAdapter(Family):
 
     def velocity(self, x: Tensor, t: Tensor, s: Tensor, cond: Cond, call: Mapping[str, Any], memo: Memo | None = None) -> Tensor:
         """v(x, t) of the samples x (n, ...) of one row; `t` and `s` 0-dim."""
-        return self.field.velocity(x, t, s, {**self.takes(call), **self.repeat(self.asked(cond, call), len(x)), **self.in_velocity}, memo)
+        arguments = {**self.takes(call), **self.repeat(self.asked(cond, call), len(x)), **self.in_velocity}
+        with guiding(self.pipe, call.get(GUIDER)):
+            return self.field.velocity(x, t, s, arguments, memo)
 
     @torch.no_grad()
     def evaluate(self, cond: Cond, call: Mapping[str, Any], num_steps: int, generators: list[Generator]) -> list[Any]:
@@ -199,7 +208,15 @@ class ModelAdapter(Family):
         self.check_call(call)
         frames = self.frames(call) if self.frame_step() else None
         check_media(media, call["height"], call["width"], frames)
-        return torch.cat([self.state_of(pixels(self.pipe, one)) for one in media])
+        x = torch.cat([self.state_of(pixels(self.pipe, one)) for one in media])
+        return part_of(x, self.sampled(x))
+
+    def sampled(self, x: Tensor) -> Tensor | None:
+        """Which dimensions of one sample's latents, of all that the pipeline steps, it draws: a mask of the shape x[0]; None: all.
+
+        A picture that is held in the latents while the rest is drawn is no part of the state.
+        """
+        return None
 
     def state_of(self, x: Tensor) -> Tensor:
         """The state of pixels x, (1, 3, h, w) or (1, 3, frames, h, w), for `to_state`."""

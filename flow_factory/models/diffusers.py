@@ -15,6 +15,7 @@ from flow_factory.config.pipelines import pipeline_path
 from flow_factory.errors import UserError
 from flow_factory.memo import Memo
 from flow_factory.models.base import ModelAdapter
+from flow_factory.models.guiders import GUIDER, guiding
 from flow_factory.types import Cond, Row
 from flow_factory.velocity import Draw, Recorder
 
@@ -134,7 +135,8 @@ class Diffusers(ModelAdapter):
         memo = memo or Memo()
         if memo.known("encode_prompt") is None:
             memo.given |= self._given(cond, len(x))
-        return self.field.velocity(x, t, s, {**self.takes(call), **_prompts(cond, len(x))}, memo)
+        with guiding(self.pipe, call.get(GUIDER)):
+            return self.field.velocity(x, t, s, {**self.takes(call), **_prompts(cond, len(x))}, memo)
 
     def evaluate(self, cond: Cond, call: Mapping[str, Any], num_steps: int, generators: list[Generator]) -> list[Any]:
         with self.field.desk.using(Memo(self._given(cond, 1))):

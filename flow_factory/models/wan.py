@@ -4,6 +4,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from flow_factory.errors import UserError
@@ -103,6 +104,12 @@ class WanI2V(WanT2V):
         if (n := len(row.images)) not in (takes := self._takes()):
             wants = "the first and the last picture of the video" if takes == (2,) else "the first picture of the video only"
             raise UserError(f"{row.source}: {n} condition image{'s' * (n - 1)}; this checkpoint takes {wants}")
+
+    def sampled(self, x: Tensor) -> Tensor | None:
+        """TI2V-5B puts the picture's own latents in the place of the first frame's, whatever is drawn there."""
+        if not self.pipe.config.expand_timesteps:
+            return None
+        return (torch.arange(x.shape[2], device=x.device) > 0)[:, None, None].expand(x.shape[1:])
 
     def _takes(self) -> tuple[int, ...]:
         """How many pictures: of Wan 2.1 the first-last-frame checkpoint wants both, and of 2.2 only A14B takes a last one; the others

@@ -113,6 +113,24 @@ def test_a_step_and_a_velocity_cost_one_forward_a_guidance_branch(name: str, off
     assert forwards == branches
 
 
+@over([name for name, case in CASES.items() if case.guided])
+def test_training_without_guidance_costs_one_forward(name: str) -> None:
+    """Whatever turns a pipeline's guidance off; the checkpoint's own is there again afterwards."""
+    t = tiny(name)
+    step = t.roll(noisy=(2,))[1].kept[0]
+
+    def at(scale: float) -> Tensor:
+        return t.adapter.velocity(step.x, step.t, step.s, t.conds[0], t.adapter.with_guidance(t.call, scale))
+
+    with small(t.adapter.pipe), torch.no_grad():
+        alone = at(1.0)  # from now on it is known which shape an answer has
+        with counted(t.transformers) as forwards:
+            assert torch.equal(at(1.0), alone)
+        assert forwards == [2]
+        assert not torch.equal(at(2.0), alone) and not torch.equal(at(2.0), at(3.0))
+    assert t.exact(step)
+
+
 @pytest.mark.parametrize("scale", [0.5, 1.0])
 @pytest.mark.parametrize("name", ["z-image", "ltx2-t2av", "flux2-klein-base", "qwen-image", "sd3-5", "wan21-t2v"])
 def test_guidance_is_on_where_the_stock_pipeline_has_it_on(name: str, scale: float) -> None:

@@ -1,0 +1,35 @@
+"""Guidance that is a part of the pipeline (HunyuanVideo 1.5, HunyuanImage) and no argument of its call."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from flow_factory.errors import UserError
+
+GUIDER = "guider_scale"
+"""In a call: the scale that the pipeline's guider is to have, 1 for none; without it, the checkpoint's own."""
+
+
+@contextmanager
+def guiding(pipe: Any, scale: float | None) -> Iterator[None]:
+    """The pipeline's guider has this scale; None leaves it as it is.
+
+    Raises:
+        UserError: guidance of this kind has no scale.
+    """
+    if scale is None:
+        yield
+        return
+    guider = pipe.guider
+    if scale != 1 and not hasattr(guider, "guidance_scale"):
+        raise UserError(f"{type(pipe).__name__}: its {type(guider).__name__} has no guidance_scale; write train.kl_cfg: 1")
+    before = dict(vars(guider))
+    if scale == 1:
+        guider.disable()
+    else:
+        guider.enable()
+        guider.guidance_scale = scale - 1 if getattr(guider, "use_original_formulation", False) else scale
+    try:
+        yield
+    finally:
+        vars(guider).update({k: before[k] for k in ("_enabled", "guidance_scale") if k in before})
