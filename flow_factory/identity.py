@@ -14,6 +14,7 @@ from flow_factory.types import Row
 
 BASE = "model.model_name_or_path"
 DATA = "data.dataset_dir"
+REFERENCE = "train.reference"
 SAMPLE = 64
 """Bytes at the beginning, in the middle and at the end of each tensor that its fingerprint is made of."""
 
@@ -27,6 +28,7 @@ def identity_of(config: RunConfig, rows: Sequence[Row]) -> dict[str, Any]:
     must: dict[str, Any] = {
         "model.model_type": model.model_type, "model.finetune_type": model.finetune_type,
         "model.target_components": list(model.target_components), "train.trainer_type": train.trainer_type,
+        REFERENCE: train.reference,
         BASE: {name: base_fingerprint(model.model_name_or_path, name) for name in model.target_components},
     }  # fmt: skip
     if model.finetune_type == "lora":
@@ -48,7 +50,7 @@ def other_run(saved: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
             known = {name: digest for name, digest in value.items() if digest is not None and there[key].get(name) is not None}
             if any(there[key][name] != digest for name, digest in known.items()):
                 return f"{BASE} has other weights than it was trained on"
-        elif there.get(key) != value:
+        elif there.get(key, "base" if key == REFERENCE else None) != value:  # states of before have no other
             return f"{key} was {json.dumps(there.get(key))[:80]}, and is {json.dumps(value)[:80]}"
     return None
 

@@ -74,7 +74,7 @@ def kept_weights(config: RunConfig, engine: EngineSettings, weights: Weights) ->
     algorithm = ALGORITHMS[train.trainer_type](train, config.scheduler)
     devices = [average.device for average in algorithm.averages.values()]
     devices += [train.ema_device] * (train.ema_decay > 0)
-    devices += [train.ref_param_device] * ("ref" in algorithm.weights and model.finetune_type == "full")
+    devices += [train.ref_param_device] * ("ref" in algorithm.weights and (model.finetune_type == "full" or train.reference == "start"))
     for host in (False, True):
         copies = sum((device == "cpu" or engine.offload) == host for device in devices)
         yield Part(f"copies of trained weights ({copies})", copies * weights.trained * 4 * share, host=host)

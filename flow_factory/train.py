@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list
-from torch import nn
+from torch import Tensor, nn
 
 from flow_factory.algorithms import ALGORITHMS
-from flow_factory.algorithms.base import Algorithm
 from flow_factory.config import RewardConfig, RunConfig, TrainConfig, plan_of
 from flow_factory.config.engine import EngineSettings, engine_of
 from flow_factory.context_parallel import split_sequences
+from flow_factory.copies import copies_base, keep_copies
 from flow_factory.engines import Engine, make_engine
 from flow_factory.errors import UserError
 from flow_factory.evaluation import Evaluator
@@ -51,7 +51,6 @@ from flow_factory.trackers import Trackers, open_trackers, require_trackers
 from flow_factory.trainer import Trainer, call_of
 from flow_factory.training_state import Progress, load
 from flow_factory.types import Row
-from flow_factory.weights import WeightStore
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +106,10 @@ def assemble(
         adapter, config.model, config.mixed_precision, config.train.enable_gradient_checkpointing, config.train.seed, accelerator.device
     )
     split_sequences(adapter, config.model.context_parallel, accelerator.device)
+    base: dict[str, Tensor] = {}
     if start.path is not None and start.saved is None:
+        if copies_base(config, algorithm):
+            base = {name: p.detach().to("cpu", copy=True) for name, p in policy.trained().items()}
         load_model(start.path, policy)
     engine.wrap(policy, partial(make_optimizer, config.train))
     if accelerator.is_main_process and (accelerator.num_processes > 1 or engine.settings.kind != "ddp"):
@@ -118,7 +120,7 @@ def assemble(
     if unknown or config.model.context_parallel > 1:
         with engine.accumulating(last=False):
             prove(adapter, moved(conds[0], accelerator.device), call_of(config.train), config.train.per_device_batch_size, engine)
-    store = keep_copies(config, engine, algorithm)
+    store = keep_copies(config, engine, algorithm, base)
     plan = plan_of(config)
     schedule = make_schedule(config.train, engine.optimizer, plan.optimiser_steps_per_epoch)
     progress = load(start.path, store, engine, schedule) if start.path is not None and start.saved is not None else Progress()
@@ -218,24 +220,6 @@ def open_adapter(config: RunConfig) -> ModelAdapter:
     dtypes = dict.fromkeys(trained, config.model.master_weight_dtype)
     name, family, overrides, pipeline = checkpoint_of(config)
     return load_adapter(name, family, config.mixed_precision, dtypes, overrides, pipeline, config.model.quantization)
-
-
-def keep_copies(config: RunConfig, engine: Engine, algorithm: Algorithm) -> WeightStore:
-    """The copies that the run needs: the average, and those that the algorithm compares with or samples from."""
-    lora = config.model.finetune_type == "lora"
-    store = WeightStore(engine.policy.trained(), engine.policy.adapter_off if lora else None, engine.part, engine.written)
-    if "ref" in algorithm.weights:
-        store.keep("ref", device_of(config.train.ref_param_device))
-    for name, average in algorithm.averages.items():
-        store.keep(name, device_of(average.device))
-    if config.train.ema_decay > 0:
-        store.keep("ema", device_of(config.train.ema_device))
-    return store
-
-
-def device_of(name: str) -> str | None:
-    """None, "where the weights are", for auto."""
-    return None if name == "auto" else name
 
 
 def make_optimizer(train: TrainConfig, params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

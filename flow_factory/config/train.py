@@ -90,7 +90,10 @@ class TrainConfig(Section):
         "fp16", description="dtype of kept latents; log-probabilities are of the rounded ones; null = fp32"
     )
 
-    ref_param_device: Device = Field("auto", description="where reference weights of a full fine-tuning are kept; auto = with the weights")
+    reference: Literal["base", "start"] = Field(
+        "base", description="untrained model that losses compare with: the checkpoint's weights, or those of model.resume_path"
+    )
+    ref_param_device: Device = Field("auto", description="where a copy of the reference is kept; auto = with the weights")
     ema_decay: float = Field(0.995, ge=0, lt=1, description="decay of the averaged weights; 0 keeps none")
     ema_update_interval: int = Field(10, ge=1, description="epochs between two updates of the average")
     ema_device: Device = Field("auto", description="where the average is kept; auto = with the weights")

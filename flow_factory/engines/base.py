@@ -132,6 +132,10 @@ class Engine:
         """The inverse: writes into the part."""
         part.detach().copy_(saved.full_tensor() if isinstance(saved, DTensor) else saved)
 
+    def scatter(self, whole: Tensor, part: Tensor) -> None:
+        """Writes this process's part of a tensor that all have whole. Called by all processes together."""
+        self.unstage(Engine.stage(self, whole, whole.shape), part)
+
     def moments(self) -> dict[str, Tensor]:
         """The optimiser's state, staged, as `<its key>/<parameter>`; nothing before the first step."""
         return {f"{key}/{name}": self.stage(part, shape) for name, key, part, shape in self._moments()}
