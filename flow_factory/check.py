@@ -11,6 +11,7 @@ from flow_factory.ema import reported_weights
 from flow_factory.fit import memory_lines
 from flow_factory.models import MODELS
 from flow_factory.models.loading import sketch_adapter
+from flow_factory.remarks import remarks
 from flow_factory.resuming import start_lines
 from flow_factory.rows import check_files, check_limits, checkpoint_of, fitted, has_split, is_offline, read_split
 from flow_factory.train import require_judges
@@ -100,6 +101,7 @@ def plan_lines(config: RunConfig) -> list[str]:
         + ("until it is stopped" if epochs is None else f"{epochs} epochs, {epochs * plan.optimiser_steps_per_epoch} optimiser steps")
     )
     lines.append(f"evaluated and saved: {reported_weights(config.train)}")
+    lines += [f"note: {line}" for line in remarks(config)]
     keeps = "weights alone" if config.log.save_model_only else "weights and the whole training state"
     every = f"every {config.log.save_freq} epochs and at the end" if config.log.save_freq else "at the end"
     lines.append(f"checkpoints: {keeps}, {every}, under {config.log.save_dir}/{config.log.run_name or '<run name>'}")

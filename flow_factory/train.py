@@ -39,6 +39,7 @@ from flow_factory.models.proof import prove
 from flow_factory.models.quantized import check_quantization
 from flow_factory.pairs import Pairs
 from flow_factory.policy import build_policy
+from flow_factory.remarks import guided_rollouts
 from flow_factory.resuming import Start, find_start
 from flow_factory.rewards.loading import require_rewards
 from flow_factory.rewards.scoring import load_rewards
@@ -79,7 +80,7 @@ def build(config: RunConfig) -> Run:
     with claim or nullcontext():
         require_shared(folder, accelerator)
         if claim is not None:
-            say(changed)
+            say([*changed, *guided_rollouts(config)])
         return assemble(asked, config, (rows, test), start, (claim, folder), accelerator, engine)
 
 

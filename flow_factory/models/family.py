@@ -52,6 +52,10 @@ class Family:
     """Call arguments that velocity calls need otherwise than rollouts."""
     fps: float = 16
     """Frames per second of videos."""
+    evaluates_by: ClassVar[str | None] = None
+    """The pipeline's own scheduler, where it is not the first-order one of rollouts."""
+    precise_vae: ClassVar[bool] = False
+    """Whether diffusers' own examples have the VAE in float32 beside a transformer in 16 bits."""
     draws: ClassVar[Literal["image", "video"]] = "image"
     """What the pipeline makes."""
     sounds: ClassVar[bool] = False

@@ -19,6 +19,8 @@ class WanT2V(ModelAdapter):
     components: ClassVar[tuple[str, ...]] = ("transformer", "transformer_2")
     encoders = ("text_encoder",)
     draws = "video"
+    evaluates_by = "UniPC of second order"
+    precise_vae = True
     splits = True
     encodes_media = None
     lora_targets: ClassVar[tuple[str, ...]] = (

@@ -1,0 +1,39 @@
+"""What a right config does that may surprise: said in the plan of `--check`, and where it costs most, at the start of a run."""
+
+from collections.abc import Iterator
+
+from flow_factory.algorithms import ALGORITHMS
+from flow_factory.config import RunConfig
+from flow_factory.models import MODELS
+
+
+def guided_rollouts(config: RunConfig) -> Iterator[str]:
+    """Classifier-free guidance that draws what is trained on, and that training does not have."""
+    train, family = config.train, MODELS[config.model.model_type]
+    algorithm = ALGORITHMS[train.trainer_type](train, config.scheduler)
+    if algorithm.guidance("policy") is None or family.passes({"guidance_scale": train.guidance_scale, **train.call}) < 2:
+        return
+    yield (
+        f"train.guidance_scale: {train.guidance_scale:g}: {train.trainer_type} rolls out with classifier-free guidance and trains without: "
+        "the weights learn what guidance does; the authors of NFT and AWM take none (1 in train: and eval:, 0 for Z-Image)"
+    )
+
+
+def remarks(config: RunConfig) -> Iterator[str]:
+    """One line each."""
+    yield from guided_rollouts(config)
+    train, family = config.train, MODELS[config.model.model_type]
+    if train.advantage_aggregation == "gdpo" and sum(reward.weight != 0 for reward in config.rewards) > 1 and train.global_std:
+        yield (
+            "train.global_std: true counts for one reward only: gdpo normalises each of several in its group, then the sum over the epoch"
+        )
+    if family.evaluates_by is not None:
+        yield (
+            f"rollouts step by Euler on the schedule's noise levels, and evaluation, the stock pipeline, by {family.evaluates_by}: "
+            "its pictures are better with as many steps"
+        )
+    if family.precise_vae and config.mixed_precision != "no":
+        yield (
+            f"the VAE decodes in {config.mixed_precision}, where diffusers' own examples have it in float32: load it so for pictures "
+            "that you show"
+        )

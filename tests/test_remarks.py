@@ -1,0 +1,39 @@
+"""What may surprise of a right config is said in the plan of --check."""
+
+from pathlib import Path
+
+import pytest
+
+from flow_factory.check import plan_lines
+from flow_factory.config import load_config
+from tests.tiny.run import ROOT
+
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.mark.parametrize(("example", "overrides", "says"), [
+    ("nft/lora/sd3_5.yaml", (), []),
+    ("nft/lora/sd3_5.yaml", ("train.guidance_scale=4.5",), ["train.guidance_scale: 4.5: nft rolls out with classifier-free guidance"]),
+    ("dgpo/lora/sd3_5.yaml", (), ["train.guidance_scale: 4.5: dgpo rolls out with"]),
+    ("nft/lora/flux1.yaml", ("train.guidance_scale=3.5",), []),
+    ("grpo/lora/sd3_5.yaml", (), []),
+    ("nft/lora/wan21_t2v.yaml", (), ["by UniPC of second order", "the VAE decodes in bf16"]),
+])  # fmt: skip
+def test_the_plan_says_what_may_surprise(example: str, overrides: tuple[str, ...], says: list[str]) -> None:
+    notes = [line for line in plan_lines(load_config(EXAMPLES / example, overrides)) if line.startswith("note: ")]
+    assert len(notes) == len(says) and all(text in line for text, line in zip(says, notes, strict=True))
+
+
+def test_a_key_that_counts_for_one_reward_only_is_said_of_several(tmp_path: Path) -> None:
+    text = (EXAMPLES / "nft/lora/flux1.yaml").read_text()
+    file = tmp_path / "two.yaml"
+    file.write_text(
+        text[: text.index("rewards:")] + "rewards:\n  a: {reward_model: jpeg_compressibility}\n  b: {reward_model: jpeg_compressibility}\n"
+    )
+    said = [
+        line
+        for line in plan_lines(load_config(file, ["train.advantage_aggregation=gdpo", "train.global_std=true"]))
+        if "global_std" in line
+    ]
+    assert len(said) == 1 and "gdpo normalises each of several in its group" in said[0]
+    assert not any("global_std" in line for line in plan_lines(load_config(file, ["train.advantage_aggregation=sum"])))
