@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flow_factory.banner import banner
+from flow_factory.checkpoint import has_state
 from flow_factory.evaluation import Evaluator
 from flow_factory.gallery import Gallery
 from flow_factory.interrupt import Interrupted
@@ -127,6 +128,8 @@ class Run:
             "trained weights": self.checkpoint(), "config": folder / "config.yaml",
         }  # fmt: skip
         longer = f"ff-train {folder / 'config.yaml'} run_name={folder.name}-longer model.resume_path={self.checkpoint()}"
+        if has_state(self.checkpoint()):
+            longer += f" model.resume_type={config.model.finetune_type}"  # its state has all its epochs
         steps = {"train on from these weights": longer}
         if config.model.model_name_or_path.startswith("assets/"):  # the quick start
             steps["the same for FLUX.1-dev, on GPUs"] = "ff-train examples/grpo/lora/flux1.yaml"

@@ -15,7 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from flow_factory.config import load_config
 from flow_factory.errors import UserError
-from flow_factory.resuming import Finished
+from flow_factory.lora_file import LORA_FILE
+from flow_factory.resuming import Finished, find_start, start_lines
+from flow_factory.rows import read_split
 from flow_factory.run_folder import LOCK, RunFolder, default_name
 from flow_factory.train import build
 from tests.tiny.run import logged, tiny, trained, write_run
@@ -260,3 +262,44 @@ def test_a_lower_learning_rate_is_in_effect_at_the_first_update(home: Path) -> N
 def test_the_config_of_the_folder_is_the_running_ones(home: Path) -> None:
     tiny(home, *STATES, *MORE, "train.learning_rate=1e-5")
     assert "learning_rate: 1.0e-05" in (home / "save/run/config.yaml").read_text()
+
+
+# -- a check says the same ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_check_says_what_a_start_would_do(home: Path) -> None:
+    def said(*keys: str) -> list[str]:
+        config = load_config(home / "tiny.yaml", [*STATES, *keys])
+        return start_lines(config, read_split(config, "train"))
+
+    before, last = tree(home), "save/run/checkpoints/epoch_2"
+    run = home / "save" / "run"
+    assert said("run_name=new") == [f"a new run, in {home}/save/new"]
+    assert said("run_name=null") == [f"a new run, in a new folder in {home}/save"]
+    assert said(*MORE, "train.seed=1") == [f"goes on from {last}, after epoch 2, in {run}", "train.seed was 42 and is 1"]
+    assert said(f"model.resume_path={last}", "model.resume_type=lora", "run_name=b") == [
+        f"a new run from the weights of {last}, in {home}/save/b"
+    ]
+    assert said(OWN) == [f"{last} has 2 epochs, and train.max_epochs is 2: nothing is left to do; a larger one goes on"]
+    for name in ("another run's name", "rank", "gone", "weights alone in their folder", "out of save_dir", "a file as save_dir"):
+        with pytest.raises(UserError, match=REFUSED[name][1]):
+            said(*REFUSED[name][0])
+    with children(1, lambda _: claimed(run)), pytest.raises(UserError, match="is in use by another run"):
+        said(*MORE)
+    assert not (before.keys() ^ tree(home).keys()) - {"save/run/.lock"}
+
+
+@pytest.mark.parametrize("keys", [("model.lora_rank=4",), ("model.lora_alpha=4",)])
+def test_weights_of_another_size_are_refused_before_anything_is_loaded(home: Path, keys: tuple[str, ...]) -> None:
+    (home / "lora").mkdir()
+    shutil.copy(home / "save/run/checkpoints/epoch_2" / LORA_FILE, home / "lora" / "mine.safetensors")
+    config = load_config(home / "tiny.yaml", ["run_name=b", "model.resume_path=lora/mine.safetensors"])
+    assert find_start(config).kind == "lora"
+    with pytest.raises(UserError, match="lora/mine.safetensors (does not fit this model|was trained with model.lora_alpha)"):
+        find_start(load_config(home / "tiny.yaml", ["run_name=b", "model.resume_path=lora/mine.safetensors", *keys]))
+
+
+def test_what_the_summary_advises_is_a_start(home: Path) -> None:
+    """Of a run that has all its epochs and a training state."""
+    (advice,) = [line.split()[2:] for line in (home / "save/run/summary.md").read_text().splitlines() if "run_name=run-longer" in line]
+    assert tiny(home, *STATES, *advice).trainer.progress.epoch == 0

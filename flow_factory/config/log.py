@@ -35,13 +35,16 @@ Backends = Annotated[
 class LogConfig(Section):
     """Where metrics, pictures and checkpoints go."""
 
-    run_name: str | None = Field(None, description="name of the run; null = {model_type}_{finetune_type}_{trainer_type}_{time}")
+    run_name: str | None = Field(
+        None,
+        description="folder of the run in save_dir; null = that of a resumed state, or {model_type}_{finetune_type}_{trainer_type}_{time}",
+    )
     project: str = Field("Flow-Factory", description="project of the run in a tracker")
     logging_backend: Backends = Field(
         (), description="trackers: one, a list or a comma text, or package.module.Class; metrics.jsonl always"
     )
     save_dir: Folder = Field("save", description="folder of the runs' folders")
-    save_freq: int = Field(10, ge=0, description="epochs between two checkpoints; 0 = only the last; the last is always saved")
+    save_freq: int = Field(10, ge=0, description="epochs between two checkpoints; 0 = only the last, which is always saved")
     save_model_only: bool = Field(True, description="save weights alone; false also what an exact resumption needs")
     keep_last_n: int | None = Field(None, ge=1, description="checkpoints to keep; null = all")
     num_samples: int = Field(16, ge=0, description="pictures to log at an epoch that logs pictures")

@@ -34,9 +34,11 @@ class ModelConfig(Section):
         DERIVED, description="LoRA scale: the update is multiplied by lora_alpha / lora_rank"
     )
     resume_path: Folder | None = Field(
-        None, description="checkpoint or run folder to start from; auto = this run's own last checkpoint with a training state, if any"
+        None, description="checkpoint, run folder or LoRA file to start from; auto = this run's own last training state, if any"
     )
-    resume_type: Literal["lora", "full", "state"] | None = Field(None, description="what resume_path holds; null finds out")
+    resume_type: Literal["lora", "full", "state"] | None = Field(
+        None, description="what to load of resume_path; null = its training state, or else its weights"
+    )
     attn_backend: str | None = Field(None, description="attention backend in diffusers' names; null keeps diffusers' choice")
     context_parallel: int = Field(
         1, ge=1, description="processes that compute a sample together, each a part of its sequence: for video and large pictures"
