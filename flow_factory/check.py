@@ -5,16 +5,14 @@ from pathlib import Path
 from huggingface_hub import scan_cache_dir
 from huggingface_hub.errors import CacheNotFound
 
-from flow_factory.checkpoint import CheckpointError
 from flow_factory.config import RunConfig, plan_of
 from flow_factory.ema import reported_weights
 from flow_factory.fit import memory_lines
 from flow_factory.models import MODELS
-from flow_factory.models.loading import sketch_adapter
+from flow_factory.ready import Ready, ready
 from flow_factory.remarks import remarks
 from flow_factory.resuming import start_lines
-from flow_factory.rows import check_files, check_limits, checkpoint_of, fitted, has_split, is_offline, read_split
-from flow_factory.train import require_judges
+from flow_factory.rows import is_offline
 
 
 def check(config: RunConfig) -> str:
@@ -26,33 +24,29 @@ def report(config: RunConfig, gpu: float | None = None) -> tuple[str, bool]:
     """What a run would be and need, and whether it fits the cards that it would run on: of `gpu` GB each, or this machine's.
 
     Raises:
-        UserError: the data set, a reward or the checkpoint's folder is not what the config says.
+        UserError: a start would be refused.
     """
-    if (Path(config.model.model_name_or_path) / "model_index.json").is_file():
-        config = fitted(config)
+    found = ready(config, remote=False)
+    config = found.config
     memory, fits = memory_lines(config, gpu)
-    parts = [("data", data_lines(config)), ("rewards", reward_lines(config)), ("checkpoint", checkpoint_lines(config))]
-    parts += [("start", start_lines(config, read_split(config, "train"))), ("plan", plan_lines(config)), ("memory of one process", memory)]
+    parts = [("data", data_lines(found)), ("rewards", reward_lines(config)), ("checkpoint", checkpoint_lines(config))]
+    begins = [str(found.finished)] if found.finished else start_lines(config, found.start, found.changed)
+    parts += [("start", begins), ("plan", plan_lines(config)), ("memory of one process", memory)]
     return "\n".join(line for title, lines in parts for line in (f"{title}:", *(f"  {line}" for line in lines))), fits
 
 
-def data_lines(config: RunConfig) -> list[str]:
-    folder = Path(config.data.dataset_dir)
-    rows, test = read_split(config, "train"), read_split(config, "test") if has_split(config, "test") else []
-    lines = [f"{folder}: {len(rows)} training rows"]
+def data_lines(found: Ready) -> list[str]:
+    rows, test = found.rows, found.test
+    lines = [f"{found.config.data.dataset_dir}: {len(rows)} training rows"]
     if test:
         lines[0] += f", {len(test)} test rows"
     else:
         lines.append("no test split: nothing will be evaluated")
     images, videos = ({path for row in (*rows, *test) for path in getattr(row, kind)} for kind in ("images", "videos"))
-    sizes = check_files(config, rows, test)
-    if (Path(config.model.model_name_or_path) / "model_index.json").is_file():
-        check_limits(config, sketch_adapter(*checkpoint_of(config)), rows, test, sizes)
     if images or videos:
         lines.append(f"condition files, all of each decoded: {len(images)} images, {len(videos)} videos")
-    if is_offline(config):
+    if is_offline(found.config):
         lines.append(f"pairs of chosen and rejected media, all of each decoded: {len(rows)}")
-    require_judges(config, rows, test)
     return lines
 
 
@@ -62,19 +56,11 @@ def reward_lines(config: RunConfig) -> list[str]:
 
 
 def checkpoint_lines(config: RunConfig) -> list[str]:
-    """Where the checkpoint comes from.
-
-    Raises:
-        CheckpointError: a folder without model_index.json.
-    """
+    """Where the checkpoint comes from."""
     name = config.model.model_name_or_path
     folder = Path(name)
     if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
-            raise CheckpointError(f"model.model_name_or_path: {folder} has no model_index.json, so it is no diffusers pipeline")
         return [f"{folder}: on disk, {sum(f.stat().st_size for f in folder.rglob('*') if f.is_file()) / 1e9:.3g} GB"]
-    if folder.is_absolute() or name.count("/") != 1:
-        raise CheckpointError(f"model.model_name_or_path: {name!r} is no folder, and no hub name such as black-forest-labs/FLUX.1-dev")
     if name in cached_repositories():
         return [f"{name}: in the hub's cache"]
     size = sum(MODELS[config.model.model_type].published_as(name)[0].values()) * 2e-9

@@ -39,9 +39,9 @@ def require_writable(folder: str | Path, key: str, right: str) -> None:
     """
     folder = Path(folder)
     above = next(p for p in (folder, *folder.parents) if os.path.lexists(p))  # a link that leads nowhere is in the way, too
-    with file_errors(key, above, right):
+    with file_errors(key, folder, right):
         try:
             with TemporaryDirectory(prefix=".probe-", dir=above) as probe:
                 Path(probe, folder.relative_to(above)).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise type(error)(error.errno, error.strerror, str(above if above != folder.parent else folder)) from error
+        except OSError as error:  # it names the probe
+            raise type(error)(error.errno, error.strerror) from error

@@ -9,12 +9,11 @@ from flow_factory.checkpoint import CheckpointError, Kind, checkpoints, kind_of,
 from flow_factory.config import RunConfig
 from flow_factory.config.model import AUTO
 from flow_factory.errors import UserError, file_errors
-from flow_factory.identity import changes, identity_of, other_run
+from flow_factory.identity import changes, other_run
 from flow_factory.model_files import full_files, require_lora
-from flow_factory.run_folder import default_name, holds_run, named, require_free
+from flow_factory.run_folder import holds_run, named
 from flow_factory.state_files import Saved
 from flow_factory.training_state import whole_contents
-from flow_factory.types import Row
 
 
 class Finished(Exception):
@@ -103,23 +102,14 @@ def require_weights(config: RunConfig, path: Path) -> None:
             full_files(path, component)
 
 
-def start_lines(config: RunConfig, rows: Sequence[Row]) -> list[str]:
-    """What a start would do, for a check.
-
-    Raises:
-        UserError: it would be refused.
-    """
-    try:
-        start = find_start(config)
-    except Finished as note:
-        return [str(note)]
-    require_free(start.folder or Path(config.log.save_dir, default_name(config)))
+def start_lines(config: RunConfig, start: Start, changed: Sequence[str]) -> list[str]:
+    """What a start would do, for a check."""
     where = start.folder or f"a new folder in {config.log.save_dir}"
     if start.path is None:
         return [f"a new run, in {where}"]
     if start.saved is None:
         return [f"a new run from the weights of {start.path}, in {where}"]
-    return [f"goes on from {start.path}, after epoch {start.saved.epoch}, in {where}", *start.require_same(identity_of(config, rows))]
+    return [f"goes on from {start.path}, after epoch {start.saved.epoch}, in {where}", *changed]
 
 
 def _from_state(config: RunConfig, folder: Path | None, path: Path) -> Start:

@@ -5,7 +5,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -13,18 +14,20 @@ from typing import Any, Literal
 import diffusers
 import torch
 from accelerate import Accelerator
+from diffusers import SchedulerMixin
+from torch import nn
 
 from flow_factory.algorithms.base import Algorithm
 from flow_factory.config import CRDConfig, DGPOConfig, DPOConfig, ForwardConfig, RunConfig, TrainConfig
 from flow_factory.context_parallel import check_splits
-from flow_factory.data.cache import ConditionCache, encode_rows, file_sha256, module_fingerprint
+from flow_factory.data.cache import ConditionCache, encode_rows, file_sha256, module_fingerprint, settings_fingerprint
 from flow_factory.data.inspection import Record, inspect_files
 from flow_factory.data.media import Extent, Kind
 from flow_factory.data.reader import read_rows
 from flow_factory.errors import UserError
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
-from flow_factory.models.loading import sketch_adapter
+from flow_factory.models.proof import FAILURES, reason
 from flow_factory.pairs import pair_files, require_frames
 from flow_factory.trainer import call_of
 from flow_factory.types import Cond, Row
@@ -119,14 +122,15 @@ def checkpoint_of(config: RunConfig) -> tuple[str, str, dict[str, Any], str | No
     return config.model.model_name_or_path, config.model.model_type, config.scheduler.overrides, config.model.pipeline_class
 
 
-def fitted(config: RunConfig) -> RunConfig:
+def fitted(config: RunConfig, sketch: ModelAdapter) -> RunConfig:
     """The config, checked against what the checkpoint can do, without the stochastic steps that no trained expert draws.
 
+    Args:
+        sketch: the checkpoint without its weights.
+
     Raises:
-        LoadError: the checkpoint's configs cannot be read.
         UserError: a size that it cannot make; `scheduler.sde_steps` names a step of an expert that is not trained, or none is left.
     """
-    sketch = sketch_adapter(*checkpoint_of(config))
     for section in (config.train, config.eval):
         sketch.check_call(call_of(section))
     check_splits(sketch, config.model.context_parallel)
@@ -189,7 +193,9 @@ def encode(
 
     Training rows have a negative prompt where any of the algorithm's velocities is guided.
     """
-    identity = [module_fingerprint(getattr(adapter.pipe, name)) for name in adapter.encoders if getattr(adapter.pipe, name) is not None]
+    encoders = [part for name in adapter.encoders if (part := getattr(adapter.pipe, name)) is not None]
+    others = [part for part in adapter.pipe.components.values() if not isinstance(part, nn.Module | SchedulerMixin | None)]
+    identity = [[module_fingerprint(module) for module in encoders], [settings_fingerprint(part) for part in (*encoders, *others)]]
     call = call_of(config.train)
     scales = [s for s in map(algorithm.guidance, algorithm.weights) if s is not None]
     guided = next((c for c in (call, *(adapter.with_guidance(call, s) for s in scales)) if adapter.guided(c)), call)
@@ -198,22 +204,36 @@ def encode(
 
 
 def encode_split(
-    config: RunConfig, adapter: ModelAdapter, rows: Sequence[Row], call: dict[str, Any], identity: list[str], accelerator: Accelerator
+    config: RunConfig, adapter: ModelAdapter, rows: Sequence[Row], call: dict[str, Any], identity: list[list[str]], accelerator: Accelerator
 ) -> Sequence[Cond]:
     """The conditions of some rows, from the cache where nothing that they depend on has changed."""
-    asked = {k: v for k, v in call.items() if k in adapter.encodes_by}
+    asked = adapter.encoded_by(call)
     versions = [diffusers.__version__, version("transformers")]
-    checkpoint = config.model.model_name_or_path if not identity else None  # nothing of it was fingerprinted
+    checkpoint = config.model.model_name_or_path if not identity[0] else None  # nothing of it was fingerprinted
     parts = [source_of(adapter), checkpoint, identity, asked, adapter.guided(call), versions, config.mixed_precision]
     fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
     warn_overlong(adapter, rows, call)
 
     def encode_row(row: Row) -> Cond:
         adapter.place(accelerator.device)  # where every row is known, the encoders need not fit
-        return adapter.encode(row, call)
+        with named_row(row, adapter):
+            return adapter.encode(row, call)
 
     with torch.no_grad(), accelerator.local_main_process_first():
         return encode_rows(rows, encode_row, ConditionCache(Path(config.data.cache_dir), fingerprint), accelerator.is_local_main_process)
+
+
+@contextmanager
+def named_row(row: Row, adapter: ModelAdapter) -> Iterator[None]:
+    """Raises:
+    UserError: the pipeline cannot encode the row; the message has its line, and where in the pipeline it failed.
+    """
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except (*FAILURES, ArithmeticError) as error:
+        raise UserError(f"{row.source}: {type(adapter.pipe).__name__} cannot encode this row: {reason(error)}") from error
 
 
 def source_of(adapter: ModelAdapter) -> list[str]:

@@ -34,24 +34,22 @@ from flow_factory.meeting import join_group
 from flow_factory.model_files import load_model
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
-from flow_factory.models.loading import load_adapter, sketch_adapter
+from flow_factory.models.loading import load_adapter
 from flow_factory.models.proof import prove
-from flow_factory.models.quantized import check_quantization
 from flow_factory.pairs import Pairs
 from flow_factory.policy import build_policy
+from flow_factory.ready import Ready, ready
 from flow_factory.remarks import guided_rollouts
 from flow_factory.resuming import Start, find_start
-from flow_factory.rewards.loading import require_rewards
 from flow_factory.rewards.scoring import load_rewards
-from flow_factory.rows import check_files, check_limits, checkpoint_of, encode, fitted, has_split, is_offline, read_split
+from flow_factory.rows import checkpoint_of, encode, is_offline
 from flow_factory.run import Run
 from flow_factory.run_folder import RunFolder, default_name, set_aside
 from flow_factory.saver import Saver
 from flow_factory.schedule import make_schedule
-from flow_factory.trackers import Trackers, open_trackers, require_trackers
+from flow_factory.trackers import Trackers, open_trackers
 from flow_factory.trainer import Trainer, call_of
 from flow_factory.training_state import Progress, load
-from flow_factory.types import Row
 
 logger = logging.getLogger(__name__)
 
@@ -63,37 +61,23 @@ def build(config: RunConfig) -> Run:
         UserError: what the config asks for and this machine, data set or checkpoint does not have; the message says which.
         Finished: the run that is to go on has all its epochs.
     """
-    check_quantization(config.model.quantization)
-    require_trackers(config.log.logging_backend)
-    rows, test = read_split(config, "train"), read_split(config, "test") if has_split(config, "test") else []
     contradict(engine_of(config.config_file, config.model.offload_blocks))
-    start = find_start(config)
-    changed = start.require_same(identity_of(config, rows))
     accelerator = make_accelerator(config)
     engine = make_engine(config.engine, accelerator, config.train.max_grad_norm)
-    share = (accelerator.process_index, accelerator.num_processes)
-    sizes = check_files(config, rows, test, progress=accelerator.is_local_main_process, share=share)
-    require_judges(config, rows, test)
-    asked, config = config, fitted(config)
-    check_limits(config, sketch_adapter(*checkpoint_of(config)), rows, test, sizes)
-    claim, folder = claim_folder(asked, start, accelerator)
+    found = ready(config, (accelerator.process_index, accelerator.num_processes))
+    if found.finished is not None:
+        raise found.finished
+    claim, folder = claim_folder(config, found.start, accelerator)
     with claim or nullcontext():
         require_shared(folder, accelerator)
         if claim is not None:
-            say([*changed, *guided_rollouts(config)])
-        return assemble(asked, config, (rows, test), start, (claim, folder), accelerator, engine)
+            say([*found.changed, *guided_rollouts(found.config)])
+        return assemble(found, (claim, folder), accelerator, engine)
 
 
-def assemble(
-    asked: RunConfig, config: RunConfig, splits: tuple[list[Row], list[Row]], start: Start, place: tuple[RunFolder | None, Path],
-    accelerator: Accelerator, engine: Engine,
-) -> Run:  # fmt: skip
-    """Loads, encodes and wraps, and begins the run.
-
-    Args:
-        asked: the config as it was given, which is what the folder keeps; `config`, what the checkpoint can do of it.
-    """
-    rows, test = splits
+def assemble(found: Ready, place: tuple[RunFolder | None, Path], accelerator: Accelerator, engine: Engine) -> Run:
+    """Loads, encodes and wraps, and begins the run. The folder keeps the config as it was asked for."""
+    asked, config, start, rows, test = found.asked, found.config, found.start, found.rows, found.test
     rewards, eval_rewards = load_rewards(
         arguments(config.rewards), arguments(config.eval_rewards) if config.eval_rewards else None, accelerator
     )
@@ -197,13 +181,6 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     unused = MODELS[config.model.model_type].find_unused or len(config.model.target_components) > 1  # an epoch may train one expert
     parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=unused)
     return Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[parallel])
-
-
-def require_judges(config: RunConfig, rows: Sequence[Row], test: Sequence[Row]) -> None:
-    """See `require_rewards`; for the rewards of training and of evaluation."""
-    family = MODELS[config.model.model_type]
-    for entries, split in ((config.rewards, [] if is_offline(config) else rows), (config.eval_rewards or config.rewards, test)):
-        require_rewards(entries, split, family.draws, family.sounds)
 
 
 def arguments(entries: Sequence[RewardConfig]) -> list[RewardArguments]:

@@ -164,7 +164,7 @@ def test_check_of_a_hub_name_needs_no_network(tmp_path: Path) -> None:
 def test_check_finds_what_would_stop_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_run(tmp_path)
     for override, message in (
-        (f"model.model_name_or_path={tmp_path}/data", "has no model_index.json, so it is no diffusers pipeline"),
+        (f"model.model_name_or_path={tmp_path}/data", "does not load as FluxPipeline: Error no file named model_index.json"),
         ("model.model_name_or_path=/nowhere", "'/nowhere' is no folder, and no hub name such as"),
         ("rewards.reward_model=nothing.Here", "no module 'nothing'"),
         ("model.target_modules=attn.to_w", "'attn.to_w' fits no linear layer"),

@@ -9,10 +9,11 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from flow_factory.config import ConfigError, load_config, plan_of
+from flow_factory.config import ConfigError, RunConfig, load_config, plan_of
 from flow_factory.context_parallel import refuse_uneven, split_sequences
 from flow_factory.errors import UserError
-from flow_factory.rows import fitted
+from flow_factory.models.loading import sketch_adapter
+from flow_factory.rows import checkpoint_of, fitted
 from tests.conftest import cells, chosen
 from tests.models.cases import CASES
 from tests.models.harness import Tiny
@@ -108,17 +109,21 @@ def test_teams_take_rows_as_processes_would(tmp_path: Path) -> None:
     assert ("rows an epoch", "4 = 2 x 2 teams of 2 processes") in plan_of(config).describe()
 
 
+def sketched(config: RunConfig) -> RunConfig:
+    return fitted(config, sketch_adapter(*checkpoint_of(config)))
+
+
 def test_a_family_that_cannot_be_split_names_those_that_can(tmp_path: Path) -> None:
     case = CASES["sd3-5"]
     model = [f"model.model_name_or_path={saved(case.checkpoint)}", f"model.model_type={case.model_type}", "model.context_parallel=2"]
     with pytest.raises(UserError, match=r"SD3.* cannot be split; write 1. Those of flux1, .*wan2_t2v.* can"):
-        fitted(load_config(write_run(tmp_path), [*model, "num_processes=2"]))
+        sketched(load_config(write_run(tmp_path), [*model, "num_processes=2"]))
 
 
 def test_heads_that_do_not_divide_are_an_error(tmp_path: Path) -> None:
     config = load_config(write_run(tmp_path), ["model.context_parallel=4", "num_processes=4", *FOUR])
     with pytest.raises(UserError, match="4 does not divide the 2 attention heads of transformer; write one of 1, 2"):
-        fitted(config)
+        sketched(config)
 
 
 @pytest.mark.parametrize(

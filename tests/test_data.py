@@ -1,7 +1,9 @@
 """The data set: bad files are named by line, the order is the same on any number of processes, every row is encoded once."""
 
+import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import weakref
@@ -12,10 +14,12 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from flow_factory.data.cache import ConditionCache, encode_rows, module_fingerprint
+from flow_factory.data.cache import ConditionCache, Conditions, encode_rows, module_fingerprint, settings_fingerprint
 from flow_factory.data.order import Slot, rows_of_epoch
 from flow_factory.data.reader import DataError, read_rows
+from flow_factory.errors import UserError
 from flow_factory.types import Cond, Row
 
 
@@ -46,7 +50,7 @@ def test_jsonl_with_bom_and_crlf_and_a_line_separator_inside(tmp_path):
 
 
 def test_repeated_lines_stay_rows_and_are_counted_in_one_notice(tmp_path, caplog):
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         rows = read_rows(write(tmp_path, "train.txt", "a\nb\na\na\n"), "train")
     assert [(r.id, r.prompt) for r in rows] == [(0, "a"), (1, "b"), (2, "a"), (3, "a")]
     (record,) = caplog.records
@@ -394,6 +398,54 @@ def test_a_damaged_file_is_encoded_again_with_one_notice(tmp_path, caplog, damag
         (cond,) = encode_rows(rows, fake_encoder(calls), cache, progress=False)
     assert calls == ["a", "a"] and len(caplog.records) == 1 and "is damaged" in caplog.text
     assert same(cond, fake_encoder([])(rows[0])) and same(cond, cache.get(rows[0]))
+
+
+def test_a_file_under_another_rows_name_is_noticed(tmp_path, caplog):
+    calls, cache, rows = [], ConditionCache(tmp_path, "v1"), rows_of("a", "b")
+    encode_rows(rows, fake_encoder(calls), cache, progress=False)
+    cache.path(rows[1]).write_bytes(cache.path(rows[0]).read_bytes())
+    with pytest.raises(DataError, match="is another row's: data.cache_dir must stay while a run goes on"):
+        _ = Conditions([cache.path(row) for row in rows])[1]
+    encode_rows(rows, fake_encoder(calls), cache, progress=False)
+    assert calls == ["a", "b", "b"] and "it is another row's" in caplog.text
+    assert same(cache.get(rows[1]), fake_encoder([])(rows[1]))
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs another user to be")
+def test_a_cache_of_another_user_is_one_line(tmp_path, monkeypatch):
+    (row,) = rows_of("a")
+    cache = ConditionCache(tmp_path / "cache", "v1")
+    before = os.umask(0o027)
+    try:
+        encode_rows([row], fake_encoder([]), cache, progress=False)
+    finally:
+        os.umask(before)
+    assert cache.path(row).stat().st_mode & 0o777 == 0o640, "the umask rules"
+    tmp_path.chmod(0o755)
+    os.seteuid(65534)
+    try:
+        for other in (row, Row(1, "b")):
+            with pytest.raises(UserError, match=r"^data.cache_dir: .*: Permission denied; choose another folder, or let all who share"):
+                encode_rows([other], fake_encoder([]), cache, progress=False)
+    finally:
+        os.seteuid(0)
+
+
+def test_settings_are_what_a_part_does_and_not_where_it_is(flux_folder, tmp_path):
+    moved = shutil.copytree(flux_folder, tmp_path / "moved")
+    words = json.loads((moved / "tokenizer" / "tokenizer.json").read_text())
+    load = lambda folder: settings_fingerprint(CLIPTokenizer.from_pretrained(folder / "tokenizer"))  # noqa: E731
+    assert load(moved) == load(flux_folder)
+    vocabulary = words["model"]["vocab"]
+    a, b = sorted(vocabulary)[10:12]
+    vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
+    (moved / "tokenizer" / "tokenizer.json").write_text(json.dumps(words))
+    assert load(moved) != load(flux_folder)
+    configs = [
+        CLIPTextModel(CLIPTextConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_attention_heads=2, num_hidden_layers=1, **size))
+        for size in ({}, {}, {"layer_norm_eps": 0.1})
+    ]
+    assert len({settings_fingerprint(model) for model in configs}) == 2
 
 
 def test_a_file_that_was_deleted_since_the_start_is_named(tmp_path):

@@ -1,13 +1,14 @@
 """What is found out before a run begins, and said in a sentence."""
 
 import logging
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
 from flow_factory.errors import UserError
-from tests.tiny.run import TRAIN, tiny, write_rows, write_run
+from tests.tiny.run import TRAIN, checkpoint, tiny, write_rows, write_run
 
 
 def test_a_prompt_that_is_cut_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -37,6 +38,19 @@ def test_what_this_machine_or_checkpoint_lacks_is_one_sentence(
     monkeypatch.setitem(sys.modules, "swanlab", None)
     with pytest.raises(UserError, match=message):
         tiny(tmp_path, *overrides)
+
+
+def test_rows_are_encoded_anew_where_the_tokenizer_has_changed(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    flux = shutil.copytree(checkpoint(), tmp_path / "flux")
+    many = []
+    for swap in (False, False, True):
+        if swap:
+            file = flux / "tokenizer_2" / "tokenizer.json"
+            file.write_text(file.read_text().replace("red", "rid").replace("blue", "red").replace("rid", "blue"))
+        tiny(tmp_path, f"model.model_name_or_path={flux}")
+        many.append(len(list((tmp_path / "cache").rglob("*.safetensors"))))
+    assert many == [10, 10, 20]
 
 
 def test_the_folder_of_another_run_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, overload
 from weakref import WeakValueDictionary
 
@@ -14,14 +15,19 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from flow_factory.data.reader import DataError
+from flow_factory.errors import file_errors
+from flow_factory.tensor_file import write_tensors
 from flow_factory.terminal import bar
 from flow_factory.types import Cond, Row
 
 logger = logging.getLogger(__name__)
+
+PLACES = ("_name_or_path", "name_or_path", "is_local", "local_files_only", "transformers_version", "dtype", "torch_dtype")
+"""Settings that say where a part came from, or what the cache's key has from elsewhere."""
+SHARED = "choose another folder, or let all who share this one read and write it (umask 002)"
 
 
 def module_fingerprint(module: nn.Module) -> str:
@@ -35,6 +41,34 @@ def _digest(tensors: Iterable[tuple[str, Tensor]], head: str = "") -> str:
         digest.update(json.dumps([name, list(tensor.shape), str(tensor.dtype)]).encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def settings_fingerprint(part: Any) -> str:
+    """sha256 of all that a tokenizer or processor writes of itself, or of a model's config, but for where it was loaded from."""
+    digest = hashlib.sha256(type(part).__name__.encode())
+    if isinstance(part, nn.Module):
+        config = getattr(part, "config", {})
+        digest.update(_settled(config.to_dict() if hasattr(config, "to_dict") else dict(config)))
+    elif hasattr(part, "save_pretrained"):
+        with TemporaryDirectory() as folder:
+            part.save_pretrained(folder)
+            for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
+                content = path.read_bytes()
+                digest.update(path.name.encode() + (_settled(json.loads(content)) if path.suffix == ".json" else content))
+    else:
+        digest.update(repr(part).encode())
+    return digest.hexdigest()
+
+
+def _settled(value: Any) -> bytes:
+    """JSON without `PLACES`, keys in order."""
+
+    def kept(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(k): kept(v) for k, v in value.items() if k not in PLACES}
+        return [kept(v) for v in value] if isinstance(value, list | tuple) else value
+
+    return json.dumps(kept(value), sort_keys=True, default=str).encode()
 
 
 def file_sha256(path: str) -> str:
@@ -104,10 +138,14 @@ class ConditionCache:
     def has(self, row: Row) -> bool:
         """Whether the row's condition is there and whole; a damaged file is said once."""
         path = self.path(row)
-        if not path.exists():
-            return False
+        with file_errors("data.cache_dir", path, SHARED):
+            if not path.exists():
+                return False
+            path.open("rb").close()  # safetensors would call one that may not be read missing
         try:
             metadata, tensors = _read(path)
+            if metadata.get("key") != path.stem:
+                raise SafetensorError("it is another row's")
             if metadata.get("sha256") != _digest(tensors.items(), metadata.get("structure", "")):
                 raise SafetensorError("its bytes are not those that were written")
         except SafetensorError as error:
@@ -128,10 +166,12 @@ class ConditionCache:
         tensors: dict[str, Tensor] = {}
         structure = json.dumps(_pack(cond, "cond", tensors))
         path = self.path(row)
-        path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp")
-        save_file(tensors, beside, metadata={"structure": structure, "sha256": _digest(sorted(tensors.items()), structure)})
-        beside.replace(path)
+        metadata = {"key": path.stem, "structure": structure, "sha256": _digest(sorted(tensors.items()), structure)}
+        with file_errors("data.cache_dir", path, SHARED):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_tensors(beside, tensors, metadata)
+            beside.replace(path)
 
 
 def encode_rows(rows: Sequence[Row], encode: Callable[[Row], Cond], cache: ConditionCache, progress: bool = True) -> Conditions:
@@ -155,6 +195,8 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 def _open(path: Path) -> Cond:
     try:
         metadata, tensors = _read(path)
+        if metadata.get("key") != path.stem:
+            raise DataError(f"{path} is another row's: data.cache_dir must stay while a run goes on; a new start encodes the row again")
     except FileNotFoundError as error:
         raise DataError(f"{path} is gone: data.cache_dir must stay while a run goes on; a new start encodes the row again") from error
 

@@ -121,6 +121,10 @@ class ModelAdapter(Family):
         text = getattr(tokenizer, "tokenizer", tokenizer)  # a processor has one inside
         return len(text(row.prompt).input_ids), call.get("max_sequence_length", self.text_length)
 
+    def encoded_by(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the section's arguments that change what `encode` returns; see `encodes_by`."""
+        return {k: v for k, v in call.items() if k in self.encodes_by}
+
     # -- sizes -----------------------------------------------------------------------------------------------------------------
 
     def check_call(self, call: Mapping[str, Any]) -> None:

@@ -78,6 +78,10 @@ class Diffusers(ModelAdapter):
             self.dims[shape] = self._batch_dims(leaves, structure, self._encoded(cond, 2, call))
         return cond | {"encoded": encoded, "batch_dims": self.dims[shape]}
 
+    def encoded_by(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        """All of them: which ones the pipeline hands to its `encode_prompt` is its secret."""
+        return dict(call)
+
     def _batch_dims(self, one: list[Any], structure: Any, twice: list[Any]) -> list[int | None]:
         """Along which dimension each output of `encode_prompt` grows with the number of prompts."""
         two, other = tree_flatten(twice)

@@ -7,23 +7,18 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from safetensors import SafetensorError
 
 from flow_factory.errors import UserError
+from flow_factory.hub import require_source
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
+from flow_factory.models.files import BROKEN, KEY, LoadError, check_loaded
 from flow_factory.models.parts import import_pipeline
 from flow_factory.models.processors import substitutes
 from flow_factory.models.quantized import quantizer
 from flow_factory.models.skeleton import empty_pipeline
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "no": torch.float32}
-BROKEN = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, ImportError, SafetensorError)
-"""What diffusers and transformers raise for a checkpoint that is damaged or of another kind."""
-
-
-class LoadError(UserError):
-    """A checkpoint that does not load; one sentence says why."""
 
 
 def load_adapter(
@@ -78,9 +73,10 @@ def _adapter(family: type[ModelAdapter], pipe: Any, overrides: Mapping[str, Any]
 
 def family_of(name: str, model_type: str, pipeline_class: str | None) -> type[ModelAdapter]:
     """Raises:
-    LoadError: `model_type: diffusers` cannot read from the checkpoint which pipeline it is.
+    LoadError: there is no such folder and no such hub name, or `model_type: diffusers` cannot read from it which pipeline it is.
     """
     family: type[ModelAdapter] = MODELS[model_type]
+    require_source(name, KEY, "model_index.json", LoadError)
     with one_sentence(name, family):
         return family.of(name, pipeline_class)
 
@@ -94,7 +90,9 @@ def load_pipeline(name: str, family: type[ModelAdapter], dtype: torch.dtype | di
     with one_sentence(name, family):
         check_kind(name, family)
         passed, later = substitutes(name, DiffusionPipeline.load_config(name))
-        pipe = import_pipeline(family.pipeline).from_pretrained(name, torch_dtype=dtype, **passed, **options)
+        cls = import_pipeline(family.pipeline)
+        pipe = cls.from_pretrained(name, torch_dtype=dtype, use_safetensors=True, **passed, **options)  # never a pickle
+        check_loaded(name, pipe.components)
         pipe.register_modules(**later)
         return pipe
 
@@ -110,7 +108,7 @@ def one_sentence(name: str, family: type[ModelAdapter]) -> Iterator[None]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         where = "the folder" if Path(name).exists() else "the hub name (there is no such folder)"
         kind = family.pipeline.partition(":")[2] or "a pipeline of diffusers"
-        raise LoadError(f"model.model_name_or_path: {where} {name!r} does not load as {kind}: {reason}") from error
+        raise LoadError(f"{KEY}: {where} {name!r} does not load as {kind}: {reason}") from error
 
 
 def check_kind(name: str, family: type[ModelAdapter]) -> None:
@@ -123,4 +121,4 @@ def check_kind(name: str, family: type[ModelAdapter]) -> None:
         return
     right = [known for known in MODELS if MODELS[known].pipeline.partition(":")[2] == made_for]
     advice = f"model_type: {right[0]}" if right else f"model_type: diffusers with pipeline_class: {made_for}"
-    raise LoadError(f"model.model_name_or_path: {name!r} is a {made_for}, not a {wanted}; write {advice}")
+    raise LoadError(f"{KEY}: {name!r} is a {made_for}, not a {wanted}; write {advice}")

@@ -1,0 +1,143 @@
+"""What a start asks before it loads weights or writes anything, cheapest first. One list: `--check` goes through it, too."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from flow_factory.config import RunConfig
+from flow_factory.data.media import Extent
+from flow_factory.errors import UserError
+from flow_factory.files import require_writable
+from flow_factory.hub import require_source
+from flow_factory.identity import identity_of
+from flow_factory.models import MODELS
+from flow_factory.models.base import ModelAdapter
+from flow_factory.models.files import KEY, LoadError, check_folder
+from flow_factory.models.loading import sketch_adapter
+from flow_factory.models.quantized import check_quantization
+from flow_factory.resuming import Finished, Start, find_start
+from flow_factory.rewards.loading import require_rewards
+from flow_factory.rows import check_files, check_limits, checkpoint_of, fitted, has_split, is_offline, read_split
+from flow_factory.run_folder import default_name, require_free
+from flow_factory.trackers import require_trackers
+from flow_factory.types import Row
+
+
+@dataclass
+class Ready:
+    """What the checks have found so far."""
+
+    asked: RunConfig
+    """As it was given."""
+    share: tuple[int, int] = (0, 1)
+    """This process among those that share out the decoding of files."""
+    remote: bool = True
+    """Whether configs may be fetched from the hub."""
+    rows: list[Row] = field(default_factory=list)
+    test: list[Row] = field(default_factory=list)
+    sketch: ModelAdapter | None = None
+    """The checkpoint without its weights; None where it is not on this machine and `remote` is false."""
+    config: RunConfig = field(init=False)
+    """What the checkpoint can do of it."""
+    start: Start = field(init=False)
+    finished: Finished | None = None
+    """Then there is no start."""
+    changed: list[str] = field(default_factory=list)
+    """What a run that goes on does otherwise than before."""
+    sizes: dict[str, Extent] = field(default_factory=dict)
+    """Of the condition files that this process has decoded."""
+
+
+def ready(asked: RunConfig, share: tuple[int, int] = (0, 1), remote: bool = True) -> Ready:
+    """Raises:
+    UserError: the first thing for which a start would be refused.
+    """
+    found = Ready(asked, share, remote)
+    found.config = asked
+    for check in CHECKS:
+        check(found)
+    return found
+
+
+def machine(found: Ready) -> None:
+    """Packages and devices."""
+    config = found.asked
+    check_quantization(config.model.quantization)
+    require_trackers(config.log.logging_backend)
+    named = {"train.ema_device": config.train.ema_device, "train.ref_param_device": config.train.ref_param_device}
+    named |= {f"reward {entry.name!r}: device": entry.device for entry in (*config.rewards, *(config.eval_rewards or ()))}
+    for key, name in named.items():
+        if not (key.startswith("reward") and name == "cuda"):  # which is the device of each process there
+            require_device(key, name)
+
+
+def require_device(key: str, name: str) -> None:
+    """Raises:
+    UserError: this machine has no such device.
+    """
+    kind, _, number = name.partition(":")
+    if kind in ("auto", "cpu"):
+        return
+    module = getattr(torch, kind)
+    many = module.device_count() if module.is_available() else 0
+    if int(number or 0) >= many:
+        has = f"{many} of that kind, from {kind}:0" if many else f"no {kind} device"
+        raise UserError(f"{key}: {name}: this machine has {has}; write auto or cpu")
+
+
+def folders(found: Ready) -> None:
+    """Where it will write."""
+    require_writable(found.asked.log.save_dir, "log.save_dir", "choose another folder")
+    require_writable(found.asked.data.cache_dir, "data.cache_dir", "choose another folder")
+
+
+def data(found: Ready) -> None:
+    """The rows, not yet their files."""
+    found.rows = read_split(found.asked, "train")
+    found.test = read_split(found.asked, "test") if has_split(found.asked, "test") else []
+
+
+def rewards(found: Ready) -> None:
+    """Their classes, the media that they score, and the columns that they need."""
+    config = found.asked
+    used = ((config.rewards, [] if is_offline(config) else found.rows), (config.eval_rewards or config.rewards, found.test))
+    family = MODELS[config.model.model_type]
+    for entries, split in used:
+        require_rewards(entries, split, family.draws, family.sounds)
+
+
+def checkpoint(found: Ready) -> None:
+    """The base model: configs, and of a folder the headers of all weights; sizes and schedules that it can do."""
+    name, kind, overrides, pipeline = checkpoint_of(found.asked)
+    require_source(name, KEY, "model_index.json", LoadError, found.remote)
+    if not (found.remote or Path(name).is_dir()):
+        return
+    found.sketch = sketch_adapter(name, kind, overrides, pipeline)
+    if Path(name).is_dir():
+        bare = found.sketch.field.bare
+        check_folder(Path(name), {part: bare[part] for part in found.sketch.components if part in bare})
+    found.config = fitted(found.asked, found.sketch)
+
+
+def history(found: Ready) -> None:
+    """What the run starts from, and whether its folder is free for it."""
+    try:
+        found.start = find_start(found.asked)
+    except Finished as note:
+        found.finished = note
+        return
+    if found.share[0] == 0:  # the one that will claim it; the others would find it claimed
+        require_free(found.start.folder or Path(found.asked.log.save_dir, default_name(found.asked)))
+    found.changed = found.start.require_same(identity_of(found.asked, found.rows))
+
+
+def files(found: Ready) -> None:
+    """Every condition file, decoded once, and the family's limits."""
+    found.sizes = check_files(found.asked, found.rows, found.test, progress=found.share[0] == 0, share=found.share)
+    if found.sketch is not None:
+        check_limits(found.config, found.sketch, found.rows, found.test, found.sizes)
+
+
+CHECKS: tuple[Callable[[Ready], None], ...] = (machine, folders, data, rewards, checkpoint, history, files)
