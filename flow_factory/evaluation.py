@@ -1,7 +1,7 @@
 """What is reported: the stock pipeline with its own scheduler, the averaged weights, and one fixed noise a row."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -35,6 +35,8 @@ class Evaluator:
     rewards: RewardSet
     rows: Sequence[Row]
     conds: Sequence[Cond]
+    scores: dict[str, list[float]] = field(default_factory=dict, init=False)
+    """Of the last evaluation, by reward: every row's."""
 
     def run(self) -> tuple[dict[str, float], list[Sample]]:
         """Metrics over all rows, and on the main process the first rows' samples, `log.num_samples` of them.
@@ -56,6 +58,7 @@ class Evaluator:
         everyone = gather_object([(i, media if i < shown else None, s[0].tolist()) for (i, media), s in zip(mine, scores, strict=True)])
         everyone.sort(key=lambda e: e[0])
         table = torch.tensor([s for _, _, s in everyone], dtype=torch.float64)
+        self.scores = dict(zip(self.rewards.names, table.T.tolist(), strict=True)) if len(table) else {}
         samples = [Sample(self.rows[i].prompt, m, dict(zip(self.rewards.names, s, strict=True))) for i, m, s in everyone[:shown]]
         return self._metrics(table) | {f"eval/{k}": v for k, v in self.rewards.finish_epoch().items()}, samples
 

@@ -25,6 +25,7 @@ ROSE, FELL, SAME = "#1a7f37", "#cf222e", "#6e7781"
 FONTS = ("NotoSansCJK-Regular.ttc", "PingFang.ttc", "msyh.ttc", "DejaVuSans.ttf")
 """Tried in turn: prompts may be Chinese, which the last resort, the font inside Pillow, cannot write."""
 MOST_LINES = 4
+CHANGED = ("better", "worse")
 
 
 def still(media: Any) -> Image.Image:
@@ -79,11 +80,12 @@ def contact_sheet(samples: Sequence[Sample], columns: int = 8) -> Image.Image:
 
 
 def before_after_sheet(
-    before: Sequence[Sample], after: Sequence[Sample], columns: int = 4, weights: Mapping[str, float] | None = None
+    before: Sequence[Sample], after: Sequence[Sample], columns: int = 4, weights: Mapping[str, float] | None = None, most: int = 24
 ) -> Image.Image:
     """Each prompt's picture before and after, side by side; the frame of the second says whether the rewards rose or fell together.
 
-    Together means their sum under `weights`, by default 1 each. Under the pictures stands each reward's own change; above all, the mean.
+    Together means their sum under `weights`, by default 1 each. Those that changed come first, better and worse as they stand
+    among the rows; more than `most` are left out, and the title counts all. Under the pictures stands each reward's own change; above all, the mean.
     A clip's rows of frames stand one below the other, so that frames of one time do.
 
     Raises:
@@ -95,10 +97,12 @@ def before_after_sheet(
     verdicts = [
         _verdict(sum(w * (_reward(a, name) - _reward(b, name)) for name, w in weights.items())) for b, a in zip(before, after, strict=True)
     ]
-    cells = [_pair(*three) for three in zip(before, after, verdicts, strict=True)]
+    order = sorted(range(len(after)), key=lambda k: (verdicts[k][0] not in CHANGED, k))[:most]
+    cells = [_pair(before[k], after[k], verdicts[k]) for k in order]
     height = max(c.height for c in cells)
     sheet = _tile([_padded(c, height) for c in cells], columns, gap=3 * MARGIN)
-    return _titled(sheet, _headline(before, after, [word for word, _ in verdicts]))
+    shown = f"   |   {len(order)} shown, those that changed first" if len(order) < len(after) else ""
+    return _titled(sheet, _headline(before, after, [word for word, _ in verdicts]) + shown)
 
 
 def _headline(before: Sequence[Sample], after: Sequence[Sample], words: list[str]) -> str:

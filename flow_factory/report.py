@@ -90,6 +90,7 @@ def write_summary(
     files: Mapping[str, Path],
     next_steps: Mapping[str, str],
     facts: Sequence[str] = (),
+    intervals: Mapping[str, tuple[float, float]] | None = None,
 ) -> str:
     """Writes the summary (Markdown that reads well as plain text) and returns it.
 
@@ -98,11 +99,15 @@ def write_summary(
         files: label -> path; only those that exist are named.
         next_steps: what one may want -> the command for it.
         facts: further lines under the title, such as the time it took.
+        intervals: of the change, by reward, see `gains.intervals`.
     """
     parts = [f"# {title}", *(["\n".join(f"- {fact}" for fact in facts)] if facts else [])]
     first, last = evaluations
-    rows = [(_plain(name), _number(first.get(name)), _number(last[name]), _change(first.get(name), last[name])) for name in sorted(last)]
-    parts.append(_table(("evaluation", "before", "after", "change"), rows) if rows else "No evaluation was run (`eval.eval_freq`).")
+    ends = {f"reward_{name}_mean": f"{low:+.3f} to {high:+.3f}" for name, (low, high) in (intervals or {}).items()}
+    rows = [(_plain(n), _number(first.get(n)), _number(last[n]), _change(first.get(n), last[n]), ends.get(n, "-")) for n in sorted(last)]
+    columns = 5 if ends else 4
+    head = ("evaluation", "before", "after", "change", "95 % interval")[:columns]
+    parts.append(_table(head, [row[:columns] for row in rows]) if rows else "No evaluation was run (`eval.eval_freq`).")
     there = [(label, str(file)) for label, file in files.items() if file.exists()]
     if there:
         parts.append("## Files\n\n" + _listing(there))

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flow_factory.banner import banner
-from flow_factory.checkpoint import has_state
 from flow_factory.evaluation import Evaluator
+from flow_factory.gains import intervals, keep_scores
 from flow_factory.gallery import Gallery
 from flow_factory.interrupt import Interrupted
+from flow_factory.next_steps import next_steps
 from flow_factory.report import eval_metrics, write_summary
 from flow_factory.run_folder import RunFolder
 from flow_factory.saver import Saver
@@ -104,6 +105,7 @@ class Run:
         self.log(metrics | {"time/eval_s": self.trainer.meter.seconds["eval"]})
         if self.trackers is not None:
             said = ", ".join(f"{k.removeprefix('eval/')} {v:.4g}" for k, v in metrics.items() if k.endswith("_mean"))
+            keep_scores(self.folder, self.trainer.progress.epoch, self.evaluator.scores)
             say(f"evaluation after epoch {self.trainer.progress.epoch}: {said}")
             if samples:
                 self.trackers.log_samples("eval", samples, self.trainer.progress.epoch)
@@ -127,18 +129,13 @@ class Run:
             "curves": folder / "curves.png", "metrics": folder / "metrics.jsonl",
             "trained weights": self.checkpoint(), "config": folder / "config.yaml",
         }  # fmt: skip
-        longer = f"ff-train {folder / 'config.yaml'} run_name={folder.name}-longer model.resume_path={self.checkpoint()}"
-        if has_state(self.checkpoint()):
-            longer += f" model.resume_type={config.model.finetune_type}"  # its state has all its epochs
-        steps = {"train on from these weights": longer}
-        if config.model.model_name_or_path.startswith("assets/"):  # the quick start
-            steps["the same for FLUX.1-dev, on GPUs"] = "ff-train examples/grpo/lora/flux1.yaml"
+        steps = next_steps(config, folder, self.checkpoint())
         title = f"{folder.name}: {self.trainer.progress.epoch} epochs of {config.train.trainer_type}"
         first, last = ({k: v for k, v in m.items() if _shown(k, v)} for m in eval_metrics(folder / "metrics.jsonl"))
         facts = [f"{(time.monotonic() - self.started) / 60:.1f} minutes on {self.machines}, evaluations included"]
         if last and self.evaluator is not None:
             facts.append(f"evaluated on {len(self.evaluator.rows)} test rows, each always from the same noise")
-        return write_summary(folder / "summary.md", title, (first, last), files, steps, facts)
+        return write_summary(folder / "summary.md", title, (first, last), files, steps, facts, intervals(folder))
 
     @property
     def machines(self) -> str:

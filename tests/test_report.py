@@ -19,6 +19,7 @@ from flow_factory.pictures import (
     _font,
     _wrap,
     animation,
+    before_after_sheet,
     caption,
     contact_sheet,
     excerpt,
@@ -156,6 +157,17 @@ def test_weights_decide_what_better_means(tmp_path):
     for weights, color in ((None, FELL), ({"a": 1.0, "b": 0.1}, ROSE)):
         save_before_after(before, after, tmp_path / "pairs.png", weights=weights)
         assert has(np.asarray(Image.open(tmp_path / "pairs.png")), color)
+
+
+def test_pairs_that_changed_come_first_and_the_title_counts_all():
+    before = [sample(noise(64, 64, k), f"row {k}", r=0.5) for k in range(9)]
+    after = [sample(noise(64, 64, 50 + k), f"row {k}", r={3: 0.9, 5: 0.1, 7: 0.6}.get(k, 0.5)) for k in range(9)]
+    sheet = np.asarray(before_after_sheet(before, after, columns=2, most=4))
+    places = {k: place(sheet, np.asarray(still(after[k].media))) for k in (3, 5, 7, 0)}
+    assert sorted(places, key=places.__getitem__) == [3, 5, 7, 0], "the order of the rows, and then one that is the same"
+    assert has(sheet, ROSE) and has(sheet, FELL) and len(np.asarray(before_after_sheet(before, after, 2))) > len(sheet)
+    with pytest.raises(StopIteration):
+        place(sheet, np.asarray(still(after[1].media)))
 
 
 def test_pairs_of_other_prompts_are_refused(tmp_path):

@@ -1,0 +1,20 @@
+"""What one may want after a run, and the command for it."""
+
+from pathlib import Path
+
+from flow_factory.config import RunConfig
+
+MODELS = {"flux1": "FLUX.1-dev", "sd3_5": "Stable Diffusion 3.5"}
+"""Examples of an algorithm at full size, the first that there is."""
+
+
+def next_steps(config: RunConfig, folder: Path, checkpoint: Path) -> dict[str, str]:
+    """Wish -> command; of the quick start's model also the same algorithm on a real one."""
+    longer = f"ff-train {folder / 'config.yaml'} run_name={folder.name}-longer model.resume_path={checkpoint} model.resume_type="
+    steps = {"train on from these weights": longer + config.model.finetune_type}
+    if config.model.model_name_or_path.startswith("assets/"):
+        of_algorithm = Path("examples", config.train.trainer_type.replace("-", "_"), "lora")
+        for name, model in MODELS.items():
+            if (example := of_algorithm / f"{name}.yaml").is_file():
+                return steps | {f"the same for {model}, on GPUs": f"ff-train {example} --check"}
+    return steps
