@@ -44,11 +44,15 @@ def device(run: "Run") -> str:
 def plan(run: "Run") -> str:
     """Epochs, samples, steps, evaluations."""
     config, plan = run.trainer.config, run.trainer.plan
-    epochs = f"{config.train.max_epochs} epochs" if config.train.max_epochs else "epochs until it is stopped"
+    epochs = counted(config.train.max_epochs) if config.train.max_epochs else "epochs until it is stopped"
     made = "pairs of the data set" if run.trainer.pairs else f"samples ({plan.groups} groups of {plan.group_size})"
     much = plan.rows_per_epoch if run.trainer.pairs else plan.samples_per_epoch
     steps = plan.optimiser_steps_per_epoch
     text = f"{config.train.trainer_type}, {epochs} of {much} {made} and {steps} optimiser step{'s' * (steps > 1)}"
     if run.evaluator is None or config.eval.eval_freq == 0:
         return f"{text}; no evaluation"
-    return f"{text}; {len(run.evaluator.rows)} test rows are drawn at the start, every {config.eval.eval_freq} epochs and at the end"
+    return f"{text}; {len(run.evaluator.rows)} test rows are drawn at the start, every {counted(config.eval.eval_freq)} and at the end"
+
+
+def counted(epochs: int) -> str:
+    return "1 epoch" if epochs == 1 else f"{epochs} epochs"

@@ -16,6 +16,7 @@ from flow_factory.config.places import require_places
 from flow_factory.errors import FULL, RunError, UserError
 from flow_factory.interrupt import Interrupted, Listener
 from flow_factory.launch import going_on, launch, said
+from flow_factory.metric_names import metrics_help
 from flow_factory.placement import FLAGS, overrides_of, place, srun_task
 from flow_factory.terminal import hide_bars, hush, log_to_terminal
 from flow_factory.threads import settle
@@ -73,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--gpu", type=gigabytes, metavar="GB", help="with --check: cards of so many GB, here or not, and what makes it fit")
     p.add_argument("--print-config", action="store_true", help="print the resolved config, and stop")
     p.add_argument("--help-config", nargs="?", const="", metavar="SECTION", help="explain the YAML's keys (of a section or an algorithm)")
+    p.add_argument("--help-metrics", nargs="?", const="", metavar="NAME", help="explain what a run logs (all of it, or one metric)")
     p.add_argument("--version", action="version", version=f"flow-factory {__version__}")
     several = p.add_argument_group("several processes (these override the environment, which overrides the YAML)")
     for flag, (kind, text) in FLAGS.items():
@@ -111,6 +113,9 @@ def listen(listener: Listener, argv: Sequence[str] | None) -> int:
         log_to_terminal(logging.WARNING if first() else logging.ERROR)
         if args.help_config is not None:
             print(config_help(args.help_config or None))
+            return 0
+        if args.help_metrics is not None:
+            print(metrics_help(args.help_metrics or None))
             return 0
         if args.config is None:
             parser().print_help()

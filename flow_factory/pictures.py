@@ -84,8 +84,8 @@ def before_after_sheet(
 ) -> Image.Image:
     """Each prompt's picture before and after, side by side; the frame of the second says whether the rewards rose or fell together.
 
-    Together means their sum under `weights`, by default 1 each. Those that changed come first, better and worse as they stand
-    among the rows; more than `most` are left out, and the title counts all. Under the pictures stands each reward's own change; above all, the mean.
+    Together means their sum under `weights`, by default 1 each. Those that changed come first, better and worse as they stand among the
+    rows; more than `most` are left out, and the title counts all. Under the pictures stands each reward's own change; above all, the mean.
     A clip's rows of frames stand one below the other, so that frames of one time do.
 
     Raises:

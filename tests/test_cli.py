@@ -126,7 +126,7 @@ def test_help_fits_and_names_what_there_is(tmp_path: Path, capsys: pytest.Captur
         assert word in done.stdout
     assert main(["--help-config", "train"]) == 0
     table = capsys.readouterr().out
-    assert table.startswith("train: with trainer_type: grpo")
+    assert table.startswith("train: with any trainer_type: grpo, ")
     assert "learning_rate" in table
     assert main(["--help-config", "trian"]) == 2
     assert "no section or algorithm 'trian'. Did you mean 'train'?" in capsys.readouterr().err

@@ -71,6 +71,7 @@ class Moving:
     """An evaluator of a model of videos: other clips at every evaluation."""
 
     rows = PROMPTS
+    scores: dict[str, list[float]] = {}
 
     def __init__(self) -> None:
         self.drawn: list[list[Sample]] = []

@@ -19,6 +19,8 @@ from flow_factory.config.scheduler import SchedulerConfig
 from flow_factory.registry import nearest
 
 WIDTH = 150
+Row = tuple[str, str, str, str]
+HEAD: Row = ("key", "type", "default", "meaning")
 _CELL = 30
 
 SECTIONS: dict[str, tuple[type[Section], ...]] = {
@@ -42,7 +44,27 @@ def config_help(section: str | None = None) -> str:
     if section is not None and section not in SECTIONS:
         return _table("train", _algorithm(section))
     names = list(SECTIONS) if section is None else [section]
-    return "\n\n".join(_table(name, schema) for name in names for schema in SECTIONS[name])
+    return "\n\n".join(_table(name, schema) if name != "train" else _train() for name in names for schema in SECTIONS[name][:1])
+
+
+def _train() -> str:
+    """The keys that all algorithms have alike, and then what some or one of them adds or has another default for."""
+    named: Row = ("trainer_type", "text", "grpo", "algorithm")
+    rows = {name: [row if row[0] != named[0] else named for row in _rows(schema)] for name, schema in TRAIN_CONFIGS.items()}
+    owners: dict[Row, tuple[str, ...]] = {}
+    for row in dict.fromkeys(row for mine in rows.values() for row in mine):
+        owners[row] = tuple(name for name, mine in rows.items() if row in mine)
+    groups = {who: [row for row, whose in owners.items() if whose == who] for who in sorted(set(owners.values()), key=_by_size)}
+    blocks = ["\n".join([f"train: with any trainer_type: {', '.join(TRAIN_CONFIGS)}", "", *_aligned([HEAD, *groups.pop(tuple(rows))])])]
+    for who, mine in groups.items():
+        intro = [textwrap.fill(TRAIN_CONFIGS[who[0]].__doc__ or "", WIDTH)] if len(who) == 1 else []
+        blocks.append("\n".join([f"train: with trainer_type: {', '.join(who)}", *intro, "", *_aligned([HEAD, *mine])]))
+    return "\n\n".join(blocks)
+
+
+def _by_size(who: tuple[str, ...]) -> tuple[int, int]:
+    """Many algorithms first, then in the algorithms' own order."""
+    return -len(who), list(TRAIN_CONFIGS).index(who[0])
 
 
 def _algorithm(name: str) -> type[Section]:
@@ -61,13 +83,16 @@ def _table(name: str, schema: type[Section]) -> str:
     title = {"run": "Top level", "rewards": "rewards: and eval_rewards: (one mapping, or a list)"}.get(name, f"{name}:")
     if name == "train":
         title += f" with trainer_type: {schema.model_fields['trainer_type'].default}"
-    rows = [
-        (key, _kind(field), _default(field), field.description or "") for key, field in schema.model_fields.items() if _is_key(schema, key)
-    ]
     intro = [textwrap.fill(schema.__doc__ or "", WIDTH)]
     if schema is RunConfig:
         intro = [f"{', '.join(MOVABLE)} may stand here or in log:. Sections: {', '.join(SECTIONS)[5:]}, eval_rewards."]
-    return "\n".join([title, *intro, "", *_aligned([("key", "type", "default", "meaning"), *rows])])
+    return "\n".join([title, *intro, "", *_aligned([HEAD, *_rows(schema)])])
+
+
+def _rows(schema: type[Section]) -> list[Row]:
+    """(key, type, default, meaning) of its keys."""
+    fields = schema.model_fields.items()
+    return [(key, _kind(field), _default(field), field.description or "") for key, field in fields if _is_key(schema, key)]
 
 
 def _is_key(schema: type[Section], key: str) -> bool:
