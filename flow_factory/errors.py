@@ -10,9 +10,15 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A full disk, a used-up quota, a limit on the size of files."""
 
 
+LONGEST = 2000
+"""Characters of a message; what a longer one quotes is cut out of its middle."""
+
+
 def plain(text: str) -> str:
     """The text as one line that any terminal shows: it may quote names and values of any kind."""
     line = re.sub(r"\s*\n\s*", " ", text.strip())
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST * 3 // 4]} ... {line[-LONGEST // 4 :]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 

@@ -321,6 +321,7 @@ def test_a_message_is_one_line_whatever_it_quotes(load):
     """A terminal obeys some characters, and others end the line."""
     with pytest.raises(ConfigError) as error:
         load(GOOD + f'"a\\tb\\x1b\\u2028c": 1\neval_rewards: {"x" * 5000}\n')
+    assert len(str(ConfigError("a/" * 5000))) < 2100
     one, other = str(error.value).splitlines()
     assert r"a\tb\x1b\u2028c: unknown key" in one and one.isprintable()
     assert "eval_rewards: " in other and other.endswith("(5002 characters)") and len(other) < 500

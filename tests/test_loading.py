@@ -16,6 +16,10 @@ def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:50])
 
 
+def renamed(file: Path, key: str) -> None:
+    file.write_text(file.read_text().replace(f'"{key}"', f'"{key}s"'))
+
+
 @pytest.mark.parametrize(("spoil", "reason"), [
     (lambda p: [shutil.rmtree(f) if f.is_dir() else f.unlink() for f in p.iterdir()], "no file named model_index.json"),
     (lambda p: (p / "model_index.json").write_text("{"), "not a valid JSON file"),
@@ -25,6 +29,7 @@ def cut(file: Path) -> None:
     (lambda p: cut(p / "transformer" / "diffusion_pytorch_model.safetensors"), "Unable to load weights"),
     (lambda p: cut(p / "text_encoder" / "model.safetensors"), ""),
     (lambda p: shutil.rmtree(p / "vae"), "no file named config.json"),
+    (lambda p: renamed(p / "vae" / "config.json", "block_out_channels"), "index out of range"),
 ])  # fmt: skip
 def test_a_pipeline_that_does_not_load_is_one_sentence(
     flux_folder: Path, tmp_path: Path, spoil: Callable[[Path], Any], reason: str

@@ -19,7 +19,10 @@ from flow_factory.errors import UserError, file_errors
 KEY = "model.model_name_or_path"
 WEIGHTS = {"diffusers": "diffusion_pytorch_model.safetensors", "transformers": "model.safetensors"}
 """What the libraries call a part's weights; those in several files have an index of this name and `.index.json`."""
-BROKEN = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, ImportError, SafetensorError)
+BROKEN = (
+    OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, ImportError, ArithmeticError, AssertionError,
+    SafetensorError,
+)  # fmt: skip
 """What diffusers and transformers raise for a checkpoint that is damaged or of another kind."""
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 LARGEST = 1 << 28
