@@ -1,5 +1,6 @@
 """Does training see what sampling saw? Asked of a pipeline that the tests do not know, before a run spends anything on it."""
 
+import logging
 import math
 import traceback
 from collections.abc import Callable, Mapping
@@ -17,9 +18,12 @@ from flow_factory.models.base import ModelAdapter
 from flow_factory.sampling import Sampler
 from flow_factory.types import Clip, Cond
 
+logger = logging.getLogger(__name__)
 ETA, STEPS = 0.7, 3
 LARGEST = 1e-5
 """A tenth of the usual clip range."""
+LITTLE = 0.01
+"""Share of a state whose gradient may be 0 by chance."""
 FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError)
 """What pipelines raise when they are called in a way that they do not support."""
 
@@ -94,6 +98,28 @@ def prove(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any], n: int, as
             f"{name} cannot be trained: a velocity call sees something else than the rollout did (log-probability off by {error:.1e}); "
             "its guidance may depend on the step, or its result on chance"
         )
+    if not getattr(ask, "collective", False) and (share := unseen(adapter, cond, call, ask)) > LITTLE:
+        logger.warning(
+            "%s: %.0f %% of its latents change no velocity: a condition fills them, and log-probabilities and errors count them as drawn; "
+            "write an adapter that says so (`sampled` in guidance/new_model.md)",
+            name,
+            100 * share,
+        )
+
+
+def unseen(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any], ask: Ask | None = None) -> float:
+    """The share of a state's dimensions on which its velocity does not depend, in [0, 1]."""
+    ask, device = ask or partial(asked, adapter), adapter.pipe._execution_device
+    normal = partial(torch.randn, generator=torch.Generator(device).manual_seed(0), device=device)
+    draw = Sampler(DYNAMICS["Flow-SDE"], ETA, (1,), lambda index, x, purpose: normal(x.shape), torch.float32)
+    with torch.no_grad():
+        _, recorder = ask("sample", cond, call, STEPS, draw, [torch.Generator(device).manual_seed(0)])
+    (step,) = recorder.kept
+    x = step.x.to(step.dtype).requires_grad_()
+    with torch.enable_grad():
+        v = ask("velocity", x, step.t, step.s, cond, call).float()
+        (gradient,) = torch.autograd.grad((v * normal(v.shape)).sum(), x)
+    return float((gradient == 0).float().mean())
 
 
 def runs(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any], ask: Ask | None) -> bool:

@@ -7,23 +7,30 @@ import torch
 from torch import Tensor
 
 from flow_factory.dynamics import DYNAMICS
+from flow_factory.models.proof import LITTLE, prove, unseen
 from flow_factory.velocity import Recorder
 from tests.conftest import ETA
 from tests.models.cases import every_checkpoint
-from tests.models.harness import tiny
+from tests.models.harness import small, tiny
 
 
 @every_checkpoint
 def test_the_velocity_depends_on_every_dimension_of_the_state(name: str) -> None:
     t = tiny(name)
-    step = t.roll(noisy=(2,))[1].kept[0]
-    x = step.x.clone().requires_grad_()
-    step.x = x
-    with torch.enable_grad():
-        v = t.velocity(step)
-        weights = torch.randn(v.shape, generator=torch.Generator().manual_seed(0))
-        (gradient,) = torch.autograd.grad((v.float() * weights).sum(), x)
-    assert (gradient == 0).float().mean() < 0.01
+    with small(t.adapter.pipe):
+        assert unseen(t.adapter, t.conds[0], t.call) < LITTLE
+
+
+def test_a_pipeline_that_fills_a_part_of_its_latents_is_said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that no family knows, and so none says which."""
+    t = tiny("wan22-5b-i2v")
+    monkeypatch.setattr(t.adapter.field, "sampled", lambda x: None)
+    prove(t.adapter, t.conds[0], t.call, 2)
+    assert "of its latents change no velocity" in caplog.text and "`sampled`" in caplog.text
+    caplog.clear()
+    monkeypatch.undo()
+    prove(t.adapter, t.conds[0], t.call, 2)
+    assert "latents" not in caplog.text
 
 
 @pytest.mark.parametrize("dynamics", ["Flow-SDE", "CPS"])
