@@ -4,11 +4,15 @@ import hashlib
 import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from safetensors import safe_open
 
+from flow_factory.checkpoint import plainly
 from flow_factory.config import RunConfig
 from flow_factory.types import Row
 
@@ -76,11 +80,15 @@ def base_fingerprint(name: str, component: str) -> str | None:
 
     So it tells models of one architecture apart, without reading them, however they are cut into files. None where there are no
     safetensors files: nothing is compared then.
+
+    Raises:
+        CheckpointError: a file is damaged.
     """
     folder = Path(name) / component
     if not Path(name).is_dir():
-        found = try_to_load_from_cache(name, f"{component}/config.json")
-        folder = Path(found).parent if isinstance(found, str) else folder
+        with suppress(HFValidationError):  # no hub name either, as loading will say
+            found = try_to_load_from_cache(name, f"{component}/config.json")
+            folder = Path(found).parent if isinstance(found, str) else folder
     files = sorted(folder.glob("*.safetensors"))
     plain = [file for file in files if file.name.count(".") == 1]  # a variant, as .fp16.safetensors, only where there is nothing else
     samples = sorted(sample for file in plain or files for sample in _samples(file))
@@ -88,6 +96,8 @@ def base_fingerprint(name: str, component: str) -> str | None:
 
 
 def _samples(file: Path) -> Iterator[bytes]:
+    with plainly(file, "is damaged"), safe_open(file, "pt"):  # which looks through the header
+        pass
     with file.open("rb") as stream:
         size = struct.unpack("<Q", stream.read(8))[0]
         header = json.loads(stream.read(size))

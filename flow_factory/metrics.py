@@ -49,7 +49,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`, also of a run in progress, whose last line may be half-written.
 
     Raises:
-        ValueError: a whole line is not JSON.
+        ValueError: a whole line is not JSON, or has no step.
     """
     records = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
@@ -58,4 +58,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
                 records.append(json.loads(line))
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}:{number}: not JSON: {error.msg}") from error
+            if not isinstance(records[-1], dict) or not isinstance(records[-1].get("step"), int):
+                raise ValueError(f"{path}:{number}: no metrics of a step")
     return records

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flow_factory.checkpoint import CheckpointError, Kind, checkpoints, kind_of, model_kind, newest, newest_state
+from flow_factory.checkpoint import CheckpointError, Kind, checkpoints, kind_of, model_kind, newest, newest_state, plainly
 from flow_factory.config import RunConfig
 from flow_factory.config.model import AUTO
 from flow_factory.errors import UserError, file_errors
 from flow_factory.identity import changes, other_run
+from flow_factory.metrics import read_metrics
 from flow_factory.model_files import full_files, require_lora
 from flow_factory.run_folder import holds_run, named
 from flow_factory.state_files import Saved
@@ -117,6 +118,9 @@ def _from_state(config: RunConfig, folder: Path | None, path: Path) -> Start:
     last, own = config.train.max_epochs, folder is not None and _same(path.parent.parent, folder)
     if folder is not None and holds_run(folder) and not own:
         _require_other(folder, path)
+    if own and folder is not None and (metrics := folder / "metrics.jsonl").is_file():
+        with plainly(metrics, "is damaged"):
+            read_metrics(metrics)  # some of it may be cut
     written = not own or (folder is not None and (folder / "summary.md").is_file())
     if last is not None and saved.epoch >= last and written:
         raise Finished(f"{path} has {saved.epoch} epochs, and train.max_epochs is {last}: nothing is left to do; a larger one goes on")

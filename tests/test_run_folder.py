@@ -121,6 +121,23 @@ def test_another_base_model_is_refused(home: Path) -> None:
     tiny(home, *STATES, *MORE, "model.model_name_or_path=other")
 
 
+@pytest.mark.parametrize(("file", "text", "message"), [
+    ("save/run/metrics.jsonl", b'{"step": 1}\nno\n', "metrics.jsonl is damaged: ValueError: .*metrics.jsonl:2: not JSON"),
+    ("save/run/metrics.jsonl", b"[1]\n", "metrics.jsonl is damaged: ValueError: .*metrics.jsonl:1: no metrics of a step"),
+    ("save/run/metrics.jsonl", b"\xff\n", "metrics.jsonl is damaged: UnicodeDecodeError"),
+    ("other/transformer/diffusion_pytorch_model.safetensors", b"no", "diffusion_pytorch_model.safetensors is damaged: SafetensorError"),
+    ("other/transformer/diffusion_pytorch_model.safetensors", b"\xff" * 40, "diffusion_pytorch_model.safetensors is damaged: "),
+])  # fmt: skip
+def test_a_damaged_file_is_named_and_nothing_changes(home: Path, file: str, text: bytes, message: str) -> None:
+    shutil.copytree(load_config(home / "tiny.yaml").model.model_name_or_path, home / "other")
+    (home / file).write_bytes(text)
+    before = tree(home)
+    with pytest.raises(UserError, match=message) as error:
+        tiny(home, *STATES, *MORE, "model.model_name_or_path=other")
+    assert "\n" not in str(error.value)
+    assert tree(home) == before
+
+
 # -- one owner ---------------------------------------------------------------------------------------------------------------------
 
 
