@@ -12,7 +12,8 @@ from flow_factory.models import MODELS
 from flow_factory.ready import Ready, ready
 from flow_factory.remarks import remarks
 from flow_factory.resuming import start_lines
-from flow_factory.rows import is_offline
+from flow_factory.rewards.loading import left_out
+from flow_factory.rows import has_split, is_offline
 
 
 def check(config: RunConfig) -> str:
@@ -52,7 +53,8 @@ def data_lines(found: Ready) -> list[str]:
 
 def reward_lines(config: RunConfig) -> list[str]:
     used = [("training", config.rewards), ("evaluation", config.eval_rewards or config.rewards)]
-    return [f"{purpose}: " + ", ".join(f"{e.name} = {e.weight:g} x {e.reward_model}" for e in entries) for purpose, entries in used]
+    lines = [f"{purpose}: " + ", ".join(f"{e.name} = {e.weight:g} x {e.reward_model}" for e in entries) for purpose, entries in used]
+    return lines + (left_out(used[1][1]) if config.eval.group_size == 1 and has_split(config, "test") else [])
 
 
 def checkpoint_lines(config: RunConfig) -> list[str]:

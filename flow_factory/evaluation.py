@@ -1,4 +1,4 @@
-"""What is reported: the stock pipeline with its own scheduler, the averaged weights, and one fixed noise a row."""
+"""What is reported: the stock pipeline with its own scheduler, the averaged weights, and fixed noise for each sample of a row."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,10 +22,13 @@ from flow_factory.trainer import call_of
 from flow_factory.types import Cond, Row, Sample
 from flow_factory.weights import WeightStore
 
+Scored = tuple[int, Any, list[list[float]]]
+"""A row, its first sample where it is shown, and the scores of all its samples (n, R)."""
+
 
 @dataclass
 class Evaluator:
-    """Draws one picture a test row, always from the same noise, and scores it."""
+    """Draws `eval.group_size` pictures a test row, always from the same noise, and scores them."""
 
     config: RunConfig
     accelerator: Accelerator
@@ -39,50 +42,65 @@ class Evaluator:
     """Of the last evaluation, by reward: every row's."""
 
     def run(self) -> tuple[dict[str, float], list[Sample]]:
-        """Metrics over all rows, and on the main process the first rows' samples, `log.num_samples` of them.
+        """Metrics over all samples, and on the main process the first ones of the first rows, `log.num_samples` of them.
 
-        Other pictures stay where they were drawn and scored.
+        Other pictures stay where they were drawn, and are let go as soon as they are scored.
         """
-        mine: list[tuple[int, Any]] = []
+        mine: list[Scored] = []
+        waiting: dict[int, list[Any]] = {}
         batches = list(self.batches())
         idle = most_of_ranks(self.accelerator, len(batches)) - len(batches) if self.engine.collective else 0
         with torch.no_grad(), self.store.use(self.store.reported):
             for batch in bar(batches, "evaluating", shown=self.accelerator.is_main_process, delay=5):
-                mine += zip(batch, self._draw(batch), strict=True)
+                for (row, _), media in zip(batch, self._draw(batch), strict=True):
+                    waiting.setdefault(row, []).append(media)
+                if sum(map(len, waiting.values())) >= self.rewards.batch:
+                    mine += self._score(waiting)
             for _ in range(idle):  # the others' forwards need this process
-                self._draw([0])
-        if self.accelerator.process_index % self.config.model.context_parallel:
-            mine = []  # the first process of the team has the same
-        scores = self.rewards.score([self.rows[i] for i, _ in mine], [[media] for _, media in mine])
-        shown = self.config.log.num_samples
-        everyone = gather_object([(i, media if i < shown else None, s[0].tolist()) for (i, media), s in zip(mine, scores, strict=True)])
+                self._draw([(0, 0)])
+        mine += self._score(waiting)
+        everyone: list[Scored] = gather_object(mine)
         everyone.sort(key=lambda e: e[0])
-        table = torch.tensor([s for _, _, s in everyone], dtype=torch.float64)
-        self.scores = dict(zip(self.rewards.names, table.T.tolist(), strict=True)) if len(table) else {}
-        samples = [Sample(self.rows[i].prompt, m, dict(zip(self.rewards.names, s, strict=True))) for i, m, s in everyone[:shown]]
+        table = torch.tensor([s for _, _, scores in everyone for s in scores], dtype=torch.float64)
+        by_row = table.unflatten(0, (len(everyone), -1)).nanmean(1) if table.numel() else table
+        self.scores = dict(zip(self.rewards.names, by_row.T.tolist(), strict=True)) if table.numel() else {}
+        shown = everyone[: self.config.log.num_samples]
+        samples = [Sample(self.rows[i].prompt, m, dict(zip(self.rewards.names, s[0], strict=True))) for i, m, s in shown]
         return self._metrics(table) | {f"eval/{k}": v for k, v in self.rewards.finish_epoch().items()}, samples
 
-    def batches(self) -> Iterator[list[int]]:
-        """This process's rows, those together whose conditions can share a call."""
+    def _score(self, waiting: dict[int, list[Any]]) -> "list[Scored]":
+        """Scores the rows all of whose samples are drawn, and takes them out of those that wait."""
+        whole = [row for row, media in waiting.items() if len(media) == self.config.eval.group_size]
+        groups = [waiting.pop(row) for row in whole]
+        if self.accelerator.process_index % self.config.model.context_parallel:
+            return []  # the first process of the team has the same
+        tables = self.rewards.score([self.rows[row] for row in whole], groups)
+        shown = self.config.log.num_samples
+        return [(i, g[0] if i < shown else None, t.tolist()) for i, g, t in zip(whole, groups, tables, strict=True)]
+
+    def batches(self) -> Iterator[list[tuple[int, int]]]:
+        """This process's (row, sample of it), those together whose conditions can share a call."""
         mine = range(self.accelerator.process_index // self.config.model.context_parallel, len(self.rows), self.config.teams)
         size = self.config.eval.per_device_batch_size
         for _, group in groupby(sorted(mine, key=self._key), key=self._key):
-            indices = list(group)
+            indices = [(row, member) for row in group for member in range(self.config.eval.group_size)]
             yield from (indices[k : k + size] for k in range(0, len(indices), size))
 
     def _key(self, index: int) -> str:
         key = self.adapter.joinable(self.conds[index])
         return f"row {index} alone" if key is None else repr(key)
 
-    def _draw(self, batch: list[int]) -> list[Any]:
+    def _draw(self, batch: list[tuple[int, int]]) -> list[Any]:
         section = self.config.eval
-        cond = moved(self.adapter.join([self.conds[i] for i in batch]), self.accelerator.device)
+        cond = moved(self.adapter.join([self.conds[row] for row, _ in batch]), self.accelerator.device)
         seed = self.config.train.seed if section.seed is None else section.seed
-        generators = [generator(seed, "eval", self.rows[i].id) for i in batch]
+        generators = [generator(seed, "eval", self.rows[row].id, *([member] if member else [])) for row, member in batch]
         return list(self.engine("evaluate", cond, call_of(section), section.num_inference_steps, generators))
 
     def _metrics(self, table: Tensor) -> dict[str, float]:
-        out = {}
+        out: dict[str, float] = {}
+        if not self.rewards.names:
+            return out
         for k, name in enumerate(self.rewards.names):
             column = table[:, k]
             out[f"eval/reward_{name}_mean"] = column.nanmean().item()

@@ -1,7 +1,8 @@
 """What a run shows of itself in its folder."""
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flow_factory.background import Background
@@ -9,6 +10,7 @@ from flow_factory.report import plot_curves, save_before_after, save_grid
 from flow_factory.samples import keep_samples, kept_samples, save_videos
 from flow_factory.types import Sample
 
+logger = logging.getLogger(__name__)
 REDRAWN = 30.0
 """Seconds for which the curves of a run in progress are good enough."""
 
@@ -19,10 +21,11 @@ class Gallery(Background):
     def __init__(self, folder: Path):
         super().__init__("gallery")
         self.folder, self.drawn = folder, time.monotonic()
+        self.said: set[str] = set()
 
     def show(self, samples: Sequence[Sample], step: int) -> None:
         """Begins to draw an evaluation; the first one is kept to be compared with."""
-        self.start(lambda: self._show(samples, step))
+        self.start(lambda: self.drawing("samples", lambda: self._show(samples, step)))
 
     def _show(self, samples: Sequence[Sample], step: int) -> None:
         folder = self.folder / "samples"
@@ -39,5 +42,15 @@ class Gallery(Background):
 
     def curves(self) -> None:
         """Draws what was logged so far."""
-        plot_curves(self.folder / "metrics.jsonl", self.folder / "curves.png")
+        self.drawing("curves.png", lambda: plot_curves(self.folder / "metrics.jsonl", self.folder / "curves.png"))
         self.drawn = time.monotonic()
+
+    def drawing(self, what: str, draw: Callable[[], None]) -> None:
+        """Draws, or says once why not: nothing that only draws ends a training."""
+        try:
+            draw()
+        except Exception as error:  # of fonts, codecs, libraries that draw and the file system: none is worth the run
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            if reason not in self.said:
+                self.said.add(reason)
+                logger.warning("%s of %s cannot be drawn, and the run goes on: %s", what, self.folder, reason)

@@ -34,6 +34,8 @@ class RewardArguments:
     """Plain "cuda" means the device of this process, whatever it is."""
     batch_size: int = 16
     """Samples a call of a pointwise reward."""
+    max_seconds: float | None = None
+    """Longest time of a call; beyond it the run ends."""
     async_reward: bool = False
     num_workers: int = 1
     extra_kwargs: dict[str, Any] = field(default_factory=dict)

@@ -57,6 +57,18 @@ class Listener:
 class Interrupt(Listener):
     """Set by the first SIGTERM or Ctrl-C; the second Ctrl-C stops at once, and so does a SIGTERM long after the first."""
 
+    anywhere = False
+    """Whether the first signal raises where it comes, see `at_once`."""
+
+    @contextmanager
+    def at_once(self, wanted: bool) -> Iterator[None]:
+        """For code that may hang, and of which nothing remains: where wanted, the first signal raises `Interrupted` there."""
+        self.anywhere = wanted
+        try:
+            yield
+        finally:
+            self.anywhere = False
+
     def check(self) -> None:
         """Raises `Interrupted` if a signal has come."""
         if self.signal is not None:
@@ -78,3 +90,5 @@ class Interrupt(Listener):
             again = "Ctrl-C again stops at once" if number == signal.SIGINT else "a second one after five seconds stops at once"
             if os.environ.get("RANK", "0") == "0":  # by `os.write`, for `print` may be what was interrupted
                 os.write(2, f"\n{self.signal.name}: stopping where the run can go on exactly, and saving its state; {again}\n".encode())
+            if self.anywhere:
+                raise Interrupted(self.signal.name)

@@ -13,6 +13,8 @@ from flow_factory.types import Sample
 
 Series = dict[int, float]
 """Step -> value; a later value of the same step replaces an earlier one."""
+Panel = tuple[str, str, Any, list[str]]
+"""Title, unit, drawing function, names of the series."""
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0969da", "#d1570a", "#1a7f37", "#8250df", "#8c959f"
 NAMES = {"clip_frac_high": "above the range", "clip_frac_low": "below the range", "kl_div": "KL", "grad_norm": "norm"}
@@ -44,9 +46,7 @@ def plot_curves(metrics_jsonl: Path, out: Path) -> None:
         FileNotFoundError: no such `metrics.jsonl`.
         ValueError: a broken line, or no metrics at all.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib import rc_context
 
     series = _series(read_metrics(metrics_jsonl))
     panels = _panels(series)
@@ -55,6 +55,16 @@ def plot_curves(metrics_jsonl: Path, out: Path) -> None:
     steps = [step for values in series.values() for step in values]
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
+    with rc_context({"text.parse_math": False}):  # a reward may be called $x$
+        _draw(panels, series, steps, (rows, columns), out)
+
+
+def _draw(panels: Sequence[Panel], series: Mapping[str, Series], steps: Sequence[int], grid: tuple[int, int], out: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    rows, columns = grid
     figure = Figure(figsize=(5.2 * columns, 3.5 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     for k, (title, unit, draw, names) in enumerate(panels):
@@ -81,6 +91,14 @@ def eval_metrics(metrics_jsonl: Path) -> tuple[dict[str, float], dict[str, float
             evaluations.setdefault(record["step"], {}).update(found)
     order = sorted(evaluations)
     return (evaluations[order[0]] if len(order) > 1 else {}, evaluations[order[-1]] if order else {})
+
+
+def nothing_learned(metrics_jsonl: Path, rewards: Sequence[str]) -> list[str]:
+    """The line of a run in none of whose epochs a reward told the samples of a group apart."""
+    shares = [r["train/zero_variance_share"] for r in read_metrics(metrics_jsonl) if "train/zero_variance_share" in r]
+    if not shares or any(share != 1 for share in shares):
+        return []
+    return [f"nothing was learned from {', '.join(rewards)}: in every epoch all samples of a group had the same score"]
 
 
 def write_summary(
@@ -144,7 +162,7 @@ OF_ONE_ALGORITHM = (
 """(title, unit, series) of panels that only some algorithms log."""
 
 
-def _panels(series: Mapping[str, Series]) -> list[tuple[str, str, Any, list[str]]]:
+def _panels(series: Mapping[str, Series]) -> list[Panel]:
     """(title, unit, drawing function, names of the series) of each panel that has something to show."""
     train, evaluation = (
         {found[1] for name in series if (found := re.fullmatch(rf"{where}/reward_(.+)_mean", name))} for where in ("train", "eval")

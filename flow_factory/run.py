@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flow_factory.banner import banner
+from flow_factory.errors import RewardError
 from flow_factory.evaluation import Evaluator
 from flow_factory.gains import intervals, keep_scores
 from flow_factory.gallery import Gallery
 from flow_factory.interrupt import Interrupted
 from flow_factory.next_steps import next_steps
-from flow_factory.report import eval_metrics, write_summary
+from flow_factory.report import eval_metrics, nothing_learned, write_summary
 from flow_factory.run_folder import RunFolder
 from flow_factory.saver import Saver
 from flow_factory.terminal import Epochs, say
@@ -60,7 +61,7 @@ class Run:
         """All epochs, with what is due between them."""
         config, progress = self.trainer.config, self.trainer.progress
         self.started = time.monotonic()
-        last = config.train.max_epochs
+        last, began = config.train.max_epochs, progress.epoch
         if self.main:
             say(banner(self))
         with self.trainer.interrupt.watching(), Epochs(last, progress.epoch, self.main) as self.bar:
@@ -76,12 +77,22 @@ class Run:
                         self.evaluate()
                     if done or _due(progress.epoch, config.log.save_freq):
                         self.save(state=not config.log.save_model_only)
+            except RewardError:
+                self.keep(began)
+                raise
             except Interrupted as signal:
                 self.save(state=True)
                 self.saver.wait()
                 self.gallery.wait()
                 logger.warning("%s: stopped before epoch %d; go on with model.resume_path=%s", signal, progress.epoch + 1, self.folder)
                 raise
+
+    def keep(self, began: int) -> None:
+        """Saves the state of the whole epochs since `began` when a reward has failed; one process can, several may not stand together."""
+        if self.trainer.accelerator.num_processes == 1 and self.trainer.progress.epoch > began:
+            self.save(state=True)
+            self.saver.wait()
+            logger.warning("the state after epoch %d is saved; go on with model.resume_path=%s", self.trainer.progress.epoch, self.folder)
 
     def tell(self, metrics: dict[str, float]) -> None:
         """Logs an epoch and says it."""
@@ -135,6 +146,7 @@ class Run:
         facts = [f"{(time.monotonic() - self.started) / 60:.1f} minutes on {self.machines}, evaluations included"]
         if last and self.evaluator is not None:
             facts.append(f"evaluated on {len(self.evaluator.rows)} test rows, each always from the same noise")
+        facts += nothing_learned(folder / "metrics.jsonl", self.trainer.rewards.names)
         return write_summary(folder / "summary.md", title, (first, last), files, steps, facts, intervals(folder))
 
     @property

@@ -41,6 +41,7 @@ from flow_factory.policy import build_policy
 from flow_factory.ready import Ready, ready
 from flow_factory.remarks import guided_rollouts
 from flow_factory.resuming import Start, find_start
+from flow_factory.rewards.loading import left_out
 from flow_factory.rewards.scoring import load_rewards
 from flow_factory.rows import checkpoint_of, encode, is_offline
 from flow_factory.run import Run
@@ -78,9 +79,10 @@ def build(config: RunConfig) -> Run:
 def assemble(found: Ready, place: tuple[RunFolder | None, Path], accelerator: Accelerator, engine: Engine) -> Run:
     """Loads, encodes and wraps, and begins the run. The folder keeps the config as it was asked for."""
     asked, config, start, rows, test = found.asked, found.config, found.start, found.rows, found.test
-    rewards, eval_rewards = load_rewards(
-        arguments(config.rewards), arguments(config.eval_rewards) if config.eval_rewards else None, accelerator
-    )
+    evaluated = config.eval_rewards or config.rewards
+    rewards, eval_rewards = load_rewards(arguments(config.rewards), arguments(evaluated), accelerator, config.eval.group_size)
+    if test and config.eval.group_size == 1 and accelerator.is_main_process:
+        say(left_out(evaluated))
     adapter = open_adapter(config)
     identity = identity_of(asked, rows)  # known now, even if the checkpoint had to be downloaded
     start.require_same(identity)

@@ -1,5 +1,6 @@
 """The one loop: roll out, score, advantages, learn."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby, islice
@@ -9,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from flow_factory.advantage import AGGREGATIONS
+from flow_factory.advantage import AGGREGATIONS, varies
 from flow_factory.algorithms.base import Algorithm
 from flow_factory.config import BatchPlan, EvalConfig, RunConfig, TrainConfig
 from flow_factory.data.order import Slot, rows_of_epoch
@@ -28,12 +29,15 @@ from flow_factory.pairs import Pairs
 from flow_factory.policy import Policy
 from flow_factory.randomness import generator, normal
 from flow_factory.rewards.scoring import RewardSet
+from flow_factory.rewards.silence import Silence
 from flow_factory.sampling import Sampler
 from flow_factory.shared_groups import score_shared, share
 from flow_factory.training_state import Progress
 from flow_factory.types import Cond, Rollout, Row, Sample
 from flow_factory.watch import Watch
 from flow_factory.weights import WeightStore
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -61,7 +65,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.meter = Meter(self.accelerator)
-        self.watch = Watch(self.config)
+        self.watch, self.silence = Watch(self.config), Silence()
         self.call = call_of(self.config.train)
         self.learner = Learner(
             self.config.train, self.call, self.plan, self.accelerator, self.adapter, self.engine, self.store, self.algorithm, self.schedule,
@@ -168,7 +172,8 @@ class Trainer:
         size = self.config.train.per_device_batch_size
         groups = self.groups(rollouts)
         media = [[m for r in g for m in r.media] for g in groups]
-        with self.meter.phase("reward"):
+        alone = self.accelerator.num_processes == 1  # several must stop at the same place
+        with self.meter.phase("reward"), self.interrupt.at_once(alone):
             if self.rewards.groupwise and not self.plan.rolled.whole:
                 scores = score_shared(self.accelerator, self.plan.rolled, self.rewards, groups, media)
             elif self.plan.rolled.leads(self.accelerator.process_index):
@@ -192,6 +197,9 @@ class Trainer:
         for name, column in zip(self.rewards.names, scores.flatten(0, 1).T, strict=True):
             known = column[~column.isnan()]
             metrics |= {f"reward_{name}_mean": known.mean(), f"reward_{name}_std": known.std(correction=0)}
+        told = varies(scores, scores.isfinite()).any(0).flatten().tolist()
+        if self.accelerator.is_main_process and (line := self.silence.look(self.rewards.names, self.rewards.weights, told, len(scores))):
+            logger.warning(line)
         self.meter.add(metrics | {"reward_mean": (scores.nanmean((0, 1)) * weights).sum()})
 
     def groups(self, rollouts: list[Rollout]) -> list[list[Rollout]]:

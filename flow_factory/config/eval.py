@@ -15,7 +15,12 @@ class EvalConfig(Section):
     resolution: Size = Field((1024, 1024), description="pixels of what is evaluated")
     height: Height = Field(DERIVED, description="pixels, instead of resolution's")
     width: Width = Field(DERIVED, description="pixels, instead of resolution's")
-    per_device_batch_size: int = Field(1, ge=1, description="rows of a batch")
+    per_device_batch_size: int = Field(1, ge=1, description="pictures of a batch")
+    group_size: int = Field(
+        1,
+        ge=1,
+        description="pictures of each row, each from a noise of its own; at 1 groupwise rewards are left out",
+    )
     guidance_scale: float = Field(3.5, ge=0, description="the pipeline's own guidance")
     num_inference_steps: int = Field(30, ge=1, description="denoising steps")
     eval_freq: int = Field(10, ge=0, description="epochs between two evaluations; 0 = never")

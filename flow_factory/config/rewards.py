@@ -29,6 +29,9 @@ class RewardConfig(Section):
     dtype: Dtype = Field("fp32", description="dtype of the reward's weights; published scores are of fp32")
     device: Device = Field("auto", description="where the reward computes; auto = on the training device")
     batch_size: int = Field(16, ge=1, description="samples scored at a time")
+    max_seconds: float | None = Field(
+        None, gt=0, description="longest time of one batch (of a group, for a groupwise reward); past it the run ends; null = no limit"
+    )
     async_reward: bool = Field(False, description="score while the next samples are rolled out")
     num_workers: int = Field(1, ge=1, description="threads of an async reward")
     extra_kwargs: dict[str, Any] = Field(default_factory=dict, description="keys for the reward itself")

@@ -7,7 +7,6 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
 from flow_factory.errors import RewardError, UserError
 from flow_factory.interrupt import Interrupted
@@ -36,7 +35,7 @@ def blamed(doing: str, module: str) -> Iterator[None]:
     except (KeyboardInterrupt, Interrupted, UserError):
         raise
     except BaseException as error:  # SystemExit, GeneratorExit and the panics of Rust libraries end no run as if it were whole
-        raise RewardError(f"{doing}: {told(error)}{place(error.__traceback__, module)}") from error
+        raise RewardError(f"{doing}: {told(error)}{place(traceback.extract_tb(error.__traceback__), module)}") from error
 
 
 def told(error: BaseException) -> str:
@@ -56,9 +55,8 @@ def short(text: object) -> str:
     return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
 
 
-def place(trace: TracebackType | None, module: str) -> str:
+def place(frames: traceback.StackSummary, module: str) -> str:
     """ " (file:line, in function)" of the last frame of the author's, else of the last one of all; "" without any."""
-    frames = traceback.extract_tb(trace)
     last = next((f for f in reversed(frames) if _authors(f.filename, module)), frames[-1] if frames else None)
     return "" if last is None or last.filename.startswith(OURS + "/rewards/blame") else f" ({last.filename}:{last.lineno}, in {last.name})"
 
@@ -83,10 +81,11 @@ def watch_threads(names: dict[str, str]) -> None:
     before = getattr(threading.excepthook, "before", threading.excepthook)
 
     def hook(args: threading.ExceptHookArgs) -> None:
-        files = {f.filename for f in traceback.extract_tb(args.exc_traceback)}
+        frames = traceback.extract_tb(args.exc_traceback)
+        files = {f.filename for f in frames}
         for module, name in names.items():
             if getattr(sys.modules.get(module), "__file__", None) in files and args.exc_value is not None:
-                line = f"{told(args.exc_value)}{place(args.exc_traceback, module)}"
+                line = f"{told(args.exc_value)}{place(frames, module)}"
                 print(f"warning: reward {name!r}: a thread that it started died: {line}", file=sys.stderr)
                 return
         before(args)

@@ -66,6 +66,17 @@ def reward_class(entry: Entry) -> type[BaseRewardModel]:
     return cls
 
 
+def compares(entry: Entry) -> bool:
+    """Whether the entry's reward sees a group at a time."""
+    return issubclass(reward_class(entry), GroupwiseRewardModel)
+
+
+def left_out(entries: Sequence[Entry]) -> list[str]:
+    """The line that says which rewards of an evaluation with groups of one are left out of it."""
+    names = [entry.name for entry in entries if compares(entry)]
+    return [f"eval.group_size: 1 leaves {', '.join(names)} out of the evaluation, for groups are compared; write e.g. 4"] if names else []
+
+
 def require_rewards(entries: Sequence[Entry], rows: Sequence[Row], kind: Literal["image", "video"], sounds: bool) -> None:
     """That the entries' classes are there, score what the model makes, and find in every row what they need; nothing is loaded.
 

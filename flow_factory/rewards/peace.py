@@ -1,11 +1,19 @@
 """A reward's code runs in peace: what of this process it may change is as before afterwards, and a call may have a limit of time."""
 
+import contextvars
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from flow_factory.errors import RewardError
+from flow_factory.rewards.blame import place
 
 
 @contextmanager
@@ -20,3 +28,52 @@ def kept() -> Iterator[None]:
             torch.set_default_dtype(dtype)
         if Path.cwd() != folder:
             os.chdir(folder)
+
+
+def within(seconds: float | None, call: Callable[[], Any], doing: str, module: str) -> Any:
+    """What the call returns or raises. With a limit it runs in a thread of its own, which is left alone when the time is over.
+
+    Raises:
+        RewardError: it has not returned in time; begins with `doing` and says where it is.
+    """
+    if seconds is None:
+        return call()
+    ended, inside = threading.Event(), _context()
+    outcome: list[tuple[Any, BaseException | None]] = []
+
+    def work() -> None:
+        try:
+            with inside():
+                outcome.append((call(), None))
+        except BaseException as error:  # raised again below, in the thread that waits
+            outcome.append((None, error))
+        finally:
+            ended.set()
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), name="reward", daemon=True)
+    thread.start()
+    if not ended.wait(seconds):
+        frame = sys._current_frames().get(thread.ident or 0)
+        raise RewardError(f"{doing}: longer than its max_seconds: {seconds:g}{place(traceback.extract_stack(frame), module)}")
+    answer, error = outcome[0]
+    if error is not None:
+        raise error
+    return answer
+
+
+def _context() -> Callable[[], ExitStack]:
+    """What torch keeps for each thread, as it is in this one: gradients, autocast, the current GPU."""
+    grad = torch.is_grad_enabled()
+    casts = [(kind, torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+    gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
+    def enter() -> ExitStack:
+        stack = ExitStack()
+        stack.enter_context(torch.set_grad_enabled(grad))
+        for kind, dtype in casts:
+            stack.enter_context(torch.autocast(kind, dtype))
+        if gpu is not None:
+            stack.enter_context(torch.cuda.device(gpu))
+        return stack
+
+    return enter

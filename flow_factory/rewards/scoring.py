@@ -1,5 +1,6 @@
 """Calls the rewards of a run on groups of samples. A failed score is missing and counted; it never becomes a number."""
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from flow_factory.errors import RewardError, UserError
@@ -14,20 +16,31 @@ from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.answers import AnswerError, scores_of
 from flow_factory.rewards.blame import blamed
 from flow_factory.rewards.inputs import Sample, arguments, samples_of
-from flow_factory.rewards.loading import Judge, load_judges
-from flow_factory.rewards.peace import kept
+from flow_factory.rewards.loading import Judge, compares, load_judges
+from flow_factory.rewards.peace import kept, within
 from flow_factory.types import Row
+
+logger = logging.getLogger(__name__)
 
 
 def load_rewards(
-    train: Sequence[RewardArguments], evaluation: Sequence[RewardArguments] | None, accelerator: Accelerator
+    train: Sequence[RewardArguments],
+    evaluation: Sequence[RewardArguments] | None,
+    accelerator: Accelerator,
+    eval_group_size: int | None = None,
 ) -> tuple["RewardSet", "RewardSet"]:
     """(training rewards, evaluation rewards); None evaluates with the training rewards. See `load_judges`.
+
+    Args:
+        eval_group_size: samples of a row in an evaluation; groupwise rewards, which compare several, are left out of it at 1.
 
     Raises:
         UserError: two entries share a name.
     """
-    judges = load_judges(train, train if evaluation is None else evaluation, accelerator)
+    evaluation = train if evaluation is None else evaluation
+    if eval_group_size == 1:
+        evaluation = [entry for entry in evaluation if not compares(entry)]
+    judges = load_judges(train, evaluation, accelerator)
     return RewardSet(judges[0], accelerator), RewardSet(judges[1], accelerator)
 
 
@@ -52,10 +65,16 @@ class RewardSet:
         """Whether any reward sees a group at a time."""
         return any(judge.groupwise for judge in self.judges)
 
+    @property
+    def batch(self) -> int:
+        """Samples that fill a call of every pointwise reward."""
+        return max((judge.config.batch_size for judge in self.judges), default=1)
+
     def _forget(self) -> None:
         self._asked: Counter[str] = Counter()
         self._missing: Counter[str] = Counter()
         self._seconds = dict.fromkeys(self.names, 0.0)
+        self._told: Counter[str] = Counter()
         self._cause: dict[str, str] = {}
 
     def check_columns(self, rows: Sequence[Row]) -> None:
@@ -72,7 +91,7 @@ class RewardSet:
             media: each group's n images or videos.
 
         Raises:
-            RewardError: a reward raised, or returned something else than one score a sample.
+            RewardError: a reward raised, took longer than its `max_seconds`, or returned something else than one score a sample.
             UserError: a reward does not score this kind of media, lacks a condition that it requires, or a condition file is damaged.
         """
         groups = [samples_of(row, group) for row, group in zip(rows, media, strict=True)]
@@ -94,14 +113,16 @@ class RewardSet:
         given = arguments(judge, batch)
         rows = ", ".join(str(k) for k in sorted({s.row.id for s in batch}))
         doing = f"reward {judge.name!r} failed on {len(batch)} sample{'s' * (len(batch) != 1)} of row {rows}"
-        with kept(), blamed(doing, type(judge.model).__module__):
-            output = judge.model(**given)
+        module, limit = type(judge.model).__module__, judge.config.max_seconds
+        with kept(), blamed(doing, module):
+            output = within(limit, lambda: judge.model(**given), doing, module)
         try:
             scores, said = scores_of(output, len(batch))
         except AnswerError as error:
             raise RewardError(f"reward {judge.name!r} {error}") from error
         if said:
             self._cause[judge.name] = said
+            self._told[judge.name] += 1
         return scores
 
     def finish_epoch(self) -> dict[str, float]:
@@ -113,12 +134,16 @@ class RewardSet:
         Raises:
             RewardError: a reward missed more than `max_missing` of its scores.
         """
-        local = [[self._asked[n], self._missing[n], self._seconds[n]] for n in self.names]
+        if not self.names:
+            return {}
+        local = [[self._asked[n], self._missing[n], self._seconds[n], self._told[n]] for n in self.names]
         total = self.accelerator.reduce(torch.tensor(local, dtype=torch.float32, device=self.accelerator.device), reduction="sum")
-        causes = self._cause
+        causes = {k: v for one in gather_object([self._cause]) for k, v in one.items()} if total[:, 3].any() else {}
         self._forget()
         report: dict[str, float] = {}
-        for name, (asked, missing, seconds) in zip(self.names, total.tolist(), strict=True):
+        for name, (asked, missing, seconds, told) in zip(self.names, total.tolist(), strict=True):
+            if told:
+                logger.warning("reward %r said what went wrong %.0f times in these %.0f samples, last: %s", name, told, asked, causes[name])
             if missing > self.max_missing * asked:
                 cause = f"; it said last: {causes[name]}" if name in causes else ""
                 raise RewardError(

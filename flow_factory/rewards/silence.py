@@ -1,0 +1,33 @@
+"""Rewards that tell no sample of a group from another: nothing is learned from them, and the run says so now and then."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+
+class Silence:
+    """Counts the epochs in a row in which a reward had one score for all of each group."""
+
+    def __init__(self) -> None:
+        self.epochs: Counter[str] = Counter()
+        self.said: set[str] = set()
+
+    def look(self, names: Sequence[str], weights: Sequence[float], told: Sequence[bool], groups: int) -> str | None:
+        """What to say after an epoch: of a reward's first silent epoch, and of its 10th, 100th, ... in a row.
+
+        Args:
+            told: whether the reward's scores differed within any group, of all processes.
+            groups: how many there were.
+        """
+        counted = [name for name, weight in zip(names, weights, strict=True) if weight]
+        for name, spoke in zip(names, told, strict=True):
+            self.epochs[name] = 0 if spoke else self.epochs[name] + 1
+        silent = [name for name in counted if self.epochs[name]]
+        due = [n for n in silent if n not in self.said or re.fullmatch("10+", str(self.epochs[n]))]
+        self.said |= set(silent)
+        if not due:
+            return None
+        long = max(self.epochs[n] for n in due)
+        when = "in this epoch" if long == 1 else f"in the last {long} epochs"
+        what = f"reward {', '.join(map(repr, due))}: {when} all samples of each of the {groups} groups had one score"
+        return f"{what}, so {'every advantage was 0 and nothing was learned' if silent == counted else 'nothing was learned from it'}"
