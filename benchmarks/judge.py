@@ -1,7 +1,7 @@
 """Strict accuracy of quick-start checkpoints by the stock pipeline, over several noises a held-out caption.
 
     python benchmarks/judge.py                                       the model as it is shipped
-    python benchmarks/judge.py save/RUN/checkpoints/epoch_75 ...     after these LoRAs
+    python benchmarks/judge.py save/RUN/checkpoints/epoch_15 ...     after these LoRAs
 
 Prints the mean over the noises of seeds 0, 1, ...: 256 pairs of caption and noise each, the same for every checkpoint.
 """
