@@ -131,6 +131,7 @@ def plainly(path: Path, what: str) -> Iterator[None]:
         raise
     except ValidationError as error:
         first = error.errors()[0]
-        raise CheckpointError(f"{path} {what}: {'.'.join(map(str, first['loc']))[:80]}: {first['msg']}") from error
+        where = "".join(f"{part}." for part in first["loc"])[:80].rstrip(".")
+        raise CheckpointError(f"{path} {what}: ValueError: {f'{where}: ' if where else ''}{first['msg']}") from error
     except (OSError, EOFError, ValueError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"{path} {what}: {type(error).__name__}: {error}") from error

@@ -216,7 +216,7 @@ def test_where_no_checkpoint_is_whole_none_is_named(tmp_path: Path, saved: Path)
 def test_damaged_weights_are_refused(tmp_path: Path, saved: Path) -> None:
     shutil.copytree(saved / "checkpoints" / "epoch_2", tmp_path / "epoch_2")
     halve(tmp_path / "epoch_2" / LORA_FILE)
-    with pytest.raises(UserError, match=f"{tmp_path}/epoch_2 is damaged: "):
+    with pytest.raises(UserError, match=f"{tmp_path}/epoch_2/{LORA_FILE} is damaged: "):
         tiny(tmp_path, f"model.resume_path={tmp_path}/epoch_2", "model.resume_type=lora")
 
 
