@@ -101,7 +101,7 @@ def with_keys(config: RunConfig, keys: Sequence[str]) -> RunConfig:
     """
     with TemporaryDirectory() as folder:
         file = Path(folder, "config.yaml")
-        file.write_text(dump_config(config), encoding="utf-8")
+        file.write_text(dump_config(config, secrets=True), encoding="utf-8")
         return load_config(file, keys)
 
 

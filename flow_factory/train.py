@@ -20,7 +20,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from flow_factory.algorithms import ALGORITHMS
-from flow_factory.config import RewardConfig, RunConfig, TrainConfig, plan_of
+from flow_factory.config import RewardConfig, RunConfig, TrainConfig, config_tree, plan_of
 from flow_factory.config.engine import EngineSettings, engine_of
 from flow_factory.context_parallel import split_sequences
 from flow_factory.copies import copies_base, keep_copies
@@ -142,7 +142,7 @@ def begin(config: RunConfig, claim: RunFolder, start: Start, progress: Progress)
     Raises:
         TrackerError: see `open_trackers`; nothing has changed.
     """
-    trackers = open_trackers(config.log.logging_backend, config.log.project, claim.path.name, claim.path, config.model_dump(mode="json"))
+    trackers = open_trackers(config.log.logging_backend, config.log.project, claim.path.name, claim.path, config_tree(config))
     if start.saved is not None and (aside := set_aside(claim.path, progress.epoch)):
         say([aside])
     trackers.truncate_after(progress.epoch if start.saved is not None else -1)  # a fresh start may follow one that left no checkpoint

@@ -242,7 +242,7 @@ BAD = [
     ("num_inference_steps: 8", "num_inference_steps: 1 #!", ["train.num_inference_steps", "2 or more"]),
     ("max_epochs: 5", "lr_scheduler: cosine #!", ["train.lr_scheduler", "set train.max_epochs or train.lr_total_steps"]),
     ("max_epochs: 5", "ema_decay_schedule: cosine #!", ["train.ema_decay_schedule", "set train.max_epochs or train.total_steps"]),
-    ("max_epochs: 5", "max_epochs: 5\n  lr_warmup_steps: 15 #!", ["train.lr_warmup_steps", "less than the 15 optimiser steps"]),
+    ("max_epochs: 50", "lr_warmup_steps: 0.1 #!", ["train.lr_warmup_steps", "0.1 is a share of a run that has no end"]),
     (MODEL, "model:\n  resume_type: lora #!\n", ["model.resume_type", "set model.resume_path"]),
     (MODEL, "model:\n  resume_path: x\n  resume_type: full #!\n", ["model.resume_type", "do not fit model.finetune_type: lora"]),
     (REWARDS, "  - reward_model: shapes\n  - reward_model: CLIP\n    name: shapes #!\n", ["rewards.1.name", "rewards.0 too", "shapes_2"]),
@@ -297,7 +297,7 @@ def test_all_rules_are_reported_together(load):
         (b"a: &x [*x]\n", "alias"),
         (b"a: !!python/object:os.system {}\n", "not valid YAML"),
         (b"a: !!set {b}\n", "run.yaml:1: not valid YAML: a config has no values of the kind tag:yaml.org,2002:set"),
-        (b"a: 1\nb: " + b"9" * 5000, "run.yaml:1: not valid YAML: a value .* has more than 4300 digits"),
+        (b"a: 1\nb: " + b"9" * 5000, "b: is too large; a whole number is at most 9223372036854775807"),
         (b"a: !!bool 3\n", "not valid YAML: a value is no number, or not what its tag says"),
         (b"a: 1\nb: " + b"[" * 3000 + b"]" * 3000, "run.yaml:2: not valid YAML: nested more than 32 deep"),
         (

@@ -14,9 +14,10 @@ from flow_factory.config.algorithms import (
 )
 from flow_factory.config.base import ConfigError, Section
 from flow_factory.config.data import DataConfig
+from flow_factory.config.dump import config_tree, dump_config
 from flow_factory.config.eval import EvalConfig
 from flow_factory.config.help import config_help
-from flow_factory.config.loader import dump_config, load_config
+from flow_factory.config.loader import load_config
 from flow_factory.config.log import LogConfig
 from flow_factory.config.model import ModelConfig
 from flow_factory.config.plan import BatchPlan, plan_of
@@ -48,6 +49,7 @@ __all__ = [
     "Section",
     "TrainConfig",
     "config_help",
+    "config_tree",
     "dump_config",
     "load_config",
     "plan_of",

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 
 from flow_factory.config.algorithms import AWMConfig, CRDConfig, DGPOConfig, DPOConfig, ForwardConfig, GRPOGuardConfig, NFTConfig
 from flow_factory.config.base import show
+from flow_factory.config.nodes import Problem
 from flow_factory.config.plan import micro_batches_per_update
 from flow_factory.config.run import RunConfig
-from flow_factory.config.text import Problem
 
 Rule = Callable[[RunConfig], Iterator[Problem]]
 
@@ -26,6 +26,9 @@ def dynamics_fit(config: RunConfig) -> Iterator[Problem]:
         yield Problem(("scheduler", "dynamics_type"), text)
     if config.scheduler.noise_level == 0:
         yield Problem(("scheduler", "noise_level"), f"{name} needs noise, and 0 is the ODE; write e.g. 0.7")
+    if config.scheduler.dynamics_type == "CPS" and config.scheduler.noise_level > 1:
+        text = f"{config.scheduler.noise_level:g} is more than the noise that CPS has to keep (1 makes all of it new); write 1 or less"
+        yield Problem(("scheduler", "noise_level"), text)
 
 
 def guard_is_defined(config: RunConfig) -> Iterator[Problem]:
@@ -66,6 +69,9 @@ def advantages_scale(config: RunConfig) -> Iterator[Problem]:
     train = config.train
     if isinstance(train, (NFTConfig, AWMConfig, CRDConfig)) and -train.adv_clip_range[0] != train.adv_clip_range[1]:
         text = f"{show(train.adv_clip_range)} must be symmetric: {train.trainer_type} divides by it; write {max(train.adv_clip_range):g}"
+        yield Problem(("train", "adv_clip_range"), text)
+    elif isinstance(train, (NFTConfig, AWMConfig, CRDConfig)) and train.adv_clip_range[1] > 100:
+        text = f"{train.adv_clip_range[1]:g} leaves no advantage: {train.trainer_type} divides by it; write e.g. 5"
         yield Problem(("train", "adv_clip_range"), text)
 
 
@@ -114,6 +120,24 @@ def group_has_advantage(config: RunConfig) -> Iterator[Problem]:
         yield Problem(("train", "group_size"), text)
 
 
+def rewards_count(config: RunConfig) -> Iterator[Problem]:
+    if isinstance(config.train, DPOConfig) and config.train.offline:
+        return
+    if sum(abs(reward.weight) for reward in config.rewards) < 1e-6:
+        text = f"{config.rewards[0].weight:g} leaves every advantage 0, so nothing is learned; write e.g. 1"
+        yield Problem(("rewards", 0, "weight"), text)
+
+
+def steps_are_small(config: RunConfig) -> Iterator[Problem]:
+    train = config.train
+    if train.learning_rate > 1:
+        text = f"{train.learning_rate:g} moves a weight by as much at every step, whatever its gradient; write e.g. 1.0e-4"
+        yield Problem(("train", "learning_rate"), text)
+    elif train.learning_rate * train.adam_weight_decay >= 1:
+        text = f"{train.adam_weight_decay:g} x learning_rate {train.learning_rate:g} takes all of a weight at every step; write e.g. 1.0e-4"
+        yield Problem(("train", "adam_weight_decay"), text)
+
+
 ALGORITHM_RULES: tuple[Rule, ...] = (
     dynamics_fit,
     guard_is_defined,
@@ -125,4 +149,6 @@ ALGORITHM_RULES: tuple[Rule, ...] = (
     pairs_are_given,
     groups_differ,
     group_has_advantage,
+    rewards_count,
+    steps_are_small,
 )

@@ -41,6 +41,7 @@ def _ramp(value: str | int) -> str:
 TimeRange = Annotated[tuple[float, float], BeforeValidator(_range), AfterValidator(_ordered), Shown("float or [low, high]")]
 Decay = Annotated[str | int, AfterValidator(_ramp), Shown("preset or start_step-start-slope-cap")]
 TimeStrategy = Literal["discrete", "discrete_with_init", "discrete_wo_init", "uniform", "logit_normal"]
+Levels = Annotated[int, BeforeValidator(lambda value: 0 if value is None else value)]
 ADVANTAGE_CLIP = Field((-5.0, 5.0), description="clip of the advantage")
 
 
@@ -58,7 +59,7 @@ class GRPOConfig(TrainConfig):
     kl_type: Literal["x-based", "v-based", "exact"] = Field(
         "x-based", description="distance to the reference: of means, of velocities, Gaussian KL"
     )
-    kl_beta: float = Field(0.0, ge=0, description="weight of the KL term; 0 keeps no reference weights")
+    kl_beta: float = Field(0.0, ge=0, le=1e6, description="weight of the KL term; 0 keeps no reference weights")
 
     def points_per_batch(self, scheduler: SchedulerConfig) -> int:
         return scheduler.trained_steps(self.num_inference_steps, self.first_step)
@@ -79,9 +80,9 @@ class ForwardConfig(TrainConfig):
 
     adv_clip_range: Interval = ADVANTAGE_CLIP
     kl_type: Literal["v-based"] = Field("v-based", description="distance to the reference: of velocities")
-    kl_beta: float = Field(0.0, ge=0, description="weight of the KL term; 0 keeps no reference weights")
-    num_train_timesteps: int = Field(
-        0, ge=0, description="noise levels a sample is trained at; 0 = as many as the schedule has in timestep_range"
+    kl_beta: float = Field(0.0, ge=0, le=1e6, description="weight of the KL term; 0 keeps no reference weights")
+    num_train_timesteps: Levels = Field(
+        0, ge=0, le=1000, description="noise levels a sample is trained at; 0 = as many as the schedule has in timestep_range"
     )
     time_sampling_strategy: TimeStrategy = Field(
         "discrete", description="noise levels: of the sampling schedule (always, or never, its first), or of a density"
@@ -131,7 +132,7 @@ class AWMConfig(OldPolicyConfig):
     advantage_max: float | None = Field(
         1.0, gt=0, description="largest advantage after clipping; null: as the public Flow-Factory, unscaled"
     )
-    ema_kl_beta: float = Field(0.0, ge=0, description="weight of the distance to the averaged weights (ema_decay)")
+    ema_kl_beta: float = Field(0.0, ge=0, le=1e6, description="weight of the distance to the averaged weights (ema_decay)")
     kl_weight: Literal["Uniform", "ELBO"] = Field("Uniform", description="weight of the KL terms over noise levels")
 
 
@@ -143,7 +144,9 @@ class DPOConfig(TrainConfig):
     trainer_type: str = Field("dpo", description="algorithm")
     beta: float = Field(2000.0, gt=0, description="strength of the preference (the paper's times its number of steps)")
     offline: bool = Field(False, description="learn from the pairs of the data set (columns chosen, rejected) instead of from rollouts")
-    num_train_timesteps: int = Field(1, ge=1, description="noise levels a pair is trained at")
+    num_train_timesteps: Annotated[int, BeforeValidator(lambda value: 1 if value is None else value)] = Field(
+        1, ge=1, le=1000, description="noise levels a pair is trained at"
+    )
     weighting_scheme: Literal["logit_normal", "uniform"] = Field("logit_normal", description="density of the noise levels")
     logit_mean: float = Field(0.0, description="logit_normal: above 0 is cleaner")
     logit_std: float = Field(1.0, gt=0, description="logit_normal: spread")
@@ -173,7 +176,7 @@ class DGPOConfig(ForwardConfig):
     ema_ref_device: Device = Field("auto", description="where the averaged policy is kept; auto = with the weights")
     switch_ema_ref: int = Field(200, ge=0, description="optimiser steps after which the averaged policy rolls out")
     off_policy: bool = Field(False, description="it rolls out from the start")
-    kl_cfg: float = Field(1.0, ge=1, description="guidance of the untrained model that is compared with; 1 = none")
+    kl_cfg: float = Field(1.0, ge=1, le=1000, description="guidance of the untrained model that is compared with; 1 = none")
     timestep_range: TimeRange = Field((0.0, 0.6), description="part of the way from noise (0) to data (1) that is trained on")
 
 
@@ -189,7 +192,7 @@ class CRDConfig(ForwardConfig):
     old_model_decay: Decay = Field("0-0.25-0.005-0.999", description="share of the old policy kept after an epoch, by optimiser step")
     sampling_model_decay: Decay = Field("75-0.0-0.0075-0.999", description="the same of the policy that rolls out")
     kl_beta: float = Field(0.1, ge=0, description="weight of the KL term; 0 keeps no reference weights")
-    kl_cfg: float = Field(4.5, ge=1, description="guidance of the reference; 1 = none")
+    kl_cfg: float = Field(4.5, ge=1, le=1000, description="guidance of the reference; 1 = none")
     reward_adaptive_kl: bool = Field(True, description="the KL term weighs a sample by its reward")
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
+from flow_factory.config.secrets import masked
 from flow_factory.errors import UserError, plain
 from flow_factory.registry import nearest
 
@@ -47,7 +48,7 @@ LONGEST = 300
 
 
 def show(value: Any) -> str:
-    """A value as one would write it in YAML: `true`, `"text"`, `[1, 2]`; only the beginning of a long one."""
+    """A value as one would write it in YAML: `true`, `"text"`, `[1, 2]`; only the beginning of a long one, and no secret."""
     text = _written(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ... ({len(text)} characters)"
 
@@ -55,7 +56,7 @@ def show(value: Any) -> str:
 def _written(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_written, value))}]"
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    text = json.dumps(masked(value), ensure_ascii=False, default=str)
     return text.replace("e", ".0e") if isinstance(value, float) and "e" in text and "." not in text else text
 
 
@@ -72,8 +73,26 @@ def derived(compute: Callable[[Mapping[str, Any]], Any]) -> BeforeValidator:
     return BeforeValidator(fill)
 
 
-def _home(path: str) -> str:
-    return str(Path(path).expanduser()) if path.startswith("~") else path
+def _named(text: str) -> str:
+    """A name that a file system, a tracker and a terminal can show."""
+    if not text.strip() or text != text.strip():
+        raise ValueError(f"wants text that neither is empty nor begins or ends with a space, got {show(text)}")
+    if not text.isprintable():
+        raise ValueError(f"must be one line of printable characters, got {show(text)}")
+    if (part := next((part for part in text.split("/") if len(part.encode()) > 200), None)) is not None:
+        raise ValueError(f"is too long: {len(part.encode())} bytes, and a file's name has at most 200; shorten it")
+    return text
+
+
+def _path(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise ValueError(f"wants a path in one line of printable characters, got {show(text)}")
+    if len(text.encode()) > 4000 or any(len(part.encode()) > 255 for part in text.split("/")):
+        raise ValueError("is too long: a path has at most 4000 bytes, and 255 between two slashes")
+    try:
+        return str(Path(text).expanduser()) if text.startswith("~") else text
+    except RuntimeError as error:  # no such user, or no HOME
+        raise ValueError(f"{show(text)}: {error}; write the whole path") from error
 
 
 def _tuple(value: Any) -> Any:
@@ -121,20 +140,26 @@ def _dtype(value: Any) -> Any:
 
 
 def _device(value: str) -> str:
-    if re.fullmatch(r"auto|cpu|mps|xpu|cuda(:\d+)?", value):
+    if re.fullmatch(r"auto|cpu|mps|xpu|cuda(:\d{1,3})?", value):
         return value
     known = ["auto", "cpu", "cuda", "cuda:0", "mps", "xpu"]
     raise ValueError(f"no device {show(value)}.{nearest(value, known)} Known: {', '.join(known)}")
 
 
-Folder = Annotated[str, AfterValidator(_home), Shown("path")]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Folder = Annotated[str, AfterValidator(_path), Shown("path")]
+Name = Annotated[str, AfterValidator(_named), Shown("text")]
+Batch = Annotated[int, Field(ge=1, le=65536)]
+Denoising = Annotated[int, Field(ge=1, le=1000)]
+Guidance = Annotated[float, Field(ge=0, le=1000)]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Betas = Annotated[tuple[Beta, Beta], BeforeValidator(_pair), Shown("[float, float]")]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names), Shown("name or list of names")]
 Steps = Annotated[tuple[int, ...] | None, BeforeValidator(_tuple), Shown("list of int, or null")]
-Pair = Annotated[tuple[float, float], BeforeValidator(_pair), Shown("[float, float]")]
 Interval = Annotated[tuple[float, float], BeforeValidator(_interval), AfterValidator(_around_zero), Shown("float or [low, high]")]
 Dtype = Annotated[Literal["bf16", "fp16", "fp32"], BeforeValidator(_dtype)]
 Device = Annotated[str, AfterValidator(_device), Shown("auto | cpu | cuda | cuda:N | mps | xpu")]
-Side = Annotated[int, Field(gt=0)]
+Side = Annotated[int, Field(gt=0, le=16384)]
 Size = Annotated[tuple[Side, Side], BeforeValidator(_size), Shown("int or [height, width]")]
 Height = Annotated[Side, derived(lambda above: above.get("resolution", (1, 1))[0]), Shown(default="from resolution")]
 Width = Annotated[Side, derived(lambda above: above.get("resolution", (1, 1))[1]), Shown(default="from resolution")]

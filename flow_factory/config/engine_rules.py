@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from flow_factory.config.algorithm_rules import Rule, rounded
 from flow_factory.config.base import ConfigError
 from flow_factory.config.engine import EngineSettings
+from flow_factory.config.nodes import Problem
 from flow_factory.config.run import RunConfig
-from flow_factory.config.text import Problem
 
 
 def engine_fits(config: RunConfig) -> Iterator[Problem]:

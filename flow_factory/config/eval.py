@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from flow_factory.config.base import DERIVED, Height, Section, Size, Width
+from flow_factory.config.base import DERIVED, Batch, Denoising, Guidance, Height, Section, Seed, Size, Width
 
 
 class EvalConfig(Section):
@@ -15,14 +15,10 @@ class EvalConfig(Section):
     resolution: Size = Field((1024, 1024), description="pixels of what is evaluated")
     height: Height = Field(DERIVED, description="pixels, instead of resolution's")
     width: Width = Field(DERIVED, description="pixels, instead of resolution's")
-    per_device_batch_size: int = Field(1, ge=1, description="pictures of a batch")
-    group_size: int = Field(
-        1,
-        ge=1,
-        description="pictures of each row, each from a noise of its own; at 1 groupwise rewards are left out",
-    )
-    guidance_scale: float = Field(3.5, ge=0, description="the pipeline's own guidance")
-    num_inference_steps: int = Field(30, ge=1, description="denoising steps")
+    per_device_batch_size: Batch = Field(1, description="pictures of a batch")
+    group_size: Batch = Field(1, description="pictures of each row, each from a noise of its own; at 1 groupwise rewards are left out")
+    guidance_scale: Guidance = Field(3.5, description="the pipeline's own guidance")
+    num_inference_steps: Denoising = Field(30, description="denoising steps")
     eval_freq: int = Field(10, ge=0, description="epochs between two evaluations; 0 = never")
-    seed: int | None = Field(None, description="of the rows' fixed noise; null = train.seed")
+    seed: Seed | None = Field(None, description="of the rows' fixed noise; null = train.seed")
     call: dict[str, Any] = Field(default_factory=dict, description="arguments for the pipeline's __call__")

@@ -1,7 +1,6 @@
-"""YAML file -> RunConfig, or one error with everything that is wrong in it; and back."""
+"""YAML file -> RunConfig, or one error with everything that is wrong in it."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,33 +8,17 @@ from pydantic import ValidationError
 
 from flow_factory.config import rules
 from flow_factory.config.algorithms import TRAIN_CONFIGS
-from flow_factory.config.base import Section, show
-from flow_factory.config.data import DataConfig
-from flow_factory.config.eval import EvalConfig
+from flow_factory.config.arguments import gather_arguments, homes, sections
+from flow_factory.config.base import ConfigError, Section, show
 from flow_factory.config.explain import explain, unknown_key
-from flow_factory.config.log import MOVABLE, LogConfig
-from flow_factory.config.model import ModelConfig
-from flow_factory.config.pipelines import pipeline_name, pipeline_path
+from flow_factory.config.log import MOVABLE
+from flow_factory.config.nodes import Keys, Problem
 from flow_factory.config.places import elsewhere
-from flow_factory.config.rewards import RewardConfig
 from flow_factory.config.run import RunConfig
-from flow_factory.config.scheduler import SchedulerConfig
-from flow_factory.config.signature import (
-    Parameter,
-    SignatureError,
-    call_arguments,
-    class_attribute,
-    scheduler_arguments,
-    supplied_by_trainer,
-)
 from flow_factory.config.source import Source, override, read
-from flow_factory.config.text import Keys, Problem, dump
 from flow_factory.config.train import LORA_RATE, TrainConfig
-from flow_factory.models import MODELS
+from flow_factory.config.translate import translated
 from flow_factory.registry import UnknownName
-
-Accepted = Mapping[str, Parameter] | None
-"""Arguments that a section takes beyond its own keys; None takes any."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -48,6 +31,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: all that is wrong with single keys, or else all that does not fit together.
     """
     source = read(Path(path))
+    if "distributed_type" in source.tree and "model" not in source.tree:
+        raise ConfigError(f"{path}:1: is a file for accelerate; name it as config_file in the YAML of a run")
     _gather_log_keys(source)
     for text in overrides:
         key = text.partition("=")[0].strip()
@@ -61,37 +46,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     if source.mapping("model").get("finetune_type") == "lora":  # the weights' own rate teaches it nothing
         source.mapping("train").setdefault("learning_rate", LORA_RATE)
     train = _train_schema(source)
-    _gather_arguments(source, train)
+    gather_arguments(source, train)
     config = _validated(source, train)
-    config, adjusted = rules.rounded_up(config)
-    config, translated = rules.recomputed(config)
+    config, said = translated(config)
     source.problems += rules.broken(config)
-    if source.problems and config.config_file is not None and (said := elsewhere(config.config_file, Path(path))):
-        source.problems.append(Problem(("config_file",), said))
+    if source.problems and config.config_file is not None and (there := elsewhere(config.config_file, Path(path))):
+        source.problems.append(Problem(("config_file",), there))
     source.fail()
-    return config.noting(rules.notices(config) + adjusted + translated)
-
-
-def dump_config(config: RunConfig) -> str:
-    """YAML with every key as it was resolved; loading it gives an equal configuration."""
-    tree = config.model_dump(mode="json")
-    for name, section in _sections(type(config.train)).items():
-        _spread(tree[name], section)
-    for name in ("train", "eval"):
-        if tree[name]["resolution"] == [tree[name]["height"], tree[name]["width"]]:
-            del tree[name]["height"], tree[name]["width"]
-    for reward in tree["rewards"] + (tree["eval_rewards"] or []):
-        _spread(reward, RewardConfig)
-    return dump(tree)
-
-
-def _sections(train: type[TrainConfig]) -> dict[str, type[Section]]:
-    return {"data": DataConfig, "model": ModelConfig, "scheduler": SchedulerConfig, "train": train, "eval": EvalConfig, "log": LogConfig}
-
-
-def _spread(tree: dict[str, Any], section: type[Section]) -> None:
-    if section.rest is not None:
-        tree |= tree.pop(section.rest)
+    return config.noting((*source.notices, *rules.notices(config), *said), source.written)
 
 
 def _gather_log_keys(source: Source) -> None:
@@ -149,118 +111,25 @@ def _train_schema(source: Source) -> type[TrainConfig]:
     return TrainConfig
 
 
-def _gather_arguments(source: Source, train: type[TrainConfig]) -> None:
-    """Moves arguments that are no keys of their section's schema into the section's `rest`."""
-    accepted: Callable[[], Accepted] = partial(_call_arguments, source.mapping("model"))
-    everything = (lambda: None) if train is TrainConfig else accepted
-    _gather(source, ("train",), train, everything, supplied_by_trainer)
-    _gather(source, ("eval",), EvalConfig, accepted, supplied_by_trainer)
-    evaluation, training = source.mapping("eval"), source.mapping("train")
-    _write_strength(training, accepted)
-    evaluation["call"] = training.get("call", {}) | evaluation.get("call", {})
-    _gather(source, ("scheduler",), SchedulerConfig, scheduler_arguments)
-    for section in ("rewards", "eval_rewards"):
-        entries = source.tree.get(section)
-        for index in range(len(entries) if isinstance(entries, list) else 0):
-            entry = source.mapping(section, index)
-            _gather(source, (section, index), RewardConfig, partial(_reward_arguments, entry.get("reward_model")))
-
-
-def _gather(
-    source: Source,
-    keys: Keys,
-    section: type[Section],
-    accepted: Callable[[], Accepted],
-    supplied: Callable[[str], str | None] = lambda name: None,
-) -> None:
-    tree = source.mapping(*keys)
-    names = [name for name in tree if name not in section.own_keys()]
-    if not names or section.rest is None:
-        return
-    try:
-        arguments = accepted()
-    except SignatureError as error:
-        source.problems.append(Problem((*keys, names[0]), f"unknown key; {error}"))
-        arguments = None
-    rest = {name: tree.pop(name) for name in names}
-    for name, value in rest.items():
-        text = _misfit(name, value, section, arguments, supplied)
-        if text is not None:
-            source.problems.append(Problem((*keys, name), text))
-    tree[section.rest] = rest
-
-
-def _misfit(name: str, value: Any, section: type[Section], arguments: Accepted, supplied: Callable[[str], str | None]) -> str | None:
-    """Why an argument may not stand in a section, or None."""
-    if arguments is None:
-        return None
-    if name in arguments and (reason := supplied(name)) is not None:
-        return f"cannot be set: {reason}"
-    if name in arguments:
-        return arguments[name].problem(value)
-    algorithms = [key for key, schema in TRAIN_CONFIGS.items() if name in schema.own_keys()]
-    if issubclass(section, TrainConfig) and algorithms:
-        return f"unknown key here; it belongs to trainer_type: {', '.join(algorithms)}"
-    open_to = list(dict.fromkeys([*section.own_keys(), *(argument for argument in arguments if not supplied(argument))]))
-    return unknown_key(name, open_to, _homes(TRAIN_CONFIGS["grpo"], open_to))
-
-
-def _write_strength(training: dict[str, Any], accepted: Callable[[], Accepted]) -> None:
-    """Video-to-video starts inside the schedule: the default of `strength` is written out, since the steps to train depend on it."""
-    try:
-        arguments = accepted() or {}
-    except SignatureError:
-        return  # reported where a key could not be checked, or when the pipeline is looked for
-    if "strength" in arguments:
-        training["call"] = {"strength": arguments["strength"].default} | (training.get("call") or {})
-
-
-def _call_arguments(model: Mapping[str, Any]) -> Accepted:
-    model_type = str(model.get("model_type"))
-    try:
-        path = MODELS.path(model_type)
-    except ValueError:
-        return None  # the unknown model is reported where it stands
-    if MODELS.canonical(model_type) != "diffusers":
-        return call_arguments(path)
-    name = model.get("pipeline_class") or pipeline_name(str(model.get("model_name_or_path")))
-    if not isinstance(name, str):
-        raise SignatureError("the checkpoint is not on disk, so its pipeline must be named: model.pipeline_class")
-    return call_arguments(path, pipeline_path(name))
-
-
-def _reward_arguments(reward_model: Any) -> Accepted:
-    from flow_factory.rewards import REWARDS  # rewards may import this package
-
-    try:
-        path = REWARDS.path(str(reward_model))
-    except ValueError:
-        return None  # the unknown reward is reported where it stands
-    names = class_attribute(path, "extra_keys")
-    return None if names is None else {name: Parameter(name, "any", None) for name in names}
-
-
 def _validated(source: Source, train: type[TrainConfig]) -> RunConfig:
     try:
         config = RunConfig[train].model_validate(source.tree)  # type: ignore[valid-type]
     except ValidationError as error:
-        source.problems += [_problem(e["loc"], e, train) for e in error.errors() if e["type"] != "default_factory_not_called"]
+        source.problems += [_problem(source, e["loc"], e, train) for e in error.errors() if e["type"] != "default_factory_not_called"]
         source.fail()
         raise
     source.fail()
     return config
 
 
-def _problem(keys: Keys, error: Any, train: type[TrainConfig]) -> Problem:
+def _problem(source: Source, keys: Keys, error: Any, train: type[TrainConfig]) -> Problem:
     if error["type"] != "extra_forbidden":
-        return Problem(keys, explain(error))
-    section: type[Section] = _sections(train).get(str(keys[0]), RunConfig) if len(keys) > 1 else RunConfig
+        text = explain(error)
+        if keys in source.written:  # what the environment holds may be a secret
+            text = text.replace(show(error["input"]), f"what {source.written[keys]} stands for")
+        elif (word := source.words.get(keys)) is not None:
+            text = f'YAML reads {word} as {show(error["input"])}; write "{word}" where text is meant ({text})'
+        return Problem(keys, text)
+    section: type[Section] = sections(train).get(str(keys[0]), RunConfig) if len(keys) > 1 else RunConfig
     own = [*section.own_keys(), *(MOVABLE if section is RunConfig else ())]
-    return Problem(keys, unknown_key(str(keys[-1]), own, _homes(train, own)))
-
-
-def _homes(train: type[TrainConfig], own: Collection[str]) -> dict[str, str]:
-    """Key -> section that has it (train first, where several do), for all but a section's own."""
-    sections = _sections(train)
-    order = ["train", *(name for name in sections if name != "train")]
-    return {key: f"{name}:" for name in reversed(order) for key in sections[name].own_keys() if key not in own}
+    return Problem(keys, unknown_key(str(keys[-1]), own, homes(train, own)))

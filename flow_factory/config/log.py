@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from flow_factory.config.base import Folder, Section, Shown
+from flow_factory.config.base import Folder, Name, Section, Shown
 from flow_factory.registry import Registry
 
 _TRACKERS = Registry("tracker", dict.fromkeys(["wandb", "swanlab", "tensorboard", "none"], ""))
@@ -35,11 +35,11 @@ Backends = Annotated[
 class LogConfig(Section):
     """Where metrics, pictures and checkpoints go."""
 
-    run_name: str | None = Field(
+    run_name: Name | None = Field(
         None,
         description="folder of the run in save_dir; null = that of a resumed state, or {model_type}_{finetune_type}_{trainer_type}_{time}",
     )
-    project: str = Field("Flow-Factory", description="project of the run in a tracker")
+    project: Name = Field("Flow-Factory", description="project of the run in a tracker")
     logging_backend: Backends = Field(
         (), description="trackers: one, a list or a comma text, or package.module.Class; metrics.jsonl always"
     )

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from flow_factory.config.algorithm_rules import Rule
 from flow_factory.config.engine_rules import engine_said
+from flow_factory.config.nodes import Problem
 from flow_factory.config.run import RunConfig
-from flow_factory.config.text import Problem
 
 FROZEN = ("quantization", "layerwise_casting")
 """Keys of `model:` that keep the frozen transformer in fewer bits."""

@@ -29,10 +29,10 @@ class ModelConfig(Section):
     target_modules: Names = Field(
         ("all",), description="linear layers to train: all, default (the family's), or name endings, also component.ending"
     )
-    lora_rank: int = Field(8, ge=1, description="rank of the LoRA matrices")
-    lora_alpha: Annotated[int, Field(ge=1), derived(lambda above: 2 * above.get("lora_rank", 1)), Shown(default="2 x lora_rank")] = Field(
-        DERIVED, description="LoRA scale: the update is multiplied by lora_alpha / lora_rank"
-    )
+    lora_rank: int = Field(8, ge=1, le=16384, description="rank of the LoRA matrices")
+    lora_alpha: Annotated[
+        int, Field(ge=1, le=10**6), derived(lambda above: 2 * above.get("lora_rank", 1)), Shown(default="2 x lora_rank")
+    ] = Field(DERIVED, description="LoRA scale: the update is multiplied by lora_alpha / lora_rank")
     resume_path: Folder | None = Field(
         None, description="checkpoint, run folder or LoRA file to start from; auto = this run's own last training state, if any"
     )

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from flow_factory.config.base import DERIVED, Device, Dtype, Section, Shown, derived, show
+from flow_factory.config.base import DERIVED, Device, Dtype, Name, Section, Shown, derived, show
 from flow_factory.config.signature import require_class
 
 
@@ -21,11 +21,11 @@ class RewardConfig(Section):
 
     reward_model: str = Field(description="a known name, or package.module.Class of your own")
     name: Annotated[
-        str,
+        Name,
         derived(lambda above: above.get("reward_model", "").replace(":", ".").rpartition(".")[2].lower()),
         Shown(default="from reward_model"),
     ] = Field(DERIVED, description="name in logs and metrics")
-    weight: float = Field(1.0, description="factor of the reward in the advantage")
+    weight: float = Field(1.0, ge=-1e6, le=1e6, description="factor of the reward in the advantage")
     dtype: Dtype = Field("fp32", description="dtype of the reward's weights; published scores are of fp32")
     device: Device = Field("auto", description="where the reward computes; auto = on the training device")
     batch_size: int = Field(16, ge=1, description="samples scored at a time")

@@ -1,5 +1,6 @@
 """Every rule that needs more than one key. Each yields what breaks it."""
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -7,12 +8,12 @@ from pathlib import Path
 from flow_factory.config.algorithm_rules import ALGORITHM_RULES, Rule, best_of_n_fits, rounded
 from flow_factory.config.base import show
 from flow_factory.config.engine import found
-from flow_factory.config.engine_rules import ENGINE_RULES, engine_said
+from flow_factory.config.engine_rules import ENGINE_RULES
 from flow_factory.config.memory_rules import MEMORY_RULES
 from flow_factory.config.model import AUTO
-from flow_factory.config.plan import plan_of
+from flow_factory.config.nodes import Keys, Problem
 from flow_factory.config.run import RunConfig
-from flow_factory.config.text import Keys, Problem
+from flow_factory.config.translate import deals, in_steps, parts_of
 
 
 def broken(config: RunConfig) -> list[Problem]:
@@ -38,6 +39,9 @@ def notices(config: RunConfig) -> tuple[str, ...]:
             f"train.ema_update_interval: {train.ema_update_interval} is more than the {train.max_epochs} epochs of the run: the average, "
             "which is what is evaluated and saved, stays at the untrained weights; write 1, or ema_decay: 0"
         )
+    clip = getattr(train, "clip_range", (0.0, 0.0))
+    if clip[0] < -1 and clip[1] > 1:
+        lines.append(f"train.clip_range: {show(clip)} clips nothing: a ratio - 1 is never below -1; public values are 1.0e-4 to 0.2")
     last = config.train.num_inference_steps - 1
     if config.train.stochastic and last in config.scheduler.stochastic_steps(last + 1):
         lines.append(f"scheduler.sde_steps: noise of step {last}, the last one, stays in the pictures; without {last} it does not")
@@ -69,61 +73,37 @@ def notices(config: RunConfig) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def rounded_up(config: RunConfig) -> tuple[RunConfig, tuple[str, ...]]:
-    """Under `data.sampler_type: auto`, batch sizes that divide, and the line that says what was adjusted."""
-    train = config.train
-    if config.data.sampler_type != "auto":
-        return config, ()
-    group = rounded(train.group_size, train.per_device_batch_size)
-    rows = train.unique_sample_num_per_epoch
-    bigger = config.model_copy(update={"train": train.model_copy(update={"group_size": group})})
-    while not (_deals(bigger, rows) and _steps(bigger, rows)):
-        rows += 1
-    wanted = {"group_size": group, "unique_sample_num_per_epoch": rows}
-    changed = {key: value for key, value in wanted.items() if value != getattr(train, key)}
-    if not changed:
-        return config, ()
-    said = ", ".join(f"train.{key} {getattr(train, key)} -> {value}" for key, value in changed.items())
-    return config.model_copy(update={"train": train.model_copy(update=changed)}), (f"data.sampler_type: auto rounded up {said}",)
-
-
-def recomputed(config: RunConfig) -> tuple[RunConfig, tuple[str, ...]]:
-    """With `train.enable_gradient_checkpointing` where the launcher's file asks for it, and the line that says so."""
-    engine = engine_said(config)
-    if engine is None or not engine.recompute or config.train.enable_gradient_checkpointing:
-        return config, ()
-    train = config.train.model_copy(update={"enable_gradient_checkpointing": True})
-    said = f"config_file: {config.config_file} says fsdp_activation_checkpointing, so train.enable_gradient_checkpointing is true"
-    return config.model_copy(update={"train": train}), (said,)
-
-
 def batches_divide(config: RunConfig) -> Iterator[Problem]:
     train, rows = config.train, config.train.unique_sample_num_per_epoch
     size, batch = train.group_size, train.per_device_batch_size
     if size % batch:
-        yield Problem(("train", "group_size"), f"{size} must be a multiple of train.per_device_batch_size={batch}; {_around(size, batch)}")
+        works = max(n for n in range(1, min(batch, size) + 1) if size % n == 0)
+        text = (
+            f"{size} must be a multiple of train.per_device_batch_size={batch}; {_around(size, batch)}, or per_device_batch_size: {works}"
+        )
+        yield Problem(("train", "group_size"), text)
         return
     if list(best_of_n_fits(config)):
         return
-    if not _deals(config, rows):
+    if not deals(config, rows):
         many = f"{rows} rows make {rows * (size // batch)} micro-batches"
         if train.trained_batches_per_group != size // batch:
             many += f", {rows * train.trained_batches_per_group} of them trained on"
         ways = range(rows, 0, -1), range(rows, rows + config.teams)
-        near = " or ".join(str(n) for way in ways for n in list(filter(partial(_deals, config), way))[:1])
+        near = " or ".join(str(n) for way in ways for n in list(filter(partial(deals, config), way))[:1])
         text = f"{many}, which do not divide over {_takers(config)}; write {near}"
         yield Problem(("train", "unique_sample_num_per_epoch"), text)
         return
     batches = rows * train.trained_batches_per_group // config.teams
-    if _steps(config, rows):
+    if in_steps(config, rows):
         return
     key = "gradient_step_per_epoch" if train.gradient_accumulation_steps == "auto" else "gradient_accumulation_steps"
-    divisors = [n for n in range(1, batches + 1) if batches % n == 0]
-    below = [n for n in divisors if n < _parts(config)][-1:]
-    above = [n for n in divisors if n > _parts(config)][:1]
+    divisors = sorted({n for k in range(1, math.isqrt(batches) + 1) if batches % k == 0 for n in (k, batches // k)})
+    below = [n for n in divisors if n < parts_of(config)][-1:]
+    above = [n for n in divisors if n > parts_of(config)][:1]
     right = " or ".join(map(str, below + above))
     yield Problem(
-        ("train", key), f"{_parts(config)} must divide the {batches} micro-batches that a process trains on in an epoch; write {right}"
+        ("train", key), f"{parts_of(config)} must divide the {batches} micro-batches that a process trains on in an epoch; write {right}"
     )
 
 
@@ -158,14 +138,11 @@ def steps_exist(config: RunConfig) -> Iterator[Problem]:
 
 def schedules_end(config: RunConfig) -> Iterator[Problem]:
     train = config.train
-    total = train.lr_total_steps
-    if total is None and train.max_epochs is not None and not [*batches_divide(config), *best_of_n_fits(config)]:
-        total = train.max_epochs * plan_of(config).optimiser_steps_per_epoch
-    if total is not None and train.lr_warmup_steps >= total:
-        text = f"{train.lr_warmup_steps} must be less than the {total} optimiser steps of the schedule; write e.g. {total // 10}"
-        yield Problem(("train", "lr_warmup_steps"), text)
     if train.max_epochs is not None:
         return
+    if isinstance(train.lr_warmup_steps, float) and train.lr_total_steps is None:
+        text = f"{train.lr_warmup_steps:g} is a share of a run that has no end; set train.max_epochs, or write a number of steps"
+        yield Problem(("train", "lr_warmup_steps"), text)
     if train.lr_scheduler != "constant" and train.lr_total_steps is None:
         yield Problem(
             ("train", "lr_scheduler"), f"{train.lr_scheduler} needs an end; set train.max_epochs or train.lr_total_steps, or write constant"
@@ -229,24 +206,6 @@ RULES: tuple[Rule, ...] = (
 def _takers(config: RunConfig) -> str:
     many, team = config.num_processes, config.model.context_parallel
     return f"num_processes={many}" if team == 1 else f"num_processes={many} / model.context_parallel={team}"
-
-
-def _deals(config: RunConfig, rows: int) -> bool:
-    """Whether so many rows' micro-batches divide over the processes, those rolled out and those trained on."""
-    train = config.train
-    numbers = train.group_size // train.per_device_batch_size, train.trained_batches_per_group
-    return all(rows * n % config.teams == 0 for n in numbers)
-
-
-def _steps(config: RunConfig, rows: int) -> bool:
-    """Whether a process's share of them divides over the optimiser steps."""
-    return rows * config.train.trained_batches_per_group // config.teams % _parts(config) == 0
-
-
-def _parts(config: RunConfig) -> int:
-    """What must divide a process's micro-batches."""
-    train = config.train
-    return train.gradient_step_per_epoch if train.gradient_accumulation_steps == "auto" else train.gradient_accumulation_steps
 
 
 def _around(value: int, by: int) -> str:

@@ -1,5 +1,6 @@
 """The whole YAML: top-level keys and sections."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Generic, Literal
 
 from pydantic import BeforeValidator, Field, PrivateAttr
@@ -11,6 +12,7 @@ from flow_factory.config.engine import EngineSettings, engine_of
 from flow_factory.config.eval import EvalConfig
 from flow_factory.config.log import LogConfig
 from flow_factory.config.model import ModelConfig
+from flow_factory.config.nodes import Keys, Written
 from flow_factory.config.rewards import Rewards
 from flow_factory.config.scheduler import SchedulerConfig
 from flow_factory.config.train import TrainConfig
@@ -26,7 +28,7 @@ class RunConfig(Section, Generic[Train]):
 
     launcher: Literal["accelerate"] = Field("accelerate", description="what starts the processes")
     config_file: Folder | None = Field(None, description="accelerate or DeepSpeed YAML; null = plain data parallel")
-    num_processes: int = Field(1, ge=1, description="processes over all machines")
+    num_processes: int = Field(1, ge=1, le=65536, description="processes over all machines")
     main_process_port: int = Field(29500, ge=0, le=65535, description="TCP port where processes meet")
     mixed_precision: Precision = Field("bf16", description="dtype of frozen weights and of the forward pass")
     data: DataConfig
@@ -39,11 +41,17 @@ class RunConfig(Section, Generic[Train]):
     eval_rewards: Rewards | None = Field(None, description="what is evaluated; null = rewards")
 
     _notices: tuple[str, ...] = PrivateAttr(())
+    _written: Mapping[Keys, Written] = PrivateAttr(default_factory=dict)
 
     @property
     def notices(self) -> tuple[str, ...]:
         """What the user should know, one line each: keys without effect, sizes that were rounded. No part of equality or of a dump."""
         return self._notices
+
+    @property
+    def written(self) -> Mapping[Keys, Written]:
+        """Values that came from the environment, as they stand in the YAML."""
+        return self._written
 
     @property
     def engine(self) -> EngineSettings:
@@ -60,10 +68,10 @@ class RunConfig(Section, Generic[Train]):
         """Processes, or teams of `model.context_parallel` processes, that take different samples."""
         return -(-self.num_processes // self.model.context_parallel)  # never 0: the rule that they divide is one of many
 
-    def noting(self, notices: tuple[str, ...]) -> Self:
-        """The same configuration with other notices."""
+    def noting(self, notices: tuple[str, ...], written: Mapping[Keys, Written]) -> Self:
+        """The same configuration with other notices, and what of it came from the environment."""
         copy = self.model_copy()
-        copy._notices = notices
+        copy._notices, copy._written = notices, written
         return copy
 
     def __eq__(self, other: Any) -> bool:

@@ -13,7 +13,7 @@ class SchedulerConfig(Section):
     rest: ClassVar[str | None] = "overrides"
 
     dynamics_type: Literal["Flow-SDE", "Dance-SDE", "CPS", "ODE"] = Field("Flow-SDE", description="kernel of the stochastic steps")
-    noise_level: float = Field(0.7, ge=0, description="strength of the kernel's noise (eta)")
+    noise_level: float = Field(0.7, ge=0, le=10, description="strength of the kernel's noise (eta)")
     sde_steps: Steps = Field(None, description="steps that may be stochastic, from 0; null = all but the last")
     num_sde_steps: int | None = Field(1, ge=1, description="how many of sde_steps are stochastic at a time; null = all")
     step_selection: Literal["random", "window", "sliding", "fraction"] = Field(

@@ -1,6 +1,7 @@
 """What pipelines, schedulers, adapters and rewards accept, read from their source: nothing heavy is imported."""
 
 import ast
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ class Parameter:
     def problem(self, value: Any) -> str | None:
         """Why a value does not fit, or None. An int fits a float."""
         kind = "None" if value is None else type(value).__name__
+        if isinstance(value, float) and not math.isfinite(value):
+            return f"wants a finite number, got {show(value)}"
         if self.kinds is None or kind in self.kinds or (kind == "int" and "float" in self.kinds):
             return None
         return f"wants {self.annotation}, got {show(value)}"

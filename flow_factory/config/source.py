@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from flow_factory.config.base import ConfigError, show
-from flow_factory.config.text import Keys, Problem, parse, text_of
+from flow_factory.config.nodes import Keys, Problem, Walk, Written
+from flow_factory.config.secrets import MASK, is_secret, masked_text
+from flow_factory.config.text import parse, text_of
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,11 @@ class Source:
     tree: dict[str, Any] = field(default_factory=dict)
     marks: dict[Keys, Mark] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    words: dict[Keys, str] = field(default_factory=dict)
+    """Values that are yes, no, on or off in the file."""
+    written: dict[Keys, Written] = field(default_factory=dict)
+    """Values that came from the environment, as they are in the file."""
 
     def mapping(self, *keys: str | int) -> dict[str, Any]:
         """The mapping at `keys`, to be changed in place; an empty one where there is none."""
@@ -34,8 +41,28 @@ class Source:
         return value if isinstance(value, dict) else {}
 
     def move(self, old: Keys, new: Keys) -> None:
-        """Makes the marks of everything under `old` hold under `new`."""
-        self.marks |= {new + keys[len(old) :]: mark for keys, mark in self.marks.items() if keys[: len(old)] == old}
+        """Makes what is known of everything under `old` hold under `new`."""
+        for known in self._known:
+            known.update({new + keys[len(old) :]: value for keys, value in known.items() if keys[: len(old)] == old})
+
+    def forget(self, old: Keys) -> None:
+        """Drops what is known of everything under `old`."""
+        for known in self._known:
+            for keys in [keys for keys in known if keys[: len(old)] == old]:
+                del known[keys]
+        self.problems = [problem for problem in self.problems if problem.keys[: len(old)] != old]
+
+    def learn(self, walk: Walk, marks: dict[Keys, Mark]) -> None:
+        """Takes over what a walk through values has found."""
+        self.marks |= marks
+        self.problems += walk.problems
+        self.notices += walk.notices
+        self.words |= walk.words
+        self.written |= walk.written
+
+    @property
+    def _known(self) -> tuple[dict[Keys, Any], ...]:
+        return self.marks, self.words, self.written
 
     def complaint(self, problem: Problem) -> tuple[int, str]:
         """(where it sorts, the line to print)."""
@@ -62,11 +89,11 @@ def read(path: Path) -> Source:
         ConfigError: it cannot be read, or is no YAML mapping. Lesser problems are kept in the result.
     """
     source = Source(str(path), marks={(): Mark(1, f"{path}:1", ())})
-    tree, places = parse(text_of(path), str(path), source.problems)
+    tree, walk = parse(text_of(path), str(path))
     if not isinstance(tree, dict):
         what = "is empty" if tree is None else "is no mapping of keys to values"
         raise ConfigError(f"{path}:1: the file {what}; it wants sections such as model:, train: and rewards:")
-    source.marks |= {keys: Mark(line, f"{path}:{line}", keys) for keys, line in places}
+    source.learn(walk, {keys: Mark(line, f"{path}:{line}", keys) for keys, line in walk.lines.items()})
     source.tree = tree
     return source
 
@@ -78,28 +105,29 @@ def override(source: Source, text: str) -> None:
         ConfigError: the text is no override, or its path leads nowhere.
     """
     path, equals, value = text.partition("=")
-    keys: Keys = tuple(int(key) if key.isdecimal() else key for key in path.strip().split("."))
+    keys: Keys = tuple(int(key) if key.isdecimal() and len(key) < 10 else key for key in path.strip().split("."))
+    shown = f"override {show(f'{path}={MASK}' if any(is_secret(str(key)) for key in keys) else masked_text(text))}"
     if not equals or "" in keys:
-        raise ConfigError(f"override {show(text)}: wants section.key=value, e.g. train.learning_rate=1e-4")
-    parsed, inner = parse(value, f"override {show(text)}", [], keys)
+        raise ConfigError(f"{shown}: wants section.key=value, e.g. train.learning_rate=1e-4")
+    parsed, walk = parse(value, shown, Walk(typed=True), keys)
     holder: Any = source.tree
     for depth, key in enumerate(keys[:-1]):
-        holder = _step(holder, key, text, keys[:depth])
-    _step(holder, keys[-1], text, keys[:-1])
+        holder = _step(holder, key, shown, keys[:depth])
+    _step(holder, keys[-1], shown, keys[:-1])
     holder[keys[-1]] = parsed
-    source.marks = {k: mark for k, mark in source.marks.items() if k[: len(keys)] != keys}
-    source.marks |= {k: Mark(0, f"override {show(text)}", k) for k in [keys, *(k for k, _ in inner)]}
+    source.forget(keys)
+    source.learn(walk, {known: Mark(0, shown, known) for known in (keys, *walk.lines)})
 
 
-def _step(holder: Any, key: str | int, text: str, so_far: Keys) -> Any:
+def _step(holder: Any, key: str | int, shown: str, so_far: Keys) -> Any:
     where = ".".join(map(str, so_far)) or "the file"
     if isinstance(holder, list) and isinstance(key, int):
         if key >= len(holder):
-            raise ConfigError(f"override {show(text)}: {where} has no entry {key}; it has 0 to {len(holder) - 1}")
+            raise ConfigError(f"{shown}: {where} has no entry {key}; it has 0 to {len(holder) - 1}")
         return holder[key]
     if not isinstance(holder, dict) or isinstance(key, int):
         kind = "a mapping" if isinstance(holder, dict) else "a list" if isinstance(holder, list) else "no mapping"
-        raise ConfigError(f"override {show(text)}: {where} is {kind}, so {show(key)} leads nowhere")
+        raise ConfigError(f"{shown}: {where} is {kind}, so {show(key)} leads nowhere")
     if holder.get(key) is None:
         holder[key] = {}
     return holder[key]

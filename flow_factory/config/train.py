@@ -4,7 +4,22 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from flow_factory.config.base import DERIVED, Device, Dtype, Height, Pair, Section, Shown, Size, Width, derived, show
+from flow_factory.config.base import (
+    DERIVED,
+    Batch,
+    Betas,
+    Denoising,
+    Device,
+    Dtype,
+    Height,
+    Section,
+    Seed,
+    Shown,
+    Size,
+    Width,
+    derived,
+    show,
+)  # fmt: skip
 from flow_factory.config.scheduler import SchedulerConfig
 
 
@@ -26,6 +41,15 @@ EPSILON = {"adamw": 1e-15, "adamw8bit": 1e-8}
 the steps of those."""
 
 
+def _warmup(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or (isinstance(value, float) and not 0 < value < 1):
+        raise ValueError(f"wants a whole number of optimiser steps from 0, or a share of the run between 0 and 1, got {show(value)}")
+    return value
+
+
+Warmup = Annotated[int | float, BeforeValidator(_warmup), Shown("int or share")]
+
+
 class TrainConfig(Section):
     """What all algorithms share. Arguments of the pipeline's `__call__` (max_sequence_length, num_frames, ...) may stand here too."""
 
@@ -36,23 +60,25 @@ class TrainConfig(Section):
 
     trainer_type: str = Field("grpo", description="algorithm")
     max_epochs: int | None = Field(None, ge=1, description="epochs of the run; null = until stopped")
-    seed: int = Field(42, ge=0, description="every random draw of the run depends on it")
+    seed: Seed = Field(42, description="every random draw of the run depends on it")
 
     resolution: Size = Field((512, 512), description="pixels of what is rolled out")
     height: Height = Field(DERIVED, description="pixels, instead of resolution's")
     width: Width = Field(DERIVED, description="pixels, instead of resolution's")
-    num_inference_steps: int = Field(10, ge=1, description="denoising steps of a rollout")
-    guidance_scale: float = Field(3.5, ge=0, description="the pipeline's own guidance: embedded for FLUX, classifier-free for others")
+    num_inference_steps: Denoising = Field(10, description="denoising steps of a rollout")
+    guidance_scale: float = Field(
+        3.5, ge=0, le=1000, description="the pipeline's own guidance: embedded for FLUX, classifier-free for others"
+    )
 
-    per_device_batch_size: int = Field(1, ge=1, description="samples of one row in a micro-batch")
-    group_size: int = Field(1, ge=1, description="samples of a row in an epoch; a multiple of per_device_batch_size")
+    per_device_batch_size: Batch = Field(1, description="samples of one row in a micro-batch")
+    group_size: Batch = Field(1, description="samples of a row in an epoch; a multiple of per_device_batch_size")
     init_same_noise: bool = Field(False, description="a group starts from one noise: its samples then differ by the stochastic steps alone")
     best_of_n: int | None = Field(
         None, ge=2, description="train on so many of a group, the best and the worst half and half; null = on all (DanceGRPO)"
     )
     drop_zero_variance: bool = Field(False, description="skip groups whose advantages are all 0: the same policy gradient for less")
-    unique_sample_num_per_epoch: int = Field(8, ge=1, description="rows of an epoch, over all processes; a multiple of num_processes")
-    gradient_step_per_epoch: int = Field(2, ge=1, description="optimiser steps of an epoch; only the first sees unchanged weights")
+    unique_sample_num_per_epoch: Batch = Field(8, description="rows of an epoch, over all processes; a multiple of num_processes")
+    gradient_step_per_epoch: Batch = Field(2, description="optimiser steps of an epoch; only the first sees unchanged weights")
     gradient_accumulation_steps: Accumulation = Field(
         "auto", description="micro-batches of an optimiser step; auto = by gradient_step_per_epoch"
     )
@@ -63,7 +89,7 @@ class TrainConfig(Section):
         FULL_RATE, gt=0, description="step size of the optimiser"
     )
     adam_weight_decay: float = Field(1e-4, ge=0, description="decoupled weight decay")
-    adam_betas: Pair = Field((0.9, 0.999), description="decays of the first and second moment")
+    adam_betas: Betas = Field((0.9, 0.999), description="decays of the first and second moment")
     adam_epsilon: Annotated[
         float,
         Field(gt=0),
@@ -74,7 +100,9 @@ class TrainConfig(Section):
     lr_scheduler: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="learning rate after the warm-up; linear, cosine end at 0"
     )
-    lr_warmup_steps: int = Field(0, ge=0, description="optimiser steps of linear warm-up; the first of n has 1/n of the rate")
+    lr_warmup_steps: Warmup = Field(
+        0, description="optimiser steps of linear warm-up, or a share of the run; the first of n has 1/n of the rate"
+    )
     lr_total_steps: int | None = Field(
         None, ge=1, description="optimiser step at which linear, cosine end, and stay; null = the last of max_epochs"
     )
