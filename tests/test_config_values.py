@@ -126,7 +126,9 @@ def test_yes_and_no_are_words_where_nobody_asks_for_true_and_false(tmp_path: Pat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine_of_values.py").write_text("class Mine:\n    pass\n")
     (tmp_path / "run.yaml").write_text(
-        GOOD.replace("shapes\n", "mine_of_values.Mine\n    country: no\n    more: {deep: [on]}\n").replace("dataset/mine", "x")
+        GOOD.replace("reward_model: shapes\n", "reward_model: mine_of_values.Mine\n    country: no\n    more: {deep: [on]}\n").replace(
+            "dataset/mine", "x"
+        )
     )
     with pytest.raises(ConfigError) as error:
         load_config(tmp_path / "run.yaml", ["data.dataset_dir=dataset/shapes", "train.global_std=yes", "mixed_precision=no"])
