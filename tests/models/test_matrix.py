@@ -128,7 +128,7 @@ def test_two_epochs_of_an_algorithm_move_a_model(name: str, algorithm: str, tmp_
     if algorithm == "grpo":
         assert first["train/on_policy_error"] == metrics["train/on_policy_error"] == 0
     case = CASES[name]
-    free = algorithm not in ("grpo", "grpo-guard") and (bool(case.off) or not case.guided)
+    free = algorithm not in ("grpo", "grpo-guard")
     reference = 4 if algorithm == "crd" and free and case.forwards == (1, 1) else 0  # its negative prompts
     assert len(seen) == VELOCITIES[algorithm] * (1 if free else len(case.forwards)) + reference
     still = [k for k, p in policy.trained().items() if torch.equal(p, untrained[k])]
