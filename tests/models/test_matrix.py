@@ -19,9 +19,9 @@ from flow_factory.copies import keep_copies
 from flow_factory.engines import Engine
 from flow_factory.errors import UserError
 from flow_factory.models import MODELS
-from flow_factory.models.loading import load_adapter
+from flow_factory.models.loading import load_adapter, sketch_adapter
 from flow_factory.rewards.scoring import load_rewards
-from flow_factory.rows import fitted
+from flow_factory.rows import checkpoint_of, fitted
 from flow_factory.schedule import make_schedule
 from flow_factory.train import arguments, make_optimizer
 from flow_factory.trainer import Trainer
@@ -71,16 +71,20 @@ def config_of(name: str, algorithm: str, folder: Path, **extra: Any) -> RunConfi
     return load_config(file, [f"{k}={json.dumps(v)}" for k, v in keys.items()])
 
 
+def fit(config: RunConfig) -> RunConfig:
+    return fitted(config, sketch_adapter(*checkpoint_of(config)))
+
+
 def guided_reference(name: str, algorithm: str) -> dict[str, Any]:
     """CRD's, where the case's condition has a negative prompt and its guidance can be set."""
-    return {"train.kl_cfg": 2.0 if CASES[name].off else 1.0} if algorithm == "crd" else {}
+    return {"train.kl_cfg": 2.0 if CASES[name].guided else 1.0} if algorithm == "crd" else {}
 
 
 def trainer_of(name: str, algorithm: str, folder: Path) -> Trainer:
     """As a run builds it, over the one LoRA of this case."""
     AcceleratorState._reset_state(reset_partial_state=True)
     t, policy = lora(name)
-    config = fitted(config_of(name, algorithm, folder, **guided_reference(name, algorithm)))
+    config = fit(config_of(name, algorithm, folder, **guided_reference(name, algorithm)))
     accelerator = Accelerator(cpu=True)
     method = ALGORITHMS[algorithm](config.train, config.scheduler, t.adapter.times_per_sample)
     engine = Engine(EngineSettings(), accelerator, config.train.max_grad_norm)
@@ -164,12 +168,12 @@ def test_a_cell_that_cannot_work_is_refused_with_the_reason(
 ) -> None:
     write_rows(tmp_path / "train.jsonl", [{"prompt": "a"}])
     with pytest.raises(UserError, match=said):
-        fitted(config_of(name, algorithm, tmp_path, **keys))
+        fit(config_of(name, algorithm, tmp_path, **keys))
 
 
 def test_one_expert_alone_is_trained_at_its_own_noise_levels(tmp_path: Path) -> None:
     config = config_of("wan22-a14b-t2v", "nft", tmp_path, **HIGH, **{"train.timestep_range": 0.4})
-    assert fitted(config) == config
+    assert fit(config) == config
 
 
 def test_guidance_that_is_an_input_of_an_unknown_pipelines_model_stays_what_it_is() -> None:
