@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image, ImageDraw
 
+from flow_factory.config import load_config
 from flow_factory.errors import RewardError, RunError, UserError
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards import GroupwiseRewardModel, PointwiseRewardModel
@@ -21,6 +22,7 @@ from flow_factory.rewards.scoring import RewardSet, load_rewards
 from flow_factory.types import Clip, Row
 from tests.bad_rewards import RAISED, REFUSED, TAKEN
 from tests.test_rewards import pictures, scores
+from tests.tiny.run import write_run
 
 
 def judged(*classes: str, **extra: Any) -> RewardSet:
@@ -320,3 +322,21 @@ def test_a_thread_that_dies_is_said_by_name(capsys: pytest.CaptureFixture[str], 
     assert re.search(
         r"warning: reward 'threads': a thread that it started died: ZeroDivisionError: .*bad_rewards.py:\d+, in divide\)", said
     )
+
+
+@pytest.mark.parametrize(("key", "near"), [
+    ("wieght", "'weight'"), ("batchsize", "'batch_size'"), ("threshhold", "'threshold'"), ("max_second", "'max_seconds'"),
+    ("threshold", None), ("timeout", None), ("api_base", None),
+])  # fmt: skip
+def test_a_key_that_is_almost_one_is_refused(tmp_path: Path, key: str, near: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "keyed.py").write_text(
+        "from flow_factory.rewards import PointwiseRewardModel\n\n\nclass Keyed(PointwiseRewardModel):\n"
+        "    def __call__(self, image):\n        return [self.config.extra_kwargs['threshold']] * len(image)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    given = [f"rewards={{reward_model: keyed.Keyed, {key}: 1}}"]
+    if near is None:
+        assert load_config(write_run(tmp_path), given).rewards[0].extra_kwargs == {key: 1}
+        return
+    with pytest.raises(UserError, match=f"rewards.{key}: unknown key; .* Did you mean {near}"):
+        load_config(write_run(tmp_path), given)

@@ -196,3 +196,12 @@ def test_every_name_of_the_table_leads_to_a_reward_that_declares_its_keys(name: 
 def test_the_package_imports_without_torch() -> None:
     code = "import sys, flow_factory.rewards; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_a_hub_name_without_network_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flow_factory.rewards.clip.unreachable", lambda: "huggingface.co cannot be reached (no route)")
+    asked: list[Any] = []
+    monkeypatch.setattr("httpx.Client.send", lambda *given, **more: asked.append(given))
+    with pytest.raises(ValueError, match="it is not in the hub's cache, and huggingface.co cannot be reached"):
+        rewards("CLIP", model_name_or_path="nobody/nothing")
+    assert asked == []

@@ -14,12 +14,13 @@ from flow_factory.config.model import ModelConfig
 from flow_factory.config.modules import SignatureError
 from flow_factory.config.nodes import Keys, Problem
 from flow_factory.config.pipelines import pipeline_name, pipeline_path
-from flow_factory.config.rewards import RewardConfig
+from flow_factory.config.rewards import RewardConfig, misspelt
 from flow_factory.config.scheduler import SchedulerConfig
 from flow_factory.config.signature import Parameter, call_arguments, class_attribute, scheduler_arguments, supplied_by_trainer
 from flow_factory.config.source import Source
 from flow_factory.config.train import TrainConfig
 from flow_factory.models import MODELS
+from flow_factory.registry import UnknownName
 
 POSITIVE = ("height", "width", "max_sequence_length", "num_frames", "frame_rate", "fps", "condition_image_size")
 """Numbers of a pipeline's call of which 0 means nothing, whatever their defaults."""
@@ -55,6 +56,20 @@ def gather_arguments(source: Source, train: type[TrainConfig]) -> None:
         for index in range(len(entries) if isinstance(entries, list) else 0):
             entry = source.mapping(section, index)
             _gather(source, (section, index), RewardConfig, partial(_reward_arguments, entry.get("reward_model")))
+            _find_slips(source, (section, index), entry)
+
+
+def _find_slips(source: Source, keys: Keys, entry: dict[str, Any]) -> None:
+    """Keys of a reward that takes any which are written almost like one that is known."""
+    from flow_factory.rewards import REWARDS  # rewards may import this package
+
+    try:
+        if entry.get("extra_kwargs") and _reward_arguments(entry.get("reward_model")) is None:
+            path = REWARDS.path(str(entry.get("reward_model")))
+            slips = [(key, misspelt(path, str(key))) for key in entry["extra_kwargs"]]
+            source.problems += [Problem((*keys, key), text) for key, text in slips if text is not None]
+    except (SignatureError, UnknownName):
+        return  # reported where the reward is looked for
 
 
 def _gather(

@@ -1,10 +1,13 @@
 """`rewards:` and `eval_rewards:` what scores a sample."""
 
+import difflib
+import re
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, field_validator
 
 from flow_factory.config.base import DERIVED, Device, Dtype, Name, Section, Shown, derived, show
+from flow_factory.config.modules import source_of
 from flow_factory.config.signature import require_class
 
 
@@ -43,6 +46,22 @@ class RewardConfig(Section):
 
         require_class(REWARDS.path(name))
         return name
+
+
+def misspelt(path: str, key: str) -> str | None:
+    """Why a key of a reward that takes any is a slip: its module never names it, and names one like it, or a common key is like it.
+
+    Args:
+        path: `module:Class`.
+    """
+    text = source_of(path.partition(":")[0])
+    if not text or re.search(rf"\b{re.escape(key)}\b", text):
+        return None
+    read = [a or b for a, b in re.findall(r"(?:\[|get\(|config,)\s*[\"'](\w+)[\"']|config\.(\w+)", text)]
+    close = difflib.get_close_matches(key, dict.fromkeys([*RewardConfig.own_keys(), *read]), n=1, cutoff=0.8)
+    if not close:
+        return None
+    return f"unknown key; the reward's module never names it. Did you mean {close[0]!r}? If not, declare extra_keys in the class"
 
 
 Rewards = Annotated[tuple[RewardConfig, ...], BeforeValidator(_entries)]

@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoProcessor
 
 from flow_factory.errors import UserError
 from flow_factory.hparams import RewardArguments
+from flow_factory.hub import unreachable
 from flow_factory.rewards.base import PointwiseRewardModel, RewardModelOutput
 from flow_factory.rewards.media import fold, unfold
 
@@ -24,10 +25,14 @@ def _load(auto: Any, path: str, reward: str, **options: Any) -> Any:
         UserError: it does not load; one sentence that names the reward and the path.
     """
     folder = Path(path).expanduser()
+    away = None if folder.is_dir() else unreachable()
+    if away is not None:
+        options["local_files_only"] = True  # or the hub is asked again and again, for minutes
     try:
         return auto.from_pretrained(folder if folder.is_dir() else path, **options)
     except (OSError, ValueError) as error:
         reason = str(error).split("\n")[0] if folder.is_dir() else "neither a folder here nor a hub name that can be reached"
+        reason += f": it is not in the hub's cache, and {away}" if away else ""
         part = auto.__name__.removeprefix("Auto").lower()
         raise UserError(f"reward {reward!r} cannot load its CLIP {part} from {path!r}: {reason}") from error
 
