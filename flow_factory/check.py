@@ -27,7 +27,7 @@ def report(config: RunConfig, gpu: float | None = None) -> tuple[str, bool]:
     Raises:
         UserError: a start would be refused.
     """
-    found = ready(config, remote=False)
+    found = ready(config, remote=False, here=gpu is None)
     config = found.config
     memory, fits = memory_lines(config, gpu)
     parts = [("data", data_lines(found)), ("rewards", reward_lines(config)), ("checkpoint", checkpoint_lines(config))]

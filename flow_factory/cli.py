@@ -131,6 +131,9 @@ def listen(listener: Listener, argv: Sequence[str] | None) -> int:
             return stopped(listener.signal.name)
         if said():
             return 1
+        if isinstance(error, OSError) and error.filename is not None:  # what the file system refused and nobody has asked before
+            print(f"error: {error.filename}: {error.strerror or error}", file=sys.stderr)
+            return 1
         if isinstance(error, RuntimeError) and any(text in str(error) for text in LOST):
             print("error: lost the connection to another process, which has died", file=sys.stderr)
             return 1

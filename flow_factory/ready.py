@@ -18,7 +18,7 @@ from flow_factory.models.files import KEY, LoadError, check_folder
 from flow_factory.models.loading import sketch_adapter
 from flow_factory.models.quantized import check_quantization
 from flow_factory.resuming import Finished, Start, find_start
-from flow_factory.rewards.loading import require_rewards
+from flow_factory.rewards.loading import arguments, require_rewards, try_constructors
 from flow_factory.rows import check_files, check_limits, checkpoint_of, fitted, has_split, is_offline, read_split
 from flow_factory.run_folder import default_name, require_free
 from flow_factory.trackers import require_trackers
@@ -34,7 +34,9 @@ class Ready:
     share: tuple[int, int] = (0, 1)
     """This process among those that share out the decoding of files."""
     remote: bool = True
-    """Whether configs may be fetched from the hub."""
+    """Whether configs may be fetched from the hub: by a start. A check constructs rewards instead, which a start does next."""
+    here: bool = True
+    """Whether this machine is the one that would run it."""
     rows: list[Row] = field(default_factory=list)
     test: list[Row] = field(default_factory=list)
     sketch: ModelAdapter | None = None
@@ -50,11 +52,11 @@ class Ready:
     """Of the condition files that this process has decoded."""
 
 
-def ready(asked: RunConfig, share: tuple[int, int] = (0, 1), remote: bool = True) -> Ready:
+def ready(asked: RunConfig, share: tuple[int, int] = (0, 1), remote: bool = True, here: bool = True) -> Ready:
     """Raises:
     UserError: the first thing for which a start would be refused.
     """
-    found = Ready(asked, share, remote)
+    found = Ready(asked, share, remote, here)
     found.config = asked
     for check in CHECKS:
         check(found)
@@ -64,8 +66,10 @@ def ready(asked: RunConfig, share: tuple[int, int] = (0, 1), remote: bool = True
 def machine(found: Ready) -> None:
     """Packages and devices."""
     config = found.asked
-    check_quantization(config.model.quantization)
     require_trackers(config.log.logging_backend)
+    if not found.here:
+        return
+    check_quantization(config.model.quantization)
     named = {"train.ema_device": config.train.ema_device, "train.ref_param_device": config.train.ref_param_device}
     named |= {f"reward {entry.name!r}: device": entry.device for entry in (*config.rewards, *(config.eval_rewards or ()))}
     for key, name in named.items():
@@ -106,6 +110,8 @@ def rewards(found: Ready) -> None:
     family = MODELS[config.model.model_type]
     for entries, split in used:
         require_rewards(entries, split, family.draws, family.sounds)
+    if not found.remote:
+        try_constructors([entry for entries, _ in used for entry in arguments(entries)])
 
 
 def checkpoint(found: Ready) -> None:

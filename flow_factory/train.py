@@ -20,7 +20,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from flow_factory.algorithms import ALGORITHMS
-from flow_factory.config import RewardConfig, RunConfig, TrainConfig, config_tree, plan_of
+from flow_factory.config import RunConfig, TrainConfig, config_tree, plan_of
 from flow_factory.config.engine import EngineSettings, engine_of
 from flow_factory.context_parallel import split_sequences
 from flow_factory.copies import copies_base, keep_copies
@@ -28,7 +28,6 @@ from flow_factory.engines import Engine, make_engine
 from flow_factory.errors import UserError
 from flow_factory.evaluation import Evaluator
 from flow_factory.frugal import moved
-from flow_factory.hparams import RewardArguments
 from flow_factory.identity import identity_of
 from flow_factory.meeting import join_group
 from flow_factory.model_files import load_model
@@ -41,7 +40,7 @@ from flow_factory.policy import build_policy
 from flow_factory.ready import Ready, ready
 from flow_factory.remarks import guided_rollouts
 from flow_factory.resuming import Start, find_start
-from flow_factory.rewards.loading import left_out
+from flow_factory.rewards.loading import arguments, left_out
 from flow_factory.rewards.scoring import load_rewards
 from flow_factory.rows import checkpoint_of, encode, is_offline
 from flow_factory.run import Run
@@ -183,11 +182,6 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     unused = MODELS[config.model.model_type].find_unused or len(config.model.target_components) > 1  # an epoch may train one expert
     parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=unused)
     return Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[parallel])
-
-
-def arguments(entries: Sequence[RewardConfig]) -> list[RewardArguments]:
-    """The rewards' entries as their public interface has them; `device: auto` is this process's."""
-    return [RewardArguments(**{**e.model_dump(), "device": "cuda" if e.device == "auto" else e.device}) for e in entries]
 
 
 def open_adapter(config: RunConfig) -> ModelAdapter:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from flow_factory.check import check
+from flow_factory.check import check, report
 from flow_factory.config import load_config
 from flow_factory.errors import UserError
 from flow_factory.models.loading import LoadError, load_adapter
@@ -200,3 +200,40 @@ def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
     torch.save({"x": torch.ones(1)}, folder / "transformer" / "diffusion_pytorch_model.bin")
     with pytest.raises(LoadError, match="does not load as FluxPipeline"):
         load_adapter(str(folder), "flux1")
+
+
+REWARD = """\
+import os
+from flow_factory.rewards import PointwiseRewardModel
+
+
+class NeedsKey(PointwiseRewardModel):
+    required_fields = ("image",)
+    loads_weights = {loads}
+
+    def __init__(self, config, accelerator):
+        super().__init__(config, accelerator)
+        self.key = os.environ["THE_KEY_THAT_NOBODY_HAS"]
+
+    def __call__(self, image, **others):
+        return [0.0] * len(image)
+"""
+
+
+@pytest.mark.parametrize("loads", [True, False])
+def test_a_reward_is_constructed_where_that_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loads: bool) -> None:
+    write_run(tmp_path)
+    (tmp_path / f"keyed_{loads}.py").write_text(REWARD.format(loads=loads))
+    monkeypatch.syspath_prepend(tmp_path)
+    overrides = [f"rewards.reward_model=keyed_{loads}.NeedsKey"]
+    if loads:
+        check(load_config(tmp_path / "tiny.yaml", overrides))
+    else:
+        line = refused_alike(tmp_path, *overrides)
+        assert "reward 'size' cannot be constructed" in line and "THE_KEY_THAT_NOBODY_HAS" in line
+
+
+def test_a_check_for_other_cards_asks_nothing_of_this_machines(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    config = load_config(tmp_path / "tiny.yaml", ["train.ema_device=cuda"])
+    assert "memory of one process" in report(config, 24.0)[0]

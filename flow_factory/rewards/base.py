@@ -33,6 +33,8 @@ class BaseRewardModel(ABC):
     """Media as float tensors in [0, 1], (C, H, W) an image and (T, C, H, W) a video, on `self.device`; otherwise as PIL images."""
     extra_keys: ClassVar[tuple[str, ...] | None] = None
     """The keys of the YAML entry that it takes beyond the common ones; None takes any, in `config.extra_kwargs`."""
+    loads_weights: ClassVar[bool] = False
+    """Whether its constructor reads a model: `--check`, which constructs the others, then leaves it out."""
     changes_inputs: ClassVar[bool] = True
     """Whether it may change what it is given. It gets copies; a class that says False gets the pictures themselves."""
 

@@ -98,6 +98,7 @@ class CLIPReward(PointwiseRewardModel):
 
     required_fields = ("prompt", "image", "video")
     extra_keys = CLIPScorer.KEYS
+    loads_weights = True
     changes_inputs = False
 
     def __init__(self, config: RewardArguments, accelerator: Accelerator):

@@ -5,8 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
+from flow_factory.config import RewardConfig
 from flow_factory.errors import UserError
 from flow_factory.hparams import RewardArguments
 from flow_factory.registry import nearest
@@ -77,6 +80,11 @@ def left_out(entries: Sequence[Entry]) -> list[str]:
     return [f"eval.group_size: 1 leaves {', '.join(names)} out of the evaluation, for groups are compared; write e.g. 4"] if names else []
 
 
+def arguments(entries: Sequence[RewardConfig]) -> list[RewardArguments]:
+    """The rewards' entries as their public interface has them; `device: auto` is this process's."""
+    return [RewardArguments(**{**e.model_dump(), "device": "cuda" if e.device == "auto" else e.device}) for e in entries]
+
+
 def require_rewards(entries: Sequence[Entry], rows: Sequence[Row], kind: Literal["image", "video"], sounds: bool) -> None:
     """That the entries' classes are there, score what the model makes, and find in every row what they need; nothing is loaded.
 
@@ -110,6 +118,25 @@ def load_judges(train: Sequence[RewardArguments], evaluation: Sequence[RewardArg
     judges = [[judge(config) for config in entries] for entries in (train, evaluation)]
     watch_threads({type(j.model).__module__: j.name for group in judges for j in group})
     return judges
+
+
+def try_constructors(entries: Sequence[RewardArguments]) -> None:
+    """Constructs those that read no model (`loads_weights`), and forgets them.
+
+    Raises:
+        UserError: see `load_judges`.
+    """
+    free = [entry for entry in entries if not reward_class(entry).loads_weights]
+    if not free:
+        return
+    known = bool(AcceleratorState._shared_state)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    try:
+        for entry in free:
+            construct(entry, accelerator)
+    finally:
+        if not known:  # a run may want another precision
+            AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def construct(config: RewardArguments, accelerator: Accelerator) -> BaseRewardModel:

@@ -12,6 +12,7 @@ from flow_factory.rewards.clip import CLIPScorer
 class _PickScore(BaseRewardModel):
     required_fields = ("prompt", "image", "video")
     extra_keys = CLIPScorer.KEYS
+    loads_weights = True
     changes_inputs = False
 
     def __init__(self, config: RewardArguments, accelerator: Accelerator):
