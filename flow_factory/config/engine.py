@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from flow_factory.config.base import ConfigError, show
 from flow_factory.config.text import read_foreign
+from flow_factory.errors import file_errors
 
 LAUNCH_FILES = Path(__file__).parents[1] / "launch_files"
 """Ours, which come along however the program is installed; examples/launch leads to them."""
@@ -79,8 +80,9 @@ def found(config_file: str) -> Path:
     """
     path, ours = Path(config_file), LAUNCH_FILES / Path(config_file).name
     for file in (path, ours):
-        if file.is_file():
-            return file
+        with file_errors("config_file", file, "the user that runs this must be able to read it", ConfigError):
+            if file.is_file():
+                return file
     known = ", ".join(sorted(f.name for f in LAUNCH_FILES.glob("*.yaml")))
     raise ConfigError(f"config_file: there is no {path.absolute()}, and none of our own has this name; those are {known}")
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from flow_factory.config.base import ConfigError
 from flow_factory.config.run import RunConfig
+from flow_factory.errors import file_errors
 
 ROOTS = (".git", "pyproject.toml")
 """What a checkout's own folder has."""
@@ -35,6 +36,9 @@ def require_places(config: RunConfig, file: Path) -> None:
     asked = [("model.model_name_or_path", model.model_name_or_path, "model_index.json"), ("data.dataset_dir", data.dataset_dir, "")]
     if model.resume_path is not None:
         asked.append(("model.resume_path", model.resume_path, ""))
-    lines = [f"{key}: {said}" for key, path, inside in asked if (said := elsewhere(path, file, inside))]
+    lines: list[str] = []
+    for key, path, inside in asked:
+        with file_errors(key, path, "the user that runs this must be able to read it", ConfigError):
+            lines += [f"{key}: {said}"] if (said := elsewhere(path, file, inside)) else []
     if lines:
         raise ConfigError("\n".join(lines))
