@@ -28,7 +28,6 @@ from tests.conftest import cells, chosen
 from tests.test_resume import SETTINGS as EVALUATED
 from tests.test_resume import assert_same
 from tests.tiny.faults import poisoned
-from tests.tiny.forked import forked
 from tests.tiny.run import ROOT, ff_train, read_state, tiny, write_run
 from tests.tiny.several import several
 
@@ -62,13 +61,11 @@ def faulty(folder: Path, name: str, fault: str, *keys: str) -> Ended:
     if not (folder / "tiny.yaml").exists():
         write_run(folder)
     given = (*SETTINGS, "rewards.reward_model=tests.tiny.faults.Faulty", f"run_name={name}", *keys)
-    several_processes = any(key.startswith("num_processes") for key in keys)
-    done = (ff_train if several_processes else forked)("tiny.yaml", *given, cwd=folder, FAULT=fault)
-    said = done.stdout + (done.stderr or "")
-    assert "Traceback" not in said, said
+    done = ff_train("tiny.yaml", *given, cwd=folder, FAULT=fault)
+    assert "Traceback" not in done.stderr, done.stderr
     assert [p for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == str(folder)] == []
     run = folder / "save" / name
-    return Ended(done.returncode, said, run, sorted(p.name for p in (run / "checkpoints").glob("epoch_*")))
+    return Ended(done.returncode, done.stderr, run, sorted(p.name for p in (run / "checkpoints").glob("epoch_*")))
 
 
 # -- a process dies, or is told to end ----------------------------------------------------------------------------------------------

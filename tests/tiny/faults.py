@@ -33,9 +33,11 @@ def terminate_launcher() -> None:
 
 
 def interrupt_twice() -> None:
-    """From a thread: the first Ctrl-C has been heard when the second comes."""
+    """From a thread: the second Ctrl-C comes when the first has been heard."""
+    interrupt = signal.getsignal(signal.SIGINT).__self__  # type: ignore[union-attr]
     os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(1)
+    while interrupt.signal is None:
+        time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGINT)
 
 
