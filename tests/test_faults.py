@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-import psutil
 import pytest
 import torch
 from accelerate import Accelerator
@@ -28,6 +27,7 @@ from tests.conftest import cells, chosen
 from tests.test_resume import SETTINGS as EVALUATED
 from tests.test_resume import assert_same
 from tests.tiny.faults import poisoned
+from tests.tiny.patience import none_left
 from tests.tiny.run import ROOT, ff_train, read_state, tiny, write_run
 from tests.tiny.several import several
 
@@ -63,7 +63,7 @@ def faulty(folder: Path, name: str, fault: str, *keys: str) -> Ended:
     given = (*SETTINGS, "rewards.reward_model=tests.tiny.faults.Faulty", f"run_name={name}", *keys)
     done = ff_train("tiny.yaml", *given, cwd=folder, FAULT=fault)
     assert "Traceback" not in done.stderr, done.stderr
-    assert [p for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == str(folder)] == []
+    none_left(folder)
     run = folder / "save" / name
     return Ended(done.returncode, done.stderr, run, sorted(p.name for p in (run / "checkpoints").glob("epoch_*")))
 

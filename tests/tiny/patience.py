@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
 PATIENCE = 300.0
 """Seconds without a sign of life. The longest silence is a start's, which an idle machine of two cores does in less than 20."""
 
@@ -53,3 +55,11 @@ def until(happened: Callable[[], bool], run: "subprocess.Popen[str]", folder: Pa
     while not happened() and run.poll() is None:
         watch.check(run.args)
         time.sleep(0.05)
+
+
+def none_left(folder: Path) -> None:
+    """Waits for the end of all processes whose working directory it is."""
+    watch = Watch(folder)
+    while left := [p for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == str(folder)]:
+        watch.check(left)
+        time.sleep(0.1)
