@@ -70,6 +70,7 @@ REFUSED = {
     "no such layer": (("run_name=new", "model.target_modules=attn.to_w"), "fits no linear layer"),
     "no such tracker": (("run_name=new", "log.logging_backend=swanlab"), "swanlab, which is not installed"),
     "no such tracker later": ((*MORE, "log.logging_backend=tests.test_run_folder.Unwilling"), "not today"),
+    "an untidy tracker": (("run_name=new", "log.logging_backend=tests.test_run_folder.Untidy"), "not today"),
     "out of save_dir": (("run_name=../new",), "log.run_name: '../new' is not inside log.save_dir"),
     "out of save_dir, absolute": (("run_name=/tmp/new",), "log.run_name: '/tmp/new' is not inside"),
     "save_dir itself": (("run_name=.",), "log.run_name: '.' is not inside"),
@@ -83,6 +84,14 @@ class Unwilling:
 
     def __init__(self, *given: object):
         raise UserError("not today")
+
+
+class Untidy(Unwilling):
+    """One that has written by then."""
+
+    def __init__(self, project: str, run_name: str, run_dir: Path, config: object):
+        (run_dir / "logs").mkdir()
+        super().__init__()
 
 
 @pytest.mark.parametrize("name", REFUSED)
