@@ -33,8 +33,8 @@ def said_to_write(lines: list[str]) -> list[str]:
     [
         ("lora/flux1", (), 24.0),
         ("lora/flux1", ("train.per_device_batch_size=8", "train.enable_gradient_checkpointing=false", "train.resolution=1024"), 48.0),
-        ("full/sd3_5", ("model.master_weight_dtype=fp32",), 24.0),
-        ("lora/qwen_image", (), 24.0),
+        pytest.param("full/sd3_5", ("model.master_weight_dtype=fp32",), 24.0, marks=pytest.mark.slow),
+        pytest.param("lora/qwen_image", (), 24.0, marks=pytest.mark.slow),
     ],
 )
 def test_what_it_says_to_write_fits_by_the_estimate(name: str, keys: tuple[str, ...], card: float, monkeypatch: pytest.MonkeyPatch) -> None:
