@@ -127,13 +127,14 @@ def components_of(adapter: ModelAdapter, config: ModelConfig) -> list[str]:
 def target_names(module: nn.Module, component: str, target: str | Sequence[str], default: Sequence[str]) -> list[str] | None:
     """Full names of the linear layers of one component that `target_modules` chooses; None stands for all of them.
 
-    Each entry is `all`, `default`, an ending such as `attn.to_q`, or an ending behind `component.`.
+    Each entry is `all`, `default`, an ending such as `attn.to_q`, or one of these behind `component.`.
 
     Raises:
         UserError: an ending that fits no linear layer; the message has the nearest one.
     """
     endings: list[str] = []
-    for entry in [target] if isinstance(target, str) else target:
+    for written in [target] if isinstance(target, str) else target:
+        entry = written.removeprefix(f"{component}.") if written in (f"{component}.all", f"{component}.default") else written
         if entry == "all":
             return None
         if entry == "default" and not default:

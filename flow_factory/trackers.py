@@ -4,6 +4,7 @@ Only the main process opens trackers.
 """
 
 import json
+import os
 import secrets
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -20,6 +21,8 @@ from flow_factory.metrics import MetricsFile
 from flow_factory.pictures import animation, caption, contact_sheet
 from flow_factory.registry import Registry
 from flow_factory.types import Clip, Sample
+
+WANDB_ADVICE = "run `wandb login`, set WANDB_API_KEY, or set WANDB_MODE=offline (`wandb sync` later)"
 
 
 class TrackerError(UserError):
@@ -80,8 +83,9 @@ class Wandb:
         try:
             self.run = wandb.init(project=project, name=run_name, dir=run_dir, config=config, id=_run_id(run_dir), resume="allow")
         except wandb.Error as error:
-            advice = "run `wandb login`, set WANDB_API_KEY, or set WANDB_MODE=offline (and `wandb sync` later)"
-            raise TrackerError(f"wandb did not start: {str(error).rstrip('.')}; {advice}; or choose another log.logging_backend") from error
+            raise TrackerError(
+                f"wandb did not start: {str(error).rstrip('.')}; {WANDB_ADVICE}; or choose another log.logging_backend"
+            ) from error
         self.run.define_metric("*", step_metric="step")  # wandb's own step may not go back, as it does at a resume
         self.image, self.video = wandb.Image, wandb.Video
 
@@ -175,7 +179,7 @@ def require_trackers(names: Sequence[str]) -> None:
     """What can be known before anything is loaded, and leaves nothing behind.
 
     Raises:
-        TrackerError: a backend is not installed.
+        TrackerError: a backend is not installed, or has no login where it needs one.
         UnknownName: a name that is neither a backend nor a dotted path.
     """
     for name in names:
@@ -183,6 +187,16 @@ def require_trackers(names: Sequence[str]) -> None:
             raise TrackerError(_install(name, name))
         if name.lower() != "none":
             TRACKERS[name]
+        if name == "wandb" and not wandb_may_start(os.environ):
+            raise TrackerError(f"log.logging_backend: wandb has no login here; {WANDB_ADVICE}; or choose another log.logging_backend")
+
+
+def wandb_may_start(environment: Mapping[str, str]) -> bool:
+    """Whether it is not online, or has a key in the environment or in the file that `wandb login` writes."""
+    if environment.get("WANDB_MODE", "online") != "online" or any(map(environment.get, ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"))):
+        return True
+    file = Path(environment.get("NETRC") or Path(environment.get("HOME", "/"), ".netrc"))
+    return file.is_file() and "machine" in file.read_text("utf-8", "replace")
 
 
 def open_trackers(names: Sequence[str], project: str, run_name: str, run_dir: Path, config: dict[str, Any]) -> Trackers:

@@ -56,6 +56,13 @@ def test_all_stands_for_everything(target: str | tuple[str, ...]) -> None:
     assert target_names(transformer(), "transformer", target, Flux1.lora_targets) is None
 
 
+def test_default_and_all_may_name_their_component() -> None:
+    names = target_names(transformer(), "transformer", ["transformer.default"], Flux1.lora_targets)
+    assert names == target_names(transformer(), "transformer", "default", Flux1.lora_targets) != []
+    assert target_names(transformer(), "transformer", "transformer.all", Flux1.lora_targets) is None
+    assert target_names(transformer(), "transformer_2", "transformer.default", Flux1.lora_targets) == []
+
+
 @pytest.mark.parametrize(("target", "near"), [
     ("attn.to_qq", "attn.to_q"), ("transformer.attn.to_out", "attn.to_out"), ("to_qq", "to_q"), ("norm1", "norm1.linear"),
 ])  # fmt: skip

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from flow_factory.metrics import read_metrics
 from flow_factory.pictures import contact_sheet
 from flow_factory.registry import UnknownName
-from flow_factory.trackers import TrackerError, open_trackers
+from flow_factory.trackers import TrackerError, open_trackers, require_trackers
 from flow_factory.types import Sample
 from tests.tiny.patience import PATIENCE
 from tests.tiny.videos import clip, played
@@ -205,3 +205,17 @@ def test_without_login_the_error_says_what_to_do(tmp_path, backend):
         and f"`{backend} login`" in done.stderr
         and f"{backend.upper()}_MODE=offline" in done.stderr
     )
+
+
+def test_a_missing_login_is_known_before_a_run(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("WANDB")] + ["NETRC"]:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(TrackerError, match="wandb has no login here; run `wandb login`"):
+        require_trackers(["wandb"])
+    for name, value in (("WANDB_MODE", "offline"), ("WANDB_API_KEY", "x")):
+        with monkeypatch.context() as context:
+            context.setenv(name, value)
+            require_trackers(["wandb", "tensorboard", "none"])
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password x\n")
+    require_trackers(["wandb"])
