@@ -11,6 +11,7 @@ start is reading, loading and encoding.
 """
 
 import argparse
+import itertools
 import multiprocessing
 import os
 import random
@@ -65,6 +66,10 @@ class Story:
     folder: Path
     kills: list[Kill] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        fell = ", ".join(f"{kill.signal.name} in {PLACES[kill.place]}" for kill in self.kills) or "never killed"
+        return "\n  ".join([f"{self.folder.name}: {fell}: {'not ' if self.wrong else ''}exact", *self.wrong])
 
 
 def live(folder: Path) -> None:
@@ -175,17 +180,17 @@ def main() -> int:
         assert code == 0, (unbroken / "said").read_text()
         print(f"the undisturbed run: {EPOCHS} epochs in {seconds:.1f} s; seed {args.seed}", file=sys.stderr)
         stories: list[Story] = []
-        with ThreadPoolExecutor(args.jobs) as pool:
+        numbers = itertools.count()
+
+        def tell_more(job: int) -> None:
             while sum(len(story.kills) for story in stories) < args.kills:
-                numbers = range(len(stories), len(stories) + args.jobs)
-                folders = [folder / f"run_{k}" for k in numbers]
-                for one in folders:
-                    one.mkdir()
-                chances = [random.Random(f"{args.seed} {k}") for k in numbers]
-                for story in pool.map(lambda f, c: tell(f, c, seconds, unbroken / "save" / "run"), folders, chances):
-                    stories.append(story)
-                    for wrong in story.wrong:
-                        print(f"{story.folder.name}: {wrong}", file=sys.stderr)
+                one = folder / f"run_{next(numbers)}"
+                one.mkdir()
+                stories.append(tell(one, random.Random(f"{args.seed} {one.name}"), seconds, unbroken / "save" / "run"))
+                print(stories[-1], file=sys.stderr)
+
+        with ThreadPoolExecutor(args.jobs) as pool:
+            list(pool.map(tell_more, range(args.jobs)))
     print(f"{len(stories)} runs, {sum(not story.wrong for story in stories)} exact\n\n{table(stories)}")
     return int(any(story.wrong for story in stories))
 

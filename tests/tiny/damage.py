@@ -72,7 +72,9 @@ def tree_damage(draw: Draw, tree: Any, texts: Mapping[str, str] = JSON_TEXTS) ->
         found = list(_spots(holder))
         inside, key = draw(st.sampled_from(found))
         value = deepcopy(inside[key])
-        match draw(st.sampled_from(("delete", "twice", "rename", "replace", "replace", "text", "swap", "wrap", "touch", "touch"))):
+        match draw(
+            st.sampled_from(("delete", "twice", "rename", "replace", "replace", "text", "text", "text", "swap", "wrap", "touch", "touch"))
+        ):
             case "delete":
                 del inside[key]
             case "twice" if isinstance(inside, dict):
