@@ -1,5 +1,6 @@
 """How long a test waits for other processes: as long as something happens in their folder, so that a limit only stops what hangs."""
 
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -58,8 +59,8 @@ def until(happened: Callable[[], bool], run: "subprocess.Popen[str]", folder: Pa
 
 
 def none_left(folder: Path) -> None:
-    """Waits for the end of all processes whose working directory it is."""
+    """Waits for the end of all processes whose working directory it is, but for the test's own."""
     watch = Watch(folder)
-    while left := [p for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == str(folder)]:
+    while left := [p for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == str(folder) and p.pid != os.getpid()]:
         watch.check(left)
         time.sleep(0.1)
