@@ -64,7 +64,7 @@ def told_processes(flags: Mapping[str, Any], environment: Mapping[str, str]) -> 
     """
     said = _said(flags, environment)
     if _inside(environment):
-        there = int(environment["WORLD_SIZE"])
+        there = _number({"processes": Said(environment["WORLD_SIZE"], "WORLD_SIZE")}, "processes", 1, least=1)
         if "num_processes" in said and _number(said, "num_processes", 1) != there:
             raise ConfigError(
                 f"--num_processes is {said['num_processes'].value}, and this is one of {there} that run already; leave it out"

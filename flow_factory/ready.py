@@ -1,5 +1,6 @@
 """What a start asks before it loads weights or writes anything, cheapest first. One list: `--check` goes through it, too."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ from flow_factory.rows import check_files, check_limits, checkpoint_of, fitted, 
 from flow_factory.run_folder import default_name, require_free
 from flow_factory.trackers import require_trackers
 from flow_factory.types import Row
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -101,6 +104,11 @@ def data(found: Ready) -> None:
     """The rows, not yet their files."""
     found.rows = read_split(found.asked, "train")
     found.test = read_split(found.asked, "test") if has_split(found.asked, "test") else []
+    asked, there = found.asked.train.unique_sample_num_per_epoch, len(found.rows)
+    if asked > there and found.share[0] == 0:
+        logger.warning(
+            "train.unique_sample_num_per_epoch: %d is more than the %d rows that there are: rows repeat in an epoch", asked, there
+        )
 
 
 def rewards(found: Ready) -> None:

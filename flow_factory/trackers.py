@@ -182,7 +182,7 @@ def require_trackers(names: Sequence[str]) -> None:
         TrackerError: a backend is not installed, or has no login where it needs one.
         UnknownName: a name that is neither a backend nor a dotted path.
     """
-    for name in names:
+    for name in map(TRACKERS.canonical, names):
         if name in PACKAGES and find_spec(name) is None:
             raise TrackerError(_install(name, name))
         if name.lower() != "none":

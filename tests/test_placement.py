@@ -190,3 +190,8 @@ def test_restarts_that_could_not_go_on(tmp_path: Path, overrides: tuple[str, ...
 def test_auto_needs_a_name_and_a_state(tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         configured(tmp_path, "model.resume_path=auto", *overrides)
+
+
+def test_a_number_of_processes_that_is_none_is_named() -> None:
+    with pytest.raises(ConfigError, match="WORLD_SIZE is 'abc'; it must be a whole number from 1"):
+        told_processes({}, {"LOCAL_RANK": "0", "WORLD_SIZE": "abc"})

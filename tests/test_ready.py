@@ -15,6 +15,7 @@ from flow_factory.check import check, report
 from flow_factory.config import load_config
 from flow_factory.errors import UserError
 from flow_factory.models.loading import LoadError, load_adapter
+from flow_factory.ready import Ready, data
 from tests.tiny.pipelines import saved
 from tests.tiny.run import checkpoint, tiny, write_rows, write_run
 
@@ -237,3 +238,8 @@ def test_a_check_for_other_cards_asks_nothing_of_this_machines(tmp_path: Path) -
     write_run(tmp_path)
     config = load_config(tmp_path / "tiny.yaml", ["train.ema_device=cuda"])
     assert "memory of one process" in report(config, 24.0)[0]
+
+
+def test_more_rows_an_epoch_than_there_are_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data(Ready(load_config(write_run(tmp_path), ["train.unique_sample_num_per_epoch=8"])))
+    assert "unique_sample_num_per_epoch: 8 is more than the 6 rows" in caplog.text

@@ -25,6 +25,9 @@ def pipeline_path(name: str) -> str:
 
 
 def pipeline_name(checkpoint: str) -> str | None:
-    """What model_index.json of a folder says; None where there is no such folder."""
+    """What model_index.json of a folder says; None where there is no such folder, or the file is damaged, which the start says."""
     index = Path(checkpoint).expanduser() / "model_index.json"
-    return json.loads(index.read_text("utf-8")).get("_class_name") if index.is_file() else None
+    try:
+        return json.loads(index.read_text("utf-8")).get("_class_name") if index.is_file() else None
+    except (ValueError, AttributeError, OSError):
+        return None
