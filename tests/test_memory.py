@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.epoch import MIDDLE
-from flow_factory.check import check
+from flow_factory.check import report as report_of
 from flow_factory.config import RunConfig, load_config
 from flow_factory.config.engine import EngineSettings
 from flow_factory.fit import memory_lines
@@ -232,7 +232,7 @@ def test_zero_keeps_float32_weights_and_a_bucket_of_its_own(monkeypatch: pytest.
 def test_the_check_prints_device_and_main_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flow_factory.models.quantized.find_spec", lambda name: None)
     overrides = ["model.offload_idle=true", "train.offload_samples_to_cpu=true", "model.quantization=bnb_4bit"]
-    report = check(load_config(write_run(tmp_path), overrides))
+    report, _ = report_of(load_config(write_run(tmp_path), overrides), gpu=24)
     lines = [line.strip() for line in report.splitlines()]
     assert any(line.endswith("of main memory: VAE and other parts of a rollout, while they wait") for line in lines)
     assert any(line.endswith("of main memory: kept latents") for line in lines) and "  DDP, 1 process" in report.splitlines()

@@ -220,7 +220,7 @@ def test_eval_freq_0_evaluates_never(tmp_path: Path) -> None:
 
 
 def test_the_first_update_of_a_warm_up_moves_the_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    run = tiny(tmp_path, *QUIET, "train.lr_warmup_steps=3")
+    run = tiny(tmp_path, *QUIET, "train.lr_warmup_steps=3", "train.lr_total_steps=9")
     assert run.trainer.schedule.get_last_lr()[0] == pytest.approx(1e-3 / 3)
     with caplog.at_level(logging.WARNING):
         first, *_ = epochs(run)
