@@ -10,6 +10,7 @@ from zlib import crc32
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from flow_factory.config import ModelConfig
@@ -80,13 +81,18 @@ def _nowhere(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(autouse=True)
 def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each test runs in its own folder. Modules that it writes there come before those that a user keeps in the root, and go with it."""
+    """Each test runs in its own folder. Modules that it writes there come before those that a user keeps in the root.
+
+    They go with it, and so does a process group.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*(p for p in sys.path if p not in ("", str(ROOT))), str(tmp_path), str(ROOT)])
     yield
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
             del sys.modules[name]
+    if dist.is_initialized():  # by FSDP of one process, say
+        dist.destroy_process_group()
 
 
 # -- the tiny FLUX.1 --------------------------------------------------------------------------------------------------------------------
