@@ -10,7 +10,7 @@ from flow_factory.cli import main
 from flow_factory.config import ConfigError, load_config
 from flow_factory.config.engine import LAUNCH_FILES, found
 from tests.tiny.patience import PATIENCE
-from tests.tiny.run import ROOT, environment, ff_train, logged, write_run
+from tests.tiny.run import ROOT, checkpoint, environment, ff_train, logged, write_run
 
 REWARD = """\
 from flow_factory.rewards import PointwiseRewardModel, RewardModelOutput
@@ -199,6 +199,9 @@ def test_a_path_that_is_right_from_another_folder_is_said_so(
         said
         == f"error: data.dataset_dir: there is no data in {here}, and there is one in {tmp_path}: start there, or write {tmp_path}/data\n"
     )
+    (tmp_path / "base").symlink_to(checkpoint())
+    assert main([str(file), "model.model_name_or_path=base", "--check"]) == 2
+    assert capsys.readouterr().err.endswith(f"start there, or write {tmp_path}/base\n")
     assert main([str(file), "config_file=engine.yaml"]) == 2
     assert f"start there, or write {tmp_path}/engine.yaml" in capsys.readouterr().err
     assert main([str(file), "data.dataset_dir=data", "--print-config"]) == 0

@@ -19,8 +19,8 @@ def elsewhere(path: str, file: Path, inside: str = "") -> str:
     if Path(path).is_absolute() or Path(path).exists():
         return ""
     for folder in file.absolute().parents:
-        if (found := folder / path / inside).exists():
-            return f"there is no {path} in {Path.cwd()}, and there is one in {folder}: start there, or write {found}"
+        if (folder / path / inside).exists():
+            return f"there is no {path} in {Path.cwd()}, and there is one in {folder}: start there, or write {folder / path}"
         if any((folder / name).exists() for name in ROOTS):
             break
     return ""
