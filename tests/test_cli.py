@@ -193,6 +193,7 @@ def test_a_path_that_is_right_from_another_folder_is_said_so(
     here.mkdir()
     monkeypatch.chdir(here)
     (tmp_path / "engine.yaml").write_text("distributed_type: NO\n")
+    capsys.readouterr()  # of writing the checkpoint
     assert main([str(file), "data.dataset_dir=data", "--check"]) == 2
     said = capsys.readouterr().err
     assert (
