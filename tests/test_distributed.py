@@ -43,15 +43,15 @@ class Told(JpegCompressibility):
 """
 
 
-@pytest.mark.parametrize(("reward", "tracebacks"), [("Leaves", 0), ("Absent", 1)])
-def test_a_process_that_fails_is_shown_once(tmp_path: Path, reward: str, tracebacks: int) -> None:
+@pytest.mark.parametrize("reward", ["Leaves", "Absent"])
+def test_a_process_that_fails_is_shown_once(tmp_path: Path, reward: str) -> None:
     write_run(tmp_path)
     (tmp_path / "mine.py").write_text(REWARD)
     done = ff_train("tiny.yaml", "--num_processes", "2", f"rewards.reward_model=mine.{reward}", "eval.eval_freq=0", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.count("RuntimeError: the judge of process 1 is out") == 1, done.stderr
     assert "error: process 1 of 2 stopped with exit code 1; its message is above" in done.stderr
-    assert done.stderr.count("Traceback") == tracebacks, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
 
 
 def test_what_all_processes_find_wrong_is_said_once(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_a_disk_that_fills_up_during_a_save_leaves_the_checkpoint_before(tmp_pat
 
 def test_a_disk_that_fills_up_elsewhere_is_one_line(tmp_path: Path) -> None:
     """Here it is the log; where pictures are drawn it ends nothing."""
-    run = faulty(tmp_path, "run", "0 flow_factory.metrics:MetricsFile.log 4 full", "eval.eval_freq=3", "log.save_freq=2")
+    run = faulty(tmp_path, "run", "0 flow_factory.metrics:MetricsFile.log 4 brimful", "eval.eval_freq=3", "log.save_freq=2")
     assert run.code == 1
     (said,) = run.complaints
     assert re.fullmatch(r"error: .*File too large.* \(a write to \S+/save or \S+/cache\); go on from the last whole checkpoint", said)

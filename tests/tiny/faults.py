@@ -41,16 +41,21 @@ def interrupt_twice() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def full() -> None:
+def full(largest: int = LARGEST) -> None:
     """As a full disk: a write fails. Python ignores the signal that comes with it."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def brimful() -> None:
+    """Not a line more."""
+    full(1)
 
 
 def out_of_memory() -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
-FAULTS: dict[str, Callable[[], None]] = {f.__name__: f for f in (kill, terminate_launcher, interrupt_twice, full, out_of_memory)}
+FAULTS: dict[str, Callable[[], None]] = {f.__name__: f for f in (kill, terminate_launcher, interrupt_twice, full, brimful, out_of_memory)}
 
 
 class Faulty(JpegCompressibility):

@@ -4,6 +4,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -32,11 +33,10 @@ class Watch:
 
 def signs(folder: Path) -> set[tuple[str, int]]:
     found = set()
-    for path in folder.rglob("*"):
-        try:
-            found.add((str(path), path.stat().st_mtime_ns))
-        except FileNotFoundError:  # it was renamed or removed since
-            continue
+    for inside, folders, files in os.walk(folder):  # which passes over a folder that is removed meanwhile
+        for path in (Path(inside, name) for name in (*folders, *files)):
+            with suppress(FileNotFoundError):  # it was renamed or removed since
+                found.add((str(path), path.stat().st_mtime_ns))
     return found
 
 

@@ -28,11 +28,11 @@ class Bright(PointwiseRewardModel):
 
 
 class Outshines(GroupwiseRewardModel):
-    """By how much each picture is brighter than its group; of the picture of an evaluation, which is alone, 0."""
+    """By how much each picture is brighter than its group."""
 
     required_fields = ("image",)
 
     def __call__(self, image: list[Image.Image], **columns: Any) -> RewardModelOutput:
-        assert len(image) in (1, 4), "the whole group, or the picture of an evaluation"
+        assert len(image) == 4, "the whole group"
         light = np.array([np.asarray(picture, np.int64).sum() for picture in image])  # integers: a mean in any order
         return RewardModelOutput(rewards=((light - light.mean()) / image[0].width ** 2).tolist())
