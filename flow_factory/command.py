@@ -1,18 +1,31 @@
-"""What `python -m flow_factory` does. It imports nothing before the current folder is out of the way."""
+"""What `ff-train` and `python -m flow_factory` do. It imports nothing before the current folder is out of the way."""
 
 import os
+import signal
 import sys
 import threading
 import time
+from types import FrameType
 
 
 def run() -> None:
     """The program, with the current folder behind all others: a `queue.py` (or `pathlib.py`) there is nobody's. Does not return."""
     if sys.path[0] in ("", os.getcwd()):  # noqa: PTH109
         sys.path.append(sys.path.pop(0))
+    former = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGINT)}  # until `main` listens
     from flow_factory.cli import main
 
-    leave(main())
+    code = main()
+    for number, handler in former.items():  # a launcher may end what has ended already, whose code must stay its own
+        signal.signal(number, handler)
+    leave(code)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """Ends a program that has not begun: an exception could be swallowed by the import that it falls into."""
+    if os.environ.get("RANK", "0") == "0":
+        os.write(2, f"{signal.Signals(number).name}: stopped at once; what is in the run's folder stays as it is\n".encode())
+    os._exit(130)
 
 
 def leave(code: int, patience: float = 10.0) -> None:

@@ -214,3 +214,21 @@ def test_a_config_file_that_is_not_there_is_said_before_anything_starts(tmp_path
     assert done.returncode == 2
     assert f"config_file: there is no {tmp_path}/gone.yaml" in done.stderr
     assert not (tmp_path / "save").exists()
+
+
+def test_sigterm_before_the_program_is_imported_is_a_line() -> None:
+    code = """
+import os, signal, sys
+from flow_factory import command
+
+class Told:
+    def find_spec(self, name, *rest):
+        if name == "flow_factory.cli":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+sys.meta_path.insert(0, Told())
+command.run()
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr == "SIGTERM: stopped at once; what is in the run's folder stays as it is\n"
