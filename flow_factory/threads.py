@@ -8,7 +8,7 @@ from pathlib import Path
 COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 WAITING = ("OMP_WAIT_POLICY", "GOMP_", "KMP_")
 """What a user's own variables begin with."""
-SPINS = "3000"
+SPINS = "1000"
 """Turns of a loop, some tens of microseconds, for which a thread waits before it sleeps. GNU's OpenMP, which torch's wheels have, turns
 300000 times: nothing on an idle machine, and on a busy one most of what the thread that is waited for could have had
 (benchmarks/README.md)."""
