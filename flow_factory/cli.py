@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flow_factory import __version__
+from flow_factory.command import AT_ONCE
 from flow_factory.config import RunConfig, config_help, dump_config, load_config
 from flow_factory.config.places import require_places
 from flow_factory.errors import FULL, RunError, UserError
@@ -143,7 +144,7 @@ def listen(listener: Listener, argv: Sequence[str] | None) -> int:
 def stopped(what: object) -> int:
     """Says what ended the program, unless another process has; the exit code."""
     if not said():
-        print(f"{what or 'interrupted'}: stopped at once; what is in the run's folder stays as it is", file=sys.stderr)
+        print(AT_ONCE.format(str(what) or "interrupted"), file=sys.stderr)
     return 130
 
 

@@ -7,6 +7,9 @@ import threading
 import time
 from types import FrameType
 
+AT_ONCE = "{}: stopped at once; what is in the run's folder stays as it is"
+"""What is said of a signal that ends the program; its name goes in."""
+
 
 def run() -> None:
     """The program, with the current folder behind all others: a `queue.py` (or `pathlib.py`) there is nobody's. Does not return."""
@@ -24,7 +27,7 @@ def run() -> None:
 def _end(number: int, frame: FrameType | None) -> None:
     """Ends a program that has not begun: an exception could be swallowed by the import that it falls into."""
     if os.environ.get("RANK", "0") == "0":
-        os.write(2, f"{signal.Signals(number).name}: stopped at once; what is in the run's folder stays as it is\n".encode())
+        os.write(2, f"{AT_ONCE.format(signal.Signals(number).name)}\n".encode())
     os._exit(130)
 
 

@@ -51,23 +51,25 @@ def test_sigterm_stops_a_run_with_its_own_code(tmp_path: Path) -> None:
 
 AT_IMPORT = """
 import os, signal, sys
-from flow_factory.cli import main
+from flow_factory import {module}
 
 class AtImport:
     def find_spec(self, name, *_):
-        if name == "torch":
+        if name == "{imported}":
             os.kill(os.getpid(), signal.SIGTERM)
 
 sys.meta_path.insert(0, AtImport())
-raise SystemExit(main(["tiny.yaml"]))
+{start}
 """
+OF_TORCH = AT_IMPORT.format(module="cli", imported="torch", start='raise SystemExit(cli.main(["tiny.yaml"]))')
+OF_THE_PROGRAM = AT_IMPORT.format(module="command", imported="flow_factory.cli", start="command.run()")
 
 
 @pytest.mark.parametrize("where", ["import", "loading"])
 def test_sigterm_before_the_run_is_a_line_and_leaves_nothing(tmp_path: Path, where: str) -> None:
     write_run(tmp_path)
     killed = "flow_factory.train:load_rewards 1 SIGTERM"
-    done = python(AT_IMPORT, tmp_path) if where == "import" else ff_train("tiny.yaml", cwd=tmp_path, killed=killed)
+    done = python(OF_TORCH, tmp_path) if where == "import" else ff_train("tiny.yaml", cwd=tmp_path, killed=killed)
     assert done.returncode == 130, done.stderr
     assert done.stderr.splitlines()[-1] == "SIGTERM: stopped at once; what is in the run's folder stays as it is"
     assert "Traceback" not in done.stderr
@@ -216,19 +218,7 @@ def test_a_config_file_that_is_not_there_is_said_before_anything_starts(tmp_path
     assert not (tmp_path / "save").exists()
 
 
-def test_sigterm_before_the_program_is_imported_is_a_line() -> None:
-    code = """
-import os, signal, sys
-from flow_factory import command
-
-class Told:
-    def find_spec(self, name, *rest):
-        if name == "flow_factory.cli":
-            os.kill(os.getpid(), signal.SIGTERM)
-
-sys.meta_path.insert(0, Told())
-command.run()
-"""
-    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
+def test_sigterm_before_the_program_is_imported_is_a_line(tmp_path: Path) -> None:
+    done = python(OF_THE_PROGRAM, tmp_path)
     assert done.returncode == 130, done.stderr
     assert done.stderr == "SIGTERM: stopped at once; what is in the run's folder stays as it is\n"
