@@ -15,7 +15,7 @@ from flow_factory.command import AT_ONCE
 from flow_factory.config import RunConfig, config_help, dump_config, load_config
 from flow_factory.config.places import require_places
 from flow_factory.errors import FULL, RunError, UserError
-from flow_factory.interrupt import Interrupted, Listener
+from flow_factory.interrupt import Interrupted, Listener, Stopped
 from flow_factory.launch import going_on, launch, said
 from flow_factory.metric_names import metrics_help
 from flow_factory.placement import FLAGS, overrides_of, place, srun_task
@@ -35,8 +35,8 @@ FRUGAL = (
     "To need less: a smaller train.per_device_batch_size, train.enable_gradient_checkpointing: true, train.offload_samples_to_cpu: true, "
     "or weights shared out by config_file: examples/launch/fsdp2.yaml (fsdp2_offload.yaml: they wait in main memory); --check says how much"
 )
-LOST = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
-"""What gloo and NCCL say when another process is gone."""
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "remote process exited")
+"""What gloo, NCCL and torch's store say when another process is gone."""
 
 
 def first() -> bool:
@@ -53,6 +53,19 @@ def restarts() -> list[str]:
 def disk_full(error: Exception) -> bool:
     """Whether it is of a full disk, a used-up quota or a limit on files, as Python says it, or Rust below safetensors."""
     return (isinstance(error, OSError) and error.errno in FULL) or str(error).endswith(tuple(f"(os error {code})" for code in FULL))
+
+
+def lost(error: BaseException) -> bool:
+    """Whether it comes of another process's death."""
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in LOST)
+
+
+def ended_by(error: BaseException, listener: Listener) -> BaseException:
+    """What ended the program: an error, or a signal if it came first. A launcher stops those that are left when one has died."""
+    if not isinstance(error, Stopped):  # a library may have taken the signal for an error of its own
+        return error if listener.signal is None or isinstance(error, UserError) else Stopped(listener.signal.name)
+    overtaken = error.__context__
+    return overtaken if overtaken is not None and (isinstance(overtaken, UserError) or lost(overtaken)) else error
 
 
 def complain(error: Exception | str) -> None:
@@ -122,23 +135,27 @@ def listen(listener: Listener, argv: Sequence[str] | None) -> int:
             parser().print_help()
             return 2
         return act(load_config(args.config, overrides_of(vars(args), os.environ, args.overrides)), args, listener)
-    except UserError as error:
+    except (Exception, KeyboardInterrupt) as error:
+        listener.close()
+        return explain(ended_by(error, listener))
+
+
+def explain(error: BaseException) -> int:
+    """Says in a line what has ended the program; the exit code. What has no line of its own is raised again."""
+    if isinstance(error, UserError):
         complain(error)
         return 1 if isinstance(error, RunError) else 2
-    except KeyboardInterrupt as error:
+    if isinstance(error, KeyboardInterrupt):
         return stopped(error)
-    except Exception as error:  # of any kind: where several processes fail, only the first shows its trace, the others' come of its leaving
-        if listener.signal is not None:  # which a library took for an error of its own
-            return stopped(listener.signal.name)
-        if said():
-            return 1
-        if isinstance(error, OSError) and error.filename is not None:  # what the file system refused and nobody has asked before
-            print(f"error: {error.filename}: {error.strerror or error}", file=sys.stderr)
-            return 1
-        if isinstance(error, RuntimeError) and any(text in str(error) for text in LOST):
-            print("error: lost the connection to another process, which has died", file=sys.stderr)
-            return 1
-        raise
+    if said():  # where several processes fail, only the first shows its trace: the others' come of its leaving
+        return 1
+    if isinstance(error, OSError) and error.filename is not None:  # what the file system refused and nobody has asked before
+        print(f"error: {error.filename}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    if lost(error):
+        print("error: lost the connection to another process, which has died", file=sys.stderr)
+        return 1
+    raise error
 
 
 def stopped(what: object) -> int:

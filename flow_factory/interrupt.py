@@ -39,6 +39,12 @@ class Listener:
         if self.signal is not None:
             raise Stopped(self.signal.name)
 
+    @staticmethod
+    def close() -> None:
+        """No signal is heard from here on: the program is ending, and says why."""
+        for s in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(s, signal.SIG_IGN)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal, self.since = signal.Signals(number), time.monotonic()
         raise Stopped(self.signal.name)

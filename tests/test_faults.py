@@ -28,7 +28,7 @@ from tests.test_resume import SETTINGS as EVALUATED
 from tests.test_resume import assert_same
 from tests.tiny.faults import poisoned
 from tests.tiny.patience import none_left
-from tests.tiny.run import ROOT, ff_train, read_state, tiny, write_run
+from tests.tiny.run import LOST, ROOT, ff_train, read_state, tiny, write_run
 from tests.tiny.several import several
 
 pytestmark = pytest.mark.slow
@@ -96,10 +96,9 @@ def broken(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_a_process_that_is_killed_ends_all_and_the_run_goes_on_to_the_bit(broken: dict[str, Ended], name: str) -> None:
     run, (engine, _, place) = broken[name], name.partition("_")
     assert run.code == 128 + signal.SIGKILL
-    assert run.complaints == [
-        "error: lost the connection to another process, which has died",
-        "error: process 1 of 2 was killed by SIGKILL",
-    ]
+    *before, last = run.complaints
+    assert last == "error: process 1 of 2 was killed by SIGKILL"
+    assert before in ([LOST], []), "the launcher may end a process before it has noticed"
     assert run.kept == ["epoch_1", "epoch_2"] or (place != "save" and run.kept == ["epoch_1"]), "the second may still have been written"
     assert_same(run.folder, run.folder.parent / engine)
 

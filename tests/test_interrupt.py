@@ -5,7 +5,8 @@ import signal
 
 import pytest
 
-from flow_factory import interrupt
+from flow_factory import cli, interrupt
+from flow_factory.errors import RunError
 from flow_factory.interrupt import Interrupt, Interrupted, Listener, Stopped
 
 
@@ -42,3 +43,45 @@ def test_before_a_run_a_signal_ends_the_program_even_if_a_library_takes_it_for_a
                 signal.raise_signal(signal.Signals[name])
         with pytest.raises(Stopped, match="SIGINT"):
             listener.check()
+
+
+LOST = RuntimeError("[pair.cc:547] Connection closed by peer [127.0.0.1]:4711")
+SIGNAL = "SIGTERM: stopped at once; what is in the run's folder stays as it is\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        pytest.param(LOST, 1, "error: lost the connection to another process, which has died\n", id="a process has died"),
+        pytest.param(RunError("a reward failed"), 1, "error: a reward failed\n", id="the run failed"),
+        pytest.param(ImportError("no such module"), 130, SIGNAL, id="what a library asks for"),
+    ],
+)
+@pytest.mark.parametrize("late", [False, True], ids=["while it ends", "while it is said"])
+def test_a_signal_does_not_hide_the_error_that_has_ended_the_program(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, code: int, said: str, late: bool
+) -> None:
+    """A launcher ends those that are left when one has died: as they close their files, or say what is wrong."""
+
+    def act(*_: object) -> int:
+        try:
+            raise error
+        finally:
+            if not late:
+                signal.raise_signal(signal.SIGTERM)
+
+    def explain(given: BaseException) -> int:
+        if late:
+            signal.raise_signal(signal.SIGTERM)
+        return told(given)
+
+    told = cli.explain
+    monkeypatch.setattr(cli, "load_config", lambda *_: None)
+    monkeypatch.setattr(cli, "act", act)
+    monkeypatch.setattr(cli, "explain", explain)
+    if late and code == 130:  # no signal has come before: its trace is
+        with pytest.raises(ImportError, match="no such module"):
+            cli.main(["any.yaml"])
+    else:
+        assert cli.main(["any.yaml"]) == code
+        assert capsys.readouterr().err == said

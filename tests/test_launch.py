@@ -14,7 +14,7 @@ import pytest
 
 from tests.test_resume import SETTINGS, assert_same
 from tests.tiny.patience import output, until
-from tests.tiny.run import ff_train, free_port, logged, started, write_run
+from tests.tiny.run import LOST, ff_train, free_port, logged, started, write_run
 
 pytestmark = pytest.mark.slow
 
@@ -158,7 +158,7 @@ def test_a_run_whose_process_died_ends_as_if_it_had_not(tmp_path: Path, unbroken
     flags = ("--num_processes", "2", "--max_restarts", "1")
     done = ff_train("tiny.yaml", *REWARDED, *flags, cwd=tmp_path, DIES_AFTER=f"save/run/{after}")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("error: lost the connection to another process, which has died") == 1
+    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] in ([LOST], []), "or ended before it has noticed"
     assert done.stderr.count("note: a process died; this is restart 1 of 1") == 1
     assert "Traceback" not in done.stderr
     assert done.stdout.count("# run: 4 epochs of grpo") == 1

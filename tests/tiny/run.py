@@ -29,6 +29,7 @@ from tests.tiny.patience import output
 
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
 ROOT = Path(__file__).parents[2]
+LOST = "error: lost the connection to another process, which has died"
 TRAIN = ["a red circle", "a blue square", "a green triangle", "two cat on the hill", "a photo of a dog", "a yellow sunset"]
 TEST = ["a red square", "a dog on the hill", "a painting of a horse", "mars"]
 
