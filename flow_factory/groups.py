@@ -52,6 +52,30 @@ def informative(advantage: Tensor, multiple: int = 1) -> Tensor:
     return (~useful).to(torch.uint8).argsort(stable=True)[:count].sort().values
 
 
+def cut(rollout: Rollout, size: int) -> list[Rollout]:
+    """Samples that were drawn together, in micro-batches of so many: views of their tensors."""
+    n = len(rollout.ids)
+    if n == size:
+        return [rollout]
+    return [_slice(rollout, slice(k, k + size)) for k in range(0, n, size)]
+
+
+def _slice(rollout: Rollout, here: slice) -> Rollout:
+    steps = [
+        replace(s, x=s.x[here], x1=s.x1[here], logp=s.logp[here], mean=None if s.mean is None else s.mean[here]) for s in rollout.steps
+    ]
+    return replace(
+        rollout,
+        steps=steps,
+        media=rollout.media[here],
+        ids=rollout.ids[here],
+        x0=None if rollout.x0 is None else rollout.x0[here],
+        memo=type(rollout.memo)(),  # it holds what was encoded for all of them
+        frozen=defaultdict(dict),
+        peers={},
+    )
+
+
 def pick(group: Sequence[Rollout], chosen: Sequence[int]) -> Rollout:
     """One micro-batch of some samples of a group, by their places in it. Without pictures: it is made after they were scored."""
     first, size = group[0], len(group[0].ids)

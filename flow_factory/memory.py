@@ -148,7 +148,8 @@ def drawing(config: RunConfig, family: type[ModelAdapter], section: TrainConfig 
     """Values of mixed_precision that a layer without gradient, or the VAE, has at a time."""
     place = section.height, section.width, section.call
     forward = ACTIVATIONS / 2 * family.tokens_of(*place) * width
-    n = section.per_device_batch_size
+    together = plan_of(config).drawn_together if isinstance(section, TrainConfig) else 1
+    n = section.per_device_batch_size * together
     return max(forward * n, family.decoding_of(*place) * (1 if config.model.vae_slicing else n))
 
 

@@ -14,11 +14,12 @@ from flow_factory.advantage import AGGREGATIONS, varies
 from flow_factory.algorithms.base import Algorithm
 from flow_factory.config import BatchPlan, EvalConfig, RunConfig, TrainConfig
 from flow_factory.data.order import Slot, rows_of_epoch
-from flow_factory.distributed import gather_groups
+from flow_factory.distributed import gather_groups, most_of_ranks
 from flow_factory.dynamics import DYNAMICS
 from flow_factory.ema import decay_after
 from flow_factory.engines import Engine
 from flow_factory.frugal import moved, parked
+from flow_factory.groups import cut
 from flow_factory.interrupt import Interrupt
 from flow_factory.learner import Learner, quiet_bar
 from flow_factory.memo import Memo
@@ -30,6 +31,7 @@ from flow_factory.policy import Policy
 from flow_factory.randomness import generator, normal
 from flow_factory.rewards.scoring import RewardSet
 from flow_factory.rewards.silence import Silence
+from flow_factory.rollout_size import most_alike
 from flow_factory.sampling import Sampler
 from flow_factory.shared_groups import score_shared, share
 from flow_factory.training_state import Progress
@@ -71,6 +73,8 @@ class Trainer:
             self.config.train, self.call, self.plan, self.accelerator, self.adapter, self.engine, self.store, self.algorithm, self.schedule,
             self.meter, self.progress,
         )  # fmt: skip
+        self.together = None if self.config.train.rollout_batch_size == "auto" else self.plan.drawn_together
+        """Micro-batches that a rollout draws in one call."""
         self.shown: list[Sample] = []
         """The epoch's first samples, for the trackers."""
 
@@ -102,17 +106,37 @@ class Trainer:
         """This process's micro-batches, each of one row."""
         train = self.config.train
         slots = rows_of_epoch(len(self.rows), train.unique_sample_num_per_epoch, train.seed, epoch)
-        batches = [(slots[slot], k * train.per_device_batch_size) for slot, k in self.mine]
-        rollouts = []
+        size = train.per_device_batch_size
+        rollouts: list[Rollout] = []
+        if self.together is None:
+            self.together = self.most_alike(slots[self.mine[0][0]], epoch)
         weights = self.algorithm.rolls_out(self.progress.updates)
         with self.meter.phase("rollout"), torch.no_grad(), self.store.use(weights):
-            for slot, k in quiet_bar(batches, "rolling out", self.accelerator):
+            for slot, members in quiet_bar(self.draws(), "rolling out", self.accelerator):
                 if self.accelerator.num_processes == 1:  # several must stop at the same place
                     self.interrupt.check()
-                rollouts.append(
-                    self.sample(slot, range(k, k + train.per_device_batch_size), epoch) if self.pairs is None else self.given(slot, epoch)
-                )
+                drawn = self.sample(slots[slot], members, epoch) if self.pairs is None else self.given(slots[slot], epoch)
+                rollouts += cut(drawn, size) if self.pairs is None else [drawn]
         return rollouts
+
+    def draws(self) -> list[tuple[int, list[int]]]:
+        """(group, members of it) that one call of the pipeline draws, for each call of this process: one micro-batch or several."""
+        size, together = self.config.train.per_device_batch_size, self.together or 1
+        taken = [(slot, [k for _, k in mine]) for slot, mine in groupby(self.mine, key=lambda m: m[0])]
+        parts = [(slot, ks[i : i + together]) for slot, ks in taken for i in range(0, len(ks), together)]
+        return [(slot, [k * size + j for k in ks for j in range(size)]) for slot, ks in parts]
+
+    def most_alike(self, slot: Slot, epoch: int) -> int:
+        """How many micro-batches of a group may be drawn in one call without changing a bit, by this run's own first group."""
+        size, most = self.config.train.per_device_batch_size, self.plan.rolled.of_a_group
+        shares = self.engine.collective or self.plan.rolled.team > 1
+        with torch.no_grad():
+            found = most_alike(
+                lambda members: self.sample(slot, members, epoch), size, most, lambda same: not most_of_ranks(self.accelerator, not same),
+                steps_down=not shares,
+            )  # fmt: skip
+        logger.info("train.rollout_batch_size: auto draws %d of the %d samples of a group in a call", found * size, most * size)
+        return found
 
     def given(self, slot: Slot, epoch: int) -> Rollout:
         """A pair of the data set, as if it had been sampled: a group of two, the chosen one first."""
@@ -123,7 +147,7 @@ class Trainer:
         rollout.rewards, rollout.advantage = torch.tensor([[1.0], [0.0]]), torch.tensor([1.0, -1.0], device=x0.device)
         return rollout
 
-    def sample(self, slot: Slot, members: range, epoch: int) -> Rollout:
+    def sample(self, slot: Slot, members: Sequence[int], epoch: int) -> Rollout:
         """Some members of a group; their noise is keyed by (seed, epoch, global sample id) and depends on nothing else."""
         train = self.config.train
         ids = tuple(slot.slot * train.group_size + k for k in members)
@@ -147,7 +171,8 @@ class Trainer:
         train, scheduler, algorithm = self.config.train, self.config.scheduler, self.algorithm
 
         def noise(index: int, x: Tensor, purpose: str) -> Tensor:
-            return torch.stack([normal(x.shape[1:], torch.float32, "cpu", train.seed, purpose, epoch, i, index) for i in ids]).to(x.device)
+            drawn = torch.stack([normal(x.shape[1:], torch.float32, "cpu", train.seed, purpose, epoch, i, index) for i in ids])
+            return moved(drawn.pin_memory() if x.is_cuda else drawn, x.device)  # behind what the device still has to do, not after it
 
         return Sampler(
             DYNAMICS[scheduler.dynamics_type], scheduler.noise_level, algorithm.noisy(epoch, slot), noise,

@@ -25,6 +25,11 @@ class Deal:
     def teams(self) -> int:
         return self.processes // self.team
 
+    @property
+    def of_a_group(self) -> int:
+        """Micro-batches of a group that each process takes; 1 where they are of different numbers."""
+        return self.batches if self.whole else max(1, self.batches // self.teams) if self.batches % self.teams == 0 else 1
+
     def leads(self, process: int) -> bool:
         """Whether this process speaks for its team where one answer is wanted."""
         return process % self.team == 0
@@ -47,6 +52,8 @@ class BatchPlan:
     group_size: int
     per_device_batch_size: int
     samples_per_epoch: int
+    drawn_together: int
+    """Micro-batches of one row that a rollout draws in one call of the pipeline; `train.rollout_batch_size: auto` may find more."""
     micro_batches_per_rank: int
     trained_batches_per_rank: int
     """Those that are trained on: fewer than are rolled out where only the best and the worst of a group count."""
@@ -92,6 +99,7 @@ def plan_of(config: RunConfig) -> BatchPlan:
     rolled, trained = train.group_size // train.per_device_batch_size, train.trained_batches_per_group
     batches = rows * trained // teams
     update = micro_batches_per_update(config)
+    drawn = train.rollout_batch_size
     whole = rows % teams == 0 and update % trained == 0
     shared_by = (config.num_processes, whole, config.model.context_parallel)
     return BatchPlan(
@@ -101,6 +109,7 @@ def plan_of(config: RunConfig) -> BatchPlan:
         group_size=train.group_size,
         per_device_batch_size=train.per_device_batch_size,
         samples_per_epoch=rows * train.group_size,
+        drawn_together=drawn // train.per_device_batch_size if isinstance(drawn, int) else 1,
         micro_batches_per_rank=rows * rolled // teams,
         trained_batches_per_rank=batches,
         trained_points=train.points_per_batch(config.scheduler),

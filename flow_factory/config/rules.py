@@ -12,6 +12,7 @@ from flow_factory.config.engine_rules import ENGINE_RULES
 from flow_factory.config.memory_rules import MEMORY_RULES
 from flow_factory.config.model import AUTO
 from flow_factory.config.nodes import Keys, Problem
+from flow_factory.config.plan import plan_of
 from flow_factory.config.run import RunConfig
 from flow_factory.config.translate import deals, in_steps, parts_of
 
@@ -107,6 +108,18 @@ def batches_divide(config: RunConfig) -> Iterator[Problem]:
     )
 
 
+def rollouts_divide(config: RunConfig) -> Iterator[Problem]:
+    drawn, batch = config.train.rollout_batch_size, config.train.per_device_batch_size
+    if not isinstance(drawn, int) or list(batches_divide(config)):
+        return
+    here = plan_of(config).rolled.of_a_group
+    works = [n * batch for n in range(1, here + 1) if here % n == 0]
+    if drawn not in works:
+        near = min(works, key=lambda n: (abs(n - drawn), n))
+        text = f"{drawn} does not divide the {here * batch} samples of a group that a process draws, in micro-batches of {batch}"
+        yield Problem(("train", "rollout_batch_size"), f"{text}; write {near}")
+
+
 def steps_exist(config: RunConfig) -> Iterator[Problem]:
     total, scheduler = config.train.num_inference_steps, config.scheduler
     first = config.train.first_step
@@ -192,6 +205,7 @@ def reward_names_differ(config: RunConfig) -> Iterator[Problem]:
 
 RULES: tuple[Rule, ...] = (
     batches_divide,
+    rollouts_divide,
     steps_exist,
     schedules_end,
     resume_is_whole,

@@ -29,7 +29,14 @@ def _accumulation(value: Any) -> Any:
     raise ValueError(f"wants auto or a whole number of micro-batches from 1, got {show(value)}")
 
 
+def _rollout(value: Any) -> Any:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 10**6):
+        return value
+    raise ValueError(f"wants auto or a whole number of samples from 1, got {show(value)}")
+
+
 Accumulation = Annotated[int | Literal["auto"], BeforeValidator(_accumulation), Shown("int or auto")]
+RolloutBatch = Annotated[int | Literal["auto"], BeforeValidator(_rollout), Shown("int or auto")]
 StorageDtype = Annotated[Dtype, BeforeValidator(lambda value: "fp32" if value is None else value)]
 
 
@@ -72,6 +79,11 @@ class TrainConfig(Section):
 
     per_device_batch_size: Batch = Field(1, description="samples of one row in a micro-batch")
     group_size: Batch = Field(1, description="samples of a row in an epoch; a multiple of per_device_batch_size")
+    rollout_batch_size: RolloutBatch | None = Field(
+        None,
+        description="samples of one row that are drawn together; more fill a GPU better, and may change bits; auto = as many as change "
+        "none; null = per_device_batch_size",
+    )
     init_same_noise: bool = Field(False, description="a group starts from one noise: its samples then differ by the stochastic steps alone")
     best_of_n: int | None = Field(
         None, ge=2, description="train on so many of a group, the best and the worst half and half; null = on all (DanceGRPO)"
