@@ -4,7 +4,7 @@
                                            adapter_model.safetensors with its config, for `PeftModel.from_pretrained`
                                            full: transformer/ as `save_pretrained` writes it, for `from_pretrained`
     <run>/checkpoints/epoch_12/state/      with save_model_only false: what a resumed run needs to go on exactly
-    <run>/checkpoints/abandoned-1/         those after an earlier one that the run went on from
+    <run>/checkpoints/abandoned-1/         those after an earlier one that the run went on from; `.abandoned-1-after-2` while they are moved
 
 A folder is written beside its place and then renamed.
 """
@@ -24,6 +24,8 @@ from flow_factory.errors import UserError, file_errors
 from flow_factory.lora_file import LORA_FILE, PEFT_FILE, lora_file
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+UNDER_WAY = re.compile(r"\.abandoned-(\d+)-after-(\d+)", re.ASCII)
+"""The folder into which checkpoints after an epoch are being moved: number, epoch."""
 SHARD = re.compile(r"diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors")
 PLACES = (("", "checkpoint-"), ("checkpoints", "checkpoint-"), ("checkpoints", "epoch_"))
 """Folders and names of checkpoints in a run's folder, ours last."""
@@ -109,9 +111,19 @@ def newest_state(folder: Path) -> Path | None:
 
 
 def checkpoints(folder: Path, name: str = "epoch_") -> list[Path]:
-    """Whole checkpoints in order of their epochs; of those that were set aside none."""
-    found = [(int(m[1]), p) for p in folder.glob(f"{name}*") if (m := re.fullmatch(rf"{name}(\d+)", p.name, re.ASCII))]
-    return [p for _, p in sorted(found)]
+    """Whole checkpoints in order of their epochs; of those that were set aside none, nor of those left where a cut stopped the moving."""
+    begun = setting_aside(folder)
+    return [path for epoch, path in numbered(folder, name) if begun is None or epoch <= begun[1]]
+
+
+def numbered(folder: Path, name: str = "epoch_") -> list[tuple[int, Path]]:
+    """(epoch, checkpoint) of all that are in a folder, in their order."""
+    return sorted((int(m[1]), p) for p in folder.glob(f"{name}*") if (m := re.fullmatch(rf"{name}(\d+)", p.name, re.ASCII)))
+
+
+def setting_aside(folder: Path) -> tuple[int, int] | None:
+    """(number, epoch) where a start was cut while it moved the checkpoints after the epoch to `abandoned-<number>`."""
+    return next(((int(m[1]), int(m[2])) for p in folder.glob(".abandoned-*") if (m := UNDER_WAY.fullmatch(p.name))), None)
 
 
 def prune(folder: Path, keep_last_n: int | None, written: Path | None = None) -> None:

@@ -147,7 +147,7 @@ def _require_other(folder: Path, path: Path) -> None:
     """
     if folder.resolve() not in (path.resolve(), *path.resolve().parents):
         raise UserError(f"{folder} holds a run already: choose another run_name, or go on with model.resume_path={folder}")
-    if path.parent.name.startswith("abandoned-"):
+    if path.parent.name.startswith(("abandoned-", ".abandoned-")):
         raise UserError(f"{path} was set aside when {folder} went on from an earlier checkpoint: choose another run_name to go on from it")
     raise UserError(_weights_only(folder, path))
 

@@ -17,7 +17,7 @@ from errno import EACCES, EAGAIN, ENOTDIR
 from pathlib import Path
 from types import TracebackType
 
-from flow_factory.checkpoint import checkpoints
+from flow_factory.checkpoint import checkpoints, numbered, setting_aside
 from flow_factory.config import RunConfig, dump_config
 from flow_factory.errors import UserError, file_errors
 from flow_factory.metrics import read_metrics
@@ -194,20 +194,28 @@ def _owner(lock: int) -> str:
 def set_aside(folder: Path, epoch: int) -> str | None:
     """Moves the checkpoints after an epoch, with a copy of the metrics after it, out of the way of a run that goes on from there.
 
+    From the first step on, the name of the folder that they go to says which ones are abandoned, so a cut leaves none of them to be taken
+    up; the next start moves the rest.
+
     Returns:
         A line that says where they are; None where there were none.
     """
     home = folder / "checkpoints"
-    later = [c for c in checkpoints(home) if int(c.name.removeprefix("epoch_")) > epoch]
-    if not later:
+    later, begun = [path for number, path in numbered(home) if number > epoch], setting_aside(home)
+    if not later and begun is None:
         return None
-    number = next(n for n in range(1, sys.maxsize) if not (home / f"abandoned-{n}").exists())
-    aside = home / f"abandoned-{number}"
-    aside.mkdir()
+    number = begun[0] if begun else next(n for n in range(1, sys.maxsize) if not (home / f"abandoned-{n}").exists())
+    aside, moving = home / f"abandoned-{number}", home / f".abandoned-{number}-after-{epoch}"
+    if begun:
+        (home / f".abandoned-{number}-after-{begun[1]}").rename(moving)
+    else:
+        moving.mkdir()
     metrics = folder / "metrics.jsonl"
     lines = [line for line in read_metrics(metrics) if line["step"] > epoch] if metrics.is_file() else []
-    (aside / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (moving / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     for checkpoint in reversed(later):
-        checkpoint.rename(aside / checkpoint.name)
-    names = later[0].name if len(later) == 1 else f"{later[0].name} to {later[-1].name}"
+        checkpoint.rename(moving / checkpoint.name)
+    moving.rename(aside)
+    moved = [path.name for _, path in numbered(aside)]
+    names = " to ".join(dict.fromkeys((moved[0], moved[-1]))) if moved else "no checkpoint"
     return f"goes on after epoch {epoch}: {names}, and the metrics since, are set aside in {aside}"

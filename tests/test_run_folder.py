@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,9 @@ from flow_factory.errors import UserError
 from flow_factory.lora_file import LORA_FILE
 from flow_factory.ready import ready
 from flow_factory.resuming import Finished, find_start, start_lines
-from flow_factory.run_folder import LOCK, RunFolder, default_name
+from flow_factory.run_folder import LOCK, RunFolder, default_name, set_aside
 from flow_factory.train import build
+from tests.tiny.killed import trap
 from tests.tiny.run import logged, tiny, trained, write_run
 
 STATES = ("log.save_model_only=false", "log.save_freq=1", "eval.eval_freq=0")
@@ -248,6 +250,55 @@ def test_going_on_from_an_earlier_checkpoint_sets_the_later_ones_aside(home: Pat
     with pytest.raises(UserError, match="was set aside when .*/run went on from an earlier checkpoint: choose another run_name"):
         tiny(home, *STATES, f"model.resume_path={aside / 'epoch_2'}", "train.max_epochs=4")
     assert tiny(home, *STATES, f"model.resume_path={aside / 'epoch_2'}", "train.max_epochs=4", "run_name=b").trainer.progress.epoch == 2
+
+
+def cut_at(rename: int, folder: Path, epoch: int) -> None:
+    """Sets the later checkpoints aside in a process that is killed before one of its renames."""
+    child = os.fork()
+    if not child:
+        trap("pathlib:Path.rename", rename, partial(os.kill, os.getpid(), signal.SIGKILL))
+        set_aside(folder, epoch)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("first", range(1, 5))
+def test_a_kill_between_two_renames_leaves_no_abandoned_checkpoint_to_be_taken_up(home: Path, first: int) -> None:
+    """Of the three later checkpoints none, some or all are moved, and then again by a start that is killed as well."""
+    run = home / "save" / "run"
+    for later in (3, 4):
+        shutil.copytree(run / "checkpoints" / "epoch_2", run / "checkpoints" / f"epoch_{later}")
+    saved, seen = tree(run / "checkpoints"), logged(run)
+    auto, newest = (load_config(home / "tiny.yaml", [*STATES, "train.max_epochs=5", f"model.resume_path={path}"]) for path in ("auto", run))
+    cut_at(first, run, epoch=1)
+    for again in (None, 1, 2):  # the second start names the folder anew before it moves the rest
+        if again is not None:
+            cut_at(again, run, epoch=1)
+        assert find_start(auto).path == find_start(newest).path == run / "checkpoints" / "epoch_1"
+    assert (
+        set_aside(run, 1)
+        == f"goes on after epoch 1: epoch_2 to epoch_4, and the metrics since, are set aside in {run}/checkpoints/abandoned-1"
+    )
+    assert epochs(run) == ["abandoned-1", "epoch_1"]
+    aside = run / "checkpoints" / "abandoned-1"
+    assert logged(aside) == seen[1:]
+    assert tree(aside).items() >= {(path, digest) for path, digest in saved.items() if not path.startswith("epoch_1")}
+    assert find_start(auto).path == run / "checkpoints" / "epoch_1"
+
+
+def test_a_start_that_was_cut_while_it_set_checkpoints_aside_goes_on(home: Path) -> None:
+    """Or another epoch is named: what is abandoned is asked anew."""
+    run = home / "save" / "run"
+    for later in (3, 4):
+        shutil.copytree(run / "checkpoints" / "epoch_2", run / "checkpoints" / f"epoch_{later}")
+    cut_at(2, run, epoch=1)
+    assert epochs(run) == [".abandoned-1-after-1", "epoch_1", "epoch_2", "epoch_3"]
+    cut_at(2, run, epoch=2)
+    auto = load_config(home / "tiny.yaml", [*STATES, "train.max_epochs=5", "model.resume_path=auto"])
+    assert find_start(auto).path == run / "checkpoints" / "epoch_2"
+    tiny(home, *STATES, "model.resume_path=save/run/checkpoints/epoch_1", "log.save_freq=0")()
+    assert epochs(run) == ["abandoned-1", "epoch_1", "epoch_2"]
+    assert sorted(p.name for p in (run / "checkpoints" / "abandoned-1").iterdir()) == ["epoch_2", "epoch_3", "epoch_4", "metrics.jsonl"]
 
 
 def test_a_state_without_a_name_goes_on_in_its_own_folder(home: Path) -> None:
