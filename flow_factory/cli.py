@@ -10,11 +10,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flow_factory import __version__
+from flow_factory import __version__, blame
 from flow_factory.command import AT_ONCE
 from flow_factory.config import RunConfig, config_help, dump_config, load_config
 from flow_factory.config.places import require_places
-from flow_factory.errors import FULL, RunError, UserError
+from flow_factory.errors import FULL, RunError, UserError, plain
 from flow_factory.interrupt import Interrupted, Listener, Stopped
 from flow_factory.launch import going_on, launch, said
 from flow_factory.metric_names import metrics_help
@@ -22,6 +22,7 @@ from flow_factory.placement import FLAGS, overrides_of, place, srun_task
 from flow_factory.terminal import hide_bars, hush, log_to_terminal
 from flow_factory.threads import settle
 
+logger = logging.getLogger(__name__)
 EXAMPLES = """\
 examples:
   ff-train examples/quickstart.yaml                                the tiny job, on a CPU, in minutes
@@ -135,7 +136,7 @@ def listen(listener: Listener, argv: Sequence[str] | None) -> int:
             parser().print_help()
             return 2
         return act(load_config(args.config, overrides_of(vars(args), os.environ, args.overrides)), args, listener)
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
         listener.close()
         return explain(ended_by(error, listener))
 
@@ -144,10 +145,16 @@ def explain(error: BaseException) -> int:
     """Says in a line what has ended the program; the exit code. What has no line of its own is raised again."""
     if isinstance(error, UserError):
         complain(error)
+        if error.__cause__ is not None:
+            logger.info("where it comes from:", exc_info=error.__cause__)
         return 1 if isinstance(error, RunError) else 2
     if isinstance(error, KeyboardInterrupt):
         return stopped(error)
     if said():  # where several processes fail, only the first shows its trace: the others' come of its leaving
+        return 1
+    if not lost(error) and (line := blame.whose(error)) is not None:
+        print(f"error: {plain(line)}", file=sys.stderr)
+        logger.info("where it comes from:", exc_info=error)
         return 1
     if isinstance(error, OSError) and error.filename is not None:  # what the file system refused and nobody has asked before
         print(f"error: {error.filename}: {error.strerror or error}", file=sys.stderr)

@@ -4,10 +4,13 @@ import difflib
 import importlib
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from flow_factory.blame import STRANGERS, blamed
 from flow_factory.errors import UserError
 
 
@@ -31,10 +34,13 @@ class Registry:
     A name is looked up in the table, ignoring case, hyphens and underscores; then among installed entry points of the group
     `flow_factory.<kind>`; a name with a dot or colon is a path `package.module.Class` or `package.module:Class`, also of a file in the
     current directory.
+
+    Args:
+        base: `module:Class` that a class must be a subclass of, where there is one.
     """
 
-    def __init__(self, kind: str, table: dict[str, str], aliases: dict[str, str] | None = None):
-        self.kind, self.table, self.aliases = kind, table, aliases or {}
+    def __init__(self, kind: str, table: dict[str, str], aliases: dict[str, str] | None = None, base: str | None = None):
+        self.kind, self.table, self.aliases, self.base = kind, table, aliases or {}, base
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.table)
@@ -69,16 +75,31 @@ class Registry:
 
         Raises:
             UnknownName: see `path`, or the dotted path does not lead to a class.
+            UserError: its module raises, or ends the program, as it is imported; or the class is none of `base`.
         """
         module, _, attribute = self.path(name).partition(":")
         if (here := str(Path.cwd())) not in sys.path:
             sys.path.append(here)
-        try:
-            imported = importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name is None or not module.startswith(error.name):
-                raise  # the module is there, something that it needs is not
-            raise UnknownName(f"no {self.kind} {name!r}: there is no module {module!r} (looked in the current directory too)") from error
+        with blamed(f"{self.kind} {name!r} cannot be imported", module, UserError):
+            imported = self._imported(name, module)
         if not hasattr(imported, attribute):
             raise UnknownName(f"no {self.kind} {name!r}: module {module!r} has no {attribute!r}")
-        return getattr(imported, attribute)
+        cls = getattr(imported, attribute)
+        if self.canonical(name) not in self.table:
+            self._require_base(name, cls)
+            STRANGERS[module] = f"{self.kind} {name!r}"
+        return cls
+
+    def _imported(self, name: str, module: str) -> ModuleType:
+        try:
+            with redirect_stdout(sys.stderr):  # the output is a plan, a config: what a module prints is none of it
+                return importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise  # the module is there, something that it needs is not
+            raise UnknownName(f"no {self.kind} {name!r}: there is no module {module!r} (looked in the current directory too)") from error
+
+    def _require_base(self, name: str, cls: Any) -> None:
+        module, _, base = (self.base or "").partition(":")
+        if base and not (isinstance(cls, type) and issubclass(cls, getattr(importlib.import_module(module), base))):
+            raise UserError(f"{self.kind} {name!r} is no subclass of {base} ({module})")

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from flow_factory.blame import STRANGERS
 from flow_factory.config import ModelConfig
 from flow_factory.dynamics import DYNAMICS
 from flow_factory.models.base import ModelAdapter
@@ -83,7 +84,7 @@ def _nowhere(tmp_path_factory: pytest.TempPathFactory) -> None:
 def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each test runs in its own folder. Modules that it writes there come before those that a user keeps in the root.
 
-    They go with it, and so does a process group.
+    They go with it, and so do the program's memory of whose classes it has called, and a process group.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*(p for p in sys.path if p not in ("", str(ROOT))), str(tmp_path), str(ROOT)])
@@ -91,6 +92,7 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
             del sys.modules[name]
+    STRANGERS.clear()
     if dist.is_initialized():  # by FSDP of one process, say
         dist.destroy_process_group()
 

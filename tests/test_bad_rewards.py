@@ -256,24 +256,6 @@ def test_a_class_that_is_no_reward_is_known_without_constructing_it(cls: type, m
         require(cls)
 
 
-@pytest.mark.parametrize(("body", "message"), [
-    ("import sys; sys.exit(0)", r"it ended the program, by SystemExit\(0\)"),
-    ("1 / 0", "ZeroDivisionError: division by zero"),
-    ("import not_there_xyz", "ModuleNotFoundError: No module named 'not_there_xyz'"),
-    ("from flow_factory.rewards import Nothing", "(ImportError: cannot import name 'Nothing'|AttributeError)"),
-    ("raise KeyError('x')", "KeyError: 'x'"),
-    ("raise GeneratorExit", "GeneratorExit"),
-])  # fmt: skip
-def test_a_module_that_cannot_be_imported_is_named(body: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / f"mine{abs(hash(body))}.py").write_text(f"\n{body}\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    module = f"mine{abs(hash(body))}"
-    with pytest.raises(RewardError) as caught:
-        require_rewards([RewardArguments(name="it", reward_model=f"{module}.Reward")], [], "image", False)
-    said = str(caught.value)
-    assert re.match(f"reward 'it' cannot be imported: {message}", said) and f"{module}.py:2, in <module>)" in said, said
-
-
 TEMPLATE = """
 from .abc import PointwiseRewardModel, RewardModelOutput
 from ..hparams import *

@@ -14,4 +14,5 @@ ALGORITHMS = Registry(
         "crd": "flow_factory.algorithms.crd:CRD",
     },
     aliases={"flow-grpo": "grpo", "diffusion-nft": "nft", "diffusion-dpo": "dpo"},
+    base="flow_factory.algorithms.base:Algorithm",
 )

@@ -18,7 +18,7 @@ from flow_factory.config.run import RunConfig
 from flow_factory.config.source import Source, override, read
 from flow_factory.config.train import LORA_RATE, TrainConfig
 from flow_factory.config.translate import translated
-from flow_factory.registry import UnknownName
+from flow_factory.errors import UserError
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -102,7 +102,7 @@ def _train_schema(source: Source) -> type[TrainConfig]:
             if isinstance(schema, type) and issubclass(schema, TrainConfig):
                 return schema
             text = f"{name} has no Config: write a subclass of TrainConfig with the keys that it takes"
-        except UnknownName as error:
+        except UserError as error:
             text = str(error)
         source.problems.append(Problem(("train", "trainer_type"), text))
     else:

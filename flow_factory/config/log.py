@@ -48,4 +48,4 @@ class LogConfig(Section):
     save_model_only: bool = Field(True, description="save weights alone; false also what an exact resumption needs")
     keep_last_n: int | None = Field(None, ge=1, description="checkpoints to keep; null = all")
     num_samples: int = Field(16, ge=0, description="pictures to log at an epoch that logs pictures")
-    verbose: bool = Field(False, description="more lines on the terminal")
+    verbose: bool = Field(False, description="more lines on the terminal, and the trace of what ends a run")

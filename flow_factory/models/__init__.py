@@ -25,4 +25,5 @@ MODELS = Registry(
              "wan-t2v": "wan2_t2v", "wan-i2v": "wan2_i2v", "wan-v2v": "wan2_v2v",
              "wan21-t2v": "wan2_t2v", "wan22-t2v": "wan2_t2v", "wan21-i2v": "wan2_i2v", "wan22-i2v": "wan2_i2v",
              "flux2-klein-base": "flux2-klein", "z-image-turbo": "z-image", "ltx2": "ltx2_t2av"},
+    base=f"{HERE}.base:ModelAdapter",
 )  # fmt: skip

@@ -9,13 +9,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from flow_factory.blame import blamed, watch_threads
 from flow_factory.config import RewardConfig
 from flow_factory.errors import UserError
 from flow_factory.hparams import RewardArguments
 from flow_factory.registry import nearest
 from flow_factory.rewards import REWARDS
 from flow_factory.rewards.base import BaseRewardModel, GroupwiseRewardModel, PointwiseRewardModel
-from flow_factory.rewards.blame import blamed, watch_threads
 from flow_factory.rewards.needs import Needs, needs_of
 from flow_factory.rewards.peace import kept
 from flow_factory.types import Row
@@ -52,11 +52,10 @@ def reward_class(entry: Entry) -> type[BaseRewardModel]:
 
     Raises:
         UnknownName: there is none of this name.
-        RewardError: its module cannot be imported.
-        UserError: it is no reward, or cannot be constructed as one.
+        UserError: its module cannot be imported, it is no reward, or cannot be constructed as one.
     """
     name = entry.reward_model
-    with kept(), blamed(f"reward {entry.name!r} cannot be imported", REWARDS.path(name).partition(":")[0]):
+    with kept():
         cls = REWARDS[name]
     if not (isinstance(cls, type) and issubclass(cls, PointwiseRewardModel | GroupwiseRewardModel)):
         raise UserError(f"reward {entry.name!r}: {name!r} is neither a PointwiseRewardModel nor a GroupwiseRewardModel")

@@ -11,10 +11,10 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from flow_factory.blame import blamed
 from flow_factory.errors import RewardError, UserError
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.answers import AnswerError, scores_of
-from flow_factory.rewards.blame import blamed
 from flow_factory.rewards.inputs import Sample, arguments, samples_of
 from flow_factory.rewards.loading import Judge, compares, load_judges
 from flow_factory.rewards.peace import kept, within

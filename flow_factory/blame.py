@@ -1,4 +1,4 @@
-"""Whatever goes wrong in a reward's code is the reward's by name, with the file and line of its author's."""
+"""Whatever goes wrong in a class of the user's own is that class's by name, with the file and line of its author's."""
 
 import sys
 import sysconfig
@@ -13,36 +13,35 @@ from flow_factory.interrupt import Interrupted
 
 LONGEST = 400
 """Characters of another's message: a server's answer may be a page."""
-OURS = str(Path(__file__).parents[1])
+OURS = str(Path(__file__).parent)
 LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}) + ("<",)
 """Where frames are not the author's; "<frozen importlib>" and the like too."""
 
 
 @contextmanager
-def blamed(doing: str, module: str) -> Iterator[None]:
-    """Runs a reward's own code. What it raises, an exit among it, becomes a line that begins with `doing`.
+def blamed(doing: str, module: str, kind: type[UserError] = RewardError) -> Iterator[None]:
+    """Runs the code of a class of the user's own. What it raises, an exit among it, becomes a line that begins with `doing`.
 
     Args:
         doing: such as "reward 'it' failed on 2 samples of row 0".
-        module: of the reward's class.
+        module: of the class.
 
     Raises:
-        RewardError: the code raised.
-        UserError: the code raised one itself: its message is whole.
+        UserError: of the given kind: the code raised. Or the code raised one itself: its message is whole.
     """
     try:
         yield
     except (KeyboardInterrupt, Interrupted, UserError):
         raise
     except BaseException as error:  # SystemExit, GeneratorExit and the panics of Rust libraries end no run as if it were whole
-        raise RewardError(f"{doing}: {told(error)}{place(traceback.extract_tb(error.__traceback__), module)}") from error
+        raise kind(f"{doing}: {told(error)}{place(traceback.extract_tb(error.__traceback__), module)}") from error
 
 
 def told(error: BaseException) -> str:
     """The type and the message in one line."""
     try:
         text = short(error)
-    except Exception:  # the reward's own class of errors, whose __str__ may be wrong too
+    except Exception:  # a class of errors of the author's own, whose __str__ may be wrong too
         text = "its message cannot be shown"
     if isinstance(error, SystemExit):
         return f"it ended the program, by SystemExit({error.code!r})"
@@ -58,18 +57,34 @@ def short(text: object) -> str:
 def place(frames: traceback.StackSummary, module: str) -> str:
     """ " (file:line, in function)" of the last frame of the author's, else of the last one of all; "" without any."""
     last = next((f for f in reversed(frames) if _authors(f.filename, module)), frames[-1] if frames else None)
-    return "" if last is None or last.filename.startswith(OURS + "/rewards/blame") else f" ({last.filename}:{last.lineno}, in {last.name})"
+    return "" if last is None or last.filename == __file__ else f" ({last.filename}:{last.lineno}, in {last.name})"
 
 
 def _authors(file: str, module: str) -> bool:
-    """Whether a file is the reward's own, or anything but this program and libraries."""
-    loaded = sys.modules.get(module)
-    own = getattr(loaded, "__file__", None) or ""
+    """Whether a file is the module's own, or anything but this program and libraries."""
+    return _own(file, module) or not file.startswith((OURS + "/", *LIBRARIES))
+
+
+def _own(file: str, module: str) -> bool:
+    """Whether a file is the module's, or of its package."""
+    own = getattr(sys.modules.get(module), "__file__", None) or ""
     package = sys.modules.get(module.partition(".")[0])
     root = str(Path(getattr(package, "__file__", None) or "/nowhere/at").parent)
-    if file == own or ("." in module and not module.startswith("flow_factory.") and file.startswith(root + "/")):
-        return True
-    return not file.startswith((OURS + "/", *LIBRARIES))
+    return file == own or ("." in module and not module.startswith("flow_factory.") and file.startswith(root + "/"))
+
+
+STRANGERS: dict[str, str] = {}
+"""Classes of the user's own that the program has imported, such as "model 'my_models.Mine'", by their module."""
+
+
+def whose(error: BaseException) -> str | None:
+    """The line of an error that nobody expected, where it came through a class of the user's own: the program calls it everywhere."""
+    frames = traceback.extract_tb(error.__traceback__)
+    for frame in reversed(frames):
+        for module, called in STRANGERS.items():
+            if _own(frame.filename, module):
+                return f"{called}: {told(error)}{place(frames, module)}"
+    return None
 
 
 def watch_threads(names: dict[str, str]) -> None:
