@@ -116,8 +116,10 @@ class Trainer:
                 if self.accelerator.num_processes == 1:  # several must stop at the same place
                     self.interrupt.check()
                 drawn = self.sample(slots[slot], members, epoch) if self.pairs is None else self.given(slots[slot], epoch)
-                rollouts += cut(drawn, size) if self.pairs is None else [drawn]
-        return rollouts
+                look_at(rollouts[-1:])  # while the device draws
+                rollouts.append(drawn)
+            look_at(rollouts[-1:])
+        return [part for drawn in rollouts for part in cut(drawn, size)]
 
     def draws(self) -> list[tuple[int, list[int]]]:
         """(group, members of it) that one call of the pipeline draws, for each call of this process: one micro-batch or several."""
@@ -250,6 +252,12 @@ class Trainer:
     def policy(self) -> Policy:
         """What is trained."""
         return self.engine.policy
+
+
+def look_at(rollouts: Sequence[Rollout]) -> None:
+    """Makes their pictures, see `readback`."""
+    for rollout in rollouts:
+        rollout.media = list(rollout.media)
 
 
 def call_of(section: TrainConfig | EvalConfig) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -76,7 +77,7 @@ class Rollout:
     cond: Cond
     steps: list[Step]
     """The transitions that are trained on."""
-    media: list[Any]
+    media: Sequence[Any]
     """One PIL image or `Clip` a sample."""
     slot: int
     """The group's place in the epoch, over all processes."""

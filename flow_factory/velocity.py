@@ -21,6 +21,7 @@ from torch import Generator, Tensor, nn
 from flow_factory.gate import Gate, Stop
 from flow_factory.latents import filled, joint, part_of
 from flow_factory.memo import Desk, Memo
+from flow_factory.readback import reading_back
 from flow_factory.types import Cond, Step
 
 Sampled = Callable[[Tensor], Tensor | None]
@@ -224,10 +225,10 @@ class Field:
             memo: of this micro-batch; filled in where it is empty.
 
         Returns:
-            The pipeline's output tuple, and the recorder with the kept transitions and the last state.
+            The pipeline's output tuple, its pictures made when they are looked at; the recorder with kept transitions and last state.
         """
         recorder = Recorder(self.pipe.scheduler, draw, self.sampled)
-        with self.scheduler(recorder, memo):
+        with self.scheduler(recorder, memo), reading_back(self.pipe):
             out = self.call(
                 self.pipe, **cond, num_inference_steps=num_steps, generator=generators, output_type=output_type, return_dict=False
             )

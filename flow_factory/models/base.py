@@ -15,6 +15,7 @@ from flow_factory.models.family import Family
 from flow_factory.models.guiders import GUIDER, guiding
 from flow_factory.models.parts import chain, check_sizes, check_words, times
 from flow_factory.models.states import check_media, latents, pixels
+from flow_factory.readback import Deferred
 from flow_factory.types import Clip, Cond, Row
 from flow_factory.velocity import Draw, Field, Recorder
 
@@ -175,11 +176,11 @@ class ModelAdapter(Family):
 
     def sample(
         self, cond: Cond, call: Mapping[str, Any], num_steps: int, draw: Draw, generators: list[Generator], memo: Memo | None = None
-    ) -> tuple[list[Any], Recorder]:
-        """Samples of one row by the recorder's dynamics: (media, recorder)."""
+    ) -> tuple[Sequence[Any], Recorder]:
+        """Samples of one row by the recorder's dynamics: (media, which are made when they are looked at, recorder)."""
         arguments = {**self.takes(call), **self.repeat(self.asked(cond, call), len(generators))}
         out, recorder = self.field.sample(arguments, num_steps, draw, generators, memo=memo)
-        return self.media(out, call), recorder
+        return Deferred(lambda: self.media(out, call)), recorder
 
     def velocity(self, x: Tensor, t: Tensor, s: Tensor, cond: Cond, call: Mapping[str, Any], memo: Memo | None = None) -> Tensor:
         """v(x, t) of the samples x (n, ...) of one row; `t` and `s` 0-dim."""

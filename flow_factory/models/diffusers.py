@@ -1,7 +1,7 @@
 """Any other flow-matching pipeline of diffusers: no code of its own, found from the checkpoint's model_index.json."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ from flow_factory.errors import UserError
 from flow_factory.memo import Memo
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.guiders import GUIDER, guiding
+from flow_factory.readback import Deferred
 from flow_factory.types import Cond, Row
 from flow_factory.velocity import Draw, Recorder
 
@@ -129,11 +130,11 @@ class Diffusers(ModelAdapter):
 
     def sample(
         self, cond: Cond, call: Mapping[str, Any], num_steps: int, draw: Draw, generators: list[Generator], memo: Memo | None = None
-    ) -> tuple[list[Any], Recorder]:
+    ) -> tuple[Sequence[Any], Recorder]:
         n, memo = len(generators), memo or Memo()
         memo.given = self._given(cond, n)
         out, recorder = self.field.sample({**self.takes(call), **_prompts(cond, n)}, num_steps, draw, generators, memo=memo)
-        return self.media(out, call), recorder
+        return Deferred(lambda: self.media(out, call)), recorder
 
     def velocity(self, x: Tensor, t: Tensor, s: Tensor, cond: Cond, call: Mapping[str, Any], memo: Memo | None = None) -> Tensor:
         memo = memo or Memo()

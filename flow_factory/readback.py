@@ -1,0 +1,91 @@
+"""Decoded pictures come to main memory, and become PIL images, while the device draws the next samples."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, overload
+
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from torch import Tensor
+
+PROCESSORS = ("image_processor", "video_processor")
+"""Where diffusers' pipelines have what makes pictures of pixels; another library's, of an encoder, may be there too."""
+
+
+class Deferred(Sequence[Any]):
+    """A list that is made when it is first looked at."""
+
+    def __init__(self, make: Callable[[], Sequence[Any]]):
+        self._make: Callable[[], Sequence[Any]] | None = make
+        self._made: list[Any] = []
+
+    def _list(self) -> list[Any]:
+        if self._make is not None:
+            self._made, self._make = list(self._make()), None
+        return self._made
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Any]: ...
+    def __getitem__(self, index: Any) -> Any:
+        return self._list()[index]
+
+    def __len__(self) -> int:
+        return len(self._list())
+
+
+class Readback:
+    """Stands for a picture processor: pixels leave for main memory at once, and the rest is done when somebody looks at the pictures.
+
+    Normalising and rounding are single operations, so they give the same bits there as on the device.
+    """
+
+    def __init__(self, bare: Any):
+        self.bare = bare
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "bare":  # not there yet while copy or pickle builds a twin
+            raise AttributeError(name)
+        return getattr(self.bare, name)
+
+    def postprocess(self, image: Any, output_type: str = "pil", **options: Any) -> Any:
+        return _later(self.bare.postprocess, image, output_type, options)
+
+    def postprocess_video(self, video: Any, output_type: str = "np", **options: Any) -> Any:
+        return _later(self.bare.postprocess_video, video, output_type, options)
+
+
+def _later(make: Callable[..., Any], pixels: Any, output_type: str, options: dict[str, Any]) -> Any:
+    if output_type != "pil" or not isinstance(pixels, Tensor):
+        return make(pixels, output_type=output_type, **options)
+    arrived = leaving(pixels)
+    return Deferred(lambda: make(arrived(), output_type=output_type, **options))
+
+
+def leaving(x: Tensor) -> Callable[[], Tensor]:
+    """Begins a copy to main memory; what is returned waits for it, and for nothing that the device was given later."""
+    if not x.is_cuda:
+        return lambda: x
+    here = torch.empty_like(x, device="cpu", pin_memory=True).copy_(x, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def arrived() -> Tensor:
+        copied.synchronize()
+        return here
+
+    return arrived
+
+
+@contextmanager
+def reading_back(pipe: Any) -> Iterator[None]:
+    """Inside, the pipeline's pictures are `Deferred`."""
+    bare = {name: found for name in PROCESSORS if isinstance(found := getattr(pipe, name, None), VaeImageProcessor)}
+    try:
+        for name, processor in bare.items():
+            setattr(pipe, name, Readback(processor))
+        yield
+    finally:
+        for name, processor in bare.items():
+            setattr(pipe, name, processor)
