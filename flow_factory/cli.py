@@ -14,7 +14,7 @@ from flow_factory import __version__, blame
 from flow_factory.command import AT_ONCE
 from flow_factory.config import RunConfig, config_help, dump_config, load_config
 from flow_factory.config.places import require_places
-from flow_factory.errors import FULL, RunError, UserError, plain
+from flow_factory.errors import FULL, RunError, UserError, lost, plain
 from flow_factory.interrupt import Interrupted, Listener, Stopped
 from flow_factory.launch import going_on, launch, said
 from flow_factory.metric_names import metrics_help
@@ -36,8 +36,6 @@ FRUGAL = (
     "To need less: a smaller train.per_device_batch_size, train.enable_gradient_checkpointing: true, train.offload_samples_to_cpu: true, "
     "or weights shared out by config_file: examples/launch/fsdp2.yaml (fsdp2_offload.yaml: they wait in main memory); --check says how much"
 )
-LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "remote process exited")
-"""What gloo, NCCL and torch's store say when another process is gone."""
 
 
 def first() -> bool:
@@ -54,11 +52,6 @@ def restarts() -> list[str]:
 def disk_full(error: Exception) -> bool:
     """Whether it is of a full disk, a used-up quota or a limit on files, as Python says it, or Rust below safetensors."""
     return (isinstance(error, OSError) and error.errno in FULL) or str(error).endswith(tuple(f"(os error {code})" for code in FULL))
-
-
-def lost(error: BaseException) -> bool:
-    """Whether it comes of another process's death."""
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in LOST)
 
 
 def ended_by(error: BaseException, listener: Listener) -> BaseException:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A full disk, a used-up quota, a limit on the size of files."""
-
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "remote process exited")
+"""What gloo, NCCL and torch's store say when another process is gone."""
 
 LONGEST = 2000
 """Characters of a message; what a longer one quotes is cut out of its middle."""
@@ -49,8 +50,17 @@ class RewardError(RunError):
     """A reward failed, returned what is no score, or missed too many; the message names it."""
 
 
+class RowError(RunError):
+    """A pipeline failed on a row; the message has its line in the data set."""
+
+
 class MeetingError(RunError):
     """Processes that did not come together, or no longer are; the message says where, how long was waited, and for whom."""
+
+
+def lost(error: BaseException) -> bool:
+    """Whether it comes of another process's death."""
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in LOST)
 
 
 @contextmanager

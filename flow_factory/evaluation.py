@@ -13,8 +13,10 @@ from torch import Tensor
 from flow_factory.config import RunConfig
 from flow_factory.distributed import most_of_ranks
 from flow_factory.engines import Engine
+from flow_factory.errors import RowError
 from flow_factory.frugal import moved
 from flow_factory.models.base import ModelAdapter
+from flow_factory.models.failures import named_rows
 from flow_factory.randomness import generator
 from flow_factory.rewards.scoring import RewardSet
 from flow_factory.terminal import bar
@@ -95,7 +97,8 @@ class Evaluator:
         cond = moved(self.adapter.join([self.conds[row] for row, _ in batch]), self.accelerator.device)
         seed = self.config.train.seed if section.seed is None else section.seed
         generators = [generator(seed, "eval", self.rows[row].id, *([member] if member else [])) for row, member in batch]
-        return list(self.engine("evaluate", cond, call_of(section), section.num_inference_steps, generators))
+        with named_rows([self.rows[row] for row, _ in batch], self.adapter, "draw", RowError):
+            return list(self.engine("evaluate", cond, call_of(section), section.num_inference_steps, generators))
 
     def _metrics(self, table: Tensor) -> dict[str, float]:
         out: dict[str, float] = {}

@@ -5,8 +5,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +26,7 @@ from flow_factory.data.reader import read_rows
 from flow_factory.errors import UserError
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
-from flow_factory.models.proof import FAILURES, reason
+from flow_factory.models.failures import named_rows
 from flow_factory.pairs import pair_files, require_frames
 from flow_factory.trainer import call_of
 from flow_factory.types import Cond, Row
@@ -216,24 +215,11 @@ def encode_split(
 
     def encode_row(row: Row) -> Cond:
         adapter.place(accelerator.device)  # where every row is known, the encoders need not fit
-        with named_row(row, adapter):
+        with named_rows([row], adapter, "encode", UserError):
             return adapter.encode(row, call)
 
     with torch.no_grad(), accelerator.local_main_process_first():
         return encode_rows(rows, encode_row, ConditionCache(Path(config.data.cache_dir), fingerprint), accelerator.is_local_main_process)
-
-
-@contextmanager
-def named_row(row: Row, adapter: ModelAdapter) -> Iterator[None]:
-    """Raises:
-    UserError: the pipeline cannot encode the row; the message has its line, and where in the pipeline it failed.
-    """
-    try:
-        yield
-    except (UserError, torch.OutOfMemoryError):
-        raise
-    except (*FAILURES, ArithmeticError) as error:
-        raise UserError(f"{row.source}: {type(adapter.pipe).__name__} cannot encode this row: {reason(error)}") from error
 
 
 def source_of(adapter: ModelAdapter) -> list[str]:
@@ -246,7 +232,10 @@ def source_of(adapter: ModelAdapter) -> list[str]:
 
 def warn_overlong(adapter: ModelAdapter, rows: Sequence[Row], call: dict[str, Any]) -> None:
     """Says once how many prompts the encoder cuts."""
-    lengths = [(adapter.tokens(row, call), row) for row in rows]
+    lengths = []
+    for row in rows:
+        with named_rows([row], adapter, "encode", UserError):
+            lengths.append((adapter.tokens(row, call), row))
     cut = [(has, takes, row) for (has, takes), row in lengths if has > takes]
     if cut:
         has, takes, row = max(cut, key=lambda c: c[0])

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flow_factory.banner import banner
-from flow_factory.errors import RewardError
+from flow_factory.errors import RewardError, RowError
 from flow_factory.evaluation import Evaluator
 from flow_factory.gains import intervals, keep_scores
 from flow_factory.gallery import Gallery
@@ -77,7 +77,7 @@ class Run:
                         self.evaluate()
                     if done or _due(progress.epoch, config.log.save_freq):
                         self.save(state=not config.log.save_model_only)
-            except RewardError:
+            except (RewardError, RowError):
                 self.keep(began)
                 raise
             except Interrupted as signal:
@@ -88,7 +88,7 @@ class Run:
                 raise
 
     def keep(self, began: int) -> None:
-        """Saves the state of the whole epochs since `began` when a reward has failed; one process can, several may not stand together."""
+        """Saves the state of the whole epochs since `began` when a reward or a row has failed; one process can, several may not meet."""
         if self.trainer.accelerator.num_processes == 1 and self.trainer.progress.epoch > began:
             self.save(state=True)
             self.saver.wait()

@@ -18,6 +18,7 @@ from flow_factory.distributed import gather_groups, most_of_ranks
 from flow_factory.dynamics import DYNAMICS
 from flow_factory.ema import decay_after
 from flow_factory.engines import Engine
+from flow_factory.errors import RowError
 from flow_factory.frugal import moved, parked
 from flow_factory.groups import cut
 from flow_factory.interrupt import Interrupt
@@ -25,6 +26,7 @@ from flow_factory.learner import Learner, quiet_bar
 from flow_factory.memo import Memo
 from flow_factory.meter import Meter
 from flow_factory.models.base import ModelAdapter
+from flow_factory.models.failures import named_rows
 from flow_factory.models.loading import DTYPES
 from flow_factory.pairs import Pairs
 from flow_factory.policy import Policy
@@ -144,7 +146,8 @@ class Trainer:
         """A pair of the data set, as if it had been sampled: a group of two, the chosen one first."""
         assert self.pairs is not None
         row, cond = self.rows[slot.row], moved(self.conds[slot.row], self.accelerator.device)
-        x0, media = self.pairs.states(row, cond)
+        with named_rows([row], self.adapter, "encode", RowError):
+            x0, media = self.pairs.states(row, cond)
         rollout = Rollout(row, cond, [], media, slot.slot, epoch, (2 * slot.slot, 2 * slot.slot + 1), x0, memo=Memo())
         rollout.rewards, rollout.advantage = torch.tensor([[1.0], [0.0]]), torch.tensor([1.0, -1.0], device=x0.device)
         return rollout
@@ -158,8 +161,10 @@ class Trainer:
         starts = [slot.slot * train.group_size] * len(ids) if train.init_same_noise else ids
         generators = [generator(train.seed, "init", epoch, i) for i in starts]
         memo = Memo()
-        media, recorder = self.engine("sample", cond, self.call, train.num_inference_steps, sampler, generators, memo)
-        rollout = Rollout(self.rows[slot.row], cond, recorder.kept, media, slot.slot, epoch, ids, memo=memo)
+        row = self.rows[slot.row]
+        with named_rows([row], self.adapter, "draw", RowError):
+            media, recorder = self.engine("sample", cond, self.call, train.num_inference_steps, sampler, generators, memo)
+        rollout = Rollout(row, cond, recorder.kept, media, slot.slot, epoch, ids, memo=memo)
         if not train.stochastic:
             rollout.x0 = recorder.final
             rollout.schedule = recorder.timesteps.cpu(), recorder.sigmas.cpu()

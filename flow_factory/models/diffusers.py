@@ -97,6 +97,8 @@ class Diffusers(ModelAdapter):
         generators = [torch.Generator(self.pipe._execution_device).manual_seed(0)] * n
         with self.field.desk.using(memo), torch.no_grad(), self.field.stopping():
             self.field.call(self.pipe, **self.takes(call), **_prompts(cond, n), num_inference_steps=2, generator=generators)
+        if "encode_prompt" not in memo.kept:
+            raise UserError(f"{type(self.pipe).__name__} did not call its encode_prompt for {str(cond.get('prompt'))[:60]!r}")
         return memo.kept["encode_prompt"]
 
     def _given(self, cond: Cond, n: int) -> dict[str, list[Any]]:
@@ -161,5 +163,7 @@ def _batch_dim(one: Any, two: Any) -> int | str | None:
     """Along which dimension an output of one prompt grows with a second one; None: it does not; "?": in no way that can be followed."""
     if not isinstance(one, Tensor):
         return None
+    if not isinstance(two, Tensor) or one.ndim != two.ndim:
+        return "?"
     grown = [d for d, (a, b) in enumerate(zip(one.shape, two.shape, strict=True)) if a != b]
     return None if not grown else grown[0] if len(grown) == 1 and two.shape[grown[0]] == 2 * one.shape[grown[0]] else "?"

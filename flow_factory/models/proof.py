@@ -2,10 +2,8 @@
 
 import logging
 import math
-import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from flow_factory.dynamics import DYNAMICS
 from flow_factory.errors import UserError
 from flow_factory.memo import Memo
 from flow_factory.models.base import ModelAdapter
+from flow_factory.models.failures import FAILURES, reason
 from flow_factory.sampling import Sampler
 from flow_factory.types import Clip, Cond
 
@@ -24,8 +23,6 @@ LARGEST = 1e-5
 """A tenth of the usual clip range."""
 LITTLE = 0.01
 """Share of a state whose gradient may be 0 by chance."""
-FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError)
-"""What pipelines raise when they are called in a way that they do not support."""
 
 
 Ask = Callable[..., Any]
@@ -129,11 +126,3 @@ def runs(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any], ask: Ask | 
     except FAILURES:
         return False
     return True
-
-
-def reason(failure: Exception) -> str:
-    """Its first line, and where in the pipeline or in the user's own adapter it was raised."""
-    first = next(iter(str(failure).strip().splitlines()), type(failure).__name__)
-    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
-    frames = [f for f in traceback.extract_tb(failure.__traceback__) if not f.filename.startswith(ours)]
-    return f"{first} ({Path(frames[-1].filename).name}:{frames[-1].lineno}, in {frames[-1].name})" if frames else first
