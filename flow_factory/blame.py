@@ -4,7 +4,7 @@ import sys
 import sysconfig
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -87,21 +87,25 @@ def whose(error: BaseException) -> str | None:
     return None
 
 
-def watch_threads(names: dict[str, str]) -> None:
-    """A thread of a reward that dies is said in one line; other threads are told of as before.
+WATCHED: dict[str, str] = {}
+"""Whose threads are told of in a line, by module."""
+
+
+def watch_threads(names: Mapping[str, str]) -> None:
+    """A thread of a class of the user's own, or of a library, that dies is said in one line; other threads are told of as before.
 
     Args:
-        names: of the rewards, by the module of their class.
+        names: such as "reward 'it'", by the module of the class.
     """
+    WATCHED.update(names)
     before = getattr(threading.excepthook, "before", threading.excepthook)
 
     def hook(args: threading.ExceptHookArgs) -> None:
         frames = traceback.extract_tb(args.exc_traceback)
-        files = {f.filename for f in frames}
-        for module, name in names.items():
-            if getattr(sys.modules.get(module), "__file__", None) in files and args.exc_value is not None:
+        for module, called in WATCHED.items():
+            if args.exc_value is not None and any(_own(f.filename, module) for f in frames):
                 line = f"{told(args.exc_value)}{place(frames, module)}"
-                print(f"warning: reward {name!r}: a thread that it started died: {line}", file=sys.stderr)
+                print(f"warning: {called}: a thread that it started died: {line}", file=sys.stderr)
                 return
         before(args)
 

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from flow_factory.background import Background
 from flow_factory.report import plot_curves, save_before_after, save_grid
@@ -11,6 +12,7 @@ from flow_factory.samples import keep_samples, kept_samples, save_videos
 from flow_factory.types import Sample
 
 logger = logging.getLogger(__name__)
+Shown = TypeVar("Shown")
 REDRAWN = 30.0
 """Seconds for which the curves of a run in progress are good enough."""
 
@@ -45,12 +47,13 @@ class Gallery(Background):
         self.drawing("curves.png", lambda: plot_curves(self.folder / "metrics.jsonl", self.folder / "curves.png"))
         self.drawn = time.monotonic()
 
-    def drawing(self, what: str, draw: Callable[[], None]) -> None:
-        """Draws, or says once why not: nothing that only draws ends a training."""
+    def drawing(self, what: str, draw: Callable[[], Shown]) -> Shown | None:
+        """Draws or writes what is only looked at, or says once why not: nothing of the kind ends a training."""
         try:
-            draw()
+            return draw()
         except Exception as error:  # of fonts, codecs, libraries that draw and the file system: none is worth the run
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             if reason not in self.said:
                 self.said.add(reason)
-                logger.warning("%s of %s cannot be drawn, and the run goes on: %s", what, self.folder, reason)
+                logger.warning("%s of %s cannot be written, and the run goes on: %s", what, self.folder, reason)
+            return None

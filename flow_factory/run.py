@@ -8,6 +8,7 @@ from pathlib import Path
 from flow_factory.banner import banner
 from flow_factory.errors import RewardError, RowError
 from flow_factory.evaluation import Evaluator
+from flow_factory.gains import FILE as EVAL_SCORES
 from flow_factory.gains import intervals, keep_scores
 from flow_factory.gallery import Gallery
 from flow_factory.interrupt import Interrupted
@@ -116,7 +117,8 @@ class Run:
         self.log(metrics | {"time/eval_s": self.trainer.meter.seconds["eval"]})
         if self.trackers is not None:
             said = ", ".join(f"{k.removeprefix('eval/')} {v:.4g}" for k, v in metrics.items() if k.endswith("_mean"))
-            keep_scores(self.folder, self.trainer.progress.epoch, self.evaluator.scores)
+            epoch, scores = self.trainer.progress.epoch, self.evaluator.scores
+            self.gallery.drawing(EVAL_SCORES, lambda: keep_scores(self.folder, epoch, scores))
             say(f"evaluation after epoch {self.trainer.progress.epoch}: {said}")
             if samples:
                 self.trackers.log_samples("eval", samples, self.trainer.progress.epoch)
@@ -127,13 +129,17 @@ class Run:
         self.saver.save(self.checkpoint(), self.trainer.state() if state else None)
 
     def finish(self) -> str:
-        """Closes checkpoint and logs; on the main process, the summary, which is also written beside the pictures."""
+        """Closes checkpoint and logs; on the main process, the summary."""
         self.saver.wait()
         if self.trackers is None:
             return ""
         self.trackers.finish()
         self.gallery.wait()
         self.gallery.curves()
+        return self.gallery.drawing("summary.md", self.summary) or ""
+
+    def summary(self) -> str:
+        """What became of the run; also written into its folder."""
         config, folder = self.trainer.config, self.folder
         files = {
             "pictures before and after": folder / "before_after.png", "videos before and after": folder / "videos",

@@ -57,6 +57,7 @@ def hush() -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings of a lost connection are traces of addresses
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", module=rf"({'|'.join(LIBRARIES)})(\.|$)")
+    logging.raiseExceptions = False  # of libraries' own log files on a disk that is full
     for handler in logging.getLogger().handlers:
         handler.addFilter(_matters)
     logging.getLogger("torch.utils._pytree").addFilter(_matters)  # torch shows its records itself

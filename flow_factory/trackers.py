@@ -1,12 +1,13 @@
 """Where metrics and pictures go: always `metrics.jsonl` in the run's folder, beside it any of wandb, swanlab, tensorboard, a user's class.
 
-Only the main process opens trackers.
+Only the main process opens trackers. One that fails in the middle of a run is left out from then on, for `metrics.jsonl` has all.
 """
 
 import json
+import logging
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from flow_factory.blame import blamed, watch_threads
 from flow_factory.data.mp4 import save_video
 from flow_factory.errors import UserError, file_errors
 from flow_factory.metrics import MetricsFile
@@ -22,6 +24,7 @@ from flow_factory.pictures import animation, caption, contact_sheet
 from flow_factory.registry import Registry
 from flow_factory.types import Clip, Sample
 
+logger = logging.getLogger(__name__)
 WANDB_ADVICE = "run `wandb login`, set WANDB_API_KEY, or set WANDB_MODE=offline (`wandb sync` later)"
 
 
@@ -47,19 +50,18 @@ class Tracker(Protocol):
 class Trackers:
     """All trackers of a run, fed at once."""
 
-    def __init__(self, metrics_file: MetricsFile, backends: Sequence[Tracker]):
-        self.metrics_file, self.backends = metrics_file, list(backends)
+    def __init__(self, metrics_file: MetricsFile, backends: Mapping[str, Tracker]):
+        self.metrics_file, self.backends = metrics_file, dict(backends)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Scalars of one step; several calls a step are fine."""
         self.metrics_file.log(metrics, step)
-        for backend in self.backends:
-            backend.log(metrics, step)
+        self._each(lambda backend: backend.log(metrics, step))
 
     def log_samples(self, name: str, samples: Sequence[Sample], step: int) -> None:
         """Pictures or clips with their prompts and rewards, where there are any."""
-        for backend in self.backends if samples else ():
-            backend.log_samples(name, samples, step)
+        if samples:
+            self._each(lambda backend: backend.log_samples(name, samples, step))
 
     def truncate_after(self, step: int) -> None:
         """To be called at a resume: drops what `metrics.jsonl` has of later steps."""
@@ -68,8 +70,17 @@ class Trackers:
     def finish(self) -> None:
         """Closes every tracker."""
         self.metrics_file.finish()
-        for backend in self.backends:
-            backend.finish()
+        self._each(lambda backend: backend.finish())
+
+    def _each(self, do: Callable[[Tracker], None]) -> None:
+        """Of those that have not failed; a server, a full disk or an error in a library is no reason to lose a run."""
+        for name, backend in list(self.backends.items()):
+            try:
+                with blamed(f"tracker {name!r} failed", type(backend).__module__, TrackerError):
+                    do(backend)
+            except TrackerError as error:
+                del self.backends[name]
+                logger.warning("%s; the run goes on without it, and metrics.jsonl has all that it would have had", error)
 
 
 class Wandb:
@@ -172,6 +183,8 @@ class Tensorboard:
 
 
 PACKAGES = ("wandb", "swanlab", "tensorboard")
+LIBRARIES = {"wandb": "wandb.sdk", "swanlab": "swanlab.sdk", "tensorboard": "tensorboard.summary"}
+"""Where their threads come from."""
 TRACKERS = Registry("tracker", {name: f"{__name__}:{name.title()}" for name in PACKAGES})
 
 
@@ -206,10 +219,14 @@ def open_trackers(names: Sequence[str], project: str, run_name: str, run_dir: Pa
         TrackerError: a backend is not installed, not logged in, or cannot write; nothing of the run is lost, for it has not begun.
         UnknownName: a name that is neither a backend nor a dotted path.
     """
-    classes = [TRACKERS[name] for name in names if name.lower() != "none"]
+    classes = {name: TRACKERS[name] for name in names if name.lower() != "none"}
+    watch_threads({module: f"tracker {name!r}" for name, module in LIBRARIES.items() if name in map(TRACKERS.canonical, names)})
     with file_errors("log.save_dir", run_dir, "write a folder that can be written to", TrackerError):
         run_dir.mkdir(parents=True, exist_ok=True)
-    backends = [backend(project, run_name, run_dir, config) for backend in classes]
+    backends = {}
+    for name, cls in classes.items():
+        with blamed(f"tracker {name!r} did not start", cls.__module__, TrackerError):
+            backends[name] = cls(project, run_name, run_dir, config)
     with file_errors("log.save_dir", run_dir, "write a folder that can be written to", TrackerError):
         return Trackers(MetricsFile(run_dir), backends)
 

@@ -3,8 +3,11 @@
 import json
 import math
 import os
+import re
+import shutil
 import subprocess
 import sys
+import threading
 from io import BytesIO
 from pathlib import Path
 
@@ -150,6 +153,60 @@ def test_a_class_by_its_dotted_path_runs_beside_others(tmp_path, monkeypatch):
     assert len(trackers.backends) == 2 and lines(tmp_path)
 
 
+class Faulty(Noted):
+    """Does what its project says: one raises, one ends the program, one is interrupted."""
+
+    def __init__(self, project, *given):
+        self.error = {"raises": KeyError("x"), "leaves": SystemExit(0), "interrupted": KeyboardInterrupt()}.get(project)
+        if project == "never starts":
+            raise KeyError("no server")
+
+    def log(self, metrics, step):
+        if step == 1 and self.error is not None:
+            raise self.error
+
+
+FAULTY = f"{__name__}.Faulty"
+
+
+@pytest.mark.parametrize(("project", "said"), [("raises", "KeyError: 'x'"), ("leaves", "it ended the program, by SystemExit\\(0\\)")])
+def test_a_tracker_that_fails_in_the_middle_is_left_out_with_a_word(tmp_path, project, said, caplog):
+    trackers = open_trackers([FAULTY, f"{__name__}.Noted"], project, "run", tmp_path, {})
+    for step in range(4):
+        trackers.log({"a": step}, step)
+    trackers.log_samples("s", SAMPLES, 4)
+    trackers.finish()
+    (line,) = [r.getMessage() for r in caplog.records]
+    assert re.fullmatch(rf"tracker '{FAULTY}' failed: {said} \(.*test_trackers.py:\d+, in log\); the run goes on without it, .*", line)
+    assert [r["a"] for r in lines(tmp_path)] == [0, 1, 2, 3] and list(trackers.backends) == [f"{__name__}.Noted"]
+
+
+def test_a_tracker_that_cannot_start_is_one_line_and_an_interrupt_stays_one(tmp_path):
+    with pytest.raises(TrackerError, match=rf"^tracker '{FAULTY}' did not start: KeyError: 'no server' \(.*test_trackers.py:\d+, in"):
+        open_trackers([FAULTY], "never starts", "run", tmp_path, {})
+    trackers = open_trackers([FAULTY], "interrupted", "run", tmp_path, {})
+    with pytest.raises(KeyboardInterrupt):
+        trackers.log({"a": 1.0}, 1)
+
+
+def test_tensorboard_whose_folder_goes_is_left_out_and_its_thread_dies_in_a_line(tmp_path, capsys, caplog, monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    others = set(threading.enumerate())
+    trackers = opened(tmp_path, "tensorboard")
+    writers = set(threading.enumerate()) - others
+    shutil.rmtree(tmp_path / "tensorboard")
+    for step in range(3):
+        trackers.log({"a": step}, step)
+        trackers.log_samples("s", SAMPLES, step)
+    trackers.finish()
+    for thread in writers:
+        thread.join(PATIENCE)
+    said = capsys.readouterr().err
+    assert "Traceback" not in said and said.count("warning: tracker 'tensorboard': a thread that it started died: FileNotFoundError") == 1
+    assert [r.getMessage().partition(";")[2] for r in caplog.records] == [LEFT_OUT] and len(lines(tmp_path)) == 3
+
+
+LEFT_OUT = " the run goes on without it, and metrics.jsonl has all that it would have had"
 SCRIPT = """
 import sys
 from pathlib import Path

@@ -115,7 +115,7 @@ def load_judges(train: Sequence[RewardArguments], evaluation: Sequence[RewardArg
         return Judge(config, models[identity], needs_of(config.name, models[identity]))
 
     judges = [[judge(config) for config in entries] for entries in (train, evaluation)]
-    watch_threads({type(j.model).__module__: j.name for group in judges for j in group})
+    watch_threads({type(j.model).__module__: f"reward {j.name!r}" for group in judges for j in group})
     return judges
 
 
