@@ -21,7 +21,7 @@ from flow_factory.models.quantized import check_quantization
 from flow_factory.resuming import Finished, Start, find_start
 from flow_factory.rewards.loading import arguments, require_rewards, try_constructors
 from flow_factory.rows import check_files, check_limits, checkpoint_of, fitted, has_split, is_offline, read_split
-from flow_factory.run_folder import default_name, require_free
+from flow_factory.run_folder import require_free
 from flow_factory.trackers import require_trackers
 from flow_factory.types import Row
 
@@ -143,7 +143,7 @@ def history(found: Ready) -> None:
         found.finished = note
         return
     if found.share[0] == 0:  # the one that will claim it; the others would find it claimed
-        require_free(found.start.folder or Path(found.asked.log.save_dir, default_name(found.asked)))
+        require_free(found.start.folder or Path(found.asked.log.save_dir))  # a default name that is taken gets a number
     found.changed = found.start.require_same(identity_of(found.asked, found.rows))
 
 
