@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 from transformers import AutoProcessor, CLIPModel
 
@@ -23,6 +23,7 @@ from flow_factory.hparams import RewardArguments
 from flow_factory.rewards import REWARDS, GroupwiseRewardModel, PointwiseRewardModel
 from flow_factory.rewards.pick_score import ranks
 from flow_factory.rewards.scoring import RewardSet, load_rewards
+from flow_factory.rewards.shapes_detector import BACKGROUND, PALETTE, detect, nearest_color
 from flow_factory.types import Row
 from tests.tiny.clip import save_clip
 
@@ -175,6 +176,30 @@ def test_renders_that_contradict_their_caption_score_low(world: ModuleType) -> N
     assert torch.equal(strict == 1, soft == 1)
     assert soft[strict == 0].max() <= 0.7
     assert 0.3 < soft[strict == 0].mean() < 0.7, "partial credit"
+
+
+def test_a_pixel_that_a_shape_covers_in_part_has_its_color() -> None:
+    """From the least share that votes on: pure orange is nearer than pure red to a pixel that red covers by 54 to 74 %."""
+    for k, color in enumerate(np.array(list(PALETTE.values()), np.float64)):
+        away = color - BACKGROUND
+        share = np.linspace(150 / np.linalg.norm(away), 1, 50) if np.linalg.norm(away) > 150 else np.ones(1)
+        pixels = (BACKGROUND + share[:, None] * away).round().astype(np.uint8)
+        assert nearest_color(pixels).tolist() == [k] * len(pixels)
+
+
+def test_a_triangle_with_soft_edges_is_as_red_as_a_sharp_one() -> None:
+    """Smaller and softer than those of the renderer: most of its pixels are edges."""
+    for size, blur in ((9, 0.6), (12, 0.8), (16, 1.0)):
+        image = Image.new("RGB", (64, 64), BACKGROUND)
+        ImageDraw.Draw(image).polygon([(32, 32 - size / 2), (32 - size / 2, 32 + size / 2), (32 + size / 2, 32 + size / 2)], PALETTE["red"])
+        ((found,),) = detect(np.asarray(image.filter(ImageFilter.GaussianBlur(blur)))[None])
+        assert (found.color, found.shape) == ("red", "triangle")
+
+
+def test_a_mixture_of_two_colors_is_neither() -> None:
+    for one, other in (("red", "yellow"), ("red", "blue"), ("green", "blue")):
+        mixed = (np.add(PALETTE[one], PALETTE[other]) // 2).astype(np.uint8)
+        assert list(PALETTE)[nearest_color(mixed[None])[0]] not in (one, other)
 
 
 def test_relation_is_optional_and_objects_are_required(world: ModuleType) -> None:

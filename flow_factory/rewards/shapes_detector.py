@@ -21,7 +21,8 @@ SHAPES = ("circle", "square", "triangle")
 RELATIONS = ("left of", "right of", "above", "below")
 
 _COLORS = tuple(PALETTE)
-_RGB = np.array(list(PALETTE.values()), np.float32)
+_PLAIN = np.array(BACKGROUND, np.float32)
+_RAYS = np.array(list(PALETTE.values()), np.float32) - _PLAIN
 _EDGE, _CORE = 100.0, 150.0  # RGB distance from the background: half covered by the palest shape; surely inside one
 _IN_PLANE = np.zeros((3, 3, 3), bool)  # 8-connected inside a picture, never between pictures of the batch
 _IN_PLANE[1] = True
@@ -48,13 +49,24 @@ def _shape(fill: float, aspect: float, sag: float) -> str | None:
     return "square" if fill >= 0.875 else "circle" if fill > 0.62 else None
 
 
+def nearest_color(pixels: np.ndarray) -> np.ndarray:
+    """Index in `PALETTE` (n,) of the colour that RGB pixels (n, 3) show, wholly or in part.
+
+    Distances are those to the segment from the background to the colour, on which the edges of a shape lie: red over two thirds of a
+    pixel is closer to pure orange than to pure red.
+    """
+    off = (pixels.astype(np.float32) - _PLAIN)[:, None]
+    cover = ((off * _RAYS).sum(-1) / (_RAYS**2).sum(-1)).clip(0, 1)
+    return ((off - cover[..., None] * _RAYS) ** 2).sum(-1).argmin(1)
+
+
 def detect(images: np.ndarray) -> list[list[Found]]:
     """Objects in each picture of a uint8 batch (n, height, width, 3).
 
     Blobs smaller than 1.2 % of the picture are specks and are passed over.
     """
     n, height, width, _ = images.shape
-    distance = np.sqrt(((images.astype(np.float32) - np.array(BACKGROUND, np.float32)) ** 2).sum(-1))
+    distance = np.sqrt(((images.astype(np.float32) - _PLAIN) ** 2).sum(-1))
     labels, count = ndimage.label(distance > _EDGE, structure=_IN_PLANE)
     found: list[list[Found]] = [[] for _ in range(n)]
     if count == 0:
@@ -62,8 +74,7 @@ def detect(images: np.ndarray) -> list[list[Found]]:
     flat = labels.ravel()
     area = np.bincount(flat, minlength=count + 1)
     core = np.flatnonzero((distance > _CORE).ravel() & (flat > 0))
-    pixels = images.reshape(-1, 3)[core].astype(np.float32)
-    nearest = ((pixels[:, None] - _RGB) ** 2).sum(-1).argmin(1)
+    nearest = nearest_color(images.reshape(-1, 3)[core])
     votes = np.bincount(flat[core] * len(_COLORS) + nearest, minlength=(count + 1) * len(_COLORS)).reshape(-1, len(_COLORS))
     rows = np.bincount(flat, weights=np.broadcast_to(np.arange(height)[None, :, None], labels.shape).ravel(), minlength=count + 1)
     for k, (picture, ys, xs) in enumerate(ndimage.find_objects(labels), 1):
