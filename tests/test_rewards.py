@@ -19,12 +19,13 @@ from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 from transformers import AutoProcessor, CLIPModel
 
+from flow_factory.errors import UserError
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards import REWARDS, GroupwiseRewardModel, PointwiseRewardModel
 from flow_factory.rewards.pick_score import ranks
 from flow_factory.rewards.scoring import RewardSet, load_rewards
 from flow_factory.rewards.shapes_detector import BACKGROUND, PALETTE, detect, nearest_color
-from flow_factory.types import Row
+from flow_factory.types import Clip, Row
 from tests.tiny.clip import save_clip
 
 ROOT = Path(__file__).parent.parent
@@ -70,6 +71,26 @@ def cosine_by_hand(folder: Path, prompt: str, image: Image.Image) -> tuple[float
     with torch.no_grad():
         logit, scale = model(**inputs).logits_per_image.item(), model.logit_scale.exp().item()
     return logit / scale, scale
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+@pytest.mark.parametrize("name", REWARDS)
+def test_a_reward_that_gets_no_copies_leaves_all_as_it_was(clip: Path, name: str, kind: str) -> None:
+    cls = REWARDS[name]
+    if kind not in cls.required_fields:
+        with pytest.raises(UserError, match=f"and the model makes {kind}s"):
+            scores(rewards(name), [Clip(pictures(2), 8.0)])
+        return
+    assert not cls.changes_inputs, "it gets the pictures themselves"
+    columns = {"objects": [{"color": "red", "shape": "circle", "count": 2}, {"color": "blue", "shape": "square", "count": 1}]}
+    columns |= {"relation": "left of", "tags": {"deep": ["a"]}}
+    media = pictures(3) if kind == "image" else [Clip(pictures(2, seed), 8.0) for seed in range(3)]
+    frames = [frame for one in media for frame in (one.frames if isinstance(one, Clip) else [one])]
+    before = [(id(f), f.mode, f.size, f.info.copy(), f.tobytes()) for f in frames], repr(columns), len(media)
+    reward = rewards(name, **({"model_name_or_path": str(clip)} if "model_name_or_path" in cls.extra_keys else {}))
+    assert torch.equal(scores(reward, media, **columns), scores(reward, media, **columns))
+    again = [frame for one in media for frame in (one.frames if isinstance(one, Clip) else [one])]
+    assert ([(id(f), f.mode, f.size, f.info, f.tobytes()) for f in again], repr(columns), len(media)) == before
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
