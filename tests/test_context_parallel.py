@@ -28,12 +28,18 @@ WAN = ("train.resolution=16", "train.num_frames=5", "train.guidance_scale=4.0", 
 RUNS = {
     "flux": (*FOUR, "train.kl_beta=0.1"),
     "flux_full": (*FOUR, *FULL, "train.enable_gradient_checkpointing=true"),
-    "flux_shared": (*ONE, "train.trainer_type=dgpo", "train.num_train_timesteps=2", "rewards.reward_model=tests.tiny.rewards.Outshines"),
+    "flux_shared": (
+        *ONE,
+        "train.trainer_type=dgpo",
+        "train.num_train_timesteps=2",
+        "rewards.reward_model=tests.tiny.rewards.Outshines",
+        "eval.group_size=4",
+    ),
     "wan": (*FOUR, *WAN, "train.kl_beta=0.1"),
     "wan_full": (*FOUR, *WAN, *FULL),
     "wan_nft": (*FOUR, *WAN, *NFT),
 }
-"""With two teams, `flux_shared` has a group that both share, which is scored and compared as a whole."""
+"""With two teams, `flux_shared` has a group that both share, which is scored and compared as a whole; it evaluates groups, too."""
 TEAMS = [*((2, name) for name in RUNS), (4, "flux_shared"), (4, "wan_full")]
 MORE = {(2, "flux_full"), (2, "wan_nft"), (4, "wan_full")}
 
