@@ -17,11 +17,11 @@ def _ids(tokens: PreTrainedTokenizerBase) -> dict[str, Any]:
     return {name: getattr(tokens, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
 
-def clip_text(model: str = "CLIPTextModel", positions: int = 77) -> PreTrainedModel:
-    """Two layers of width 32."""
+def clip_text(model: str = "CLIPTextModel", positions: int = 77, width: int = 32) -> PreTrainedModel:
+    """Two layers."""
     tokens = clip_tokenizer()
     config = transformers.CLIPTextConfig(
-        vocab_size=len(tokens), hidden_size=32, intermediate_size=64, num_attention_heads=4, num_hidden_layers=2, projection_dim=32,
+        vocab_size=len(tokens), hidden_size=width, intermediate_size=64, num_attention_heads=4, num_hidden_layers=2, projection_dim=width,
         max_position_embeddings=positions, **_ids(tokens))  # fmt: skip
     return seeded(getattr(transformers, model), config)
 
@@ -34,12 +34,12 @@ def t5(family: str = "T5", width: int = 32, vocabulary: int | None = None) -> Pr
     return seeded(getattr(transformers, f"{family}EncoderModel"), config)
 
 
-def _decoder(tokens: PreTrainedTokenizerBase, layers: int = 2) -> dict[str, Any]:
-    """The config of a decoder of width 16; at transformers' own initialisation, 0.02, its layers would do nothing that one can see."""
+def _decoder(tokens: PreTrainedTokenizerBase, layers: int = 2, width: int = WIDTH) -> dict[str, Any]:
+    """The config of a decoder; at transformers' own initialisation, 0.02, its layers would do nothing that one can see."""
     return {
-        "vocab_size": len(tokens), "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": layers,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": WIDTH // 2, "max_position_embeddings": 4096,
-        "initializer_range": WIDTH**-0.5, **_ids(tokens)}  # fmt: skip
+        "vocab_size": len(tokens), "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": width // 2, "max_position_embeddings": 4096,
+        "initializer_range": width**-0.5, **_ids(tokens)}  # fmt: skip
 
 
 def language(family: str, model: str, tokens: PreTrainedTokenizerBase, layers: int = 2, **config: Any) -> PreTrainedModel:
@@ -74,21 +74,21 @@ def gemma3(tokens: PreTrainedTokenizerBase) -> PreTrainedModel:
     return seeded(transformers.Gemma3ForConditionalGeneration, config)
 
 
-def _qwen25_vl_config() -> transformers.Qwen2_5_VLConfig:
+def _qwen25_vl_config(width: int = WIDTH) -> transformers.Qwen2_5_VLConfig:
     tokens = qwen_tokenizer()
-    rope = {"mrope_section": [1, 1, 2], "rope_type": "default", "rope_theta": 1e6}
+    rope = {"mrope_section": [width // 16, width // 16, width // 8], "rope_type": "default", "rope_theta": 1e6}
     special = {"image_token_id": "image_pad", "video_token_id": "video_pad"}
     special |= {"vision_start_token_id": "vision_start", "vision_end_token_id": "vision_end"}
     return transformers.Qwen2_5_VLConfig(
-        text_config={"rope_parameters": rope, **_decoder(tokens)},
+        text_config={"rope_parameters": rope, **_decoder(tokens, width=width)},
         vision_config={
-            "depth": 2, "hidden_size": WIDTH, "intermediate_size": WIDTH, "num_heads": 2, "out_hidden_size": WIDTH,
+            "depth": 2, "hidden_size": WIDTH, "intermediate_size": WIDTH, "num_heads": 2, "out_hidden_size": width,
             "fullatt_block_indexes": [1], "initializer_range": WIDTH**-0.5},
         **{name: tokens.convert_tokens_to_ids(f"<|{token}|>") for name, token in special.items()})  # fmt: skip
 
 
-def qwen25_vl() -> PreTrainedModel:
-    return seeded(transformers.Qwen2_5_VLForConditionalGeneration, _qwen25_vl_config())
+def qwen25_vl(width: int = WIDTH) -> PreTrainedModel:
+    return seeded(transformers.Qwen2_5_VLForConditionalGeneration, _qwen25_vl_config(width))
 
 
 def qwen25_vl_text() -> PreTrainedModel:

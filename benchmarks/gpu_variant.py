@@ -1,0 +1,124 @@
+"""One variant of a run, measured in a process of its own: `benchmarks/gpu.py` starts it.
+
+python -m benchmarks.gpu_variant draw MODEL FOLDER [--toy]           a random checkpoint, its data set and config
+python -m benchmarks.gpu_variant measure FOLDER [section.key=value ...]     an epoch to warm up, then timed ones; a JSON line
+"""
+
+import argparse
+import json
+import platform
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.operations import operations, product_rate
+from flow_factory.config import RunConfig, load_config
+from flow_factory.fit import model_of
+from flow_factory.memory import peak
+from flow_factory.rewards import PointwiseRewardModel, RewardModelOutput
+from flow_factory.train import build
+from flow_factory.trainer import Trainer
+
+
+class Free(PointwiseRewardModel):
+    """Scores that cost nothing and tell samples of a group apart."""
+
+    required_fields = ("prompt",)
+
+    def __call__(self, prompt: list[str], **columns: Any) -> RewardModelOutput:
+        return RewardModelOutput(rewards=[float(k % 4) for k in range(len(prompt))])
+
+
+def measure(file: Path, overrides: list[str], epochs: int) -> dict[str, Any]:
+    """Medians over `epochs` epochs after one that is not counted, in which whatever is compiled or tuned is."""
+    config = load_config(file, ["train.max_epochs=99", *overrides])
+    trainer = build(config).trainer
+    device, half = trainer.accelerator.device, torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
+    product = product_rate(device, half)
+    first = trainer.epoch()
+    rows = [trainer.epoch() for _ in range(epochs)]
+    middle = {k: statistics.median(row[k] for row in rows) for k in rows[0]}
+    phases = {k.removeprefix("time/").removesuffix("_s"): v for k, v in middle.items() if k.startswith("time/")}
+    reached = {phase: work / phases[phase] for phase, work in tflop_of(trainer).items()}
+    return {
+        "seconds": rounded(phases),
+        "first_epoch_s": round(first["time/epoch_s"], 3),
+        "images_per_second": round(trainer.plan.samples_per_epoch / phases["epoch"], 4),
+        "tflops": rounded(reached),
+        "share_of_product": rounded({phase: rate / product for phase, rate in reached.items()}),
+        "product_tflops": round(product, 2),
+        **memory(trainer),
+        "estimate_gb": estimate_of(config),
+        "on_policy_error": max(row["train/on_policy_error"] for row in (first, *rows)),
+        "on_policy_floor": first.get("train/on_policy_floor"),
+        "first_gradient_norm": first["train/grad_norm"],
+        **machine(),
+    }
+
+
+def tflop_of(trainer: Trainer) -> dict[str, float]:
+    """What an epoch's rollout and its training need of the transformer."""
+    config, plan, family = trainer.config, trainer.plan, type(trainer.adapter)
+    train = config.train
+    image = family.tokens_of(train.height, train.width, {**train.call, "max_sequence_length": 0})
+    needed = operations(next(iter(trainer.policy.models.values())), image, trainer.conds[0]["prompt_embeds"].shape[1])
+    passes = family.passes(trainer.call)
+    steps = train.num_inference_steps - train.first_step
+    points = plan.trained_batches_per_rank * plan.per_device_batch_size * plan.trained_points * plan.num_inner_epochs
+    trained = points * (passes if trainer.algorithm.guidance("policy") is None else 1)
+    rolled = plan.samples_per_epoch * steps * passes
+    return {"rollout": rolled * needed.forward * 1e-12, "optimise": trained * (needed.forward + needed.backward) * 1e-12}
+
+
+def memory(trainer: Trainer) -> dict[str, float | None]:
+    """In 10^9 bytes, as the estimate."""
+    cuda = trainer.accelerator.device.type == "cuda"
+    return {
+        "peak_allocated_gb": round(trainer.meter.peak_memory_gb(), 2),
+        "peak_reserved_gb": round(torch.cuda.max_memory_reserved() / 1e9, 2) if cuda else None,
+    }
+
+
+def estimate_of(config: RunConfig) -> float | None:
+    """GB at the peak, as `--check` says."""
+    model = model_of(config)
+    return None if model is None else round(peak(model.parts(config)), 2)
+
+
+def machine() -> dict[str, Any]:
+    cuda = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+    }
+
+
+def rounded(values: dict[str, float]) -> dict[str, float]:
+    return {name: float(f"{value:.4g}") for name, value in values.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_subparsers(dest="what", required=True)
+    drawing = what.add_parser("draw")
+    drawing.add_argument("model")
+    drawing.add_argument("folder", type=Path)
+    drawing.add_argument("--toy", action="store_true")
+    measuring = what.add_parser("measure")
+    measuring.add_argument("folder", type=Path)
+    measuring.add_argument("overrides", nargs="*")
+    measuring.add_argument("--epochs", type=int, default=1)
+    args = parser.parse_args()
+    if args.what == "draw":
+        from benchmarks.gpu_models import draw
+
+        draw(args.model, args.folder, args.toy)
+    else:
+        print(json.dumps(measure(args.folder / "config.yaml", args.overrides, args.epochs)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
