@@ -3,13 +3,14 @@
 import subprocess
 import sys
 import venv
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from flow_factory.config import load_config
 from flow_factory.config.modules import spec_of
-from tests.tiny.run import ROOT, environment, write_run
+from tests.tiny.run import ROOT, environment, logged, write_run
 
 REWARD = "class Mine:\n    pass\n"
 MODEL = "from flow_factory.models.flux1 import Flux1\nclass Mine(Flux1):\n    pass\n"
@@ -64,15 +65,28 @@ def sources(folder: Path) -> Path:
     return folder
 
 
+def repository(folder: Path) -> str:
+    """The same as pip is to clone it."""
+    for command in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-q", "-m", "all"]):
+        subprocess.run(["git", *command], cwd=sources(folder), env=clean(), check=True)
+    return f"git+file://{folder}"
+
+
+INSTALLED: dict[str, Callable[[Path], list[str]]] = {
+    "editable": lambda folder: ["-e", str(sources(folder))],
+    "wheel": lambda folder: [str(sources(folder))],
+    "git": lambda folder: [repository(folder)],
+}  # fmt: skip
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("editable", [True, False], ids=["editable", "wheel"])
-def test_the_commands_work_from_an_empty_folder(python: Path, tmp_path: Path, editable: bool) -> None:
+@pytest.mark.parametrize("how", ["editable", "wheel", pytest.param("git", marks=pytest.mark.exhaustive)])
+def test_the_commands_work_from_an_empty_folder(python: Path, tmp_path: Path, how: str) -> None:
     (here := tmp_path / "empty").mkdir()
     (copy := tmp_path / "copy").mkdir()
-    install(python, *(["-e"] if editable else []), sources(copy))
-    install(python, "-e", package(tmp_path / "own", f"own_{editable}".lower(), "src"))
+    install(python, *INSTALLED[how](copy))
+    install(python, "-e", package(tmp_path / "own", own := f"own_{how}", "src"))
     file = write_run(tmp_path)
-    own = f"own_{editable}".lower()
     for command in (["ff-train"], ["flow-factory-train"], ["python", "-m", "flow_factory"], ["python", "-m", "flow_factory.train"]):
         overrides = [f"rewards.reward_model={own}.parts.Mine", f"model.model_type={own}.models.Mine", "config_file=launch/fsdp2.yaml"]
         done = started(python, command, file, *overrides, "--print-config", cwd=here)
@@ -83,21 +97,26 @@ def test_the_commands_work_from_an_empty_folder(python: Path, tmp_path: Path, ed
     assert not list(here.iterdir())
 
 
+LAUNCHERS = {
+    "itself": [sys.executable, "-m", "flow_factory.train", "--num_processes", "2"],
+    "torchrun": ["torchrun", "--nproc_per_node=2", "-m", "flow_factory.train"],
+    "accelerate": ["accelerate", "launch", "-m", "flow_factory.train"],
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "command", [["-m", "flow_factory.train"], ["-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "flow_factory.train"]]
-)
-def test_files_of_the_current_folder_stand_in_for_no_module(tmp_path: Path, command: list[str]) -> None:
-    """Under this program's own launcher, and (but for what torch itself imports) under torch's."""
+@pytest.mark.parametrize("by", ["itself", "torchrun", pytest.param("accelerate", marks=pytest.mark.exhaustive)])
+def test_files_of_the_current_folder_stand_in_for_no_module(tmp_path: Path, by: str) -> None:
+    """Under this program's own launcher, torch's and accelerate's."""
     write_run(tmp_path)
-    names = ["accelerate", "queue", "argparse", "typing", "logging"] if "torch.distributed.run" not in command else ["accelerate", "yaml"]
-    for name in names:
+    for name in ("torch", "accelerate", "yaml", "queue", "pathlib", "argparse", "typing", "logging"):
         (tmp_path / f"{name}.py").write_text(HOSTILE.format(sign=str(tmp_path / "sign")))
     (tmp_path / "my_rewards.py").write_text("from flow_factory.rewards.jpeg import JpegCompressibility as Mine\n")
-    flags = ["--num_processes", "2"] if len(command) == 2 else []
-    arguments = [*command, "tiny.yaml", "rewards.reward_model=my_rewards.Mine", "train.max_epochs=1", *flags]
-    done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    program, *flags = LAUNCHERS[by]
+    command = [Path(sys.executable).parent / program, *flags, "tiny.yaml", "rewards.reward_model=my_rewards.Mine", "train.max_epochs=1"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert [line["step"] for line in logged(tmp_path / "save" / "run")] == [0, 1, 1]
     assert not (tmp_path / "sign").exists()
 
 
