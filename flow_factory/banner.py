@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from flow_factory.ema import reported_weights
+from flow_factory.recompute import said
 
 if TYPE_CHECKING:
     from flow_factory.run import Run
@@ -18,6 +19,7 @@ def banner(run: "Run") -> str:
         "trained": trained(run),
         "device": device(run),
         "plan": plan(run),
+        **recomputed(run),
         "weights": f"evaluated and saved: {reported_weights(run.trainer.config.train)}",
         "watch": f"{run.folder / 'curves.png'} and, after every epoch, {run.folder / 'metrics.jsonl'}",
     }
@@ -52,6 +54,14 @@ def plan(run: "Run") -> str:
     if run.evaluator is None or config.eval.eval_freq == 0:
         return f"{text}; no evaluation"
     return f"{text}; {len(run.evaluator.rows)} test rows are drawn at the start, every {counted(config.eval.eval_freq)} and at the end"
+
+
+def recomputed(run: "Run") -> dict[str, str]:
+    """How many blocks are computed again in the backward pass, if any."""
+    setting = run.trainer.config.train.enable_gradient_checkpointing
+    why = " (auto)" * (run.back is not None)
+    much = said(setting, run.trainer.policy.models.values())
+    return {"memory": f"{much} are computed again in the backward pass{why}"} if setting or why else {}
 
 
 def counted(epochs: int) -> str:

@@ -8,12 +8,16 @@ import psutil
 import torch
 
 from flow_factory.config import RunConfig
+from flow_factory.config.base import show
+from flow_factory.config.recompute import AUTO
 from flow_factory.errors import UserError
 from flow_factory.memory import Part, estimate, in_main_memory, peak
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.quantized import check_quantization
 from flow_factory.proposals import encoding, proposals
+from flow_factory.recompute import LEVELS, Setting
+from flow_factory.recompute import said as said_of
 from flow_factory.weighing import shape_of, stored_parameters
 
 CARDS = (24, 48, 80)
@@ -46,6 +50,38 @@ def model_of(config: RunConfig) -> Model | None:
     return Model(family, parameters, shape_of(family, config.model.target_components[0], checkpoint, name))
 
 
+def settled(config: RunConfig, model: Model | None, gpu: float | None = None) -> tuple[RunConfig, list[str]]:
+    """With `train.enable_gradient_checkpointing: auto` decided, and the line that says so: as few blocks as fit, by the estimate.
+
+    Args:
+        model: None, of which nothing can be estimated, has all its blocks computed again.
+        gpu: GB of the cards that it is for; None asks this machine, and its main memory where it has no GPU.
+    """
+    if config.train.enable_gradient_checkpointing != AUTO:
+        return config, []
+    fewer_bits = config.model.layerwise_casting or (config.model.quantization or "").startswith("torchao")  # see `memory_rules`
+    for level in (True,) if model is None or fewer_bits else LEVELS:
+        found = recomputing(config, level)
+        if model is not None and in_room(model.parts(found), gpu, config.num_processes):
+            break
+    much = "all blocks" if model is None else said_of(level, [model.module])
+    where = f"a {gpu:.0f} GB GPU" if gpu else "this machine"
+    return found, [f"train.enable_gradient_checkpointing: auto takes {show(level)} for {where}: {much} are computed again"]
+
+
+def recomputing(config: RunConfig, setting: Setting) -> RunConfig:
+    """With another `train.enable_gradient_checkpointing`."""
+    return config.model_copy(update={"train": config.train.model_copy(update={"enable_gradient_checkpointing": setting})})
+
+
+def in_room(parts: list[Part], gpu: float | None, processes: int) -> bool:
+    """Whether a process fits a GPU, or this machine's main memory together with the others."""
+    if gpu is not None or torch.cuda.is_available():
+        return peak(parts) < ROOM * (gpu or torch.cuda.get_device_properties(0).total_memory / 1e9)
+    later = in_main_memory([p for p in parts if p.phase != "encoding"])  # what is loaded stays where it is
+    return processes * (peak(parts) + later) < 0.8 * psutil.virtual_memory().total / 1e9
+
+
 def memory_lines(config: RunConfig, gpu: float | None = None) -> tuple[list[str], bool]:
     """The estimate part by part, what would make it fit, and whether it fits where it would run.
 
@@ -53,8 +89,9 @@ def memory_lines(config: RunConfig, gpu: float | None = None) -> tuple[list[str]
         gpu: GB of the cards that it is for; None asks this machine.
     """
     model = model_of(config)
+    config, chosen = settled(config, model, gpu)
     if model is None:
-        return ["no estimate: the checkpoint is not on disk, and its size is not known here"], True
+        return [*chosen, "no estimate: the checkpoint is not on disk, and its size is not known here"], True
     parts, n = model.parts(config), config.num_processes
     said, fits, card = verdict(parts, gpu)
     lines = [f"{p.gb:8.2f} GB  {p.name}{when(p)}" for p in parts if not p.host]
@@ -63,7 +100,7 @@ def memory_lines(config: RunConfig, gpu: float | None = None) -> tuple[list[str]
         lines += [f"{p.gb:8.2f} GB  of main memory: {p.name}{when(p)}" for p in parts if p.host]
         lines.append(f"{host:8.2f} GB  of main memory at the peak{f', {n * host:.2f} GB for all {n} processes' if n > 1 else ''}")
     more = [] if peak(parts) < ROOM * card else larger(config, model, card)
-    return [f"{config.engine.name}, {n} process{'es' if n > 1 else ''}", *lines, *quantiser_lines(config), *more], fits
+    return [f"{config.engine.name}, {n} process{'es' if n > 1 else ''}", *chosen, *lines, *quantiser_lines(config), *more], fits
 
 
 def larger(config: RunConfig, model: Model, card: float) -> list[str]:
@@ -102,6 +139,5 @@ def verdict(parts: list[Part], gpu: float | None) -> tuple[str, bool, float]:
     cards = [card for card in CARDS if most < ROOM * card]
     said = f"on a GPU it needs {cards[0]} GB" if cards else f"no GPU of {CARDS[-1]} GB holds it"
     memory = psutil.virtual_memory().total / 1e9
-    later = in_main_memory([p for p in parts if p.phase != "encoding"])  # what is loaded stays where it is
-    here = "" if most + later < 0.8 * memory else f"; it does NOT fit this machine ({memory:.0f} GB, no GPU)"
+    here = "" if in_room(parts, None, 1) else f"; it does NOT fit this machine ({memory:.0f} GB, no GPU)"
     return said + here, True, CARDS[-1]  # nobody trains a model of that size on a machine without a GPU: it is for another one

@@ -1,12 +1,13 @@
 """Estimates of a run's peak memory by part: on the device of one process, and in main memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from flow_factory.algorithms import ALGORITHMS
 from flow_factory.config import EvalConfig, RunConfig, TrainConfig, plan_of
 from flow_factory.config.engine import EngineSettings
+from flow_factory.config.recompute import chosen_blocks, every_block
 from flow_factory.engines.zero import BUCKET
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import DTYPES
@@ -117,7 +118,7 @@ def gathered(config: RunConfig, engine: EngineSettings, weights: Weights) -> Ite
         if engine.stage == 3:
             whole = weights.frozen + weights.trained * master
             live = _number(zero.get("stage3_max_live_parameters"), LIVE) * DTYPES[config.mixed_precision].itemsize
-            yield Part("gathered weights", (min(live, whole) if config.train.enable_gradient_checkpointing else whole) * 1e-9)
+            yield Part("gathered weights", (min(live, whole) if every_block(config.train.enable_gradient_checkpointing) else whole) * 1e-9)
         buckets = 2 if engine.stage < 3 and zero.get("overlap_comm") is True else 1
         size = _number(zero.get("reduce_bucket_size"), min(BUCKET, weights.trained))
         yield Part("DeepSpeed's gradient bucket (reduce_bucket_size)", buckets * size * master * 1e-9, "training")
@@ -129,7 +130,7 @@ def passing(config: RunConfig, engine: EngineSettings, family: type[ModelAdapter
     algorithm, plan = ALGORITHMS[train.trainer_type](train, config.scheduler), plan_of(config)
     tokens, n = family.tokens_of(train.height, train.width, train.call), train.per_device_batch_size
     between = tokens * width_of(shape) * half * n
-    kept = kept_activations(between, weights.layers, train.enable_gradient_checkpointing)
+    kept = kept_activations(between, weights.layers, chosen_blocks(train.enable_gradient_checkpointing, weights.layers))
     if algorithm.guidance("policy") is None:  # others train without the negative prompt
         kept *= family.passes({"guidance_scale": train.guidance_scale, **train.call})
     if engine.in_step and config.num_processes > 1:  # processes whose noise levels are of different experts run all of them
@@ -153,10 +154,16 @@ def drawing(config: RunConfig, family: type[ModelAdapter], section: TrainConfig 
     return max(forward * n, family.decoding_of(*place) * (1 if config.model.vae_slicing else n))
 
 
-def kept_activations(between: float, layers: int, recomputed: bool) -> float:
-    """Bytes that the backward of a transformer needs, where `between` are those of all tokens between two layers."""
-    layer = ACTIVATIONS / 2 * between
-    return layers * between + layer if recomputed else layers * layer
+def kept_activations(between: float, layers: int, recomputed: Sequence[int]) -> float:
+    """Bytes that the backward of a transformer needs, where `between` are those of all tokens between two layers.
+
+    Args:
+        recomputed: numbers of the layers that keep their input alone. While one has its activations again, those of the layers before it
+            are still there, and those behind it are gone.
+    """
+    kept = [k for k in range(layers) if k not in recomputed]
+    at_once = max([len(kept), *(1 + sum(k < again for k in kept) for again in recomputed)])
+    return (len(recomputed) + ACTIVATIONS / 2 * at_once) * between
 
 
 def _number(value: Any, default: int) -> float:

@@ -59,6 +59,13 @@ class Meter:
         costs |= {f"perf/{phase}_samples_per_s": samples / s for phase, s in self.seconds.items()}
         return costs | {"perf/samples_per_s": samples / total, "perf/peak_memory_gb": self.peak_memory_gb()}
 
+    def share_of_card(self) -> float:
+        """The peak as a share of the device's memory; 0 on a CPU."""
+        device = self.accelerator.device
+        if device.type != "cuda":
+            return 0.0
+        return torch.cuda.max_memory_allocated(device) / torch.cuda.get_device_properties(device).total_memory
+
     def peak_memory_gb(self) -> float:
         """Most memory held so far: the device's, or the process's on a CPU."""
         if self.accelerator.device.type == "cuda":

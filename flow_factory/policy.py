@@ -17,6 +17,7 @@ from flow_factory.frugal import store_in_8_bits, waiting
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import DTYPES
 from flow_factory.precision import autocast_of, cast, round_lora, shield
+from flow_factory.recompute import Setting, recompute
 
 
 class Policy(nn.Module):
@@ -69,12 +70,13 @@ class Policy(nn.Module):
 
 
 def build_policy(
-    adapter: ModelAdapter, config: ModelConfig, precision: str, checkpointing: bool, seed: int, device: torch.device
+    adapter: ModelAdapter, config: ModelConfig, precision: str, checkpointing: Setting, seed: int, device: torch.device
 ) -> Policy:
     """Freezes everything, then makes the chosen components trainable. The engine brings those to the device, whole or in shards.
 
     Args:
         precision: mixed_precision of the run, in which the pipeline was loaded; the master weights may have been loaded in their own.
+        checkpointing: which blocks are computed again in the backward pass.
 
     Raises:
         UserError: no such component, target module or attention backend.
@@ -95,8 +97,6 @@ def build_policy(
         cast(module, config, frozen)
         if autocast is not None:
             shield(module)
-        if checkpointing:
-            adapter.checkpoint(module)
     policy = Policy(adapter, names, autocast)
     for name, part in parts.items():
         if config.layerwise_casting is not None and name in adapter.field.bare:
@@ -110,6 +110,7 @@ def build_policy(
             set_attention(module, config.attn_backend, device, frozen)
         if config.compile:
             module.compile_repeated_blocks(backend=config.compile_backend)
+    recompute(policy.models.values(), checkpointing)
     set_vae(adapter.pipe.vae, config)
     return policy
 

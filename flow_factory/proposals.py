@@ -11,6 +11,8 @@ from flow_factory.memory import Part, in_main_memory, peak
 WORTH = 0.01
 """Share of the peak that a proposal must save."""
 BATCHES = ("train.per_device_batch_size=1", "eval.per_device_batch_size=1")
+SHARES = (0.25, 0.5, 0.75)
+RECOMPUTED = "train.enable_gradient_checkpointing"
 EXACT: tuple[tuple[tuple[str, ...], str], ...] = (
     (("mixed_precision=bf16",), "half the bits of frozen weights and forwards; faster on a GPU"),
     (("model.vae_slicing=true",), "pictures are decoded one by one; they are the same"),
@@ -18,10 +20,11 @@ EXACT: tuple[tuple[tuple[str, ...], str], ...] = (
     (("train.offload_samples_to_cpu=true",), "rollouts wait in main memory; their values are the same"),
     (("train.ema_device=cpu",), "the averaged weights wait in main memory; a copy before every evaluation"),
     (("train.ref_param_device=cpu",), "the reference waits in main memory; a copy an epoch"),
-    (("train.enable_gradient_checkpointing=true",), "every block is computed again in the backward: a third more time in training"),
+    *(((f"{RECOMPUTED}={s}",), f"{s:.0%} of the blocks are computed again in the backward: {s / 3:.0%} more time there") for s in SHARES),
+    ((f"{RECOMPUTED}=true",), "every block is computed again in the backward: a third more time in training"),
     (BATCHES, "the same samples, fewer at a time: more and smaller forwards"),
 )  # fmt: skip
-"""(keys, what they cost): they change time, and not what is learned."""
+"""(keys, what they cost): they change time, and not what is learned. One that sets a key anew stands for the one before."""
 HEAVY: tuple[tuple[tuple[str, ...], str], ...] = (
     (("config_file=examples/launch/fsdp2.yaml",), "weights are shared out over the GPUs, and sent for every forward and backward"),
     (("train.optimizer=adamw8bit",), "the optimiser's state in 8 bits: rounded; needs bitsandbytes"),
@@ -64,8 +67,12 @@ def proposals(config: RunConfig, estimate: Estimate, room: float) -> Iterator[st
     start = Tried(config, estimate(config))
     chain = [start]
     for keys, cost in EXACT:
+        if chain[-1].gb < room:
+            break
         better = tried(chain[-1], keys, cost, estimate)
-        if chain[-1].gb >= room and better is not None:
+        if better is not None:
+            if chain[-1].keys and names(better) == names(chain[-1]):
+                chain.pop()
             chain.append(better)
     for before, after in zip(chain, chain[1:], strict=False):
         yield line(before, after, room)
@@ -111,6 +118,11 @@ def line(before: Tried, after: Tried, room: float) -> str:
     memory = f"; {host:.0f} GB of main memory" if host > in_main_memory(before.parts) * before.config.num_processes + 1 else ""
     fits = "; fits" if after.gb < room else ""
     return f"{before.gb:6.1f} -> {after.gb:.1f} GB  {' '.join(after.keys)}: {after.cost}{memory}{fits}"
+
+
+def names(step: Tried) -> list[str]:
+    """The keys that it sets."""
+    return [key.partition("=")[0] for key in step.keys]
 
 
 def written(chain: Sequence[Tried]) -> str:

@@ -18,6 +18,7 @@ from flow_factory.models.base import ModelAdapter
 from flow_factory.models.files import KEY, LoadError, check_folder
 from flow_factory.models.loading import sketch_adapter
 from flow_factory.models.quantized import check_quantization
+from flow_factory.recompute import blocks_of, require_blocks
 from flow_factory.resuming import Finished, Start, find_start
 from flow_factory.rewards.loading import arguments, require_rewards, try_constructors
 from flow_factory.rows import check_files, check_limits, checkpoint_of, fitted, has_split, is_offline, read_split
@@ -132,6 +133,8 @@ def checkpoint(found: Ready) -> None:
     if Path(name).is_dir():
         bare = found.sketch.field.bare
         check_folder(Path(name), {part: bare[part] for part in found.sketch.components if part in bare})
+    for module in found.sketch.field.bare.values():
+        require_blocks(found.asked.train.enable_gradient_checkpointing, len(blocks_of(module)))
     found.config = fitted(found.asked, found.sketch)
 
 

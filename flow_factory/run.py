@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flow_factory.banner import banner
+from flow_factory.distributed import most_of_ranks
 from flow_factory.errors import RewardError, RowError
 from flow_factory.evaluation import Evaluator
 from flow_factory.gains import FILE as EVAL_SCORES
@@ -13,6 +14,7 @@ from flow_factory.gains import intervals, keep_scores
 from flow_factory.gallery import Gallery
 from flow_factory.interrupt import Interrupted
 from flow_factory.next_steps import next_steps
+from flow_factory.recompute import StepBack
 from flow_factory.report import eval_metrics, nothing_learned, write_summary
 from flow_factory.run_folder import RunFolder
 from flow_factory.saver import Saver
@@ -36,6 +38,8 @@ class Run:
     saver: Saver
     claim: RunFolder | None = None
     """On the folder; the main process has it."""
+    back: StepBack | None = None
+    """Where the blocks to compute again were chosen by an estimate."""
     goes_on: bool = False
     """Whether it starts from a saved training state: what was evaluated then is not evaluated again."""
     gallery: Gallery = field(init=False)
@@ -99,6 +103,8 @@ class Run:
         """Logs an epoch and says it."""
         self.bar.tell(metrics)
         self.log(metrics)
+        if self.back is not None:
+            self.back.look(self.trainer.meter.share_of_card(), lambda near: most_of_ranks(self.trainer.accelerator, near) > 0)
 
     def log(self, metrics: dict[str, float]) -> None:
         """Metrics of the epochs done so far, and their curves."""

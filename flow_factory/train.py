@@ -22,11 +22,13 @@ from torch import Tensor, nn
 from flow_factory.algorithms import ALGORITHMS
 from flow_factory.config import RunConfig, TrainConfig, config_tree, plan_of
 from flow_factory.config.engine import EngineSettings, engine_of
+from flow_factory.config.recompute import AUTO
 from flow_factory.context_parallel import split_sequences
 from flow_factory.copies import copies_base, keep_copies
 from flow_factory.engines import Engine, make_engine
 from flow_factory.errors import UserError
 from flow_factory.evaluation import Evaluator
+from flow_factory.fit import model_of, recomputing, settled
 from flow_factory.frugal import moved
 from flow_factory.identity import identity_of
 from flow_factory.meeting import join_group
@@ -38,6 +40,7 @@ from flow_factory.models.proof import prove
 from flow_factory.pairs import Pairs
 from flow_factory.policy import build_policy
 from flow_factory.ready import Ready, ready
+from flow_factory.recompute import StepBack
 from flow_factory.remarks import guided_rollouts
 from flow_factory.resuming import Start, find_start
 from flow_factory.rewards.loading import arguments, left_out
@@ -82,6 +85,7 @@ def assemble(found: Ready, place: tuple[RunFolder | None, Path], accelerator: Ac
     rewards, eval_rewards = load_rewards(arguments(config.rewards), arguments(evaluated), accelerator, config.eval.group_size)
     if test and config.eval.group_size == 1 and accelerator.is_main_process:
         say(left_out(evaluated))
+    config = settle(config, accelerator)
     adapter = open_adapter(config)
     identity = identity_of(asked, rows)  # known now, even if the checkpoint had to be downloaded
     start.require_same(identity)
@@ -116,7 +120,21 @@ def assemble(found: Ready, place: tuple[RunFolder | None, Path], accelerator: Ac
     trainer = Trainer(config, plan, accelerator, adapter, *learning, rewards, rows, conds, pairs, progress=progress, identity=identity)
     evaluator = Evaluator(config, accelerator, adapter, engine, store, eval_rewards, test, eval_conds) if test else None
     saver = Saver(accelerator, engine, store, type(adapter.pipe), config.log.keep_last_n)
-    return Run(place[1], trainer, evaluator, trackers, saver, place[0], goes_on=start.saved is not None)
+    auto = asked.train.enable_gradient_checkpointing == AUTO
+    back = StepBack(list(policy.models.values()), config.train.enable_gradient_checkpointing) if auto else None
+    return Run(place[1], trainer, evaluator, trackers, saver, place[0], back, goes_on=start.saved is not None)
+
+
+def settle(config: RunConfig, accelerator: Accelerator) -> RunConfig:
+    """With what `auto` leaves to an estimate decided, for all processes by the main one; it says what."""
+    if config.train.enable_gradient_checkpointing != AUTO:
+        return config
+    level = None
+    if accelerator.is_main_process:
+        found, lines = settled(config, model_of(config))
+        level = found.train.enable_gradient_checkpointing
+        say(lines)
+    return recomputing(config, broadcast_object_list([level])[0])
 
 
 def claim_folder(config: RunConfig, start: Start, accelerator: Accelerator) -> tuple[RunFolder | None, Path]:

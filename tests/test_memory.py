@@ -19,10 +19,12 @@ from benchmarks.epoch import MIDDLE
 from flow_factory.check import report as report_of
 from flow_factory.config import RunConfig, load_config
 from flow_factory.config.engine import EngineSettings
+from flow_factory.config.recompute import chosen_blocks
 from flow_factory.fit import memory_lines
 from flow_factory.memory import CONTEXT, Part, estimate, gathered, in_main_memory, kept_activations, kept_weights, optimised, peak
 from flow_factory.models import MODELS
 from flow_factory.models.flux1 import Flux1
+from flow_factory.recompute import Setting, recompute
 from flow_factory.run import Run
 from flow_factory.weighing import by_block, stored_bytes, stored_parameters, weigh
 from tests.tiny.flux import flux_pipeline
@@ -97,8 +99,8 @@ class Live(TorchDispatchMode):
         self.now -= size
 
 
-@pytest.mark.parametrize("checkpointing", [True, False])
-def test_activations_are_near_those_of_a_traced_forward_and_backward(checkpointing: bool) -> None:
+@pytest.mark.parametrize("setting", [True, False, {"fraction": 0.5}, {"every": 2}], ids=str)
+def test_activations_are_near_those_of_a_traced_forward_and_backward(setting: Setting) -> None:
     """Of a small FLUX.1 in bfloat16: processors that have no such numbers compute with it many times slower."""
     torch.manual_seed(0)
     heads, layers, tokens, batch = 3, (2, 4), 128, 2
@@ -106,16 +108,16 @@ def test_activations_are_near_those_of_a_traced_forward_and_backward(checkpointi
     model = FluxTransformer2DModel(num_layers=layers[0], num_single_layers=layers[1], **shape).bfloat16().requires_grad_(False)
     for name, p in model.named_parameters():
         p.requires_grad_("to_q.weight" in name)  # a gradient has to go all the way
-    if checkpointing:
-        model.enable_gradient_checkpointing()
+    recompute([model], setting)
     sizes = {"hidden_states": (batch, tokens, 64), "encoder_hidden_states": (batch, 64, 256), "pooled_projections": (batch, 64)}
     inputs = {k: torch.randn(size).bfloat16() for k, size in sizes.items()} | {"timestep": torch.ones(batch).bfloat16()}
     places = {"img_ids": torch.zeros(tokens, 3), "txt_ids": torch.zeros(64, 3)}
     gc.collect()  # else what it finds by chance in cycles of tests before is counted or not
     with Live([*model.parameters(), *inputs.values()]) as live:
         model(**inputs, **places, return_dict=False)[0].float().square().mean().backward()
-    said = kept_activations((tokens + 64) * heads * 128 * 2 * batch, sum(layers), checkpointing)
-    said += size_of(p.grad for p in model.parameters() if p.grad is not None) * checkpointing  # else activations go as gradients come
+    again = chosen_blocks(setting, sum(layers))
+    said = kept_activations((tokens + 64) * heads * 128 * 2 * batch, sum(layers), again)
+    said += size_of(p.grad for p in model.parameters() if p.grad is not None) * (setting is True)  # else activations go as gradients come
     assert 0.75 < said / live.peak < 1.33
 
 

@@ -17,6 +17,7 @@ from flow_factory.models.flux1 import Flux1
 from flow_factory.models.loading import load_adapter
 from flow_factory.policy import attention_problem, build_policy, target_names
 from flow_factory.randomness import generator
+from flow_factory.recompute import Recomputed, blocks_of
 from flow_factory.train import open_adapter
 from tests.conftest import CALL, cells, condition, flux, fresh_policy, policy_over, velocity_at
 from tests.tiny.flux import flux_pipeline
@@ -189,7 +190,8 @@ def test_gradient_checkpointing_changes_no_gradient(model: dict) -> None:
     for checkpointing in (False, True):
         adapter = flux()
         policy = policy_over(adapter, checkpointing=checkpointing, **model)
-        assert policy.components["transformer"].gradient_checkpointing == checkpointing
+        again = [isinstance(block.forward, Recomputed) for block in blocks_of(policy.components["transformer"])]
+        assert again == 4 * [checkpointing]
         velocity_at(adapter, condition(adapter)).square().mean().backward()
         gradients.append([p.grad for p in policy.trained().values()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))

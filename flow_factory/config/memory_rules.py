@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from flow_factory.config.algorithm_rules import Rule
 from flow_factory.config.engine_rules import engine_said
 from flow_factory.config.nodes import Problem
+from flow_factory.config.recompute import every_block
 from flow_factory.config.run import RunConfig
 
 FROZEN = ("quantization", "layerwise_casting")
@@ -32,7 +33,7 @@ def fewer_bits_once(config: RunConfig) -> Iterator[Problem]:
 def fewer_bits_are_recomputed(config: RunConfig) -> Iterator[Problem]:
     """bitsandbytes alone goes back through the weights as they are kept."""
     for key, value in _asked(config):
-        if not value.startswith("bnb") and not config.train.enable_gradient_checkpointing:
+        if not value.startswith("bnb") and not every_block(config.train.enable_gradient_checkpointing):
             text = f"{value} computes with a copy of each layer's weights in mixed_precision, which autograd keeps for the backward pass"
             yield Problem(("model", key), f"{text}: that takes more memory than it saves; write train.enable_gradient_checkpointing: true")
 

@@ -13,6 +13,7 @@ from flow_factory.config.memory_rules import MEMORY_RULES
 from flow_factory.config.model import AUTO
 from flow_factory.config.nodes import Keys, Problem
 from flow_factory.config.plan import plan_of
+from flow_factory.config.recompute import every_block
 from flow_factory.config.run import RunConfig
 from flow_factory.config.translate import deals, in_steps, parts_of
 
@@ -58,7 +59,7 @@ def notices(config: RunConfig) -> tuple[str, ...]:
     if config.config_file is not None and (file := found(config.config_file)) != Path(config.config_file):
         lines.append(f"config_file: there is no {config.config_file}; using Flow-Factory's own {file.name}")
     lines += [f"config_file: {config.config_file}: {line}" for line in engine.idle]
-    if engine.stage == 3 and config.num_processes > 1 and not train.enable_gradient_checkpointing:
+    if engine.stage == 3 and config.num_processes > 1 and not every_block(train.enable_gradient_checkpointing):
         lines.append(
             f"{engine.name} keeps gathered weights from a forward to its backward; train.enable_gradient_checkpointing: true does not"
         )

@@ -20,6 +20,7 @@ from flow_factory.config.base import (
     derived,
     show,
 )  # fmt: skip
+from flow_factory.config.recompute import Recompute
 from flow_factory.config.scheduler import SchedulerConfig
 
 
@@ -124,7 +125,11 @@ class TrainConfig(Section):
         "gdpo", description="normalise each reward, then add (gdpo), or add, then normalise"
     )
 
-    enable_gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
+    enable_gradient_checkpointing: Recompute = Field(
+        False,
+        description="blocks whose activations are computed again in the backward pass, for less memory and more time: all, none, a share, "
+        "every n-th, or those named; auto = as few as fit",
+    )
     offload_samples_to_cpu: bool = Field(False, description="keep rollouts in main memory until they are trained on")
     latent_storage_dtype: StorageDtype = Field(
         "fp16", description="dtype of kept latents; log-probabilities are of the rounded ones; null = fp32"

@@ -241,10 +241,6 @@ class ModelAdapter(Family):
         """Steps of a schedule that no trained component draws, and which component draws them."""
         return {}
 
-    def checkpoint(self, module: Any) -> None:
-        """Recomputes activations in the backward pass."""
-        module.enable_gradient_checkpointing()
-
     def drop_encoders(self) -> None:
         """Frees what only `encode` needs."""
         self.pipe.register_modules(**dict.fromkeys(self.encoders))

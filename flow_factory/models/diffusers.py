@@ -2,14 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from diffusers import ConfigMixin, DiffusionPipeline
 from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
-from torch.utils.checkpoint import checkpoint
 
 from flow_factory.config.pipelines import pipeline_path
 from flow_factory.errors import UserError
@@ -125,11 +123,6 @@ class Diffusers(ModelAdapter):
     def joinable(self, cond: Cond) -> Any:
         return None
 
-    def checkpoint(self, module: Any) -> None:
-        """Block by block: diffusers' own way gives Chroma's blocks other arguments than they have without."""
-        for block in (block for blocks in module.children() if isinstance(blocks, nn.ModuleList) for block in blocks):
-            block.forward = partial(_recomputed, block.forward)
-
     def sample(
         self, cond: Cond, call: Mapping[str, Any], num_steps: int, draw: Draw, generators: list[Generator], memo: Memo | None = None
     ) -> tuple[Sequence[Any], Recorder]:
@@ -148,10 +141,6 @@ class Diffusers(ModelAdapter):
     def evaluate(self, cond: Cond, call: Mapping[str, Any], num_steps: int, generators: list[Generator]) -> list[Any]:
         with self.field.desk.using(Memo(self._given(cond, 1))):
             return super().evaluate(_prompts(cond, 1), call, num_steps, generators)
-
-
-def _recomputed(forward: Any, *args: Any, **kwargs: Any) -> Any:
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs) if torch.is_grad_enabled() else forward(*args, **kwargs)
 
 
 def _prompts(cond: Cond, n: int) -> Cond:

@@ -16,6 +16,7 @@ from flow_factory.errors import UserError
 from flow_factory.memo import Memo, Remembered
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.proof import prove
+from flow_factory.recompute import blocks_of
 from tests.conftest import SDES, STEPS
 from tests.models.cases import CASES, Case, every_case, every_checkpoint, over
 from tests.models.harness import LORA, Tiny, counted, drawn, hooked, lora, small, stock, tiny, trained
@@ -87,8 +88,9 @@ def test_the_proof_finds_blocks_that_compute_something_else_when_they_are_checkp
     t, _ = trained("sd3-5", checkpointing=True, **LORA)
     (model,) = t.transformers
     prove(t.adapter, t.conds[0], t.call, 2)
-    block_of = model._gradient_checkpointing_func
-    model._gradient_checkpointing_func = lambda block, *args: tree_map_only(Tensor, lambda x: 1.1 * x, block_of(block, *args))
+    block = blocks_of(model)[0]
+    again = block.forward
+    block.forward = lambda *args, **kwargs: tree_map_only(Tensor, lambda x: (1 + 0.1 * x.requires_grad) * x, again(*args, **kwargs))
     with pytest.raises(UserError, match="a velocity call sees something else than the rollout did"):
         prove(t.adapter, t.conds[0], t.call, 2)
 
