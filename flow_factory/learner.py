@@ -235,7 +235,7 @@ class Learner:
             raise OnPolicyError(
                 f"epoch {self.progress.epoch + 1}: before any update the ratio is off 1 by {error.item():.2e}, more than a tenth of the "
                 f"clip range ({most:.1e}): training does not see what sampling saw. On a GPU whose kernels differ with and without "
-                "gradient this is the floor below which no clip range can work: try model.attn_backend: native, model.compile: false, "
+                "gradient this is the floor below which no clip range can work: try model.attn_backend: _native_math, compile: false, "
                 "or a wider train.clip_range"
             )
 

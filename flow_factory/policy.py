@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from accelerate.hooks import UserCpuOffloadHook
-from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend, dispatch_attention_fn
 from peft import LoraConfig
 from torch import nn
 
+from flow_factory.attention import set_attention, without_cudnn
 from flow_factory.config import ModelConfig
 from flow_factory.errors import UserError
 from flow_factory.frugal import store_in_8_bits, waiting
@@ -44,6 +44,7 @@ class Policy(nn.Module):
 
     def forward(self, ask: str, *args: Any) -> Any:
         """Under autocast where the trained weights are wider than the rest, and else without: some engines have it around this."""
+        without_cudnn()  # a library may have switched it on
         with torch.autocast(
             self.adapter.pipe._execution_device.type, self.autocast, enabled=self.autocast is not None, cache_enabled=False
         ):
@@ -206,31 +207,3 @@ def set_vae(vae: Any, config: ModelConfig) -> None:
             raise UserError(f"model.{method.replace('enable', 'vae')}: {type(vae).__name__} has no {method}; write false")
         if asked:
             getattr(vae, method)()
-
-
-def set_attention(module: Any, backend: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Chooses diffusers' attention backend.
-
-    Raises:
-        UserError: it does not work here; the message lists those that do.
-    """
-    problem = attention_problem(backend, device, dtype)
-    if problem is not None:
-        works = [b.value for b in AttentionBackendName if "hub" not in b.value and attention_problem(b.value, device, dtype) is None]
-        raise UserError(
-            f"model.attn_backend: {backend!r} does not work on this {device.type} machine ({problem}). Those that do: {', '.join(works)}"
-        )
-    module.set_attention_backend(backend)
-
-
-def attention_problem(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why a backend cannot be trained with here: tried on a small forward and backward. None if it can."""
-    if backend not in {b.value for b in AttentionBackendName}:
-        return "diffusers knows no such backend"
-    q, k, v = (torch.zeros(1, 128, 2, 64, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
-    try:
-        with attention_backend(backend):
-            dispatch_attention_fn(q, k, v).sum().backward()
-    except (RuntimeError, ValueError, ImportError, TypeError, AttributeError) as error:  # NotImplementedError is a RuntimeError
-        return str(error).strip().splitlines()[0]
-    return None

@@ -20,6 +20,8 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from flow_factory.algorithms import ALGORITHMS
+from flow_factory.attention import without_cudnn
+from flow_factory.attention_proof import prove_attention
 from flow_factory.config import RunConfig, TrainConfig, config_tree, plan_of
 from flow_factory.config.engine import EngineSettings, engine_of
 from flow_factory.config.recompute import AUTO
@@ -64,6 +66,7 @@ def build(config: RunConfig) -> Run:
         UserError: what the config asks for and this machine, data set or checkpoint does not have; the message says which.
         Finished: the run that is to go on has all its epochs.
     """
+    without_cudnn()
     contradict(engine_of(config.config_file, config.model.offload_blocks))
     accelerator = make_accelerator(config)
     engine = make_engine(config.engine, accelerator, config.train.max_grad_norm)
@@ -110,6 +113,7 @@ def assemble(found: Ready, place: tuple[RunFolder | None, Path], accelerator: Ac
     if unknown or config.model.context_parallel > 1:
         with engine.accumulating(last=False):
             prove(adapter, moved(conds[0], accelerator.device), call_of(config.train), config.train.per_device_batch_size, engine)
+    prove_attention(config, engine, moved(conds[0], accelerator.device))
     store = keep_copies(config, engine, algorithm, base)
     plan = plan_of(config)
     schedule = make_schedule(config.train, engine.optimizer, plan.optimiser_steps_per_epoch)

@@ -13,8 +13,8 @@ STILL = 0.01
 """Share of the clip range below which the spread of the ratio is no movement."""
 LOWER = "the steps were too large: write a lower train.learning_rate, and go on from an earlier checkpoint"
 SUSPECTS = (
-    "go on from the last checkpoint; a step may have been too large (train.learning_rate), 16 bits too narrow (mixed_precision), or the "
-    "attention kernel's backward at fault (model.attn_backend)"
+    "go on from the last checkpoint; a step may have been too large (train.learning_rate), 16 bits too narrow (mixed_precision), or a "
+    "kernel at fault: attention's plainest is model.attn_backend: _native_math"
 )
 PATIENCE = 3
 """Epochs of that before it is said."""

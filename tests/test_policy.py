@@ -11,11 +11,12 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from diffusers import WanPipeline
 from torch import Tensor, nn
 
+from flow_factory.attention import attention_problem
 from flow_factory.config import load_config
 from flow_factory.errors import UserError
 from flow_factory.models.flux1 import Flux1
 from flow_factory.models.loading import load_adapter
-from flow_factory.policy import attention_problem, build_policy, target_names
+from flow_factory.policy import build_policy, target_names
 from flow_factory.randomness import generator
 from flow_factory.recompute import Recomputed, blocks_of
 from flow_factory.train import open_adapter

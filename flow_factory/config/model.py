@@ -39,7 +39,9 @@ class ModelConfig(Section):
     resume_type: Literal["lora", "full", "state"] | None = Field(
         None, description="what to load of resume_path; null = its training state, or else its weights"
     )
-    attn_backend: str | None = Field(None, description="attention backend in diffusers' names; null keeps diffusers' choice")
+    attn_backend: str | None = Field(
+        None, description="attention backend in diffusers' names, proved at the start; null = torch's choice, but cuDNN's on no GPU"
+    )
     context_parallel: int = Field(
         1, ge=1, description="processes that compute a sample together, each a part of its sequence: for video and large pictures"
     )

@@ -1,33 +1,21 @@
 """Looks at every condition file of the rows before a run begins, and remembers which were whole."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from flow_factory.data.ledger import Ledger
 from flow_factory.data.media import Extent, Kind, check_media, check_whole
-from flow_factory.errors import file_errors
 from flow_factory.terminal import bar
 
 FORMAT = 1
 """Of the record: to be raised when files are looked at more closely."""
 
 
-class Record:
-    """Files that were decoded to their end, by path, size and time of change: a line of JSON each, in a file that is only appended to.
-
-    A line that cannot be read, or is of another format, counts for nothing: its file is decoded again.
-    """
+class Record(Ledger):
+    """Files that were decoded to their end, by path, size and time of change, and their sizes."""
 
     def __init__(self, file: Path):
-        self.file, self.known, self.new = file, dict[str, Extent](), dict[str, Extent]()
-        with file_errors("data.cache_dir", file, "choose another folder"):
-            for line in file.read_bytes().splitlines() if file.is_file() else ():
-                try:
-                    form, key, width, height, frames = json.loads(line)
-                except ValueError:
-                    continue
-                if form == FORMAT:
-                    self.known[key] = (width, height, frames)
+        super().__init__(file, FORMAT)
 
     def key(self, path: str, kind: Kind) -> str | None:
         """What a file is known by; None where there is none."""
@@ -36,17 +24,6 @@ class Record:
         except OSError:
             return None
         return f"{kind} {stat.st_size} {stat.st_mtime_ns} {Path(path).absolute()}"
-
-    def save(self) -> None:
-        """Appends what is new, whole lines at once, since other processes append too."""
-        lines = "".join(json.dumps([FORMAT, key, *extent]) + "\n" for key, extent in self.new.items())
-        if lines:
-            with file_errors("data.cache_dir", self.file, "choose another folder"):
-                self.file.parent.mkdir(parents=True, exist_ok=True)
-                with self.file.open("ab", buffering=0) as file:
-                    file.write(lines.encode())
-            self.known |= self.new
-            self.new = {}
 
 
 def inspect_files(
