@@ -52,7 +52,10 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out the exhaustive tests of other shares; each comes up within `SHARES` days."""
+    """Leaves out the exhaustive tests of other shares, each of which comes up within `SHARES` days; those on a GPU want one."""
+    for item in items:
+        if item.get_closest_marker("gpu") and not (torch.cuda.is_available() or os.environ.get("FF_TEST_DEVICE") == "cpu"):
+            item.add_marker(pytest.mark.skip("no GPU; FF_TEST_DEVICE=cpu runs what a CPU can of it"))
     out = [item for item in items if item.get_closest_marker("exhaustive") and not in_share(item.nodeid, config.getoption("share"))]
     items[:] = [item for item in items if item not in out]
     config.hook.pytest_deselected(items=out)
@@ -126,10 +129,12 @@ def policy_over(adapter: ModelAdapter, precision: str = "no", checkpointing: boo
     return policy
 
 
-def fresh_policy(adapter: ModelAdapter, precision: str = "no", checkpointing: bool = False, seed: int = 0, **model: Any) -> Policy:
-    """As a run builds it."""
+def fresh_policy(
+    adapter: ModelAdapter, precision: str = "no", checkpointing: bool = False, seed: int = 0, device: str = "cpu", **model: Any
+) -> Policy:
+    """As a run builds it; what is trained comes to the device by the engine."""
     config = ModelConfig(model_name_or_path="tiny", model_type="flux1", **model)
-    return build_policy(adapter, config, precision, checkpointing, seed, torch.device("cpu"))
+    return build_policy(adapter, config, precision, checkpointing, seed, torch.device(device))
 
 
 def state(n: int = 2, tokens: int = 4, seed: int = 0) -> Tensor:

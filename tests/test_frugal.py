@@ -141,12 +141,16 @@ def test_the_lora_of_a_quantised_base_is_saved_as_diffusers_reads_it(flux_folder
 
 @pytest.mark.parametrize("override", ["model.quantization=torchao_int8", "model.layerwise_casting=fp8_e4m3", "model.offload_idle=true"])
 def test_a_run_learns_and_is_on_policy(override: str, tmp_path: Path) -> None:
-    run = tiny(tmp_path, override, "train.enable_gradient_checkpointing=true", "train.max_epochs=1", "train.offload_samples_to_cpu=true")
+    learns_on_policy(tmp_path, override)
+
+
+def learns_on_policy(folder: Path, *overrides: str) -> None:
+    run = tiny(folder, "train.enable_gradient_checkpointing=true", "train.max_epochs=1", "train.offload_samples_to_cpu=true", *overrides)
     before = trained(run)
     run()
     after = trained(run)
     assert any(not torch.equal(before[k], after[k]) for k in before)
-    last = [line for line in logged(tmp_path / "save" / "run") if "train/on_policy_error" in line][-1]
+    last = [line for line in logged(folder / "save" / "run") if "train/on_policy_error" in line][-1]
     assert last["train/on_policy_error"] == 0 and last["train/first_update_effect"] > 0
 
 

@@ -106,10 +106,10 @@ def test_a_saved_lora_in_a_stock_pipeline_draws_what_a_run_evaluates(name: str, 
     assert not same(evaluated, drawn(stock(name, dtype), t.case))
 
 
-def engine_over(policy: Policy, precision: str) -> Engine:
+def engine_over(policy: Policy, precision: str, device: str = "cpu") -> Engine:
     """As a run has it."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    engine = Engine(EngineSettings(), Accelerator(mixed_precision=precision, cpu=True), 1.0)
+    engine = Engine(EngineSettings(), Accelerator(mixed_precision=precision, cpu=device == "cpu"), 1.0)
     engine.wrap(policy, torch.optim.AdamW)
     return engine
 

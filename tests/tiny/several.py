@@ -21,17 +21,22 @@ from tests.tiny.weighed import counted, static_bytes
 
 
 def several(
-    folder: Path, processes: int, runs: Mapping[str, Sequence[str]], do: Callable[[Run], dict[str, Any]] | None = None
+    folder: Path,
+    processes: int,
+    runs: Mapping[str, Sequence[str]],
+    do: Callable[[Run], dict[str, Any]] | None = None,
+    begin: Callable[[int], None] | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Does the runs in so many processes; for each what each of its processes says of its engine.
 
     Args:
         runs: {run_name: overrides}
         do: does a run and says what is asked of it instead.
+        begin: what each process, with its number, does first.
     """
     if not (folder / "tiny.yaml").exists():
         write_run(folder)
-    side_by_side(processes, folder, _runs, processes, runs, do or proof)
+    side_by_side(processes, folder, _runs, processes, runs, do or proof, begin)
     return {name: [json.loads((folder / f"{name}.{rank}.json").read_text()) for rank in range(processes)] for name in runs}
 
 
@@ -110,7 +115,15 @@ def vectors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {kind: torch.cat(parts) for kind, parts in kinds.items()}
 
 
-def _runs(rank: int, processes: int, runs: Mapping[str, Sequence[str]], do: Callable[[Run], dict[str, Any]]) -> None:
+def _runs(
+    rank: int,
+    processes: int,
+    runs: Mapping[str, Sequence[str]],
+    do: Callable[[Run], dict[str, Any]],
+    begin: Callable[[int], None] | None,
+) -> None:
+    if begin is not None:
+        begin(rank)
     for name, overrides in runs.items():
         AcceleratorState._reset_state(reset_partial_state=True)
         run = build(load_config("tiny.yaml", [*overrides, f"run_name={name}", f"num_processes={processes}"]))
