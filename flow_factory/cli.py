@@ -19,7 +19,7 @@ from flow_factory.interrupt import Interrupted, Listener, Stopped
 from flow_factory.launch import going_on, launch, said
 from flow_factory.metric_names import metrics_help
 from flow_factory.placement import FLAGS, overrides_of, place, srun_task
-from flow_factory.terminal import hide_bars, hush, log_to_terminal
+from flow_factory.terminal import hide_bars, hush, log_to_terminal, note
 from flow_factory.threads import settle
 
 logger = logging.getLogger(__name__)
@@ -178,8 +178,7 @@ def act(config: RunConfig, args: argparse.Namespace, listener: Listener) -> int:
     if (placement.num_processes > 1 or placement.max_restarts) and not placement.inside and not args.check:
         return launch(placement, [str(args.config), *args.overrides, *going_on(config, placement.max_restarts)])
     if first():
-        for notice in (*config.notices, *restarts()):
-            print(f"note: {notice}", file=sys.stderr)
+        note(*config.notices, *restarts())
     if config.log.verbose:
         logging.getLogger("flow_factory").setLevel(logging.INFO)
     if args.check:
@@ -207,9 +206,9 @@ def work(config: RunConfig, listener: Listener) -> int:
         summary = run()
     except Interrupted:
         return 130
-    except Finished as note:
+    except Finished as finished:
         if first():
-            print(f"note: {note}", file=sys.stderr)
+            note(finished)
         return 0
     except OnPolicyError as error:
         complain(error)

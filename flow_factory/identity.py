@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
-from safetensors import safe_open
 
-from flow_factory.checkpoint import plainly
+from flow_factory.checkpoint import CheckpointError, plainly
 from flow_factory.config import RunConfig
+from flow_factory.tensor_file import read_header
 from flow_factory.types import Row
 
 BASE = "model.model_name_or_path"
@@ -96,16 +95,15 @@ def base_fingerprint(name: str, component: str) -> str | None:
 
 
 def _samples(file: Path) -> Iterator[bytes]:
-    with plainly(file, "is damaged"), safe_open(file, "pt"):  # which looks through the header
-        pass
+    with plainly(file, "cannot be read"):
+        try:
+            tensors = read_header(file)
+        except ValueError as error:
+            raise CheckpointError(f"{file} {error}; download it again") from error
     with file.open("rb") as stream:
-        size = struct.unpack("<Q", stream.read(8))[0]
-        header = json.loads(stream.read(size))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                begin, end = tensor["data_offsets"]
-                sample = json.dumps([name, tensor["dtype"], tensor["shape"]]).encode()
-                for place in (begin, (begin + end) // 2, max(begin, end - SAMPLE)):
-                    stream.seek(8 + size + place)
-                    sample += stream.read(min(SAMPLE, end - place))
-                yield sample
+        for name, tensor in tensors.items():
+            sample = json.dumps([name, tensor.dtype, tensor.shape]).encode()
+            for place in (tensor.begin, (tensor.begin + tensor.end) // 2, max(tensor.begin, tensor.end - SAMPLE)):
+                stream.seek(place)
+                sample += stream.read(min(SAMPLE, tensor.end - place))
+            yield sample

@@ -21,6 +21,7 @@ from flow_factory.checkpoint import checkpoints, numbered, setting_aside
 from flow_factory.config import RunConfig, dump_config
 from flow_factory.errors import UserError, file_errors
 from flow_factory.metrics import read_metrics
+from flow_factory.terminal import note
 
 LOCK = ".lock"
 WRITABLE = "write a folder that can be written to"
@@ -174,7 +175,7 @@ def _take(lock: int, folder: Path) -> bool:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in (EACCES, EAGAIN):
-            print(f"note: {folder} cannot be locked ({error.strerror}): start no other run in it", file=sys.stderr)
+            note(f"{folder} cannot be locked ({error.strerror}): start no other run in it")
             return False
         who = _owner(lock)
         os.close(lock)

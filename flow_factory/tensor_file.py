@@ -7,7 +7,9 @@ import hashlib
 import json
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +20,8 @@ NAMES = {
     torch.bool: "BOOL",
 }  # fmt: skip
 """The format's names of dtypes."""
+LARGEST = 100_000_000
+"""Bytes of the longest header that the format allows."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
@@ -44,6 +48,48 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             digest.update(part)
             file.write(part)
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of a file: its dtype by the format's name, its shape, and where in the file it begins and ends."""
+
+    dtype: str
+    shape: list[int]
+    begin: int
+    end: int
+
+
+def read_header(path: Path) -> dict[str, Stored]:
+    """Name -> tensor, of a file that has all its bytes; the tensors are not read.
+
+    Raises:
+        OSError: the file system refuses.
+        ValueError: it is damaged or truncated; the text goes on from the file's name.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        head = stream.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else LARGEST + 1
+        text = stream.read(length) if length <= min(LARGEST, size) else b""
+    try:
+        header = json.loads(text)
+        header.pop("__metadata__", None)
+        first = 8 + length
+        found = {name: _stored(tensor, first) for name, tensor in header.items()}
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        raise ValueError("is damaged: its header cannot be read") from error
+    wanted = max((tensor.end for tensor in found.values()), default=first)
+    if size != wanted:
+        raise ValueError(f"is truncated or damaged: {size:,} bytes, and its header says {wanted:,}")
+    return found
+
+
+def _stored(tensor: Mapping[str, Any], first: int) -> Stored:
+    begin, end = (int(place) for place in tensor["data_offsets"])
+    if not 0 <= begin <= end:
+        raise ValueError
+    return Stored(str(tensor["dtype"]), [int(n) for n in tensor["shape"]], first + begin, first + end)
 
 
 def _bytes(tensor: Tensor) -> memoryview:

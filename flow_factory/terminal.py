@@ -35,6 +35,12 @@ def say(line: str) -> None:
     sys.stderr.flush()
 
 
+def note(*lines: object) -> None:
+    """What a user may want to know, a line each."""
+    for line in lines:
+        say(f"note: {line}")
+
+
 class Voice(logging.Handler):
     """Log records as lines above the bar."""
 

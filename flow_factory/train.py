@@ -7,8 +7,7 @@ if __name__ == "__main__":  # before anything heavy: a bad config is said in a s
 
 import logging
 import os
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -40,7 +39,7 @@ from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import load_adapter
 from flow_factory.models.proof import prove
 from flow_factory.pairs import Pairs
-from flow_factory.policy import build_policy
+from flow_factory.policy import Policy, build_policy
 from flow_factory.ready import Ready, ready
 from flow_factory.recompute import StepBack
 from flow_factory.remarks import guided_rollouts
@@ -52,9 +51,11 @@ from flow_factory.run import Run
 from flow_factory.run_folder import RunFolder, default_name, set_aside
 from flow_factory.saver import Saver
 from flow_factory.schedule import make_schedule
+from flow_factory.terminal import note
 from flow_factory.trackers import Trackers, open_trackers
 from flow_factory.trainer import Trainer, call_of
 from flow_factory.training_state import Progress, load
+from flow_factory.types import Cond
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def build(config: RunConfig) -> Run:
     with claim or nullcontext():
         require_shared(folder, accelerator)
         if claim is not None:
-            say([*found.changed, *guided_rollouts(found.config)])
+            note(*found.changed, *guided_rollouts(found.config))
         return assemble(found, (claim, folder), accelerator, engine)
 
 
@@ -87,7 +88,7 @@ def assemble(found: Ready, place: tuple[RunFolder | None, Path], accelerator: Ac
     evaluated = config.eval_rewards or config.rewards
     rewards, eval_rewards = load_rewards(arguments(config.rewards), arguments(evaluated), accelerator, config.eval.group_size)
     if test and config.eval.group_size == 1 and accelerator.is_main_process:
-        say(left_out(evaluated))
+        note(*left_out(evaluated))
     config = settle(config, accelerator)
     adapter = open_adapter(config)
     identity = identity_of(asked, rows)  # known now, even if the checkpoint had to be downloaded
@@ -99,21 +100,15 @@ def assemble(found: Ready, place: tuple[RunFolder | None, Path], accelerator: Ac
         adapter, config.model, config.mixed_precision, config.train.enable_gradient_checkpointing, config.train.seed, accelerator.device
     )
     split_sequences(adapter, config.model.context_parallel, accelerator.device)
-    base: dict[str, Tensor] = {}
-    if start.path is not None and start.saved is None:
-        if copies_base(config, algorithm):
-            base = {name: p.detach().to("cpu", copy=True) for name, p in policy.trained().items()}
-        load_model(start.path, policy)
+    base = load_weights(start, policy, copies_base(config, algorithm))
     engine.wrap(policy, partial(make_optimizer, config.train))
     if accelerator.is_main_process and (accelerator.num_processes > 1 or engine.settings.kind != "ddp"):
-        say([engine.describe()])
+        note(engine.describe())
     if engine.settings.in_step and accelerator.num_processes > 1 and (is_offline(config) or len(policy.components) > 1):
         adapter.field.agree = engine.needed
-    unknown = config.model.model_type not in MODELS or config.model.model_type == "diffusers"  # the others are proved by the tests
-    if unknown or config.model.context_parallel > 1:
-        with engine.accumulating(last=False):
-            prove(adapter, moved(conds[0], accelerator.device), call_of(config.train), config.train.per_device_batch_size, engine)
-    prove_attention(config, engine, moved(conds[0], accelerator.device))
+    first = moved(conds[0], accelerator.device)
+    require_proof(config, adapter, first, engine)
+    prove_attention(config, engine, first)
     store = keep_copies(config, engine, algorithm, base)
     plan = plan_of(config)
     schedule = make_schedule(config.train, engine.optimizer, plan.optimiser_steps_per_epoch)
@@ -137,8 +132,29 @@ def settle(config: RunConfig, accelerator: Accelerator) -> RunConfig:
     if accelerator.is_main_process:
         found, lines = settled(config, model_of(config))
         level = found.train.enable_gradient_checkpointing
-        say(lines)
+        note(*lines)
     return recomputing(config, broadcast_object_list([level])[0])
+
+
+def load_weights(start: Start, policy: Policy, keep: bool) -> dict[str, Tensor]:
+    """Loads the weights that a new run starts from, where it has any; returns those of the base model by name, if they are to be kept.
+
+    Raises:
+        CheckpointError: they do not fit.
+    """
+    if start.path is None or start.saved is not None:
+        return {}
+    base = {name: p.detach().to("cpu", copy=True) for name, p in policy.trained().items()} if keep else {}
+    load_model(start.path, policy)
+    return base
+
+
+def require_proof(config: RunConfig, adapter: ModelAdapter, cond: Cond, engine: Engine) -> None:
+    """Of a model that the tests do not know, or whose sequences are shared out: see `prove`."""
+    unknown = config.model.model_type not in MODELS or config.model.model_type == "diffusers"
+    if unknown or config.model.context_parallel > 1:
+        with engine.accumulating(last=False):
+            prove(adapter, cond, call_of(config.train), config.train.per_device_batch_size, engine)
 
 
 def claim_folder(config: RunConfig, start: Start, accelerator: Accelerator) -> tuple[RunFolder | None, Path]:
@@ -165,15 +181,10 @@ def begin(config: RunConfig, claim: RunFolder, start: Start, progress: Progress)
     """
     trackers = open_trackers(config.log.logging_backend, config.log.project, claim.path.name, claim.path, config_tree(config))
     if start.saved is not None and (aside := set_aside(claim.path, progress.epoch)):
-        say([aside])
+        note(aside)
     trackers.truncate_after(progress.epoch if start.saved is not None else -1)  # a fresh start may follow one that left no checkpoint
     claim.begin(config)
     return trackers
-
-
-def say(lines: Sequence[str]) -> None:
-    for line in lines:
-        print(f"note: {line}", file=sys.stderr)
 
 
 def contradict(settings: EngineSettings) -> None:

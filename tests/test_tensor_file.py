@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from flow_factory.tensor_file import NAMES, write_tensors
+from flow_factory.tensor_file import NAMES, read_header, write_tensors
 
 TENSORS = {f"{name}.ü": torch.arange(6).reshape(2, 3).to(dtype) for dtype, name in NAMES.items()} | {
     "scalar": torch.tensor(2.5, dtype=torch.bfloat16), "none": torch.zeros(0, 4), "turned": torch.arange(6.0).reshape(2, 3).T,
@@ -42,3 +42,22 @@ def test_the_umask_says_who_may_read_it(tmp_path: Path, umask: int) -> None:
     finally:
         os.umask(former)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_a_header_says_where_the_tensors_are_and_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    write_tensors(path := tmp_path / "a", TENSORS, METADATA)
+    whole = path.read_bytes()
+    found = read_header(path)
+    assert found.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        stored = found[name]
+        assert (NAMES[tensor.dtype], list(tensor.shape)) == (stored.dtype, stored.shape)
+        assert whole[stored.begin : stored.end] == tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    for cut in (b"", whole[:4], whole[:40], whole.replace(b"data_offsets", b"data_offset_"), b"\xff" * 40, whole.replace(b":[0,", b":[-8")):
+        path.write_bytes(cut)
+        with pytest.raises(ValueError, match="is damaged: its header cannot be read"):
+            read_header(path)
+    for cut in (whole[:-1], whole + b"x"):
+        path.write_bytes(cut)
+        with pytest.raises(ValueError, match=f"is truncated or damaged: {len(cut):,} bytes, and its header says {len(whole):,}"):
+            read_header(path)

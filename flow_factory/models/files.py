@@ -3,7 +3,6 @@
 import importlib
 import json
 import math
-import struct
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import nn
 from transformers import ImageProcessingMixin, PreTrainedTokenizerBase, ProcessorMixin
 
 from flow_factory.errors import UserError, file_errors
+from flow_factory.tensor_file import read_header
 
 KEY = "model.model_name_or_path"
 WEIGHTS = {"diffusers": "diffusion_pytorch_model.safetensors", "transformers": "model.safetensors"}
@@ -25,8 +25,6 @@ BROKEN = (
 )  # fmt: skip
 """What diffusers and transformers raise for a checkpoint that is damaged or of another kind."""
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-LARGEST = 1 << 28
-"""Bytes of a header: what the format allows is 100 MB."""
 
 
 class LoadError(UserError):
@@ -81,21 +79,10 @@ def tensors_of(file: Path) -> dict[str, list[int]]:
     Raises:
         LoadError: it is damaged or truncated.
     """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        head = stream.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else LARGEST + 1
-        text = stream.read(length) if length <= min(LARGEST, size) else b""
     try:
-        header = json.loads(text)
-        header.pop("__metadata__", None)
-        shapes = {name: [int(n) for n in tensor["shape"]] for name, tensor in header.items()}
-        wanted = 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-        raise LoadError(f"{KEY}: {file} is damaged: its header cannot be read; download it again") from error
-    if size != wanted:
-        raise LoadError(f"{KEY}: {file} is truncated or damaged: {size:,} bytes, and its header says {wanted:,}; download it again")
-    return shapes
+        return {name: tensor.shape for name, tensor in read_header(file).items()}
+    except ValueError as error:
+        raise LoadError(f"{KEY}: {file} {error}; download it again") from error
 
 
 def _check_weights(part: Path, name: str) -> dict[str, list[int]]:
