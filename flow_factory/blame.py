@@ -4,7 +4,7 @@ import sys
 import sysconfig
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -67,10 +67,20 @@ def _authors(file: str, module: str) -> bool:
 
 def _own(file: str, module: str) -> bool:
     """Whether a file is the module's, or of its package."""
-    own = getattr(sys.modules.get(module), "__file__", None) or ""
     package = sys.modules.get(module.partition(".")[0])
     root = str(Path(getattr(package, "__file__", None) or "/nowhere/at").parent)
-    return file == own or ("." in module and not module.startswith("flow_factory.") and file.startswith(root + "/"))
+    return file == _file(module) or ("." in module and not module.startswith("flow_factory.") and file.startswith(root + "/"))
+
+
+def _file(module: str) -> str:
+    return getattr(sys.modules.get(module), "__file__", None) or ""
+
+
+def _module(frames: traceback.StackSummary, modules: Collection[str]) -> str | None:
+    """The one of these modules that a frame is of, the last frame first: by its own file, else by its package."""
+    files = [frame.filename for frame in reversed(frames)]
+    owned = (module for file in files for module in modules if file == _file(module))
+    return next(owned, next((module for file in files for module in modules if _own(file, module)), None))
 
 
 STRANGERS: dict[str, str] = {}
@@ -80,11 +90,8 @@ STRANGERS: dict[str, str] = {}
 def whose(error: BaseException) -> str | None:
     """The line of an error that nobody expected, where it came through a class of the user's own: the program calls it everywhere."""
     frames = traceback.extract_tb(error.__traceback__)
-    for frame in reversed(frames):
-        for module, called in STRANGERS.items():
-            if _own(frame.filename, module):
-                return f"{called}: {told(error)}{place(frames, module)}"
-    return None
+    module = _module(frames, STRANGERS)
+    return None if module is None else f"{STRANGERS[module]}: {told(error)}{place(frames, module)}"
 
 
 WATCHED: dict[str, str] = {}
@@ -102,12 +109,11 @@ def watch_threads(names: Mapping[str, str]) -> None:
 
     def hook(args: threading.ExceptHookArgs) -> None:
         frames = traceback.extract_tb(args.exc_traceback)
-        for module, called in WATCHED.items():
-            if args.exc_value is not None and any(_own(f.filename, module) for f in frames):
-                line = f"{told(args.exc_value)}{place(frames, module)}"
-                print(f"warning: {called}: a thread that it started died: {line}", file=sys.stderr)
-                return
-        before(args)
+        if args.exc_value is None or (module := _module(frames, WATCHED)) is None:
+            before(args)
+            return
+        line = f"{told(args.exc_value)}{place(frames, module)}"
+        print(f"warning: {WATCHED[module]}: a thread that it started died: {line}", file=sys.stderr)
 
     hook.before = before  # type: ignore[attr-defined]
     threading.excepthook = hook

@@ -14,7 +14,7 @@ from flow_factory import __version__, blame
 from flow_factory.command import AT_ONCE
 from flow_factory.config import RunConfig, config_help, dump_config, load_config
 from flow_factory.config.places import require_places
-from flow_factory.errors import FULL, RunError, UserError, lost, plain
+from flow_factory.errors import FULL, FailedElsewhere, RunError, UserError, lost, plain
 from flow_factory.interrupt import Interrupted, Listener, Stopped
 from flow_factory.launch import going_on, launch, said
 from flow_factory.metric_names import metrics_help
@@ -63,8 +63,8 @@ def ended_by(error: BaseException, listener: Listener) -> BaseException:
 
 
 def complain(error: Exception | str) -> None:
-    """Prints an error, unless another process has."""
-    if not said():
+    """Prints an error, unless another process has or will."""
+    if not isinstance(error, FailedElsewhere) and not said():
         print(f"error: {error}", file=sys.stderr)
 
 

@@ -1,6 +1,7 @@
 """What processes tell each other."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -8,6 +9,10 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from flow_factory.config.plan import Deal
+from flow_factory.errors import FailedElsewhere, UserError, of_all
+from flow_factory.interrupt import ELSEWHERE, Interrupt, Interrupted
+
+Answer = TypeVar("Answer")
 
 
 def gather_groups(accelerator: Accelerator, deal: Deal, mine: Tensor) -> Tensor:
@@ -34,6 +39,31 @@ def mean_over_ranks(accelerator: Accelerator, values: Mapping[str, Tensor]) -> d
 def most_of_ranks(accelerator: Accelerator, count: int) -> int:
     """The largest of the processes' counts."""
     return int(accelerator.gather(torch.tensor([count], device=accelerator.device)).max())
+
+
+def all_or_none(accelerator: Accelerator, interrupt: Interrupt, call: Callable[[], Answer]) -> Answer:
+    """What the call returns, where it goes well on every process; else all raise, and stand at the same place. All must come here.
+
+    A signal ends the call at once: it may hang, and nothing remains of it. No process may talk to others in it.
+
+    Raises:
+        UserError: what the call raised here; or `FailedElsewhere`.
+        Interrupted: a signal has come to any process.
+    """
+    trouble: UserError | Interrupted | None = None
+    try:
+        with interrupt.at_once():
+            answer = call()
+        interrupt.check()
+    except (UserError, Interrupted) as error:
+        trouble = error
+    flags = [isinstance(trouble, UserError), isinstance(trouble, Interrupted)]
+    failed, stopped = any_of_ranks(flags) if accelerator.num_processes > 1 else flags
+    if failed:
+        raise of_all(trouble if isinstance(trouble, UserError) else FailedElsewhere("another process has failed"))
+    if stopped:
+        raise trouble or Interrupted(ELSEWHERE)
+    return answer
 
 
 def any_of_ranks(flags: list[bool]) -> list[bool]:

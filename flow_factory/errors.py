@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A full disk, a used-up quota, a limit on the size of files."""
@@ -24,10 +25,25 @@ def plain(text: str) -> str:
 
 
 class UserError(ValueError):
-    """Says what is wrong, where, and what would be right, in one line."""
+    """Says what is wrong, where, and what would be right, in one line.
+
+    Attributes:
+        everywhere: whether all processes stop for it at the same place, and so can still save together.
+    """
+
+    everywhere = False
 
     def __str__(self) -> str:
         return plain(super().__str__())
+
+
+Error = TypeVar("Error", bound=UserError)
+
+
+def of_all(error: Error) -> Error:
+    """The error, which all processes raise at the same place."""
+    error.everywhere = True
+    return error
 
 
 class RunError(UserError):
@@ -48,6 +64,10 @@ class NumbersError(RunError):
 
 class RewardError(RunError):
     """A reward failed, returned what is no score, or missed too many; the message names it."""
+
+
+class FailedElsewhere(RunError):
+    """Something failed on another process, which says what; this one stops with it and is silent."""
 
 
 class RowError(RunError):

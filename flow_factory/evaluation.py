@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -11,10 +12,11 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from flow_factory.config import RunConfig
-from flow_factory.distributed import most_of_ranks
+from flow_factory.distributed import all_or_none, most_of_ranks
 from flow_factory.engines import Engine
 from flow_factory.errors import RowError
 from flow_factory.frugal import moved
+from flow_factory.interrupt import Interrupt
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.failures import named_rows
 from flow_factory.randomness import generator
@@ -40,6 +42,7 @@ class Evaluator:
     rewards: RewardSet
     rows: Sequence[Row]
     conds: Sequence[Cond]
+    interrupt: Interrupt = field(default_factory=Interrupt)
     scores: dict[str, list[float]] = field(default_factory=dict, init=False)
     """Of the last evaluation, by reward: every row's."""
 
@@ -47,20 +50,23 @@ class Evaluator:
         """Metrics over all samples, and on the main process the first ones of the first rows, `log.num_samples` of them.
 
         Other pictures stay where they were drawn, and are let go as soon as they are scored.
+
+        Raises:
+            Interrupted: a signal has come, of which all processes know after each batch.
+            UserError: a reward failed, see `all_or_none`; or the pipeline did, on a row.
         """
         mine: list[Scored] = []
         waiting: dict[int, list[Any]] = {}
         batches = list(self.batches())
-        idle = most_of_ranks(self.accelerator, len(batches)) - len(batches) if self.engine.collective else 0
+        rounds = range(most_of_ranks(self.accelerator, len(batches)))
         with torch.no_grad(), self.store.use(self.store.reported):
-            for batch in bar(batches, "evaluating", shown=self.accelerator.is_main_process, delay=5):
+            for number in bar(rounds, "evaluating", shown=self.accelerator.is_main_process, delay=5):
+                batch = batches[number] if number < len(batches) else []
                 for (row, _), media in zip(batch, self._draw(batch), strict=True):
                     waiting.setdefault(row, []).append(media)
-                if sum(map(len, waiting.values())) >= self.rewards.batch:
-                    mine += self._score(waiting)
-            for _ in range(idle):  # the others' forwards need this process
-                self._draw([(0, 0)])
-        mine += self._score(waiting)
+                last = number == rounds[-1]
+                enough = last or sum(map(len, waiting.values())) >= self.rewards.batch
+                mine += all_or_none(self.accelerator, self.interrupt, partial(self._score, waiting if enough else {}))
         everyone: list[Scored] = gather_object(mine)
         everyone.sort(key=lambda e: e[0])
         table = torch.tensor([s for _, _, scores in everyone for s in scores], dtype=torch.float64)
@@ -93,6 +99,9 @@ class Evaluator:
         return f"row {index} alone" if key is None else repr(key)
 
     def _draw(self, batch: list[tuple[int, int]]) -> list[Any]:
+        """Their media; a process that has none left draws what the others' forwards need it for."""
+        if not batch:
+            return self._draw([(0, 0)])[:0] if self.engine.collective else []
         section = self.config.eval
         cond = moved(self.adapter.join([self.conds[row] for row, _ in batch]), self.accelerator.device)
         seed = self.config.train.seed if section.seed is None else section.seed

@@ -23,6 +23,7 @@ class Stopped(KeyboardInterrupt):
     """The program was asked to stop at once; says by what."""
 
 
+ELSEWHERE = "another process was interrupted"
 ECHO = 5.0
 """Seconds in which a second SIGTERM is the same one: Slurm signals every process of a step, and the launcher passes on what it gets."""
 
@@ -67,9 +68,9 @@ class Interrupt(Listener):
     """Whether the first signal raises where it comes, see `at_once`."""
 
     @contextmanager
-    def at_once(self, wanted: bool) -> Iterator[None]:
-        """For code that may hang, and of which nothing remains: where wanted, the first signal raises `Interrupted` there."""
-        self.anywhere = wanted
+    def at_once(self) -> Iterator[None]:
+        """For code that may hang, and of which nothing remains: the first signal raises `Interrupted` there."""
+        self.anywhere = True
         try:
             yield
         finally:
@@ -86,7 +87,7 @@ class Interrupt(Listener):
 
         came = torch.tensor(float(self.signal is not None), device=accelerator.device)
         if accelerator.reduce(came, "sum").item() > 0:
-            raise Interrupted(self.signal.name if self.signal is not None else "another process was interrupted")
+            raise Interrupted(self.signal.name if self.signal is not None else ELSEWHERE)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and (number == signal.SIGINT or time.monotonic() - self.since > ECHO):

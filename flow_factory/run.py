@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flow_factory.banner import banner
 from flow_factory.distributed import most_of_ranks
-from flow_factory.errors import RewardError, RowError
+from flow_factory.errors import RowError, UserError
 from flow_factory.evaluation import Evaluator
 from flow_factory.gains import FILE as EVAL_SCORES
 from flow_factory.gains import intervals, keep_scores
@@ -41,7 +41,9 @@ class Run:
     back: StepBack | None = None
     """Where the blocks to compute again were chosen by an estimate."""
     goes_on: bool = False
-    """Whether it starts from a saved training state: what was evaluated then is not evaluated again."""
+    """Whether it starts from a saved training state."""
+    evaluated: bool = False
+    """Whether the run that it goes on with has evaluated the epochs done so far."""
     gallery: Gallery = field(init=False)
     bar: Epochs = field(init=False)
     started: float = field(init=False)
@@ -71,7 +73,7 @@ class Run:
             say(banner(self))
         with self.trainer.interrupt.watching(), Epochs(last, progress.epoch, self.main) as self.bar:
             try:
-                if not self.goes_on:
+                if not self.evaluated and (progress.epoch == last or _due(progress.epoch, config.eval.eval_freq)):
                     self.evaluate()
                 while last is None or progress.epoch < last:
                     self.tell(self.trainer.epoch())
@@ -82,8 +84,9 @@ class Run:
                         self.evaluate()
                     if done or _due(progress.epoch, config.log.save_freq):
                         self.save(state=not config.log.save_model_only)
-            except (RewardError, RowError):
-                self.keep(began)
+            except UserError as error:
+                if error.everywhere or (isinstance(error, RowError) and self.trainer.accelerator.num_processes == 1):
+                    self.keep(began)
                 raise
             except Interrupted as signal:
                 self.save(state=True)
@@ -93,8 +96,8 @@ class Run:
                 raise
 
     def keep(self, began: int) -> None:
-        """Saves the state of the whole epochs since `began` when a reward or a row has failed; one process can, several may not meet."""
-        if self.trainer.accelerator.num_processes == 1 and self.trainer.progress.epoch > began:
+        """Saves the state of the whole epochs since `began` when a reward or a row has failed: no weight has changed since."""
+        if self.trainer.progress.epoch > began:
             self.save(state=True)
             self.saver.wait()
             logger.warning("the state after epoch %d is saved; go on with model.resume_path=%s", self.trainer.progress.epoch, self.folder)

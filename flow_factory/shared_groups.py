@@ -10,14 +10,41 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from flow_factory.config.plan import Deal
+from flow_factory.distributed import all_or_none
 from flow_factory.frugal import moved
+from flow_factory.interrupt import Interrupt
 from flow_factory.memo import Memo
 from flow_factory.rewards.scoring import RewardSet
 from flow_factory.types import Cond, Rollout, Row
 
 
+def score_groups(
+    accelerator: Accelerator,
+    interrupt: Interrupt,
+    deal: Deal,
+    rewards: RewardSet,
+    groups: Sequence[Sequence[Rollout]],
+    media: Sequence[Sequence[Any]],
+) -> list[Tensor]:
+    """Scores of this process's samples of each group, (n, R); NaN on those of a team whose first process has them.
+
+    Raises:
+        UserError, Interrupted: see `all_or_none`.
+    """
+    if rewards.groupwise and not deal.whole:
+        return score_shared(accelerator, interrupt, deal, rewards, groups, media)
+    if deal.leads(accelerator.process_index):
+        return all_or_none(accelerator, interrupt, lambda: rewards.score([g[0].row for g in groups], media))
+    return all_or_none(accelerator, interrupt, lambda: [torch.full((len(m), len(rewards.names)), torch.nan) for m in media])
+
+
 def score_shared(
-    accelerator: Accelerator, deal: Deal, rewards: RewardSet, groups: Sequence[Sequence[Rollout]], media: Sequence[Sequence[Any]]
+    accelerator: Accelerator,
+    interrupt: Interrupt,
+    deal: Deal,
+    rewards: RewardSet,
+    groups: Sequence[Sequence[Rollout]],
+    media: Sequence[Sequence[Any]],
 ) -> list[Tensor]:
     """Scores of this process's samples of each group, (n, R), of rewards that see whole groups.
 
@@ -31,7 +58,8 @@ def score_shared(
     for slot, _, ids, pictures in everyone:
         whole.setdefault(slot, {}).update(zip(ids, pictures, strict=True))
     mine = [slot for slot in sorted(whole) if slot % deal.processes == accelerator.process_index]
-    scores = rewards.score([rows[s] for s in mine], [[whole[s][i] for i in sorted(whole[s])] for s in mine])
+    pictures_of = [[whole[s][i] for i in sorted(whole[s])] for s in mine]
+    scores = all_or_none(accelerator, interrupt, lambda: rewards.score([rows[s] for s in mine], pictures_of))
     known = {i: row for part in gather_object([dict(zip(sorted(whole[s]), t, strict=True)) for s, t in zip(mine, scores, strict=True)])
              for i, row in part.items()}  # fmt: skip
     return [torch.stack([known[i] for r in group for i in r.ids]) for group in groups]

@@ -33,6 +33,7 @@ from flow_factory.fit import model_of, recomputing, settled
 from flow_factory.frugal import moved
 from flow_factory.identity import identity_of
 from flow_factory.meeting import join_group
+from flow_factory.metrics import read_metrics
 from flow_factory.model_files import load_model
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
@@ -117,11 +118,13 @@ def assemble(found: Ready, place: tuple[RunFolder | None, Path], accelerator: Ac
     pairs = Pairs(config.data, adapter, call_of(config.train)) if is_offline(config) else None
     learning = (engine, store, algorithm, schedule)
     trainer = Trainer(config, plan, accelerator, adapter, *learning, rewards, rows, conds, pairs, progress=progress, identity=identity)
-    evaluator = Evaluator(config, accelerator, adapter, engine, store, eval_rewards, test, eval_conds) if test else None
+    evaluator = Evaluator(config, accelerator, adapter, engine, store, eval_rewards, test, eval_conds, trainer.interrupt) if test else None
     saver = Saver(accelerator, engine, store, type(adapter.pipe), config.log.keep_last_n)
     auto = asked.train.enable_gradient_checkpointing == AUTO
     back = StepBack(list(policy.models.values()), config.train.enable_gradient_checkpointing) if auto else None
-    return Run(place[1], trainer, evaluator, trackers, saver, place[0], back, goes_on=start.saved is not None)
+    unseen = place[0] is not None and start.goes_on and missed(place[1], progress.epoch)
+    seen = start.saved is not None and not broadcast_object_list([unseen])[0]
+    return Run(place[1], trainer, evaluator, trackers, saver, place[0], back, start.saved is not None, seen)
 
 
 def settle(config: RunConfig, accelerator: Accelerator) -> RunConfig:
@@ -185,6 +188,11 @@ def begin(config: RunConfig, claim: RunFolder, start: Start, progress: Progress)
     trackers.truncate_after(progress.epoch if start.saved is not None else -1)  # a fresh start may follow one that left no checkpoint
     claim.begin(config)
     return trackers
+
+
+def missed(folder: Path, epoch: int) -> bool:
+    """Whether the run in a folder stands after an epoch that it has not evaluated: it was stopped in the middle of that."""
+    return not any(line["step"] == epoch and "time/eval_s" in line for line in read_metrics(folder / "metrics.jsonl"))
 
 
 def contradict(settings: EngineSettings) -> None:

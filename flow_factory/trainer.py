@@ -35,7 +35,7 @@ from flow_factory.rewards.scoring import RewardSet
 from flow_factory.rewards.silence import Silence
 from flow_factory.rollout_size import most_alike
 from flow_factory.sampling import Sampler
-from flow_factory.shared_groups import score_shared, share
+from flow_factory.shared_groups import score_groups, share
 from flow_factory.training_state import Progress
 from flow_factory.types import Cond, Rollout, Row, Sample
 from flow_factory.watch import Watch
@@ -204,14 +204,8 @@ class Trainer:
         size = self.config.train.per_device_batch_size
         groups = self.groups(rollouts)
         media = [[m for r in g for m in r.media] for g in groups]
-        alone = self.accelerator.num_processes == 1  # several must stop at the same place
-        with self.meter.phase("reward"), self.interrupt.at_once(alone):
-            if self.rewards.groupwise and not self.plan.rolled.whole:
-                scores = score_shared(self.accelerator, self.plan.rolled, self.rewards, groups, media)
-            elif self.plan.rolled.leads(self.accelerator.process_index):
-                scores = self.rewards.score([g[0].row for g in groups], media)
-            else:  # `weigh` fills in what the first process of the team has found
-                scores = [torch.full((len(m), len(self.rewards.names)), torch.nan) for m in media]
+        with self.meter.phase("reward"):
+            scores = score_groups(self.accelerator, self.interrupt, self.plan.rolled, self.rewards, groups, media)
         for group, rewards in zip(groups, scores, strict=True):
             for rollout, part in zip(group, rewards.split(size), strict=True):
                 rollout.rewards = part

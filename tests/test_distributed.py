@@ -29,15 +29,15 @@ class Absent(JpegCompressibility):
 
 class Leaves(JpegCompressibility):
     def __call__(self, **asked):
-        if os.environ.get("RANK") == "1":
+        self.calls = getattr(self, "calls", 0) + 1
+        if os.environ.get("RANK") == "1" and self.calls == 2:
             raise RuntimeError("the judge of process 1 is out")
         return super().__call__(**asked)
 
 
 class Told(JpegCompressibility):
     def __call__(self, **asked):
-        self.calls = getattr(self, "calls", 0) + 1
-        if os.environ.get("RANK") == "1" and self.calls == 2:
+        if os.environ.get("RANK") == "1":
             os.kill(os.getpid(), signal.SIGTERM)
         return super().__call__(**asked)
 """
@@ -47,11 +47,15 @@ class Told(JpegCompressibility):
 def test_a_process_that_fails_is_shown_once(tmp_path: Path, reward: str) -> None:
     write_run(tmp_path)
     (tmp_path / "mine.py").write_text(REWARD)
-    done = ff_train("tiny.yaml", "--num_processes", "2", f"rewards.reward_model=mine.{reward}", "eval.eval_freq=0", cwd=tmp_path)
+    one = f"rewards.reward_model=mine.{reward}"  # of an epoch, each process scores four pictures in a call
+    done = ff_train("tiny.yaml", "--num_processes", "2", one, "eval.eval_freq=0", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.count("RuntimeError: the judge of process 1 is out") == 1, done.stderr
     assert "error: process 1 of 2 stopped with exit code 1; its message is above" in done.stderr
-    assert "Traceback" not in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and "another process" not in done.stderr, done.stderr
+    kept = [tmp_path / "save/run/checkpoints/epoch_1/state/progress.json"] if reward == "Leaves" else []
+    assert list(tmp_path.glob("save/run/checkpoints/*/state/progress.json")) == kept
+    assert done.stderr.count("the state after epoch 1 is saved; go on with model.resume_path=") == len(kept)
 
 
 def test_what_all_processes_find_wrong_is_said_once(tmp_path: Path) -> None:
@@ -80,8 +84,10 @@ def test_sigterm_stops_all_where_a_resumed_run_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_signal_that_reaches_one_process_stops_all(tmp_path: Path) -> None:
+    """In the first evaluation, where the reward is called first; what was not evaluated then is when the run goes on."""
     write_run(tmp_path)
     (tmp_path / "mine.py").write_text(REWARD)
-    done = ff_train("tiny.yaml", "--num_processes", "2", "rewards.reward_model=mine.Told", "eval.eval_freq=0", cwd=tmp_path)
+    done = ff_train("tiny.yaml", "--num_processes", "2", "rewards.reward_model=mine.Told", cwd=tmp_path)
     assert done.returncode == 130, done.stderr
-    assert len(list((tmp_path / "save/run/checkpoints").glob("epoch_*/state/progress.json"))) == 1
+    (saved,) = (tmp_path / "save/run/checkpoints").glob("epoch_*/state/progress.json")
+    assert saved.parts[-3] == "epoch_0" and (tmp_path / "save/run/metrics.jsonl").read_text() == ""

@@ -55,7 +55,7 @@ def assert_same(run: Path, unbroken: Path, since: int = 0) -> None:
         ("os:fsync 15 SIGKILL", -9, 2),
         ("flow_factory.models.base:ModelAdapter.sample 2 SIGTERM", 130, 0),
         ("flow_factory.models.base:ModelAdapter.velocity 24 SIGTERM", 130, 3),
-        ("flow_factory.models.base:ModelAdapter.evaluate 4 SIGINT", 130, 2),
+        ("flow_factory.models.base:ModelAdapter.evaluate 3 SIGINT", 130, 2),
     ],
 )
 def test_a_run_that_was_stopped_goes_on_as_if_it_never_was(tmp_path: Path, unbroken: Path, killed: str, code: int, left: int) -> None:

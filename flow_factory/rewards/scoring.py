@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from flow_factory.blame import blamed
-from flow_factory.errors import RewardError, UserError
+from flow_factory.errors import RewardError, UserError, of_all
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.answers import AnswerError, scores_of
 from flow_factory.rewards.inputs import Sample, arguments, samples_of
@@ -146,9 +146,7 @@ class RewardSet:
                 logger.warning("reward %r said what went wrong %.0f times in these %.0f samples, last: %s", name, told, asked, causes[name])
             if missing > self.max_missing * asked:
                 cause = f"; it said last: {causes[name]}" if name in causes else ""
-                raise RewardError(
-                    f"reward {name!r} gave no score for {missing:.0f} of {asked:.0f} samples; "
-                    f"at most {self.max_missing:.0%} may be missing{cause}"
-                )
+                few = f"at most {self.max_missing:.0%} may be missing{cause}"
+                raise of_all(RewardError(f"reward {name!r} gave no score for {missing:.0f} of {asked:.0f} samples; {few}"))
             report |= {f"missing/{name}": missing, f"seconds/{name}": seconds / self.accelerator.num_processes}
         return report
