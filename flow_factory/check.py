@@ -2,12 +2,10 @@
 
 from pathlib import Path
 
-from huggingface_hub import scan_cache_dir
-from huggingface_hub.errors import CacheNotFound
-
 from flow_factory.config import RunConfig, plan_of
 from flow_factory.ema import reported_weights
 from flow_factory.fit import memory_lines
+from flow_factory.hub import cached
 from flow_factory.models import MODELS
 from flow_factory.ready import Ready, ready
 from flow_factory.remarks import remarks
@@ -63,18 +61,11 @@ def checkpoint_lines(config: RunConfig) -> list[str]:
     folder = Path(name)
     if folder.is_dir():
         return [f"{folder}: on disk, {sum(f.stat().st_size for f in folder.rglob('*') if f.is_file()) / 1e9:.3g} GB"]
-    if name in cached_repositories():
+    if cached(name, "model_index.json") is not None:
         return [f"{name}: in the hub's cache"]
     size = sum(MODELS[config.model.model_type].published_as(name)[0].values()) * 2e-9
     much = f" (about {size:.0f} GB in 16 bits)" if size else ""
     return [f"{name}: not on this machine; from the hub it would be downloaded{much}"]
-
-
-def cached_repositories() -> set[str]:
-    try:
-        return {r.repo_id for r in scan_cache_dir().repos}
-    except CacheNotFound:
-        return set()
 
 
 def plan_lines(config: RunConfig) -> list[str]:

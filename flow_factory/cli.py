@@ -6,7 +6,9 @@ Nothing heavy is imported before the config is known to be right.
 import argparse
 import logging
 import os
+import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +25,8 @@ from flow_factory.terminal import hide_bars, hush, log_to_terminal, note
 from flow_factory.threads import settle
 
 logger = logging.getLogger(__name__)
+SILENT = 10.0
+"""Seconds in which a process that failed on its own has left."""
 EXAMPLES = """\
 examples:
   ff-train examples/quickstart.yaml                                the tiny job, on a CPU, in minutes
@@ -63,8 +67,8 @@ def ended_by(error: BaseException, listener: Listener) -> BaseException:
 
 
 def complain(error: Exception | str) -> None:
-    """Prints an error, unless another process has or will."""
-    if not isinstance(error, FailedElsewhere) and not said():
+    """Prints an error, unless another process has."""
+    if not said():
         print(f"error: {error}", file=sys.stderr)
 
 
@@ -136,6 +140,10 @@ def listen(listener: Listener, argv: Sequence[str] | None) -> int:
 
 def explain(error: BaseException) -> int:
     """Says in a line what has ended the program; the exit code. What has no line of its own is raised again."""
+    if isinstance(error, FailedElsewhere):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the launcher ends those that are left, and names the first that went
+        time.sleep(SILENT)
+        return 1
     if isinstance(error, UserError):
         complain(error)
         if error.__cause__ is not None:

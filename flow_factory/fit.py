@@ -1,7 +1,6 @@
 """Whether a run fits: the estimate of its memory in lines, on which cards, and what would make it smaller."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -14,6 +13,7 @@ from flow_factory.errors import UserError
 from flow_factory.memory import Part, estimate, in_main_memory, peak
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
+from flow_factory.models.files import on_disk
 from flow_factory.models.quantized import check_quantization
 from flow_factory.proposals import encoding, proposals
 from flow_factory.recompute import LEVELS, Setting
@@ -40,12 +40,11 @@ class Model:
 
 def model_of(config: RunConfig) -> Model | None:
     """From the files, or of what is published; None where neither says its size."""
-    folder = Path(config.model.model_name_or_path)
-    checkpoint = folder if folder.is_dir() else None
-    family: type[ModelAdapter] = MODELS[config.model.model_type].of(str(folder), config.model.pipeline_class)
+    name = config.model.model_name_or_path
+    checkpoint = on_disk(name)
+    family: type[ModelAdapter] = MODELS[config.model.model_type].of(str(checkpoint or name), config.model.pipeline_class)
     if checkpoint is None and not family.published:
         return None
-    name = config.model.model_name_or_path
     parameters = stored_parameters(checkpoint) if checkpoint else dict(family.published_as(name)[0])
     return Model(family, parameters, shape_of(family, config.model.target_components[0], checkpoint, name))
 

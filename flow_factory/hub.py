@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from flow_factory.errors import UserError
 from flow_factory.registry import nearest
@@ -31,8 +33,18 @@ def require_source(name: str, key: str, file: str, kind: type[UserError] = UserE
     if looks_local(name):
         there = [str(p) for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
         raise kind(f"{key}: {name!r} is no folder, and no hub name such as black-forest-labs/FLUX.1-dev.{nearest(name, there)}")
-    if now and not isinstance(try_to_load_from_cache(name, file), str) and (reason := unreachable()):
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise kind(f"{key}: {name!r} is neither a folder nor a hub name: {str(error).partition(':')[0]}") from error
+    if now and cached(name, file) is None and (reason := unreachable()):
         raise kind(f"{key}: the hub name (there is no such folder) {name!r} is not in the hub's cache, and {reason}")
+
+
+def cached(name: str, file: str) -> Path | None:
+    """The folder in the hub's cache that holds this file of a hub name; None where it is not there."""
+    found = try_to_load_from_cache(name, file)
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def looks_local(name: str) -> bool:

@@ -15,12 +15,12 @@ from flow_factory.hub import require_source
 from flow_factory.identity import identity_of
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
-from flow_factory.models.files import KEY, LoadError, check_folder
+from flow_factory.models.files import KEY, LoadError, check_folder, on_disk
 from flow_factory.models.loading import sketch_adapter
 from flow_factory.models.quantized import check_quantization
 from flow_factory.recompute import blocks_of, require_blocks
 from flow_factory.resuming import Finished, Start, find_start
-from flow_factory.rewards.loading import arguments, require_rewards, try_constructors
+from flow_factory.rewards.loading import arguments, require_files, require_rewards, try_constructors
 from flow_factory.rows import check_files, check_limits, checkpoint_of, fitted, has_split, is_offline, read_split
 from flow_factory.run_folder import require_free
 from flow_factory.trackers import require_trackers
@@ -119,20 +119,22 @@ def rewards(found: Ready) -> None:
     family = MODELS[config.model.model_type]
     for entries, split in used:
         require_rewards(entries, split, family.draws, family.sounds)
+        require_files(arguments(entries), found.remote)
     if not found.remote:
         try_constructors([entry for entries, _ in used for entry in arguments(entries)])
 
 
 def checkpoint(found: Ready) -> None:
-    """The base model: configs, and of a folder the headers of all weights; sizes and schedules that it can do."""
+    """The base model: configs, and where it is on this machine the headers of all weights; sizes and schedules that it can do."""
     name, kind, overrides, pipeline = checkpoint_of(found.asked)
     require_source(name, KEY, "model_index.json", LoadError, found.remote)
-    if not (found.remote or Path(name).is_dir()):
+    folder = on_disk(name)
+    if not (found.remote or folder):
         return
-    found.sketch = sketch_adapter(name, kind, overrides, pipeline)
-    if Path(name).is_dir():
+    found.sketch = sketch_adapter(name if found.remote else str(folder), kind, overrides, pipeline)
+    if folder is not None:
         bare = found.sketch.field.bare
-        check_folder(Path(name), {part: bare[part] for part in found.sketch.components if part in bare})
+        check_folder(folder, {part: bare[part] for part in found.sketch.components if part in bare})
     for module in found.sketch.field.bare.values():
         require_blocks(found.asked.train.enable_gradient_checkpointing, len(blocks_of(module)))
     found.config = fitted(found.asked, found.sketch)

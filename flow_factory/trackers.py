@@ -26,6 +26,9 @@ from flow_factory.types import Clip, Sample
 
 logger = logging.getLogger(__name__)
 WANDB_ADVICE = "run `wandb login`, set WANDB_API_KEY, or set WANDB_MODE=offline (`wandb sync` later)"
+SWANLAB_ADVICE = "run `swanlab login`, set SWANLAB_API_KEY, or set SWANLAB_MODE=offline (`swanlab sync` later)"
+SWANLAB_FILES = ("swanlab.yaml", "swanlab.yml", ".env", "/etc/swanlab", "/run/secrets/swanlab")
+"""Where it may have its settings from, beside the environment and its two folders `.swanlab`."""
 
 
 class TrackerError(UserError):
@@ -133,9 +136,8 @@ class Swanlab:
                 project=project, name=run_name, log_dir=run_dir / "swanlab", config=config, id=_run_id(run_dir), resume="allow"
             )
         except (AuthenticationError, RuntimeError, OSError) as error:
-            advice = "run `swanlab login`, set SWANLAB_API_KEY, or set SWANLAB_MODE=offline"
             raise TrackerError(
-                f"swanlab did not start: {str(error).rstrip('.')}; {advice}; or choose another log.logging_backend"
+                f"swanlab did not start: {str(error).rstrip('.')}; {SWANLAB_ADVICE}; or choose another log.logging_backend"
             ) from error
         self.image, self.video = swanlab.Image, swanlab.Video
 
@@ -200,8 +202,9 @@ def require_trackers(names: Sequence[str]) -> None:
             raise TrackerError(_install(name, name))
         if name.lower() != "none":
             TRACKERS[name]
-        if name == "wandb" and not wandb_may_start(os.environ):
-            raise TrackerError(f"log.logging_backend: wandb has no login here; {WANDB_ADVICE}; or choose another log.logging_backend")
+        may_start, advice = LOGINS.get(name, (None, ""))
+        if may_start is not None and not may_start(os.environ):
+            raise TrackerError(f"log.logging_backend: {name} has no login here; {advice}; or choose another log.logging_backend")
 
 
 def wandb_may_start(environment: Mapping[str, str]) -> bool:
@@ -210,6 +213,18 @@ def wandb_may_start(environment: Mapping[str, str]) -> bool:
         return True
     file = Path(environment.get("NETRC") or Path(environment.get("HOME", "/"), ".netrc"))
     return file.is_file() and "machine" in file.read_text("utf-8", "replace")
+
+
+def swanlab_may_start(environment: Mapping[str, str]) -> bool:
+    """Whether it is not online, has a key in the environment, or has settings or what `swanlab login` writes."""
+    if environment.get("SWANLAB_MODE", "online") != "online" or environment.get("SWANLAB_API_KEY"):
+        return True
+    home = environment.get("SWANLAB_ROOT") or environment.get("SWANLAB_SAVE_DIR") or Path(environment.get("HOME", "/"), ".swanlab")
+    kept = [Path(folder, name) for folder in (".swanlab", home) for name in (".netrc", "config.yaml", "config.yml")]
+    return any(path.exists() for path in (*map(Path, SWANLAB_FILES), *kept))
+
+
+LOGINS = {"wandb": (wandb_may_start, WANDB_ADVICE), "swanlab": (swanlab_may_start, SWANLAB_ADVICE)}
 
 
 def open_trackers(names: Sequence[str], project: str, run_name: str, run_dir: Path, config: dict[str, Any]) -> Trackers:

@@ -16,6 +16,7 @@ from flow_factory.config import load_config
 from flow_factory.errors import UserError
 from flow_factory.models.loading import LoadError, load_adapter
 from flow_factory.ready import Ready, data
+from tests.tiny.hub import cached
 from tests.tiny.pipelines import saved
 from tests.tiny.run import checkpoint, tiny, write_rows, write_run
 
@@ -143,6 +144,36 @@ SETUPS: dict[str, tuple[Callable[[Path], object] | None, tuple[str, ...], str]] 
     "half a picture": (half_picture, KONTEXT, r"train.jsonl:1: .*a.png: damaged or truncated"),
     "a narrow picture": (small_picture, KONTEXT, r"train.jsonl:1: .*a.png: 200 x 10 pixels: too small; Kontext wants at least 16 a side"),
 }  # fmt: skip
+
+
+SNAPSHOTS = {
+    "truncated": (CHECKPOINTS["truncated"][0], (), f"{WEIGHTS} is truncated or damaged"),
+    "another shape": (CHECKPOINTS["another shape"][0], (), r"'proj_out.weight' is \[3\] in the file"),
+    "missing": (CHECKPOINTS["missing"][0], (), "has no .*, only config.json; it is not in the hub's cache, and nobody answers"),
+    "no encoder's config": (CHECKPOINTS["no encoder's config"][0], (), "config.json: No such file .*; it is not in the hub's cache, and"),
+    "a size": (lambda f: None, ("train.resolution=40",), "height 40, width 40"),
+    "a narrow picture": (lambda f: None, KONTEXT[1:], r"train.jsonl:1: .*a.png: 200 x 10 pixels: too small; Kontext wants"),
+}
+
+
+@pytest.mark.parametrize("case", SNAPSHOTS)
+def test_a_snapshot_of_the_hub_is_checked_as_a_folder_is(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path)
+    spoil, overrides, said = SNAPSHOTS[case]
+    if "picture" in case:
+        small_picture(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    snapshot = cached("owner/model", saved("flux1_kontext") if "picture" in case else checkpoint(), tmp_path / "hub")
+    given = load_config(tmp_path / "tiny.yaml", ["model.model_name_or_path=owner/model", *overrides])
+    if not overrides:
+        assert "owner/model: in the hub's cache" in check(given)
+    spoil(snapshot)
+    for here in (False, True):
+        monkeypatch.setattr("flow_factory.models.files.unreachable", lambda here=here: None if here else "nobody answers")
+        if here and "not in the hub" in said:  # a start downloads the rest
+            check(given)
+        else:
+            assert re.search(f"{said}", refusal(lambda: check(given)))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has the devices")

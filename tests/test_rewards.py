@@ -22,11 +22,13 @@ from transformers import AutoProcessor, CLIPModel
 from flow_factory.errors import UserError
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards import REWARDS, GroupwiseRewardModel, PointwiseRewardModel
+from flow_factory.rewards.loading import require_files
 from flow_factory.rewards.pick_score import ranks
 from flow_factory.rewards.scoring import RewardSet, load_rewards
 from flow_factory.rewards.shapes_detector import BACKGROUND, PALETTE, detect, nearest_color
 from flow_factory.types import Clip, Row
 from tests.tiny.clip import save_clip
+from tests.tiny.hub import cached
 
 ROOT = Path(__file__).parent.parent
 LONG = "a red circle above a blue square and " * 12
@@ -245,9 +247,38 @@ def test_the_package_imports_without_torch() -> None:
 
 
 def test_a_hub_name_without_network_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flow_factory.rewards.clip.unreachable", lambda: "huggingface.co cannot be reached (no route)")
+    monkeypatch.setattr("flow_factory.hub.unreachable", lambda: "huggingface.co cannot be reached (no route)")
     asked: list[Any] = []
     monkeypatch.setattr("httpx.Client.send", lambda *given, **more: asked.append(given))
-    with pytest.raises(ValueError, match="it is not in the hub's cache, and huggingface.co cannot be reached"):
+    said = "reward 'it': model_name_or_path: .*'nobody/nothing' is not in the hub's cache, and huggingface.co cannot be reached"
+    with pytest.raises(UserError, match=said):
         rewards("CLIP", model_name_or_path="nobody/nothing")
     assert asked == []
+
+
+@pytest.mark.parametrize("model", ["CLIP", "PickScore", "PickScore_Rank"])
+def test_a_rewards_own_model_is_looked_at_before_anything_is_loaded(
+    tmp_path: Path, clip: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder, and in the hub's cache; what is in neither may be downloaded, which a check does not ask for."""
+
+    def asked(name: str, now: bool = False, **others: str) -> None:
+        require_files([RewardArguments(name="it", reward_model=model, extra_kwargs={"model_name_or_path": name, **others})], now)
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("flow_factory.hub.unreachable", lambda: "HF_HUB_OFFLINE is set")
+    snapshot = cached("owner/clip", clip, tmp_path / "hub")
+    for name in (str(clip), "owner/clip", "owner/other"):
+        asked(name)
+    asked("owner/clip", now=True)
+    with pytest.raises(UserError, match="'owner/other' is not in the hub's cache, and HF_HUB_OFFLINE is set"):
+        asked("owner/other", now=True)
+    with pytest.raises(UserError, match="reward 'it': processor_name_or_path: './gone' is no folder"):
+        asked(str(clip), processor_name_or_path="./gone")
+    with pytest.raises(UserError, match="reward 'it': model_name_or_path: 'a b/c' is neither a folder nor a hub name"):
+        asked("a b/c")
+    weights = snapshot / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    for name in (str(snapshot), "owner/clip"):
+        with pytest.raises(UserError, match=f"reward 'it': model_name_or_path: {weights} is truncated or damaged"):
+            asked(name)

@@ -276,3 +276,21 @@ def test_a_missing_login_is_known_before_a_run(tmp_path, monkeypatch):
             require_trackers(["wandb", "tensorboard", "none"])
     (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password x\n")
     require_trackers(["wandb"])
+
+
+@pytest.mark.parametrize(
+    "kept", ["swanlab.yaml", ".swanlab/config.yaml", "home/.swanlab/.netrc", "SWANLAB_MODE=offline", "SWANLAB_API_KEY=x"]
+)
+def test_swanlabs_login_is_asked_alike(tmp_path, monkeypatch, kept):
+    for name in [name for name in os.environ if name.startswith("SWANLAB")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("flow_factory.trackers.SWANLAB_FILES", ("swanlab.yaml",))  # not this machine's own
+    with pytest.raises(TrackerError, match="log.logging_backend: swanlab has no login here; run `swanlab login`, set SWANLAB_API_KEY, or"):
+        require_trackers(["swanlab"])
+    if "=" in kept:
+        monkeypatch.setenv(*kept.split("="))
+    else:
+        (tmp_path / kept).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / kept).touch()
+    require_trackers(["swanlab"])

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import ImageProcessingMixin, PreTrainedTokenizerBase, ProcessorMixin
 
 from flow_factory.errors import UserError, file_errors
+from flow_factory.hub import cached, unreachable
 from flow_factory.tensor_file import read_header
 
 KEY = "model.model_name_or_path"
@@ -29,6 +30,30 @@ PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 class LoadError(UserError):
     """A checkpoint that does not load; one sentence says why."""
+
+
+class MissingError(LoadError):
+    """A file is not there."""
+
+
+def on_disk(name: str) -> Path | None:
+    """Where a checkpoint is on this machine: its folder, or a hub name's snapshot in the cache. None: the hub has it, or the rest of it.
+
+    Raises:
+        LoadError: the snapshot is damaged; or something is missing there, and the hub cannot be asked.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    folder = cached(name, "model_index.json")
+    if folder is None:
+        return None
+    try:
+        check_folder(folder, {})
+    except MissingError as error:
+        if (reason := unreachable()) is not None:
+            raise LoadError(f"{error}; it is not in the hub's cache, and {reason}") from error
+        return None
+    return folder
 
 
 def check_folder(folder: Path, models: Mapping[str, nn.Module]) -> None:
@@ -49,7 +74,7 @@ def check_folder(folder: Path, models: Mapping[str, nn.Module]) -> None:
             if not isinstance(cls, type):
                 continue
             if not (folder / part).is_dir():
-                raise LoadError(f"{KEY}: {folder / part} is missing: model_index.json names a {kind} there")
+                raise MissingError(f"{KEY}: {folder / part} is missing: model_index.json names a {kind} there")
             if issubclass(cls, PreTrainedTokenizerBase):
                 _check_tokenizer(folder / part, cls)
             elif issubclass(cls, ProcessorMixin | ImageProcessingMixin):
@@ -64,6 +89,8 @@ def read_json(file: Path) -> dict[str, Any]:
     """Raises:
     LoadError: it is no JSON object.
     """
+    if not file.exists():
+        raise MissingError(f"{KEY}: {file}: No such file or directory; download it again")
     try:
         value = json.loads(file.read_bytes())
     except ValueError as error:
@@ -73,7 +100,7 @@ def read_json(file: Path) -> dict[str, Any]:
     return value
 
 
-def tensors_of(file: Path) -> dict[str, list[int]]:
+def tensors_of(file: Path, key: str = KEY) -> dict[str, list[int]]:
     """Name -> shape, from the header of a safetensors file that has all its bytes.
 
     Raises:
@@ -82,7 +109,7 @@ def tensors_of(file: Path) -> dict[str, list[int]]:
     try:
         return {name: tensor.shape for name, tensor in read_header(file).items()}
     except ValueError as error:
-        raise LoadError(f"{KEY}: {file} {error}; download it again") from error
+        raise LoadError(f"{key}: {file} {error}; download it again") from error
 
 
 def _check_weights(part: Path, name: str) -> dict[str, list[int]]:
@@ -95,14 +122,14 @@ def _check_weights(part: Path, name: str) -> dict[str, list[int]]:
         pickles = [p.name for p in sorted(part.iterdir()) if p.suffix in PICKLES]
         if pickles:
             raise LoadError(f"{KEY}: {part} has its weights as a pickle ({pickles[0]}), which can run code: convert it to {name}")
-        raise LoadError(f"{KEY}: {part} has no {name}, only {', '.join(sorted(p.name for p in part.iterdir())) or 'nothing'}")
+        raise MissingError(f"{KEY}: {part} has no {name}, only {', '.join(sorted(p.name for p in part.iterdir())) or 'nothing'}")
     placed = read_json(index).get("weight_map")
     if not isinstance(placed, dict) or not all(isinstance(file, str) for file in placed.values()):
         raise LoadError(f"{KEY}: {index} has no weight_map; download it again")
     shapes: dict[str, list[int]] = {}
     for file in sorted(set(placed.values())):
         if not (part / file).is_file():
-            raise LoadError(f"{KEY}: {part / file} is missing, and {index.name} names it; download it again")
+            raise MissingError(f"{KEY}: {part / file} is missing, and {index.name} names it; download it again")
         shapes |= tensors_of(part / file)
     return shapes
 
@@ -128,7 +155,7 @@ def _check_tokenizer(part: Path, cls: type[PreTrainedTokenizerBase]) -> None:
 def _check_configs(part: Path, *names: str) -> None:
     there = [part / name for name in names if (part / name).is_file()]
     if not there:
-        raise LoadError(f"{KEY}: {part} has none of {', '.join(names)}")
+        raise MissingError(f"{KEY}: {part} has none of {', '.join(names)}")
     for file in there:
         read_json(file)
 

@@ -46,6 +46,17 @@ class BaseRewardModel(ABC):
         self.model: Any = None
         """For a subclass: what `to` moves."""
 
+    @classmethod  # noqa: B027 (most read nothing)
+    def require_files(cls, config: RewardArguments, now: bool) -> None:
+        """Asks, without reading it, for what a constructor that `loads_weights` will read: a start and `--check` do so first of all.
+
+        Args:
+            now: whether what the hub has must be there or within reach.
+
+        Raises:
+            UserError: it is not there, or damaged.
+        """
+
     def to(self, device: torch.device | str) -> "BaseRewardModel":
         """Moves `self.model`, and media that it is given as tensors, to a device."""
         self.device = torch.device(device)

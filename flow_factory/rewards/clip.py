@@ -11,11 +11,15 @@ from transformers import AutoModel, AutoProcessor
 
 from flow_factory.errors import UserError
 from flow_factory.hparams import RewardArguments
-from flow_factory.hub import unreachable
+from flow_factory.hub import cached, require_source, unreachable
+from flow_factory.models.files import tensors_of
 from flow_factory.rewards.base import PointwiseRewardModel, RewardModelOutput
 from flow_factory.rewards.media import fold, unfold
 
 TOKENS = 77
+WEIGHTS = "openai/clip-vit-large-patch14"
+FILES = ("config.json", "tokenizer_config.json")
+"""What a checkpoint, and a processor's folder, cannot be without."""
 
 
 def _load(auto: Any, path: str, reward: str, **options: Any) -> Any:
@@ -25,14 +29,12 @@ def _load(auto: Any, path: str, reward: str, **options: Any) -> Any:
         UserError: it does not load; one sentence that names the reward and the path.
     """
     folder = Path(path).expanduser()
-    away = None if folder.is_dir() else unreachable()
-    if away is not None:
+    if not folder.is_dir() and unreachable() is not None:
         options["local_files_only"] = True  # or the hub is asked again and again, for minutes
     try:
         return auto.from_pretrained(folder if folder.is_dir() else path, **options)
     except (OSError, ValueError) as error:
-        reason = str(error).split("\n")[0] if folder.is_dir() else "neither a folder here nor a hub name that can be reached"
-        reason += f": it is not in the hub's cache, and {away}" if away else ""
+        reason = str(error).split("\n")[0]
         part = auto.__name__.removeprefix("Auto").lower()
         raise UserError(f"reward {reward!r} cannot load its CLIP {part} from {path!r}: {reason}") from error
 
@@ -52,11 +54,9 @@ class CLIPScorer:
     KEYS: ClassVar[tuple[str, ...]] = ("model_name_or_path", "processor_name_or_path")
 
     def __init__(self, config: RewardArguments, device: torch.device, weights: str, processor: str | None = None):
-        extra = config.extra_kwargs
-        model = extra.get("model_name_or_path", weights)
-        if processor is None or "model_name_or_path" in extra:
-            processor = model
-        self.processor = _load(AutoProcessor, extra.get("processor_name_or_path", processor), config.name)
+        self.require(config, weights, processor, now=True)
+        model, processor = self.names(config, weights, processor)
+        self.processor = _load(AutoProcessor, processor, config.name)
         clip, loaded = _load(AutoModel, model, config.name, output_loading_info=True)
         if loaded["missing_keys"]:
             raise UserError(
@@ -65,6 +65,26 @@ class CLIPScorer:
         self.scale = clip.logit_scale.detach().float().exp().item()  # before rounding: bfloat16 moves it by up to 0.4 %
         self.model = clip.eval().requires_grad_(False).to(device, config.dtype)
         self.dtype, self.device, self.batch_size = config.dtype, device, config.batch_size
+
+    @staticmethod
+    def names(config: RewardArguments, weights: str, processor: str | None = None) -> tuple[str, str]:
+        """Folders or hub names of the checkpoint and of its processor."""
+        extra = config.extra_kwargs
+        model = str(extra.get("model_name_or_path", weights))
+        if processor is None or "model_name_or_path" in extra:
+            processor = model
+        return model, str(extra.get("processor_name_or_path", processor))
+
+    @classmethod
+    def require(cls, config: RewardArguments, weights: str, processor: str | None = None, now: bool = True) -> None:
+        """See `BaseRewardModel.require_files`: names, and of weights that are on this machine the headers."""
+        for key, name, file in zip(cls.KEYS, cls.names(config, weights, processor), FILES, strict=True):
+            said, path = f"reward {config.name!r}: {key}", Path(name).expanduser()
+            if not path.is_dir():
+                require_source(name, said, file, now=now)
+            folder = path if path.is_dir() else cached(name, file)
+            for weight in sorted(folder.glob("model*.safetensors")) if folder is not None and key == cls.KEYS[0] else ():
+                tensors_of(weight, said)
 
     @torch.no_grad()
     def cosine(self, prompts: list[str], images: list[Image.Image]) -> Tensor:
@@ -101,9 +121,13 @@ class CLIPReward(PointwiseRewardModel):
     loads_weights = True
     changes_inputs = False
 
+    @classmethod
+    def require_files(cls, config: RewardArguments, now: bool) -> None:
+        CLIPScorer.require(config, WEIGHTS, now=now)
+
     def __init__(self, config: RewardArguments, accelerator: Accelerator):
         super().__init__(config, accelerator)
-        self.clip = CLIPScorer(config, self.device, "openai/clip-vit-large-patch14")
+        self.clip = CLIPScorer(config, self.device, WEIGHTS)
 
     def __call__(self, prompt: list[str], image: list | None = None, video: list | None = None) -> RewardModelOutput:
         return RewardModelOutput(self.clip.cosines(prompt, image, video))

@@ -138,6 +138,19 @@ def try_constructors(entries: Sequence[RewardArguments]) -> None:
             AcceleratorState._reset_state(reset_partial_state=True)
 
 
+def require_files(entries: Sequence[RewardArguments], now: bool) -> None:
+    """Asks for what the constructors of those that read a model (`loads_weights`) will read.
+
+    Raises:
+        UserError: see `BaseRewardModel.require_files`; or that raised.
+    """
+    for entry in entries:
+        cls = reward_class(entry)
+        if cls.loads_weights:
+            with kept(), blamed(f"reward {entry.name!r} failed", cls.__module__):
+                cls.require_files(entry, now)
+
+
 def construct(config: RewardArguments, accelerator: Accelerator) -> BaseRewardModel:
     """See `load_judges`."""
     cls = reward_class(config)

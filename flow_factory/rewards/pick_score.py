@@ -8,6 +8,9 @@ from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.base import BaseRewardModel, GroupwiseRewardModel, PointwiseRewardModel, RewardModelOutput
 from flow_factory.rewards.clip import CLIPScorer
 
+PUBLISHED = ("yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K")
+"""Weights and processor."""
+
 
 class _PickScore(BaseRewardModel):
     required_fields = ("prompt", "image", "video")
@@ -15,9 +18,13 @@ class _PickScore(BaseRewardModel):
     loads_weights = True
     changes_inputs = False
 
+    @classmethod
+    def require_files(cls, config: RewardArguments, now: bool) -> None:
+        CLIPScorer.require(config, *PUBLISHED, now=now)
+
     def __init__(self, config: RewardArguments, accelerator: Accelerator):
         super().__init__(config, accelerator)
-        self.clip = CLIPScorer(config, self.device, "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K")
+        self.clip = CLIPScorer(config, self.device, *PUBLISHED)
 
     def score(self, prompt: list[str], image: list | None, video: list | None) -> Tensor:
         """(n,) exp(logit_scale) * cosine / 26."""
