@@ -11,7 +11,7 @@ from flow_factory.ready import Ready, ready
 from flow_factory.remarks import remarks
 from flow_factory.resuming import start_lines
 from flow_factory.rewards.loading import left_out
-from flow_factory.rows import has_split, is_offline
+from flow_factory.rows import has_split, is_offline, rows_needed
 
 
 def check(config: RunConfig) -> str:
@@ -41,6 +41,10 @@ def data_lines(found: Ready) -> list[str]:
         lines[0] += f", {len(test)} test rows"
     else:
         lines.append("no test split: nothing will be evaluated")
+    wanted = len(rows_needed(found.config, len(rows)))
+    what = "all training rows" if wanted == len(rows) else f"the {wanted} training rows that the run draws"
+    what += " and all test rows" if test else ""
+    lines.append(f"encoded before the first epoch, if {found.config.data.cache_dir} lacks them: {what}")
     images, videos = ({path for row in (*rows, *test) for path in getattr(row, kind)} for kind in ("images", "videos"))
     if images or videos:
         lines.append(f"condition files, all of each decoded: {len(images)} images, {len(videos)} videos")

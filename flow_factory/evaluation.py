@@ -45,6 +45,8 @@ class Evaluator:
     interrupt: Interrupt = field(default_factory=Interrupt)
     scores: dict[str, list[float]] = field(default_factory=dict, init=False)
     """Of the last evaluation, by reward: every row's."""
+    keys: dict[int, str] = field(default_factory=dict, init=False)
+    """Rows of the same one can share a call. Known after the first evaluation: a row's whole condition is read for it."""
 
     def run(self) -> tuple[dict[str, float], list[Sample]]:
         """Metrics over all samples, and on the main process the first ones of the first rows, `log.num_samples` of them.
@@ -95,8 +97,10 @@ class Evaluator:
             yield from (indices[k : k + size] for k in range(0, len(indices), size))
 
     def _key(self, index: int) -> str:
-        key = self.adapter.joinable(self.conds[index])
-        return f"row {index} alone" if key is None else repr(key)
+        if index not in self.keys:
+            key = self.adapter.joinable(self.conds[index])
+            self.keys[index] = f"row {index} alone" if key is None else repr(key)
+        return self.keys[index]
 
     def _draw(self, batch: list[tuple[int, int]]) -> list[Any]:
         """Their media; a process that has none left draws what the others' forwards need it for."""

@@ -1,35 +1,24 @@
-"""The rows of a run: read, checked against the model family before anything heavy, and encoded."""
+"""The rows of a run: read, and checked against the model family before anything heavy."""
 
-import hashlib
 import json
 import logging
 import os
-import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import diffusers
-import torch
-from accelerate import Accelerator
-from diffusers import SchedulerMixin
-from torch import nn
-
-from flow_factory.algorithms.base import Algorithm
 from flow_factory.config import CRDConfig, DGPOConfig, DPOConfig, ForwardConfig, RunConfig, TrainConfig
 from flow_factory.context_parallel import check_splits
-from flow_factory.data.cache import ConditionCache, encode_rows, file_sha256, module_fingerprint, settings_fingerprint
 from flow_factory.data.inspection import Record, inspect_files
 from flow_factory.data.media import Extent, Kind
+from flow_factory.data.order import rows_drawn
 from flow_factory.data.reader import read_rows
 from flow_factory.errors import UserError
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
-from flow_factory.models.failures import named_rows
 from flow_factory.pairs import pair_files, require_frames
 from flow_factory.trainer import call_of
-from flow_factory.types import Cond, Row
+from flow_factory.types import Row
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +31,14 @@ def read_split(config: RunConfig, split: Literal["train", "test"]) -> list[Row]:
 
 def has_split(config: RunConfig, split: str) -> bool:
     return any(os.path.lexists(Path(config.data.dataset_dir) / f"{split}{suffix}") for suffix in (".jsonl", ".txt"))
+
+
+def rows_needed(config: RunConfig, rows: int) -> Sequence[int]:
+    """The training rows whose conditions a run needs: those of the run's epochs, and the first, which is asked for proofs at a start."""
+    train = config.train
+    if train.max_epochs is None:
+        return range(rows)
+    return sorted({0, *rows_drawn(rows, train.unique_sample_num_per_epoch, train.seed, train.max_epochs)})
 
 
 def check_files(
@@ -183,61 +180,3 @@ def check_noise_levels(train: TrainConfig, others: Mapping[int, str], trained: S
     if len(mine) < last - first:
         write = f"write [{mine[0] / steps:g}, {(mine[-1] + 1) / steps:g}], or " if mine else ""
         raise UserError(f"train.timestep_range: some of steps {first} to {last - 1} belong to an expert that is not trained; {write}{both}")
-
-
-def encode(
-    config: RunConfig, adapter: ModelAdapter, algorithm: Algorithm, splits: list[list[Row]], accelerator: Accelerator
-) -> list[Sequence[Cond]]:
-    """Conditions of the training and the test rows, under their sections' call arguments.
-
-    Training rows have a negative prompt where any of the algorithm's velocities is guided.
-    """
-    encoders = [part for name in adapter.encoders if (part := getattr(adapter.pipe, name)) is not None]
-    others = [part for part in adapter.pipe.components.values() if not isinstance(part, nn.Module | SchedulerMixin | None)]
-    identity = [[module_fingerprint(module) for module in encoders], [settings_fingerprint(part) for part in (*encoders, *others)]]
-    call = call_of(config.train)
-    scales = [s for s in map(algorithm.guidance, algorithm.weights) if s is not None]
-    guided = next((c for c in (call, *(adapter.with_guidance(call, s) for s in scales)) if adapter.guided(c)), call)
-    calls = (guided, call_of(config.eval))
-    return [encode_split(config, adapter, rows, call, identity, accelerator) for rows, call in zip(splits, calls, strict=True)]
-
-
-def encode_split(
-    config: RunConfig, adapter: ModelAdapter, rows: Sequence[Row], call: dict[str, Any], identity: list[list[str]], accelerator: Accelerator
-) -> Sequence[Cond]:
-    """The conditions of some rows, from the cache where nothing that they depend on has changed."""
-    asked = adapter.encoded_by(call)
-    versions = [diffusers.__version__, version("transformers")]
-    checkpoint = config.model.model_name_or_path if not identity[0] else None  # nothing of it was fingerprinted
-    parts = [source_of(adapter), checkpoint, identity, asked, adapter.guided(call), versions, config.mixed_precision]
-    fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-    warn_overlong(adapter, rows, call)
-
-    def encode_row(row: Row) -> Cond:
-        adapter.place(accelerator.device)  # where every row is known, the encoders need not fit
-        with named_rows([row], adapter, "encode", UserError):
-            return adapter.encode(row, call)
-
-    with torch.no_grad(), accelerator.local_main_process_first():
-        return encode_rows(rows, encode_row, ConditionCache(Path(config.data.cache_dir), fingerprint), accelerator.is_local_main_process)
-
-
-def source_of(adapter: ModelAdapter) -> list[str]:
-    """Module, name and code of the adapter's classes: an adapter that is changed encodes anew."""
-    classes = [c for c in type(adapter).__mro__ if issubclass(c, ModelAdapter)]
-    files = [sys.modules[c.__module__].__file__ for c in classes]
-    digests = [file_sha256(f) if f else "" for f in files]
-    return [f"{c.__module__}:{c.__qualname__}:{d}" for c, d in zip(classes, digests, strict=True)]
-
-
-def warn_overlong(adapter: ModelAdapter, rows: Sequence[Row], call: dict[str, Any]) -> None:
-    """Says once how many prompts the encoder cuts."""
-    lengths = []
-    for row in rows:
-        with named_rows([row], adapter, "encode", UserError):
-            lengths.append((adapter.tokens(row, call), row))
-    cut = [(has, takes, row) for (has, takes), row in lengths if has > takes]
-    if cut:
-        has, takes, row = max(cut, key=lambda c: c[0])
-        logger.warning("%d of %d prompts are longer than the encoder takes (%d tokens) and are cut; the longest has %d: row %d, %r",
-                       len(cut), len(rows), takes, has, row.id, row.prompt[:60])  # fmt: skip

@@ -26,6 +26,7 @@ from flow_factory.config.engine import EngineSettings, engine_of
 from flow_factory.config.recompute import AUTO
 from flow_factory.context_parallel import split_sequences
 from flow_factory.copies import copies_base, keep_copies
+from flow_factory.encoding import encode
 from flow_factory.engines import Engine, make_engine
 from flow_factory.errors import UserError
 from flow_factory.evaluation import Evaluator
@@ -47,7 +48,7 @@ from flow_factory.remarks import guided_rollouts
 from flow_factory.resuming import Start, find_start
 from flow_factory.rewards.loading import arguments, left_out
 from flow_factory.rewards.scoring import load_rewards
-from flow_factory.rows import checkpoint_of, encode, is_offline
+from flow_factory.rows import checkpoint_of, is_offline
 from flow_factory.run import Run
 from flow_factory.run_folder import RunFolder, default_name, set_aside
 from flow_factory.saver import Saver

@@ -16,8 +16,9 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+import flow_factory.data.cache as cache_module
 from flow_factory.data.cache import ConditionCache, Conditions, encode_rows, module_fingerprint, settings_fingerprint
-from flow_factory.data.order import Slot, rows_of_epoch
+from flow_factory.data.order import Slot, rows_drawn, rows_of_epoch
 from flow_factory.data.reader import DataError, read_rows
 from flow_factory.errors import UserError
 from flow_factory.types import Cond, Row
@@ -226,6 +227,12 @@ def test_every_row_is_as_likely_at_every_place():
     assert (counts - 40).abs().max() < 6 * 40**0.5
 
 
+@pytest.mark.parametrize(("num_rows", "per_epoch", "epochs"), [(10, 3, 0), (10, 3, 1), (10, 3, 3), (10, 3, 4), (4, 6, 1), (7, 7, 2)])
+def test_the_rows_of_some_epochs_are_known_before(num_rows, per_epoch, epochs):
+    there = {slot.row for epoch in range(epochs) for slot in rows_of_epoch(num_rows, per_epoch, 3, epoch)}
+    assert rows_drawn(num_rows, per_epoch, 3, epochs) == there
+
+
 def test_the_order_is_kept_between_versions():
     """A run that is resumed with another numpy must go on as it began."""
     assert rows_of_epoch(10, 4, seed=42, epoch=3) == [Slot(0, 6), Slot(1, 2), Slot(2, 4), Slot(3, 3)]
@@ -261,6 +268,29 @@ def test_editing_one_line_encodes_one_row(tmp_path):
     conds = encode_rows(rows_of("new line", "a", "bb", "edited"), fake_encoder(calls), cache, progress=False)
     assert calls == ["a", "bb", "ccc", "new line", "edited"]
     assert [c["note"] for c in conds] == ["new line", "a", "bb", "edited"]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 9])
+def test_processes_share_out_the_rows_that_are_wanted(tmp_path, processes):
+    calls: list[str] = []
+    rows, wanted = rows_of(*map(str, range(10))), [0, 2, 3, 5, 7, 8, 9]
+    cache = ConditionCache(tmp_path, "v1")
+    for k in range(processes):
+        before = len(calls)
+        conds = encode_rows(rows, fake_encoder(calls), cache, False, wanted, (k, processes))
+        assert abs(len(calls) - before - len(wanted) / processes) < 1
+    assert sorted(calls) == [str(k) for k in wanted]
+    assert [conds[k]["note"] for k in wanted] == [str(k) for k in wanted]
+    with pytest.raises(DataError, match="is gone"):
+        conds[1]
+
+
+def test_a_process_looks_at_the_files_of_its_own_rows_alone(tmp_path, monkeypatch):
+    read: list[str] = []
+    monkeypatch.setattr(cache_module, "file_sha256", lambda path: read.append(path) or path)
+    rows = [Row(k, "a", images=(f"{k}.png",)) for k in range(6)]
+    encode_rows(rows, fake_encoder([]), ConditionCache(tmp_path, "v1"), False, None, (1, 3))
+    assert set(read) == {"1.png", "4.png"}
 
 
 def test_equal_rows_are_encoded_once(tmp_path):
@@ -405,7 +435,7 @@ def test_a_file_under_another_rows_name_is_noticed(tmp_path, caplog):
     encode_rows(rows, fake_encoder(calls), cache, progress=False)
     cache.path(rows[1]).write_bytes(cache.path(rows[0]).read_bytes())
     with pytest.raises(DataError, match="is another row's: data.cache_dir must stay while a run goes on"):
-        _ = Conditions([cache.path(row) for row in rows])[1]
+        _ = Conditions(cache, rows)[1]
     encode_rows(rows, fake_encoder(calls), cache, progress=False)
     assert calls == ["a", "b", "b"] and "it is another row's" in caplog.text
     assert same(cache.get(rows[1]), fake_encoder([])(rows[1]))

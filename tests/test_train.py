@@ -10,6 +10,7 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from transformers import T5EncoderModel
 
 from flow_factory.algorithms.base import OnPolicyError
+from flow_factory.data.order import rows_of_epoch
 from flow_factory.ema import ema_decay
 from flow_factory.randomness import generator
 from flow_factory.rewards import PointwiseRewardModel, RewardModelOutput
@@ -58,11 +59,13 @@ def test_an_evaluation_costs_its_steps(tmp_path: Path) -> None:
 
 def test_encoders_run_once_a_distinct_row_and_never_again(tmp_path: Path) -> None:
     write_run(tmp_path)
-    write_rows(tmp_path / "data" / "train.jsonl", [{"prompt": p} for p in [*TRAIN, TRAIN[0], TEST[0]]])
+    rows = [*TRAIN, TRAIN[0], TEST[0]]
+    write_rows(tmp_path / "data" / "train.jsonl", [{"prompt": p} for p in rows])
     distinct = len(TRAIN) + len(TEST)
-    for name, length, runs in (("a", 16, distinct), ("b", 16, 0), ("c", 12, distinct), ("d", 12, 0)):
+    few = len({rows[slot.row] for slot in rows_of_epoch(len(rows), 2, 42, 0)} | {rows[0], *TEST})  # what a run of one epoch draws
+    for name, length, last, runs in (("a", 16, 4, distinct), ("b", 16, 4, 0), ("c", 12, 1, few), ("d", 12, 4, distinct - few)):
         with forwards(T5EncoderModel) as seen:
-            tiny(tmp_path, f"run_name={name}", f"train.max_sequence_length={length}")
+            tiny(tmp_path, f"run_name={name}", f"train.max_sequence_length={length}", f"train.max_epochs={last}")
         assert len(seen) == runs
 
 

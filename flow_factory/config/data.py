@@ -24,7 +24,9 @@ class DataConfig(Section):
     enable_preprocess: bool = Field(True, description="accepted, without effect here")
     force_reprocess: bool = Field(False, description="accepted and not needed: a changed row, encoder or argument is encoded anew")
     max_dataset_size: int | None = Field(None, ge=1, description="use only the first so many training rows")
-    preprocess_parallelism: Literal["local", "global"] = Field("local", description="accepted, without effect here")
+    preprocess_parallelism: Literal["local", "global"] = Field(
+        "local", description="who shares out the encoding of rows: the processes of a machine, or of all, which then must share cache_dir"
+    )
     sampler_type: Literal["auto", "distributed_k_repeat", "group_contiguous", "group_distributed"] | None = Field(
         None, description="auto rounds batch sizes up until they divide, and says so; otherwise sizes that do not divide are an error"
     )

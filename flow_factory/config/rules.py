@@ -27,7 +27,6 @@ IDLE = {
     "preprocessing_batch_size": "rows are encoded one by one, and each is written as soon as it is",
     "dataloader_num_workers": "encoded rows are read from the cache, without worker processes",
     "enable_preprocess": "rows are always encoded ahead, once",
-    "preprocess_parallelism": "the first process of a machine encodes, the others read its cache",
 }
 """Keys of `data:` that other implementations need and this one does not, and why."""
 

@@ -95,18 +95,18 @@ class Conditions(Sequence[Cond]):
     Neither tensors nor images may be written to.
     """
 
-    def __init__(self, paths: Sequence[Path]):
-        self.paths = paths
+    def __init__(self, cache: "ConditionCache", rows: Sequence[Row]):
+        self.cache, self.rows = cache, rows
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.rows)
 
     @overload
     def __getitem__(self, index: int) -> Cond: ...
     @overload
     def __getitem__(self, index: slice) -> "Conditions": ...
     def __getitem__(self, index: int | slice) -> "Cond | Conditions":
-        return Conditions(self.paths[index]) if isinstance(index, slice) else _open(self.paths[index])
+        return Conditions(self.cache, self.rows[index]) if isinstance(index, slice) else _open(self.cache.path(self.rows[index]))
 
 
 class ConditionCache:
@@ -174,17 +174,24 @@ class ConditionCache:
             beside.replace(path)
 
 
-def encode_rows(rows: Sequence[Row], encode: Callable[[Row], Cond], cache: ConditionCache, progress: bool = True) -> Conditions:
+def encode_rows(
+    rows: Sequence[Row], encode: Callable[[Row], Cond], cache: ConditionCache, progress: bool = True, wanted: Iterable[int] | None = None,
+    share: tuple[int, int] = (0, 1),
+) -> Conditions:  # fmt: skip
     """The condition of each row, calling `encode` only for what the cache lacks; equal rows share one condition.
 
     What was just encoded is read back from the cache, so that a first run and a second one compute with the same tensors.
+
+    Args:
+        wanted: the rows that will be asked for; None: all.
+        share: (k, n): the k-th of n processes, which look up and encode every n-th of them.
     """
-    named = bar(rows, "looking up rows", "row", progress, delay=2)  # reads every condition file
-    by_path = {cache.path(row): row for row in named}
+    mine = [rows[k] for k in (range(len(rows)) if wanted is None else wanted)][share[0] :: share[1]]
+    by_path = {cache.path(row): row for row in bar(mine, "looking up rows", "row", progress, delay=2)}  # reads its condition files
     missing = [row for row in by_path.values() if not cache.has(row)]
     for row in bar(missing, "encoding rows", "row", progress):
         cache.put(row, encode(row))
-    return Conditions([cache.path(row) for row in rows])
+    return Conditions(cache, rows)
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

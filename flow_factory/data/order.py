@@ -27,6 +27,13 @@ def rows_of_epoch(num_rows: int, rows_per_epoch: int, seed: int, epoch: int) -> 
     return [Slot(slot, int(_cycle(num_rows, rows_per_epoch, seed, c)[k])) for slot, (c, k) in enumerate(stream)]
 
 
+def rows_drawn(num_rows: int, rows_per_epoch: int, seed: int, epochs: int) -> set[int]:
+    """The rows that so many epochs draw."""
+    if epochs * rows_per_epoch >= num_rows:  # a whole permutation
+        return set(range(num_rows))
+    return {slot.row for epoch in range(epochs) for slot in rows_of_epoch(num_rows, rows_per_epoch, seed, epoch)}
+
+
 @lru_cache(maxsize=8)
 def _cycle(num_rows: int, rows_per_epoch: int, seed: int, cycle: int) -> np.ndarray:
     """Permutation (num_rows,) number `cycle` of the stream, its head free of the rows that the same epoch took from the cycle before."""
