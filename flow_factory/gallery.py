@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from flow_factory.background import Background
-from flow_factory.report import plot_curves, save_before_after, save_grid
+from flow_factory.curves import plot_curves
+from flow_factory.report import save_before_after, save_grid
 from flow_factory.samples import keep_samples, kept_samples, save_videos
 from flow_factory.types import Sample
 

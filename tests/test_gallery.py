@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from flow_factory import gallery
-from flow_factory.report import plot_curves, save_grid
+from flow_factory.curves import plot_curves
+from flow_factory.report import save_grid
 from tests.tiny.run import logged, tiny
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flow_factory.curves import _smooth, plot_curves
 from flow_factory.pictures import (
     FELL,
     GAP,
@@ -25,7 +26,7 @@ from flow_factory.pictures import (
     excerpt,
     still,
 )
-from flow_factory.report import _smooth, eval_metrics, plot_curves, save_before_after, save_grid, write_summary
+from flow_factory.report import eval_metrics, save_before_after, save_grid, write_summary
 from flow_factory.types import Clip, Sample
 from tests.tiny.videos import clip
 
