@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from flow_factory.compilation import MOST, said
 from flow_factory.config import RunConfig, plan_of
 from flow_factory.ema import reported_weights
 from flow_factory.fit import memory_lines
@@ -30,7 +31,7 @@ def report(config: RunConfig, gpu: float | None = None) -> tuple[str, bool]:
     memory, fits = memory_lines(config, gpu)
     parts = [("data", data_lines(found)), ("rewards", reward_lines(config)), ("checkpoint", checkpoint_lines(config))]
     begins = [str(found.finished)] if found.finished else start_lines(config, found.start, found.changed)
-    parts += [("start", begins), ("plan", plan_lines(config)), ("memory of one process", memory)]
+    parts += [("start", begins), ("plan", [*plan_lines(config), *compiled_lines(found)]), ("memory of one process", memory)]
     return "\n".join(line for title, lines in parts for line in (f"{title}:", *(f"  {line}" for line in lines))), fits
 
 
@@ -57,6 +58,20 @@ def reward_lines(config: RunConfig) -> list[str]:
     used = [("training", config.rewards), ("evaluation", config.eval_rewards or config.rewards)]
     lines = [f"{purpose}: " + ", ".join(f"{e.name} = {e.weight:g} x {e.reward_model}" for e in entries) for purpose, entries in used]
     return lines + (left_out(used[1][1]) if config.eval.group_size == 1 and has_split(config, "test") else [])
+
+
+def compiled_lines(found: Ready) -> list[str]:
+    """What `model.compile` will compile, and for how many shapes."""
+    config = found.config
+    if not config.model.compile:
+        return []
+    what = f"compiled by {config.model.compile_backend}"
+    if found.sketch is not None:
+        what += f": {said(found.sketch.field.bare.values())}"
+    pads = MODELS[config.model.model_type].pads_prompts
+    rows = {(None if pads else row.prompt, *(found.sizes.get(file) for file in (*row.images, *row.videos))) for row in found.rows}
+    much = f"{len(rows)} shape{'s' * (len(rows) > 1)}" if pads else f"as many shapes as prompts have lengths, {len(rows)} at most"
+    return [f"{what}; the training rows make {much}, each of which is compiled for; more than {MOST} are refused"]
 
 
 def checkpoint_lines(config: RunConfig) -> list[str]:

@@ -33,8 +33,11 @@ class Gate:
         # not a prompt's length, which differs from process to process: a lone forward would hang FSDP
         shapes = tuple(x.shape for x in tree_leaves(latents) if isinstance(x, Tensor))
         blank = field.blanks.get(shapes) if field.priming else None
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not field.priming):
+        wanted = torch.is_grad_enabled() and not field.priming
+        with torch.set_grad_enabled(wanted or field.recording):
             outs = {name: field.bare[name](*args, **kwargs) for name in field.called(self.name if blank is None else None)}
+        if field.recording and not wanted:  # what was recorded is let go of at once
+            outs = tree_map_only(Tensor, Tensor.detach, outs)
         if blank is not None:
             return blank
         out = outs.pop(self.name)

@@ -14,6 +14,7 @@ from flow_factory.config import BatchPlan, TrainConfig
 from flow_factory.distributed import most_of_ranks
 from flow_factory.engines import Engine
 from flow_factory.errors import GradientError, NumbersError
+from flow_factory.floor import FEW
 from flow_factory.frugal import moved, parked
 from flow_factory.meter import Meter
 from flow_factory.models.base import ModelAdapter
@@ -52,6 +53,8 @@ class Learner:
     schedule: Any
     meter: Meter
     progress: Progress
+    floor: float = field(default=0.0, init=False)
+    """How far replays were from their rollout at the start, see `floor`."""
     fresh: bool = field(default=False, init=False)
     """Whether the policy is still what it was when the epoch began."""
     seen: tuple[Point, Tensor] | None = field(default=None, init=False)
@@ -221,20 +224,22 @@ class Learner:
         """Before the first update of an epoch, training must see what sampling saw.
 
         Raises:
-            OnPolicyError: it is further off than a tenth of the clip range.
+            OnPolicyError: it is further off than a tenth of the clip range, and than a few floors.
             NumbersError: the model makes no numbers.
         """
         found = self.algorithm.on_policy_error(metrics) if self.fresh else None
         if found is None:
             return
-        error, most = found
+        error, tenth = found
+        most = max(tenth, FEW * self.floor)
         self.meter.add({"on_policy_error": error})
         if not error.isfinite():
             raise NumbersError(f"epoch {self.progress.epoch + 1}: {no_numbers(self.engine, self.progress.updates)}")
         if not error.item() <= most:
+            floors = f" and {FEW} floors" if most > tenth else ""
             raise OnPolicyError(
                 f"epoch {self.progress.epoch + 1}: before any update the ratio is off 1 by {error.item():.2e}, more than a tenth of the "
-                f"clip range ({most:.1e}): training does not see what sampling saw. On a GPU whose kernels differ with and without "
+                f"clip range{floors} ({most:.1e}): training does not see what sampling saw. On a GPU whose kernels differ with and without "
                 "gradient this is the floor below which no clip range can work: try model.attn_backend: _native_math, compile: false, "
                 "or a wider train.clip_range"
             )

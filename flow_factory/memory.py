@@ -135,7 +135,10 @@ def passing(config: RunConfig, engine: EngineSettings, family: type[ModelAdapter
         kept *= family.passes({"guidance_scale": train.guidance_scale, **train.call})
     if engine.in_step and config.num_processes > 1:  # processes whose noise levels are of different experts run all of them
         kept *= len(config.model.target_components)
-    yield Part("activations", kept / config.model.context_parallel * 1e-9, "training")
+    kept /= config.model.context_parallel
+    yield Part("activations", kept * 1e-9, "training")
+    if config.model.compile:
+        yield Part("activations of a compiled forward, let go of after it", kept * plan.drawn_together * 1e-9, "rollout")
     yield Part("weights brought to mixed_precision, a block at a time", weights.brought * 1e-9, "training")
     drawn = max(drawing(config, family, section, width_of(shape)) for section in (train, config.eval))
     yield Part("forward or decoding of a rollout or evaluation", drawn * half * 1e-9, "rollout")

@@ -11,6 +11,7 @@ from peft import LoraConfig
 from torch import nn
 
 from flow_factory.attention import set_attention, without_cudnn
+from flow_factory.compilation import compile_blocks
 from flow_factory.config import ModelConfig
 from flow_factory.errors import UserError
 from flow_factory.frugal import store_in_8_bits, waiting
@@ -109,9 +110,10 @@ def build_policy(
     for module in adapter.field.bare.values():
         if config.attn_backend is not None:
             set_attention(module, config.attn_backend, device, frozen)
-        if config.compile:
-            module.compile_repeated_blocks(backend=config.compile_backend)
-    recompute(policy.models.values(), checkpointing)
+    if config.compile:
+        compile_blocks(adapter.field.bare.values(), config.compile_backend)
+        adapter.field.compiled = True
+    recompute(policy.models.values(), checkpointing)  # around what is compiled: it runs once more, the same
     set_vae(adapter.pipe.vae, config)
     return policy
 

@@ -9,6 +9,7 @@ from flow_factory.banner import banner
 from flow_factory.distributed import most_of_ranks
 from flow_factory.errors import RowError, UserError
 from flow_factory.evaluation import Evaluator
+from flow_factory.floor import measure
 from flow_factory.gains import FILE as EVAL_SCORES
 from flow_factory.gains import intervals, keep_scores
 from flow_factory.gallery import Gallery
@@ -71,6 +72,9 @@ class Run:
         last, began = config.train.max_epochs, progress.epoch
         if self.main:
             say(banner(self))
+        floor = measure(self.trainer)
+        if floor is not None and self.main:
+            say(floor)
         with self.trainer.interrupt.watching(), Epochs(last, progress.epoch, self.main) as self.bar:
             try:
                 if not self.evaluated and (progress.epoch == last or _due(progress.epoch, config.eval.eval_freq)):

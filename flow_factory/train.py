@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from flow_factory.algorithms import ALGORITHMS
 from flow_factory.attention import without_cudnn
 from flow_factory.attention_proof import prove_attention
+from flow_factory.compilation import bound
 from flow_factory.config import RunConfig, TrainConfig, config_tree, plan_of
 from flow_factory.config.engine import EngineSettings, engine_of
 from flow_factory.config.recompute import AUTO
@@ -101,6 +102,8 @@ def assemble(found: Ready, place: tuple[RunFolder | None, Path], accelerator: Ac
     policy = build_policy(
         adapter, config.model, config.mixed_precision, config.train.enable_gradient_checkpointing, config.train.seed, accelerator.device
     )
+    if config.model.compile:
+        bound(conds, eval_conds, config)
     split_sequences(adapter, config.model.context_parallel, accelerator.device)
     base = load_weights(start, policy, copies_base(config, algorithm))
     engine.wrap(policy, partial(make_optimizer, config.train))

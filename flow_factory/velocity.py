@@ -170,6 +170,7 @@ class Field:
         sampled: which dimensions it draws.
 
     Attributes:
+        compiled: whether its transformers run with gradient in rollouts too, which then are the same function as in training.
         agree: what this process asks for -> what any process does. Where weights or gradients are shared out, all processes must run the
             same transformers, though each is at a noise level of its own, which may be another expert's.
     """
@@ -177,6 +178,7 @@ class Field:
     def __init__(self, pipe: Any, components: Sequence[str], memoised: Sequence[str] = (), sampled: Sampled = lambda x: None):
         self.sampled = sampled
         self.pipe, self.probing, self.priming, self.ends_here = pipe, False, False, False
+        self.compiled = self.recording = False
         self.blanks: dict[tuple, Any] = {}
         self.agree: Callable[[list[bool]], list[bool]] | None = None
         self.call = inspect.unwrap(type(pipe).__call__)  # without its @torch.no_grad
@@ -196,11 +198,12 @@ class Field:
     @contextmanager
     def scheduler(self, seam: Seam, memo: Memo | None) -> Iterator[None]:
         stock, self.pipe.scheduler = self.pipe.scheduler, seam
+        self.recording = self.compiled
         try:
             with self.desk.using(memo):
                 yield
         finally:
-            self.pipe.scheduler, self.probing, self.priming = stock, False, False
+            self.pipe.scheduler, self.probing, self.priming, self.recording = stock, False, False, False
 
     @contextmanager
     def stopping(self) -> Iterator[None]:

@@ -55,7 +55,9 @@ class ModelConfig(Section):
     )
     offload_idle: bool = Field(False, description="the VAE and all else that only a rollout needs wait in main memory while training")
     offload_blocks: bool = Field(False, description="the transformer waits in main memory, block by block on the device: FSDP2's offload")
-    compile: bool = Field(False, description="compile the transformers' repeated blocks")
+    compile: bool = Field(
+        False, description="compile the transformers block by block, for each shape of a call; rollouts then keep activations"
+    )
     compile_backend: Literal["inductor", "aot_eager", "eager", "cudagraphs"] = Field("inductor", description="torch.compile backend")
 
     @field_validator("model_type")

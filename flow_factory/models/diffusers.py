@@ -36,6 +36,7 @@ class Diffusers(ModelAdapter):
     images = (0, 32)
     find_unused = True
     encodes_media = "how its latents are packed and normalised is the pipeline's secret"
+    pads_prompts = False
     lora_targets: ClassVar[tuple[str, ...]] = PROJECTIONS
 
     @classmethod

@@ -46,6 +46,8 @@ class Family:
     """The argument that, above 1, asks for a second forward with the negative prompt; None: there is no such thing."""
     negative: ClassVar[str] = ""
     """The negative prompt of rows that have none."""
+    pads_prompts: ClassVar[bool] = True
+    """Whether the embeddings of all prompts have the same length."""
     text_length: int = 512
     """Tokens that the encoder takes where `max_sequence_length` is not given; the default of the pipeline's `__call__`, if it has one."""
     in_velocity: ClassVar[Mapping[str, Any]] = {}

@@ -26,6 +26,7 @@ class QwenImage(ModelAdapter):
     negative = " "
     encodes_media = None
     times_per_sample = True
+    pads_prompts = False
     lora_targets: ClassVar[tuple[str, ...]] = (
         "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
         "img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2",

@@ -14,6 +14,7 @@ class ZImage(ModelAdapter):
     encoders = ("text_encoder",)
     encodes_media = None
     times_per_sample = True
+    pads_prompts = False
     lora_targets: ClassVar[tuple[str, ...]] = (
         "attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3",
     )  # fmt: skip

@@ -1,0 +1,90 @@
+"""`model.compile`: torch.compile of a transformer's blocks, for each shape that comes, and an end to the shapes.
+
+A compiled block is another function with gradient than without: an inference graph here, the first half of a joint graph there, fused each
+in its own way. So what rollouts draw and what training replays runs with gradient in both (`gate.Gate`), and whatever still differs is
+measured before a run begins (`floor`).
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from flow_factory.config import RunConfig
+from flow_factory.errors import RunError, UserError
+from flow_factory.recompute import blocks_of
+from flow_factory.types import Cond
+
+MOST = 64
+"""Shapes of a run's calls that are compiled for: each is seconds to minutes of work for every kind of block."""
+VARIANTS = 8
+"""Of a kind of block, for one shape: its inputs may need a gradient or not, its LoRA may be off, and a first or last block may have less
+inside; evaluations are without gradient."""
+
+
+class Compiled:
+    """Stands for the forward of a block, with the same arguments."""
+
+    def __init__(self, forward: Callable[..., Any], backend: str):
+        from torch._dynamo.exc import FailOnRecompileLimitHit  # takes a second to import
+
+        self.__wrapped__, self.passed = forward, FailOnRecompileLimitHit
+        self.forward = torch.compile(forward, backend=backend, dynamic=False)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self.forward(*args, **kwargs)
+        except self.passed as error:
+            text = "the transformer is called in more ways than were counted at the start, each of which is compiled anew"
+            raise RunError(f"model.compile: {text}; write false, and please report it") from error
+
+
+def compile_blocks(modules: Iterable[nn.Module], backend: str) -> None:
+    """Compiles each transformer block by block, or whole where it has no blocks; hooks around them (FSDP's) stay as they are.
+
+    diffusers' `compile_repeated_blocks` is not taken: it knows the blocks of some models only (not SD3.5's).
+    """
+    for module in modules:
+        for block in blocks_of(module) or [module]:
+            block.forward = Compiled(block.forward, backend)
+
+
+def said(modules: Iterable[nn.Module]) -> str:
+    """The kinds of blocks that are compiled, and how many of each."""
+    kinds = [type(block).__name__ for module in modules for block in blocks_of(module) or [module]]
+    return ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+
+
+def signature(cond: Cond) -> tuple[Any, ...]:
+    """What of a row decides the shapes that a transformer is called with: sizes of its tensors and pictures."""
+    leaves = [(key, leaf) for key in sorted(cond) for leaf in tree_leaves(cond[key])]
+    return tuple((key, tuple(x.shape) if isinstance(x, Tensor) else x.size if isinstance(x, Image.Image) else None) for key, x in leaves)
+
+
+def bound(conds: Sequence[Cond], evaluated: Sequence[Cond], config: RunConfig) -> int:
+    """Has a run that is called in more ways than its rows make end, instead of going on uncompiled; returns how many shapes they make.
+
+    Raises:
+        UserError: more than can be waited for.
+    """
+    shapes = len({signature(cond) for cond in conds})
+    require_few(shapes)
+    drawn = 1 if config.train.rollout_batch_size is None else config.train.group_size // config.train.per_device_batch_size
+    # of an evaluation's batches, those of a shape are full but for the last; a negative prompt has a length of its own
+    ways = 2 * (shapes * (1 + drawn) + 2 * len({signature(cond) for cond in evaluated}))
+    limits = torch._dynamo.config
+    limits.recompile_limit = limits.accumulated_recompile_limit = VARIANTS * ways
+    limits.fail_on_recompile_limit_hit = True
+    return shapes
+
+
+def require_few(shapes: int) -> None:
+    """Raises:
+    UserError: more shapes than `MOST`.
+    """
+    if shapes > MOST:
+        text = f"the rows make {shapes} different shapes (lengths of prompts, sizes of pictures), and each is compiled anew"
+        raise UserError(f"model.compile: {text}; at most {MOST} are: write false, or bring the rows to fewer")
