@@ -8,6 +8,7 @@ import torch
 
 from flow_factory.config import RunConfig
 from flow_factory.config.base import show
+from flow_factory.config.memory_rules import keeps_no_copy
 from flow_factory.config.recompute import AUTO
 from flow_factory.errors import UserError
 from flow_factory.memory import Part, estimate, in_main_memory, peak
@@ -58,7 +59,8 @@ def settled(config: RunConfig, model: Model | None, gpu: float | None = None) ->
     """
     if config.train.enable_gradient_checkpointing != AUTO:
         return config, []
-    fewer_bits = config.model.layerwise_casting or (config.model.quantization or "").startswith("torchao")  # see `memory_rules`
+    fewer = config.model.layerwise_casting or config.model.quantization
+    fewer_bits = fewer is not None and not keeps_no_copy(fewer)
     for level in (True,) if model is None or fewer_bits else LEVELS:
         found = recomputing(config, level)
         if model is not None and in_room(model.parts(found), gpu, config.num_processes):

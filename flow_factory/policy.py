@@ -13,6 +13,7 @@ from torch import nn
 from flow_factory.attention import set_attention, without_cudnn
 from flow_factory.compilation import compile_blocks
 from flow_factory.config import ModelConfig
+from flow_factory.eight_bits import DYNAMIC, compute_in_8_bits
 from flow_factory.errors import UserError
 from flow_factory.frugal import store_in_8_bits, waiting
 from flow_factory.models.base import ModelAdapter
@@ -88,6 +89,9 @@ def build_policy(
     autocast = autocast_of(config, precision)
     bare = {name: getattr(part, "bare", part) for name, part in adapter.pipe.components.items()}
     parts = {name: part.requires_grad_(False).eval() for name, part in bare.items() if isinstance(part, nn.Module)}
+    if config.quantization in DYNAMIC:
+        for module in adapter.field.bare.values():
+            compute_in_8_bits(module, config.quantization, device)
     for name in names:
         module = adapter.field.bare[name]
         targets = target_names(module, name, config.target_modules, adapter.targets_in(module))

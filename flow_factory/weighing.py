@@ -15,6 +15,8 @@ from accelerate import init_empty_weights
 from torch import nn
 
 from flow_factory.config import ModelConfig, RunConfig
+from flow_factory.config.memory_rules import keeps_no_copy
+from flow_factory.eight_bits import DYNAMIC, layers_in_8_bits
 from flow_factory.frugal import store_in_8_bits
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import DTYPES
@@ -23,7 +25,7 @@ from flow_factory.precision import stays_precise
 
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes a weight: 4 bits, a scale of a byte for 64 weights, and one of four bytes for 256 scales."""
-ROW = {"bnb_8bit": 4, "torchao_int8": 5}
+ROW = {"bnb_8bit": 4, "torchao_int8": 5} | dict.fromkeys(DYNAMIC, 4)
 """Bytes that a row of 8-bit weights has beside them: a float32 scale, and torchao's zero point."""
 
 
@@ -87,7 +89,7 @@ def weigh(config: RunConfig, family: type[ModelAdapter], parameters: Mapping[str
     frozen = {name: size for name, size in stored.items() if name not in counts}  # a LoRA's names are those of layers
     blocks = by_block(module, frozen | {name: n * master for name, n in counts.items()})
     root = blocks.pop("", 0.0)
-    single = (model.quantization or "").startswith("bnb")  # it goes back through the weights as they are kept, layer by layer
+    single = keeps_no_copy(model.quantization or "")  # it goes back through the weights as they are kept, layer by layer
     experts = {c: parameters[c] / sum(p.numel() for p in module.parameters()) for c in family.components if parameters.get(c)}
     trained = [c for c in experts if c in model.target_components]
     others = sum(n for part, n in parameters.items() if part not in (*family.encoders, *experts))
@@ -119,8 +121,8 @@ def stored_bytes(module: Any, dtype: torch.dtype, quantization: str | None = Non
     sizes = {name: float(p.numel() * p.element_size()) for name, p in twin.named_parameters()}
     if quantization is None:
         return sizes
-    for name, m in twin.named_modules():
-        if isinstance(m, nn.Linear) and not stays_precise(twin, name):
+    for name, m in layers_in_8_bits(twin) if quantization in DYNAMIC else twin.named_modules():
+        if isinstance(m, nn.Linear) and (quantization in DYNAMIC or not stays_precise(twin, name)):
             n = m.weight.numel()
             sizes[f"{name}.weight"] = NF4 * n if quantization == "bnb_4bit" else n + ROW[quantization] * m.out_features
     return sizes

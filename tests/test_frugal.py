@@ -72,7 +72,7 @@ def rounded(kind: str, dtype: str, source: ModelAdapter) -> tuple[ModelAdapter, 
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", ["torchao_int8", *FLOAT8])
+@pytest.mark.parametrize("kind", ["torchao_int8", "torchao_int8_dynamic", *FLOAT8])
 def test_the_log_prob_of_a_replay_is_that_of_the_rollout(kind: str, dtype: str, flux_folder: Path) -> None:
     adapter, _ = small(kind, dtype, flux_folder)
     cond = condition(adapter)
@@ -123,8 +123,9 @@ def test_the_frozen_layers_stay_in_8_bits_through_a_forward_and_backward(kind: s
     assert share > 0.3  # norms and their modulation, a small part of a large model, stay as they are
 
 
-def test_the_lora_of_a_quantised_base_is_saved_as_diffusers_reads_it(flux_folder: Path, tmp_path: Path) -> None:
-    adapter, policy = small("torchao_int8", "float32", flux_folder)
+@pytest.mark.parametrize("kind", ["torchao_int8", "torchao_int8_dynamic"])
+def test_the_lora_of_a_quantised_base_is_saved_as_diffusers_reads_it(kind: str, flux_folder: Path, tmp_path: Path) -> None:
+    adapter, policy = small(kind, "float32", flux_folder)
     save_model(tmp_path, policy, FluxPipeline)
     assert isinstance(adapter.pipe, FluxPipeline)
     pipe = FluxPipeline.from_pretrained(flux_folder)
@@ -133,8 +134,8 @@ def test_the_lora_of_a_quantised_base_is_saved_as_diffusers_reads_it(flux_folder
     mine = {k.removeprefix("transformer."): p for k, p in policy.trained().items()}
     assert sorted(there) == sorted(mine) and all(torch.equal(there[k], mine[k]) for k in mine)
 
-    other = load_adapter(str(flux_folder), "flux1", "fp32", quantization="torchao_int8")
-    again = fresh_policy(other, **LORA, quantization="torchao_int8")
+    other = load_adapter(str(flux_folder), "flux1", "fp32", quantization=kind)
+    again = fresh_policy(other, **LORA, quantization=kind)
     load_model(tmp_path, again)
     assert torch.equal(velocity_at(other, condition(other)), velocity_at(adapter, condition(adapter)))
 
@@ -230,6 +231,8 @@ def test_encoders_are_moved_for_rows_that_are_not_known(tmp_path: Path, monkeypa
         (["model.offload_blocks=true", "config_file=examples/launch/multi_gpu.yaml"], "is DDP, and model.offload_blocks"),
         (["model.layerwise_casting=fp8_e4m3", "train.enable_gradient_checkpointing=true", "model.compile=true"], "compile: false"),
         (["model.quantization=int3"], "bnb_8bit"),
+        (["model.quantization=torchao_float8_dynamic"], "makes products in bf16; write mixed_precision: bf16"),
+        (["model.quantization=torchao_int8_dynamic", "model.offload_blocks=true"], "offload_blocks: false"),
     ],
 )
 def test_what_cannot_work_is_refused_with_its_reason(overrides: list[str], message: str, tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ RECOMPUTED = "train.enable_gradient_checkpointing=true"
         ["model.finetune_type=full", "mixed_precision=bf16", "model.master_weight_dtype=fp32", "model.target_modules=attn.to_q"],
         ["model.finetune_type=full", "train.kl_beta=0.1"],
         ["model.quantization=torchao_int8", RECOMPUTED],
+        ["model.quantization=torchao_int8_dynamic", "mixed_precision=bf16"],
         ["model.quantization=torchao_int8", "mixed_precision=bf16", RECOMPUTED],
         ["model.layerwise_casting=fp8_e4m3", "mixed_precision=bf16", RECOMPUTED],
         ["model.layerwise_casting=fp8_e5m2", "model.offload_idle=true", RECOMPUTED],

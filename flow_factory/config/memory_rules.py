@@ -17,6 +17,11 @@ def _asked(config: RunConfig) -> Iterator[tuple[str, str]]:
     return ((key, value) for key in FROZEN if (value := getattr(config.model, key)) is not None)
 
 
+def keeps_no_copy(value: str) -> bool:
+    """Whether autograd keeps the weights of `model.quantization` as they are."""
+    return value.startswith("bnb") or value.endswith("_dynamic")
+
+
 def fewer_bits_are_frozen(config: RunConfig) -> Iterator[Problem]:
     for key, value in _asked(config):
         if config.model.finetune_type == "full":
@@ -31,9 +36,9 @@ def fewer_bits_once(config: RunConfig) -> Iterator[Problem]:
 
 
 def fewer_bits_are_recomputed(config: RunConfig) -> Iterator[Problem]:
-    """bitsandbytes alone goes back through the weights as they are kept."""
+    """bitsandbytes and products in 8 bits alone go back through the weights as they are kept."""
     for key, value in _asked(config):
-        if not value.startswith("bnb") and not every_block(config.train.enable_gradient_checkpointing):
+        if not keeps_no_copy(value) and not every_block(config.train.enable_gradient_checkpointing):
             text = f"{value} computes with a copy of each layer's weights in mixed_precision, which autograd keeps for the backward pass"
             yield Problem(("model", key), f"{text}: that takes more memory than it saves; write train.enable_gradient_checkpointing: true")
 
@@ -49,8 +54,13 @@ def fewer_bits_are_whole(config: RunConfig) -> Iterator[Problem]:
 
 def fewer_bits_are_not_compiled(config: RunConfig) -> Iterator[Problem]:
     for key, value in _asked(config):
-        if config.model.compile and not value.startswith("bnb"):
+        if config.model.compile and not keeps_no_copy(value):
             yield Problem(("model", key), f"torch compiles no backward pass through {value} weights; write null, or compile: false")
+
+
+def float8_is_rounded_to_bf16(config: RunConfig) -> Iterator[Problem]:
+    if config.model.quantization == "torchao_float8_dynamic" and config.mixed_precision != "bf16":
+        yield Problem(("model", "quantization"), "torchao_float8_dynamic makes products in bf16; write mixed_precision: bf16")
 
 
 MEMORY_RULES: tuple[Rule, ...] = (
@@ -59,4 +69,5 @@ MEMORY_RULES: tuple[Rule, ...] = (
     fewer_bits_are_recomputed,
     fewer_bits_are_whole,
     fewer_bits_are_not_compiled,
+    float8_is_rounded_to_bf16,
 )

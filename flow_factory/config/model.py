@@ -47,8 +47,10 @@ class ModelConfig(Section):
     )
     vae_slicing: bool = Field(False, description="decode pictures one by one: less memory, more time")
     vae_tiling: bool = Field(False, description="decode in overlapping tiles: less memory for large pictures and videos; seams may show")
-    quantization: Literal["bnb_8bit", "bnb_4bit", "torchao_int8"] | None = Field(
-        None, description="for lora: frozen transformer in 8 or 4 bits; bnb = bitsandbytes (4 bits: NF4); null = in mixed_precision"
+    quantization: Literal["bnb_8bit", "bnb_4bit", "torchao_int8", "torchao_int8_dynamic", "torchao_float8_dynamic"] | None = Field(
+        None,
+        description="for lora: frozen transformer in 8 or 4 bits; bnb = bitsandbytes (4 bits: NF4); dynamic = its blocks also multiply "
+        "in 8 bits, forward; null = in mixed_precision",
     )
     layerwise_casting: Literal["fp8_e4m3", "fp8_e5m2"] | None = Field(
         None, description="for lora: frozen transformer stored in 8 bits, each layer brought to mixed_precision while it computes"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
+from flow_factory.eight_bits import DYNAMIC
 from flow_factory.errors import UserError
 from flow_factory.hub import require_source
 from flow_factory.models import MODELS
@@ -47,7 +48,9 @@ def load_adapter(
     kinds: Any = DTYPES[dtype]
     if others := {part: DTYPES[other] for part, other in (dtypes or {}).items() if DTYPES[other] != kinds}:
         kinds = {"default": kinds, **others}
-    options = {} if quantization is None else {"quantization_config": quantizer(quantization, family.components, DTYPES[dtype])}
+    options: dict[str, Any] = {}
+    if quantization is not None and quantization not in DYNAMIC:  # whose layers are rounded when the whole is built
+        options = {"quantization_config": quantizer(quantization, family.components, DTYPES[dtype])}
     return _adapter(family, load_pipeline(model_name_or_path, family, kinds, **options), scheduler_overrides)
 
 

@@ -7,10 +7,13 @@ from typing import Any
 import torch
 from diffusers import BitsAndBytesConfig, PipelineQuantizationConfig, TorchAoConfig
 
+from flow_factory.eight_bits import DYNAMIC
 from flow_factory.errors import UserError
 
 PACKAGES = {"bnb_8bit": "bitsandbytes", "bnb_4bit": "bitsandbytes", "torchao_int8": "torchao"}
 """`model.quantization` -> the package that does it."""
+FLOAT8 = (8, 9)
+"""Compute capability from which a GPU (Ada, Hopper) multiplies in float8."""
 
 
 def check_quantization(kind: str | None) -> None:
@@ -21,11 +24,26 @@ def check_quantization(kind: str | None) -> None:
     """
     if kind is None:
         return
+    if kind == "torchao_float8_dynamic":
+        require_float8(kind)
+    if kind in DYNAMIC:
+        return
     package = PACKAGES[kind]
     if find_spec(package) is None:
         raise UserError(f"model.quantization: {kind} needs {package}: pip install 'flow-factory[quantization]'")
     if package == "bitsandbytes" and not (torch.cuda.is_available() or torch.xpu.is_available()):
         raise UserError(f"model.quantization: {kind} needs a GPU, and this machine has none; torchao_int8 works on a CPU")
+
+
+def require_float8(kind: str) -> None:
+    """Raises:
+    UserError: no GPU here multiplies in float8 with a scale a row.
+    """
+    found = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+    if found is None or found < FLOAT8:
+        has = "no such GPU" if found is None else f"one of {found[0]}.{found[1]}"
+        needs = f"an NVIDIA GPU of compute capability {FLOAT8[0]}.{FLOAT8[1]} or more"
+        raise UserError(f"model.quantization: {kind} needs {needs}, and this machine has {has}; torchao_int8_dynamic works on any")
 
 
 def quantizer(kind: str, components: Sequence[str], dtype: torch.dtype) -> PipelineQuantizationConfig:
