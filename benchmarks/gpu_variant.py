@@ -16,6 +16,7 @@ import torch
 from benchmarks.operations import operations, product_rate
 from flow_factory.config import RunConfig, load_config
 from flow_factory.fit import model_of
+from flow_factory.floor import measure as measure_floor
 from flow_factory.memory import peak
 from flow_factory.rewards import PointwiseRewardModel, RewardModelOutput
 from flow_factory.train import build
@@ -37,6 +38,7 @@ def measure(file: Path, overrides: list[str], epochs: int) -> dict[str, Any]:
     trainer = build(config).trainer
     device, half = trainer.accelerator.device, torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
     product = product_rate(device, half)
+    measure_floor(trainer)
     first = trainer.epoch()
     rows = [trainer.epoch() for _ in range(epochs)]
     middle = {k: statistics.median(row[k] for row in rows) for k in rows[0]}
@@ -53,7 +55,7 @@ def measure(file: Path, overrides: list[str], epochs: int) -> dict[str, Any]:
         "estimate_gb": estimate_of(trainer.config),
         "recomputed": str(trainer.config.train.enable_gradient_checkpointing),
         "on_policy_error": max(row["train/on_policy_error"] for row in (first, *rows)),
-        "on_policy_floor": first.get("train/on_policy_floor"),
+        "on_policy_floor": trainer.learner.floor,
         "first_gradient_norm": first["train/grad_norm"],
         **machine(),
     }

@@ -165,6 +165,13 @@ def test_every_variant_is_of_a_model_that_can_be_drawn() -> None:
     assert Job("flux1-dev", "compile+auto").overrides == [*SETTINGS["compile"][0], *SETTINGS["auto"][0]]
 
 
+def test_every_variant_is_a_config_that_loads(tmp_path: Path) -> None:
+    for name in PUBLISHED:
+        (tmp_path / f"{name}.yaml").write_text(config_of(name, tmp_path))
+    for each in map(job, ORDER):
+        load_config(tmp_path / f"{each.model}.yaml", each.overrides)
+
+
 @pytest.mark.slow
 def test_the_benchmark_measures_says_what_fails_and_goes_on(tmp_path: Path) -> None:
     """At toy size, on whatever this machine has."""
