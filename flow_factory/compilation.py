@@ -25,6 +25,10 @@ VARIANTS = 8
 inside; evaluations are without gradient."""
 
 
+ROUTED = ("MOEFeedForwardSwiGLU",)
+"""Parts of blocks that share tokens out by what is in them (HiDream): their shapes differ from call to call, and they stay as they are."""
+
+
 class Compiled:
     """Stands for the forward of a block, with the same arguments."""
 
@@ -49,6 +53,9 @@ def compile_blocks(modules: Iterable[nn.Module], backend: str) -> None:
     """
     for module in modules:
         for block in blocks_of(module) or [module]:
+            for part in block.modules():
+                if type(part).__name__ in ROUTED:
+                    part.forward = torch.compiler.disable(part.forward)
             block.forward = Compiled(block.forward, backend)
 
 

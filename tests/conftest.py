@@ -20,6 +20,7 @@ from flow_factory.models.base import ModelAdapter
 from flow_factory.models.flux1 import Flux1
 from flow_factory.policy import Policy, build_policy
 from flow_factory.randomness import generator, normal
+from flow_factory.recompute import Setting
 from flow_factory.sampling import Noise, Sampler
 from flow_factory.types import Cond, Row, Step
 from tests.tiny.flux import flux_pipeline, save_flux
@@ -119,7 +120,7 @@ def condition(adapter: ModelAdapter, prompt: str = "a red circle", negative: str
     return adapter.encode(Row(0, prompt, negative), CALL | call)
 
 
-def policy_over(adapter: ModelAdapter, precision: str = "no", checkpointing: bool = False, seed: int = 0, **model: Any) -> Policy:
+def policy_over(adapter: ModelAdapter, precision: str = "no", checkpointing: Setting = False, seed: int = 0, **model: Any) -> Policy:
     """As a run builds it, but a LoRA's B is not 0 (the first B is, and would hide the whole LoRA)."""
     policy = fresh_policy(adapter, precision, checkpointing, seed, **model)
     numbers = torch.Generator().manual_seed(seed)
@@ -130,7 +131,7 @@ def policy_over(adapter: ModelAdapter, precision: str = "no", checkpointing: boo
 
 
 def fresh_policy(
-    adapter: ModelAdapter, precision: str = "no", checkpointing: bool = False, seed: int = 0, device: str = "cpu", **model: Any
+    adapter: ModelAdapter, precision: str = "no", checkpointing: Setting = False, seed: int = 0, device: str = "cpu", **model: Any
 ) -> Policy:
     """As a run builds it; what is trained comes to the device by the engine."""
     config = ModelConfig(model_name_or_path="tiny", model_type="flux1", **model)

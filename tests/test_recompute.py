@@ -67,6 +67,7 @@ def test_a_setting_takes_the_place_of_the_one_before() -> None:
     assert [block.forward for block in blocks_of(model)] == forwards
 
 
+@pytest.mark.slow
 def test_auto_takes_the_fewest_blocks_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     config = load_config(ROOT / "examples/grpo/lora/flux1.yaml", [f"{KEY}=auto", "num_processes=1", "config_file=null"])

@@ -22,6 +22,7 @@ from flow_factory.models.loading import DTYPES, load_adapter, load_pipeline
 from flow_factory.models.proof import asked
 from flow_factory.policy import Policy
 from flow_factory.randomness import generator
+from flow_factory.recompute import Setting
 from flow_factory.sampling import Sampler
 from flow_factory.types import Clip, Cond, Step
 from flow_factory.velocity import Recorder
@@ -215,7 +216,7 @@ def lora(name: str, dtype: str = "fp32", checkpointing: bool = False) -> tuple[T
 
 
 def trained(
-    name: str, dtype: str = "fp32", checkpointing: bool = False, seed: int = 0, call: Mapping[str, Any] | None = None, **model: Any
+    name: str, dtype: str = "fp32", checkpointing: Setting = False, seed: int = 0, call: Mapping[str, Any] | None = None, **model: Any
 ) -> tuple[Tiny, Policy]:
     """A case all of whose transformers are trained."""
     t, precision = Tiny(name, dtype, **(call or {})), {"fp32": "no", "bf16": "bf16"}[dtype]
