@@ -9,18 +9,18 @@ def laid_out(x: Tensor, like: Tensor) -> Tensor:
     return x if x.stride() == like.stride() else torch.empty_like(like, dtype=x.dtype).copy_(x)
 
 
-def part_of(x: Tensor, mask: Tensor | None) -> Tensor:
-    """The drawn dimensions of latents: all, or (n, D) of those that a mask chooses."""
-    return x if mask is None else x[:, mask]
+def part_of(x: Tensor, drawn: Tensor | None) -> Tensor:
+    """The drawn dimensions of latents: all, or (n, D) of those at these positions.
+
+    By number and not by a mask, for which the host would wait: it does not know how many a mask on a GPU has.
+    """
+    return x if drawn is None else x.flatten(1).index_select(1, drawn)
 
 
-def filled(part: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
+def filled(part: Tensor, x: Tensor, drawn: Tensor | None) -> Tensor:
     """The latents x with the drawn dimensions replaced, in their own memory layout."""
-    if mask is None:
-        return laid_out(part.reshape(x.shape), x)
-    whole = x.clone()
-    whole[:, mask] = part.to(x.dtype)
-    return whole
+    whole = part if drawn is None else x.flatten(1).index_copy(1, drawn, part.to(x.dtype))
+    return laid_out(whole.reshape(x.shape), x)
 
 
 def joint(a: Tensor, b: Tensor) -> Tensor:

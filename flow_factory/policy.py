@@ -18,7 +18,7 @@ from flow_factory.errors import UserError
 from flow_factory.frugal import store_in_8_bits, waiting
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import DTYPES
-from flow_factory.precision import autocast_of, cast, round_lora, shield
+from flow_factory.precision import cast, round_lora
 from flow_factory.recompute import Setting, recompute
 
 
@@ -29,9 +29,9 @@ class Policy(nn.Module):
     guidance calls or experts are inside.
     """
 
-    def __init__(self, adapter: ModelAdapter, names: Sequence[str], autocast: torch.dtype | None = None):
+    def __init__(self, adapter: ModelAdapter, names: Sequence[str]):
         super().__init__()
-        self.adapter, self.autocast = adapter, autocast
+        self.adapter = adapter
         self.components = nn.ModuleDict({name: adapter.field.bare[name] for name in names})
         blocks = (getattr(m, kind, None) or () for m in self.components.values() for kind in ("_no_split_modules", "_repeated_blocks"))
         here = {type(m).__name__ for m in self.components.modules()}
@@ -45,11 +45,9 @@ class Policy(nn.Module):
         return dict(self.components.items())
 
     def forward(self, ask: str, *args: Any) -> Any:
-        """Under autocast where the trained weights are wider than the rest, and else without: some engines have it around this."""
+        """Without autocast, which some engines have around this: see `precision`."""
         without_cudnn()  # a library may have switched it on
-        with torch.autocast(
-            self.adapter.pipe._execution_device.type, self.autocast, enabled=self.autocast is not None, cache_enabled=False
-        ):
+        with torch.autocast(self.adapter.pipe._execution_device.type, enabled=False):
             return getattr(self.adapter, ask)(*args)
 
     def set_aside(self) -> None:
@@ -86,7 +84,6 @@ def build_policy(
     """
     names = components_of(adapter, config)
     frozen = DTYPES[precision]
-    autocast = autocast_of(config, precision)
     bare = {name: getattr(part, "bare", part) for name, part in adapter.pipe.components.items()}
     parts = {name: part.requires_grad_(False).eval() for name, part in bare.items() if isinstance(part, nn.Module)}
     if config.quantization in DYNAMIC:
@@ -101,9 +98,7 @@ def build_policy(
         else:
             train_fully(module, targets, unreached)
         cast(module, config, frozen)
-        if autocast is not None:
-            shield(module)
-    policy = Policy(adapter, names, autocast)
+    policy = Policy(adapter, names)
     for name, part in parts.items():
         if config.layerwise_casting is not None and name in adapter.field.bare:
             store_in_8_bits(part, config.layerwise_casting, frozen)  # before the device has to hold the whole of it

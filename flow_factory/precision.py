@@ -4,13 +4,14 @@ Such a pipeline has no autocast. That would bring to 16 bits what diffusers keep
 what it leaves in 16 bits (norms). A LoRA that it loads has the dtype of the layers that it belongs to.
 """
 
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.distributed.tensor import DTensor
 
 from flow_factory.config import ModelConfig
 from flow_factory.models.loading import DTYPES
@@ -32,24 +33,19 @@ def round_lora(module: nn.Module) -> None:
                 matrix.__class__ = Rounded
 
 
-def autocast_of(config: ModelConfig, precision: str) -> torch.dtype | None:
-    """The dtype of autocast around what is trained; None: there is none. It is for weights that are trained in a wider dtype themselves.
+def cast(module: nn.Module, config: ModelConfig, precision: torch.dtype) -> None:
+    """Trained weights to their own dtype. Beside those of a model that is trained in full, the frozen ones get back from it.
 
     Args:
-        precision: mixed_precision of the run.
+        precision: the run's.
     """
-    frozen = DTYPES[precision]
-    wider = config.finetune_type == "full" and DTYPES[config.master_weight_dtype] != frozen
-    return frozen if wider and frozen != torch.float32 else None
-
-
-def cast(module: nn.Module, config: ModelConfig, frozen: torch.dtype) -> None:
-    """Trained weights to their own dtype, and the frozen ones beside them back from it."""
     for name, p in module.named_parameters():
         if p.requires_grad:
             p.data = p.data.to(DTYPES[config.master_weight_dtype])
-        elif config.finetune_type == "full" and not stays_precise(module, name):  # loaded like the master weights
-            p.data = p.data.to(frozen)
+        elif config.finetune_type == "full":  # loaded like the master weights
+            p.data = p.data.to(dtype_of(module, name, precision))
+    if config.finetune_type == "full":
+        round_weights(module, precision)
 
 
 def stays_precise(module: Any, name: str) -> bool:
@@ -57,17 +53,52 @@ def stays_precise(module: Any, name: str) -> bool:
     return not {*(module._keep_in_fp32_modules or ())}.isdisjoint(name.split("."))
 
 
-def shield(module: nn.Module) -> None:
-    """Keeps autocast out of the parts that diffusers keeps in float32."""
-    for name, part in module.named_modules():
-        if stays_precise(module, name) and not stays_precise(module, name.rpartition(".")[0]):
-            part.forward = partial(_precisely, part.forward)
+def dtype_of(module: nn.Module, name: str, precision: torch.dtype) -> torch.dtype:
+    """In which a stock pipeline has a weight or buffer."""
+    return torch.float32 if stays_precise(module, name) else precision
 
 
-def _precisely(forward: Any, *args: Any, **kwargs: Any) -> Any:
-    def widened(x: Tensor) -> Tensor:
-        return x.float() if x.is_floating_point() else x
+# -- weights that are trained in another dtype than the one that they compute in ---------------------------------------------------------
 
-    device = next((x.device.type for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), "cpu")
-    with torch.autocast(device, enabled=False):
-        return forward(*tree_map_only(Tensor, widened, args), **tree_map_only(Tensor, widened, kwargs))
+
+def round_weights(model: Any, precision: torch.dtype) -> None:
+    """Has a diffusers model that is trained in full compute as its weights do once they are saved, and loaded by a stock pipeline.
+
+    Its modules read their own weights as a stock pipeline has them. Engines, optimisers and checkpoints see the trained ones.
+    """
+    saved = model.state_dict().keys()
+    for name, buffer in model.named_buffers():
+        if name in saved:
+            buffer.data = buffer.data.to(dtype_of(model, name, precision))
+    for name, part in list(model.named_modules()):
+        dtypes = {key: dtype_of(model, f"{name}.{key}".lstrip("."), precision) for key, _ in part.named_parameters()}
+        if any(p.dtype != dtypes[key] for key, p in part.named_parameters()):
+            kind: Any = type(part)
+            part.__class__ = rounding(kind, tuple(dtypes.items()), precision if part is model else None)
+
+
+@cache
+def rounding(cls: type[nn.Module], dtypes: tuple[tuple[str, torch.dtype], ...], of_model: torch.dtype | None) -> type[nn.Module]:
+    """The class of a module that reads its weights in these dtypes: the same one for all that are alike, or they would compile apart.
+
+    Args:
+        of_model: what a whole model calls its dtype; it lists its weights as they are.
+    """
+
+    def named_parameters(self: nn.Module, prefix: str = "", recurse: bool = True, **rest: Any) -> Iterator[tuple[str, Any]]:
+        """Models ask a part of theirs for the dtype that it computes in so."""
+        for name, p in cls.named_parameters(self, prefix, recurse, **rest):
+            yield name, p.to(known[name.removeprefix(f"{prefix}.")]) if recurse else p
+
+    known = dict(dtypes)
+    members: dict[str, Any] = {name: property(_rounded(name, dtype)) for name, dtype in dtypes if "." not in name}
+    members |= {"named_parameters": named_parameters} if of_model is None else {"dtype": of_model}
+    return type(cls.__name__, (cls,), members | {"__module__": cls.__module__, "__doc__": cls.__doc__})
+
+
+def _rounded(name: str, dtype: torch.dtype) -> Callable[[nn.Module], Any]:
+    def weight(module: nn.Module) -> Any:
+        p: Any = module._parameters[name]
+        return p if isinstance(p, DTensor) else p.to(dtype)  # a shard, for which FSDP2 asks the module, computes nothing
+
+    return weight

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -50,6 +51,8 @@ class Ready:
     start: Start = field(init=False)
     finished: Finished | None = None
     """Then there is no start."""
+    identity: dict[str, Any] = field(default_factory=dict)
+    """See `identity_of`; of a checkpoint that is yet to be downloaded it does not know the weights."""
     changed: list[str] = field(default_factory=list)
     """What a run that goes on does otherwise than before."""
     sizes: dict[str, Extent] = field(default_factory=dict)
@@ -149,7 +152,8 @@ def history(found: Ready) -> None:
         return
     if found.share[0] == 0:  # the one that will claim it; the others would find it claimed
         require_free(found.start.folder or Path(found.asked.log.save_dir))  # a default name that is taken gets a number
-    found.changed = found.start.require_same(identity_of(found.asked, found.rows))
+    found.identity = identity_of(found.asked, found.rows)
+    found.changed = found.start.require_same(found.identity)
 
 
 def files(found: Ready) -> None:

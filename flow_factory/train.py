@@ -94,8 +94,9 @@ def assemble(found: Ready, place: tuple[RunFolder | None, Path], accelerator: Ac
         note(*left_out(evaluated))
     config = settle(config, accelerator)
     adapter = open_adapter(config)
-    identity = identity_of(asked, rows)  # known now, even if the checkpoint had to be downloaded
-    start.require_same(identity)
+    identity = found.identity
+    if not Path(config.model.model_name_or_path).is_dir():  # it may have been downloaded since
+        start.require_same(identity := identity_of(asked, rows))
     algorithm = ALGORITHMS[config.train.trainer_type](config.train, config.scheduler, adapter.times_per_sample)
     conds, eval_conds = encode(config, adapter, algorithm, [rows, test], accelerator)
     adapter.drop_encoders()

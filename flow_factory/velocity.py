@@ -25,7 +25,7 @@ from flow_factory.readback import reading_back
 from flow_factory.types import Cond, Step
 
 Sampled = Callable[[Tensor], Tensor | None]
-"""The latents (n, ...) that a pipeline steps -> which of a sample's dimensions are drawn, a mask of their shape; None: all of them.
+"""The latents (n, ...) that a pipeline steps -> which of a sample's dimensions are drawn, their positions when flat; None: all of them.
 
 The others, a condition's part, are in no state: they get no noise, and are in no log-probability, error or distance."""
 
@@ -78,6 +78,7 @@ class Recorder(Seam):
         self.kept_v: list[Tensor] | None = None
         self.index = -1
         self.last: Tensor | None = None
+        self.levels: Tensor | None = None
 
     def fork(self) -> "Recorder":
         twin = Recorder(copy.deepcopy(self.stock), self.draw.fork(), self.sampled)
@@ -87,17 +88,21 @@ class Recorder(Seam):
     def step(self, v: Tensor, t: Tensor, x: Tensor, return_dict: bool = True, **_: Any) -> tuple[Tensor]:
         if self.index < 0:  # image-to-image starts inside the schedule
             begin = self.stock.begin_index
-            self.index = begin if begin is not None else int((self.stock.timesteps.to(t.device) == t).nonzero()[0])
-        sigmas, mask = self.stock.sigmas.to(x.device), self.sampled(x)
-        v = part_of(v, mask)
-        x1, step = self.draw(self.index, t, part_of(x, mask), v, sigmas[self.index], sigmas[self.index + 1], sigmas[1])
+            self.index = place_of(t, self.stock.timesteps) if begin is None else begin
+            if self.twin is not None:  # whose schedule is a copy
+                self.twin.index = self.index
+        if self.levels is None:
+            self.levels = self.stock.sigmas.to(x.device, non_blocking=True)
+        sigmas, drawn = self.levels, self.sampled(x)
+        v = part_of(v, drawn)
+        x1, step = self.draw(self.index, t, part_of(x, drawn), v, sigmas[self.index], sigmas[self.index + 1], sigmas[1])
         if step is not None:
             self.kept.append(step)
             if self.kept_v is not None:
                 self.kept_v.append(v)
         self.index += 1
-        whole = filled(x1, x, mask)
-        self.last = part_of(whole, mask)
+        whole = filled(x1, x, drawn)
+        self.last = part_of(whole, drawn)
         return (whole,)
 
     def finish(self) -> None:
@@ -111,6 +116,13 @@ class Recorder(Seam):
         """The last state; of two modalities, both as one."""
         assert self.last is not None  # there was a step
         return self.last if self.twin is None else joint(self.last, self.twin.last)
+
+
+def place_of(t: Tensor, times: Tensor) -> int:
+    """Where in a schedule a timestep stands that a pipeline took from it: read off its place in memory, which no device is waited for."""
+    if t.untyped_storage().data_ptr() == times.untyped_storage().data_ptr():
+        return int(t.storage_offset() - times.storage_offset())
+    return int((times.to(t.device) == t).nonzero()[0])
 
 
 class Probe(Seam):

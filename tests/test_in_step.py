@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import cells, chosen
-from tests.test_engines import on
+from tests.test_engines import WAN, on
 from tests.test_pairs import COLOURS, OFFLINE
 from tests.test_same_run import FOUR
 from tests.tiny.pipelines import saved
@@ -17,15 +17,12 @@ from tests.tiny.several import SMOOTH, assert_same_run, several
 
 pytestmark = pytest.mark.slow
 
-WAN = (
-    'model.target_components=["transformer", "transformer_2"]', "model.model_type=wan2_t2v", "train.resolution=16", "train.num_frames=5",
-    "train.guidance_scale=4.0", "eval.resolution=16", "eval.num_frames=5", "eval.eval_freq=0", "train.num_inference_steps=3",
-)  # fmt: skip
+BOTH = (*WAN, 'model.target_components=["transformer", "transformer_2"]')
 MODEL = {"grpo": "wan22_a14b_t2v", "nft": "wan22_a14b_t2v", "sizes": "flux1_kontext"}
 KINDS = {
-    "grpo": (*WAN, "train.kl_beta=0.1", "scheduler.step_selection=window"),
+    "grpo": (*BOTH, "train.kl_beta=0.1", "scheduler.step_selection=window"),
     "nft": (
-        *WAN, "train.trainer_type=nft", "train.kl_beta=0.1", "train.time_sampling_strategy=uniform",
+        *BOTH, "train.trainer_type=nft", "train.kl_beta=0.1", "train.time_sampling_strategy=uniform",
         "train.enable_gradient_checkpointing=true",
     ),
     "parts": ("train.trainer_type=dgpo", "train.num_train_timesteps=2", "train.group_size=6", "train.gradient_step_per_epoch=3"),

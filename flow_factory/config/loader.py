@@ -42,7 +42,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
             source.tree[name] = {}
     _list_rewards(source)
     if source.tree.get("mixed_precision") in ("no", False) and source.mapping("model").get("finetune_type", "full") == "full":
-        source.mapping("model").setdefault("master_weight_dtype", "fp32")  # 16 bits beside float32 parts would need autocast
+        source.mapping("model").setdefault("master_weight_dtype", "fp32")  # as the rest of the run has
     if source.mapping("model").get("finetune_type") == "lora":  # the weights' own rate teaches it nothing
         source.mapping("train").setdefault("learning_rate", LORA_RATE)
     train = _train_schema(source)

@@ -217,7 +217,7 @@ class ModelAdapter(Family):
         return part_of(x, self.sampled(x))
 
     def sampled(self, x: Tensor) -> Tensor | None:
-        """Which dimensions of one sample's latents, of all that the pipeline steps, it draws: a mask of the shape x[0]; None: all.
+        """Which dimensions of one sample's latents, of all that the pipeline steps, it draws: positions in x[0].flatten(); None: all.
 
         A picture that is held in the latents while the rest is drawn is no part of the state.
         """

@@ -111,7 +111,7 @@ class WanI2V(WanT2V):
         """TI2V-5B puts the picture's own latents in the place of the first frame's, whatever is drawn there."""
         if not self.pipe.config.expand_timesteps:
             return None
-        return (torch.arange(x.shape[2], device=x.device) > 0)[:, None, None].expand(x.shape[1:])
+        return torch.arange(x[0].numel(), device=x.device).view(x.shape[1:])[:, 1:].flatten()
 
     def _takes(self) -> tuple[int, ...]:
         """How many pictures: of Wan 2.1 the first-last-frame checkpoint wants both, and of 2.2 only A14B takes a last one; the others

@@ -35,12 +35,13 @@ class Tiny:
     """A case behind its adapter; its rows have been encoded and its encoders dropped.
 
     Args:
+        master: the dtype of its transformers, where they are trained in full.
         call: changes of the case's call arguments.
     """
 
-    def __init__(self, name: str, dtype: str = "fp32", **call: Any):
+    def __init__(self, name: str, dtype: str = "fp32", master: str | None = None, **call: Any):
         self.case = CASES[name]
-        self.adapter = adapter_of(self.case, dtype)
+        self.adapter = adapter_of(self.case, dtype, master)
         self.call = call_of(self.case) | call
         self.conds = [self.encoded(k) for k in (0, 1)]
         self.adapter.drop_encoders()
@@ -104,8 +105,10 @@ def tiny(name: str, dtype: str = "fp32") -> Tiny:
     return Tiny(name, dtype)
 
 
-def adapter_of(case: Case, dtype: str = "fp32") -> ModelAdapter:
-    return load_adapter(str(saved(case.checkpoint)), case.model_type, dtype)
+def adapter_of(case: Case, dtype: str = "fp32", master: str | None = None) -> ModelAdapter:
+    folder = str(saved(case.checkpoint))
+    transformers = dict.fromkeys(MODELS[case.model_type].of(folder, None).components, master or dtype)
+    return load_adapter(folder, case.model_type, dtype, transformers)
 
 
 # -- the stock pipeline -----------------------------------------------------------------------------------------------------------
@@ -219,6 +222,6 @@ def trained(
     name: str, dtype: str = "fp32", checkpointing: Setting = False, seed: int = 0, call: Mapping[str, Any] | None = None, **model: Any
 ) -> tuple[Tiny, Policy]:
     """A case all of whose transformers are trained."""
-    t, precision = Tiny(name, dtype, **(call or {})), {"fp32": "no", "bf16": "bf16"}[dtype]
+    t, precision = Tiny(name, dtype, model.get("master_weight_dtype"), **(call or {})), {"fp32": "no", "bf16": "bf16"}[dtype]
     t.ask = policy_over(t.adapter, precision, checkpointing, seed, target_components=tuple(t.adapter.field.bare), **model)
     return t, t.ask

@@ -38,14 +38,14 @@ def test_the_log_prob_of_a_replay_is_that_of_the_rollout(name: str, dtype: str, 
 
 @pytest.mark.parametrize("name", ["flux1", "wan21-t2v", "wan22-5b-i2v"])
 def test_weights_trained_in_more_bits_than_the_rest_replay_exactly(name: str) -> None:
-    """They compute under autocast, but for the parts that diffusers keeps in float32."""
+    """They compute in 16 bits, but for the parts that diffusers keeps in float32."""
     t, policy = trained(name, "bf16", True, finetune_type="full", master_weight_dtype="fp32")
-    with hooked([m for m in policy.modules() if type(m).__name__ == "TimestepEmbedding"], outside_autocast(t)):
+    with hooked([m for m in policy.modules() if type(m).__name__ == "TimestepEmbedding"], as_kept(t)):
         steps, memo = t.roll(memo=(memo := Memo()))[1].kept, memo
         assert all(t.velocity(step, memo=memo).requires_grad and t.exact(step, memo=memo) for step in steps)
 
 
-def outside_autocast(t: Tiny) -> Callable[[nn.Module, Any, Tensor], None]:
+def as_kept(t: Tiny) -> Callable[[nn.Module, Any, Tensor], None]:
     kept = bool(t.transformers[0]._keep_in_fp32_modules)
 
     def check(module: nn.Module, args: Any, out: Tensor) -> None:

@@ -17,8 +17,10 @@ from flow_factory.config.engine import EngineSettings
 from flow_factory.engines import Engine
 from flow_factory.latents import part_of
 from flow_factory.model_files import load_model, save_model
+from flow_factory.models.loading import DTYPES
 from flow_factory.policy import Policy
-from tests.models.cases import every_case, every_checkpoint, row
+from tests.conftest import cells
+from tests.models.cases import EACH, every_case, every_checkpoint, row
 from tests.models.harness import LORA, Tiny, drawn, euler, lora, same, stock, stock_of, tiny, trained
 
 
@@ -112,6 +114,35 @@ def engine_over(policy: Policy, precision: str, device: str = "cpu") -> Engine:
     engine = Engine(EngineSettings(), Accelerator(mixed_precision=precision, cpu=device == "cpu"), 1.0)
     engine.wrap(policy, torch.optim.AdamW)
     return engine
+
+
+def replaced(name: str, folder: Path, dtype: str) -> Any:
+    """A stock pipeline with the saved transformers, as `from_pretrained` loads them."""
+    pipe = stock_of(name, dtype)
+    for component in pipe.components:
+        if (folder / component).exists():
+            bare = getattr(pipe, component)
+            setattr(pipe, component, type(bare).from_pretrained(folder / component, torch_dtype=DTYPES[dtype]))
+    return pipe
+
+
+FULL = [(name, master) for name in EACH for master in ("fp32", "bf16")]
+FEW = {("flux1", "fp32"), ("sd3-5", "fp32"), ("wan21-t2v", "fp32"), ("wan21-t2v", "bf16")}
+
+
+@cells("name", "master", FULL, {*FULL} - FEW)
+def test_saved_weights_in_a_stock_pipeline_draw_what_a_run_evaluates(name: str, master: str, tmp_path: Path) -> None:
+    """Of full fine-tuning, to the bit, whatever dtype the weights are trained in."""
+    t, policy = trained(name, "bf16", finetune_type="full", master_weight_dtype=master)
+    with torch.no_grad():
+        for p in policy.trained().values():
+            p.mul_(1 + 0.1 * torch.rand(p.shape))  # none that 16 bits hold
+    save_model(tmp_path, policy, type(t.adapter.pipe))
+    t.ask = engine_over(policy, "bf16")
+    evaluated = t.evaluate()
+    assert {p.dtype for p in policy.trained().values()} == {DTYPES[master]}
+    assert same(evaluated, drawn(replaced(name, tmp_path, "bf16"), t.case))
+    assert not same(evaluated, drawn(stock(name, "bf16"), t.case))
 
 
 @every_checkpoint
