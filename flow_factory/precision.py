@@ -1,7 +1,8 @@
 """In which dtype what is trained computes: as a stock pipeline in the run's precision does with the saved weights, to the bit.
 
 Such a pipeline has no autocast. That would bring to 16 bits what diffusers keeps in float32 (Wan's time embedding), and on a GPU to float32
-what it leaves in 16 bits (norms). A LoRA that it loads has the dtype of the layers that it belongs to.
+what it leaves in 16 bits (norms, softmax, powers, sums). So there is none around what is trained. A LoRA that the pipeline loads has
+the dtype of the layers that it belongs to.
 """
 
 from collections.abc import Callable, Iterator

@@ -27,10 +27,11 @@ from tests.models.harness import LORA, Tiny, counted, drawn, hooked, lora, small
 @pytest.mark.parametrize(("dtype", "checkpointing"), [("fp32", False), ("bf16", True)])
 @every_case
 def test_the_log_prob_of_a_replay_is_that_of_the_rollout(name: str, dtype: str, checkpointing: bool) -> None:
-    """Of a LoRA."""
-    t, _ = lora(name, dtype, checkpointing)
+    """Of a LoRA, which computes without autocast in every layer: on a GPU that would bring norms and sums to float32."""
+    t, policy = lora(name, dtype, checkpointing)
     memo = Memo()
-    steps = t.roll(memo=memo)[1].kept
+    with hooked(policy.components.modules(), without_autocast):
+        steps = t.roll(memo=memo)[1].kept
     assert [step.index for step in steps] == list(t.noisy) and steps[0].index == t.case.first
     for step in reversed(steps):
         assert t.velocity(step, memo=memo).requires_grad and t.exact(step, memo=memo)
@@ -43,6 +44,10 @@ def test_weights_trained_in_more_bits_than_the_rest_replay_exactly(name: str) ->
     with hooked([m for m in policy.modules() if type(m).__name__ == "TimestepEmbedding"], as_kept(t)):
         steps, memo = t.roll(memo=(memo := Memo()))[1].kept, memo
         assert all(t.velocity(step, memo=memo).requires_grad and t.exact(step, memo=memo) for step in steps)
+
+
+def without_autocast(module: nn.Module, args: Any, out: Any) -> None:
+    assert not torch.is_autocast_enabled("cpu") and not torch.is_autocast_enabled("cuda")
 
 
 def as_kept(t: Tiny) -> Callable[[nn.Module, Any, Tensor], None]:
