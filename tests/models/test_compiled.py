@@ -10,10 +10,10 @@ from flow_factory.compilation import VARIANTS, Compiled, compile_blocks, signatu
 from flow_factory.errors import RunError
 from flow_factory.memo import Memo
 from flow_factory.policy import Policy
-from flow_factory.recompute import recompute
+from flow_factory.recompute import blocks_of, recompute
 from flow_factory.types import Step
 from tests.models.cases import CASES, EACH, call_of
-from tests.models.harness import LORA, Tiny, adapter_of, tiny, trained
+from tests.models.harness import LORA, Tiny, adapter_of, hooked, tiny, trained
 
 INDUCED = ("flux1", "sd3-5", "wan22-a14b-t2v", "z-image")
 """The families that are compiled in earnest."""
@@ -80,6 +80,21 @@ def test_weights_in_more_bits_than_the_rest_replay_exactly_when_compiled(name: s
     steps = t.roll(memo=memo, noisy=(t.case.first, 3))[1].kept
     assert all(t.exact(step, memo=memo) for step in steps)
     assert len(gradients(t, policy, steps[0], memo)) == len(policy.trained())
+
+
+def test_rollouts_run_with_gradient_where_blocks_are_compiled_and_let_go_of_it() -> None:
+    t = Tiny("sd3-5")
+    t.adapter.field.compiled = True
+    blocks = blocks_of(t.transformers[0])
+    blocks[0].attn.to_q.requires_grad_(True)  # so that there is a gradient to record
+    modes: list[bool] = []
+    with hooked([blocks[0]], lambda *_: modes.append(torch.is_grad_enabled())), torch.no_grad():
+        (step,) = t.roll(noisy=(0,))[1].kept
+        assert not t.velocity(step).requires_grad and not step.logp.requires_grad and all(modes) and modes
+        modes.clear()
+        t.evaluate()
+        assert modes and not any(modes)
+    assert t.velocity(step).requires_grad
 
 
 class Doubling(nn.Module):
