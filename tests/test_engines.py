@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from flow_factory.run import Run
 from tests.conftest import cells, chosen
 from tests.tiny.pipelines import saved
 from tests.tiny.run import ROOT, logged
@@ -115,6 +116,30 @@ def test_a_run_goes_on_in_another_number_of_processes(runs: tuple[Path, Path, An
     one = runs[0]
     assert_same_weights(one / f"{kind}_from_two", one / kind, LAST)
     assert [line["step"] for line in logged(one / f"{kind}_from_two")] == [2, 2]
+
+
+def scattered(run: Run) -> dict[str, Any]:
+    """Weights that do not come back after each process has taken its part of them from the whole."""
+    engine, wrong = run.trainer.engine, []
+    for name, p in run.trainer.policy.trained().items():
+        whole = torch.randn(engine.shape(p), generator=torch.Generator().manual_seed(len(name)))
+        part = torch.zeros_like(engine.part(p))
+        engine.scatter(whole, part)
+        with torch.no_grad():
+            engine.part(p).copy_(part)
+        engine.written()
+        if not torch.equal(engine.whole(p), whole):
+            wrong.append(name)
+    return {"wrong": wrong, "shared": sum(engine.part(p).numel() < engine.shape(p).numel() for p in run.trainer.policy.trained().values())}
+
+
+@pytest.mark.exhaustive
+def test_a_weight_that_all_processes_have_whole_is_shared_out(tmp_path: Path) -> None:
+    """As the checkpoint's own weights are, which a run of full fine-tuning that starts from others has for its reference."""
+    engines = ("ddp", "fsdp2", "zero2", "zero3")
+    for engine, said in several(tmp_path, 2, {e: [*COMMON, *FULL, on(e)] for e in engines}, scattered).items():
+        for rank in said:
+            assert rank["wrong"] == [] and (rank["shared"] > 10) == (engine in ("fsdp2", "zero3")), engine
 
 
 MIXED = [*(("flux1", engine) for engine in ("ddp", "fsdp2", "zero2", "zero3")), ("wan", "ddp"), ("wan", "zero2")]
