@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from flow_factory.eight_bits import layers_in_8_bits
 from tests.conftest import policy_over
 from tests.models.cases import EACH
 from tests.models.harness import Tiny
@@ -21,7 +22,8 @@ def test_a_replay_is_exact_and_near_the_unquantised_velocity(name: str) -> None:
         kept = t.roll()[1].kept
         assert all(t.exact(step) for step in kept)
         v, near = plain.velocity(kept[0]).float(), t.velocity(kept[0]).float()
-    assert 0 < (near - v).norm() < 0.1 * v.norm()
+    rounds = any(True for part in plain.transformers for _ in layers_in_8_bits(part))  # Wan's tiny widths are no multiples of 16
+    assert ((near - v).norm() > 0) == rounds and (near - v).norm() < 0.1 * v.norm()
     t.velocity(kept[0]).float().square().mean().backward()
     assert any(p.grad is not None and p.grad.any() for p in policy.trained().values())
 
