@@ -39,7 +39,8 @@ def _forward_only(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwarg
 
 
 WRONG: dict[str, Callable[..., Tensor]] = {
-    "forward": _off, "scaled": partial(_changing, lambda g: g * 1.02), "scaled more": partial(_changing, lambda g: g * 1.1), "nan": partial(_changing, lambda g: g * torch.nan),
+    "forward": _off, "scaled": partial(_changing, lambda g: g * 1.02), "scaled more": partial(_changing, lambda g: g * 1.1),
+    "nan": partial(_changing, lambda g: g * torch.nan),
     "forward only": _forward_only, "raises": partial(_changing, _no_backward),
 }  # fmt: skip
 
