@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import struct
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,12 @@ def test_a_header_says_where_the_tensors_are_and_a_damaged_file_is_refused(tmp_p
         path.write_bytes(cut)
         with pytest.raises(ValueError, match=f"is truncated or damaged: {len(cut):,} bytes, and its header says {len(whole):,}"):
             read_header(path)
+
+
+@pytest.mark.parametrize("length", [0, 1, 10**8, 2**31, 2**62, 2**63 - 1, 2**63, 2**64 - 1])
+def test_a_header_that_says_a_wrong_length_is_damaged(tmp_path: Path, length: int) -> None:
+    file = tmp_path / "x.safetensors"
+    write_tensors(file, {"a": torch.zeros(2)}, {})
+    file.write_bytes(struct.pack("<Q", length) + file.read_bytes()[8:])
+    with pytest.raises(ValueError, match="damaged"):
+        read_header(file)
