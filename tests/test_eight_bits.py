@@ -92,7 +92,7 @@ def test_it_compiles_with_its_gradient(backend: str, tmp_path: Path) -> None:
         x = torch.randn(2, 20, 64, generator=torch.Generator().manual_seed(1)).bfloat16().requires_grad_()
         y = layer(x)
         found.append((y, *torch.autograd.grad(y.square().sum(), x)))
-    torch.testing.assert_close(*found)
+    assert all(far(a, b) < 0.01 for a, b in zip(*found, strict=True))  # inductor fuses, and so rounds elsewhere
 
 
 def test_the_gradient_of_a_lora_is_nearly_the_unquantised_one() -> None:
