@@ -49,7 +49,7 @@ from flow_factory.remarks import guided_rollouts
 from flow_factory.resuming import Start, find_start
 from flow_factory.rewards.loading import arguments, left_out
 from flow_factory.rewards.scoring import load_rewards
-from flow_factory.rows import checkpoint_of, is_offline
+from flow_factory.rows import checkpoint_of, is_offline, rows_needed
 from flow_factory.run import Run
 from flow_factory.run_folder import RunFolder, default_name, set_aside
 from flow_factory.saver import Saver
@@ -104,7 +104,7 @@ def assemble(found: Ready, place: tuple[RunFolder | None, Path], accelerator: Ac
         adapter, config.model, config.mixed_precision, config.train.enable_gradient_checkpointing, config.train.seed, accelerator.device
     )
     if config.model.compile:
-        bound(conds, eval_conds, config)
+        bound([conds[k] for k in rows_needed(config, len(rows))], eval_conds, config)
     split_sequences(adapter, config.model.context_parallel, accelerator.device)
     base = load_weights(start, policy, copies_base(config, algorithm))
     engine.wrap(policy, partial(make_optimizer, config.train))
