@@ -235,6 +235,7 @@ def save_both(folder: Path) -> None:
         saved(folder / name, policy_over(flux(), seed=1, **model))
 
 
+@pytest.mark.slow
 def test_equal_weights_are_equal_files_that_others_may_read(tmp_path: Path) -> None:
     """From processes in which sets and maps have other orders; with the mode of any other file."""
     former = os.umask(0o027)

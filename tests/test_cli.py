@@ -41,6 +41,7 @@ def test_a_run_from_the_command_line(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_sigterm_stops_a_run_with_its_own_code(tmp_path: Path) -> None:
     write_run(tmp_path)
     done = ff_train("tiny.yaml", cwd=tmp_path, killed="flow_factory.models.base:ModelAdapter.sample 6 SIGTERM")
@@ -65,7 +66,7 @@ OF_TORCH = AT_IMPORT.format(module="cli", imported="torch", start='raise SystemE
 OF_THE_PROGRAM = AT_IMPORT.format(module="command", imported="flow_factory.cli", start="command.run()")
 
 
-@pytest.mark.parametrize("where", ["import", "loading"])
+@pytest.mark.parametrize("where", ["import", pytest.param("loading", marks=pytest.mark.slow)])
 def test_sigterm_before_the_run_is_a_line_and_leaves_nothing(tmp_path: Path, where: str) -> None:
     write_run(tmp_path)
     killed = "flow_factory.train:load_rewards 1 SIGTERM"

@@ -32,7 +32,12 @@ def said_to_write(lines: list[str]) -> list[str]:
     ("name", "keys", "card"),
     [
         ("lora/flux1", (), 24.0),
-        ("lora/flux1", ("train.per_device_batch_size=8", "train.enable_gradient_checkpointing=false", "train.resolution=1024"), 48.0),
+        pytest.param(
+            "lora/flux1",
+            ("train.per_device_batch_size=8", "train.enable_gradient_checkpointing=false", "train.resolution=1024"),
+            48.0,
+            marks=pytest.mark.slow,
+        ),
         pytest.param("full/sd3_5", ("model.master_weight_dtype=fp32",), 24.0, marks=pytest.mark.slow),
         pytest.param("lora/qwen_image", (), 24.0, marks=pytest.mark.slow),
     ],
@@ -51,6 +56,7 @@ def test_what_it_says_to_write_fits_by_the_estimate(name: str, keys: tuple[str, 
     assert gb == pytest.approx(Tried(better, model.parts(better)).gb, abs=0.06)
 
 
+@pytest.mark.slow
 def test_cheap_keys_come_first_and_none_that_is_set_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     config, model = example("lora/flux1", "train.per_device_batch_size=8", "train.enable_gradient_checkpointing=false")

@@ -39,7 +39,7 @@ def test_the_settings_of_which_nobody_can_promise_exactness(tmp_path: Path) -> N
 
 
 def test_the_floor_widens_the_bar_and_changes_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = tiny(tmp_path, NAMED, "train.clip_range=1.0e-2", "train.max_epochs=1")
+    run = tiny(tmp_path, NAMED, "train.clip_range=1.0e-2")
     assert measure(run.trainer) == ("on-policy floor: 0.0e+00 in 3 replays, under model.attn_backend: native; the clip range is 1.0e-02")
     off_by(run, monkeypatch, 0.05)
     line = measure(run.trainer)
@@ -61,6 +61,7 @@ def test_a_floor_above_the_clip_range_is_refused_with_one_that_works(tmp_path: P
         measure(run.trainer)
 
 
+@pytest.mark.slow
 def test_a_compiled_run_measures_its_floor_and_learns_the_same(tmp_path: Path, capsys: Any) -> None:
     """By the backend that is the model as it is; `tests/models/test_compiled.py` has the others."""
     keys = ("model.compile=true", "model.compile_backend=eager", "train.enable_gradient_checkpointing=0.5", "train.max_epochs=1")

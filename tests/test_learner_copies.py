@@ -39,7 +39,7 @@ def test_an_old_policy_moves_after_an_epoch_by_the_optimiser_steps_taken(
     tmp_path: Path, name: str, overrides: tuple[str, ...], decays: dict
 ) -> None:
     """Two steps an epoch."""
-    run = started(tmp_path, name, *SHORT, "train.learning_rate=1e-2", *overrides)
+    run = started(tmp_path, name, *SHORT, "train.learning_rate=1e-2", "train.max_epochs=3", *overrides)
     start = copied(run, "policy")
     expected = dict.fromkeys(decays, start)
     for epoch in (1, 2, 3) if name == "crd" else (1, 2):
@@ -87,7 +87,7 @@ def states(run: Run, weights: str, epoch: int) -> list[Tensor]:
     ],
 )  # fmt: skip
 def test_pictures_are_those_of_the_weights_that_roll_out(tmp_path: Path, name: str, overrides: tuple[str, ...], weights: list[str]) -> None:
-    run = started(tmp_path, name, *SHORT, "train.learning_rate=1e-2", *overrides)
+    run = started(tmp_path, name, *SHORT, "train.learning_rate=1e-2", "train.max_epochs=3", *overrides)
     for epoch, who in enumerate(weights):
         drawn = [r.x0 for r in run.trainer.roll_out(epoch)]
         assert len(drawn) == 4 and all(map(torch.equal, drawn, states(run, who, epoch))), f"epoch {epoch}"

@@ -20,6 +20,7 @@ KEYS = {
 """What makes an algorithm log the most."""
 
 
+@pytest.mark.slow
 def test_every_metric_of_every_algorithms_run_is_in_it(tmp_path: Path) -> None:
     logged: set[str] = set()
     for algorithm in TRAIN_CONFIGS:

@@ -83,6 +83,7 @@ with Epochs(40, 0) as bar:
 """
 
 
+@pytest.mark.slow
 def test_a_bar_follows_a_terminal_that_is_made_narrower() -> None:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
