@@ -79,6 +79,12 @@ def chosen(request: pytest.FixtureRequest, *names: str) -> set[tuple[Any, ...]]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _own_kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Inductor's, in a folder of these tests: a file that a killed process has left half-written in the shared one is an error to torch."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path_factory.mktemp("inductor"))  # torch has set its own already
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _nowhere(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What is made for several tests is made in an empty folder, wherever pytest was started."""
     os.chdir(tmp_path_factory.mktemp("nowhere"))

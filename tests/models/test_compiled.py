@@ -45,8 +45,9 @@ def check(name: str, backend: str, closeness: float) -> None:
     for step in (steps[0], steps[-1]):  # those of both experts, where there are two
         assert t.exact(step, memo=memo)
         mine, theirs = gradients(t, policy, step, memo), gradients(plain, same, step)
-        assert mine.keys() == theirs.keys() and mine
-        off = max(float((mine[k] - theirs[k]).norm()) for k in mine) / max(float(g.norm()) for g in theirs.values())
+        assert theirs and mine.keys() >= theirs.keys()
+        assert not any(mine[k].any() for k in mine.keys() - theirs.keys())  # what the answer does not depend on: compiled, it has zeros
+        off = max(float((mine[k] - theirs[k]).norm()) for k in theirs) / max(float(g.norm()) for g in theirs.values())
         assert off <= closeness, off
     recompute(t.transformers, {"every": 2})
     again = gradients(t, policy, steps[0], memo)

@@ -15,7 +15,7 @@ from flow_factory.recompute import Setting, blocks_of, recompute
 from tests.models.cases import EACH
 from tests.models.harness import lora
 
-SETTINGS: tuple[Setting, ...] = (False, True, {"fraction": 0.5}, {"every": 2}, {"layers": [1]})
+SETTINGS: tuple[Setting, ...] = (False, True, {"fraction": 0.5}, {"every": 2})
 OFTEN = ("flux1", "sd3-5", "wan22-a14b-t2v", "z-image", "chroma")
 
 
@@ -43,7 +43,8 @@ def test_gradients_are_the_same_whichever_blocks_are_computed_again(name: str) -
     t, policy = lora(name)
     steps = t.roll()[1].kept
     found: list[dict[str, Tensor]] = []
-    for setting in SETTINGS:
+    last = min(len(blocks_of(model)) for model in t.transformers) - 1
+    for setting in (*SETTINGS, {"layers": [last]}):
         for step in (steps[0], steps[-1]):  # those of both experts, where there are two
             with counted_blocks(t.transformers) as calls:
                 recompute(t.transformers, setting)
@@ -52,7 +53,8 @@ def test_gradients_are_the_same_whichever_blocks_are_computed_again(name: str) -
                 v.square().mean().backward()
                 for model in t.transformers:
                     blocks = blocks_of(model)
-                    ran = [k for k, block in enumerate(blocks) if once[block]]
+                    # HiDream's projections of captions are frozen, and nothing before them is trained: no backward comes to them
+                    ran = [k for k, block in enumerate(blocks) if once[block] and any(p.requires_grad for p in block.parameters())]
                     again = [k for k, block in enumerate(blocks) if calls[block] > once[block]]
                     assert again == [k for k in chosen_blocks(setting, len(blocks)) if k in ran], setting
         found.append({key: p.grad for key, p in policy.trained().items() if p.grad is not None})
