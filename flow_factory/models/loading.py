@@ -14,7 +14,7 @@ from flow_factory.hub import require_source
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.files import BROKEN, KEY, LoadError, check_loaded
-from flow_factory.models.parts import import_pipeline
+from flow_factory.models.parts import call_dtype, import_pipeline
 from flow_factory.models.processors import substitutes
 from flow_factory.models.quantized import quantizer
 from flow_factory.models.skeleton import empty_pipeline
@@ -51,7 +51,10 @@ def load_adapter(
     options: dict[str, Any] = {}
     if quantization is not None and quantization not in DYNAMIC:  # whose layers are rounded when the whole is built
         options = {"quantization_config": quantizer(quantization, family.components, DTYPES[dtype])}
-    return _adapter(family, load_pipeline(model_name_or_path, family, kinds, **options), scheduler_overrides)
+    pipe = load_pipeline(model_name_or_path, family, kinds, **options)
+    for model in filter(None, map(pipe.components.get, others)):  # a pipeline may ask it in what dtype to encode
+        call_dtype(model, DTYPES[dtype])
+    return _adapter(family, pipe, scheduler_overrides)
 
 
 def sketch_adapter(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from flow_factory.errors import UserError
 
@@ -85,3 +85,9 @@ def chain(values: list[Any]) -> Any:
     if isinstance(values[0], list) and values[0] and isinstance(values[0][0], Tensor):
         return [x for v in values for x in v]
     return values[0]
+
+
+def call_dtype(model: nn.Module, dtype: torch.dtype) -> None:
+    """Has a model name a dtype as its own, in which it computes, whatever its weights are stored in."""
+    cls = type(model)
+    model.__class__ = type(cls.__name__, (cls,), {"dtype": dtype, "__module__": cls.__module__, "__doc__": cls.__doc__})
