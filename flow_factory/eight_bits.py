@@ -76,6 +76,8 @@ def multiplied(x: Tensor, own: Tensor, weight: Tensor, scale: Tensor, dtype: tor
     """(n, in) and (out, in) in 8 bits, with their rows' scales -> (n, out)."""
     if x.dtype != torch.int8:
         return torch._scaled_mm(x, weight.t(), own, scale.T.contiguous(), out_dtype=torch.bfloat16).to(dtype)
+    if not x.is_cuda:  # there torch's product of integers is wrong where the CPU has no instruction for it (AVX2): its sums are cut off
+        return (x.float() @ weight.float().t() * own * scale.T).to(dtype)
     n = len(x)
     padded = nn.functional.pad(x, (0, 0, 0, ROWS - n)) if n < ROWS else x
     return (torch._int_mm(padded, weight.t())[:n] * own * scale.T).to(dtype)

@@ -65,6 +65,9 @@ def test_it_is_torchaos_own_product() -> None:
     x = torch.randn(2, 20, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
     theirs = nn.Sequential(plain)
     quantize_(theirs, Int8DynamicActivationInt8WeightConfig())
+    a, b = torch.full((32, 32), 127, dtype=torch.int8), torch.full((32, 32), -127, dtype=torch.int8)
+    if torch._int_mm(a, b)[0, 0] != 32 * 127 * -127:
+        pytest.skip("torch's product of integers, which theirs is, cuts off its sums on this CPU")
     assert far(small(x), theirs(x)) < 0.01
 
 
