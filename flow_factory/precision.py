@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from flow_factory.config import ModelConfig
 from flow_factory.models.loading import DTYPES
+from flow_factory.models.parts import namesake
 
 
 class Rounded(nn.Linear):
@@ -94,7 +95,7 @@ def rounding(cls: type[nn.Module], dtypes: tuple[tuple[str, torch.dtype], ...], 
     known = dict(dtypes)
     members: dict[str, Any] = {name: property(_rounded(name, dtype)) for name, dtype in dtypes if "." not in name}
     members |= {"named_parameters": named_parameters} if of_model is None else {"dtype": of_model}
-    return type(cls.__name__, (cls,), members | {"__module__": cls.__module__, "__doc__": cls.__doc__})
+    return namesake(cls, members)
 
 
 def _rounded(name: str, dtype: torch.dtype) -> Callable[[nn.Module], Any]:

@@ -1,6 +1,6 @@
 """Groups that several processes share, for there are fewer of them than processes: what must see a whole group gets it here."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,9 @@ from flow_factory.memo import Memo
 from flow_factory.rewards.scoring import RewardSet
 from flow_factory.types import Cond, Rollout, Row
 
+Score = Callable[[Sequence[Row], Sequence[Sequence[Any]]], list[Tensor]]
+"""Rows and the media of their groups -> the scores of each group, (n, R)."""
+
 
 def score_groups(
     accelerator: Accelerator,
@@ -31,20 +34,19 @@ def score_groups(
     Raises:
         UserError, Interrupted: see `all_or_none`.
     """
+
+    def score(rows: Sequence[Row], media: Sequence[Sequence[Any]]) -> list[Tensor]:
+        return all_or_none(accelerator, interrupt, lambda: rewards.score(rows, media))
+
     if rewards.groupwise and not deal.whole:
-        return score_shared(accelerator, interrupt, deal, rewards, groups, media)
+        return score_shared(accelerator, deal, score, groups, media)
     if deal.leads(accelerator.process_index):
-        return all_or_none(accelerator, interrupt, lambda: rewards.score([g[0].row for g in groups], media))
+        return score([g[0].row for g in groups], media)
     return all_or_none(accelerator, interrupt, lambda: [torch.full((len(m), len(rewards.names)), torch.nan) for m in media])
 
 
 def score_shared(
-    accelerator: Accelerator,
-    interrupt: Interrupt,
-    deal: Deal,
-    rewards: RewardSet,
-    groups: Sequence[Sequence[Rollout]],
-    media: Sequence[Sequence[Any]],
+    accelerator: Accelerator, deal: Deal, score: Score, groups: Sequence[Sequence[Rollout]], media: Sequence[Sequence[Any]]
 ) -> list[Tensor]:
     """Scores of this process's samples of each group, (n, R), of rewards that see whole groups.
 
@@ -59,7 +61,7 @@ def score_shared(
         whole.setdefault(slot, {}).update(zip(ids, pictures, strict=True))
     mine = [slot for slot in sorted(whole) if slot % deal.processes == accelerator.process_index]
     pictures_of = [[whole[s][i] for i in sorted(whole[s])] for s in mine]
-    scores = all_or_none(accelerator, interrupt, lambda: rewards.score([rows[s] for s in mine], pictures_of))
+    scores = score([rows[s] for s in mine], pictures_of)
     known = {i: row for part in gather_object([dict(zip(sorted(whole[s]), t, strict=True)) for s, t in zip(mine, scores, strict=True)])
              for i, row in part.items()}  # fmt: skip
     return [torch.stack([known[i] for r in group for i in r.ids]) for group in groups]

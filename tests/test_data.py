@@ -285,6 +285,15 @@ def test_processes_share_out_the_rows_that_are_wanted(tmp_path, processes):
         conds[1]
 
 
+def test_a_row_that_was_looked_up_does_without_its_files(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    row = Row(0, "a", images=(str(tmp_path / "a.png"),))
+    conds = encode_rows([row], fake_encoder([]), ConditionCache(tmp_path / "cache", "v1"), False)
+    (tmp_path / "a.png").unlink()
+    cache_module._file_sha256.cache_clear()
+    assert conds[0]["note"] == conds[-1:][0]["note"] == "a"
+
+
 def test_a_process_looks_at_the_files_of_its_own_rows_alone(tmp_path, monkeypatch):
     read: list[str] = []
     monkeypatch.setattr(cache_module, "file_sha256", lambda path: read.append(path) or path)

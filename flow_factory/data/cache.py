@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -95,8 +95,9 @@ class Conditions(Sequence[Cond]):
     Neither tensors nor images may be written to.
     """
 
-    def __init__(self, cache: "ConditionCache", rows: Sequence[Row]):
+    def __init__(self, cache: "ConditionCache", rows: Sequence[Row], paths: Mapping[int, Path] | None = None):
         self.cache, self.rows = cache, rows
+        self.paths = dict(paths or {})  # found once: a row's condition files need not stay as long as the run
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -106,7 +107,13 @@ class Conditions(Sequence[Cond]):
     @overload
     def __getitem__(self, index: slice) -> "Conditions": ...
     def __getitem__(self, index: int | slice) -> "Cond | Conditions":
-        return Conditions(self.cache, self.rows[index]) if isinstance(index, slice) else _open(self.cache.path(self.rows[index]))
+        chosen = range(len(self.rows))[index]
+        if isinstance(chosen, range):
+            known = {n: self.paths[k] for n, k in enumerate(chosen) if k in self.paths}
+            return Conditions(self.cache, [self.rows[k] for k in chosen], known)
+        if chosen not in self.paths:
+            self.paths[chosen] = self.cache.path(self.rows[chosen])
+        return _open(self.paths[chosen])
 
 
 class ConditionCache:
@@ -186,12 +193,13 @@ def encode_rows(
         wanted: the rows that will be asked for; None: all.
         share: (k, n): the k-th of n processes, which look up and encode every n-th of them.
     """
-    mine = [rows[k] for k in (range(len(rows)) if wanted is None else wanted)][share[0] :: share[1]]
-    by_path = {cache.path(row): row for row in bar(mine, "looking up rows", "row", progress, delay=2)}  # reads its condition files
-    missing = [row for row in by_path.values() if not cache.has(row)]
+    mine = list(range(len(rows)) if wanted is None else wanted)[share[0] :: share[1]]
+    paths = {k: cache.path(rows[k]) for k in bar(mine, "looking up rows", "row", progress, delay=2)}  # reads their condition files
+    distinct = {path: rows[k] for k, path in paths.items()}
+    missing = [row for row in distinct.values() if not cache.has(row)]
     for row in bar(missing, "encoding rows", "row", progress):
         cache.put(row, encode(row))
-    return Conditions(cache, rows)
+    return Conditions(cache, rows, paths)
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

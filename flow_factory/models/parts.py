@@ -89,5 +89,9 @@ def chain(values: list[Any]) -> Any:
 
 def call_dtype(model: nn.Module, dtype: torch.dtype) -> None:
     """Has a model name a dtype as its own, in which it computes, whatever its weights are stored in."""
-    cls = type(model)
-    model.__class__ = type(cls.__name__, (cls,), {"dtype": dtype, "__module__": cls.__module__, "__doc__": cls.__doc__})
+    model.__class__ = namesake(type(model), {"dtype": dtype})
+
+
+def namesake(cls: type[nn.Module], members: dict[str, Any]) -> type[nn.Module]:
+    """A class of the same name that differs in these members: what is told by its name stays true."""
+    return type(cls.__name__, (cls,), members | {"__module__": cls.__module__, "__doc__": cls.__doc__})

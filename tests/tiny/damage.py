@@ -16,7 +16,7 @@ HOSTILE: list[Any] = [
     None, True, False, 0, -1, 1, 7, 2**31, 2**63, -(2**63) - 1, 2**64, 10**40, 0.5, -0.0, 5e-324, 1e-300, 1e300, -1e300,
     "", " ", "a", "auto", "all", "cpu", "-", "no", "1e-4", "010", "nan", "${HOME}", "${NOT_THERE}", "~", "~nobody/x", "/", "..",
     "../../x", "/dev/null", "/proc/self/mem", "a" * 300, "a/" * 3000, "a\nb", "a\tb", "\0", "\x1b[31m", "\x85", "\u2028", "\ufeff",
-    "\ud83d", "\U0001f600", "$\\frac$", "%s {x} \\", "file:///nowhere/x.png", "http://localhost:1/x.png", "os:getcwd",
+    "\ud83d", "\U0001f600", "$\\frac$", "%s {x} \\", "file:x.png", "http://127.0.0.1:1/x.png", "os:getcwd",
     "flow_factory.errors:UserError", "nowhere:Nothing", [], {}, [[]], [None], [0], [1, 2], [""], ["a", "a"], [1e9, -1e9], [2**70],
     {"a": 1}, {"": ""}, [{}], {"name": ["x"]}, [0.0] * 1000,
 ]  # fmt: skip
