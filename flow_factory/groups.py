@@ -61,12 +61,12 @@ def cut(rollout: Rollout, size: int) -> list[Rollout]:
 
 
 def _slice(rollout: Rollout, here: slice) -> Rollout:
-    steps = [
-        replace(s, x=s.x[here], x1=s.x1[here], logp=s.logp[here], mean=None if s.mean is None else s.mean[here]) for s in rollout.steps
-    ]
+    def step_of(step: Step) -> Step:
+        return _of_samples(step, lambda name: getattr(step, name)[here])
+
     return replace(
         rollout,
-        steps=steps,
+        steps=[step_of(s) for s in rollout.steps],
         media=rollout.media[here],
         ids=rollout.ids[here],
         x0=None if rollout.x0 is None else rollout.x0[here],
@@ -74,6 +74,11 @@ def _slice(rollout: Rollout, here: slice) -> Rollout:
         frozen=defaultdict(dict),
         peers={},
     )
+
+
+def _of_samples(step: Step, of: Callable[[str], Tensor]) -> Step:
+    """The transition of other samples, whose values are found by their names."""
+    return replace(step, x=of("x"), x1=of("x1"), logp=of("logp"), mean=None if step.mean is None else of("mean"))
 
 
 def pick(group: Sequence[Rollout], chosen: Sequence[int]) -> Rollout:
@@ -87,9 +92,7 @@ def pick(group: Sequence[Rollout], chosen: Sequence[int]) -> Rollout:
         def joined(name: str) -> Tensor:
             return rows(lambda r: getattr(r.steps[index], name))
 
-        mine = first.steps[index]
-        mean = None if mine.mean is None else joined("mean")
-        return replace(mine, x=joined("x"), x1=joined("x1"), logp=joined("logp"), mean=mean)
+        return _of_samples(first.steps[index], joined)
 
     result = replace(
         first,
