@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from flow_factory.data.reader import DataError
-from flow_factory.errors import file_errors
+from flow_factory.errors import UserError, file_errors
 from flow_factory.tensor_file import write_tensors
 from flow_factory.terminal import bar
 from flow_factory.types import Cond, Row
@@ -87,16 +87,21 @@ def _file_sha256(path: str, size: int, changed: int) -> str:
 
 
 class Conditions(Sequence[Cond]):
-    """The conditions of some rows, read from their files when they are asked for.
+    """The conditions of some rows, read from the cache when they are asked for; one that is not there, or not whole, is encoded then.
 
     Tensors are mapped memory, which stays on the disk until it is read, and only as long as somebody holds it: Linux maps at most some
     65,000 files for a process. An image cannot be mapped, since Pillow wants 4 bytes of its own a pixel: it is made when it is asked for,
     shared by all who hold it, and gone with the last of them. So a data set of any size takes the memory of the rows in use.
     Neither tensors nor images may be written to.
+
+    Args:
+        encode: makes the condition of a row.
     """
 
-    def __init__(self, cache: "ConditionCache", rows: Sequence[Row], paths: Mapping[int, Path] | None = None):
-        self.cache, self.rows = cache, rows
+    def __init__(
+        self, cache: "ConditionCache", rows: Sequence[Row], encode: Callable[[Row], Cond], paths: Mapping[int, Path] | None = None
+    ):
+        self.cache, self.rows, self.encode = cache, rows, encode
         self.paths = dict(paths or {})  # found once: a row's condition files need not stay as long as the run
 
     def __len__(self) -> int:
@@ -110,10 +115,23 @@ class Conditions(Sequence[Cond]):
         chosen = range(len(self.rows))[index]
         if isinstance(chosen, range):
             known = {n: self.paths[k] for n, k in enumerate(chosen) if k in self.paths}
-            return Conditions(self.cache, [self.rows[k] for k in chosen], known)
+            return Conditions(self.cache, [self.rows[k] for k in chosen], self.encode, known)
+        row = self.rows[chosen]
         if chosen not in self.paths:
-            self.paths[chosen] = self.cache.path(self.rows[chosen])
-        return _open(self.paths[chosen])
+            self.paths[chosen] = self.cache.path(row)
+        cond = self.cache.read(self.paths[chosen])
+        return self._encoded(row) if cond is None else cond
+
+    def _encoded(self, row: Row) -> Cond:
+        """Encoded now, and kept where that is possible: a run does not end for its cache."""
+        cond = self.encode(row)
+        try:
+            self.cache.put(row, cond)
+        except (UserError, OSError) as error:
+            self.cache.warn(f"{error}; rows are encoded anew whenever they are asked for")
+            return cond
+        found = self.cache.get(row)
+        return cond if found is None else found
 
 
 class ConditionCache:
@@ -124,6 +142,8 @@ class ConditionCache:
 
     def __init__(self, folder: Path, fingerprint: str):
         self.folder, self.fingerprint = Path(folder).expanduser(), fingerprint
+        self.whole = set[Path]()
+        self.warned = False
 
     def key(self, row: Row) -> str:
         """sha256 of what the encoding depends on, the bytes of condition files among it; the row's other columns are for rewards.
@@ -143,26 +163,39 @@ class ConditionCache:
         return self.folder / key[:2] / f"{key}.safetensors"
 
     def has(self, row: Row) -> bool:
-        """Whether the row's condition is there and whole; a damaged file is said once."""
+        """Whether the row's condition is there; whether it is whole is seen when it is first read."""
         path = self.path(row)
         with file_errors("data.cache_dir", path, SHARED):
             if not path.exists():
                 return False
             path.open("rb").close()  # safetensors would call one that may not be read missing
+            return True
+
+    def get(self, row: Row) -> Cond | None:
+        """The condition, as `Conditions` has it; None where there is none, or none that is whole."""
+        return self.read(self.path(row))
+
+    def read(self, path: Path) -> Cond | None:
+        """The condition in a file, whose checksum is compared once a process; None where it is gone or damaged, which is said."""
         try:
             metadata, tensors = _read(path)
             if metadata.get("key") != path.stem:
                 raise SafetensorError("it is another row's")
-            if metadata.get("sha256") != _digest(tensors.items(), metadata.get("structure", "")):
+            if path not in self.whole and metadata.get("sha256") != _digest(tensors.items(), metadata.get("structure", "")):
                 raise SafetensorError("its bytes are not those that were written")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
         except SafetensorError as error:
-            logger.warning("the cached row %s is damaged (%s); %r is encoded again", path, error, row.prompt[:60])
-            return False
-        return True
+            logger.warning("the cached row %s is damaged (%s), and is encoded again", path, error)
+            return None
+        self.whole.add(path)
+        return _unpacked(path, metadata, tensors)
 
-    def get(self, row: Row) -> Cond | None:
-        """The condition, as `Conditions` has it, or None; see `has`."""
-        return _open(self.path(row)) if self.has(row) else None
+    def warn(self, text: str) -> None:
+        """Says it once."""
+        if not self.warned:
+            logger.warning("%s", text)
+        self.warned = True
 
     def put(self, row: Row, cond: Cond) -> None:
         """Keeps the condition; whole or not at all, also when killed or when two processes write at once.
@@ -199,7 +232,7 @@ def encode_rows(
     missing = [row for row in distinct.values() if not cache.has(row)]
     for row in bar(missing, "encoding rows", "row", progress):
         cache.put(row, encode(row))
-    return Conditions(cache, rows, paths)
+    return Conditions(cache, rows, encode, paths)
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -207,14 +240,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         return file.metadata() or {}, {name: file.get_tensor(name) for name in sorted(file.keys())}  # noqa: SIM118 (not a dict)
 
 
-def _open(path: Path) -> Cond:
-    try:
-        metadata, tensors = _read(path)
-        if metadata.get("key") != path.stem:
-            raise DataError(f"{path} is another row's: data.cache_dir must stay while a run goes on; a new start encodes the row again")
-    except FileNotFoundError as error:
-        raise DataError(f"{path} is gone: data.cache_dir must stay while a run goes on; a new start encodes the row again") from error
-
+def _unpacked(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Cond:
     def unpack(value: Any) -> Any:
         if not isinstance(value, dict):
             return value
