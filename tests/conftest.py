@@ -2,8 +2,9 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -105,6 +106,17 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     STRANGERS.clear()
     if dist.is_initialized():  # by FSDP of one process, say
         dist.destroy_process_group()
+
+
+# -- the tiny models of rewards ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    """`keys("HPSv2")`: an entry's own keys, which lead to a tiny checkpoint that is made once."""
+    from tests.tiny.reward_models import SAVERS
+
+    return cache(lambda name: SAVERS[name](tmp_path_factory.mktemp(name)) if name in SAVERS else {})
 
 
 # -- the tiny FLUX.1 --------------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ REWARDS = Registry(
         "PickScore": "flow_factory.rewards.pick_score:PickScoreReward",
         "PickScore_Rank": "flow_factory.rewards.pick_score:PickScoreRank",
         "CLIP": "flow_factory.rewards.clip:CLIPReward",
+        "HPSv2": "flow_factory.rewards.hps:HPSv2Reward",
+        "aesthetic": "flow_factory.rewards.aesthetic:AestheticReward",
         "jpeg_compressibility": "flow_factory.rewards.jpeg:JpegCompressibility",
         "jpeg_incompressibility": "flow_factory.rewards.jpeg:JpegIncompressibility",
         "shapes": "flow_factory.rewards.shapes:ShapesReward",

@@ -1,42 +1,21 @@
 """Text-image similarity by CLIP (arXiv 2103.00020); PickScore scores with the same helper."""
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import normalize
 from transformers import AutoModel, AutoProcessor
 
-from flow_factory.errors import UserError
 from flow_factory.hparams import RewardArguments
-from flow_factory.hub import cached, require_source, unreachable
-from flow_factory.models.files import tensors_of
 from flow_factory.rewards.base import PointwiseRewardModel, RewardModelOutput
 from flow_factory.rewards.media import fold, unfold
+from flow_factory.rewards.sources import FILES, model_of, processor_of, require_folder
 
 TOKENS = 77
 WEIGHTS = "openai/clip-vit-large-patch14"
-FILES = ("config.json", "tokenizer_config.json")
-"""What a checkpoint, and a processor's folder, cannot be without."""
-
-
-def _load(auto: Any, path: str, reward: str, **options: Any) -> Any:
-    """`auto.from_pretrained(path)` of a folder or a hub name.
-
-    Raises:
-        UserError: it does not load; one sentence that names the reward and the path.
-    """
-    folder = Path(path).expanduser()
-    if not folder.is_dir() and unreachable() is not None:
-        options["local_files_only"] = True  # or the hub is asked again and again, for minutes
-    try:
-        return auto.from_pretrained(folder if folder.is_dir() else path, **options)
-    except (OSError, ValueError) as error:
-        reason = str(error).split("\n")[0]
-        part = auto.__name__.removeprefix("Auto").lower()
-        raise UserError(f"reward {reward!r} cannot load its CLIP {part} from {path!r}: {reason}") from error
 
 
 class CLIPScorer:
@@ -56,14 +35,12 @@ class CLIPScorer:
     def __init__(self, config: RewardArguments, device: torch.device, weights: str, processor: str | None = None):
         self.require(config, weights, processor, now=True)
         model, processor = self.names(config, weights, processor)
-        self.processor = _load(AutoProcessor, processor, config.name)
-        clip, loaded = _load(AutoModel, model, config.name, output_loading_info=True)
-        if loaded["missing_keys"]:
-            raise UserError(
-                f"reward {config.name!r}: the CLIP checkpoint {model!r} lacks weights, e.g. {sorted(loaded['missing_keys'])[0]}"
-            )
+        self.processor = processor_of(AutoProcessor, processor, config, "CLIP processor")
+        self._hold(model_of(AutoModel, model, config, "CLIP model"), config, device)
+
+    def _hold(self, clip: Any, config: RewardArguments, device: torch.device) -> None:
         self.scale = clip.logit_scale.detach().float().exp().item()  # before rounding: bfloat16 moves it by up to 0.4 %
-        self.model = clip.eval().requires_grad_(False).to(device, config.dtype)
+        self.model = clip.to(device, config.dtype)
         self.dtype, self.device, self.batch_size = config.dtype, device, config.batch_size
 
     @staticmethod
@@ -78,29 +55,26 @@ class CLIPScorer:
     @classmethod
     def require(cls, config: RewardArguments, weights: str, processor: str | None = None, now: bool = True) -> None:
         """See `BaseRewardModel.require_files`: names, and of weights that are on this machine the headers."""
-        for key, name, file in zip(cls.KEYS, cls.names(config, weights, processor), FILES, strict=True):
-            said, path = f"reward {config.name!r}: {key}", Path(name).expanduser()
-            if not path.is_dir():
-                require_source(name, said, file, now=now)
-            folder = path if path.is_dir() else cached(name, file)
-            for weight in sorted(folder.glob("model*.safetensors")) if folder is not None and key == cls.KEYS[0] else ():
-                tensors_of(weight, said)
+        for key, name, file in zip(cls.KEYS, cls.names(config, weights, processor), FILES.values(), strict=True):
+            require_folder(config, key, name, file, now)
 
     @torch.no_grad()
-    def cosine(self, prompts: list[str], images: list[Image.Image]) -> Tensor:
-        """(n,) float32 cosine of prompt k and image k; texts are cut at 77 tokens.
+    def texts(self, texts: list[str]) -> Tensor:
+        """(n, d) float32 unit vectors of n texts, each cut at, and padded to, 77 tokens: one does not depend on its neighbours."""
+        inputs = self.processor.tokenizer(texts, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
+        output = self.model.get_text_features(inputs["input_ids"].to(self.device), inputs["attention_mask"].to(self.device))
+        return normalize(output.pooler_output.float(), dim=-1)
 
-        Every text is padded to 77, so that a score does not depend on its neighbours.
-        """
-        index = {text: k for k, text in enumerate(dict.fromkeys(prompts))}
-        texts = self.processor.tokenizer(list(index), padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
+    @torch.no_grad()
+    def pictures(self, images: list[Image.Image]) -> Tensor:
+        """(n, d) float32 unit vectors of n pictures."""
         pixels = self.processor.image_processor([i.convert("RGB") for i in images], return_tensors="pt")["pixel_values"]
-        output = self.model(
-            input_ids=texts["input_ids"].to(self.device),
-            attention_mask=texts["attention_mask"].to(self.device),
-            pixel_values=pixels.to(self.device, self.dtype),
-        )
-        return torch.cosine_similarity(output.image_embeds.float(), output.text_embeds.float()[[index[p] for p in prompts]], dim=-1)
+        return normalize(self.model.get_image_features(pixels.to(self.device, self.dtype)).pooler_output.float(), dim=-1)
+
+    def cosine(self, prompts: list[str], images: list[Image.Image]) -> Tensor:
+        """(n,) float32 cosine of prompt k and image k."""
+        index = {text: k for k, text in enumerate(dict.fromkeys(prompts))}
+        return (self.pictures(images) * self.texts(list(index))[[index[p] for p in prompts]]).sum(-1)
 
     def cosines(self, prompts: list[str], image: list | None, video: list | None) -> Tensor:
         """(n,) cosines of n images or videos, `config.batch_size` pictures at a time; a video's is the mean over its frames."""

@@ -1,0 +1,138 @@
+"""What rewards read: folders of transformers and single files of weights, on this machine or from the hub. No file of either runs code."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from flow_factory.errors import UserError
+from flow_factory.hparams import RewardArguments
+from flow_factory.hub import cached, looks_local, require_source, unreachable
+from flow_factory.models.files import tensors_of
+
+FILES = {"model": "config.json", "processor": "tokenizer_config.json"}
+"""What a folder of each kind cannot be without."""
+
+
+def named(config: RewardArguments, key: str, default: str) -> str:
+    """A folder, a file or a hub name that the entry gives under a key of its own."""
+    return str(config.extra_kwargs.get(key, default))
+
+
+def require_folder(config: RewardArguments, key: str, name: str, file: str, now: bool) -> None:
+    """Names, and of weights that are on this machine the headers; see `BaseRewardModel.require_files`.
+
+    Args:
+        file: what the folder cannot be without.
+    """
+    said, path = f"reward {config.name!r}: {key}", Path(name).expanduser()
+    if not path.is_dir():
+        require_source(name, said, file, now=now)
+    folder = path if path.is_dir() else cached(name, file)
+    for weights in sorted(folder.glob("model*.safetensors")) if folder is not None and file == FILES["model"] else ():
+        tensors_of(weights, said)
+
+
+def _pretrained(auto: Any, name: str, config: RewardArguments, part: str, **options: Any) -> Any:
+    """`auto.from_pretrained(name)` of a folder or a hub name.
+
+    Raises:
+        UserError: it does not load; one sentence that names the reward and the path.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir() and unreachable() is not None:
+        options["local_files_only"] = True  # or the hub is asked again and again, for minutes
+    try:
+        return auto.from_pretrained(folder if folder.is_dir() else name, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"reward {config.name!r} cannot load its {part} from {name!r}: {reason}") from error
+
+
+def processor_of(auto: Any, name: str, config: RewardArguments, part: str, **options: Any) -> Any:
+    """A processor, tokenizer, image processor or config; see `_pretrained`."""
+    return _pretrained(auto, name, config, part, **options)
+
+
+def model_of(auto: Any, name: str, config: RewardArguments, part: str, **options: Any) -> Any:
+    """A model all of whose weights are in its files, in their dtype, frozen.
+
+    Raises:
+        UserError: it does not load, or lacks weights.
+    """
+    model, loaded = _pretrained(auto, name, config, part, output_loading_info=True, **options)
+    if loaded["missing_keys"]:
+        raise UserError(f"reward {config.name!r}: the {part} {name!r} lacks weights, e.g. {sorted(loaded['missing_keys'])[0]}")
+    return model.eval().requires_grad_(False)
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """(owner/name, path inside) of a file on the hub."""
+    owner, repository, path = name.split("/", 2)
+    return f"{owner}/{repository}", path
+
+
+def require_file(config: RewardArguments, key: str, name: str, now: bool) -> None:
+    """That a single file of weights is there, or can be had: a path, or `owner/repository/file` of the hub.
+
+    Raises:
+        UserError: neither.
+    """
+    said, path = f"reward {config.name!r}: {key}", Path(name).expanduser()
+    if path.is_file():
+        if path.suffix == ".safetensors":
+            tensors_of(path, said)
+        return
+    right = "write the path of a file, or owner/repository/file of the hub"
+    if path.exists() or name.count("/") < 2 or looks_local(name.rpartition("/")[0] if name.count("/") == 2 else _parts(name)[0]):
+        raise UserError(f"{said}: {name!r} is no file; {right}")
+    repository, file = _parts(name)
+    require_source(repository, said, file, now=now)
+
+
+def tensors_in(config: RewardArguments, key: str, name: str) -> dict[str, Tensor]:
+    """The tensors of a single file, on the CPU; of a checkpoint with a `state_dict` those.
+
+    A pickle is read by torch's own reader of nothing but tensors and plain values.
+
+    Raises:
+        UserError: it is not there, or no such file.
+    """
+    require_file(config, key, name, now=True)
+    path = Path(name).expanduser()
+    try:
+        if not path.is_file():
+            path = Path(hf_hub_download(*_parts(name), local_files_only=unreachable() is not None))
+        value = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"reward {config.name!r}: {key}: {name!r} cannot be read as tensors: {reason[:200]}") from error
+    value = value.get("state_dict", value) if isinstance(value, dict) else value
+    if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
+        raise UserError(f"reward {config.name!r}: {key}: {name!r} holds no tensors by name")
+    return {k: v for k, v in value.items() if isinstance(v, Tensor)}
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], config: RewardArguments, key: str, name: str) -> None:
+    """Loads tensors into the model of their names and shapes, which it then is: frozen, in evaluation.
+
+    Raises:
+        UserError: one is missing, has another shape, or is no number.
+    """
+    said = f"reward {config.name!r}: {key}: {name!r}"
+    for wanted, tensor in model.state_dict().items():
+        if wanted not in tensors:
+            raise UserError(f"{said} lacks the tensor {wanted!r}: it is of another architecture")
+        if tensors[wanted].shape != tensor.shape:
+            shapes = f"{list(tensors[wanted].shape)} where {list(tensor.shape)} is wanted"
+            raise UserError(f"{said}: {wanted!r} is {shapes}: it is of another architecture")
+        if tensors[wanted].is_floating_point() and not tensors[wanted].isfinite().all():
+            raise UserError(f"{said}: {wanted!r} is not a number (NaN or infinite): the file is damaged")
+    model.load_state_dict({wanted: tensors[wanted] for wanted in model.state_dict()})
+    model.eval().requires_grad_(False)

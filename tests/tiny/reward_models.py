@@ -1,0 +1,74 @@
+"""Tiny random checkpoints of what the rewards load, of the real classes and in the published layouts. Offline, deterministic."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import CLIPConfig
+
+from tests.tiny.clip import save_clip
+
+BLOCK = {
+    "ln_1.weight": (1,), "ln_1.bias": (1,), "ln_2.weight": (1,), "ln_2.bias": (1,),
+    "attn.in_proj_weight": (3, 1), "attn.in_proj_bias": (3,), "attn.out_proj.weight": (1, 1), "attn.out_proj.bias": (1,),
+    "mlp.c_fc.weight": (4, 1), "mlp.c_fc.bias": (4,), "mlp.c_proj.weight": (1, 4), "mlp.c_proj.bias": (1,),
+}  # fmt: skip
+"""Of a block of open_clip's, sizes in widths."""
+
+
+def drawn(name: str, *shape: int) -> Tensor:
+    """Numbers that belong to a name, by a generator that gives the same ones for ever."""
+    return torch.tensor(np.random.RandomState(crc32(name.encode())).standard_normal(shape) * 0.2, dtype=torch.float32)
+
+
+def open_clip_shapes(words: int, vision: int = 32, text: int = 24, layers: int = 2, out: int = 16) -> dict[str, tuple[int, ...]]:
+    """Names and shapes that open_clip 3.3 writes for a CLIP of 32 pixels in patches of 8 and 77 tokens."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "positional_embedding": (77, text), "text_projection": (text, out), "logit_scale": (), "token_embedding.weight": (words, text),
+        "visual.class_embedding": (vision,), "visual.positional_embedding": (17, vision), "visual.proj": (vision, out),
+        "visual.conv1.weight": (vision, 3, 8, 8),
+        **{f"{ln}.{kind}": (width,) for ln, width in (("visual.ln_pre", vision), ("visual.ln_post", vision), ("ln_final", text))
+           for kind in ("weight", "bias")},
+    }  # fmt: skip
+    for tower, width in (("visual.", vision), ("", text)):
+        for k in range(layers):
+            shapes |= {f"{tower}transformer.resblocks.{k}.{n}": tuple(s * width for s in size) for n, size in BLOCK.items()}
+    return shapes
+
+
+def save_hps(folder: Path) -> dict[str, str]:
+    """The keys of an entry: a file as `xswu/HPSv2` has it, beside a folder with CLIP's config and processor."""
+    save_clip(folder / "clip")
+    config = CLIPConfig.from_pretrained(folder / "clip")
+    shapes = open_clip_shapes(config.text_config.vocab_size)
+    tensors = {name: drawn(name, *shape) for name, shape in shapes.items()}
+    torch.save({"epoch": 1, "state_dict": tensors}, folder / "hps.pt")
+    for part, width, heads in ((config.vision_config, 32, 2), (config.text_config, 24, 2)):
+        part.update({"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": heads, "hidden_act": "gelu"})
+    config.save_pretrained(folder / "clip")
+    return {"model_name_or_path": str(folder / "hps.pt"), "processor_name_or_path": str(folder / "clip")}
+
+
+def save_aesthetic(folder: Path) -> dict[str, str]:
+    """A head in the names of LAION's file, over a tiny CLIP."""
+    sizes = {0: (1024, 16), 2: (128, 1024), 4: (64, 128), 6: (16, 64), 7: (1, 16)}
+    tensors = {f"layers.{k}.weight": drawn(f"layers.{k}", *size) for k, size in sizes.items()}
+    torch.save(tensors | {f"layers.{k}.bias": drawn(f"bias.{k}", size[0]) for k, size in sizes.items()}, folder / "head.pth")
+    return {"model_name_or_path": str(save_clip(folder / "clip")), "head_name_or_path": str(folder / "head.pth")}
+
+
+def save_only_clip(folder: Path) -> dict[str, str]:
+    return {"model_name_or_path": str(save_clip(folder))}
+
+
+SAVERS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "PickScore": save_only_clip,
+    "PickScore_Rank": save_only_clip,
+    "CLIP": save_only_clip,
+    "aesthetic": save_aesthetic,
+    "HPSv2": save_hps,
+}
