@@ -34,7 +34,7 @@ SAMPLE = 1000
 
 
 def encode(
-    config: RunConfig, adapter: ModelAdapter, algorithm: Algorithm, splits: list[list[Row]], accelerator: Accelerator
+    config: RunConfig, adapter: ModelAdapter, algorithm: Algorithm, splits: list[Sequence[Row]], accelerator: Accelerator
 ) -> list[Sequence[Cond]]:
     """Conditions of the training and the test rows, under their sections' call arguments; of training rows those that the run draws.
 

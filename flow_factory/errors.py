@@ -71,7 +71,7 @@ class FailedElsewhere(RunError):
 
 
 class RowError(RunError):
-    """A pipeline failed on a row; the message has its line in the data set."""
+    """A pipeline failed on a row, or its line is no longer what it was; the message has its line in the data set."""
 
 
 class MeetingError(RunError):

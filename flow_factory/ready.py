@@ -1,7 +1,7 @@
 """What a start asks before it loads weights or writes anything, cheapest first. One list: `--check` goes through it, too."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,8 @@ class Ready:
     """Whether configs may be fetched from the hub: by a start. A check constructs rewards instead, which a start does next."""
     here: bool = True
     """Whether this machine is the one that would run it."""
-    rows: list[Row] = field(default_factory=list)
-    test: list[Row] = field(default_factory=list)
+    rows: Sequence[Row] = ()
+    test: Sequence[Row] = ()
     sketch: ModelAdapter | None = None
     """The checkpoint without its weights; None where it is not on this machine and `remote` is false."""
     config: RunConfig = field(init=False)

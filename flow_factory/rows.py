@@ -23,7 +23,7 @@ from flow_factory.types import Row
 logger = logging.getLogger(__name__)
 
 
-def read_split(config: RunConfig, split: Literal["train", "test"]) -> list[Row]:
+def read_split(config: RunConfig, split: Literal["train", "test"]) -> Sequence[Row]:
     """See `read_rows`."""
     data = config.data
     return read_rows(Path(data.dataset_dir), split, data.max_dataset_size if split == "train" else None, data.image_dir, data.video_dir)

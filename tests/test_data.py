@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tracemalloc
 import weakref
 from pathlib import Path
 
@@ -17,10 +18,12 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import flow_factory.data.cache as cache_module
+from flow_factory.data import reader
 from flow_factory.data.cache import ConditionCache, Conditions, encode_rows, module_fingerprint, settings_fingerprint
+from flow_factory.data.lines import row_of
 from flow_factory.data.order import Slot, rows_drawn, rows_of_epoch
 from flow_factory.data.reader import DataError, read_rows
-from flow_factory.errors import UserError
+from flow_factory.errors import RowError, UserError
 from flow_factory.types import Cond, Row
 
 
@@ -37,7 +40,7 @@ def test_jsonl_keeps_every_other_column(tmp_path):
         write(tmp_path, "train.jsonl", '{"prompt": "a", "negative_prompt": "b", "kind": "x", "n": [1]}\n\n{"prompt": "c"}'), "train"
     )
     where = tmp_path / "train.jsonl"
-    assert rows == [Row(0, "a", "b", {"kind": "x", "n": [1]}, source=f"{where}:1"), Row(1, "c", source=f"{where}:3")]
+    assert list(rows) == [Row(0, "a", "b", {"kind": "x", "n": [1]}, source=f"{where}:1"), Row(1, "c", source=f"{where}:3")]
 
 
 def test_txt_with_bom_and_crlf(tmp_path):
@@ -162,6 +165,63 @@ def test_a_missing_folder_lists_what_is_beside_it(tmp_path):
 def test_reading_needs_no_torch():
     code = "import sys, flow_factory.data.reader; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0
+
+
+def test_a_row_is_made_when_it_is_asked_for(tmp_path, monkeypatch):
+    lines = [b'{"prompt": "a", "image": "x.png"}\r\n', b"\n", b"\xef\xbb\xbf  \n", '{"prompt": "b\u2028ü", "n": [1]}'.encode()]
+    seen: list[Row] = []
+    rows = read_rows(write(tmp_path, "train.jsonl", b"".join(lines)), "train", looks=[seen.append, seen.append])
+    where, picture = tmp_path / "train.jsonl", str(tmp_path / "images" / "x.png")
+    wanted = [Row(0, "a", images=(picture,), source=f"{where}:1"), Row(1, "b\u2028ü", columns={"n": [1]}, source=f"{where}:4")]
+    assert seen == [wanted[0], wanted[0], wanted[1], wanted[1]]  # each look sees every row once
+    made: list[int] = []
+    monkeypatch.setattr(reader, "row_of", lambda k, *rest: (made.append(k), row_of(k, *rest))[1])
+    assert len(rows) == 2 and not made
+    assert rows[-1] == wanted[1] and made == [1]
+    part = rows[::-1]
+    assert len(part) == 2 and made == [1] and list(part) == wanted[::-1] and list(part[1:]) == [wanted[0]] and part[-1] == wanted[0]
+    with pytest.raises(IndexError):
+        rows[2]
+
+
+def test_rows_take_little_memory(tmp_path):
+    write(tmp_path, "train.jsonl", "".join(json.dumps({"prompt": f"{k} " + "x" * 2000}) + "\n" for k in range(2000)))
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        rows = read_rows(tmp_path, "train")
+        held = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert held < 100 * len(rows)
+
+
+OTHER = {
+    "a line": (lambda p: p.write_bytes(p.read_bytes().replace(b"two", b"2wo")), [0, 2], "train.jsonl:2: the line has changed"),
+    "half a letter": (lambda p: p.write_bytes(p.read_bytes().replace(b"two", b"t\xffo")), [0, 2], "train.jsonl:2: the line has changed"),
+    "one before": (lambda p: p.write_bytes(b'{"prompt": "new"}\n' + p.read_bytes()), [], "train.jsonl:2: the line has changed"),
+    "cut short": (lambda p: p.write_bytes(p.read_bytes()[:30]), [0], "train.jsonl:2: the line has changed"),
+    "one after": (lambda p: p.write_bytes(p.read_bytes() + b'{"prompt": "new"}\n'), [0, 1, 2], None),
+    "another file": (lambda p: (p.with_name("x").write_text("nothing"), p.with_name("x").replace(p)), [0, 1, 2], None),
+    "none": (lambda p: p.unlink(), [0, 1, 2], None),
+}
+
+
+@pytest.mark.parametrize("how", OTHER)
+def test_rows_that_are_edited_while_the_run_goes_on_are_noticed(tmp_path, monkeypatch, caplog, how):
+    monkeypatch.setattr(reader, "EVERY", 0)
+    write(tmp_path, "train.jsonl", "".join(f'{{"prompt": "{word} dogs"}}\n' for word in ("one", "two", "six")))
+    rows = read_rows(tmp_path, "train")
+    before = list(rows)
+    assert not caplog.records
+    edit, same, said = OTHER[how]
+    edit(tmp_path / "train.jsonl")
+    assert [rows[k] for k in same] == [before[k] for k in same]
+    if said is not None:
+        with pytest.raises(RowError, match=said):
+            rows[1]
+    changes = [r.getMessage() for r in caplog.records]
+    assert changes == [f"{tmp_path}/train.jsonl has changed; this run goes on with the rows that it began with"] * (how != "none")
 
 
 # condition files

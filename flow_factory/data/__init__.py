@@ -1,2 +1,2 @@
-"""The data set: `reader` (lines -> rows), `media` (files -> images and videos; `mp4` the other way), `cache` (rows -> conditions, once),
-`order` (which rows an epoch takes)."""
+"""The data set: `reader` (a file -> rows; `lines`: one of them), `media` (files -> images and videos; `mp4` the other way), `cache`
+(rows -> conditions, once), `order` (which rows an epoch takes)."""

@@ -1,15 +1,22 @@
-"""Reads a data set: `train` and `test`, each `.jsonl` or `.txt`. Needs nothing but the standard library, so a check takes a moment."""
+"""Reads a data set: `train` and `test`, each `.jsonl` or `.txt`. Needs no torch, so a check takes a moment."""
 
-import difflib
-import json
 import logging
+import math
 import os
-from collections.abc import Iterator
+import time
+import weakref
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, overload
 
-from flow_factory.errors import UserError, file_errors
+import numpy as np
+
+from flow_factory.data.lines import EXAMPLE, row_of
+from flow_factory.data.lines import DataError as DataError
+from flow_factory.errors import RowError, file_errors
 from flow_factory.files import require_readable
 from flow_factory.types import Row
 
@@ -17,13 +24,11 @@ logger = logging.getLogger(__name__)
 
 LONGEST = 1 << 24
 """Bytes of a line: a data set that is one JSON document is no data set of one row."""
-DEEPEST = 64
-"""Levels of lists and objects in a row: what copies and writes it goes down as deep."""
 READABLE = "the user that runs this must be able to read it"
-
-
-class DataError(UserError):
-    """A data set that cannot be read; the message names the file, the line and what would be right."""
+EVERY = 60
+"""Seconds between two looks at whether a file has changed."""
+Look = Callable[[Row], object]
+"""Is handed every row once, in order, and raises `UserError` where it is not right."""
 
 
 def read_rows(
@@ -32,7 +37,8 @@ def read_rows(
     max_size: int | None = None,
     image_dir: str | Path | None = None,
     video_dir: str | Path | None = None,
-) -> list[Row]:
+    looks: Iterable[Look] = (),
+) -> "RowFile":
     """The rows of `{split}.jsonl` or `{split}.txt`, numbered from 0; reading stops after `max_size` of them.
 
     A line of the .txt is a prompt. A line of the .jsonl is an object with `prompt`, maybe `negative_prompt`, `image` (a file name) or
@@ -42,29 +48,114 @@ def read_rows(
     Args:
         image_dir, video_dir: where relative file names start; by default images/ and videos/ in the data set's folder. Whether the files
             are there is for `inspection` to say.
+        looks: what else is asked of each row, or found out about all of them: all that needs every row is done in the one pass.
 
     Raises:
         DataError: no such folder or file, both files, an empty file, or a line that is not as described.
+        UserError: what a look raises.
     """
     folder = Path(dataset_dir)
     with file_errors("data.dataset_dir", folder, READABLE, DataError):
         path = _file_of(folder, split)
     require_readable(path, "data.dataset_dir", READABLE, DataError)
-    folders = {"image": Path(image_dir or folder / "images"), "video": Path(video_dir or folder / "videos")}
-    rows: list[Row] = []
-    seen: set[str] = set()
-    for number, line in islice(_lines(path), max_size):
-        where = f"{path}:{number}"
-        rows.append(_parse_object(len(rows), line, where, folders) if path.suffix == ".jsonl" else Row(len(rows), line, source=where))
-        seen.add(line)
-    if not rows:
-        raise DataError(f"{path}: no line with a prompt in it; write {_EXAMPLES[path.suffix]}")
-    if len(seen) < len(rows):
-        logger.info("%s: %d of %d rows repeat an earlier line; each stays a row of its own", path, len(rows) - len(seen), len(rows))
-    return rows
+    return RowFile(path, {"image": Path(image_dir or folder / "images"), "video": Path(video_dir or folder / "videos")}, max_size, looks)
 
 
-_EXAMPLES = {".jsonl": 'lines such as {"prompt": "a red cube"}', ".txt": "a prompt a line"}
+class RowFile(Sequence[Row]):
+    """The rows of a file. Each line is checked once; what is kept of it is where it stands, and it is read again when its row is asked for.
+
+    A file that another one takes the place of stays what it was for those who have it open, and the run goes on with it. One that is
+    written to is noticed: by a warning where it has changed, and by an error where the line that is asked for has.
+
+    Args:
+        folders: where relative names of files of each kind start.
+        most: rows that are read.
+        looks: see `read_rows`.
+    """
+
+    def __init__(self, path: Path, folders: Mapping[str, Path], most: int | None = None, looks: Iterable[Look] = ()):
+        self.path, self.folders, self._jsonl = path, folders, path.suffix == ".jsonl"
+        with file_errors("data.dataset_dir", path, READABLE, DataError):
+            self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+        self._seen, self._next_look = _signs(os.fstat(self._file)), time.monotonic() + EVERY
+        numbers, begins, ends, digests = columns = (array("q"), array("q"), array("q"), array("q"))
+        looks = tuple(looks)
+        for number, begin, end, text in islice(_lines(path, self._file), most):
+            row = self._row(len(numbers), number, text)
+            for look in looks:
+                look(row)
+            numbers.append(number)
+            begins.append(begin)
+            ends.append(end)
+            digests.append(hash(text))
+        if not numbers:
+            raise DataError(f"{path}: no line with a prompt in it; write {_EXAMPLES[path.suffix]}")
+        self._numbers, self._begins, self._ends, self._digests = (np.frombuffer(column, np.int64) for column in columns)
+        if repeated := len(self) - len(np.unique(self._digests)):
+            logger.info("%s: %d of %d rows repeat an earlier line; each stays a row of its own", path, repeated, len(self))
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
+        """Raises:
+        RowError: the line is not what it was.
+        """
+        if isinstance(index, slice):
+            return Chosen(self, range(len(self))[index])
+        k = range(len(self))[index]
+        self._look()
+        where, right = f"{self.path}:{self._numbers[k]}", "put it back and go on with model.resume_path, or begin a run of its own"
+        with file_errors(where, self.path, right, RowError):  # a mapped file would end the process where it is cut short
+            raw = os.pread(self._file, int(self._ends[k] - self._begins[k]), int(self._begins[k]))
+        text = raw.decode("utf-8-sig", "replace").strip()
+        if hash(text) != self._digests[k]:
+            raise RowError(f"{where}: the line has changed since the run read it; {right}")
+        return self._row(k, int(self._numbers[k]), text)
+
+    def _row(self, k: int, number: int, text: str) -> Row:
+        where = f"{self.path}:{number}"
+        return row_of(k, text, where, self.folders) if self._jsonl else Row(k, text, source=where)
+
+    def _look(self) -> None:
+        """Says once that the file is another, or has been written to."""
+        if (now := time.monotonic()) < self._next_look:
+            return
+        self._next_look = now + EVERY
+        with suppress(OSError):
+            if self._seen != _signs(self.path.stat()):
+                self._next_look = math.inf
+                logger.warning("%s has changed; this run goes on with the rows that it began with", self.path)
+
+
+def _signs(stat: os.stat_result) -> tuple[int, int, int]:
+    """By which a change of a file is seen."""
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+class Chosen(Sequence[Row]):
+    """Some of a data set's rows, each made when it is asked for."""
+
+    def __init__(self, rows: Sequence[Row], which: Sequence[int]):
+        self.rows, self.which = rows, which
+
+    def __len__(self) -> int:
+        return len(self.which)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Chosen": ...
+    def __getitem__(self, index: int | slice) -> "Row | Chosen":
+        return Chosen(self.rows, self.which[index]) if isinstance(index, slice) else self.rows[self.which[index]]
+
+
+_EXAMPLES = {".jsonl": EXAMPLE, ".txt": "a prompt a line"}
 
 
 def _file_of(folder: Path, split: str) -> Path:
@@ -87,10 +178,12 @@ def listing(folder: Path, most: int = 12) -> str:
     return ", ".join(names[:most]) + (f", ... ({len(names)} in all)" if len(names) > most else "") or "nothing in it"
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number from 1, stripped text) of every line that is not blank."""
-    with file_errors("data.dataset_dir", path, READABLE, DataError), path.open("rb") as file:
+def _lines(path: Path, opened: int) -> Iterator[tuple[int, int, int, str]]:
+    """(line number from 1, where it begins and where the next one does, stripped text) of every line that is not blank."""
+    end = 0
+    with file_errors("data.dataset_dir", path, READABLE, DataError), open(opened, "rb", closefd=False) as file:
         for number, raw in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), start=1):
+            begin, end = end, end + len(raw)
             if len(raw) > LONGEST:
                 raise DataError(
                     f"{path}:{number}: a line of more than {LONGEST >> 20} MB; a row is a line, and a file of rows no JSON list"
@@ -105,97 +198,4 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             if "\0" in text:
                 raise DataError(f"{path}:{number}: a NUL character (it looks like UTF-16); save the file as UTF-8")
             if text:
-                yield number, text
-
-
-def _parse_object(row_id: int, line: str, where: str, folders: dict[str, Path]) -> Row:
-    columns = _parse(line, where)
-    if not isinstance(columns, dict):
-        raise DataError(f"{where}: {_kind(columns)} where an object belongs, {_EXAMPLES['.jsonl']}")
-    if "prompt" not in columns:
-        close = difflib.get_close_matches("prompt", [key.lower() for key in columns], n=1)
-        meant = next((f"; is it {key!r}?" for key in columns if key.lower() in close), "")
-        raise DataError(f"{where}: no 'prompt' among the columns {', '.join(columns) or '(none)'}{meant}")
-    prompt, negative = columns.pop("prompt"), columns.pop("negative_prompt", None)
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise DataError(f"{where}: 'prompt' must be a text with something in it, not {_kind(prompt)}")
-    if not isinstance(negative, str | None):
-        raise DataError(f"{where}: 'negative_prompt' must be a text or null, not {_kind(negative)}")
-    if "\0" in prompt + (negative or ""):
-        raise DataError(f"{where}: the prompt has a NUL character (\\u0000); delete it")
-    images, videos = (_files(columns, kind, folder, where) for kind, folder in folders.items())
-    return Row(row_id, prompt, negative, columns, images, videos, where)
-
-
-def _parse(line: str, where: str) -> Any:
-    """A line as JSON. NaN and Infinity, which Python writes, are taken as it means them: they can stand in columns for rewards only."""
-    try:
-        value = json.loads(line, object_pairs_hook=_object)
-        if _deeper(value, DEEPEST):
-            raise RecursionError
-        if "\\u" in line:
-            _require_whole(value)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON at column {error.colno}: {error.msg}; one object a line, {_EXAMPLES['.jsonl']}") from error
-    except RecursionError as error:
-        raise DataError(f"{where}: lists and objects are nested more than {DEEPEST} deep; make the row flat") from error
-    except ValueError as error:  # those of the functions below, and Python's own limit
-        raise DataError(f"{where}: {'a number has more than 4,300 digits' if 'digits' in str(error) else error}") from error
-    return value
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    columns = dict(pairs)
-    if len(columns) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} is written twice; keep one")
-    return columns
-
-
-def _deeper(value: Any, most: int) -> bool:
-    """Whether lists and objects stand in one another more than `most` times."""
-    level = [value]
-    for _ in range(most + 1):
-        level = [inner for v in level if isinstance(v, dict | list) for inner in (v.values() if isinstance(v, dict) else v)]
-    return bool(level)
-
-
-def _require_whole(value: Any) -> None:
-    """Raises:
-    ValueError: a text with half of a character, which no UTF-8 can hold: what a cut through an emoji leaves.
-    """
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        half = f"\\u{ord(error.object[error.start]):04x}"
-        raise ValueError(f"{half} is half of a character (an emoji that was cut?); cut texts between characters") from error
-
-
-def _files(columns: dict[str, Any], kind: str, folder: Path, where: str) -> tuple[str, ...]:
-    """Takes `image` and `images` (or `video` and `videos`) out of the columns; null is as if they were not there."""
-    one, several = columns.pop(kind, None), columns.pop(f"{kind}s", None)
-    if one is not None and several is not None:
-        raise DataError(f"{where}: both '{kind}' and '{kind}s'; keep '{kind}' for one file, '{kind}s' for a list of them")
-    if isinstance(one, list):
-        raise DataError(f"{where}: '{kind}' must be one file's name; a list of them is '{kind}s'")
-    if several is not None and not isinstance(several, list):
-        raise DataError(f"{where}: '{kind}s' must be a list of file names, not {_kind(several)}; one file's name is '{kind}'")
-    names = several or [] if one is None else [one]
-    for name in names:
-        if not isinstance(name, str) or not name.strip():
-            raise DataError(f"{where}: '{kind}{'s' if one is None else ''}' names files, and {_kind(name)} is no file's name")
-        if "\0" in name:
-            raise DataError(f"{where}: {json.dumps(name)} is no file's name: it has a NUL character")
-        if "://" in name:
-            raise DataError(f"{where}: {name} is an address; {kind}s are read from disk, so download it and name the file")
-    return tuple(str(folder / name) for name in names)
-
-
-def _kind(value: Any) -> str:
-    """A JSON value as a reader of the file would call it."""
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    names = {dict: "an object", list: "a list", str: "an empty text" if value == "" else "a text", int: "a number", float: "a number"}
-    return names[type(value)] + (
-        "" if isinstance(value, dict | list) or value == "" else f" ({json.dumps(value, ensure_ascii=False)[:40]})"
-    )
+                yield number, begin, end, text
