@@ -142,8 +142,14 @@ def test_a_weight_that_all_processes_have_whole_is_shared_out(tmp_path: Path) ->
             assert rank["wrong"] == [] and (rank["shared"] > 10) == (engine in ("fsdp2", "zero3")), engine
 
 
-MIXED = [*(("flux1", engine) for engine in ("ddp", "fsdp2", "zero2", "zero3")), ("wan", "ddp"), ("wan", "zero2")]
+MIXED = [(model, engine) for model in ("flux1", "wan") for engine in ("ddp", "fsdp2", "zero2", "zero3")]
 """Wan keeps parts in float32."""
+SHARED_BY_BLOCKS = {"flux1": ("time_text_embed", "context_embedder"), "wan": ("text_embedder",)}
+"""What computes, in 16 bits, a tensor that all blocks take: its gradient is a sum over them, and over the layers in them, in 16 bits too.
+
+An engine that gathers weights block by block adds up those of a block first, one process does not. Measured on Wan against the same sum in
+float32: one process is 0.23 % off it, FSDP2 and ZeRO-3 are 0.25 %. From the second update on, the weights themselves round otherwise.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +157,8 @@ def mixed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """Folders of the runs as the examples for GPUs have them, of one process and of two."""
     one, two = (tmp_path_factory.mktemp(name) for name in ("one_bf16", "two_bf16"))
     saving = ("train.enable_gradient_checkpointing=true", "train.offload_samples_to_cpu=true", "model.offload_idle=true")
-    keys = [*COMMON, *KINDS["full"], *saving, "mixed_precision=bf16", "train.max_epochs=1", "eval.eval_freq=0"]
+    once = ("train.max_epochs=1", "train.gradient_step_per_epoch=1", "eval.eval_freq=0")
+    keys = [*COMMON, *KINDS["full"], *saving, "mixed_precision=bf16", *once]
     cases = chosen(request, "model", "engine")
     models = {"flux1": [], "wan": [*WAN, f"model.model_name_or_path={saved('wan21_t2v')}"]}
     several(one, 1, {model: [*keys, *models[model]] for model in sorted({model for model, _ in cases})})
@@ -161,12 +168,15 @@ def mixed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @cells("model", "engine", MIXED, {*MIXED} - {("flux1", "fsdp2"), ("flux1", "zero3")})
 def test_mixed_precision_draws_the_same_pictures_and_moves_the_weights_alike(mixed: tuple[Path, Path], model: str, engine: str) -> None:
-    """What is trained stays in float32; sums of gradients of 16 bits in another order move it a little otherwise."""
+    """What is trained stays in float32. Gradients that are summed in 16 bits, in another order, are a little off; no others are."""
     one, two = mixed[0] / model, mixed[1] / f"{model}_{engine}"
     assert_same_start(logged(one), logged(two))
     assert logged(two)[0]["train/on_policy_error"] == 0
     whole, theirs = (state_of(run, 1) for run in (one, two))
     moments = [k for k in whole if "/exp_avg/" in k]
     assert len(moments) > 10 and all(whole[k].dtype == theirs[k].dtype == torch.float32 for k in moments)
-    here, there = (vectors(state)["optimizer/exp_avg"] for state in (theirs, whole))
-    assert there.norm() > 0 and (here - there).norm() / there.norm() < 0.01
+    summed = {k for k in moments if any(part in k for part in SHARED_BY_BLOCKS[model])}
+    assert summed
+    for names, off in ((summed, 0.02), ({*moments} - summed, 1e-5)):
+        here, there = (torch.cat([state[k].double().flatten() for k in sorted(names)]) for state in (theirs, whole))
+        assert there.norm() > 0 and (here - there).norm() / there.norm() < off
