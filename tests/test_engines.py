@@ -10,7 +10,7 @@ from flow_factory.run import Run
 from tests.conftest import cells, chosen
 from tests.tiny.pipelines import saved
 from tests.tiny.run import ROOT, logged
-from tests.tiny.several import FULL, LAST, SMOOTH, assert_same_run, assert_same_start, assert_same_weights, several, state_of, vectors
+from tests.tiny.several import FULL, LAST, SMOOTH, assert_same_run, assert_same_start, assert_same_weights, several, state_of
 
 pytestmark = pytest.mark.slow
 
