@@ -5,10 +5,14 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
-from transformers import AutoProcessor, CLIPModel
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoProcessor, AutoTokenizer, CLIPModel
 
 from flow_factory.errors import UserError
 from flow_factory.hparams import RewardArguments
@@ -43,6 +47,77 @@ def test_hps_matches_open_clip(keys: Any, prompt: str, size: tuple[int, int], re
     """Recorded of open_clip_torch 3.3.0 (which wants torchvision) on the same weights; the wider pictures stand between black bars."""
     found = rewards("HPSv2", **keys("HPSv2")).score([Row(0, prompt)], [[i.resize(size, 0) for i in pictures(2)]])[0][:, 0]
     torch.testing.assert_close(found, torch.tensor(recorded), atol=2e-5, rtol=0)
+
+
+# -- ImageReward ------------------------------------------------------------------------------------------------------------------------
+
+
+class ByHand:
+    """ImageReward as its paper has it, from the published file alone, in float64 and with no class of transformers."""
+
+    def __init__(self, file: str):
+        self.t = {name: tensor.double() for name, tensor in torch.load(file).items()}
+
+    def linear(self, x: Tensor, name: str) -> Tensor:
+        return x @ self.t[f"{name}.weight"].T + self.t[f"{name}.bias"]
+
+    def norm(self, x: Tensor, name: str, eps: float) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], self.t[f"{name}.weight"], self.t[f"{name}.bias"], eps)
+
+    @staticmethod
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(tokens, width), by heads of 64."""
+        parts = [a.softmax(-1) @ c for a, c in (
+            (q[:, h : h + 64] @ k[:, h : h + 64].T / 8, v[:, h : h + 64]) for h in range(0, q.shape[1], 64)
+        )]  # fmt: skip
+        return torch.cat(parts, -1)
+
+    def see(self, pixels: Tensor) -> Tensor:
+        at = "blip.visual_encoder"
+        patches = F.conv2d(pixels[None].double(), self.t[f"{at}.patch_embed.proj.weight"], self.t[f"{at}.patch_embed.proj.bias"], 16)
+        x = torch.cat([self.t[f"{at}.cls_token"][0], patches[0].flatten(1).T]) + self.t[f"{at}.pos_embed"][0]
+        for k in range(2):
+            block = f"{at}.blocks.{k}"
+            attended = self.attend(*self.linear(self.norm(x, f"{block}.norm1", 1e-6), f"{block}.attn.qkv").chunk(3, -1))
+            x = x + self.linear(attended, f"{block}.attn.proj")
+            x = x + self.linear(F.gelu(self.linear(self.norm(x, f"{block}.norm2", 1e-6), f"{block}.mlp.fc1")), f"{block}.mlp.fc2")
+        return self.norm(x, f"{at}.norm", 1e-6)
+
+    def read(self, ids: list[int], seen: Tensor) -> Tensor:
+        at = "blip.text_encoder"
+        x = self.t[f"{at}.embeddings.word_embeddings.weight"][ids] + self.t[f"{at}.embeddings.position_embeddings.weight"][: len(ids)]
+        x = self.norm(x, f"{at}.embeddings.LayerNorm", 1e-12)
+        for k in range(2):
+            layer = f"{at}.encoder.layer.{k}"
+            for kind, other in (("attention", None), ("crossattention", seen)):
+                q = self.linear(x, f"{layer}.{kind}.self.query")
+                keys, values = (self.linear(x if other is None else other, f"{layer}.{kind}.self.{n}") for n in ("key", "value"))
+                x = self.norm(
+                    x + self.linear(self.attend(q, keys, values), f"{layer}.{kind}.output.dense"), f"{layer}.{kind}.output.LayerNorm", 1e-12
+                )
+            wide = F.gelu(self.linear(x, f"{layer}.intermediate.dense"))
+            x = self.norm(x + self.linear(wide, f"{layer}.output.dense"), f"{layer}.output.LayerNorm", 1e-12)
+        return x[0]
+
+    def score(self, ids: list[int], image: Image.Image) -> float:
+        wide = image.resize((38, 32), Image.Resampling.BICUBIC).crop((3, 0, 35, 32))
+        pixels = torch.from_numpy(np.array(wide)).permute(2, 0, 1) / 255
+        mean, std = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
+        x = self.read(ids, self.see((pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]))
+        for k in (0, 2, 4, 6, 7):
+            x = self.linear(x, f"mlp.layers.{k}")
+        return (x.item() - 0.16717362830052426) / 1.0333394966054072
+
+
+@pytest.mark.parametrize("prompt", ["a red circle", "two dogs on a hill " * 9])
+def test_image_reward_matches_its_paper(keys: Any, prompt: str) -> None:
+    given, images = keys("ImageReward"), pictures(3)
+    ids = AutoTokenizer.from_pretrained(given["processor_name_or_path"])(prompt, truncation=True, max_length=35)["input_ids"]
+    by_hand = ByHand(given["model_name_or_path"])
+    expected = torch.tensor([by_hand.score(ids, image) for image in images])
+    assert expected.std() > 0.01 and (len(ids) == 35) == (len(prompt) > 50)
+    found = rewards("ImageReward", **given).score([Row(0, prompt)], [images])[0][:, 0]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 # -- files ------------------------------------------------------------------------------------------------------------------------------
@@ -91,7 +166,9 @@ def test_a_file_of_weights_may_be_safetensors_and_must_be_whole(keys: Any, tmp_p
         scores(head_name_or_path=str(tmp_path / "head.pth"))
 
 
-@pytest.mark.parametrize(("name", "key"), [("aesthetic", "head_name_or_path"), ("HPSv2", "model_name_or_path")])
+@pytest.mark.parametrize(
+    ("name", "key"), [("aesthetic", "head_name_or_path"), ("HPSv2", "model_name_or_path"), ("ImageReward", "model_name_or_path")]
+)
 def test_a_file_of_weights_is_asked_for_before_anything_is_loaded(
     keys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, key: str
 ) -> None:

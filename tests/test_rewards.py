@@ -128,7 +128,7 @@ def test_scores_do_not_depend_on_the_batch_its_order_or_its_size(keys: Callable[
     small, large = (rewards(name, size, **keys(name)) for size in (2, 64))
     found = torch.stack(large.score(rows, media))
     turned = torch.stack(small.score(rows[::-1], [group[::-1] for group in media[::-1]]))
-    torch.testing.assert_close(turned.flip(0, 1), found, atol=1e-5, rtol=0)
+    torch.testing.assert_close(turned.flip(0, 1), found, atol=1e-4, rtol=1e-4)
 
 
 def test_pick_score_rank_is_the_rank_in_the_group_over_its_size(clip: Path) -> None:

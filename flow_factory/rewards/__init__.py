@@ -16,6 +16,7 @@ REWARDS = Registry(
         "PickScore_Rank": "flow_factory.rewards.pick_score:PickScoreRank",
         "CLIP": "flow_factory.rewards.clip:CLIPReward",
         "HPSv2": "flow_factory.rewards.hps:HPSv2Reward",
+        "ImageReward": "flow_factory.rewards.image_reward:ImageReward",
         "aesthetic": "flow_factory.rewards.aesthetic:AestheticReward",
         "jpeg_compressibility": "flow_factory.rewards.jpeg:JpegCompressibility",
         "jpeg_incompressibility": "flow_factory.rewards.jpeg:JpegIncompressibility",

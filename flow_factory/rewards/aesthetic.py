@@ -5,12 +5,13 @@ Source: github.com/christophschuhmann/improved-aesthetic-predictor (Apache-2.0),
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
 
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.base import PointwiseRewardModel, RewardModelOutput
 from flow_factory.rewards.clip import WEIGHTS, CLIPScorer
-from flow_factory.rewards.media import fold, unfold
+from flow_factory.rewards.media import scored
 from flow_factory.rewards.sources import fill, named, require_file, tensors_in
 
 HEAD = "trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth"
@@ -50,8 +51,8 @@ class AestheticReward(PointwiseRewardModel):
         self.head.to(self.device, torch.float32)
 
     @torch.no_grad()
-    def __call__(self, image: list | None = None, video: list | None = None) -> RewardModelOutput:
-        pictures, counts = unfold(image, video)
-        size = self.config.batch_size
-        vectors = torch.cat([self.clip.pictures(pictures[k : k + size]) for k in range(0, len(pictures), size)])
-        return RewardModelOutput(fold(self.head(vectors)[:, 0], counts))
+    def _score(self, prompts: list[str], pictures: list[Image.Image]) -> Tensor:
+        return self.head(self.clip.pictures(pictures))[:, 0]
+
+    def __call__(self, prompt: list[str], image: list | None = None, video: list | None = None) -> RewardModelOutput:
+        return RewardModelOutput(scored(self._score, prompt, image, video, self.config.batch_size))

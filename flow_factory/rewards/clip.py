@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoProcessor
 
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.base import PointwiseRewardModel, RewardModelOutput
-from flow_factory.rewards.media import fold, unfold
+from flow_factory.rewards.media import scored
 from flow_factory.rewards.sources import FILES, model_of, processor_of, require_folder
 
 TOKENS = 77
@@ -78,10 +78,7 @@ class CLIPScorer:
 
     def cosines(self, prompts: list[str], image: list | None, video: list | None) -> Tensor:
         """(n,) cosines of n images or videos, `config.batch_size` pictures at a time; a video's is the mean over its frames."""
-        pictures, counts = unfold(image, video)
-        texts = [p for p, count in zip(prompts, counts, strict=True) for _ in range(count)]
-        batches = [slice(k, k + self.batch_size) for k in range(0, len(pictures), self.batch_size)]
-        return fold(torch.cat([self.cosine(texts[b], pictures[b]) for b in batches]), counts)
+        return scored(self.cosine, prompts, image, video, self.batch_size)
 
 
 class CLIPReward(PointwiseRewardModel):

@@ -1,6 +1,6 @@
 """Pictures and videos in the forms that rewards take."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -32,6 +32,23 @@ def to_tensor(image: Image.Image, device: torch.device) -> Tensor:
     """(3, H, W) float32 in [0, 1]."""
     pixels = torch.from_numpy(np.array(image.convert("RGB")))
     return pixels.to(device).permute(2, 0, 1).float() / 255
+
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def normalised(image: Image.Image, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD) -> Tensor:
+    """(3, H, W) float32 on the CPU, (colour - mean) / std of colours in [0, 1]."""
+    return (to_tensor(image, torch.device("cpu")) - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+
+
+def cropped(image: Image.Image, side: int) -> Image.Image:
+    """The middle square of the picture, whose shorter side becomes `side` pixels (bicubic): as torchvision's Resize and CenterCrop."""
+    width, height = image.size
+    short = min(width, height)
+    wide, high = (side if s == short else int(side * s / short) for s in (width, height))
+    left, top = round((wide - side) / 2), round((high - side) / 2)
+    return image.convert("RGB").resize((wide, high), Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
 
 
 def convert(media: Any, device: torch.device | None) -> Any:
@@ -78,3 +95,12 @@ def unfold(image: list[Image.Image] | None, video: list[list[Image.Image]] | Non
 def fold(scores: Tensor, counts: list[int]) -> Tensor:
     """(n,) mean over each sample's pictures, every frame counted, of scores (sum of counts,)."""
     return torch.stack([part.mean() for part in scores.split(counts)])
+
+
+def scored(
+    score: Callable[[list[str], list[Image.Image]], Tensor], prompts: list[str], image: list | None, video: list | None, size: int
+) -> Tensor:
+    """(n,) scores of n images or videos by a function of at most `size` texts and pictures; a video's is the mean over all its frames."""
+    pictures, counts = unfold(image, video)
+    texts = [p for p, count in zip(prompts, counts, strict=True) for _ in range(count)]
+    return fold(torch.cat([score(texts[k : k + size], pictures[k : k + size]) for k in range(0, len(pictures), size)]), counts)

@@ -119,6 +119,11 @@ def tensors_in(config: RewardArguments, key: str, name: str) -> dict[str, Tensor
     return {k: v for k, v in value.items() if isinstance(v, Tensor)}
 
 
+def lacking(config: RewardArguments, key: str, name: str, tensor: str) -> UserError:
+    """The error of a file that has no tensor of this name."""
+    return UserError(f"reward {config.name!r}: {key}: {name!r} lacks the tensor {tensor!r}: it is of another architecture")
+
+
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], config: RewardArguments, key: str, name: str) -> None:
     """Loads tensors into the model of their names and shapes, which it then is: frozen, in evaluation.
 
@@ -128,7 +133,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], config: RewardArgument
     said = f"reward {config.name!r}: {key}: {name!r}"
     for wanted, tensor in model.state_dict().items():
         if wanted not in tensors:
-            raise UserError(f"{said} lacks the tensor {wanted!r}: it is of another architecture")
+            raise lacking(config, key, name, wanted)
         if tensors[wanted].shape != tensor.shape:
             shapes = f"{list(tensors[wanted].shape)} where {list(tensor.shape)} is wanted"
             raise UserError(f"{said}: {wanted!r} is {shapes}: it is of another architecture")

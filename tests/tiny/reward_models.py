@@ -8,9 +8,10 @@ from zlib import crc32
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import CLIPConfig
+from transformers import BertTokenizer, CLIPConfig
 
 from tests.tiny.clip import save_clip
+from tests.tiny.text import WORDS
 
 BLOCK = {
     "ln_1.weight": (1,), "ln_1.bias": (1,), "ln_2.weight": (1,), "ln_2.bias": (1,),
@@ -61,6 +62,50 @@ def save_aesthetic(folder: Path) -> dict[str, str]:
     return {"model_name_or_path": str(save_clip(folder / "clip")), "head_name_or_path": str(folder / "head.pth")}
 
 
+def image_reward_shapes(words: int, vision: int = 64, text: int = 128, layers: int = 2) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of ImageReward.pt, of a picture of 32 pixels in patches of 16."""
+    see, read = "blip.visual_encoder.", "blip.text_encoder."
+    block = {"norm1": (vision,), "norm2": (vision,), "attn.qkv": (3 * vision, vision), "attn.proj": (vision, vision),
+             "mlp.fc1": (4 * vision, vision), "mlp.fc2": (vision, 4 * vision)}  # fmt: skip
+    weights: dict[str, tuple[int, ...]] = {f"{see}patch_embed.proj": (vision, 3, 16, 16), f"{see}norm": (vision,)}
+    weights |= {f"{see}blocks.{k}.{name}": shape for k in range(layers) for name, shape in block.items()}
+    for k in range(layers):
+        for kind, width in (("attention", text), ("crossattention", vision)):
+            sizes = {"self.query": text, "self.key": width, "self.value": width, "output.dense": text}
+            weights |= {f"{read}encoder.layer.{k}.{kind}.{name}": (text, size) for name, size in sizes.items()}
+            weights[f"{read}encoder.layer.{k}.{kind}.output.LayerNorm"] = (text,)
+        weights |= {
+            f"{read}encoder.layer.{k}.intermediate.dense": (2 * text, text),
+            f"{read}encoder.layer.{k}.output.dense": (text, 2 * text),
+        }
+        weights[f"{read}encoder.layer.{k}.output.LayerNorm"] = (text,)
+    weights |= {f"{read}embeddings.LayerNorm": (text,), "blip.vision_proj": (16, vision), "blip.text_proj": (16, text)}
+    for k, (out, size) in zip((0, 2, 4, 6, 7), ((1024, text), (128, 1024), (64, 128), (16, 64), (1, 16)), strict=True):
+        weights[f"mlp.layers.{k}"] = (out, size)
+    both = {f"{name}.{kind}": shape if kind == "weight" else shape[:1] for name, shape in weights.items() for kind in ("weight", "bias")}
+    both |= {f"{read}embeddings.word_embeddings.weight": (words, text), f"{read}embeddings.position_embeddings.weight": (64, text)}
+    return both | {f"{see}cls_token": (1, 1, vision), f"{see}pos_embed": (1, 5, vision)}
+
+
+def save_image_reward(folder: Path) -> dict[str, str]:
+    """The file ImageReward.pt, and a tokenizer of BERT's class."""
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *WORDS,
+        *"abcdefghijklmnopqrstuvwxyz",
+        *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"),
+    ]
+    BertTokenizer(vocab={word: k for k, word in enumerate(dict.fromkeys(words))}).save_pretrained(folder / "bert")
+    tensors = {name: drawn(name, *shape) for name, shape in image_reward_shapes(len(dict.fromkeys(words))).items()}
+    tensors["blip.text_encoder.embeddings.position_ids"] = torch.arange(64)[None]
+    torch.save(tensors, folder / "ImageReward.pt")
+    return {"model_name_or_path": str(folder / "ImageReward.pt"), "processor_name_or_path": str(folder / "bert")}
+
+
 def save_only_clip(folder: Path) -> dict[str, str]:
     return {"model_name_or_path": str(save_clip(folder))}
 
@@ -71,4 +116,5 @@ SAVERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "CLIP": save_only_clip,
     "aesthetic": save_aesthetic,
     "HPSv2": save_hps,
+    "ImageReward": save_image_reward,
 }
