@@ -12,12 +12,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoProcessor, AutoTokenizer, CLIPModel
+from transformers import AutoProcessor, AutoTokenizer, ClapFeatureExtractor, ClapModel, CLIPModel
 
 from flow_factory.errors import UserError
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.loading import require_files
-from flow_factory.types import Row
+from flow_factory.types import Clip, Row
 from tests.test_rewards import pictures, rewards
 
 # -- aesthetic, HPSv2 -------------------------------------------------------------------------------------------------------------------
@@ -118,6 +118,53 @@ def test_image_reward_matches_its_paper(keys: Any, prompt: str) -> None:
     assert expected.std() > 0.01 and (len(ids) == 35) == (len(prompt) > 50)
     found = rewards("ImageReward", **given).score([Row(0, prompt)], [images])[0][:, 0]
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+# -- CLAP -------------------------------------------------------------------------------------------------------------------------------
+
+
+def sound(seconds: float, rate: int, pitch: float, channels: int = 2) -> np.ndarray:
+    time = np.arange(round(seconds * rate)) / rate
+    return np.stack([np.sin(2 * np.pi * pitch * time * (c + 1)) * (0.3 + 0.2 * np.sin(time)) for c in range(channels)]).astype(np.float32)
+
+
+def heard(reward: Any, prompts: list[str], sounds: list[tuple[np.ndarray, int]]) -> Tensor:
+    clips = [Clip(pictures(1), 8.0, audio, rate) for audio, rate in sounds]
+    return torch.cat(reward.score([Row(k, p) for k, p in enumerate(prompts)], [[clip] for clip in clips]))[:, 0]
+
+
+def test_clap_matches_transformers_and_hears_long_sound_whole(keys: Any) -> None:
+    given, rate = keys("clap"), 48_000
+    reward, prompts = rewards("clap", **given), ["a red circle", "two dogs"]
+    folder = given["model_name_or_path"]
+    model, extract, words = (c.from_pretrained(folder) for c in (ClapModel, ClapFeatureExtractor, AutoTokenizer))
+
+    @torch.no_grad()
+    def by_hand(prompt: str, wave: np.ndarray) -> float:
+        inputs = words([prompt], return_tensors="pt") | extract(wave, sampling_rate=rate, return_tensors="pt")
+        output = model(**inputs)
+        return torch.cosine_similarity(output.audio_embeds, output.text_embeds).item()
+
+    short, long = sound(3, rate, 220), np.concatenate([sound(7.5, rate, 330), sound(7.5, rate, 3300)], 1)
+    found = heard(reward, prompts, [(short, rate), (long, rate)])
+    wave = long.mean(0)
+    halves = [by_hand(prompts[1], half) for half in (wave[: wave.size // 2], wave[wave.size // 2 :])]
+    expected = torch.tensor([by_hand(prompts[0], short.mean(0)), sum(halves) / 2])
+    assert abs(halves[0] - halves[1]) > 1e-3 and expected.diff().abs() > 1e-3
+    assert not model.training
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert torch.equal(found, heard(reward, prompts, [(short, rate), (long, rate)])), "nothing is left to chance"
+    turned = heard(rewards("clap", 1, **given), prompts[::-1], [(long, rate), (short, rate)]).flip(0)
+    torch.testing.assert_close(turned, found, atol=1e-5, rtol=0)
+
+
+def test_clap_resamples_and_gives_no_score_without_a_sample(keys: Any) -> None:
+    reward = rewards("clap", **keys("clap"))
+    a, b = heard(reward, ["a dog"] * 2, [(sound(2, 48_000, 220), 48_000), (sound(2, 16_000, 220), 16_000)])
+    other = heard(reward, ["a dog"], [(sound(2, 48_000, 880), 48_000)])[0]
+    assert abs(a - b) < abs(a - other) / 5, "the same sound at another rate"
+    empty = heard(reward, ["a dog"] * 2, [(np.zeros((2, 0), np.float32), 48_000), (sound(2, 48_000, 220), 48_000)])
+    assert empty[0].isnan() and empty[1] == pytest.approx(a.item(), abs=1e-5)
 
 
 # -- files ------------------------------------------------------------------------------------------------------------------------------

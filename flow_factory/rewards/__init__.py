@@ -17,6 +17,7 @@ REWARDS = Registry(
         "CLIP": "flow_factory.rewards.clip:CLIPReward",
         "HPSv2": "flow_factory.rewards.hps:HPSv2Reward",
         "ImageReward": "flow_factory.rewards.image_reward:ImageReward",
+        "clap": "flow_factory.rewards.clap:CLAPReward",
         "aesthetic": "flow_factory.rewards.aesthetic:AestheticReward",
         "jpeg_compressibility": "flow_factory.rewards.jpeg:JpegCompressibility",
         "jpeg_incompressibility": "flow_factory.rewards.jpeg:JpegIncompressibility",

@@ -8,10 +8,10 @@ from zlib import crc32
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import BertTokenizer, CLIPConfig
+from transformers import BertTokenizer, ClapConfig, ClapFeatureExtractor, ClapModel, CLIPConfig, RobertaTokenizer
 
 from tests.tiny.clip import save_clip
-from tests.tiny.text import WORDS
+from tests.tiny.text import WORDS, _bytes
 
 BLOCK = {
     "ln_1.weight": (1,), "ln_1.bias": (1,), "ln_2.weight": (1,), "ln_2.bias": (1,),
@@ -106,6 +106,24 @@ def save_image_reward(folder: Path) -> dict[str, str]:
     return {"model_name_or_path": str(folder / "ImageReward.pt"), "processor_name_or_path": str(folder / "bert")}
 
 
+def save_clap(folder: Path) -> dict[str, str]:
+    """CLAP of two stages of one Swin block, with the published rate and 10 seconds; any dropout off, as in evaluation."""
+    tokens = RobertaTokenizer(**_bytes("<s>", "<pad>", "</s>", "<unk>", "<mask>"))
+    text = {"vocab_size": len(tokens), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
+            "max_position_embeddings": 90}  # fmt: skip
+    audio = {"hidden_size": 32, "depths": [1, 1], "num_attention_heads": [2, 2], "patch_embeds_hidden_size": 16, "num_hidden_layers": 2}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = ClapModel(ClapConfig(text_config=text, audio_config=audio, projection_dim=16))
+    for name, weight in model.named_parameters():
+        if weight.ndim > 1:
+            weight.data = drawn(name, *weight.shape)
+    model.save_pretrained(folder)
+    tokens.save_pretrained(folder)
+    ClapFeatureExtractor(truncation="rand_trunc").save_pretrained(folder)
+    return {"model_name_or_path": str(folder)}
+
+
 def save_only_clip(folder: Path) -> dict[str, str]:
     return {"model_name_or_path": str(save_clip(folder))}
 
@@ -116,5 +134,6 @@ SAVERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "CLIP": save_only_clip,
     "aesthetic": save_aesthetic,
     "HPSv2": save_hps,
+    "clap": save_clap,
     "ImageReward": save_image_reward,
 }
