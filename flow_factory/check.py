@@ -12,7 +12,7 @@ from flow_factory.ready import Ready, ready
 from flow_factory.remarks import remarks
 from flow_factory.resuming import start_lines
 from flow_factory.rewards.loading import left_out
-from flow_factory.rows import has_split, is_offline, rows_needed
+from flow_factory.rows import drawn, has_split, is_offline, rows_needed, takes_files
 
 
 def check(config: RunConfig) -> str:
@@ -46,11 +46,20 @@ def data_lines(found: Ready) -> list[str]:
     what = "all training rows" if wanted == len(rows) else f"the {wanted} training rows that the run draws"
     what += " and all test rows" if test else ""
     lines.append(f"encoded before the first epoch, if {found.config.data.cache_dir} lacks them: {what}")
-    images, videos = ({path for row in (*rows, *test) for path in getattr(row, kind)} for kind in ("images", "videos"))
-    if images or videos:
-        lines.append(f"condition files, all of each decoded: {len(images)} images, {len(videos)} videos")
-    if is_offline(found.config):
-        lines.append(f"pairs of chosen and rejected media, all of each decoded: {len(rows)}")
+    return lines + file_lines(found) if takes_files(found.config) else lines
+
+
+def file_lines(found: Ready) -> list[str]:
+    """Which files of rows were looked at, and how closely."""
+    images, videos, pairs = set[str](), set[str](), 0
+    for row, trained in drawn(found.config, found.rows, found.test):
+        images.update(row.images)
+        videos.update(row.videos)
+        pairs += trained and is_offline(found.config)
+    lines = [f"condition files, all of each decoded: {len(images)} images, {len(videos)} videos"] if images or videos else []
+    lines += [f"pairs of chosen and rejected media, all of each decoded: {pairs}"] if pairs else []
+    if lines and len(rows_needed(found.config, len(found.rows))) < len(found.rows):
+        lines.append("files of rows that the run does not draw: they are there, and were not opened")
     return lines
 
 
@@ -69,7 +78,8 @@ def compiled_lines(found: Ready) -> list[str]:
     if found.sketch is not None:
         what += f": {said(found.sketch.field.bare.values())}"
     pads = MODELS[config.model.model_type].pads_prompts
-    rows = {(None if pads else row.prompt, *(found.sizes.get(file) for file in (*row.images, *row.videos))) for row in found.rows}
+    chosen = (found.rows[k] for k in rows_needed(config, len(found.rows)))
+    rows = {(None if pads else row.prompt, *(found.sizes.get(file) for file in (*row.images, *row.videos))) for row in chosen}
     much = f"{len(rows)} shape{'s' * (len(rows) > 1)}" if pads else f"as many shapes as prompts have lengths, {len(rows)} at most"
     return [f"{what}; the training rows make {much}, each of which is compiled for; more than {MOST} are refused"]
 

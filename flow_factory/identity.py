@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,13 @@ SAMPLE = 64
 """Bytes at the beginning, in the middle and at the end of each tensor that its fingerprint is made of."""
 
 
-def identity_of(config: RunConfig, rows: Sequence[Row]) -> dict[str, Any]:
+def identity_of(config: RunConfig, data: str) -> dict[str, Any]:
     """What is kept with a state: `must`, which makes the model and the algorithm, and `may`, which a run may change as it goes on.
 
     Learning rate, betas, weight decay, schedule and clip ranges are in neither: they are the config's.
+
+    Args:
+        data: the training rows' `DataFingerprint`.
     """
     model, train = config.model, config.train
     must: dict[str, Any] = {
@@ -36,7 +40,7 @@ def identity_of(config: RunConfig, rows: Sequence[Row]) -> dict[str, Any]:
     }  # fmt: skip
     if model.finetune_type == "lora":
         must |= {"model.lora_rank": model.lora_rank, "model.lora_alpha": model.lora_alpha}
-    may = {DATA: data_fingerprint(rows), "train.seed": train.seed}
+    may = {DATA: data, "train.seed": train.seed}
     for key in ("height", "width", "num_inference_steps", "guidance_scale", "group_size", "unique_sample_num_per_epoch"):
         may[f"train.{key}"] = getattr(train, key)
     may["rewards"] = {reward.name: [reward.reward_model, reward.weight] for reward in config.rewards}
@@ -68,10 +72,23 @@ def changes(saved: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
         yield f"{key} {was}"
 
 
-def data_fingerprint(rows: Sequence[Row]) -> str:
-    """Of the rows' prompts and files' names, wherever the data set is."""
-    lines = [[r.prompt, r.negative_prompt, *(Path(p).name for p in (*r.images, *r.videos))] for r in rows]
-    return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+class DataFingerprint:
+    """Of the rows' prompts and files' names, wherever the data set is; called with one row after the other."""
+
+    def __init__(self) -> None:
+        self._digest, self._rows = hashlib.sha256(), 0
+
+    def __call__(self, row: Row) -> None:
+        names = [Path(path).name for path in (*row.images, *row.videos)]
+        parts = ("null" if text is None else encode_basestring_ascii(text) for text in (row.prompt, row.negative_prompt, *names))
+        self._digest.update(f"{', ' if self._rows else '['}[{', '.join(parts)}]".encode())
+        self._rows += 1
+
+    def hexdigest(self) -> str:
+        """sha256 of a JSON list of the rows, each a list: prompt, negative prompt or null, names of files."""
+        whole = self._digest.copy()
+        whole.update(b"]" if self._rows else b"[]")
+        return whole.hexdigest()
 
 
 def base_fingerprint(name: str, component: str) -> str | None:

@@ -13,7 +13,7 @@ from flow_factory.data.media import Extent
 from flow_factory.errors import UserError
 from flow_factory.files import require_writable
 from flow_factory.hub import require_source
-from flow_factory.identity import identity_of
+from flow_factory.identity import DataFingerprint, identity_of
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.files import KEY, LoadError, check_folder, on_disk
@@ -22,7 +22,8 @@ from flow_factory.models.quantized import check_quantization
 from flow_factory.recompute import blocks_of, require_blocks
 from flow_factory.resuming import Finished, Start, find_start
 from flow_factory.rewards.loading import arguments, require_files, require_rewards, try_constructors
-from flow_factory.rows import check_files, check_limits, checkpoint_of, fitted, has_split, is_offline, read_split
+from flow_factory.rewards.needs import Needs
+from flow_factory.rows import check_files, check_limits, checkpoint_of, fitted, has_split, is_offline, looks, read_split
 from flow_factory.run_folder import require_free
 from flow_factory.trackers import require_trackers
 from flow_factory.types import Row
@@ -51,6 +52,10 @@ class Ready:
     start: Start = field(init=False)
     finished: Finished | None = None
     """Then there is no start."""
+    needs: list[list[Needs]] = field(default_factory=lambda: [[], []])
+    """Of the rewards of training and of evaluation."""
+    fingerprint: str = ""
+    """Of the training rows."""
     identity: dict[str, Any] = field(default_factory=dict)
     """See `identity_of`; of a checkpoint that is yet to be downloaded it does not know the weights."""
     changed: list[str] = field(default_factory=list)
@@ -104,11 +109,22 @@ def folders(found: Ready) -> None:
     require_writable(found.asked.data.cache_dir, "data.cache_dir", "choose another folder")
 
 
+def classes(found: Ready) -> None:
+    """The rewards' classes, and the media that they score."""
+    config, family = found.asked, MODELS[found.asked.model.model_type]
+    used = (config.rewards, config.eval_rewards or config.rewards)
+    found.needs = [require_rewards(entries, family.draws, family.sounds) for entries in used]
+
+
 def data(found: Ready) -> None:
-    """The rows, not yet their files."""
-    found.rows = read_split(found.asked, "train")
-    found.test = read_split(found.asked, "test") if has_split(found.asked, "test") else []
-    asked, there = found.asked.train.unique_sample_num_per_epoch, len(found.rows)
+    """The rows, each of which is read once: what they are, what the family and the rewards ask of them, and that their files are there."""
+    config, paired, fingerprint = found.asked, is_offline(found.asked), DataFingerprint()
+    for_training, for_evaluation = found.needs
+    found.rows = read_split(config, "train", [*looks(config, () if paired else for_training, paired, found.share), fingerprint])
+    if has_split(config, "test"):
+        found.test = read_split(config, "test", looks(config, for_evaluation, False, found.share))
+    found.fingerprint = fingerprint.hexdigest()
+    asked, there = config.train.unique_sample_num_per_epoch, len(found.rows)
     if asked > there and found.share[0] == 0:
         logger.warning(
             "train.unique_sample_num_per_epoch: %d is more than the %d rows that there are: rows repeat in an epoch", asked, there
@@ -116,15 +132,13 @@ def data(found: Ready) -> None:
 
 
 def rewards(found: Ready) -> None:
-    """Their classes, the media that they score, and the columns that they need."""
+    """What their constructors read; without the network, the constructors themselves."""
     config = found.asked
-    used = ((config.rewards, [] if is_offline(config) else found.rows), (config.eval_rewards or config.rewards, found.test))
-    family = MODELS[config.model.model_type]
-    for entries, split in used:
-        require_rewards(entries, split, family.draws, family.sounds)
-        require_files(arguments(entries), found.remote)
+    entries = [arguments(used) for used in (config.rewards, config.eval_rewards or config.rewards)]
+    for used in entries:
+        require_files(used, found.remote)
     if not found.remote:
-        try_constructors([entry for entries, _ in used for entry in arguments(entries)])
+        try_constructors([entry for used in entries for entry in used])
 
 
 def checkpoint(found: Ready) -> None:
@@ -152,15 +166,15 @@ def history(found: Ready) -> None:
         return
     if found.share[0] == 0:  # the one that will claim it; the others would find it claimed
         require_free(found.start.folder or Path(found.asked.log.save_dir))  # a default name that is taken gets a number
-    found.identity = identity_of(found.asked, found.rows)
+    found.identity = identity_of(found.asked, found.fingerprint)
     found.changed = found.start.require_same(found.identity)
 
 
 def files(found: Ready) -> None:
-    """Every condition file, decoded once, and the family's limits."""
+    """Every condition file of the rows that the run draws, decoded once, and the family's limits."""
     found.sizes = check_files(found.asked, found.rows, found.test, progress=found.share[0] == 0, share=found.share)
     if found.sketch is not None:
         check_limits(found.config, found.sketch, found.rows, found.test, found.sizes)
 
 
-CHECKS: tuple[Callable[[Ready], None], ...] = (machine, folders, data, rewards, checkpoint, history, files)
+CHECKS: tuple[Callable[[Ready], None], ...] = (machine, folders, classes, data, rewards, checkpoint, history, files)

@@ -3,30 +3,56 @@
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from flow_factory.config import CRDConfig, DGPOConfig, DPOConfig, ForwardConfig, RunConfig, TrainConfig
 from flow_factory.context_parallel import check_splits
 from flow_factory.data.inspection import Record, inspect_files
-from flow_factory.data.media import Extent, Kind
+from flow_factory.data.media import Extent, Kind, require_there
 from flow_factory.data.order import rows_drawn
-from flow_factory.data.reader import read_rows
+from flow_factory.data.reader import Look, read_rows
 from flow_factory.errors import UserError
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.pairs import pair_files, require_frames
+from flow_factory.rewards.needs import Needs
 from flow_factory.trainer import call_of
 from flow_factory.types import Row
 
 logger = logging.getLogger(__name__)
 
 
-def read_split(config: RunConfig, split: Literal["train", "test"]) -> Sequence[Row]:
+def read_split(config: RunConfig, split: Literal["train", "test"], looks: Iterable[Look] = ()) -> Sequence[Row]:
     """See `read_rows`."""
     data = config.data
-    return read_rows(Path(data.dataset_dir), split, data.max_dataset_size if split == "train" else None, data.image_dir, data.video_dir)
+    most = data.max_dataset_size if split == "train" else None
+    return read_rows(Path(data.dataset_dir), split, most, data.image_dir, data.video_dir, looks)
+
+
+def looks(config: RunConfig, needs: Iterable[Needs], paired: bool, share: tuple[int, int] = (0, 1)) -> list[Look]:
+    """What every row of a split is asked while it is read.
+
+    Args:
+        needs: of the rewards that will see the rows.
+        paired: whether rows bring their pairs of chosen and rejected media.
+        share: (k, n): the k-th of n processes, which share out by rows the question whether files are there.
+
+    Returns:
+        Functions that raise `UserError` where a row has not the condition images or videos that the family takes, a column that a reward
+        needs, its pair, or one of its files; or where only some rows have a negative prompt, see `SomeNegatives`.
+    """
+    found: list[Look] = [MODELS[config.model.model_type].check_row, *(needed.require_columns for needed in needs if needed.of_rows)]
+    if config.model.model_type == "diffusers" and config.engine.shards_weights and config.num_processes > 1:
+        found.append(SomeNegatives())
+
+    def look(row: Row) -> None:
+        its = files_of(config, row, paired)
+        for path, kind in its if row.id % share[1] == share[0] else ():
+            require_there(path, row.source, kind)
+
+    return [*found, look] if takes_files(config) else found
 
 
 def has_split(config: RunConfig, split: str) -> bool:
@@ -44,7 +70,7 @@ def rows_needed(config: RunConfig, rows: int) -> Sequence[int]:
 def check_files(
     config: RunConfig, train: Sequence[Row], test: Sequence[Row], progress: bool = True, share: tuple[int, int] = (0, 1)
 ) -> dict[str, Extent]:
-    """Every file of the rows is decoded once, and remembered in the cache's folder as long as it stays the same.
+    """Every file of the rows that the run draws is decoded once, and remembered in the cache's folder as long as it stays the same.
 
     Args:
         share: (k, n): the k-th of n processes, which share out the decoding by rows; headers are read by all.
@@ -53,20 +79,28 @@ def check_files(
         The sizes of what was decoded: all files of every n-th row.
 
     Raises:
-        UserError: a row has not the condition images or videos that the family takes, or not its pair, or one of them cannot be used; only
-            some rows have a negative prompt, see `check_negatives`.
+        UserError: a file cannot be used.
     """
-    rows = [*train, *test]
-    if config.model.model_type == "diffusers" and config.engine.shards_weights and config.num_processes > 1:
-        check_negatives(train)
-        check_negatives(test)
-    for row in rows:
-        MODELS[config.model.model_type].check_row(row)
-    named = [files_of(config, row, is_offline(config) and k < len(train)) for k, row in enumerate(rows)]
-    files = {file: row.source for row, its in zip(reversed(rows), reversed(named), strict=True) for file in its}
-    mine = [file for its in named[share[0] :: share[1]] for file in its]
-    record = Record(Path(config.data.cache_dir) / "media.jsonl") if files else None
-    return inspect_files(files, record, mine, progress) if record is not None else {}
+    if not takes_files(config):
+        return {}
+    files, mine = dict[tuple[str, Kind], str](), list[tuple[str, Kind]]()
+    for number, (row, trained) in enumerate(drawn(config, train, test)):
+        for file in (its := files_of(config, row, trained and is_offline(config))):
+            files.setdefault(file, row.source)
+        mine += its if number % share[1] == share[0] else ()
+    return inspect_files(files, Record(Path(config.data.cache_dir) / "media.jsonl"), mine, progress) if files else {}
+
+
+def drawn(config: RunConfig, train: Sequence[Row], test: Sequence[Row]) -> Iterator[tuple[Row, bool]]:
+    """The rows that the run needs, and whether they are trained on."""
+    yield from ((train[k], True) for k in rows_needed(config, len(train)))
+    yield from ((row, False) for row in test)
+
+
+def takes_files(config: RunConfig) -> bool:
+    """Whether rows can have files."""
+    family = MODELS[config.model.model_type]
+    return bool(family.images[1] or family.videos[1] or is_offline(config))
 
 
 def files_of(config: RunConfig, row: Row, paired: bool) -> list[tuple[str, Kind]]:
@@ -77,35 +111,41 @@ def files_of(config: RunConfig, row: Row, paired: bool) -> list[tuple[str, Kind]
 
 
 def check_limits(config: RunConfig, sketch: ModelAdapter, train: Sequence[Row], test: Sequence[Row], sizes: Mapping[str, Extent]) -> None:
-    """Of the rows whose files' sizes are known.
+    """Of the rows that the run draws and whose files' sizes are known.
 
     Raises:
         UserError: the checkpoint cannot use a row's condition files, by their number or size.
     """
-    for section, rows in ((config.train, train), (config.eval, test)):
-        for row in rows:
-            if sizes.keys() >= {*row.images, *row.videos}:
-                sketch.check_conditions(row, sizes, call_of(section))
-    if is_offline(config) and sketch.draws == "video":
-        for row in train:
-            wanted = sizes[row.videos[0]][2] if row.videos and row.videos[0] in sizes else sketch.frames(call_of(config.train))
+    for row, trained in drawn(config, train, test) if sizes else ():
+        call = call_of(config.train if trained else config.eval)
+        if sizes.keys() >= {*row.images, *row.videos}:
+            sketch.check_conditions(row, sizes, call)
+        if trained and is_offline(config) and sketch.draws == "video":
+            wanted = sizes[row.videos[0]][2] if row.videos and row.videos[0] in sizes else sketch.frames(call)
             for clip in map(str, pair_files(config.data, row, video=True)):
                 require_frames(row, sizes[clip][2] if clip in sizes else wanted, wanted)
 
 
-def check_negatives(rows: Sequence[Row]) -> None:
+class SomeNegatives:
     """For processes that share weights out, so that every forward is one of all: a pipeline that is not known here may run its transformer
-    once more for a row that has a negative prompt.
+    once more for a row that has a negative prompt. Called with one row after the other.
 
     Raises:
         UserError: some rows have one, and others none.
     """
-    without = [row for row in rows if row.negative_prompt is None]
-    if without and len(without) < len(rows):
-        raise UserError(
-            f"{without[0].source}: no negative_prompt, and other rows have one, which processes that share weights out cannot do side by "
-            'side; give it to all rows ("" is one), or to none'
-        )
+
+    def __init__(self) -> None:
+        self.has = False
+        self.without: Row | None = None
+
+    def __call__(self, row: Row) -> None:
+        self.has |= row.negative_prompt is not None
+        self.without = self.without or (row if row.negative_prompt is None else None)
+        if self.has and self.without is not None:
+            raise UserError(
+                f"{self.without.source}: no negative_prompt, and other rows have one, which processes that share weights out cannot do "
+                'side by side; give it to all rows ("" is one), or to none'
+            )
 
 
 def is_offline(config: RunConfig) -> bool:

@@ -96,7 +96,7 @@ def assemble(found: Ready, place: tuple[RunFolder | None, Path], accelerator: Ac
     adapter = open_adapter(config)
     identity = found.identity
     if not Path(config.model.model_name_or_path).is_dir():  # it may have been downloaded since
-        start.require_same(identity := identity_of(asked, rows))
+        start.require_same(identity := identity_of(asked, found.fingerprint))
     algorithm = ALGORITHMS[config.train.trainer_type](config.train, config.scheduler, adapter.times_per_sample)
     conds, eval_conds = encode(config, adapter, algorithm, [rows, test], accelerator)
     adapter.drop_encoders()

@@ -14,7 +14,7 @@ from flow_factory.advantage import AGGREGATIONS, varies
 from flow_factory.algorithms.base import Algorithm
 from flow_factory.config import BatchPlan, EvalConfig, RunConfig, TrainConfig
 from flow_factory.data.order import Slot, rows_of_epoch
-from flow_factory.distributed import gather_groups, most_of_ranks
+from flow_factory.distributed import all_or_none, gather_groups, most_of_ranks
 from flow_factory.dynamics import DYNAMICS
 from flow_factory.ema import decay_after
 from flow_factory.engines import Engine
@@ -108,6 +108,7 @@ class Trainer:
         """This process's micro-batches, each of one row."""
         train = self.config.train
         slots = rows_of_epoch(len(self.rows), train.unique_sample_num_per_epoch, train.seed, epoch)
+        all_or_none(self.accelerator, self.interrupt, lambda: [self.rows[slot.row] for slot in slots])  # one may have been edited
         size = train.per_device_batch_size
         rollouts: list[Rollout] = []
         if self.together is None:

@@ -181,7 +181,8 @@ class Text(PointwiseRewardModel):
 
 def require(cls: type, kind: Any = "image", sounds: bool = False, **columns: Any) -> None:
     entry = RewardArguments(name=cls.__name__.lower(), reward_model=f"{cls.__module__}:{cls.__name__}")
-    require_rewards([entry], [Row(0, "x", columns=columns)], kind, sounds)
+    for needs in require_rewards([entry], kind, sounds):
+        needs.require_columns(Row(0, "x", columns=columns))
 
 
 def test_what_a_class_takes_is_read_from_its_call_where_it_does_not_say() -> None:

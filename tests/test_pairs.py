@@ -95,8 +95,8 @@ def test_a_row_without_its_pair_is_named_before_anything_heavy(tmp_path: Path, r
 
 def test_the_check_counts_the_pairs_and_asks_no_reward_of_them(tmp_path: Path) -> None:
     write_pairs(tmp_path)
-    said = check(load_config(tmp_path / "tiny.yaml", OFFLINE))
-    assert "pairs of chosen and rejected media, all of each decoded: 6" in said
+    said = check(load_config(tmp_path / "tiny.yaml", [*OFFLINE, "train.max_epochs=null"]))
+    assert "pairs of chosen and rejected media, all of each decoded: 6" in said and "does not draw" not in said
 
 
 def test_clips_are_pairs_too_and_too_short_ones_are_named(tmp_path: Path) -> None:

@@ -215,9 +215,10 @@ def test_condition_files_are_left_alone_where_no_reward_takes_them() -> None:
 def test_missing_conditions_are_named_before_anything_is_scored(field: str, message: str) -> None:
     rows = [Row(0, "x", images=("a.png",), source="d.jsonl:1"), Row(1, "y", source="d.jsonl:2")]
     with pytest.raises(ValueError) as caught:
-        needing("prompt", "image", field).require_columns(rows)
+        for row in rows:
+            needing("prompt", "image", field).require_columns(row)
     assert message in str(caught.value)
-    needing("prompt", field).require_columns([Row(0, "x", images=("a.png",), videos=("v.mp4",))])
+    needing("prompt", field).require_columns(Row(0, "x", images=("a.png",), videos=("v.mp4",)))
 
 
 def test_a_clip_is_scored_as_its_frames() -> None:

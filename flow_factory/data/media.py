@@ -224,6 +224,14 @@ def _video(path: Path, where: str) -> Iterator[Any]:
         yield container.streams.video[0]
 
 
+def require_there(path: str, where: str, kind: Kind) -> None:
+    """Raises:
+    DataError: no file is at the path; what is in it is for `check_media` to say.
+    """
+    if not Path(path).is_file():
+        _check_file(Path(path), where, kind)
+
+
 def _check_file(path: Path, where: str, kind: str) -> None:
     wanted = "an image" if kind == "image" else "a video"
     with file_errors(where, path, f"{wanted} that can be read belongs there", DataError):

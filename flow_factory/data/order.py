@@ -31,7 +31,7 @@ def rows_drawn(num_rows: int, rows_per_epoch: int, seed: int, epochs: int) -> se
     """The rows that so many epochs draw."""
     if epochs * rows_per_epoch >= num_rows:  # a whole permutation
         return set(range(num_rows))
-    return {slot.row for epoch in range(epochs) for slot in rows_of_epoch(num_rows, rows_per_epoch, seed, epoch)}
+    return set(_cycle(num_rows, rows_per_epoch, seed, 0)[: epochs * rows_per_epoch].tolist())
 
 
 @lru_cache(maxsize=8)

@@ -18,7 +18,6 @@ from flow_factory.rewards import REWARDS
 from flow_factory.rewards.base import BaseRewardModel, GroupwiseRewardModel, PointwiseRewardModel
 from flow_factory.rewards.needs import Needs, needs_of
 from flow_factory.rewards.peace import kept
-from flow_factory.types import Row
 
 
 class Entry(Protocol):
@@ -84,19 +83,22 @@ def arguments(entries: Sequence[RewardConfig]) -> list[RewardArguments]:
     return [RewardArguments(**{**e.model_dump(), "device": "cuda" if e.device == "auto" else e.device}) for e in entries]
 
 
-def require_rewards(entries: Sequence[Entry], rows: Sequence[Row], kind: Literal["image", "video"], sounds: bool) -> None:
-    """That the entries' classes are there, score what the model makes, and find in every row what they need; nothing is loaded.
+def require_rewards(entries: Sequence[Entry], kind: Literal["image", "video"], sounds: bool) -> list[Needs]:
+    """That the entries' classes are there and score what the model makes; nothing is loaded.
 
     Args:
         kind, sounds: what the model makes (`Family.draws`, `Family.sounds`).
 
+    Returns:
+        What each must find in every row, see `Needs.require_columns`.
+
     Raises:
         UserError: it is not so.
     """
-    for entry in entries:
-        needs = needs_of(entry.name, reward_class(entry))
+    found = [needs_of(entry.name, reward_class(entry)) for entry in entries]
+    for needs in found:
         needs.require_media(kind, sounds)
-        needs.require_columns(rows)
+    return found
 
 
 def load_judges(train: Sequence[RewardArguments], evaluation: Sequence[RewardArguments], accelerator: Accelerator) -> list[list[Judge]]:

@@ -1,7 +1,6 @@
 """What a reward cannot do without, by its class alone; asked before anything is loaded."""
 
 import inspect
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,6 +32,11 @@ class Needs:
         """Whether the reward's call accepts this argument."""
         return self.open or field in self.named
 
+    @property
+    def of_rows(self) -> bool:
+        """Whether it must be given anything that not every row has."""
+        return any(name not in GIVEN or name in CONDITIONS for name in self.required)
+
     def require_media(self, kind: Literal["image", "video"], sounds: bool) -> None:
         """Raises:
         UserError: the reward scores what the model does not make.
@@ -47,26 +51,24 @@ class Needs:
         if self.media and not set(self.media) & set(made):
             raise UserError(f"reward {self.name!r} scores {' or '.join(self.media)}, and the model makes {kind}s")
 
-    def require_columns(self, rows: Sequence[Row]) -> None:
+    def require_columns(self, row: Row) -> None:
         """Raises:
-        UserError: a row lacks a column or condition files that the reward requires.
+        UserError: the row lacks a column or condition files that the reward requires.
         """
-        for name, files in (("condition_images", lambda row: row.images), ("condition_videos", lambda row: row.videos)):
-            for row in rows if name in self.required else ():
-                if not files(row):
-                    kind = name.removeprefix("condition_")
-                    raise UserError(
-                        f"reward {self.name!r} needs {name.replace('_', ' ')}, and row {row.id} ({row.source}) has none: "
-                        f"name them in the data set's column {kind[:-1]!r} or {kind!r}"
-                    )
-        for column in (f for f in self.required if f not in GIVEN):
-            for row in rows:
-                if row.columns.get(column) is None:
-                    near = nearest(column, [*row.columns, *GIVEN])
-                    raise UserError(
-                        f"reward {self.name!r} needs the column {column!r}, and row {row.id} (counted from 0: {row.prompt[:60]!r}) "
-                        f"has none.{near}"
-                    )
+        for name, files in (("condition_images", row.images), ("condition_videos", row.videos)):
+            if name in self.required and not files:
+                kind = name.removeprefix("condition_")
+                raise UserError(
+                    f"reward {self.name!r} needs {name.replace('_', ' ')}, and row {row.id} ({row.source}) has none: "
+                    f"name them in the data set's column {kind[:-1]!r} or {kind!r}"
+                )
+        for column in self.required:
+            if row.columns.get(column) is None and column not in GIVEN:
+                near = nearest(column, [*row.columns, *GIVEN])
+                raise UserError(
+                    f"reward {self.name!r} needs the column {column!r}, and row {row.id} (counted from 0: {row.prompt[:60]!r}) "
+                    f"has none.{near}"
+                )
 
 
 def needs_of(name: str, model: Any) -> Needs:

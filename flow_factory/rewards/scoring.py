@@ -79,8 +79,9 @@ class RewardSet:
 
     def check_columns(self, rows: Sequence[Row]) -> None:
         """See `Needs.require_columns`: to be called when the data set is read."""
-        for judge in self.judges:
-            judge.needs.require_columns(rows)
+        for row in rows:
+            for judge in self.judges:
+                judge.needs.require_columns(row)
 
     @torch.no_grad()
     def score(self, rows: Sequence[Row], media: Sequence[Sequence[Any]]) -> list[Tensor]:

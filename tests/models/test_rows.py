@@ -3,19 +3,20 @@
 import copy
 import re
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from flow_factory.config import load_config
+from flow_factory.config import RunConfig, load_config
 from flow_factory.data.cache import ConditionCache, encode_rows
 from flow_factory.errors import UserError
 from flow_factory.models import MODELS
 from flow_factory.models.proof import prove
 from flow_factory.policy import dead_ends, target_names
-from flow_factory.rows import check_files
+from flow_factory.rows import looks
 from flow_factory.types import Clip, Cond, Row
 from flow_factory.weighing import shape_of
 from tests.models.cases import CASES, EACH, SQUARE, call_of, every_case, over, picture, row, video
@@ -49,10 +50,16 @@ def test_rows_with_a_negative_prompt_and_rows_without_do_not_go_with_shared_weig
     both = [Row(0, "a dog", "a cat", source="train.jsonl:1"), Row(1, "a dog", source="train.jsonl:2")]
     sharded = [f"config_file={ROOT}/examples/launch/fsdp2.yaml", "num_processes=2"]
     unknown = load_config(write_run(tmp_path), ["model.model_type=diffusers", *sharded])
-    with pytest.raises(UserError, match="train.jsonl:2: no negative_prompt, and other rows have one"):
-        check_files(unknown, both, [])
-    check_files(unknown, both[:1], both[1:])
-    check_files(load_config(tmp_path / "tiny.yaml", sharded), both, both)
+
+    def asked(config: RunConfig, rows: list[Row]) -> None:
+        for one, look in product(rows, looks(config, (), paired=False)):
+            look(one)
+
+    for rows in (both, both[::-1]):
+        with pytest.raises(UserError, match="train.jsonl:2: no negative_prompt, and other rows have one"):
+            asked(unknown, rows)
+    asked(unknown, both[:1]), asked(unknown, both[1:])
+    asked(load_config(tmp_path / "tiny.yaml", sharded), both)
 
 
 # -- condition files --------------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from flow_factory.errors import UserError
 from flow_factory.lora_file import LORA_FILE
 from flow_factory.model_files import load_model, save_model
 from flow_factory.models.loading import load_adapter, sketch_adapter
-from flow_factory.rows import check_files, read_split
+from flow_factory.rows import check_files, is_offline, looks, read_split
 from flow_factory.state_files import INDEX, PROGRESS
 from flow_factory.training_state import load
 from flow_factory.types import Row
@@ -109,7 +109,7 @@ def _rows(folder: Path, tree: list[dict[str, Any]], *keys: str) -> Format:
 
     def read(data: bytes) -> None:
         file.write_bytes(data)
-        rows = read_split(right, "train")
+        rows = read_split(right, "train", looks(right, (), is_offline(right)))
         check_files(right, rows, rows, progress=False)
         for row in rows:
             ConditionCache(folder / "cache", "").key(row)
