@@ -18,7 +18,8 @@ from torch import nn
 
 from flow_factory.algorithms.base import Algorithm
 from flow_factory.config import RunConfig
-from flow_factory.data.cache import ConditionCache, Conditions, encode_rows, file_sha256, module_fingerprint, settings_fingerprint
+from flow_factory.data.cache import ConditionCache, Conditions, encode_rows
+from flow_factory.data.fingerprints import file_sha256, module_fingerprint, settings_fingerprint
 from flow_factory.errors import UserError
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.failures import named_rows
@@ -100,7 +101,8 @@ def encode_split(
         with named_rows([row], adapter, "encode", UserError):
             return adapter.encode(row, call)
 
-    cache = ConditionCache(Path(config.data.cache_dir), fingerprint)
+    about = {"dataset_dir": config.data.dataset_dir, "model": config.model.model_name_or_path, "model_type": config.model.model_type}
+    cache = ConditionCache(Path(config.data.cache_dir), fingerprint, about)
     with torch.no_grad():
         return encode_rows(rows, encode_row, cache, accelerator.is_main_process, wanted, share_of(config, accelerator))
 

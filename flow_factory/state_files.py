@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from flow_factory.checkpoint import CheckpointError, plainly
-from flow_factory.data.cache import file_sha256
+from flow_factory.data.fingerprints import file_sha256
 from flow_factory.tensor_file import NAMES, write_tensors
 
 INDEX, PROGRESS = "index.json", "progress.json"

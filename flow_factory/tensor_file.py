@@ -44,7 +44,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     with path.open("wb") as file:
         file.write(head)
         for name in names:
-            part = _bytes(tensors[name])
+            part = raw_bytes(tensors[name])
             digest.update(part)
             file.write(part)
     return digest.hexdigest()
@@ -92,5 +92,5 @@ def _stored(tensor: Mapping[str, Any], first: int) -> Stored:
     return Stored(str(tensor["dtype"]), [int(n) for n in tensor["shape"]], first + begin, first + end)
 
 
-def _bytes(tensor: Tensor) -> memoryview:
+def raw_bytes(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -17,11 +17,14 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-import flow_factory.data.cache as cache_module
+import flow_factory.data.fingerprints as fingerprints
 from flow_factory.data import reader
-from flow_factory.data.cache import ConditionCache, Conditions, encode_rows, module_fingerprint, settings_fingerprint
+from flow_factory.data.cache import ConditionCache, encode_rows
+from flow_factory.data.fingerprints import module_fingerprint, settings_fingerprint
+from flow_factory.data.index import MAGIC, RECORD
 from flow_factory.data.lines import row_of
 from flow_factory.data.order import Slot, rows_drawn, rows_of_epoch
+from flow_factory.data.packing import SMALL
 from flow_factory.data.reader import DataError, read_rows
 from flow_factory.errors import RowError, UserError
 from flow_factory.types import Cond, Row
@@ -349,13 +352,13 @@ def test_a_row_that_was_looked_up_does_without_its_files(tmp_path):
     row = Row(0, "a", images=(str(tmp_path / "a.png"),))
     conds = encode_rows([row], fake_encoder([]), ConditionCache(tmp_path / "cache", "v1"), False)
     (tmp_path / "a.png").unlink()
-    cache_module._file_sha256.cache_clear()
+    fingerprints._file_sha256.cache_clear()
     assert conds[0]["note"] == conds[-1:][0]["note"] == "a"
 
 
 def test_a_process_looks_at_the_files_of_its_own_rows_alone(tmp_path, monkeypatch):
     read: list[str] = []
-    monkeypatch.setattr(cache_module, "file_sha256", lambda path: read.append(path) or path)
+    monkeypatch.setattr(ConditionCache, "hash_of", lambda _, path: read.append(path) or path)
     rows = [Row(k, "a", images=(f"{k}.png",)) for k in range(6)]
     encode_rows(rows, fake_encoder([]), ConditionCache(tmp_path, "v1"), False, None, (1, 3))
     assert set(read) == {"1.png", "4.png"}
@@ -445,14 +448,16 @@ def test_images_live_as_long_as_somebody_holds_them(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux only")
-def test_rows_at_rest_map_no_files(tmp_path):
+def test_a_shard_is_mapped_once_however_many_rows_are_held(tmp_path):
     """Linux maps 65,530 files for a process: a map for every row would end larger data sets."""
-    maps = Path("/proc/self/maps")
-    before = len(maps.read_text().splitlines())
-    conds = encode_rows(rows_of(*map(str, range(200))), fake_encoder([]), ConditionCache(tmp_path, "v1"), progress=False)
-    assert len(maps.read_text().splitlines()) < before + 50
-    held = [conds[k] for k in range(100)]
-    assert len(maps.read_text().splitlines()) > before + 50 and held[7]["note"] == "7"
+    maps, open_files = Path("/proc/self/maps"), Path("/proc/self/fd")
+    large = lambda row: {"prompt_embeds": torch.full((SMALL,), row.id, dtype=torch.uint8)}  # noqa: E731
+    conds = encode_rows(rows_of(*map(str, range(200))), large, ConditionCache(tmp_path, "v1"), progress=False)
+    before, files = len(maps.read_text().splitlines()), len(list(open_files.iterdir()))
+    held = [conds[k]["prompt_embeds"] for k in range(200)]
+    assert sum(".shard" in line for line in maps.read_text().splitlines()) == 1
+    assert len(maps.read_text().splitlines()) < before + 50 and len(list(open_files.iterdir())) <= files
+    assert all(torch.equal(tensor, large(row)["prompt_embeds"]) for tensor, row in zip(held, conds.rows, strict=True))
 
 
 def test_a_changed_condition_file_encodes_its_row_alone(tmp_path):
@@ -483,28 +488,45 @@ def test_the_same_bytes_elsewhere_need_no_encoding(tmp_path):
     assert calls == ["a"]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "emptied", "flipped", "other"])
-def test_a_damaged_file_is_encoded_again_with_one_notice(tmp_path, caplog, damage):
+def shard_of(folder: Path) -> Path:
+    """The one that there is."""
+    (shard,) = folder.rglob("*.shard")
+    return shard
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["in the run", "at a start"])
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "flipped", "other", "deleted"])
+def test_a_damaged_shard_is_encoded_again_with_one_notice(tmp_path, caplog, damage, again):
     calls: list[str] = []
-    cache, rows = ConditionCache(tmp_path, "v1"), rows_of("a")
-    encode_rows(rows, fake_encoder(calls), cache, progress=False)
-    path = cache.path(rows[0])
-    good = path.read_bytes()
-    flipped = good[:-1] + bytes([good[-1] ^ 1])
-    path.write_bytes({"truncated": good[:-2], "emptied": b"", "flipped": flipped, "other": b"hello world, this is no safetensors"}[damage])
-    with caplog.at_level(logging.WARNING):
-        (cond,) = encode_rows(rows, fake_encoder(calls), cache, progress=False)
-    assert calls == ["a", "a"] and len(caplog.records) == 1 and "is damaged" in caplog.text
-    assert same(cond, fake_encoder([])(rows[0])) and same(cond, cache.get(rows[0]))
+    cache, rows = ConditionCache(tmp_path, "v1"), rows_of("a", "b")
+    conds = encode_rows(rows, fake_encoder(calls), cache, progress=False)
+    shard = shard_of(tmp_path)
+    good = shard.read_bytes()
+    flipped = bytes(byte ^ 1 for byte in good)
+    other = b"hello, this is none" * 99
+    shard.write_bytes({"truncated": good[:9], "flipped": flipped, "other": other}.get(damage, b""))
+    if damage == "deleted":
+        shard.unlink()
+    if again:
+        conds = encode_rows(rows, fake_encoder(calls), ConditionCache(tmp_path, "v1"), progress=False)
+    for _ in range(2):
+        assert all(map(same, conds, map(fake_encoder([]), rows)))
+    assert calls == ["a", "b"] * 2
+    cut = damage not in ("flipped", "other")  # at a start, what lies behind a shard's end is as if it had never been written
+    assert [("it is damaged:" in r.message, r.message.count(str(shard))) for r in caplog.records] == [(not cut, 1)] * (not cut or not again)
+    conds = encode_rows(rows, fake_encoder(calls), ConditionCache(tmp_path, "v1"), progress=False)
+    assert all(map(same, conds, map(fake_encoder([]), rows))) and calls == ["a", "b"] * 2, "what was encoded again was kept"
 
 
-def test_a_file_under_another_rows_name_is_noticed(tmp_path, caplog):
-    calls, cache, rows = [], ConditionCache(tmp_path, "v1"), rows_of("a", "b")
-    encode_rows(rows, fake_encoder(calls), cache, progress=False)
-    cache.path(rows[1]).write_bytes(cache.path(rows[0]).read_bytes())
-    assert Conditions(cache, rows, fake_encoder(calls))[1]["note"] == "b"
-    assert calls == ["a", "b", "b"] and "it is another row's" in caplog.text
-    assert same(cache.get(rows[1]), fake_encoder([])(rows[1]))
+def test_a_row_under_another_rows_key_is_noticed(tmp_path, caplog):
+    calls, rows = [], rows_of("a", "b")
+    encode_rows(rows, fake_encoder(calls), ConditionCache(tmp_path, "v1"), progress=False)
+    index = shard_of(tmp_path).with_suffix(".index")
+    records = np.fromfile(index, RECORD, offset=len(MAGIC))
+    records[["high", "low"]] = records[["high", "low"]][::-1].copy()
+    index.write_bytes(MAGIC + records.tobytes())
+    assert [c["note"] for c in encode_rows(rows, fake_encoder(calls), ConditionCache(tmp_path, "v1"), progress=False)] == ["a", "b"]
+    assert calls == ["a", "b"] * 2 and "is damaged" in caplog.text
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs another user to be")
@@ -516,13 +538,13 @@ def test_a_cache_of_another_user_is_one_line(tmp_path, monkeypatch):
         encode_rows([row], fake_encoder([]), cache, progress=False)
     finally:
         os.umask(before)
-    assert cache.path(row).stat().st_mode & 0o777 == 0o640, "the umask rules"
+    assert shard_of(tmp_path).stat().st_mode & 0o777 == 0o640, "the umask rules"
     tmp_path.chmod(0o755)
     os.seteuid(65534)
     try:
         for other in (row, Row(1, "b")):
             with pytest.raises(UserError, match=r"^data.cache_dir: .*: Permission denied; choose another folder, or let all who share"):
-                encode_rows([other], fake_encoder([]), cache, progress=False)
+                encode_rows([other], fake_encoder([]), ConditionCache(tmp_path / "cache", "v1"), progress=False)
     finally:
         os.seteuid(0)
 
@@ -557,8 +579,8 @@ def test_a_file_that_was_deleted_since_the_start_is_named(tmp_path):
 def test_a_start_looks_up_rows_and_reads_none(tmp_path, caplog):
     calls, cache, rows = [], ConditionCache(tmp_path, "v1"), rows_of("a", "b")
     encode_rows(rows, fake_encoder(calls), cache, progress=False)
-    path = cache.path(rows[1])
-    path.write_bytes(path.read_bytes()[:-1])
+    path = shard_of(tmp_path)
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
     conds = encode_rows(rows, fake_encoder(calls), ConditionCache(tmp_path, "v1"), progress=False)
     assert calls == ["a", "b"] and not caplog.records
     assert [c["note"] for c in (*conds, *conds)] == ["a", "b"] * 2
@@ -575,20 +597,30 @@ def test_a_cache_that_goes_while_the_run_goes_on_costs_a_line(tmp_path, caplog, 
     for _ in range(2):
         assert [c["note"] for c in conds] == ["a", "b"]
     assert calls == ["a", "b"] * 2 if obstacle == "gone" else len(calls) == 6
-    assert len(caplog.records) == (obstacle == "a file")
+    assert [r.message.count("encoded anew whenever") for r in caplog.records] == [0] + [1] * (obstacle == "a file")
 
 
-def test_a_writer_killed_half_way_leaves_no_entry(tmp_path, monkeypatch):
-    cache, calls, rows = ConditionCache(tmp_path, "v1"), [], rows_of("a")
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            cache.put(rows[0], {"x": torch.ones(1)})
-    (left,) = tmp_path.rglob("*.tmp")
-    left.write_bytes(left.read_bytes()[:5])
-    assert cache.get(rows[0]) is None
-    encode_rows(rows, fake_encoder(calls), cache, progress=False)
-    assert calls == ["a"] and cache.get(rows[0]) is not None
+@pytest.mark.parametrize("step", range(4))
+def test_a_writer_killed_half_way_leaves_no_row(tmp_path, monkeypatch, step):
+    """At each of the writes of a row: its large tensor, the two pieces of the row itself, its records."""
+    cond = {"large": torch.ones(SMALL), "note": "a"}
+    cache, calls, rows, write = ConditionCache(tmp_path, "v1"), [], rows_of("b", "a"), os.pwrite
+    cache.put(rows[0], {})
+
+    def killed(*given):
+        calls.append(given)
+        if len(calls) > step:
+            write(given[0], given[1][: len(given[1]) // 2], given[2])
+            raise KeyboardInterrupt
+        return write(*given)
+
+    monkeypatch.setattr(os, "pwrite", killed)
+    with pytest.raises(KeyboardInterrupt):
+        cache.put(rows[1], cond)
+    monkeypatch.undo()
+    later = ConditionCache(tmp_path, "v1")
+    assert later.get(rows[1]) is None and later.get(rows[0]) == {}
+    assert same(encode_rows(rows, lambda row: cond, later, progress=False)[1], cond) and same(later.get(rows[1]), cond)
 
 
 def test_fingerprint_sees_names_shapes_dtypes_bytes_and_buffers():

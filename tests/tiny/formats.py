@@ -17,6 +17,9 @@ from flow_factory.check import check
 from flow_factory.config import dump_config, load_config
 from flow_factory.config.engine import engine_of
 from flow_factory.data.cache import ConditionCache
+from flow_factory.data.index import ROW
+from flow_factory.data.packing import SMALL
+from flow_factory.data.shards import ALIGNED, DIGEST, Blob, Shards, digest
 from flow_factory.errors import UserError
 from flow_factory.lora_file import LORA_FILE
 from flow_factory.model_files import load_model, save_model
@@ -27,7 +30,7 @@ from flow_factory.training_state import load
 from flow_factory.types import Row
 from tests.conftest import flux, policy_over
 from tests.test_training_state import run, save, train, values
-from tests.tiny.damage import YAML_TEXTS, safetensors_damage, text_damage, to_json, to_rows, to_yaml
+from tests.tiny.damage import YAML_TEXTS, byte_damage, safetensors_damage, text_damage, to_json, to_rows, to_yaml, tree_damage
 from tests.tiny.run import ROOT, checkpoint, write_run
 
 
@@ -152,21 +155,59 @@ def _state(folder: Path, name: str) -> Format:
 
 def encoded(folder: Path) -> Format:
     """A row of the cache: what is damaged is encoded again, never used."""
-    cache, row = ConditionCache(folder, "model"), Row(0, "a cat", None, {}, (), (), "train.jsonl:1")
-    cond = {"prompt_embeds": torch.arange(6.0).reshape(2, 3), "image": Image.new("RGB", (4, 4)), "sizes": (4, [4, None])}
-    cache.put(row, cond)
-    file = cache.path(row)
+    row, cond = Row(0, "a cat", None, {}, (), (), "train.jsonl:1"), _condition()
+    shard, index = _shard(folder, row, cond)
+    good = {path: path.read_bytes() for path in (shard, index)}
 
-    def read(data: bytes) -> None:
-        file.write_bytes(data)
-        found = cache.get(row)
+    def read(damage: tuple[Path, bytes]) -> None:
+        for path, data in (*good.items(), damage):
+            path.write_bytes(data)
+        found = ConditionCache(folder, "model").get(row)
         assert found is None or shown(found) == shown(cond)
 
-    return Format(safetensors_damage(file.read_bytes()), read)
+    return Format(st.one_of(*(st.tuples(st.just(path), byte_damage(data)) for path, data in (*good.items(), *good.items()))), read)
+
+
+def structure(folder: Path) -> Format:
+    """A row of a stranger's cache, whose hash is right: it is a condition, or none."""
+    row = Row(0, "a cat", None, {}, (), (), "train.jsonl:1")
+    _shard(folder, row, _condition())
+    key = bytes.fromhex(ConditionCache(folder, "model").key(row))
+    data, _ = _opened(folder).row(key) or (b"", None)
+    length = int.from_bytes(data[:8], "little")
+    text, tensors = data[8 : 8 + length], data[8 + length + -(DIGEST + 8 + length) % ALIGNED :]
+
+    def read(damaged: bytes) -> None:
+        head = len(damaged).to_bytes(8, "little") + damaged
+        rest = head + bytes(-(DIGEST + len(head)) % ALIGNED) + tensors
+        shards = _opened(folder)
+        shards.append([Blob(key, ROW, (digest(key, rest), rest))])
+        found = ConditionCache(folder, "model").get(row)
+        assert found is None or isinstance(found, dict)
+        assert shards.writer is not None
+        shards.writer.shard.unlink()
+
+    return Format(st.one_of(tree_damage(json.loads(text)).map(to_json), byte_damage(text)), read)
+
+
+def _condition() -> dict[str, Any]:
+    return {"prompt_embeds": torch.arange(SMALL / 2), "few": torch.ones(2), "image": Image.new("RGB", (4, 4)), "sizes": (4, [4, None])}
+
+
+def _shard(folder: Path, row: Row, cond: dict[str, Any]) -> tuple[Path, Path]:
+    ConditionCache(folder, "model").put(row, cond)
+    (shard,) = folder.rglob("*.shard")
+    return shard, shard.with_suffix(".index")
+
+
+def _opened(folder: Path) -> Shards:
+    shards = ConditionCache(folder, "model").shards
+    shards.refresh()
+    return shards
 
 
 def shown(cond: dict[str, Any]) -> str:
-    return str([cond["prompt_embeds"], cond["image"].tobytes(), cond["sizes"]])
+    return str([cond["prompt_embeds"].numpy().tobytes(), cond["few"], cond["image"].tobytes(), cond["sizes"]])
 
 
 def lora(folder: Path) -> Format:
@@ -220,6 +261,6 @@ def base_config(folder: Path) -> Format:
 
 FORMATS: dict[Callable[[Path], Format], int] = {
     config: 150, override: 100, engine: 60, rows: 150, pairs: 50, index: 40, progress: 30, encoded: 60, lora: 30, full: 10, base: 10,
-    base_config: 30,
+    base_config: 30, structure: 60,
 }  # fmt: skip
 """And how many examples of each the fast part has."""

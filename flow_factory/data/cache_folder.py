@@ -1,0 +1,148 @@
+"""What lies in `data.cache_dir`: folders of shards by what encoded them, and in each a description by data set. Needs no torch.
+
+rows/FINGERPRINT/FAMILY.json             data set and model; its time of change is that of the last use
+rows/FINGERPRINT/FAMILY-WRITER.shard     and .index, see `index`
+"""
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from flow_factory.data.index import ROW, read_records
+from flow_factory.errors import UserError
+
+ROWS = "rows"
+OLD = re.compile(r"[0-9a-f]{2}")
+"""Folders of an earlier version's rows, a file each."""
+AGAIN = 3600.0
+"""Seconds after which a use is noted again."""
+
+
+def place_of(folder: Path, fingerprint: str) -> Path:
+    """Where the rows of one set of encoders are."""
+    return folder / ROWS / hashlib.sha256(fingerprint.encode()).hexdigest()[:32]
+
+
+class Family:
+    """The shards of one data set and one set of encoders, by how their names begin; and the note of their last use.
+
+    Args:
+        about: `dataset_dir`, `model`, `model_type`.
+    """
+
+    def __init__(self, folder: Path, about: Mapping[str, str]):
+        self.folder, self.about = folder, dict(about)
+        self.name = hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()[:12]
+        self.noted: dict[str, float] = {}
+
+    def describe(self) -> None:
+        """Writes what it is, where that is not said yet.
+
+        Raises:
+            OSError: the file system refuses.
+        """
+        path = self.folder / f"{self.name}.json"
+        if not path.exists():
+            beside = path.with_name(f".{self.name}.{secrets.token_hex(4)}.tmp")
+            beside.write_text(json.dumps(self.about | {"created": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())}))
+            beside.replace(path)
+
+    def used(self, shard: str) -> None:
+        """Notes the use of a shard, of this family or another, once an hour."""
+        name = shard.partition("-")[0]
+        now = time.monotonic()
+        if now - self.noted.get(name, -AGAIN) >= AGAIN:
+            self.noted[name] = now
+            with suppress(OSError):  # others' files, or a disk that is only read
+                os.utime(self.folder / f"{name}.json")
+
+
+@dataclass(frozen=True)
+class Stock:
+    """What is there of one data set and one set of encoders."""
+
+    folder: Path
+    family: str
+    about: dict[str, str]
+    rows: int
+    size: int
+    """Bytes on the disk."""
+    used: float | None
+    """When last, in seconds since 1970; None: nobody knows."""
+
+    def remove(self) -> None:
+        """Its files, indexes first: who reads then finds a row or finds none.
+
+        Raises:
+            OSError: the file system refuses.
+        """
+        for suffix in (".index", ".shard", ".json", ".tmp"):
+            for path in _files(self.folder, self.family, suffix):
+                path.unlink(missing_ok=True)
+        with suppress(OSError):  # others' rows are there
+            self.folder.rmdir()
+
+
+def stocks(folder: Path) -> list[Stock]:
+    """What a cache has, by folder and family.
+
+    Raises:
+        OSError: it may not be read.
+    """
+    above = folder / ROWS
+    return [_stock(place, family) for place in sorted(above.iterdir() if above.is_dir() else ()) for family in _families(place)]
+
+
+def _families(place: Path) -> list[str]:
+    return sorted({re.split(r"[-.]", path.name.lstrip("."))[0] for path in place.iterdir()})
+
+
+def _files(place: Path, family: str, suffix: str) -> Iterator[Path]:
+    return (path for path in sorted(place.iterdir()) if path.suffix == suffix and re.match(rf"\.?{re.escape(family)}[-.]", path.name))
+
+
+def _stock(place: Path, family: str) -> Stock:
+    note, keys, size = place / f"{family}.json", [], 0
+    for path in (*_files(place, family, ".shard"), *_files(place, family, ".index")):
+        with suppress(FileNotFoundError):  # removed meanwhile
+            size += path.stat().st_blocks * 512
+            if path.suffix == ".index":
+                records, _ = read_records(path)
+                keys.append(records[records["kind"] == ROW][["high", "low"]])
+    rows = len(np.unique(np.concatenate(keys))) if keys else 0
+    try:
+        about, used = json.loads(note.read_text()), note.stat().st_mtime
+    except (OSError, ValueError):
+        about, used = {}, None
+    about = {str(k): str(v) for k, v in about.items()} if isinstance(about, dict) else {}
+    return Stock(place, family, about, rows, size, used)
+
+
+def old_folders(folder: Path) -> list[Path]:
+    """Those of an earlier version's rows."""
+    return sorted(path for path in (folder.iterdir() if folder.is_dir() else ()) if OLD.fullmatch(path.name) and path.is_dir())
+
+
+def require_space(folder: Path, size: int) -> None:
+    """Asks whether a cache has room for so many bytes more.
+
+    Raises:
+        UserError: it has not; the message says what is missing.
+    """
+    above = next(p for p in (folder.expanduser().absolute(), *folder.expanduser().absolute().parents) if p.is_dir())
+    free = shutil.disk_usage(above).free
+    if free < size:
+        raise UserError(
+            f"data.cache_dir: {folder}: the rows that are to be encoded take {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: "
+            f"{(size - free) / 1e9:.1f} GB are missing; choose another folder, or see what 'ff-data cache' can remove"
+        )
