@@ -101,10 +101,15 @@ def encode_split(
         with named_rows([row], adapter, "encode", UserError):
             return adapter.encode(row, call)
 
-    about = {"dataset_dir": config.data.dataset_dir, "model": config.model.model_name_or_path, "model_type": config.model.model_type}
-    cache = ConditionCache(Path(config.data.cache_dir), fingerprint, about)
+    cache = ConditionCache(Path(config.data.cache_dir), fingerprint, about(config))
     with torch.no_grad():
         return encode_rows(rows, encode_row, cache, accelerator.is_main_process, wanted, share_of(config, accelerator))
+
+
+def about(config: RunConfig) -> dict[str, str]:
+    """What `ff-data cache` says of the rows; paths as they are from everywhere."""
+    data, model = (str(Path(n).absolute()) if Path(n).is_dir() else n for n in (config.data.dataset_dir, config.model.model_name_or_path))
+    return {"dataset_dir": data, "model": model, "model_type": config.model.model_type}
 
 
 def source_of(adapter: ModelAdapter) -> list[str]:

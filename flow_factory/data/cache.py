@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 from PIL import Image
 from torch import Tensor
 
-from flow_factory.data.cache_folder import Family, old_folders, place_of
+from flow_factory.data.cache_folder import Family, has_old, place_of
 from flow_factory.data.condition_files import FileChanged, Opener, Seeker, decoders
 from flow_factory.data.fingerprints import FileHashes
 from flow_factory.data.packing import MalformedError, in_memory, pack, picture_of, unpack
@@ -197,7 +197,7 @@ def encode_rows(
         wanted: the rows that will be asked for; None: all.
         share: (k, n): the k-th of n processes, which look up and encode every n-th of them.
     """
-    if progress and old_folders(cache.folder):
+    if progress and has_old(cache.folder):
         logger.warning(
             "data.cache_dir: %s has rows of an earlier version, which are not read; 'ff-data cache prune --old' removes them", cache.folder
         )

@@ -11,19 +11,20 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from flow_factory.data.index import ROW, read_records
+from flow_factory.data.index import RECORD, ROW, read_records
 from flow_factory.errors import UserError
 
 ROWS = "rows"
-OLD = re.compile(r"[0-9a-f]{2}")
-"""Folders of an earlier version's rows, a file each."""
+OLD, OLD_ROW = re.compile(r"[0-9a-f]{2}"), re.compile(r"[0-9a-f]{64}\.safetensors|\.[0-9a-f]{64}\.[0-9a-f]{8}\.tmp")
+"""Folders and files of an earlier version's rows."""
+PREFIX = ["high", "low"]
 AGAIN = 3600.0
 """Seconds after which a use is noted again."""
 
@@ -77,8 +78,8 @@ class Stock:
     rows: int
     size: int
     """Bytes on the disk."""
-    used: float | None
-    """When last, in seconds since 1970; None: nobody knows."""
+    used: float
+    """When last, in seconds since 1970."""
 
     def remove(self) -> None:
         """Its files, indexes first: who reads then finds a row or finds none.
@@ -112,25 +113,58 @@ def _files(place: Path, family: str, suffix: str) -> Iterator[Path]:
 
 
 def _stock(place: Path, family: str) -> Stock:
-    note, keys, size = place / f"{family}.json", [], 0
-    for path in (*_files(place, family, ".shard"), *_files(place, family, ".index")):
-        with suppress(FileNotFoundError):  # removed meanwhile
-            size += path.stat().st_blocks * 512
-            if path.suffix == ".index":
+    note, keys = place / f"{family}.json", [np.empty(0, RECORD)[PREFIX]]
+    files = [*_files(place, family, ".shard"), *_files(place, family, ".index")]
+    for path in files:
+        if path.suffix == ".index":
+            with suppress(FileNotFoundError):  # removed meanwhile
                 records, _ = read_records(path)
-                keys.append(records[records["kind"] == ROW][["high", "low"]])
-    rows = len(np.unique(np.concatenate(keys))) if keys else 0
+                keys.append(records[records["kind"] == ROW][PREFIX])
     try:
-        about, used = json.loads(note.read_text()), note.stat().st_mtime
-    except (OSError, ValueError):
-        about, used = {}, None
+        about = json.loads(note.read_text())
+    except (FileNotFoundError, ValueError):
+        about = None
     about = {str(k): str(v) for k, v in about.items()} if isinstance(about, dict) else {}
-    return Stock(place, family, about, rows, size, used)
+    used = [_stat(path).st_mtime for path in ([note] if note.exists() else files)]
+    return Stock(place, family, about, len(np.unique(np.concatenate(keys))), size_on_disk(files), max(used, default=0.0))
 
 
-def old_folders(folder: Path) -> list[Path]:
-    """Those of an earlier version's rows."""
-    return sorted(path for path in (folder.iterdir() if folder.is_dir() else ()) if OLD.fullmatch(path.name) and path.is_dir())
+def _stat(path: Path) -> os.stat_result:
+    """Of a file that may have been removed meanwhile: it has no bytes then."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return os.stat_result([0] * 19)
+
+
+def size_on_disk(files: Iterable[Path]) -> int:
+    """Bytes that files take; less than their length where they have holes."""
+    return sum(_stat(path).st_blocks * 512 for path in files)
+
+
+def old_files(folder: Path) -> list[Path]:
+    """An earlier version's rows, a file each in folders of two letters."""
+    above = [path for path in (folder.iterdir() if folder.is_dir() else ()) if OLD.fullmatch(path.name) and path.is_dir()]
+    return sorted(path for place in above for path in place.iterdir() if OLD_ROW.fullmatch(path.name))
+
+
+def remove_old(files: Iterable[Path]) -> None:
+    """Removes an earlier version's rows, and the folders that are empty then.
+
+    Raises:
+        OSError: the file system refuses.
+    """
+    files = list(files)
+    for path in files:
+        path.unlink(missing_ok=True)
+    for place in {path.parent for path in files}:
+        with suppress(OSError):  # something else is in it
+            place.rmdir()
+
+
+def has_old(folder: Path) -> bool:
+    """Whether there are folders of an earlier version's rows."""
+    return any(OLD.fullmatch(path.name) for path in (folder.iterdir() if folder.is_dir() else ()))
 
 
 def require_space(folder: Path, size: int) -> None:
