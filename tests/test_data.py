@@ -379,7 +379,7 @@ def test_another_fingerprint_is_another_cache(tmp_path):
 
 
 def raw(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().view(torch.uint8)
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
 def same(a, b) -> bool:

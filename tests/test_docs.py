@@ -11,6 +11,7 @@ import pytest
 
 from flow_factory.cli import parser
 from flow_factory.config import load_config
+from flow_factory.data_command import parser as data_parser
 from tests.tiny.run import environment
 
 ROOT = Path(__file__).parent.parent
@@ -35,8 +36,8 @@ def unlaunched(line: str) -> str:
 
 def commands() -> list[str]:
     lines = [unlaunched(line.split("#")[0].strip()) for _, text in blocks("bash") for line in text.splitlines()]
-    inline = [c for page in PAGES for c in re.findall(r"`((?:ff-train|make) [^`\n]*)`", page.read_text())]
-    return [c for c in (*lines, *inline) if c.startswith(("ff-train", "make"))]
+    inline = [c for page in PAGES for c in re.findall(r"`((?:ff-train|ff-data|make) [^`\n]*)`", page.read_text())]
+    return [c for c in (*lines, *inline) if c.startswith(("ff-train", "ff-data", "make"))]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -69,6 +70,9 @@ def test_the_pages_have_commands_and_each_parses(monkeypatch: pytest.MonkeyPatch
         if words[0] == "make":
             targets = [w for w in words[1:] if "=" not in w]
             assert all(re.search(rf"^{t}:", (ROOT / "Makefile").read_text(), re.MULTILINE) for t in targets), words
+            continue
+        if words[0] == "ff-data":
+            assert data_parser().parse_args(words[1:]).act
             continue
         args = parser().parse_intermixed_args(words[1:])
         if args.config is not None and args.config.name != "CONFIG":

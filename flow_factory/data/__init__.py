@@ -1,2 +1,3 @@
 """The data set: `reader` (a file -> rows; `lines`: one of them), `media` (files -> images and videos; `mp4` the other way), `cache`
-(rows -> conditions, once), `order` (which rows an epoch takes)."""
+(rows -> conditions, once; kept by `shards`, found by `index`, made bytes by `packing`, told apart by `fingerprints`; `condition_files`:
+pictures stay where they are; `cache_folder`: what is there), `order` (which rows an epoch takes)."""

@@ -39,6 +39,7 @@ class ModelAdapter(Family):
         check_words(self, pipe)
         self.pipe = pipe
         self.field = Field(pipe, self.components, self.memoised, self.sampled)
+        self.negatives: tuple[tuple[str, str], Cond] | None = None
         self.parameters = inspect.signature(self.field.call).parameters  # once: every velocity call asks for them
         length = self.parameters.get("max_sequence_length")
         if length is not None and isinstance(length.default, int):
@@ -57,8 +58,17 @@ class ModelAdapter(Family):
         cond |= self.embed(row.prompt, pictures, call)
         if self.guided(call):
             text = self.negative if row.negative_prompt is None else row.negative_prompt
-            cond |= {f"negative_{k}": v for k, v in self.embed(text, pictures, call).items()}
+            cond |= {f"negative_{k}": v for k, v in self._negative(text, pictures, call).items()}
         return cond
+
+    def _negative(self, text: str, pictures: Any, call: Mapping[str, Any]) -> Cond:
+        """A negative prompt's embeddings; the last are kept, since the rows of a data set mostly have the same."""
+        if pictures is not None:
+            return self.embed(text, pictures, call)
+        key = (text, repr(self.encoded_by(call)))
+        if self.negatives is None or self.negatives[0] != key:
+            self.negatives = (key, self.embed(text, None, call))
+        return self.negatives[1]
 
     def embed(self, text: str, pictures: Any, call: Mapping[str, Any]) -> Cond:
         """A prompt's embeddings under the names that `__call__` has for them; those of a negative prompt get `negative_` before.
@@ -233,6 +243,7 @@ class ModelAdapter(Family):
 
     def place(self, device: torch.device) -> None:
         """Moves all parts but the transformers to where rows are encoded: pipelines look at any of them for their device."""
+        self.negatives = None
         for part in self.pipe.components.values():
             if isinstance(part, nn.Module):
                 part.to(device).eval().requires_grad_(False)
@@ -243,4 +254,5 @@ class ModelAdapter(Family):
 
     def drop_encoders(self) -> None:
         """Frees what only `encode` needs."""
+        self.negatives = None
         self.pipe.register_modules(**dict.fromkeys(self.encoders))

@@ -21,6 +21,7 @@ from flow_factory.types import Clip, Cond, Row
 from flow_factory.weighing import shape_of
 from tests.models.cases import CASES, EACH, SQUARE, call_of, every_case, over, picture, row, video
 from tests.models.harness import Tiny, adapter_of, small, tiny
+from tests.test_data import same
 from tests.tiny.run import ROOT, write_run
 
 FAMILIES = [name for name in MODELS if name != "diffusers"]
@@ -39,6 +40,22 @@ def test_a_row_encoded_twice_and_a_row_from_the_cache_have_the_same_velocity(nam
         step = t.roll(k)[1].kept[1]
         v = t.velocity(step, k)
         assert torch.equal(again.velocity(step, k), v) and torch.equal(cached.velocity(step, k), v)
+
+
+@pytest.mark.parametrize("name", ["flux1-true-cfg", "qwen-image"])
+def test_a_negative_prompt_that_rows_have_in_common_is_encoded_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, asked = CASES[name], list[str]()
+    adapter, other, call = adapter_of(case), adapter_of(case), call_of(case)
+    texts = [(f"row {k}", negative) for k, negative in enumerate(("bad", "bad", "worse", "bad", None, None))]
+    rows = [Row(k, prompt, negative) for k, (prompt, negative) in enumerate(texts)]
+    assert adapter.guided(call)
+    embed = adapter.embed
+    monkeypatch.setattr(adapter, "embed", lambda text, *rest: asked.append(text) or embed(text, *rest))
+    with torch.no_grad(), small(adapter.pipe), small(other.pipe):
+        for row in rows:
+            other.place(torch.device("cpu"))  # which forgets
+            assert same(adapter.encode(row, call), other.encode(row, call))
+    assert [text for text in asked if not text.startswith("row")] == ["bad", "worse", "bad", adapter.negative]
 
 
 def refuse(row: Row) -> Cond:
