@@ -101,6 +101,8 @@ def rounding(cls: type[nn.Module], dtypes: tuple[tuple[str, torch.dtype], ...], 
 def _rounded(name: str, dtype: torch.dtype) -> Callable[[nn.Module], Any]:
     def weight(module: nn.Module) -> Any:
         p: Any = module._parameters[name]
-        return p if isinstance(p, DTensor) else p.to(dtype)  # a shard, for which FSDP2 asks the module, computes nothing
+        if isinstance(p, DTensor):  # a shard, for which FSDP2 asks the module, computes nothing
+            return p
+        return p.to(dtype) if p.dtype != dtype else p.view_as(p)  # where gathered so, its gradient too is summed in this dtype, then cast
 
     return weight

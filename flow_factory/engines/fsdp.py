@@ -11,16 +11,18 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, 
 from torch.distributed.tensor import DTensor
 
 from flow_factory.engines.base import Engine, MakeOptimizer, require_finite
+from flow_factory.engines.narrow import POLICY, gathered_dtypes, narrow
 from flow_factory.engines.shards import local_shard
 from flow_factory.errors import UserError
+from flow_factory.models.loading import DTYPES
 from flow_factory.policy import Policy
 
 
 class FullyShard(Engine):
     """A process holds a row-wise shard of each weight, its gradient and its optimiser state.
 
-    Used without accelerate's `prepare`, which would bring the frozen weights to float32. The gathered weights keep their own dtypes:
-    what is computed is what one process computes.
+    Used without accelerate's `prepare`, which would bring the frozen weights to float32. Weights are gathered in the dtypes in which they
+    compute: what is computed is what one process computes.
     """
 
     collective = True
@@ -35,10 +37,11 @@ class FullyShard(Engine):
         blocks = [m for m in policy.modules() if type(m).__name__ in names and any(True for _ in m.parameters())]
         if not blocks:
             raise UserError(f"FSDP2: the model has no blocks of the classes {', '.join(names)}; see fsdp_transformer_layer_cls_to_wrap")
-        keys: dict[str, Any] = {"mesh": self.mesh, "offload_policy": offload}
+        keys: dict[str, Any] = {"mesh": self.mesh, "offload_policy": offload, "mp_policy": POLICY}
         for block in reversed(blocks):  # inner ones first; each goes to the device as it is shared out, not the whole before
             fully_shard(block, reshard_after_forward=self.settings.reshard, **keys)
         self.wrapped = self.policy = fully_shard(policy, reshard_after_forward=True, **keys)  # type: ignore[assignment]
+        narrow(self.policy, gathered_dtypes(self.policy, DTYPES[self.accelerator.mixed_precision]))
         self.optimizer = make_optimizer(self.policy.trained().values())
         self.lora = any("lora_" in name for name in self.policy.trained())
 
