@@ -20,19 +20,21 @@ from flow_factory.tensor_file import write_tensors
 
 
 def collect(
-    policy: Policy, whole: Callable[[nn.Parameter], Tensor] = lambda p: p.detach().cpu(), keep: bool = True
+    policy: Policy,
+    whole: Callable[[nn.Parameter, bool], Tensor | None] = lambda p, keep: p.detach().cpu() if keep else None,
+    keep: bool = True,
 ) -> dict[str, dict[str, Tensor]]:
     """What a checkpoint has of each component, on the CPU: the LoRA, or all weights and buffers, as they are now.
 
     Args:
         whole: all values of a parameter of which this process may hold a shard, see `engines.Engine.whole`.
-        keep: False on the processes that only help to gather.
+        keep: False on the processes that only help to gather, and copy nothing.
     """
     lora, out = lora_of(policy), {}
     for component, module in policy.models.items():
         params = {k: p for k, p in module.named_parameters() if not lora or "lora_" in k}
-        values = ((k, whole(p)) for k, p in params.items())
-        out[component] = {k: v.clone() if v.device == params[k].device else v for k, v in values if keep}
+        values = ((k, whole(p, keep)) for k, p in params.items())
+        out[component] = {k: v.clone() if v.device == params[k].device else v for k, v in values if v is not None}
         if not lora and keep:
             buffers = dict(module.named_buffers())
             out[component] |= {k: buffers[k].cpu() for k in module.state_dict() if k in buffers}

@@ -8,8 +8,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,6 @@ import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, NonNegativeInt
 from safetensors import safe_open
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from flow_factory.checkpoint import CheckpointError, plainly
 from flow_factory.data.fingerprints import file_sha256
@@ -26,6 +26,23 @@ from flow_factory.tensor_file import NAMES, write_tensors
 INDEX, PROGRESS = "index.json", "progress.json"
 FORMAT: Literal[1] = 1
 """Of the files of a state; a state of another one is refused."""
+
+
+@dataclass(frozen=True)
+class Slab:
+    """Some rows of a tensor, on the CPU: what a process writes of it, or reads."""
+
+    rows: Tensor
+    first: int
+    """The number of the first of them."""
+    shape: tuple[int, ...]
+    """Of the whole tensor."""
+
+
+Staged = Mapping[str, Tensor | Slab]
+"""By name. What is no `Slab` is whole, and the same on every process."""
+Fill = Callable[[str, "Tensor | Slab"], None]
+"""Reads what a saved tensor of this name has into a tensor, or into these rows."""
 
 
 class _Part(BaseModel):
@@ -73,7 +90,7 @@ class Saved(BaseModel):
     """See `identity.identity_of`."""
 
 
-def write(state: Path, staged: Mapping[str, Tensor], progress: Mapping[str, Any], group: dist.ProcessGroup | None) -> None:
+def write(state: Path, staged: Staged, progress: Mapping[str, Any], group: dist.ProcessGroup | None) -> None:
     """Writes this process's rows, and on the first one what leads to all. Called by all together.
 
     Args:
@@ -99,9 +116,9 @@ def write(state: Path, staged: Mapping[str, Tensor], progress: Mapping[str, Any]
             _write_index(state, [each for each in everyone if not isinstance(each, str)], progress)
 
 
-def _write_rows(state: Path, staged: Mapping[str, Tensor], rank: int) -> tuple[dict[str, Stored], dict[str, Spread]]:
+def _write_rows(state: Path, staged: Staged, rank: int) -> tuple[dict[str, Stored], dict[str, Spread]]:
     state.mkdir(parents=True, exist_ok=True)
-    mine = {name: (_local(t), _first_row(t)) for name, t in staged.items() if rank == 0 or isinstance(t, DTensor)}
+    mine = {name: _rows_in(t) for name, t in staged.items() if rank == 0 or isinstance(t, Slab)}
     mine = {name: (t, first) for name, (t, first) in mine.items() if t.ndim == 0 or len(t) or rank == 0}
     file = state / f"part-{rank:05d}.safetensors"
     digest = write_tensors(file, {name: t for name, (t, _) in mine.items()})
@@ -177,20 +194,37 @@ def damaged(state: Path, index: Index, share: slice) -> list[str]:
     return [name for name in sorted(index.files)[share] if file_sha256(str(state / name)) != index.files[name].sha256]
 
 
-def read(state: Path, index: Index, targets: Mapping[str, Tensor]) -> None:
-    """Fills each target with this process's rows.
+def read(state: Path, index: Index, targets: Staged) -> None:
+    """Fills each target.
 
     Raises:
         SafetensorError, ValueError: a file has not what the index says.
     """
+    with reading(state, index) as fill:
+        for name, target in targets.items():
+            fill(name, target)
+
+
+@contextmanager
+def reading(state: Path, index: Index) -> Iterator[Fill]:
+    """What reads tensors one by one, so that no more than one has to be in main memory.
+
+    Raises:
+        SafetensorError, ValueError: a file has not what the index says; nothing has been read.
+    """
     with ExitStack() as stack:
         files = {name: stack.enter_context(safe_open(state / name, "pt")) for name in index.files if name != PROGRESS}
-        for name, target in targets.items():
-            for rows in index.tensors[name].rows:
-                there = files[rows.file]
-                if there.get_slice(name).get_shape() != ([rows.end - rows.first, *target.shape[1:]] if target.ndim else []):
+        for name, spread in sorted(index.tensors.items(), reverse=True):  # weights before what the optimiser keeps of them
+            for rows in spread.rows:
+                if files[rows.file].get_slice(name).get_shape() != ([rows.end - rows.first, *spread.shape[1:]] if spread.shape else []):
                     raise ValueError(f"{rows.file} has another shape of {name!r} than {INDEX}")
-                _fill(_local(target), _first_row(target), rows, there, name)
+
+        def fill(name: str, target: Tensor | Slab) -> None:
+            mine, first = _rows_in(target)
+            for rows in index.tensors[name].rows:
+                _fill(mine, first, rows, files[rows.file], name)
+
+        yield fill
 
 
 def _fill(mine: Tensor, first: int, rows: Rows, there: Any, name: str) -> None:
@@ -203,13 +237,6 @@ def _fill(mine: Tensor, first: int, rows: Rows, there: Any, name: str) -> None:
         mine[begin - first : end - first].copy_(there.get_slice(name)[begin - rows.first : end - rows.first])
 
 
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _first_row(tensor: Tensor) -> int:
-    """Of this process's rows, cut as `Tensor.chunk` cuts."""
-    if not isinstance(tensor, DTensor):
-        return 0
-    mesh = tensor.device_mesh
-    return min(len(tensor), mesh.get_local_rank() * -(-len(tensor) // mesh.size()))
+def _rows_in(target: Tensor | Slab) -> tuple[Tensor, int]:
+    """(rows, number of the first)"""
+    return (target.rows, target.first) if isinstance(target, Slab) else (target, 0)

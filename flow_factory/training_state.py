@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
-from torch import Tensor
 
 from flow_factory.checkpoint import CheckpointError, checkpoints, plainly
 from flow_factory.engines import Engine
-from flow_factory.state_files import Index, Saved, contents, damaged, read
+from flow_factory.state_files import Index, Saved, Staged, contents, damaged, reading
 from flow_factory.weights import WeightStore
 
 
@@ -29,8 +28,8 @@ class Progress:
     """Optimiser steps taken, which is also where the learning rate's schedule stands."""
 
 
-def stage(store: WeightStore, engine: Engine) -> dict[str, Tensor]:
-    """Copies of all tensors of the state, on the CPU. Called by all processes together."""
+def stage(store: WeightStore, engine: Engine) -> Staged:
+    """What this process writes of all tensors of the state: copies on the CPU. Called by all processes together."""
     shapes = {name: engine.shape(p) for name, p in store.params.items()}
     copies = store.state_dict().items()
     out = {f"weights/{copy}/{name}": engine.stage(part, shapes[name]) for copy, parts in copies for name, part in parts.items()}
@@ -40,7 +39,8 @@ def stage(store: WeightStore, engine: Engine) -> dict[str, Tensor]:
 def load(folder: Path, store: WeightStore, engine: Engine, schedule: Any) -> Progress:
     """Puts the state of a checkpoint into what a run has built. Called by all processes together.
 
-    Weights, moments and counters are the state's; learning rate, betas, weight decay and schedule stay the run's own.
+    Each process reads what it holds, tensor by tensor. Weights, moments and counters are the state's; learning rate, betas, weight decay
+    and schedule stay the run's own.
 
     Raises:
         CheckpointError: it is another run's, or damaged; nothing of the run has changed.
@@ -51,18 +51,19 @@ def load(folder: Path, store: WeightStore, engine: Engine, schedule: Any) -> Pro
         if wrong := gather_object(damaged(folder / "state", index, mine)):
             raise ValueError(f"the checksum of {wrong[0]} is wrong")
     saved = {name: tuple(spread.shape) for name, spread in index.tensors.items()}
-    if any(name.startswith("optimizer/") for name in saved):
+    moments = {name.removeprefix("optimizer/") for name in saved if name.startswith("optimizer/")}
+    if moments:
         engine.warm()
-    targets = stage(store, engine)
-    if problem := misfit(saved, targets):
+    copies = {f"weights/{copy}/{name}": (name, part) for copy, parts in store.state_dict().items() for name, part in parts.items()}
+    shapes = {key: tuple(engine.shape(store.params[name])) for key, (name, _) in copies.items()}
+    if problem := misfit(saved, shapes | {f"optimizer/{name}": shape for name, shape in engine.moment_shapes().items()}):
         raise CheckpointError(f"{folder} does not fit this run: {problem}")
-    targets = {k: t for k, t in targets.items() if k in saved}
-    with _or_another(folder):
-        read(folder / "state", index, targets)
-    for copy, parts in store.state_dict().items():
-        for name, part in parts.items():
-            engine.unstage(targets[f"weights/{copy}/{name}"], part)
-    engine.load_moments({k.removeprefix("optimizer/"): t for k, t in targets.items() if k.startswith("optimizer/")})
+    with _or_another(folder), reading(folder / "state", index) as fill:
+        for key, (_, part) in copies.items():
+            target = engine.room(part, shapes[key])
+            fill(key, target)
+            engine.unstage(target, part)
+        engine.load_moments(moments, lambda name, target: fill(f"optimizer/{name}", target))
     engine.written()
     engine.adopted()
     advance(schedule, progress.updates)
@@ -104,12 +105,12 @@ def _is_whole(folder: Path) -> bool:
     return True
 
 
-def misfit(saved: Mapping[str, tuple[int, ...]], here: Mapping[str, Tensor]) -> str | None:
+def misfit(saved: Mapping[str, tuple[int, ...]], here: Mapping[str, tuple[int, ...]]) -> str | None:
     """Why a saved state is not this run's."""
     copies = [sorted({k.split("/")[1] for k in names if k.startswith("weights/")}) for names in (saved, here)]
     if copies[0] != copies[1]:
         return f"the saved copies are {copies[0]}, this run keeps {copies[1]}"
     saved = dict(sorted(saved.items(), reverse=True))  # weights before what the optimiser keeps of them
     wrong = [k for k in saved if k not in here] + [k for k in here if k not in saved and k.startswith("weights/")]
-    wrong += [k for k, size in saved.items() if k in here and tuple(here[k].shape) != size]
+    wrong += [k for k, size in saved.items() if k in here and here[k] != size]
     return f"first at {wrong[0]!r}: other lora_rank, target_modules or optimizer?" if wrong else None

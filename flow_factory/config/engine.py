@@ -1,6 +1,7 @@
 """What shares the work of a run out over its processes, as the launcher's file (`config_file`) says it. Free of torch."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,6 +38,8 @@ class EngineSettings:
     offload: bool = False
     """Sharded weights wait in main memory; with FSDP the optimiser's state is there too."""
     offload_optimizer: bool = False
+    hybrid: bool | None = None
+    """FSDP over several machines: each has all the weights, shared out over its processes; None: so, unless the file says otherwise."""
     blocks: tuple[str, ...] = ()
     """FSDP: classes that are sharded one by one; empty for those that diffusers names."""
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -62,6 +65,11 @@ class EngineSettings:
         they come.
         """
         return self.kind != "ddp"
+
+    def sharers(self, processes: int) -> int:
+        """Processes that a weight is shared out over, of so many of a run: all, or those of a machine."""
+        here = int(os.environ.get("LOCAL_WORLD_SIZE") or processes)  # as a launcher says
+        return here if self.kind == "fsdp" and self.hybrid is not False and 0 < here < processes and processes % here == 0 else processes
 
     @property
     def shards_gradients(self) -> bool:

@@ -1,20 +1,20 @@
 """What every engine can do, and plain data parallel, which is one process alone as well."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from flow_factory.config.engine import EngineSettings
 from flow_factory.distributed import any_of_ranks
-from flow_factory.engines.shards import local_shard, rows_of
+from flow_factory.engines.shards import slab_of
 from flow_factory.errors import GradientError
 from flow_factory.policy import Policy
+from flow_factory.state_files import Fill, Slab
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -113,42 +113,57 @@ class Engine:
     def adopted(self) -> None:
         """After parts were written for good: what the optimiser keeps of the weights follows."""
 
-    def whole(self, p: nn.Parameter) -> Tensor:
-        """All values of a parameter, on the CPU. Called by all processes together."""
-        return p.detach().cpu()
+    def whole(self, p: nn.Parameter, keep: bool = True) -> Tensor | None:
+        """All values of a parameter, on the CPU of the processes that keep them. Called by all processes together."""
+        return p.detach().cpu() if keep else None
 
-    # -- the training state: tensors on the CPU for torch's distributed checkpoint, of whole parameters' shapes on every engine ------
+    # -- the training state: tensors on the CPU, of whole parameters' shapes on every engine -------------------------------------------
 
-    def stage(self, part: Tensor, shape: Sequence[int]) -> Tensor:
-        """A copy of a part, as what it is of a tensor of this shape; of what all hold, each has its share to write.
-
-        Called by all processes together.
-        """
+    def stage(self, part: Tensor, shape: Sequence[int]) -> Tensor | Slab:
+        """A copy of what this process writes of a tensor of this shape, of which it holds the part. Called by all processes together."""
         if self.accelerator.num_processes == 1 or not shape:
             return part.detach().to("cpu", copy=True)
-        return local_shard(rows_of(part.detach()).to("cpu", copy=True), shape)
+        return slab_of(part, 0, shape, self.accelerator.process_index, self.accelerator.num_processes)
 
-    def unstage(self, saved: Tensor, part: Tensor) -> None:
-        """The inverse: writes into the part."""
-        part.detach().copy_(saved.full_tensor() if isinstance(saved, DTensor) else saved)
+    def room(self, part: Tensor, shape: Sequence[int]) -> Tensor | Slab:
+        """Where to read what this process holds of a tensor of this shape."""
+        return torch.empty(tuple(shape), dtype=part.dtype)
+
+    def unstage(self, saved: Tensor | Slab, part: Tensor) -> None:
+        """Writes what was read into the part."""
+        part.detach().copy_(saved.rows if isinstance(saved, Slab) else saved)
 
     def scatter(self, whole: Tensor, part: Tensor) -> None:
-        """Writes this process's part of a tensor that all have whole. Called by all processes together."""
-        self.unstage(Engine.stage(self, whole, whole.shape), part)
+        """Writes this process's part of a tensor that all have whole."""
+        mine = self.room(part, whole.shape)
+        if isinstance(mine, Slab):
+            mine.rows.copy_(whole[mine.first : mine.first + len(mine.rows)])
+        self.unstage(mine if isinstance(mine, Slab) else whole, part)
 
-    def moments(self) -> dict[str, Tensor]:
+    def moments(self) -> dict[str, Tensor | Slab]:
         """The optimiser's state, staged, as `<its key>/<parameter>`; nothing before the first step."""
         return {f"{key}/{name}": self.stage(part, shape) for name, key, part, shape in self._moments()}
 
-    def load_moments(self, saved: Mapping[str, Tensor]) -> None:
-        """The inverse; a parameter of which nothing was saved has not been stepped yet."""
-        for name, key, part, _ in list(self._moments()):
+    def moment_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of whole tensors, by the same names."""
+        return {f"{key}/{name}": tuple(shape) for name, key, _, shape in self._moments()}
+
+    def load_moments(self, saved: Collection[str], fill: Fill) -> None:
+        """The inverse of `moments`; a parameter of which nothing was saved has not been stepped yet.
+
+        Args:
+            saved: the names of what there is.
+        """
+        for name, key, part, shape in list(self._moments()):
             if f"{key}/{name}" in saved:
-                self.unstage(saved[f"{key}/{name}"], part)
+                target = self.room(part, shape)
+                fill(f"{key}/{name}", target)
+                self.unstage(target, part)
             else:
                 self.optimizer.state.pop(self.policy.trained()[name], None)
 
     def _moments(self) -> Iterator[tuple[str, str, Tensor, Sequence[int]]]:
+        """(parameter, key, what this process holds, shape of the whole)"""
         for name, p in self.policy.trained().items():
             for key, value in self.optimizer.state.get(p, {}).items():
                 yield name, key, value, value.shape

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -12,10 +13,11 @@ from torch.distributed.tensor import DTensor
 
 from flow_factory.engines.base import Engine, MakeOptimizer, require_finite
 from flow_factory.engines.narrow import POLICY, gathered_dtypes, narrow
-from flow_factory.engines.shards import local_shard
+from flow_factory.engines.shards import first_of, slab_of
 from flow_factory.errors import UserError
 from flow_factory.models.loading import DTYPES
 from flow_factory.policy import Policy
+from flow_factory.state_files import Slab
 
 
 class FullyShard(Engine):
@@ -30,14 +32,16 @@ class FullyShard(Engine):
     def wrap(self, policy: Policy, make_optimizer: MakeOptimizer) -> None:
         if not dist.is_initialized():  # alone: shards that wait in main memory
             dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        device = self.accelerator.device
-        self.mesh = init_device_mesh(device.type, (self.accelerator.num_processes,))
+        device, many = self.accelerator.device, self.accelerator.num_processes
+        sharers = self.settings.sharers(many)
+        self.mesh = init_device_mesh(device.type, (many // sharers, sharers), mesh_dim_names=("replicate", "shard"))
         offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if self.settings.offload else OffloadPolicy()
         names = self.settings.blocks or policy._no_split_modules
         blocks = [m for m in policy.modules() if type(m).__name__ in names and any(True for _ in m.parameters())]
         if not blocks:
             raise UserError(f"FSDP2: the model has no blocks of the classes {', '.join(names)}; see fsdp_transformer_layer_cls_to_wrap")
-        keys: dict[str, Any] = {"mesh": self.mesh, "offload_policy": offload, "mp_policy": POLICY}
+        mesh = self.mesh if many > sharers else self.mesh["shard"]
+        keys: dict[str, Any] = {"mesh": mesh, "offload_policy": offload, "mp_policy": POLICY}
         for block in reversed(blocks):  # inner ones first; each goes to the device as it is shared out, not the whole before
             fully_shard(block, reshard_after_forward=self.settings.reshard, **keys)
         self.wrapped = self.policy = fully_shard(policy, reshard_after_forward=True, **keys)  # type: ignore[assignment]
@@ -50,8 +54,11 @@ class FullyShard(Engine):
         return "FSDP2" if all(isinstance(p, DTensor) for p in self.policy.components.parameters()) else "FSDP2, not of all weights"
 
     def accumulating(self, last: bool) -> AbstractContextManager:
-        """A LoRA's gradient is reduced once a step. Of all weights it would have to be kept whole until then: it is reduced each time."""
+        """A LoRA's gradient is reduced once a step. Of all weights it would have to be kept whole until then: it is reduced each time, and
+        over machines that have all weights each, once a step.
+        """
         self.wrapped.set_requires_gradient_sync(last or not self.lora)
+        self.wrapped.set_requires_all_reduce(last)
         return nullcontext()
 
     def backward(self, loss: Tensor) -> None:
@@ -76,15 +83,25 @@ class FullyShard(Engine):
             if isinstance(module, FSDPModule):
                 module.reshard()
 
-    def whole(self, p: nn.Parameter) -> Tensor:
-        return p.detach().to(self.accelerator.device).full_tensor().cpu()  # type: ignore[attr-defined]
+    def whole(self, p: nn.Parameter, keep: bool = True) -> Tensor | None:
+        whole = p.detach().to(self.accelerator.device).full_tensor()  # type: ignore[attr-defined]
+        return whole.cpu() if keep else None
 
-    def stage(self, part: Tensor, shape: Sequence[int]) -> Tensor:
-        mine = part.detach().to("cpu", copy=True)
-        return local_shard(mine, shape) if shape else mine
+    def stage(self, part: Tensor, shape: Sequence[int]) -> Tensor | Slab:
+        """Of rows that processes on several machines hold alike, each writes a share."""
+        if not shape:
+            return super().stage(part, shape)
+        return slab_of(part, self._first_row(shape), shape, self.mesh.get_local_rank(0), self.mesh.size(0))
 
-    def unstage(self, saved: Tensor, part: Tensor) -> None:
-        part.detach().copy_(_local(saved))
+    def room(self, part: Tensor, shape: Sequence[int]) -> Tensor | Slab:
+        return Slab(torch.empty(part.shape, dtype=part.dtype), self._first_row(shape), tuple(shape)) if shape else super().room(part, shape)
+
+    def unstage(self, saved: Tensor | Slab, part: Tensor) -> None:
+        super().unstage(saved, _local(part))
+
+    def _first_row(self, shape: Sequence[int]) -> int:
+        """Of those that this process holds."""
+        return first_of(shape[0], self.mesh.get_local_rank(1), self.mesh.size(1))
 
     def _moments(self) -> Iterator[tuple[str, str, Tensor, Sequence[int]]]:
         return ((name, key, _local(value), shape) for name, key, value, shape in super()._moments())

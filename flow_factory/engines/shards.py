@@ -1,27 +1,22 @@
-"""Parts of tensors as torch's distributed checkpoint knows them: DTensors on the CPU, cut along their first dimension."""
+"""Which rows of a tensor are whose: cut as `Tensor.chunk` cuts."""
 
 from collections.abc import Sequence
-from functools import cache
 
-import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor, Shard
+
+from flow_factory.state_files import Slab
 
 
-def local_shard(mine: Tensor, shape: Sequence[int]) -> DTensor:
-    """This process's rows of a tensor of that shape, cut as `Tensor.chunk` cuts."""
-    stride = torch.empty(*shape, device="meta").stride()
-    return DTensor.from_local(mine, _everyone(), [Shard(0)], run_check=False, shape=torch.Size(shape), stride=stride)
+def first_of(rows: int, number: int, shares: int) -> int:
+    """The first row of share `number` of so many; behind the last one where nothing is left for it."""
+    return min(rows, number * -(-rows // shares))
 
 
-def rows_of(whole: Tensor) -> Tensor:
-    """This process's rows."""
-    chunks, rank = whole.chunk(dist.get_world_size()), dist.get_rank()
-    return chunks[rank] if rank < len(chunks) else whole[:0]
+def share_of(rows: Tensor, number: int, shares: int) -> Tensor:
+    """Of some rows, this share."""
+    return rows[first_of(len(rows), number, shares) : first_of(len(rows), number + 1, shares)]
 
 
-@cache
-def _everyone() -> DeviceMesh:
-    return init_device_mesh("cpu", (dist.get_world_size(),))
+def slab_of(rows: Tensor, first: int, shape: Sequence[int], number: int = 0, shares: int = 1) -> Slab:
+    """A copy of a share of rows of a tensor of this shape, of which the first has this number."""
+    return Slab(share_of(rows.detach(), number, shares).to("cpu", copy=True), first + first_of(len(rows), number, shares), tuple(shape))

@@ -1,21 +1,20 @@
 """DeepSpeed's ZeRO: the optimiser's state is shared out, from stage 2 on gradients, from stage 3 on weights too."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from flow_factory.config.engine import EngineSettings
 from flow_factory.engines.base import Engine, MakeOptimizer, require_finite
-from flow_factory.engines.shards import local_shard, rows_of
 from flow_factory.errors import UserError
 from flow_factory.policy import Policy
+from flow_factory.state_files import Fill, Slab
 
 BUCKET = 500_000_000
 """DeepSpeed's default of reduce_bucket_size, in elements; where less is trained, it is that much."""
@@ -104,35 +103,42 @@ class Zero(Engine):
             else:
                 self.deepspeed.utils.safe_set_full_fp32_param(p, p.detach().float())
 
-    def whole(self, p: nn.Parameter) -> Tensor:
-        with self._gathered(p):
-            return p.detach().cpu()
-
-    @contextmanager
-    def _gathered(self, p: nn.Parameter) -> Iterator[None]:
+    def whole(self, p: nn.Parameter, keep: bool = True) -> Tensor | None:
         with self.deepspeed.zero.GatheredParameters([p], enabled=self.collective):
-            yield
+            return super().whole(p, keep)
 
     # -- the training state ----------------------------------------------------------------------------------------------------
 
-    def stage(self, part: Tensor, shape: Sequence[int]) -> Tensor:
+    def stage(self, part: Tensor, shape: Sequence[int]) -> Tensor | Slab:
         """Of a flat shard, which all others are needed for; a whole tensor stays one."""
         if not self.collective or not shape:
             return super().stage(part, shape)
         flat = part.detach().to(self.accelerator.device).flatten()
         everyone = flat.new_empty(flat.numel() * self.accelerator.num_processes)
         dist.all_gather_into_tensor(everyone, flat)
-        return self._rows(everyone[: math.prod(shape)].view(*shape))
+        return super().stage(everyone[: math.prod(shape)].view(*shape), shape)
 
-    def unstage(self, saved: Tensor, part: Tensor) -> None:
-        if self.collective and isinstance(saved, DTensor):
-            begin = part.numel() * self.accelerator.process_index
-            mine = saved.full_tensor().flatten()[begin : begin + part.numel()]
-            part.view(-1)[: len(mine)].copy_(mine)
-        else:
+    def room(self, part: Tensor, shape: Sequence[int]) -> Tensor | Slab:
+        """The rows in which a flat shard lies."""
+        if not self.collective or not shape:
+            return super().room(part, shape)
+        begin, long = self._span(part, shape)
+        first, end = begin // long, -(-min(begin + part.numel(), math.prod(shape)) // long)
+        return Slab(torch.empty(max(0, end - first), *shape[1:], dtype=part.dtype), first, tuple(shape))
+
+    def unstage(self, saved: Tensor | Slab, part: Tensor) -> None:
+        if not isinstance(saved, Slab):
             super().unstage(saved, part)
+            return
+        begin, long = self._span(part, saved.shape)
+        mine = saved.rows.flatten()[max(0, begin - saved.first * long) :][: part.numel()]
+        part.view(-1)[: len(mine)].copy_(mine)
 
-    def moments(self) -> dict[str, Tensor]:
+    def _span(self, part: Tensor, shape: Sequence[int]) -> tuple[int, int]:
+        """(the first value of this process's shard of a flat tensor, values in a row)"""
+        return part.numel() * self.accelerator.process_index, max(1, math.prod(shape[1:]))
+
+    def moments(self) -> dict[str, Tensor | Slab]:
         """By DeepSpeed's own access, which gathers one parameter's after the other."""
         states = list(self.optimizer.state.values())
         if not states:
@@ -140,17 +146,28 @@ class Zero(Engine):
         get, out = self.deepspeed.utils.safe_get_full_optimizer_state, {}
         for name, p in self.policy.trained().items():
             for key in MOMENTS:
-                out[f"{key}/{name}"] = self._rows(get(p, key).view(self.shape(p)))
+                out[f"{key}/{name}"] = super().stage(get(p, key).view(self.shape(p)), self.shape(p))
             out[f"step/{name}"] = states[0]["step"].cpu().clone()  # one for all
         return out
 
-    def load_moments(self, saved: Mapping[str, Tensor]) -> None:
-        put = self.deepspeed.utils.safe_set_full_optimizer_state
+    def moment_shapes(self) -> dict[str, tuple[int, ...]]:
+        shapes = {name: tuple(self.shape(p)) for name, p in self.policy.trained().items()} if self.optimizer.state else {}
+        return {f"{key}/{name}": shape for name, shape in shapes.items() for key in MOMENTS} | {f"step/{name}": () for name in shapes}
+
+    def load_moments(self, saved: Collection[str], fill: Fill) -> None:
+        """Of stage 3 each process reads its own part; below it DeepSpeed cuts it out of the whole."""
+        access = self.deepspeed.utils
+        put = access.safe_set_local_optimizer_state if self.collective else access.safe_set_full_optimizer_state
         for name, p in self.policy.trained().items():
             for key in MOMENTS:
-                put(p, saved[f"{key}/{name}"].full_tensor().to(self.accelerator.device), key)  # type: ignore[attr-defined]
+                mine = torch.zeros_like(self.part(p), dtype=torch.float32)
+                target = self.room(mine, self.shape(p))
+                fill(f"{key}/{name}", target)
+                self.unstage(target, mine)
+                put(p, mine, key)
         for state in self.optimizer.state.values():
-            state["step"].copy_(saved[f"step/{next(iter(self.policy.trained()))}"])
+            fill(f"step/{next(iter(self.policy.trained()))}", step := torch.empty(()))
+            state["step"].copy_(step)
 
     def warm(self) -> None:
         super().warm()
@@ -159,9 +176,6 @@ class Zero(Engine):
 
     def _stepped(self) -> list[Tensor]:
         return self.sharded.fp32_partitioned_groups_flat if self.collective else self.sharded.single_partition_of_fp32_groups
-
-    def _rows(self, whole: Tensor) -> Tensor:
-        return local_shard(rows_of(whole).to("cpu", copy=True), whole.shape)
 
 
 def config_of(settings: EngineSettings, max_norm: float, trained: int) -> dict[str, Any]:
