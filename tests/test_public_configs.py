@@ -49,7 +49,7 @@ def test_a_component_of_which_no_layer_is_named_is_not_trained(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("text", "said"), [
-    (PUBLIC.replace('"PickScore"', '"OCR"'), "eval_rewards.reward_model: no reward 'OCR'. Known: "),
+    (PUBLIC.replace('"PickScore"', '"imagebind"'), "eval_rewards.reward_model: no reward 'imagebind': its weights are CC-BY-NC-SA"),
     (PUBLIC.replace("batch_size: 2", "batch_size: 24", 1).replace("group_size: 16", "group_size: 4").replace('"auto"', "null"),
      "train.group_size: 4 must be a multiple of train.per_device_batch_size=24; write 24, or per_device_batch_size: 4"),
     ("distributed_type: FSDP\nfsdp_config: {fsdp_version: 2}\n", "is a file for accelerate; name it as config_file"),

@@ -30,7 +30,7 @@ def substitutes(name: str, index: Mapping[str, Any]) -> tuple[dict[str, Any], di
             passed[part], later[part] = None, AutoTokenizer.from_pretrained(*_place(name, part)[0], **_place(name, part)[1])
         elif kind == "Qwen2VLProcessor":
             place, options = _place(name, part)
-            passed[part] = _without_video(transformers.Qwen2VLProcessor).from_pretrained(*place, **options)
+            passed[part] = without_video(transformers.Qwen2VLProcessor).from_pretrained(*place, **options)
     return passed, later
 
 
@@ -38,7 +38,7 @@ def _place(name: str, part: str) -> tuple[tuple[str], dict[str, str]]:
     return ((str(Path(name) / part),), {}) if Path(name).is_dir() else ((name,), {"subfolder": part})
 
 
-def _without_video(base: type) -> Any:
+def without_video(base: type) -> Any:
     """The processor with no video part: transformers takes a processor's parts from the names of `__init__`'s parameters."""
 
     def __init__(self: Any, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **kwargs: Any) -> None:

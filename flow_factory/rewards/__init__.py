@@ -2,14 +2,25 @@
 
 from typing import TYPE_CHECKING, Any
 
-from flow_factory.registry import Registry
+from flow_factory.registry import Registry, UnknownName
 
 if TYPE_CHECKING:
     from flow_factory.rewards.base import BaseRewardModel, GroupwiseRewardModel, PointwiseRewardModel, RewardModelOutput
 
 __all__ = ["REWARDS", "BaseRewardModel", "GroupwiseRewardModel", "PointwiseRewardModel", "RewardModelOutput"]
 
-REWARDS = Registry(
+REFUSED = {"imagebind": "its weights are CC-BY-NC-SA 4.0, not for commercial use; for sound there is clap"}
+"""Public names that are not here, and why."""
+
+
+class _Rewards(Registry):
+    def path(self, name: str) -> str:
+        if name.lower() in REFUSED:
+            raise UnknownName(f"no reward {name!r}: {REFUSED[name.lower()]}")
+        return super().path(name)
+
+
+REWARDS = _Rewards(
     "reward",
     {
         "PickScore": "flow_factory.rewards.pick_score:PickScoreReward",
@@ -19,6 +30,14 @@ REWARDS = Registry(
         "ImageReward": "flow_factory.rewards.image_reward:ImageReward",
         "clap": "flow_factory.rewards.clap:CLAPReward",
         "aesthetic": "flow_factory.rewards.aesthetic:AestheticReward",
+        "vlm_yes_no": "flow_factory.rewards.judges.rewards:YesNoJudge",
+        "vlm_rubric": "flow_factory.rewards.judges.rewards:RubricJudge",
+        "vlm_pairwise": "flow_factory.rewards.judges.rewards:PairwiseJudge",
+        "vllm_evaluate": "flow_factory.rewards.judges.published:EvaluateJudge",
+        "rational_rewards_t2i": "flow_factory.rewards.judges.published:RationalRewardsT2I",
+        "rational_rewards_edit": "flow_factory.rewards.judges.published:RationalRewardsEdit",
+        "UnifiedReward": "flow_factory.rewards.judges.published:UnifiedReward",
+        "GenEval2": "flow_factory.rewards.judges.published:GenEval2",
         "jpeg_compressibility": "flow_factory.rewards.jpeg:JpegCompressibility",
         "jpeg_incompressibility": "flow_factory.rewards.jpeg:JpegIncompressibility",
         "shapes": "flow_factory.rewards.shapes:ShapesReward",

@@ -32,7 +32,7 @@ class AestheticReward(PointwiseRewardModel):
     """
 
     required_fields = ("image", "video")
-    extra_keys = (*CLIPScorer.KEYS, KEY)
+    extra_keys = ("model_name_or_path", "processor_name_or_path", "head_name_or_path")
     loads_weights = True
     changes_inputs = False
 

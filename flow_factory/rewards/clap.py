@@ -36,7 +36,7 @@ class CLAPReward(PointwiseRewardModel):
     """
 
     required_fields = ("prompt", "audio")
-    extra_keys = (KEY,)
+    extra_keys = ("model_name_or_path",)
     loads_weights = True
     changes_inputs = False
 

@@ -88,7 +88,7 @@ class CLIPReward(PointwiseRewardModel):
     """
 
     required_fields = ("prompt", "image", "video")
-    extra_keys = CLIPScorer.KEYS
+    extra_keys = ("model_name_or_path", "processor_name_or_path")
     loads_weights = True
     changes_inputs = False
 

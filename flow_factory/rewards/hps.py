@@ -93,7 +93,7 @@ class HPSv2Reward(PointwiseRewardModel):
     """
 
     required_fields = ("prompt", "image", "video")
-    extra_keys = HPSScorer.KEYS
+    extra_keys = ("model_name_or_path", "processor_name_or_path")
     loads_weights = True
     changes_inputs = False
 

@@ -106,7 +106,7 @@ class ImageReward(PointwiseRewardModel):
     """
 
     required_fields = ("prompt", "image", "video")
-    extra_keys = KEYS
+    extra_keys = ("model_name_or_path", "processor_name_or_path")
     loads_weights = True
     changes_inputs = False
 

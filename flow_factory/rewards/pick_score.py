@@ -14,7 +14,7 @@ PUBLISHED = ("yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79
 
 class _PickScore(BaseRewardModel):
     required_fields = ("prompt", "image", "video")
-    extra_keys = CLIPScorer.KEYS
+    extra_keys = ("model_name_or_path", "processor_name_or_path")
     loads_weights = True
     changes_inputs = False
 

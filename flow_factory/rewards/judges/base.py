@@ -1,0 +1,140 @@
+"""What rewards by a vision-language model as judge have in common.
+
+The judge runs where the entry says: `model_name_or_path`, a checkpoint on this machine; otherwise `api_base_url` and `vlm_model`, a
+server. `template` names what it is asked: a file that comes along (`judges/templates/`) or a YAML file of one's own.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from accelerate import Accelerator
+from PIL import Image
+
+from flow_factory.errors import RewardError, UserError
+from flow_factory.hparams import RewardArguments
+from flow_factory.rewards.base import BaseRewardModel, PointwiseRewardModel, RewardModelOutput
+from flow_factory.rewards.judges.local import LocalVLM
+from flow_factory.rewards.judges.question import Failed, Question, Template, load_template
+from flow_factory.rewards.judges.served import ServedVLM
+
+ADDRESS = "http://localhost:8000/v1"
+"""vLLM's own."""
+OWN = ("aspects", "by", "canonicalize", "max_cache_size", "mean", "opponents")
+"""Keys that only some kinds of judges take; the YAML is compared with `extra_keys`, which must stand in one place as a literal."""
+Verdict = float | Failed
+
+
+class Judge(BaseRewardModel):
+    """What all have: the judge, its template, and what becomes of an answer that is none (`on_failure`: mask or stop)."""
+
+    required_fields: Sequence[str] | str | None = ("prompt", "image", "video")
+    extra_keys = (
+        "model_name_or_path", "api_base_url", "api_key", "vlm_model", "max_concurrent", "max_retries", "timeout", "max_tokens",
+        "temperature", "top_logprobs", "json_answer", "template", "frames", "on_failure",
+        "aspects", "by", "canonicalize", "max_cache_size", "mean", "opponents",
+    )  # fmt: skip
+    own: ClassVar[tuple[str, ...]] = ()
+    """Those of `OWN` that the class takes."""
+    loads_weights = True
+    changes_inputs = False
+    template_name: ClassVar[str]
+    vlm_model: ClassVar[str] = "Qwen/Qwen3-VL-8B-Instruct"
+    tokens: ClassVar[int] = 1024
+
+    @classmethod
+    def require_files(cls, config: RewardArguments, now: bool) -> None:
+        cls.asks(config)
+        if cls.is_local(config):
+            LocalVLM.require(config, cls.vlm_model, now)
+            return
+        served = ServedVLM(config, ADDRESS, cls.vlm_model, cls.tokens)
+        if now:
+            served.require()
+
+    @staticmethod
+    def is_local(config: RewardArguments) -> bool:
+        """Whether the judge runs on this machine.
+
+        Raises:
+            UserError: the entry says both, or a key of the other.
+        """
+        local = "model_name_or_path" in config.extra_kwargs
+        for key in set(ServedVLM.KEYS) - set(LocalVLM.KEYS) if local else ():
+            if key in config.extra_kwargs:
+                said = f"reward {config.name!r}: {key} is of a judge on a server, and model_name_or_path of one here"
+                raise UserError(f"{said}; write one of them")
+        return local
+
+    @classmethod
+    def asks(cls, config: RewardArguments) -> Template:
+        """The entry's template.
+
+        Raises:
+            UserError: it is damaged, or a key of the entry's own is wrong.
+        """
+        for key in sorted((set(OWN) - set(cls.own)) & config.extra_kwargs.keys()):
+            raise UserError(
+                f"reward {config.name!r} has no key {key!r}; {config.reward_model} takes {', '.join(cls.own) or 'none of its own'}"
+            )
+        if config.extra_kwargs.get("on_failure", "mask") not in ("mask", "stop"):
+            raise UserError(f"reward {config.name!r}: on_failure: wants mask or stop, got {config.extra_kwargs['on_failure']!r}")
+        frames = config.extra_kwargs.get("frames", 4)
+        if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1:
+            raise UserError(f"reward {config.name!r}: frames: wants a number of at least 1, got {frames!r}")
+        return load_template(config.name, str(config.extra_kwargs.get("template", cls.template_name)))
+
+    def __init__(self, config: RewardArguments, accelerator: Accelerator):
+        super().__init__(config, accelerator)
+        self.template = self.asks(config)
+        self.frames = config.extra_kwargs.get("frames", 4)
+        conditions = ("condition_images",) if "condition_image" in self.template.places else ()
+        self.required_fields = tuple(dict.fromkeys((*(type(self).required_fields or ()), *conditions, *self.template.columns)))
+        self.vlm: Any = None
+        if self.is_local(config):
+            self.vlm = LocalVLM(config, self.device, self.vlm_model, self.tokens)
+        else:
+            self.vlm = ServedVLM(config, ADDRESS, self.vlm_model, self.tokens)
+
+    def pictures(self, image: Sequence[Image.Image] | None, video: Sequence[list[Image.Image]] | None) -> list[list[Image.Image]]:
+        """What the judge sees of each sample: the picture, or `frames` frames evenly spread over the video, first and last among them."""
+        if image is not None:
+            return [[one] for one in image]
+        seen = [np.linspace(0, len(v) - 1, min(self.frames, len(v))).round().astype(int) for v in video or []]
+        return [[frames[k] for k in picks] for frames, picks in zip(video or [], seen, strict=True)]
+
+    @staticmethod
+    def rows(n: int, **columns: Any) -> list[dict[str, Any]]:
+        """The prompt and columns of each sample."""
+        return [{name: values[k] for name, values in columns.items() if values is not None} for k in range(n)]
+
+    def told(self, scores: Sequence[Verdict]) -> RewardModelOutput:
+        """Scores, NaN where the judge failed.
+
+        Raises:
+            RewardError: it failed, and `on_failure` is stop.
+        """
+        reasons = [s.reason for s in scores if isinstance(s, Failed)]
+        if reasons and self.config.extra_kwargs.get("on_failure", "mask") == "stop":
+            raise RewardError(f"reward {self.config.name!r}: on_failure: stop: {reasons[0]}")
+        return RewardModelOutput([math.nan if isinstance(s, Failed) else s for s in scores], {"error": list(dict.fromkeys(reasons))})
+
+
+class PointwiseJudge(Judge, PointwiseRewardModel):
+    def verdicts(self, questions: Sequence[Question], rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
+        """A score, or why there is none, of each question; `rows` are the samples' prompts and columns."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        prompt: list[str],
+        image: list[Image.Image] | None = None,
+        video: list[list[Image.Image]] | None = None,
+        condition_images: list[list[Image.Image]] | None = None,
+        **columns: Any,
+    ) -> RewardModelOutput:
+        rows = self.rows(len(prompt), prompt=prompt, **columns)
+        conditions = condition_images or [[]] * len(prompt)
+        seen = [{"image": p, "condition_image": c} for p, c in zip(self.pictures(image, video), conditions, strict=True)]
+        return self.told(self.verdicts([self.template.question(s, row) for s, row in zip(seen, rows, strict=True)], rows))

@@ -1,0 +1,103 @@
+"""What of a judge's answer is a score. An answer that cannot be read, or that says two things, is never a number."""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flow_factory.rewards.judges.question import Failed, Template
+
+LEAST = 0.05
+"""Below this probability of both words together, the judge answered neither."""
+NUMBER = r"[-+]?\d+(?:\.\d+)?"
+MARKS = r"[^\w\n]{0,20}"
+"""Of Markdown, around a title."""
+ABSENT = object()
+
+
+def one_word(probabilities: tuple[float, float], answers: tuple[str, str]) -> float | Failed:
+    """P(first) / (P(first) + P(second)) of the answer's first token."""
+    first, second = probabilities
+    if not first + second >= LEAST:
+        return Failed(f"the judge answers neither {answers[0]} nor {answers[1]} (probability {first + second:.2g})")
+    return first / (first + second)
+
+
+def rubric(answer: str, template: Template, aspects: Sequence[str]) -> float | Failed:
+    """Mean m of the aspects, (m - low) / (high - low); an aspect that the answer says does not apply (N/A) is left out.
+
+    Reads a JSON object of aspects where the answer is one, else the number after each aspect's title, on its line or in a line
+    `Score: x` below it. Every aspect must be there, once or in agreement, and inside the scale.
+    """
+    text = answer.rpartition("</think>")[2].strip()
+    low, high = sorted(template.scale)
+    found: list[float] = []
+    values = _json(text, template, aspects) or _titled(text, template.aspects)
+    for name in aspects:
+        said = values.get(name, [])
+        if not said:
+            return Failed(f"the judge's answer has no score of {name}")
+        if any(value != said[0] for value in said):
+            return Failed(f"the judge's answer has several scores of {name}")
+        if said[0] is None:
+            continue
+        if not (math.isfinite(said[0]) and low <= said[0] <= high):
+            return Failed(f"the judge's score of {name}, {said[0]:g}, is outside {low:g} to {high:g}")
+        found.append(said[0])
+    if not found:
+        return Failed("the judge's answer says of every aspect that it does not apply")
+    return (sum(found) / len(found) - template.scale[0]) / (template.scale[1] - template.scale[0])
+
+
+def _json(text: str, template: Template, aspects: Sequence[str]) -> dict[str, list[float | None]]:
+    """Of an answer that is one JSON object, also in a fence: the aspects that are there; else nothing."""
+    try:
+        value = json.loads(re.sub(r"^```(?:json)?\s*|\s*```$", "", text))
+    except ValueError:
+        return {}
+    if not isinstance(value, dict):
+        return {}
+    read = {name: _number(value.get(name, value.get(template.aspects[name], ABSENT))) for name in aspects}
+    return {name: [] if number is ABSENT else [number] for name, number in read.items()}
+
+
+def _number(value: Any) -> Any:
+    if value is None or value == "N/A":
+        return None
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else ABSENT
+
+
+def _titled(text: str, titles: Mapping[str, str]) -> dict[str, list[float | None]]:
+    """Every number that stands under a title, or N/A as None."""
+    heads = "|".join(f"(?P<{name}>{re.escape(title)})" for name, title in titles.items())
+    marks = list(re.finditer(rf"(?im)^{MARKS}(?:\d+[.)]\s*)?{MARKS}(?:{heads}){MARKS}?(?::|$)", text))
+    ends = [mark.start() for mark in marks[1:]] + [len(text)] * bool(marks)
+    values: dict[str, list[float | None]] = {name: [] for name in titles}
+    for mark, end in zip(marks, ends, strict=True):
+        block = text[mark.end() : end]
+        block = re.split(r"(?m)^#\s", block)[0]  # a heading of the answer's own
+        line = block.partition("\n")[0]
+        lines = [line, *re.findall(rf"(?im)^{MARKS}(?:final\s+)?score{MARKS}?:(.*)$", block)]
+        values[str(mark.lastgroup)] += [value for one in lines for value in _read(one)]
+    return values
+
+
+def _read(line: str) -> list[float | None]:
+    """The number that a line is, alone or `x/4`, in brackets or bold; nothing where it is anything else."""
+    bare = line.strip(" \t\r*[]()`.")
+    if re.fullmatch(r"(?i)n\s*/\s*a|not applicable", bare):
+        return [None]
+    number = re.fullmatch(rf"({NUMBER})(?:\s*(?:/|out of)\s*\d+(?:\.\d+)?)?", bare)
+    return [float(number[1])] if number else []
+
+
+def preferred(answer: str, answers: tuple[str, str]) -> float | Failed:
+    """1 where the answer's last line names the first, 0 the second, 0.5 a tie; `Winner: A`, `Better: B`, or the word alone."""
+    text = answer.rpartition("</think>")[2].strip()
+    last = text.splitlines()[-1] if text else ""
+    bare = re.sub(r"(?i)^[^\w]*(?:(?:final\s+)?(?:winner|better|answer|choice|verdict)(?:\s+is)?\s*:?)?[^\w]*", "", last).strip(
+        " \t*[]()`.\"'"
+    )
+    scores = {answers[0].lower(): 1.0, answers[1].lower(): 0.0, "tie": 0.5, "equal": 0.5}
+    return scores.get(bare.lower(), Failed(f"the judge's last line names neither {answers[0]} nor {answers[1]}: {last[:80]!r}"))
