@@ -12,7 +12,7 @@ from flow_factory.ready import Ready, ready
 from flow_factory.remarks import remarks
 from flow_factory.resuming import start_lines
 from flow_factory.rewards.loading import left_out
-from flow_factory.rows import drawn, has_split, is_offline, rows_needed, takes_files
+from flow_factory.rows import drawn, has_test, is_offline, rows_needed, takes_files
 
 
 def check(config: RunConfig) -> str:
@@ -66,7 +66,7 @@ def file_lines(found: Ready) -> list[str]:
 def reward_lines(config: RunConfig) -> list[str]:
     used = [("training", config.rewards), ("evaluation", config.eval_rewards or config.rewards)]
     lines = [f"{purpose}: " + ", ".join(f"{e.name} = {e.weight:g} x {e.reward_model}" for e in entries) for purpose, entries in used]
-    return lines + (left_out(used[1][1]) if config.eval.group_size == 1 and has_split(config, "test") else [])
+    return lines + (left_out(used[1][1]) if config.eval.group_size == 1 and has_test(config) else [])
 
 
 def compiled_lines(found: Ready) -> list[str]:

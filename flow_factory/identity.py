@@ -13,6 +13,7 @@ from huggingface_hub.errors import HFValidationError
 
 from flow_factory.checkpoint import CheckpointError, plainly
 from flow_factory.config import RunConfig
+from flow_factory.data.columns import names_of
 from flow_factory.tensor_file import read_header
 from flow_factory.types import Row
 
@@ -79,7 +80,7 @@ class DataFingerprint:
         self._digest, self._rows = hashlib.sha256(), 0
 
     def __call__(self, row: Row) -> None:
-        names = [Path(path).name for path in (*row.images, *row.videos)]
+        names = [*names_of(row.images), *names_of(row.videos)]
         parts = ("null" if text is None else encode_basestring_ascii(text) for text in (row.prompt, row.negative_prompt, *names))
         self._digest.update(f"{', ' if self._rows else '['}[{', '.join(parts)}]".encode())
         self._rows += 1

@@ -23,7 +23,7 @@ from flow_factory.recompute import blocks_of, require_blocks
 from flow_factory.resuming import Finished, Start, find_start
 from flow_factory.rewards.loading import arguments, require_files, require_rewards, try_constructors
 from flow_factory.rewards.needs import Needs
-from flow_factory.rows import check_files, check_limits, checkpoint_of, fitted, has_split, is_offline, looks, read_split
+from flow_factory.rows import check_files, check_limits, checkpoint_of, fitted, has_test, is_offline, looks, read_split
 from flow_factory.run_folder import require_free
 from flow_factory.trackers import require_trackers
 from flow_factory.types import Row
@@ -121,7 +121,7 @@ def data(found: Ready) -> None:
     config, paired, fingerprint = found.asked, is_offline(found.asked), DataFingerprint()
     for_training, for_evaluation = found.needs
     found.rows = read_split(config, "train", [*looks(config, () if paired else for_training, paired, found.share), fingerprint])
-    if has_split(config, "test"):
+    if has_test(config):
         found.test = read_split(config, "test", looks(config, for_evaluation, False, found.share))
     found.fingerprint = fingerprint.hexdigest()
     asked, there = config.train.unique_sample_num_per_epoch, len(found.rows)

@@ -13,6 +13,7 @@ from flow_factory.data.inspection import Record, inspect_files
 from flow_factory.data.media import Extent, Kind, require_there
 from flow_factory.data.order import rows_drawn
 from flow_factory.data.reader import Look, read_rows
+from flow_factory.data.sources import has_table, is_table, open_table
 from flow_factory.errors import UserError
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
@@ -25,10 +26,14 @@ logger = logging.getLogger(__name__)
 
 
 def read_split(config: RunConfig, split: Literal["train", "test"], looks: Iterable[Look] = ()) -> Sequence[Row]:
-    """See `read_rows`."""
+    """See `read_rows`, `open_table`."""
     data = config.data
-    most = data.max_dataset_size if split == "train" else None
-    return read_rows(Path(data.dataset_dir), split, most, data.image_dir, data.video_dir, looks)
+    name, most = (data.train_split, data.max_dataset_size) if split == "train" else (data.test_split, None)
+    if is_table(data):
+        return open_table(data, name, most, looks)
+    if data.subset is not None:
+        raise UserError(f"data.subset: {data.dataset_dir} is no data set of the hub, and has no parts; remove it")
+    return read_rows(Path(data.dataset_dir), name, most, data.image_dir, data.video_dir, looks, data.columns)
 
 
 def looks(config: RunConfig, needs: Iterable[Needs], paired: bool, share: tuple[int, int] = (0, 1)) -> list[Look]:
@@ -48,15 +53,19 @@ def looks(config: RunConfig, needs: Iterable[Needs], paired: bool, share: tuple[
         found.append(SomeNegatives())
 
     def look(row: Row) -> None:
-        its = files_of(config, row, paired)
+        its = files_of(config, row, paired) if not row.inside else ()  # those of a table are there
         for path, kind in its if row.id % share[1] == share[0] else ():
             require_there(path, row.source, kind)
 
     return [*found, look] if takes_files(config) else found
 
 
-def has_split(config: RunConfig, split: str) -> bool:
-    return any(os.path.lexists(Path(config.data.dataset_dir) / f"{split}{suffix}") for suffix in (".jsonl", ".txt"))
+def has_test(config: RunConfig) -> bool:
+    """Whether there are rows to evaluate on."""
+    data = config.data
+    if is_table(data):
+        return has_table(data, data.test_split)
+    return any(os.path.lexists(Path(data.dataset_dir) / f"{data.test_split}{suffix}") for suffix in (".jsonl", ".txt"))
 
 
 def rows_needed(config: RunConfig, rows: int) -> Sequence[int]:

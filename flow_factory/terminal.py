@@ -21,6 +21,7 @@ LIBRARIES = (
     "accelerate",
     "peft",
     "huggingface_hub",
+    "datasets",
     "deepspeed",
     "bitsandbytes",
     "matplotlib",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,14 +25,16 @@ class Row:
     """Position among the rows of its file, from 0: the key of every random draw made for it."""
     prompt: str
     negative_prompt: str | None = None
-    columns: dict[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict)
     """Every other column of the line, as read; rewards get them by name."""
-    images: tuple[str, ...] = ()
+    images: Sequence[str] = ()
     """Files of the condition images, in the line's order."""
-    videos: tuple[str, ...] = ()
+    videos: Sequence[str] = ()
     """Files of the condition videos."""
     source: str = ""
     """`file:line`, for messages."""
+    inside: bool = False
+    """Whether files stand inside the data set, and are written to where their names say when these are asked for."""
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,10 @@ model.target_modules: 7, [1], true, on
 model.attn_backend: quick, 7
 model.finetune_type: both, true
 model.resume_type: all
-data.dataset_dir: "", 7, "a\\tb", LONG, "~nobody-of-this-name"
+data.dataset_dir: "", 7, "a\\tb", LONG, "~nobody-of-this-name", "hf://owner/name", "s3://a/b", "hf://datasets/a/b/c", "hf://datasets/a b"
+data.columns: 7, prompt, {promt: x}, {prompt: 7}, {prompt: ""}, [prompt]
+data.train_split: "", 7, "a b", "train[:", "train[1:2:3]"
+data.subset: "", 7
 data.cache_dir: "", LONG
 data.max_dataset_size: 0, -1, all
 log.run_name: "", " ", " a", 7, yes, LONG, "a\\nb", "a\\u202eb", "a\\x1b[2J", 010

@@ -142,8 +142,8 @@ def test_a_data_set_that_is_no_file_is_one_line(tmp_path, kind, said):
     elif kind == "folder":
         path.mkdir()
     elif kind == "file as folder":
-        path.touch()
-        folder = path
+        folder = tmp_path / "train"
+        folder.touch()
     elif kind == "long":
         folder = tmp_path / ("n" * 300)
     else:

@@ -53,6 +53,6 @@ def test_nothing_that_tests_need_is_missing_and_so_none_is_skipped() -> None:
     """Each tracker and each optional package that has tests comes with the extra `test`, and `all` has every tracker."""
     extras = dict(re.findall(r"^(test|all) = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
     pins = (ROOT / "constraints.txt").read_text()
-    for name in (*TRACKERS.table, "deepspeed", "torchao"):
+    for name in (*TRACKERS.table, "datasets", "deepspeed", "torchao"):
         assert f'"{name}>=' in extras["test"] and f"\n{name}==" in pins and importlib.util.find_spec(name), name
     assert all(re.search(rf"\b{name}\b", extras["all"]) for name in TRACKERS.table)

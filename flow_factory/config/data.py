@@ -1,20 +1,74 @@
 """`data:` where rows come from and how they are encoded and handed out."""
 
-from typing import Annotated, Literal
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from flow_factory.config.base import DERIVED, Folder, Section, Shown, derived
+from flow_factory.config.base import DERIVED, Folder, Name, Section, Shown, derived, show
+from flow_factory.data.columns import FORMATS, LINES, OURS
+from flow_factory.registry import nearest
 
-Images = Annotated[Folder, derived(lambda above: f"{above.get('dataset_dir')}/images"), Shown("path", "{dataset_dir}/images")]
-Videos = Annotated[Folder, derived(lambda above: f"{above.get('dataset_dir')}/videos"), Shown("path", "{dataset_dir}/videos")]
-Audios = Annotated[Folder, derived(lambda above: f"{above.get('dataset_dir')}/audios"), Shown("path", "{dataset_dir}/audios")]
+HUB = "hf://datasets/"
+
+
+def _beside(kind: str) -> Any:
+    """A folder of the data set's, or beside its file."""
+
+    def folder(above: Mapping[str, Any]) -> str:
+        name = str(above.get("dataset_dir"))
+        return f"{Path(name).parent if name.endswith((*LINES, *FORMATS)) else name}/{kind}"
+
+    return derived(folder)
+
+
+def _place(name: str) -> str:
+    scheme, colon, _ = name.partition("://")
+    if colon and not re.fullmatch(rf"{HUB}[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", name):
+        raise ValueError(f"wants a path, or {HUB}owner/name, maybe with @revision behind it, got {show(name)}")
+    return name
+
+
+def _columns(named: dict[str, str]) -> dict[str, str]:
+    for ours, theirs in named.items():
+        if ours not in OURS:
+            said = f"no column of ours is called {show(ours)}.{nearest(ours, list(OURS))} Known: {', '.join(OURS)}"
+            raise ValueError(f"{said}; every other column reaches the rewards by its own name")
+        if not theirs.strip():
+            raise ValueError(f"{ours}: wants the data set's name of the column, got {show(theirs)}")
+    return named
+
+
+def _split(name: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]*(\[(-?\d+%?)?:(-?\d+%?)?\])?", name):
+        raise ValueError(f"wants a split's name, such as train, or a part of one, such as train[:500] or train[90%:], got {show(name)}")
+    return name
+
+
+Place = Annotated[Folder, AfterValidator(_place), Shown("path or hf://datasets/owner/name[@revision]")]
+Split = Annotated[Name, AfterValidator(_split), Shown("text")]
+Renamed = Annotated[dict[str, str], AfterValidator(_columns), Shown("mapping, ours: the data set's", "{}")]
+Images = Annotated[Folder, _beside("images"), Shown("path", "{dataset_dir}/images")]
+Videos = Annotated[Folder, _beside("videos"), Shown("path", "{dataset_dir}/videos")]
+Audios = Annotated[Folder, _beside("audios"), Shown("path", "{dataset_dir}/audios")]
 
 
 class DataConfig(Section):
     """Where rows come from and how they are encoded and handed out."""
 
-    dataset_dir: Folder = Field("data", description="folder with train.txt or train.jsonl, and test.* for evaluation")
+    dataset_dir: Place = Field(
+        "data",
+        description="folder with train.txt or train.jsonl, and test.* for evaluation; or a folder or file of parquet, arrow, csv, json or "
+        "webdataset, or a data set of the hub (extra `data`): guidance/data.md",
+    )
+    columns: Renamed = Field(
+        {}, description=f"what the data set calls {', '.join(OURS)}, as in {{prompt: caption}}; a dot leads into an object: json.caption"
+    )
+    train_split: Split = Field("train", description="the split that is trained on, or a part of it, as in train[200:]")
+    test_split: Split = Field("test", description="the split that is evaluated on, where there is one")
+    subset: Name | None = Field(None, description="of a data set of the hub that has several: which (`name` of load_dataset)")
     cache_dir: Folder = Field("~/.cache/flow_factory/datasets", description="where encoded rows are kept, keyed by content")
     image_dir: Images = Field(DERIVED, description="where relative paths of condition images start")
     video_dir: Videos = Field(DERIVED, description="where relative paths of condition videos start")

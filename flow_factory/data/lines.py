@@ -1,49 +1,28 @@
 """One line of a `.jsonl` data set: from JSON to a row. Needs nothing but the standard library."""
 
-import difflib
 import json
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from flow_factory.errors import UserError
+from flow_factory.data.columns import EXAMPLE, DataError, Naming, kind_of
 from flow_factory.types import Row
 
 DEEPEST = 64
 """Levels of lists and objects in a row: what copies and writes it goes down as deep."""
-EXAMPLE = 'lines such as {"prompt": "a red cube"}'
 
 
-class DataError(UserError):
-    """A data set that cannot be read; the message names the file, the line and what would be right."""
-
-
-def row_of(row_id: int, line: str, where: str, folders: Mapping[str, Path]) -> Row:
+def row_of(row_id: int, line: str, where: str, naming: Naming) -> Row:
     """The row of a line of JSON.
 
     Args:
         where: `file:line`, for messages.
-        folders: where relative names of files of each kind ("image", "video") start.
 
     Raises:
         DataError: it is not as `reader.read_rows` describes it.
     """
     columns = _parse(line, where)
     if not isinstance(columns, dict):
-        raise DataError(f"{where}: {_kind(columns)} where an object belongs, {EXAMPLE}")
-    if "prompt" not in columns:
-        close = difflib.get_close_matches("prompt", [key.lower() for key in columns], n=1)
-        meant = next((f"; is it {key!r}?" for key in columns if key.lower() in close), "")
-        raise DataError(f"{where}: no 'prompt' among the columns {', '.join(columns) or '(none)'}{meant}")
-    prompt, negative = columns.pop("prompt"), columns.pop("negative_prompt", None)
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise DataError(f"{where}: 'prompt' must be a text with something in it, not {_kind(prompt)}")
-    if negative is not None and not isinstance(negative, str):
-        raise DataError(f"{where}: 'negative_prompt' must be a text or null, not {_kind(negative)}")
-    if "\0" in prompt + (negative or ""):
-        raise DataError(f"{where}: the prompt has a NUL character (\\u0000); delete it")
-    images, videos = (_files(columns, kind, folder, where) for kind, folder in folders.items())
-    return Row(row_id, prompt, negative, columns, images, videos, where)
+        raise DataError(f"{where}: {kind_of(columns)} where an object belongs, {EXAMPLE}")
+    return naming.row(row_id, columns, where)
 
 
 def _parse(line: str, where: str) -> Any:
@@ -102,33 +81,3 @@ def _require_whole(value: Any) -> None:
     except UnicodeEncodeError as error:
         half = f"\\u{ord(error.object[error.start]):04x}"
         raise ValueError(f"{half} is half of a character (an emoji that was cut?); cut texts between characters") from error
-
-
-def _files(columns: dict[str, Any], kind: str, folder: Path, where: str) -> tuple[str, ...]:
-    """Takes `image` and `images` (or `video` and `videos`) out of the columns; null is as if they were not there."""
-    one, several = columns.pop(kind, None), columns.pop(f"{kind}s", None)
-    if one is not None and several is not None:
-        raise DataError(f"{where}: both '{kind}' and '{kind}s'; keep '{kind}' for one file, '{kind}s' for a list of them")
-    if isinstance(one, list):
-        raise DataError(f"{where}: '{kind}' must be one file's name; a list of them is '{kind}s'")
-    if several is not None and not isinstance(several, list):
-        raise DataError(f"{where}: '{kind}s' must be a list of file names, not {_kind(several)}; one file's name is '{kind}'")
-    names = several or [] if one is None else [one]
-    for name in names:
-        if not isinstance(name, str) or not name.strip():
-            raise DataError(f"{where}: '{kind}{'s' if one is None else ''}' names files, and {_kind(name)} is no file's name")
-        if "\0" in name:
-            raise DataError(f"{where}: {json.dumps(name)} is no file's name: it has a NUL character")
-        if "://" in name:
-            raise DataError(f"{where}: {name} is an address; {kind}s are read from disk, so download it and name the file")
-    return tuple(str(folder / name) for name in names)
-
-
-def _kind(value: Any) -> str:
-    """A JSON value as a reader of the file would call it."""
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    names = {dict: "an object", list: "a list", str: "an empty text" if value == "" else "a text", int: "a number", float: "a number"}
-    return names[type(value)] + (
-        "" if isinstance(value, dict | list) or value == "" else f" ({json.dumps(value, ensure_ascii=False)[:40]})"
-    )

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Literal, overload
+from typing import overload
 
 import numpy as np
 
-from flow_factory.data.lines import EXAMPLE, row_of
-from flow_factory.data.lines import DataError as DataError
+from flow_factory.data.columns import EXAMPLE, Naming
+from flow_factory.data.columns import DataError as DataError
+from flow_factory.data.lines import row_of
 from flow_factory.errors import RowError, file_errors
 from flow_factory.files import require_readable
 from flow_factory.types import Row
@@ -33,13 +34,14 @@ Look = Callable[[Row], object]
 
 def read_rows(
     dataset_dir: Path,
-    split: Literal["train", "test"],
+    split: str,
     max_size: int | None = None,
     image_dir: str | Path | None = None,
     video_dir: str | Path | None = None,
     looks: Iterable[Look] = (),
+    columns: Mapping[str, str] | None = None,
 ) -> "RowFile":
-    """The rows of `{split}.jsonl` or `{split}.txt`, numbered from 0; reading stops after `max_size` of them.
+    """The rows of `{split}.jsonl` or `{split}.txt` of a folder, or of one such file, numbered from 0; reading stops after `max_size`.
 
     A line of the .txt is a prompt. A line of the .jsonl is an object with `prompt`, maybe `negative_prompt`, `image` (a file name) or
     `images` (a list of them), `video` or `videos`, and any other columns, which stay with the row. Blank lines are skipped. Equal lines
@@ -49,6 +51,7 @@ def read_rows(
         image_dir, video_dir: where relative file names start; by default images/ and videos/ in the data set's folder. Whether the files
             are there is for `inspection` to say.
         looks: what else is asked of each row, or found out about all of them: all that needs every row is done in the one pass.
+        columns: see `Naming`.
 
     Raises:
         DataError: no such folder or file, both files, an empty file, or a line that is not as described.
@@ -56,9 +59,12 @@ def read_rows(
     """
     folder = Path(dataset_dir)
     with file_errors("data.dataset_dir", folder, READABLE, DataError):
-        path = _file_of(folder, split)
+        path = folder if folder.suffix in _EXAMPLES and folder.is_file() else _file_of(folder, split)
     require_readable(path, "data.dataset_dir", READABLE, DataError)
-    return RowFile(path, {"image": Path(image_dir or folder / "images"), "video": Path(video_dir or folder / "videos")}, max_size, looks)
+    if columns and path.suffix == ".txt":
+        raise DataError(f"data.columns: {path} is a prompt a line and has no columns; remove data.columns, or write a .jsonl")
+    folders = {"image": Path(image_dir or path.parent / "images"), "video": Path(video_dir or path.parent / "videos")}
+    return RowFile(path, Naming(folders, columns or {}), max_size, looks)
 
 
 class RowFile(Sequence[Row]):
@@ -68,13 +74,13 @@ class RowFile(Sequence[Row]):
     written to is noticed: by a warning where it has changed, and by an error where the line that is asked for has.
 
     Args:
-        folders: where relative names of files of each kind start.
+        naming: how its columns become rows.
         most: rows that are read.
         looks: see `read_rows`.
     """
 
-    def __init__(self, path: Path, folders: Mapping[str, Path], most: int | None = None, looks: Iterable[Look] = ()):
-        self.path, self.folders, self._jsonl = path, folders, path.suffix == ".jsonl"
+    def __init__(self, path: Path, naming: Naming, most: int | None = None, looks: Iterable[Look] = ()):
+        self.path, self.naming, self._jsonl = path, naming, path.suffix == ".jsonl"
         with file_errors("data.dataset_dir", path, READABLE, DataError):
             self._file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
@@ -120,7 +126,7 @@ class RowFile(Sequence[Row]):
 
     def _row(self, k: int, number: int, text: str) -> Row:
         where = f"{self.path}:{number}"
-        return row_of(k, text, where, self.folders) if self._jsonl else Row(k, text, source=where)
+        return row_of(k, text, where, self.naming) if self._jsonl else Row(k, text, source=where)
 
     def _look(self) -> None:
         """Says once that the file is another, or has been written to."""

@@ -1,0 +1,200 @@
+"""From a data set's columns to a row: which column is the prompt, which name files, and what each may hold."""
+
+import difflib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, overload
+
+from flow_factory.errors import UserError
+from flow_factory.registry import nearest
+from flow_factory.types import Row
+
+PAIR = ("chosen", "rejected")
+OURS = ("prompt", "negative_prompt", "image", "images", "video", "videos", *PAIR)
+"""What has a meaning here; every other column is for rewards, by its own name."""
+LINES = (".jsonl", ".txt")
+"""Endings of files whose lines are rows."""
+FORMATS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".tar": "webdataset"}
+"""Endings of files, and what `datasets` reads them with."""
+EXAMPLE = 'lines such as {"prompt": "a red cube"}'
+
+
+class DataError(UserError):
+    """A data set that cannot be read; the message names the file, the line and what would be right."""
+
+
+class Deferred(ABC):
+    """What a column holds that is read, or written to files of its own, when it is asked for."""
+
+    many = False
+    """Whether it is a list."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many files it is."""
+
+    @abstractmethod
+    def files(self, folder: Path) -> tuple[str, ...]:
+        """The names of files with what it holds; relative ones of its own start in the folder."""
+
+    @abstractmethod
+    def value(self) -> Any:
+        """As rewards get it."""
+
+
+class Files(Sequence[str]):
+    """Names of files that are written when they are asked for; how many there are is known before."""
+
+    def __init__(self, cell: Deferred, folder: Path):
+        self.cell, self.folder = cell, folder
+
+    def __len__(self) -> int:
+        return len(self.cell)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
+        return self.cell.files(self.folder)[index]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.cell.files(self.folder))
+
+
+def names_of(files: Sequence[str]) -> list[str]:
+    """The files' own names; of those inside a table, which need not have one, their numbers."""
+    return [str(k) for k in range(len(files))] if isinstance(files, Files) else [Path(path).name for path in files]
+
+
+class Columns(Mapping[str, Any]):
+    """A row's other columns, of which some are read when they are asked for."""
+
+    def __init__(self, values: Mapping[str, Any]):
+        self.values_of = values
+
+    def __len__(self) -> int:
+        return len(self.values_of)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values_of)
+
+    def __getitem__(self, name: str) -> Any:
+        value = self.values_of[name]
+        return value.value() if isinstance(value, Deferred) else value
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How a data set's columns become rows.
+
+    Args:
+        folders: where relative names of files of each kind ("image", "video") start.
+        columns: our name -> the data set's, as `data.columns` has it; a dot leads into an object, as in `json.caption`.
+    """
+
+    folders: Mapping[str, Path]
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    def row(self, row_id: int, columns: Mapping[str, Any], where: str) -> Row:
+        """The row of these columns.
+
+        Args:
+            where: `file:line`, for messages.
+
+        Raises:
+            DataError: one that `data.columns` names is not there; or they are not as `reader.read_rows` describes them.
+        """
+        named = self.renamed(columns, where) if self.columns else dict(columns)
+        if "prompt" not in named:
+            close = difflib.get_close_matches("prompt", [key.lower() for key in named], n=1)
+            meant = next((f"; is it {key!r}?" for key in named if key.lower() in close), "")
+            raise DataError(f"{where}: no 'prompt' among the columns {listed(named)}{meant or HINT}")
+        prompt, negative = named.pop("prompt"), named.pop("negative_prompt", None)
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise DataError(f"{where}: {self.called('prompt')} must be a text with something in it, not {kind_of(prompt)}")
+        if negative is not None and not isinstance(negative, str):
+            raise DataError(f"{where}: {self.called('negative_prompt')} must be a text or null, not {kind_of(negative)}")
+        if "\0" in prompt + (negative or ""):
+            raise DataError(f"{where}: the prompt has a NUL character (\\u0000); delete it")
+        images, videos = (self._files(named, kind, where) for kind in ("image", "video"))
+        others = Columns(named) if any(isinstance(value, Deferred) for value in named.values()) else named
+        inside = any(isinstance(file, Files | Deferred) for file in (images, videos, *map(named.get, PAIR)))
+        return Row(row_id, prompt, negative, others, images, videos, where, inside)
+
+    def renamed(self, columns: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """By our names; what stands under one of ours that the data set means otherwise is left out."""
+        moved = {ours: self._found(columns, ours, theirs, where) for ours, theirs in self.columns.items()}
+        taken = set(self.columns.values())
+        return {name: value for name, value in columns.items() if name not in taken and name not in moved} | moved
+
+    def _found(self, columns: Mapping[str, Any], ours: str, theirs: str, where: str) -> Any:
+        if theirs in columns:
+            return columns[theirs]
+        value: Any = columns
+        for part in theirs.split("."):
+            if not isinstance(value, Mapping) or part not in value:
+                near = nearest(theirs, list(columns))
+                raise DataError(f"{where}: data.columns.{ours}: no column {theirs!r}.{near} There are {listed(columns)}")
+            value = value[part]
+        return value
+
+    def called(self, ours: str) -> str:
+        """A column as the user knows it."""
+        theirs = self.columns.get(ours, ours)
+        return f"{ours!r}" if theirs == ours else f"{theirs!r} (data.columns.{ours})"
+
+    def _files(self, columns: dict[str, Any], kind: str, where: str) -> Sequence[str]:
+        """Takes `image` and `images` (or `video` and `videos`) out of the columns; null is as if they were not there."""
+        one, several = columns.pop(kind, None), columns.pop(f"{kind}s", None)
+        single, plural = self.called(kind), self.called(f"{kind}s")
+        if one is not None and several is not None:
+            raise DataError(f"{where}: both {single} and {plural}; keep {kind!r} for one file, '{kind}s' for a list of them")
+        if isinstance(one, list) or (isinstance(one, Deferred) and one.many):
+            raise DataError(f"{where}: {single} must be one file's name; a list of them is '{kind}s'")
+        if several is not None and not isinstance(several, list) and not (isinstance(several, Deferred) and several.many):
+            raise DataError(f"{where}: {plural} must be a list of file names, not {kind_of(several)}; one file's name is {kind!r}")
+        if isinstance(given := one if several is None else several, Deferred):
+            return Files(given, self.folders[kind])
+        names: list[Any] = given if isinstance(given, list) else [] if given is None else [given]
+        for name in names:
+            require_file_name(name, plural if one is None else single, kind, where)
+        return tuple(str(self.folders[kind] / name) for name in names)
+
+
+HINT = '; say which one is, as in data.columns: {"prompt": "caption"}'
+
+
+def require_file_name(name: Any, column: str, kind: str, where: str) -> None:
+    """Raises:
+    DataError: it is none.
+    """
+    if not isinstance(name, str) or not name.strip():
+        raise DataError(f"{where}: {column} names files, and {kind_of(name)} is no file's name")
+    if "\0" in name:
+        raise DataError(f"{where}: {json.dumps(name)} is no file's name: it has a NUL character")
+    if "://" in name:
+        raise DataError(f"{where}: {name} is an address; {kind}s are read from disk, so download it and name the file")
+
+
+def listed(names: Iterable[str], most: int = 12) -> str:
+    """The first of some names, for messages: a data set may have thousands of columns."""
+    every = list(names)
+    shown = ", ".join(name if len(name) <= 60 else f"{name[:60]}..." for name in islice(every, most))
+    return shown + (f", ... ({len(every)} in all)" if len(every) > most else "") or "(none)"
+
+
+def kind_of(value: Any) -> str:
+    """A value as a reader of the file would call it."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    names = {dict: "an object", list: "a list", str: "an empty text" if value == "" else "a text", int: "a number", float: "a number"}
+    if type(value) not in names:
+        return "bytes" if isinstance(value, Deferred) else type(value).__name__
+    return names[type(value)] + (
+        "" if isinstance(value, dict | list) or value == "" else f" ({json.dumps(value, ensure_ascii=False)[:40]})"
+    )

@@ -1,0 +1,232 @@
+"""Data sets that `datasets` reads: of the hub, or a folder or file of parquet, arrow, csv, json, webdataset. Nothing in one is run."""
+
+import os
+import re
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+from huggingface_hub import constants
+
+from flow_factory.config.data import HUB, DataConfig
+from flow_factory.data.columns import FORMATS, LINES, DataError, Naming, listed
+from flow_factory.data.embedded import Store
+from flow_factory.data.reader import Look
+from flow_factory.errors import FULL
+from flow_factory.hub import unreachable
+from flow_factory.registry import nearest
+from flow_factory.terminal import note
+
+READERS = (*FORMATS.values(), "text", "imagefolder", "videofolder", "cache")
+"""Of `datasets`; what else it has are formats of other fields, some of which are programs' own memory (pickle)."""
+LOOKED_AT = 10_000
+"""Files of a folder among which one of `FORMATS` is looked for."""
+
+
+class Prepared(NamedTuple):
+    """A data set on this machine's disk."""
+
+    name: str
+    splits: tuple[str, ...]
+    read: Callable[[str], Any]
+    """The `datasets.Dataset` of a split, maybe of a slice of one: `train[:500]`."""
+
+
+def is_table(data: DataConfig) -> bool:
+    """Whether `datasets` reads it, not `reader.read_rows`: our own files come first, where a folder has some."""
+    path = Path(data.dataset_dir)
+    if data.dataset_dir.startswith(HUB):
+        return True
+    if path.is_file():
+        return path.suffix not in LINES
+    if not path.is_dir() or any(os.path.lexists(path / f"{split}{end}") for split in (data.train_split, data.test_split) for end in LINES):
+        return False
+    names = (name for _, _, files in os.walk(path) for name in files)
+    return any(Path(name).suffix in FORMATS for name, _ in zip(names, range(LOOKED_AT), strict=False))
+
+
+def has_table(data: DataConfig, split: str) -> bool:
+    """Whether the data set has this split; to be evaluated on, one that the user names must be there.
+
+    Raises:
+        DataError: it is not, or the data set cannot be read.
+    """
+    found = prepared(data)
+    there = _bare(split) in found.splits
+    if not there and "test_split" in data.model_fields_set:
+        raise DataError(f"data.test_split: {found.name} has no split {split!r}, but {listed(found.splits)}")
+    return there
+
+
+def open_table(data: DataConfig, split: str, most: int | None = None, looks: Iterable[Look] = ()) -> Any:
+    """The rows of a split, a `Table`.
+
+    Raises:
+        DataError: it cannot be read, has no such split, or is not as `Table` wants it.
+    """
+    from flow_factory.data.table import Table
+
+    found = prepared(data)
+    if _bare(split) not in found.splits:
+        key = "data.train_split" if split == data.train_split else "data.test_split"
+        near = nearest(split, list(found.splits))
+        raise DataError(f"{key}: {found.name} has no split {split!r}, but {listed(found.splits)}.{near}")
+    with _plainly(found.name):
+        table = found.read(split).data.table
+    several = len(found.splits) > 1 or data.dataset_dir.startswith(HUB) or split != "train"
+    where = f"{found.name}: split {split}" if several else found.name
+    naming = Naming({"image": Path(data.image_dir), "video": Path(data.video_dir)}, data.columns)
+    return Table(table, where, naming, Store(Path(data.cache_dir) / "media"), most, looks)
+
+
+def prepared(data: DataConfig) -> Prepared:
+    """The data set, downloaded and turned to arrow files under `cache_dir` where it is not yet.
+
+    Raises:
+        DataError: it cannot be.
+    """
+    path = Path(data.dataset_dir)
+    signs = (path.stat().st_mtime_ns, path.stat().st_ino) if path.exists() else (0, 0)
+    return _prepared(data.dataset_dir, data.subset, str(Path(data.cache_dir) / "tables"), signs)
+
+
+@lru_cache(maxsize=4)
+def _prepared(name: str, subset: str | None, cache_dir: str, signs: tuple[int, int]) -> Prepared:
+    """Args:
+    signs: by which a change of the file or folder is seen.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(
+            f"data.dataset_dir: {name} is read by `datasets`, which is not installed: pip install 'flow-factory[data]'"
+        ) from error
+    datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
+    datasets.disable_progress_bars()
+    path = Path(name)
+    for mark in ("state.json", "dataset_dict.json"):
+        if (path / mark).is_file():
+            return _from_disk(datasets, name)
+    builder = _builder(datasets, name, subset, cache_dir)
+    with _plainly(name):
+        builder.download_and_prepare()
+    return Prepared(name, tuple(map(str, builder.info.splits)), lambda split: builder.as_dataset(split=split))
+
+
+def _from_disk(datasets: Any, name: str) -> Prepared:
+    """What `save_to_disk` has written."""
+    with _plainly(name):
+        found = datasets.load_from_disk(name)
+    splits = dict(found) if isinstance(found, dict) else {str(found.split or "train"): found}
+    return Prepared(name, tuple(splits), lambda split: splits[_bare(split)])
+
+
+def _builder(datasets: Any, name: str, subset: str | None, cache_dir: str) -> Any:
+    """Raises:
+    DataError: there is none for it.
+    """
+    path, revision = Path(name), None
+    source: dict[str, Any] = {"path": name}
+    if name.startswith(HUB):
+        source["path"], _, revision = name.partition("@")
+    elif path.is_file():
+        if (reader := FORMATS.get(path.suffix)) is None:
+            raise DataError(f"data.dataset_dir: {name} is a file, and none of {', '.join(dict.fromkeys((*LINES, *FORMATS)))}")
+        source = {"path": reader, "data_files": {"train": name}} | ({"sep": "\t"} if path.suffix == ".tsv" else {})
+    else:
+        source["path"] = str(path.absolute())  # a folder may have the name of a reader
+    with _plainly(name, lambda: _subsets(datasets, source["path"], revision, subset)):
+        builder = datasets.load_dataset_builder(**source, name=subset, revision=revision or None, cache_dir=cache_dir)
+    reader = type(builder).__module__.rpartition(".")[2]
+    if reader not in READERS:
+        raise DataError(f"data.dataset_dir: {name} is of the format {reader}; {', '.join(dict.fromkeys(FORMATS.values()))} can be read")
+    if reader == "cache":
+        _require_revision(name, source["path"].removeprefix(HUB), revision, builder.hash)
+    return builder
+
+
+def _subsets(datasets: Any, path: str, revision: str | None, subset: str | None) -> str | None:
+    """What to say where the data set has other parts than the one that was named, or several and none was."""
+    with _plainly(path):
+        names = datasets.get_dataset_config_names(path, revision=revision or None)
+    if subset in names or (subset is None and len(names) == 1):
+        return None
+    if subset is None:
+        return f"data.subset: {path} has several, choose one of {listed(names)}"
+    return f"data.subset: {path} has no {subset!r}, but {listed(names)}.{nearest(subset, names)}"
+
+
+def _require_revision(name: str, repo: str, revision: str | None, there: str) -> None:
+    """Of a copy that stands in for the hub, which cannot be reached.
+
+    Raises:
+        DataError: it is of another revision than the one that was named.
+    """
+    refs = Path(constants.HF_HUB_CACHE) / f"datasets--{repo.replace('/', '--')}" / "refs" / (revision or "main")
+    meant = refs.read_text().strip() if refs.is_file() else revision
+    reason = unreachable() or "the hub does not answer"
+    if meant is not None and meant != there:
+        raise DataError(f"data.dataset_dir: {name}: {reason}, and its copy in data.cache_dir is of revision {there}")
+    note(f"data.dataset_dir: {name}: {reason}; its copy in data.cache_dir, of revision {there}, is used")
+
+
+@contextmanager
+def _plainly(name: str, otherwise: Callable[[], str | None] = lambda: None) -> Iterator[None]:
+    """What `datasets` and what it builds on raise, as one line.
+
+    Args:
+        otherwise: asked for what to say instead, where a value is what is wrong.
+
+    Raises:
+        DataError: the data set cannot be read.
+        OSError: the disk is full.
+    """
+    from datasets.exceptions import DatasetsError
+    from pyarrow import ArrowException
+
+    try:
+        yield
+    except (
+        DatasetsError,
+        ArrowException,
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        RuntimeError,
+        tarfile.TarError,
+        httpx.HTTPError,
+    ) as error:
+        if (full := next((e for e in _chain(error) if isinstance(e, OSError) and e.errno in FULL), None)) is not None:
+            raise full from error
+        said = otherwise() if isinstance(error, ValueError) else None
+        raise DataError(said or f"data.dataset_dir: {name}: {_reason(error, name.startswith(HUB))}") from error
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it comes of."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
+def _reason(error: BaseException, hub: bool) -> str:
+    """Why, in a sentence."""
+    if hub and any(isinstance(e, ConnectionError | httpx.TransportError) for e in _chain(error)) and (reason := unreachable()):
+        return f"{reason}, and data.cache_dir has no copy of it"
+    told = [e for e in _chain(error) if str(e).strip() and "error occurred while generating" not in str(e)] or [error]
+    text = re.sub(r"\s*\(Request ID:[^)]*\)|For more information.*", "", " ".join(str(told[0]).split()))
+    if isinstance(told[0], OSError) and told[0].strerror:
+        text = told[0].strerror
+    if "BatchSize must be greater" in text:
+        return "a file without rows"
+    return text[:400] or type(error).__name__
+
+
+def _bare(split: str) -> str:
+    return split.partition("[")[0]
