@@ -35,6 +35,7 @@ from tests.tiny.hub import cached
 ROOT = Path(__file__).parent.parent
 LONG = "a red circle above a blue square and " * 12
 PROMPTS = ["a red circle", "two dogs on a hill", LONG]
+QUOTING = [f'{prompt} "{said}"' for prompt, said in zip(PROMPTS, ("stop here", "post", "the rest"), strict=True)]
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +66,7 @@ def rewards(model: str, batch_size: int = 16, **extra: Any) -> RewardSet:
 
 def scores(rewards: RewardSet, media: list, **columns: Any) -> Tensor:
     """(n,) of one group."""
-    return rewards.score([Row(0, "a red circle", columns=columns)], [media])[0][:, 0]
+    return rewards.score([Row(0, 'a red circle "stop"', columns=columns)], [media])[0][:, 0]
 
 
 def cosine_by_hand(folder: Path, prompt: str, image: Image.Image) -> tuple[float, float]:
@@ -127,7 +128,7 @@ def test_the_processor_can_be_another_folder(clip: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", MEASURED)
 def test_scores_do_not_depend_on_the_batch_its_order_or_its_size(keys: Callable[[str], dict[str, Any]], name: str) -> None:
-    rows, media = [Row(k, p, columns=COLUMNS) for k, p in enumerate(PROMPTS)], [pictures(3, seed=k) for k in range(3)]
+    rows, media = [Row(k, p, columns=COLUMNS) for k, p in enumerate(QUOTING)], [pictures(3, seed=k) for k in range(3)]
     small, large = (rewards(name, size, **keys(name)) for size in (2, 64))
     found = torch.stack(large.score(rows, media))
     turned = torch.stack(small.score(rows[::-1], [group[::-1] for group in media[::-1]]))

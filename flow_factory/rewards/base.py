@@ -1,7 +1,7 @@
 """The interface of a reward: what it is constructed with, called with, and returns."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from flow_factory.hparams import RewardArguments
+from flow_factory.types import Row
 
 
 @dataclass
@@ -56,6 +57,11 @@ class BaseRewardModel(ABC):
         Raises:
             UserError: it is not there, or damaged.
         """
+
+    @classmethod
+    def row_check(cls, config: RewardArguments) -> Callable[[Row], None] | None:
+        """Of the data set's rows, when they are read, what no list of fields can say: raises `UserError` for a row that lacks it."""
+        return None
 
     def to(self, device: torch.device | str) -> "BaseRewardModel":
         """Moves `self.model`, and media that it is given as tensors, to a device."""

@@ -83,7 +83,7 @@ def arguments(entries: Sequence[RewardConfig]) -> list[RewardArguments]:
     return [RewardArguments(**{**e.model_dump(), "device": "cuda" if e.device == "auto" else e.device}) for e in entries]
 
 
-def require_rewards(entries: Sequence[Entry], kind: Literal["image", "video"], sounds: bool) -> list[Needs]:
+def require_rewards(entries: Sequence[RewardConfig], kind: Literal["image", "video"], sounds: bool) -> list[Needs]:
     """That the entries' classes are there and score what the model makes; nothing is loaded.
 
     Args:
@@ -95,7 +95,7 @@ def require_rewards(entries: Sequence[Entry], kind: Literal["image", "video"], s
     Raises:
         UserError: it is not so.
     """
-    found = [needs_of(entry.name, reward_class(entry)) for entry in entries]
+    found = [needs_of(config.name, reward_class(config), config) for config in arguments(entries)]
     for needs in found:
         needs.require_media(kind, sounds)
     return found
@@ -114,7 +114,7 @@ def load_judges(train: Sequence[RewardArguments], evaluation: Sequence[RewardArg
         identity = (REWARDS.path(config.reward_model), config.dtype, config.device, repr(sorted(config.extra_kwargs.items())))
         if identity not in models:
             models[identity] = construct(config, accelerator)
-        return Judge(config, models[identity], needs_of(config.name, models[identity]))
+        return Judge(config, models[identity], needs_of(config.name, models[identity], config))
 
     judges = [[judge(config) for config in entries] for entries in (train, evaluation)]
     watch_threads({type(j.model).__module__: f"reward {j.name!r}" for group in judges for j in group})

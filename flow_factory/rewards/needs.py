@@ -1,10 +1,12 @@
 """What a reward cannot do without, by its class alone; asked before anything is loaded."""
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from flow_factory.errors import UserError
+from flow_factory.hparams import RewardArguments
 from flow_factory.registry import nearest
 from flow_factory.types import Row
 
@@ -27,6 +29,8 @@ class Needs:
     """Parameters of its `__call__`."""
     open: bool
     """Whether it takes any other by name too (`**columns`)."""
+    check: Callable[[Row], None] | None = None
+    """See `BaseRewardModel.row_check`."""
 
     def takes(self, field: str) -> bool:
         """Whether the reward's call accepts this argument."""
@@ -35,7 +39,7 @@ class Needs:
     @property
     def of_rows(self) -> bool:
         """Whether it must be given anything that not every row has."""
-        return any(name not in GIVEN or name in CONDITIONS for name in self.required)
+        return self.check is not None or any(name not in GIVEN or name in CONDITIONS for name in self.required)
 
     def require_media(self, kind: Literal["image", "video"], sounds: bool) -> None:
         """Raises:
@@ -53,7 +57,7 @@ class Needs:
 
     def require_columns(self, row: Row) -> None:
         """Raises:
-        UserError: the row lacks a column or condition files that the reward requires.
+        UserError: the row lacks a column or condition files that the reward requires, or what else it asks for.
         """
         for name, files in (("condition_images", row.images), ("condition_videos", row.videos)):
             if name in self.required and not files:
@@ -69,10 +73,12 @@ class Needs:
                     f"reward {self.name!r} needs the column {column!r}, and row {row.id} (counted from 0: {row.prompt[:60]!r}) "
                     f"has none.{near}"
                 )
+        if self.check is not None:
+            self.check(row)
 
 
-def needs_of(name: str, model: Any) -> Needs:
-    """What a reward, or its class, needs.
+def needs_of(name: str, model: Any, config: RewardArguments | None = None) -> Needs:
+    """What a reward, or its class, needs; with its entry, of the rows too.
 
     Raises:
         UserError: `required_fields` is no tuple of names.
@@ -87,7 +93,8 @@ def needs_of(name: str, model: Any) -> Needs:
     if declared is None and "audio" in names:
         media = (*media, "audio")
     required = tuple(dict.fromkeys((*(declared or ()), *without_default)))
-    return Needs(name, required, media, names, any(p.kind is p.VAR_KEYWORD for p in parameters))
+    check = model.row_check(config) if config is not None else None
+    return Needs(name, required, media, names, any(p.kind is p.VAR_KEYWORD for p in parameters), check)
 
 
 def _names(reward: str, fields: Any) -> tuple[str, ...] | None:

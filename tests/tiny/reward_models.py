@@ -1,5 +1,6 @@
 """Tiny random checkpoints of what the rewards load, of the real classes and in the published layouts. Offline, deterministic."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,18 @@ from zlib import crc32
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import BertTokenizer, ClapConfig, ClapFeatureExtractor, ClapModel, CLIPConfig, RobertaTokenizer
+from transformers import (
+    BertTokenizer,
+    ClapConfig,
+    ClapFeatureExtractor,
+    ClapModel,
+    CLIPConfig,
+    PPOCRV5ServerDetConfig,
+    PPOCRV5ServerDetForObjectDetection,
+    PPOCRV5ServerRecConfig,
+    PPOCRV5ServerRecForTextRecognition,
+    RobertaTokenizer,
+)
 
 from tests.tiny.clip import save_clip
 from tests.tiny.text import WORDS, _bytes
@@ -124,6 +136,46 @@ def save_clap(folder: Path) -> dict[str, str]:
     return {"model_name_or_path": str(folder)}
 
 
+HGNET = {
+    "model_type": "hgnet_v2", "stem_channels": [3, 8, 8], "stage_in_channels": [8, 16, 16, 32], "stage_mid_channels": [8] * 4,
+    "stage_out_channels": [16, 16, 32, 32], "hidden_sizes": [16, 16, 32, 32], "stage_num_blocks": [1] * 4, "stage_numb_of_layers": [1] * 4,
+    "depths": [1] * 4, "stage_light_block": [False] * 4, "stage_kernel_size": [3] * 4,
+    "out_features": ["stage1", "stage2", "stage3", "stage4"],
+}  # fmt: skip
+LETTERS = ["blank", *"stop here"]
+
+
+def save_ocr(folder: Path) -> dict[str, str]:
+    """PP-OCRv5's classes; the detector finds text all over the picture, the recogniser reads letters of "stop here"."""
+    line = {
+        **HGNET,
+        "stage_downsample": [True] * 4,
+        "stem_strides": [2, 1, 1, 1, 1],
+        "stage_downsample_strides": [[2, 1], [1, 2], [2, 1], [2, 1]],
+    }
+    kernels: dict[str, Any] = {"reduce_channel": [1, 1, 0], "return_channel": [1, 1, 0]}
+    for size, kind in ((7, "long"), (5, "mid"), (3, "short")):
+        half = size // 2
+        kernels[f"vertical_long_to_small_conv_{kind}ratio"] = [[size, 1], [1, 1], [half, 0]]
+        kernels[f"horizontal_small_to_long_conv_{kind}ratio"] = [[1, size], [1, 1], [0, half]]
+        kernels[f"symmetric_conv_long_{kind}ratio"] = [[size, size], [1, 1], [half, half]]
+    small = {"neck_out_channels": 16, "scale_factor_list": [1, 2, 4, 8], "kernel_list": [3, 2, 2], "intraclass_block_config": kernels}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        read = PPOCRV5ServerRecForTextRecognition(
+            PPOCRV5ServerRecConfig(backbone_config=line, hidden_size=16, num_attention_heads=2, depth=1, head_out_channels=len(LETTERS))
+        )
+        find = PPOCRV5ServerDetForObjectDetection(PPOCRV5ServerDetConfig(backbone_config={**HGNET}, **small))
+        for name, weight in read.named_parameters():
+            weight.data = drawn(name, *weight.shape) * 3 if weight.ndim > 1 else weight.data
+        for name, weight in find.head.named_parameters():
+            weight.data.zero_().add_(2.0 if name.endswith("bias") else 0.0)
+    find.save_pretrained(folder / "det")
+    read.save_pretrained(folder / "rec")
+    (folder / "rec" / "preprocessor_config.json").write_text(json.dumps({"character_list": LETTERS}))
+    return {"detector_name_or_path": str(folder / "det"), "recognizer_name_or_path": str(folder / "rec")}
+
+
 def save_only_clip(folder: Path) -> dict[str, str]:
     return {"model_name_or_path": str(save_clip(folder))}
 
@@ -135,5 +187,6 @@ SAVERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "aesthetic": save_aesthetic,
     "HPSv2": save_hps,
     "clap": save_clap,
+    "OCR": save_ocr,
     "ImageReward": save_image_reward,
 }

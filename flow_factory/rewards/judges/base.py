@@ -5,7 +5,7 @@ server. `template` names what it is asked: a file that comes along (`judges/temp
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,6 +18,8 @@ from flow_factory.rewards.base import BaseRewardModel, PointwiseRewardModel, Rew
 from flow_factory.rewards.judges.local import LocalVLM
 from flow_factory.rewards.judges.question import Failed, Question, Template, load_template
 from flow_factory.rewards.judges.served import ServedVLM
+from flow_factory.rewards.needs import Needs
+from flow_factory.types import Row
 
 ADDRESS = "http://localhost:8000/v1"
 """vLLM's own."""
@@ -52,6 +54,12 @@ class Judge(BaseRewardModel):
         served = ServedVLM(config, ADDRESS, cls.vlm_model, cls.tokens)
         if now:
             served.require()
+
+    @classmethod
+    def row_check(cls, config: RewardArguments) -> Callable[[Row], None]:
+        template = cls.asks(config)
+        conditions = ("condition_images",) if "condition_image" in template.places else ()
+        return Needs(config.name, (*conditions, *template.columns), (), (), True).require_columns
 
     @staticmethod
     def is_local(config: RewardArguments) -> bool:
@@ -89,8 +97,6 @@ class Judge(BaseRewardModel):
         super().__init__(config, accelerator)
         self.template = self.asks(config)
         self.frames = config.extra_kwargs.get("frames", 4)
-        conditions = ("condition_images",) if "condition_image" in self.template.places else ()
-        self.required_fields = tuple(dict.fromkeys((*(type(self).required_fields or ()), *conditions, *self.template.columns)))
         self.vlm: Any = None
         if self.is_local(config):
             self.vlm = LocalVLM(config, self.device, self.vlm_model, self.tokens)

@@ -66,6 +66,10 @@ class GenEval2(PointwiseJudge):
     template_name = "one_word"
 
     @classmethod
+    def row_check(cls, config: RewardArguments) -> None:  # type: ignore[override]
+        """Its template's place for the question is no column."""
+
+    @classmethod
     def asks(cls, config: RewardArguments) -> Template:
         if config.extra_kwargs.get("mean", "arithmetic") not in ("arithmetic", "geometric"):
             raise UserError(f"reward {config.name!r}: mean: wants arithmetic or geometric, got {config.extra_kwargs['mean']!r}")
