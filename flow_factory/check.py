@@ -5,14 +5,16 @@ from pathlib import Path
 from flow_factory.compilation import MOST, said
 from flow_factory.config import RunConfig, plan_of
 from flow_factory.ema import reported_weights
-from flow_factory.fit import memory_lines
+from flow_factory.encoding_plan import encoding_lines, encoding_settled
+from flow_factory.fit import memory_lines, model_of
 from flow_factory.hub import cached
 from flow_factory.models import MODELS
 from flow_factory.ready import Ready, ready
 from flow_factory.remarks import remarks
 from flow_factory.resuming import start_lines
 from flow_factory.rewards.loading import left_out
-from flow_factory.rows import drawn, has_test, is_offline, rows_needed, takes_files
+from flow_factory.rows import drawn, has_test, is_offline, takes_files
+from flow_factory.windows import rows_needed
 
 
 def check(config: RunConfig) -> str:
@@ -27,9 +29,10 @@ def report(config: RunConfig, gpu: float | None = None) -> tuple[str, bool]:
         UserError: a start would be refused.
     """
     found = ready(config, remote=False, here=gpu is None)
-    config = found.config
+    config = encoding_settled(found.config, len(found.rows), model_of(found.config), gpu)
     memory, fits = memory_lines(config, gpu)
-    parts = [("data", data_lines(found)), ("rewards", reward_lines(config)), ("checkpoint", checkpoint_lines(config))]
+    encoded = encoding_lines(config, len(found.rows), len(found.test))
+    parts = [("data", [*data_lines(found), *encoded]), ("rewards", reward_lines(config)), ("checkpoint", checkpoint_lines(config))]
     begins = [str(found.finished)] if found.finished else start_lines(config, found.start, found.changed)
     parts += [("start", begins), ("plan", [*plan_lines(config), *compiled_lines(found)]), ("memory of one process", memory)]
     return "\n".join(line for title, lines in parts for line in (f"{title}:", *(f"  {line}" for line in lines))), fits
@@ -42,10 +45,6 @@ def data_lines(found: Ready) -> list[str]:
         lines[0] += f", {len(test)} test rows"
     else:
         lines.append("no test split: nothing will be evaluated")
-    wanted = len(rows_needed(found.config, len(rows)))
-    what = "all training rows" if wanted == len(rows) else f"the {wanted} training rows that the run draws"
-    what += " and all test rows" if test else ""
-    lines.append(f"encoded before the first epoch, if {found.config.data.cache_dir} lacks them: {what}")
     return lines + file_lines(found) if takes_files(found.config) else lines
 
 

@@ -5,7 +5,7 @@ in its own way. So what rollouts draw and what training replays runs with gradie
 measured before a run begins (`floor`).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -71,21 +71,29 @@ def signature(cond: Cond) -> tuple[Any, ...]:
     return tuple((key, tuple(x.shape) if isinstance(x, Tensor) else x.size if isinstance(x, Image.Image) else None) for key, x in leaves)
 
 
-def bound(conds: Sequence[Cond], evaluated: Sequence[Cond], config: RunConfig) -> int:
-    """Has a run that is called in more ways than its rows make end, instead of going on uncompiled; returns how many shapes they make.
+class Shapes:
+    """Has a run that is called in more ways than its rows make end, instead of going on uncompiled."""
 
-    Raises:
-        UserError: more than can be waited for.
-    """
-    shapes = len({signature(cond) for cond in conds})
-    require_few(shapes)
-    drawn = 1 if config.train.rollout_batch_size is None else config.train.group_size // config.train.per_device_batch_size
-    # of an evaluation's batches, those of a shape are full but for the last; a negative prompt has a length of its own
-    ways = 2 * (shapes * (1 + drawn) + 2 * len({signature(cond) for cond in evaluated}))
-    limits = torch._dynamo.config
-    limits.recompile_limit = limits.accumulated_recompile_limit = VARIANTS * ways
-    limits.fail_on_recompile_limit_hit = True
-    return shapes
+    def __init__(self, config: RunConfig):
+        train = config.train
+        self.drawn = 1 if train.rollout_batch_size is None else train.group_size // train.per_device_batch_size
+        self.rows, self.evaluated = set[tuple[Any, ...]](), set[tuple[Any, ...]]()
+
+    def allow(self, conds: Iterable[Cond], evaluated: Iterable[Cond] = ()) -> int:
+        """Calls of these rows' shapes, too; returns how many shapes training rows make so far.
+
+        Raises:
+            UserError: more than can be waited for.
+        """
+        self.rows |= {signature(cond) for cond in conds}
+        self.evaluated |= {signature(cond) for cond in evaluated}
+        require_few(len(self.rows))
+        # of an evaluation's batches, those of a shape are full but for the last; a negative prompt has a length of its own
+        ways = 2 * (len(self.rows) * (1 + self.drawn) + 2 * len(self.evaluated))
+        limits = torch._dynamo.config
+        limits.recompile_limit = limits.accumulated_recompile_limit = VARIANTS * ways
+        limits.fail_on_recompile_limit_hit = True
+        return len(self.rows)
 
 
 def require_few(shapes: int) -> None:

@@ -1,6 +1,7 @@
 """What processes tell each other."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import TypeVar
 
 import torch
@@ -41,10 +42,13 @@ def most_of_ranks(accelerator: Accelerator, count: int) -> int:
     return int(accelerator.gather(torch.tensor([count], device=accelerator.device)).max())
 
 
-def all_or_none(accelerator: Accelerator, interrupt: Interrupt, call: Callable[[], Answer]) -> Answer:
+def all_or_none(accelerator: Accelerator, interrupt: Interrupt, call: Callable[[], Answer], at_once: bool = True) -> Answer:
     """What the call returns, where it goes well on every process; else all raise, and stand at the same place. All must come here.
 
     A signal ends the call at once: it may hang, and nothing remains of it. No process may talk to others in it.
+
+    Args:
+        at_once: false for a call that looks for signals itself.
 
     Raises:
         UserError: what the call raised here; or `FailedElsewhere`.
@@ -52,7 +56,7 @@ def all_or_none(accelerator: Accelerator, interrupt: Interrupt, call: Callable[[
     """
     trouble: UserError | Interrupted | None = None
     try:
-        with interrupt.at_once():
+        with interrupt.at_once() if at_once else nullcontext():
             answer = call()
         interrupt.check()
     except (UserError, Interrupted) as error:

@@ -1,66 +1,183 @@
-"""The conditions of a run's rows: those that it draws, shared out over processes, each encoded once."""
+"""The conditions of a run's rows: encoded ahead, in windows or at the moment of need; shared out over processes, each row once."""
 
 import hashlib
+import itertools
 import json
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import diffusers
-import torch
 from accelerate import Accelerator
-from diffusers import SchedulerMixin
-from torch import nn
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from flow_factory.algorithms.base import Algorithm
+from flow_factory.compilation import Shapes
 from flow_factory.config import RunConfig
 from flow_factory.data.cache import ConditionCache, Conditions, encode_rows
-from flow_factory.data.fingerprints import file_sha256, module_fingerprint, settings_fingerprint
+from flow_factory.data.fingerprints import file_sha256
+from flow_factory.distributed import all_or_none
+from flow_factory.encoders import Encoders, Identity
 from flow_factory.errors import UserError
+from flow_factory.interrupt import ELSEWHERE, Interrupt, Interrupted
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.failures import named_rows
 from flow_factory.patience import Work
-from flow_factory.rows import rows_needed
 from flow_factory.trainer import call_of
 from flow_factory.types import Cond, Row
+from flow_factory.windows import evaluated, idle_of, in_windows, rows_needed, rows_of_start, rows_of_window, window_of
 
 logger = logging.getLogger(__name__)
 
 SAMPLE = 1000
 """Prompts whose tokens are counted at a start."""
+NUMBERS = itertools.count()
+"""Of pieces of work in this process: all processes begin them in the same order."""
 
 
-def encode(
-    config: RunConfig, adapter: ModelAdapter, algorithm: Algorithm, splits: list[Sequence[Row]], accelerator: Accelerator
-) -> list[Sequence[Cond]]:
-    """Conditions of the training and the test rows, under their sections' call arguments; of training rows those that the run draws.
+class Fresh(Sequence[Cond]):
+    """Conditions that are encoded whenever they are asked for, as they would come from the cache; the last few are still there."""
 
-    Training rows have a negative prompt where any of the algorithm's velocities is guided. Processes take rows in turn, and wait for each
-    other as long as each goes on.
+    def __init__(self, rows: Sequence[Row], encode: Any):
+        self.rows, self.encode = rows, lru_cache(maxsize=2)(lambda k: as_kept(encode(rows[k])))
 
-    Raises:
-        UserError: the pipeline cannot encode a row.
-        MeetingError: a process stands still, see `Work`.
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Cond: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Cond]: ...
+    def __getitem__(self, index: int | slice) -> Cond | list[Cond]:
+        chosen = range(len(self.rows))[index]
+        return self.encode(chosen) if isinstance(chosen, int) else [self.encode(k) for k in chosen]
+
+
+def as_kept(cond: Cond) -> Cond:
+    """With its tensors as a file has them: in main memory, without gaps."""
+    return tree_map_only(Tensor, lambda x: x.detach().cpu().contiguous(), cond)
+
+
+class Encoding:
+    """The conditions of a run's rows, and when they are encoded.
+
+    Training rows have a negative prompt where any of the algorithm's velocities is guided.
+
+    Attributes:
+        conds: of the training rows, under their section's call arguments.
+        eval_conds: of the test rows.
     """
-    encoders = [part for name in adapter.encoders if (part := getattr(adapter.pipe, name)) is not None]
-    others = [part for part in adapter.pipe.components.values() if not isinstance(part, nn.Module | SchedulerMixin | None)]
-    identity = [[module_fingerprint(module) for module in encoders], [settings_fingerprint(part) for part in (*encoders, *others)]]
+
+    def __init__(self, config: RunConfig, encoders: Encoders, algorithm: Algorithm, splits: list[Sequence[Row]], accelerator: Accelerator):
+        self.config, self.encoders, self.adapter, self.accelerator = config, encoders, encoders.adapter, accelerator
+        self.shapes = Shapes(config) if config.model.compile else None
+        self.calls = call_of_training(config, self.adapter, algorithm), call_of(config.eval)
+        encoders.idle = idle_of(config)
+        self.until: int | None = None
+        """The epoch with which the next window begins; None: there is none."""
+        identity = self.identity() if config.data.enable_preprocess else None
+        self.conds, self.eval_conds = (self._conditions(rows, call, identity) for rows, call in zip(splits, self.calls, strict=True))
+
+    def _conditions(self, rows: Sequence[Row], call: dict[str, Any], identity: Identity | None) -> Conditions | Fresh:
+        encode = partial(self.encoders.encode, call=call)
+        if identity is None:
+            return Fresh(rows, encode)
+        cache = ConditionCache(Path(self.config.data.cache_dir), fingerprint_of(self.config, self.adapter, call, identity), about(self.config))
+        return Conditions(cache, rows, encode)
+
+    def identity(self) -> Identity:
+        """What the encoders are; found out by one process of the machine, where their files have changed."""
+        work = self.work("fingerprints")
+        known = self.encoders.known()
+        if known is None and share_of(self.config, self.accelerator)[0] == 0:
+            known = self.encoders.find_out()
+        work.wait()
+        return known or self.encoders.known() or self.encoders.find_out()
+
+    def begin(self, epoch: int) -> None:
+        """Encodes what is to be there before the run begins, or goes on, with this epoch. Processes wait as long as each goes on.
+
+        Raises:
+            UserError: the pipeline cannot encode a row.
+            MeetingError: a process stands still, see `Work`.
+        """
+        train, test = len(self.conds), len(self.eval_conds)
+        if self.accelerator.is_main_process:
+            warn_overlong(self.adapter, self.conds.rows, rows_needed(self.config, train), self.calls[0])
+            warn_overlong(self.adapter, self.eval_conds.rows, range(test), self.calls[1])
+        wanted, work = (rows_of_start(self.config, train, epoch), evaluated(self.config, test)), self.work("encoding")
+        with self.encoders.working():
+            self._share(self.conds, wanted[0], work)
+            self._share(self.eval_conds, wanted[1], work)
+        work.wait()
+        self.encoders.running = True
+        self.until = window_of(self.config, epoch).stop if in_windows(self.config) else None
+        self._count(wanted)
+
+    def reach(self, epoch: int, interrupt: Interrupt) -> None:
+        """Encodes the rows of the window that begins with this epoch, if one does. All processes come here.
+
+        Raises:
+            Interrupted: a signal has come to any process: what was encoded until then stays.
+            UserError: the pipeline cannot encode a row, here or elsewhere.
+        """
+        if self.until is None or epoch < self.until:
+            return
+        wanted, work = rows_of_window(self.config, len(self.conds), epoch), self.work("encoding")
+
+        def encode() -> None:
+            try:
+                with self.encoders.working():
+                    self._share(self.conds, wanted, work, interrupt)
+            except (UserError, Interrupted):
+                work.stop()
+                raise
+            finally:
+                work.wait()
+            self._count((wanted, ()))
+
+        all_or_none(self.accelerator, interrupt, encode, at_once=False)
+        self.until = window_of(self.config, epoch).stop
+
+    def _share(self, conds: Conditions | Fresh, wanted: Sequence[int], work: Work, interrupt: Interrupt | None = None) -> None:
+        """Encodes what this process's share of the rows lacks."""
+        if not isinstance(conds, Conditions):
+            return
+        mine = share_of(self.config, self.accelerator)
+
+        def encode(row: Row) -> Cond:
+            work.beat(f"encoding {row.source}")
+            if interrupt is not None:
+                interrupt.check()
+                if work.stopped:
+                    raise Interrupted(ELSEWHERE)
+            return conds.encode(row)
+
+        encode_rows(conds.rows, encode, conds.cache, self.accelerator.is_main_process, wanted, mine)
+
+    def _count(self, wanted: tuple[Sequence[int], Sequence[int]]) -> None:
+        """Has the compiler allow for their shapes."""
+        if self.shapes is not None:
+            self.shapes.allow([self.conds[k] for k in wanted[0]], [self.eval_conds[k] for k in wanted[1]])
+
+    @staticmethod
+    def work(name: str) -> Work:
+        work = Work(f"{name} {next(NUMBERS)}")
+        work.beat("loading")
+        return work
+
+
+def call_of_training(config: RunConfig, adapter: ModelAdapter, algorithm: Algorithm) -> dict[str, Any]:
+    """The training section's call arguments, with a guidance that any of the algorithm's velocities has."""
     call = call_of(config.train)
     scales = [s for s in map(algorithm.guidance, algorithm.weights) if s is not None]
-    guided = next((c for c in (call, *(adapter.with_guidance(call, s) for s in scales)) if adapter.guided(c)), call)
-    wanted = (rows_needed(config, len(splits[0])), range(len(splits[1])))
-    work = Work("encoding")
-    work.beat("loading")
-    conds: list[Sequence[Cond]] = [
-        encode_split(config, adapter, rows, of, (call, identity), accelerator, work)
-        for rows, of, call in zip(splits, wanted, (guided, call_of(config.eval)), strict=True)
-    ]
-    work.wait()
-    return conds
+    return next((c for c in (call, *(adapter.with_guidance(call, s) for s in scales)) if adapter.guided(c)), call)
 
 
 def share_of(config: RunConfig, accelerator: Accelerator) -> tuple[int, int]:
@@ -72,38 +189,17 @@ def share_of(config: RunConfig, accelerator: Accelerator) -> tuple[int, int]:
     return accelerator.local_process_index, int(here)
 
 
-def encode_split(
-    config: RunConfig, adapter: ModelAdapter, rows: Sequence[Row], wanted: Sequence[int], known: tuple[dict[str, Any], list[list[str]]],
-    accelerator: Accelerator, work: Work,
-) -> Conditions:  # fmt: skip
-    """The conditions of some rows, from the cache where nothing that they depend on has changed.
+def fingerprint_of(config: RunConfig, adapter: ModelAdapter, call: dict[str, Any], identity: Identity) -> str:
+    """Of all that a row's condition depends on beside the row.
 
     Args:
-        wanted: the rows that are needed.
-        known: call arguments, and what the encoders are.
+        identity: what the encoders are.
     """
-    call, identity = known
     asked = adapter.encoded_by(call)
     versions = [diffusers.__version__, version("transformers")]
     checkpoint = config.model.model_name_or_path if not identity[0] else None  # nothing of it was fingerprinted
     parts = [source_of(adapter), checkpoint, identity, asked, adapter.guided(call), versions, config.mixed_precision]
-    fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-    if accelerator.is_main_process:
-        warn_overlong(adapter, [rows[k] for k in wanted], call)
-    placed = False
-
-    def encode_row(row: Row) -> Cond:
-        nonlocal placed
-        if not placed:  # where every row is known, the encoders need not fit
-            adapter.place(accelerator.device)
-            placed = True
-        work.beat(f"encoding {row.source}")
-        with named_rows([row], adapter, "encode", UserError):
-            return adapter.encode(row, call)
-
-    cache = ConditionCache(Path(config.data.cache_dir), fingerprint, about(config))
-    with torch.no_grad():
-        return encode_rows(rows, encode_row, cache, accelerator.is_main_process, wanted, share_of(config, accelerator))
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def about(config: RunConfig) -> dict[str, str]:
@@ -120,9 +216,9 @@ def source_of(adapter: ModelAdapter) -> list[str]:
     return [f"{c.__module__}:{c.__qualname__}:{d}" for c, d in zip(classes, digests, strict=True)]
 
 
-def warn_overlong(adapter: ModelAdapter, rows: Sequence[Row], call: dict[str, Any]) -> None:
+def warn_overlong(adapter: ModelAdapter, rows: Sequence[Row], wanted: Sequence[int], call: dict[str, Any]) -> None:
     """Says once how many prompts the encoder cuts, of a sample where there are many."""
-    sample = rows[:: -(-len(rows) // SAMPLE)] if rows else rows
+    sample = [rows[k] for k in wanted[:: -(-len(wanted) // SAMPLE) or 1]]
     lengths = []
     for row in sample:
         with named_rows([row], adapter, "encode", UserError):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from flow_factory.algorithms import ALGORITHMS
 from flow_factory.config import EvalConfig, RunConfig, TrainConfig, plan_of
@@ -12,6 +12,7 @@ from flow_factory.engines.zero import BUCKET
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import DTYPES
 from flow_factory.weighing import Weights, weigh, width_of
+from flow_factory.windows import idle_of, in_windows
 
 ACTIVATIONS = 34
 """Values of 16 bits kept for the backward of one transformer layer, in units of tokens x width, with an attention that does not keep
@@ -21,7 +22,7 @@ CONTEXT = 0.8
 LIVE = 1_000_000_000
 """DeepSpeed's default of stage3_max_live_parameters, in elements."""
 
-Phase = Literal["always", "encoding", "rollout", "training"]
+Phase = Literal["always", "encoding", "rollout", "training", "window"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Part:
     name: str
     gb: float
     phase: Phase = "always"
-    """Encoding comes before the rest is on the device; rollout and training are on top of what is there always."""
+    """Encoding comes before the rest is on the device; rollout, training and a window's encoding are on top of what is there always."""
     host: bool = False
     """In main memory."""
 
@@ -70,6 +71,7 @@ def kept_weights(config: RunConfig, engine: EngineSettings, weights: Weights) ->
     yield Part(idle, aside, "rollout" if model.offload_idle else "always")
     loaded = weights.frozen + weights.experts if (model.quantization or "").startswith("bnb") else 0.0  # straight to the device
     yield Part("text encoders and VAE, until the rows are encoded", (weights.encoders + weights.rest + loaded) * 1e-9, "encoding")
+    yield from later_encoders(config, weights.encoders * 1e-9)
     master = DTYPES[model.master_weight_dtype].itemsize
     yield Part(f"trained weights ({weights.trained / 1e6:.1f} M)", weights.trained * master * share, host=engine.offload)
     algorithm = ALGORITHMS[train.trainer_type](train, config.scheduler)
@@ -81,6 +83,17 @@ def kept_weights(config: RunConfig, engine: EngineSettings, weights: Weights) ->
         yield Part(f"copies of trained weights ({copies})", copies * weights.trained * 4 * share, host=host)
     if devices:
         yield Part("trained weights, while a copy is in their place", weights.trained * master * share, "rollout", engine.offload)
+
+
+def later_encoders(config: RunConfig, gb: float) -> Iterator[Part]:
+    """What rows that are encoded during a run ask for."""
+    idle = idle_of(config)
+    if idle == "keep":
+        yield Part("text encoders, which stay", gb)
+    elif in_windows(config):
+        yield Part("text encoders, while a window of rows is encoded", gb, "window")
+        if idle == "offload":
+            yield Part("text encoders between two windows, as in their files", gb, host=True)
 
 
 def optimised(config: RunConfig, engine: EngineSettings, weights: Weights) -> Iterator[Part]:
@@ -176,8 +189,8 @@ def _number(value: Any, default: int) -> float:
 
 def peak(parts: list[Part]) -> float:
     """GB of the largest phase on the device."""
-    gb = {phase: sum(p.gb for p in parts if p.phase == phase and not p.host) for phase in ("always", "encoding", "rollout", "training")}
-    return max(gb["always"] + max(gb["rollout"], gb["training"]), gb["encoding"] + CONTEXT)
+    gb = {phase: sum(p.gb for p in parts if p.phase == phase and not p.host) for phase in get_args(Phase)}
+    return max(gb["always"] + max(gb["rollout"], gb["training"], gb["window"]), gb["encoding"] + CONTEXT)
 
 
 def in_main_memory(parts: list[Part]) -> float:

@@ -31,6 +31,8 @@ class Work:
         self.name, self.store, (self.rank, self.size), self.still = name, store, place, still
         self.count, self.last = 0, -still
         self.seen: dict[int, tuple[str, float]] = {}
+        self.stopped = False
+        """Whether a process has asked all to stop, as of the last sign of life."""
 
     def beat(self, doing: str) -> None:
         """A sign of life, at most every second.
@@ -43,6 +45,13 @@ class Work:
         self.count, self.last = self.count + 1, time.monotonic()
         with self._lost():
             self.store.set(f"{self.name}/{self.rank}", f"{self.count} {doing}")
+            self.stopped = self.store.check([f"{self.name}/stop"])
+
+    def stop(self) -> None:
+        """Asks all to stop: see `stopped`."""
+        if self.store is not None:
+            with self._lost():
+                self.store.set(f"{self.name}/stop", "")
 
     def wait(self) -> None:
         """Done here; returns when all are.

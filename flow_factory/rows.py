@@ -11,7 +11,6 @@ from flow_factory.config import CRDConfig, DGPOConfig, DPOConfig, ForwardConfig,
 from flow_factory.context_parallel import check_splits
 from flow_factory.data.inspection import Record, inspect_files
 from flow_factory.data.media import Extent, Kind, require_there
-from flow_factory.data.order import rows_drawn
 from flow_factory.data.reader import Look, read_rows
 from flow_factory.data.sources import has_table, is_table, open_table
 from flow_factory.errors import UserError
@@ -21,6 +20,7 @@ from flow_factory.pairs import pair_files, require_frames
 from flow_factory.rewards.needs import Needs
 from flow_factory.trainer import call_of
 from flow_factory.types import Row
+from flow_factory.windows import rows_needed
 
 logger = logging.getLogger(__name__)
 
@@ -66,14 +66,6 @@ def has_test(config: RunConfig) -> bool:
     if is_table(data):
         return has_table(data, data.test_split)
     return any(os.path.lexists(Path(data.dataset_dir) / f"{data.test_split}{suffix}") for suffix in (".jsonl", ".txt"))
-
-
-def rows_needed(config: RunConfig, rows: int) -> Sequence[int]:
-    """The training rows whose conditions a run needs: those of the run's epochs, and the first, which is asked for proofs at a start."""
-    train = config.train
-    if train.max_epochs is None:
-        return range(rows)
-    return sorted({0, *rows_drawn(rows, train.unique_sample_num_per_epoch, train.seed, train.max_epochs)})
 
 
 def check_files(

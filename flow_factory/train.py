@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from flow_factory.algorithms import ALGORITHMS
 from flow_factory.attention import without_cudnn
 from flow_factory.attention_proof import prove_attention
-from flow_factory.compilation import bound
 from flow_factory.config import RunConfig, TrainConfig, config_tree, plan_of
 from flow_factory.config.engine import EngineSettings, engine_of
 from flow_factory.config.recompute import AUTO
 from flow_factory.context_parallel import split_sequences
 from flow_factory.copies import copies_base, keep_copies
-from flow_factory.encoding import encode
+from flow_factory.encoders import Encoders, loaded_later
+from flow_factory.encoding import Encoding
+from flow_factory.encoding_plan import encoding_settled, with_data
 from flow_factory.engines import Engine, make_engine
 from flow_factory.errors import UserError
 from flow_factory.evaluation import Evaluator
@@ -49,7 +50,7 @@ from flow_factory.remarks import guided_rollouts
 from flow_factory.resuming import Start, find_start
 from flow_factory.rewards.loading import arguments, left_out
 from flow_factory.rewards.scoring import load_rewards
-from flow_factory.rows import checkpoint_of, is_offline, rows_needed
+from flow_factory.rows import checkpoint_of, is_offline
 from flow_factory.run import Run
 from flow_factory.run_folder import RunFolder, default_name, set_aside
 from flow_factory.saver import Saver
@@ -92,19 +93,19 @@ def assemble(found: Ready, place: tuple[RunFolder | None, Path], accelerator: Ac
     rewards, eval_rewards = load_rewards(arguments(config.rewards), arguments(evaluated), accelerator, config.eval.group_size)
     if test and config.eval.group_size == 1 and accelerator.is_main_process:
         note(*left_out(evaluated))
-    config = settle(config, accelerator)
+    config = settle(config, len(rows), accelerator)
     adapter = open_adapter(config)
     identity = found.identity
     if not Path(config.model.model_name_or_path).is_dir():  # it may have been downloaded since
         start.require_same(identity := identity_of(asked, found.fingerprint))
     algorithm = ALGORITHMS[config.train.trainer_type](config.train, config.scheduler, adapter.times_per_sample)
-    conds, eval_conds = encode(config, adapter, algorithm, [rows, test], accelerator)
-    adapter.drop_encoders()
+    encoders = Encoders(config, adapter, accelerator.device, accelerator.is_main_process)
+    encoding = Encoding(config, encoders, algorithm, [rows, test], accelerator)
+    encoding.begin(start.saved.epoch if start.saved is not None else 0)
+    conds, eval_conds = encoding.conds, encoding.eval_conds
     policy = build_policy(
         adapter, config.model, config.mixed_precision, config.train.enable_gradient_checkpointing, config.train.seed, accelerator.device
     )
-    if config.model.compile:
-        bound([conds[k] for k in rows_needed(config, len(rows))], eval_conds, config)
     split_sequences(adapter, config.model.context_parallel, accelerator.device)
     base = load_weights(start, policy, copies_base(config, algorithm))
     engine.wrap(policy, partial(make_optimizer, config.train))
@@ -122,7 +123,9 @@ def assemble(found: Ready, place: tuple[RunFolder | None, Path], accelerator: Ac
     trackers = begin(asked, place[0], start, progress) if place[0] is not None else None
     pairs = Pairs(config.data, adapter, call_of(config.train)) if is_offline(config) else None
     learning = (engine, store, algorithm, schedule)
-    trainer = Trainer(config, plan, accelerator, adapter, *learning, rewards, rows, conds, pairs, progress=progress, identity=identity)
+    trainer = Trainer(
+        config, plan, accelerator, adapter, *learning, rewards, rows, conds, pairs, encoding.reach, progress=progress, identity=identity
+    )
     evaluator = Evaluator(config, accelerator, adapter, engine, store, eval_rewards, test, eval_conds, trainer.interrupt) if test else None
     saver = Saver(accelerator, engine, store, type(adapter.pipe), config.log.keep_last_n)
     auto = asked.train.enable_gradient_checkpointing == AUTO
@@ -132,16 +135,16 @@ def assemble(found: Ready, place: tuple[RunFolder | None, Path], accelerator: Ac
     return Run(place[1], trainer, evaluator, trackers, saver, place[0], back, start.saved is not None, seen)
 
 
-def settle(config: RunConfig, accelerator: Accelerator) -> RunConfig:
+def settle(config: RunConfig, rows: int, accelerator: Accelerator) -> RunConfig:
     """With what `auto` leaves to an estimate decided, for all processes by the main one; it says what."""
-    if config.train.enable_gradient_checkpointing != AUTO:
-        return config
-    level = None
+    chosen = None
     if accelerator.is_main_process:
-        found, lines = settled(config, model_of(config))
-        level = found.train.enable_gradient_checkpointing
+        model = model_of(config)
+        found, lines = settled(encoding_settled(config, rows, model), model)
+        chosen = found.train.enable_gradient_checkpointing, found.data.encode, found.data.idle_encoders
         note(*lines)
-    return recomputing(config, broadcast_object_list([level])[0])
+    level, encode, idle = broadcast_object_list([chosen])[0]
+    return recomputing(with_data(config, encode, idle), level)
 
 
 def load_weights(start: Start, policy: Policy, keep: bool) -> dict[str, Tensor]:
@@ -233,13 +236,15 @@ def make_accelerator(config: RunConfig) -> Accelerator:
 def open_adapter(config: RunConfig) -> ModelAdapter:
     """The pipeline in the run's precision, components that are trained in full in the master weights' dtype, behind its family's adapter.
 
+    Its text encoders are loaded when a row is to be encoded, see `Encoders`.
+
     Raises:
         LoadError: it does not load.
     """
     trained = config.model.target_components if config.model.finetune_type == "full" else ()
     dtypes = dict.fromkeys(trained, config.model.master_weight_dtype)
     name, family, overrides, pipeline = checkpoint_of(config)
-    return load_adapter(name, family, config.mixed_precision, dtypes, overrides, pipeline, config.model.quantization)
+    return load_adapter(name, family, config.mixed_precision, dtypes, overrides, pipeline, config.model.quantization, loaded_later(config))
 
 
 def make_optimizer(train: TrainConfig, params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

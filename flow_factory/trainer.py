@@ -1,7 +1,7 @@
 """The one loop: roll out, score, advantages, learn."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby, islice
 from typing import Any
@@ -62,6 +62,8 @@ class Trainer:
     conds: Sequence[Cond]
     pairs: Pairs | None = None
     """Given preferences, instead of rollouts and rewards."""
+    encode_ahead: Callable[[int, Interrupt], None] = lambda epoch, interrupt: None
+    """Sees to it that the conditions of an epoch's rows, and of some epochs after, are there."""
     interrupt: Interrupt = field(default_factory=Interrupt)
     progress: Progress = field(default_factory=Progress)
     identity: dict[str, Any] = field(default_factory=dict)
@@ -88,6 +90,7 @@ class Trainer:
             OnPolicyError, RewardError: see there.
         """
         self.meter.clear()
+        self.encode_ahead(self.progress.epoch, self.interrupt)
         rollouts = self.roll_out(self.progress.epoch)
         self.policy.set_aside()
         report = self.judge(rollouts)

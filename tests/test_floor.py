@@ -8,7 +8,7 @@ import torch
 
 from flow_factory.algorithms.base import OnPolicyError
 from flow_factory.check import report
-from flow_factory.compilation import MOST, VARIANTS, bound, require_few, signature
+from flow_factory.compilation import MOST, VARIANTS, Shapes, require_few, signature
 from flow_factory.config import load_config, plan_of
 from flow_factory.errors import UserError
 from flow_factory.floor import FEW, inexact, measure
@@ -85,7 +85,7 @@ def test_rows_make_as_many_shapes_as_their_conditions_have() -> None:
 def test_the_bound_holds_what_a_run_calls(tmp_path: Path) -> None:
     conds = [{"prompt_embeds": torch.zeros(1, n, 4)} for n in (5, 6)]
     with torch._dynamo.config.patch(recompile_limit=8, accumulated_recompile_limit=256, fail_on_recompile_limit_hit=False):
-        assert bound(conds, conds[:1], load_config(write_run(tmp_path))) == 2
+        assert Shapes(load_config(write_run(tmp_path))).allow(conds, conds[:1]) == 2
         limits = torch._dynamo.config
         assert limits.recompile_limit == limits.accumulated_recompile_limit == VARIANTS * 2 * (2 * 2 + 2)
         assert limits.fail_on_recompile_limit_hit

@@ -75,7 +75,20 @@ class DataConfig(Section):
     audio_dir: Audios = Field(DERIVED, description="where relative paths of audio files start")
     preprocessing_batch_size: int = Field(8, ge=1, description="accepted, without effect here")
     dataloader_num_workers: int = Field(16, ge=0, description="accepted, without effect here")
-    enable_preprocess: bool = Field(True, description="accepted, without effect here")
+    enable_preprocess: bool = Field(
+        True, description="false: a row is encoded whenever it is drawn; nothing is cached, and the text encoders stay on the device"
+    )
+    encode: Literal["auto", "ahead", "window"] = Field(
+        "auto",
+        description="when rows are encoded: all that the run draws before it begins, or those of some epochs when it comes to them; "
+        "auto: ahead where they are few, or where the text encoders do not fit beside the training",
+    )
+    encode_epochs: int | None = Field(None, ge=1, description="epochs of a window; null: as many as draw 256 rows")
+    idle_encoders: Literal["auto", "keep", "offload", "drop"] = Field(
+        "auto",
+        description="where the text encoders are between windows: on the device, in main memory, or nowhere, and they are loaded again; "
+        "auto: in main memory where that has room",
+    )
     force_reprocess: bool = Field(False, description="accepted and not needed: a changed row, encoder or argument is encoded anew")
     max_dataset_size: int | None = Field(None, ge=1, description="use only the first so many training rows")
     preprocess_parallelism: Literal["local", "global"] = Field(

@@ -24,9 +24,8 @@ def broken(config: RunConfig) -> list[Problem]:
 
 
 IDLE = {
-    "preprocessing_batch_size": "rows are encoded one by one, and each is written as soon as it is",
+    "preprocessing_batch_size": "rows are encoded one by one, since the bits of a row in a batch depend on its neighbours",
     "dataloader_num_workers": "encoded rows are read from the cache, without worker processes",
-    "enable_preprocess": "rows are always encoded ahead, once",
 }
 """Keys of `data:` that other implementations need and this one does not, and why."""
 

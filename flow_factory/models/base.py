@@ -242,10 +242,13 @@ class ModelAdapter(Family):
         return [Clip(list(one), call.get("frame_rate") or self.fps) if isinstance(one, list) else one for one in out[0]]
 
     def place(self, device: torch.device) -> None:
-        """Moves all parts but the transformers to where rows are encoded: pipelines look at any of them for their device."""
+        """Moves all parts but the transformers to where rows are encoded: pipelines look at any of them for their device.
+
+        A part that waits in main memory (`frugal.waiting`) comes when it is called.
+        """
         self.negatives = None
         for part in self.pipe.components.values():
-            if isinstance(part, nn.Module):
+            if isinstance(part, nn.Module) and not hasattr(part, "_hf_hook"):
                 part.to(device).eval().requires_grad_(False)
 
     def out_of_reach(self, trained: Sequence[str], num_steps: int) -> dict[int, str]:

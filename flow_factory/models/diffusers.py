@@ -42,10 +42,11 @@ class Diffusers(ModelAdapter):
     @classmethod
     def of(cls, checkpoint: str, pipeline_class: str | None) -> type[ModelAdapter]:
         try:
-            name = pipeline_class or DiffusionPipeline.load_config(checkpoint)["_class_name"]
+            index: Mapping[str, Any] = {"_class_name": pipeline_class} if pipeline_class else DiffusionPipeline.load_config(checkpoint)
         except OSError as error:
             raise UserError(f"model.pipeline_class: name the pipeline: no model_index.json of {checkpoint!r} can be read here") from error
-        return type(name, (cls,), {"pipeline": pipeline_path(name)})
+        encoders = tuple(part for part, entry in index.items() if part.startswith("text_encoder") and entry[0])
+        return type(index["_class_name"], (cls,), {"pipeline": pipeline_path(index["_class_name"]), "encoders": encoders})
 
     @classmethod
     def targets_in(cls, module: nn.Module) -> tuple[str, ...]:
@@ -54,7 +55,8 @@ class Diffusers(ModelAdapter):
         return found or cls.lora_targets[:1]  # it fits nothing, which is said where it is used
 
     def __init__(self, pipe: Any):
-        self.encoders = tuple(k for k, v in pipe.components.items() if k.startswith("text_encoder") and isinstance(v, nn.Module))
+        if not self.encoders:  # no model_index.json was read
+            self.encoders = tuple(k for k, v in pipe.components.items() if k.startswith("text_encoder") and isinstance(v, nn.Module))
         self.dims: dict[tuple, list[int | None]] = {}
         super().__init__(pipe)
         config = pipe.scheduler.config

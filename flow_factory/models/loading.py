@@ -1,12 +1,13 @@
 """A checkpoint behind its family's adapter: for the trainer, and for scripts and notebooks that want a rollout or a velocity without it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from torch import nn
 
 from flow_factory.eight_bits import DYNAMIC
 from flow_factory.errors import UserError
@@ -30,6 +31,7 @@ def load_adapter(
     scheduler_overrides: Mapping[str, Any] | None = None,
     pipeline_class: str | None = None,
     quantization: str | None = None,
+    without: Sequence[str] = (),
 ) -> ModelAdapter:
     """Loads a pipeline and puts it behind its family's adapter.
 
@@ -39,6 +41,7 @@ def load_adapter(
         scheduler_overrides: arguments for the constructor of the pipeline's own scheduler.
         pipeline_class: for `model_type: diffusers`, where the checkpoint does not say it.
         quantization: `model.quantization` of the transformers; see `quantized.check_quantization`.
+        without: parts that are not loaded; see `load_parts`.
 
     Raises:
         LoadError: it does not load.
@@ -48,13 +51,26 @@ def load_adapter(
     kinds: Any = DTYPES[dtype]
     if others := {part: DTYPES[other] for part, other in (dtypes or {}).items() if DTYPES[other] != kinds}:
         kinds = {"default": kinds, **others}
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = dict.fromkeys(without)
     if quantization is not None and quantization not in DYNAMIC:  # whose layers are rounded when the whole is built
-        options = {"quantization_config": quantizer(quantization, family.components, DTYPES[dtype])}
+        options["quantization_config"] = quantizer(quantization, family.components, DTYPES[dtype])
     pipe = load_pipeline(model_name_or_path, family, kinds, **options)
     for model in filter(None, map(pipe.components.get, others)):  # a pipeline may ask it in what dtype to encode
         call_dtype(model, DTYPES[dtype])
     return _adapter(family, pipe, scheduler_overrides)
+
+
+def load_parts(name: str, family: type[ModelAdapter], parts: Sequence[str], dtype: str) -> dict[str, nn.Module]:
+    """Some models of a checkpoint, loaded as with the whole pipeline; of the others it has the configs at most.
+
+    Raises:
+        LoadError: they do not load.
+    """
+    with one_sentence(name, family):
+        others = empty_pipeline(name, family.pipeline).components
+        named = [part for part, entry in DiffusionPipeline.load_config(name).items() if isinstance(entry, list) and len(entry) == 2]
+    pipe = load_pipeline(name, family, DTYPES[dtype], **{part: others.get(part) for part in named if part not in parts})
+    return {part: module for part in parts if (module := getattr(pipe, part)) is not None}
 
 
 def sketch_adapter(
@@ -88,17 +104,17 @@ def family_of(name: str, model_type: str, pipeline_class: str | None) -> type[Mo
 
 
 def load_pipeline(name: str, family: type[ModelAdapter], dtype: torch.dtype | dict[str, torch.dtype], **options: Any) -> Any:
-    """`from_pretrained` of a folder or hub name, with more options for it.
+    """`from_pretrained` of a folder or hub name, with more options for it; parts among them are not loaded.
 
     Raises:
         LoadError: one sentence on why it does not load.
     """
     with one_sentence(name, family):
         check_kind(name, family)
-        passed, later = substitutes(name, DiffusionPipeline.load_config(name))
+        passed, later = substitutes(name, {k: v for k, v in DiffusionPipeline.load_config(name).items() if k not in options})
         cls = import_pipeline(family.pipeline)
         pipe = cls.from_pretrained(name, torch_dtype=dtype, use_safetensors=True, **passed, **options)  # never a pickle
-        check_loaded(name, pipe.components)
+        check_loaded(name, {part: module for part, module in pipe.components.items() if part not in options})
         pipe.register_modules(**later)
         return pipe
 

@@ -1,0 +1,69 @@
+"""Which rows are encoded when: a pure function of the config and the number of rows."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from flow_factory.config import RunConfig
+from flow_factory.data.order import rows_drawn, rows_of_epoch
+
+FEW = 1024
+"""Rows that `data.encode: auto` encodes before a run begins: minutes of a GPU, and 4 GB of FLUX.1's."""
+WINDOW = 256
+"""Rows of a window, about: bringing 10 GB of encoders to a GPU takes as long as encoding them."""
+
+
+def in_windows(config: RunConfig) -> bool:
+    """Whether rows are encoded as the run comes to them; `auto` is to be decided before."""
+    return config.data.enable_preprocess and config.data.encode == "window"
+
+
+def idle_of(config: RunConfig) -> Literal["keep", "offload", "drop"]:
+    """Where the text encoders are while no row is encoded; `auto` is to be decided before."""
+    if not config.data.enable_preprocess:
+        return "keep"
+    asked = config.data.idle_encoders
+    return asked if in_windows(config) and asked != "auto" else "drop"
+
+
+def is_short(config: RunConfig, rows: int) -> bool:
+    """Whether a run draws so few of its rows that it can wait for all of them; or has to, to know what shapes are compiled for."""
+    return len(rows_needed(config, rows)) <= FEW or (config.model.compile and config.train.max_epochs is not None)
+
+
+def rows_needed(config: RunConfig, rows: int) -> Sequence[int]:
+    """The training rows whose conditions a run needs: those of the run's epochs, and the first, which is asked for proofs at a start."""
+    train = config.train
+    if train.max_epochs is None:
+        return range(rows)
+    return sorted({0, *rows_drawn(rows, train.unique_sample_num_per_epoch, train.seed, train.max_epochs)})
+
+
+def window_epochs(config: RunConfig) -> int:
+    """Epochs of a window."""
+    return config.data.encode_epochs or max(1, WINDOW // config.train.unique_sample_num_per_epoch)
+
+
+def window_of(config: RunConfig, epoch: int) -> range:
+    """The epochs, from this one on, until the next window begins, or the run ends: the same windows wherever a run goes on."""
+    size, last = window_epochs(config), config.train.max_epochs
+    end = (epoch // size + 1) * size
+    return range(epoch, end if last is None else min(end, last))
+
+
+def rows_of_start(config: RunConfig, rows: int, epoch: int) -> Sequence[int]:
+    """The training rows that are encoded before a run begins, or goes on, with this epoch."""
+    if not config.data.enable_preprocess:
+        return ()
+    return sorted({0, *rows_of_window(config, rows, epoch)}) if in_windows(config) else rows_needed(config, rows)
+
+
+def rows_of_window(config: RunConfig, rows: int, epoch: int) -> Sequence[int]:
+    """Those that are drawn from this epoch on until the next window begins."""
+    train = config.train
+    epochs = (rows_of_epoch(rows, train.unique_sample_num_per_epoch, train.seed, e) for e in window_of(config, epoch))
+    return sorted({slot.row for slots in epochs for slot in slots})
+
+
+def evaluated(config: RunConfig, rows: int) -> Sequence[int]:
+    """The test rows that are encoded before a run begins: all, if it evaluates."""
+    return range(rows if config.eval.eval_freq and config.data.enable_preprocess else 0)
