@@ -5,7 +5,7 @@ import torch
 
 from flow_factory.config import RunConfig
 from flow_factory.fit import Model, in_room
-from flow_factory.memory import Part, in_main_memory, peak
+from flow_factory.memory import in_main_memory, peak
 from flow_factory.windows import evaluated, in_windows, is_short, rows_needed, rows_of_start, window_epochs
 
 
@@ -17,18 +17,18 @@ def encoding_settled(config: RunConfig, rows: int, model: Model | None, gpu: flo
         model: None, of which nothing can be estimated, is taken to have room for its encoders.
         gpu: GB of the cards that it is for; None asks this machine.
     """
-    data, idle, n = config.data, config.data.idle_encoders, config.num_processes
+    data, n = config.data, config.num_processes
+    how, idle = data.encode, data.idle_encoders
+    if how == "auto" and is_short(config, rows):
+        how = "ahead"
     if idle == "auto":
-        waiting = None if model is None else model.parts(with_data(config, "window", "offload"))
-        idle = "offload" if waiting is None or can_wait(waiting, gpu, n) else "drop"
-    if data.encode != "auto":
-        return with_data(config, data.encode, idle)
-    window, ahead = (with_data(config, how, idle) for how in ("window", "ahead"))
-    if is_short(config, rows):
-        return ahead
-    if model is None or in_room(model.parts(window), gpu, n):
-        return window
-    return window if peak(model.parts(window)) <= peak(model.parts(ahead)) else ahead
+        idle = "offload" if how == "ahead" or model is None or can_wait(config, model, gpu) else "drop"
+    if how == "auto":
+        how = "window"
+        parts = model.parts(with_data(config, how, idle)) if model is not None else []
+        if model is not None and not in_room(parts, gpu, n) and peak(parts) > peak(model.parts(with_data(config, "ahead", idle))):
+            how = "ahead"
+    return with_data(config, how, idle)
 
 
 def with_data(config: RunConfig, encode: str, idle: str) -> RunConfig:
@@ -36,11 +36,14 @@ def with_data(config: RunConfig, encode: str, idle: str) -> RunConfig:
     return config.model_copy(update={"data": config.data.model_copy(update={"encode": encode, "idle_encoders": idle})})
 
 
-def can_wait(parts: list[Part], gpu: float | None, processes: int) -> bool:
-    """Whether this machine's main memory has room for what its processes leave there; another machine's is not known, and taken to have."""
-    if gpu is None and torch.cuda.is_available():
-        return processes * in_main_memory(parts) < 0.8 * psutil.virtual_memory().total / 1e9
-    return gpu is not None or in_room(parts, None, processes)
+def can_wait(config: RunConfig, model: Model, gpu: float | None) -> bool:
+    """Whether this machine's main memory has room for the encoders of its processes; another machine's is not known, and taken to have."""
+    if gpu is not None:
+        return True
+    parts, n = model.parts(with_data(config, "window", "offload")), config.num_processes
+    if torch.cuda.is_available():
+        return n * in_main_memory(parts) < 0.8 * psutil.virtual_memory().total / 1e9
+    return in_room(parts, None, n)
 
 
 def encoding_lines(config: RunConfig, rows: int, test: int) -> list[str]:

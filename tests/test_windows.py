@@ -1,0 +1,217 @@
+"""Rows encoded ahead, in windows, or at the moment of need: the same training to the bit, wherever the encoders are in between."""
+
+import os
+import shutil
+import signal
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flow_factory import encoders
+from flow_factory.config import load_config
+from flow_factory.data.order import rows_of_epoch
+from flow_factory.encoding_plan import encoding_lines, encoding_settled, with_data
+from flow_factory.errors import RowError
+from flow_factory.fit import Model, model_of
+from flow_factory.interrupt import Interrupted
+from flow_factory.memory import in_main_memory, peak
+from flow_factory.types import Cond, Row
+from flow_factory.windows import FEW, evaluated, idle_of, rows_needed, rows_of_start, rows_of_window, window_of
+from tests.tiny.run import ROOT, checkpoint, logged, read_state, tiny, trained, write_run
+
+SHORT = ("train.max_epochs=3", "eval.eval_freq=3", "eval.num_inference_steps=1", "mixed_precision=bf16")
+WINDOW = ("data.encode=window", "data.encode_epochs=1")
+
+
+def rows_in(cache: Path) -> int:
+    return len(list(cache.rglob("*.safetensors")))
+
+
+def done(folder: Path, *overrides: str) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """What a run has learned and said."""
+    run = tiny(folder, *SHORT, *overrides)
+    run()
+    return trained(run), logged(run.folder)
+
+
+@pytest.fixture(scope="module")
+def ahead(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    return done(tmp_path_factory.mktemp("ahead"), "data.encode=ahead")
+
+
+# -- the same bits ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param((*WINDOW, "data.idle_encoders=drop"), id="dropped"),
+        pytest.param((*WINDOW, "data.idle_encoders=offload"), id="offloaded", marks=pytest.mark.exhaustive),
+        pytest.param(("data.enable_preprocess=false",), id="never kept"),
+        pytest.param(("data.encode=window", "data.encode_epochs=2", "data.idle_encoders=keep"), id="kept", marks=pytest.mark.exhaustive),
+    ],
+)
+def test_when_rows_are_encoded_changes_no_bit(
+    overrides: tuple[str, ...], ahead: tuple[dict[str, Tensor], list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    weights, said = done(tmp_path, *overrides)
+    assert said == ahead[1]
+    assert all(torch.equal(weights[name], x) for name, x in ahead[0].items())
+    assert rows_in(tmp_path / "cache") == (0 if "data.enable_preprocess=false" in overrides else 10)
+
+
+def test_a_run_stopped_in_a_window_goes_on_to_the_same_weights(
+    ahead: tuple[dict[str, Tensor], list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes while the second window's first row is encoded."""
+    run = tiny(tmp_path, *SHORT, *WINDOW)
+    first, adapter = rows_in(tmp_path / "cache"), run.trainer.adapter
+
+    def interrupted(row: Row, call: Mapping[str, Any]) -> Cond:
+        run.trainer.interrupt.signal = signal.SIGTERM
+        return type(adapter).encode(adapter, row, call)
+
+    monkeypatch.setattr(adapter, "encode", interrupted)
+    with pytest.raises(Interrupted):
+        run()
+    assert rows_in(tmp_path / "cache") == first + 1 and run.trainer.progress.epoch == 1
+    weights, said = done(tmp_path, *WINDOW, f"model.resume_path={run.folder}")
+    assert said == ahead[1]
+    assert all(torch.equal(weights[name], x) for name, x in ahead[0].items())
+
+
+@pytest.mark.slow
+def test_a_row_that_fails_in_a_window_is_named_and_the_epochs_before_are_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tiny(tmp_path, *SHORT, *WINDOW, "eval.eval_freq=0")
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise AttributeError("no such token")
+
+    monkeypatch.setattr(run.trainer.adapter, "embed", fail)
+    with pytest.raises(RowError, match=r"train.jsonl:\d: FluxPipeline cannot encode this row: "):
+        run()
+    assert read_state(run.folder / "checkpoints" / "epoch_1")
+
+
+# -- the encoders' life -----------------------------------------------------------------------------------------------------------
+
+
+def test_encoders_are_loaded_and_read_only_where_a_row_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def note(name: str) -> None:
+        original = getattr(encoders, name)
+        monkeypatch.setattr(encoders, name, lambda *args: made.append(name) or original(*args))
+
+    note("load_parts")
+    note("module_fingerprint")
+    tiny(tmp_path, *SHORT)
+    assert sorted(made) == ["load_parts", "module_fingerprint", "module_fingerprint"]
+    made.clear()
+    run = tiny(tmp_path, *SHORT)
+    assert not made
+    next((tmp_path / "cache").rglob("*.safetensors")).write_bytes(b"damaged")
+    assert run.evaluator is not None
+    assert all(conds[k] for conds in (run.trainer.conds, run.evaluator.conds) for k in range(len(conds)))
+    assert made == ["load_parts"] and run.trainer.adapter.pipe.text_encoder is None, "they leave again"
+
+
+@pytest.mark.slow
+def test_other_weights_in_the_same_files_are_other_encoders(tmp_path: Path) -> None:
+    """Known by size and time of change, found out by content."""
+    write_run(tmp_path)
+    flux = shutil.copytree(checkpoint(), tmp_path / "flux")
+    override = f"model.model_name_or_path={flux}"
+    tiny(tmp_path, *SHORT, override)
+    file = flux / "text_encoder" / "model.safetensors"
+    bytes_of = bytearray(file.read_bytes())
+    bytes_of[-1] ^= 1
+    stat = file.stat()
+    file.write_bytes(bytes_of)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    tiny(tmp_path, *SHORT, override)
+    assert rows_in(tmp_path / "cache") == 20
+    os.utime(flux / "text_encoder_2" / "model.safetensors")
+    tiny(tmp_path, *SHORT, override)
+    assert rows_in(tmp_path / "cache") == 20, "a file that was only touched is the same encoder"
+
+
+# -- which rows, when -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rows", "per_epoch", "size", "epochs"), [(10, 3, 2, 7), (10, 3, 4, None), (4, 6, 2, 3), (50, 8, None, 9)])
+def test_windows_have_what_their_epochs_draw_wherever_a_run_goes_on(
+    tmp_path: Path, rows: int, per_epoch: int, size: int | None, epochs: int | None
+) -> None:
+    override = [f"train.unique_sample_num_per_epoch={per_epoch}", f"train.max_epochs={'null' if epochs is None else epochs}"]
+    config = load_config(write_run(tmp_path), [*override, *WINDOW, f"data.encode_epochs={'null' if size is None else size}"])
+    last = 9 if epochs is None else epochs
+    for start in range(last):
+        there, until = set(rows_of_start(config, rows, start)), window_of(config, start).stop
+        for epoch in range(start, last):
+            if epoch >= until:
+                there, until = set(rows_of_window(config, rows, epoch)), window_of(config, epoch).stop
+            assert (
+                {slot.row for slot in rows_of_epoch(rows, per_epoch, config.train.seed, epoch)} <= there <= set(rows_needed(config, rows))
+            )
+        assert window_of(config, start).stop in {window_of(config, epoch).stop for epoch in range(last)}
+
+
+def test_a_run_that_never_evaluates_encodes_no_test_rows(tmp_path: Path) -> None:
+    file = write_run(tmp_path)
+    assert len(evaluated(load_config(file), 4)) == 4 and not len(evaluated(load_config(file, ["eval.eval_freq=0"]), 4))
+
+
+FLUX = ROOT / "examples/grpo/lora/flux1.yaml"
+
+
+@lru_cache
+def flux() -> Model:
+    """Of the published sizes."""
+    model = model_of(load_config(FLUX))
+    assert model is not None
+    return model
+
+
+@pytest.mark.parametrize(
+    ("rows", "gpu", "overrides", "expected"),
+    [
+        (25_000, 80, ["train.max_epochs=20"], ("ahead", "offload")),
+        (25_000, 80, ["train.max_epochs=null"], ("window", "offload")),
+        (FEW, 80, ["train.max_epochs=null"], ("ahead", "offload")),
+        (25_000, 80, ["train.max_epochs=1000", "model.compile=true"], ("ahead", "offload")),
+        (25_000, 40, ["train.max_epochs=1000"], ("ahead", "offload")),
+        (25_000, 40, ["train.max_epochs=1000", "data.encode=window", "data.idle_encoders=drop"], ("window", "drop")),
+    ],
+)  # fmt: skip
+def test_auto_takes_windows_where_rows_are_many_and_the_encoders_fit_beside_the_training(
+    rows: int, gpu: float, overrides: list[str], expected: tuple[str, str]
+) -> None:
+    data = encoding_settled(load_config(FLUX, overrides), rows, flux(), gpu).data
+    assert (data.encode, data.idle_encoders) == expected
+
+
+def test_the_plan_has_the_encoders_where_they_are() -> None:
+    config = load_config(FLUX, ["train.max_epochs=1000"])
+    encoders = 2e-9 * (0.123e9 + 4.762e9)
+    ahead, window, dropped, kept = (
+        flux().parts(with_data(config, *how)) for how in (("ahead", "drop"), ("window", "offload"), ("window", "drop"), ("window", "keep"))
+    )
+    assert peak(kept) == pytest.approx(peak(ahead) + encoders)
+    always = sum(part.gb for part in ahead if part.phase == "always" and not part.host)
+    assert peak(window) == peak(dropped) == pytest.approx(always + encoders) != peak(ahead), "more than a step of FLUX.1's LoRA"
+    assert in_main_memory(window) == pytest.approx(in_main_memory(ahead) + encoders)
+    assert in_main_memory(dropped) == in_main_memory(kept) == in_main_memory(ahead)
+    assert idle_of(load_config(FLUX, ["data.enable_preprocess=false"])) == "keep"
+
+
+def test_a_check_says_which_rows_are_encoded_when() -> None:
+    config = with_data(load_config(FLUX, ["train.max_epochs=null", "train.unique_sample_num_per_epoch=48"]), "window", "offload")
+    first, later = encoding_lines(config, 25_000, 8)
+    assert "the 241 training rows that the first epochs draw and all test rows" in first
+    assert "the rows of 5 epochs at a time, 24759 more" in later and "data.idle_encoders: offload" in later
