@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from flow_factory import encoders
@@ -20,9 +21,12 @@ from flow_factory.errors import RowError
 from flow_factory.fit import Model, model_of
 from flow_factory.interrupt import Interrupted
 from flow_factory.memory import in_main_memory, peak
+from flow_factory.run import Run
+from flow_factory.train import build
 from flow_factory.types import Cond, Row
 from flow_factory.windows import FEW, evaluated, idle_of, rows_needed, rows_of_start, rows_of_window, window_of
-from tests.tiny.run import ROOT, checkpoint, logged, read_state, tiny, trained, write_run
+from tests.tiny.run import ROOT, checkpoint, ff_train, logged, read_state, tiny, trained, write_run
+from tests.tiny.several import several
 
 SHORT = ("train.max_epochs=3", "eval.eval_freq=3", "eval.num_inference_steps=1", "mixed_precision=bf16")
 WINDOW = ("data.encode=window", "data.encode_epochs=1")
@@ -215,3 +219,62 @@ def test_a_check_says_which_rows_are_encoded_when() -> None:
     first, later = encoding_lines(config, 25_000, 8)
     assert "the 241 training rows that the first epochs draw and all test rows" in first
     assert "the rows of 5 epochs at a time, 24759 more" in later and "data.idle_encoders: offload" in later
+
+
+# -- several processes ------------------------------------------------------------------------------------------------------------
+
+TWO = ("log.save_freq=1", "log.save_model_only=false", "train.max_epochs=3", "eval.eval_freq=3", "eval.num_inference_steps=1")
+FSDP = (f"config_file={ROOT}/examples/launch/fsdp2.yaml",)
+FRESH = ("data.enable_preprocess=false",)
+
+
+def stopping(run: Run) -> dict[str, Any]:
+    """Does a run; in one of the name `stopped`, the second process alone gets a signal while it encodes the second window, and goes on."""
+    trainer, config = run.trainer, run.trainer.config
+    if run.folder.name != "stopped":
+        run()
+        return {}
+
+    def interrupted(row: Row, call: Mapping[str, Any]) -> Cond:
+        if trainer.accelerator.process_index == 1:
+            trainer.interrupt.signal = signal.SIGTERM
+        return type(trainer.adapter).encode(trainer.adapter, row, call)
+
+    trainer.adapter.encode = interrupted  # type: ignore[method-assign]
+    with pytest.raises(Interrupted):
+        run()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    again = build(config.model_copy(update={"model": config.model.model_copy(update={"resume_path": str(run.folder)})}))
+    again()
+    return {"stopped after": trainer.progress.epoch}
+
+
+@pytest.mark.slow
+def test_two_processes_learn_the_same_whenever_rows_are_encoded(tmp_path: Path) -> None:
+    runs = {"ahead": (), "window": WINDOW, "fresh": FRESH, "stopped": WINDOW, "fsdp_ahead": FSDP, "fsdp_window": (*FSDP, *WINDOW)}
+    own = {name: [*TWO, *keys, f"data.cache_dir={tmp_path}/{name}"] for name, keys in runs.items()}
+    said = several(tmp_path, 2, own, stopping)
+    assert said["stopped"] == [{"stopped after": 1}] * 2
+    for name, other in {"window": "ahead", "fresh": "ahead", "stopped": "ahead", "fsdp_window": "fsdp_ahead"}.items():
+        for epoch in (1, 2, 3):
+            here, there = (read_state(tmp_path / "save" / run / "checkpoints" / f"epoch_{epoch}") for run in (name, other))
+            assert here.keys() == there.keys() and all(torch.equal(here[key], there[key]) for key in there), (name, epoch)
+        assert logged(tmp_path / "save" / name) == logged(tmp_path / "save" / other)
+    assert {name: rows_in(tmp_path / name) for name in runs} == dict.fromkeys(runs, 10) | {"fresh": 0}
+
+
+@pytest.mark.slow
+def test_a_run_killed_while_it_encodes_a_window_goes_on_to_the_same_weights(
+    ahead: tuple[dict[str, Tensor], list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    write_run(tmp_path)
+    often = (*SHORT, *WINDOW, "log.save_freq=1", "log.save_model_only=false", "model.resume_path=auto")
+    killed = "flow_factory.encoders:Encoders.encode 8 SIGKILL"  # the first of the second window
+    assert ff_train("tiny.yaml", *often, cwd=tmp_path, killed=killed).returncode == -signal.SIGKILL
+    there = rows_in(tmp_path / "cache")
+    done = ff_train("tiny.yaml", *often, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert 7 <= there < rows_in(tmp_path / "cache") == 10
+    state = read_state(tmp_path / "save" / "run" / "checkpoints" / "epoch_3")
+    assert logged(tmp_path / "save" / "run") == ahead[1]
+    assert all(torch.equal(state[f"weights/policy/{name}"], x) for name, x in ahead[0].items())
