@@ -14,8 +14,8 @@ from flow_factory.data.lines import row_of
 from flow_factory.errors import RowError, UserError
 from flow_factory.identity import DataFingerprint
 from flow_factory.ready import ready
-from flow_factory.windows import rows_needed
 from flow_factory.types import Row
+from flow_factory.windows import rows_needed
 from tests.tiny.pipelines import saved
 from tests.tiny.run import TEST, tiny, write_rows, write_run
 
