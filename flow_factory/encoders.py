@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import diffusers
 import torch
@@ -23,11 +23,10 @@ from flow_factory.models.files import on_disk
 from flow_factory.models.loading import load_parts
 from flow_factory.terminal import note
 from flow_factory.types import Cond, Row
+from flow_factory.windows import Idle, in_windows
 
 FORMAT = 1
 """Of the record of encoders: to be raised when they are fingerprinted otherwise."""
-Idle = Literal["keep", "offload", "drop"]
-"""Where encoders are while no row is encoded: on the device; in main memory, as they were loaded; nowhere, and they are loaded again."""
 Identity = tuple[list[str], list[str]]
 """sha256 of the weights of each encoder, and of the settings of each, of the tokenizers and processors."""
 
@@ -102,6 +101,8 @@ class Encoders:
         if self.parts or not self.named:
             return
         model = self.config.model
+        if self.dropped and not in_windows(self.config):  # one row that is missing is seldom the only one
+            self.idle = "offload"
         if self.dropped and self.told:
             note("the text encoders are loaded again, for rows that are yet to be encoded")
         family = MODELS[model.model_type].of(model.model_name_or_path, model.pipeline_class)

@@ -14,14 +14,14 @@ from typing import Any, overload
 
 import diffusers
 from accelerate import Accelerator
-from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from flow_factory.algorithms.base import Algorithm
 from flow_factory.compilation import Shapes
 from flow_factory.config import RunConfig
 from flow_factory.data.cache import ConditionCache, Conditions, encode_rows
 from flow_factory.data.fingerprints import file_sha256
+from flow_factory.data.packing import in_memory, pack
+from flow_factory.data.shards import DIGEST
 from flow_factory.distributed import all_or_none
 from flow_factory.encoders import Encoders, Identity
 from flow_factory.errors import UserError
@@ -42,7 +42,7 @@ NUMBERS = itertools.count()
 
 
 class Fresh(Sequence[Cond]):
-    """Conditions that are encoded whenever they are asked for, as they would come from the cache; the last few are still there."""
+    """Conditions that are encoded whenever they are asked for; the last few are still there."""
 
     def __init__(self, rows: Sequence[Row], encode: Any):
         self.rows, self.encode = rows, lru_cache(maxsize=2)(lambda k: as_kept(encode(rows[k])))
@@ -60,8 +60,8 @@ class Fresh(Sequence[Cond]):
 
 
 def as_kept(cond: Cond) -> Cond:
-    """With its tensors as a file has them: in main memory, without gaps."""
-    return tree_map_only(Tensor, lambda x: x.detach().cpu().contiguous(), cond)
+    """As it would come from the cache."""
+    return in_memory(pack(cond, bytes(DIGEST)))
 
 
 class Encoding:
@@ -88,7 +88,9 @@ class Encoding:
         encode = partial(self.encoders.encode, call=call)
         if identity is None:
             return Fresh(rows, encode)
-        cache = ConditionCache(Path(self.config.data.cache_dir), fingerprint_of(self.config, self.adapter, call, identity), about(self.config))
+        cache = ConditionCache(
+            Path(self.config.data.cache_dir), fingerprint_of(self.config, self.adapter, call, identity), about(self.config)
+        )
         return Conditions(cache, rows, encode)
 
     def identity(self) -> Identity:

@@ -12,12 +12,16 @@ WINDOW = 256
 """Rows of a window, about: bringing 10 GB of encoders to a GPU takes as long as encoding them."""
 
 
+Idle = Literal["keep", "offload", "drop"]
+"""Where text encoders are while no row is encoded: on the device; in main memory, as they were loaded; nowhere, and they are loaded again."""
+
+
 def in_windows(config: RunConfig) -> bool:
     """Whether rows are encoded as the run comes to them; `auto` is to be decided before."""
     return config.data.enable_preprocess and config.data.encode == "window"
 
 
-def idle_of(config: RunConfig) -> Literal["keep", "offload", "drop"]:
+def idle_of(config: RunConfig) -> Idle:
     """Where the text encoders are while no row is encoded; `auto` is to be decided before."""
     if not config.data.enable_preprocess:
         return "keep"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flow_factory import encoders
 from flow_factory.config import load_config
+from flow_factory.data.cache_folder import stocks
 from flow_factory.data.order import rows_of_epoch
 from flow_factory.encoding_plan import encoding_lines, encoding_settled, with_data
 from flow_factory.errors import RowError
@@ -33,7 +34,7 @@ WINDOW = ("data.encode=window", "data.encode_epochs=1")
 
 
 def rows_in(cache: Path) -> int:
-    return len(list(cache.rglob("*.safetensors")))
+    return sum(stock.rows for stock in stocks(cache))
 
 
 def done(folder: Path, *overrides: str) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
@@ -119,7 +120,8 @@ def test_encoders_are_loaded_and_read_only_where_a_row_is_missing(tmp_path: Path
     made.clear()
     run = tiny(tmp_path, *SHORT)
     assert not made
-    next((tmp_path / "cache").rglob("*.safetensors")).write_bytes(b"damaged")
+    for shard in (tmp_path / "cache").rglob("*.shard"):
+        shard.write_bytes(bytes(shard.stat().st_size))
     assert run.evaluator is not None
     assert all(conds[k] for conds in (run.trainer.conds, run.evaluator.conds) for k in range(len(conds)))
     assert made == ["load_parts"] and run.trainer.adapter.pipe.text_encoder is None, "they leave again"
