@@ -56,7 +56,7 @@ class Encoders:
         self.parts: dict[str, nn.Module] = {name: part for name in adapter.encoders if (part := getattr(adapter.pipe, name)) is not None}
         self.named = tuple(self.parts) or loaded_later(config)
         self.home: dict[str, Tensor] = {}
-        self.placed = self.dropped = False
+        self.placed = False
         self.depth = 0
 
     def encode(self, row: Row, call: Mapping[str, Any]) -> Cond:
@@ -101,10 +101,10 @@ class Encoders:
         if self.parts or not self.named:
             return
         model = self.config.model
-        if self.dropped and not in_windows(self.config):  # one row that is missing is seldom the only one
-            self.idle = "offload"
-        if self.dropped and self.told:
+        if self.running and self.told:
             note("the text encoders are loaded again, for rows that are yet to be encoded")
+        if self.running and not in_windows(self.config):  # one row that is missing is seldom the only one
+            self.idle = "offload"
         family = MODELS[model.model_type].of(model.model_name_or_path, model.pipeline_class)
         self.parts = load_parts(model.model_name_or_path, family, self.named, self.config.mixed_precision)
 
@@ -117,7 +117,7 @@ class Encoders:
                 if name in self.home:
                     tensor.data = self.home[name]  # no copy: what came from a file as it is, is memory that all processes share
         if self.idle == "drop" and self.parts:
-            self.parts, self.home, self.dropped = {}, {}, True
+            self.parts, self.home = {}, {}
         if self.device.type == "cuda" and self.idle != "keep":
             torch.cuda.empty_cache()  # what encoding reserved has other sizes than what trains
 

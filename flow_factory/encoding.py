@@ -88,10 +88,8 @@ class Encoding:
         encode = partial(self.encoders.encode, call=call)
         if identity is None:
             return Fresh(rows, encode)
-        cache = ConditionCache(
-            Path(self.config.data.cache_dir), fingerprint_of(self.config, self.adapter, call, identity), about(self.config)
-        )
-        return Conditions(cache, rows, encode)
+        fingerprint = fingerprint_of(self.config, self.adapter, call, identity)
+        return Conditions(ConditionCache(Path(self.config.data.cache_dir), fingerprint, about(self.config)), rows, encode)
 
     def identity(self) -> Identity:
         """What the encoders are; found out by one process of the machine, where their files have changed."""

@@ -13,7 +13,7 @@ WINDOW = 256
 
 
 Idle = Literal["keep", "offload", "drop"]
-"""Where text encoders are while no row is encoded: on the device; in main memory, as they were loaded; nowhere, and they are loaded again."""
+"""Where encoders are while no row is encoded: on the device; in main memory, as they were loaded; nowhere, and they are loaded again."""
 
 
 def in_windows(config: RunConfig) -> bool:
