@@ -1,5 +1,6 @@
 """Data sets that `datasets` reads: of the hub, or a folder or file of parquet, arrow, csv, json, webdataset. Nothing in one is run."""
 
+import logging
 import os
 import re
 import tarfile
@@ -9,22 +10,28 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import httpx
-from huggingface_hub import constants
+from huggingface_hub.errors import HTTPError
+from huggingface_hub.utils import logging as hub_logging
 
 from flow_factory.config.data import HUB, DataConfig
 from flow_factory.data.columns import FORMATS, LINES, DataError, Naming, listed
 from flow_factory.data.embedded import Store
+from flow_factory.data.ledger import Ledger
 from flow_factory.data.reader import Look
 from flow_factory.errors import FULL
 from flow_factory.hub import unreachable
 from flow_factory.registry import nearest
-from flow_factory.terminal import note
+
+logger = logging.getLogger(__name__)
 
 READERS = (*FORMATS.values(), "text", "imagefolder", "videofolder", "cache")
 """Of `datasets`; what else it has are formats of other fields, some of which are programs' own memory (pickle)."""
 LOOKED_AT = 10_000
 """Files of a folder among which one of `FORMATS` is looked for."""
+
+
+TROUBLES: tuple[type[Exception], ...] = (OSError, ValueError, TypeError, KeyError, RuntimeError, tarfile.TarError, HTTPError)
+"""What reading of files, archives and addresses that are not as they should be raises."""
 
 
 class Prepared(NamedTuple):
@@ -59,7 +66,15 @@ def has_table(data: DataConfig, split: str) -> bool:
     there = _bare(split) in found.splits
     if not there and "test_split" in data.model_fields_set:
         raise DataError(f"data.test_split: {found.name} has no split {split!r}, but {listed(found.splits)}")
+    if not there and (others := tuple(name for name in found.splits if name != _bare(data.train_split))):
+        _say(f"data.test_split: {found.name} has no split {split!r}, and nothing is evaluated; it has {listed(others)}")
     return there
+
+
+@lru_cache
+def _say(line: str) -> None:
+    """Says it once."""
+    logger.warning("%s", line)
 
 
 def open_table(data: DataConfig, split: str, most: int | None = None, looks: Iterable[Look] = ()) -> Any:
@@ -106,12 +121,13 @@ def _prepared(name: str, subset: str | None, cache_dir: str, signs: tuple[int, i
             f"data.dataset_dir: {name} is read by `datasets`, which is not installed: pip install 'flow-factory[data]'"
         ) from error
     datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
+    hub_logging.set_verbosity_error()
     datasets.disable_progress_bars()
     path = Path(name)
     for mark in ("state.json", "dataset_dict.json"):
         if (path / mark).is_file():
             return _from_disk(datasets, name)
-    builder = _builder(datasets, name, subset, cache_dir)
+    builder = (_of_hub if name.startswith(HUB) else _builder)(datasets, name, subset, cache_dir)
     with _plainly(name):
         builder.download_and_prepare()
     return Prepared(name, tuple(map(str, builder.info.splits)), lambda split: builder.as_dataset(split=split))
@@ -144,9 +160,39 @@ def _builder(datasets: Any, name: str, subset: str | None, cache_dir: str) -> An
     reader = type(builder).__module__.rpartition(".")[2]
     if reader not in READERS:
         raise DataError(f"data.dataset_dir: {name} is of the format {reader}; {', '.join(dict.fromkeys(FORMATS.values()))} can be read")
-    if reader == "cache":
-        _require_revision(name, source["path"].removeprefix(HUB), revision, builder.hash)
     return builder
+
+
+def _of_hub(datasets: Any, name: str, subset: str | None, cache_dir: str) -> Any:
+    """The builder of a data set of the hub, or of its copy where the hub cannot be asked: of the same revision, or none."""
+    kept = Ledger(Path(cache_dir) / "hub.jsonl", 1)
+    key = name if "@" in name else f"{name}@main"
+    if (reason := unreachable()) is None:
+        builder = _builder(datasets, name, subset, cache_dir)
+        if not _is_copy(builder):
+            if kept.known.get(key) != (builder.hash,):
+                kept.new[key] = (builder.hash,)
+                kept.save()
+            return builder
+        reason = "the hub fails to answer"
+    repo, _, revision = name.removeprefix(HUB).partition("@")
+    (commit,) = kept.known.get(key, (revision,))
+    owner, _, bare = repo.rpartition("/")
+    inside = Path(cache_dir, f"{owner}___{datasets.naming.camelcase_to_snakecase(bare)}" if owner else bare)
+    there = [path for path in inside.glob(f"*/*/{commit}") if subset in (None, path.parts[-3])] if commit else []
+    if len(there) != 1:
+        many = f"several copies: {listed(path.parts[-3] for path in there)}; data.subset chooses one" if there else "no copy of it"
+        raise DataError(f"data.dataset_dir: {name}: {reason}, and data.cache_dir has {many}")
+    logger.warning("data.dataset_dir: %s: %s; its copy in data.cache_dir is used, of commit %s", name, reason, commit)
+    from datasets.packaged_modules.cache.cache import Cache
+
+    config, version = there[0].parts[-3:-1]
+    return Cache(cache_dir, bare, config, version, commit, repo_id=repo)
+
+
+def _is_copy(builder: Any) -> bool:
+    """Whether `datasets` has found the newest of its copies, of whatever revision, instead of what was asked for."""
+    return type(builder).__module__.endswith(".cache")
 
 
 def _subsets(datasets: Any, path: str, revision: str | None, subset: str | None) -> str | None:
@@ -158,20 +204,6 @@ def _subsets(datasets: Any, path: str, revision: str | None, subset: str | None)
     if subset is None:
         return f"data.subset: {path} has several, choose one of {listed(names)}"
     return f"data.subset: {path} has no {subset!r}, but {listed(names)}.{nearest(subset, names)}"
-
-
-def _require_revision(name: str, repo: str, revision: str | None, there: str) -> None:
-    """Of a copy that stands in for the hub, which cannot be reached.
-
-    Raises:
-        DataError: it is of another revision than the one that was named.
-    """
-    refs = Path(constants.HF_HUB_CACHE) / f"datasets--{repo.replace('/', '--')}" / "refs" / (revision or "main")
-    meant = refs.read_text().strip() if refs.is_file() else revision
-    reason = unreachable() or "the hub does not answer"
-    if meant is not None and meant != there:
-        raise DataError(f"data.dataset_dir: {name}: {reason}, and its copy in data.cache_dir is of revision {there}")
-    note(f"data.dataset_dir: {name}: {reason}; its copy in data.cache_dir, of revision {there}, is used")
 
 
 @contextmanager
@@ -190,21 +222,11 @@ def _plainly(name: str, otherwise: Callable[[], str | None] = lambda: None) -> I
 
     try:
         yield
-    except (
-        DatasetsError,
-        ArrowException,
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        RuntimeError,
-        tarfile.TarError,
-        httpx.HTTPError,
-    ) as error:
+    except TROUBLES + (DatasetsError, ArrowException) as error:
         if (full := next((e for e in _chain(error) if isinstance(e, OSError) and e.errno in FULL), None)) is not None:
             raise full from error
         said = otherwise() if isinstance(error, ValueError) else None
-        raise DataError(said or f"data.dataset_dir: {name}: {_reason(error, name.startswith(HUB))}") from error
+        raise DataError(said or f"data.dataset_dir: {name}: {_reason(error)}") from error
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -215,10 +237,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__
 
 
-def _reason(error: BaseException, hub: bool) -> str:
+def _reason(error: BaseException) -> str:
     """Why, in a sentence."""
-    if hub and any(isinstance(e, ConnectionError | httpx.TransportError) for e in _chain(error)) and (reason := unreachable()):
-        return f"{reason}, and data.cache_dir has no copy of it"
     told = [e for e in _chain(error) if str(e).strip() and "error occurred while generating" not in str(e)] or [error]
     text = re.sub(r"\s*\(Request ID:[^)]*\)|For more information.*", "", " ".join(str(told[0]).split()))
     if isinstance(told[0], OSError) and told[0].strerror:
