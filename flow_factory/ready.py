@@ -113,7 +113,7 @@ def classes(found: Ready) -> None:
     """The rewards' classes, and the media that they score."""
     config, family = found.asked, MODELS[found.asked.model.model_type]
     used = (config.rewards, config.eval_rewards or config.rewards)
-    found.needs = [require_rewards(entries, family.draws, family.sounds) for entries in used]
+    found.needs = [require_rewards(arguments(entries), family.draws, family.sounds) for entries in used]
 
 
 def data(found: Ready) -> None:

@@ -83,7 +83,7 @@ def arguments(entries: Sequence[RewardConfig]) -> list[RewardArguments]:
     return [RewardArguments(**{**e.model_dump(), "device": "cuda" if e.device == "auto" else e.device}) for e in entries]
 
 
-def require_rewards(entries: Sequence[RewardConfig], kind: Literal["image", "video"], sounds: bool) -> list[Needs]:
+def require_rewards(entries: Sequence[RewardArguments], kind: Literal["image", "video"], sounds: bool) -> list[Needs]:
     """That the entries' classes are there and score what the model makes; nothing is loaded.
 
     Args:
@@ -95,7 +95,7 @@ def require_rewards(entries: Sequence[RewardConfig], kind: Literal["image", "vid
     Raises:
         UserError: it is not so.
     """
-    found = [needs_of(config.name, reward_class(config), config) for config in arguments(entries)]
+    found = [needs_of(config.name, reward_class(config), config) for config in entries]
     for needs in found:
         needs.require_media(kind, sounds)
     return found
