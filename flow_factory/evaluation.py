@@ -47,6 +47,8 @@ class Evaluator:
     """Of the last evaluation, by reward: every row's."""
     keys: dict[int, str] = field(default_factory=dict, init=False)
     """Rows of the same one can share a call. Known after the first evaluation: a row's whole condition is read for it."""
+    held: dict[int, Cond] = field(default_factory=dict, init=False)
+    """Of the batch that was drawn last: the next one may be of the same row."""
 
     def run(self) -> tuple[dict[str, float], list[Sample]]:
         """Metrics over all samples, and on the main process the first ones of the first rows, `log.num_samples` of them.
@@ -70,6 +72,7 @@ class Evaluator:
                 last = number == rounds[-1]
                 enough = last or sum(map(len, waiting.values())) >= self.rewards.batch
                 mine += all_or_none(self.accelerator, self.interrupt, partial(self._score, waiting if enough else {}))
+        self.held = {}
         everyone: list[Scored] = gather_object(mine)
         everyone.sort(key=lambda e: e[0])
         table = torch.tensor([s for _, _, scores in everyone for s in scores], dtype=torch.float64)
@@ -93,7 +96,8 @@ class Evaluator:
         """This process's (row, sample of it), those together whose conditions can share a call."""
         mine = range(self.accelerator.process_index // self.config.model.context_parallel, len(self.rows), self.config.teams)
         size = self.config.eval.per_device_batch_size
-        for _, group in groupby(sorted(mine, key=self._key), key=self._key):
+        together = [mine] if size == 1 else (group for _, group in groupby(sorted(mine, key=self._key), key=self._key))
+        for group in together:
             indices = [(row, member) for row in group for member in range(self.config.eval.group_size)]
             yield from (indices[k : k + size] for k in range(0, len(indices), size))
 
@@ -108,7 +112,8 @@ class Evaluator:
         if not batch:
             return self._draw([(0, 0)])[:0] if self.engine.collective else []
         section = self.config.eval
-        cond = moved(self.adapter.join([self.conds[row] for row, _ in batch]), self.accelerator.device)
+        self.held = {row: self.held[row] if row in self.held else self.conds[row] for row in dict(batch)}
+        cond = moved(self.adapter.join([self.held[row] for row, _ in batch]), self.accelerator.device)
         seed = self.config.train.seed if section.seed is None else section.seed
         generators = [generator(seed, "eval", self.rows[row].id, *([member] if member else [])) for row, member in batch]
         with named_rows([self.rows[row] for row, _ in batch], self.adapter, "draw", RowError):

@@ -47,7 +47,8 @@ def estimate(config: RunConfig, family: type[ModelAdapter], parameters: dict[str
     engine = config.engine
     weights = weigh(config, family, parameters, module)
     parts = [*kept_weights(config, engine, weights), *optimised(config, engine, weights), *gathered(config, engine, weights)]
-    parts += [*passing(config, engine, family, module.config, weights), Part("CUDA context", CONTEXT), *loading(config, parameters)]
+    parts += [*passing(config, engine, family, module.config, weights), Part("CUDA context", CONTEXT)]
+    parts += [*loading(config, parameters), *pictures(config, family)]
     return [part for part in parts if part.gb > 0]
 
 
@@ -159,6 +160,24 @@ def passing(config: RunConfig, engine: EngineSettings, family: type[ModelAdapter
     others = (half * len(algorithm.weights) + 4 * algorithm.with_mean) * plan.trained_points  # velocities of kept weights, means
     rolled, trained_on = (k * n for k in (plan.micro_batches_per_rank, plan.trained_batches_per_rank))
     yield Part("kept latents", tokens * 64 * (states * rolled + others * trained_on) * 1e-9, host=train.offload_samples_to_cpu)
+
+
+def pictures(config: RunConfig, family: type[ModelAdapter]) -> Iterator[Part]:
+    """Those that rewards have not seen yet, and those that are shown."""
+    train, plan = config.train, plan_of(config)
+    filled, size = max((reward.batch_size for reward in config.rewards), default=1), train.per_device_batch_size
+    waiting = min(plan.rolled.heard_at_once(size, filled) + size * plan.drawn_together, size * plan.micro_batches_per_rank)
+    evaluated = max((reward.batch_size for reward in config.eval_rewards or config.rewards), default=1)
+    evaluated += config.eval.per_device_batch_size + config.eval.group_size
+    most = max(_bytes_of(family, train) * waiting, _bytes_of(family, config.eval) * evaluated)
+    most += config.log.num_samples * (_bytes_of(family, train) + _bytes_of(family, config.eval))
+    yield Part(f"{family.draws}s that rewards wait for, and those that are shown", most * 1e-9, "rollout", host=True)
+
+
+def _bytes_of(family: type[ModelAdapter], section: TrainConfig | EvalConfig) -> float:
+    """Of one sample's pictures; Pillow has four a pixel."""
+    frames = (section.call.get("num_frames") or family.default_frames) if family.draws == "video" else 1
+    return 4.0 * section.height * section.width * frames
 
 
 def drawing(config: RunConfig, family: type[ModelAdapter], section: TrainConfig | EvalConfig, width: int) -> float:

@@ -20,11 +20,14 @@ class Meter:
         self.accelerator = accelerator
         self.values: dict[str, list[Tensor]] = defaultdict(list)
         self.seconds: dict[str, float] = defaultdict(float)
+        self._inside = 0.0
+        """Seconds of the phases inside the one that is under way."""
 
     def clear(self) -> None:
         """A new epoch."""
         self.values.clear()
         self.seconds.clear()
+        self._inside = 0.0
 
     def add(self, metrics: Mapping[str, Tensor]) -> None:
         """Scalars or per-sample values, detached."""
@@ -33,12 +36,19 @@ class Meter:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Adds the time inside to a phase of the epoch."""
-        start = time.perf_counter()
+        """Adds the time inside to a phase of the epoch; what a phase inside another takes is none of that one's."""
+        self._settle()
+        start, around, self._inside = time.perf_counter(), self._inside, 0.0
         yield
+        self._settle()
+        spent = time.perf_counter() - start
+        self.seconds[name] += spent - self._inside
+        self._inside = around + spent
+
+    def _settle(self) -> None:
+        """Waits for what the device has been given."""
         if self.accelerator.device.type == "cuda":
             torch.cuda.synchronize()
-        self.seconds[name] += time.perf_counter() - start
 
     def means(self) -> dict[str, float]:
         """`train/<name>`: the mean over all that was added on all processes; and the spread of the ratio."""

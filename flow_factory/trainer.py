@@ -22,6 +22,7 @@ from flow_factory.errors import RowError
 from flow_factory.frugal import moved, parked
 from flow_factory.groups import cut
 from flow_factory.interrupt import Interrupt
+from flow_factory.judging import Judging
 from flow_factory.learner import Learner, quiet_bar
 from flow_factory.memo import Memo
 from flow_factory.meter import Meter
@@ -35,7 +36,7 @@ from flow_factory.rewards.scoring import RewardSet
 from flow_factory.rewards.silence import Silence
 from flow_factory.rollout_size import most_alike
 from flow_factory.sampling import Sampler
-from flow_factory.shared_groups import score_groups, share
+from flow_factory.shared_groups import share
 from flow_factory.training_state import Progress
 from flow_factory.types import Cond, Rollout, Row, Sample
 from flow_factory.watch import Watch
@@ -81,6 +82,8 @@ class Trainer:
         """Micro-batches that a rollout draws in one call."""
         self.shown: list[Sample] = []
         """The epoch's first samples, for the trackers."""
+        self.cond: tuple[int, Cond] | None = None
+        """Of the row that was drawn last."""
 
     def epoch(self) -> dict[str, float]:
         """One epoch, as in the paper's algorithm box; returns what to log.
@@ -112,8 +115,10 @@ class Trainer:
         train = self.config.train
         slots = rows_of_epoch(len(self.rows), train.unique_sample_num_per_epoch, train.seed, epoch)
         all_or_none(self.accelerator, self.interrupt, lambda: [self.rows[slot.row] for slot in slots])  # one may have been edited
-        size = train.per_device_batch_size
+        size, deal = train.per_device_batch_size, self.plan.rolled
+        self.judging = Judging(self.accelerator, self.interrupt, self.meter, deal, self.rewards, size, self.config.log.num_samples)
         rollouts: list[Rollout] = []
+        waiting: list[Rollout] = []  # those whose pictures no reward has seen
         if self.together is None:
             self.together = self.most_alike(slots[self.mine[0][0]], epoch)
         weights = self.algorithm.rolls_out(self.progress.updates)
@@ -122,10 +127,17 @@ class Trainer:
                 if self.accelerator.num_processes == 1:  # several must stop at the same place
                     self.interrupt.check()
                 drawn = self.sample(slots[slot], members, epoch) if self.pairs is None else self.given(slots[slot], epoch)
-                look_at(rollouts[-1:])  # while the device draws
-                rollouts.append(drawn)
-            look_at(rollouts[-1:])
-        return [part for drawn in rollouts for part in cut(drawn, size)]
+                look_at(waiting[-1:])  # while the device draws
+                if self.pairs is not None:
+                    self.judging.let_go(waiting[-1:])
+                elif self.judging.due(waiting):
+                    self.policy.set_aside()  # what only a rollout needs makes room for the rewards
+                    rollouts += self.judging.heard(waiting)
+                    waiting = []
+                waiting.append(drawn)
+            look_at(waiting[-1:])
+        self.cond = None
+        return rollouts + [part for drawn in waiting for part in cut(drawn, size)]
 
     def draws(self) -> list[tuple[int, list[int]]]:
         """(group, members of it) that one call of the pipeline draws, for each call of this process: one micro-batch or several."""
@@ -149,7 +161,7 @@ class Trainer:
     def given(self, slot: Slot, epoch: int) -> Rollout:
         """A pair of the data set, as if it had been sampled: a group of two, the chosen one first."""
         assert self.pairs is not None
-        row, cond = self.rows[slot.row], moved(self.conds[slot.row], self.accelerator.device)
+        row, cond = self.rows[slot.row], self.cond_of(slot.row)
         with named_rows([row], self.adapter, "encode", RowError):
             x0, media = self.pairs.states(row, cond)
         rollout = Rollout(row, cond, [], media, slot.slot, epoch, (2 * slot.slot, 2 * slot.slot + 1), x0, memo=Memo())
@@ -160,7 +172,7 @@ class Trainer:
         """Some members of a group; their noise is keyed by (seed, epoch, global sample id) and depends on nothing else."""
         train = self.config.train
         ids = tuple(slot.slot * train.group_size + k for k in members)
-        cond = moved(self.conds[slot.row], self.accelerator.device)
+        cond = self.cond_of(slot.row)
         sampler = self.sampler(slot.slot, ids, epoch)
         starts = [slot.slot * train.group_size] * len(ids) if train.init_same_noise else ids
         generators = [generator(train.seed, "init", epoch, i) for i in starts]
@@ -176,6 +188,12 @@ class Trainer:
             rollout.steps = [replace(s, **parked(vars(s))) for s in rollout.steps]
             rollout.x0 = parked(rollout.x0)
         return rollout
+
+    def cond_of(self, row: int) -> Cond:
+        """On the device; read once for the micro-batches of a group, which follow each other, and which share it."""
+        if self.cond is None or self.cond[0] != row:
+            self.cond = row, moved(self.conds[row], self.accelerator.device)
+        return self.cond[1]
 
     def sampler(self, slot: int, ids: Sequence[int], epoch: int) -> Sampler:
         """How the states of these samples of a group are drawn."""
@@ -197,22 +215,15 @@ class Trainer:
             report = self.score(rollouts)
             self.weigh(rollouts)
         names = self.rewards.names if self.pairs is None else ("chosen",)
-        shown = ((r.row.prompt, media, row) for r in rollouts for media, row in zip(r.media, r.rewards.tolist(), strict=True))
+        shown = ((r.row.prompt, media, row) for r in rollouts for media, row in zip(r.media, r.rewards.tolist(), strict=False))
         self.shown = [Sample(p, m, dict(zip(names, s, strict=True))) for p, m, s in islice(shown, self.config.log.num_samples)]
         for rollout in rollouts:
             rollout.media = []
         return report
 
     def score(self, rollouts: list[Rollout]) -> dict[str, float]:
-        """Fills in `Rollout.rewards`; groupwise rewards see whole groups."""
-        size = self.config.train.per_device_batch_size
-        groups = self.groups(rollouts)
-        media = [[m for r in g for m in r.media] for g in groups]
-        with self.meter.phase("reward"):
-            scores = score_groups(self.accelerator, self.interrupt, self.plan.rolled, self.rewards, groups, media)
-        for group, rewards in zip(groups, scores, strict=True):
-            for rollout, part in zip(group, rewards.split(size), strict=True):
-                rollout.rewards = part
+        """Fills in `Rollout.rewards`, of which those that were drawn last are not judged yet; what to log."""
+        self.judging.finish(rollouts)
         return {f"train/{k}": v for k, v in self.rewards.finish_epoch().items()}
 
     def weigh(self, rollouts: list[Rollout]) -> None:

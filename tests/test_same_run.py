@@ -20,7 +20,7 @@ RUNS = {
     "nft": (*FOUR, *NFT, "train.off_policy=true", "train.old_model_decay=0-0.5-0.0-0.5"),
     "nft full": (*FOUR, *FULL, *NFT),
     "one row": (*ONE, *SHARES),
-    "groupwise": (*TWO, "rewards.reward_model=tests.tiny.rewards.Outshines", "eval.group_size=4"),
+    "groupwise": (*FOUR, "rewards.reward_model=tests.tiny.rewards.Outshines", "rewards.batch_size=2", "eval.group_size=4"),
     "best of n": (
         *TWO, *SHARES, "train.best_of_n=4", "train.drop_zero_variance=true", "train.trainer_type=grpo-guard",
         "scheduler.step_selection=window",

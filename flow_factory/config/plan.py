@@ -1,6 +1,7 @@
 """The arithmetic of an epoch: what is rolled out, what is trained on, and by which process."""
 
 from dataclasses import dataclass
+from math import gcd
 
 from flow_factory.config.run import RunConfig
 
@@ -29,6 +30,15 @@ class Deal:
     def of_a_group(self) -> int:
         """Micro-batches of a group that each process takes; 1 where they are of different numbers."""
         return self.batches if self.whole else max(1, self.batches // self.teams) if self.batches % self.teams == 0 else 1
+
+    def heard_at_once(self, size: int, fill: int) -> int:
+        """Samples that a process draws before their rewards are asked for: whole groups, on every process, and at least `fill`.
+
+        Args:
+            size: samples of a micro-batch.
+        """
+        samples = size * (self.batches if self.whole else self.batches // gcd(self.batches, self.teams))
+        return samples * -(-fill // samples)
 
     def leads(self, process: int) -> bool:
         """Whether this process speaks for its team where one answer is wanted."""

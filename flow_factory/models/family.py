@@ -52,6 +52,8 @@ class Family:
     """Tokens that the encoder takes where `max_sequence_length` is not given; the default of the pipeline's `__call__`, if it has one."""
     in_velocity: ClassVar[Mapping[str, Any]] = {}
     """Call arguments that velocity calls need otherwise than rollouts."""
+    default_frames: ClassVar[int] = 1
+    """Of a sample, where the call does not say `num_frames`, for estimates."""
     fps: float = 16
     """Frames per second of videos."""
     evaluates_by: ClassVar[str | None] = None

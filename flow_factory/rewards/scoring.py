@@ -83,31 +83,28 @@ class RewardSet:
             for judge in self.judges:
                 judge.needs.require_columns(row)
 
-    @torch.no_grad()
     def score(self, rows: Sequence[Row], media: Sequence[Sequence[Any]]) -> list[Tensor]:
-        """Scores of whole groups: for each row an (n, R) float32 tensor on the CPU, NaN where a score is missing.
+        """Scores of whole groups: for each row an (n, R) float32 tensor on the CPU, NaN where a score is missing. See `Asking.add`."""
+        asking = self.asking()
+        asking.add(rows, media, last=True)
+        return list(asking.scores().split([len(group) for group in media])) if media else []
 
-        Args:
-            rows: one a group. Their condition files are opened for the rewards that take them.
-            media: each group's n images or videos.
+    def asking(self) -> "Asking":
+        """For samples that come one after the other."""
+        return Asking(self)
 
-        Raises:
-            RewardError: a reward raised, took longer than its `max_seconds`, or returned something else than one score a sample.
-            UserError: a reward does not score this kind of media, lacks a condition that it requires, or a condition file is damaged.
-        """
-        groups = [samples_of(row, group) for row, group in zip(rows, media, strict=True)]
-        columns = [self._column(judge, groups) for judge in self.judges] if groups else []
-        table = torch.stack(columns, dim=1) if columns else torch.empty(sum(map(len, groups)), 0)
-        return list(table.split([len(group) for group in groups])) if groups else []
-
-    def _column(self, judge: Judge, groups: Sequence[list[Sample]]) -> Tensor:
+    def next_scores(self, judge: Judge, waiting: list[Sample], groups: Sequence[list[Sample]], last: bool) -> list[Tensor]:
+        """Those of one reward's next calls, whose samples are taken out of those that wait for them; see `Asking`."""
         start, size = time.perf_counter(), judge.config.batch_size
-        samples = [sample for group in groups for sample in group]
-        batches = [samples[k : k + size] for k in range(0, len(samples), size)] if not judge.groupwise else groups
-        scores = torch.cat([self._call(judge, batch) for batch in batches])
+        if not judge.groupwise:
+            waiting += [sample for group in groups for sample in group]
+            full = len(waiting) if last else len(waiting) // size * size
+            groups = [waiting[k : min(k + size, full)] for k in range(0, full, size)]
+            del waiting[:full]
+        scores = [self._call(judge, batch) for batch in groups]
         self._seconds[judge.name] += time.perf_counter() - start
-        self._asked[judge.name] += len(samples)
-        self._missing[judge.name] += int(scores.isnan().sum())
+        self._asked[judge.name] += sum(map(len, scores))
+        self._missing[judge.name] += sum(int(s.isnan().sum()) for s in scores)
         return scores
 
     def _call(self, judge: Judge, batch: Sequence[Sample]) -> Tensor:
@@ -151,3 +148,37 @@ class RewardSet:
                 raise of_all(RewardError(f"reward {name!r} gave no score for {missing:.0f} of {asked:.0f} samples; {few}"))
             report |= {f"missing/{name}": missing, f"seconds/{name}": seconds / self.accelerator.num_processes}
         return report
+
+
+class Asking:
+    """Scores of samples that come group by group. Every reward is called as if all came at once: a groupwise one with a group, any other
+    with `batch_size` samples in the order in which they come, and with what is left at the end. What all have seen is let go of."""
+
+    def __init__(self, rewards: RewardSet):
+        self.rewards = rewards
+        self.waiting: list[list[Sample]] = [[] for _ in rewards.judges]
+        self.found: list[list[Tensor]] = [[] for _ in rewards.judges]
+        self.samples = 0
+
+    @torch.no_grad()
+    def add(self, rows: Sequence[Row], media: Sequence[Sequence[Any]], last: bool) -> None:
+        """The next groups.
+
+        Args:
+            rows: one a group. Their condition files are opened for the rewards that take them.
+            media: each group's images or videos: all of it where a reward is groupwise.
+            last: no more will come.
+
+        Raises:
+            RewardError: a reward raised, took longer than its `max_seconds`, or returned something else than one score a sample.
+            UserError: a reward does not score this kind of media, lacks a condition that it requires, or a condition file is damaged.
+        """
+        groups = [samples_of(row, group) for row, group in zip(rows, media, strict=True)]
+        self.samples += sum(map(len, groups))
+        for judge, waiting, found in zip(self.rewards.judges, self.waiting, self.found, strict=True):
+            found += self.rewards.next_scores(judge, waiting, groups, last)
+
+    def scores(self) -> Tensor:
+        """(N, R) float32 on the CPU of all samples that came, once the last has come; NaN where a score is missing."""
+        columns = [torch.cat(found) for found in self.found if found]
+        return torch.stack(columns, dim=1) if columns else torch.empty(self.samples, len(self.found))

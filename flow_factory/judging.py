@@ -1,0 +1,91 @@
+"""The rewards of an epoch's samples, asked as pictures come: what every reward has seen leaves main memory, but for what is shown."""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from flow_factory.config.plan import Deal
+from flow_factory.distributed import all_or_none
+from flow_factory.groups import cut
+from flow_factory.interrupt import Interrupt
+from flow_factory.meter import Meter
+from flow_factory.rewards.scoring import RewardSet
+from flow_factory.shared_groups import Group, whole_groups
+from flow_factory.types import Rollout
+
+
+class Judging:
+    """Of one epoch on one process. Every reward is called as if it were asked for all samples at once, see `Asking`.
+
+    Args:
+        size: samples of a micro-batch.
+        shown: so many of this process's first pictures stay.
+    """
+
+    def __init__(self, accelerator: Accelerator, interrupt: Interrupt, meter: Meter, deal: Deal, rewards: RewardSet, size: int, shown: int):
+        self.accelerator, self.interrupt, self.meter, self.deal, self.rewards = accelerator, interrupt, meter, deal, rewards
+        self.size, self.shown = size, shown
+        self.exchanged = rewards.groupwise and not deal.whole
+        self.enough = deal.heard_at_once(size, rewards.batch)
+        self.asking = rewards.asking()
+        self.ids: list[int] = []
+        self.taken = 0
+        """Micro-batches that were heard."""
+
+    def due(self, drawn: Sequence[Rollout]) -> bool:
+        """Whether these samples, which no reward has seen, are to be handed in: whole groups, and enough to fill a call of each reward.
+
+        Processes that have drawn as often say the same.
+        """
+        samples = sum(len(rollout.ids) for rollout in drawn)
+        return samples > 0 and samples % self.enough == 0
+
+    def heard(self, drawn: Sequence[Rollout]) -> list[Rollout]:
+        """The next samples, in micro-batches, in the order of the epoch; every process must come as often.
+
+        Raises:
+            UserError, Interrupted: see `all_or_none`.
+        """
+        rollouts = [part for one in drawn for part in cut(one, self.size)]
+        self._ask(rollouts, last=False)
+        self.taken += len(rollouts)
+        return rollouts
+
+    def _ask(self, rollouts: Sequence[Rollout], last: bool) -> None:
+        parts = [list(part) for _, part in groupby(rollouts, key=lambda r: r.slot)]
+        groups = [Group(p[0].slot, p[0].row, [i for r in p for i in r.ids], [m for r in p for m in r.media]) for p in parts]
+        with self.meter.phase("reward"):
+            if self.exchanged:
+                groups = whole_groups(self.accelerator, self.deal, groups)
+            elif not self.deal.leads(self.accelerator.process_index):  # the first process of the team has the same
+                groups = []
+            rows, media = [g.row for g in groups], [g.media for g in groups]
+            all_or_none(self.accelerator, self.interrupt, lambda: self.asking.add(rows, media, last))
+        self.ids += [i for g in groups for i in g.ids]
+        self.let_go(rollouts)
+
+    def let_go(self, rollouts: Sequence[Rollout]) -> None:
+        """Of the next pictures, but those that are shown."""
+        for rollout in rollouts:
+            rollout.media = rollout.media[: self.shown]
+            self.shown -= len(rollout.media)
+
+    def finish(self, rollouts: Sequence[Rollout]) -> None:
+        """Fills in `Rollout.rewards` of all the epoch's micro-batches, the last ones of which were not handed in before.
+
+        Of a team the first process has them, and the others NaN.
+
+        Raises:
+            UserError, Interrupted: see `all_or_none`.
+        """
+        self._ask(rollouts[self.taken :], last=True)
+        known = dict(zip(self.ids, self.asking.scores(), strict=True))
+        if self.exchanged:
+            known = {i: scores for part in gather_object([known]) for i, scores in part.items()}
+        missing = torch.full((len(self.rewards.names),), torch.nan)
+        heard = self.exchanged or self.deal.leads(self.accelerator.process_index)
+        for rollout in rollouts:
+            rollout.rewards = torch.stack([known[i] if heard else missing for i in rollout.ids])
