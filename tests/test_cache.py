@@ -23,7 +23,7 @@ from flow_factory.data.cache import ConditionCache, Conditions, encode_rows
 from flow_factory.data.index import MAGIC, RECORD, Index, Place
 from flow_factory.data.media import open_image, open_video, save_video
 from flow_factory.data.packing import SMALL
-from flow_factory.errors import UserError
+from flow_factory.errors import RunError, UserError
 from flow_factory.tensor_file import NAMES
 from flow_factory.types import Clip, Cond, Row
 from tests.test_data import same, shard_of
@@ -191,7 +191,10 @@ def test_a_disk_that_is_full_costs_a_line(tmp_path: Path, monkeypatch: pytest.Mo
         patch.setattr(os, "pwrite", full)
         assert all(map(right, (*conds, *conds), rows * 2))
         (record,) = caplog.records
-        assert "No space left on device" in record.message and "encoded anew whenever" in record.message
+        assert record.message.startswith(f"data.cache_dir: {tmp_path}: No space left on device: ") and "encodes rows anew" in record.message
+        assert len(list(tmp_path.rglob("*.shard"))) == 1 and shard_of(tmp_path).stat().st_size < LARGE * 3
+        with pytest.raises(RunError, match=rf"^data.cache_dir: {tmp_path}: No space left on device: rows .* before are kept; make room"):
+            conds.cache.put(rows[5], encode(rows[5]))
     assert all(map(right, conds, rows))
     assert all(map(right, encode_rows(rows, lambda row: pytest.fail("encoded"), ConditionCache(tmp_path, "v1"), progress=False), rows))
 

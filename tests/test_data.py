@@ -597,7 +597,7 @@ def test_a_cache_that_goes_while_the_run_goes_on_costs_a_line(tmp_path, caplog, 
     for _ in range(2):
         assert [c["note"] for c in conds] == ["a", "b"]
     assert calls == ["a", "b"] * 2 if obstacle == "gone" else len(calls) == 6
-    assert [r.message.count("encoded anew whenever") for r in caplog.records] == [0] + [1] * (obstacle == "a file")
+    assert [r.message.count("encodes rows anew") for r in caplog.records] == [0] + [1] * (obstacle == "a file")
 
 
 @pytest.mark.parametrize("step", range(4))

@@ -18,13 +18,14 @@ from flow_factory.data.fingerprints import FileHashes
 from flow_factory.data.packing import MalformedError, in_memory, pack, picture_of, unpack
 from flow_factory.data.reader import DataError
 from flow_factory.data.shards import CHANGED, Shards
-from flow_factory.errors import UserError, file_errors
+from flow_factory.errors import RunError, UserError, file_errors
 from flow_factory.terminal import bar
 from flow_factory.types import Cond, Row
 
 logger = logging.getLogger(__name__)
 
 SHARED = "choose another folder, or let all who share this one read and write it (umask 002)"
+ROOM = "make room ('ff-data cache' shows what can be removed), or choose another folder"
 
 
 class Conditions(Sequence[Cond]):
@@ -72,8 +73,8 @@ class Conditions(Sequence[Cond]):
         try:
             self.cache.put(row, cond, key)
             found = self.cache.read(row, key)
-        except (UserError, OSError, FileChanged) as error:
-            self.cache.warn(f"{error}; rows are encoded anew whenever they are asked for")
+        except (UserError, FileChanged) as error:
+            self.cache.warn(f"{error}; the run goes on, and encodes rows anew whenever it asks for them")
             found = None
         return in_memory(pack(cond, bytes.fromhex(key))) if found is None else found
 
@@ -164,13 +165,16 @@ class ConditionCache:
 
         Raises:
             TypeError: see `pack`.
-            OSError: the disk is full.
+            UserError: the file system refuses; a `RunError` where the disk is full.
         """
         self._look()
         key = key or self.key(row)
         blobs = pack(cond, bytes.fromhex(key), Seeker(row, self.hash_of))
-        with file_errors("data.cache_dir", self.family.folder, SHARED):
-            self.shards.append(blobs)
+        try:
+            with file_errors("data.cache_dir", self.family.folder, SHARED):
+                self.shards.append(blobs)
+        except OSError as error:
+            raise RunError(f"data.cache_dir: {self.folder}: {error.strerror}: rows that were encoded before are kept; {ROOM}") from error
 
     def say_changed(self, row: Row, path: str) -> None:
         """Says of a file, once, that it is not what it was."""

@@ -58,8 +58,13 @@ class Writer:
         self.shard, self.index = folder / f"{name}.shard", folder / f"{name}.index"
         self.process, self.end, self.index_end = os.getpid(), 0, len(MAGIC)
         self.shard.open("xb").close()
-        with self.index.open("xb", buffering=0) as file:
-            file.write(MAGIC)
+        try:
+            with self.index.open("xb", buffering=0) as file:
+                file.write(MAGIC)
+        except OSError:
+            self.shard.unlink(missing_ok=True)
+            self.index.unlink(missing_ok=True)
+            raise
 
     def ours(self) -> bool:
         """Whether it is as it was left: not removed, not cut, and not of the process that this one is a fork of."""
@@ -73,23 +78,23 @@ class Writer:
         """Offset and size of each.
 
         Raises:
-            OSError: the file system refuses, and this writer is not to be used again; what it has begun is cut off.
+            OSError: the file system refuses; what was begun is cut off.
         """
         places, end = [], self.end
-        with self.shard.open("r+b", buffering=0) as file:
+        with self.shard.open("r+b", buffering=0) as shard, self.index.open("r+b", buffering=0) as index:
             try:
                 for blob in blobs:
                     begin = end = -(-end // ALIGNED) * ALIGNED
                     for part in blob.parts:
-                        end += write_at(file.fileno(), part, end)
+                        end += write_at(shard.fileno(), part, end)
                     places.append((begin, end - begin))
+                records = np.array([(*halves(b.key), *place, b.kind) for b, place in zip(blobs, places, strict=True)], RECORD).tobytes()
+                write_at(index.fileno(), records, self.index_end)
             except OSError:
                 with suppress(OSError):  # room for others, no more
-                    file.truncate(self.end)
+                    index.truncate(self.index_end)
+                    shard.truncate(self.end)
                 raise
-        records = np.array([(*halves(b.key), *place, b.kind) for b, place in zip(blobs, places, strict=True)], RECORD).tobytes()
-        with self.index.open("r+b", buffering=0) as file:
-            write_at(file.fileno(), records, self.index_end)
         self.end, self.index_end = end, self.index_end + len(records)
         return places
 
@@ -146,11 +151,7 @@ class Shards:
         with self.lock:
             new = [blob for blob in blobs if blob.kind == ROW or not any(map(self._there, self._places(blob.key)))]
             writer = self._ready(sum(len(part) + ALIGNED for blob in new for part in blob.parts))
-            try:
-                places = writer.append(new)
-            except OSError:
-                self.writer = None
-                raise
+            places = writer.append(new)
             number = self.index.number(writer.shard.name)
             for blob, (offset, size) in zip(new, places, strict=True):
                 self.index.add(blob.key, Place(number, offset, size))
