@@ -159,7 +159,8 @@ class Encoding:
                     raise Interrupted(ELSEWHERE)
             return conds.encode(row)
 
-        encode_rows(conds.rows, encode, conds.cache, self.accelerator.is_main_process, wanted, mine)
+        looked_up = encode_rows(conds.rows, encode, conds.cache, self.accelerator.is_main_process, wanted, mine, strict=interrupt is None)
+        conds.keys.update(looked_up.keys)
 
     def _count(self, wanted: tuple[Sequence[int], Sequence[int]]) -> None:
         """Has the compiler allow for their shapes."""
@@ -204,7 +205,7 @@ def fingerprint_of(config: RunConfig, adapter: ModelAdapter, call: dict[str, Any
 
 def about(config: RunConfig) -> dict[str, str]:
     """What `ff-data cache` says of the rows; paths as they are from everywhere."""
-    data, model = (str(Path(n).absolute()) if Path(n).is_dir() else n for n in (config.data.dataset_dir, config.model.model_name_or_path))
+    data, model = (str(Path(n).absolute()) if Path(n).exists() else n for n in (config.data.dataset_dir, config.model.model_name_or_path))
     return {"dataset_dir": data, "model": model, "model_type": config.model.model_type}
 
 

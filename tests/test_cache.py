@@ -151,6 +151,15 @@ def test_processes_that_write_the_same_rows_at_once_do_not_disturb_each_other(tm
     assert all(map(right, encode_rows(rows, lambda row: pytest.fail("encoded"), ConditionCache(tmp_path, "v1"), progress=False), rows))
 
 
+def test_what_others_have_kept_since_is_found_when_rows_are_looked_up(tmp_path: Path) -> None:
+    """As from one window to the next, where processes have other shares of the rows."""
+    rows = rows_of(4)
+    mine, other = ConditionCache(tmp_path, "v1"), ConditionCache(tmp_path, "v1")
+    encode_rows(rows, encode, mine, progress=False, share=(0, 2))
+    encode_rows(rows, encode, other, progress=False, share=(1, 2))
+    assert all(map(right, encode_rows(rows, lambda row: pytest.fail("encoded"), mine, progress=False), rows))
+
+
 def test_writers_that_are_killed_leave_rows_that_are_right(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows, chance = rows_of(60), random.Random(0)
     for _ in range(12):
@@ -195,7 +204,9 @@ def test_a_disk_that_is_full_costs_a_line(tmp_path: Path, monkeypatch: pytest.Mo
         assert record.message.startswith(f"data.cache_dir: {tmp_path}: No space left on device: ") and "encodes rows anew" in record.message
         assert [shard_of(tmp_path).with_suffix(suffix).stat().st_size for suffix in (".shard", ".index")] == sizes
         with pytest.raises(RunError, match=rf"^data.cache_dir: {tmp_path}: No space left on device: rows .* before are kept; make room"):
-            conds.cache.put(rows[5], encode(rows[5]))
+            encode_rows(rows, encode, conds.cache, progress=False)
+        later = encode_rows(rows, encode, conds.cache, progress=False, strict=False)
+        assert all(map(right, later, rows)) and len(caplog.records) == 1
     assert all(map(right, conds, rows))
     assert all(map(right, encode_rows(rows, lambda row: pytest.fail("encoded"), ConditionCache(tmp_path, "v1"), progress=False), rows))
 
@@ -297,7 +308,9 @@ def test_a_picture_that_changes_while_the_run_goes_on_is_encoded_anew(tmp_path: 
         f"train.jsonl:1: {row.images[0]} has changed since the run began; its row is encoded anew"
     ]
     Path(row.images[0]).unlink()
-    with pytest.raises(UserError, match=rf"^train.jsonl:1: {row.images[0]} cannot be read: No such file or directory; a run needs"):
+    with pytest.raises(
+        UserError, match=rf"^train.jsonl:1: {row.images[0]} cannot be read: No such file or directory; a run needs"
+    ):
         _ = conds[0]
 
 

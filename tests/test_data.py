@@ -358,7 +358,7 @@ def test_a_row_that_was_looked_up_does_without_its_files(tmp_path):
 
 def test_a_process_looks_at_the_files_of_its_own_rows_alone(tmp_path, monkeypatch):
     read: list[str] = []
-    monkeypatch.setattr(ConditionCache, "hash_of", lambda _, path: read.append(path) or path)
+    monkeypatch.setattr(ConditionCache, "hash_of", lambda _, row, path: read.append(path) or path)
     rows = [Row(k, "a", images=(f"{k}.png",)) for k in range(6)]
     encode_rows(rows, fake_encoder([]), ConditionCache(tmp_path, "v1"), False, None, (1, 3))
     assert set(read) == {"1.png", "4.png"}

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 SHARED = "choose another folder, or let all who share this one read and write it (umask 002)"
 ROOM = "make room ('ff-data cache' shows what can be removed), or choose another folder"
+GOES_ON = "the run goes on, and encodes rows anew whenever it asks for them"
 
 
 class Conditions(Sequence[Cond]):
@@ -64,6 +65,7 @@ class Conditions(Sequence[Cond]):
         except FileChanged as changed:
             self.cache.say_changed(row, str(changed))
             key, cond = self.cache.key(row), None
+        if row.images or row.videos:
             self.keys[chosen] = key
         return self._encoded(row, key) if cond is None else cond
 
@@ -74,7 +76,7 @@ class Conditions(Sequence[Cond]):
             self.cache.put(row, cond, key)
             found = self.cache.read(row, key)
         except (UserError, FileChanged) as error:
-            self.cache.warn(f"{error}; the run goes on, and encodes rows anew whenever it asks for them")
+            self.cache.warn(f"{error}; {GOES_ON}")
             found = None
         return in_memory(pack(cond, bytes.fromhex(key))) if found is None else found
 
@@ -101,18 +103,22 @@ class ConditionCache:
         Raises:
             DataError: a condition file is gone since it was checked.
         """
-        try:
-            files = [[self.hash_of(path) for path in paths] for paths in (row.images, row.videos)]
-        except OSError as error:
-            raise DataError(f"{row.source}: {error.filename} cannot be read: {error.strerror}") from error
+        files = [[self.hash_of(row, path) for path in paths] for paths in (row.images, row.videos)]
         parts = [self.fingerprint, row.prompt, row.negative_prompt, *files, *decoders(row)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def hash_of(self, path: str) -> str:
-        """sha256 of a file, which is not read again while its size and time of change stay the same."""
+    def hash_of(self, row: Row, path: str) -> str:
+        """sha256 of a row's file, which is not read again while its size and time of change stay the same.
+
+        Raises:
+            DataError: it cannot be read.
+        """
         if self.hashes is None:
             self.hashes = FileHashes(self.folder / "hashes.jsonl")
-        return self.hashes.of(path)
+        try:
+            return self.hashes.of(path)
+        except OSError as error:
+            raise DataError(f"{row.source}: {path} cannot be read: {error.strerror}; a run needs the files of its rows") from error
 
     def save(self) -> None:
         """Keeps the hashes of files for later starts."""
@@ -133,9 +139,17 @@ class ConditionCache:
 
     def _look(self) -> None:
         if not self.looked:
-            with file_errors("data.cache_dir", self.family.folder, SHARED):
-                self.shards.refresh()
-            self.looked = True
+            self.look()
+
+    def look(self) -> None:
+        """Sees what other processes have kept since.
+
+        Raises:
+            UserError: the folder may not be read.
+        """
+        with file_errors("data.cache_dir", self.family.folder, SHARED):
+            self.shards.refresh()
+        self.looked = True
 
     def get(self, row: Row) -> Cond | None:
         """The condition, as `Conditions` has it; None where there is none, or none that is whole."""
@@ -155,7 +169,7 @@ class ConditionCache:
         data, place = found
         self.family.used(self.shards.index.names[place.shard])
         try:
-            return unpack(data, self.shards.part, partial(_shared, f"{self.folder} {key}"), Opener(row, self.hash_of))
+            return unpack(data, self.shards.part, partial(_shared, f"{self.folder} {key}"), Opener(row, partial(self.hash_of, row)))
         except MalformedError:
             self.shards.lose(place, CHANGED)
             return None
@@ -169,7 +183,7 @@ class ConditionCache:
         """
         self._look()
         key = key or self.key(row)
-        blobs = pack(cond, bytes.fromhex(key), Seeker(row, self.hash_of))
+        blobs = pack(cond, bytes.fromhex(key), Seeker(row, partial(self.hash_of, row)))
         try:
             with file_errors("data.cache_dir", self.family.folder, SHARED):
                 self.shards.append(blobs)
@@ -191,7 +205,7 @@ class ConditionCache:
 
 def encode_rows(
     rows: Sequence[Row], encode: Callable[[Row], Cond], cache: ConditionCache, progress: bool = True, wanted: Iterable[int] | None = None,
-    share: tuple[int, int] = (0, 1),
+    share: tuple[int, int] = (0, 1), strict: bool = True,
 ) -> Conditions:  # fmt: skip
     """The condition of each row, calling `encode` only for what the cache lacks; equal rows share one condition.
 
@@ -200,7 +214,12 @@ def encode_rows(
     Args:
         wanted: the rows that will be asked for; None: all.
         share: (k, n): the k-th of n processes, which look up and encode every n-th of them.
+        strict: whether a cache that cannot be written to is refused; else it is said, and rows are left to be encoded when they are used.
+
+    Raises:
+        UserError: it is refused, see `ConditionCache.put`.
     """
+    cache.look()
     if progress and has_old(cache.folder):
         logger.warning(
             "data.cache_dir: %s has rows of an earlier version, which are not read; 'ff-data cache prune --old' removes them", cache.folder
@@ -216,7 +235,14 @@ def encode_rows(
             missing[key] = k
     cache.save()
     for key, k in bar(missing.items(), "encoding rows", "row", progress):
-        cache.put(rows[k], encode(rows[k]), key)
+        cond = encode(rows[k])
+        try:
+            cache.put(rows[k], cond, key)
+        except UserError as error:
+            if strict:
+                raise
+            cache.warn(f"{error}; {GOES_ON}")
+            break
     return Conditions(cache, rows, encode, keys)
 
 

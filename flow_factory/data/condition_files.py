@@ -9,7 +9,6 @@ from weakref import WeakValueDictionary
 from PIL import Image
 
 from flow_factory.data.media import Kind, check_media, open_image, open_video
-from flow_factory.data.reader import DataError
 from flow_factory.types import Row
 
 _version = cache(version)
@@ -88,11 +87,7 @@ class Opener:
         """
         kind, k, digest, number = found
         path = (self.row.images if kind == "image" else self.row.videos)[k]
-        try:
-            now = self.hash_of(path)
-        except OSError as error:
-            raise DataError(f"{self.row.source}: {path} cannot be read: {error.strerror}; a run needs its condition files") from error
-        if now != digest:
+        if self.hash_of(path) != digest:
             raise FileChanged(path)
         picture = _opened.get((digest, number))
         if picture is None:
