@@ -308,9 +308,7 @@ def test_a_picture_that_changes_while_the_run_goes_on_is_encoded_anew(tmp_path: 
         f"train.jsonl:1: {row.images[0]} has changed since the run began; its row is encoded anew"
     ]
     Path(row.images[0]).unlink()
-    with pytest.raises(
-        UserError, match=rf"^train.jsonl:1: {row.images[0]} cannot be read: No such file or directory; a run needs"
-    ):
+    with pytest.raises(UserError, match=rf"^train.jsonl:1: {row.images[0]} cannot be read: No such file or directory; a run needs"):
         _ = conds[0]
 
 
