@@ -514,8 +514,10 @@ def test_a_damaged_shard_is_encoded_again_with_one_notice(tmp_path, caplog, dama
     assert calls == ["a", "b"] * 2
     cut = damage not in ("flipped", "other")  # at a start, what lies behind a shard's end is as if it had never been written
     assert [("it is damaged:" in r.message, r.message.count(str(shard))) for r in caplog.records] == [(not cut, 1)] * (not cut or not again)
+    caplog.clear()
     conds = encode_rows(rows, fake_encoder(calls), ConditionCache(tmp_path, "v1"), progress=False)
     assert all(map(same, conds, map(fake_encoder([]), rows))) and calls == ["a", "b"] * 2, "what was encoded again was kept"
+    assert not caplog.records, "and is taken without a word"
 
 
 def test_a_row_under_another_rows_key_is_noticed(tmp_path, caplog):

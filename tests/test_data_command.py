@@ -42,11 +42,12 @@ ALL = {("/data/a", "org/small", 1), ("/data/b", "org/small", 2), ("/data/b", "or
 def test_the_list_has_rows_sizes_and_last_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     filled(tmp_path)
     assert main(["cache", "--cache-dir", str(tmp_path)]) == 0
-    head, *lines, old, total = capsys.readouterr().out.splitlines()
+    head, *lines, old, total, beside = capsys.readouterr().out.splitlines()
     assert head.split() == ["data", "set", "model", "rows", "size", "last", "use"]
     assert {(*line.split()[:2], int(line.split()[3])) for line in lines} == ALL
     assert [line for line in lines if "40 days ago" in line] == [line for line in lines if "/data/a" in line]
     assert old.startswith("1 rows of an earlier version") and total.startswith(f"{tmp_path}: ")
+    assert beside == "beside them, which is not pruned: media.jsonl 0 B"
 
 
 @pytest.mark.parametrize(("asked", "gone"), [

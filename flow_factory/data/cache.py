@@ -172,6 +172,7 @@ class ConditionCache:
             return unpack(data, self.shards.part, partial(_shared, f"{self.folder} {key}"), Opener(row, partial(self.hash_of, row)))
         except MalformedError:
             self.shards.lose(place, CHANGED)
+            self.shards.tell(bytes.fromhex(key))
             return None
 
     def put(self, row: Row, cond: Cond, key: str | None = None) -> None:

@@ -60,13 +60,15 @@ def age(text: str) -> float:
 
 def act(args: argparse.Namespace) -> int:
     """Lists or prunes."""
-    from flow_factory.data.cache_folder import old_files, remove_old, stocks
+    from flow_factory.data.cache_folder import old_files, others, remove_old, stocks
 
     folder = Path(args.cache_dir).expanduser()
     with file_errors("--cache-dir", folder, READABLE):
         found, old = stocks(folder), old_files(folder)
     if args.what == "list":
         print(listing(folder, found, old))
+        if beside := [f"{name} {size(count)}" for name, count in others(folder).items()]:
+            print(f"beside them, which is not pruned: {', '.join(beside)}")
         return 0
     chosen = [stock for stock in found if wanted(stock, args)]
     gone = old if args.old or args.all else []

@@ -142,6 +142,12 @@ def size_on_disk(files: Iterable[Path]) -> int:
     return sum(_stat(path).st_blocks * 512 for path in files)
 
 
+def others(folder: Path) -> dict[str, int]:
+    """Bytes on the disk of what else is there, by name: what data sets of other formats have been turned to, pictures out of them."""
+    names = [path for path in sorted(folder.iterdir() if folder.is_dir() else ()) if path.name != ROWS and not OLD.fullmatch(path.name)]
+    return {path.name: size_on_disk([path, *path.rglob("*")] if path.is_dir() else [path]) for path in names}
+
+
 def old_files(folder: Path) -> list[Path]:
     """An earlier version's rows, a file each in folders of two letters."""
     above = [path for path in (folder.iterdir() if folder.is_dir() else ()) if OLD.fullmatch(path.name) and path.is_dir()]

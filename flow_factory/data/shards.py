@@ -120,7 +120,7 @@ class Shards:
         self.folder, self.family, self.describe = folder, family, describe
         self.index, self.lock = Index(folder), threading.RLock()
         self.writer: Writer | None = None
-        self.whole, self.lost = set[tuple[int, int]](), set[tuple[int, int]]()  # shard and offset of what was looked at
+        self.whole, self.lost = set[Place](), dict[Place, str]()  # what was looked at; and why it cannot be used
         self.maps: dict[int, np.ndarray] = {}
         self.said = set[int]()
 
@@ -158,12 +158,17 @@ class Shards:
             self.index.read[writer.index.name] = writer.index_end
 
     def lose(self, place: Place, reason: str) -> None:
-        """Forgets what is at a place, and says why, once a shard."""
-        self.lost.add((place.shard, place.offset))
+        """Forgets what is at a place."""
+        self.lost[place] = reason
         self.maps.pop(place.shard, None)
-        if place.shard not in self.said:
-            self.said.add(place.shard)
-            logger.warning("data.cache_dir: %s: %s; what it had is encoded again where it is needed", self.index.path(place), reason)
+
+    def tell(self, key: bytes) -> None:
+        """Says why a key's bytes cannot be used, once a shard."""
+        for place in self.index.find(key):
+            if place in self.lost and place.shard not in self.said:
+                self.said.add(place.shard)
+                text = "data.cache_dir: %s: %s; what it had is encoded again where it is needed"
+                logger.warning(text, self.index.path(place), self.lost[place])
 
     def _ready(self, size: int) -> Writer:
         """A writer with room for so many bytes, or one that has none yet."""
@@ -176,7 +181,7 @@ class Shards:
 
     def _places(self, key: bytes) -> list[Place]:
         with self.lock:
-            return [place for place in self.index.find(key) if (place.shard, place.offset) not in self.lost]
+            return [place for place in self.index.find(key) if place not in self.lost]
 
     def _first(self, key: bytes, read: Callable[[Place], Found | None]) -> Found | None:
         """What is read at the first place of a key that is right, among what is known, or else what others have appended since."""
@@ -196,6 +201,7 @@ class Shards:
                     continue
                 if found is not None:
                     return found
+        self.tell(key)
         return None
 
     def _there(self, place: Place) -> bool:
@@ -218,11 +224,11 @@ class Shards:
 
     def _right(self, place: Place, key: bytes) -> bool:
         """Whether the bytes are those of the hash; looked at once."""
-        if (place.shard, place.offset) not in self.whole:
+        if place not in self.whole:
             if digest(*self._read(place)) != key:
                 self.lose(place, CHANGED)
                 return False
-            self.whole.add((place.shard, place.offset))
+            self.whole.add(place)
         return True
 
     def _read(self, place: Place) -> Iterator[bytes]:
