@@ -8,10 +8,11 @@ from importlib import import_module
 
 from flow_factory.errors import RunError, UserError, plain
 
-COMMANDS = {"cache": "flow_factory.data.cache_command"}
+COMMANDS = {"show": "flow_factory.data.show", "cache": "flow_factory.data.cache_command"}
 """Name -> module with `HELP`, a line; `add(parser)`, which says its arguments; and `act(args)`, which returns the exit code."""
 EXAMPLES = """\
 examples:
+  ff-data show dataset/shapes                a look at a data set: rows, columns, lengths, sizes of pictures
   ff-data cache                              what is kept of encoded rows, by data set and model
   ff-data cache prune --older-than 30d       remove what no run has used for 30 days
 """

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +10,8 @@ from flow_factory.config import CRDConfig, DGPOConfig, DPOConfig, ForwardConfig,
 from flow_factory.context_parallel import check_splits
 from flow_factory.data.inspection import Record, inspect_files
 from flow_factory.data.media import Extent, Kind, require_there
-from flow_factory.data.reader import Look, read_rows
-from flow_factory.data.sources import has_table, is_table, open_table
+from flow_factory.data.reader import Look
+from flow_factory.data.sources import has_split, open_split
 from flow_factory.errors import UserError
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
@@ -26,14 +25,10 @@ logger = logging.getLogger(__name__)
 
 
 def read_split(config: RunConfig, split: Literal["train", "test"], looks: Iterable[Look] = ()) -> Sequence[Row]:
-    """See `read_rows`, `open_table`."""
+    """See `open_split`."""
     data = config.data
     name, most = (data.train_split, data.max_dataset_size) if split == "train" else (data.test_split, None)
-    if is_table(data):
-        return open_table(data, name, most, looks)
-    if data.subset is not None:
-        raise UserError(f"data.subset: {data.dataset_dir} is no data set of the hub, and has no parts; remove it")
-    return read_rows(Path(data.dataset_dir), name, most, data.image_dir, data.video_dir, looks, data.columns)
+    return open_split(data, name, most, looks)
 
 
 def looks(config: RunConfig, needs: Iterable[Needs], paired: bool, share: tuple[int, int] = (0, 1)) -> list[Look]:
@@ -62,10 +57,7 @@ def looks(config: RunConfig, needs: Iterable[Needs], paired: bool, share: tuple[
 
 def has_test(config: RunConfig) -> bool:
     """Whether there are rows to evaluate on."""
-    data = config.data
-    if is_table(data):
-        return has_table(data, data.test_split)
-    return any(os.path.lexists(Path(data.dataset_dir) / f"{data.test_split}{suffix}") for suffix in (".jsonl", ".txt"))
+    return has_split(config.data, config.data.test_split)
 
 
 def check_files(

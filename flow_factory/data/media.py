@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -99,6 +99,16 @@ def open_image(path: str | Path, where: str) -> Image.Image:
             raise DataError(f"{where}: {path}: damaged or truncated ({_said(error)})") from error
 
 
+def first_frame(path: str | Path, where: str) -> Image.Image:
+    """Of a video, see `open_video`.
+
+    Raises:
+        DataError: see there.
+    """
+    with closing(_frames(Path(path), where)) as frames:
+        return next(frames)
+
+
 def open_video(path: str | Path, where: str) -> Clip:
     """Every frame of the file's first video stream, upright by its rotation, at its mean frame rate; sound is passed over.
 
@@ -113,7 +123,7 @@ def open_video(path: str | Path, where: str) -> Clip:
     return Clip(list(_frames(Path(path), where)), float(rate))
 
 
-def _frames(path: Path, where: str) -> Iterator[Image.Image]:
+def _frames(path: Path, where: str) -> Generator[Image.Image, None, None]:
     """See `open_video`."""
     import av
 

@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -17,10 +17,11 @@ from flow_factory.config.data import HUB, DataConfig
 from flow_factory.data.columns import FORMATS, LINES, DataError, Naming, listed
 from flow_factory.data.embedded import Store
 from flow_factory.data.ledger import Ledger
-from flow_factory.data.reader import Look
+from flow_factory.data.reader import Look, read_rows
 from flow_factory.errors import FULL
 from flow_factory.hub import unreachable
 from flow_factory.registry import nearest
+from flow_factory.types import Row
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,20 @@ class Prepared(NamedTuple):
     splits: tuple[str, ...]
     read: Callable[[str], Any]
     """The `datasets.Dataset` of a split, maybe of a slice of one: `train[:500]`."""
+
+
+def open_split(data: DataConfig, split: str, most: int | None = None, looks: Iterable[Look] = ()) -> Sequence[Row]:
+    """The rows of a split, whoever reads them; see `read_rows`, `open_table`."""
+    if is_table(data):
+        return open_table(data, split, most, looks)
+    if data.subset is not None:
+        raise DataError(f"data.subset: {data.dataset_dir} has lines of our own, and no parts; remove it")
+    return read_rows(Path(data.dataset_dir), split, most, data.image_dir, data.video_dir, looks, data.columns)
+
+
+def has_split(data: DataConfig, split: str) -> bool:
+    """Whether there is such a split; see `has_table`."""
+    return has_table(data, split) if is_table(data) else any(os.path.lexists(Path(data.dataset_dir) / f"{split}{end}") for end in LINES)
 
 
 def is_table(data: DataConfig) -> bool:
@@ -77,7 +92,7 @@ def _say(line: str) -> None:
     logger.warning("%s", line)
 
 
-def open_table(data: DataConfig, split: str, most: int | None = None, looks: Iterable[Look] = ()) -> Any:
+def open_table(data: DataConfig, split: str, most: int | None = None, looks: Iterable[Look] = ()) -> Sequence[Row]:
     """The rows of a split, a `Table`.
 
     Raises:

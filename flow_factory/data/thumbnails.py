@@ -1,0 +1,55 @@
+"""Small pictures of a data set's files, for a contact sheet: one that cannot be used is a grey tile with a cross."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from flow_factory.data.columns import DataError
+from flow_factory.data.media import Kind, check_media, first_frame, open_image
+from flow_factory.data.survey import files_of
+from flow_factory.types import Row, Sample
+
+SIDE = 320
+"""Pixels of the longer side."""
+LOOKED_AT = 10_000
+"""Rows among which pictures are looked for."""
+
+
+def thumbnails(rows: Sequence[Row], most: int) -> list[Sample]:
+    """The first so many pictures, and first frames of videos, each with its row's prompt."""
+    return list(islice(_all(islice((rows[k] for k in range(len(rows))), LOOKED_AT)), most))
+
+
+def _all(rows: Iterable[Row]) -> Iterator[Sample]:
+    for row in rows:
+        try:
+            files = files_of(row)
+        except DataError as error:
+            yield Sample(f"row {row.id}: {str(error).removeprefix(f'{row.source}: ')}", crossed(), {})
+            continue
+        for path, kind in files:
+            try:
+                yield Sample(row.prompt, small(path, row.source, kind), {})
+            except DataError as error:
+                name = f"row {row.id}" if row.inside else Path(path).name
+                yield Sample(f"{name}: {str(error).removeprefix(f'{row.source}: ').removeprefix(f'{path}: ')}", crossed(), {})
+
+
+def small(path: str, where: str, kind: Kind) -> Image.Image:
+    """Raises:
+    DataError: see `check_media`, `open_image`.
+    """
+    check_media(path, where, kind)
+    picture = open_image(path, where) if kind == "image" else first_frame(path, where)
+    picture.thumbnail((SIDE, SIDE))
+    return picture
+
+
+def crossed() -> Image.Image:
+    """The tile of what cannot be shown."""
+    tile = Image.new("RGB", (SIDE // 2, SIDE // 2), "#d1d9e0")
+    for line in ((0, 0, *tile.size), (0, tile.height, tile.width, 0)):
+        ImageDraw.Draw(tile).line(line, "#59636e", 2)
+    return tile
