@@ -15,6 +15,7 @@ from pathlib import Path
 from flow_factory import __version__, blame
 from flow_factory.command import AT_ONCE
 from flow_factory.config import RunConfig, config_help, dump_config, load_config
+from flow_factory.config.engine import MACHINES
 from flow_factory.config.places import require_places
 from flow_factory.errors import FULL, FailedElsewhere, RunError, UserError, lost, plain
 from flow_factory.interrupt import Interrupted, Listener, Stopped
@@ -192,7 +193,11 @@ def act(config: RunConfig, args: argparse.Namespace, listener: Listener) -> int:
     if args.check:
         from flow_factory.check import report
 
-        said, fits = report(config, args.gpu)
+        os.environ[MACHINES] = "" if placement.inside else str(placement.num_machines)
+        try:
+            said, fits = report(config, args.gpu)
+        finally:
+            del os.environ[MACHINES]
         print(said)
         return 0 if fits else 1
     return work(config, listener)

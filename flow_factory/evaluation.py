@@ -64,7 +64,7 @@ class Evaluator:
         batches = list(self.batches())
         all_or_none(self.accelerator, self.interrupt, lambda: [self.rows[row] for batch in batches for row, _ in batch])  # it may be edited
         rounds = range(most_of_ranks(self.accelerator, len(batches)))
-        with torch.no_grad(), self.store.use(self.store.reported):
+        with torch.no_grad(), self.store.use(self.store.reported), self.engine.gathered():
             for number in bar(rounds, "evaluating", shown=self.accelerator.is_main_process, delay=5):
                 batch = batches[number] if number < len(batches) else []
                 for (row, _), media in zip(batch, self._draw(batch), strict=True):

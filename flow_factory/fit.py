@@ -19,7 +19,7 @@ from flow_factory.models.quantized import check_quantization
 from flow_factory.proposals import encoding, proposals
 from flow_factory.recompute import LEVELS, Setting
 from flow_factory.recompute import said as said_of
-from flow_factory.weighing import shape_of, stored_parameters
+from flow_factory.weighing import shape_of, stored_parameters, weigh
 
 CARDS = (24, 48, 80)
 """GB of common GPUs, for machines that have none."""
@@ -51,12 +51,19 @@ def model_of(config: RunConfig) -> Model | None:
 
 
 def settled(config: RunConfig, model: Model | None, gpu: float | None = None) -> tuple[RunConfig, list[str]]:
-    """With `train.enable_gradient_checkpointing: auto` decided, and the line that says so: as few blocks as fit, by the estimate.
+    """With what `auto` leaves to the estimate decided, and the lines that say so: as few blocks are computed again as fit, and weights stay
+    gathered where they fit.
 
     Args:
-        model: None, of which nothing can be estimated, has all its blocks computed again.
+        model: None, of which nothing can be estimated, has all its blocks computed again, and keeps nothing.
         gpu: GB of the cards that it is for; None asks this machine, and its main memory where it has no GPU.
     """
+    config, chosen = _recomputed(config, model, gpu)
+    config, kept = _kept(config, model, gpu)
+    return config, chosen + kept
+
+
+def _recomputed(config: RunConfig, model: Model | None, gpu: float | None) -> tuple[RunConfig, list[str]]:
     if config.train.enable_gradient_checkpointing != AUTO:
         return config, []
     fewer = config.model.layerwise_casting or config.model.quantization
@@ -66,13 +73,33 @@ def settled(config: RunConfig, model: Model | None, gpu: float | None = None) ->
         if model is not None and in_room(model.parts(found), gpu, config.num_processes):
             break
     much = "all blocks" if model is None else said_of(level, [model.module])
-    where = f"a {gpu:.0f} GB GPU" if gpu else "this machine"
-    return found, [f"train.enable_gradient_checkpointing: auto takes {show(level)} for {where}: {much} are computed again"]
+    return found, [f"train.enable_gradient_checkpointing: auto takes {show(level)} for {_place(gpu)}: {much} are computed again"]
+
+
+def _kept(config: RunConfig, model: Model | None, gpu: float | None) -> tuple[RunConfig, list[str]]:
+    """With `model.reshard_after_forward: auto` decided, where FSDP2 gathers."""
+    if config.engine.kind != "fsdp" or config.model.reshard_after_forward != AUTO:
+        return config, []
+    keeps = resharding(config, False)
+    if model is not None and in_room(model.parts(keeps), gpu, config.num_processes):
+        why = "weights are gathered once a rollout or evaluation, and kept to its end"
+        return keeps, [f"model.reshard_after_forward: auto takes false for {_place(gpu)}: {why}"]
+    why = "gathered weights are given back block by block, and gathered again for every forward of a rollout"
+    return resharding(config, True), [f"model.reshard_after_forward: auto takes true for {_place(gpu)}: {why}"]
+
+
+def _place(gpu: float | None) -> str:
+    return f"a {gpu:.0f} GB GPU" if gpu else "this machine"
 
 
 def recomputing(config: RunConfig, setting: Setting) -> RunConfig:
     """With another `train.enable_gradient_checkpointing`."""
     return config.model_copy(update={"train": config.train.model_copy(update={"enable_gradient_checkpointing": setting})})
+
+
+def resharding(config: RunConfig, reshards: Any) -> RunConfig:
+    """With another `model.reshard_after_forward`."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"reshard_after_forward": reshards})})
 
 
 def in_room(parts: list[Part], gpu: float | None, processes: int) -> bool:
@@ -101,7 +128,24 @@ def memory_lines(config: RunConfig, gpu: float | None = None) -> tuple[list[str]
         lines += [f"{p.gb:8.2f} GB  of main memory: {p.name}{when(p)}" for p in parts if p.host]
         lines.append(f"{host:8.2f} GB  of main memory at the peak{f', {n * host:.2f} GB for all {n} processes' if n > 1 else ''}")
     more = [] if peak(parts) < ROOM * card else larger(config, model, card)
-    return [f"{config.engine.name}, {n} process{'es' if n > 1 else ''}", *chosen, *lines, *quantiser_lines(config), *more], fits
+    return [
+        f"{config.engine.name}, {n} process{'es' if n > 1 else ''}",
+        *chosen,
+        *gathering(config, model),
+        *lines,
+        *quantiser_lines(config),
+        *more,
+    ], fits
+
+
+def gathering(config: RunConfig, model: Model) -> list[str]:
+    """What FSDP2 sends, and over how many processes it shares out."""
+    if config.engine.kind != "fsdp":
+        return []
+    much = weigh(config, model.family, model.parameters, model.module).gathered * 1e-9
+    often = "once a rollout or evaluation" if config.engine.keep else "for every forward of a rollout"
+    shares = f"each weight is shared out over {config.sharers} of {config.num_processes} processes; " if config.num_processes > 1 else ""
+    return [f"{shares}{much:.2f} GB are gathered {often}, and for every forward and backward of training"]
 
 
 def larger(config: RunConfig, model: Model, card: float) -> list[str]:

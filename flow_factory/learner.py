@@ -107,7 +107,7 @@ class Learner:
         for name in self.algorithm.weights:
             live = self.is_policy(name)
             batches = [b for window in windows[1 if live else 0 :] for b in window.batches]
-            with torch.no_grad(), self.store.use("policy" if live else name):
+            with torch.no_grad(), self.store.use("policy" if live else name), self.engine.gathered():
                 for batch in self.as_many(self.compared(batches, chosen)):
                     for k, point in enumerate(self.points(batch)):
                         batch.frozen[k][name] = self.stored(self.velocity_of(point, name))

@@ -63,10 +63,11 @@ def loading(config: RunConfig, parameters: dict[str, float]) -> Iterator[Part]:
 
 def kept_weights(config: RunConfig, engine: EngineSettings, weights: Weights) -> Iterator[Part]:
     """All weights and the copies of those that are trained."""
-    model, train, n = config.model, config.train, config.num_processes
-    share = 1e-9 / (n if engine.shards_weights else 1)
-    yield Part("frozen weights", weights.frozen * share, host=engine.offload)
-    idle, aside = "VAE and other parts of a rollout", (weights.experts + weights.rest) * 1e-9
+    model, train = config.model, config.train
+    share = 1e-9 / (config.sharers if engine.shards_weights else 1)
+    beside = weights.experts if engine.shards_weights else 0.0  # shared out as well
+    yield Part("frozen weights", (weights.frozen + beside) * share, host=engine.offload)
+    idle, aside = "VAE and other parts of a rollout", (weights.experts - beside + weights.rest) * 1e-9
     if model.offload_idle:
         yield Part(f"{idle}, while they wait", aside, host=True)
     yield Part(idle, aside, "rollout" if model.offload_idle else "always")
@@ -99,12 +100,12 @@ def later_encoders(config: RunConfig, gb: float) -> Iterator[Part]:
 
 def optimised(config: RunConfig, engine: EngineSettings, weights: Weights) -> Iterator[Part]:
     """Gradients and what the optimiser keeps."""
-    zero, n = engine.kind == "zero", config.num_processes
+    zero = engine.kind == "zero"
     master = DTYPES[config.model.master_weight_dtype].itemsize
     host = engine.offload_optimizer or (engine.kind == "fsdp" and engine.offload)
     moment = 4 if zero else master  # DeepSpeed's optimiser works on its own float32 weights
     state = 2 if config.train.optimizer == "adamw8bit" else 2 * moment
-    share = weights.trained * 1e-9 / (n if engine.shards_optimizer else 1)
+    share = weights.trained * 1e-9 / (config.sharers if engine.shards_optimizer else 1)
     yield Part("optimiser state", state * share, host=host)
     if zero and (engine.stage < 3 or master < 4 or host):
         yield Part("DeepSpeed's own float32 weights", 4 * share, host=host)
@@ -121,11 +122,11 @@ def optimised(config: RunConfig, engine: EngineSettings, weights: Weights) -> It
 def gathered(config: RunConfig, engine: EngineSettings, weights: Weights) -> Iterator[Part]:
     """What engines that share weights out bring together for a while."""
     if engine.kind == "fsdp":
-        blocks = 2 if engine.reshard else weights.layers * len(config.model.target_components)
-        yield Part(
-            "gathered weights: a block and the next" if engine.reshard else "gathered weights",
-            (weights.root + blocks * weights.block) * 1e-9,
-        )
+        few = min(weights.gathered, weights.root + 2 * weights.block) * 1e-9
+        yield Part("gathered weights: a block and the next", few if engine.reshard else 0.0)
+        yield Part("gathered weights", 0.0 if engine.reshard else weights.gathered * 1e-9)
+        if engine.keep and engine.reshard:
+            yield Part("gathered weights, kept through a rollout or evaluation", weights.gathered * 1e-9 - few, "rollout")
     if engine.kind == "zero":
         zero = engine.extra.get("zero_optimization") or {}
         master = DTYPES[config.model.master_weight_dtype].itemsize

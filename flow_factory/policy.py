@@ -29,12 +29,15 @@ class Policy(nn.Module):
     guidance calls or experts are inside.
     """
 
-    def __init__(self, adapter: ModelAdapter, names: Sequence[str]):
+    def __init__(self, adapter: ModelAdapter, names: Sequence[str], beside: Sequence[str] = ()):
         super().__init__()
         self.adapter = adapter
         self.components = nn.ModuleDict({name: adapter.field.bare[name] for name in names})
-        blocks = (getattr(m, kind, None) or () for m in self.components.values() for kind in ("_no_split_modules", "_repeated_blocks"))
-        here = {type(m).__name__ for m in self.components.modules()}
+        self.frozen = nn.ModuleDict({name: adapter.field.bare[name] for name in beside})
+        """Transformers that are not trained, and are shared out like those that are."""
+        models = (*self.components.values(), *self.frozen.values())
+        blocks = (getattr(m, kind, None) or () for m in models for kind in ("_no_split_modules", "_repeated_blocks"))
+        here = {type(m).__name__ for m in self.modules()}
         self._no_split_modules = sorted({name for names in blocks for name in names} & here)  # what FSDP shards one by one
         self.idle: list[UserCpuOffloadHook] = []
         """Of the parts that wait in main memory (`model.offload_idle`)."""
@@ -71,13 +74,15 @@ class Policy(nn.Module):
 
 
 def build_policy(
-    adapter: ModelAdapter, config: ModelConfig, precision: str, checkpointing: Setting, seed: int, device: torch.device
-) -> Policy:
+    adapter: ModelAdapter, config: ModelConfig, precision: str, checkpointing: Setting, seed: int, device: torch.device,
+    shards: bool = False,
+) -> Policy:  # fmt: skip
     """Freezes everything, then makes the chosen components trainable. The engine brings those to the device, whole or in shards.
 
     Args:
         precision: mixed_precision of the run, in which the pipeline was loaded; the master weights may have been loaded in their own.
         checkpointing: which blocks are computed again in the backward pass.
+        shards: whether the engine shares weights out; then those of all transformers.
 
     Raises:
         UserError: no such component, target module or attention backend.
@@ -98,13 +103,15 @@ def build_policy(
         else:
             train_fully(module, targets, unreached)
         cast(module, config, frozen)
-    policy = Policy(adapter, names)
+    policy = Policy(adapter, names, [name for name in adapter.field.bare if shards and name not in names])
     for name, part in parts.items():
         if config.layerwise_casting is not None and name in adapter.field.bare:
             store_in_8_bits(part, config.layerwise_casting, frozen)  # before the device has to hold the whole of it
-        if name not in names and config.offload_idle:
+        if name in policy.components or name in policy.frozen:
+            continue
+        if config.offload_idle:
             policy.idle.append(waiting(part, device))
-        elif name not in names:
+        else:
             part.to(device)  # no cast: diffusers keeps some modules in float32
     for module in adapter.field.bare.values():
         if config.attn_backend is not None:

@@ -144,7 +144,7 @@ def _write_index(state: Path, parts: list[tuple[dict[str, Stored], dict[str, Spr
         files |= stored
         for name, part in spread.items():
             rows = [*(tensors[name].rows if name in tensors else ()), *part.rows]
-            tensors[name] = part.model_copy(update={"rows": rows})
+            tensors[name] = part.model_copy(update={"rows": sorted(rows, key=lambda r: r.first)})
     index = Index(format=FORMAT, files=files, tensors=dict(sorted(tensors.items())))
     (state / INDEX).write_text(index.model_dump_json(indent=1), encoding="utf-8")
 

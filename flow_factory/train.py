@@ -32,7 +32,7 @@ from flow_factory.encoding_plan import encoding_settled, with_data
 from flow_factory.engines import Engine, make_engine
 from flow_factory.errors import UserError
 from flow_factory.evaluation import Evaluator
-from flow_factory.fit import model_of, recomputing, settled
+from flow_factory.fit import model_of, recomputing, resharding, settled
 from flow_factory.frugal import moved
 from flow_factory.identity import identity_of
 from flow_factory.meeting import join_group
@@ -94,6 +94,7 @@ def assemble(found: Ready, place: tuple[RunFolder | None, Path], accelerator: Ac
     if test and config.eval.group_size == 1 and accelerator.is_main_process:
         note(*left_out(evaluated))
     config = settle(config, len(rows), accelerator)
+    engine.settings = config.engine
     adapter = open_adapter(config)
     identity = found.identity
     if not Path(config.model.model_name_or_path).is_dir():  # it may have been downloaded since
@@ -104,14 +105,16 @@ def assemble(found: Ready, place: tuple[RunFolder | None, Path], accelerator: Ac
     encoding.begin(start.saved.epoch if start.saved is not None else 0)
     conds, eval_conds = encoding.conds, encoding.eval_conds
     policy = build_policy(
-        adapter, config.model, config.mixed_precision, config.train.enable_gradient_checkpointing, config.train.seed, accelerator.device
-    )
+        adapter, config.model, config.mixed_precision, config.train.enable_gradient_checkpointing, config.train.seed, accelerator.device,
+        shards=config.engine.shards_weights,
+    )  # fmt: skip
     split_sequences(adapter, config.model.context_parallel, accelerator.device)
     base = load_weights(start, policy, copies_base(config, algorithm))
     engine.wrap(policy, partial(make_optimizer, config.train))
     if accelerator.is_main_process and (accelerator.num_processes > 1 or engine.settings.kind != "ddp"):
         note(engine.describe())
-    if engine.settings.in_step and accelerator.num_processes > 1 and (is_offline(config) or len(policy.components) > 1):
+    several = is_offline(config) or len(policy.components) + len(policy.frozen) > 1
+    if engine.settings.in_step and accelerator.num_processes > 1 and several:
         adapter.field.agree = engine.needed
     first = moved(conds[0], accelerator.device)
     require_proof(config, adapter, first, engine)
@@ -141,10 +144,10 @@ def settle(config: RunConfig, rows: int, accelerator: Accelerator) -> RunConfig:
     if accelerator.is_main_process:
         model = model_of(config)
         found, lines = settled(encoding_settled(config, rows, model), model)
-        chosen = found.train.enable_gradient_checkpointing, found.data.encode, found.data.idle_encoders
+        chosen = found.train.enable_gradient_checkpointing, found.model.reshard_after_forward, found.data.encode, found.data.idle_encoders
         note(*lines)
-    level, encode, idle = broadcast_object_list([chosen])[0]
-    return recomputing(with_data(config, encode, idle), level)
+    level, reshards, encode, idle = broadcast_object_list([chosen])[0]
+    return resharding(recomputing(with_data(config, encode, idle), level), reshards)
 
 
 def load_weights(start: Start, policy: Policy, keep: bool) -> dict[str, Tensor]:

@@ -122,7 +122,7 @@ class Trainer:
         if self.together is None:
             self.together = self.most_alike(slots[self.mine[0][0]], epoch)
         weights = self.algorithm.rolls_out(self.progress.updates)
-        with self.meter.phase("rollout"), torch.no_grad(), self.store.use(weights):
+        with self.meter.phase("rollout"), torch.no_grad(), self.store.use(weights), self.engine.gathered():
             for slot, members in quiet_bar(self.draws(), "rolling out", self.accelerator):
                 if self.accelerator.num_processes == 1:  # several must stop at the same place
                     self.interrupt.check()

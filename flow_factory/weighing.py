@@ -45,9 +45,11 @@ class Weights:
     layers: int
     """Blocks of one transformer."""
     block: float
-    """The largest of them, its trained weights included."""
+    """The largest of them, its trained weights included, as FSDP2 gathers it: in the dtypes in which it computes."""
     root: float
-    """What is in none of them."""
+    """What is in none of them, of all transformers."""
+    gathered: float
+    """All blocks of all transformers and what is in none, likewise."""
     brought: float
     """What is brought from fewer bits to mixed_precision at a time, while gradients are computed."""
 
@@ -87,7 +89,8 @@ def weigh(config: RunConfig, family: type[ModelAdapter], parameters: Mapping[str
     fewer = {name: dense[name] for name, size in stored.items() if size < dense[name]}
     master = DTYPES[model.master_weight_dtype].itemsize
     frozen = {name: size for name, size in stored.items() if name not in counts}  # a LoRA's names are those of layers
-    blocks = by_block(module, frozen | {name: n * master for name, n in counts.items()})
+    widths = {name: min(master, 4 if stays_precise(module, name) else half.itemsize) for name in counts}
+    blocks = by_block(module, frozen | {name: n * widths[name] for name, n in counts.items()})
     root = blocks.pop("", 0.0)
     single = keeps_no_copy(model.quantization or "")  # it goes back through the weights as they are kept, layer by layer
     experts = {c: parameters[c] / sum(p.numel() for p in module.parameters()) for c in family.components if parameters.get(c)}
@@ -101,7 +104,8 @@ def weigh(config: RunConfig, family: type[ModelAdapter], parameters: Mapping[str
         encoders=half.itemsize * sum(parameters.get(part, 0) for part in family.encoders),
         layers=len(blocks),
         block=max(blocks.values(), default=0.0),
-        root=root * len(trained),
+        root=root * len(experts),
+        gathered=(root + sum(blocks.values())) * len(experts),
         brought=max((fewer if single else by_block(module, fewer)).values(), default=0.0),
     )
 

@@ -24,7 +24,8 @@ def written(folder: Path, text: str) -> str:
     ("multi_gpu", EngineSettings()),
     ("multi_node", EngineSettings()),
     ("fsdp2", EngineSettings("fsdp")),
-    ("fsdp_full_shard", EngineSettings("fsdp")),
+    ("fsdp_full_shard", EngineSettings("fsdp", hybrid=False)),
+    ("fsdp_hybrid_shard", EngineSettings("fsdp", hybrid=True)),
     ("fsdp_grad_op_shard", EngineSettings("fsdp", reshard=False)),
     ("fsdp2_offload", EngineSettings("fsdp", offload=True)),
     ("deepspeed_zero1", EngineSettings("zero", 1)),
@@ -46,8 +47,11 @@ def test_every_file_that_comes_along_is_read() -> None:
 @pytest.mark.parametrize(("text", "settings"), [
     ("distributed_type: 'NO'\n", EngineSettings()),
     ("num_processes: 8\n", EngineSettings()),
-    (FSDP % "fsdp_sharding_strategy: FULL_SHARD, fsdp_offload_params: false", EngineSettings("fsdp")),  # FSDP1's keys
-    (FSDP % "fsdp_sharding_strategy: 2", EngineSettings("fsdp", reshard=False)),
+    (FSDP % "fsdp_sharding_strategy: FULL_SHARD, fsdp_offload_params: false", EngineSettings("fsdp", hybrid=False)),  # FSDP1's keys
+    (FSDP % "fsdp_sharding_strategy: 2", EngineSettings("fsdp", reshard=False, hybrid=False)),
+    (FSDP % "fsdp_sharding_strategy: HYBRID_SHARD", EngineSettings("fsdp", hybrid=True)),
+    (FSDP % "fsdp_sharding_strategy: 5", EngineSettings("fsdp", reshard=False, hybrid=True)),
+    (FSDP % "fsdp_reshard_after_forward: false, fsdp_sharding_strategy: 4", EngineSettings("fsdp", reshard=False, hybrid=True)),
     (FSDP % "fsdp_transformer_layer_cls_to_wrap: 'A, B'", EngineSettings("fsdp", blocks=("A", "B"))),
     (ZERO % "", EngineSettings("zero", 2)),
     (ZERO % "zero_stage: 3, offload_param_device: CPU", EngineSettings("zero", 3, offload=True)),
@@ -63,7 +67,7 @@ def test_files_of_others(tmp_path: Path, text: str, settings: EngineSettings) ->
     ("- a\n", "distributed_type is missing"),
     ("distributed_type: MEGATRON_LM\n", "distributed_type is MEGATRON_LM; it must be MULTI_GPU, FSDP or DEEPSPEED"),
     (FSDP % "fsdp_sharding_strategy: NO_SHARD", "NO_SHARD does not work here; that is plain data parallel: multi_gpu.yaml"),
-    (FSDP % "fsdp_reshard_after_forward: HYBRID_SHARD", "HYBRID_SHARD does not work here; known: TRUE, FULL_SHARD, FALSE, SHARD_GRAD_OP"),
+    (FSDP % "fsdp_reshard_after_forward: HALF", "HALF does not work here; known: TRUE, FULL_SHARD, HYBRID_SHARD, FALSE, SHARD_GRAD_OP"),
     (ZERO % "zero_stage: 4", "zero_stage: 4; ZeRO has the stages 1, 2 and 3"),
     (ZERO % "offload_optimizer_device: nvme", "offload_optimizer_device: nvme does not work here; write cpu or none"),
     (ZERO % "deepspeed_config_file: gone.json", 'there is no "gone.json"'),

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.epoch import MIDDLE
 from flow_factory.check import report as report_of
 from flow_factory.config import RunConfig, load_config
-from flow_factory.config.engine import EngineSettings
+from flow_factory.config.engine import MACHINES, EngineSettings
 from flow_factory.config.recompute import chosen_blocks
 from flow_factory.fit import memory_lines
 from flow_factory.memory import CONTEXT, Part, estimate, gathered, in_main_memory, kept_activations, kept_weights, optimised, peak
@@ -197,6 +197,25 @@ def test_offloaded_weights_are_main_memory_and_a_block_is_on_the_device(monkeypa
     weights = weigh(config, Flux1, dict(Flux1.published), flux_shape())
     assert gb(parts, "gathered", host=False) == pytest.approx((weights.root + 2 * weights.block) * 1e-9)
     assert peak(parts) < 0.5 * peak(whole) and in_main_memory(parts) > 20 and in_main_memory(whole) == gb(whole, "images")
+
+
+def test_what_is_gathered_computes_in_16_bits_and_may_stay_through_a_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of machines with 8 processes each, each has all weights, unless the file says that they are shared out over all."""
+    monkeypatch.chdir(ROOT)
+    keys = ("model.master_weight_dtype=fp32", "num_processes=16", "config_file=examples/launch/fsdp2.yaml")
+    given_back, kept = (of_flux(*keys, f"model.reshard_after_forward={said}", kind="full") for said in ("true", "false"))
+    assert gb(kept[1], "gathered weights") == pytest.approx(2 * 11.9, rel=0.01)
+    assert 0 < gb(given_back[1], "gathered weights") < 2
+    assert [p.phase for p in kept[1] if "kept through" in p.name] == ["rollout"]
+    monkeypatch.setenv(MACHINES, "2")
+    for file, sharers in (("fsdp2", 8), ("fsdp_hybrid_shard", 8), ("fsdp_full_shard", 16), ("deepspeed_zero3", 16)):
+        _, parts = of_flux(*keys, f"config_file=examples/launch/{file}.yaml", kind="full")
+        assert gb(parts, "trained weights (") == pytest.approx(4 * 11.9 / sharers, rel=0.01), file
+    lines, _ = memory_lines(given_back[0].model_copy(), gpu=80)
+    assert lines[1].startswith("each weight is shared out over 8 of 16 processes; 23.80 GB are gathered for every forward of a rollout")
+    for gpu, takes in ((80, "false"), (48, "true")):
+        lines, _ = memory_lines(load_config(ROOT / "examples/grpo/full/flux1.yaml", keys), gpu)
+        assert any(f"reshard_after_forward: auto takes {takes} for a {gpu} GB GPU" in line for line in lines), gpu
 
 
 def test_weights_in_another_dtype_than_the_files_are_copied_as_they_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,14 @@ from flow_factory.errors import file_errors
 LAUNCH_FILES = Path(__file__).parents[1] / "launch_files"
 """Ours, which come along however the program is installed; examples/launch leads to them."""
 DATA_PARALLEL = ("NO", "MULTI_GPU", "MULTI_CPU")
-RESHARDS = {"TRUE": True, "FULL_SHARD": True, "FALSE": False, "SHARD_GRAD_OP": False}
+RESHARDS = {
+    "TRUE": True, "FULL_SHARD": True, "HYBRID_SHARD": True, "FALSE": False, "SHARD_GRAD_OP": False, "HYBRID_SHARD_ZERO2": False,
+}  # fmt: skip
 """FSDP2's key and the sharding strategies of FSDP1 that are the same."""
+NUMBERS = {"1": "FULL_SHARD", "2": "SHARD_GRAD_OP", "3": "NO_SHARD", "4": "HYBRID_SHARD", "5": "HYBRID_SHARD_ZERO2"}
+"""Of FSDP1's strategies."""
+MACHINES = "FF_NUM_MACHINES"
+"""In the environment, over how many machines the processes of a run would be that is looked at before any has started."""
 DEVICES = {"none": False, "cpu": True}
 OURS = {
     "optimizer": "train.optimizer", "scheduler": "train.lr_scheduler", "fp16": "mixed_precision", "bf16": "mixed_precision",
@@ -38,6 +44,8 @@ class EngineSettings:
     offload: bool = False
     """Sharded weights wait in main memory; with FSDP the optimiser's state is there too."""
     offload_optimizer: bool = False
+    keep: bool = False
+    """FSDP: what a rollout or an evaluation has gathered stays gathered until its end."""
     hybrid: bool | None = None
     """FSDP over several machines: each has all the weights, shared out over its processes; None: so, unless the file says otherwise."""
     blocks: tuple[str, ...] = ()
@@ -68,8 +76,10 @@ class EngineSettings:
 
     def sharers(self, processes: int) -> int:
         """Processes that a weight is shared out over, of so many of a run: all, or those of a machine."""
-        here = int(os.environ.get("LOCAL_WORLD_SIZE") or processes)  # as a launcher says
-        return here if self.kind == "fsdp" and self.hybrid is not False and 0 < here < processes and processes % here == 0 else processes
+        machines = int(os.environ.get(MACHINES) or 0)
+        here = processes // machines if machines else int(os.environ.get("LOCAL_WORLD_SIZE") or processes)  # as a launcher says
+        inside = self.kind == "fsdp" and self.hybrid is not False and 0 < here < processes and processes % here == 0
+        return here if inside else processes
 
     @property
     def shards_gradients(self) -> bool:
@@ -141,17 +151,18 @@ def _mapping(said: Mapping[str, Any], key: str, file: Path) -> dict[str, Any]:
 
 def _fsdp(file: Path, said: Mapping[str, Any]) -> EngineSettings:
     keys = {k.removeprefix("fsdp_"): v for k, v in said.items()}
-    strategy = str(keys.get("reshard_after_forward", keys.get("sharding_strategy", True))).upper()
-    strategy = {"1": "FULL_SHARD", "2": "SHARD_GRAD_OP", "3": "NO_SHARD", "4": "HYBRID_SHARD"}.get(strategy, strategy)
-    if strategy not in RESHARDS:
-        why = {"NO_SHARD": "that is plain data parallel: multi_gpu.yaml"}.get(strategy, f"known: {', '.join(RESHARDS)}")
-        raise ConfigError(f"config_file: {file}: fsdp_reshard_after_forward: {strategy} does not work here; {why}")
+    words = [str(keys[key]).upper() for key in ("reshard_after_forward", "sharding_strategy") if keys.get(key) is not None] or ["TRUE"]
+    strategy, last = (NUMBERS.get(word, word) for word in (words[0], words[-1]))
+    if wrong := next((word for word in (strategy, last) if word not in RESHARDS), None):
+        why = {"NO_SHARD": "that is plain data parallel: multi_gpu.yaml"}.get(wrong, f"known: {', '.join(RESHARDS)}")
+        raise ConfigError(f"config_file: {file}: fsdp_reshard_after_forward: {wrong} does not work here; {why}")
+    hybrid = last.startswith("HYBRID") if last.isupper() and "SHARD" in last else None
     names = keys.get("transformer_layer_cls_to_wrap") or ()
     blocks = tuple(n.strip() for n in names.split(",")) if isinstance(names, str) else names
     if not isinstance(blocks, list | tuple) or not all(isinstance(n, str) for n in blocks):
         raise ConfigError(f"config_file: {file}: fsdp_transformer_layer_cls_to_wrap: wants names of classes, got {show(names)}")
     reshard, offload, recompute = RESHARDS[strategy], keys.get("offload_params"), keys.get("activation_checkpointing")
-    return EngineSettings("fsdp", reshard=reshard, offload=bool(offload), blocks=tuple(blocks), recompute=bool(recompute))
+    return EngineSettings("fsdp", 0, reshard, bool(offload), hybrid=hybrid, blocks=tuple(blocks), recompute=bool(recompute))
 
 
 def _deepspeed_file(name: Any, file: Path) -> tuple[dict[str, Any], Path]:

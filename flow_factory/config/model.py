@@ -57,6 +57,11 @@ class ModelConfig(Section):
     )
     offload_idle: bool = Field(False, description="the VAE and all else that only a rollout needs wait in main memory while training")
     offload_blocks: bool = Field(False, description="the transformer waits in main memory, block by block on the device: FSDP2's offload")
+    reshard_after_forward: Literal["auto"] | bool = Field(
+        "auto",
+        description="FSDP2: in rollouts and evaluations, blocks give gathered weights back after each forward; false = keep them to the "
+        "end, auto = keep them where the estimate has room",
+    )
     compile: bool = Field(
         False, description="compile the transformers block by block, for each shape of a call; rollouts then keep activations"
     )

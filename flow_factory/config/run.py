@@ -1,6 +1,7 @@
 """The whole YAML: top-level keys and sections."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Generic, Literal
 
 from pydantic import BeforeValidator, Field, PrivateAttr
@@ -61,7 +62,14 @@ class RunConfig(Section, Generic[Train]):
             ConfigError: as `engine_of`; a config that was loaded has none.
         """
         engine = engine_of(self.config_file, self.model.offload_blocks)
+        if engine.kind == "fsdp" and self.model.reshard_after_forward is False:
+            return replace(engine, keep=True)
         return EngineSettings() if engine.kind == "zero" and self.num_processes == 1 else engine
+
+    @property
+    def sharers(self) -> int:
+        """Processes that a weight which is shared out is shared out over."""
+        return self.engine.sharers(self.num_processes)
 
     @property
     def teams(self) -> int:

@@ -53,7 +53,7 @@ class Engine:
 
     def describe(self) -> str:
         """The engine at work and what a process holds, counted."""
-        params = list(self.policy.components.parameters())
+        params = list(self.policy.parameters())
         held, whole = sum(self.part(p).numel() for p in params), sum(self.shape(p).numel() for p in params)
         many = self.accelerator.num_processes
         return f"{self.name}{f' on {many} processes' if many > 1 else ''}: {held / 1e6:.4g} M of {whole / 1e6:.4g} M weights on the first"
@@ -67,6 +67,10 @@ class Engine:
     def accumulating(self, last: bool) -> AbstractContextManager:
         """Around a forward and its backward; `last`: an optimiser step is next, and the gradient is to be everyone's mean."""
         return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
+
+    def gathered(self) -> AbstractContextManager:
+        """Around the forwards of a rollout or an evaluation, without gradient and of the same weights."""
+        return nullcontext()
 
     def backward(self, loss: Tensor) -> None:
         """Adds the loss's gradient."""

@@ -1,7 +1,7 @@
 """FSDP2: torch's `fully_shard` on each block and on the policy around them."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ class FullyShard(Engine):
 
     @property
     def name(self) -> str:
-        return "FSDP2" if all(isinstance(p, DTensor) for p in self.policy.components.parameters()) else "FSDP2, not of all weights"
+        return "FSDP2" if all(isinstance(p, DTensor) for p in self.policy.parameters()) else "FSDP2, not of all weights"
 
     def accumulating(self, last: bool) -> AbstractContextManager:
         """A LoRA's gradient is reduced once a step. Of all weights it would have to be kept whole until then: it is reduced each time, and
@@ -60,6 +60,19 @@ class FullyShard(Engine):
         self.wrapped.set_requires_gradient_sync(last or not self.lora)
         self.wrapped.set_requires_all_reduce(last)
         return nullcontext()
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """With `keep`, the first forward gathers the weights, and they are given back at the end."""
+        if self.settings.keep:
+            self.wrapped.set_reshard_after_forward(False)
+        try:
+            yield
+        finally:
+            if self.settings.keep:
+                self.wrapped.set_reshard_after_forward(self.settings.reshard)
+                self.wrapped.set_reshard_after_forward(True, recurse=False)
+                self.written()
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
