@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from flow_factory.algorithms.base import Algorithm
 from flow_factory.compilation import Shapes
 from flow_factory.config import RunConfig
-from flow_factory.data.cache import ConditionCache, Conditions, encode_rows
+from flow_factory.data.cache import ConditionCache, Conditions, encode_missing, look_up
 from flow_factory.data.fingerprints import file_sha256
 from flow_factory.data.packing import in_memory, pack
 from flow_factory.data.shards import DIGEST
@@ -28,7 +28,9 @@ from flow_factory.errors import UserError
 from flow_factory.interrupt import ELSEWHERE, Interrupt, Interrupted
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.failures import named_rows
+from flow_factory.pace import Pace
 from flow_factory.patience import Work
+from flow_factory.terminal import bar
 from flow_factory.trainer import call_of
 from flow_factory.types import Cond, Row
 from flow_factory.windows import evaluated, idle_of, in_windows, rows_needed, rows_of_start, rows_of_window, window_of
@@ -147,9 +149,12 @@ class Encoding:
 
     def _share(self, conds: Conditions | Fresh, wanted: Sequence[int], work: Work, interrupt: Interrupt | None = None) -> None:
         """Encodes what this process's share of the rows lacks."""
-        if not isinstance(conds, Conditions):
+        if not isinstance(conds, Conditions) or not len(wanted):
             return
-        mine = share_of(self.config, self.accelerator)
+        share, main, cache = share_of(self.config, self.accelerator), self.accelerator.is_main_process, conds.cache
+        keys, missing = look_up(conds.rows, cache, main, wanted, share)
+        conds.keys.update(keys)
+        pace = Pace(cache, len(missing), share[1], main, interrupt is None, self.later(conds, wanted))
 
         def encode(row: Row) -> Cond:
             work.beat(f"encoding {row.source}")
@@ -157,10 +162,16 @@ class Encoding:
                 interrupt.check()
                 if work.stopped:
                     raise Interrupted(ELSEWHERE)
+            pace.row()
             return conds.encode(row)
 
-        looked_up = encode_rows(conds.rows, encode, conds.cache, self.accelerator.is_main_process, wanted, mine, strict=interrupt is None)
-        conds.keys.update(looked_up.keys)
+        there = len(wanted) - len(missing) * share[1]
+        doing = f"encoding rows ({there} are there)" if there > 0 else "encoding rows"
+        encode_missing(bar(missing.items(), doing, "row", main, times=share[1]), conds.rows, encode, cache, strict=interrupt is None)
+
+    def later(self, conds: Conditions, wanted: Sequence[int]) -> int:
+        """How many rows the run draws in later windows."""
+        return len(rows_needed(self.config, len(conds))) - len(wanted) if in_windows(self.config) and conds is self.conds else 0
 
     def _count(self, wanted: tuple[Sequence[int], Sequence[int]]) -> None:
         """Has the compiler allow for their shapes."""

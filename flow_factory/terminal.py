@@ -84,19 +84,29 @@ def hide_bars() -> None:
         of_transformers.disable_progress_bar()
 
 
-def bar(items: Collection[Item], doing: str, unit: str = "it", shown: bool = True, delay: float = 1.0) -> Iterator[Item]:
-    """The items one by one, with a bar that leaves nothing behind, or a line a minute where there is no terminal."""
+def bar(items: Collection[Item], doing: str, unit: str = "it", shown: bool = True, delay: float = 1.0, times: int = 1) -> Iterator[Item]:
+    """The items one by one, with a bar that leaves nothing behind, or a line a minute where there is no terminal.
+
+    Args:
+        times: processes that do as much each, and are counted in.
+    """
     if not shown:
         yield from items
     elif sys.stderr.isatty():
-        yield from tqdm(items, doing, unit=unit, leave=False, delay=delay, dynamic_ncols=True)
+        yield from tqdm(items, doing, unit=unit, leave=False, delay=delay, dynamic_ncols=True, unit_scale=times if times > 1 else False)
     else:
         since = last = time.monotonic()
         for done, item in enumerate(items):
             if time.monotonic() - last > EVERY:
                 last = time.monotonic()
-                say(f"{doing}: {done} of {len(items)}, {span((last - since) / done * (len(items) - done))} left")
+                rate = done / (last - since)
+                say(f"{doing}: {done * times} of {len(items) * times}, {speed(rate * times)}, {span((len(items) - done) / rate)} left")
             yield item
+
+
+def speed(rate: float) -> str:
+    """Of so many a second: `12 a second`, `40 s each`."""
+    return f"{rate:.3g} a second" if rate > 1 else f"{1 / rate:.3g} s each"
 
 
 def span(seconds: float) -> str:

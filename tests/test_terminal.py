@@ -69,7 +69,7 @@ def test_long_work_is_a_line_a_minute_without_a_terminal(capfd: pytest.CaptureFi
     monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
     assert list(bar(range(8), "encoding rows")) == list(range(8))
     said = capfd.readouterr().err.splitlines()
-    assert said and all(re.fullmatch(r"encoding rows: [1-7] of 8, \d+ \w+ left", line) for line in said)
+    assert said and all(re.fullmatch(r"encoding rows: [1-7] of 8, \d+ s each, \d+ \w+ left", line) for line in said)
     assert list(bar(range(8), "encoding rows", shown=False)) == list(range(8)) and not capfd.readouterr().err
 
 

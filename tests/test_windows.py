@@ -6,6 +6,7 @@ import signal
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,20 +14,22 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from flow_factory import encoders
+from flow_factory import encoders, pace
 from flow_factory.config import load_config
+from flow_factory.data.cache import ConditionCache
 from flow_factory.data.cache_folder import stocks
 from flow_factory.data.order import rows_of_epoch
 from flow_factory.encoding_plan import encoding_lines, encoding_settled, with_data
-from flow_factory.errors import RowError
+from flow_factory.errors import RowError, UserError
 from flow_factory.fit import Model, model_of
 from flow_factory.interrupt import Interrupted
 from flow_factory.memory import in_main_memory, peak
+from flow_factory.pace import FIRST, Pace
 from flow_factory.run import Run
 from flow_factory.train import build
 from flow_factory.types import Cond, Row
 from flow_factory.windows import FEW, evaluated, idle_of, rows_needed, rows_of_start, rows_of_window, window_of
-from tests.tiny.run import ROOT, checkpoint, ff_train, logged, read_state, tiny, trained, write_run
+from tests.tiny.run import ROOT, checkpoint, ff_train, logged, read_state, tiny, trained, write_rows, write_run
 from tests.tiny.several import several
 
 SHORT = ("train.max_epochs=3", "eval.eval_freq=3", "eval.num_inference_steps=1", "mixed_precision=bf16")
@@ -145,6 +148,32 @@ def test_other_weights_in_the_same_files_are_other_encoders(tmp_path: Path) -> N
     os.utime(flux / "text_encoder_2" / "model.safetensors")
     tiny(tmp_path, *SHORT, override)
     assert rows_in(tmp_path / "cache") == 20, "a file that was only touched is the same encoder"
+
+
+def test_a_disk_without_room_for_the_rows_is_said_after_the_first_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what they took; and the run that goes on when there is room has them."""
+    write_run(tmp_path)
+    write_rows(tmp_path / "data" / "train.jsonl", [{"prompt": f"a red circle {k}"} for k in range(30)])
+    free = SimpleNamespace(free=1000)
+    with monkeypatch.context() as full, pytest.raises(UserError, match=r"data.cache_dir: .*: the rows .* take .* GB are missing"):
+        full.setattr(shutil, "disk_usage", lambda path: free)
+        tiny(tmp_path, *SHORT, "train.max_epochs=100")
+    assert rows_in(tmp_path / "cache") == 1 + FIRST
+
+
+def test_the_pace_counts_all_processes_and_the_rows_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """4 of 100 rows a second each, after a first one that takes a minute."""
+    now, said = [0.0], list[str]()
+    monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(pace, "note", said.append)
+    cache = ConditionCache(tmp_path, "encoders")
+    one = Pace(cache, 100, 2, told=True, later=1000)
+    for k in range(100):
+        one.row()
+        now[0] += 0.25 if k else 60
+        cache.shards.grown += 4_000_000 if k else 8_000_000
+    assert said[0].startswith("182 rows are to be encoded: 23 s at 8 a second, and 0.728 GB (4 MB a row) in ")
+    assert said[1:] == ["the 1000 rows that the run draws after these take up to 4 GB more there"]
 
 
 # -- which rows, when -------------------------------------------------------------------------------------------------------------

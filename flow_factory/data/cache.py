@@ -220,6 +220,18 @@ def encode_rows(
     Raises:
         UserError: it is refused, see `ConditionCache.put`.
     """
+    keys, missing = look_up(rows, cache, progress, wanted, share)
+    encode_missing(bar(missing.items(), "encoding rows", "row", progress), rows, encode, cache, strict)
+    return Conditions(cache, rows, encode, keys)
+
+
+def look_up(
+    rows: Sequence[Row], cache: ConditionCache, progress: bool = True, wanted: Iterable[int] | None = None, share: tuple[int, int] = (0, 1)
+) -> tuple[dict[int, str], dict[str, int]]:
+    """Of this process's share, see `encode_rows`: keys of rows that have files, by their place; and the place of each key that is missing.
+
+    Reads the rows' condition files.
+    """
     cache.look()
     if progress and has_old(cache.folder):
         logger.warning(
@@ -227,7 +239,7 @@ def encode_rows(
         )
     mine = list(range(len(rows)) if wanted is None else wanted)[share[0] :: share[1]]
     keys, missing = dict[int, str](), dict[str, int]()
-    for k in bar(mine, "looking up rows", "row", progress, delay=2):  # reads their condition files
+    for k in bar(mine, "looking up rows", "row", progress, delay=2):
         row = rows[k]
         key = cache.key(row)
         if row.images or row.videos:
@@ -235,7 +247,18 @@ def encode_rows(
         if key not in missing and not cache.holds(key):
             missing[key] = k
     cache.save()
-    for key, k in bar(missing.items(), "encoding rows", "row", progress):
+    return keys, missing
+
+
+def encode_missing(
+    missing: Iterable[tuple[str, int]], rows: Sequence[Row], encode: Callable[[Row], Cond], cache: ConditionCache, strict: bool = True
+) -> None:
+    """See `encode_rows`.
+
+    Args:
+        missing: keys, and the places of their rows.
+    """
+    for key, k in missing:
         cond = encode(rows[k])
         try:
             cache.put(rows[k], cond, key)
@@ -244,7 +267,6 @@ def encode_rows(
                 raise
             cache.warn(f"{error}; {GOES_ON}")
             break
-    return Conditions(cache, rows, encode, keys)
 
 
 _images: WeakValueDictionary[tuple[str, int], Image.Image] = WeakValueDictionary()

@@ -123,6 +123,8 @@ class Shards:
         self.whole, self.lost = set[Place](), dict[Place, str]()  # what was looked at; and why it cannot be used
         self.maps: dict[int, np.ndarray] = {}
         self.said = set[int]()
+        self.grown = 0
+        """Bytes that this process has put here."""
 
     def refresh(self) -> None:
         """See `Index.refresh`."""
@@ -154,6 +156,7 @@ class Shards:
             places = writer.append(new)
             number = self.index.number(writer.shard.name)
             for blob, (offset, size) in zip(new, places, strict=True):
+                self.grown += size
                 self.index.add(blob.key, Place(number, offset, size))
             self.index.read[writer.index.name] = writer.index_end
 
