@@ -62,7 +62,8 @@ class Evaluator:
         mine: list[Scored] = []
         waiting: dict[int, list[Any]] = {}
         batches = list(self.batches())
-        all_or_none(self.accelerator, self.interrupt, lambda: [self.rows[row] for batch in batches for row, _ in batch])  # it may be edited
+        unchanged = (self.rows[row] for batch in batches for row, _ in batch)  # a line may have been edited
+        all_or_none(self.accelerator, self.interrupt, lambda: all(unchanged))
         rounds = range(most_of_ranks(self.accelerator, len(batches)))
         with torch.no_grad(), self.store.use(self.store.reported), self.engine.gathered():
             for number in bar(rounds, "evaluating", shown=self.accelerator.is_main_process, delay=5):
