@@ -78,18 +78,26 @@ def cosine_by_hand(folder: Path, prompt: str, image: Image.Image) -> tuple[float
     return logit / scale, scale
 
 
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Detectors see small pictures, not of 800 pixels."""
+    monkeypatch.setattr("flow_factory.rewards.gen_eval.SHORTER", 64)
+
+
 MEASURED = [name for name, path in REWARDS.table.items() if "judges" not in path and name != "clap"]
 """Rewards of pictures; test_judges and test_reward_models have the same of the others."""
 COLUMNS: dict[str, Any] = {
     "objects": [{"color": "red", "shape": "circle", "count": 2}, {"color": "blue", "shape": "square", "count": 1}],
     "relation": "left of",
     "tags": {"deep": ["a"]},
+    "include": [{"class": "dog", "count": 1, "color": "red"}],
 }
 """What rewards ask of a row, beside its prompt."""
 
 
 @pytest.mark.parametrize("kind", ["image", "video"])
 @pytest.mark.parametrize("name", [*MEASURED, "clap"])
+@pytest.mark.usefixtures("small")
 def test_a_reward_that_gets_no_copies_leaves_all_as_it_was(keys: Callable[[str], dict[str, Any]], name: str, kind: str) -> None:
     cls = REWARDS[name]
     if kind not in cls.required_fields:
@@ -127,6 +135,7 @@ def test_the_processor_can_be_another_folder(clip: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", MEASURED)
+@pytest.mark.usefixtures("small")
 def test_scores_do_not_depend_on_the_batch_its_order_or_its_size(keys: Callable[[str], dict[str, Any]], name: str) -> None:
     rows, media = [Row(k, p, columns=COLUMNS) for k, p in enumerate(QUOTING)], [pictures(3, seed=k) for k in range(3)]
     small, large = (rewards(name, size, **keys(name)) for size in (2, 64))

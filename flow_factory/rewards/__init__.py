@@ -28,6 +28,7 @@ REWARDS = _Rewards(
         "CLIP": "flow_factory.rewards.clip:CLIPReward",
         "HPSv2": "flow_factory.rewards.hps:HPSv2Reward",
         "ImageReward": "flow_factory.rewards.image_reward:ImageReward",
+        "GenEval": "flow_factory.rewards.gen_eval:GenEvalReward",
         "OCR": "flow_factory.rewards.ocr:OCRReward",
         "clap": "flow_factory.rewards.clap:CLAPReward",
         "aesthetic": "flow_factory.rewards.aesthetic:AestheticReward",

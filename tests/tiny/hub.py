@@ -2,16 +2,26 @@
 
 import hashlib
 import json
+import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 COMMIT = hashlib.sha1(b"first").hexdigest()
 LATER = hashlib.sha1(b"later").hexdigest()
 SEEN = "2026-01-01T00:00:00.000Z"
+
+
+def cached(name: str, folder: Path, cache: Path) -> Path:
+    """Puts a copy of a folder into the hub's cache under a hub name, as a download leaves it; returns the snapshot."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    return shutil.copytree(folder, repository / "snapshots" / COMMIT)
 
 
 @dataclass

@@ -15,11 +15,14 @@ from transformers import (
     ClapFeatureExtractor,
     ClapModel,
     CLIPConfig,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
     PPOCRV5ServerDetConfig,
     PPOCRV5ServerDetForObjectDetection,
     PPOCRV5ServerRecConfig,
     PPOCRV5ServerRecForTextRecognition,
     RobertaTokenizer,
+    SwinConfig,
 )
 
 from tests.tiny.clip import save_clip
@@ -176,6 +179,20 @@ def save_ocr(folder: Path) -> dict[str, str]:
     return {"detector_name_or_path": str(folder / "det"), "recognizer_name_or_path": str(folder / "rec")}
 
 
+def save_geneval(folder: Path) -> dict[str, str]:
+    """Mask2Former of four tiny Swin stages and 4 queries over two classes, and a tiny CLIP."""
+    swin = SwinConfig(embed_dim=8, depths=[1] * 4, num_heads=[1] * 4, window_size=4, out_features=["stage1", "stage2", "stage3", "stage4"])
+    config = Mask2FormerConfig(
+        backbone_config=swin, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=16, dim_feedforward=16,
+        encoder_layers=1, decoder_layers=2, num_attention_heads=2, num_queries=4, id2label={0: "dog", 1: "cat"},
+        label2id={"dog": 0, "cat": 1},
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        Mask2FormerForUniversalSegmentation(config).save_pretrained(folder / "detector")
+    return {"model_name_or_path": str(save_clip(folder / "clip")), "detector_name_or_path": str(folder / "detector")}
+
+
 def save_only_clip(folder: Path) -> dict[str, str]:
     return {"model_name_or_path": str(save_clip(folder))}
 
@@ -188,5 +205,6 @@ SAVERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "HPSv2": save_hps,
     "clap": save_clap,
     "OCR": save_ocr,
+    "GenEval": save_geneval,
     "ImageReward": save_image_reward,
 }
