@@ -47,11 +47,18 @@ def looks(config: RunConfig, needs: Iterable[Needs], paired: bool, share: tuple[
     if config.model.model_type == "diffusers" and config.engine.shards_weights and config.num_processes > 1:
         found.append(SomeNegatives())
 
+    def learns(row: Row) -> None:
+        if row.shows is not None and (row.shows != "preference" or not paired):
+            own = "learns from preferences" if paired else "draws its own samples"
+            right = "write lines with a prompt" + ", or offline: true with trainer_type: dpo" * (row.shows == "preference")
+            raise UserError(f"{row.source}: a {row.shows}, and {config.train.trainer_type} {own}; {right}")
+
     def look(row: Row) -> None:
         its = files_of(config, row, paired) if not row.inside else ()  # those of a table are there
         for path, kind in its if row.id % share[1] == share[0] else ():
             require_there(path, row.source, kind)
 
+    found.append(learns)
     return [*found, look] if takes_files(config) else found
 
 

@@ -33,6 +33,8 @@ class Row:
     """Files of the condition videos."""
     source: str = ""
     """`file:line`, for messages."""
+    shows: str | None = None
+    """`demonstration` or `preference`, of a line of the public schema_version 2."""
     inside: bool = False
     """Whether files stand inside the data set, and are written to where their names say when these are asked for."""
 

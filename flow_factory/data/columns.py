@@ -95,10 +95,12 @@ class Naming:
     Args:
         folders: where relative names of files of each kind ("image", "video") start.
         columns: our name -> the data set's, as `data.columns` has it; a dot leads into an object, as in `json.caption`.
+        root: the data set's own folder, for lines of schema_version 2.
     """
 
     folders: Mapping[str, Path]
     columns: Mapping[str, str] = field(default_factory=dict)
+    root: Path = Path()
 
     def row(self, row_id: int, columns: Mapping[str, Any], where: str) -> Row:
         """The row of these columns.
@@ -124,7 +126,7 @@ class Naming:
         images, videos = (self._files(named, kind, where) for kind in ("image", "video"))
         others = Columns(named) if any(isinstance(value, Deferred) for value in named.values()) else named
         inside = any(isinstance(file, Files | Deferred) for file in (images, videos, *map(named.get, PAIR)))
-        return Row(row_id, prompt, negative, others, images, videos, where, inside)
+        return Row(row_id, prompt, negative, others, images, videos, where, inside=inside)
 
     def renamed(self, columns: Mapping[str, Any], where: str) -> dict[str, Any]:
         """By our names; what stands under one of ours that the data set means otherwise is left out."""

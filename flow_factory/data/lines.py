@@ -1,9 +1,11 @@
 """One line of a `.jsonl` data set: from JSON to a row. Needs nothing but the standard library."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from flow_factory.data.columns import EXAMPLE, DataError, Naming, kind_of
+from flow_factory.data.v2 import columns_of
 from flow_factory.types import Row
 
 DEEPEST = 64
@@ -22,7 +24,10 @@ def row_of(row_id: int, line: str, where: str, naming: Naming) -> Row:
     columns = _parse(line, where)
     if not isinstance(columns, dict):
         raise DataError(f"{where}: {kind_of(columns)} where an object belongs, {EXAMPLE}")
-    return naming.row(row_id, columns, where)
+    if "schema_version" not in columns:
+        return naming.row(row_id, columns, where)
+    shows, columns = columns_of(columns, where, naming.root)
+    return replace(naming.row(row_id, columns, where), shows=shows)
 
 
 def _parse(line: str, where: str) -> Any:

@@ -64,7 +64,7 @@ def read_rows(
     if columns and path.suffix == ".txt":
         raise DataError(f"data.columns: {path} is a prompt a line and has no columns; remove data.columns, or write a .jsonl")
     folders = {"image": Path(image_dir or path.parent / "images"), "video": Path(video_dir or path.parent / "videos")}
-    return RowFile(path, Naming(folders, columns or {}), max_size, looks)
+    return RowFile(path, Naming(folders, columns or {}, path.parent), max_size, looks)
 
 
 class RowFile(Sequence[Row]):
