@@ -5,23 +5,29 @@ import re
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._pytree import tree_flatten
 
 from flow_factory.config import RunConfig, load_config
 from flow_factory.data.cache import ConditionCache, encode_rows
+from flow_factory.encoders import Encoders, loaded_later
 from flow_factory.errors import UserError
 from flow_factory.models import MODELS
+from flow_factory.models.loading import load_adapter
 from flow_factory.models.proof import prove
 from flow_factory.policy import dead_ends, target_names
 from flow_factory.rows import looks
 from flow_factory.types import Clip, Cond, Row
 from flow_factory.weighing import shape_of
+from tests.conftest import policy_over
 from tests.models.cases import CASES, EACH, SQUARE, call_of, every_case, over, picture, row, video
 from tests.models.harness import Tiny, adapter_of, small, tiny
 from tests.test_data import same
+from tests.tiny.pipelines import saved
 from tests.tiny.run import ROOT, write_run
 
 FAMILIES = [name for name in MODELS if name != "diffusers"]
@@ -56,6 +62,31 @@ def test_a_negative_prompt_that_rows_have_in_common_is_encoded_once(name: str, m
             other.place(torch.device("cpu"))  # which forgets
             assert same(adapter.encode(row, call), other.encode(row, call))
     assert [text for text in asked if not text.startswith("row")] == ["bad", "worse", "bad", adapter.negative]
+
+
+@pytest.mark.exhaustive
+@over(EACH)
+def test_a_row_encoded_in_the_middle_of_a_run_has_the_bits_of_the_start(name: str) -> None:
+    """By encoders that are loaded when the policy is there, set aside, and loaded again."""
+    case = CASES[name]
+    at_start = Tiny(name, "bf16")
+    model = SimpleNamespace(model_name_or_path=str(saved(case.checkpoint)), model_type=case.model_type, pipeline_class=None)
+    config: Any = SimpleNamespace(model=model, mixed_precision="bf16", data=SimpleNamespace(enable_preprocess=True, encode="window"))
+    names = loaded_later(config)
+    adapter = load_adapter(model.model_name_or_path, model.model_type, "bf16", without=names)
+    assert names and all(getattr(adapter.pipe, part) is None for part in names)
+    policy_over(adapter, "bf16", lora_rank=2, target_modules="default", target_components=tuple(adapter.field.bare))
+    late = Encoders(config, adapter, torch.device("cpu"), told=False)
+    for idle in ("drop", "offload", "keep"):
+        late.idle = idle
+        with small(adapter.pipe):
+            conds = [late.encode(row(case, k), at_start.call) for k in (0, 1)]
+        assert all(getattr(adapter.pipe, part) is None for part in names)
+        for cond, first in zip(conds, at_start.conds, strict=True):
+            (here, structure), (there, other) = tree_flatten(cond), tree_flatten(first)
+            assert structure == other
+            for a, b in zip(here, there, strict=True):
+                assert torch.equal(a, b) and a.dtype == b.dtype if isinstance(a, torch.Tensor) else a == b
 
 
 def refuse(row: Row) -> Cond:
