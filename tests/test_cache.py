@@ -22,7 +22,8 @@ import flow_factory.data.shards as shards_module
 from flow_factory.data.cache import ConditionCache, Conditions, encode_rows
 from flow_factory.data.index import MAGIC, RECORD, Index, Place
 from flow_factory.data.media import open_image, open_video, save_video
-from flow_factory.data.packing import SMALL
+from flow_factory.data.packing import SMALL, pack
+from flow_factory.data.shards import digest
 from flow_factory.errors import RunError, UserError
 from flow_factory.tensor_file import NAMES
 from flow_factory.types import Clip, Cond, Row
@@ -73,6 +74,18 @@ def test_a_row_that_cannot_be_kept_is_computed_with_as_if_it_were(tmp_path: Path
     monkeypatch.setattr(shards_module.Shards, "append", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     got = Conditions(ConditionCache(tmp_path / "b", "v1"), rows_of(1), lambda row: cond)[0]
     assert same(got, kept.get(Row(0, "p"))) and got["x"].is_contiguous()
+
+
+def test_a_strangers_row_that_names_no_hash_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache = ConditionCache(tmp_path, "v1")
+    key = bytes.fromhex(cache.key(Row(0, "p")))
+    (*_, row) = pack({"x": large(1)}, key)
+    for place in ("", "00", "ff" * 31, "ff" * 33, "x"):
+        data = json.dumps([{"dict": {"x": {"tensor": 0}}}, [["U8", [LARGE], place]]]).encode()
+        rest = len(data).to_bytes(8, "little") + data
+        cache.shards.append([row._replace(parts=(digest(key, rest), rest))])
+        assert ConditionCache(tmp_path, "v1").get(Row(0, "p")) is None
+        assert "it is damaged" in caplog.text
 
 
 def test_a_dtype_that_files_do_not_have_is_named(tmp_path: Path) -> None:

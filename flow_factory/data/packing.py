@@ -165,7 +165,10 @@ def _tensor(
     if not many:
         return torch.empty(shape, dtype=dtype)
     if isinstance(place, str):
-        found = part(bytes.fromhex(place), many * dtype.itemsize)
+        key = bytes.fromhex(place)
+        if len(key) != DIGEST:
+            raise ValueError
+        found = part(key, many * dtype.itemsize)
         return None if found is None else torch.frombuffer(found, dtype=dtype).view(shape)
     if place < 0:
         raise ValueError

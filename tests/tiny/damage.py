@@ -61,7 +61,7 @@ def to_rows(tree: Any) -> bytes:
 
 
 def _put(text: str, texts: Mapping[str, str]) -> str:
-    return re.sub(r"""(["']?)@@(\w+)@@\1""", lambda m: texts[m[2]], text.replace("@@twice@@", ""))
+    return re.sub(r"""(["']?)@@(\w+)@@\1""", lambda m: texts.get(m[2], m[0]), text.replace("@@twice@@", ""))
 
 
 @st.composite

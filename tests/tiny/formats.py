@@ -186,6 +186,7 @@ def structure(folder: Path) -> Format:
         assert found is None or isinstance(found, dict)
         assert shards.writer is not None
         shards.writer.shard.unlink()
+        shards.writer.index.unlink()
 
     return Format(st.one_of(tree_damage(json.loads(text)).map(to_json), byte_damage(text)), read)
 
