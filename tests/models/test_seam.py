@@ -173,7 +173,7 @@ def tallied(counts: Counter, name: str, bare: Callable[..., Any]) -> Callable[..
 def once(case: Case) -> dict[str, int]:
     """What a micro-batch has to compute: Wan's pictures are one video to the VAE; nothing but pictures where the prompt is encoded."""
     encoded = 1 if case.frames or case.model_type == "wan2_i2v" else len(case.images)
-    others = {"encode_image": "wan21" in case.checkpoint and bool(case.images), "connectors": "ltx2" in case.checkpoint}
+    others = {"encode_image": "wan21" in case.checkpoint and bool(case.images)}
     return {k: int(n) for k, n in {"vae.encode": encoded, **others}.items() if n}
 
 
