@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from flow_factory.config import DataConfig
+from flow_factory.data.columns import require_file_name
 from flow_factory.data.media import open_image, open_video
 from flow_factory.data.reader import DataError
 from flow_factory.models.base import ModelAdapter
@@ -28,6 +29,7 @@ def pair_files(data: DataConfig, row: Row, video: bool) -> list[Path]:
         if not isinstance(row.columns.get(column), str):
             there = ", ".join(row.columns) or "none"
             raise DataError(f"{row.source}: train.offline wants the names of two files in 'chosen' and 'rejected'; columns: {there}")
+        require_file_name(row.columns[column], repr(column), "video" if video else "image", row.source)
     return [folder / row.columns[column] for column in COLUMNS]
 
 

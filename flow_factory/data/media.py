@@ -248,7 +248,8 @@ def _check_file(path: Path, where: str, kind: str) -> None:
         if os.path.lexists(path):
             if (other := kind_of_file(path)) is not None:
                 raise DataError(f"{where}: {path}: {other}, where {wanted} belongs")
-            path.open("rb").close()
+            with path.open("rb") as file:
+                file.read(1)  # what is no file of a disk may open, and fail then
         elif path.parent.is_dir():
             names = [p.name for p in path.parent.iterdir()]
             raise DataError(f"{where}: {path}: no such {kind}.{nearest(path.name, names)} Its folder has {listing(path.parent)}")

@@ -112,6 +112,8 @@ class ModelAdapter(Family):
 
     def guided(self, call: Mapping[str, Any]) -> bool:
         """Whether this call runs the transformer a second time, for the negative prompt."""
+        if GUIDER in call:
+            return call[GUIDER] > 1
         return self.cfg is not None and (self.takes(call).get(self.cfg) or 0) > 1
 
     def with_guidance(self, call: Mapping[str, Any], scale: float) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class Diffusers(ModelAdapter):
         """What `encode_prompt` returns for n times the row, call by call: the pipeline runs up to its first transformer call."""
         memo = Memo()
         generators = [torch.Generator(self.pipe._execution_device).manual_seed(0)] * n
-        with self.field.desk.using(memo), torch.no_grad(), self.field.stopping():
+        with self.field.desk.using(memo), torch.no_grad(), self.field.stopping(), guiding(self.pipe, call.get(GUIDER)):
             self.field.call(self.pipe, **self.takes(call), **_prompts(cond, n), num_inference_steps=2, generator=generators)
         if "encode_prompt" not in memo.kept:
             raise UserError(f"{type(self.pipe).__name__} did not call its encode_prompt for {str(cond.get('prompt'))[:60]!r}")

@@ -6,6 +6,7 @@ from typing import Any
 
 from accelerate import init_empty_weights
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers.guiders import BaseGuidance
 
 from flow_factory.models.parts import import_pipeline
 
@@ -30,7 +31,7 @@ def empty_pipeline(checkpoint: str, pipeline: str) -> Any:
 
 def _empty(checkpoint: str, name: str, library: str | None, kind: str | None) -> Any:
     cls = getattr(importlib.import_module(library), kind or "") if library == "diffusers" else None
-    if cls is not None and issubclass(cls, SchedulerMixin):
+    if cls is not None and issubclass(cls, SchedulerMixin | BaseGuidance):
         return cls.from_pretrained(checkpoint, subfolder=name)
     if cls is None or not issubclass(cls, ModelMixin):
         return None
