@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from flow_factory.attention import attending_by
 from flow_factory.config import ConfigError, RunConfig, load_config, plan_of
 from flow_factory.context_parallel import refuse_uneven, split_sequences
 from flow_factory.errors import UserError
@@ -148,12 +149,12 @@ def test_a_length_that_does_not_divide_is_an_error(name: str, call: dict[str, An
 
 def test_an_attention_backend_that_cannot_split_names_those_that_can() -> None:
     t = Tiny("wan21-t2v")
-    t.transformers[0].set_attention_backend("_native_math")
     if dist.is_initialized():
         dist.destroy_process_group()  # of a run of another test in this process
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
     try:
-        with pytest.raises(UserError, match=r"model.context_parallel: .*_native_math.* does not support .*'native'"):
+        said = r"model.context_parallel: .*_native_math.* does not support .*'native'"
+        with attending_by(t.transformers[0], "_native_math"), pytest.raises(UserError, match=said):
             split_sequences(t.adapter, 2, torch.device("cpu"))
     finally:
         dist.destroy_process_group()

@@ -380,14 +380,19 @@ def special(folder: Path, kind: str) -> Path:
         path.symlink_to(folder / "gone")
     elif kind == "loop":
         path.symlink_to(path)
-    return {"device": Path("/dev/zero"), "long": folder / ("n" * 300), "below a file": Path(__file__) / "a.png"}.get(kind, path)
+    return {
+        "device": Path("/dev/zero"),
+        "memory": Path("/proc/self/mem"),
+        "long": folder / ("n" * 300),
+        "below a file": Path(__file__) / "a.png",
+    }.get(kind, path)
 
 
 SPECIAL = {
     "pipe": "a pipe, where {} belongs", "socket": "a socket, where {} belongs", "device": "a device, where {} belongs",
     "link to nothing": "No such file or directory; {} that can be read belongs there",
     "loop": "Too many levels of symbolic links; {} that can be read belongs there",
-    "long": "no such", "below a file": "no such",
+    "memory": "Input/output error; {} that can be read belongs there", "long": "no such", "below a file": "no such",
 }  # fmt: skip
 
 
