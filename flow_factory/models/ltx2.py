@@ -72,7 +72,7 @@ class LTX2(ModelAdapter):
         return {"prompt_embeds": embeds, "prompt_attention_mask": mask}
 
     def encode(self, row: Row, call: Mapping[str, Any]) -> Cond:
-        """With what the connectors make of the text encoder's 49 states: a thirtieth of their size. Those of video and sound are side by side.
+        """With what the connectors make of the text encoder's 49 states, a thirtieth of their size; video and sound side by side.
 
         They see the negative prompt and the prompt in one batch, as in the pipeline: alone, a prompt has other bits in 16 bits.
         """
