@@ -30,6 +30,7 @@ from flow_factory.dynamics import DYNAMICS
 from flow_factory.engines import Engine
 from flow_factory.errors import UserError
 from flow_factory.models.loading import DTYPES
+from flow_factory.patience import meet_again
 from flow_factory.sampling import Sampler
 from flow_factory.types import Cond
 
@@ -61,6 +62,7 @@ def prove_attention(config: RunConfig, engine: Engine, cond: Cond) -> None:
     if not alone or (accelerator.device.type == "cpu" and name is None):
         return
     ledger, key = Ledger(Path(config.data.cache_dir) / "attention.jsonl", FORMAT), key_of(config, engine, cond)
+    meet_again("looking at what was proved")
     if not most_of_ranks(accelerator, key not in ledger.known):
         return
     with engine.accumulating(last=False):

@@ -2,6 +2,14 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from weakref import WeakSet
+
+_all: WeakSet["Background"] = WeakSet()
+
+
+def busy() -> bool:
+    """Whether any job is not done."""
+    return any(one.pending is not None and not one.pending.done() for one in list(_all))
 
 
 class Background:
@@ -10,6 +18,7 @@ class Background:
     def __init__(self, name: str):
         self.threads = ThreadPoolExecutor(1, name)
         self.pending: Future[None] | None = None
+        _all.add(self)
 
     def start(self, job: Callable[[], None]) -> None:
         """Begins the job when the one before is done."""

@@ -12,12 +12,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from flow_factory import __version__, blame
+from flow_factory import __version__, blame, presence
+from flow_factory.background import busy
 from flow_factory.command import AT_ONCE
 from flow_factory.config import RunConfig, config_help, dump_config, load_config
 from flow_factory.config.engine import MACHINES
 from flow_factory.config.places import require_places
-from flow_factory.errors import FULL, FailedElsewhere, RunError, UserError, lost, plain
+from flow_factory.errors import FULL, FailedElsewhere, ProcessLost, RunError, UserError, lost, plain
 from flow_factory.interrupt import Interrupted, Listener, Stopped
 from flow_factory.launch import going_on, launch, said
 from flow_factory.metric_names import metrics_help
@@ -112,7 +113,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 failed, 2 bad config or data, 130 interrupted."""
     listener = Listener()
     with listener.watching():
-        return listen(listener, argv)
+        code = listen(listener, argv)
+        presence.leave(presence.LEFT if code in (0, 130) else presence.FAILED)
+        return code
 
 
 def listen(listener: Listener, argv: Sequence[str] | None) -> int:
@@ -142,9 +145,10 @@ def listen(listener: Listener, argv: Sequence[str] | None) -> int:
 def explain(error: BaseException) -> int:
     """Says in a line what has ended the program; the exit code. What has no line of its own is raised again."""
     if isinstance(error, FailedElsewhere):
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the launcher ends those that are left, and names the first that went
-        time.sleep(SILENT)
-        return 1
+        return second()
+    if isinstance(error, ProcessLost) or lost(error):
+        complain(error if isinstance(error, ProcessLost) else presence.why_lost(error))
+        return second()
     if isinstance(error, UserError):
         complain(error)
         if error.__cause__ is not None:
@@ -154,21 +158,30 @@ def explain(error: BaseException) -> int:
         return stopped(error)
     if said():  # where several processes fail, only the first shows its trace: the others' come of its leaving
         return 1
-    if not lost(error) and (line := blame.whose(error)) is not None:
+    if (line := blame.whose(error)) is not None:
         print(f"error: {plain(line)}", file=sys.stderr)
         logger.info("where it comes from:", exc_info=error)
         return 1
     if isinstance(error, OSError) and error.filename is not None:  # what the file system refused and nobody has asked before
         print(f"error: {error.filename}: {error.strerror or error}", file=sys.stderr)
         return 1
-    if lost(error):
-        print("error: lost the connection to another process, which has died", file=sys.stderr)
-        return 1
     raise error
 
 
+def second() -> int:
+    """The exit code of a process that ends because another has: the launcher ends those that are left, and names the first that went."""
+    presence.leave(presence.FAILED)
+    if not busy():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(SILENT)
+    return 1
+
+
 def stopped(what: object) -> int:
-    """Says what ended the program, unless another process has; the exit code."""
+    """Says what ended the program, unless another process has; the exit code. A launcher stops those that are left when one has died."""
+    if (gone := presence.who_is_gone()) is not None:
+        complain(gone)
+        return second()
     if not said():
         print(AT_ONCE.format(str(what) or "interrupted"), file=sys.stderr)
     return 130

@@ -12,6 +12,7 @@ from torch import Tensor
 from flow_factory.config.plan import Deal
 from flow_factory.errors import FailedElsewhere, UserError, of_all
 from flow_factory.interrupt import ELSEWHERE, Interrupt, Interrupted
+from flow_factory.patience import meet_again
 
 Answer = TypeVar("Answer")
 
@@ -45,7 +46,8 @@ def most_of_ranks(accelerator: Accelerator, count: int) -> int:
 def all_or_none(accelerator: Accelerator, interrupt: Interrupt, call: Callable[[], Answer], at_once: bool = True) -> Answer:
     """What the call returns, where it goes well on every process; else all raise, and stand at the same place. All must come here.
 
-    A signal ends the call at once: it may hang, and nothing remains of it. No process may talk to others in it.
+    A signal ends the call at once: it may hang, and nothing remains of it. No process may talk to others in it. It may take as long as it
+    takes: the others wait for it as long as it is alive.
 
     Args:
         at_once: false for a call that looks for signals itself.
@@ -58,9 +60,13 @@ def all_or_none(accelerator: Accelerator, interrupt: Interrupt, call: Callable[[
     try:
         with interrupt.at_once() if at_once else nullcontext():
             answer = call()
-        interrupt.check()
     except (UserError, Interrupted) as error:
         trouble = error
+    meet_again("work of its own")
+    try:
+        interrupt.check()
+    except Interrupted as error:
+        trouble = trouble or error
     flags = [isinstance(trouble, UserError), isinstance(trouble, Interrupted)]
     failed, stopped = any_of_ranks(flags) if accelerator.num_processes > 1 else flags
     if failed:

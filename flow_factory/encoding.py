@@ -1,7 +1,6 @@
 """The conditions of a run's rows: encoded ahead, in windows or at the moment of need; shared out over processes, each row once."""
 
 import hashlib
-import itertools
 import json
 import logging
 import os
@@ -39,8 +38,6 @@ logger = logging.getLogger(__name__)
 
 SAMPLE = 1000
 """Prompts whose tokens are counted at a start."""
-NUMBERS = itertools.count()
-"""Of pieces of work in this process: all processes begin them in the same order."""
 
 
 class Fresh(Sequence[Cond]):
@@ -180,7 +177,7 @@ class Encoding:
 
     @staticmethod
     def work(name: str) -> Work:
-        work = Work(f"{name} {next(NUMBERS)}")
+        work = Work(name)
         work.beat("loading")
         return work
 

@@ -11,6 +11,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A full disk, a used-up quota, a limit on the size of files."""
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "remote process exited")
 """What gloo, NCCL and torch's store say when another process is gone."""
+LATE = ("Timed out waiting", "Application timeout caused pair closure", "collective operation timeout")
+"""What gloo and NCCL say when another process did not come to a collective in time, or has given it up."""
 
 LONGEST = 2000
 """Characters of a message; what a longer one quotes is cut out of its middle."""
@@ -78,9 +80,18 @@ class MeetingError(RunError):
     """Processes that did not come together, or no longer are; the message says where, how long was waited, and for whom."""
 
 
+class ProcessLost(MeetingError):
+    """Another process has ended, and this one cannot go on without it; the message says which, and what it was doing."""
+
+
 def lost(error: BaseException) -> bool:
-    """Whether it comes of another process's death."""
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in LOST)
+    """Whether it comes of another process's death, or delay."""
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in (*LOST, *LATE))
+
+
+def timed_out(error: BaseException) -> bool:
+    """Whether another process did not come to a collective in time."""
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in LATE)
 
 
 @contextmanager

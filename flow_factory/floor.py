@@ -9,6 +9,7 @@ from flow_factory.config import BatchPlan, RunConfig
 from flow_factory.data.order import rows_of_epoch
 from flow_factory.errors import UserError
 from flow_factory.groups import cut
+from flow_factory.patience import meet_again
 from flow_factory.types import Metrics, Point
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def measure(trainer: "Trainer") -> str | None:
     if not errors:
         return None
     worst = torch.stack([error for error, _ in errors]).max().float().reshape(1)
+    meet_again("replaying a rollout")
     floor = trainer.accelerator.gather(worst).max().item()
     clip = 10 * errors[0][1]
     if floor > clip:

@@ -5,6 +5,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,36 +67,38 @@ def launch(placement: Placement, arguments: Sequence[str]) -> int:
         raise ConfigError(f"{text}; set --num_processes {gpus * placement.num_machines}, or say more machines (--num_machines, or srun)")
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "3600")  # seconds from SIGTERM to SIGKILL: a large state takes long to save
     try:
-        _elastic(placement, here, arguments)
+        store, port = _serve(placement)
+        _elastic(placement, here, port, arguments)
     except SignalException:  # passed on to them, and they have ended
         return 130
     except ChildFailedError as failed:
-        return _complaint(placement, failed)
+        return _complaint(placement, failed, store)
     except DistError as error:
         where = f"{placement.main_process_ip}:{placement.main_process_port}"
         raise MeetingError(f"the launcher lost machine 0 at {where} ({str(error).splitlines()[0]})") from error
     return 0
 
 
-def _elastic(placement: Placement, here: int, arguments: Sequence[str]) -> None:
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
+def _serve(placement: Placement) -> tuple[Any, int]:
+    """The store by which the machines meet, which torch's own of machine 0 shares its server with, and its port."""
     from flow_factory.meeting import Meeting, meet
 
+    machines, number = placement.num_machines, placement.machine_rank
+    port = placement.main_process_port if machines > 1 else _free(placement.main_process_port)
+    place = Meeting("machine", number, machines, placement.main_process_ip, port, placement.rendezvous_timeout)
+    return meet(place, hosts=number == 0), port
+
+
+def _elastic(placement: Placement, here: int, port: int, arguments: Sequence[str]) -> None:
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
     machines, number, timeout = placement.num_machines, placement.machine_rank, placement.rendezvous_timeout
-    address, port, served = placement.main_process_ip, placement.main_process_port, None
-    if machines > 1:
-        served = meet(Meeting("machine", number, machines, address, port, timeout), hosts=number == 0)
-    else:
-        port = _free(port)
-    if number == 0:
-        address = "127.0.0.1"  # whether or not it knows its own name
+    address = placement.main_process_ip if number else "127.0.0.1"  # whether or not it knows its own name
     config = LaunchConfig(
         machines, machines, here, run_id="flow-factory", rdzv_backend="static", rdzv_endpoint=f"{address}:{port}",
         rdzv_configs={"rank": number, "timeout": timeout}, max_restarts=placement.max_restarts,
     )  # fmt: skip
     elastic_launch(config, sys.executable)("-u", "-c", worker(), *arguments)
-    del served  # torch's store shares its server
 
 
 def worker() -> str:
@@ -104,8 +107,8 @@ def worker() -> str:
     return f"import sys; sys.path[0] = {home!r}; import flow_factory; del sys.path[0]; from flow_factory.cli import main; sys.exit(main())"
 
 
-def _complaint(placement: Placement, failed: Any) -> int:
-    """Says which process failed first, and returns its exit code."""
+def _complaint(placement: Placement, failed: Any, store: Any) -> int:
+    """Says which process failed first, and what it was doing, and returns its exit code."""
     rank, failure = failed.get_first_failure()
     if failure.exitcode == 130:
         return 130
@@ -113,10 +116,31 @@ def _complaint(placement: Placement, failed: Any) -> int:
     restarts = f" after {times} restart{'s' * (times > 1)}" if times else ""
     code, who = failure.exitcode, f"process {rank} of {placement.num_processes}"
     if code < 0:
-        print(f"error: {who} was killed by {signal.Signals(-code).name}{restarts}", file=sys.stderr)
+        at = _doing(placement, rank, store, aborted=code == -signal.SIGABRT)
+        print(f"error: {who} was killed by {signal.Signals(-code).name}{restarts}{at}", file=sys.stderr)
         return 128 - code
     print(f"error: {who} stopped with exit code {code}{restarts}; its message is above", file=sys.stderr)
     return code
+
+
+def _doing(placement: Placement, rank: int, store: Any, aborted: bool) -> str:
+    """What a process has told the others before it was killed.
+
+    Args:
+        aborted: whether it has ended itself, as NCCL does where a collective takes too long: then also what others do, if it is another
+            thing.
+    """
+    from torch.distributed import DistError, PrefixStore
+
+    from flow_factory.meeting import attempt_key
+    from flow_factory.presence import told
+
+    with suppress(DistError):
+        last = next((n for n in range(placement.max_restarts, -1, -1) if store.check([f"{attempt_key(n)}/presence"])), 0)
+        known = {k: told(PrefixStore(attempt_key(last), store), k)[0] for k in (range(placement.num_processes) if aborted else [rank])}
+        others = [f"; process {k} was at: {what}" for k, what in known.items() if what != known[rank]]
+        return f", at: {known[rank]}{''.join(others[:3])}"
+    return ""
 
 
 def _free(port: int) -> int:

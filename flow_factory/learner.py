@@ -18,6 +18,7 @@ from flow_factory.floor import FEW
 from flow_factory.frugal import moved, parked
 from flow_factory.meter import Meter
 from flow_factory.models.base import ModelAdapter
+from flow_factory.patience import meet_again
 from flow_factory.terminal import bar
 from flow_factory.training_state import Progress
 from flow_factory.types import Point, Rollout
@@ -76,6 +77,7 @@ class Learner:
         self.fresh = True
         with self.meter.phase("optimise"):
             self.look_back(windows, chosen)
+            meet_again("looking back")
             for window in quiet_bar(windows * self.config.num_inner_epochs, "optimising", self.accelerator):
                 self.survey(window, chosen)
                 self.update(window)

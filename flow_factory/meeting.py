@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch.distributed import DistError, Store, TCPStore
 
 from flow_factory.errors import MeetingError
+from flow_factory.presence import attend
 
 
 @dataclass(frozen=True)
@@ -102,11 +103,14 @@ def _connect(meeting: Meeting, hosts: bool) -> TCPStore:
     return found
 
 
-def join_group() -> None:
+def join_group(limit: float) -> None:
     """Makes this process one of torch's default group, whoever started it; nothing where it is alone.
 
     Torch would do so by itself, but a restarted process would then find the addresses of the dead, and the time to wait for a start would
     be that of every later exchange too.
+
+    Args:
+        limit: seconds, of one collective.
 
     Raises:
         MeetingError: as `meet`.
@@ -118,6 +122,25 @@ def join_group() -> None:
     number, attempt = int(environment["RANK"]), environment.get("TORCHELASTIC_RESTART_COUNT", "0")
     hosts = number == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)  # else the launcher does
     timeout = int(environment.get("FF_RENDEZVOUS_TIMEOUT", "600"))
-    store = meet(Meeting("process", number, count, environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), timeout, attempt), hosts)
+    meeting = Meeting("process", number, count, environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), timeout, attempt)
+    store, another = meet(meeting, hosts), _connect(meeting, hosts)  # for threads, which a group's own use of the first may keep waiting
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=dist.PrefixStore(f"attempt_{attempt}", store), rank=number, world_size=count)
+    attend(dist.PrefixStore(attempt_key(attempt), another), number, count, meeting.address, limit)
+    ours = dist.PrefixStore(attempt_key(attempt), store)
+    dist.init_process_group(backend, timeout=timedelta(seconds=limit), store=ours, rank=number, world_size=count)
+
+
+def attempt_key(number: object) -> str:
+    """Under which the processes of a start, or of a restart, tell each other things."""
+    return f"attempt_{number}"
+
+
+def limit_groups(limit: float) -> None:
+    """Gives the limit to all groups that this process is in: those that libraries made have torch's own.
+
+    Args:
+        limit: seconds, of one collective.
+    """
+    if dist.is_initialized():
+        for group in list(dist.distributed_c10d._world.pg_map):
+            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=limit), group)

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from flow_factory import presence
 from flow_factory.distributed import mean_over_ranks
 
 
@@ -22,6 +23,8 @@ class Meter:
         self.seconds: dict[str, float] = defaultdict(float)
         self._inside = 0.0
         """Seconds of the phases inside the one that is under way."""
+        self._phase: str | None = None
+        """That one."""
 
     def clear(self) -> None:
         """A new epoch."""
@@ -36,7 +39,12 @@ class Meter:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Adds the time inside to a phase of the epoch; what a phase inside another takes is none of that one's."""
+        """Adds the time inside to a phase of the epoch, which the other processes are told of.
+
+        What a phase inside another takes is none of that one's.
+        """
+        outer, self._phase = self._phase, name
+        presence.doing(f"the {name} phase")
         self._settle()
         start, around, self._inside = time.perf_counter(), self._inside, 0.0
         yield
@@ -44,6 +52,9 @@ class Meter:
         spent = time.perf_counter() - start
         self.seconds[name] += spent - self._inside
         self._inside = around + spent
+        self._phase = outer
+        if outer is not None:
+            presence.doing(f"the {outer} phase")
 
     def _settle(self) -> None:
         """Waits for what the device has been given."""

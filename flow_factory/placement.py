@@ -13,7 +13,10 @@ FLAGS: dict[str, tuple[type, str]] = {
     "machine_rank": (int, "number of this machine, from 0"),
     "main_process_ip": (str, "address of machine 0"),
     "main_process_port": (int, "port of machine 0"),
-    "rendezvous_timeout": (int, "seconds that machines and processes wait for each other (600)"),
+    "rendezvous_timeout": (
+        int,
+        "seconds that machines and processes wait for each other at a start (600); later: distributed_timeout in the YAML",
+    ),
     "max_restarts": (int, "how often processes that died are started again, from the last checkpoint (0)"),
 }
 

@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from flow_factory import presence
 from flow_factory.banner import banner
 from flow_factory.distributed import most_of_ranks
 from flow_factory.errors import RowError, UserError
@@ -15,6 +16,7 @@ from flow_factory.gains import intervals, keep_scores
 from flow_factory.gallery import Gallery
 from flow_factory.interrupt import Interrupted
 from flow_factory.next_steps import next_steps
+from flow_factory.patience import meet_again
 from flow_factory.recompute import StepBack
 from flow_factory.report import eval_metrics, nothing_learned, write_summary
 from flow_factory.run_folder import RunFolder
@@ -108,9 +110,11 @@ class Run:
 
     def tell(self, metrics: dict[str, float]) -> None:
         """Logs an epoch and says it."""
+        presence.doing("logging")
         self.bar.tell(metrics)
         self.log(metrics)
         if self.back is not None:
+            meet_again("logging")
             self.back.look(self.trainer.meter.share_of_card(), lambda near: most_of_ranks(self.trainer.accelerator, near) > 0)
 
     def log(self, metrics: dict[str, float]) -> None:
@@ -120,6 +124,7 @@ class Run:
 
     def evaluate(self) -> None:
         """Scores the test rows' fixed pictures, and shows them beside the last training samples."""
+        presence.doing("logging")
         if self.trackers is not None:
             self.trackers.log_samples("train", self.trainer.shown, self.trainer.progress.epoch)
         if self.evaluator is None or self.trainer.config.eval.eval_freq == 0:
@@ -127,6 +132,7 @@ class Run:
         self.trainer.meter.seconds.pop("eval", None)
         with self.trainer.meter.phase("eval"):
             metrics, samples = self.evaluator.run()
+        presence.doing("logging")
         self.log(metrics | {"time/eval_s": self.trainer.meter.seconds["eval"]})
         if self.trackers is not None:
             said = ", ".join(f"{k.removeprefix('eval/')} {v:.4g}" for k, v in metrics.items() if k.endswith("_mean"))

@@ -9,11 +9,13 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 
+from flow_factory import presence
 from flow_factory.background import Background
 from flow_factory.checkpoint import CheckpointError, begin, checkpoints, finish, partial_of, plainly, prune
 from flow_factory.engines import Engine
 from flow_factory.errors import SaveError
 from flow_factory.model_files import collect, save_model
+from flow_factory.patience import meet_again
 from flow_factory.state_files import write
 from flow_factory.training_state import stage
 from flow_factory.weights import WeightStore
@@ -42,16 +44,17 @@ class Saver(Background):
         Raises:
             SaveError: this one cannot be begun, or the one before could not be written; `check` and `wait` raise it too.
         """
+        presence.doing("saving")
         self.wait()
         main = self.accelerator.is_main_process
         partial = partial_of(folder)
         if main:
             with kept(folder):
                 begin(partial)
+        meet_again("the checkpoint before")
         with self.store.use(self.store.reported):
             model = collect(self.engine.policy, self.engine.whole, keep=main)
         staged = stage(self.store, self.engine) if progress is not None else None
-        self.accelerator.wait_for_everyone()  # the folder is there
 
         def work() -> None:
             with kept(folder):

@@ -18,6 +18,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
+from flow_factory import presence
 from flow_factory.algorithms import ALGORITHMS
 from flow_factory.attention import without_cudnn
 from flow_factory.attention_proof import prove_attention
@@ -35,7 +36,7 @@ from flow_factory.evaluation import Evaluator
 from flow_factory.fit import model_of, recomputing, resharding, settled
 from flow_factory.frugal import moved
 from flow_factory.identity import identity_of
-from flow_factory.meeting import join_group
+from flow_factory.meeting import join_group, limit_groups
 from flow_factory.metrics import read_metrics
 from flow_factory.model_files import load_model
 from flow_factory.models import MODELS
@@ -43,6 +44,7 @@ from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import load_adapter
 from flow_factory.models.proof import prove
 from flow_factory.pairs import Pairs
+from flow_factory.patience import meet_again
 from flow_factory.policy import Policy, build_policy
 from flow_factory.ready import Ready, ready
 from flow_factory.recompute import StepBack
@@ -75,6 +77,7 @@ def build(config: RunConfig) -> Run:
     contradict(engine_of(config.config_file, config.model.offload_blocks))
     accelerator = make_accelerator(config)
     engine = make_engine(config.engine, accelerator, config.train.max_grad_norm)
+    presence.doing("looking at what is there")
     found = ready(config, (accelerator.process_index, accelerator.num_processes))
     if found.finished is not None:
         raise found.finished
@@ -89,12 +92,14 @@ def build(config: RunConfig) -> Run:
 def assemble(found: Ready, place: tuple[RunFolder | None, Path], accelerator: Accelerator, engine: Engine) -> Run:
     """Loads, encodes and wraps, and begins the run. The folder keeps the config as it was asked for."""
     asked, config, start, rows, test = found.asked, found.config, found.start, found.rows, found.test
+    presence.doing("loading rewards")
     evaluated = config.eval_rewards or config.rewards
     rewards, eval_rewards = load_rewards(arguments(config.rewards), arguments(evaluated), accelerator, config.eval.group_size)
     if test and config.eval.group_size == 1 and accelerator.is_main_process:
         note(*left_out(evaluated))
     config = settle(config, len(rows), accelerator)
     engine.settings = config.engine
+    presence.doing("loading the checkpoint")
     adapter = open_adapter(config)
     identity = found.identity
     if not Path(config.model.model_name_or_path).is_dir():  # it may have been downloaded since
@@ -104,12 +109,15 @@ def assemble(found: Ready, place: tuple[RunFolder | None, Path], accelerator: Ac
     encoding = Encoding(config, encoders, algorithm, [rows, test], accelerator)
     encoding.begin(start.saved.epoch if start.saved is not None else 0)
     conds, eval_conds = encoding.conds, encoding.eval_conds
+    presence.doing("building the policy")
     policy = build_policy(
         adapter, config.model, config.mixed_precision, config.train.enable_gradient_checkpointing, config.train.seed, accelerator.device,
         shards=config.engine.shards_weights,
     )  # fmt: skip
+    meet_again("building the policy")
     split_sequences(adapter, config.model.context_parallel, accelerator.device)
     base = load_weights(start, policy, copies_base(config, algorithm))
+    meet_again("loading weights")
     engine.wrap(policy, partial(make_optimizer, config.train))
     if accelerator.is_main_process and (accelerator.num_processes > 1 or engine.settings.kind != "ddp"):
         note(engine.describe())
@@ -117,12 +125,16 @@ def assemble(found: Ready, place: tuple[RunFolder | None, Path], accelerator: Ac
     if engine.settings.in_step and accelerator.num_processes > 1 and several:
         adapter.field.agree = engine.needed
     first = moved(conds[0], accelerator.device)
+    meet_again("sharing out the policy")
+    limit_groups(config.distributed_timeout)  # which libraries have made
+    presence.doing("proving that training sees what sampling saw")
     require_proof(config, adapter, first, engine)
     prove_attention(config, engine, first)
     store = keep_copies(config, engine, algorithm, base)
     plan = plan_of(config)
     schedule = make_schedule(config.train, engine.optimizer, plan.optimiser_steps_per_epoch)
     progress = load(start.path, store, engine, schedule) if start.path is not None and start.saved is not None else Progress()
+    presence.doing("opening trackers")
     trackers = begin(asked, place[0], start, progress) if place[0] is not None else None
     pairs = Pairs(config.data, adapter, call_of(config.train)) if is_offline(config) else None
     learning = (engine, store, algorithm, schedule)
@@ -130,10 +142,12 @@ def assemble(found: Ready, place: tuple[RunFolder | None, Path], accelerator: Ac
         config, plan, accelerator, adapter, *learning, rewards, rows, conds, pairs, encoding.reach, progress=progress, identity=identity
     )
     evaluator = Evaluator(config, accelerator, adapter, engine, store, eval_rewards, test, eval_conds, trainer.interrupt) if test else None
+    meet_again("opening trackers")
     saver = Saver(accelerator, engine, store, type(adapter.pipe), config.log.keep_last_n)
     auto = asked.train.enable_gradient_checkpointing == AUTO
     back = StepBack(list(policy.models.values()), config.train.enable_gradient_checkpointing) if auto else None
     unseen = place[0] is not None and start.goes_on and missed(place[1], progress.epoch)
+    limit_groups(config.distributed_timeout)
     seen = start.saved is not None and not broadcast_object_list([unseen])[0]
     return Run(place[1], trainer, evaluator, trackers, saver, place[0], back, start.saved is not None, seen)
 
@@ -146,6 +160,7 @@ def settle(config: RunConfig, rows: int, accelerator: Accelerator) -> RunConfig:
         found, lines = settled(encoding_settled(config, rows, model), model)
         chosen = found.train.enable_gradient_checkpointing, found.model.reshard_after_forward, found.data.encode, found.data.idle_encoders
         note(*lines)
+    meet_again("estimating memory")
     level, reshards, encode, idle = broadcast_object_list([chosen])[0]
     return resharding(recomputing(with_data(config, encode, idle), level), reshards)
 
@@ -184,6 +199,7 @@ def claim_folder(config: RunConfig, start: Start, accelerator: Accelerator) -> t
     with claim or nullcontext():
         if claim is not None:
             find_start(config)  # again, for nobody else can write there now
+        meet_again("looking at what is there")
         return claim, broadcast_object_list([claim and claim.path])[0]
 
 
@@ -221,7 +237,6 @@ def require_shared(folder: Path, accelerator: Accelerator) -> None:
     """Raises:
     UserError: the main process has made the run's folder, and another one, on another machine, does not see it.
     """
-    accelerator.wait_for_everyone()
     blind = int(accelerator.reduce(torch.tensor(int(not folder.is_dir()), device=accelerator.device)).item())
     if blind:
         text = f"{blind} of {accelerator.num_processes} processes do not see {folder}"
@@ -230,7 +245,7 @@ def require_shared(folder: Path, accelerator: Accelerator) -> None:
 
 def make_accelerator(config: RunConfig) -> Accelerator:
     """What is around the policy; its own forward says whether it is under autocast, not accelerate."""
-    join_group()
+    join_group(config.distributed_timeout)
     unused = MODELS[config.model.model_type].find_unused or len(config.model.target_components) > 1  # an epoch may train one expert
     parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=unused)
     return Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[parallel])

@@ -30,6 +30,7 @@ from flow_factory.models.base import ModelAdapter
 from flow_factory.models.failures import named_rows
 from flow_factory.models.loading import DTYPES
 from flow_factory.pairs import Pairs
+from flow_factory.patience import meet_again
 from flow_factory.policy import Policy
 from flow_factory.randomness import generator, normal
 from flow_factory.rewards.scoring import RewardSet
@@ -94,7 +95,9 @@ class Trainer:
         """
         self.meter.clear()
         self.encode_ahead(self.progress.epoch, self.interrupt)
+        meet_again("what came before an epoch")
         rollouts = self.roll_out(self.progress.epoch)
+        meet_again("rolling out")
         self.policy.set_aside()
         report = self.judge(rollouts)
         self.interrupt.agree(self.accelerator)

@@ -14,6 +14,7 @@ from accelerate.utils import gather_object
 
 from flow_factory.checkpoint import CheckpointError, checkpoints, plainly
 from flow_factory.engines import Engine
+from flow_factory.patience import meet_again
 from flow_factory.state_files import Index, Saved, Staged, contents, damaged, reading
 from flow_factory.weights import WeightStore
 
@@ -48,7 +49,9 @@ def load(folder: Path, store: WeightStore, engine: Engine, schedule: Any) -> Pro
     index, progress = whole_contents(folder)
     with _or_another(folder):
         mine = slice(engine.accelerator.process_index, None, engine.accelerator.num_processes)
-        if wrong := gather_object(damaged(folder / "state", index, mine)):
+        broken = damaged(folder / "state", index, mine)
+        meet_again("reading a training state")
+        if wrong := gather_object(broken):
             raise ValueError(f"the checksum of {wrong[0]} is wrong")
     saved = {name: tuple(spread.shape) for name, spread in index.tensors.items()}
     moments = {name.removeprefix("optimizer/") for name in saved if name.startswith("optimizer/")}
@@ -64,6 +67,7 @@ def load(folder: Path, store: WeightStore, engine: Engine, schedule: Any) -> Pro
             fill(key, target)
             engine.unstage(target, part)
         engine.load_moments(moments, lambda name, target: fill(f"optimizer/{name}", target))
+    meet_again("reading a training state")
     engine.written()
     engine.adopted()
     advance(schedule, progress.updates)

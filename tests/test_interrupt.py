@@ -76,6 +76,7 @@ def test_a_signal_does_not_hide_the_error_that_has_ended_the_program(
         return told(given)
 
     told = cli.explain
+    monkeypatch.setattr(cli, "SILENT", 0.0)
     monkeypatch.setattr(cli, "load_config", lambda *_: None)
     monkeypatch.setattr(cli, "act", act)
     monkeypatch.setattr(cli, "explain", explain)

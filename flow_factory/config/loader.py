@@ -37,6 +37,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     for text in overrides:
         key = text.partition("=")[0].strip()
         override(source, f"log.{text}" if key in MOVABLE else text)
+    _move(source, "ddp_timeout", ("distributed_timeout",), "distributed_timeout")  # as transformers has it
     for name in ("data", "model", "scheduler", "train", "eval", "log"):
         if source.tree.get(name) is None:
             source.tree[name] = {}
@@ -59,17 +60,25 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 def _gather_log_keys(source: Source) -> None:
     """Moves the log keys that stand at the top level into `log:`."""
     for key in MOVABLE:
-        if key not in source.tree:
-            continue
-        if source.tree.get("log") is None:
+        if key in source.tree and source.tree.get("log") is None:
             source.tree["log"] = {}
-        log, value = source.mapping("log"), source.tree.pop(key)
-        if key in log and log[key] != value:
-            text = f"is {show(value)} here and {show(log[key])} in log:; keep one"
-            source.problems.append(Problem((key,), text))
-        elif key not in log:
-            log[key] = value
-            source.move((key,), ("log", key))
+        _move(source, key, ("log", key), "log:")
+
+
+def _move(source: Source, key: str, to: Keys, where: str) -> None:
+    """Moves a key of the top level to where it belongs, if it is there.
+
+    Args:
+        where: as a message names the place.
+    """
+    if key not in source.tree:
+        return
+    holder, value, name = source.mapping(*to[:-1]), source.tree.pop(key), str(to[-1])
+    if name in holder and holder[name] != value:
+        source.problems.append(Problem((key,), f"is {show(value)} here and {show(holder[name])} in {where}; keep one"))
+    elif name not in holder:
+        holder[name] = value
+        source.move((key,), to)
 
 
 def _list_rewards(source: Source) -> None:

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from flow_factory import presence
 from flow_factory.blame import blamed
 from flow_factory.errors import RewardError, UserError, of_all
 from flow_factory.hparams import RewardArguments
@@ -95,6 +96,7 @@ class RewardSet:
 
     def next_scores(self, judge: Judge, waiting: list[Sample], groups: Sequence[list[Sample]], last: bool) -> list[Tensor]:
         """Those of one reward's next calls, whose samples are taken out of those that wait for them; see `Asking`."""
+        presence.doing(f"scoring with {judge.name!r}")
         start, size = time.perf_counter(), judge.config.batch_size
         if not judge.groupwise:
             waiting += [sample for group in groups for sample in group]

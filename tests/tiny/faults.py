@@ -1,13 +1,14 @@
 """Faults, by way of a reward: it is one key of the YAML, and in every process that the launcher starts.
 
 rewards.reward_model=tests.tiny.faults.Faulty, and in the environment FAULT="RANK MODULE:FUNCTION CALL WHAT": in the process of that rank
-WHAT happens when the function is called for the CALL-th time, before it runs.
+WHAT happens when the function is called for the CALL-th time, before it runs. Several are separated by semicolons.
 """
 
 import itertools
 import os
 import resource
 import signal
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -55,7 +56,26 @@ def out_of_memory() -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
-FAULTS: dict[str, Callable[[], None]] = {f.__name__: f for f in (kill, terminate_launcher, interrupt_twice, full, brimful, out_of_memory)}
+def dawdle() -> None:
+    """Longer than a collective may take."""
+    time.sleep(float(os.environ["DAWDLES"]))
+
+
+def hang() -> None:
+    """For ever, with no ear for signals or exceptions, as a collective of which a process has died may."""
+    lock = threading.Lock()
+    while True:
+        lock.acquire()
+
+
+def abort() -> None:
+    """As NCCL does."""
+    os.abort()
+
+
+FAULTS: dict[str, Callable[[], None]] = {
+    f.__name__: f for f in (kill, terminate_launcher, interrupt_twice, full, brimful, out_of_memory, dawdle, hang, abort)
+}
 
 
 class Faulty(JpegCompressibility):
@@ -63,9 +83,10 @@ class Faulty(JpegCompressibility):
 
     def __init__(self, *given: Any):
         super().__init__(*given)
-        rank, path, call, what = os.environ["FAULT"].split()
-        if os.environ.get("RANK", "0") == rank:
-            trap(path, int(call), FAULTS[what])
+        for fault in os.environ["FAULT"].split(";"):
+            rank, path, call, what = fault.split()
+            if os.environ.get("RANK", "0") == rank:
+                trap(path, int(call), FAULTS[what])
 
 
 def poisoned(run: Run) -> dict[str, Any]:

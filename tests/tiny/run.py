@@ -29,7 +29,8 @@ from tests.tiny.patience import output
 
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
 ROOT = Path(__file__).parents[2]
-LOST = "error: lost the connection to another process, which has died"
+LOST = r"error: (lost the connection to another process, which has died|process \d+ of \d+ has died, at: .+)"
+"""What a process may say of another one's death, if the launcher does not end it before."""
 TRAIN = ["a red circle", "a blue square", "a green triangle", "two cat on the hill", "a photo of a dog", "a yellow sunset"]
 TEST = ["a red square", "a dog on the hill", "a painting of a horse", "mars"]
 

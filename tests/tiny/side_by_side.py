@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.multiprocessing import start_processes
 
+from flow_factory import presence
 from tests.tiny.patience import Watch
 from tests.tiny.run import environment, free_port
 
@@ -49,3 +50,4 @@ def member(rank: int, processes: int, port: int, folder: Path, do: Callable[...,
             os.dup2(file.fileno(), stream)
     torch.set_num_threads(1)
     do(rank, *given)
+    presence.leave()
