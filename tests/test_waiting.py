@@ -12,42 +12,44 @@ from tests.tiny.several import several
 
 pytestmark = pytest.mark.slow
 
-LIMIT, LONG = 6, "8"
-"""Seconds that a collective may take, and that each of the slow works takes."""
 SLOW = {
     "encoding": "1 flow_factory.models.base:ModelAdapter.encode 1 dawdle",
     "evaluating": "1 flow_factory.rewards.jpeg:JpegCompressibility.__call__ 1 dawdle",
     "scoring": "0 flow_factory.trainer:score_groups 1 dawdle",
     "writing a state": "1 flow_factory.state_files:_write_rows 1 dawdle",
 }
-MORE = SLOW | {
+ALL = SLOW | {
     "loading": "1 flow_factory.train:open_adapter 1 dawdle",
     "building": "0 flow_factory.train:build_policy 1 dawdle",
+    "loading weights": "1 flow_factory.train:load_weights 1 dawdle",
     "trackers": "0 flow_factory.train:begin 1 dawdle",
-    "rolling out": "1 flow_factory.trainer:Trainer.roll_out 1 dawdle",
-    "drawing test rows": "0 flow_factory.evaluation:Evaluator._draw 3 dawdle",
     "logging": "0 flow_factory.metrics:MetricsFile.log 2 dawdle",
     "writing weights": "0 flow_factory.saver:save_model 1 dawdle",
+    "the end of the save before": "1 flow_factory.saver:Saver.wait 2 dawdle",
 }
-"""Where one of several processes takes longer than a collective may."""
-KEYS = (f"distributed_timeout={LIMIT}", "train.max_epochs=2", "eval.eval_freq=2", "train.unique_sample_num_per_epoch=4")
+"""Where one of several processes works until the others wait for it, and could go on for hours."""
+ALONE = {
+    "rolling out": "1 flow_factory.trainer:Trainer.sample 2 dawdle",
+    "drawing test rows": "0 flow_factory.evaluation:Evaluator._draw 1 dawdle",
+    "looking back": "1 flow_factory.learner:Learner.look_back 1 dawdle",
+}
+"""The same, but for engines that do this together, step by step."""
 
 
 @pytest.mark.parametrize(
     ("processes", "engine", "slow"),
     [
         pytest.param(2, "ddp", SLOW, id="2"),
-        pytest.param(4, "ddp", MORE, id="4", marks=pytest.mark.exhaustive),
-        pytest.param(2, "fsdp2", MORE, id="fsdp2", marks=pytest.mark.exhaustive),
+        pytest.param(4, "ddp", ALL | ALONE, id="4", marks=pytest.mark.exhaustive),
+        pytest.param(2, "fsdp2", ALL, id="fsdp2", marks=pytest.mark.exhaustive),
+        pytest.param(2, "zero3", ALL, id="zero3", marks=pytest.mark.exhaustive),
     ],
 )
-def test_work_that_is_longer_than_a_collective_may_take_is_waited_for(
-    tmp_path: Path, processes: int, engine: str, slow: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DAWDLES", LONG)
-    run = faulty(tmp_path, "run", ";".join(slow.values()), on(engine), f"num_processes={processes}", *KEYS)
+def test_the_work_of_one_process_is_waited_for_without_limit(tmp_path: Path, processes: int, engine: str, slow: dict[str, str]) -> None:
+    keys = (on(engine), f"num_processes={processes}", "train.unique_sample_num_per_epoch=4", "eval.eval_freq=2")
+    run = faulty(tmp_path, "run", ";".join(slow.values()), *keys)
     assert run.code == 0, run.said
-    several(tmp_path, processes, {"unbroken": [*SETTINGS, on(engine), *KEYS]})
+    several(tmp_path, processes, {"unbroken": [*SETTINGS, *keys]})
     assert_same(run.folder, run.folder.parent / "unbroken")
 
 
@@ -81,16 +83,13 @@ def test_a_death_ends_all_and_is_told_with_what_the_process_was_doing(tmp_path: 
     assert len(before) == 1 or place != "beside one that hangs"
 
 
-def test_a_collective_that_one_process_does_not_come_to_says_which_and_where_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DAWDLES", "1000000")
-    fault = "1 flow_factory.learner:Learner.update 1 dawdle"
-    run = faulty(tmp_path, "run", fault, "num_processes=2", f"distributed_timeout={LIMIT}", "eval.eval_freq=0")
+def test_a_collective_that_one_process_does_not_come_to_says_which_and_where_it_was(tmp_path: Path) -> None:
+    fault = "0 flow_factory.learner:Learner.update 1 impatient;1 flow_factory.learner:Learner.update 1 hang"
+    run = faulty(tmp_path, "run", fault, "num_processes=2", "distributed_timeout=1000", "eval.eval_freq=0")
     assert run.code == 1
     first, last = run.complaints
     missing = "process 1 of 2 was at: the optimise phase, since \\d+ s"
-    assert re.fullmatch(f"error: a collective has not ended within distributed_timeout: {LIMIT} s; {missing}", first)
+    assert re.fullmatch(f"error: a collective has not ended within distributed_timeout: 1000 s; {missing}", first)
     assert last == "error: process 0 of 2 stopped with exit code 1; its message is above"
 
 

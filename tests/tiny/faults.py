@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flow_factory import presence
 from flow_factory.errors import GradientError
+from flow_factory.meeting import limit_groups
 from flow_factory.rewards.jpeg import JpegCompressibility
 from flow_factory.run import Run
 from tests.tiny.killed import trap
@@ -57,8 +59,31 @@ def out_of_memory() -> None:
 
 
 def dawdle() -> None:
-    """Longer than a collective may take."""
-    time.sleep(float(os.environ["DAWDLES"]))
+    """Until all others wait for this process where they may wait without limit: of some work, for a second, only this one is not done.
+
+    Where they wait in a collective, or for nobody, this has no end.
+    """
+    assert presence.here is not None
+    before: set[str] = set()
+    while not before:
+        first = awaited(presence.here)
+        time.sleep(1)
+        before = first & awaited(presence.here)
+
+
+def awaited(here: presence.Presence) -> set[str]:
+    """The work that all others have done, and this process not."""
+    done: dict[str, set[int]] = {}
+    for key in here.store.list_keys():  # type: ignore[attr-defined]
+        if key.endswith("/done"):
+            work, rank, _ = key.rsplit("/", 2)
+            done.setdefault(work, set()).add(int(rank))
+    return {work for work, ranks in done.items() if {*range(here.size)} - ranks == {here.rank}}
+
+
+def impatient() -> None:
+    """From here on a collective may take two seconds."""
+    limit_groups(2)
 
 
 def hang() -> None:
@@ -74,7 +99,7 @@ def abort() -> None:
 
 
 FAULTS: dict[str, Callable[[], None]] = {
-    f.__name__: f for f in (kill, terminate_launcher, interrupt_twice, full, brimful, out_of_memory, dawdle, hang, abort)
+    f.__name__: f for f in (kill, terminate_launcher, interrupt_twice, full, brimful, out_of_memory, dawdle, hang, abort, impatient)
 }
 
 
