@@ -12,6 +12,7 @@ from flow_factory.distributed import all_or_none
 from flow_factory.groups import cut
 from flow_factory.interrupt import Interrupt
 from flow_factory.meter import Meter
+from flow_factory.patience import meet_again
 from flow_factory.rewards.scoring import RewardSet
 from flow_factory.shared_groups import Group, whole_groups
 from flow_factory.types import Rollout
@@ -59,6 +60,7 @@ class Judging:
         groups = [Group(p[0].slot, p[0].row, [i for r in p for i in r.ids], [m for r in p for m in r.media]) for p in parts]
         with self.meter.phase("reward"):
             if self.exchanged:
+                meet_again("rolling out")
                 groups = whole_groups(self.accelerator, self.deal, groups)
             elif not self.deal.leads(self.accelerator.process_index):  # the first process of the team has the same
                 groups = []

@@ -95,7 +95,6 @@ class Trainer:
         """
         self.meter.clear()
         self.encode_ahead(self.progress.epoch, self.interrupt)
-        meet_again("what came before an epoch")
         rollouts = self.roll_out(self.progress.epoch)
         meet_again("rolling out")
         self.policy.set_aside()
