@@ -115,6 +115,7 @@ def test_detections_are_classes_times_masks() -> None:
     assert likely * 0.75 < plant.score < likely / (1 + math.exp(-2)) + 1e-6
 
 
+@pytest.mark.exhaustive
 def test_the_detector_sees_what_transformers_would(keys: Keys, loaded: GenEvalReward) -> None:
     """A picture whose sides need no padding: the same logits as of the model called by hand."""
     image = pictures(1)[0].resize((64, 64), 0)

@@ -37,7 +37,7 @@ def test_the_metrics(target: str, read: str, scores: tuple[float, ...]) -> None:
 
 
 @given(st.text("ab c", max_size=6), st.text("ab c", max_size=6))
-@settings(max_examples=60, deadline=None, database=None, derandomize=True)
+@settings(max_examples=25, deadline=None, database=None, derandomize=True)
 def test_the_distance_is_levenshteins(a: str, b: str) -> None:
     @cache
     def by_definition(i: int, j: int) -> int:

@@ -29,6 +29,7 @@ from flow_factory.rewards.pick_score import ranks
 from flow_factory.rewards.scoring import RewardSet, load_rewards
 from flow_factory.rewards.shapes_detector import BACKGROUND, PALETTE, detect, nearest_color
 from flow_factory.types import Clip, Row
+from tests.conftest import cells
 from tests.tiny.clip import save_clip
 from tests.tiny.hub import cached
 
@@ -95,8 +96,10 @@ COLUMNS: dict[str, Any] = {
 """What rewards ask of a row, beside its prompt."""
 
 
-@pytest.mark.parametrize("kind", ["image", "video"])
-@pytest.mark.parametrize("name", [*MEASURED, "clap"])
+KINDS = [(name, kind) for name in (*MEASURED, "clap") for kind in ("image", "video")]
+
+
+@cells("name", "kind", KINDS, [(name, "video") for name in ("GenEval", "HPSv2", "ImageReward", "OCR", "PickScore_Rank", "aesthetic")])
 @pytest.mark.usefixtures("small")
 def test_a_reward_that_gets_no_copies_leaves_all_as_it_was(keys: Callable[[str], dict[str, Any]], name: str, kind: str) -> None:
     cls = REWARDS[name]
