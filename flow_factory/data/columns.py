@@ -2,7 +2,6 @@
 
 import difflib
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -27,23 +26,26 @@ class DataError(UserError):
     """A data set that cannot be read; the message names the file, the line and what would be right."""
 
 
-class Deferred(ABC):
-    """What a column holds that is read, or written to files of its own, when it is asked for."""
+class Deferred:
+    """What a column holds that is read, or written to files of its own, when it is asked for.
+
+    No ABC: every value of every row is asked whether it is one.
+    """
 
     many = False
     """Whether it is a list."""
 
-    @abstractmethod
     def __len__(self) -> int:
         """How many files it is."""
+        raise NotImplementedError
 
-    @abstractmethod
     def files(self, folder: Path) -> tuple[str, ...]:
         """The names of files with what it holds; relative ones of its own start in the folder."""
+        raise NotImplementedError
 
-    @abstractmethod
     def value(self) -> Any:
         """As rewards get it."""
+        raise NotImplementedError
 
 
 class Files(Sequence[str]):
@@ -123,10 +125,10 @@ class Naming:
             raise DataError(f"{where}: {self.called('negative_prompt')} must be a text or null, not {kind_of(negative)}")
         if "\0" in prompt + (negative or ""):
             raise DataError(f"{where}: the prompt has a NUL character (\\u0000); delete it")
-        images, videos = (self._files(named, kind, where) for kind in ("image", "video"))
-        others = Columns(named) if any(isinstance(value, Deferred) for value in named.values()) else named
-        inside = any(isinstance(file, Files | Deferred) for file in (images, videos, *map(named.get, PAIR)))
-        return Row(row_id, prompt, negative, others, images, videos, where, inside=inside)
+        images, videos = self._files(named, "image", where), self._files(named, "video", where)
+        waits = [name for name, value in named.items() if isinstance(value, Deferred)]
+        inside = type(images) is Files or type(videos) is Files or any(name in PAIR for name in waits)
+        return Row(row_id, prompt, negative, Columns(named) if waits else named, images, videos, where, inside=inside)
 
     def renamed(self, columns: Mapping[str, Any], where: str) -> dict[str, Any]:
         """By our names; what stands under one of ours that the data set means otherwise is left out."""
@@ -153,6 +155,8 @@ class Naming:
     def _files(self, columns: dict[str, Any], kind: str, where: str) -> Sequence[str]:
         """Takes `image` and `images` (or `video` and `videos`) out of the columns; null is as if they were not there."""
         one, several = columns.pop(kind, None), columns.pop(f"{kind}s", None)
+        if one is None and several is None:
+            return ()
         single, plural = self.called(kind), self.called(f"{kind}s")
         if one is not None and several is not None:
             raise DataError(f"{where}: both {single} and {plural}; keep {kind!r} for one file, '{kind}s' for a list of them")
