@@ -5,7 +5,7 @@ from pathlib import Path
 from flow_factory.compilation import MOST, said
 from flow_factory.config import RunConfig, plan_of
 from flow_factory.ema import reported_weights
-from flow_factory.encoding_plan import encoding_lines, encoding_settled
+from flow_factory.encoding_plan import encoding_lines, encoding_settled, row_size
 from flow_factory.fit import memory_lines, model_of
 from flow_factory.hub import cached
 from flow_factory.models import MODELS
@@ -29,9 +29,10 @@ def report(config: RunConfig, gpu: float | None = None) -> tuple[str, bool]:
         UserError: a start would be refused.
     """
     found = ready(config, remote=False, here=gpu is None)
-    config = encoding_settled(found.config, len(found.rows), model_of(found.config), gpu)
+    model = model_of(found.config)
+    config = encoding_settled(found.config, len(found.rows), model, gpu)
     memory, fits = memory_lines(config, gpu)
-    encoded = encoding_lines(config, len(found.rows), len(found.test))
+    encoded = encoding_lines(config, len(found.rows), len(found.test), row_size(config, model))
     parts = [("data", [*data_lines(found), *encoded]), ("rewards", reward_lines(config)), ("checkpoint", checkpoint_lines(config))]
     begins = [str(found.finished)] if found.finished else start_lines(config, found.start, found.changed)
     parts += [("start", begins), ("plan", [*plan_lines(config), *compiled_lines(found)]), ("memory of one process", memory)]

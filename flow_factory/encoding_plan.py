@@ -1,11 +1,15 @@
 """When a run's rows are encoded and where the encoders wait, where `auto` leaves that to an estimate; and the lines that say it."""
 
+from pathlib import Path
+
 import psutil
 import torch
 
 from flow_factory.config import RunConfig
+from flow_factory.data.cache_folder import free_space
 from flow_factory.fit import Model, in_room
 from flow_factory.memory import in_main_memory, peak
+from flow_factory.models.loading import DTYPES
 from flow_factory.windows import evaluated, in_windows, is_short, rows_needed, rows_of_start, window_epochs
 
 
@@ -46,11 +50,21 @@ def can_wait(config: RunConfig, model: Model, gpu: float | None) -> bool:
     return in_room(parts, None, n)
 
 
-def encoding_lines(config: RunConfig, rows: int, test: int) -> list[str]:
+def row_size(config: RunConfig, model: Model | None) -> float:
+    """Bytes of an encoded row without pictures, at most; 0 where it is not known. A negative prompt that rows share is kept once."""
+    if model is None:
+        return 0
+    family, call = model.family, config.train.call
+    tokens = call.get("max_sequence_length", family.text_length)
+    return family.embedded(model.module.config, tokens) * DTYPES[config.mixed_precision].itemsize
+
+
+def encoding_lines(config: RunConfig, rows: int, test: int, size: float = 0) -> list[str]:
     """Which rows are encoded, and when; `auto` is to be decided before.
 
     Args:
         rows, test: how many there are.
+        size: see `row_size`.
     """
     data = config.data
     if not data.enable_preprocess:
@@ -64,4 +78,8 @@ def encoding_lines(config: RunConfig, rows: int, test: int) -> list[str]:
         many = f"{epochs} epochs" if epochs > 1 else "an epoch"
         later = f"encoded when the run comes to them: the rows of {many} at a time, {drawn - first} more"
         lines.append(f"{later}; in between the text encoders wait (data.idle_encoders: {data.idle_encoders})")
+    if size:
+        gb, free = (drawn + len(evaluated(config, test))) * size / 1e9, free_space(Path(data.cache_dir)) / 1e9
+        much = f"up to {size / 1e6:.3g} MB a row, {gb:.3g} GB for all, condition pictures not counted"
+        lines.append(f"{much}; {free:.3g} GB are free there; a start measures the time and the room of its first rows")
     return lines

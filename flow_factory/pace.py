@@ -1,11 +1,10 @@
 """How fast rows are encoded and how much room they take: by the first ones, said once, and asked of the disk."""
 
-import shutil
 import time
 from pathlib import Path
 
 from flow_factory.data.cache import ConditionCache
-from flow_factory.data.cache_folder import require_space
+from flow_factory.data.cache_folder import free_space, require_space
 from flow_factory.terminal import note, span, speed
 
 FIRST = 8
@@ -59,7 +58,7 @@ def line(rows: int, rate: float, size: float, folder: Path) -> str:
         rate: rows a second.
         size: bytes of a row.
     """
-    free = shutil.disk_usage(folder).free / 1e9
+    free = free_space(folder) / 1e9
     return (
         f"{rows} rows are to be encoded: {span(rows / rate)} at {speed(rate)}, and {rows * size / 1e9:.3g} GB ({size / 1e6:.3g} MB a "
         f"row) in {folder}, where {free:.3g} GB are free"

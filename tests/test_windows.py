@@ -19,7 +19,7 @@ from flow_factory.config import load_config
 from flow_factory.data.cache import ConditionCache
 from flow_factory.data.cache_folder import stocks
 from flow_factory.data.order import rows_of_epoch
-from flow_factory.encoding_plan import encoding_lines, encoding_settled, with_data
+from flow_factory.encoding_plan import encoding_lines, encoding_settled, row_size, with_data
 from flow_factory.errors import RowError, UserError
 from flow_factory.fit import Model, model_of
 from flow_factory.interrupt import Interrupted
@@ -247,9 +247,10 @@ def test_the_plan_has_the_encoders_where_they_are() -> None:
 
 def test_a_check_says_which_rows_are_encoded_when() -> None:
     config = with_data(load_config(FLUX, ["train.max_epochs=null", "train.unique_sample_num_per_epoch=48"]), "window", "offload")
-    first, later = encoding_lines(config, 25_000, 8)
+    first, later, much = encoding_lines(config, 25_000, 8, row_size(config, flux()))
     assert "the 241 training rows that the first epochs draw and all test rows" in first
     assert "the rows of 5 epochs at a time, 24759 more" in later and "data.idle_encoders: offload" in later
+    assert much.startswith("up to 2.1 MB a row, 52.4 GB for all, condition pictures not counted; ")
 
 
 # -- several processes ------------------------------------------------------------------------------------------------------------

@@ -173,14 +173,19 @@ def has_old(folder: Path) -> bool:
     return any(OLD.fullmatch(path.name) for path in (folder.iterdir() if folder.is_dir() else ()))
 
 
+def free_space(folder: Path) -> int:
+    """Bytes that are free where a folder is, or would be."""
+    whole = folder.expanduser().absolute()
+    return shutil.disk_usage(next(p for p in (whole, *whole.parents) if p.is_dir())).free
+
+
 def require_space(folder: Path, size: int) -> None:
     """Asks whether a cache has room for so many bytes more.
 
     Raises:
         UserError: it has not; the message says what is missing.
     """
-    above = next(p for p in (folder.expanduser().absolute(), *folder.expanduser().absolute().parents) if p.is_dir())
-    free = shutil.disk_usage(above).free
+    free = free_space(folder)
     if free < size:
         raise UserError(
             f"data.cache_dir: {folder}: the rows that are to be encoded take {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: "

@@ -49,6 +49,10 @@ class Diffusers(ModelAdapter):
         return type(index["_class_name"], (cls,), {"pipeline": pipeline_path(index["_class_name"]), "encoders": encoders})
 
     @classmethod
+    def embedded(cls, shape: Mapping[str, Any], tokens: int) -> int:
+        return 0
+
+    @classmethod
     def targets_in(cls, module: nn.Module) -> tuple[str, ...]:
         names = [name for name, m in module.named_modules() if isinstance(m, nn.Linear)]
         found = tuple(t for t in cls.lora_targets if any(n.endswith(f".{t}") for n in names))

@@ -99,6 +99,16 @@ class Family:
         return area // 256
 
     @classmethod
+    def embedded(cls, shape: Mapping[str, Any], tokens: int) -> int:
+        """Values of a prompt's embeddings, for estimates; 0 where the family does not say.
+
+        Args:
+            shape: the config of the first component, which takes them.
+            tokens: as many as the encoder takes at most.
+        """
+        return tokens * next((shape[name] for name in ("joint_attention_dim", "text_dim", "cap_feat_dim") if shape.get(name)), 0)
+
+    @classmethod
     def decoding_of(cls, height: int, width: int, call: Mapping[str, Any]) -> float:
         """Values of mixed_precision that the VAE has at a time while it decodes one sample, for estimates: traced with fake tensors."""
         return 768.0 * height * width

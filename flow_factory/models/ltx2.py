@@ -39,6 +39,11 @@ class LTX2(ModelAdapter):
         return frames * (height // 32) * (width // 32) + call.get("max_sequence_length", cls.text_length)
 
     @classmethod
+    def embedded(cls, shape: Mapping[str, Any], tokens: int) -> int:
+        """All 49 hidden states of Gemma 3."""
+        return 49 * shape["caption_channels"] * tokens
+
+    @classmethod
     def decoding_of(cls, height: int, width: int, call: Mapping[str, Any]) -> float:
         return 45.0 * height * width * (call.get("num_frames") or cls.default_frames)
 

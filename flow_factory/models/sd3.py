@@ -35,6 +35,11 @@ class SD3(ModelAdapter):
         "pos_embed_max_size": 1,  # 384; the table of sines is no parameter, and takes 10 seconds to compute
     }  # fmt: skip
 
+    @classmethod
+    def embedded(cls, shape: Mapping[str, Any], tokens: int) -> int:
+        """T5's behind the 77 tokens of the other two."""
+        return super().embedded(shape, 77 + tokens)
+
     def embed(self, text: str, pictures: Any, call: Mapping[str, Any]) -> Cond:
         options = {"max_sequence_length": call.get("max_sequence_length", self.text_length), "clip_skip": call.get("clip_skip")}
         embeds, _, pooled, _ = self.pipe.encode_prompt(text, None, None, do_classifier_free_guidance=False, **options)

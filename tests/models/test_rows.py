@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_leaves
 
 from flow_factory.config import RunConfig, load_config
 from flow_factory.data.cache import ConditionCache, encode_rows
@@ -62,6 +62,14 @@ def test_a_negative_prompt_that_rows_have_in_common_is_encoded_once(name: str, m
             other.place(torch.device("cpu"))  # which forgets
             assert same(adapter.encode(row, call), other.encode(row, call))
     assert [text for text in asked if not text.startswith("row")] == ["bad", "worse", "bad", adapter.negative]
+
+
+@over([name for name in EACH if CASES[name].model_type not in ("diffusers", "ltx2_t2av", "ltx2_i2av")])  # the tiny Gemma has 3 states
+def test_what_an_encoded_row_takes_is_estimated(name: str) -> None:
+    t = tiny(name)
+    (embeds,) = (v for v in tree_leaves(t.conds[0]["prompt_embeds"]))
+    most = t.adapter.embedded(t.transformers[0].config, t.call.get("max_sequence_length", t.adapter.text_length))
+    assert embeds.numel() <= most and (embeds.numel() == most or not t.adapter.pads_prompts)
 
 
 @pytest.mark.exhaustive
