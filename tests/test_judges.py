@@ -1,7 +1,10 @@
 """A vision-language model as judge: what it is asked, on a server and here, and what of its answers is a score."""
 
+import json
 import math
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,9 +24,11 @@ from flow_factory.rewards.judges.question import Failed, Template, load_template
 from flow_factory.rewards.judges.verdict import one_word, preferred, rubric
 from flow_factory.rewards.loading import require_files
 from flow_factory.types import Clip, Row
+from tests.conftest import ROOT
 from tests.test_rewards import rewards
 from tests.tiny.encoders import qwen25_vl, qwen_processor
 from tests.tiny.judge_server import bright, brightness, judge, seen, text, tokens
+from tests.tiny.run import environment
 
 SHADES = [Image.new("RGB", (8, 8), (k, k, k)) for k in (10, 60, 110, 160, 210)]
 LIGHT = torch.tensor([brightness(shade) for shade in SHADES])
@@ -362,3 +367,19 @@ def test_templates_that_come_along_are_whole() -> None:
         if "judges" in REWARDS.table[name]:
             template = REWARDS[name].asks(RewardArguments(name="it", reward_model=name))
             assert set(template.places) & {"image", "image_a"} and len(template.answers) == 2
+
+
+@pytest.mark.slow
+def test_the_quick_start_trains_with_judges_on_a_server_one_of_them_groupwise(tmp_path: Path) -> None:
+    small = ["train.max_epochs=1", "train.unique_sample_num_per_epoch=2", "train.gradient_step_per_epoch=1", "train.lr_warmup_steps=0"]
+    where = ["data.max_dataset_size=8", f"log.save_dir={tmp_path}", f"data.cache_dir={tmp_path}/cache", "run_name=judged"]
+    with judge() as (address, bodies):
+        both = ", ".join(
+            f"{{reward_model: {name}, api_base_url: '{address}', vlm_model: judge}}" for name in ("vlm_yes_no", "vlm_pairwise")
+        )
+        command = [sys.executable, "-m", "flow_factory", "examples/quickstart.yaml", *small, *where, f"rewards=[{both}]"]
+        done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "judged" / "metrics.jsonl").read_text().splitlines()]
+    means = [line[key] for line in lines for key in line if "yesno" in key.replace("_", "") and "mean" in key]
+    assert len(bodies) > 16 and means and all(0 < mean < 1 for mean in means)
