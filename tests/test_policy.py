@@ -2,6 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from diffusers import WanPipeline
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from flow_factory.attention import attention_problem
 from flow_factory.config import load_config
@@ -146,6 +149,35 @@ def test_a_lora_on_a_bf16_base_has_float32_weights() -> None:
     policy = policy_over(adapter, "bf16", **LORA)
     assert {p.dtype for p in policy.trained().values()} == {torch.float32}
     assert {p.dtype for p in policy.components.parameters() if not p.requires_grad} == {torch.bfloat16}
+
+
+def test_a_lora_brings_no_input_to_float32_and_has_the_bits_of_one_that_does() -> None:
+    """peft brings what comes in to the matrices' float32, and autocast brings it back: here neither does."""
+
+    class Widened(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shapes: list[torch.Size] = []
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            self.shapes += [out.shape] if isinstance(out, Tensor) and out.dtype == torch.float32 else []
+            return out
+
+    policy = policy_over(flux(torch.bfloat16), "bf16", finetune_type="lora", target_modules=("attn.to_q",))
+    layers = [m for m in policy.modules() if isinstance(m, LoraLayer)]
+    x = torch.randn(2, 5, layers[0].in_features, generator=torch.Generator().manual_seed(0)).bfloat16()
+    for layer in layers:
+        with Widened() as widened, torch.no_grad():
+            ours = layer(x)
+        assert widened.shapes == []
+        layer.cast_input_dtype_enabled = True
+        for matrix in (*layer.lora_A.values(), *layer.lora_B.values()):
+            assert matrix.weight.dtype == torch.float32
+            matrix.__class__ = nn.Linear
+        with Widened() as widened, torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            theirs = layer(x)
+        assert x.shape in widened.shapes and torch.equal(ours, theirs)
 
 
 def test_float32_master_weights_keep_all_their_bits_in_a_bf16_run() -> None:
