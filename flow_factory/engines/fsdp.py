@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -32,22 +32,28 @@ class FullyShard(Engine):
     def wrap(self, policy: Policy, make_optimizer: MakeOptimizer) -> None:
         if not dist.is_initialized():  # alone: shards that wait in main memory
             dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        device, many = self.accelerator.device, self.accelerator.num_processes
-        sharers = self.settings.sharers(many)
-        self.mesh = init_device_mesh(device.type, (many // sharers, sharers), mesh_dim_names=("replicate", "shard"))
+        device = self.accelerator.device
+        self.mesh = self._mesh(device.type)
         offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if self.settings.offload else OffloadPolicy()
         names = self.settings.blocks or policy._no_split_modules
         blocks = [m for m in policy.modules() if type(m).__name__ in names and any(True for _ in m.parameters())]
         if not blocks:
             raise UserError(f"FSDP2: the model has no blocks of the classes {', '.join(names)}; see fsdp_transformer_layer_cls_to_wrap")
-        mesh = self.mesh if many > sharers else self.mesh["shard"]
-        keys: dict[str, Any] = {"mesh": mesh, "offload_policy": offload, "mp_policy": POLICY}
+        keys: dict[str, Any] = {"mesh": self.mesh, "offload_policy": offload, "mp_policy": POLICY}
         for block in reversed(blocks):  # inner ones first; each goes to the device as it is shared out, not the whole before
             fully_shard(block, reshard_after_forward=self.settings.reshard, **keys)
         self.wrapped = self.policy = fully_shard(policy, reshard_after_forward=True, **keys)  # type: ignore[assignment]
         narrow(self.policy, gathered_dtypes(self.policy, DTYPES[self.accelerator.mixed_precision]))
         self.optimizer = make_optimizer(self.policy.trained().values())
         self.lora = any("lora_" in name for name in self.policy.trained())
+
+    def _mesh(self, kind: str) -> DeviceMesh:
+        """Of one dimension, or of machines that have all weights each and their processes."""
+        many = self.accelerator.num_processes
+        self.sharers = self.settings.sharers(many)
+        if self.sharers == many:
+            return init_device_mesh(kind, (many,))
+        return init_device_mesh(kind, (many // self.sharers, self.sharers), mesh_dim_names=("replicate", "shard"))
 
     @property
     def name(self) -> str:
@@ -104,7 +110,8 @@ class FullyShard(Engine):
         """Of rows that processes on several machines hold alike, each writes a share."""
         if not shape:
             return super().stage(part, shape)
-        return slab_of(part, self._first_row(shape), shape, self.mesh.get_local_rank(0), self.mesh.size(0))
+        number, many = self.accelerator.process_index, self.accelerator.num_processes
+        return slab_of(part, self._first_row(shape), shape, number // self.sharers, many // self.sharers)
 
     def room(self, part: Tensor, shape: Sequence[int]) -> Tensor | Slab:
         return Slab(torch.empty(part.shape, dtype=part.dtype), self._first_row(shape), tuple(shape)) if shape else super().room(part, shape)
@@ -114,7 +121,7 @@ class FullyShard(Engine):
 
     def _first_row(self, shape: Sequence[int]) -> int:
         """Of those that this process holds."""
-        return first_of(shape[0], self.mesh.get_local_rank(1), self.mesh.size(1))
+        return first_of(shape[0], self.accelerator.process_index % self.sharers, self.sharers)
 
     def _moments(self) -> Iterator[tuple[str, str, Tensor, Sequence[int]]]:
         return ((name, key, _local(value), shape) for name, key, value, shape in super()._moments())
