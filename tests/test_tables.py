@@ -9,12 +9,16 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from flow_factory.config.data import DataConfig
 from flow_factory.data.columns import DataError
 from flow_factory.data.media import check_whole
 from flow_factory.data.reader import read_rows
 from flow_factory.data.sources import has_table, is_table, open_table
+from flow_factory.metrics import read_metrics
+from tests.tiny.pipelines import saved
+from tests.tiny.run import tiny, write_run
 from tests.tiny.tables import PICTURE, parquet, picture, tar, written
 
 ROWS = [{"caption": f"prompt {k}", "n": k} for k in range(5)]
@@ -197,3 +201,40 @@ def test_what_a_row_may_not_have_is_one_line(tmp_path: Path, columns: Mapping[st
     with pytest.raises(DataError) as error:
         [list(row.images) for row in rows(tmp_path, columns, named)]
     assert said in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+@pytest.mark.slow
+def test_a_run_on_pictures_inside_a_table_is_the_run_on_their_files(tmp_path: Path) -> None:
+    """To the bit, with pictures of several kinds, and over a second start that finds what the first has encoded."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pictures = [
+        picture("red", (48, 64), "JPEG", exif=exif),
+        picture("blue", (40, 40), "JPEG", "CMYK"),
+        picture("green", (64, 48), "PNG", "P"),
+    ]
+    write_run(tmp_path)
+    texts = ["a red cat", "a blue dog", "a green bird"]
+    (tmp_path / "data" / "images").mkdir()
+    for k, content in enumerate(pictures):
+        (tmp_path / "data" / "images" / f"{k}.img").write_bytes(content)
+    lines = [json.dumps({"prompt": text, "image": f"{k}.img"}) + "\n" for k, text in enumerate(texts)]
+    for split, some in (("train", lines), ("test", lines[:1])):
+        (tmp_path / "data" / f"{split}.jsonl").write_text("".join(some))
+    parquet(tmp_path / "table.parquet", {"caption": texts, "source": pa.array([{"bytes": p, "path": None} for p in pictures], PICTURE)})
+    kontext = [
+        f"model.model_name_or_path={saved('flux1_kontext')}",
+        "model.model_type=flux1-kontext",
+        "train.condition_image_size=32",
+        "train.max_epochs=1",
+        "train.guidance_scale=3.5",
+    ]
+    table = [f"data.dataset_dir={tmp_path}/table.parquet", "data.columns={prompt: caption, image: source}", "data.test_split=train[:1]"]
+    metrics = []
+    for name, keys in (("files", []), ("table", table), ("again", table)):
+        tiny(tmp_path, *kontext, *keys, f"log.save_dir={tmp_path}/{name}", f"data.cache_dir={tmp_path}/cache_{name[0]}")()
+        (file,) = (tmp_path / name).glob("*/metrics.jsonl")
+        metrics.append(
+            [{k: v for k, v in line.items() if k.startswith(("train/", "eval/")) and "seconds" not in k} for line in read_metrics(file)]
+        )
+    assert metrics[0] == metrics[1] == metrics[2] and any("train/loss" in line for line in metrics[0])
