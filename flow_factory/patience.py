@@ -54,13 +54,13 @@ class Work:
         Raises:
             MeetingError: the others are gone.
         """
+        _say(doing)
         if self.store is None or time.monotonic() - self.last < OFTEN:
             return
         self.count, self.last = self.count + 1, time.monotonic()
         with self._lost():
             self.store.set(f"{self.key}/{self.rank}", f"{self.count} {doing}")
             self.stopped = self.store.check([f"{self.key}/stop"])
-        _say(doing)
 
     def stop(self) -> None:
         """Asks all to stop: see `stopped`."""

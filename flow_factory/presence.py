@@ -113,8 +113,8 @@ class Presence:
 
     def close(self) -> None:
         """Closes what a forked child would keep open."""
-        for connection in self.connections:
-            os.close(connection.detach())  # `close` would wait for the files that threads read
+        while self.connections:
+            os.close(self.connections.pop().detach())  # `close` would wait for the files that threads read
 
     # -- connections -----------------------------------------------------------------------------------------------------------
 
@@ -228,7 +228,17 @@ def attend(store: "Store", rank: int, size: int, address: str, limit: float) -> 
     """
     global here
     here = Presence(store, rank, size, address, limit)
-    os.register_at_fork(after_in_child=here.close)
+
+
+def _forget() -> None:
+    """A forked child is none of the processes, and the connections are its parent's."""
+    global here
+    if here is not None:
+        here.close()
+    here = None
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def doing(what: str) -> None:
