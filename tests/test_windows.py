@@ -60,7 +60,7 @@ def ahead(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], 
     [
         pytest.param((*WINDOW, "data.idle_encoders=drop"), id="dropped"),
         pytest.param((*WINDOW, "data.idle_encoders=offload"), id="offloaded", marks=pytest.mark.exhaustive),
-        pytest.param(("data.enable_preprocess=false",), id="never kept"),
+        pytest.param(("data.enable_preprocess=false",), id="never kept", marks=pytest.mark.slow),
         pytest.param(("data.encode=window", "data.encode_epochs=2", "data.idle_encoders=keep"), id="kept", marks=pytest.mark.exhaustive),
     ],
 )
