@@ -162,3 +162,11 @@ def test_without_the_hub_the_copy_of_the_same_revision_is_used_or_none(visited: 
             said.splitlines()[0]
             == f"data.dataset_dir: hf://datasets/owner/name: {reason}; its copy in data.cache_dir is used, of commit {LATER}"
         )
+
+
+@pytest.mark.exhaustive  # the hub's client tries for 20 s
+def test_where_the_hub_fails_no_copy_of_another_revision_stands_in(visited: tuple[Path, dict[str, Any], str]) -> None:
+    """`datasets` itself would take the newest copy, whatever was asked for."""
+    with hub({"owner/name": Repo({}, gated=500)}) as address:
+        (found,), _ = ask(visited[0], [("name@v9", {})], {"HF_ENDPOINT": address})
+    assert found == "data.dataset_dir: hf://datasets/owner/name@v9: the hub fails to answer, and data.cache_dir has no copy of it"
