@@ -40,8 +40,8 @@ class LTX2(ModelAdapter):
 
     @classmethod
     def embedded(cls, shape: Mapping[str, Any], tokens: int) -> int:
-        """All 49 hidden states of Gemma 3."""
-        return 49 * shape["caption_channels"] * tokens
+        """What the connectors make of them, for video and for sound."""
+        return sum(_widths(shape)) * tokens
 
     @classmethod
     def decoding_of(cls, height: int, width: int, call: Mapping[str, Any]) -> float:
@@ -65,8 +65,7 @@ class LTX2(ModelAdapter):
 
     def __init__(self, pipe: Any):
         super().__init__(pipe)
-        config, projected = pipe.transformer.config, hasattr(pipe.transformer, "caption_projection")
-        self.video_width: int = config.caption_channels if projected else config.cross_attention_dim
+        self.video_width, _ = _widths(pipe.transformer.config)
 
     def embed(self, text: str, pictures: Any, call: Mapping[str, Any]) -> Cond:
         length = call.get("max_sequence_length", self.text_length)
@@ -131,6 +130,13 @@ class LTX2(ModelAdapter):
         rate = self.pipe.vocoder.config.output_sampling_rate
         fps = call.get("frame_rate", 24.0)
         return [Clip(list(v), fps, a.float().cpu().numpy(), rate) for v, a in zip(videos, sounds, strict=True)]
+
+
+def _widths(shape: Mapping[str, Any]) -> tuple[int, int]:
+    """Of the embeddings that the transformer takes for video and for sound."""
+    if shape["use_prompt_embeddings"]:  # LTX-2.0 projects them itself
+        return shape["caption_channels"], shape["caption_channels"]
+    return shape["cross_attention_dim"], shape["audio_cross_attention_dim"]
 
 
 class LTX2I2AV(LTX2):

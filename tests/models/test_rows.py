@@ -64,12 +64,20 @@ def test_a_negative_prompt_that_rows_have_in_common_is_encoded_once(name: str, m
     assert [text for text in asked if not text.startswith("row")] == ["bad", "worse", "bad", adapter.negative]
 
 
-@over([name for name in EACH if CASES[name].model_type not in ("diffusers", "ltx2_t2av", "ltx2_i2av")])  # the tiny Gemma has 3 states
+@over([name for name in EACH if CASES[name].model_type != "diffusers"])
 def test_what_an_encoded_row_takes_is_estimated(name: str) -> None:
     t = tiny(name)
     (embeds,) = (v for v in tree_leaves(t.conds[0]["prompt_embeds"]))
     most = t.adapter.embedded(t.transformers[0].config, t.call.get("max_sequence_length", t.adapter.text_length))
     assert embeds.numel() <= most and (embeds.numel() == most or not t.adapter.pads_prompts)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_row_of_a_published_model_takes_32_megabytes_at_most(model_type: str) -> None:
+    """In 16 bits, with its negative prompt; pictures are kept by reference, or at the size that the pipeline uses."""
+    family = MODELS[model_type]
+    values = family.embedded(shape_of(family, family.components[0], None).config, family.text_length)
+    assert 0 < values * 2 * (1 + (family.cfg is not None)) <= 32e6
 
 
 @pytest.mark.exhaustive
