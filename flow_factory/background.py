@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as until
 from weakref import WeakSet
 
 _all: WeakSet["Background"] = WeakSet()
@@ -29,6 +30,11 @@ class Background:
         """Raises what went wrong, where the last job is done; does not wait."""
         if self.pending is not None and self.pending.done():
             self.wait()
+
+    def settle(self) -> None:
+        """Until the last job is done; what went wrong in it is left to the next call."""
+        if self.pending is not None:
+            until([self.pending])
 
     def wait(self) -> None:
         """Until the last job is done; raises what went wrong in it."""

@@ -29,12 +29,14 @@ class Pace:
         self.rows, self.since, self.size = -1, 0.0, 0
 
     def row(self) -> None:
-        """A row begins; those before it have been put.
+        """A row begins.
 
         Raises:
             UserError: the disk has no room for the rest.
         """
         self.rows += 1
+        if self.rows in (1, 1 + FIRST):
+            self.cache.writer.settle()  # those before it are counted
         if self.rows == 1:
             self.since, self.size = time.monotonic(), self.cache.shards.grown
         if self.rows == 1 + FIRST:

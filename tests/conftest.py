@@ -12,6 +12,7 @@ from zlib import crc32
 import pytest
 import torch
 import torch.distributed as dist
+from diffusers.models.attention_dispatch import DIFFUSERS_ATTN_BACKEND, AttentionBackendName, _AttentionBackendRegistry
 from torch import Tensor
 
 from flow_factory.blame import STRANGERS
@@ -95,7 +96,8 @@ def _nowhere(tmp_path_factory: pytest.TempPathFactory) -> None:
 def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each test runs in its own folder. Modules that it writes there come before those that a user keeps in the root.
 
-    They go with it, and so do the program's memory of whose classes it has called, and a process group.
+    They go with it, and so do the program's memory of whose classes it has called, a process group, and the choice of an attention
+    backend, which diffusers keeps for the process.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*(p for p in sys.path if p not in ("", str(ROOT))), str(tmp_path), str(ROOT)])
@@ -104,6 +106,7 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
         if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
             del sys.modules[name]
     STRANGERS.clear()
+    _AttentionBackendRegistry.set_active_backend(AttentionBackendName(DIFFUSERS_ATTN_BACKEND))
     if dist.is_initialized():  # by FSDP of one process, say
         dist.destroy_process_group()
 

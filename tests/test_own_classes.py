@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 
 from flow_factory import cli
 from flow_factory.algorithms import ALGORITHMS
@@ -14,6 +15,13 @@ from flow_factory.registry import Registry
 from flow_factory.rewards import REWARDS
 from flow_factory.trackers import TRACKERS
 from tests.tiny.run import write_run
+
+
+def ff_train(folder: Path, *arguments: str) -> int:
+    """The command in this process, which keeps nothing of an earlier run's precision."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return cli.main([str(write_run(folder)), *arguments])
+
 
 BODIES = {
     "import sys; sys.exit(0)": r"it ended the program, by SystemExit\(0\)",
@@ -87,7 +95,7 @@ def test_a_hook_that_raises_is_one_line_and_a_trace_where_that_is_asked_for(
     key, text, hook, verbose = *HOOKS[case], "constructor" in case
     (tmp_path / "mine.py").write_text(text.format(hook=hook))
     with caplog.at_level(logging.NOTSET, "flow_factory"):  # which the command sets
-        assert cli.main([str(write_run(tmp_path)), f"{key}=mine.Mine", "eval.eval_freq=0", f"log.verbose={verbose}"]) == 1
+        assert ff_train(tmp_path, f"{key}=mine.Mine", "eval.eval_freq=0", f"log.verbose={verbose}") == 1
     said = capsys.readouterr().err
     (line,), kind = re.findall(r"^error: .*", said, re.MULTILINE), case.partition("'")[0]
     assert re.match(rf"error: {kind} 'mine.Mine': KeyError: 'mine' \({tmp_path}/mine.py:\d+, in \w+\)$", line), said
@@ -96,7 +104,7 @@ def test_a_hook_that_raises_is_one_line_and_a_trace_where_that_is_asked_for(
 
 def test_a_hook_that_ends_the_program_does_not_end_it_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "leaves.py").write_text(MODEL.format(hook="def check_call(self, call):").replace("raise KeyError", "raise SystemExit"))
-    assert cli.main([str(write_run(tmp_path)), "model.model_type=leaves.Mine"]) == 1
+    assert ff_train(tmp_path, "model.model_type=leaves.Mine") == 1
     assert "error: model 'leaves.Mine': it ended the program, by SystemExit('mine')" in capsys.readouterr().err
 
 
@@ -107,4 +115,4 @@ def test_an_error_of_the_programs_own_keeps_its_trace(tmp_path: Path, monkeypatc
     monkeypatch.setattr("flow_factory.train.make_schedule", broken)
     (tmp_path / "mine.py").write_text(MODEL.format(hook="def unused(self):"))
     with pytest.raises(KeyError, match="ours"):
-        cli.main([str(write_run(tmp_path)), "model.model_type=mine.Mine", "eval.eval_freq=0"])
+        ff_train(tmp_path, "model.model_type=mine.Mine", "eval.eval_freq=0")

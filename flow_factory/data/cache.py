@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 from PIL import Image
 from torch import Tensor
 
+from flow_factory.background import Background
 from flow_factory.data.cache_folder import Family, has_old, place_of
 from flow_factory.data.condition_files import FileChanged, Opener, Seeker, decoders
 from flow_factory.data.fingerprints import FileHashes
@@ -93,6 +94,7 @@ class ConditionCache:
         self.folder, self.fingerprint = Path(folder).expanduser(), fingerprint
         self.family = Family(place_of(self.folder, fingerprint), about or {})
         self.shards = Shards(self.family.folder, f"{self.family.name}-", self.family.describe)
+        self.writer = Background("encoded rows")
         self.hashes: FileHashes | None = None
         self.looked = self.warned = False
         self.changed = set[str]()
@@ -253,20 +255,30 @@ def look_up(
 def encode_missing(
     missing: Iterable[tuple[str, int]], rows: Sequence[Row], encode: Callable[[Row], Cond], cache: ConditionCache, strict: bool = True
 ) -> None:
-    """See `encode_rows`.
+    """See `encode_rows`. A row is hashed and written while the next one is encoded.
 
     Args:
         missing: keys, and the places of their rows.
     """
-    for key, k in missing:
-        cond = encode(rows[k])
+
+    def kept(write: Callable[[], None]) -> bool:
         try:
-            cache.put(rows[k], cond, key)
+            write()
         except UserError as error:
             if strict:
                 raise
             cache.warn(f"{error}; {GOES_ON}")
-            break
+            return False
+        return True
+
+    try:
+        for key, k in missing:
+            row = rows[k]
+            put = partial(cache.put, row, encode(row), key)
+            if not kept(partial(cache.writer.start, put)):
+                break
+    finally:
+        kept(cache.writer.wait)
 
 
 _images: WeakValueDictionary[tuple[str, int], Image.Image] = WeakValueDictionary()

@@ -213,9 +213,15 @@ LORA = {"finetune_type": "lora", "target_modules": ("default",), "lora_rank": 4,
 
 
 @lru_cache
-def lora(name: str, dtype: str = "fp32", checkpointing: bool = False) -> tuple[Tiny, Policy]:
-    """A case with a LoRA; one for all tests that do not change its weights."""
+def _lora(name: str, dtype: str, checkpointing: bool) -> tuple[Tiny, Policy]:
     return trained(name, dtype, checkpointing, **LORA)
+
+
+def lora(name: str, dtype: str = "fp32", checkpointing: bool = False) -> tuple[Tiny, Policy]:
+    """A case with a LoRA, without gradients; one for all tests that do not change its weights."""
+    t, policy = _lora(name, dtype, checkpointing)
+    policy.zero_grad(set_to_none=True)
+    return t, policy
 
 
 def trained(
