@@ -1,4 +1,5 @@
-"""`ff-data`: a look at data sets and at what is kept of them. Nothing heavy is imported before a command needs it."""
+"""`ff-data`, or `python -m flow_factory.data_command`: a look at data sets and at what is kept of them. Nothing heavy is imported before a
+command needs it."""
 
 import argparse
 import os
@@ -61,3 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run() -> None:
     """The console script."""
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

@@ -14,6 +14,7 @@ from flow_factory.data.cache_folder import require_space, stocks
 from flow_factory.data_command import main
 from flow_factory.errors import UserError
 from flow_factory.types import Row
+from tests.tiny.run import ROOT
 
 DAY = 86400
 
@@ -115,3 +116,5 @@ def test_help_needs_no_torch() -> None:
     code = "import sys, flow_factory.data_command as d; d.parser(); print([m for m in ('torch', 'PIL', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+    module = [sys.executable, "-m", "flow_factory.data_command", "--help"]
+    assert subprocess.run(module, cwd=ROOT, capture_output=True, text=True, check=True).stdout.startswith("usage: ff-data")
