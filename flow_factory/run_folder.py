@@ -188,7 +188,7 @@ def _owner(lock: int) -> str:
     try:
         said = json.loads(os.pread(lock, 4096, 0))
         return f" (process {int(said['process'])} on {str(said['machine'])[:64]})"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return ""
 
 

@@ -77,7 +77,7 @@ def read_header(path: Path) -> dict[str, Stored]:
         header.pop("__metadata__", None)
         first = 8 + length
         found = {name: _stored(tensor, first) for name, tensor in header.items()}
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, OverflowError) as error:
         raise ValueError("is damaged: its header cannot be read") from error
     wanted = max((tensor.end for tensor in found.values()), default=first)
     if size != wanted:

@@ -54,7 +54,10 @@ def test_a_header_says_where_the_tensors_are_and_a_damaged_file_is_refused(tmp_p
         stored = found[name]
         assert (NAMES[tensor.dtype], list(tensor.shape)) == (stored.dtype, stored.shape)
         assert whole[stored.begin : stored.end] == tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    for cut in (b"", whole[:4], whole[:40], whole.replace(b"data_offsets", b"data_offset_"), b"\xff" * 40, whole.replace(b":[0,", b":[-8")):
+    text = whole[8 : 8 + struct.unpack("<Q", whole[:8])[0]].replace(b":[0,", b":[1e999,")  # infinite, to Python
+    infinite = struct.pack("<Q", len(text)) + text
+    renamed, below = whole.replace(b"data_offsets", b"data_offset_"), whole.replace(b":[0,", b":[-8")
+    for cut in (b"", whole[:4], whole[:40], b"\xff" * 40, renamed, below, infinite):
         path.write_bytes(cut)
         with pytest.raises(ValueError, match="is damaged: its header cannot be read"):
             read_header(path)
