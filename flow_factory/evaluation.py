@@ -116,8 +116,9 @@ class Evaluator:
         self.held = {row: self.held[row] if row in self.held else self.conds[row] for row in dict(batch)}
         cond = moved(self.adapter.join([self.held[row] for row, _ in batch]), self.accelerator.device)
         seed = self.config.train.seed if section.seed is None else section.seed
-        generators = [generator(seed, "eval", self.rows[row].id, *([member] if member else [])) for row, member in batch]
-        with named_rows([self.rows[row] for row, _ in batch], self.adapter, "draw", RowError):
+        rows = [self.rows[row] for row, _ in batch]
+        generators = [generator(seed, "eval", row.id, *([k] if k else [])) for row, (_, k) in zip(rows, batch, strict=True)]
+        with named_rows(rows, self.adapter, "draw", RowError):
             return list(self.engine("evaluate", cond, call_of(section), section.num_inference_steps, generators))
 
     def _metrics(self, table: Tensor) -> dict[str, float]:

@@ -98,7 +98,10 @@ class CLIPReward(PointwiseRewardModel):
 
     def __init__(self, config: RewardArguments, accelerator: Accelerator):
         super().__init__(config, accelerator)
-        self.clip = CLIPScorer(config, self.device, WEIGHTS)
+        self.clip = self.scorer(config)
+
+    def scorer(self, config: RewardArguments) -> CLIPScorer:
+        return CLIPScorer(config, self.device, WEIGHTS)
 
     def __call__(self, prompt: list[str], image: list | None = None, video: list | None = None) -> RewardModelOutput:
         return RewardModelOutput(self.clip.cosines(prompt, image, video))

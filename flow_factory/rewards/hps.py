@@ -7,14 +7,12 @@ import re
 from collections.abc import Mapping
 
 import torch
-from accelerate import Accelerator
 from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import AutoConfig, AutoProcessor, CLIPModel
 
 from flow_factory.hparams import RewardArguments
-from flow_factory.rewards.base import PointwiseRewardModel, RewardModelOutput
-from flow_factory.rewards.clip import CLIPScorer
+from flow_factory.rewards.clip import CLIPReward, CLIPScorer
 from flow_factory.rewards.sources import FILES, fill, named, processor_of, require_file, require_folder, tensors_in
 
 PUBLISHED = ("xswu/HPSv2/HPS_v2.1_compressed.pt", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K")
@@ -85,17 +83,12 @@ class HPSScorer(CLIPScorer):
         return super().pictures([ImageOps.pad(i.convert("RGB"), (side, side), Image.Resampling.BICUBIC, color="black") for i in images])
 
 
-class HPSv2Reward(PointwiseRewardModel):
+class HPSv2Reward(CLIPReward):
     """Raw cosine of prompt and picture under HPSv2.1, about 0.20 to 0.35, never rescaled. A video's is the mean of its frames.
 
     float32 unless the entry says another dtype; the published code runs under float16 autocast.
     `model_name_or_path`: a file of open_clip weights; `processor_name_or_path`: the folder with CLIP ViT-H's config and processor.
     """
-
-    required_fields = ("prompt", "image", "video")
-    extra_keys = ("model_name_or_path", "processor_name_or_path")
-    loads_weights = True
-    changes_inputs = False
 
     @classmethod
     def require_files(cls, config: RewardArguments, now: bool) -> None:
@@ -103,9 +96,5 @@ class HPSv2Reward(PointwiseRewardModel):
         require_file(config, HPSScorer.KEYS[0], file, now)
         require_folder(config, HPSScorer.KEYS[1], base, FILES["processor"], now)
 
-    def __init__(self, config: RewardArguments, accelerator: Accelerator):
-        super().__init__(config, accelerator)
-        self.clip = HPSScorer(config, self.device)
-
-    def __call__(self, prompt: list[str], image: list | None = None, video: list | None = None) -> RewardModelOutput:
-        return RewardModelOutput(self.clip.cosines(prompt, image, video))
+    def scorer(self, config: RewardArguments) -> CLIPScorer:
+        return HPSScorer(config, self.device)
