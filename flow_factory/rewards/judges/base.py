@@ -110,6 +110,23 @@ class Judge(BaseRewardModel):
         seen = [np.linspace(0, len(v) - 1, min(self.frames, len(v))).round().astype(int) for v in video or []]
         return [[frames[k] for k in picks] for frames, picks in zip(video or [], seen, strict=True)]
 
+    def __call__(
+        self,
+        prompt: list[str],
+        image: list[Image.Image] | None = None,
+        video: list[list[Image.Image]] | None = None,
+        condition_images: list[list[Image.Image]] | None = None,
+        **columns: Any,
+    ) -> RewardModelOutput:
+        rows = self.rows(len(prompt), prompt=prompt, **columns)
+        return self.judged(self.pictures(image, video), condition_images or [[]] * len(prompt), rows)
+
+    def judged(
+        self, seen: list[list[Image.Image]], conditions: Sequence[list[Image.Image]], rows: Sequence[Mapping[str, Any]]
+    ) -> RewardModelOutput:
+        """The scores of samples by what is seen of them, their condition images, and their prompts and columns."""
+        raise NotImplementedError
+
     @staticmethod
     def rows(n: int, **columns: Any) -> list[dict[str, Any]]:
         """The prompt and columns of each sample."""
@@ -132,15 +149,8 @@ class PointwiseJudge(Judge, PointwiseRewardModel):
         """A score, or why there is none, of each question; `rows` are the samples' prompts and columns."""
         raise NotImplementedError
 
-    def __call__(
-        self,
-        prompt: list[str],
-        image: list[Image.Image] | None = None,
-        video: list[list[Image.Image]] | None = None,
-        condition_images: list[list[Image.Image]] | None = None,
-        **columns: Any,
+    def judged(
+        self, seen: list[list[Image.Image]], conditions: Sequence[list[Image.Image]], rows: Sequence[Mapping[str, Any]]
     ) -> RewardModelOutput:
-        rows = self.rows(len(prompt), prompt=prompt, **columns)
-        conditions = condition_images or [[]] * len(prompt)
-        seen = [{"image": p, "condition_image": c} for p, c in zip(self.pictures(image, video), conditions, strict=True)]
-        return self.told(self.verdicts([self.template.question(s, row) for s, row in zip(seen, rows, strict=True)], rows))
+        shown = [{"image": p, "condition_image": c} for p, c in zip(seen, conditions, strict=True)]
+        return self.told(self.verdicts([self.template.question(s, row) for s, row in zip(shown, rows, strict=True)], rows))

@@ -71,19 +71,12 @@ class PairwiseJudge(Judge, GroupwiseRewardModel):
         once = {tuple(sorted((k, (k + step) % n))) for k in range(n) for step in range(1, reach + 1)}
         return [pair for a, b in sorted(once) for pair in ((a, b), (b, a))]
 
-    def __call__(
-        self,
-        prompt: list[str],
-        image: list[Image.Image] | None = None,
-        video: list[list[Image.Image]] | None = None,
-        condition_images: list[list[Image.Image]] | None = None,
-        **columns: Any,
+    def judged(
+        self, seen: list[list[Image.Image]], conditions: Sequence[list[Image.Image]], rows: Sequence[Mapping[str, Any]]
     ) -> RewardModelOutput:
-        seen, n = self.pictures(image, video), len(prompt)
-        row = self.rows(1, prompt=prompt, **columns)[0]
-        conditions = condition_images[0] if condition_images else []
+        n, row, given = len(seen), rows[0], conditions[0]
         pairs = self.pairs(n)
-        asked = [self.template.question({"image_a": seen[a], "image_b": seen[b], "condition_image": conditions}, row) for a, b in pairs]
+        asked = [self.template.question({"image_a": seen[a], "image_b": seen[b], "condition_image": given}, row) for a, b in pairs]
         won: list[list[float]] = [[] for _ in range(n)]
         reasons: list[str] = []
         for (a, b), verdict in zip(pairs, self._compared(asked), strict=True):
