@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from flow_factory.attention import attending_by, first_line, those_that_work
 from flow_factory.attention_reference import formula
-from flow_factory.config import RunConfig
+from flow_factory.config import RunConfig, pipeline_kwargs
 from flow_factory.data.ledger import Ledger
 from flow_factory.distributed import most_of_ranks
 from flow_factory.dynamics import DYNAMICS
@@ -89,13 +89,12 @@ def key_of(config: RunConfig, engine: Engine, cond: Cond) -> str:
 @torch.no_grad()
 def draw(config: RunConfig, engine: Engine, cond: Cond) -> None:
     """A micro-batch in as few steps as reach a transformer."""
-    from flow_factory.trainer import call_of
 
     device, n, steps = cond_device(cond), config.train.per_device_batch_size, 1
     while int(steps * config.train.call.get("strength", 1.0)) < 1:
         steps += 1
     sampler = Sampler(DYNAMICS["ODE"], 0.0, (), lambda index, x, purpose: torch.zeros_like(x), torch.float32)
-    engine("sample", cond, call_of(config.train), steps, sampler, [torch.Generator(device).manual_seed(k) for k in range(n)])
+    engine("sample", cond, pipeline_kwargs(config.train), steps, sampler, [torch.Generator(device).manual_seed(k) for k in range(n)])
 
 
 def cond_device(cond: Cond) -> torch.device:

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 
 from flow_factory.algorithms.base import Algorithm
 from flow_factory.compilation import Shapes
-from flow_factory.config import RunConfig
+from flow_factory.config import RunConfig, pipeline_kwargs
 from flow_factory.data.cache import ConditionCache, Conditions, encode_missing, look_up
 from flow_factory.data.fingerprints import file_sha256
 from flow_factory.data.packing import in_memory, pack
@@ -30,7 +30,6 @@ from flow_factory.models.failures import named_rows
 from flow_factory.pace import Pace
 from flow_factory.patience import Work
 from flow_factory.terminal import bar
-from flow_factory.trainer import call_of
 from flow_factory.types import Cond, Row
 from flow_factory.windows import evaluated, idle_of, in_windows, rows_needed, rows_of_start, rows_of_window, window_of
 
@@ -76,7 +75,7 @@ class Encoding:
     def __init__(self, config: RunConfig, encoders: Encoders, algorithm: Algorithm, splits: list[Sequence[Row]], accelerator: Accelerator):
         self.config, self.encoders, self.adapter, self.accelerator = config, encoders, encoders.adapter, accelerator
         self.shapes = Shapes(config) if config.model.compile else None
-        self.calls = call_of_training(config, self.adapter, algorithm), call_of(config.eval)
+        self.calls = call_of_training(config, self.adapter, algorithm), pipeline_kwargs(config.eval)
         encoders.idle = idle_of(config)
         self.until: int | None = None
         """The epoch with which the next window begins; None: there is none."""
@@ -184,7 +183,7 @@ class Encoding:
 
 def call_of_training(config: RunConfig, adapter: ModelAdapter, algorithm: Algorithm) -> dict[str, Any]:
     """The training section's call arguments, with a guidance that any of the algorithm's velocities has."""
-    call = call_of(config.train)
+    call = pipeline_kwargs(config.train)
     scales = [s for s in map(algorithm.guidance, algorithm.weights) if s is not None]
     return next((c for c in (call, *(adapter.with_guidance(call, s) for s in scales)) if adapter.guided(c)), call)
 

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from flow_factory.config import RunConfig
+from flow_factory.config import RunConfig, pipeline_kwargs
 from flow_factory.distributed import all_or_none, most_of_ranks
 from flow_factory.engines import Engine
 from flow_factory.errors import RowError
@@ -22,7 +22,6 @@ from flow_factory.models.failures import named_rows
 from flow_factory.randomness import generator
 from flow_factory.rewards.scoring import RewardSet
 from flow_factory.terminal import bar
-from flow_factory.trainer import call_of
 from flow_factory.types import Cond, Row, Sample
 from flow_factory.weights import WeightStore
 
@@ -119,7 +118,7 @@ class Evaluator:
         rows = [self.rows[row] for row, _ in batch]
         generators = [generator(seed, "eval", row.id, *([k] if k else [])) for row, (_, k) in zip(rows, batch, strict=True)]
         with named_rows(rows, self.adapter, "draw", RowError):
-            return list(self.engine("evaluate", cond, call_of(section), section.num_inference_steps, generators))
+            return list(self.engine("evaluate", cond, pipeline_kwargs(section), section.num_inference_steps, generators))
 
     def _metrics(self, table: Tensor) -> dict[str, float]:
         out: dict[str, float] = {}

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image, ImageOps
@@ -12,8 +12,10 @@ from flow_factory.config import DataConfig
 from flow_factory.data.columns import require_file_name
 from flow_factory.data.media import open_image, open_video
 from flow_factory.data.reader import DataError
-from flow_factory.models.base import ModelAdapter
 from flow_factory.types import Clip, Cond, Row
+
+if TYPE_CHECKING:
+    from flow_factory.models.base import ModelAdapter
 
 COLUMNS = ("chosen", "rejected")
 
@@ -44,7 +46,7 @@ def require_frames(row: Row, frames: int, wanted: int) -> None:
 class Pairs:
     """The states of a row's two media, encoded when its turn comes: what is kept of a data set are its files."""
 
-    def __init__(self, data: DataConfig, adapter: ModelAdapter, call: Mapping[str, Any]):
+    def __init__(self, data: DataConfig, adapter: "ModelAdapter", call: Mapping[str, Any]):
         self.data, self.adapter, self.call = data, adapter, call
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from flow_factory.config import CRDConfig, DGPOConfig, DPOConfig, ForwardConfig, RunConfig, TrainConfig
+from flow_factory.config import CRDConfig, DGPOConfig, DPOConfig, ForwardConfig, RunConfig, TrainConfig, pipeline_kwargs
 from flow_factory.context_parallel import check_splits
 from flow_factory.data.inspection import Record, inspect_files
 from flow_factory.data.media import Extent, Kind, require_there
@@ -17,7 +17,6 @@ from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.pairs import pair_files, require_frames
 from flow_factory.rewards.needs import Needs
-from flow_factory.trainer import call_of
 from flow_factory.types import Row
 from flow_factory.windows import rows_needed
 
@@ -117,7 +116,7 @@ def check_limits(config: RunConfig, sketch: ModelAdapter, train: Sequence[Row], 
         UserError: the checkpoint cannot use a row's condition files, by their number or size.
     """
     for row, trained in drawn(config, train, test) if sizes else ():
-        call = call_of(config.train if trained else config.eval)
+        call = pipeline_kwargs(config.train if trained else config.eval)
         if sizes.keys() >= {*row.images, *row.videos}:
             sketch.check_conditions(row, sizes, call)
         if trained and is_offline(config) and sketch.draws == "video":
@@ -168,7 +167,7 @@ def fitted(config: RunConfig, sketch: ModelAdapter) -> RunConfig:
         UserError: a size that it cannot make; `scheduler.sde_steps` names a step of an expert that is not trained, or none is left.
     """
     for section in (config.train, config.eval):
-        sketch.check_call(call_of(section))
+        sketch.check_call(pipeline_kwargs(section))
     check_splits(sketch, config.model.context_parallel)
     train, scheduler, trained = config.train, config.scheduler, config.model.target_components
     check_guidance(train, sketch)
@@ -198,7 +197,7 @@ def check_guidance(train: TrainConfig, sketch: ModelAdapter) -> None:
     UserError: the reference is to be guided by a negative prompt, and the family takes none; media are to be encoded, and it cannot.
     """
     scale = train.kl_cfg if isinstance(train, (CRDConfig, DGPOConfig)) else 1.0
-    if scale > 1 and not sketch.guided(sketch.with_guidance(call_of(train), scale)):
+    if scale > 1 and not sketch.guided(sketch.with_guidance(pipeline_kwargs(train), scale)):
         raise UserError(f"train.kl_cfg: this {type(sketch).__name__} has no classifier-free guidance; write 1.0")
     if scale > 1 and sketch.cfg != sketch.guidance:
         logger.warning("train.kl_cfg: the reference has %s %g beside its embedded guidance; 1.0 leaves that away", sketch.cfg, scale)

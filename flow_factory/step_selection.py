@@ -7,12 +7,14 @@ Candidates are step indices in ascending order, by default 0 to n - 2: the last 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from flow_factory.config import SchedulerConfig
 from flow_factory.randomness import choose_steps, generator
+
+if TYPE_CHECKING:
+    from flow_factory.config import SchedulerConfig
 
 
 def random_window(candidates: Sequence[int], size: int | None, seed: int, epoch: int, *group: int) -> tuple[int, ...]:
@@ -100,7 +102,7 @@ class SlidingWindow:
         return tuple(candidates[start : start + self.size])
 
 
-def select_steps(scheduler: SchedulerConfig, candidates: Sequence[int], seed: int, epoch: int, slot: int) -> tuple[int, ...]:
+def select_steps(scheduler: "SchedulerConfig", candidates: Sequence[int], seed: int, epoch: int, slot: int) -> tuple[int, ...]:
     """The steps that a group trains on, as `scheduler.step_selection` has it; `slot` is the group's place in the epoch.
 
     "random" and the sliding windows are the epoch's; "window" and "fraction" are drawn for each group.

@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flow_factory.config.algorithms import index_window
 from flow_factory.dynamics import like
 from flow_factory.randomness import generator
+from flow_factory.step_range import index_window
 
 Strategy = Literal["discrete", "discrete_with_init", "discrete_wo_init", "uniform", "logit_normal"]
 TIMESTEPS = 1000

@@ -22,7 +22,7 @@ from flow_factory import presence
 from flow_factory.algorithms import ALGORITHMS
 from flow_factory.attention import without_cudnn
 from flow_factory.attention_proof import prove_attention
-from flow_factory.config import RunConfig, TrainConfig, config_tree, plan_of
+from flow_factory.config import RunConfig, TrainConfig, config_tree, pipeline_kwargs, plan_of
 from flow_factory.config.engine import EngineSettings, engine_of
 from flow_factory.config.recompute import AUTO
 from flow_factory.context_parallel import split_sequences
@@ -59,7 +59,7 @@ from flow_factory.saver import Saver
 from flow_factory.schedule import make_schedule
 from flow_factory.terminal import note
 from flow_factory.trackers import Trackers, open_trackers
-from flow_factory.trainer import Trainer, call_of
+from flow_factory.trainer import Trainer
 from flow_factory.training_state import Progress, load
 from flow_factory.types import Cond
 
@@ -136,7 +136,7 @@ def assemble(found: Ready, place: tuple[RunFolder | None, Path], accelerator: Ac
     progress = load(start.path, store, engine, schedule) if start.path is not None and start.saved is not None else Progress()
     presence.doing("opening trackers")
     trackers = begin(asked, place[0], start, progress) if place[0] is not None else None
-    pairs = Pairs(config.data, adapter, call_of(config.train)) if is_offline(config) else None
+    pairs = Pairs(config.data, adapter, pipeline_kwargs(config.train)) if is_offline(config) else None
     learning = (engine, store, algorithm, schedule)
     trainer = Trainer(
         config, plan, accelerator, adapter, *learning, rewards, rows, conds, pairs, encoding.reach, progress=progress, identity=identity
@@ -183,7 +183,7 @@ def require_proof(config: RunConfig, adapter: ModelAdapter, cond: Cond, engine: 
     unknown = config.model.model_type not in MODELS or config.model.model_type == "diffusers"
     if unknown or config.model.context_parallel > 1:
         with engine.accumulating(last=False):
-            prove(adapter, cond, call_of(config.train), config.train.per_device_batch_size, engine)
+            prove(adapter, cond, pipeline_kwargs(config.train), config.train.per_device_batch_size, engine)
 
 
 def claim_folder(config: RunConfig, start: Start, accelerator: Accelerator) -> tuple[RunFolder | None, Path]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flow_factory.advantage import AGGREGATIONS, varies
 from flow_factory.algorithms.base import Algorithm
-from flow_factory.config import BatchPlan, EvalConfig, RunConfig, TrainConfig
+from flow_factory.config import BatchPlan, RunConfig, pipeline_kwargs
 from flow_factory.data.order import Slot, rows_of_epoch
 from flow_factory.distributed import all_or_none, gather_groups, most_of_ranks
 from flow_factory.dynamics import DYNAMICS
@@ -74,7 +74,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self.meter = Meter(self.accelerator)
         self.watch, self.silence = Watch(self.config), Silence()
-        self.call = call_of(self.config.train)
+        self.call = pipeline_kwargs(self.config.train)
         self.learner = Learner(
             self.config.train, self.call, self.plan, self.accelerator, self.adapter, self.engine, self.store, self.algorithm, self.schedule,
             self.meter, self.progress,
@@ -274,8 +274,3 @@ def look_at(rollouts: Sequence[Rollout]) -> None:
     """Makes their pictures, see `readback`."""
     for rollout in rollouts:
         rollout.media = list(rollout.media)
-
-
-def call_of(section: TrainConfig | EvalConfig) -> dict[str, Any]:
-    """The section's arguments for the pipeline's `__call__`."""
-    return {"height": section.height, "width": section.width, "guidance_scale": section.guidance_scale, **section.call}

@@ -15,7 +15,7 @@ from flow_factory.config.algorithms import (
 from flow_factory.config.base import ConfigError, Section
 from flow_factory.config.data import DataConfig
 from flow_factory.config.dump import config_tree, dump_config
-from flow_factory.config.eval import EvalConfig
+from flow_factory.config.eval import EvalConfig, pipeline_kwargs
 from flow_factory.config.help import config_help
 from flow_factory.config.loader import load_config
 from flow_factory.config.log import LogConfig
@@ -52,5 +52,6 @@ __all__ = [
     "config_tree",
     "dump_config",
     "load_config",
+    "pipeline_kwargs",
     "plan_of",
 ]

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from flow_factory.config.base import Device, Interval, Shown, show
 from flow_factory.config.scheduler import SchedulerConfig
 from flow_factory.config.train import TrainConfig
+from flow_factory.step_range import index_window
 
 
 def _range(value: Any) -> Any:
@@ -23,12 +24,6 @@ def _ordered(value: tuple[float, float]) -> tuple[float, float]:
     if not 0 <= low < high <= 1:
         raise ValueError(f"wants 0 <= low < high <= 1, got {show(value)}; e.g. 0.9 or [0.0, 0.9]")
     return value
-
-
-def index_window(steps: int, timestep_range: tuple[float, float]) -> tuple[int, int]:
-    """The steps [first, last) of a schedule that are in the range: [floor(n lo), floor(n hi))."""
-    low, high = (int(steps * share + 1e-9) for share in timestep_range)
-    return low, high
 
 
 def _ramp(value: str | int) -> str:

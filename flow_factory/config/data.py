@@ -8,10 +8,16 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from flow_factory.config.base import DERIVED, Folder, Name, Section, Shown, derived, show
-from flow_factory.data.columns import FORMATS, LINES, OURS
 from flow_factory.registry import nearest
 
 HUB = "hf://datasets/"
+PAIR = ("chosen", "rejected")
+OURS = ("prompt", "negative_prompt", "image", "images", "video", "videos", *PAIR)
+"""What has a meaning here; every other column is for rewards, by its own name."""
+LINES = (".jsonl", ".txt")
+"""Endings of files whose lines are rows."""
+FORMATS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".tar": "webdataset"}
+"""Endings of files, and what `datasets` reads them with."""
 
 
 def _beside(kind: str) -> Any:

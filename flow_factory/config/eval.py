@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from flow_factory.config.base import DERIVED, Batch, Denoising, Guidance, Height, Section, Seed, Size, Width
+from flow_factory.config.train import TrainConfig
 
 
 class EvalConfig(Section):
@@ -22,3 +23,8 @@ class EvalConfig(Section):
     eval_freq: int = Field(10, ge=0, description="epochs between two evaluations; 0 = never")
     seed: Seed | None = Field(None, description="of the rows' fixed noise; null = train.seed")
     call: dict[str, Any] = Field(default_factory=dict, description="arguments for the pipeline's __call__")
+
+
+def pipeline_kwargs(section: TrainConfig | EvalConfig) -> dict[str, Any]:
+    """The section's arguments for the pipeline's `__call__`."""
+    return {"height": section.height, "width": section.width, "guidance_scale": section.guidance_scale, **section.call}

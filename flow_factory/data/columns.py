@@ -8,17 +8,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
+from flow_factory.config.data import PAIR
 from flow_factory.errors import UserError
 from flow_factory.registry import nearest
 from flow_factory.types import Row
 
-PAIR = ("chosen", "rejected")
-OURS = ("prompt", "negative_prompt", "image", "images", "video", "videos", *PAIR)
-"""What has a meaning here; every other column is for rewards, by its own name."""
-LINES = (".jsonl", ".txt")
-"""Endings of files whose lines are rows."""
-FORMATS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".tar": "webdataset"}
-"""Endings of files, and what `datasets` reads them with."""
 EXAMPLE = 'lines such as {"prompt": "a red cube"}'
 
 

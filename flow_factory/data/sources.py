@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import logging as hub_logging
 
-from flow_factory.config.data import HUB, DataConfig
-from flow_factory.data.columns import FORMATS, LINES, DataError, Naming, listed
+from flow_factory.config.data import FORMATS, HUB, LINES, DataConfig
+from flow_factory.data.columns import DataError, Naming, listed
 from flow_factory.data.embedded import Store
 from flow_factory.data.ledger import Ledger
 from flow_factory.data.reader import Look, read_rows

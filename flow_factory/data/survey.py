@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from flow_factory.data.columns import PAIR, Columns, DataError, Deferred
+from flow_factory.config.data import PAIR
+from flow_factory.data.columns import Columns, DataError, Deferred
 from flow_factory.data.media import Extent, Kind, check_media
 from flow_factory.types import Row
 

@@ -4,7 +4,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from flow_factory.data.columns import EXAMPLE, OURS, DataError, kind_of, require_file_name
+from flow_factory.config.data import OURS
+from flow_factory.data.columns import EXAMPLE, DataError, kind_of, require_file_name
 from flow_factory.registry import nearest
 
 SIDES = {"demonstration": ("target",), "preference": ("chosen", "rejected")}
