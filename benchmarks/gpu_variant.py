@@ -80,7 +80,7 @@ def memory(trainer: Trainer) -> dict[str, float | None]:
     cuda = trainer.accelerator.device.type == "cuda"
     return {
         "peak_allocated_gb": round(trainer.meter.peak_memory_gb(), 2),
-        "peak_reserved_gb": round(torch.cuda.max_memory_reserved() / 1e9, 2) if cuda else None,
+        "peak_reserved_gb": round(trainer.meter.peak_reserved_gb(), 2) if cuda else None,
     }
 
 

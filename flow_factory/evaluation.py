@@ -1,6 +1,6 @@
 """What is reported: the stock pipeline with its own scheduler, the averaged weights, and fixed noise for each sample of a row."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -42,6 +42,8 @@ class Evaluator:
     rows: Sequence[Row]
     conds: Sequence[Cond]
     interrupt: Interrupt = field(default_factory=Interrupt)
+    told: Callable[[], None] = lambda: None
+    """Called after each batch."""
     scores: dict[str, list[float]] = field(default_factory=dict, init=False)
     """Of the last evaluation, by reward: every row's."""
     keys: dict[int, str] = field(default_factory=dict, init=False)
@@ -69,6 +71,7 @@ class Evaluator:
                 batch = batches[number] if number < len(batches) else []
                 for (row, _), media in zip(batch, self._draw(batch), strict=True):
                     waiting.setdefault(row, []).append(media)
+                self.told()
                 last = number == rounds[-1]
                 enough = last or sum(map(len, waiting.values())) >= self.rewards.batch
                 mine += all_or_none(self.accelerator, self.interrupt, partial(self._score, waiting if enough else {}))
@@ -81,6 +84,12 @@ class Evaluator:
         shown = everyone[: self.config.log.num_samples]
         samples = [Sample(self.rows[i].prompt, m, dict(zip(self.rewards.names, s[0], strict=True))) for i, m, s in shown]
         return self._metrics(table) | {f"eval/{k}": v for k, v in self.rewards.finish_epoch().items()}, samples
+
+    @property
+    def shares(self) -> list[int]:
+        """How many rows each process has."""
+        teams, team = self.config.teams, self.config.model.context_parallel
+        return [len(range(process // team, len(self.rows), teams)) for process in range(self.accelerator.num_processes)]
 
     def _score(self, waiting: dict[int, list[Any]]) -> "list[Scored]":
         """Scores the rows all of whose samples are drawn, and takes them out of those that wait."""

@@ -154,11 +154,15 @@ class Learner:
                     if not checked:
                         checked = True
                         self.check_on_policy(metrics)
+                    since = self.meter.tick() if left == 0 else None
                     self.engine.backward(loss / window.points * self.plan.trained.team)  # whose processes have a part of the gradient each
                 if self.fresh and self.config.num_inner_epochs > 1:  # the old velocities that this forward has found
                     batch.frozen[k] |= self.stored(point.frozen)
                 self.meter.add(metrics)
+            self.meter.step()
         norm, rate = self.step(), self.schedule.get_last_lr()[0]
+        if not self.engine.collective:  # else every forward is shared, and none of it is one's own
+            self.meter.shared(since)
         self.schedule.step()
         self.check_effect(moves=rate > 0 and float(norm) > 0)
         self.progress.updates += 1

@@ -69,14 +69,22 @@ METRICS: dict[str, dict[str, str]] = {
         "eval/seconds/<reward>": "seconds that a reward took, the mean over processes",
     },
     "time and memory": {
+        "time/encode_s": "seconds of encoding rows that the run comes to; as all that follow, of work, the mean over processes",
         "time/rollout_s": "seconds of drawing the epoch's samples",
+        "time/decode_s": "of these, seconds in which the VAE made pictures of latents",
         "time/reward_s": "seconds of scoring them",
+        "time/advantage_s": "seconds of bringing scores and shared groups together",
         "time/optimise_s": "seconds of forwards, backwards and updates",
-        "time/epoch_s": "seconds of all of that",
+        "time/<phase>_wait_s": "of several processes: seconds in which a process waited for the others behind its work, the mean; an "
+        "estimate for optimise, where FSDP2 and ZeRO-3 have none, for every forward is one of all processes",
+        "time/epoch_s": "seconds of the epoch from its beginning to its end",
+        "time/save_s": "seconds that a checkpoint has held the run up, told with the epoch after it",
         "time/eval_s": "seconds of an evaluation",
         "perf/samples_per_s": "the epoch's samples over its seconds, of all processes",
-        "perf/<phase>_samples_per_s": "the same for one phase",
+        "perf/<phase>_samples_per_s": "the same for rollout, reward and optimise, waiting included",
         "perf/peak_memory_gb": "GB of the device at the most so far; without a GPU, of the process",
+        "perf/<phase>_peak_memory_gb": "GB of the device at the most in a phase, on the process that needed most; not without a GPU, for "
+        "no phase of a CPU's work has a peak of its own",
     },
 }  # fmt: skip
 """When or by what it is logged -> name -> meaning; <...> stands for a name of the user's or of a copy."""

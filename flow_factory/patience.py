@@ -22,6 +22,13 @@ SHORT = 0.001
 
 _used: Counter[str] = Counter()
 """How often each name was used: keys of a store are there once."""
+_waited = 0.0
+"""Seconds that the main thread has waited for other processes."""
+
+
+def waited() -> float:
+    """Seconds that this process's work has waited for other processes so far, but for what waits inside a collective."""
+    return _waited
 
 
 class Work:
@@ -85,6 +92,7 @@ class Work:
 
     def _until(self, done: list[str]) -> None:
         """Waits for these keys."""
+        global _waited
         assert self.store is not None
         since = looked = time.monotonic()
         before = presence.now()
@@ -96,6 +104,8 @@ class Work:
                 _say(f"waiting for the others after {self.name}")
                 self._look([rank for rank, key in enumerate(done) if not self.store.check([key])])
             time.sleep(min(OFTEN, self.still / 10, max(SHORT, (time.monotonic() - since) / 10)))
+        if _in_front():
+            _waited += time.monotonic() - since
         _say(before)
 
     def _look(self, busy: list[int]) -> None:
@@ -124,9 +134,14 @@ class Work:
             raise MeetingError(f"{self.name}: the process at which all meet has left; its own message says why") from error
 
 
+def _in_front() -> bool:
+    """Not in a thread beside the training, which waits for nobody's work."""
+    return threading.current_thread() is threading.main_thread()
+
+
 def _say(doing: str) -> None:
     """What the process does; work beside the training speaks for itself alone."""
-    if threading.current_thread() is threading.main_thread():
+    if _in_front():
         presence.doing(doing)
 
 

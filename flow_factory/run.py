@@ -47,6 +47,8 @@ class Run:
     """Whether it starts from a saved training state."""
     evaluated: bool = False
     """Whether the run that it goes on with has evaluated the epochs done so far."""
+    saving: dict[str, float] = field(default_factory=dict, init=False)
+    """What the checkpoint since the last epoch has cost, told with the next one."""
     gallery: Gallery = field(init=False)
     bar: Epochs = field(init=False)
     started: float = field(init=False)
@@ -82,7 +84,8 @@ class Run:
                 if not self.evaluated and (progress.epoch == last or _due(progress.epoch, config.eval.eval_freq)):
                     self.evaluate()
                 while last is None or progress.epoch < last:
-                    self.tell(self.trainer.epoch())
+                    self.tell(self.trainer.epoch() | self.saving)
+                    self.saving = {}
                     self.saver.check()
                     self.gallery.check()
                     done = progress.epoch == last
@@ -129,11 +132,10 @@ class Run:
             self.trackers.log_samples("train", self.trainer.shown, self.trainer.progress.epoch)
         if self.evaluator is None or self.trainer.config.eval.eval_freq == 0:
             return
-        self.trainer.meter.seconds.pop("eval", None)
         with self.trainer.meter.phase("eval"):
             metrics, samples = self.evaluator.run()
         presence.doing("logging")
-        self.log(metrics | {"time/eval_s": self.trainer.meter.seconds["eval"]})
+        self.log(metrics | self.trainer.meter.cost("eval", self.evaluator.shares))
         if self.trackers is not None:
             said = ", ".join(f"{k.removeprefix('eval/')} {v:.4g}" for k, v in metrics.items() if k.endswith("_mean"))
             epoch, scores = self.trainer.progress.epoch, self.evaluator.scores
@@ -145,7 +147,9 @@ class Run:
 
     def save(self, state: bool) -> None:
         """Begins the checkpoint of the epochs done so far: the weights that are evaluated, and the training state if asked for."""
-        self.saver.save(self.checkpoint(), self.trainer.state() if state else None)
+        with self.trainer.meter.phase("save"):
+            self.saver.save(self.checkpoint(), self.trainer.state() if state else None)
+        self.saving = self.trainer.meter.cost("save")
 
     def finish(self) -> str:
         """Closes checkpoint and logs; on the main process, the summary."""

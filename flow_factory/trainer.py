@@ -72,7 +72,9 @@ class Trainer:
     """Whose run a saved state is; see `identity.identity_of`."""
 
     def __post_init__(self) -> None:
-        self.meter = Meter(self.accelerator)
+        self.meter = Meter(self.accelerator, self.config.model.context_parallel)
+        if (vae := getattr(self.adapter.pipe, "vae", None)) is not None:
+            vae.decode = self.meter.decoding(vae.decode)
         self.watch, self.silence = Watch(self.config), Silence()
         self.call = pipeline_kwargs(self.config.train)
         self.learner = Learner(
@@ -94,15 +96,18 @@ class Trainer:
             OnPolicyError, RewardError: see there.
         """
         self.meter.clear()
-        self.encode_ahead(self.progress.epoch, self.interrupt)
+        with self.meter.phase("encode"):
+            self.encode_ahead(self.progress.epoch, self.interrupt)
         rollouts = self.roll_out(self.progress.epoch)
-        meet_again("rolling out")
+        with self.meter.phase("rollout"):
+            meet_again("rolling out")
         self.policy.set_aside()
         report = self.judge(rollouts)
         self.interrupt.agree(self.accelerator)
         if not self.plan.rolled.whole and self.algorithm.compares_group:
             wanted = {slot for slot, _ in self.plan.trained.of(self.accelerator.process_index)}
-            rollouts = share(self.accelerator, rollouts, wanted, self.conds)
+            with self.meter.phase("advantage"):
+                rollouts = share(self.accelerator, rollouts, wanted, self.conds)
         self.learner.learn(self.groups(rollouts))
         self.progress.epoch += 1
         self.average()
@@ -137,6 +142,7 @@ class Trainer:
                     rollouts += self.judging.heard(waiting)
                     waiting = []
                 waiting.append(drawn)
+                self.meter.step()
             look_at(waiting[-1:])
         self.cond = None
         return rollouts + [part for drawn in waiting for part in cut(drawn, size)]
@@ -215,7 +221,8 @@ class Trainer:
         report = {}
         if self.pairs is None:
             report = self.score(rollouts)
-            self.weigh(rollouts)
+            with self.meter.phase("advantage"):
+                self.weigh(rollouts)
         names = self.rewards.names if self.pairs is None else ("chosen",)
         shown = ((r.row.prompt, media, row) for r in rollouts for media, row in zip(r.media, r.rewards.tolist(), strict=False))
         self.shown = [Sample(p, m, dict(zip(names, s, strict=True))) for p, m, s in islice(shown, self.config.log.num_samples)]

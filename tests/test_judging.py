@@ -181,11 +181,11 @@ def test_each_row_is_opened_once_for_its_group(tmp_path: Path) -> None:
 
 
 def test_what_a_phase_inside_another_takes_is_not_that_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = iter([0.0, 1.0, 3.0, 10.0, 11.0, 20.0])
+    ticks = iter([0.0, 0.0, 1.0, 3.0, 10.0, 11.0, 20.0])
     monkeypatch.setattr("flow_factory.meter.time.perf_counter", lambda: next(ticks))
     meter = Meter(Accelerator(cpu=True))
     with meter.phase("rollout"):
         for _ in range(2):
             with meter.phase("reward"):
                 pass
-    assert dict(meter.seconds) == {"reward": 2.0 + 1.0, "rollout": 20.0 - 3.0}
+    assert {phase: here.work for phase, here in meter.here.items()} == {"reward": 2.0 + 1.0, "rollout": 20.0 - 3.0}

@@ -34,11 +34,12 @@ def test_all_wait_for_the_slowest_as_long_as_it_goes_on(monkeypatch: pytest.Monk
         else:
             store.set("encoding/1/done", "")
 
-    clock = Clock(meanwhile)
+    clock, before = Clock(meanwhile), patience.waited()
     monkeypatch.setattr(patience, "time", clock)
     slow = Work("encoding", store, (1, 2), still=10)
     Work("encoding", store, (0, 2), still=10).wait()
     assert 1000 <= clock.now < 1002
+    assert patience.waited() - before == pytest.approx(clock.now), "and it is known how long"
 
 
 @pytest.mark.parametrize(("said", "at"), [("row 7", "row 7"), ("", "nothing yet")])

@@ -24,7 +24,7 @@ def several(
     folder: Path,
     processes: int,
     runs: Mapping[str, Sequence[str]],
-    do: Callable[[Run], dict[str, Any]] | None = None,
+    do: Callable[[Run], Any] | None = None,
     begin: Callable[[int], None] | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Does the runs in so many processes; for each what each of its processes says of its engine.
@@ -119,7 +119,7 @@ def _runs(
     rank: int,
     processes: int,
     runs: Mapping[str, Sequence[str]],
-    do: Callable[[Run], dict[str, Any]],
+    do: Callable[[Run], Any],
     begin: Callable[[int], None] | None,
 ) -> None:
     if begin is not None:
