@@ -6,8 +6,10 @@ import torch
 
 from flow_factory.ema import reported_weights
 from flow_factory.recompute import said
+from flow_factory.windows import rows_tested
 
 if TYPE_CHECKING:
+    from flow_factory.evaluation import Evaluator
     from flow_factory.run import Run
 
 
@@ -53,7 +55,14 @@ def plan(run: "Run") -> str:
     text = f"{config.train.trainer_type}, {epochs} of {much} {made} and {steps} optimiser step{'s' * (steps > 1)}"
     if run.evaluator is None or config.eval.eval_freq == 0:
         return f"{text}; no evaluation"
-    return f"{text}; {len(run.evaluator.rows)} test rows are drawn at the start, every {counted(config.eval.eval_freq)} and at the end"
+    full = " (there all of them)" if len(rows_tested(config, len(run.evaluator.rows))) > len(run.evaluator.usual) else ""
+    return f"{text}; {tested(run.evaluator)} are drawn at the start, every {counted(config.eval.eval_freq)} and at the end{full}"
+
+
+def tested(evaluator: "Evaluator") -> str:
+    """The rows of every evaluation."""
+    some, all_ = len(evaluator.usual), len(evaluator.rows)
+    return f"{some} test rows" if some == all_ else f"{some} of {all_} test rows"
 
 
 def recomputed(run: "Run") -> dict[str, str]:

@@ -76,6 +76,11 @@ def all_or_none(accelerator: Accelerator, interrupt: Interrupt, call: Callable[[
     return answer
 
 
+def on_any_rank(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether it is set on any process; told as `any_of_ranks` tells it."""
+    return any_of_ranks([flag])[0] if accelerator.num_processes > 1 else flag
+
+
 def any_of_ranks(flags: list[bool]) -> list[bool]:
     """Each flag, set where any process has set it; told over the CPU, so that nothing waits for the device."""
     told = torch.tensor(flags, dtype=torch.uint8)

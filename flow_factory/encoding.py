@@ -31,7 +31,7 @@ from flow_factory.pace import Pace
 from flow_factory.patience import Work
 from flow_factory.terminal import bar
 from flow_factory.types import Cond, Row
-from flow_factory.windows import evaluated, idle_of, in_windows, rows_needed, rows_of_start, rows_of_window, window_of
+from flow_factory.windows import evaluated, idle_of, in_windows, rows_needed, rows_of_start, rows_of_window, rows_tested, window_of
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class Encoding:
         train, test = len(self.conds), len(self.eval_conds)
         if self.accelerator.is_main_process:
             warn_overlong(self.adapter, self.conds.rows, rows_needed(self.config, train), self.calls[0])
-            warn_overlong(self.adapter, self.eval_conds.rows, range(test), self.calls[1])
+            warn_overlong(self.adapter, self.eval_conds.rows, rows_tested(self.config, test), self.calls[1])
         wanted, work = (rows_of_start(self.config, train, epoch), evaluated(self.config, test)), self.work("encoding")
         with self.encoders.working():
             self._share(self.conds, wanted[0], work)

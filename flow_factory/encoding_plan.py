@@ -71,7 +71,10 @@ def encoding_lines(config: RunConfig, rows: int, test: int, size: float = 0) -> 
         return ["rows are encoded whenever they are drawn, and not cached (data.enable_preprocess: false); the text encoders stay"]
     first, drawn, windows = len(rows_of_start(config, rows, 0)), len(rows_needed(config, rows)), in_windows(config)
     what = f"the {first} training rows that the {'first epochs draw' if windows else 'run draws'}" if first < rows else "all training rows"
-    what += " and all test rows" if evaluated(config, test) else ""
+    tested = len(evaluated(config, test))
+    what += (
+        f" and {'all' if tested == test else f'the {tested}'} test rows{'' if tested == test else ' that are evaluated'}" if tested else ""
+    )
     lines = [f"encoded before the first epoch, if {data.cache_dir} lacks them: {what}"]
     if windows and first < drawn:
         epochs = window_epochs(config)
@@ -79,7 +82,7 @@ def encoding_lines(config: RunConfig, rows: int, test: int, size: float = 0) -> 
         later = f"encoded when the run comes to them: the rows of {many} at a time, {drawn - first} more"
         lines.append(f"{later}; in between the text encoders wait (data.idle_encoders: {data.idle_encoders})")
     if size:
-        gb, free = (drawn + len(evaluated(config, test))) * size / 1e9, free_space(Path(data.cache_dir)) / 1e9
+        gb, free = (drawn + tested) * size / 1e9, free_space(Path(data.cache_dir)) / 1e9
         much = f"up to {size / 1e6:.3g} MB a row, {gb:.3g} GB for all, condition pictures not counted"
         lines.append(f"{much}; {free:.3g} GB are free there; a start measures the time and the room of its first rows")
     return lines

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -12,7 +11,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from flow_factory.config import RunConfig, pipeline_kwargs
-from flow_factory.distributed import all_or_none, most_of_ranks
+from flow_factory.distributed import all_or_none, on_any_rank
 from flow_factory.engines import Engine
 from flow_factory.errors import RowError
 from flow_factory.frugal import moved
@@ -24,14 +23,25 @@ from flow_factory.rewards.scoring import RewardSet
 from flow_factory.terminal import bar
 from flow_factory.types import Cond, Row, Sample
 from flow_factory.weights import WeightStore
+from flow_factory.windows import rows_evaluated
 
 Scored = tuple[int, Any, list[list[float]]]
 """A row, its first sample where it is shown, and the scores of all its samples (n, R)."""
+WAITING = 64
+"""Samples that wait, each with its row's condition, for others whose conditions can share a call."""
+
+
+class Asked(NamedTuple):
+    """A sample that is to be drawn: which one of which row."""
+
+    row: int
+    member: int
+    cond: Cond
 
 
 @dataclass
 class Evaluator:
-    """Draws `eval.group_size` pictures a test row, always from the same noise, and scores them."""
+    """Draws `eval.group_size` pictures a test row, always of the same rows and from the same noise, and scores them."""
 
     config: RunConfig
     accelerator: Accelerator
@@ -45,51 +55,65 @@ class Evaluator:
     told: Callable[[], None] = lambda: None
     """Called after each batch."""
     scores: dict[str, list[float]] = field(default_factory=dict, init=False)
-    """Of the last evaluation, by reward: every row's."""
-    keys: dict[int, str] = field(default_factory=dict, init=False)
-    """Rows of the same one can share a call. Known after the first evaluation: a row's whole condition is read for it."""
-    held: dict[int, Cond] = field(default_factory=dict, init=False)
-    """Of the batch that was drawn last: the next one may be of the same row."""
+    """Of the last evaluation, by reward: those of each of its rows."""
+    taken: Sequence[int] = field(default=(), init=False)
+    """The last evaluation's rows."""
 
-    def run(self) -> tuple[dict[str, float], list[Sample]]:
+    @property
+    def usual(self) -> Sequence[int]:
+        """The rows of every evaluation."""
+        return rows_evaluated(self.config, len(self.rows))
+
+    def run(self, full: bool = False) -> tuple[dict[str, float], list[Sample]]:
         """Metrics over all samples, and on the main process the first ones of the first rows, `log.num_samples` of them.
 
         Other pictures stay where they were drawn, and are let go as soon as they are scored.
+
+        Args:
+            full: takes all rows, not the usual ones alone: metrics of all are `eval_full/`, while those of the usual ones go on.
 
         Raises:
             Interrupted: a signal has come, of which all processes know after each batch.
             UserError: a reward failed, see `all_or_none`; or the pipeline did, on a row.
         """
+        self.taken = range(len(self.rows)) if full else self.usual
+        everyone: list[Scored] = gather_object(self._scored(self.taken))
+        everyone.sort(key=lambda e: e[0])
+        table = torch.tensor([scores for _, _, scores in everyone], dtype=torch.float64)  # (rows, group_size, R)
+        names, usual = self.rewards.names, set(self.usual)
+        self.scores = dict(zip(names, table.nanmean(1).T.tolist(), strict=True)) if names else {}
+        shown = [e for e in everyone if e[0] in usual][: self.config.log.num_samples]
+        samples = [Sample(self.rows[i].prompt, m, dict(zip(names, s[0], strict=True))) for i, m, s in shown]
+        report = {f"eval/{k}": v for k, v in self.rewards.finish_epoch().items() if k.startswith("seconds/")}
+        metrics = self._metrics("eval", table[[k for k, (row, _, _) in enumerate(everyone) if row in usual]])
+        if len(usual) < len(everyone):
+            metrics |= self._metrics("eval_full", table)
+        return metrics | report, samples
+
+    def _scored(self, rows: Sequence[int]) -> list[Scored]:
+        """Those of this process's share of the rows."""
         mine: list[Scored] = []
         waiting: dict[int, list[Any]] = {}
-        batches = list(self.batches())
-        unchanged = (self.rows[row] for batch in batches for row, _ in batch)  # a line may have been edited
+        unchanged = (self.rows[row] for row in self.share(rows))  # a line may have been edited
         all_or_none(self.accelerator, self.interrupt, lambda: all(unchanged))
-        rounds = range(most_of_ranks(self.accelerator, len(batches)))
+        batches, more = self.batches(rows), True
         with torch.no_grad(), self.store.use(self.store.reported), self.engine.gathered():
-            for number in bar(rounds, "evaluating", shown=self.accelerator.is_main_process, delay=5):
-                batch = batches[number] if number < len(batches) else []
-                for (row, _), media in zip(batch, self._draw(batch), strict=True):
-                    waiting.setdefault(row, []).append(media)
+            coming = next(batches, [])
+            while more:
+                batch, coming = coming, next(batches, [])
+                for asked, media in zip(batch, self._draw(batch), strict=True):
+                    waiting.setdefault(asked.row, []).append(media)
                 self.told()
-                last = number == rounds[-1]
-                enough = last or sum(map(len, waiting.values())) >= self.rewards.batch
+                enough = not coming or sum(map(len, waiting.values())) >= self.rewards.batch
                 mine += all_or_none(self.accelerator, self.interrupt, partial(self._score, waiting if enough else {}))
-        self.held = {}
-        everyone: list[Scored] = gather_object(mine)
-        everyone.sort(key=lambda e: e[0])
-        table = torch.tensor([s for _, _, scores in everyone for s in scores], dtype=torch.float64)
-        by_row = table.unflatten(0, (len(everyone), -1)).nanmean(1) if table.numel() else table
-        self.scores = dict(zip(self.rewards.names, by_row.T.tolist(), strict=True)) if table.numel() else {}
-        shown = everyone[: self.config.log.num_samples]
-        samples = [Sample(self.rows[i].prompt, m, dict(zip(self.rewards.names, s[0], strict=True))) for i, m, s in shown]
-        return self._metrics(table) | {f"eval/{k}": v for k, v in self.rewards.finish_epoch().items()}, samples
+                more = on_any_rank(self.accelerator, bool(coming))
+        return mine
 
     @property
     def shares(self) -> list[int]:
-        """How many rows each process has."""
+        """How many of the rows each process has."""
         teams, team = self.config.teams, self.config.model.context_parallel
-        return [len(range(process // team, len(self.rows), teams)) for process in range(self.accelerator.num_processes)]
+        return [len(range(process // team, len(self.taken), teams)) for process in range(self.accelerator.num_processes)]
 
     def _score(self, waiting: dict[int, list[Any]]) -> "list[Scored]":
         """Scores the rows all of whose samples are drawn, and takes them out of those that wait."""
@@ -98,46 +122,51 @@ class Evaluator:
         if self.accelerator.process_index % self.config.model.context_parallel:
             return []  # the first process of the team has the same
         tables = self.rewards.score([self.rows[row] for row in whole], groups)
-        shown = self.config.log.num_samples
-        return [(i, g[0] if i < shown else None, t.tolist()) for i, g, t in zip(whole, groups, tables, strict=True)]
+        shown = set(self.usual[: self.config.log.num_samples])
+        return [(i, g[0] if i in shown else None, t.tolist()) for i, g, t in zip(whole, groups, tables, strict=True)]
 
-    def batches(self) -> Iterator[list[tuple[int, int]]]:
-        """This process's (row, sample of it), those together whose conditions can share a call."""
-        mine = range(self.accelerator.process_index // self.config.model.context_parallel, len(self.rows), self.config.teams)
-        size = self.config.eval.per_device_batch_size
-        together = [mine] if size == 1 else (group for _, group in groupby(sorted(mine, key=self._key), key=self._key))
-        for group in together:
-            indices = [(row, member) for row in group for member in range(self.config.eval.group_size)]
-            yield from (indices[k : k + size] for k in range(0, len(indices), size))
+    def share(self, rows: Sequence[int]) -> Sequence[int]:
+        """This process's."""
+        return rows[self.accelerator.process_index // self.config.model.context_parallel :: self.config.teams]
 
-    def _key(self, index: int) -> str:
-        if index not in self.keys:
-            key = self.adapter.joinable(self.conds[index])
-            self.keys[index] = f"row {index} alone" if key is None else repr(key)
-        return self.keys[index]
+    def batches(self, rows: Sequence[int]) -> Iterator[list[Asked]]:
+        """This process's samples of these rows, those together whose conditions can share a call; each condition is opened once."""
+        size, n = self.config.eval.per_device_batch_size, self.config.eval.group_size
+        waiting: dict[str, list[Asked]] = {}
+        for row in bar(self.share(rows), "evaluating", "row", self.accelerator.is_main_process, delay=5, times=self.config.teams):
+            cond = self.conds[row]
+            key = self.adapter.joinable(cond) if size > 1 else None
+            alike = waiting.setdefault(repr(key), [])
+            alike += [Asked(row, member, cond) for member in range(n)]
+            while len(alike) >= size or (alike and key is None):
+                yield alike[:size]
+                del alike[:size]
+            if sum(map(len, waiting.values())) > WAITING + size:
+                yield waiting.pop(max(waiting, key=lambda k: len(waiting[k])))
+        yield from filter(None, waiting.values())
 
-    def _draw(self, batch: list[tuple[int, int]]) -> list[Any]:
+    def _draw(self, batch: Sequence[Asked]) -> list[Any]:
         """Their media; a process that has none left draws what the others' forwards need it for."""
         if not batch:
-            return self._draw([(0, 0)])[:0] if self.engine.collective else []
+            first = self.taken[0]
+            return self._draw([Asked(first, 0, self.conds[first])])[:0] if self.engine.collective else []
         section = self.config.eval
-        self.held = {row: self.held[row] if row in self.held else self.conds[row] for row in dict(batch)}
-        cond = moved(self.adapter.join([self.held[row] for row, _ in batch]), self.accelerator.device)
-        seed = self.config.train.seed if section.seed is None else section.seed
-        rows = [self.rows[row] for row, _ in batch]
-        generators = [generator(seed, "eval", row.id, *([k] if k else [])) for row, (_, k) in zip(rows, batch, strict=True)]
+        cond = moved(self.adapter.join([asked.cond for asked in batch]), self.accelerator.device)
+        rows = [self.rows[asked.row] for asked in batch]
+        keys = [(row.id, *([asked.member] if asked.member else [])) for row, asked in zip(rows, batch, strict=True)]
+        generators = [generator(self.config.eval_seed, "eval", *key) for key in keys]
         with named_rows(rows, self.adapter, "draw", RowError):
             return list(self.engine("evaluate", cond, pipeline_kwargs(section), section.num_inference_steps, generators))
 
-    def _metrics(self, table: Tensor) -> dict[str, float]:
-        out: dict[str, float] = {}
-        if not self.rewards.names:
-            return out
-        for k, name in enumerate(self.rewards.names):
-            column = table[:, k]
-            out[f"eval/reward_{name}_mean"] = column.nanmean().item()
-            out[f"eval/reward_{name}_std"] = column[~column.isnan()].std(correction=0).item()
-        out["eval/reward_mean"] = sum(
-            w * out[f"eval/reward_{n}_mean"] for w, n in zip(self.rewards.weights, self.rewards.names, strict=True)
-        )
+    def _metrics(self, where: str, table: Tensor) -> dict[str, float]:
+        """Of the scores (rows, group_size, R)."""
+        out: dict[str, float] = {f"{where}/rows": len(table)}
+        for name, column in zip(self.rewards.names, table.flatten(0, 1).T, strict=True):
+            known = column[~column.isnan()]
+            out[f"{where}/reward_{name}_mean"] = known.mean().item()
+            out[f"{where}/reward_{name}_std"] = known.std(correction=0).item()
+            out[f"{where}/missing/{name}"] = int(column.isnan().sum())
+        if self.rewards.names:
+            means = [w * out[f"{where}/reward_{n}_mean"] for w, n in zip(self.rewards.weights, self.rewards.names, strict=True)]
+            out[f"{where}/reward_mean"] = sum(means)
         return out

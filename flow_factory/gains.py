@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -15,26 +16,34 @@ SURE = 0.95
 """How often such an interval holds the change that all rows of this kind would show."""
 
 
-def keep_scores(folder: Path, step: int, scores: Mapping[str, Sequence[float]]) -> None:
-    """Appends an evaluation's scores: of each reward, one a row in the rows' order; a missing one is NaN, and null in the file."""
+def keep_scores(folder: Path, step: int, rows: Sequence[int], scores: Mapping[str, Sequence[float]]) -> None:
+    """Appends an evaluation's scores: of each reward, one a row in the order of `rows`; a missing one is NaN, and null in the file."""
     known = {name: [value if math.isfinite(value) else None for value in values] for name, values in scores.items()}
     with (folder / FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, "scores": known}, allow_nan=False) + "\n")
+        file.write(json.dumps({"step": step, "rows": list(rows), "scores": known}, allow_nan=False) + "\n")
 
 
 def intervals(folder: Path) -> dict[str, tuple[float, float]]:
     """By reward, the interval of the mean change from the run's first evaluation to its last, row by row from the same noise.
 
-    Empty where one of the two was not kept; without the rewards that fewer than two rows were scored by both times.
+    Of the rows that both took. Empty where one of the two was not kept; without the rewards that scored fewer than two rows both times.
     """
     steps = [r["step"] for r in read_metrics(folder / "metrics.jsonl") if any(k.startswith("eval/") for k in r)]
     file = folder / FILE
-    kept = {r["step"]: r["scores"] for r in read_metrics(file)} if file.is_file() else {}
+    kept = {r["step"]: _by_row(r) for r in read_metrics(file)} if file.is_file() else {}
     if not steps or min(steps) == max(steps) or not {min(steps), max(steps)} <= kept.keys():
         return {}
     first, last = kept[min(steps)], kept[max(steps)]
-    found = {name: interval(first[name], last[name]) for name in first.keys() & last.keys() if len(first[name]) == len(last[name])}
+    found = {}
+    for name in first.keys() & last.keys():
+        both = sorted(first[name].keys() & last[name].keys())
+        found[name] = interval([first[name][row] for row in both], [last[name][row] for row in both])
     return {name: ends for name, ends in found.items() if ends is not None}
+
+
+def _by_row(record: Mapping[str, Any]) -> dict[str, dict[int, float | None]]:
+    """An evaluation's scores, by reward and row; without `rows` it took all of them."""
+    return {name: dict(zip(record.get("rows", range(len(scores))), scores, strict=True)) for name, scores in record["scores"].items()}
 
 
 def interval(before: Sequence[float | None], after: Sequence[float | None]) -> tuple[float, float] | None:

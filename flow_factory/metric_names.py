@@ -65,8 +65,16 @@ METRICS: dict[str, dict[str, str]] = {
         "eval/reward_mean": "the rewards' weighted sum over the test rows, each from its own fixed noise",
         "eval/reward_<reward>_mean": "mean of one reward over the test rows",
         "eval/reward_<reward>_std": "its spread over them",
-        "eval/missing/<reward>": "test rows without a score, a count",
+        "eval/rows": "test rows that these are of, always the same: eval.max_rows of them",
+        "eval/missing/<reward>": "samples without a score, a count",
         "eval/seconds/<reward>": "seconds that a reward took, the mean over processes",
+    },
+    "the evaluation at the end, where eval.full_at_end takes more rows than the others": {
+        "eval_full/reward_mean": "the rewards' weighted sum over all test rows; eval/ goes on with the same rows as before",
+        "eval_full/reward_<reward>_mean": "mean of one reward over all of them",
+        "eval_full/reward_<reward>_std": "its spread over them",
+        "eval_full/rows": "how many they are",
+        "eval_full/missing/<reward>": "samples without a score, a count",
     },
     "time and memory": {
         "time/encode_s": "seconds of encoding rows that the run comes to; as all that follow, of work, the mean over processes",

@@ -1,5 +1,6 @@
 """What a run leaves for its user: grids of pictures and a summary. Needs a run's folder only, not the run."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -36,6 +37,15 @@ def eval_metrics(metrics_jsonl: Path) -> tuple[dict[str, float], dict[str, float
             evaluations.setdefault(record["step"], {}).update(found)
     order = sorted(evaluations)
     return (evaluations[order[0]] if len(order) > 1 else {}, evaluations[order[-1]] if order else {})
+
+
+def full_evaluation(metrics_jsonl: Path) -> list[str]:
+    """The line of a run whose last evaluation took all rows, which the others did not."""
+    last = next((r for r in reversed(read_metrics(metrics_jsonl)) if "eval_full/rows" in r), None)
+    if last is None:
+        return []
+    means = {found[1]: value for name, value in last.items() if (found := re.fullmatch("eval_full/reward_(.+)_mean", name))}
+    return [f"at the end, on all {last['eval_full/rows']:.0f} test rows: " + ", ".join(f"{name} {_number(means[name])}" for name in means)]
 
 
 def nothing_learned(metrics_jsonl: Path, rewards: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ from flow_factory.models.base import ModelAdapter
 from flow_factory.pairs import pair_files, require_frames
 from flow_factory.rewards.needs import Needs
 from flow_factory.types import Row
-from flow_factory.windows import rows_needed
+from flow_factory.windows import rows_needed, rows_tested
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def check_files(
 def drawn(config: RunConfig, train: Sequence[Row], test: Sequence[Row]) -> Iterator[tuple[Row, bool]]:
     """The rows that the run needs, and whether they are trained on."""
     yield from ((train[k], True) for k in rows_needed(config, len(train)))
-    yield from ((row, False) for row in test)
+    yield from ((test[k], False) for k in rows_tested(config, len(test)))
 
 
 def takes_files(config: RunConfig) -> bool:

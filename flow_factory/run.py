@@ -1,12 +1,13 @@
 """A run around the trainer: evaluations, logs, pictures, checkpoints, the summary at the end."""
 
 import logging
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from flow_factory import presence
-from flow_factory.banner import banner
+from flow_factory.banner import banner, tested
 from flow_factory.distributed import most_of_ranks
 from flow_factory.errors import RowError, UserError
 from flow_factory.evaluation import Evaluator
@@ -18,7 +19,7 @@ from flow_factory.interrupt import Interrupted
 from flow_factory.next_steps import next_steps
 from flow_factory.patience import meet_again
 from flow_factory.recompute import StepBack
-from flow_factory.report import eval_metrics, nothing_learned, write_summary
+from flow_factory.report import eval_metrics, full_evaluation, nothing_learned, write_summary
 from flow_factory.run_folder import RunFolder
 from flow_factory.saver import Saver
 from flow_factory.terminal import Epochs, say
@@ -133,13 +134,14 @@ class Run:
         if self.evaluator is None or self.trainer.config.eval.eval_freq == 0:
             return
         with self.trainer.meter.phase("eval"):
-            metrics, samples = self.evaluator.run()
+            ends = self.trainer.progress.epoch == self.trainer.config.train.max_epochs
+            metrics, samples = self.evaluator.run(full=ends and self.trainer.config.eval.full_at_end)
         presence.doing("logging")
         self.log(metrics | self.trainer.meter.cost("eval", self.evaluator.shares))
         if self.trackers is not None:
-            said = ", ".join(f"{k.removeprefix('eval/')} {v:.4g}" for k, v in metrics.items() if k.endswith("_mean"))
-            epoch, scores = self.trainer.progress.epoch, self.evaluator.scores
-            self.gallery.drawing(EVAL_SCORES, lambda: keep_scores(self.folder, epoch, scores))
+            said = ", ".join(f"{k.removeprefix('eval/')} {v:.4g}" for k, v in metrics.items() if re.fullmatch(r"eval/.*_mean", k))
+            epoch, rows, scores = self.trainer.progress.epoch, self.evaluator.taken, self.evaluator.scores
+            self.gallery.drawing(EVAL_SCORES, lambda: keep_scores(self.folder, epoch, rows, scores))
             say(f"evaluation after epoch {self.trainer.progress.epoch}: {said}")
             if samples:
                 self.trackers.log_samples("eval", samples, self.trainer.progress.epoch)
@@ -174,7 +176,8 @@ class Run:
         first, last = ({k: v for k, v in m.items() if _shown(k, v)} for m in eval_metrics(folder / "metrics.jsonl"))
         facts = [f"{(time.monotonic() - self.started) / 60:.1f} minutes on {self.machines}, evaluations included"]
         if last and self.evaluator is not None:
-            facts.append(f"evaluated on {len(self.evaluator.rows)} test rows, each always from the same noise")
+            facts.append(f"evaluated on {tested(self.evaluator)}, each always from the same noise")
+        facts += full_evaluation(folder / "metrics.jsonl")
         facts += nothing_learned(folder / "metrics.jsonl", self.trainer.rewards.names)
         return write_summary(folder / "summary.md", title, (first, last), files, steps, facts, intervals(folder))
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from flow_factory.config import RunConfig
-from flow_factory.data.order import rows_drawn, rows_of_epoch
+from flow_factory.data.order import rows_drawn, rows_of_epoch, some_rows
 
 FEW = 1024
 """Rows that `data.encode: auto` encodes before a run begins: minutes of a GPU, and 4 GB of FLUX.1's."""
@@ -68,6 +68,17 @@ def rows_of_window(config: RunConfig, rows: int, epoch: int) -> Sequence[int]:
     return sorted({slot.row for slots in epochs for slot in slots})
 
 
+def rows_evaluated(config: RunConfig, rows: int) -> Sequence[int]:
+    """The test rows of every evaluation."""
+    return some_rows(rows, config.eval.max_rows, config.eval_seed)
+
+
+def rows_tested(config: RunConfig, rows: int) -> Sequence[int]:
+    """The test rows of all evaluations: the one at the end may take all."""
+    full = config.eval.full_at_end and config.train.max_epochs is not None
+    return range(rows) if full else rows_evaluated(config, rows)
+
+
 def evaluated(config: RunConfig, rows: int) -> Sequence[int]:
-    """The test rows that are encoded before a run begins: all, if it evaluates."""
-    return range(rows if config.eval.eval_freq and config.data.enable_preprocess else 0)
+    """The test rows that are encoded before a run begins: those that it evaluates."""
+    return rows_tested(config, rows) if config.eval.eval_freq and config.data.enable_preprocess else ()

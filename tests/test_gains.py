@@ -34,7 +34,7 @@ def test_the_first_and_the_last_evaluation_of_the_metrics_are_compared(tmp_path)
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in assert_lines))
     assert intervals(tmp_path) == {}
     for step, scores in ((0, [0.0, 0.0, math.nan]), (2, [9.0, 9.0, 9.0]), (9, [5.0, 5.0, 5.0]), (2, [0.0, 1.0, 1.0])):
-        keep_scores(tmp_path, step, {"a": scores})
+        keep_scores(tmp_path, step, range(len(scores)), {"a": scores})
     low, high = intervals(tmp_path)["a"]
     assert (low + high) / 2 == pytest.approx(0.5) and low < 0 < high
 

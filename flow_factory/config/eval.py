@@ -21,7 +21,9 @@ class EvalConfig(Section):
     guidance_scale: Guidance = Field(3.5, description="the pipeline's own guidance")
     num_inference_steps: Denoising = Field(30, description="denoising steps")
     eval_freq: int = Field(10, ge=0, description="epochs between two evaluations; 0 = never")
-    seed: Seed | None = Field(None, description="of the rows' fixed noise; null = train.seed")
+    max_rows: int | None = Field(None, ge=1, description="test rows of an evaluation, always the same, drawn by its seed; null = all")
+    full_at_end: bool = Field(False, description="the evaluation after the last of max_epochs takes all rows beside max_rows")
+    seed: Seed | None = Field(None, description="of the rows' fixed noise, and of max_rows' choice; null = train.seed")
     call: dict[str, Any] = Field(default_factory=dict, description="arguments for the pipeline's __call__")
 
 

@@ -66,6 +66,9 @@ def notices(config: RunConfig) -> tuple[str, ...]:
             lines.append(f"data.{key} has no effect: {why}")
     if any(reward.async_reward or reward.num_workers != 1 for reward in (*config.rewards, *(config.eval_rewards or ()))):
         lines.append("rewards: async_reward and num_workers have no effect yet: rewards are scored after the rollouts, in this process")
+    if config.eval.full_at_end and (config.eval.max_rows is None or train.max_epochs is None):
+        why = "every evaluation takes all rows" if config.eval.max_rows is None else "a run without max_epochs has no last evaluation"
+        lines.append(f"eval.full_at_end has no effect: {why}")
     if config.scheduler.seed not in (None, config.train.seed):
         lines.append(
             f"scheduler.seed: {config.scheduler.seed} has no effect: every draw depends on train.seed, which is {config.train.seed}"

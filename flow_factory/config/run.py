@@ -79,6 +79,11 @@ class RunConfig(Section, Generic[Train]):
         """Processes, or teams of `model.context_parallel` processes, that take different samples."""
         return -(-self.num_processes // self.model.context_parallel)  # never 0: the rule that they divide is one of many
 
+    @property
+    def eval_seed(self) -> int:
+        """Of all that an evaluation draws."""
+        return self.train.seed if self.eval.seed is None else self.eval.seed
+
     def noting(self, notices: tuple[str, ...], written: Mapping[Keys, Written]) -> Self:
         """The same configuration with other notices, and what of it came from the environment."""
         copy = self.model_copy()

@@ -1,12 +1,13 @@
 """Which rows an epoch takes, in which order: a pure function of the seed and the epoch."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
-ORDER = int.from_bytes(b"rows", "big")
-"""Keeps this use of the seed apart from every other."""
+ORDER, SUBSET = (int.from_bytes(name, "big") for name in (b"rows", b"some"))
+"""Keep these uses of the seed apart from every other."""
 
 
 class Slot(NamedTuple):
@@ -61,7 +62,14 @@ def _without(taken: np.ndarray, order: np.ndarray, head: int) -> np.ndarray:
     return order
 
 
-def _permutation(num_rows: int, seed: int, cycle: int) -> np.ndarray:
+def some_rows(num_rows: int, most: int | None, seed: int) -> Sequence[int]:
+    """At most so many of the rows, ascending; all for None. Those of a smaller number are among those of a larger one."""
+    if most is None or most >= num_rows:
+        return range(num_rows)
+    return sorted(_permutation(num_rows, seed, 0, SUBSET)[:most].tolist())
+
+
+def _permutation(num_rows: int, seed: int, cycle: int, purpose: int = ORDER) -> np.ndarray:
     """A permutation (num_rows,) from the bit generator's raw draws, which numpy keeps the same in every version."""
-    raw = np.random.PCG64(np.random.SeedSequence([seed, ORDER, cycle])).random_raw(num_rows)
+    raw = np.random.PCG64(np.random.SeedSequence([seed, purpose, cycle])).random_raw(num_rows)
     return np.argsort(raw, kind="stable")
