@@ -8,8 +8,7 @@ import torch
 from flow_factory.config import RunConfig
 from flow_factory.data.cache_folder import free_space
 from flow_factory.fit import Model, in_room
-from flow_factory.memory import in_main_memory, peak
-from flow_factory.models.loading import DTYPES
+from flow_factory.memory import in_main_memory, peak, row_bytes
 from flow_factory.windows import evaluated, in_windows, is_short, rows_needed, rows_of_start, window_epochs
 
 
@@ -52,11 +51,7 @@ def can_wait(config: RunConfig, model: Model, gpu: float | None) -> bool:
 
 def row_size(config: RunConfig, model: Model | None) -> float:
     """Bytes of an encoded row without pictures, at most; 0 where it is not known. A negative prompt that rows share is kept once."""
-    if model is None:
-        return 0
-    family, call = model.family, config.train.call
-    tokens = call.get("max_sequence_length", family.text_length)
-    return family.embedded(model.module.config, tokens) * DTYPES[config.mixed_precision].itemsize
+    return 0 if model is None else row_bytes(config, model.family, model.module.config)
 
 
 def encoding_lines(config: RunConfig, rows: int, test: int, size: float = 0) -> list[str]:

@@ -21,7 +21,7 @@ from flow_factory.models.base import ModelAdapter
 from flow_factory.patience import meet_again
 from flow_factory.terminal import bar
 from flow_factory.training_state import Progress
-from flow_factory.types import Point, Rollout
+from flow_factory.types import Cond, Point, Rollout
 from flow_factory.watch import SUSPECTS, diagnosis, no_numbers
 from flow_factory.weights import WeightStore
 
@@ -60,6 +60,8 @@ class Learner:
     """Whether the policy is still what it was when the epoch began."""
     seen: tuple[Point, Tensor] | None = field(default=None, init=False)
     """The run's first training point, and its velocity before any update."""
+    cond: tuple[Cond, Cond] | None = field(default=None, init=False)
+    """Of the row that was learnt from last: as its rollouts keep it, and on the device."""
 
     def __post_init__(self) -> None:
         scales = {name: self.algorithm.guidance(name) for name in ("policy", *self.algorithm.weights)}
@@ -82,6 +84,7 @@ class Learner:
                 self.survey(window, chosen)
                 self.update(window)
                 self.fresh = False
+        self.cond = None
         self.follow("epoch")
 
     def window(self, batches: list[Rollout], chosen: dict[int, list[Rollout]]) -> Window:
@@ -197,7 +200,14 @@ class Learner:
             known = {"frozen": batch.frozen[k], "peers": batch.peers.get(k)}
             device = self.accelerator.device
             step = replace(point.step, **moved(vars(point.step), device)) if point.step is not None else None
-            yield replace(point, **moved(vars(point) | known | {"step": None}, device) | {"step": step})
+            here = {"step": step, "cond": self.cond_of(point.cond)}
+            yield replace(point, **moved(vars(point) | known | dict.fromkeys(here), device) | here)
+
+    def cond_of(self, kept: Cond) -> Cond:
+        """On the device; brought there once for the points of a group, which follow each other, and which share it."""
+        if self.cond is None or self.cond[0] is not kept:
+            self.cond = kept, moved(kept, self.accelerator.device)
+        return self.cond[1]
 
     def velocity(self, point: Point, weights: str = "policy") -> Tensor:
         """See `types.Velocity`."""

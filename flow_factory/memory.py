@@ -47,7 +47,8 @@ def estimate(config: RunConfig, family: type[ModelAdapter], parameters: dict[str
     engine = config.engine
     weights = weigh(config, family, parameters, module)
     parts = [*kept_weights(config, engine, weights), *optimised(config, engine, weights), *gathered(config, engine, weights)]
-    parts += [*passing(config, engine, family, module.config, weights), Part("CUDA context", CONTEXT)]
+    parts += [*passing(config, engine, family, module.config, weights), *conditions(config, family, module.config)]
+    parts += [Part("CUDA context", CONTEXT)]
     parts += [*loading(config, parameters), *pictures(config, family)]
     return [part for part in parts if part.gb > 0]
 
@@ -161,6 +162,28 @@ def passing(config: RunConfig, engine: EngineSettings, family: type[ModelAdapter
     others = (half * len(algorithm.weights) + 4 * algorithm.with_mean) * plan.trained_points  # velocities of kept weights, means
     rolled, trained_on = (k * n for k in (plan.micro_batches_per_rank, plan.trained_batches_per_rank))
     yield Part("kept latents", tokens * 64 * (states * rolled + others * trained_on) * 1e-9, host=train.offload_samples_to_cpu)
+
+
+def conditions(config: RunConfig, family: type[ModelAdapter], shape: Any) -> Iterator[Part]:
+    """What the encoders made of the prompts of an epoch's rows: once a row, however many micro-batches it has."""
+    train, plan, waits = config.train, plan_of(config), config.train.offload_samples_to_cpu
+    rows = plan.rows_per_epoch // plan.rolled.teams if plan.rolled.whole else min(plan.rows_per_epoch, plan.micro_batches_per_rank)
+    algorithm = ALGORITHMS[train.trainer_type](train, config.scheduler)
+    scales = [train.guidance_scale, *(scale for name in algorithm.weights if (scale := algorithm.guidance(name)) is not None)]
+    guided = max(family.passes({**train.call, "guidance_scale": scale}) for scale in scales) > 1
+    size = row_bytes(config, family, shape) * (2 if guided else 1) * 1e-9
+    yield Part(f"conditions of an epoch's rows ({rows})", rows * size, host=waits)
+    yield Part("condition of the row at work", size if waits else 0.0)
+
+
+def row_bytes(config: RunConfig, family: type[ModelAdapter], shape: Any) -> float:
+    """Of a prompt's embeddings, at most; condition pictures not counted.
+
+    Args:
+        shape: the config of the first transformer.
+    """
+    tokens = config.train.call.get("max_sequence_length", family.text_length)
+    return family.embedded(shape, tokens) * DTYPES[config.mixed_precision].itemsize
 
 
 def pictures(config: RunConfig, family: type[ModelAdapter]) -> Iterator[Part]:

@@ -37,16 +37,25 @@ def whole_groups(accelerator: Accelerator, deal: Deal, parts: Sequence[Group]) -
     return [Group(s, rows[s], sorted(samples[s]), [samples[s][i] for i in sorted(samples[s])]) for s in mine]
 
 
-def share(accelerator: Accelerator, rollouts: Sequence[Rollout], wanted: Collection[int], conds: Sequence[Cond]) -> list[Rollout]:
+def share(
+    accelerator: Accelerator, rollouts: Sequence[Rollout], wanted: Collection[int], conds: Sequence[Cond], waits: bool = False
+) -> list[Rollout]:
     """All micro-batches of the wanted groups, in the order of the epoch; this process's own ones as they are.
 
-    Latents go from process to process. What was computed from the condition is computed again for the others' ones.
+    Latents go from process to process. What was computed from the condition is computed again for the others' ones; the condition itself
+    is one for all micro-batches of a row.
+
+    Args:
+        waits: whether rollouts wait in main memory (`train.offload_samples_to_cpu`).
     """
     own = {r.ids: r for r in rollouts}
     everyone = gather_object([replace_all(r, "cpu", cond={}, memo=None, media=[]) for r in rollouts])
-    device = accelerator.device
     needed = [r for _, r in sorted({r.ids: r for r in everyone if r.slot in wanted}.items())]  # a team's processes all have them
-    return [own.get(r.ids) or replace_all(r, device, cond=moved(conds[r.row.id], device), memo=Memo()) for r in needed]
+    home = "cpu" if waits else accelerator.device
+    read = {r.row.id: r.cond for r in rollouts}
+    for row in {r.row.id for r in needed} - read.keys():
+        read[row] = moved(conds[row], home)
+    return [own.get(r.ids) or replace_all(r, home, cond=read[r.row.id], memo=Memo()) for r in needed]
 
 
 def replace_all(rollout: Rollout, device: torch.device | str, **others: Any) -> Rollout:

@@ -85,8 +85,8 @@ class Trainer:
         """Micro-batches that a rollout draws in one call."""
         self.shown: list[Sample] = []
         """The epoch's first samples, for the trackers."""
-        self.cond: tuple[int, Cond] | None = None
-        """Of the row that was drawn last."""
+        self.cond: tuple[int, Cond, Cond] | None = None
+        """Of the row that was drawn last: on the device, and as its rollouts keep it."""
 
     def epoch(self) -> dict[str, float]:
         """One epoch, as in the paper's algorithm box; returns what to log.
@@ -107,7 +107,7 @@ class Trainer:
         if not self.plan.rolled.whole and self.algorithm.compares_group:
             wanted = {slot for slot, _ in self.plan.trained.of(self.accelerator.process_index)}
             with self.meter.phase("advantage"):
-                rollouts = share(self.accelerator, rollouts, wanted, self.conds)
+                rollouts = share(self.accelerator, rollouts, wanted, self.conds, waits=self.config.train.offload_samples_to_cpu)
         self.learner.learn(self.groups(rollouts))
         self.progress.epoch += 1
         self.average()
@@ -169,10 +169,10 @@ class Trainer:
     def given(self, slot: Slot, epoch: int) -> Rollout:
         """A pair of the data set, as if it had been sampled: a group of two, the chosen one first."""
         assert self.pairs is not None
-        row, cond = self.rows[slot.row], self.cond_of(slot.row)
+        row, (cond, kept) = self.rows[slot.row], self.cond_of(slot.row)
         with named_rows([row], self.adapter, "encode", RowError):
             x0, media = self.pairs.states(row, cond)
-        rollout = Rollout(row, cond, [], media, slot.slot, epoch, (2 * slot.slot, 2 * slot.slot + 1), x0, memo=Memo())
+        rollout = Rollout(row, kept, [], media, slot.slot, epoch, (2 * slot.slot, 2 * slot.slot + 1), x0, memo=Memo())
         rollout.rewards, rollout.advantage = torch.tensor([[1.0], [0.0]]), torch.tensor([1.0, -1.0], device=x0.device)
         return rollout
 
@@ -180,7 +180,7 @@ class Trainer:
         """Some members of a group; their noise is keyed by (seed, epoch, global sample id) and depends on nothing else."""
         train = self.config.train
         ids = tuple(slot.slot * train.group_size + k for k in members)
-        cond = self.cond_of(slot.row)
+        cond, kept = self.cond_of(slot.row)
         sampler = self.sampler(slot.slot, ids, epoch)
         starts = [slot.slot * train.group_size] * len(ids) if train.init_same_noise else ids
         generators = [generator(train.seed, "init", epoch, i) for i in starts]
@@ -188,7 +188,7 @@ class Trainer:
         row = self.rows[slot.row]
         with named_rows([row], self.adapter, "draw", RowError):
             media, recorder = self.engine("sample", cond, self.call, train.num_inference_steps, sampler, generators, memo)
-        rollout = Rollout(row, cond, recorder.kept, media, slot.slot, epoch, ids, memo=memo)
+        rollout = Rollout(row, kept, recorder.kept, media, slot.slot, epoch, ids, memo=memo)
         if not train.stochastic:
             rollout.x0 = recorder.final
             rollout.schedule = recorder.timesteps.cpu(), recorder.sigmas.cpu()
@@ -197,11 +197,13 @@ class Trainer:
             rollout.x0 = parked(rollout.x0)
         return rollout
 
-    def cond_of(self, row: int) -> Cond:
-        """On the device; read once for the micro-batches of a group, which follow each other, and which share it."""
+    def cond_of(self, row: int) -> tuple[Cond, Cond]:
+        """(on the device, as rollouts keep it); read once for the micro-batches of a group, which follow each other, and which share it."""
         if self.cond is None or self.cond[0] != row:
-            self.cond = row, moved(self.conds[row], self.accelerator.device)
-        return self.cond[1]
+            read = self.conds[row]
+            here = moved(read, self.accelerator.device)
+            self.cond = row, here, read if self.config.train.offload_samples_to_cpu else here
+        return self.cond[1:]
 
     def sampler(self, slot: int, ids: Sequence[int], epoch: int) -> Sampler:
         """How the states of these samples of a group are drawn."""

@@ -1,18 +1,21 @@
 """Groups in the learner: samples and groups that are left out, groups that are cut up, and what is logged."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
+from flow_factory import shared_groups
 from flow_factory.rewards import PointwiseRewardModel, RewardModelOutput
 from flow_factory.rewards.jpeg import kilobytes
 from flow_factory.run import Run
+from flow_factory.shared_groups import replace_all, share
 from flow_factory.types import Rollout
 from tests.test_learner import LAG, ONE, SHORT, TWICE, copied, started, watched
-from tests.tiny.run import forwards
+from tests.tiny.run import forwards, tiny
 
 
 class OftenTheSame(PointwiseRewardModel):
@@ -214,3 +217,18 @@ def test_what_an_epoch_logs(tmp_path: Path, name: str) -> None:
     assert set(metrics) >= EVERY | LOGGED[name]
     assert not (RATIO | CLIPS) & set(metrics) - LOGGED[name]
     assert all(v == v for v in metrics.values()), "no NaN"
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_micro_batches_of_other_processes_share_the_condition_of_their_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    run = tiny(tmp_path, "eval.eval_freq=0", f"train.offload_samples_to_cpu={waits}")
+    rollouts, conds = rolled(run), run.trainer.conds
+    monkeypatch.setattr(shared_groups, "gather_object", lambda parts: [replace_all(r, "cpu", cond={}, memo=None) for r in rollouts])
+    read: list[int] = []
+    counting: Any = type("", (), {"__getitem__": lambda _, k: read.append(k) or conds[k]})()
+    mine = [rollouts[0]]
+    found = share(run.trainer.accelerator, mine, {r.slot for r in rollouts}, counting, waits)
+    assert [r.ids for r in found] == [r.ids for r in rollouts] and read == [rollouts[-1].row.id]
+    assert [[a.cond is b.cond for b in found] for a in found] == [[a.slot == b.slot for b in found] for a in found]

@@ -3,15 +3,18 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from transformers import T5EncoderModel
 
+from flow_factory import learner
 from flow_factory.algorithms.base import OnPolicyError
 from flow_factory.data.order import rows_of_epoch
 from flow_factory.ema import ema_decay
+from flow_factory.learner import Learner
 from flow_factory.randomness import generator
 from flow_factory.rewards import PointwiseRewardModel, RewardModelOutput
 from flow_factory.rewards.jpeg import kilobytes
@@ -150,10 +153,33 @@ def test_the_average_is_the_recursion_computed_by_hand(tmp_path: Path) -> None:
         assert all(torch.equal(p, b) for p, b in zip(trained(run).values(), kept, strict=True))
 
 
-def test_offloading_samples_changes_nothing(tmp_path: Path) -> None:
+def test_offloading_samples_changes_nothing_and_a_condition_waits_with_them_once_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs = [tiny(tmp_path, *QUIET, "train.kl_beta=0.1", f"train.offload_samples_to_cpu={x}", f"run_name={x}s") for x in ("false", "true")]
+    drawn, brought = [], []
+    learn, move = Learner.learn, learner.moved
+
+    def learning(self: Learner, groups: Any) -> None:
+        drawn.append([[id(rollout.cond) for rollout in group] for group in groups])
+        learn(self, groups)
+
+    def moving(tensors: Any, device: Any) -> Any:
+        brought.extend(c for c in (tensors, tensors.get("cond") or {}) if "prompt_embeds" in c)
+        return move(tensors, device)
+
+    monkeypatch.setattr(Learner, "learn", learning)
+    monkeypatch.setattr(learner, "moved", moving)
     for run in runs:
+        read, conds = [], run.trainer.conds
+        run.trainer.conds = type("", (), {"__getitem__": lambda _, k, read=read, conds=conds: read.append(conds[k]) or read[-1]})()  # type: ignore[misc]
         epochs(run)
+        groups = [group for epoch in drawn for group in epoch]
+        assert [len(group) for group in groups] == [2] * 4 and [len(set(group)) for group in groups] == [1] * 4
+        assert len(read) == 4 and len(brought) == 2 * 4  # looked back at for the reference, and learnt from
+        waits = run.trainer.config.train.offload_samples_to_cpu
+        assert waits == ([id(c) for c in read] == [group[0] for group in groups])
+        drawn.clear(), brought.clear()
     here, there = map(trained, runs)
     assert all(torch.equal(here[k], there[k]) for k in here)
 

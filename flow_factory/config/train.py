@@ -130,7 +130,7 @@ class TrainConfig(Section):
         description="blocks whose activations are computed again in the backward pass, for less memory and more time: all, none, a share, "
         "every n-th, or those named; auto = as few as fit",
     )
-    offload_samples_to_cpu: bool = Field(False, description="keep rollouts in main memory until they are trained on")
+    offload_samples_to_cpu: bool = Field(False, description="keep rollouts and their conditions in main memory until they are trained on")
     latent_storage_dtype: StorageDtype = Field(
         "fp16", description="dtype of kept latents; log-probabilities are of the rounded ones; null = fp32"
     )
