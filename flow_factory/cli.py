@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from flow_factory import __version__, blame, presence
@@ -34,6 +35,7 @@ examples:
   ff-train examples/quickstart.yaml                                the tiny job, on a CPU, in minutes
   ff-train examples/grpo/lora/flux1.yaml --check                   is it right, what will it do, does it fit?
   ff-train examples/grpo/lora/flux1.yaml num_processes=1 --check --gpu 24   and what would make it fit 24 GB?
+  ff-train examples/quickstart.yaml --test-run                     each phase once: how long will it take, and how much memory?
   ff-train examples/grpo/lora/flux1.yaml train.learning_rate=1e-4  any key from the command line
   ff-train --help-config train                                     the keys of a section, with defaults; or of nft, awm, ...
   ff-train CONFIG model.resume_path=save/RUN                       go on where a run stopped
@@ -85,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("config", nargs="?", type=Path, help="the YAML file")
     p.add_argument("overrides", nargs="*", metavar="section.key=value", help="set single keys of the file")
     p.add_argument("--check", action="store_true", help="check config, data set, rewards and checkpoint, print the plan, and stop")
+    p.add_argument("--test-run", action="store_true", help="do everything once on a few rows, keep nothing, and say what the run will take")
     p.add_argument("--gpu", type=gigabytes, metavar="GB", help="with --check: cards of so many GB, here or not, and what makes it fit")
     p.add_argument("--print-config", action="store_true", help="print the resolved config, and stop")
     p.add_argument("--help-config", nargs="?", const="", metavar="SECTION", help="explain the YAML's keys (of a section or an algorithm)")
@@ -198,6 +201,8 @@ def act(config: RunConfig, args: argparse.Namespace, listener: Listener) -> int:
     if not config.log.verbose:
         hush()
     if (placement.num_processes > 1 or placement.max_restarts) and not placement.inside and not args.check:
+        if args.test_run:
+            return launch(replace(placement, max_restarts=0), [str(args.config), *args.overrides, "--test-run"])
         return launch(placement, [str(args.config), *args.overrides, *going_on(config, placement.max_restarts)])
     if first():
         note(*config.notices, *restarts())
@@ -213,23 +218,28 @@ def act(config: RunConfig, args: argparse.Namespace, listener: Listener) -> int:
             del os.environ[MACHINES]
         print(said)
         return 0 if fits else 1
-    return work(config, listener)
+    return work(config, listener, args.test_run)
 
 
-def work(config: RunConfig, listener: Listener) -> int:
-    """Trains in this process."""
+def work(config: RunConfig, listener: Listener, test: bool) -> int:
+    """Trains in this process, or does all of it once."""
     from safetensors import SafetensorError
     from torch import OutOfMemoryError
 
     from flow_factory.algorithms.base import OnPolicyError
+    from flow_factory.rehearsal import rehearse
     from flow_factory.resuming import Finished
     from flow_factory.train import build
 
     hide_bars()
+    fits = True
     try:
-        run = build(config)
-        listener.check()
-        summary = run()
+        if test:
+            summary, fits = rehearse(config, listener.check)
+        else:
+            run = build(config)
+            listener.check()
+            summary = run()
     except Interrupted:
         return 130
     except Finished as finished:
@@ -249,4 +259,4 @@ def work(config: RunConfig, listener: Listener) -> int:
         return 1
     if summary:
         print("\n" + summary)
-    return 0
+    return 0 if fits else 1

@@ -116,6 +116,7 @@ class Learner:
                 for batch in self.as_many(self.compared(batches, chosen)):
                     for k, point in enumerate(self.points(batch)):
                         batch.frozen[k][name] = self.stored(self.velocity_of(point, name))
+                    self.meter.step("looking back")
 
     def survey(self, window: Window, chosen: dict[int, list[Rollout]]) -> None:
         """Shows the algorithm, without gradient, the points that its loss compares, where they are in more than one forward."""
@@ -162,10 +163,11 @@ class Learner:
                 if self.fresh and self.config.num_inner_epochs > 1:  # the old velocities that this forward has found
                     batch.frozen[k] |= self.stored(point.frozen)
                 self.meter.add(metrics)
-            self.meter.step()
+            self.meter.step("micro-batch")
         norm, rate = self.step(), self.schedule.get_last_lr()[0]
         if not self.engine.collective:  # else every forward is shared, and none of it is one's own
             self.meter.shared(since)
+        self.meter.step("update")
         self.schedule.step()
         self.check_effect(moves=rate > 0 and float(norm) > 0)
         self.progress.updates += 1

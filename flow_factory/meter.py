@@ -28,8 +28,8 @@ class Observer(Protocol):
     """What is told of the phases while they go on."""
 
     def begins(self, phase: str) -> None: ...
-    def steps(self, phase: str) -> None:
-        """A call of the pipeline, or a micro-batch, is done."""
+    def steps(self, phase: str, what: str) -> None:
+        """A step of the phase is done: a call of the pipeline, a micro-batch, ..."""
 
     def ends(self, phase: str) -> None: ...
 
@@ -130,10 +130,10 @@ class Meter:
             self._open[-2].inner += whole
             self._open[-2].inner_wait += waited
 
-    def step(self) -> None:
-        """A call of the pipeline, or a micro-batch, of the phase that is under way is done."""
-        for observer in self.observers:
-            observer.steps(self._open[-1].name if self._open else "")
+    def step(self, what: str) -> None:
+        """A step of the phase that is under way is done: a call of the pipeline, a micro-batch, ..."""
+        for observer in self.observers if self._open else ():
+            observer.steps(self._open[-1].name, what)
 
     def tick(self) -> Any:
         """A moment of the device's work, or of a CPU's; nothing waits for it."""
@@ -160,9 +160,13 @@ class Meter:
 
         return timed
 
+    def seconds(self, since: Any, until: Any) -> float:
+        """Between two ticks that the device has reached."""
+        return since.elapsed_time(until) * 1e-3 if self.cuda else until - since
+
     def _between(self, pairs: list[tuple[Any, Any]]) -> float:
-        """Seconds between ticks that are over, which are forgotten."""
-        seconds = sum(since.elapsed_time(until) * 1e-3 if self.cuda else until - since for since, until in pairs)
+        """Seconds between ticks, which are forgotten."""
+        seconds = sum(self.seconds(*pair) for pair in pairs)
         pairs.clear()
         return seconds
 

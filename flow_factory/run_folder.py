@@ -24,6 +24,8 @@ from flow_factory.metrics import read_metrics
 from flow_factory.terminal import note
 
 LOCK = ".lock"
+TEST = ".test-run"
+"""In the folder of the runs' folders: where test runs are, each in one that goes with its claim."""
 WRITABLE = "write a folder that can be written to"
 _held: dict[Path, int] = {}
 """This process's locks, by the resolved folder: it may claim a folder anew."""
@@ -116,6 +118,11 @@ class RunFolder:
             with suppress(FileNotFoundError):
                 (self.path / LOCK).unlink()
         os.close(_held.pop(self.path.resolve()))
+        if self.path.parent.name == TEST:
+            shutil.rmtree(self.path, ignore_errors=True)
+            for folder in (self.path.parent, *self.made):
+                with suppress(OSError):  # which another one is in
+                    folder.rmdir()
 
     def __enter__(self) -> "RunFolder":
         return self

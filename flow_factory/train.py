@@ -141,7 +141,7 @@ def assemble(found: Ready, place: tuple[RunFolder | None, Path], accelerator: Ac
     trainer = Trainer(
         config, plan, accelerator, adapter, *learning, rewards, rows, conds, pairs, encoding.reach, progress=progress, identity=identity
     )
-    judged = (eval_rewards, test, eval_conds, trainer.interrupt, trainer.meter.step)
+    judged = (eval_rewards, test, eval_conds, trainer.interrupt, partial(trainer.meter.step, "batch"))
     evaluator = Evaluator(config, accelerator, adapter, engine, store, *judged) if test else None
     meet_again("opening trackers")
     saver = Saver(accelerator, engine, store, type(adapter.pipe), config.log.keep_last_n)

@@ -142,7 +142,7 @@ class Trainer:
                     rollouts += self.judging.heard(waiting)
                     waiting = []
                 waiting.append(drawn)
-                self.meter.step()
+                self.meter.step("call")
             look_at(waiting[-1:])
         self.cond = None
         return rollouts + [part for drawn in waiting for part in cut(drawn, size)]
