@@ -103,9 +103,9 @@ class Evaluator:
                 batch, coming = coming, next(batches, [])
                 for asked, media in zip(batch, self._draw(batch), strict=True):
                     waiting.setdefault(asked.row, []).append(media)
-                self.told()
                 enough = not coming or sum(map(len, waiting.values())) >= self.rewards.batch
                 mine += all_or_none(self.accelerator, self.interrupt, partial(self._score, waiting if enough else {}))
+                self.told()
                 more = on_any_rank(self.accelerator, bool(coming))
         return mine
 

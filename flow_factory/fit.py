@@ -157,7 +157,7 @@ def larger(config: RunConfig, model: Model, card: float) -> list[str]:
             f"{encoders:8.2f} GB  while the rows are encoded: encode them once on a larger card, and bring its data.cache_dir along"
         )
     lines += [f"  {line}" for line in proposals(config, model.parts, ROOM * card)]
-    return [*lines, "what an epoch takes is not known before one has run: train.max_epochs=1, and time/epoch_s in its metrics.jsonl"]
+    return [*lines, "what an epoch takes is not known before one has run: --test-run does a short one where it fits"]
 
 
 def when(part: Part) -> str:

@@ -20,11 +20,11 @@ def shrunk(config: RunConfig) -> RunConfig:
     """An epoch of a few groups, which are dealt out to the processes as those of the run are; of the same samples, steps and pictures."""
     train, real = config.train, plan_of(config)
     few = next((c for rows in range(LEAST, train.unique_sample_num_per_epoch) if (c := _with_rows(config, rows, real)) is not None), config)
-    batches = -(-LEAST * config.eval.per_device_batch_size // config.eval.group_size)
+    tested = -(-LEAST * config.eval.per_device_batch_size // config.eval.group_size) * config.teams
     return few.model_copy(
         update={
             "train": few.train.model_copy(update={"max_epochs": 1}),
-            "eval": config.eval.model_copy(update={"max_rows": batches * config.teams, "full_at_end": False}),
+            "eval": config.eval.model_copy(update={"max_rows": min(tested, config.eval.max_rows or tested), "full_at_end": False}),
         }
     )
 

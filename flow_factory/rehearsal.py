@@ -24,6 +24,7 @@ from flow_factory.slowest import precisely
 from flow_factory.terminal import Epochs
 from flow_factory.train import build
 from flow_factory.training_state import load
+from flow_factory.windows import rows_evaluated
 
 
 def rehearse(config: RunConfig, heard: Callable[[], None]) -> tuple[str, bool]:
@@ -117,7 +118,12 @@ class Rehearsal:
     def rows(self) -> tuple[int, int]:
         """Test rows of an evaluation of the run, and of this one."""
         evaluator = self.run.evaluator
-        return (0, 0) if evaluator is None else (len(evaluator.rows), len(evaluator.rows))
+        return (0, 0) if evaluator is None else (len(rows_evaluated(self.config, len(evaluator.rows))), len(evaluator.taken))
+
+    def more(self) -> float:
+        """Evaluations that `eval.full_at_end` is worth."""
+        evaluator, rows = self.run.evaluator, self.rows()[0]
+        return len(evaluator.rows) / rows - 1 if evaluator is not None and rows and self.config.eval.full_at_end else 0.0
 
     def title(self) -> str:
         plan, rows = plan_of(self.few), self.rows()
@@ -128,7 +134,7 @@ class Rehearsal:
     def epochs(self, found: Forecast) -> Iterator[str]:
         """What takes how long; the slowest process's times."""
         epoch = sum(found.phases.values())
-        parts = ", ".join(f"{phase} {precisely(seconds)}" for phase, seconds in found.phases.items())
+        parts = ", ".join(f"{phase} {precisely(seconds)}" for phase, seconds in found.phases.items() if seconds > 0.005 * epoch)
         yield f"an epoch: {precisely(epoch)} ({parts})"
         if found.once > 0.1 * epoch:
             yield f"the first one: {precisely(found.once)} more, for what is compiled, tuned or read once"
@@ -141,8 +147,9 @@ class Rehearsal:
             return
         last = self.config.train.max_epochs or 0
         evaluations, saves = many[0] * evaluated, many[1]
-        whole = last * epoch + found.once + evaluations * found.evaluation + saves * self.saving
-        yield f"the run: {precisely(whole)} for {last} epochs, {evaluations} evaluations and {saves} checkpoints, its start not counted"
+        whole = last * epoch + found.once + (evaluations + self.more()) * found.evaluation + saves * self.saving
+        of = f"{counted(last, 'epoch')}, {counted(evaluations, 'evaluation')} and {counted(saves, 'checkpoint')}"
+        yield f"the run: {precisely(whole)} for {of}, its start not counted"
 
     def memory(self) -> Iterator[str]:
         """The peak, beside the estimate."""
@@ -175,6 +182,10 @@ class Rehearsal:
         fits = needed < free
         text = f"{amount(needed)} for {kept} of them{' and the next' if beside else ''}, and {amount(free)} are free in {log.save_dir}"
         return [said, f"disk: {text}{'' if fits else ': that does NOT fit; set log.keep_last_n, or a larger log.save_freq'}"], fits
+
+
+def counted(many: int, what: str) -> str:
+    return f"{many} {what}{'s' * (many != 1)}"
 
 
 def slowest(everyone: list[Forecast]) -> Forecast:

@@ -118,6 +118,7 @@ def test_help_fits_and_names_what_there_is(tmp_path: Path, capsys: pytest.Captur
     assert done.returncode == 0
     for word in (
         "--check",
+        "--test-run",
         "--print-config",
         "--help-config",
         "--num_processes",
