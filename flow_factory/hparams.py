@@ -36,6 +36,8 @@ class RewardArguments:
     """Samples a call of a pointwise reward."""
     max_seconds: float | None = None
     """Longest time of a call; beyond it the run ends."""
+    max_missing: float = 0.5
+    """Largest share of an epoch's scores that may be missing; with more the run ends."""
     async_reward: bool = False
     num_workers: int = 1
     extra_kwargs: dict[str, Any] = field(default_factory=dict)

@@ -11,7 +11,9 @@ import pytest
 
 from flow_factory.cli import parser
 from flow_factory.config import load_config
+from flow_factory.config.service import load_rewards_config
 from flow_factory.data_command import parser as data_parser
+from flow_factory.reward_command import parser as reward_parser
 from tests.tiny.run import environment
 
 ROOT = Path(__file__).parent.parent
@@ -36,8 +38,8 @@ def unlaunched(line: str) -> str:
 
 def commands() -> list[str]:
     lines = [unlaunched(line.split("#")[0].strip()) for _, text in blocks("bash") for line in text.splitlines()]
-    inline = [c for page in PAGES for c in re.findall(r"`((?:ff-train|ff-data|make) [^`\n]*)`", page.read_text())]
-    return [c for c in (*lines, *inline) if c.startswith(("ff-train", "ff-data", "make"))]
+    inline = [c for page in PAGES for c in re.findall(r"`((?:ff-train|ff-data|ff-reward|make) [^`\n]*)`", page.read_text())]
+    return [c for c in (*lines, *inline) if c.startswith(("ff-train", "ff-data", "ff-reward", "make"))]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -58,6 +60,10 @@ def test_every_yaml_of_the_pages_is_a_config(text: str, tmp_path: Path) -> None:
     sections = {m[1] for m in re.finditer(r"^(\w+):", text, re.MULTILINE)}
     rest = re.split(r"^(?=\w)", whole, flags=re.MULTILINE)
     path = tmp_path / "config.yaml"
+    if "server" in sections:
+        path.write_text(text)
+        assert load_rewards_config(path).rewards
+        return
     path.write_text(text + "".join(part for part in rest if part and part.split(":")[0] not in sections))
     assert load_config(path).rewards
 
@@ -71,8 +77,8 @@ def test_the_pages_have_commands_and_each_parses(monkeypatch: pytest.MonkeyPatch
             targets = [w for w in words[1:] if "=" not in w]
             assert all(re.search(rf"^{t}:", (ROOT / "Makefile").read_text(), re.MULTILINE) for t in targets), words
             continue
-        if words[0] == "ff-data":
-            assert data_parser().parse_args(words[1:]).act
+        if words[0] in ("ff-data", "ff-reward"):
+            assert {"ff-data": data_parser, "ff-reward": reward_parser}[words[0]]().parse_args(words[1:]).act
             continue
         args = parser().parse_intermixed_args(words[1:])
         if args.config is not None and args.config.name != "CONFIG":

@@ -20,7 +20,8 @@ from torch import Tensor
 from flow_factory.errors import RewardError, UserError
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards import REWARDS
-from flow_factory.rewards.judges.question import Failed, Template, load_template
+from flow_factory.rewards.failures import Failed
+from flow_factory.rewards.judges.question import Template, load_template
 from flow_factory.rewards.judges.verdict import one_word, preferred, rubric
 from flow_factory.rewards.loading import require_files
 from flow_factory.types import Clip, Row
@@ -37,7 +38,7 @@ VQA = [["How many dogs are in the image?", "one"], ["Is the dog red?", "Yes"]]
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flow_factory.rewards.judges.served.PAUSE", 0.001)
+    monkeypatch.setattr("flow_factory.rewards.failures.PAUSE", 0.001)
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +166,7 @@ def test_an_answer_belongs_to_its_own_picture_or_is_missing_whatever_the_server_
 
     with judge(unsteady) as (address, bodies):
         reward = rewards("vlm_yes_no", api_base_url=address, max_retries=3)
-        reward.max_missing = 1.0
+        reward.judges[0].config.max_missing = 1.0
         found = torch.stack([reward.score([Row(0, "a dog")], [SHADES])[0][:, 0] for _ in range(12)])
         report = reward.finish_epoch()
     missing = found.isnan()
@@ -356,7 +357,7 @@ def test_soft_tifa_here_and_an_answer_without_an_end(vlm: Path) -> None:
     assert found == pytest.approx(sum(likely[k].item() for k in {encode(w)[0] for w in ("Yes", "yes", " yes", " Yes")}), abs=1e-5)
     wordy = rewards("vlm_rubric", model_name_or_path=str(vlm), max_tokens=3)
     assert wordy.score([Row(0, "a")], [[image]])[0].isnan().all()
-    wordy.max_missing = 1.0
+    wordy.judges[0].config.max_missing = 1.0
     wordy.finish_epoch()
 
 

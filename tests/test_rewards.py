@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import io
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -85,8 +86,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flow_factory.rewards.gen_eval.SHORTER", 64)
 
 
-MEASURED = [name for name, path in REWARDS.table.items() if "judges" not in path and name != "clap"]
-"""Rewards of pictures; test_judges and test_reward_models have the same of the others."""
+MEASURED = [name for name, path in REWARDS.table.items() if not re.search("judges|remote|clap", path)]
+"""Rewards of pictures; test_judges, test_service and test_reward_models have the same of the others."""
 COLUMNS: dict[str, Any] = {
     "objects": [{"color": "red", "shape": "circle", "count": 2}, {"color": "blue", "shape": "square", "count": 1}],
     "relation": "left of",

@@ -51,6 +51,11 @@ def gather_arguments(source: Source, train: type[TrainConfig]) -> None:
     _write_strength(training, accepted)
     evaluation["call"] = training.get("call", {}) | evaluation.get("call", {})
     _gather(source, ("scheduler",), SchedulerConfig, scheduler_arguments)
+    gather_rewards(source)
+
+
+def gather_rewards(source: Source) -> None:
+    """Moves the keys that rewards declare, or take, into their `rest`."""
     for section in ("rewards", "eval_rewards"):
         entries = source.tree.get(section)
         for index in range(len(entries) if isinstance(entries, list) else 0):

@@ -99,7 +99,7 @@ def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _names(value: Any) -> Any:
+def listed(value: Any) -> Any:
     return (value,) if isinstance(value, str) else _tuple(value)
 
 
@@ -154,7 +154,7 @@ Denoising = Annotated[int, Field(ge=1, le=1000)]
 Guidance = Annotated[float, Field(ge=0, le=1000)]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Betas = Annotated[tuple[Beta, Beta], BeforeValidator(_pair), Shown("[float, float]")]
-Names = Annotated[tuple[str, ...], BeforeValidator(_names), Shown("name or list of names")]
+Names = Annotated[tuple[str, ...], BeforeValidator(listed), Shown("name or list of names")]
 Steps = Annotated[tuple[int, ...] | None, BeforeValidator(_tuple), Shown("list of int, or null")]
 Interval = Annotated[tuple[float, float], BeforeValidator(_interval), AfterValidator(_around_zero), Shown("float or [low, high]")]
 Dtype = Annotated[Literal["bf16", "fp16", "fp32"], BeforeValidator(_dtype)]

@@ -41,7 +41,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     for name in ("data", "model", "scheduler", "train", "eval", "log"):
         if source.tree.get(name) is None:
             source.tree[name] = {}
-    _list_rewards(source)
+    list_rewards(source)
     if source.tree.get("mixed_precision") in ("no", False) and source.mapping("model").get("finetune_type", "full") == "full":
         source.mapping("model").setdefault("master_weight_dtype", "fp32")  # as the rest of the run has
     if source.mapping("model").get("finetune_type") == "lora":  # the weights' own rate teaches it nothing
@@ -81,7 +81,7 @@ def _move(source: Source, key: str, to: Keys, where: str) -> None:
         source.move((key,), to)
 
 
-def _list_rewards(source: Source) -> None:
+def list_rewards(source: Source) -> None:
     """Brings a single reward, or a mapping from names to rewards, to a list."""
     for section in ("rewards", "eval_rewards"):
         tree = source.tree.get(section)
@@ -133,12 +133,17 @@ def _validated(source: Source, train: type[TrainConfig]) -> RunConfig:
 
 def _problem(source: Source, keys: Keys, error: Any, train: type[TrainConfig]) -> Problem:
     if error["type"] != "extra_forbidden":
-        text = explain(error)
-        if keys in source.written:  # what the environment holds may be a secret
-            text = text.replace(show(error["input"]), f"what {source.written[keys]} stands for")
-        elif (word := source.words.get(keys)) is not None:
-            text = f'YAML reads {word} as {show(error["input"])}; write "{word}" where text is meant ({text})'
-        return Problem(keys, text)
+        return misfit(source, keys, error)
     section: type[Section] = sections(train).get(str(keys[0]), RunConfig) if len(keys) > 1 else RunConfig
     own = [*section.own_keys(), *(MOVABLE if section is RunConfig else ())]
     return Problem(keys, unknown_key(str(keys[-1]), own, homes(train, own)))
+
+
+def misfit(source: Source, keys: Keys, error: Any) -> Problem:
+    """Of a known key whose value pydantic refuses."""
+    text = explain(error)
+    if keys in source.written:  # what the environment holds may be a secret
+        text = text.replace(show(error["input"]), f"what {source.written[keys]} stands for")
+    elif (word := source.words.get(keys)) is not None:
+        text = f'YAML reads {word} as {show(error["input"])}; write "{word}" where text is meant ({text})'
+    return Problem(keys, text)

@@ -35,6 +35,9 @@ class RewardConfig(Section):
     max_seconds: float | None = Field(
         None, gt=0, description="longest time of one batch (of a group, for a groupwise reward); past it the run ends; null = no limit"
     )
+    max_missing: float = Field(
+        0.5, ge=0, le=1, description="largest share of an epoch's scores that may fail and be left out; with more the run ends"
+    )
     async_reward: bool = Field(False, description="score while the next samples are rolled out")
     num_workers: int = Field(1, ge=1, description="threads of an async reward")
     extra_kwargs: dict[str, Any] = Field(default_factory=dict, description="keys for the reward itself")

@@ -1,7 +1,7 @@
 """Every rule that needs more than one key. Each yields what breaks it."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from flow_factory.config.model import AUTO
 from flow_factory.config.nodes import Keys, Problem
 from flow_factory.config.plan import plan_of
 from flow_factory.config.recompute import every_block
+from flow_factory.config.rewards import RewardConfig
 from flow_factory.config.run import RunConfig
 from flow_factory.config.translate import deals, in_steps, parts_of
 
@@ -198,11 +199,15 @@ def precisions_fit(config: RunConfig) -> Iterator[Problem]:
 
 def reward_names_differ(config: RunConfig) -> Iterator[Problem]:
     for section, rewards in (("rewards", config.rewards), ("eval_rewards", config.eval_rewards or ())):
-        names = [reward.name for reward in rewards]
-        for index, name in enumerate(names):
-            if name in names[:index]:
-                taken = f"{name!r} is the name of {section}.{names.index(name)} too"
-                yield Problem((section, index, "name"), f"{taken}; write another, e.g. {name}_{index + 1}")
+        yield from names_differ(section, rewards)
+
+
+def names_differ(section: str, rewards: Sequence[RewardConfig]) -> Iterator[Problem]:
+    names = [reward.name for reward in rewards]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            taken = f"{name!r} is the name of {section}.{names.index(name)} too"
+            yield Problem((section, index, "name"), f"{taken}; write another, e.g. {name}_{index + 1}")
 
 
 RULES: tuple[Rule, ...] = (

@@ -37,7 +37,7 @@ class Source:
         """The mapping at `keys`, to be changed in place; an empty one where there is none."""
         value: Any = self.tree
         for key in keys:
-            value = value[key]
+            value = value.get(key, {}) if isinstance(value, dict) else value[key]
         return value if isinstance(value, dict) else {}
 
     def move(self, old: Keys, new: Keys) -> None:

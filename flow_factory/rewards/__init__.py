@@ -40,6 +40,8 @@ REWARDS = _Rewards(
         "rational_rewards_edit": "flow_factory.rewards.judges.published:RationalRewardsEdit",
         "UnifiedReward": "flow_factory.rewards.judges.published:UnifiedReward",
         "GenEval2": "flow_factory.rewards.judges.published:GenEval2",
+        "remote": "flow_factory.rewards.remote:RemotePointwiseRewardModel",
+        "remote_group": "flow_factory.rewards.remote:RemoteGroupwiseRewardModel",
         "jpeg_compressibility": "flow_factory.rewards.jpeg:JpegCompressibility",
         "jpeg_incompressibility": "flow_factory.rewards.jpeg:JpegIncompressibility",
         "shapes": "flow_factory.rewards.shapes:ShapesReward",

@@ -50,11 +50,10 @@ class RewardSet:
 
     Attributes:
         names, weights: of the R rewards, in the order of the columns of scores.
-        max_missing: the largest share of an epoch's scores that one reward may miss.
     """
 
-    def __init__(self, judges: Sequence[Judge], accelerator: Accelerator, max_missing: float = 0.5):
-        self.judges, self.accelerator, self.max_missing = tuple(judges), accelerator, max_missing
+    def __init__(self, judges: Sequence[Judge], accelerator: Accelerator):
+        self.judges, self.accelerator = tuple(judges), accelerator
         self.names = tuple(j.name for j in judges)
         self.weights = tuple(j.config.weight for j in judges)
         if twice := [name for name, count in Counter(self.names).items() if count > 1]:
@@ -132,7 +131,7 @@ class RewardSet:
             `missing/<name>`, a count, and `seconds/<name>`, the mean over processes.
 
         Raises:
-            RewardError: a reward missed more than `max_missing` of its scores.
+            RewardError: a reward missed more than its `max_missing`.
         """
         if not self.names:
             return {}
@@ -141,12 +140,13 @@ class RewardSet:
         causes = {k: v for one in gather_object([self._cause]) for k, v in one.items()} if total[:, 3].any() else {}
         self._forget()
         report: dict[str, float] = {}
-        for name, (asked, missing, seconds, told) in zip(self.names, total.tolist(), strict=True):
+        for judge, (asked, missing, seconds, told) in zip(self.judges, total.tolist(), strict=True):
+            name, most = judge.name, judge.config.max_missing
             if told:
                 logger.warning("reward %r said what went wrong %.0f times in these %.0f samples, last: %s", name, told, asked, causes[name])
-            if missing > self.max_missing * asked:
+            if missing > most * asked:
                 cause = f"; it said last: {causes[name]}" if name in causes else ""
-                few = f"at most {self.max_missing:.0%} may be missing{cause}"
+                few = f"at most {most:.0%} may be missing{cause}"
                 raise of_all(RewardError(f"reward {name!r} gave no score for {missing:.0f} of {asked:.0f} samples; {few}"))
             report |= {f"missing/{name}": missing, f"seconds/{name}": seconds / self.accelerator.num_processes}
         return report

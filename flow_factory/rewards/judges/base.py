@@ -4,7 +4,6 @@ The judge runs where the entry says: `model_name_or_path`, a checkpoint on this 
 server. `template` names what it is asked: a file that comes along (`judges/templates/`) or a YAML file of one's own.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -12,11 +11,12 @@ import numpy as np
 from accelerate import Accelerator
 from PIL import Image
 
-from flow_factory.errors import RewardError, UserError
+from flow_factory.errors import UserError
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.base import BaseRewardModel, PointwiseRewardModel, RewardModelOutput
+from flow_factory.rewards.failures import Verdict, require_policy, told
 from flow_factory.rewards.judges.local import LocalVLM
-from flow_factory.rewards.judges.question import Failed, Question, Template, load_template
+from flow_factory.rewards.judges.question import Question, Template, load_template
 from flow_factory.rewards.judges.served import ServedVLM
 from flow_factory.rewards.needs import Needs
 from flow_factory.types import Row
@@ -25,7 +25,6 @@ ADDRESS = "http://localhost:8000/v1"
 """vLLM's own."""
 OWN = ("aspects", "by", "canonicalize", "max_cache_size", "mean", "opponents")
 """Keys that only some kinds of judges take; the YAML is compared with `extra_keys`, which must stand in one place as a literal."""
-Verdict = float | Failed
 
 
 class Judge(BaseRewardModel):
@@ -86,8 +85,7 @@ class Judge(BaseRewardModel):
             raise UserError(
                 f"reward {config.name!r} has no key {key!r}; {config.reward_model} takes {', '.join(cls.own) or 'none of its own'}"
             )
-        if config.extra_kwargs.get("on_failure", "mask") not in ("mask", "stop"):
-            raise UserError(f"reward {config.name!r}: on_failure: wants mask or stop, got {config.extra_kwargs['on_failure']!r}")
+        require_policy(config)
         frames = config.extra_kwargs.get("frames", 4)
         if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1:
             raise UserError(f"reward {config.name!r}: frames: wants a number of at least 1, got {frames!r}")
@@ -132,17 +130,6 @@ class Judge(BaseRewardModel):
         """The prompt and columns of each sample."""
         return [{name: values[k] for name, values in columns.items() if values is not None} for k in range(n)]
 
-    def told(self, scores: Sequence[Verdict]) -> RewardModelOutput:
-        """Scores, NaN where the judge failed.
-
-        Raises:
-            RewardError: it failed, and `on_failure` is stop.
-        """
-        reasons = [s.reason for s in scores if isinstance(s, Failed)]
-        if reasons and self.config.extra_kwargs.get("on_failure", "mask") == "stop":
-            raise RewardError(f"reward {self.config.name!r}: on_failure: stop: {reasons[0]}")
-        return RewardModelOutput([math.nan if isinstance(s, Failed) else s for s in scores], {"error": list(dict.fromkeys(reasons))})
-
 
 class PointwiseJudge(Judge, PointwiseRewardModel):
     def verdicts(self, questions: Sequence[Question], rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
@@ -153,4 +140,4 @@ class PointwiseJudge(Judge, PointwiseRewardModel):
         self, seen: list[list[Image.Image]], conditions: Sequence[list[Image.Image]], rows: Sequence[Mapping[str, Any]]
     ) -> RewardModelOutput:
         shown = [{"image": p, "condition_image": c} for p, c in zip(seen, conditions, strict=True)]
-        return self.told(self.verdicts([self.template.question(s, row) for s, row in zip(shown, rows, strict=True)], rows))
+        return told(self.config, self.verdicts([self.template.question(s, row) for s, row in zip(shown, rows, strict=True)], rows))

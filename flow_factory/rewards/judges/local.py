@@ -12,7 +12,8 @@ from transformers.utils import is_torchvision_available
 from flow_factory.errors import UserError
 from flow_factory.hparams import RewardArguments
 from flow_factory.models.processors import without_video
-from flow_factory.rewards.judges.question import Failed, Question
+from flow_factory.rewards.failures import Failed
+from flow_factory.rewards.judges.question import Question
 from flow_factory.rewards.sources import FILES, model_of, named, processor_of, require_folder
 
 QWEN = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}

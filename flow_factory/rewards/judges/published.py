@@ -9,8 +9,9 @@ from PIL import Image
 from flow_factory.errors import UserError
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.base import RewardModelOutput
-from flow_factory.rewards.judges.base import PointwiseJudge, Verdict
-from flow_factory.rewards.judges.question import Failed, Template
+from flow_factory.rewards.failures import Failed, Verdict, told
+from flow_factory.rewards.judges.base import PointwiseJudge
+from flow_factory.rewards.judges.question import Template
 from flow_factory.rewards.judges.rewards import RubricJudge, YesNoJudge
 
 
@@ -83,7 +84,7 @@ class GenEval2(PointwiseJudge):
             counts.append(len(pairs))
             asked += [(self.template.question({"image": seen}, {"question": q}), [answers_of(q, a)]) for q, a in pairs]
         likely = iter(self.vlm.first(asked))
-        return self.told([self._mean([next(likely) for _ in range(count)]) for count in counts])
+        return told(self.config, [self._mean([next(likely) for _ in range(count)]) for count in counts])
 
     def _mean(self, likely: Sequence[list[float] | Failed]) -> Verdict:
         failed = [one for one in likely if isinstance(one, Failed)]

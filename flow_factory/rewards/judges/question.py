@@ -1,4 +1,4 @@
-"""What a judge is asked, from a template in a file; and an answer that is none."""
+"""What a judge is asked, from a template in a file."""
 
 import json
 import re
@@ -24,13 +24,6 @@ class Question:
 
     system: str
     parts: tuple[str | Image.Image, ...]
-
-
-@dataclass(frozen=True)
-class Failed:
-    """What came instead of an answer."""
-
-    reason: str
 
 
 @dataclass(frozen=True)

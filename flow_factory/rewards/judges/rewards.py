@@ -8,8 +8,9 @@ from PIL import Image
 from flow_factory.errors import UserError
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.base import GroupwiseRewardModel, RewardModelOutput
-from flow_factory.rewards.judges.base import Judge, PointwiseJudge, Verdict
-from flow_factory.rewards.judges.question import Failed, Question, Template
+from flow_factory.rewards.failures import Failed, Verdict, told
+from flow_factory.rewards.judges.base import Judge, PointwiseJudge
+from flow_factory.rewards.judges.question import Question, Template
 from flow_factory.rewards.judges.verdict import one_word, preferred, rubric
 
 
@@ -86,7 +87,7 @@ class PairwiseJudge(Judge, GroupwiseRewardModel):
                 won[a].append(verdict)
                 won[b].append(1 - verdict)
         reason = Failed(reasons[0] if reasons else "nothing to compare it with")
-        output = self.told([sum(w) / len(w) if w else reason for w in won])
+        output = told(self.config, [sum(w) / len(w) if w else reason for w in won])
         return RewardModelOutput(output.rewards, {"error": list(dict.fromkeys(reasons))})
 
     def _compared(self, questions: Sequence[Question]) -> list[Verdict]:

@@ -3,7 +3,6 @@
 import base64
 import io
 import math
-import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,16 +11,12 @@ from typing import Any, ClassVar, TypeVar
 import httpx
 from PIL import Image
 
+from flow_factory.blame import short
 from flow_factory.errors import RewardError, UserError
 from flow_factory.hparams import RewardArguments
-from flow_factory.rewards.judges.question import Failed, Question
+from flow_factory.rewards.failures import HOPELESS, Failed, address, number, pause, why, worth_again
+from flow_factory.rewards.judges.question import Question
 
-HOPELESS = (401, 403, 404)
-"""A key, a right or a model is wrong: no request will be answered otherwise."""
-AGAIN = (408, 409, 425, 429)
-"""Worth another try, as is anything from 500 on."""
-PAUSE, LONGEST = 0.5, 8.0
-"""Seconds before the second try, then twice as long each time; each is drawn from half to one and a half."""
 Answer = TypeVar("Answer")
 
 
@@ -44,29 +39,21 @@ class ServedVLM:
         "json_answer",
     )  # fmt: skip
 
-    def __init__(self, config: RewardArguments, address: str, model: str, tokens: int):
+    def __init__(self, config: RewardArguments, default: str, model: str, tokens: int):
         extra = config.extra_kwargs
         self.name, self.model = config.name, str(extra.get("vlm_model", model))
-        self.url = str(extra.get("api_base_url", address)).rstrip("/")
-        if httpx.URL(self.url).scheme not in ("http", "https"):
-            raise UserError(f"reward {config.name!r}: api_base_url: {self.url!r} is no address such as http://localhost:8000/v1")
-        self.concurrent = int(self._number(extra, "max_concurrent", 8, 1))
-        self.tries = int(self._number(extra, "max_retries", 5, 1))
-        self.timeout = self._number(extra, "timeout", 120, 0.001)
-        self.tokens = int(self._number(extra, "max_tokens", tokens, 1))
-        self.temperature = self._number(extra, "temperature", 0, 0)
-        self.top = int(self._number(extra, "top_logprobs", 20, 2))
+        self.url = address(config, "api_base_url", default, "http://localhost:8000/v1")
+        self.concurrent = int(number(config, "max_concurrent", 8, 1))
+        self.tries = int(number(config, "max_retries", 5, 1))
+        self.timeout = number(config, "timeout", 120, 0.001)
+        self.tokens = int(number(config, "max_tokens", tokens, 1))
+        self.temperature = number(config, "temperature", 0, 0)
+        self.top = int(number(config, "top_logprobs", 20, 2))
         self.json = bool(extra.get("json_answer", False))
         limits = httpx.Limits(max_connections=self.concurrent)
         self.client = httpx.Client(
             timeout=self.timeout, limits=limits, headers={"Authorization": f"Bearer {extra.get('api_key', 'EMPTY')}"}
         )
-
-    def _number(self, extra: dict[str, Any], key: str, default: float, least: float) -> float:
-        value = extra.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
-            raise UserError(f"reward {self.name!r}: {key}: wants a number of at least {least:g}, got {value!r}")
-        return value
 
     def require(self) -> None:
         """Raises:
@@ -76,7 +63,7 @@ class ServedVLM:
             answer = self.client.get(f"{self.url}/models", timeout=min(self.timeout, 10))
         except httpx.HTTPError as error:
             raise UserError(
-                f"reward {self.name!r}: api_base_url: {self.url} does not answer ({_why(error)}); start the server first"
+                f"reward {self.name!r}: api_base_url: {self.url} does not answer ({why(error)}); start the server first"
             ) from error
         try:
             there = [str(one["id"]) for one in answer.json()["data"]] if answer.status_code == 200 else []
@@ -119,35 +106,27 @@ class ServedVLM:
         failed = Failed("")
         for k in range(self.tries):
             if k:
-                time.sleep(min(PAUSE * 2 ** (k - 1), LONGEST) * random.Random().uniform(0.5, 1.5))
+                time.sleep(pause(k))
             try:
                 answer = self.client.post(f"{self.url}/chat/completions", json=body)
             except httpx.HTTPError as error:
-                failed = Failed(f"{self.url}: {_why(error)}")
+                failed = Failed(f"{self.url}: {why(error)}")
                 continue
             if answer.status_code in HOPELESS:
-                raise RewardError(f"reward {self.name!r}: {self.url} answers {answer.status_code}: {_short(answer.text)}")
+                raise RewardError(f"reward {self.name!r}: {self.url} answers {answer.status_code}: {short(answer.text)}")
             if answer.status_code == 200:
                 return _choice(answer, read, self.url)
-            failed = Failed(f"{self.url} answers {answer.status_code}: {_short(answer.text)}")
-            if answer.status_code not in AGAIN and answer.status_code < 500:
+            failed = Failed(f"{self.url} answers {answer.status_code}: {short(answer.text)}")
+            if not worth_again(answer.status_code):
                 break
         return failed
-
-
-def _why(error: httpx.HTTPError) -> str:
-    return _short(str(error)) or type(error).__name__
-
-
-def _short(text: str) -> str:
-    return " ".join(text.split())[:200]
 
 
 def _choice(answer: httpx.Response, read: Callable[[dict[str, Any]], Answer | Failed], url: str) -> Answer | Failed:
     try:
         return read(answer.json()["choices"][0])
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
-        return Failed(f"{url} answers what is no chat completion: {_short(answer.text)}")
+        return Failed(f"{url} answers what is no chat completion: {short(answer.text)}")
 
 
 def _text(choice: dict[str, Any]) -> str | Failed:

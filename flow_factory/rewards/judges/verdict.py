@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flow_factory.rewards.judges.question import Failed, Template
+from flow_factory.rewards.failures import Failed
+from flow_factory.rewards.judges.question import Template
 
 LEAST = 0.05
 """Below this probability of both words together, the judge answered neither."""

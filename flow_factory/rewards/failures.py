@@ -1,0 +1,94 @@
+"""Samples that a reward could not score: why, and what becomes of them. And which failures of a server are worth another try."""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import httpx
+
+from flow_factory.blame import short
+from flow_factory.errors import RewardError, UserError
+from flow_factory.hparams import RewardArguments
+from flow_factory.rewards.base import RewardModelOutput
+
+HOPELESS = (401, 403, 404)
+"""A key, a right or a name is wrong: no request will be answered otherwise."""
+AGAIN = (408, 409, 425, 429)
+"""Worth another try, as is anything from 500 on."""
+PAUSE, LONGEST = 0.5, 8.0
+"""Seconds before the second try, then twice as long each time; each is drawn from half to one and a half."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """What came instead of an answer."""
+
+    reason: str
+
+
+Verdict = float | Failed
+
+
+def pause(k: int, asked: float = 0.0) -> float:
+    """Seconds before the k-th repetition, from 1; no fewer than the server has asked for."""
+    by_chance = random.Random()
+    return max(min(PAUSE * 2.0 ** min(k - 1, 30), LONGEST) * by_chance.uniform(0.5, 1.5), asked * by_chance.uniform(1.0, 1.5))
+
+
+def worth_again(status: int) -> bool:
+    """Whether the same request may be answered later."""
+    return status in AGAIN or status >= 500
+
+
+def why(error: httpx.HTTPError) -> str:
+    """Of a connection that failed, in one line."""
+    return short(error) or type(error).__name__
+
+
+def number(config: RewardArguments, key: str, default: float, least: float) -> float:
+    """Of the entry's own keys.
+
+    Raises:
+        UserError: it is no number, or below `least`.
+    """
+    value = config.extra_kwargs.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
+        raise UserError(f"reward {config.name!r}: {key}: wants a number of at least {least:g}, got {value!r}")
+    return value
+
+
+def address(config: RewardArguments, key: str, default: str, example: str) -> str:
+    """Of a server, without a slash at its end.
+
+    Raises:
+        UserError: it is none of http.
+    """
+    url = str(config.extra_kwargs.get(key, default)).rstrip("/")
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        parsed = httpx.URL("")
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise UserError(f"reward {config.name!r}: {key}: {url!r} is no address such as {example}")
+    return url
+
+
+def require_policy(config: RewardArguments) -> None:
+    """Raises:
+    UserError: `on_failure` is neither mask nor stop.
+    """
+    if (said := config.extra_kwargs.get("on_failure", "mask")) not in ("mask", "stop"):
+        raise UserError(f"reward {config.name!r}: on_failure: wants mask or stop, got {said!r}")
+
+
+def told(config: RewardArguments, scores: Sequence[Verdict]) -> RewardModelOutput:
+    """Scores, NaN where the judge failed.
+
+    Raises:
+        RewardError: it failed, and `on_failure` is stop.
+    """
+    reasons = [s.reason for s in scores if isinstance(s, Failed)]
+    if reasons and config.extra_kwargs.get("on_failure", "mask") == "stop":
+        raise RewardError(f"reward {config.name!r}: on_failure: stop: {reasons[0]}")
+    return RewardModelOutput([math.nan if isinstance(s, Failed) else s for s in scores], {"error": list(dict.fromkeys(reasons))})

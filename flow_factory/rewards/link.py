@@ -1,0 +1,200 @@
+"""The connection to rewards on a server: asks again, waits, gives up, and believes no answer that is not the one to its question."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Coroutine, Sequence
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import httpx
+
+from flow_factory.blame import short
+from flow_factory.errors import RewardError, UserError
+from flow_factory.hparams import RewardArguments
+from flow_factory.rewards.failures import HOPELESS, Failed, address, number, pause, why, worth_again
+from flow_factory.rewards.wire import Body
+
+Result = TypeVar("Result")
+Scores = list[float | None]
+BUSY = 503
+"""With Retry-After it is no failure: the server says when to come again, and is asked until the deadline."""
+LARGEST = 3.4e38
+"""What float32 holds."""
+SPARE, EACH = 65_536, 256
+"""Bytes that an answer may have, and for each sample; more is none."""
+
+
+class Wrong(ValueError):
+    """What came is no answer to the question; the message says why."""
+
+
+@lru_cache(maxsize=1)
+def _loop() -> asyncio.AbstractEventLoop:
+    """That of a thread of its own: a limit of time on a request holds in it whatever the server does."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="remote rewards", daemon=True).start()
+    return loop
+
+
+def _done(work: Coroutine[Any, Any, Result]) -> Result:
+    """What it returns or raises; an interrupt ends it."""
+    future = asyncio.run_coroutine_threadsafe(work, _loop())
+    try:
+        return future.result()
+    finally:
+        future.cancel()
+
+
+def scores_in(content: bytes, id: str | None, n: int) -> Scores:
+    """The scores of an answer: {"id", "scores"}, or the older {"rewards"} where the question has no id.
+
+    Raises:
+        Wrong: it is not JSON of that form, of this id and length, with a finite number or null for each sample.
+    """
+    try:
+        answer = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise Wrong(f"answers what is no JSON: {short(content[:60])}") from error
+    if not isinstance(answer, dict):
+        raise Wrong(f"answers what is no JSON object: {short(content[:60])}")
+    if id is not None and answer.get("id") != id:
+        raise Wrong(f"answers another request: {short(answer.get('id'))} where {id} was asked")
+    if id is None and answer.get("error"):
+        raise Wrong(f"answers an error: {short(answer['error'])}")
+    scores = answer.get("scores" if id is not None else "rewards")
+    if not isinstance(scores, list) or len(scores) != n:
+        many = f"{len(scores)} scores" if isinstance(scores, list) else "no list of scores"
+        raise Wrong(f"answers {many} for {n} sample{'s' * (n != 1)}")
+    return [_number(score, k) for k, score in enumerate(scores)]
+
+
+def _number(score: Any, k: int) -> float | None:
+    if score is None:
+        return None
+    if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) <= LARGEST:
+        raise Wrong(f"answers a score that is no finite number: {short(repr(score))[:40]} at {k}")
+    return float(score)
+
+
+class Link:
+    """To one server; see `remote.RemoteReward` for the keys.
+
+    Raises:
+        UserError: a key is wrong.
+    """
+
+    def __init__(self, config: RewardArguments):
+        extra = config.extra_kwargs
+        self.name = config.name
+        if "server_url" not in extra:
+            raise UserError(f"reward {config.name!r}: server_url is missing: write the server's address, such as http://gpu-host:8100")
+        self.url = address(config, "server_url", "", "http://gpu-host:8100")
+        self.tries = int(number(config, "retry_attempts", 5, 1))
+        self.timeout = number(config, "timeout", 120, 0.001)
+        self.deadline = number(config, "deadline", 600, 0.001)
+        self.concurrent = int(number(config, "max_concurrent", 4, 1))
+        headers = {"Authorization": f"Bearer {extra['token']}"} if extra.get("token") else {}
+        limits = httpx.Limits(max_connections=self.concurrent, max_keepalive_connections=self.concurrent)
+        secure = self.url.startswith("https")  # the certificates of an http address would be read for nothing
+        self.client = httpx.AsyncClient(timeout=None, limits=limits, headers=headers, verify=secure)
+
+    def describe(self) -> dict[str, Any] | None:
+        """What the server says of its rewards, by name; None of a server of the older protocol.
+
+        Raises:
+            UserError: it does not answer, refuses the token, or is no server of rewards.
+        """
+        status, content = self._look("/rewards")
+        if status == BUSY:
+            raise UserError(f"reward {self.name!r}: server_url: {self.url} is not ready: {short(content.decode(errors='replace'))}")
+        if status in (401, 403):
+            raise UserError(f"reward {self.name!r}: token: {self.url} refuses it ({status})")
+        if status == 404 and self._look("/health")[0] == 200:
+            return None
+        try:
+            told = json.loads(content)["rewards"] if status == 200 else None
+        except (ValueError, LookupError, TypeError):
+            told = None
+        if not isinstance(told, dict) or not all(isinstance(one, dict) for one in told.values()):
+            raise UserError(f"reward {self.name!r}: server_url: {self.url} is no server of rewards: GET /rewards answers {status}")
+        return told
+
+    def _look(self, path: str) -> tuple[int, bytes]:
+        """GET: (status, content); while the server loads its rewards it is asked again, until `timeout`."""
+
+        async def look() -> tuple[int, bytes]:
+            for k in range(1, 100):
+                status, content, _ = await self._send("GET", path, None, SPARE)
+                if status != BUSY or path != "/rewards":
+                    break
+                await asyncio.sleep(pause(k))
+            return status, content
+
+        try:
+            return _done(asyncio.wait_for(look(), self.timeout))
+        except (httpx.HTTPError, asyncio.TimeoutError, Wrong) as error:
+            said = why(error) if isinstance(error, httpx.HTTPError) else short(error) or f"no answer in {self.timeout:g} s"
+            line = f"reward {self.name!r}: server_url: {self.url} does not answer ({said}); start the server first"
+            raise UserError(line) from error
+
+    def ask(self, path: str, questions: Sequence[tuple[Body, str | None, int]]) -> list[Scores | Failed]:
+        """The answers to questions of (body, id, samples), each its own's; asked side by side.
+
+        Raises:
+            RewardError: the server refuses them all.
+        """
+
+        async def every() -> list[Scores | Failed]:
+            return list(await asyncio.gather(*(self._ask(path, *question) for question in questions)))
+
+        return _done(every())
+
+    async def _ask(self, path: str, body: Body, id: str | None, n: int) -> Scores | Failed:
+        """The same bytes under the same id each time, so that the server scores them once."""
+        loop = asyncio.get_running_loop()
+        ends, failed, k = loop.time() + self.deadline, Failed("no answer"), 0
+        while k < self.tries and (left := ends - loop.time()) > 0:
+            wait, limit = 0.0, min(self.timeout, left)
+            try:
+                status, content, wait = await asyncio.wait_for(self._send("POST", path, (body, id, n), SPARE + EACH * n), limit)
+                if status == 200:
+                    return scores_in(content, id, n)
+                failed = self._refused(status, content)
+                if not worth_again(status):
+                    return failed
+            except asyncio.TimeoutError:
+                failed = Failed(f"{self.url} does not answer in {limit:.3g} s")
+            except httpx.HTTPError as error:
+                failed = Failed(f"{self.url}: {why(error)}")
+            except Wrong as error:
+                failed = Failed(f"{self.url} {error}")
+            k += not wait
+            await asyncio.sleep(min(pause(max(k, 1), wait), max(0.0, ends - loop.time())))
+        return failed
+
+    def _refused(self, status: int, content: bytes) -> Failed:
+        said = f"{self.url} answers {status}: {short(content.decode(errors='replace'))}"
+        if status in HOPELESS:
+            raise RewardError(f"reward {self.name!r}: {said}")
+        return Failed(said)
+
+    async def _send(self, method: str, path: str, question: tuple[Body, str | None, int] | None, most: int) -> tuple[int, bytes, float]:
+        """(status, content, seconds after which a busy server wants to be asked again).
+
+        Raises:
+            Wrong: the answer is longer than `most` bytes.
+        """
+        headers, content = {}, None
+        if question is not None:
+            body, id, n = question
+            content, headers = body.content, {"Content-Type": body.kind, "Samples": str(n)}
+            headers |= {"Idempotency-Key": id} if id is not None else {}
+        async with self.client.stream(method, self.url + path, content=content, headers=headers) as answer:
+            read = bytearray()
+            async for chunk in answer.aiter_bytes():
+                read += chunk
+                if len(read) > most:
+                    raise Wrong(f"answers more than {most} bytes")
+            after = answer.headers.get("Retry-After", "") if answer.status_code == BUSY else ""
+            return answer.status_code, bytes(read), min(float(after), 60.0) if after.isdecimal() else 0.0

@@ -1,0 +1,1 @@
+"""Rewards on a server: `ff-reward serve`. Importing this loads nothing."""

@@ -1,0 +1,116 @@
+"""The service's HTTP: scores, the older public protocol, health, readiness, metrics. Nothing here reads a picture."""
+
+import asyncio
+import hmac
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+
+from flow_factory.rewards.service.desk import MEGA, Desk, Refused
+from flow_factory.rewards.wire import JSON, Body
+
+PATIENCE = 60.0
+"""Seconds in which a body must have come."""
+LONGEST = 128
+"""Characters of an id."""
+OPEN = ("/health", "/ready")
+"""What needs no token: those who ask whether it lives have none."""
+
+
+def make_app(desk: Desk, ended: Callable[[BaseException | None], None] = lambda error: None) -> FastAPI:
+    """The application, which has the desk at work while it runs.
+
+    Args:
+        ended: is called with what has ended the desk, if anything has.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        work = asyncio.create_task(desk.run())
+        work.add_done_callback(lambda task: None if task.cancelled() else ended(task.exception()))
+        yield
+        work.cancel()
+        await asyncio.wait([work])
+
+    async def authorised(request: Request) -> None:
+        said, token = request.headers.get("Authorization", ""), desk.config.token
+        if token is not None and request.url.path not in OPEN and not hmac.compare_digest(said.encode(), f"Bearer {token}".encode()):
+            raise Refused(401, "the token is missing or wrong: Authorization: Bearer ...")
+
+    app = FastAPI(title="ff-reward", lifespan=lifespan, dependencies=[Depends(authorised)], openapi_url=None)
+
+    @app.exception_handler(Refused)
+    async def refused(request: Request, error: Refused) -> Response:
+        return JSONResponse({"error": str(error)}, error.status, {} if error.after is None else {"Retry-After": str(error.after)})
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    async def ready() -> dict[str, str]:
+        desk.require_ready()
+        return {"status": "ready"}
+
+    @app.get("/rewards")
+    async def rewards() -> dict[str, Any]:
+        desk.require_ready()
+        return {"rewards": desk.rewards}
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(desk.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.post("/score/{reward:path}")
+    async def score(request: Request, reward: str) -> Response:
+        return await answered(desk, request, reward, request.headers.get("Idempotency-Key", ""))
+
+    @app.post("/compute")
+    async def compute(request: Request, reward: str = "") -> Response:
+        desk.require_ready()
+        return await answered(desk, request, reward or next(iter(desk.rewards)), "", JSON)
+
+    return app
+
+
+async def answered(desk: Desk, request: Request, reward: str, id: str, kind: str | None = None) -> Response:
+    """The answer to a request to score.
+
+    Raises:
+        Refused: see `Desk`.
+    """
+    said, many = request.headers.get("Content-Length", "0"), request.headers.get("Samples", "1")
+    length, samples = (int(text) if text.isdecimal() and len(text) < 16 else -1 for text in (said, many))
+    if length < 0 or samples < 0 or len(id) > LONGEST:
+        raise Refused(400, f"Content-Length and Samples are whole numbers, and Idempotency-Key at most {LONGEST} characters")
+    with desk.room(reward, length):
+        content = await whole(request, desk.config.max_body_mb)
+        answer = await desk.ask(reward, id, Body(kind or request.headers.get("Content-Type", ""), content), samples)
+    status, told = await asyncio.shield(answer)
+    desk.metrics.answered(reward, status, told.get("scores") or told.get("rewards") or [])
+    return JSONResponse(told, status, {"Idempotency-Key": id} if id else {})
+
+
+async def whole(request: Request, most: int) -> bytes:
+    """The body.
+
+    Raises:
+        Refused: it is longer than `most` megabytes, or does not come in time.
+    """
+    chunks, size = [], 0
+
+    async def read() -> None:
+        nonlocal size
+        async for chunk in request.stream():
+            if (size := size + len(chunk)) > most * MEGA:
+                raise Refused(413, f"a body of more than {most} MB (server.max_body_mb)")
+            chunks.append(chunk)
+
+    try:
+        await asyncio.wait_for(read(), PATIENCE)
+    except asyncio.TimeoutError as error:
+        raise Refused(408, f"the body did not come in {PATIENCE:g} s") from error
+    return b"".join(chunks)

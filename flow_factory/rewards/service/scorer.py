@@ -1,0 +1,139 @@
+"""Rewards in a process of the service: bodies in, scores out. Each body's scores are its own, whatever it was scored beside."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+
+from flow_factory.blame import blamed
+from flow_factory.errors import UserError
+from flow_factory.hparams import RewardArguments
+from flow_factory.rewards.answers import AnswerError, scores_of
+from flow_factory.rewards.loading import Judge, load_judges
+from flow_factory.rewards.media import convert, convert_conditions
+from flow_factory.rewards.needs import MEDIA
+from flow_factory.rewards.peace import kept, within
+from flow_factory.rewards.service.reading import Letter, unpacked
+from flow_factory.rewards.wire import DEPTHS, JSON, Body, WireError
+
+
+class Reply(NamedTuple):
+    """An HTTP status and what becomes the body, JSON."""
+
+    status: int
+    content: dict[str, Any]
+
+
+def refusal(status: int, text: object) -> Reply:
+    """Why there are no scores."""
+    return Reply(status, {"error": " ".join(str(text).split())})
+
+
+class Scorer:
+    """The rewards of a config, on one device.
+
+    Args:
+        device: `auto` leaves it to the entries.
+
+    Raises:
+        UserError: a reward does not load.
+    """
+
+    def __init__(self, entries: Sequence[RewardArguments], device: str = "auto"):
+        own = entries if device == "auto" else [replace(entry, device=torch.device(device)) for entry in entries]
+        accelerator = Accelerator(cpu=not torch.cuda.is_available() or device == "cpu")
+        (judges, _) = load_judges(own, [], accelerator)
+        self.judges = {judge.name: judge for judge in judges}
+
+    def describe(self) -> dict[str, Any]:
+        """By name, what a client may want to know: what each takes (null: any), needs, and is called with at a time."""
+        return {
+            name: {
+                "reward_model": j.config.reward_model,
+                "groupwise": j.groupwise,
+                "takes": None if j.needs.open else list(j.needs.named),
+                "media": list(j.needs.media),
+                "required": list(j.needs.required),
+                "batch_size": j.config.batch_size,
+            }
+            for name, j in self.judges.items()
+        }
+
+    def score(self, name: str, bodies: Sequence[Body]) -> list[Reply]:
+        """A reply to each body. Samples of pointwise rewards are scored together, and alone where that fails: one may be at fault."""
+        judge = self.judges[name]
+        read = [self._read(judge, body) for body in bodies]
+        replies: dict[int, Reply] = {k: one for k, one in enumerate(read) if isinstance(one, Reply)}
+        alike: dict[Any, list[int]] = {}
+        for k, one in enumerate(read):
+            if isinstance(one, Letter):
+                alike.setdefault(k if judge.groupwise else frozenset(one.fields), []).append(k)
+        for group in alike.values():
+            replies |= dict(zip(group, self._together(judge, [read[k] for k in group]), strict=True))  # type: ignore[misc]
+        return [self._told(bodies[k], read[k], replies[k]) for k in range(len(bodies))]
+
+    def _read(self, judge: Judge, body: Body) -> Letter | Reply:
+        try:
+            letter = unpacked(body.kind, body.content)
+        except WireError as error:
+            return refusal(400, error)
+        lacking = [field for field in judge.needs.required if field not in letter.fields and field not in MEDIA[:2]]
+        if judge.needs.media and not set(judge.needs.media) & letter.fields.keys():
+            lacking.append(" or ".join(judge.needs.media))
+        if lacking:
+            return refusal(422, f"reward {judge.name!r} needs {', '.join(lacking)}, and the request has {', '.join(letter.fields)}")
+        return letter
+
+    def _together(self, judge: Judge, letters: Sequence[Letter]) -> list[Reply]:
+        names, counts = letters[0].fields, [letter.n for letter in letters]
+        fields = {name: [value for letter in letters for value in letter.fields[name]] for name in names}
+        n = sum(counts)
+        size = n if judge.groupwise else judge.config.batch_size
+        try:
+            parts = [self._call(judge, {k: v[a : a + size] for k, v in fields.items()}, min(size, n - a)) for a in range(0, n, size)]
+        except UserError as error:
+            if len(letters) > 1:
+                return [reply for letter in letters for reply in self._together(judge, [letter])]
+            return [refusal(500, error)]
+        scores = [score for part, _ in parts for score in part]
+        said = next((said for _, said in parts if said), "")
+        own = iter(scores)
+        return [Reply(200, {"scores": [next(own) for _ in range(count)], "error": said or None}) for count in counts]
+
+    @torch.no_grad()
+    def _call(self, judge: Judge, fields: dict[str, list[Any]], n: int) -> tuple[list[float | None], str]:
+        """Scores, None where one is missing, and what the reward says went wrong.
+
+        Raises:
+            UserError: it raised, or returned what is no scores.
+        """
+        device = judge.model.device if judge.model.use_tensor_inputs else None
+        given = {name: [_form(name, one, device) for one in values] for name, values in fields.items() if judge.needs.takes(name)}
+        doing, module = f"reward {judge.name!r} failed on {n} sample{'s' * (n != 1)}", type(judge.model).__module__
+        with kept(), blamed(doing, module):
+            output = within(judge.config.max_seconds, lambda: judge.model(**given), doing, module)
+        try:
+            scores, said = scores_of(output, n)
+        except AnswerError as error:
+            raise UserError(f"reward {judge.name!r} {error}") from error
+        return [None if score != score else score for score in scores.tolist()], said
+
+    @staticmethod
+    def _told(body: Body, read: Letter | Reply, reply: Reply) -> Reply:
+        """With the id that stands in the body itself; in the older protocol's words where the question is."""
+        if reply.status != 200 or not isinstance(read, Letter):
+            return reply
+        if body.kind.lower().startswith(JSON):
+            return Reply(200, {"rewards": reply.content["scores"]})
+        return Reply(200, {"id": read.id, **reply.content})
+
+
+def _form(name: str, value: Any, device: torch.device | None) -> Any:
+    """A sample's field as the reward takes it."""
+    if device is None or name not in DEPTHS:
+        return value
+    if name == "audio":
+        return torch.from_numpy(value).to(device)
+    return convert_conditions(value, device) if name.startswith("condition") else convert(value, device)
