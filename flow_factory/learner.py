@@ -80,6 +80,7 @@ class Learner:
         with self.meter.phase("optimise"):
             self.look_back(windows, chosen)
             meet_again("looking back")
+            self.meter.step("looked back")
             for window in quiet_bar(windows * self.config.num_inner_epochs, "optimising", self.accelerator):
                 self.survey(window, chosen)
                 self.update(window)

@@ -52,7 +52,9 @@ def hidden(config: RunConfig) -> RunConfig:
     state = path is not None and (path == AUTO or (config.model.resume_type or kind_of(newest(Path(path)))) == "state")
     log = {"save_dir": str(Path(config.log.save_dir, TEST)), "run_name": None, "logging_backend": ()}
     model = {"resume_path": None, "resume_type": None} if state else {}
-    return config.model_copy(update={"log": config.log.model_copy(update=log), "model": config.model.model_copy(update=model)})
+    return config.model_copy(
+        update={"profile": None, "log": config.log.model_copy(update=log), "model": config.model.model_copy(update=model)}
+    )
 
 
 @dataclass

@@ -58,6 +58,7 @@ from flow_factory.run_folder import RunFolder, default_name, set_aside
 from flow_factory.saver import Saver
 from flow_factory.schedule import make_schedule
 from flow_factory.terminal import note
+from flow_factory.tracing import Tracer
 from flow_factory.trackers import Trackers, open_trackers
 from flow_factory.trainer import Trainer
 from flow_factory.training_state import Progress, load
@@ -141,6 +142,9 @@ def assemble(found: Ready, place: tuple[RunFolder | None, Path], accelerator: Ac
     trainer = Trainer(
         config, plan, accelerator, adapter, *learning, rewards, rows, conds, pairs, encoding.reach, progress=progress, identity=identity
     )
+    if config.profile is not None and (accelerator.is_main_process or config.profile.processes == "all"):
+        who = (accelerator.process_index, progress, accelerator.device.type == "cuda", accelerator.is_main_process)
+        trainer.meter.observers.append(Tracer(config.profile, place[1], *who))
     judged = (eval_rewards, test, eval_conds, trainer.interrupt, partial(trainer.meter.step, "batch"))
     evaluator = Evaluator(config, accelerator, adapter, engine, store, *judged) if test else None
     meet_again("opening trackers")

@@ -14,6 +14,7 @@ from flow_factory.config.model import ModelConfig
 from flow_factory.config.modules import SignatureError
 from flow_factory.config.nodes import Keys, Problem
 from flow_factory.config.pipelines import pipeline_name, pipeline_path
+from flow_factory.config.profile import ProfileConfig
 from flow_factory.config.rewards import RewardConfig, misspelt
 from flow_factory.config.scheduler import SchedulerConfig
 from flow_factory.config.signature import Parameter, call_arguments, class_attribute, scheduler_arguments, supplied_by_trainer
@@ -31,7 +32,8 @@ Accepted = Mapping[str, Parameter] | None
 
 def sections(train: type[TrainConfig]) -> dict[str, type[Section]]:
     """Name -> schema."""
-    return {"data": DataConfig, "model": ModelConfig, "scheduler": SchedulerConfig, "train": train, "eval": EvalConfig, "log": LogConfig}
+    before: dict[str, type[Section]] = {"data": DataConfig, "model": ModelConfig, "scheduler": SchedulerConfig, "train": train}
+    return before | {"eval": EvalConfig, "log": LogConfig, "profile": ProfileConfig}
 
 
 def homes(train: type[TrainConfig], own: Collection[str]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from flow_factory.config.data import DataConfig
 from flow_factory.config.eval import EvalConfig
 from flow_factory.config.log import MOVABLE, LogConfig
 from flow_factory.config.model import ModelConfig
+from flow_factory.config.profile import ProfileConfig
 from flow_factory.config.rewards import RewardConfig
 from flow_factory.config.run import RunConfig
 from flow_factory.config.scheduler import SchedulerConfig
@@ -32,6 +33,7 @@ SECTIONS: dict[str, tuple[type[Section], ...]] = {
     "eval": (EvalConfig,),
     "log": (LogConfig,),
     "rewards": (RewardConfig,),
+    "profile": (ProfileConfig,),
 }
 
 

@@ -191,6 +191,12 @@ def _goes_on(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def profile_is_reached(config: RunConfig) -> Iterator[Problem]:
+    last, profile = config.train.max_epochs, config.profile
+    if profile is not None and last is not None and profile.epoch > last:
+        yield Problem(("profile", "epoch"), f"{profile.epoch} is more than the {last} epochs of the run (train.max_epochs); write {last}")
+
+
 def precisions_fit(config: RunConfig) -> Iterator[Problem]:
     if config.mixed_precision == "no" and config.model.finetune_type == "full" and config.model.master_weight_dtype != "fp32":
         text = f"{config.model.master_weight_dtype} weights cannot compute beside float32 parts; write fp32, or mixed_precision: bf16"
@@ -216,6 +222,7 @@ RULES: tuple[Rule, ...] = (
     steps_exist,
     schedules_end,
     resume_is_whole,
+    profile_is_reached,
     precisions_fit,
     reward_names_differ,
     *ALGORITHM_RULES,

@@ -14,6 +14,7 @@ from flow_factory.config.eval import EvalConfig
 from flow_factory.config.log import LogConfig
 from flow_factory.config.model import ModelConfig
 from flow_factory.config.nodes import Keys, Written
+from flow_factory.config.profile import ProfileConfig
 from flow_factory.config.rewards import Rewards
 from flow_factory.config.scheduler import SchedulerConfig
 from flow_factory.config.train import TrainConfig
@@ -43,6 +44,9 @@ class RunConfig(Section, Generic[Train]):
     log: LogConfig
     rewards: Rewards = Field(description="what is trained on")
     eval_rewards: Rewards | None = Field(None, description="what is evaluated; null = rewards")
+    profile: ProfileConfig | None = Field(
+        None, description="what is traced by torch's profiler, as in {epoch: 2, steps: 3}; null = nothing"
+    )
 
     _notices: tuple[str, ...] = PrivateAttr(())
     _written: Mapping[Keys, Written] = PrivateAttr(default_factory=dict)
