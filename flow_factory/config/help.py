@@ -1,5 +1,6 @@
 """`config_help`: the schema as tables."""
 
+import re
 import textwrap
 import types
 from collections.abc import Iterable
@@ -23,6 +24,10 @@ WIDTH = 150
 Row = tuple[str, str, str, str]
 HEAD: Row = ("key", "type", "default", "meaning")
 _CELL = 30
+_TITLES = {"run": "Top level", "rewards": "rewards: and eval_rewards: (one mapping, or a list)"}
+PAGE_INTRO = """\
+Every key of a YAML, its type, its default and what it does. `ff-train --help-config` prints the same, with a section's or an
+algorithm's name that part alone. A key that no section has is an error that names the key, its line and the key you meant."""
 
 SECTIONS: dict[str, tuple[type[Section], ...]] = {
     "run": (RunConfig,),
@@ -49,19 +54,46 @@ def config_help(section: str | None = None) -> str:
     return "\n\n".join(_table(name, schema) if name != "train" else _train() for name in names for schema in SECTIONS[name][:1])
 
 
+def config_page() -> str:
+    """The same as one page of Markdown: the configuration reference of the site."""
+    parts = ["# Configuration", PAGE_INTRO]
+    for name, schemas in SECTIONS.items():
+        if name != "train":
+            parts += [f"## {_TITLES.get(name, f'{name}:')}", _intro(schemas[0]), _markdown(_rows(schemas[0]))]
+            continue
+        parts += ["## train:", schemas[0].__mro__[1].__doc__ or ""]
+        for who, rows in _train_groups().items():
+            title = "any `trainer_type`" if len(who) == len(TRAIN_CONFIGS) else f"`trainer_type: {', '.join(who)}`"
+            parts += [f"### train: with {title}", TRAIN_CONFIGS[who[0]].__doc__ or "" if len(who) == 1 else "", _markdown(rows)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _markdown(rows: Iterable[Row]) -> str:
+    """As a table whose cells mean what they say: Markdown's own signs are escaped."""
+    cells = [tuple(re.sub(r"[|<*]", r"\\\g<0>", cell) for cell in row) for row in rows]
+    lines = [f"| `{key}` | {kind} | {default} | {meaning} |" for key, kind, default, meaning in cells]
+    return "\n".join([f"| {' | '.join(HEAD)} |", "|---|---|---|---|", *lines])
+
+
 def _train() -> str:
     """The keys that all algorithms have alike, and then what some or one of them adds or has another default for."""
+    blocks = []
+    for who, mine in _train_groups().items():
+        everybody = len(who) == len(TRAIN_CONFIGS)
+        title = f"train: with {'any ' if everybody else ''}trainer_type: {', '.join(who)}"
+        intro = [textwrap.fill(TRAIN_CONFIGS[who[0]].__doc__ or "", WIDTH)] if len(who) == 1 else []
+        blocks.append("\n".join([title, *intro, "", *_aligned([HEAD, *mine])]))
+    return "\n\n".join(blocks)
+
+
+def _train_groups() -> dict[tuple[str, ...], list[Row]]:
+    """The keys of `train:` under those algorithms that have them alike; the keys of all come first."""
     named: Row = ("trainer_type", "text", "grpo", "algorithm")
     rows = {name: [row if row[0] != named[0] else named for row in _rows(schema)] for name, schema in TRAIN_CONFIGS.items()}
     owners: dict[Row, tuple[str, ...]] = {}
     for row in dict.fromkeys(row for mine in rows.values() for row in mine):
         owners[row] = tuple(name for name, mine in rows.items() if row in mine)
-    groups = {who: [row for row, whose in owners.items() if whose == who] for who in sorted(set(owners.values()), key=_by_size)}
-    blocks = ["\n".join([f"train: with any trainer_type: {', '.join(TRAIN_CONFIGS)}", "", *_aligned([HEAD, *groups.pop(tuple(rows))])])]
-    for who, mine in groups.items():
-        intro = [textwrap.fill(TRAIN_CONFIGS[who[0]].__doc__ or "", WIDTH)] if len(who) == 1 else []
-        blocks.append("\n".join([f"train: with trainer_type: {', '.join(who)}", *intro, "", *_aligned([HEAD, *mine])]))
-    return "\n\n".join(blocks)
+    return {who: [row for row, whose in owners.items() if whose == who] for who in sorted(set(owners.values()), key=_by_size)}
 
 
 def _by_size(who: tuple[str, ...]) -> tuple[int, int]:
@@ -82,13 +114,16 @@ def _algorithm(name: str) -> type[Section]:
 
 
 def _table(name: str, schema: type[Section]) -> str:
-    title = {"run": "Top level", "rewards": "rewards: and eval_rewards: (one mapping, or a list)"}.get(name, f"{name}:")
+    title = _TITLES.get(name, f"{name}:")
     if name == "train":
         title += f" with trainer_type: {schema.model_fields['trainer_type'].default}"
-    intro = [textwrap.fill(schema.__doc__ or "", WIDTH)]
+    return "\n".join([title, textwrap.fill(_intro(schema), WIDTH), "", *_aligned([HEAD, *_rows(schema)])])
+
+
+def _intro(schema: type[Section]) -> str:
     if schema is RunConfig:
-        intro = [f"{', '.join(MOVABLE)} may stand here or in log:. Sections: {', '.join(SECTIONS)[5:]}, eval_rewards."]
-    return "\n".join([title, *intro, "", *_aligned([HEAD, *_rows(schema)])])
+        return f"{', '.join(MOVABLE)} may stand here or in log:. Sections: {', '.join(SECTIONS)[5:]}, eval_rewards."
+    return schema.__doc__ or ""
 
 
 def _rows(schema: type[Section]) -> list[Row]:

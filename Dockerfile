@@ -1,0 +1,28 @@
+# The quick start as an image, and the base of one's own runs: guidance/workflow.md.
+#   docker build -t flow-factory .                  with CUDA; `--target cpu -t flow-factory:cpu` without
+#   docker run --gpus all flow-factory              the quick start
+#   docker run --gpus all -v "$PWD:/work" -w /work flow-factory ff-train CONFIG
+FROM ubuntu:24.04 AS cpu
+ENV PATH=/opt/venv/bin:$PATH
+COPY tools/install_image.sh pyproject.toml constraints.txt README.md LICENSE /src/
+COPY flow_factory /src/flow_factory
+RUN /src/install_image.sh https://download.pytorch.org/whl/cpu
+WORKDIR /home/flow/flow-factory
+COPY --chown=flow assets assets
+COPY --chown=flow dataset dataset
+COPY --chown=flow examples examples
+USER flow
+CMD ["ff-train", "examples/quickstart.yaml"]
+
+# torch's own packages bring CUDA's libraries; the base brings what the driver's container runtime looks for
+FROM nvidia/cuda:13.0.1-base-ubuntu24.04 AS cuda
+ENV PATH=/opt/venv/bin:$PATH
+COPY tools/install_image.sh pyproject.toml constraints.txt README.md LICENSE /src/
+COPY flow_factory /src/flow_factory
+RUN /src/install_image.sh https://pypi.org/simple
+WORKDIR /home/flow/flow-factory
+COPY --chown=flow assets assets
+COPY --chown=flow dataset dataset
+COPY --chown=flow examples examples
+USER flow
+CMD ["ff-train", "examples/quickstart.yaml"]
