@@ -94,27 +94,27 @@ def member(config: Path, size: int, fill: int) -> None:
 
     from flow_factory.config import load_config
     from flow_factory.models.flux1 import Flux1
+    from flow_factory.roller import Roller
     from flow_factory.train import build
-    from flow_factory.trainer import Trainer
 
-    encoder, asked, sample = Encoder(Flux1.encode, size), Flux1.asked, Trainer.sample
+    encoder, asked, sample = Encoder(Flux1.encode, size), Flux1.asked, Roller.sample
     Flux1.encode = lambda adapter, row, call: encoder(adapter, row, call)  # type: ignore[method-assign, assignment]
     Flux1.asked = lambda *given: {k: v for k, v in asked(*given).items() if k != "ballast"}  # type: ignore[method-assign]
     torch.set_num_threads(1)
 
-    def first(trainer: Any, *given: Any) -> Any:
-        sample(trainer, *given)
+    def first(roller: Any, *given: Any) -> Any:
+        sample(roller, *given)
         said = {"seconds": time.time() - float(os.environ["BEGAN"]), "rows": encoder.rows, "overhead": encoder.overhead}
         said["cpu"] = time.process_time()
         said["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         print("SAID", json.dumps(said), flush=True)
         if fill:
-            fill_cache(trainer.conds.cache, trainer.rows, fill)
+            fill_cache(roller.conds.cache, roller.rows, fill)
         if dist.is_initialized():
             dist.barrier()
         os._exit(0)
 
-    Trainer.sample = first  # type: ignore[method-assign, assignment]
+    Roller.sample = first  # type: ignore[method-assign, assignment]
     build(load_config(config)).trainer.epoch()
 
 

@@ -1,6 +1,6 @@
 """What processes tell each other."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import TypeVar
 
@@ -12,9 +12,10 @@ from torch import Tensor
 from flow_factory.config.plan import Deal
 from flow_factory.errors import FailedElsewhere, UserError, of_all
 from flow_factory.interrupt import ELSEWHERE, Interrupt, Interrupted
-from flow_factory.patience import meet_again
+from flow_factory.patience import Work
 
 Answer = TypeVar("Answer")
+Item = TypeVar("Item")
 
 
 def gather_groups(accelerator: Accelerator, deal: Deal, mine: Tensor) -> Tensor:
@@ -39,15 +40,45 @@ def mean_over_ranks(accelerator: Accelerator, values: Mapping[str, Tensor]) -> d
 
 
 def most_of_ranks(accelerator: Accelerator, count: int) -> int:
-    """The largest of the processes' counts."""
-    return int(accelerator.gather(torch.tensor([count], device=accelerator.device)).max())
+    """The largest of the processes' counts; told over the CPU, so that nothing waits for the device."""
+    told = torch.tensor(count)
+    if accelerator.num_processes > 1:
+        dist.all_reduce(told, dist.ReduceOp.MAX)
+    return int(told)
+
+
+def agree(accelerator: Accelerator, interrupt: Interrupt) -> None:
+    """To be called by all processes at the same place; nothing waits for the device.
+
+    Raises:
+        Interrupted: on all of them, if a signal has come to any.
+    """
+    all_or_none(accelerator, interrupt, lambda: None)
+
+
+def in_step(accelerator: Accelerator, interrupt: Interrupt, items: Iterable[Item], count: int) -> Iterator[Item]:
+    """The items one by one, of which each process may have another number; after each all agree on whether to stop.
+
+    Args:
+        count: how many they are here.
+
+    Raises:
+        Interrupted: see `agree`.
+    """
+    most = most_of_ranks(accelerator, count)
+    for item in items:
+        yield item
+        agree(accelerator, interrupt)
+    for _ in range(most - count):
+        agree(accelerator, interrupt)
 
 
 def all_or_none(accelerator: Accelerator, interrupt: Interrupt, call: Callable[[], Answer], at_once: bool = True) -> Answer:
     """What the call returns, where it goes well on every process; else all raise, and stand at the same place. All must come here.
 
     A signal ends the call at once: it may hang, and nothing remains of it. No process may talk to others in it. It may take as long as it
-    takes: the others wait for it as long as it is alive.
+    takes: the others wait for it as long as it is alive. Where it is stopped or fails on one of them, the others' calls hear of it by
+    `Interrupt.look`.
 
     Args:
         at_once: false for a call that looks for signals itself.
@@ -57,12 +88,14 @@ def all_or_none(accelerator: Accelerator, interrupt: Interrupt, call: Callable[[
         Interrupted: a signal has come to any process.
     """
     trouble: UserError | Interrupted | None = None
+    work = Work("work of its own")
     try:
-        with interrupt.at_once() if at_once else nullcontext():
+        with interrupt.hearing(work.asked), interrupt.at_once() if at_once else nullcontext():
             answer = call()
     except (UserError, Interrupted) as error:
         trouble = error
-    meet_again("work of its own")
+        work.stop()
+    work.wait(lambda: interrupt.signal is not None)
     try:
         interrupt.check()
     except Interrupted as error:

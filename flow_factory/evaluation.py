@@ -121,7 +121,7 @@ class Evaluator:
         groups = [waiting.pop(row) for row in whole]
         if self.accelerator.process_index % self.config.model.context_parallel:
             return []  # the first process of the team has the same
-        tables = self.rewards.score([self.rows[row] for row in whole], groups)
+        tables = self.rewards.score([self.rows[row] for row in whole], groups, self.interrupt.look)
         shown = set(self.usual[: self.config.log.num_samples])
         return [(i, g[0] if i in shown else None, t.tolist()) for i, g, t in zip(whole, groups, tables, strict=True)]
 

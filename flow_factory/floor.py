@@ -59,10 +59,10 @@ def measure(trainer: "Trainer") -> str | None:
 def replayed(trainer: "Trainer") -> list[tuple[Tensor, float] | None]:
     """`Algorithm.on_policy_error` of each replay."""
     train, learner, algorithm = trainer.config.train, trainer.learner, trainer.algorithm
-    epoch, (slot, members) = trainer.progress.epoch, trainer.draws()[0]
+    epoch, (slot, members) = trainer.progress.epoch, trainer.roller.draws()[0]
     row = rows_of_epoch(len(trainer.rows), train.unique_sample_num_per_epoch, train.seed, epoch)[slot]
     with torch.no_grad(), trainer.store.use(algorithm.rolls_out(trainer.progress.updates)):
-        rollout = cut(trainer.sample(row, members, epoch), train.per_device_batch_size)[0]
+        rollout = cut(trainer.roller.sample(row, members, epoch), train.per_device_batch_size)[0]
     rollout.advantage = torch.zeros(len(rollout.ids), device=trainer.accelerator.device)
 
     def error(point: Point) -> tuple[Tensor, float] | None:

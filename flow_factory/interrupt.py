@@ -6,13 +6,9 @@ Nothing heavy is imported here: the command listens from its first line on.
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 class Interrupted(Exception):
@@ -66,6 +62,8 @@ class Interrupt(Listener):
 
     anywhere = False
     """Whether the first signal raises where it comes, see `at_once`."""
+    elsewhere: Callable[[], bool] = staticmethod(lambda: False)
+    """Whether another process has been asked to stop, as far as is known here."""
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
@@ -76,18 +74,25 @@ class Interrupt(Listener):
         finally:
             self.anywhere = False
 
+    @contextmanager
+    def hearing(self, elsewhere: Callable[[], bool]) -> Iterator[None]:
+        """`look` asks this, inside."""
+        self.elsewhere, former = elsewhere, self.elsewhere
+        try:
+            yield
+        finally:
+            self.elsewhere = former
+
+    def look(self) -> None:
+        """Raises `Interrupted` if a signal has come here or to another process: between the parts of long work, in `all_or_none`."""
+        self.check()
+        if self.elsewhere():
+            raise Interrupted(ELSEWHERE)
+
     def check(self) -> None:
         """Raises `Interrupted` if a signal has come."""
         if self.signal is not None:
             raise Interrupted(self.signal.name)
-
-    def agree(self, accelerator: "Accelerator") -> None:
-        """Raises `Interrupted` on all processes if a signal has come to any: to be called by all at the same place."""
-        import torch
-
-        came = torch.tensor(float(self.signal is not None), device=accelerator.device)
-        if accelerator.reduce(came, "sum").item() > 0:
-            raise Interrupted(self.signal.name if self.signal is not None else ELSEWHERE)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and (number == signal.SIGINT or time.monotonic() - self.since > ECHO):

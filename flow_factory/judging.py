@@ -9,11 +9,13 @@ from accelerate.utils import gather_object
 
 from flow_factory.config.plan import Deal
 from flow_factory.distributed import all_or_none
+from flow_factory.done import Done
+from flow_factory.errors import UserError
 from flow_factory.groups import cut
-from flow_factory.interrupt import Interrupt
+from flow_factory.interrupt import Interrupt, Interrupted
 from flow_factory.meter import Meter
 from flow_factory.patience import meet_again
-from flow_factory.rewards.scoring import RewardSet
+from flow_factory.rewards.scoring import Counts, RewardSet
 from flow_factory.shared_groups import Group, whole_groups
 from flow_factory.types import Rollout
 
@@ -31,10 +33,18 @@ class Judging:
         self.size, self.shown = size, shown
         self.exchanged = rewards.groupwise and not deal.whole
         self.enough = deal.heard_at_once(size, rewards.batch)
-        self.asking = rewards.asking()
+        self.asking = rewards.asking(interrupt.look)
         self.ids: list[int] = []
         self.taken = 0
         """Micro-batches that were heard."""
+        self.counts: Counts | None = None
+        """The epoch's, once all rewards are there."""
+
+    def resume(self, done: Done) -> None:
+        """Goes on where another process of the same run stood."""
+        self.ids, self.taken = done.ids, done.taken
+        self.asking.asked, self.rewards.counts = done.asked, done.counts
+        self.shown -= sum(len(rollout.media) for rollout in done.rollouts[: self.taken])
 
     def due(self, drawn: Sequence[Rollout]) -> bool:
         """Whether these samples, which no reward has seen, are to be handed in: whole groups, and enough to fill a call of each reward.
@@ -64,10 +74,19 @@ class Judging:
                 groups = whole_groups(self.accelerator, self.deal, groups)
             elif not self.deal.leads(self.accelerator.process_index):  # the first process of the team has the same
                 groups = []
-            rows, media = [g.row for g in groups], [g.media for g in groups]
-            all_or_none(self.accelerator, self.interrupt, lambda: self.asking.add(rows, media, last))
+            self._add(groups, last)
         self.ids += [i for g in groups for i in g.ids]
         self.let_go(rollouts)
+
+    def _add(self, groups: Sequence[Group], last: bool) -> None:
+        """Asks for their scores; where a process is stopped or fails, nothing was asked on any."""
+        rows, media = [g.row for g in groups], [g.media for g in groups]
+        before = self.asking.asked, self.rewards.counts
+        try:
+            all_or_none(self.accelerator, self.interrupt, lambda: self.asking.add(rows, media, last))
+        except (UserError, Interrupted):
+            self.asking.asked, self.rewards.counts = before
+            raise
 
     def let_go(self, rollouts: Sequence[Rollout]) -> None:
         """Of the next pictures, but those that are shown."""
@@ -84,6 +103,7 @@ class Judging:
             UserError, Interrupted: see `all_or_none`.
         """
         self._ask(rollouts[self.taken :], last=True)
+        self.taken, self.counts = len(rollouts), self.rewards.counts
         known = dict(zip(self.ids, self.asking.scores(), strict=True))
         if self.exchanged:
             known = {i: scores for part in gather_object([known]) for i, scores in part.items()}

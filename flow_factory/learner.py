@@ -11,11 +11,12 @@ from torch import Tensor
 
 from flow_factory.algorithms.base import Algorithm, OnPolicyError
 from flow_factory.config import BatchPlan, TrainConfig
-from flow_factory.distributed import most_of_ranks
+from flow_factory.distributed import in_step, most_of_ranks
 from flow_factory.engines import Engine
 from flow_factory.errors import GradientError, NumbersError
 from flow_factory.floor import FEW
 from flow_factory.frugal import moved, parked
+from flow_factory.interrupt import Interrupt
 from flow_factory.meter import Meter
 from flow_factory.models.base import ModelAdapter
 from flow_factory.patience import meet_again
@@ -54,6 +55,7 @@ class Learner:
     schedule: Any
     meter: Meter
     progress: Progress
+    interrupt: Interrupt
     floor: float = field(default=0.0, init=False)
     """How far replays were from their rollout at the start, see `floor`."""
     fresh: bool = field(default=False, init=False)
@@ -69,7 +71,11 @@ class Learner:
         self.calls = {name: self.call if s is None else self.adapter.with_guidance(self.call, s) for name, s in scales.items()}
 
     def learn(self, groups: Sequence[Sequence[Rollout]]) -> None:
-        """`num_inner_epochs` passes over all training points of whole groups, an optimiser step after each window of micro-batches."""
+        """`num_inner_epochs` passes over all training points of whole groups, an optimiser step after each window of micro-batches.
+
+        Raises:
+            Interrupted: before the first step; from there on the epoch is learnt to its end.
+        """
         chosen = {g[0].slot: self.algorithm.select(g) for g in groups}
         order = [batch for batches in chosen.values() for batch in batches]
         if len(order) > self.plan.trained_batches_per_rank:  # of groups that are shared, and here as a whole
@@ -81,7 +87,7 @@ class Learner:
             self.look_back(windows, chosen)
             meet_again("looking back")
             self.meter.step("looked back")
-            for window in quiet_bar(windows * self.config.num_inner_epochs, "optimising", self.accelerator):
+            for window in bar(windows * self.config.num_inner_epochs, "optimising", shown=self.accelerator.is_main_process, delay=5):
                 self.survey(window, chosen)
                 self.update(window)
                 self.fresh = False
@@ -114,7 +120,7 @@ class Learner:
             live = self.is_policy(name)
             batches = [b for window in windows[1 if live else 0 :] for b in window.batches]
             with torch.no_grad(), self.store.use("policy" if live else name), self.engine.gathered():
-                for batch in self.as_many(self.compared(batches, chosen)):
+                for batch in self.stoppable(self.as_many(self.compared(batches, chosen))):
                     for k, point in enumerate(self.points(batch)):
                         batch.frozen[k][name] = self.stored(self.velocity_of(point, name))
                     self.meter.step("looking back")
@@ -123,16 +129,29 @@ class Learner:
         """Shows the algorithm, without gradient, the points that its loss compares, where they are in more than one forward."""
         if self.algorithm.scope == "group":
             groups = [chosen[slot] for slot in dict.fromkeys(b.slot for b in window.batches) if len(chosen[slot]) > 1]
-            blocks = ([(b, k, p) for b, p in zip(group, row, strict=True)] for group in self.as_many(groups) for k, row in self.rows(group))
+            units = self.as_many(groups)
         elif self.algorithm.scope == "times" and not (self.fresh and self.is_policy("old")):  # whose ratios are all 1
-            blocks = ([(b, k, p) for k, p in enumerate(self.points(b))] for b in window.batches)
+            units = [[b] for b in window.batches]
         else:
             return
         with torch.no_grad():
-            for block in blocks:
-                said = self.algorithm.survey([p for _, _, p in block], self.velocity)
-                for (batch, k, _), peers in zip(block, said, strict=True):
-                    batch.peers[k] = peers
+            for unit in self.stoppable(units):
+                for block in self.blocks(unit):
+                    said = self.algorithm.survey([p for _, _, p in block], self.velocity)
+                    for (batch, k, _), peers in zip(block, said, strict=True):
+                        batch.peers[k] = peers
+
+    def blocks(self, unit: Sequence[Rollout]) -> Iterator[list[tuple[Rollout, int, Point]]]:
+        """The points that are compared with each other, of a group's micro-batches or of one, each with its number in its micro-batch."""
+        if self.algorithm.scope == "times":
+            yield [(b, k, p) for b in unit for k, p in enumerate(self.points(b))]
+        else:
+            for k, row in enumerate(zip(*map(self.points, unit), strict=True)):
+                yield [(b, k, p) for b, p in zip(unit, row, strict=True)]
+
+    def stoppable(self, work: Sequence[Work]) -> Iterator[Work]:
+        """The work of micro-batches; until the epoch's first optimiser step, with an agreement after each on whether to stop."""
+        return in_step(self.accelerator, self.interrupt, work, len(work)) if self.fresh else iter(work)
 
     def as_many(self, work: list[Work]) -> list[Work]:
         """As much on every process, where forwards are of all together: of groups that are shared, one may have parts of more than another.
@@ -143,15 +162,11 @@ class Learner:
             return work
         return work + work[-1:] * (most_of_ranks(self.accelerator, len(work)) - len(work))
 
-    def rows(self, group: Sequence[Rollout]) -> Iterator[tuple[int, tuple[Point, ...]]]:
-        """The points number k of all micro-batches of a group, for each k."""
-        return enumerate(zip(*map(self.points, group), strict=True))
-
     def update(self, window: Window) -> None:
         """One optimiser step on the mean loss of the window's points; an epoch's first is checked to be on-policy."""
         left = sum(map(self.algorithm.size, window.batches))
         checked = not self.fresh
-        for batch in window.batches:
+        for batch in self.stoppable(window.batches):
             for k, point in enumerate(self.points(batch)):
                 left -= 1
                 with self.engine.accumulating(last=left == 0):
@@ -273,8 +288,3 @@ class Learner:
         self.meter.add({"first_update_effect": change})
         if moves and change.item() == 0:
             logger.warning("the first optimiser step changed no velocity: the learning rate is too small for the weights' dtype")
-
-
-def quiet_bar(items: list[Work], doing: str, accelerator: Accelerator) -> Iterator[Work]:
-    """The progress of a part of an epoch, on the main process, where it takes long."""
-    return bar(items, doing, shown=accelerator.is_main_process, delay=5)

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch.distributed as dist
@@ -69,14 +69,22 @@ class Work:
             self.store.set(f"{self.key}/{self.rank}", f"{self.count} {doing}")
             self.stopped = self.store.check([f"{self.key}/stop"])
 
+    def asked(self) -> bool:
+        """Whether a process has asked all to stop, as of at most a second ago."""
+        self.beat(presence.now())
+        return self.stopped
+
     def stop(self) -> None:
         """Asks all to stop: see `stopped`."""
         if self.store is not None:
             with self._lost():
                 self.store.set(f"{self.key}/stop", "")
 
-    def wait(self) -> None:
+    def wait(self, stops: Callable[[], bool] = lambda: False) -> None:
         """Done here; returns when all are.
+
+        Args:
+            stops: whether this process, while it waits, asks all to stop.
 
         Raises:
             MeetingError: one of them has ended, or has given no sign of life for `still` seconds, and what it was doing.
@@ -86,11 +94,11 @@ class Work:
         done = [f"{self.key}/{rank}/done" for rank in range(self.size)]
         with self._lost():
             self.store.set(done[self.rank], "")
-            self._until(done)
+            self._until(done, stops)
             for key in (f"{self.former}/{self.rank}", f"{self.former}/{self.rank}/done"):  # all have gone on from there
                 self.store.delete_key(key)
 
-    def _until(self, done: list[str]) -> None:
+    def _until(self, done: list[str], stops: Callable[[], bool]) -> None:
         """Waits for these keys."""
         global _waited
         assert self.store is not None
@@ -101,6 +109,8 @@ class Work:
                 raise ProcessLost(who)
             if time.monotonic() - looked >= OFTEN:
                 looked = time.monotonic()
+                if stops():
+                    self.stop()
                 _say(f"waiting for the others after {self.name}")
                 self._look([rank for rank, key in enumerate(done) if not self.store.check([key])])
             time.sleep(min(OFTEN, self.still / 10, max(SHORT, (time.monotonic() - since) / 10)))

@@ -10,6 +10,7 @@ import torch
 from diffusers import ChromaPipeline
 
 from flow_factory.errors import RowError, RunError, UserError
+from flow_factory.roller import Roller
 from tests.tiny.pipelines import saved
 from tests.tiny.run import TEST, TRAIN, tiny
 
@@ -64,13 +65,13 @@ def test_a_row_that_cannot_be_drawn_is_named_and_the_state_is_kept(
     picky.error = RuntimeError(LOST)
     with pytest.raises(RuntimeError, match="pair.cc"):
         run.evaluate()
-    picky.prompts, picky.error, roll_out = [], IndexError("out of range"), run.trainer.roll_out
+    picky.prompts, picky.error, roll_out = [], IndexError("out of range"), Roller.__call__
 
-    def later(epoch: int) -> Any:
+    def later(self: Roller, epoch: int) -> Any:
         picky.prompts = [TRAIN[4]] if epoch else []
-        return roll_out(epoch)
+        return roll_out(self, epoch)
 
-    monkeypatch.setattr(run.trainer, "roll_out", later)
+    monkeypatch.setattr(Roller, "__call__", later)
     with pytest.raises(RowError, match=r"data/train.jsonl:5: ChromaPipeline cannot draw this row: out of range"):
         run()
     assert (run.folder / "checkpoints" / "epoch_1" / "state" / "progress.json").is_file()

@@ -149,8 +149,8 @@ def test_a_reward_that_fails_in_the_midst_of_a_rollout_leaves_the_last_epochs_st
     keys = ("eval.eval_freq=0", "rewards.batch_size=4", "train.unique_sample_num_per_epoch=2", "train.ema_decay=0.9")
     run = tiny(tmp_path, f"rewards.reward_model={__name__}.FailsLater", *keys)
     drawn: list[int] = []
-    sample = run.trainer.sample
-    run.trainer.sample = lambda slot, members, epoch: (drawn.append(epoch), sample(slot, members, epoch))[1]  # type: ignore[method-assign]
+    sample = run.trainer.roller.sample
+    run.trainer.roller.sample = lambda slot, members, epoch: (drawn.append(epoch), sample(slot, members, epoch))[1]  # type: ignore[method-assign]
     with pytest.raises(RewardError, match="the third call"):
         run()
     assert drawn.count(0) == 4 and drawn.count(1) == 3, "the first group was judged while the second one was drawn"
@@ -169,7 +169,7 @@ def test_each_row_is_opened_once_for_its_group(tmp_path: Path) -> None:
             opened.append((self.name, k))
             return self.conds[k]
 
-    run.trainer.conds = Opens("train", run.trainer.conds)  # type: ignore[assignment]
+    run.trainer.roller.conds = Opens("train", run.trainer.conds)  # type: ignore[assignment]
     run.evaluator.conds = Opens("test", run.evaluator.conds)  # type: ignore[union-attr, assignment]
     run.evaluator.run()
     assert sorted(opened) == [("test", k) for k in range(len(TEST))]

@@ -72,7 +72,7 @@ def states(run: Run, weights: str, epoch: int) -> list[Tensor]:
     train = run.trainer.config.train
     slots = rows_of_epoch(len(run.trainer.rows), train.unique_sample_num_per_epoch, train.seed, epoch)
     with torch.no_grad(), run.trainer.store.use(weights):
-        rollouts = [run.trainer.sample(slot, range(k, k + 2), epoch) for slot in slots for k in (0, 2)]
+        rollouts = [run.trainer.roller.sample(slot, range(k, k + 2), epoch) for slot in slots for k in (0, 2)]
     return [r.x0 for r in rollouts if r.x0 is not None]
 
 
@@ -89,7 +89,7 @@ def states(run: Run, weights: str, epoch: int) -> list[Tensor]:
 def test_pictures_are_those_of_the_weights_that_roll_out(tmp_path: Path, name: str, overrides: tuple[str, ...], weights: list[str]) -> None:
     run = started(tmp_path, name, *SHORT, "train.learning_rate=1e-2", "train.max_epochs=3", *overrides)
     for epoch, who in enumerate(weights):
-        drawn = [r.x0 for r in run.trainer.roll_out(epoch)]
+        drawn = [r.x0 for r in run.trainer.roller(epoch)]
         assert len(drawn) == 4 and all(map(torch.equal, drawn, states(run, who, epoch))), f"epoch {epoch}"
         others = {"policy", *run.trainer.store.copies} - {who, "ref"} if epoch else set()
         for other in others - ({"old"} if name == "crd" else set()):

@@ -39,7 +39,7 @@ class Alike(PointwiseRewardModel):
 
 def rolled(run: Run) -> list[Rollout]:
     """An epoch's rollouts with their advantages."""
-    rollouts = run.trainer.roll_out(run.trainer.progress.epoch)
+    rollouts = run.trainer.roller(run.trainer.progress.epoch)
     run.trainer.judge(rollouts)
     return rollouts
 

@@ -56,9 +56,9 @@ def sizes(run: Run) -> dict[str, int]:
 def sent(run: Run) -> dict[str, Any]:
     """What a rollout gathers, in how many forwards; then, after training, what resuming gathers, and what saving copies."""
     engine, seen = run.trainer.engine, {}
-    calls = len(run.trainer.draws())
+    calls = len(run.trainer.roller.draws())
     with forwards(WanTransformer3DModel) as made, Gathered() as rolled:
-        run.trainer.roll_out(0)
+        run.trainer.roller(0)
     seen |= {"rolled": rolled.received, "forwards": len(made), "calls": calls, **sizes(run), "keeps": engine.settings.keep}
     seen |= {"trained_in": sorted({str(p.dtype) for p in run.trainer.policy.trained().values()})}
     run()

@@ -29,7 +29,7 @@ ALL = SLOW | {
 }
 """Where one of several processes works until the others wait for it, and could go on for hours."""
 ALONE = {
-    "rolling out": "1 flow_factory.trainer:Trainer.sample 3 dawdle",
+    "rolling out": "1 flow_factory.roller:Roller.sample 3 dawdle",
     "drawing test rows": "0 flow_factory.evaluation:Evaluator._draw 2 dawdle",
     "looking back": "1 flow_factory.learner:Learner.look_back 1 dawdle",
 }

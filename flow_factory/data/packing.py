@@ -39,7 +39,7 @@ def pack(cond: Cond, key: bytes, known: Known = lambda picture: None) -> list[Bl
     Raises:
         TypeError: the condition holds something else than tensors, RGB images, JSON values, and lists, tuples or dicts of them.
     """
-    packer = _Packer(known)
+    packer = Packer(known)
     structure = packer.packed(dict(cond), "cond")
     text = json.dumps([structure, packer.tensors]).encode()
     head = len(text).to_bytes(8, "little") + text
@@ -48,7 +48,9 @@ def pack(cond: Cond, key: bytes, known: Known = lambda picture: None) -> list[Bl
     return [*packer.parts.values(), Blob(key, ROW, (digest(key, head, inline), head, inline))]
 
 
-class _Packer:
+class Packer:
+    """Takes records apart; small tensors are kept together, see `pack`."""
+
     def __init__(self, known: Known):
         self.known = known
         self.tensors: list[tuple[str, list[int], int | str]] = []  # dtype, shape, where: an offset behind the text, or a part's key
@@ -97,9 +99,13 @@ def in_memory(blobs: Sequence[Blob]) -> Cond:
     """What `pack` has made of a condition, taken apart again without having been anywhere."""
     *parts, row = blobs
     data = {blob.key: np.frombuffer(blob.parts[0], np.uint8) for blob in parts}
-    cond = unpack(b"".join(row.parts)[DIGEST:], lambda key, size: data[key], lambda number, pixels: picture_of(pixels), _nowhere)
+    cond = unpack(b"".join(row.parts)[DIGEST:], lambda key, size: data[key], _picture, _nowhere)
     assert cond is not None
     return cond
+
+
+def _picture(number: int, pixels: Tensor) -> Image.Image:
+    return picture_of(pixels)
 
 
 def _nowhere(found: Sequence[Any]) -> Image.Image:
@@ -144,7 +150,7 @@ def unpack(
             if tensor is None:
                 return None
             made[number] = tensor
-        found = _unpacked(structure, made, image, file)
+        found = rebuilt(structure, made, image, file)
         if not isinstance(found, dict):
             raise TypeError
     except UserError:  # of a file
@@ -175,7 +181,12 @@ def _tensor(
     return torch.frombuffer(inline, dtype=dtype, count=many, offset=place).view(shape).clone()  # in memory of its own, aligned as torch's
 
 
-def _unpacked(value: Any, tensors: Mapping[int, Tensor], image: Any, file: Any) -> Any:
+def rebuilt(value: Any, tensors: Mapping[int, Tensor], image: Any = _picture, file: Any = _nowhere) -> Any:
+    """The inverse of `Packer.packed`.
+
+    Raises:
+        ValueError, KeyError, TypeError, ...: it was something else; see `MALFORMED`.
+    """
     if not isinstance(value, dict):
         return value
     ((kind, inner),) = value.items()
@@ -186,6 +197,6 @@ def _unpacked(value: Any, tensors: Mapping[int, Tensor], image: Any, file: Any) 
     if kind == "file":
         return file(inner)
     if kind == "dict":
-        return {k: _unpacked(v, tensors, image, file) for k, v in inner.items()}
-    items = [_unpacked(v, tensors, image, file) for v in inner]
+        return {k: rebuilt(v, tensors, image, file) for k, v in inner.items()}
+    items = [rebuilt(v, tensors, image, file) for v in inner]
     return items if kind == "list" else tuple(items)

@@ -2,9 +2,11 @@
 
 import logging
 import time
-from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -45,6 +47,18 @@ def load_rewards(
     return RewardSet(judges[0], accelerator), RewardSet(judges[1], accelerator)
 
 
+@dataclass
+class Counts:
+    """Of each reward since the last report."""
+
+    asked: Counter[str] = field(default_factory=Counter)
+    missing: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    told: Counter[str] = field(default_factory=Counter)
+    """How often it said what went wrong; `cause`: what it said last."""
+    cause: dict[str, str] = field(default_factory=dict)
+
+
 class RewardSet:
     """The rewards of one purpose, training or evaluation. See `load_rewards`.
 
@@ -58,7 +72,7 @@ class RewardSet:
         self.weights = tuple(j.config.weight for j in judges)
         if twice := [name for name, count in Counter(self.names).items() if count > 1]:
             raise UserError(f"two rewards are named {twice[0]!r}; give each its own name")
-        self._forget()
+        self.counts = Counts()
 
     @property
     def groupwise(self) -> bool:
@@ -70,31 +84,26 @@ class RewardSet:
         """Samples that fill a call of every pointwise reward."""
         return max((judge.config.batch_size for judge in self.judges), default=1)
 
-    def _forget(self) -> None:
-        self._asked: Counter[str] = Counter()
-        self._missing: Counter[str] = Counter()
-        self._seconds = dict.fromkeys(self.names, 0.0)
-        self._told: Counter[str] = Counter()
-        self._cause: dict[str, str] = {}
-
     def check_columns(self, rows: Sequence[Row]) -> None:
         """See `Needs.require_columns`: to be called when the data set is read."""
         for row in rows:
             for judge in self.judges:
                 judge.needs.require_columns(row)
 
-    def score(self, rows: Sequence[Row], media: Sequence[Sequence[Any]]) -> list[Tensor]:
+    def score(self, rows: Sequence[Row], media: Sequence[Sequence[Any]], look: Callable[[], None] = lambda: None) -> list[Tensor]:
         """Scores of whole groups: for each row an (n, R) float32 tensor on the CPU, NaN where a score is missing. See `Asking.add`."""
-        asking = self.asking()
+        asking = self.asking(look)
         asking.add(rows, media, last=True)
         return list(asking.scores().split([len(group) for group in media])) if media else []
 
-    def asking(self) -> "Asking":
+    def asking(self, look: Callable[[], None] = lambda: None) -> "Asking":
         """For samples that come one after the other."""
-        return Asking(self)
+        return Asking(self, look)
 
-    def next_scores(self, judge: Judge, waiting: list[Sample], groups: Sequence[list[Sample]], last: bool) -> list[Tensor]:
-        """Those of one reward's next calls, whose samples are taken out of those that wait for them; see `Asking`."""
+    def next_scores(
+        self, judge: Judge, waiting: list[Sample], groups: Sequence[list[Sample]], last: bool, look: Callable[[], None], counts: Counts
+    ) -> list[Tensor]:
+        """Those of one reward's next calls, whose samples are taken out of those that wait for them, and counted; see `Asking`."""
         presence.doing(f"scoring with {judge.name!r}")
         start, size = time.perf_counter(), judge.config.batch_size
         if not judge.groupwise:
@@ -102,13 +111,14 @@ class RewardSet:
             full = len(waiting) if last else len(waiting) // size * size
             groups = [waiting[k : min(k + size, full)] for k in range(0, full, size)]
             del waiting[:full]
-        scores = [self._call(judge, batch) for batch in groups]
-        self._seconds[judge.name] += time.perf_counter() - start
-        self._asked[judge.name] += sum(map(len, scores))
-        self._missing[judge.name] += sum(int(s.isnan().sum()) for s in scores)
+        scores = [self._call(judge, batch, look, counts) for batch in groups]
+        counts.seconds[judge.name] += time.perf_counter() - start
+        counts.asked[judge.name] += sum(map(len, scores))
+        counts.missing[judge.name] += sum(int(s.isnan().sum()) for s in scores)
         return scores
 
-    def _call(self, judge: Judge, batch: Sequence[Sample]) -> Tensor:
+    def _call(self, judge: Judge, batch: Sequence[Sample], look: Callable[[], None], counts: Counts) -> Tensor:
+        look()
         given = arguments(judge, batch)
         rows = ", ".join(str(k) for k in sorted({s.row.id for s in batch}))
         doing = f"reward {judge.name!r} failed on {len(batch)} sample{'s' * (len(batch) != 1)} of row {rows}"
@@ -120,8 +130,8 @@ class RewardSet:
         except AnswerError as error:
             raise RewardError(f"reward {judge.name!r} {error}") from error
         if said:
-            self._cause[judge.name] = said
-            self._told[judge.name] += 1
+            counts.cause[judge.name] = said
+            counts.told[judge.name] += 1
         return scores
 
     def finish_epoch(self) -> dict[str, float]:
@@ -135,10 +145,10 @@ class RewardSet:
         """
         if not self.names:
             return {}
-        local = [[self._asked[n], self._missing[n], self._seconds[n], self._told[n]] for n in self.names]
+        mine, self.counts = self.counts, Counts()
+        local = [[mine.asked[n], mine.missing[n], mine.seconds[n], mine.told[n]] for n in self.names]
         total = self.accelerator.reduce(torch.tensor(local, dtype=torch.float32, device=self.accelerator.device), reduction="sum")
-        causes = {k: v for one in gather_object([self._cause]) for k, v in one.items()} if total[:, 3].any() else {}
-        self._forget()
+        causes = {k: v for one in gather_object([mine.cause]) for k, v in one.items()} if total[:, 3].any() else {}
         report: dict[str, float] = {}
         for judge, (asked, missing, seconds, told) in zip(self.judges, total.tolist(), strict=True):
             name, most = judge.name, judge.config.max_missing
@@ -152,19 +162,31 @@ class RewardSet:
         return report
 
 
+class Asked(NamedTuple):
+    """What is known of the samples that came; not changed, but exchanged for another."""
+
+    waiting: list[list[Sample]]
+    """Of each reward, the last samples, of which it has not been asked yet."""
+    found: list[list[Tensor]]
+    """Of each reward, the scores of those before."""
+    samples: int
+
+
 class Asking:
     """Scores of samples that come group by group. Every reward is called as if all came at once: a groupwise one with a group, any other
-    with `batch_size` samples in the order in which they come, and with what is left at the end. What all have seen is let go of."""
+    with `batch_size` samples in the order in which they come, and with what is left at the end. What all have seen is let go of.
 
-    def __init__(self, rewards: RewardSet):
-        self.rewards = rewards
-        self.waiting: list[list[Sample]] = [[] for _ in rewards.judges]
-        self.found: list[list[Tensor]] = [[] for _ in rewards.judges]
-        self.samples = 0
+    Args:
+        look: called before each call of a reward; what it raises ends the asking.
+    """
+
+    def __init__(self, rewards: RewardSet, look: Callable[[], None]):
+        self.rewards, self.look = rewards, look
+        self.asked = Asked([[] for _ in rewards.judges], [[] for _ in rewards.judges], 0)
 
     @torch.no_grad()
     def add(self, rows: Sequence[Row], media: Sequence[Sequence[Any]], last: bool) -> None:
-        """The next groups.
+        """The next groups; where this raises, nothing was asked.
 
         Args:
             rows: one a group. Their condition files are opened for the rewards that take them.
@@ -176,11 +198,13 @@ class Asking:
             UserError: a reward does not score this kind of media, lacks a condition that it requires, or a condition file is damaged.
         """
         groups = [samples_of(row, group) for row, group in zip(rows, media, strict=True)]
-        self.samples += sum(map(len, groups))
-        for judge, waiting, found in zip(self.rewards.judges, self.waiting, self.found, strict=True):
-            found += self.rewards.next_scores(judge, waiting, groups, last)
+        asked = Asked([[*w] for w in self.asked.waiting], [[*f] for f in self.asked.found], self.asked.samples + sum(map(len, groups)))
+        counts = deepcopy(self.rewards.counts)
+        for judge, waiting, found in zip(self.rewards.judges, asked.waiting, asked.found, strict=True):
+            found += self.rewards.next_scores(judge, waiting, groups, last, self.look, counts)
+        self.asked, self.rewards.counts = asked, counts
 
     def scores(self) -> Tensor:
         """(N, R) float32 on the CPU of all samples that came, once the last has come; NaN where a score is missing."""
-        columns = [torch.cat(found) for found in self.found if found]
-        return torch.stack(columns, dim=1) if columns else torch.empty(self.samples, len(self.found))
+        columns = [torch.cat(found) for found in self.asked.found if found]
+        return torch.stack(columns, dim=1) if columns else torch.empty(self.asked.samples, len(self.asked.found))

@@ -122,7 +122,7 @@ def test_two_epochs_of_an_algorithm_move_a_model(name: str, algorithm: str, tmp_
     trainer = trainer_of(name, algorithm, tmp_path)
     with small(t.adapter.pipe):
         first = trainer.epoch()
-        rollouts = trainer.roll_out(1)
+        rollouts = trainer.roller(1)
         trainer.judge(rollouts)
         with counted(t.transformers) as seen:
             trainer.learner.learn(trainer.groups(rollouts))

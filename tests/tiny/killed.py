@@ -14,11 +14,17 @@ from typing import Any
 from flow_factory.cli import main
 
 
-def trap(path: str, call: int, fault: Callable[[], None]) -> None:
-    """Puts the fault before one call of a function."""
+def holder_of(path: str) -> tuple[Any, str]:
+    """(the module or class that has a function, its name there)"""
     module, _, attributes = path.partition(":")
     *owner, name = attributes.split(".")
-    holder = operator.attrgetter(".".join(owner))(importlib.import_module(module)) if owner else importlib.import_module(module)
+    found = importlib.import_module(module)
+    return (operator.attrgetter(".".join(owner))(found) if owner else found), name
+
+
+def trap(path: str, call: int, fault: Callable[[], None]) -> None:
+    """Puts the fault before one call of a function."""
+    holder, name = holder_of(path)
     original, calls = getattr(holder, name), itertools.count(1)
 
     def trapped(*args: Any, **kwargs: Any) -> Any:
