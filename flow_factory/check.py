@@ -111,6 +111,8 @@ def plan_lines(config: RunConfig) -> list[str]:
     lines.append(f"evaluated and saved: {reported_weights(config.train)}")
     lines += [f"note: {line}" for line in remarks(config)]
     keeps = "weights alone" if config.log.save_model_only else "weights and the whole training state"
-    every = f"every {config.log.save_freq} epochs and at the end" if config.log.save_freq else "at the end"
+    times = [f"every {config.log.save_freq} epochs"] if config.log.save_freq else []
+    times += [f"after {config.log.save_minutes:g} minutes"] if config.log.save_minutes is not None else []
+    every = " and ".join([", ".join(times), "at the end"] if times else ["at the end"])
     lines.append(f"checkpoints: {keeps}, {every}, under {config.log.save_dir}/{config.log.run_name or '<run name>'}")
     return lines

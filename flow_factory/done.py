@@ -3,7 +3,7 @@
 import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,10 @@ class Done:
     """Micro-batches that a rollout draws in one call."""
 
 
+class UnkeptError(Exception):
+    """Samples of a kind that is not kept."""
+
+
 class Pool(Packer):
     """Tensors by number."""
 
@@ -56,7 +60,7 @@ def packed(done: Done) -> tuple[dict[str, Tensor], str]:
     """The tensors, where they are, and what they are.
 
     Raises:
-        TypeError: the samples, or their conditions, are something that is not kept; the message says what.
+        UnkeptError: the samples, or their conditions, are something that is not kept; the message says what.
     """
     plain = {
         "rollouts": [_plain(rollout) for rollout in done.rollouts],
@@ -65,16 +69,22 @@ def packed(done: Done) -> tuple[dict[str, Tensor], str]:
         "found": [torch.cat(found) if found else None for found in done.asked.found],
         "waiting": [len(waiting) for waiting in done.asked.waiting],
         "last": [[s.row.id, _plain_media(s.media)] for s in max(done.asked.waiting, key=len, default=[])],
-        "counts": {name: dict(values) for name, values in asdict(done.counts).items()},
+        "counts": {name: dict(values) for name, values in vars(done.counts).items()},
     }  # fmt: skip
     pool = Pool()
-    text = json.dumps(pool.packed(plain, "the epoch"))
+    try:
+        text = json.dumps(pool.packed(plain, "the epoch"))
+    except TypeError as error:
+        raise UnkeptError(str(error)) from error
     return pool.held, text
 
 
 def source_of(row: Row, cond: Cond) -> str:
     """A hash of a row, as it was read, and of its condition."""
-    return bytes(pack({"row": repr(row), "cond": dict(cond)}, b"")[-1].parts[0]).hex()
+    try:
+        return bytes(pack({"row": repr(row), "cond": dict(cond)}, b"")[-1].parts[0]).hex()
+    except TypeError as error:
+        raise UnkeptError(str(error)) from error
 
 
 def unpacked(tensors: Mapping[str, Tensor], text: str, roller: "Roller") -> Done:
@@ -94,7 +104,7 @@ def unpacked(tensors: Mapping[str, Tensor], text: str, roller: "Roller") -> Done
     last = [samples_of(roller.rows[row], [_media(media)])[0] for row, media in plain["last"]]
     waiting = [last[len(last) - many :] for many in plain["waiting"]]
     asked = Asked(waiting, [[] if found is None else [found] for found in plain["found"]], plain["samples"])
-    kinds = {"asked": Counter, "missing": Counter, "told": Counter, "cause": dict, "seconds": partial(defaultdict, float)}
+    kinds: dict[str, Any] = {"asked": Counter, "missing": Counter, "told": Counter, "cause": dict, "seconds": partial(defaultdict, float)}
     counts = Counts(**{name: kinds[name](values) for name, values in plain["counts"].items()})
     return Done(rollouts, plain["taken"], plain["ids"], asked, counts, plain["together"])
 
@@ -111,7 +121,8 @@ def _plain(rollout: Rollout) -> dict[str, Any]:
 
 def _rollout(plain: Mapping[str, Any], roller: "Roller") -> Rollout:
     train, device = roller.config.train, roller.accelerator.device
-    row = roller.slots(roller.progress.epoch)[plain["slot"]].row
+    epoch, slot = roller.progress.epoch, plain["slot"]
+    row = roller.slots(epoch)[slot].row
 
     def there(value: Any) -> Any:
         """Where the samples of an epoch wait until they are trained on."""
@@ -119,11 +130,8 @@ def _rollout(plain: Mapping[str, Any], roller: "Roller") -> Rollout:
         return parked(here) if train.offload_samples_to_cpu else here
 
     steps = [Step(**{name: there(value) for name, value in step.items()}) for step in plain["steps"]]
-    media = [_media(one) for one in plain["media"]]
-    return Rollout(
-        roller.rows[row], roller.cond_of(row)[1], steps, media, plain["slot"], roller.progress.epoch, tuple(plain["ids"]), there(plain["x0"]),
-        plain["schedule"], Memo(),
-    )  # fmt: skip
+    media, ids, schedule = [_media(one) for one in plain["media"]], tuple(plain["ids"]), plain["schedule"]
+    return Rollout(roller.rows[row], roller.cond_of(row)[1], steps, media, slot, epoch, ids, there(plain["x0"]), schedule, Memo())
 
 
 def _laid(value: Any) -> Any:
@@ -132,7 +140,7 @@ def _laid(value: Any) -> Any:
         return {"dtype": NAMES[value]}
     if not isinstance(value, Tensor):
         return value
-    order = sorted(range(value.ndim), key=lambda d: -value.stride(d))
+    order = sorted(range(value.ndim), key=value.stride, reverse=True)
     return {"order": order, "values": value.detach().permute(order)}
 
 

@@ -91,8 +91,8 @@ class Roller:
             shown = bar(draws, "rolling out", shown=self.accelerator.is_main_process, delay=5)
             for slot, members in in_step(self.accelerator, self.interrupt, shown, len(draws)):
                 drawn = self.sample(slots[slot], members, epoch) if self.pairs is None else self.given(slots[slot], epoch)
-                self.judge()
                 self.waiting.append(drawn)
+                self.judge(self.waiting[:-1])  # while the device draws
                 self.meter.step("call")
             look_at(self.waiting[-1:])
             self.judging.let_go(self.waiting[-1:] if self.pairs is not None else [])
@@ -110,15 +110,15 @@ class Roller:
             self.judging.resume(done)
             self.rollouts, self.waiting, self.together = done.rollouts[: done.taken], done.rollouts[done.taken :], done.together
 
-    def judge(self) -> None:
-        """Hands in what was drawn before, where that fills the rewards' calls, while the device draws."""
-        look_at(self.waiting[-1:])
+    def judge(self, drawn: Sequence[Rollout]) -> None:
+        """Hands in what was drawn before the last call, where that fills the rewards' calls."""
+        look_at(drawn[-1:])
         if self.pairs is not None:
-            self.judging.let_go(self.waiting[-1:])
-        elif self.judging.due(self.waiting):
+            self.judging.let_go(drawn[-1:])
+        elif self.judging.due(drawn):
             self.engine.policy.set_aside()  # what only a rollout needs makes room for the rewards
-            self.rollouts += self.judging.heard(self.waiting)
-            self.waiting = []
+            self.rollouts += self.judging.heard(drawn)
+            self.waiting = self.waiting[-1:]
 
     def drawn(self) -> list[Rollout]:
         """What there is of the epoch, in micro-batches."""

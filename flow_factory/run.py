@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flow_factory import presence
+from flow_factory import presence, unfinished
 from flow_factory.banner import banner, tested
 from flow_factory.distributed import most_of_ranks
 from flow_factory.errors import RowError, UserError
@@ -22,7 +22,7 @@ from flow_factory.recompute import StepBack
 from flow_factory.report import eval_metrics, full_evaluation, nothing_learned, write_summary
 from flow_factory.run_folder import RunFolder
 from flow_factory.saver import Saver
-from flow_factory.terminal import Epochs, say
+from flow_factory.terminal import Epochs, note, say
 from flow_factory.trackers import Trackers
 from flow_factory.trainer import Trainer
 
@@ -48,11 +48,15 @@ class Run:
     """Whether it starts from a saved training state."""
     evaluated: bool = False
     """Whether the run that it goes on with has evaluated the epochs done so far."""
+    stated: Path | None = None
+    """The last checkpoint with a training state."""
     saving: dict[str, float] = field(default_factory=dict, init=False)
     """What the checkpoint since the last epoch has cost, told with the next one."""
     gallery: Gallery = field(init=False)
     bar: Epochs = field(init=False)
     started: float = field(init=False)
+    saved: float = field(init=False)
+    """When the last checkpoint was begun."""
 
     def __post_init__(self) -> None:
         self.gallery = Gallery(self.folder)
@@ -73,10 +77,11 @@ class Run:
     def train(self) -> None:
         """All epochs, with what is due between them."""
         config, progress = self.trainer.config, self.trainer.progress
-        self.started = time.monotonic()
+        self.started = self.saved = time.monotonic()
         last, began = config.train.max_epochs, progress.epoch
         if self.main:
             say(banner(self))
+        self.take_up()
         floor = measure(self.trainer)
         if floor is not None and self.main:
             say(floor)
@@ -90,20 +95,44 @@ class Run:
                     self.saver.check()
                     self.gallery.check()
                     done = progress.epoch == last
+                    if done or _due(progress.epoch, config.log.save_freq) or self.minutes_are_over():
+                        self.save(state=not config.log.save_model_only)
                     if done or _due(progress.epoch, config.eval.eval_freq):
                         self.evaluate()
-                    if done or _due(progress.epoch, config.log.save_freq):
-                        self.save(state=not config.log.save_model_only)
             except UserError as error:
                 if error.everywhere or (isinstance(error, RowError) and self.trainer.accelerator.num_processes == 1):
                     self.keep(began)
                 raise
             except Interrupted as signal:
-                self.save(state=True)
-                self.saver.wait()
-                self.gallery.wait()
+                self.stop()
                 logger.warning("%s: stopped before epoch %d; go on with model.resume_path=%s", signal, progress.epoch + 1, self.folder)
                 raise
+
+    def stop(self) -> None:
+        """Saves the state of the whole epochs where it is not there yet, and beside it what is done of the epoch that is under way."""
+        there = self.stated is not None and self.stated.resolve() == self.checkpoint().resolve()
+        if not there:
+            self.save(state=True)
+        self.saver.wait()
+        untouched = there and self.trainer.roller.done is not None
+        line = unfinished.keep(self.trainer, self.checkpoint()) if not untouched else None
+        if line is not None and self.main:
+            note(line)
+        self.gallery.wait()
+
+    def take_up(self) -> None:
+        """What the run that it goes on with has done of the epoch in which it was stopped."""
+        line = None if self.stated is None else unfinished.take_up(self.trainer, self.stated)
+        if line is not None and self.main:
+            note(line)
+
+    def minutes_are_over(self) -> bool:
+        """Whether `log.save_minutes` have passed since the last checkpoint, by the main process's clock."""
+        minutes = self.trainer.config.log.save_minutes
+        if minutes is None:
+            return False
+        meet_again("logging")
+        return most_of_ranks(self.trainer.accelerator, self.main and time.monotonic() - self.saved >= 60 * minutes) > 0
 
     def keep(self, began: int) -> None:
         """Saves the state of the whole epochs since `began` when a reward or a row has failed: no weight has changed since."""
@@ -151,7 +180,8 @@ class Run:
         """Begins the checkpoint of the epochs done so far: the weights that are evaluated, and the training state if asked for."""
         with self.trainer.meter.phase("save"):
             self.saver.save(self.checkpoint(), self.trainer.state() if state else None)
-        self.saving = self.trainer.meter.cost("save")
+        self.saving, self.saved = self.trainer.meter.cost("save"), time.monotonic()
+        self.stated = self.checkpoint() if state else self.stated
 
     def finish(self) -> str:
         """Closes checkpoint and logs; on the main process, the summary."""

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 
-from flow_factory import presence
+from flow_factory import presence, unfinished
 from flow_factory.background import Background
 from flow_factory.checkpoint import CheckpointError, begin, checkpoints, finish, partial_of, plainly, prune
 from flow_factory.engines import Engine
@@ -64,6 +64,7 @@ class Saver(Background):
                     save_model(partial, self.engine.policy, self.pipeline, model)
                     finish(partial, folder)
                     prune(folder.parent, self.keep_last_n, written=folder)
+                    unfinished.clear(folder.parent, but=folder)
 
         self.start(work)
 

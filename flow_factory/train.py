@@ -154,7 +154,8 @@ def assemble(found: Ready, place: tuple[RunFolder | None, Path], accelerator: Ac
     unseen = place[0] is not None and start.goes_on and missed(place[1], progress.epoch)
     limit_groups(config.distributed_timeout)
     seen = start.saved is not None and not broadcast_object_list([unseen])[0]
-    return Run(place[1], trainer, evaluator, trackers, saver, place[0], back, start.saved is not None, seen)
+    state = start.path if start.saved is not None else None
+    return Run(place[1], trainer, evaluator, trackers, saver, place[0], back, start.saved is not None, seen, state)
 
 
 def settle(config: RunConfig, rows: int, accelerator: Accelerator) -> RunConfig:

@@ -24,7 +24,7 @@ from flow_factory.checkpoint import CheckpointError, plainly
 from flow_factory.config import RunConfig, config_tree
 from flow_factory.data.fingerprints import file_sha256
 from flow_factory.data.packing import MALFORMED
-from flow_factory.done import Done, packed, unpacked
+from flow_factory.done import Done, UnkeptError, packed, unpacked
 from flow_factory.patience import meet_again
 from flow_factory.state_files import INDEX, Stored
 from flow_factory.tensor_file import write_tensors
@@ -71,7 +71,7 @@ def keep(trainer: "Trainer", checkpoint: Path) -> str | None:
         shutil.rmtree(_partial(checkpoint), ignore_errors=True)  # of an earlier cut
     try:
         tensors, text, problem = *packed(done), None
-    except TypeError as error:
+    except UnkeptError as error:
         tensors, text, problem = {}, "", str(error)
     meet_again("gathering rollouts")
     size, free = sum(t.nbytes for t in tensors.values()), shutil.disk_usage(checkpoint).free

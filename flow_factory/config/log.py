@@ -45,7 +45,13 @@ class LogConfig(Section):
     )
     save_dir: Folder = Field("save", description="folder of the runs' folders")
     save_freq: int = Field(10, ge=0, description="epochs between two checkpoints; 0 = only the last, which is always saved")
+    save_minutes: float | None = Field(
+        None, gt=0, description="minutes after which the end of an epoch saves, too, since the last checkpoint; null = save_freq alone"
+    )
     save_model_only: bool = Field(True, description="save weights alone; false also what an exact resumption needs")
     keep_last_n: int | None = Field(None, ge=1, description="checkpoints to keep; null = all")
+    rollouts_gb: float = Field(
+        20.0, ge=0, description="GB of samples of an unfinished epoch that a run keeps when a signal stops it, so as to go on from them"
+    )
     num_samples: int = Field(16, ge=0, description="pictures to log at an epoch that logs pictures")
     verbose: bool = Field(False, description="more lines on the terminal, and the trace of what ends a run")
