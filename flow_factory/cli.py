@@ -21,7 +21,7 @@ from flow_factory.config.engine import MACHINES
 from flow_factory.config.places import require_places
 from flow_factory.errors import FULL, FailedElsewhere, ProcessLost, RunError, UserError, lost, plain
 from flow_factory.interrupt import Interrupted, Listener, Stopped
-from flow_factory.launch import going_on, launch, said
+from flow_factory.launch import going_on, has_ended, launch, said, stay_with_launcher
 from flow_factory.metric_names import metrics_help
 from flow_factory.placement import FLAGS, overrides_of, place, srun_task
 from flow_factory.terminal import hide_bars, hush, log_to_terminal, note
@@ -114,6 +114,7 @@ def gigabytes(text: str) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 failed, 2 bad config or data, 130 interrupted."""
+    stay_with_launcher()
     listener = Listener()
     with listener.watching():
         code = listen(listener, argv)
@@ -202,8 +203,10 @@ def act(config: RunConfig, args: argparse.Namespace, listener: Listener) -> int:
         hush()
     if (placement.num_processes > 1 or placement.max_restarts) and not placement.inside and not args.check:
         if args.test_run:
-            return launch(replace(placement, max_restarts=0), [str(args.config), *args.overrides, "--test-run"])
-        return launch(placement, [str(args.config), *args.overrides, *going_on(config, placement.max_restarts)])
+            arguments = [str(args.config), *args.overrides, "--test-run"]
+            return launch(replace(placement, max_restarts=0), arguments, config.distributed_timeout)
+        arguments = [str(args.config), *args.overrides, *going_on(config, placement.max_restarts)]
+        return 0 if has_ended(config, placement) else launch(placement, arguments, config.distributed_timeout)
     if first():
         note(*config.notices, *restarts())
     if config.log.verbose:

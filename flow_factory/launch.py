@@ -1,5 +1,6 @@
 """Starting the processes of a run, by torch's elastic launcher."""
 
+import ctypes
 import os
 import signal
 import socket
@@ -7,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flow_factory
 from flow_factory.config import ConfigError, RunConfig
@@ -15,6 +16,15 @@ from flow_factory.config.model import AUTO
 from flow_factory.config.rules import resume_is_whole
 from flow_factory.errors import MeetingError
 from flow_factory.placement import Placement
+from flow_factory.terminal import note
+
+if TYPE_CHECKING:
+    from flow_factory.machines import Machines
+
+LAUNCHER = "FF_LAUNCHER"
+"""The launcher's process, for those that it starts."""
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl: the signal that comes when the parent dies."""
 
 
 def said() -> bool:
@@ -49,8 +59,24 @@ def going_on(config: RunConfig, max_restarts: int) -> list[str]:
     return [f"model.resume_path={AUTO}"] if path is None else []
 
 
-def launch(placement: Placement, arguments: Sequence[str]) -> int:
+def has_ended(config: RunConfig, placement: Placement) -> bool:
+    """Whether a launcher is started again although the run has ended, and says so: on other machines nobody would come to meet it."""
+    goes_on = placement.max_restarts > 0 or config.model.resume_path == AUTO
+    if placement.num_machines == 1 or not goes_on:
+        return False
+    from flow_factory.resuming import is_over
+
+    if ended := is_over(config):
+        folder = Path(config.log.save_dir, config.log.run_name or "")
+        note(f"{folder} has all its epochs: nothing is left to do; a larger train.max_epochs goes on")
+    return ended
+
+
+def launch(placement: Placement, arguments: Sequence[str], limit: float) -> int:
     """Starts `ff-train ARGUMENTS` in this machine's processes and waits: 0, or the exit code of the first that failed.
+
+    Args:
+        limit: seconds, of one collective.
 
     Raises:
         ConfigError: more processes than GPUs.
@@ -61,44 +87,51 @@ def launch(placement: Placement, arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    from flow_factory.machines import run_processes
+
     here = placement.num_processes // placement.num_machines
     if torch.cuda.is_available() and here > (gpus := torch.cuda.device_count()):
         text = f"{here} processes on this machine, which has {gpus} GPU{'s' * (gpus != 1)}"
         raise ConfigError(f"{text}; set --num_processes {gpus * placement.num_machines}, or say more machines (--num_machines, or srun)")
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "3600")  # seconds from SIGTERM to SIGKILL: a large state takes long to save
+    os.environ[LAUNCHER] = str(os.getpid())
+    machines = _machines(placement, limit)
     try:
-        store, port = _serve(placement)
-        _elastic(placement, here, port, arguments)
+        run_processes(machines, here, ["-u", "-c", worker(), *arguments])
     except SignalException:  # passed on to them, and they have ended
         return 130
     except ChildFailedError as failed:
-        return _complaint(placement, failed, store)
+        return _complaint(placement, failed, machines)
     except DistError as error:
         where = f"{placement.main_process_ip}:{placement.main_process_port}"
         raise MeetingError(f"the launcher lost machine 0 at {where} ({str(error).splitlines()[0]})") from error
     return 0
 
 
-def _serve(placement: Placement) -> tuple[Any, int]:
-    """The store by which the machines meet, which torch's own of machine 0 shares its server with, and its port."""
-    from flow_factory.meeting import Meeting, meet
+def _machines(placement: Placement, limit: float) -> "Machines":
+    from flow_factory.machines import Machines
+    from flow_factory.meeting import Meeting
 
-    machines, number = placement.num_machines, placement.machine_rank
+    machines, timeout = placement.num_machines, placement.rendezvous_timeout
     port = placement.main_process_port if machines > 1 else _free(placement.main_process_port)
-    place = Meeting("machine", number, machines, placement.main_process_ip, port, placement.rendezvous_timeout)
-    return meet(place, hosts=number == 0), port
+    place = Meeting("machine", placement.machine_rank, machines, placement.main_process_ip, port, timeout)
+    told = f"--num_processes {placement.num_processes} --max_restarts {placement.max_restarts}"
+    return Machines(place, placement.max_restarts, timeout + limit, told)
 
 
-def _elastic(placement: Placement, here: int, port: int, arguments: Sequence[str]) -> None:
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+def stay_with_launcher() -> None:
+    """In a process of a launcher: it dies with it, however that ends, so that it is in nobody's way when the launcher is started anew.
 
-    machines, number, timeout = placement.num_machines, placement.machine_rank, placement.rendezvous_timeout
-    address = placement.main_process_ip if number else "127.0.0.1"  # whether or not it knows its own name
-    config = LaunchConfig(
-        machines, machines, here, run_id="flow-factory", rdzv_backend="static", rdzv_endpoint=f"{address}:{port}",
-        rdzv_configs={"rank": number, "timeout": timeout}, max_restarts=placement.max_restarts,
-    )  # fmt: skip
-    elastic_launch(config, sys.executable)("-u", "-c", worker(), *arguments)
+    Linux alone can; elsewhere it goes on until it misses the store.
+    """
+    launcher = os.environ.pop(LAUNCHER, None)  # which is not that of programs that this one starts
+    if launcher is None or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    try:
+        os.kill(int(launcher), 0)
+    except ProcessLookupError:  # before this process could ask for it
+        os._exit(1)
 
 
 def worker() -> str:
@@ -107,23 +140,23 @@ def worker() -> str:
     return f"import sys; sys.path[0] = {home!r}; import flow_factory; del sys.path[0]; from flow_factory.cli import main; sys.exit(main())"
 
 
-def _complaint(placement: Placement, failed: Any, store: Any) -> int:
+def _complaint(placement: Placement, failed: Any, machines: "Machines") -> int:
     """Says which process failed first, and what it was doing, and returns its exit code."""
     rank, failure = failed.get_first_failure()
     if failure.exitcode == 130:
         return 130
-    times = placement.max_restarts
+    times = machines.attempt
     restarts = f" after {times} restart{'s' * (times > 1)}" if times else ""
     code, who = failure.exitcode, f"process {rank} of {placement.num_processes}"
     if code < 0:
-        at = _doing(placement, rank, store, aborted=code == -signal.SIGABRT)
+        at = _doing(placement, rank, machines, aborted=code == -signal.SIGABRT)
         print(f"error: {who} was killed by {signal.Signals(-code).name}{restarts}{at}", file=sys.stderr)
         return 128 - code
     print(f"error: {who} stopped with exit code {code}{restarts}; its message is above", file=sys.stderr)
     return code
 
 
-def _doing(placement: Placement, rank: int, store: Any, aborted: bool) -> str:
+def _doing(placement: Placement, rank: int, machines: "Machines", aborted: bool) -> str:
     """What a process has told the others before it was killed.
 
     Args:
@@ -135,9 +168,11 @@ def _doing(placement: Placement, rank: int, store: Any, aborted: bool) -> str:
     from flow_factory.meeting import attempt_key
     from flow_factory.presence import told
 
+    if machines.store is None:
+        return ""
+    store = PrefixStore(attempt_key(machines.attempt), machines.store)
     with suppress(DistError):
-        last = next((n for n in range(placement.max_restarts, -1, -1) if store.check([f"{attempt_key(n)}/presence"])), 0)
-        known = {k: told(PrefixStore(attempt_key(last), store), k)[0] for k in (range(placement.num_processes) if aborted else [rank])}
+        known = {k: told(store, k)[0] for k in (range(placement.num_processes) if aborted else [rank])}
         others = [f"; process {k} was at: {what}" for k, what in known.items() if what != known[rank]]
         return f", at: {known[rank]}{''.join(others[:3])}"
     return ""

@@ -48,9 +48,7 @@ def meet(meeting: Meeting, hosts: bool) -> Store:
         MeetingError: after `timeout` seconds, or sooner where the port is taken or two have the same number.
     """
     deadline = time.monotonic() + meeting.timeout
-    if not hosts:
-        _knock(meeting, deadline)
-    store = _connect(meeting, hosts)
+    store = enter(meeting, hosts)
     keys = [f"{meeting.what}/{meeting.attempt}/{k}" for k in range(meeting.count)]
     try:
         if store.add(keys[meeting.number], 1) > 1:
@@ -63,6 +61,20 @@ def meet(meeting: Meeting, hosts: bool) -> Store:
     except DistError as error:
         raise MeetingError(f"{meeting}: {meeting.what} 0 left before all had come; its own message says why") from error
     return store
+
+
+def enter(meeting: Meeting, hosts: bool) -> TCPStore:
+    """The store of the place, whoever else is there.
+
+    Args:
+        hosts: whether this process serves it.
+
+    Raises:
+        MeetingError: nobody does after `timeout` seconds; or the port is taken.
+    """
+    if not hosts:
+        _knock(meeting, time.monotonic() + meeting.timeout)
+    return _connect(meeting, hosts)
 
 
 def _knock(meeting: Meeting, deadline: float) -> None:

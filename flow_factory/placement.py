@@ -17,7 +17,7 @@ FLAGS: dict[str, tuple[type, str]] = {
         int,
         "seconds that machines and processes wait for each other at a start (600); later: distributed_timeout in the YAML",
     ),
-    "max_restarts": (int, "how often processes that died are started again, from the last checkpoint (0)"),
+    "max_restarts": (int, "how often all processes are started again after one has died, from the last checkpoint (0)"),
 }
 
 ENVIRONMENT: dict[str, tuple[str, ...]] = {

@@ -20,7 +20,7 @@ from flow_factory.models.files import KEY, LoadError, check_folder, on_disk
 from flow_factory.models.loading import sketch_adapter
 from flow_factory.models.quantized import check_quantization
 from flow_factory.recompute import blocks_of, require_blocks
-from flow_factory.resuming import Finished, Start, find_start
+from flow_factory.resuming import Choice, Finished, Start, find_start
 from flow_factory.rewards.loading import arguments, require_files, require_rewards, try_constructors
 from flow_factory.rewards.needs import Needs
 from flow_factory.rows import check_files, check_limits, checkpoint_of, fitted, has_test, is_offline, looks, read_split
@@ -43,6 +43,8 @@ class Ready:
     """Whether configs may be fetched from the hub: by a start. A check constructs rewards instead, which a start does next."""
     here: bool = True
     """Whether this machine is the one that would run it."""
+    choice: Choice | None = None
+    """What it starts from, where the main process has chosen; None looks for it."""
     rows: Sequence[Row] = ()
     test: Sequence[Row] = ()
     sketch: ModelAdapter | None = None
@@ -64,11 +66,11 @@ class Ready:
     """Of the condition files that this process has decoded."""
 
 
-def ready(asked: RunConfig, share: tuple[int, int] = (0, 1), remote: bool = True, here: bool = True) -> Ready:
+def ready(asked: RunConfig, share: tuple[int, int] = (0, 1), remote: bool = True, here: bool = True, choice: Choice | None = None) -> Ready:
     """Raises:
     UserError: the first thing for which a start would be refused.
     """
-    found = Ready(asked, share, remote, here)
+    found = Ready(asked, share, remote, here, choice)
     found.config = asked
     for check in CHECKS:
         check(found)
@@ -160,7 +162,7 @@ def checkpoint(found: Ready) -> None:
 def history(found: Ready) -> None:
     """What the run starts from, and whether its folder is free for it."""
     try:
-        found.start = find_start(found.asked)
+        found.start = find_start(found.asked, found.choice)
     except Finished as note:
         found.finished = note
         return

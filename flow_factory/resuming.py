@@ -1,5 +1,6 @@
 """What a run starts from: found out, and compared with the run, before anything is loaded or written."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,10 @@ from flow_factory.model_files import full_files, require_lora
 from flow_factory.run_folder import holds_run, named
 from flow_factory.state_files import Saved
 from flow_factory.training_state import whole_contents
+
+READABLE = "name a checkpoint that can be read"
+UNSEEN = 180.0
+"""Seconds for which a network directory may show a process less than there is: NFS asks again after at most a minute."""
 
 
 class Finished(Exception):
@@ -57,25 +62,70 @@ class Start:
         return list(changes(self.saved.run, identity))
 
 
-def find_start(config: RunConfig) -> Start:
-    """Raises:
-    UserError: `model.resume_path` is not what `model.resume_type` says; the folder holds another run, or one that cannot go on.
-    Finished: the run has all its epochs.
+@dataclass(frozen=True)
+class Choice:
+    """The checkpoint that `model.resume_path` stands for; None where there is none, or none yet."""
+
+    path: Path | None
+    there: bool
+    """Whether who has chosen sees it."""
+
+
+def choose(config: RunConfig) -> Choice:
+    """Looks for it.
+
+    Raises:
+        CheckpointError: the path cannot be read.
+    """
+    given = config.model.resume_path
+    if given == AUTO:
+        folder = named(config)
+        assert folder is not None
+        path = newest_state(folder)
+        return Choice(path, path is not None)
+    with file_errors("model.resume_path", given or "", READABLE, CheckpointError):
+        path = newest(Path(given)) if given is not None else None
+        return Choice(path, path is not None and path.exists())
+
+
+def see(choice: Choice, patience: float = UNSEEN) -> None:
+    """Waits until this process, too, sees what the main one has chosen.
+
+    Raises:
+        CheckpointError: not after so many seconds.
+    """
+    end = time.monotonic() + patience
+    while choice.path is not None and choice.there and not choice.path.exists():
+        if time.monotonic() > end:
+            text = f"{choice.path}: the main process has chosen it, and this one did not see it for {patience:g} s"
+            raise CheckpointError(f"model.resume_path: {text}; machines must share log.save_dir")
+        time.sleep(0.1)
+
+
+def find_start(config: RunConfig, choice: Choice | None = None) -> Start:
+    """Looks at what the run starts from.
+
+    Args:
+        choice: what was chosen; None looks for it.
+
+    Raises:
+        UserError: `model.resume_path` is not what `model.resume_type` says; the folder holds another run, or one that cannot go on.
+        Finished: the run has all its epochs.
     """
     folder, given = named(config), config.model.resume_path
+    path = (choice or choose(config)).path
     if given is None:
         if folder is not None and holds_run(folder):
             raise UserError(f"{folder} holds a run already: choose another run_name, or go on with model.resume_path={folder}")
         return Start(folder)
     if given == AUTO:
         assert folder is not None
-        path = newest_state(folder)
         if path is None:
             _require_no_weights(folder)
             return Start(folder)  # also after a start that left no checkpoint
         return _from_state(config, folder, path)
-    with file_errors("model.resume_path", given, "name a checkpoint that can be read", CheckpointError):
-        path = newest(Path(given))
+    assert path is not None
+    with file_errors("model.resume_path", given, READABLE, CheckpointError):
         kind = config.model.resume_type or kind_of(path)
         if kind == "state" != kind_of(path):
             text = f"resume_type: {model_kind(path)} would load its weights"
@@ -86,6 +136,15 @@ def find_start(config: RunConfig) -> Start:
         _require_other(folder, path)
     require_weights(config, path)
     return Start(folder, path, kind)
+
+
+def is_over(config: RunConfig) -> bool:
+    """Whether the run of this folder has ended, as far as the names of its files say: for a launcher, which reads no checkpoint."""
+    folder, last = named(config), config.train.max_epochs
+    if folder is None or last is None or not (folder / "summary.md").is_file():
+        return False
+    path = newest_state(folder)
+    return path is not None and int(path.name.rpartition("_")[2]) >= last
 
 
 def require_weights(config: RunConfig, path: Path) -> None:

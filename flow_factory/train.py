@@ -49,7 +49,7 @@ from flow_factory.policy import Policy, build_policy
 from flow_factory.ready import Ready, ready
 from flow_factory.recompute import StepBack
 from flow_factory.remarks import guided_rollouts
-from flow_factory.resuming import Start, find_start
+from flow_factory.resuming import Choice, Start, choose, find_start, see
 from flow_factory.rewards.loading import arguments, left_out
 from flow_factory.rewards.scoring import load_rewards
 from flow_factory.rows import checkpoint_of, is_offline
@@ -79,7 +79,8 @@ def build(config: RunConfig) -> Run:
     accelerator = make_accelerator(config)
     engine = make_engine(config.engine, accelerator, config.train.max_grad_norm)
     presence.doing("looking at what is there")
-    found = ready(config, (accelerator.process_index, accelerator.num_processes))
+    choice = choose_for_all(config, accelerator)
+    found = ready(config, (accelerator.process_index, accelerator.num_processes), choice=choice)
     if found.finished is not None:
         raise found.finished
     claim, folder = claim_folder(config, found.start, accelerator)
@@ -156,6 +157,18 @@ def assemble(found: Ready, place: tuple[RunFolder | None, Path], accelerator: Ac
     seen = start.saved is not None and not broadcast_object_list([unseen])[0]
     state = start.path if start.saved is not None else None
     return Run(place[1], trainer, evaluator, trackers, saver, place[0], back, start.saved is not None, seen, state)
+
+
+def choose_for_all(config: RunConfig, accelerator: Accelerator) -> Choice:
+    """The checkpoint that the main process finds: a network directory may show another process an earlier state of the folder.
+
+    Raises:
+        CheckpointError: it cannot be read, or this process does not see it.
+    """
+    chosen = choose(config) if accelerator.is_main_process else None
+    choice: Choice = broadcast_object_list([chosen])[0]
+    see(choice)
+    return choice
 
 
 def settle(config: RunConfig, rows: int, accelerator: Accelerator) -> RunConfig:

@@ -177,6 +177,30 @@ def test_all_machines_restart_when_a_process_of_one_died(tmp_path: Path, unbroke
     assert_same(tmp_path / "save" / "run", unbroken)
 
 
+@pytest.mark.parametrize("dies", [1, pytest.param(0, marks=pytest.mark.exhaustive)])
+def test_a_launcher_that_died_and_is_started_anew_joins_the_others(tmp_path: Path, unbroken: Path, dies: int) -> None:
+    """Its process dies with it. Machine 0's takes the store along, by which the machines had met."""
+    write_run(tmp_path)
+    waits = REWARD.replace("os.kill(os.getpid(), signal.SIGKILL)", 'Path("waits").touch(), signal.pause()')
+    (tmp_path / "mine.py").write_text(waits.replace('== "1"', f'== "{dies}"'))
+    sign, port = {"DIES_AFTER": "save/run/checkpoints/epoch_2/state/progress.json"}, free_port()
+
+    def start(rank: int) -> "subprocess.Popen[str]":
+        command = machine(rank, port, "rewards.reward_model=mine.Dies", "--max_restarts", "3")
+        return stack.enter_context(started(command, tmp_path, **sign))
+
+    with ExitStack() as stack:
+        runs = [start(0), start(1)]
+        until((tmp_path / "waits").exists, runs[dies], tmp_path)
+        runs[dies].kill()
+        output(runs[dies], tmp_path)  # which its process would keep open
+        runs[dies] = start(dies)
+        for run in runs:
+            said = output(run, tmp_path)[1]
+            assert run.returncode == 0 and "Traceback" not in said, said
+    assert_same(tmp_path / "save" / "run", unbroken)
+
+
 def test_restarts_that_do_not_help_come_to_an_end(tmp_path: Path) -> None:
     write_run(tmp_path)
     (tmp_path / "mine.py").write_text(REWARD)

@@ -1,18 +1,25 @@
 """A run that was stopped anywhere and goes on ends where the run that never stopped ends, to the bit."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from flow_factory import resuming
+from flow_factory.checkpoint import CheckpointError
 from flow_factory.config import ConfigError
 from flow_factory.errors import UserError
+from flow_factory.resuming import Choice, see
+from flow_factory.run import Run
 from flow_factory.state_files import contents
 from tests.tiny.forked import forked
 from tests.tiny.run import logged, read_state, tiny, trained, write_run
+from tests.tiny.several import several
 
 SETTINGS = (
     "train.max_epochs=4", "train.lr_scheduler=cosine", "train.kl_beta=0.1", "log.save_freq=1", "log.save_model_only=false",
@@ -168,3 +175,38 @@ def test_a_state_of_another_kind_of_run_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             tiny(tmp_path, "run_name=second", f"model.resume_path={first.folder}", override)
     assert not (first.folder.parent / "second").exists()
+
+
+# -- one process chooses ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_process_that_sees_an_older_state_of_the_folder_goes_on_from_where_all_do(tmp_path: Path) -> None:
+    keys = ("log.save_freq=1", "log.save_model_only=false", "eval.eval_freq=0")
+    runs = {"first": [*keys, "train.max_epochs=2"], "second": [*keys, "train.max_epochs=3", "model.resume_path=save/first"]}
+    said = several(tmp_path, 2, runs, do=from_where, begin=stale)
+    assert [process["epoch"] for process in said["second"]] == [2, 2]
+
+
+def stale(rank: int) -> None:
+    """As of a network directory whose last checkpoint another machine has just written: for process 1 there is only the first."""
+    if rank == 1:
+        resuming.newest = lambda path: path / "checkpoints" / "epoch_1"
+        resuming.newest_state = lambda folder: folder / "checkpoints" / "epoch_1"
+
+
+def from_where(run: Run) -> dict[str, Any]:
+    """The epoch after which this process goes on."""
+    epoch = run.trainer.progress.epoch
+    run()
+    return {"epoch": epoch}
+
+
+def test_what_the_main_process_has_chosen_is_waited_for(tmp_path: Path) -> None:
+    late = tmp_path / "epoch_2"
+    with pytest.raises(CheckpointError, match="epoch_2: the main process has chosen it, and this one did not see it for 0.1 s; machines"):
+        see(Choice(late, True), 0.1)
+    see(Choice(late, False), 0.1)  # nobody sees it: that is said where it is read
+    threading.Timer(0.2, late.mkdir).start()
+    see(Choice(late, True))
+    assert late.is_dir()
