@@ -16,6 +16,7 @@ from flow_factory.config import RunConfig
 from flow_factory.data.fingerprints import module_fingerprint, settings_fingerprint
 from flow_factory.data.ledger import Ledger
 from flow_factory.errors import RowError, UserError
+from flow_factory.frugal import give_back
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.failures import named_rows
@@ -118,8 +119,8 @@ class Encoders:
                     tensor.data = self.home[name]  # no copy: what came from a file as it is, is memory that all processes share
         if self.idle == "drop" and self.parts:
             self.parts, self.home = {}, {}
-        if self.device.type == "cuda" and self.idle != "keep":
-            torch.cuda.empty_cache()  # what encoding reserved has other sizes than what trains
+        if self.idle != "keep":
+            give_back(self.device)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Parameters and buffers of all of them."""

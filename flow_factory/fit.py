@@ -1,6 +1,6 @@
 """Whether a run fits: the estimate of its memory in lines, on which cards, and what would make it smaller."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
@@ -11,7 +11,7 @@ from flow_factory.config.base import show
 from flow_factory.config.memory_rules import keeps_no_copy
 from flow_factory.config.recompute import AUTO
 from flow_factory.errors import UserError
-from flow_factory.memory import Part, estimate, in_main_memory, peak
+from flow_factory.memory import DRAWING, Part, drawn, estimate, in_main_memory, peak
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.files import on_disk
@@ -25,6 +25,16 @@ CARDS = (24, 48, 80)
 """GB of common GPUs, for machines that have none."""
 ROOM = 0.92
 """Of a GPU's memory, what an estimate may take: torch's allocator leaves gaps."""
+
+
+WORTH = 0.1
+"""GB that decoding in parts must save."""
+DECODED = ((False, False), (True, False), (True, True))
+"""(`model.vae_slicing`, `model.vae_tiling`): what costs least first."""
+SAID = {
+    "vae_slicing": "model.vae_slicing: auto takes true for {}: pictures are decoded one by one",
+    "vae_tiling": "model.vae_tiling: auto takes true for {}: pictures are decoded in tiles, which changes them slightly; false forbids it",
+}
 
 
 @dataclass(frozen=True)
@@ -51,16 +61,44 @@ def model_of(config: RunConfig) -> Model | None:
 
 
 def settled(config: RunConfig, model: Model | None, gpu: float | None = None) -> tuple[RunConfig, list[str]]:
-    """With what `auto` leaves to the estimate decided, and the lines that say so: as few blocks are computed again as fit, and weights stay
-    gathered where they fit.
+    """With what `auto` leaves to the estimate decided, and the lines that say so: pictures are decoded at once where they fit, as few
+    blocks are computed again as fit, and weights stay gathered where they fit.
 
     Args:
         model: None, of which nothing can be estimated, has all its blocks computed again, and keeps nothing.
         gpu: GB of the cards that it is for; None asks this machine, and its main memory where it has no GPU.
     """
+    config, decoded = _decoded(config, model, gpu)
     config, chosen = _recomputed(config, model, gpu)
     config, kept = _kept(config, model, gpu)
-    return config, chosen + kept
+    return config, decoded + chosen + kept
+
+
+def _decoded(config: RunConfig, model: Model | None, gpu: float | None) -> tuple[RunConfig, list[str]]:
+    """With `model.vae_slicing` and `model.vae_tiling: auto` decided, by what a rollout has on the device beside them."""
+    asked = (config.model.vae_slicing, config.model.vae_tiling)
+    if AUTO not in asked:
+        return config, []
+    ways = [decoding(config, *(way if key == AUTO else key for key, way in zip(asked, ways, strict=True))) for ways in DECODED]
+    if model is None or _drawn(ways[0], model) - _drawn(ways[-1], model) < WORTH:
+        return ways[0], []
+    there = [part for part in model.parts(ways[0]) if part.phase in ("always", "rollout")]
+    for found in ways:
+        if in_room([replace(p, gb=_drawn(found, model)) if p.name == DRAWING else p for p in there], gpu, config.num_processes):
+            break
+    else:
+        found = ways[1]  # tiles would not make it fit
+    said = [line.format(_place(gpu)) for key, line in SAID.items() if getattr(found.model, key) and getattr(config.model, key) == AUTO]
+    return found, said
+
+
+def _drawn(config: RunConfig, model: Model) -> float:
+    return drawn(config, model.family, model.module.config)
+
+
+def decoding(config: RunConfig, slicing: Any, tiling: Any) -> RunConfig:
+    """With another `model.vae_slicing` and `model.vae_tiling`."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"vae_slicing": slicing, "vae_tiling": tiling})})
 
 
 def _recomputed(config: RunConfig, model: Model | None, gpu: float | None) -> tuple[RunConfig, list[str]]:

@@ -28,6 +28,15 @@ def waiting(part: nn.Module, device: torch.device) -> UserCpuOffloadHook:
     return cpu_offload_with_hook(part, device)[1]
 
 
+def give_back(device: torch.device) -> None:
+    """Gives back to the card what torch's allocator keeps of tensors that are gone: between phases whose tensors have other sizes.
+
+    Within a phase it is kept, for taking it anew costs time. On a CPU there is nothing to do.
+    """
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def parked(tensors: Any) -> Any:
     """The same structure with its tensors in main memory, in the same memory layout; pinned if they were on a GPU: the way back is short.
 

@@ -19,6 +19,8 @@ ACTIVATIONS = 34
 its matrix (Korthikanti et al., arXiv 2205.05198, section 4)."""
 CONTEXT = 0.8
 """GB that CUDA, its libraries and their workspaces take before the first tensor: an assumption."""
+DRAWING = "forward or decoding of a rollout or evaluation"
+"""The part that `model.vae_slicing` and `vae_tiling` make smaller."""
 LIVE = 1_000_000_000
 """DeepSpeed's default of stage3_max_live_parameters, in elements."""
 
@@ -156,8 +158,7 @@ def passing(config: RunConfig, engine: EngineSettings, family: type[ModelAdapter
     if config.model.compile:
         yield Part("activations of a compiled forward, let go of after it", kept * plan.drawn_together * 1e-9, "rollout")
     yield Part("weights brought to mixed_precision, a block at a time", weights.brought * 1e-9, "training")
-    drawn = max(drawing(config, family, section, width_of(shape)) for section in (train, config.eval))
-    yield Part("forward or decoding of a rollout or evaluation", drawn * half * 1e-9, "rollout")
+    yield Part(DRAWING, drawn(config, family, shape), "rollout")
     states = 2 * DTYPES[train.latent_storage_dtype].itemsize * plan.trained_points if train.stochastic else half
     others = (half * len(algorithm.weights) + 4 * algorithm.with_mean) * plan.trained_points  # velocities of kept weights, means
     rolled, trained_on = (k * n for k in (plan.micro_batches_per_rank, plan.trained_batches_per_rank))
@@ -204,13 +205,31 @@ def _bytes_of(family: type[ModelAdapter], section: TrainConfig | EvalConfig) -> 
     return 4.0 * section.height * section.width * frames
 
 
+def drawn(config: RunConfig, family: type[ModelAdapter], shape: Any) -> float:
+    """GB that a forward, or the VAE, of a rollout or an evaluation takes, whichever is most."""
+    most = max(drawing(config, family, section, width_of(shape)) for section in (config.train, config.eval))
+    return most * DTYPES[config.mixed_precision].itemsize * 1e-9
+
+
 def drawing(config: RunConfig, family: type[ModelAdapter], section: TrainConfig | EvalConfig, width: int) -> float:
     """Values of mixed_precision that a layer without gradient, or the VAE, has at a time."""
     place = section.height, section.width, section.call
     forward = ACTIVATIONS / 2 * family.tokens_of(*place) * width
     together = plan_of(config).drawn_together if isinstance(section, TrainConfig) else 1
     n = section.per_device_batch_size * together
-    return max(forward * n, family.decoding_of(*place) * (1 if config.model.vae_slicing else n))
+    return max(forward * n, decoding(config, family, section) * (1 if config.model.vae_slicing else n))
+
+
+def decoding(config: RunConfig, family: type[ModelAdapter], section: TrainConfig | EvalConfig) -> float:
+    """Values of mixed_precision that the VAE has at a time for one sample; where it decodes in tiles, for a tile and the whole picture.
+
+    An `auto` that nobody has settled decodes one by one, without tiles.
+    """
+    height, width, call = section.height, section.width, section.call
+    if config.model.vae_tiling is not True:
+        return family.decoding_of(height, width, call)
+    whole = 2 * _bytes_of(family, section)  # 3 values a pixel: of the tiles, their blended rows, and all together
+    return min(family.decoding_of(height, width, call), family.decoding_of(min(height, family.tile), min(width, family.tile), call) + whole)
 
 
 def kept_activations(between: float, layers: int, recomputed: Sequence[int]) -> float:

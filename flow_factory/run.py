@@ -12,6 +12,7 @@ from flow_factory.distributed import most_of_ranks
 from flow_factory.errors import RowError, UserError
 from flow_factory.evaluation import Evaluator
 from flow_factory.floor import measure
+from flow_factory.frugal import give_back
 from flow_factory.gains import FILE as EVAL_SCORES
 from flow_factory.gains import intervals, keep_scores
 from flow_factory.gallery import Gallery
@@ -162,9 +163,12 @@ class Run:
             self.trackers.log_samples("train", self.trainer.shown, self.trainer.progress.epoch)
         if self.evaluator is None or self.trainer.config.eval.eval_freq == 0:
             return
+        device = self.trainer.accelerator.device
+        give_back(device)
         with self.trainer.meter.phase("eval"):
             ends = self.trainer.progress.epoch == self.trainer.config.train.max_epochs
             metrics, samples = self.evaluator.run(full=ends and self.trainer.config.eval.full_at_end)
+        give_back(device)
         presence.doing("logging")
         self.log(metrics | self.trainer.meter.cost("eval", self.evaluator.shares))
         if self.trackers is not None:

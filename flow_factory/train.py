@@ -33,7 +33,7 @@ from flow_factory.encoding_plan import encoding_settled, with_data
 from flow_factory.engines import Engine, make_engine
 from flow_factory.errors import UserError
 from flow_factory.evaluation import Evaluator
-from flow_factory.fit import model_of, recomputing, resharding, settled
+from flow_factory.fit import decoding, model_of, recomputing, resharding, settled
 from flow_factory.frugal import moved
 from flow_factory.identity import identity_of
 from flow_factory.meeting import join_group, limit_groups
@@ -45,7 +45,7 @@ from flow_factory.models.loading import load_adapter
 from flow_factory.models.proof import prove
 from flow_factory.pairs import Pairs
 from flow_factory.patience import meet_again
-from flow_factory.policy import Policy, build_policy
+from flow_factory.policy import Policy, able, build_policy
 from flow_factory.ready import Ready, ready
 from flow_factory.recompute import StepBack
 from flow_factory.remarks import guided_rollouts
@@ -103,6 +103,7 @@ def assemble(found: Ready, place: tuple[RunFolder | None, Path], accelerator: Ac
     engine.settings = config.engine
     presence.doing("loading the checkpoint")
     adapter = open_adapter(config)
+    config = decoding(config, *able(adapter.pipe.vae, config.model, asked.model))
     identity = found.identity
     if not Path(config.model.model_name_or_path).is_dir():  # it may have been downloaded since
         start.require_same(identity := identity_of(asked, found.fingerprint))
@@ -175,13 +176,17 @@ def settle(config: RunConfig, rows: int, accelerator: Accelerator) -> RunConfig:
     """With what `auto` leaves to an estimate decided, for all processes by the main one; it says what."""
     chosen = None
     if accelerator.is_main_process:
-        model = model_of(config)
-        found, lines = settled(encoding_settled(config, rows, model), model)
-        chosen = found.train.enable_gradient_checkpointing, found.model.reshard_after_forward, found.data.encode, found.data.idle_encoders
+        known = model_of(config)
+        found, lines = settled(encoding_settled(config, rows, known), known)
+        model, data = found.model, found.data
+        chosen = (
+            found.train.enable_gradient_checkpointing, model.reshard_after_forward, (model.vae_slicing, model.vae_tiling),
+            (data.encode, data.idle_encoders),
+        )  # fmt: skip
         note(*lines)
     meet_again("estimating memory")
-    level, reshards, encode, idle = broadcast_object_list([chosen])[0]
-    return resharding(recomputing(with_data(config, encode, idle), level), reshards)
+    level, reshards, decoded, encoded = broadcast_object_list([chosen])[0]
+    return decoding(resharding(recomputing(with_data(config, *encoded), level), reshards), *decoded)
 
 
 def load_weights(start: Start, policy: Policy, keep: bool) -> dict[str, Tensor]:

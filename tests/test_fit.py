@@ -2,12 +2,16 @@
 
 import re
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 
 from flow_factory.cli import main
 from flow_factory.config import RunConfig, load_config
-from flow_factory.fit import ROOM, Model, memory_lines, model_of
+from flow_factory.config.recompute import AUTO
+from flow_factory.fit import ROOM, Model, memory_lines, model_of, settled
+from flow_factory.memory import DRAWING, Part, drawn
+from flow_factory.models import MODELS
 from flow_factory.proposals import Tried, proposals, tried, with_keys
 from tests.tiny.run import ROOT, write_run
 
@@ -102,3 +106,44 @@ def test_a_size_that_is_none_and_a_run_on_cards_that_are_not_here_are_refused(
     with pytest.raises(SystemExit) as stop:
         main([str(write_run(tmp_path)), *arguments])
     assert stop.value.code == 2 and "--gpu" in capsys.readouterr().err
+
+
+# -- decoding ------------------------------------------------------------------------------------------------------------------------
+
+
+class Known(Model):
+    """Ten GB of weights, and what a rollout draws."""
+
+    def parts(self, config: RunConfig) -> list[Part]:
+        return [
+            Part("weights", 10.0),
+            Part(DRAWING, drawn(config, self.family, self.module.config), "rollout"),
+            Part("training", 99.0, "training"),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("card", "keys", "takes", "said"),
+    [
+        (32, (), (False, False), 0),
+        (18, (), (True, False), 1),
+        (15, (), (True, True), 2),
+        (12, (), (True, False), 1),  # tiles would not make it fit
+        (15, ("model.vae_tiling=false",), (True, False), 1),
+        (32, ("model.vae_slicing=true", "model.vae_tiling=true"), (True, True), 0),
+        (12, ("model.vae_slicing=false", "model.vae_tiling=false"), (False, False), 0),
+        (16, ("train.per_device_batch_size=1", "eval.per_device_batch_size=1"), (False, False), 0),
+    ],
+)
+def test_pictures_are_decoded_one_by_one_or_in_tiles_where_they_have_no_room_otherwise(
+    card: float, keys: tuple[str, ...], takes: tuple[bool, bool], said: int
+) -> None:
+    """Clips of 4.3 GB each, four at a time; in tiles 3.5 GB."""
+    four = ("train.per_device_batch_size=4", "eval.per_device_batch_size=4")
+    config = load_config(ROOT / "examples/grpo/lora/ltx2_t2av.yaml", [*ALONE, *four, *keys])
+    model = Known(MODELS["ltx2_t2av"], {}, SimpleNamespace(config={"num_attention_heads": 1, "attention_head_dim": 64}))
+    found, lines = settled(config, model, card)
+    assert (found.model.vae_slicing, found.model.vae_tiling) == takes
+    told = [line for line in lines if line.startswith("model.vae_")]
+    assert len(told) == said and all(f"auto takes true for a {card} GB GPU" in line for line in told)
+    assert settled(config, None, card)[0].model.vae_tiling is not AUTO

@@ -67,10 +67,13 @@ def test_a_setting_takes_the_place_of_the_one_before() -> None:
     assert [block.forward for block in blocks_of(model)] == forwards
 
 
+WHOLE = ("model.vae_slicing=false", "model.vae_tiling=false")
+
+
 @pytest.mark.slow
 def test_auto_takes_the_fewest_blocks_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    config = load_config(ROOT / "examples/grpo/lora/flux1.yaml", [f"{KEY}=auto", "num_processes=1", "config_file=null"])
+    config = load_config(ROOT / "examples/grpo/lora/flux1.yaml", [f"{KEY}=auto", "num_processes=1", "config_file=null", *WHOLE])
     model = model_of(config)
     assert model is not None
     parts = [model.parts(recomputing(config, level)) for level in LEVELS]  # each takes a while

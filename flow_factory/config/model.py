@@ -45,8 +45,14 @@ class ModelConfig(Section):
     context_parallel: int = Field(
         1, ge=1, description="processes that compute a sample together, each a part of its sequence: for video and large pictures"
     )
-    vae_slicing: bool = Field(False, description="decode pictures one by one: less memory, more time")
-    vae_tiling: bool = Field(False, description="decode in overlapping tiles: less memory for large pictures and videos; seams may show")
+    vae_slicing: Literal["auto"] | bool = Field(
+        "auto", description="decode pictures one by one: less memory, more time; auto = where the estimate has no room for all at once"
+    )
+    vae_tiling: Literal["auto"] | bool = Field(
+        "auto",
+        description="decode in overlapping tiles: less memory for large pictures and videos, which change slightly; auto = where a picture "
+        "has no room otherwise",
+    )
     quantization: Literal["bnb_8bit", "bnb_4bit", "torchao_int8", "torchao_int8_dynamic", "torchao_float8_dynamic"] | None = Field(
         None,
         description="for lora: frozen transformer in 8 or 4 bits; bnb = bitsandbytes (4 bits: NF4); dynamic = its blocks also multiply "

@@ -54,6 +54,8 @@ class Family:
     """Call arguments that velocity calls need otherwise than rollouts."""
     default_frames: ClassVar[int] = 1
     """Of a sample, where the call does not say `num_frames`, for estimates."""
+    tile: ClassVar[int] = 1024
+    """Pixels each way of a tile, where the VAE decodes in tiles, for estimates; smaller pictures are decoded whole."""
     fps: float = 16
     """Frames per second of videos."""
     evaluates_by: ClassVar[str | None] = None

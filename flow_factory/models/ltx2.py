@@ -32,6 +32,7 @@ class LTX2(ModelAdapter):
     )  # fmt: skip
     published: ClassVar[Mapping[str, float]] = {"transformer": 18.88e9, "text_encoder": 12.19e9, "connectors": 2.9e9, "vae": 1.2e9}
     default_frames: ClassVar[int] = 121
+    tile: ClassVar[int] = 512
 
     @classmethod
     def tokens_of(cls, height: int, width: int, call: Mapping[str, Any]) -> int:

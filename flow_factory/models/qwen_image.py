@@ -36,6 +36,7 @@ class QwenImage(ModelAdapter):
         "transformer_blocks.-1.txt_mlp",
     )  # fmt: skip
     published: ClassVar[Mapping[str, float]] = {"transformer": 20.43e9, "text_encoder": 8.292e9, "vae": 0.127e9}
+    tile: ClassVar[int] = 256
 
     @classmethod
     def decoding_of(cls, height: int, width: int, call: Mapping[str, Any]) -> float:

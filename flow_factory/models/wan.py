@@ -37,6 +37,7 @@ class WanT2V(ModelAdapter):
         "A14B": ({"transformer_2": 14.29e9}, {}),
     }
     default_frames: ClassVar[int] = 81
+    tile: ClassVar[int] = 256
 
     @classmethod
     def tokens_of(cls, height: int, width: int, call: Mapping[str, Any]) -> int:
