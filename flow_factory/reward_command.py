@@ -6,9 +6,17 @@ from collections.abc import Sequence
 
 from flow_factory.subcommands import done, parser_of
 
-COMMANDS = {"serve": "flow_factory.rewards.service.command"}
+COMMANDS = {
+    "list": "flow_factory.rewards.list_command",
+    "check": "flow_factory.rewards.check_command",
+    "score": "flow_factory.rewards.score_command",
+    "serve": "flow_factory.rewards.service.command",
+}
 EXAMPLES = """\
 examples:
+  ff-reward list                             the rewards that come along: weights, licence, scale
+  ff-reward check rewards.yaml               does each load, what is its scale, does a score depend on its batch?
+  ff-reward score rewards.yaml --images DIR  scores of a folder's pictures, and a contact sheet with the best first
   ff-reward serve rewards.yaml               the rewards of a YAML over HTTP, for runs on this machine
   ff-reward serve rewards.yaml --host 0.0.0.0 --devices cuda:0 cuda:1     for others, by two GPUs behind one address
 """

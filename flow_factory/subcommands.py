@@ -26,6 +26,13 @@ def parser_of(prog: str, description: str, examples: str, modules: Mapping[str, 
     return p
 
 
+def table(lines: Sequence[Sequence[str]], widest: int = 1000) -> list[str]:
+    """Lines of cells, in columns; a cell of more than `widest` characters is cut."""
+    cut = [[cell if len(cell) <= widest else f"{cell[: widest - 3]}..." for cell in line] for line in lines]
+    widths = [max(len(line[k]) for line in cut) for k in range(len(cut[0]))] if cut else []
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cut]
+
+
 def done(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     """Does what the command line asks. Exit code: 0 done, 1 failed, 2 bad arguments or data, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)

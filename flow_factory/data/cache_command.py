@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flow_factory.errors import UserError, file_errors
+from flow_factory.subcommands import table
 
 if TYPE_CHECKING:
     from flow_factory.data.cache_folder import Stock
@@ -128,12 +129,11 @@ def listing(folder: Path, found: list[Stock], old: list[Path]) -> str:
         (s.about.get("dataset_dir", "(unknown)"), _model(s), f"{s.rows:,}", size(s.size), _ago(s.used))
         for s in sorted(found, key=lambda s: -s.size)
     ]
-    widths = [max(len(line[k]) for line in lines) for k in range(5)]
-    table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines] if found else []
+    shown = table(lines) if found else []
     if old:
-        table.append(f"{len(old):,} rows of an earlier version, which are not read: {size(size_on_disk(old))}; 'ff-data cache prune --old'")
+        shown.append(f"{len(old):,} rows of an earlier version, which are not read: {size(size_on_disk(old))}; 'ff-data cache prune --old'")
     total = f"{folder}: {size(sum(s.size for s in found) + size_on_disk(old))} in all"
-    return "\n".join([*table, total])
+    return "\n".join([*shown, total])
 
 
 def _model(stock: Stock) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flow_factory.errors import UserError, file_errors, plain
+from flow_factory.subcommands import table
 
 if TYPE_CHECKING:
     from flow_factory.config import RunConfig
@@ -138,9 +139,7 @@ def columns_table(columns: dict[str, Column], rows: int) -> list[str]:
     for name, column in list(columns.items())[:SHOWN]:
         kinds = " or ".join(kind for kind, _ in column.kinds.most_common(3) if kind != "null") or "null"
         lines.append((cut(name, 30), kinds, f"{100 * column.filled / rows:.0f} %", cut(example(column.example), EXAMPLE)))
-    widths = [max(len(line[k]) for line in lines) for k in range(4)]
-    table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return table + [f"... and {len(columns) - SHOWN:,} columns more"] * (len(columns) > SHOWN)
+    return table(lines) + [f"... and {len(columns) - SHOWN:,} columns more"] * (len(columns) > SHOWN)
 
 
 def example(value: Any) -> str:

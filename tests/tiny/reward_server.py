@@ -122,7 +122,7 @@ class Faults:
             await send({"type": "http.response.body", "body": b""})
             return
         if kind == "slow":
-            await asyncio.sleep(1.3)
+            await asyncio.sleep(0.7)
         status, content = self._spoilt(kind, head["status"], content)
         await respond(send, status, content)
 

@@ -1,0 +1,122 @@
+"""What a reward does with pictures: its scale, whether it repeats itself, and whether a score depends on its batch."""
+
+import math
+import resource
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from flow_factory.rewards.loading import Judge
+from flow_factory.rewards.scoring import RewardSet
+from flow_factory.types import Row
+
+ROUNDING, SHARE = 1e-5, 0.01
+"""Two scores of one picture may differ by so much of their size, or of the spread between different pictures: more is no rounding."""
+LEAST = 1.0
+"""Seconds in which speed is measured."""
+
+
+@dataclass
+class Findings:
+    """Of one reward."""
+
+    scores: dict[str, float]
+    """By the sample's name; NaN where it is missing."""
+    said: str
+    """What it says went wrong, last."""
+    latency: float
+    """Seconds of a call of one sample (of a group, for a groupwise reward)."""
+    throughput: float
+    """Samples a second at `batch_size`."""
+    moved: dict[str, float] = field(default_factory=dict)
+    """How far a score moved at most: asked again, in another order, alone."""
+
+    @property
+    def known(self) -> list[float]:
+        return [score for score in self.scores.values() if not math.isnan(score)]
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation between the samples."""
+        return torch.tensor(self.known, dtype=torch.float64).std(correction=0).item() if self.known else 0.0
+
+    @property
+    def bound(self) -> float:
+        """How far a score may move by rounding."""
+        return max(ROUNDING * max(map(abs, self.known), default=0.0), SHARE * self.spread)
+
+    @property
+    def problems(self) -> list[str]:
+        """What it fails for."""
+        far = {how: by for how, by in self.moved.items() if by > self.bound}
+        found = [f"a score moved by {by:.3g} {how}, more than rounding ({self.bound:.2g})" for how, by in far.items()]
+        return found if self.known else ["it has no score for any sample"]
+
+
+def examine(rewards: RewardSet, judge: Judge, samples: Sequence[tuple[str, Row, Any]]) -> Findings:
+    """Scores (name, row, picture or clip) in several batches.
+
+    Raises:
+        UserError: a row lacks what the reward needs, or it scores no such media.
+        RewardError: it raised, or returned what is no scores.
+    """
+    for _, row, _ in samples:
+        judge.needs.require_columns(row)
+
+    def ask(order: Sequence[int], size: int | None = None) -> Tensor:
+        """(n,) in the order of the samples."""
+        it = replace(judge, config=replace(judge.config, batch_size=size or judge.config.batch_size))
+        found, told = _scored(it, rewards.accelerator, [samples[k] for k in order])
+        said.update(told)
+        return found[torch.tensor(order).argsort()]
+
+    said: dict[str, str] = {}
+    every = list(range(len(samples)))
+    first = ask(every)
+    moved = {"when asked again": _apart(first, ask(every)), "in another order": _apart(first, ask(every[::-1]))}
+    if not judge.groupwise:
+        moved["alone"] = _apart(first, ask(every, 1))
+        moved["between others"] = _apart(first, ask(every[1::2] + every[::2], max(2, judge.config.batch_size // 2)))
+    latency = _seconds(lambda: ask(every if judge.groupwise else every[:1]))
+    many = len(samples) if judge.groupwise else judge.config.batch_size
+    full = [samples[k % len(samples)] for k in range(many)]
+    seconds = _seconds(lambda: _scored(judge, rewards.accelerator, full))
+    names = [name for name, _, _ in samples]
+    return Findings(dict(zip(names, first.tolist(), strict=True)), said.get(judge.name, ""), latency, many / seconds, moved)
+
+
+def _scored(judge: Judge, accelerator: Accelerator, samples: Sequence[tuple[str, Row, Any]]) -> tuple[Tensor, dict[str, str]]:
+    """((n,) scores, what the reward says went wrong); for a groupwise reward all are one group, of the first one's row."""
+    rewards = RewardSet([judge], accelerator)
+    if judge.groupwise:
+        found = rewards.score([samples[0][1]], [[one for _, _, one in samples]])
+    else:
+        found = rewards.score([replace(row, id=k) for k, (_, row, _) in enumerate(samples)], [[one] for _, _, one in samples])
+    return torch.cat(found)[:, 0], rewards.counts.cause
+
+
+def _apart(a: Tensor, b: Tensor) -> float:
+    """The largest distance; infinite where one has a score and the other none."""
+    if not torch.equal(a.isnan(), b.isnan()):
+        return math.inf
+    return (a - b).abs().nan_to_num().max().item()
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Of one, the mean over `LEAST` seconds of them."""
+    begun, times = time.perf_counter(), 0
+    while not times or (time.perf_counter() - begun < LEAST and times < 1000):
+        work()
+        times += 1
+    return (time.perf_counter() - begun) / times
+
+
+def memory() -> dict[str, float]:
+    """GB at the peak so far: main memory of this process, and of GPUs."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return {"main memory": peak} | {f"cuda:{k}": torch.cuda.max_memory_allocated(k) / 1e9 for k in range(torch.cuda.device_count())}
