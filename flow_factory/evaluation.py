@@ -19,7 +19,7 @@ from flow_factory.interrupt import Interrupt
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.failures import named_rows
 from flow_factory.randomness import generator
-from flow_factory.rewards.scoring import RewardSet
+from flow_factory.rewards.scoring import Asking, RewardSet
 from flow_factory.terminal import bar
 from flow_factory.types import Cond, Row, Sample
 from flow_factory.weights import WeightStore
@@ -27,6 +27,8 @@ from flow_factory.windows import rows_evaluated
 
 Scored = tuple[int, Any, list[list[float]]]
 """A row, its first sample where it is shown, and the scores of all its samples (n, R)."""
+Heard = tuple[list[int], list[Any], Asking]
+"""Rows, the first sample of each where it is shown, and the scores of all their samples, which may be on their way."""
 WAITING = 64
 """Samples that wait, each with its row's condition, for others whose conditions can share a call."""
 
@@ -92,22 +94,22 @@ class Evaluator:
 
     def _scored(self, rows: Sequence[int]) -> list[Scored]:
         """Those of this process's share of the rows."""
-        mine: list[Scored] = []
+        heard: list[Heard] = []
         waiting: dict[int, list[Any]] = {}
         unchanged = (self.rows[row] for row in self.share(rows))  # a line may have been edited
         all_or_none(self.accelerator, self.interrupt, lambda: all(unchanged))
         batches, more = self.batches(rows), True
-        with torch.no_grad(), self.store.use(self.store.reported), self.engine.gathered():
+        with torch.no_grad(), self.store.use(self.store.reported), self.engine.gathered(), self.rewards.dropping():
             coming = next(batches, [])
             while more:
                 batch, coming = coming, next(batches, [])
                 for asked, media in zip(batch, self._draw(batch), strict=True):
                     waiting.setdefault(asked.row, []).append(media)
                 enough = not coming or sum(map(len, waiting.values())) >= self.rewards.batch
-                mine += all_or_none(self.accelerator, self.interrupt, partial(self._score, waiting if enough else {}))
+                heard += all_or_none(self.accelerator, self.interrupt, partial(self._ask, waiting if enough else {}, heard))
                 self.told()
                 more = on_any_rank(self.accelerator, bool(coming))
-        return mine
+            return all_or_none(self.accelerator, self.interrupt, lambda: [scored for part in heard for scored in self._answers(*part)])
 
     @property
     def shares(self) -> list[int]:
@@ -115,15 +117,23 @@ class Evaluator:
         teams, team = self.config.teams, self.config.model.context_parallel
         return [len(range(process // team, len(self.taken), teams)) for process in range(self.accelerator.num_processes)]
 
-    def _score(self, waiting: dict[int, list[Any]]) -> "list[Scored]":
-        """Scores the rows all of whose samples are drawn, and takes them out of those that wait."""
+    def _ask(self, waiting: dict[int, list[Any]], before: Sequence[Heard]) -> list[Heard]:
+        """Asks for the scores of the rows all of whose samples are drawn, and takes them out of those that wait."""
+        for _, _, asking in before:
+            asking.check()
         whole = [row for row, media in waiting.items() if len(media) == self.config.eval.group_size]
         groups = [waiting.pop(row) for row in whole]
-        if self.accelerator.process_index % self.config.model.context_parallel:
+        if not whole or self.accelerator.process_index % self.config.model.context_parallel:
             return []  # the first process of the team has the same
-        tables = self.rewards.score([self.rows[row] for row in whole], groups, self.interrupt.look)
         shown = set(self.usual[: self.config.log.num_samples])
-        return [(i, g[0] if i in shown else None, t.tolist()) for i, g, t in zip(whole, groups, tables, strict=True)]
+        asking = self.rewards.asking(self.interrupt.look)
+        asking.add([self.rows[row] for row in whole], groups, last=True)
+        return [(whole, [group[0] if row in shown else None for row, group in zip(whole, groups, strict=True)], asking)]
+
+    def _answers(self, rows: Sequence[int], shown: Sequence[Any], asking: Asking) -> list[Scored]:
+        """Waits for them."""
+        tables = asking.scores().split(self.config.eval.group_size)
+        return [(row, media, table.tolist()) for row, media, table in zip(rows, shown, tables, strict=True)]
 
     def share(self, rows: Sequence[int]) -> Sequence[int]:
         """This process's."""

@@ -1,5 +1,6 @@
 """The rewards of an epoch's samples, asked as pictures come: what every reward has seen leaves main memory, but for what is shown."""
 
+from collections import deque
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -8,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from flow_factory.config.plan import Deal
-from flow_factory.distributed import all_or_none
+from flow_factory.distributed import all_or_none, most_of_ranks
 from flow_factory.done import Done
 from flow_factory.errors import UserError
 from flow_factory.groups import cut
@@ -35,8 +36,11 @@ class Judging:
         self.enough = deal.heard_at_once(size, rewards.batch)
         self.asking = rewards.asking(interrupt.look)
         self.ids: list[int] = []
+        """Of the samples whose scores all processes have: see `taken`."""
         self.taken = 0
-        """Micro-batches that were heard."""
+        """Micro-batches that were handed in, and whose scores all processes have."""
+        self.coming: deque[tuple[Sequence[Rollout], list[int]]] = deque()
+        """Those that were handed in later, and the ids of what was asked for with them; as in `Asking.coming`."""
         self.counts: Counts | None = None
         """The epoch's, once all rewards are there."""
 
@@ -62,7 +66,6 @@ class Judging:
         """
         rollouts = [part for one in drawn for part in cut(one, self.size)]
         self._ask(rollouts, last=False)
-        self.taken += len(rollouts)
         return rollouts
 
     def _ask(self, rollouts: Sequence[Rollout], last: bool) -> None:
@@ -75,18 +78,30 @@ class Judging:
             elif not self.deal.leads(self.accelerator.process_index):  # the first process of the team has the same
                 groups = []
             self._add(groups, last)
-        self.ids += [i for g in groups for i in g.ids]
-        self.let_go(rollouts)
+        self.coming.append((rollouts, [i for g in groups for i in g.ids]))
+        self._take()
 
     def _add(self, groups: Sequence[Group], last: bool) -> None:
         """Asks for their scores; where a process is stopped or fails, nothing was asked on any."""
         rows, media = [g.row for g in groups], [g.media for g in groups]
-        before = self.asking.asked, self.rewards.counts
+        before = len(self.asking.coming)
         try:
             all_or_none(self.accelerator, self.interrupt, lambda: self.asking.add(rows, media, last))
         except (UserError, Interrupted):
-            self.asking.asked, self.rewards.counts = before
+            self.asking.drop(before)
             raise
+
+    def _take(self) -> None:
+        """What all processes have the scores of: its pictures are let go."""
+        ready = self.asking.ready()
+        if self.rewards.lanes:  # which are not equally fast everywhere
+            ready = -most_of_ranks(self.accelerator, -ready)
+        self.asking.take(ready)
+        for _ in range(ready):
+            rollouts, ids = self.coming.popleft()
+            self.taken += len(rollouts)
+            self.ids += ids
+            self.let_go(rollouts)
 
     def let_go(self, rollouts: Sequence[Rollout]) -> None:
         """Of the next pictures, but those that are shown."""
@@ -102,8 +117,12 @@ class Judging:
         Raises:
             UserError, Interrupted: see `all_or_none`.
         """
-        self._ask(rollouts[self.taken :], last=True)
-        self.taken, self.counts = len(rollouts), self.rewards.counts
+        self._ask(rollouts[self.taken + sum(len(part) for part, _ in self.coming) :], last=True)
+        if self.rewards.lanes:
+            with self.meter.phase("reward"):
+                all_or_none(self.accelerator, self.interrupt, self.asking.wait)
+            self._take()
+        self.counts = self.rewards.counts
         known = dict(zip(self.ids, self.asking.scores(), strict=True))
         if self.exchanged:
             known = {i: scores for part in gather_object([known]) for i, scores in part.items()}

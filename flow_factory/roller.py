@@ -116,7 +116,8 @@ class Roller:
         if self.pairs is not None:
             self.judging.let_go(drawn[-1:])
         elif self.judging.due(drawn):
-            self.engine.policy.set_aside()  # what only a rollout needs makes room for the rewards
+            if not self.rewards.beside:
+                self.engine.policy.set_aside()  # what only a rollout needs makes room for the rewards
             self.rollouts += self.judging.heard(drawn)
             self.waiting = self.waiting[-1:]
 

@@ -86,11 +86,12 @@ class Trainer:
         self.meter.clear()
         with self.meter.phase("encode"):
             self.encode_ahead(self.progress.epoch, self.interrupt)
-        rollouts = self.roller(self.progress.epoch)
-        with self.meter.phase("rollout"):
-            meet_again("rolling out")
-        self.policy.set_aside()
-        report = self.judge(rollouts)
+        with self.rewards.dropping():
+            rollouts = self.roller(self.progress.epoch)
+            with self.meter.phase("rollout"):
+                meet_again("rolling out")
+            self.policy.set_aside()
+            report = self.judge(rollouts)
         agree(self.accelerator, self.interrupt)
         if not self.plan.rolled.whole and self.algorithm.compares_group:
             wanted = {slot for slot, _ in self.plan.trained.of(self.accelerator.process_index)}

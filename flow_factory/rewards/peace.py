@@ -16,18 +16,43 @@ from flow_factory.blame import place
 from flow_factory.errors import RewardError
 
 
+class _Process:
+    """What all threads have together, as it was before the calls that are under way: calls side by side would restore each other's."""
+
+    def __init__(self) -> None:
+        self.lock, self.calls = threading.Lock(), 0
+        self.before: tuple[torch.dtype, Path] | None = None
+
+    def enter(self) -> None:
+        with self.lock:
+            self.before = self.before or (torch.get_default_dtype(), Path.cwd())
+            self.calls += 1
+
+    def leave(self) -> None:
+        with self.lock:
+            self.calls -= 1
+            if self.calls or self.before is None:
+                return
+            (dtype, folder), self.before = self.before, None
+            if torch.get_default_dtype() is not dtype:
+                torch.set_default_dtype(dtype)
+            if Path.cwd() != folder:
+                os.chdir(folder)
+
+
+_process = _Process()
+
+
 @contextmanager
 def kept() -> Iterator[None]:
-    """Gradients on or off, the default dtype and the current folder are afterwards what they were."""
-    grad, dtype, folder = torch.is_grad_enabled(), torch.get_default_dtype(), Path.cwd()
+    """Gradients on or off, the default dtype and the current folder are afterwards what they were; of calls side by side, after the last."""
+    grad = torch.is_grad_enabled()
+    _process.enter()
     try:
         yield
     finally:
         torch.set_grad_enabled(grad)
-        if torch.get_default_dtype() is not dtype:
-            torch.set_default_dtype(dtype)
-        if Path.cwd() != folder:
-            os.chdir(folder)
+        _process.leave()
 
 
 def within(seconds: float | None, call: Callable[[], Any], doing: str, module: str) -> Any:
@@ -38,7 +63,7 @@ def within(seconds: float | None, call: Callable[[], Any], doing: str, module: s
     """
     if seconds is None:
         return call()
-    ended, inside = threading.Event(), _context()
+    ended, inside = threading.Event(), surroundings()
     outcome: list[tuple[Any, BaseException | None]] = []
 
     def work() -> None:
@@ -61,14 +86,16 @@ def within(seconds: float | None, call: Callable[[], Any], doing: str, module: s
     return answer
 
 
-def _context() -> Callable[[], ExitStack]:
-    """What torch keeps for each thread, as it is in this one: gradients, autocast, the current GPU."""
-    grad = torch.is_grad_enabled()
+def surroundings() -> Callable[[], ExitStack]:
+    """What torch keeps for each thread, as it is in this one: gradients, inference mode, autocast, the current GPU."""
+    grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
     casts = [(kind, torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
     gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
     def enter() -> ExitStack:
         stack = ExitStack()
+        if inference:
+            stack.enter_context(torch.inference_mode())
         stack.enter_context(torch.set_grad_enabled(grad))
         for kind, dtype in casts:
             stack.enter_context(torch.autocast(kind, dtype))

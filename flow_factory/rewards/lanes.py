@@ -1,0 +1,124 @@
+"""Threads in which rewards are asked beside the sampling (`async_reward`). Each loaded reward has its own."""
+
+import atexit
+import contextvars
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+
+from flow_factory.rewards.loading import Judge
+from flow_factory.rewards.peace import surroundings
+
+PATIENCE = 5.0
+"""Seconds that the end of the program waits for calls that are under way: one that comes back into a dead interpreter aborts it."""
+
+
+class Lane:
+    """The threads of one reward. They take its calls in the order in which these came, and end with the program.
+
+    Args:
+        workers: calls at a time.
+        device: where the reward computes; on a GPU each thread has a stream of its own.
+    """
+
+    def __init__(self, workers: int, device: torch.device):
+        self.workers, self.device = workers, device
+        self._queue: SimpleQueue[tuple[Future[Any], Callable[[], None]]] = SimpleQueue()
+        self._asked: list[Future[Any]] = []
+        self._threads = 0
+        _lanes.add(self)
+
+    def ask(self, call: Callable[[], Any]) -> Future[Any]:
+        """What the call returns or raises. It finds torch and the context's variables as they are here."""
+        future: Future[Any] = Future()
+        inside, variables = surroundings(), contextvars.copy_context()
+        self._queue.put((future, lambda: variables.run(_answer, future, inside, call)))
+        self._asked = [*self.unfinished, future]
+        if self._threads < self.workers:
+            self._threads += 1
+            threading.Thread(target=self._work, name="reward beside", daemon=True).start()
+        return future
+
+    @property
+    def unfinished(self) -> list[Future[Any]]:
+        """Calls that wait or are under way."""
+        return [future for future in self._asked if not future.done()]
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a call is."""
+        return any(future.running() for future in self._asked)
+
+    def drop(self) -> None:
+        """Those that wait are not begun any more."""
+        for future in self._asked:
+            future.cancel()
+
+    def _work(self) -> None:
+        with ExitStack() as stack:
+            if self.device.type == "cuda":
+                stream = torch.cuda.Stream(self.device)
+                stream.wait_stream(torch.cuda.default_stream(self.device))  # the weights are there
+                stack.enter_context(torch.cuda.stream(stream))
+            while True:
+                self._next()
+
+    def _next(self) -> None:
+        """A function of its own, so that a thread that waits holds no pictures."""
+        future, run = self._queue.get()
+        if future.set_running_or_notify_cancel():
+            run()
+
+
+def _answer(future: Future[Any], inside: Callable[[], ExitStack], call: Callable[[], Any]) -> None:
+    try:
+        with inside():
+            result = call()
+    except BaseException as error:  # raised where the answer is taken
+        future.set_exception(error)
+    else:
+        future.set_result(result)
+
+
+def answered(value: Any) -> Future[Any]:
+    """Of a call that is over."""
+    future: Future[Any] = Future()
+    future.set_result(value)
+    return future
+
+
+def has_answer(future: Future[Any]) -> bool:
+    """Whether its call is over, and went well."""
+    return future.done() and not future.cancelled() and future.exception() is None
+
+
+def lanes_of(judges: Sequence[Judge]) -> dict[int, Lane]:
+    """By the id of the reward. One that several entries share is asked beside the sampling if one of them says so, as often at a time as
+    the most generous says."""
+    shared: dict[int, list[Judge]] = {}
+    for judge in judges:
+        shared.setdefault(id(judge.model), []).append(judge)
+    return {
+        key: Lane(max(j.config.num_workers for j in entries), entries[0].model.device)
+        for key, entries in shared.items()
+        if any(j.config.async_reward for j in entries)
+    }
+
+
+_lanes: weakref.WeakSet[Lane] = weakref.WeakSet()
+
+
+@atexit.register
+def _rest() -> None:
+    until = time.monotonic() + PATIENCE
+    for lane in _lanes:
+        lane.drop()
+    while any(lane.under_way for lane in _lanes) and time.monotonic() < until:
+        time.sleep(0.01)
