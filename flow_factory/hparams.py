@@ -39,7 +39,9 @@ class RewardArguments:
     max_missing: float = 0.5
     """Largest share of an epoch's scores that may be missing; with more the run ends."""
     async_reward: bool = False
+    """Whether it is called in threads of its own, beside the sampling."""
     num_workers: int = 1
+    """So many threads, where `async_reward`."""
     extra_kwargs: dict[str, Any] = field(default_factory=dict)
     """Every other key of the entry; readable as attributes too."""
 

@@ -8,9 +8,11 @@ from flow_factory.algorithms import ALGORITHMS
 from flow_factory.config import EvalConfig, RunConfig, TrainConfig, plan_of
 from flow_factory.config.engine import EngineSettings
 from flow_factory.config.recompute import chosen_blocks, every_block
+from flow_factory.config.rewards import RewardConfig
 from flow_factory.engines.zero import BUCKET
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import DTYPES
+from flow_factory.rewards.lanes import AHEAD
 from flow_factory.weighing import Weights, weigh, width_of
 from flow_factory.windows import idle_of, in_windows
 
@@ -191,12 +193,20 @@ def pictures(config: RunConfig, family: type[ModelAdapter]) -> Iterator[Part]:
     """Those that rewards have not seen yet, and those that are shown."""
     train, plan = config.train, plan_of(config)
     filled, size = max((reward.batch_size for reward in config.rewards), default=1), train.per_device_batch_size
-    waiting = min(plan.rolled.heard_at_once(size, filled) + size * plan.drawn_together, size * plan.micro_batches_per_rank)
+    heard, ahead = plan.rolled.heard_at_once(size, filled), _ahead(config.rewards, train.group_size)
+    waiting = min((heard if ahead else 0) + ahead + heard + size * plan.drawn_together, size * plan.micro_batches_per_rank)
     evaluated = max((reward.batch_size for reward in config.eval_rewards or config.rewards), default=1)
-    evaluated += config.eval.per_device_batch_size + config.eval.group_size
+    evaluated += (
+        config.eval.per_device_batch_size + config.eval.group_size + _ahead(config.eval_rewards or config.rewards, config.eval.group_size)
+    )
     most = max(_bytes_of(family, train) * waiting, _bytes_of(family, config.eval) * evaluated)
     most += config.log.num_samples * (_bytes_of(family, train) + _bytes_of(family, config.eval))
     yield Part(f"{family.draws}s that rewards wait for, and those that are shown", most * 1e-9, "rollout", host=True)
+
+
+def _ahead(rewards: Sequence[RewardConfig], group_size: int) -> int:
+    """Samples that wait for rewards beside the sampling when more come."""
+    return max((AHEAD * reward.num_workers * max(reward.batch_size, group_size) for reward in rewards if reward.async_reward), default=0)
 
 
 def _bytes_of(family: type[ModelAdapter], section: TrainConfig | EvalConfig) -> float:

@@ -14,7 +14,7 @@ METRICS: dict[str, dict[str, str]] = {
         "train/missing_scores": "scores that no reward gave, a count over all groups",
         "train/unscored_samples": "samples without any score, a count; they have no advantage",
         "train/missing/<reward>": "samples for which a reward gave no score, a count",
-        "train/seconds/<reward>": "seconds that a reward took, the mean over processes",
+        "train/seconds/<reward>": "seconds that a reward's calls took, the mean over processes; with async_reward beside the sampling",
         "train/loss": "what is minimised, kl_beta's terms included",
         "train/policy_loss": "the loss without the distances to other weights",
         "train/grad_norm": "norm of the gradient before it is clipped",
@@ -80,7 +80,7 @@ METRICS: dict[str, dict[str, str]] = {
         "time/encode_s": "seconds of encoding rows that the run comes to; as all that follow, of work, the mean over processes",
         "time/rollout_s": "seconds of drawing the epoch's samples",
         "time/decode_s": "of these, seconds in which the VAE made pictures of latents",
-        "time/reward_s": "seconds of scoring them",
+        "time/reward_s": "seconds of scoring them; of rewards with async_reward, those in which the sampling waited",
         "time/advantage_s": "seconds of bringing scores and shared groups together",
         "time/optimise_s": "seconds of forwards, backwards and updates",
         "time/<phase>_wait_s": "of several processes: seconds in which a process waited for the others behind its work, the mean; an "

@@ -1,5 +1,6 @@
 """Rewards beside the sampling: the same scores, advantages and weights as in line, to the bit; and nothing hangs."""
 
+import json
 import os
 import random
 import signal
@@ -15,19 +16,23 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import nn
 
+from flow_factory.config import load_config
 from flow_factory.errors import RewardError, UserError
 from flow_factory.hparams import RewardArguments
 from flow_factory.interrupt import Interrupted
 from flow_factory.rewards import GroupwiseRewardModel, PointwiseRewardModel
-from flow_factory.rewards.lanes import Lane
+from flow_factory.rewards.lanes import AHEAD, Lane
 from flow_factory.rewards.peace import kept
-from flow_factory.rewards.scoring import AHEAD, RewardSet, load_rewards
+from flow_factory.rewards.scoring import RewardSet, load_rewards
+from flow_factory.train import build
 from flow_factory.types import Row
 from tests.test_judging import CALLS, colours
 from tests.tiny.run import logged, tiny, trained, write_run
+from tests.tiny.side_by_side import side_by_side
 
 HERE = __name__
 LONG = 60.0
@@ -188,7 +193,7 @@ def test_a_reward_that_fails_is_heard_before_the_others_have_answered(monkeypatc
         over.append(1)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.exhaustive)])
 def test_a_signal_while_scores_are_outstanding_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """In its second epoch, when all is drawn and the reward hangs; the state after the first one is kept."""
     run = tiny(tmp_path, f"rewards.reward_model={HERE}.Waits", "rewards.async_reward=true", "eval.eval_freq=0", "rewards.batch_size=4")
@@ -212,6 +217,7 @@ def test_a_signal_while_scores_are_outstanding_ends_at_once(tmp_path: Path, monk
         over.append(1)
 
 
+@pytest.mark.exhaustive
 def test_what_was_asked_when_a_run_is_stopped_is_asked_again_and_it_ends_as_the_unbroken_one(tmp_path: Path) -> None:
     keys = ("rewards.async_reward=true", "rewards.batch_size=3", "train.unique_sample_num_per_epoch=3", "eval.eval_freq=0",
             "log.save_model_only=false", "log.save_freq=1", "train.max_epochs=1", f"rewards.reward_model={HERE}.Waits")  # fmt: skip
@@ -334,3 +340,53 @@ def test_an_exit_in_a_reward_beside_the_sampling_is_its_failure() -> None:
     rewards.judges[0].model.__class__ = Leaves
     with pytest.raises(UserError, match=r"it ended the program, by SystemExit\(3\)"):
         rewards.score(*groups(1, 2))
+
+
+# -- several processes ------------------------------------------------------------------------------------------------------------------
+
+
+class Lags(Ranks):
+    """On the last process, and fails there in the epoch of the key `fails`."""
+
+    def __call__(self, image: list, **columns: Any) -> list[float]:
+        if self.accelerator.process_index == self.accelerator.num_processes - 1:
+            time.sleep(0.05)
+            if self.config.extra_kwargs.get("fails"):
+                raise ValueError("the model is gone")
+        return super().__call__(image)
+
+
+def _beside(rank: int, processes: int, rows: int) -> None:
+    said: dict[str, Any] = {}
+    for name, more in {
+        "in_line": (),
+        "beside": ("rewards.async_reward=true",),
+        "fails": ("rewards.async_reward=true", "rewards.fails=true"),
+    }.items():
+        AcceleratorState._reset_state(reset_partial_state=True)
+        keys = (
+            f"run_name={name}",
+            f"num_processes={processes}",
+            f"train.unique_sample_num_per_epoch={rows}",
+            f"rewards.reward_model={HERE}.Lags",
+        )
+        run = build(
+            load_config("tiny.yaml", [*keys, "rewards.batch_size=2", "eval.group_size=2", "train.gradient_step_per_epoch=1", *more])
+        )
+        try:
+            run()
+        except UserError as error:
+            said[name] = str(error)
+    Path(f"said.{rank}.json").write_text(json.dumps(said))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [1, pytest.param(4, marks=pytest.mark.exhaustive)])
+def test_processes_that_are_not_equally_fast_stay_in_step(tmp_path: Path, rows: int) -> None:
+    """With one row its group is shared, and pictures go from process to process."""
+    write_run(tmp_path)
+    side_by_side(2, tmp_path, _beside, 2, rows)
+    in_line, beside = (tmp_path / "save" / name for name in ("in_line", "beside"))
+    assert logged(in_line) == logged(beside)
+    said = [json.loads((tmp_path / f"said.{rank}.json").read_text()) for rank in range(2)]
+    assert [list(one) for one in said] == [["fails"]] * 2 and any("the model is gone" in one["fails"] for one in said)

@@ -38,8 +38,8 @@ class RewardConfig(Section):
     max_missing: float = Field(
         0.5, ge=0, le=1, description="largest share of an epoch's scores that may fail and be left out; with more the run ends"
     )
-    async_reward: bool = Field(False, description="score while the next samples are rolled out")
-    num_workers: int = Field(1, ge=1, description="threads of an async reward")
+    async_reward: bool = Field(False, description="score in threads of its own while the next samples are drawn; the same scores")
+    num_workers: int = Field(1, ge=1, description="calls at a time with async_reward; a local reward must bear it")
     extra_kwargs: dict[str, Any] = Field(default_factory=dict, description="keys for the reward itself")
 
     @field_validator("reward_model")

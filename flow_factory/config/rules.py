@@ -65,8 +65,10 @@ def notices(config: RunConfig) -> tuple[str, ...]:
     for key, why in IDLE.items():
         if getattr(config.data, key) != type(config.data).model_fields[key].default:
             lines.append(f"data.{key} has no effect: {why}")
-    if any(reward.async_reward or reward.num_workers != 1 for reward in (*config.rewards, *(config.eval_rewards or ()))):
-        lines.append("rewards: async_reward and num_workers have no effect yet: rewards are scored after the rollouts, in this process")
+    for section, rewards in (("rewards", config.rewards), ("eval_rewards", config.eval_rewards or ())):
+        for k, reward in enumerate(rewards):
+            if reward.num_workers != 1 and not reward.async_reward:
+                lines.append(f"{section}.{k}.num_workers: {reward.num_workers} has no effect without async_reward: true")
     if config.eval.full_at_end and (config.eval.max_rows is None or train.max_epochs is None):
         why = "every evaluation takes all rows" if config.eval.max_rows is None else "a run without max_epochs has no last evaluation"
         lines.append(f"eval.full_at_end has no effect: {why}")

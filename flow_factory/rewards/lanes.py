@@ -16,6 +16,8 @@ import torch
 from flow_factory.rewards.loading import Judge
 from flow_factory.rewards.peace import surroundings
 
+AHEAD = 2
+"""Calls for each thread of a reward that may not be over when more samples come; where there are more, the sampling waits."""
 PATIENCE = 5.0
 """Seconds that the end of the program waits for calls that are under way: one that comes back into a dead interpreter aborts it."""
 

@@ -45,7 +45,7 @@ _process = _Process()
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Gradients on or off, the default dtype and the current folder are afterwards what they were; of calls side by side, after the last."""
+    """Gradients on or off, the default dtype and the current folder are afterwards as before; of calls side by side, after the last."""
     grad = torch.is_grad_enabled()
     _process.enter()
     try:

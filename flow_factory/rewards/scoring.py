@@ -22,15 +22,13 @@ from flow_factory.errors import RewardError, UserError, of_all
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.answers import AnswerError, scores_of
 from flow_factory.rewards.inputs import Sample, arguments, samples_of
-from flow_factory.rewards.lanes import answered, has_answer, lanes_of
+from flow_factory.rewards.lanes import AHEAD, answered, has_answer, lanes_of
 from flow_factory.rewards.loading import Judge, compares, load_judges
 from flow_factory.rewards.peace import kept, within
 from flow_factory.types import Row
 
 logger = logging.getLogger(__name__)
 
-AHEAD = 2
-"""Calls that wait for each thread of a reward when more samples come; where there are more, the sampling waits."""
 OFTEN = 0.2
 """Seconds between two looks for signals and for other processes while calls are waited for."""
 
