@@ -24,6 +24,7 @@ from flow_factory.interrupt import Interrupted, Listener, Stopped
 from flow_factory.launch import going_on, has_ended, launch, said, stay_with_launcher
 from flow_factory.metric_names import metrics_help
 from flow_factory.placement import FLAGS, overrides_of, place, srun_task
+from flow_factory.surroundings import settle_allocator, settled_lines
 from flow_factory.terminal import hide_bars, hush, log_to_terminal, note
 from flow_factory.threads import settle
 
@@ -130,6 +131,7 @@ def listen(listener: Listener, argv: Sequence[str] | None) -> int:
     try:
         os.environ.update(srun_task(vars(args), os.environ))
         settle(os.environ)
+        settle_allocator(os.environ)
         log_to_terminal(logging.WARNING if first() else logging.ERROR)
         if args.help_config is not None:
             print(config_help(args.help_config or None))
@@ -208,7 +210,7 @@ def act(config: RunConfig, args: argparse.Namespace, listener: Listener) -> int:
         arguments = [str(args.config), *args.overrides, *going_on(config, placement.max_restarts)]
         return 0 if has_ended(config, placement) else launch(placement, arguments, config.distributed_timeout)
     if first():
-        note(*config.notices, *restarts())
+        note(*config.notices, *restarts(), *settled_lines(os.environ))
     if config.log.verbose:
         logging.getLogger("flow_factory").setLevel(logging.INFO)
     if args.check:

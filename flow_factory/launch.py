@@ -16,6 +16,7 @@ from flow_factory.config.model import AUTO
 from flow_factory.config.rules import resume_is_whole
 from flow_factory.errors import MeetingError
 from flow_factory.placement import Placement
+from flow_factory.surroundings import MAIN
 from flow_factory.terminal import note
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ def launch(placement: Placement, arguments: Sequence[str], limit: float) -> int:
         raise ConfigError(f"{text}; set --num_processes {gpus * placement.num_machines}, or say more machines (--num_machines, or srun)")
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "3600")  # seconds from SIGTERM to SIGKILL: a large state takes long to save
     os.environ[LAUNCHER] = str(os.getpid())
+    os.environ[MAIN] = placement.main_process_ip
     machines = _machines(placement, limit)
     try:
         run_processes(machines, here, ["-u", "-c", worker(), *arguments])

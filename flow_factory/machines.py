@@ -26,6 +26,7 @@ from torch.distributed.launcher.api import LaunchConfig
 
 from flow_factory.errors import MeetingError
 from flow_factory.meeting import Meeting, enter
+from flow_factory.threads import OWN_LAUNCHER
 
 FINAL = (2, 130)
 """Exit codes that no restart mends: a wrong config or data, and a run that was asked to stop."""
@@ -173,7 +174,7 @@ class Machines(RendezvousHandler):
         return "flow-factory"
 
     def get_run_id(self) -> str:
-        return "flow-factory"
+        return OWN_LAUNCHER
 
     def is_closed(self) -> bool:
         return False

@@ -14,6 +14,8 @@ from torch.distributed import DistError, Store, TCPStore
 
 from flow_factory.errors import MeetingError
 from flow_factory.presence import attend
+from flow_factory.surroundings import settle_interface
+from flow_factory.terminal import note
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,8 @@ def join_group(limit: float) -> None:
     timeout = int(environment.get("FF_RENDEZVOUS_TIMEOUT", "600"))
     meeting = Meeting("process", number, count, environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), timeout, attempt)
     store, another = meet(meeting, hosts), _connect(meeting, hosts)  # for threads, which a group's own use of the first may keep waiting
+    if (line := settle_interface(environment)) is not None and environment.get("LOCAL_RANK") == "0":
+        note(line)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     attend(dist.PrefixStore(attempt_key(attempt), another), number, count, meeting.address, limit)
     ours = dist.PrefixStore(attempt_key(attempt), store)

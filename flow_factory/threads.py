@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 
 COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -12,6 +12,8 @@ SPINS = "1000"
 """Turns of a loop, some tens of microseconds, for which a thread waits before it sleeps. GNU's OpenMP, which torch's wheels have, turns
 300000 times: nothing on an idle machine, and on a busy one most of what the thread that is waited for could have had
 (benchmarks/README.md)."""
+OWN_LAUNCHER = "flow-factory"
+"""TORCHELASTIC_RUN_ID of this program's launcher, which sets no threads but by `settle`."""
 OURS = "FF_THREADS"
 """The count that this program chose, so that processes it starts choose their own."""
 
@@ -22,8 +24,11 @@ def settle(environment: MutableMapping[str, str], cores: float | None = None) ->
     Args:
         cores: that all processes of this machine may use, by default `usable_cores()`.
     """
+    if by_torchrun(environment):
+        del environment["OMP_NUM_THREADS"]
     if all(environment.get(name) in (None, environment.get(OURS)) for name in COUNTS):
-        share = (usable_cores() if cores is None else cores) / _processes(environment)
+        own = "SLURM_CPUS_PER_TASK" in environment  # such a task has its cores for itself
+        share = (usable_cores() if cores is None else cores) / (1 if own else processes_here(environment))
         environment["OMP_NUM_THREADS"] = environment[OURS] = str(max(1, math.floor(share + 0.5)))
     if not any(name.startswith(WAITING) for name in environment):
         environment["GOMP_SPINCOUNT"] = SPINS
@@ -35,10 +40,29 @@ def usable_cores(root: Path = Path("/")) -> float:
     return min([float(allowed), *_quotas(root)])
 
 
-def _processes(environment: MutableMapping[str, str]) -> int:
-    """How many share the cores; a task of Slurm that was given its own has them for itself."""
+def processes_here(environment: Mapping[str, str]) -> int:
+    """How many of the run's processes this machine has."""
     said = environment.get("LOCAL_WORLD_SIZE", "")
-    return 1 if "SLURM_CPUS_PER_TASK" in environment or not said.isdecimal() else max(1, int(said))
+    return max(1, int(said)) if said.isdecimal() else 1
+
+
+def by_torchrun(environment: Mapping[str, str], parent: Path | None = None) -> bool:
+    """Whether torchrun (or accelerate, which starts processes by it) says one thread, and the user has said nothing to it.
+
+    Args:
+        parent: the environment that the launcher was started with, as Linux shows it.
+    """
+    if (
+        environment.get("TORCHELASTIC_RUN_ID", OWN_LAUNCHER) == OWN_LAUNCHER
+        or environment.get("OMP_NUM_THREADS") != "1"
+        or OURS in environment
+    ):
+        return False
+    try:
+        given = (parent or Path(f"/proc/{os.getppid()}/environ")).read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return not any(entry.startswith(b"OMP_NUM_THREADS=") for entry in given)
 
 
 def _quotas(root: Path) -> Iterator[float]:

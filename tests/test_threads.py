@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flow_factory.threads import SPINS, settle, usable_cores
+from flow_factory.threads import SPINS, by_torchrun, settle, usable_cores
 from tests.tiny.run import ROOT
 
 CORES = len(os.sched_getaffinity(0))
@@ -74,6 +74,28 @@ def test_a_machine_without_proc_has_its_affinity(tmp_path: Path) -> None:
 def test_processes_share_the_cores_and_the_users_count_rules(environment: dict[str, str], cores: float, threads: str | None) -> None:
     settle(environment, cores)
     assert environment.get("OMP_NUM_THREADS") == threads
+
+
+@pytest.mark.parametrize(
+    ("launcher", "extra", "its_own"),
+    [
+        (b"HOME=/root\0PATH=/bin", {}, True),
+        (b"HOME=/root\0OMP_NUM_THREADS=1\0PATH=/bin", {}, False),  # the user's
+        (b"", {"OMP_NUM_THREADS": "2"}, False),  # torchrun gives one
+        (b"", {"FF_THREADS": "1"}, False),
+        (b"", {"TORCHELASTIC_RUN_ID": "flow-factory"}, False),  # this program's launcher
+        (None, {}, False),  # no Linux
+    ],
+)
+def test_the_one_thread_that_torchrun_gives_is_nobodys_wish(
+    tmp_path: Path, launcher: bytes | None, extra: dict[str, str], its_own: bool
+) -> None:
+    if launcher is not None:
+        (tmp_path / "environ").write_bytes(launcher)
+    environment = {"TORCHELASTIC_RUN_ID": "none", "OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "4", **extra}
+    assert by_torchrun(environment, tmp_path / "environ") == its_own
+    del environment["TORCHELASTIC_RUN_ID"]
+    assert not by_torchrun(environment, tmp_path / "environ")
 
 
 @pytest.mark.parametrize("own", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "GOMP_CPU_AFFINITY", "KMP_BLOCKTIME"])
