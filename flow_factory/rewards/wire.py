@@ -48,7 +48,7 @@ def leaf(value: Any, pictures: str) -> dict[str, Any]:
     if not isinstance(value, Image.Image):
         wave = np.ascontiguousarray(value, "<f4")
         return {"channels": len(wave), "data": wave.tobytes()}
-    image = value.convert("RGB")
+    image = value if value.mode == "RGB" else value.convert("RGB")
     if pictures == "raw":
         return {"size": list(image.size), "data": image.tobytes()}
     buffer = io.BytesIO()

@@ -1,0 +1,130 @@
+"""What a reward costs on a server: by body, form of pictures and batch, beside the same reward in the process that asks.
+
+    python benchmarks/rewards.py [--side 512] [--seconds 3]
+
+Starts `ff-reward serve` on this machine with one worker. `free` returns zeros, so that its row is the way there and back; `size` is
+jpeg_compressibility. Everything is measured in one run, in turns, so that a busy machine slows all alike.
+"""
+
+import argparse
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+from flow_factory.hparams import RewardArguments  # noqa: E402 (found beside this file, installed or not)
+from flow_factory.rewards import PointwiseRewardModel, RewardModelOutput  # noqa: E402
+from flow_factory.rewards.scoring import RewardSet, load_rewards  # noqa: E402
+from flow_factory.types import Row  # noqa: E402
+
+BATCHES = (1, 8, 32)
+WAYS: dict[str, dict[str, Any]] = {
+    "msgpack, raw": {"body": "msgpack"},
+    "msgpack, raw, one request": {"body": "msgpack", "max_concurrent": 1},
+    "multipart, raw": {"body": "multipart"},
+    "msgpack, png": {"pictures": "png"},
+    "msgpack, jpeg": {"pictures": "jpeg"},
+    "older protocol (JSON, base64 of png)": {"older": True},
+}
+YAML = "rewards:\n  - {reward_model: 'rewards:Free', name: free, batch_size: 32}\n  - {reward_model: jpeg_compressibility, name: size}\n"
+
+
+class Free(PointwiseRewardModel):
+    """Costs nothing."""
+
+    required_fields = ("image",)
+
+    def __call__(self, prompt: list[str], image: list[Any]) -> RewardModelOutput:
+        return RewardModelOutput([0.0] * len(image))
+
+
+def loaded(model: str, batch: int, extra: dict[str, Any]) -> RewardSet:
+    """A reward alone."""
+    older = extra.pop("older", False)
+    entry = RewardArguments(name="it", reward_model=model, batch_size=batch, extra_kwargs=extra, device="cpu")
+    rewards = load_rewards([entry], (), Accelerator(cpu=True))[0]
+    if older:  # as of a server without /rewards; /compute scores with the first reward, or the one that is asked for
+        remote: Any = rewards.judges[0].model
+        remote.there, remote.pictures, name, ask = None, "png", extra["reward"], remote.link.ask
+        remote.link.ask = lambda path, questions: ask(f"{path}?reward={name}", questions)
+    return rewards
+
+
+def rates(works: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
+    """Calls a second of each, in turns; the median over the turns."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    ends = time.perf_counter() + seconds * len(works)
+    while time.perf_counter() < ends or any(len(taken) < 4 for taken in times.values()):
+        for name, work in works.items():
+            begun = time.perf_counter()
+            work()
+            times[name].append(time.perf_counter() - begun)
+    return {name: 1 / statistics.median(taken[1:]) for name, taken in times.items()}
+
+
+def measure(url: str, side: int, seconds: float) -> None:
+    """Prints the table."""
+    luck = np.random.default_rng(0)
+    coarse = [Image.fromarray(luck.integers(0, 256, (side // 16, side // 16, 3), dtype=np.uint8)) for _ in range(max(BATCHES))]
+    pictures = [image.resize((side, side), Image.Resampling.BICUBIC) for image in coarse]
+    print(f"pictures a second, of {side} pixels, by batch; in brackets the share of the same reward in this process\n")
+    print("| way | " + " | ".join(f"`free`, {n}" for n in BATCHES) + " | " + " | ".join(f"`size`, {n}" for n in BATCHES) + " |")
+    print("|---" * (1 + 2 * len(BATCHES)) + "|")
+    found: dict[str, list[str]] = {way: [] for way in ("in this process", *WAYS)}
+    for name, local in (("free", "rewards:Free"), ("size", "jpeg_compressibility")):
+        for batch in BATCHES:
+            sets = {"in this process": loaded(local, batch, {})}
+            sets |= {way: loaded("remote", batch, {"server_url": url, "reward": name, **keys}) for way, keys in WAYS.items()}
+            rows, media = [Row(k, "a") for k in range(batch)], [[one] for one in pictures[:batch]]
+            works = {way: lambda one=one, rows=rows, media=media: one.score(rows, media) for way, one in sets.items()}
+            speed = {way: batch * rate for way, rate in rates(works, seconds).items()}
+            for way, rate in speed.items():
+                share = f" ({rate / speed['in this process']:.2f})" if name == "size" else ""
+                found[way].append(f"{rate:,.0f}{share}")
+    for way, cells in found.items():
+        print(f"| {way} | {' | '.join(cells)} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", type=int, default=512)
+    parser.add_argument("--seconds", type=float, default=3)
+    args = parser.parse_args()
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "rewards.yaml").write_text(YAML)
+        command = [
+            sys.executable,
+            "-m",
+            "flow_factory.reward_command",
+            "serve",
+            f"{folder}/rewards.yaml",
+            "--port",
+            "0",
+            "--devices",
+            "cpu",
+        ]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent)
+        try:
+            assert server.stdout is not None
+            address = re.search(r"http://\S+:\d+", server.stdout.readline())
+            assert address is not None
+            measure(address[0], args.side, args.seconds)
+        finally:
+            server.terminate()
+            server.wait(60)
+
+
+if __name__ == "__main__":
+    main()
