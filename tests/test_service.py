@@ -245,6 +245,20 @@ def test_the_service_answers_while_it_scores_and_batches_over_clients_and_its_qu
     assert {id: a.json()["scores"] for id, a in answers.items()} == dict.fromkeys(["first", "one", "two", "three"], [7.0, 8.0])
 
 
+def test_a_request_that_is_there_when_the_service_ends_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Reads, "gate", gate := threading.Event())
+    answers: list[httpx.Response] = []
+    with service() as (address, _):
+        thread = threading.Thread(target=lambda: answers.append(post(address, body())))
+        thread.start()
+        while not Reads.batches:
+            WEB.get(f"{address}/health")
+        (timer := threading.Timer(0.3, gate.set)).start()
+    thread.join()
+    timer.join()
+    assert answers[0].json()["scores"] == [7.0, 8.0]
+
+
 def test_a_token_is_asked_for(served: str) -> None:
     with service(token="s3cret") as (address, _):
         assert WEB.get(f"{address}/health").status_code == 200
@@ -486,6 +500,9 @@ def test_the_command_serves_by_several_processes_outlives_one_and_ends_gracefull
         process.kill()
     done = subprocess.run([*command, "--host", "256.0.0.1"], cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert done.returncode == 2 and re.fullmatch(r"error: server.host, server.port: 256.0.0.1:0 cannot be listened on: .*\n", done.stderr)
+    if not torch.cuda.is_available():
+        done = subprocess.run([*command, "--devices", "cuda:7"], cwd=tmp_path, env=environment(), capture_output=True, text=True)
+        assert done.returncode == 2 and "error: server.devices: cuda:7: this machine has no cuda device; write auto" in done.stderr
     (tmp_path / "rewards.yaml").write_text("rewards:\n  reward_model: CLIP\n  model_name_or_path: ./none\n")
     done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert done.returncode == 2 and "error: reward 'clip': model_name_or_path: './none' is no folder" in done.stderr, done.stderr

@@ -81,7 +81,7 @@ def service(*entries: RewardArguments, wrap: Callable[[Any], Any] = lambda app: 
     config = ServerConfig(**{"port": 0, "grace": 1, **server})
     desk = Desk(config, [ThreadWorker(Scorer(entries or [entry()], "cpu"))])
     socket = listening(config)
-    running = uvicorn.Server(uvicorn.Config(wrap(make_app(desk)), log_config=None, access_log=False, timeout_graceful_shutdown=1))
+    running = uvicorn.Server(uvicorn.Config(wrap(make_app(desk)), log_config=None, access_log=False, timeout_graceful_shutdown=30))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [socket]})
     thread.start()
     try:

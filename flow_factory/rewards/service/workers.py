@@ -131,6 +131,10 @@ def work(theirs: Connection, path: str, overrides: Sequence[str], device: str) -
         from flow_factory.rewards.loading import arguments, require_files
         from flow_factory.rewards.service.scorer import Scorer
 
+        if device not in ("auto", "cpu"):
+            from flow_factory.ready import require_device
+
+            require_device("server.devices", device)
         entries = arguments(load_rewards_config(path, overrides).rewards)
         require_files(entries, now=True)
         scorer = Scorer(entries, device)
