@@ -137,8 +137,8 @@ def _finish(checkpoint: Path, contents: Contents) -> None:
 
 def clear(checkpoints: Path, but: Path) -> None:
     """Removes what checkpoints have of epochs that are done; on the main process, when the checkpoint `but` is whole."""
-    for folder in checkpoints.glob(f"**/{FOLDER}"):
-        if folder.parent != but and (folder / INDEX).is_file():
+    for folder in checkpoints.glob(f"**/*{FOLDER}"):
+        if folder.parent != but and folder.name in (FOLDER, f".partial-{FOLDER}", f".old-{FOLDER}"):
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -60,6 +60,8 @@ log.run_name: "", " ", " a", 7, yes, LONG, "a\\nb", "a\\u202eb", "a\\x1b[2J", 01
 log.project: "", null, "a\\nb", LONG
 log.save_dir: "", "\\u2028", LONG
 log.save_freq: -1, 2.5
+log.save_minutes: 0, -1, soon
+log.rollouts_gb: -1, all
 log.keep_last_n: 0, -1
 log.logging_backend: wanbd, 7, [tensorboard, x], {a: 1}
 rewards.0.weight: 0, 1.0e+300, -1.0e+300, .nan, heavy, 1.0e-300, true

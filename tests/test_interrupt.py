@@ -45,6 +45,14 @@ def test_before_a_run_a_signal_ends_the_program_even_if_a_library_takes_it_for_a
             listener.check()
 
 
+def test_long_work_hears_of_another_process_between_its_parts() -> None:
+    asked = Interrupt()
+    asked.look()
+    with asked.hearing(lambda: True), pytest.raises(Interrupted, match="another process was interrupted"):
+        asked.look()
+    asked.look()
+
+
 LOST = RuntimeError("[pair.cc:547] Connection closed by peer [127.0.0.1]:4711")
 SIGNAL = "SIGTERM: stopped at once; what is in the run's folder stays as it is\n"
 

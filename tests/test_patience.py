@@ -54,6 +54,21 @@ def test_one_that_stands_still_is_named_with_what_it_was_doing(monkeypatch: pyte
     assert 20 < clock.now < 30
 
 
+def test_one_that_waits_can_ask_the_others_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which hear of it between the parts of their work."""
+    store = HashStore()
+
+    def meanwhile(now: float) -> None:
+        if worker.asked() or now > 100:
+            store.set("scoring/1/done", "")
+
+    clock = Clock(meanwhile)
+    monkeypatch.setattr(patience, "time", clock)
+    worker = Work("scoring", store, (1, 2))
+    Work("scoring", store, (0, 2)).wait(lambda: clock.now > 3)
+    assert 3 < clock.now < 10
+
+
 def test_a_process_alone_waits_for_nobody() -> None:
     work = Work("encoding")
     work.beat("row 1")
