@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.operations import operations, product_rate
+from benchmarks.product import product_rate
 from flow_factory.config import RunConfig, load_config
 from flow_factory.fit import model_of
 from flow_factory.floor import measure as measure_floor
 from flow_factory.memory import peak
 from flow_factory.rewards import PointwiseRewardModel, RewardModelOutput
+from flow_factory.throughput import work_of
 from flow_factory.train import build
 from flow_factory.trainer import Trainer
 
@@ -43,7 +44,7 @@ def measure(file: Path, overrides: list[str], epochs: int) -> dict[str, Any]:
     rows = [trainer.epoch() for _ in range(epochs)]
     middle = {k: statistics.median(row[k] for row in rows) for k in rows[0]}
     phases = {k.removeprefix("time/").removesuffix("_s"): v for k, v in middle.items() if k.startswith("time/")}
-    reached = {phase: work / phases[phase] for phase, work in tflop_of(trainer).items()}
+    reached = {phase: (work.tflop or 0.0) / phases[phase] for phase, work in work_of(trainer, trainer.conds[0]).items()}
     return {
         "seconds": rounded(phases),
         "first_epoch_s": round(first["time/epoch_s"], 3),
@@ -59,20 +60,6 @@ def measure(file: Path, overrides: list[str], epochs: int) -> dict[str, Any]:
         "first_gradient_norm": first["train/grad_norm"],
         **machine(),
     }
-
-
-def tflop_of(trainer: Trainer) -> dict[str, float]:
-    """What an epoch's rollout and its training need of the transformer."""
-    config, plan, family = trainer.config, trainer.plan, type(trainer.adapter)
-    train = config.train
-    image = family.tokens_of(train.height, train.width, {**train.call, "max_sequence_length": 0})
-    needed = operations(next(iter(trainer.policy.models.values())), image, trainer.conds[0]["prompt_embeds"].shape[1])
-    passes = family.passes(trainer.call)
-    steps = train.num_inference_steps - train.first_step
-    points = plan.trained_batches_per_rank * plan.per_device_batch_size * plan.trained_points * plan.num_inner_epochs
-    trained = points * (passes if trainer.algorithm.guidance("policy") is None else 1)
-    rolled = plan.samples_per_epoch * steps * passes
-    return {"rollout": rolled * needed.forward * 1e-12, "optimise": trained * (needed.forward + needed.backward) * 1e-12}
 
 
 def memory(trainer: Trainer) -> dict[str, float | None]:

@@ -1,5 +1,6 @@
 """Whether a run fits: the estimate of its memory in lines, on which cards, and what would make it smaller."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from flow_factory.config.base import show
 from flow_factory.config.memory_rules import keeps_no_copy
 from flow_factory.config.recompute import AUTO
 from flow_factory.errors import UserError
-from flow_factory.memory import DRAWING, Part, drawn, estimate, in_main_memory, peak
+from flow_factory.memory import DRAWING, Part, Phase, drawn, estimate, in_main_memory, peak, peak_of
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.files import on_disk
@@ -174,6 +175,23 @@ def memory_lines(config: RunConfig, gpu: float | None = None) -> tuple[list[str]
         *quantiser_lines(config),
         *more,
     ], fits
+
+
+PHASES: Mapping[str, Phase] = {"encode": "window", "rollout": "rollout", "optimise": "training"}
+"""What a run's phases are called in an estimate."""
+
+
+def measured(config: RunConfig, peaks: Mapping[str, float]) -> str:
+    """A line with the peaks of phases, beside what is estimated.
+
+    Args:
+        config: as `settled` gave it.
+        peaks: GB of the device, by the meter's names of phases.
+    """
+    model = model_of(config)
+    parts = model.parts(config) if model is not None else []
+    known = {phase: f", estimated {peak_of(parts, PHASES[phase]):.1f}" for phase in peaks if parts and phase in PHASES}
+    return "memory at the peak: " + "; ".join(f"{phase} {gb:.1f} GB{known.get(phase, '')}" for phase, gb in peaks.items())
 
 
 def gathering(config: RunConfig, model: Model) -> list[str]:

@@ -265,6 +265,11 @@ def peak(parts: list[Part]) -> float:
     return max(gb["always"] + max(gb["rollout"], gb["training"], gb["window"]), gb["encoding"] + CONTEXT)
 
 
+def peak_of(parts: list[Part], phase: Phase) -> float:
+    """GB on the device in one phase of an epoch."""
+    return sum(p.gb for p in parts if p.phase in ("always", phase) and not p.host)
+
+
 def in_main_memory(parts: list[Part]) -> float:
     """GB of main memory in the larger phase, for one process."""
     return max(sum(p.gb for p in parts if p.host and (p.phase == "encoding") == early) for early in (False, True))

@@ -90,6 +90,11 @@ METRICS: dict[str, dict[str, str]] = {
         "time/eval_s": "seconds of an evaluation",
         "perf/samples_per_s": "the epoch's samples over its seconds, of all processes",
         "perf/<phase>_samples_per_s": "the same for rollout, reward and optimise, waiting included",
+        "perf/<phase>_tokens_per_s": "tokens, of text and pictures, through the transformers in the rollout or in the training (a forward "
+        "and its backward count once), of all processes, waiting included",
+        "perf/<phase>_tflops": "10^12 operations of the transformers' mathematics a second of work, of one process, where there is a "
+        "formula (FLUX.1, SD3.5, Qwen-Image, Wan); what is computed again, and the VAE, not counted",
+        "perf/<phase>_share_of_peak": "that, as a share of what the data sheet says of the card in 16 bits, where it is known",
         "perf/peak_memory_gb": "GB of the device at the most so far; without a GPU, of the process",
         "perf/<phase>_peak_memory_gb": "GB of the device at the most in a phase, on the process that needed most; not without a GPU, for "
         "no phase of a CPU's work has a peak of its own",

@@ -11,6 +11,7 @@ from flow_factory.banner import banner, tested
 from flow_factory.distributed import most_of_ranks
 from flow_factory.errors import RowError, UserError
 from flow_factory.evaluation import Evaluator
+from flow_factory.fit import measured
 from flow_factory.floor import measure
 from flow_factory.frugal import give_back
 from flow_factory.gains import FILE as EVAL_SCORES
@@ -51,6 +52,8 @@ class Run:
     """Whether the run that it goes on with has evaluated the epochs done so far."""
     stated: Path | None = None
     """The last checkpoint with a training state."""
+    weighed: bool = field(default=False, init=False)
+    """Whether the first epoch's memory was told beside the estimate."""
     saving: dict[str, float] = field(default_factory=dict, init=False)
     """What the checkpoint since the last epoch has cost, told with the next one."""
     gallery: Gallery = field(init=False)
@@ -147,6 +150,10 @@ class Run:
         presence.doing("logging")
         self.bar.tell(metrics)
         self.log(metrics)
+        peaks = {found[1]: gb for name, gb in metrics.items() if (found := re.fullmatch(r"perf/(\w+)_peak_memory_gb", name))}
+        if peaks and self.main and not self.weighed:
+            say(measured(self.trainer.config, peaks))
+            self.weighed = True
         if self.back is not None:
             meet_again("logging")
             self.back.look(self.trainer.meter.share_of_card(), lambda near: most_of_ranks(self.trainer.accelerator, near) > 0)

@@ -26,6 +26,7 @@ from flow_factory.rewards.scoring import RewardSet
 from flow_factory.rewards.silence import Silence
 from flow_factory.roller import Roller
 from flow_factory.shared_groups import share
+from flow_factory.throughput import Work, peak_of_device, rates, work_of
 from flow_factory.training_state import Progress
 from flow_factory.types import Cond, Rollout, Row, Sample
 from flow_factory.watch import Watch
@@ -73,6 +74,9 @@ class Trainer:
         self.learner = Learner(
             self.config.train, self.call, self.plan, self.accelerator, *model, self.schedule, self.meter, self.progress, self.interrupt
         )
+        self.work: dict[str, Work] = {}
+        """Of an epoch, once its first rollout is done."""
+        self.peak = peak_of_device(self.accelerator.device, self.config.mixed_precision)
         self.shown: list[Sample] = []
         """The epoch's first samples, for the trackers."""
 
@@ -90,6 +94,7 @@ class Trainer:
             rollouts = self.roller(self.progress.epoch)
             with self.meter.phase("rollout"):
                 meet_again("rolling out")
+            self.work = self.work or work_of(self, rollouts[0].cond)
             self.policy.set_aside()
             report = self.judge(rollouts)
         agree(self.accelerator, self.interrupt)
@@ -105,7 +110,8 @@ class Trainer:
         means = self.meter.means()
         if self.accelerator.is_main_process:
             self.watch.look(means, self.progress.updates)
-        return means | report | rate | self.meter.costs(self.plan.samples_per_epoch)
+        costs, dropped = self.meter.costs(self.plan.samples_per_epoch), means.get("train/dropped_share", 0.0)
+        return means | report | rate | costs | rates(costs, self.work, self.accelerator.num_processes, self.peak, dropped)
 
     def judge(self, rollouts: list[Rollout]) -> dict[str, float]:
         """Fills in `Rollout.rewards` and `Rollout.advantage`, where they are not given; what to log."""

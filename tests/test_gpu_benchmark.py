@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.gpu import blamed, run
 from benchmarks.gpu_models import PUBLISHED, config_of
 from benchmarks.gpu_plan import MODELS, ORDER, SETTINGS, Job, choose, expected, job, jobs, limit
-from benchmarks.operations import operations
 from flow_factory.config import load_config
 from flow_factory.models import MODELS as FAMILIES
+from flow_factory.operations import operations
 from tests.conftest import ROOT
 from tests.tiny.pipelines import build
 

@@ -1,12 +1,10 @@
-"""Operations of a transformer's forward and backward, by a formula, and what this machine's matrix products reach."""
+"""Operations of a transformer's forward and backward, by a formula."""
 
 import math
 import re
-import time
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from flow_factory.weighing import width_of
@@ -64,7 +62,7 @@ def operations(transformer: nn.Module, image: int, text: int) -> Operations:
         KeyError: a class without a formula.
     """
     tokens = {"image": image, "text": text, "both": image + text}
-    kind = type(transformer).__name__
+    kind = type(transformer).__name__.removeprefix("FSDP")
     products = trained = attentions = 0.0
     for name, module in transformer.named_modules():
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d)):
@@ -79,26 +77,7 @@ def operations(transformer: nn.Module, image: int, text: int) -> Operations:
 
 
 def weights_of(layer: Any) -> int:
-    """Of a linear layer by its two sides: weights in 4 bits are packed."""
-    return layer.in_features * layer.out_features if isinstance(layer, nn.Linear) else layer.weight.numel()
-
-
-def product_rate(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
-    """TFLOP/s of products of two square matrices here and now: what a card reaches depends on its power and temperature."""
-    cuda = device.type == "cuda"
-    side = 8192 if cuda else 512
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    best, until = math.inf, time.perf_counter() + seconds
-    while time.perf_counter() < until or best == math.inf:
-        wait(device)
-        start = time.perf_counter()
-        for _ in range(10):
-            a @ b
-        wait(device)
-        best = min(best, (time.perf_counter() - start) / 10)
-    return 2 * side**3 / best * 1e-12
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    """By its sides: weights in 4 bits are packed, and ZeRO-3 keeps none of them here."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features * layer.out_features
+    return layer.in_channels * layer.out_channels * math.prod(layer.kernel_size) // layer.groups
