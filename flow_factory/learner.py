@@ -174,7 +174,8 @@ class Learner:
                     if not checked:
                         checked = True
                         self.check_on_policy(metrics)
-                    since = self.meter.tick() if left == 0 else None
+                    if left == 0:
+                        since = self.meter.mark()
                     self.engine.backward(loss / window.points * self.plan.trained.team)  # whose processes have a part of the gradient each
                 if self.fresh and self.config.num_inner_epochs > 1:  # the old velocities that this forward has found
                     batch.frozen[k] |= self.stored(point.frozen)

@@ -143,10 +143,16 @@ class Meter:
         event.record()
         return event
 
-    def shared(self, since: Any) -> None:
-        """Ends what all processes end together, however late the last one began."""
+    def mark(self) -> tuple[Any, float]:
+        """Begins what all processes end together, however late the last one begins; see `shared`."""
+        return self.tick(), patience.waited()
+
+    def shared(self, since: tuple[Any, float]) -> None:
+        """Ends it."""
         if self._open:
-            self.here[self._open[-1].name].shared.append((since, self.tick()))
+            here = self.here[self._open[-1].name]
+            here.shared.append((since[0], self.tick()))
+            here.shared_s -= patience.waited() - since[1]  # which is told as waiting already
 
     def decoding(self, decode: Callable[..., Any]) -> Callable[..., Any]:
         """A VAE's `decode`, whose time is part of the phase that is under way."""

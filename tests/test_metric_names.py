@@ -13,7 +13,7 @@ from flow_factory.metrics import read_metrics
 from tests.tiny.run import ROOT, tiny
 
 KEYS = {
-    "grpo": ["train.kl_beta=0.1", "train.drop_zero_variance=true"],
+    "grpo": ["train.kl_beta=0.1", "train.drop_zero_variance=true", "eval.max_rows=2", "eval.full_at_end=true"],
     "nft": ["train.kl_beta=0.1"],
     "awm": ["train.kl_beta=0.1", "train.ema_kl_beta=0.1", "train.off_policy=true"],
     "dgpo": ["train.kl_beta=0.1", "train.per_device_batch_size=4"],

@@ -15,9 +15,9 @@ from flow_factory import meter, patience
 from flow_factory.learner import Learner
 from flow_factory.meter import Meter
 from flow_factory.rewards.scoring import RewardSet
+from flow_factory.roller import Roller
 from flow_factory.run import Run
 from flow_factory.slowest import Slowest, Spent, lagging
-from flow_factory.trainer import Trainer
 from tests.tiny.several import several
 
 HOSTS = ["node1", "node1", "node2", "node2"]
@@ -105,7 +105,7 @@ class Clock:
         return time.perf_counter() + cls.ahead
 
 
-SLOW = {"rollout": (Trainer, "sample"), "reward": (RewardSet, "next_scores"), "optimise": (Learner, "velocity_of")}
+SLOW = {"rollout": (Roller, "sample"), "reward": (RewardSet, "next_scores"), "optimise": (Learner, "velocity_of")}
 
 
 def dawdle(rank: int) -> None:

@@ -19,7 +19,7 @@ def test_an_epochs_work_is_what_torch_counts(tmp_path: Path) -> None:
     run = tiny(tmp_path, "train.num_inference_steps=2", "train.true_cfg_scale=3.0", "eval.eval_freq=0")
     trainer = run.trainer
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        trainer.roll_out(0)
+        trainer.roller(0)
     work = work_of(trainer, trainer.conds[0])
     assert work["rollout"].tflop == pytest.approx(sum(counter.get_flop_counts()["Policy.components.transformer"].values()) * 1e-12)
     assert work["rollout"].tokens == 2 * 4 * 2 * 2 * (4 + 16), "rows x samples x steps x passes x (latent and text tokens)"
