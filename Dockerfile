@@ -8,10 +8,10 @@ COPY tools/install_image.sh pyproject.toml constraints.txt README.md LICENSE /sr
 COPY flow_factory /src/flow_factory
 RUN /src/install_image.sh https://download.pytorch.org/whl/cpu
 WORKDIR /home/flow/flow-factory
-COPY --chown=flow assets assets
-COPY --chown=flow dataset dataset
-COPY --chown=flow examples examples
-USER flow
+COPY --chown=1001 assets assets
+COPY --chown=1001 dataset dataset
+COPY --chown=1001 examples examples
+USER 1001
 CMD ["ff-train", "examples/quickstart.yaml"]
 
 # torch's own packages bring CUDA's libraries; the base brings what the driver's container runtime looks for
@@ -21,8 +21,8 @@ COPY tools/install_image.sh pyproject.toml constraints.txt README.md LICENSE /sr
 COPY flow_factory /src/flow_factory
 RUN /src/install_image.sh https://pypi.org/simple
 WORKDIR /home/flow/flow-factory
-COPY --chown=flow assets assets
-COPY --chown=flow dataset dataset
-COPY --chown=flow examples examples
-USER flow
+COPY --chown=1001 assets assets
+COPY --chown=1001 dataset dataset
+COPY --chown=1001 examples examples
+USER 1001
 CMD ["ff-train", "examples/quickstart.yaml"]

@@ -37,7 +37,7 @@ def test_what_the_image_copies_is_there_and_is_not_left_out() -> None:
     assert copied == kept and all((ROOT / name).exists() for name in copied)
     stages = re.split(r"^FROM ", text, flags=re.MULTILINE)[1:]
     assert [stage.split(" AS ")[1].split()[0] for stage in stages] == ["cpu", "cuda"]
-    assert all("\nUSER flow\n" in stage and 'CMD ["ff-train", "examples/quickstart.yaml"]' in stage for stage in stages)
+    assert all("\nUSER 1001\n" in stage and 'CMD ["ff-train", "examples/quickstart.yaml"]' in stage for stage in stages)
 
 
 def test_the_tools_of_pre_commit_are_those_of_make_lint() -> None:

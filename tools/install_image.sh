@@ -7,7 +7,7 @@ apt-get update
 # g++ and Python's headers: torch.compile and DeepSpeed build kernels where they run
 apt-get install --yes --no-install-recommends ca-certificates g++ git python3-dev python3-venv
 rm -rf /var/lib/apt/lists/*
-useradd --create-home flow
+useradd --create-home --uid 1001 flow
 install --directory --owner flow --group flow /home/flow/flow-factory
 python3 -m venv /opt/venv
 export PIP_NO_CACHE_DIR=1
