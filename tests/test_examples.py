@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -169,7 +169,7 @@ def weights(pipe: Any, run: Run) -> dict[str, Tensor]:
     return {re.sub(r"\.default_\d+\.", ".default.", k): p for k, p in there.items()}
 
 
-# -- the README's tables ------------------------------------------------------------------------------------------------------------
+# -- the tables of the page on models ---------------------------------------------------------------------------------------------------
 
 
 class Family(NamedTuple):
@@ -188,13 +188,13 @@ def families() -> list[Family]:
 
 
 def table(first: str) -> list[list[str]]:
-    """The cells of the README's table whose first column is this key."""
-    lines = (ROOT / "README.md").read_text().partition(f"\n| `{first}` |")[2].splitlines()[2:]
-    return [line.strip("| ").split(" | ") for line in lines[: lines.index("")]]
+    """The cells of the page's table whose first column is this key."""
+    lines = (ROOT / "guidance" / "models.md").read_text().partition(f"\n| `{first}` |")[2].splitlines()[2:]
+    return [line.strip("| ").split(" | ") for line in takewhile(lambda line: line.startswith("|"), lines)]
 
 
 def linked(cell: str) -> list[Path]:
-    return [ROOT / link for link in re.findall(r"\((.*?)\)", cell)]
+    return [ROOT / link.removeprefix("../") for link in re.findall(r"\((.*?)\)", cell)]
 
 
 CONDITIONS = {
@@ -204,7 +204,7 @@ CONDITIONS = {
 """(pictures, videos), at least and at most."""
 
 
-def test_the_readme_has_every_model_what_it_is_shown_and_the_examples_that_train_it() -> None:
+def test_the_page_has_every_model_what_it_is_shown_and_the_examples_that_train_it() -> None:
     """LoRA and full are ticked by the examples, and those are what the test above trains."""
     rows = families()
     assert [row.model_type for row in rows] == list(MODELS)
@@ -218,7 +218,7 @@ def test_the_readme_has_every_model_what_it_is_shown_and_the_examples_that_train
         assert model.model_name_or_path.partition("/")[2].removesuffix("-Diffusers") in checkpoints[model.model_type]
 
 
-def test_the_readme_has_every_algorithm_and_all_of_its_examples() -> None:
+def test_the_page_has_every_algorithm_and_all_of_its_examples() -> None:
     rows = {name.strip("`"): {"lora": linked(lora), "full": linked(full)} for name, lora, full in table("train.trainer_type")}
     assert list(rows) == list(TRAIN_CONFIGS) == list(ALGORITHMS)
     assert rows.pop("grpo") == {"lora": [], "full": []}  # the table of models has them
