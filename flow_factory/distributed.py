@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
-from typing import TypeVar
+from pickle import dumps, loads
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -71,6 +72,30 @@ def in_step(accelerator: Accelerator, interrupt: Interrupt, items: Iterable[Item
         agree(accelerator, interrupt)
     for _ in range(most - count):
         agree(accelerator, interrupt)
+
+
+def exchange(accelerator: Accelerator, parts: Mapping[int, Any]) -> dict[int, Any]:
+    """Of each process what it has for this one, by its number; from one to the other, so that nobody has what is not meant for it.
+
+    All must come here. Nothing is told of an empty part.
+
+    Args:
+        parts: by the number of the process that they are for.
+    """
+    me, count = accelerator.process_index, accelerator.num_processes
+    mine = {me: parts[me]} if parts.get(me) else {}
+    if count == 1:
+        return mine
+    sent = {to: torch.frombuffer(bytearray(dumps(part)), dtype=torch.uint8) for to, part in parts.items() if part and to != me}
+    sizes = torch.zeros(count, count, dtype=torch.int64)
+    for to, data in sent.items():
+        sizes[me, to] = len(data)
+    dist.all_reduce(sizes)
+    got = {of: torch.empty(int(size), dtype=torch.uint8) for of, size in enumerate(sizes[:, me]) if size}
+    for work in [dist.irecv(data, of) for of, data in got.items()] + [dist.isend(data, to) for to, data in sent.items()]:
+        if work is not None:  # which is for processes that are not of the group
+            work.wait()
+    return mine | {of: loads(data.numpy().data) for of, data in got.items()}
 
 
 def all_or_none(accelerator: Accelerator, interrupt: Interrupt, call: Callable[[], Answer], at_once: bool = True) -> Answer:

@@ -11,13 +11,14 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from flow_factory.config import RunConfig, pipeline_kwargs
-from flow_factory.distributed import all_or_none, on_any_rank
+from flow_factory.distributed import all_or_none, exchange, on_any_rank
 from flow_factory.engines import Engine
 from flow_factory.errors import RowError
 from flow_factory.frugal import moved
 from flow_factory.interrupt import Interrupt
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.failures import named_rows
+from flow_factory.parcels import Parcel, packed
 from flow_factory.randomness import generator
 from flow_factory.rewards.scoring import Asking, RewardSet
 from flow_factory.terminal import bar
@@ -25,10 +26,10 @@ from flow_factory.types import Cond, Row, Sample
 from flow_factory.weights import WeightStore
 from flow_factory.windows import rows_evaluated
 
-Scored = tuple[int, Any, list[list[float]]]
-"""A row, its first sample where it is shown, and the scores of all its samples (n, R)."""
+Scored = tuple[int, list[list[float]], Any]
+"""A row, the scores of all its samples (n, R), and its first sample where it is shown: a `Parcel`, where it is not the main process's."""
 Heard = tuple[list[int], list[Any], Asking]
-"""Rows, the first sample of each where it is shown, and the scores of all their samples, which may be on their way."""
+"""Rows, of each what of it is shown, and the scores of all their samples, which may be on their way."""
 WAITING = 64
 """Samples that wait, each with its row's condition, for others whose conditions can share a call."""
 
@@ -58,16 +59,16 @@ class Evaluator:
     """Called after each batch."""
     scores: dict[str, list[float]] = field(default_factory=dict, init=False)
     """Of the last evaluation, by reward: those of each of its rows."""
-    taken: Sequence[int] = field(default=(), init=False)
+    usual: Sequence[int] = field(init=False)
+    """The rows of every evaluation."""
+    taken: Sequence[int] = field(init=False)
     """The last evaluation's rows."""
 
-    @property
-    def usual(self) -> Sequence[int]:
-        """The rows of every evaluation."""
-        return rows_evaluated(self.config, len(self.rows))
+    def __post_init__(self) -> None:
+        self.usual = self.taken = rows_evaluated(self.config, len(self.rows))
 
     def run(self, full: bool = False) -> tuple[dict[str, float], list[Sample]]:
-        """Metrics over all samples, and on the main process the first ones of the first rows, `log.num_samples` of them.
+        """Metrics over all samples, and on the main process the first ones of the first rows, `log.num_samples` of them; elsewhere none.
 
         Other pictures stay where they were drawn, and are let go as soon as they are scored.
 
@@ -79,15 +80,16 @@ class Evaluator:
             UserError: a reward failed, see `all_or_none`; or the pipeline did, on a row.
         """
         self.taken = range(len(self.rows)) if full else self.usual
-        everyone: list[Scored] = gather_object(self._scored(self.taken))
-        everyone.sort(key=lambda e: e[0])
-        table = torch.tensor([scores for _, _, scores in everyone], dtype=torch.float64)  # (rows, group_size, R)
+        mine = self._scored(self.taken)
+        everyone: list[tuple[int, list[list[float]]]] = sorted(gather_object([(row, scores) for row, scores, _ in mine]))
+        table = torch.tensor([scores for _, scores in everyone], dtype=torch.float64)  # (rows, group_size, R)
         names, usual = self.rewards.names, set(self.usual)
         self.scores = dict(zip(names, table.nanmean(1).T.tolist(), strict=True)) if names else {}
-        shown = [e for e in everyone if e[0] in usual][: self.config.log.num_samples]
-        samples = [Sample(self.rows[i].prompt, m, dict(zip(names, s[0], strict=True))) for i, m, s in shown]
+        come = exchange(self.accelerator, {0: [(row, media) for row, _, media in mine if media is not None]})
+        shown = sorted(((k, m.opened() if isinstance(m, Parcel) else m) for some in come.values() for k, m in some), key=lambda e: e[0])
+        samples = [Sample(self.rows[k].prompt, m, dict(zip(names, dict(everyone)[k][0], strict=True))) for k, m in shown]
         report = {f"eval/{k}": v for k, v in self.rewards.finish_epoch().items() if k.startswith("seconds/")}
-        metrics = self._metrics("eval", table[[k for k, (row, _, _) in enumerate(everyone) if row in usual]])
+        metrics = self._metrics("eval", table[[k for k, (row, _) in enumerate(everyone) if row in usual]])
         if len(usual) < len(everyone):
             metrics |= self._metrics("eval_full", table)
         return metrics | report, samples
@@ -125,15 +127,15 @@ class Evaluator:
         groups = [waiting.pop(row) for row in whole]
         if not whole or self.accelerator.process_index % self.config.model.context_parallel:
             return []  # the first process of the team has the same
-        shown = set(self.usual[: self.config.log.num_samples])
+        shown, pack = self.usual[: self.config.log.num_samples], (lambda m: m) if self.accelerator.is_main_process else packed
         asking = self.rewards.asking(self.interrupt.look)
         asking.add([self.rows[row] for row in whole], groups, last=True)
-        return [(whole, [group[0] if row in shown else None for row, group in zip(whole, groups, strict=True)], asking)]
+        return [(whole, [pack(group[0]) if row in shown else None for row, group in zip(whole, groups, strict=True)], asking)]
 
     def _answers(self, rows: Sequence[int], shown: Sequence[Any], asking: Asking) -> list[Scored]:
         """Waits for them."""
         tables = asking.scores().split(self.config.eval.group_size)
-        return [(row, media, table.tolist()) for row, media, table in zip(rows, shown, tables, strict=True)]
+        return [(row, table.tolist(), media) for row, media, table in zip(rows, shown, tables, strict=True)]
 
     def share(self, rows: Sequence[int]) -> Sequence[int]:
         """This process's."""

@@ -42,8 +42,13 @@ def still(media: Any) -> Image.Image:
 
 def excerpt(clip: Clip) -> Clip:
     """A clip's first frame, its last and two between, evenly spaced, over the same time and without sound; its own excerpt is itself."""
-    chosen = sorted({round(k) for k in np.linspace(0, len(clip.frames) - 1, FRAMES)})
+    chosen = excerpted(clip)
     return Clip([clip.frames[k] for k in chosen], clip.fps * len(chosen) / len(clip.frames))
+
+
+def excerpted(clip: Clip) -> list[int]:
+    """The numbers of the frames that an `excerpt` has."""
+    return sorted({round(k) for k in np.linspace(0, len(clip.frames) - 1, FRAMES)})
 
 
 def animation(clip: Clip) -> BytesIO:

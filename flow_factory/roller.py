@@ -102,7 +102,8 @@ class Roller:
 
     def begin(self) -> None:
         """Of this epoch nothing is drawn yet, but what an earlier process has kept."""
-        size, shown = self.config.train.per_device_batch_size, self.config.log.num_samples
+        size = self.config.train.per_device_batch_size
+        shown = self.config.log.num_samples if self.accelerator.is_main_process else 0
         self.judging = Judging(self.accelerator, self.interrupt, self.meter, self.plan.rolled, self.rewards, size, shown)
         self.rollouts, self.waiting = [], []
         if self.done is not None:

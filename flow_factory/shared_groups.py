@@ -1,14 +1,14 @@
 """Groups that several processes share, for there are fewer of them than processes: what must see a whole group gets it here."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from flow_factory.config.plan import Deal
+from flow_factory.distributed import exchange
 from flow_factory.frugal import moved
 from flow_factory.memo import Memo
 from flow_factory.types import Cond, Rollout, Row
@@ -24,38 +24,45 @@ class Group(NamedTuple):
 
 
 def whole_groups(accelerator: Accelerator, deal: Deal, parts: Sequence[Group]) -> list[Group]:
-    """The groups that this process scores, each on one of the processes that have parts of it; all must come with parts of the same ones.
+    """The groups that this process scores: each group is scored by one of the processes that have parts of it.
 
-    The one place where pictures go from process to process.
+    All must come with parts of the same ones. The one place where pictures that are scored go from process to process.
     """
-    everyone: list[Group] = gather_object(list(parts))
-    rows = {part.slot: part.row for part in everyone}
+    mine: dict[int, list[Group]] = {}
+    for part in parts if deal.leads(accelerator.process_index) else ():  # the others of a team have the same
+        holders = deal.holders(part.slot)
+        mine.setdefault(holders[part.slot % len(holders)], []).append(part)
+    come = [part for some in exchange(accelerator, mine).values() for part in some]
     samples: dict[int, dict[int, Any]] = {}
-    for part in everyone:
+    for part in come:
         samples.setdefault(part.slot, {}).update(zip(part.ids, part.media, strict=True))
-    mine = [slot for slot in sorted(samples) if slot % deal.processes == accelerator.process_index]
-    return [Group(s, rows[s], sorted(samples[s]), [samples[s][i] for i in sorted(samples[s])]) for s in mine]
+    rows = {part.slot: part.row for part in come}
+    return [Group(s, rows[s], sorted(samples[s]), [samples[s][i] for i in sorted(samples[s])]) for s in sorted(samples)]
 
 
-def share(
-    accelerator: Accelerator, rollouts: Sequence[Rollout], wanted: Collection[int], conds: Sequence[Cond], waits: bool = False
-) -> list[Rollout]:
-    """All micro-batches of the wanted groups, in the order of the epoch; this process's own ones as they are.
+def share(accelerator: Accelerator, deal: Deal, rollouts: Sequence[Rollout], conds: Sequence[Cond], waits: bool = False) -> list[Rollout]:
+    """All micro-batches of the groups that this process has any of, in the order of the epoch; its own ones as they are.
 
     Latents go from process to process. What was computed from the condition is computed again for the others' ones; the condition itself
     is one for all micro-batches of a row.
 
     Args:
+        deal: of what is trained on.
         waits: whether rollouts wait in main memory (`train.offload_samples_to_cpu`).
     """
+    me, theirs = accelerator.process_index, dict[int, list[Rollout]]()
+    for to in range(deal.processes) if deal.leads(me) else ():  # the others of a team have the same
+        asked = {slot for slot, _ in deal.of(to)} if to // deal.team != me // deal.team else ()
+        theirs[to] = [replace_all(r, "cpu", cond={}, memo=None, media=[]) for r in rollouts if r.slot in asked]
     own = {r.ids: r for r in rollouts}
-    everyone = gather_object([replace_all(r, "cpu", cond={}, memo=None, media=[]) for r in rollouts])
-    needed = [r for _, r in sorted({r.ids: r for r in everyone if r.slot in wanted}.items())]  # a team's processes all have them
+    everyone = own | {r.ids: r for some in exchange(accelerator, theirs).values() for r in some}
+    wanted = {slot for slot, _ in deal.of(me)}
+    needed = [r for _, r in sorted(everyone.items()) if r.slot in wanted]
     home = "cpu" if waits else accelerator.device
     read = {r.row.id: r.cond for r in rollouts}
     for row in {r.row.id for r in needed} - read.keys():
         read[row] = moved(conds[row], home)
-    return [own.get(r.ids) or replace_all(r, home, cond=read[r.row.id], memo=Memo()) for r in needed]
+    return [r if r.ids in own else replace_all(r, home, cond=read[r.row.id], memo=Memo()) for r in needed]
 
 
 def replace_all(rollout: Rollout, device: torch.device | str, **others: Any) -> Rollout:

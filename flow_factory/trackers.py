@@ -11,13 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import numpy as np
 
 from flow_factory.blame import blamed, watch_threads
-from flow_factory.data.mp4 import save_video
+from flow_factory.data.mp4 import video_bytes
 from flow_factory.errors import UserError, file_errors
 from flow_factory.metrics import MetricsFile
 from flow_factory.pictures import animation, caption, contact_sheet
@@ -110,13 +109,10 @@ class Wandb:
         self.run.log({name: [self._media(s) for s in samples], "step": step})
 
     def _media(self, sample: Sample) -> Any:
-        """An image, or a clip as MP4: wandb gets the bytes, and a file of its own that it clears away when it has copied it."""
+        """An image, or a clip as MP4: wandb gets the bytes, and has a file of its own that it clears away when it has copied it."""
         if not isinstance(sample.media, Clip):
             return self.image(sample.media, caption=caption(sample))
-        with TemporaryDirectory() as folder:
-            file = Path(folder, "clip.mp4")
-            save_video(sample.media, file)
-            return self.video(BytesIO(file.read_bytes()), caption=caption(sample), format="mp4")
+        return self.video(BytesIO(video_bytes(sample.media)), caption=caption(sample), format="mp4")
 
     def finish(self) -> None:
         self.run.finish()

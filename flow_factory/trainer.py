@@ -99,9 +99,8 @@ class Trainer:
             report = self.judge(rollouts)
         agree(self.accelerator, self.interrupt)
         if not self.plan.rolled.whole and self.algorithm.compares_group:
-            wanted = {slot for slot, _ in self.plan.trained.of(self.accelerator.process_index)}
             with self.meter.phase("advantage"):
-                rollouts = share(self.accelerator, rollouts, wanted, self.conds, waits=self.config.train.offload_samples_to_cpu)
+                rollouts = share(self.accelerator, self.plan.trained, rollouts, self.conds, waits=self.config.train.offload_samples_to_cpu)
         self.learner.learn(self.groups(rollouts))
         self.roller.forget()
         self.progress.epoch += 1

@@ -43,7 +43,7 @@ class Row:
 class Clip:
     """A video, maybe with sound."""
 
-    frames: list[Any]
+    frames: Sequence[Any]
     """PIL images of one size."""
     fps: float
     """Frames per second."""

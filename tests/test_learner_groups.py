@@ -225,10 +225,11 @@ def test_micro_batches_of_other_processes_share_the_condition_of_their_row(
 ) -> None:
     run = tiny(tmp_path, "eval.eval_freq=0", f"train.offload_samples_to_cpu={waits}")
     rollouts, conds = rolled(run), run.trainer.conds
-    monkeypatch.setattr(shared_groups, "gather_object", lambda parts: [replace_all(r, "cpu", cond={}, memo=None) for r in rollouts])
+    come = [replace_all(r, "cpu", cond={}, memo=None) for r in rollouts]
+    monkeypatch.setattr(shared_groups, "exchange", lambda accelerator, parts: {1: come})
     read: list[int] = []
     counting: Any = type("", (), {"__getitem__": lambda _, k: read.append(k) or conds[k]})()
     mine = [rollouts[0]]
-    found = share(run.trainer.accelerator, mine, {r.slot for r in rollouts}, counting, waits)
+    found = share(run.trainer.accelerator, run.trainer.plan.trained, mine, counting, waits)
     assert [r.ids for r in found] == [r.ids for r in rollouts] and read == [rollouts[-1].row.id]
     assert [[a.cond is b.cond for b in found] for a in found] == [[a.slot == b.slot for b in found] for a in found]

@@ -44,6 +44,11 @@ class Deal:
         """Whether this process speaks for its team where one answer is wanted."""
         return process % self.team == 0
 
+    def holders(self, group: int) -> list[int]:
+        """The processes that take its micro-batches, the first one of each team."""
+        numbers = [group] if self.whole else range(group * self.batches, (group + 1) * self.batches)
+        return sorted({number % self.teams * self.team for number in numbers})
+
     def of(self, process: int) -> list[tuple[int, int]]:
         """(group, number of the micro-batch in it), those of one process in the order in which it takes them."""
         every = ((group, k) for group in range(self.groups) for k in range(self.batches))

@@ -32,7 +32,7 @@ def files_of(row: Row) -> list[tuple[Kind, int, str]]:
 
 def frames_of(kind: str, path: str, where: str) -> list[Image.Image]:
     """All pictures of a file, upright."""
-    return [open_image(path, where)] if kind == "image" else open_video(path, where).frames
+    return [open_image(path, where)] if kind == "image" else list(open_video(path, where).frames)
 
 
 class Seeker:

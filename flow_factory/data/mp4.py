@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +15,29 @@ from flow_factory.types import Clip
 
 if TYPE_CHECKING:
     import av
+
+
+@dataclass(frozen=True)
+class Film(Clip):
+    """A clip that has been written already."""
+
+    file: bytes = b""
+    """As `save_video` writes it."""
+
+
+def video_bytes(clip: Clip) -> bytes:
+    """What `save_video` writes, which needs a file that can be read meanwhile.
+
+    Raises:
+        ValueError: see there.
+        OSError, av.FFmpegError: it cannot be written, or encoded.
+    """
+    if isinstance(clip, Film):
+        return clip.file
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "clip.mp4")
+        save_video(clip, file)
+        return file.read_bytes()
 
 
 def save_video(clip: Clip, path: str | Path) -> None:
@@ -25,6 +50,9 @@ def save_video(clip: Clip, path: str | Path) -> None:
     """
     import av
 
+    if isinstance(clip, Film):
+        Path(path).write_bytes(clip.file)
+        return
     sizes = {frame.size for frame in clip.frames}
     if len(sizes) != 1 or not clip.fps > 0:
         raise ValueError(f"{path}: a video needs frames of one size and a positive rate, not sizes {sorted(sizes)} at {clip.fps} fps")

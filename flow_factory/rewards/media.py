@@ -76,7 +76,7 @@ def condition_images(row: Row) -> list[Image.Image]:
 
 def condition_videos(row: Row) -> list[list[Image.Image]]:
     """The frames of each of the row's condition videos; see `condition_images`."""
-    return [_video(path, row.source).frames for path in row.videos]
+    return [list(_video(path, row.source).frames) for path in row.videos]
 
 
 # small, since a video may be large: they serve the batches and the rewards of one row, which follow each other
