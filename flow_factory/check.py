@@ -6,6 +6,7 @@ from flow_factory.compilation import MOST, said
 from flow_factory.config import RunConfig, plan_of
 from flow_factory.ema import reported_weights
 from flow_factory.encoding_plan import encoding_lines, encoding_settled, row_size
+from flow_factory.evaluation_plan import evaluation_lines
 from flow_factory.fit import memory_lines, model_of
 from flow_factory.hub import cached
 from flow_factory.models import MODELS
@@ -35,7 +36,11 @@ def report(config: RunConfig, gpu: float | None = None) -> tuple[str, bool]:
     encoded = encoding_lines(config, len(found.rows), len(found.test), row_size(config, model))
     parts = [("data", [*data_lines(found), *encoded]), ("rewards", reward_lines(config)), ("checkpoint", checkpoint_lines(config))]
     begins = [str(found.finished)] if found.finished else start_lines(config, found.start, found.changed)
-    parts += [("start", begins), ("plan", [*plan_lines(config), *compiled_lines(found)]), ("memory of one process", memory)]
+    parts += [
+        ("start", begins),
+        ("plan", [*plan_lines(config), *evaluation_lines(config, len(found.test)), *compiled_lines(found)]),
+        ("memory of one process", memory),
+    ]
     return "\n".join(line for title, lines in parts for line in (f"{title}:", *(f"  {line}" for line in lines))), fits
 
 
