@@ -55,7 +55,7 @@ def share(accelerator: Accelerator, deal: Deal, rollouts: Sequence[Rollout], con
         asked = {slot for slot, _ in deal.of(to)} if to // deal.team != me // deal.team else ()
         theirs[to] = [replace_all(r, "cpu", cond={}, memo=None, media=[]) for r in rollouts if r.slot in asked]
     own = {r.ids: r for r in rollouts}
-    everyone = own | {r.ids: r for some in exchange(accelerator, theirs).values() for r in some}
+    everyone = {r.ids: r for some in exchange(accelerator, theirs).values() for r in some} | own
     wanted = {slot for slot, _ in deal.of(me)}
     needed = [r for _, r in sorted(everyone.items()) if r.slot in wanted]
     home = "cpu" if waits else accelerator.device
