@@ -3,7 +3,8 @@
     python benchmarks/rewards.py [--side 512] [--seconds 3]
 
 Starts `ff-reward serve` on this machine with one worker. `free` returns zeros, so that its row is the way there and back; `size` is
-jpeg_compressibility. Everything is measured in one run, in turns, so that a busy machine slows all alike.
+jpeg_compressibility. Everything is measured in one run, in turns, so that a busy machine slows all alike;
+its CPU time it hardly changes.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import psutil
 from accelerate import Accelerator
 from PIL import Image
 
@@ -29,7 +31,7 @@ from flow_factory.rewards import PointwiseRewardModel, RewardModelOutput  # noqa
 from flow_factory.rewards.scoring import RewardSet, load_rewards  # noqa: E402
 from flow_factory.types import Row  # noqa: E402
 
-BATCHES = (1, 8, 32)
+BATCHES = (1, 16)
 WAYS: dict[str, dict[str, Any]] = {
     "msgpack, raw": {"body": "msgpack"},
     "msgpack, raw, one request": {"body": "msgpack", "max_concurrent": 1},
@@ -62,24 +64,38 @@ def loaded(model: str, batch: int, extra: dict[str, Any]) -> RewardSet:
     return rewards
 
 
-def rates(works: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
-    """Calls a second of each, in turns; the median over the turns."""
+def speeds(works: dict[str, Callable[[], Any]], seconds: float, cpu: Callable[[], float]) -> dict[str, tuple[float, float]]:
+    """Of each, in turns: seconds of a call, the median over the turns, and seconds of CPU, the mean."""
     times: dict[str, list[float]] = {name: [] for name in works}
+    used = dict.fromkeys(works, 0.0)
     ends = time.perf_counter() + seconds * len(works)
+    for work in works.values():
+        work()
     while time.perf_counter() < ends or any(len(taken) < 4 for taken in times.values()):
         for name, work in works.items():
-            begun = time.perf_counter()
+            begun, before = time.perf_counter(), cpu()
             work()
             times[name].append(time.perf_counter() - begun)
-    return {name: 1 / statistics.median(taken[1:]) for name, taken in times.items()}
+            used[name] += cpu() - before
+    return {name: (statistics.median(taken), used[name] / len(taken)) for name, taken in times.items()}
 
 
-def measure(url: str, side: int, seconds: float) -> None:
+def cpu_of(server: psutil.Process) -> Callable[[], float]:
+    """Seconds of CPU so far, of this process and of the server's."""
+
+    def cpu() -> float:
+        spent = [process.cpu_times() for process in (server, *server.children(recursive=True))]
+        return time.process_time() + sum(one.user + one.system for one in spent)
+
+    return cpu
+
+
+def measure(url: str, side: int, seconds: float, cpu: Callable[[], float]) -> None:
     """Prints the table."""
     luck = np.random.default_rng(0)
     coarse = [Image.fromarray(luck.integers(0, 256, (side // 16, side // 16, 3), dtype=np.uint8)) for _ in range(max(BATCHES))]
     pictures = [image.resize((side, side), Image.Resampling.BICUBIC) for image in coarse]
-    print(f"pictures a second, of {side} pixels, by batch; in brackets the share of the same reward in this process\n")
+    print(f"pictures of {side} pixels a second, by batch; in brackets milliseconds of CPU a picture, of both sides together\n")
     print("| way | " + " | ".join(f"`free`, {n}" for n in BATCHES) + " | " + " | ".join(f"`size`, {n}" for n in BATCHES) + " |")
     print("|---" * (1 + 2 * len(BATCHES)) + "|")
     found: dict[str, list[str]] = {way: [] for way in ("in this process", *WAYS)}
@@ -89,10 +105,8 @@ def measure(url: str, side: int, seconds: float) -> None:
             sets |= {way: loaded("remote", batch, {"server_url": url, "reward": name, **keys}) for way, keys in WAYS.items()}
             rows, media = [Row(k, "a") for k in range(batch)], [[one] for one in pictures[:batch]]
             works = {way: lambda one=one, rows=rows, media=media: one.score(rows, media) for way, one in sets.items()}
-            speed = {way: batch * rate for way, rate in rates(works, seconds).items()}
-            for way, rate in speed.items():
-                share = f" ({rate / speed['in this process']:.2f})" if name == "size" else ""
-                found[way].append(f"{rate:,.0f}{share}")
+            for way, (once, spent) in speeds(works, seconds, cpu).items():
+                found[way].append(f"{batch / once:,.0f} ({1000 * spent / batch:.2g})")
     for way, cells in found.items():
         print(f"| {way} | {' | '.join(cells)} |", flush=True)
 
@@ -120,7 +134,7 @@ def main() -> None:
             assert server.stdout is not None
             address = re.search(r"http://\S+:\d+", server.stdout.readline())
             assert address is not None
-            measure(address[0], args.side, args.seconds)
+            measure(address[0], args.side, args.seconds, cpu_of(psutil.Process(server.pid)))
         finally:
             server.terminate()
             server.wait(60)
