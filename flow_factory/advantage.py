@@ -4,10 +4,20 @@
 enters no statistic. Rewards of weight 0 are only watched. A group whose scores do not differ, or that has fewer than two, gets exactly 0.
 """
 
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from flow_factory.blame import blamed
+from flow_factory.combinations import COMBINATIONS
+from flow_factory.errors import RewardError, UserError
 from flow_factory.types import Metrics
+
+Aggregation = Callable[[Tensor, Tensor, bool], tuple[Tensor, Metrics]]
+"""(rewards, weights, global_std) -> (advantages, metrics); see `group_advantage`."""
 
 EPSILON = 1e-4
 """Added to a standard deviation, as Flow-GRPO and NVIDIA's GDPO do: keeps a nearly constant group from being blown up."""
@@ -80,4 +90,38 @@ def gdpo(rewards: Tensor, weights: Tensor, global_std: bool = True) -> tuple[Ten
     return finish(((total - mean) / (std + EPSILON)).where(scored & varies(scores, valid).any(-1), 0.0), scores, scored)
 
 
-AGGREGATIONS = {"sum": group_advantage, "gdpo": gdpo}
+def combined(own: Callable[..., Any], names: Sequence[str], rewards: Tensor, weights: Tensor, global_std: bool) -> tuple[Tensor, Metrics]:
+    """`group_advantage` of the one score that a function of the user's own makes of all.
+
+    Args:
+        own: called with (rewards, weights, names), copies; returns a tensor (G, n), NaN where a sample has no score.
+
+    Raises:
+        RewardError: it raised, or returned something else.
+    """
+    said, groups = f"train.advantage_aggregation: {own.__module__}.{own.__qualname__}", rewards.shape[:2]
+    with blamed(f"{said} failed", own.__module__):
+        score = own(rewards.double().clone(), weights.double().clone(), tuple(names))
+    if not isinstance(score, Tensor) or score.shape != groups or score.is_complex():
+        what = f"a tensor of shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
+        raise RewardError(f"{said} returned {what}; it must return a tensor {tuple(groups)}, a number a sample")
+    one = score.detach().to("cpu", torch.float64)[..., None]
+    advantage, metrics = group_advantage(one, torch.ones(1), global_std)
+    return advantage, metrics | {"missing_scores": (~weighted(rewards, weights)[0].isfinite()).sum().float()}
+
+
+def aggregation(name: str, rewards: Sequence[str]) -> Aggregation:
+    """That of `train.advantage_aggregation`, for rewards of these names.
+
+    Raises:
+        UserError: a dotted path leads to no function, or its module raises as it is imported.
+    """
+    if (known := COMBINATIONS.canonical(name)) in AGGREGATIONS:
+        return AGGREGATIONS[known]
+    own = COMBINATIONS[name]
+    if not callable(own) or isinstance(own, type):
+        raise UserError(f"train.advantage_aggregation: {name!r} is no function; write one of (rewards, weights, names)")
+    return partial(combined, own, rewards)
+
+
+AGGREGATIONS: dict[str, Aggregation] = {"sum": group_advantage, "gdpo": gdpo}

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from flow_factory.models.base import ModelAdapter
 from flow_factory.models.failures import named_rows
 from flow_factory.parcels import Parcel, packed
 from flow_factory.randomness import generator
+from flow_factory.ranking import spearman
 from flow_factory.rewards.scoring import Asking, RewardSet
 from flow_factory.terminal import bar
 from flow_factory.types import Cond, Row, Sample
@@ -181,4 +183,7 @@ class Evaluator:
         if self.rewards.names:
             means = [w * out[f"{where}/reward_{n}_mean"] for w, n in zip(self.rewards.weights, self.rewards.names, strict=True)]
             out[f"{where}/reward_mean"] = sum(means)
+        for a, b in combinations(range(len(self.rewards.names)), 2):
+            if (likeness := spearman(table[..., a].flatten(), table[..., b].flatten())) is not None:
+                out[f"{where}/correlation/{self.rewards.names[a]}/{self.rewards.names[b]}"] = likeness
         return out

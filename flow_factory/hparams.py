@@ -38,6 +38,8 @@ class RewardArguments:
     """Longest time of a call; beyond it the run ends."""
     max_missing: float = 0.5
     """Largest share of an epoch's scores that may be missing; with more the run ends."""
+    transform: dict[str, Any] | None = None
+    """What becomes of its scores before they are weighted, see `transform.transformed`; no concern of the reward's."""
     async_reward: bool = False
     """Whether it is called in threads of its own, beside the sampling."""
     num_workers: int = 1

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from flow_factory.advantage import aggregation
 from flow_factory.config import RunConfig
 from flow_factory.data.media import Extent
 from flow_factory.errors import UserError
@@ -112,8 +113,9 @@ def folders(found: Ready) -> None:
 
 
 def classes(found: Ready) -> None:
-    """The rewards' classes, and the media that they score."""
+    """The rewards' classes, and the media that they score; and what combines them."""
     config, family = found.asked, MODELS[found.asked.model.model_type]
+    aggregation(config.train.advantage_aggregation, ())
     used = (config.rewards, config.eval_rewards or config.rewards)
     found.needs = [require_rewards(arguments(entries), family.draws, family.sounds) for entries in used]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from flow_factory.advantage import AGGREGATIONS, varies
+from flow_factory.advantage import aggregation, varies
 from flow_factory.algorithms.base import Algorithm
 from flow_factory.config import BatchPlan, RunConfig, pipeline_kwargs
 from flow_factory.distributed import agree, gather_groups
@@ -28,6 +28,7 @@ from flow_factory.roller import Roller
 from flow_factory.shared_groups import share
 from flow_factory.throughput import Work, peak_of_device, rates, work_of
 from flow_factory.training_state import Progress
+from flow_factory.transform import transformed
 from flow_factory.types import Cond, Rollout, Row, Sample
 from flow_factory.watch import Watch
 from flow_factory.weights import WeightStore
@@ -66,6 +67,7 @@ class Trainer:
             vae.decode = self.meter.decoding(vae.decode)
         self.watch, self.silence = Watch(self.config), Silence()
         self.call = pipeline_kwargs(self.config.train)
+        self.aggregate = aggregation(self.config.train.advantage_aggregation, self.rewards.names)
         model = self.adapter, self.engine, self.store, self.algorithm
         self.roller = Roller(
             self.config, self.call, self.plan, self.accelerator, *model, self.rewards, self.rows, self.conds, self.pairs, self.meter,
@@ -134,14 +136,18 @@ class Trainer:
         train, size = self.config.train, self.config.train.per_device_batch_size
         scores = gather_groups(self.accelerator, self.plan.rolled, torch.stack([r.rewards for r in rollouts]).double())
         weights = torch.tensor(self.rewards.weights, dtype=torch.float64)
-        advantage, metrics = AGGREGATIONS[train.advantage_aggregation](scores, weights, train.global_std)
+        used = transformed(scores, [judge.config.transform for judge in self.rewards.judges])
+        advantage, metrics = self.aggregate(used, weights, train.global_std)
         for rollout, (slot, k) in zip(rollouts, self.roller.mine, strict=True):
             here = slice(k * size, (k + 1) * size)
             rollout.rewards, rollout.advantage = scores[slot, here].float(), advantage[slot, here].to(self.accelerator.device)
         for name, column in zip(self.rewards.names, scores.flatten(0, 1).T, strict=True):
             known = column[~column.isnan()]
             metrics |= {f"reward_{name}_mean": known.mean(), f"reward_{name}_std": known.std(correction=0)}
-        told = varies(scores, scores.isfinite()).any(0).flatten().tolist()
+        for judge, column in zip(self.rewards.judges, used.unbind(-1), strict=True):
+            if judge.config.transform is not None:
+                metrics[f"transformed_{judge.name}_mean"] = column.nanmean()
+        told = varies(used, used.isfinite()).any(0).flatten().tolist()
         if self.accelerator.is_main_process and (line := self.silence.look(self.rewards.names, self.rewards.weights, told, len(scores))):
             logger.warning(line)
         self.meter.add(metrics | {"reward_mean": (scores.nanmean((0, 1)) * weights).sum()})

@@ -12,8 +12,16 @@ from flow_factory.metric_names import METRICS, explained, metrics_help
 from flow_factory.metrics import read_metrics
 from tests.tiny.run import ROOT, tiny
 
+TWO = "{a: {reward_model: jpeg_compressibility}, b: {reward_model: jpeg_incompressibility}}"
 KEYS = {
-    "grpo": ["train.kl_beta=0.1", "train.drop_zero_variance=true", "eval.max_rows=2", "eval.full_at_end=true"],
+    "grpo": [
+        "train.kl_beta=0.1",
+        "train.drop_zero_variance=true",
+        "eval.max_rows=2",
+        "eval.full_at_end=true",
+        "rewards.transform={rank: true}",
+        f"eval_rewards={TWO}",
+    ],
     "nft": ["train.kl_beta=0.1"],
     "awm": ["train.kl_beta=0.1", "train.ema_kl_beta=0.1", "train.off_policy=true"],
     "dgpo": ["train.kl_beta=0.1", "train.per_device_batch_size=4"],

@@ -14,6 +14,7 @@ from flow_factory.config.explain import explain, unknown_key
 from flow_factory.config.log import MOVABLE
 from flow_factory.config.nodes import Keys, Problem
 from flow_factory.config.places import elsewhere
+from flow_factory.config.rewards import INNER
 from flow_factory.config.run import RunConfig
 from flow_factory.config.source import Source, override, read
 from flow_factory.config.train import LORA_RATE, TrainConfig
@@ -135,6 +136,8 @@ def _problem(source: Source, keys: Keys, error: Any, train: type[TrainConfig]) -
     if error["type"] != "extra_forbidden":
         return misfit(source, keys, error)
     section: type[Section] = sections(train).get(str(keys[0]), RunConfig) if len(keys) > 1 else RunConfig
+    if len(keys) > 3 and str(keys[-2]) in INNER:
+        return Problem(keys, unknown_key(str(keys[-1]), INNER[str(keys[-2])].own_keys(), {}))
     own = [*section.own_keys(), *(MOVABLE if section is RunConfig else ())]
     return Problem(keys, unknown_key(str(keys[-1]), own, homes(train, own)))
 

@@ -4,7 +4,7 @@ import difflib
 import re
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from flow_factory.config.base import DERIVED, Device, Dtype, Name, Section, Shown, derived, show
 from flow_factory.config.modules import source_of
@@ -15,6 +15,45 @@ def _entries(value: Any) -> Any:
     if not isinstance(value, (list, tuple)) or not value:
         raise ValueError(f"wants a reward (a mapping with reward_model) or a list of them, got {show(value)}")
     return tuple(value)
+
+
+def _limits(value: Any) -> Any:
+    if value is None:
+        return None
+    right = isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(v, int | float) for v in value)
+    if not right or not value[0] < value[1]:
+        raise ValueError(f"wants [low, high] with low < high, got {show(value)}; e.g. [0.0, 1.0]")
+    return tuple(map(float, value))
+
+
+class SigmoidConfig(Section):
+    """1 / (1 + exp(-(score - centre) / width)): scores far from the centre come near 0 or 1."""
+
+    centre: float = Field(0.0, description="score that becomes 1/2")
+    width: float = Field(1.0, gt=0, description="distance from the centre at which it is 0.73")
+
+
+class TransformConfig(Section):
+    """What becomes of a reward's scores before they are weighted, in this order: clip, sigmoid or rank, scale."""
+
+    clip: Annotated[tuple[float, float] | None, BeforeValidator(_limits), Shown("[low, high], or null")] = Field(
+        None, description="scores outside become the nearer of the two"
+    )
+    sigmoid: SigmoidConfig | None = Field(None, description="bends scores into 0 to 1")
+    rank: bool = Field(False, description="of each score its rank in its group, 0 to 1; equal ones share a rank")
+    scale: float = Field(1.0, ge=-1e6, le=1e6, description="factor, which gdpo takes out again where there are several rewards")
+
+    @model_validator(mode="after")
+    def _sensible(self) -> "TransformConfig":
+        if self.rank and self.sigmoid is not None:
+            raise ValueError("rank and sigmoid: ranks are the same with and without sigmoid; leave one of them out")
+        if self.scale == 0:
+            raise ValueError("scale: 0 makes all scores alike; to watch a reward without learning from it write weight: 0")
+        return self
+
+
+INNER: dict[str, type[Section]] = {"transform": TransformConfig, "sigmoid": SigmoidConfig}
+"""The sections in an entry, by their key."""
 
 
 class RewardConfig(Section):
@@ -37,6 +76,9 @@ class RewardConfig(Section):
     )
     max_missing: float = Field(
         0.5, ge=0, le=1, description="largest share of an epoch's scores that may fail and be left out; with more the run ends"
+    )
+    transform: TransformConfig | None = Field(
+        None, description="what becomes of its scores before they are weighted: clip, sigmoid, rank, scale"
     )
     async_reward: bool = Field(False, description="score in threads of its own while the next samples are drawn; the same scores")
     num_workers: int = Field(1, ge=1, description="calls at a time with async_reward; a local reward must bear it")

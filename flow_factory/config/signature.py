@@ -90,7 +90,17 @@ def attention_backends() -> list[str]:
 
 
 def require_class(path: str) -> None:
-    """Checks that `module:Class` exists, without importing it.
+    """Checks that `module:Class` exists, without importing it; raises as `_require`."""
+    _require(path, ast.ClassDef, "class")
+
+
+def require_function(path: str) -> None:
+    """Checks that `module:function` exists, without importing it; raises as `_require`."""
+    _require(path, ast.FunctionDef, "function")
+
+
+def _require(path: str, kind: type[ast.ClassDef] | type[ast.FunctionDef], called: str) -> None:
+    """Checks that a module has something of this name.
 
     Raises:
         SignatureError: there is no such module, it is no Python, or it has nothing of this name.
@@ -104,9 +114,9 @@ def require_class(path: str) -> None:
     body = body_of(module)
     names = [n for node in body for n in _named(node)]
     if name not in names and "*" not in names:
-        classes = [node.name for node in body if isinstance(node, ast.ClassDef)]
+        known = [node.name for node in body if isinstance(node, kind)]
         file = Path(spec.origin).name if spec.origin else module
-        raise SignatureError(f"{file} has no class {name!r}.{nearest(name, classes)} It has {', '.join(classes) or 'none'}")
+        raise SignatureError(f"{file} has no {called} {name!r}.{nearest(name, known)} It has {', '.join(known) or 'none'}")
 
 
 def _named(node: ast.stmt) -> list[str]:

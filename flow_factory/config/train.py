@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
+from flow_factory.combinations import COMBINATIONS
 from flow_factory.config.base import (
     DERIVED,
     Batch,
@@ -22,6 +23,12 @@ from flow_factory.config.base import (
 )  # fmt: skip
 from flow_factory.config.recompute import Recompute
 from flow_factory.config.scheduler import SchedulerConfig
+from flow_factory.config.signature import require_function
+
+
+def _aggregation(name: str) -> str:
+    require_function(COMBINATIONS.path(name))
+    return COMBINATIONS.canonical(name)
 
 
 def _accumulation(value: Any) -> Any:
@@ -121,8 +128,8 @@ class TrainConfig(Section):
     )
 
     global_std: bool = Field(True, description="divide advantages by the standard deviation of all groups instead of each group's own")
-    advantage_aggregation: Literal["gdpo", "sum"] = Field(
-        "gdpo", description="normalise each reward, then add (gdpo), or add, then normalise"
+    advantage_aggregation: Annotated[str, AfterValidator(_aggregation), Shown("gdpo | sum | dotted path")] = Field(
+        "gdpo", description="normalise each reward, then add (gdpo), or add, then normalise; or package.module.function of your own"
     )
 
     enable_gradient_checkpointing: Recompute = Field(
