@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+import torch
+
 from flow_factory.config import BatchPlan, RunConfig, plan_of
 from flow_factory.config.translate import deals
 from flow_factory.meter import Meter
@@ -71,6 +73,9 @@ class Paces:
         self.since = now
 
     def seconds(self) -> "Seconds":
+        """Once the phases are over."""
+        if self.meter.cuda:
+            torch.cuda.synchronize()  # the last ticks may be under way
         found: dict[str, dict[str, list[float]]] = {}
         for phase, intervals in self.intervals.items():
             steps, since = found.setdefault(phase, defaultdict(list)), 0.0

@@ -1,6 +1,5 @@
 """`ff-train CONFIG --test-run`: every phase of a run once, in a folder that goes again, and what the run will take by what was measured."""
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,7 +76,6 @@ class Rehearsal:
     def __call__(self) -> tuple[str, bool]:
         """All phases, then what was found."""
         run, trainer = self.run, self.run.trainer
-        run.started = time.monotonic()
         measure(trainer)
         trainer.meter.observers.append(self.paces)
         with Epochs(1, 0, shown=False) as run.bar:
@@ -151,7 +149,8 @@ class Rehearsal:
         evaluations, saves = many[0] * evaluated, many[1]
         whole = last * epoch + found.once + (evaluations + self.more()) * found.evaluation + saves * self.saving
         of = f"{counted(last, 'epoch')}, {counted(evaluations, 'evaluation')} and {counted(saves, 'checkpoint')}"
-        yield f"the run: {precisely(whole)} for {of}, its start not counted"
+        minutes = ", nor checkpoints by log.save_minutes" * (self.config.log.save_minutes is not None)
+        yield f"the run: {precisely(whole)} for {of}, its start not counted{minutes}"
 
     def memory(self) -> Iterator[str]:
         """The peak, beside the estimate."""

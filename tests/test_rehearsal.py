@@ -39,7 +39,7 @@ def test_only_numbers_shrink_and_processes_share_out_as_before(name: str, proces
 class Hands:
     """A clock that is set, in place of a meter."""
 
-    now = 0.0
+    now, cuda = 0.0, False
 
     def tick(self) -> float:
         return self.now
