@@ -91,7 +91,8 @@ METRICS: dict[str, dict[str, str]] = {
         "time/epoch_s": "seconds of the epoch from its beginning to its end",
         "time/save_s": "seconds that a checkpoint has held the run up, told with the epoch after it",
         "time/eval_s": "seconds of an evaluation",
-        "perf/samples_per_s": "the epoch's samples over its seconds, of all processes",
+        "perf/samples_per_s": "the epoch's samples over its seconds, of all processes; of an epoch that a resumed run took up in its "
+        "middle, more than were drawn",
         "perf/<phase>_samples_per_s": "the same for rollout, reward and optimise, waiting included",
         "perf/<phase>_tokens_per_s": "tokens, of text and pictures, through the transformers in the rollout or in the training (a forward "
         "and its backward count once), of all processes, waiting included",
