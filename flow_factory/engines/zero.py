@@ -156,6 +156,8 @@ class Zero(Engine):
 
     def load_moments(self, saved: Collection[str], fill: Fill) -> None:
         """Of stage 3 each process reads its own part; below it DeepSpeed cuts it out of the whole."""
+        if not saved:  # before the first step
+            return
         access = self.deepspeed.utils
         put = access.safe_set_local_optimizer_state if self.collective else access.safe_set_full_optimizer_state
         for name, p in self.policy.trained().items():
