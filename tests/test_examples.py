@@ -17,6 +17,9 @@ from torch import Tensor
 from flow_factory.check import check
 from flow_factory.config import RunConfig, load_config
 from flow_factory.config.algorithms import TRAIN_CONFIGS
+from flow_factory.config.engine import MACHINES
+from flow_factory.fit import ROOM, memory_lines, model_of, settled
+from flow_factory.memory import in_main_memory, peak
 from flow_factory.models import MODELS
 from flow_factory.models.loading import load_pipeline
 from flow_factory.run import Run
@@ -33,7 +36,8 @@ EXAMPLES = sorted(path for name in ALGORITHMS for path in (ROOT / "examples" / n
 TINY = {
     **dict.fromkeys(("flux2_t2i", "flux2_i2i"), "flux2"), **dict.fromkeys(("flux2_klein_base", "flux2_klein_9b"), "flux2_klein_base"),
     **dict.fromkeys(("sd3_5", "sd3_5_nocfg"), "sd3"), "qwen_image_edit_plus": "qwen_image_edit_2511", "z_image_turbo": "z_image",
-    "wan22_t2v": "wan22_a14b_t2v", "wan22_i2v": "wan22_a14b_i2v",
+    "wan22_t2v": "wan22_a14b_t2v", "wan22_i2v": "wan22_a14b_i2v", "qwen_image_16": "qwen_image",
+    **dict.fromkeys(("flux2_t2i_all", "flux2_t2i_all_16"), "flux2"), **dict.fromkeys(("wan21_t2v_480p", "wan21_t2v_720p"), "wan21_t2v"),
 }  # fmt: skip
 """The tiny checkpoint of an example where it has not the example's name."""
 
@@ -49,22 +53,51 @@ def example(path: Path) -> RunConfig:
 
 
 @each_example
-def test_an_example_is_for_eight_gpus_of_80_gb_and_every_key_in_it_has_an_effect(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_example_is_for_gpus_of_80_gb_and_every_key_in_it_has_an_effect(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Checkpoints are not here: the check says what would be downloaded."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config, report = example(path), check(example(path))
-    assert config.num_processes == 8 and not config.notices
+    assert config.num_processes == (16 if path.stem.endswith("_16") else 8) and not config.notices
+    assert not config.log.save_model_only, "what a run that stops needs to go on"
     assert all(part in report for part in ("data:", "rewards:", "checkpoint:", "plan:", "memory of one process:"))
     assert f"{config.model.model_name_or_path}: not on this machine; from the hub it would be downloaded" in report
     assert "on a GPU it needs" in report or config.model.model_type == "diffusers", report
     head = path.read_text().partition("num_processes:")[0]
     first, name = head.splitlines()[0], config.train.trainer_type
-    assert "8 GPUs of 80 GB" in first and f" by {ALGORITHMS[name]} on " in first
+    assert f" {config.num_processes} GPUs of 80 GB" in first and f" by {ALGORITHMS[name]} on " in first
     assert ("LoRA" in first) == (config.model.finetune_type == "lora")
     assert f"`ff-train {path.relative_to(ROOT)} --check`" in head
     assert path.parent.parts[-2:] == (name.replace("-", "_"), config.model.finetune_type)
+
+
+QUICK = sorted((ROOT / "examples").glob("quickstart*/*.yaml")) + [ROOT / "examples/quickstart.yaml"]
+LARGE = {
+    "grpo-full-flux2_t2i_all": 1100, "grpo-full-flux2_t2i_all_16": 1100, "grpo-full-qwen_image": 1000, "grpo-full-qwen_image_16": 1000,
+    "grpo-lora-wan21_t2v_480p": 1000, "grpo-lora-wan21_t2v_720p": 1000,
+}  # fmt: skip
+"""GB of main memory that a machine of eight GPUs needs at most for examples that are large."""
+
+
+@pytest.mark.parametrize("path", QUICK, ids=lambda p: p.stem)
+def test_a_quick_start_saves_what_it_needs_to_go_on(path: Path) -> None:
+    assert not example(path).log.save_model_only
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LARGE)
+def test_a_large_example_fits_its_gpus_and_machines(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the estimate of its plan, from published sizes, on the meta device."""
+    monkeypatch.chdir(ROOT)
+    config = example(PATHS[name])
+    if config.num_processes == 16:
+        monkeypatch.setenv(MACHINES, "2")
+    model = model_of(config)
+    assert model is not None
+    parts = model.parts(settled(config, model, 80)[0])
+    assert peak(parts) < ROOM * 80 and 8 * in_main_memory(parts) < LARGE[name]
+    assert memory_lines(config, 80)[1]
 
 
 # -- training -----------------------------------------------------------------------------------------------------------------------
@@ -80,7 +113,8 @@ def small(path: Path, folder: Path) -> list[str]:
         sizes |= {"train.num_frames": 1, "train.height": 32, "train.width": 32}  # 16 would be one token, whose query moves nothing
     steps = 3 if config.train.stochastic else 4  # enough for a step in every timestep_range
     keys = {
-        "num_processes": 1, "config_file": None, "model.model_name_or_path": str(saved(name)), "data.cache_dir": f"{folder}/cache",
+        "num_processes": 1, "config_file": None, "model.context_parallel": 1,
+        "model.model_name_or_path": str(saved(name)), "data.cache_dir": f"{folder}/cache",
         "scheduler.sde_steps": None, "scheduler.num_sde_steps": None, "train.num_inference_steps": steps, "eval.num_inference_steps": 2,
         "train.max_epochs": 2, "train.group_size": 2, "train.per_device_batch_size": 2, "train.unique_sample_num_per_epoch": 2,
         "train.learning_rate": 1e-2, "train.ema_update_interval": 1, "eval.eval_freq": 2, "log.logging_backend": "none",
