@@ -48,6 +48,12 @@ def test_the_tools_of_pre_commit_are_those_of_make_lint() -> None:
     assert all(f'"{tool}>=' in PROJECT and f"\n{tool}==" in pinned for tool in tools)
 
 
+def test_the_fast_subsets_of_the_contributors_page_are_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = set(re.findall(r"(?<![\w/])((?:tests|flow_factory|guidance)/[\w./*]*)", text))
+    assert len(named) > 30 and [name for name in sorted(named) if not list(ROOT.glob(name.rstrip("./")))] == []
+
+
 @pytest.mark.slow
 def test_the_sdist_has_what_the_quick_start_and_the_tests_need(tmp_path: Path) -> None:
     for path in ROOT.iterdir():
