@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from flow_factory import meter, patience
 from flow_factory.learner import Learner
 from flow_factory.meter import Meter
-from flow_factory.rewards.scoring import RewardSet
+from flow_factory.rewards.scoring import Asking
 from flow_factory.roller import Roller
 from flow_factory.run import Run
 from flow_factory.slowest import Slowest, Spent, lagging
@@ -105,7 +105,7 @@ class Clock:
         return time.perf_counter() + cls.ahead
 
 
-SLOW = {"rollout": (Roller, "sample"), "reward": (RewardSet, "next_scores"), "optimise": (Learner, "velocity_of")}
+SLOW = {"rollout": (Roller, "sample"), "reward": (Asking, "add"), "optimise": (Learner, "velocity_of")}
 
 
 def dawdle(rank: int) -> None:
