@@ -184,12 +184,12 @@ class Learner:
         norm, rate = self.step(), self.schedule.get_last_lr()[0]
         if not self.engine.collective:  # else every forward is shared, and none of it is one's own
             self.meter.shared(since)
-        self.meter.step("update")
         self.schedule.step()
         self.check_effect(moves=rate > 0 and float(norm) > 0)
         self.progress.updates += 1
         self.meter.add({"grad_norm": norm, "grad_rms": norm / self.root})
         self.follow("update")
+        self.meter.step("update")
 
     def step(self) -> Tensor:
         """The engine's; its error gets the place and a way out.
