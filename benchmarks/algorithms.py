@@ -19,7 +19,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from flow_factory.metrics import read_metrics  # noqa: E402 (found beside this file, installed or not)
+from flow_factory.reporting.metrics import read_metrics  # noqa: E402 (found beside this file, installed or not)
 
 ALGORITHMS = ("grpo", "grpo-guard", "nft", "awm", "dpo", "dgpo", "crd")
 STRICT = "eval/reward_strict_mean"

@@ -94,8 +94,8 @@ def member(config: Path, size: int, fill: int) -> None:
 
     from flow_factory.config import load_config
     from flow_factory.models.flux1 import Flux1
-    from flow_factory.roller import Roller
     from flow_factory.train import build
+    from flow_factory.training.rollout import Roller
 
     encoder, asked, sample = Encoder(Flux1.encode, size), Flux1.asked, Roller.sample
     Flux1.encode = lambda adapter, row, call: encoder(adapter, row, call)  # type: ignore[method-assign, assignment]

@@ -15,13 +15,13 @@ import torch
 
 from benchmarks.product import product_rate
 from flow_factory.config import RunConfig, load_config
-from flow_factory.fit import model_of
-from flow_factory.floor import measure as measure_floor
-from flow_factory.memory import peak
+from flow_factory.memory.estimate import peak
+from flow_factory.memory.fit import model_of
 from flow_factory.rewards import PointwiseRewardModel, RewardModelOutput
-from flow_factory.throughput import work_of
 from flow_factory.train import build
-from flow_factory.trainer import Trainer
+from flow_factory.training.replay_error import measure as measure_floor
+from flow_factory.training.throughput import work_of
+from flow_factory.training.trainer import Trainer
 
 
 class Free(PointwiseRewardModel):

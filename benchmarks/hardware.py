@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from flow_factory.config import RunConfig, load_config
-from flow_factory.fit import CARDS, ROOM
-from flow_factory.memory import Part, estimate, in_main_memory, peak
+from flow_factory.memory.estimate import Part, estimate, in_main_memory, peak
+from flow_factory.memory.fit import CARDS, ROOM
+from flow_factory.memory.sizes import shape_of
 from flow_factory.models import MODELS
-from flow_factory.weighing import shape_of
 
 ROOT = Path(__file__).parent.parent
 LORA = (

@@ -19,7 +19,7 @@ from diffusers import FluxPipeline
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from flow_factory.randomness import generator  # noqa: E402 (found beside this file, installed or not)
+from flow_factory.core.randomness import generator  # noqa: E402 (found beside this file, installed or not)
 from flow_factory.rewards.shapes_detector import detect, grade  # noqa: E402
 
 ROWS = [json.loads(line) for line in (ROOT / "dataset" / "shapes" / "test.jsonl").read_text().splitlines()]

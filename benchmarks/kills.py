@@ -31,8 +31,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch  # noqa: E402
 
 from flow_factory.cli import main as ff_train  # noqa: E402
-from flow_factory.meter import Meter  # noqa: E402
-from flow_factory.saver import Saver  # noqa: E402
+from flow_factory.training.meter import Meter  # noqa: E402
+from flow_factory.training.saver import Saver  # noqa: E402
 from tests.tiny.run import environment, logged, read_state, write_run  # noqa: E402
 
 EPOCHS = 4

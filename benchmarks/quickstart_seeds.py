@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from flow_factory.gains import intervals  # noqa: E402 (found beside this file, installed or not)
+from flow_factory.reporting.paired_gains import intervals  # noqa: E402 (found beside this file, installed or not)
 
 
 def run(seed: int, folder: Path) -> tuple[list[dict[str, float]], float]:

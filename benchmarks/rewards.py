@@ -121,7 +121,7 @@ def main() -> None:
         command = [
             sys.executable,
             "-m",
-            "flow_factory.reward_command",
+            "flow_factory.commands.reward",
             "serve",
             f"{folder}/rewards.yaml",
             "--port",

@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.epoch import ROOT, middle_config
 from flow_factory.config import load_config
 from flow_factory.train import build
-from flow_factory.trainer import Trainer
+from flow_factory.training.trainer import Trainer
 
 KINDS = {
     "allreduce": "all-reduce", "allgather": "all-gather", "_allgather_base": "all-gather", "allgather_into_tensor_coalesced": "all-gather",

@@ -2,20 +2,20 @@
 
 from pathlib import Path
 
-from flow_factory.compilation import MOST, said
 from flow_factory.config import RunConfig, plan_of
-from flow_factory.ema import reported_weights
-from flow_factory.encoding_plan import encoding_lines, encoding_settled, row_size
-from flow_factory.evaluation_plan import evaluation_lines
-from flow_factory.fit import memory_lines, model_of
-from flow_factory.hub import cached
+from flow_factory.core.ema import reported_weights
+from flow_factory.data.encoding_windows import rows_needed
+from flow_factory.memory.encoding_plan import encoding_lines, encoding_settled, row_size
+from flow_factory.memory.fit import memory_lines, model_of
 from flow_factory.models import MODELS
-from flow_factory.ready import Ready, ready
-from flow_factory.remarks import remarks
-from flow_factory.resuming import start_lines
+from flow_factory.policy.compilation import MOST, said
 from flow_factory.rewards.loading import left_out
-from flow_factory.rows import drawn, has_test, is_offline, takes_files
-from flow_factory.windows import rows_needed
+from flow_factory.runs.evaluation_plan import evaluation_lines
+from flow_factory.runs.notices import remarks
+from flow_factory.runs.preflight import Ready, ready
+from flow_factory.runs.resume import start_lines
+from flow_factory.runs.rows import drawn, has_test, is_offline, takes_files
+from flow_factory.utils.hub import cached
 
 
 def check(config: RunConfig) -> str:

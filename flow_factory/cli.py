@@ -13,20 +13,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from flow_factory import __version__, blame, presence
-from flow_factory.background import busy
+from flow_factory import __version__
 from flow_factory.command import AT_ONCE
 from flow_factory.config import RunConfig, config_help, dump_config, load_config
 from flow_factory.config.engine import MACHINES
 from flow_factory.config.places import require_places
-from flow_factory.errors import FULL, FailedElsewhere, ProcessLost, RunError, UserError, lost, plain
-from flow_factory.interrupt import Interrupted, Listener, Stopped
-from flow_factory.launch import going_on, has_ended, launch, said, stay_with_launcher
-from flow_factory.metric_names import metrics_help
-from flow_factory.placement import FLAGS, overrides_of, place, srun_task
-from flow_factory.surroundings import settle_allocator, settled_lines
-from flow_factory.terminal import hide_bars, hush, log_to_terminal, note
-from flow_factory.threads import settle
+from flow_factory.distributed import liveness
+from flow_factory.distributed.environment import settle_allocator, settled_lines
+from flow_factory.distributed.launch import going_on, has_ended, launch, said, stay_with_launcher
+from flow_factory.distributed.threads import settle
+from flow_factory.distributed.topology import FLAGS, overrides_of, place, srun_task
+from flow_factory.reporting.metric_names import metrics_help
+from flow_factory.utils import user_code
+from flow_factory.utils.background import busy
+from flow_factory.utils.errors import FULL, FailedElsewhere, ProcessLost, RunError, UserError, lost, plain
+from flow_factory.utils.signals import Interrupted, Listener, Stopped
+from flow_factory.utils.terminal import hide_bars, hush, log_to_terminal, note
 
 logger = logging.getLogger(__name__)
 SILENT = 10.0
@@ -119,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     listener = Listener()
     with listener.watching():
         code = listen(listener, argv)
-        presence.leave(presence.LEFT if code in (0, 130) else presence.FAILED)
+        liveness.leave(liveness.LEFT if code in (0, 130) else liveness.FAILED)
         return code
 
 
@@ -153,7 +155,7 @@ def explain(error: BaseException) -> int:
     if isinstance(error, FailedElsewhere):
         return second()
     if isinstance(error, ProcessLost) or lost(error):
-        complain(error if isinstance(error, ProcessLost) else presence.why_lost(error))
+        complain(error if isinstance(error, ProcessLost) else liveness.why_lost(error))
         return second()
     if isinstance(error, UserError):
         complain(error)
@@ -164,7 +166,7 @@ def explain(error: BaseException) -> int:
         return stopped(error)
     if said():  # where several processes fail, only the first shows its trace: the others' come of its leaving
         return 1
-    if (line := blame.whose(error)) is not None:
+    if (line := user_code.whose(error)) is not None:
         print(f"error: {plain(line)}", file=sys.stderr)
         logger.info("where it comes from:", exc_info=error)
         return 1
@@ -176,7 +178,7 @@ def explain(error: BaseException) -> int:
 
 def second() -> int:
     """The exit code of a process that ends because another has: the launcher ends those that are left, and names the first that went."""
-    presence.leave(presence.FAILED)
+    liveness.leave(liveness.FAILED)
     if not busy():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(SILENT)
@@ -185,7 +187,7 @@ def second() -> int:
 
 def stopped(what: object) -> int:
     """Says what ended the program, unless another process has; the exit code. A launcher stops those that are left when one has died."""
-    if (gone := presence.who_is_gone()) is not None:
+    if (gone := liveness.who_is_gone()) is not None:
         complain(gone)
         return second()
     if not said():
@@ -232,8 +234,8 @@ def work(config: RunConfig, listener: Listener, test: bool) -> int:
     from torch import OutOfMemoryError
 
     from flow_factory.algorithms.base import OnPolicyError
-    from flow_factory.rehearsal import rehearse
-    from flow_factory.resuming import Finished
+    from flow_factory.commands.test_run import rehearse
+    from flow_factory.runs.resume import Finished
     from flow_factory.train import build
 
     hide_bars()

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from flow_factory.errors import UserError
+from flow_factory.utils.errors import UserError
 
 __all__ = ["RewardArguments"]
 

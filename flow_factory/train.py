@@ -18,51 +18,51 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from flow_factory import presence
 from flow_factory.algorithms import ALGORITHMS
-from flow_factory.attention import without_cudnn
-from flow_factory.attention_proof import prove_attention
+from flow_factory.checkpoints.model_files import load_model
 from flow_factory.config import RunConfig, TrainConfig, config_tree, pipeline_kwargs, plan_of
 from flow_factory.config.engine import EngineSettings, engine_of
 from flow_factory.config.recompute import AUTO
-from flow_factory.context_parallel import split_sequences
-from flow_factory.copies import copies_base, keep_copies
-from flow_factory.encoders import Encoders, loaded_later
-from flow_factory.encoding import Encoding
-from flow_factory.encoding_plan import encoding_settled, with_data
-from flow_factory.engines import Engine, make_engine
-from flow_factory.errors import UserError
-from flow_factory.evaluation import Evaluator
-from flow_factory.fit import decoding, model_of, recomputing, resharding, settled
-from flow_factory.frugal import moved
-from flow_factory.identity import identity_of
-from flow_factory.meeting import join_group, limit_groups
-from flow_factory.metrics import read_metrics
-from flow_factory.model_files import load_model
+from flow_factory.data.pairs import Pairs
+from flow_factory.distributed import liveness
+from flow_factory.distributed.barriers import meet_again
+from flow_factory.distributed.engines import Engine, make_engine
+from flow_factory.distributed.rendezvous import join_group, limit_groups
+from flow_factory.memory.encoding_plan import encoding_settled, with_data
+from flow_factory.memory.fit import decoding, model_of, recomputing, resharding, settled
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import load_adapter
 from flow_factory.models.proof import prove
-from flow_factory.pairs import Pairs
-from flow_factory.patience import meet_again
-from flow_factory.policy import Policy, able, build_policy
-from flow_factory.ready import Ready, ready
-from flow_factory.recompute import StepBack
-from flow_factory.remarks import guided_rollouts
-from flow_factory.resuming import Choice, Start, choose, find_start, see
+from flow_factory.policy.attention import without_cudnn
+from flow_factory.policy.context_parallel import split_sequences
+from flow_factory.policy.gradient_checkpointing import StepBack
+from flow_factory.policy.policy import Policy, able, build_policy
+from flow_factory.reporting.metrics import read_metrics
+from flow_factory.reporting.trackers import Trackers, open_trackers
 from flow_factory.rewards.loading import arguments, left_out
 from flow_factory.rewards.scoring import load_rewards
-from flow_factory.rows import checkpoint_of, is_offline
-from flow_factory.run import Run
-from flow_factory.run_folder import RunFolder, default_name, set_aside
-from flow_factory.saver import Saver
-from flow_factory.schedule import make_schedule
-from flow_factory.terminal import note
-from flow_factory.tracing import Tracer
-from flow_factory.trackers import Trackers, open_trackers
-from flow_factory.trainer import Trainer
-from flow_factory.training_state import Progress, load
+from flow_factory.runs.identity import identity_of
+from flow_factory.runs.notices import guided_rollouts
+from flow_factory.runs.preflight import Ready, ready
+from flow_factory.runs.resume import Choice, Start, choose, find_start, see
+from flow_factory.runs.rows import checkpoint_of, is_offline
+from flow_factory.runs.run_folder import RunFolder, default_name, set_aside
+from flow_factory.runs.training_state import Progress, load
+from flow_factory.training.attention_proof import prove_attention
+from flow_factory.training.encoding import Encoding
+from flow_factory.training.evaluation import Evaluator
+from flow_factory.training.kept_weights import copies_base, keep_copies
+from flow_factory.training.run import Run
+from flow_factory.training.saver import Saver
+from flow_factory.training.schedule import make_schedule
+from flow_factory.training.text_encoders import Encoders, loaded_later
+from flow_factory.training.tracing import Tracer
+from flow_factory.training.trainer import Trainer
 from flow_factory.types import Cond
+from flow_factory.utils.errors import UserError
+from flow_factory.utils.offload import moved
+from flow_factory.utils.terminal import note
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def build(config: RunConfig) -> Run:
     contradict(engine_of(config.config_file, config.model.offload_blocks))
     accelerator = make_accelerator(config)
     engine = make_engine(config.engine, accelerator, config.train.max_grad_norm)
-    presence.doing("looking at what is there")
+    liveness.doing("looking at what is there")
     choice = choose_for_all(config, accelerator)
     found = ready(config, (accelerator.process_index, accelerator.num_processes), choice=choice)
     if found.finished is not None:
@@ -94,14 +94,14 @@ def build(config: RunConfig) -> Run:
 def assemble(found: Ready, place: tuple[RunFolder | None, Path], accelerator: Accelerator, engine: Engine) -> Run:
     """Loads, encodes and wraps, and begins the run. The folder keeps the config as it was asked for."""
     asked, config, start, rows, test = found.asked, found.config, found.start, found.rows, found.test
-    presence.doing("loading rewards")
+    liveness.doing("loading rewards")
     evaluated = config.eval_rewards or config.rewards
     rewards, eval_rewards = load_rewards(arguments(config.rewards), arguments(evaluated), accelerator, config.eval.group_size)
     if test and config.eval.group_size == 1 and accelerator.is_main_process:
         note(*left_out(evaluated))
     config = settle(config, len(rows), accelerator)
     engine.settings = config.engine
-    presence.doing("loading the checkpoint")
+    liveness.doing("loading the checkpoint")
     adapter = open_adapter(config)
     config = decoding(config, *able(adapter.pipe.vae, config.model, asked.model))
     identity = found.identity
@@ -112,7 +112,7 @@ def assemble(found: Ready, place: tuple[RunFolder | None, Path], accelerator: Ac
     encoding = Encoding(config, encoders, algorithm, [rows, test], accelerator)
     encoding.begin(start.saved.epoch if start.saved is not None else 0)
     conds, eval_conds = encoding.conds, encoding.eval_conds
-    presence.doing("building the policy")
+    liveness.doing("building the policy")
     policy = build_policy(
         adapter, config.model, config.mixed_precision, config.train.enable_gradient_checkpointing, config.train.seed, accelerator.device,
         shards=config.engine.shards_weights,
@@ -130,14 +130,14 @@ def assemble(found: Ready, place: tuple[RunFolder | None, Path], accelerator: Ac
     first = moved(conds[0], accelerator.device)
     meet_again("sharing out the policy")
     limit_groups(config.distributed_timeout)  # which libraries have made
-    presence.doing("proving that training sees what sampling saw")
+    liveness.doing("proving that training sees what sampling saw")
     require_proof(config, adapter, first, engine)
     prove_attention(config, engine, first)
     store = keep_copies(config, engine, algorithm, base)
     plan = plan_of(config)
     schedule = make_schedule(config.train, engine.optimizer, plan.optimiser_steps_per_epoch)
     progress = load(start.path, store, engine, schedule) if start.path is not None and start.saved is not None else Progress()
-    presence.doing("opening trackers")
+    liveness.doing("opening trackers")
     trackers = begin(asked, place[0], start, progress) if place[0] is not None else None
     pairs = Pairs(config.data, adapter, pipeline_kwargs(config.train)) if is_offline(config) else None
     learning = (engine, store, algorithm, schedule)

@@ -15,16 +15,16 @@ import torch.distributed as dist
 from diffusers.models.attention_dispatch import DIFFUSERS_ATTN_BACKEND, AttentionBackendName, _AttentionBackendRegistry
 from torch import Tensor
 
-from flow_factory.blame import STRANGERS
 from flow_factory.config import ModelConfig
-from flow_factory.dynamics import DYNAMICS
+from flow_factory.core.dynamics import DYNAMICS
+from flow_factory.core.randomness import generator, normal
+from flow_factory.core.sampling import Noise, Sampler
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.flux1 import Flux1
-from flow_factory.policy import Policy, build_policy
-from flow_factory.randomness import generator, normal
-from flow_factory.recompute import Setting
-from flow_factory.sampling import Noise, Sampler
+from flow_factory.policy.gradient_checkpointing import Setting
+from flow_factory.policy.policy import Policy, build_policy
 from flow_factory.types import Cond, Row, Step
+from flow_factory.utils.user_code import STRANGERS
 from tests.tiny.flux import flux_pipeline, save_flux
 
 torch.set_num_threads(1)  # the models are tiny: a second thread costs more than it brings, most of all on a busy machine

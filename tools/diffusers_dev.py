@@ -18,7 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 HERE = ROOT / "diffusers"
-PROOFS = ("tests/test_exactness.py", "tests/models/test_seam.py", "tests/models/test_stock.py")
+PROOFS = ("tests/core/test_exactness.py", "tests/models/test_seam.py", "tests/models/test_stock.py")
 """Replays to the bit, forwards counted, and evaluation and saved weights against the stock pipeline, in every family."""
 
 Look = dict[str, Any]

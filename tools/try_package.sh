@@ -27,5 +27,5 @@ mv flow_factory "$work/sources"
   train.lr_warmup_steps=0 data.max_dataset_size=8 data.cache_dir=cache
 mv "$work/sources" flow_factory
 "$bin/pip" install --quiet -c "$OLDPWD/constraints.txt" "$wheel[test]"
-"$bin/python" -m pytest -q -m 'slow or not slow' tests/test_installed.py
+"$bin/python" -m pytest -q -m 'slow or not slow' tests/commands/test_installed.py
 echo "tried: $(ls "$dist")"

@@ -1,6 +1,9 @@
-"""Algorithms by the name of `train.trainer_type`."""
+"""Algorithms, one file each, and the loss terms that they share.
 
-from flow_factory.registry import Registry
+Knows no model, no reward and no process but its own.
+"""
+
+from flow_factory.utils.registry import Registry
 
 ALGORITHMS = Registry(
     "algorithm",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flow_factory.config import SchedulerConfig, TrainConfig
-from flow_factory.groups import best_of_n, pick
+from flow_factory.core.groups import best_of_n, pick
 from flow_factory.types import Metrics, Point, Rollout, Velocity
 
 

@@ -11,7 +11,7 @@ from flow_factory.algorithms.forward import ForwardProcess, ends
 from flow_factory.algorithms.losses.crd import centres, crd_loss, implicit_reward
 from flow_factory.algorithms.losses.nft import optimality
 from flow_factory.config import CRDConfig, SchedulerConfig, TrainConfig
-from flow_factory.ema import ramp
+from flow_factory.core.ema import ramp
 from flow_factory.types import Metrics, Point, Rollout, Velocity
 
 NEUTRAL = 0.5

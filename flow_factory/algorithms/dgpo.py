@@ -11,8 +11,8 @@ from flow_factory.algorithms.forward import ForwardProcess, ends
 from flow_factory.algorithms.losses import kl_v, matching_error
 from flow_factory.algorithms.losses.dgpo import dgpo_loss, group_weight, out_of_range, stopped
 from flow_factory.config import DGPOConfig, SchedulerConfig, TrainConfig
-from flow_factory.ema import dgpo_ema_ref
-from flow_factory.randomness import normal
+from flow_factory.core.ema import dgpo_ema_ref
+from flow_factory.core.randomness import normal
 from flow_factory.types import Metrics, Point, Rollout, Velocity
 
 

@@ -10,9 +10,9 @@ from flow_factory.algorithms.forward import NoisedSamples, ends
 from flow_factory.algorithms.losses import matching_error
 from flow_factory.algorithms.losses.dpo import dpo_loss
 from flow_factory.config import DPOConfig, SchedulerConfig, TrainConfig
-from flow_factory.groups import best_and_worst, pick
-from flow_factory.randomness import normal
-from flow_factory.timesteps import PairTimeSampler
+from flow_factory.core.groups import best_and_worst, pick
+from flow_factory.core.randomness import normal
+from flow_factory.core.timesteps import PairTimeSampler
 from flow_factory.types import Metrics, Point, Rollout, Velocity
 
 

@@ -9,10 +9,10 @@ from torch import Tensor
 from flow_factory.algorithms.base import Algorithm, Average
 from flow_factory.algorithms.losses import kl_v
 from flow_factory.config import ForwardConfig, OldPolicyConfig, SchedulerConfig
-from flow_factory.dynamics import like
-from flow_factory.ema import ramp
-from flow_factory.randomness import normal
-from flow_factory.timesteps import TimeSampler
+from flow_factory.core.dynamics import like
+from flow_factory.core.ema import ramp
+from flow_factory.core.randomness import normal
+from flow_factory.core.timesteps import TimeSampler
 from flow_factory.types import Point, Rollout, Velocity
 
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from flow_factory.algorithms.base import Algorithm
 from flow_factory.algorithms.losses import approx_kl, clip_fractions, clipped_objective, kl_exact, kl_v, kl_x
 from flow_factory.config import GRPOConfig, SchedulerConfig, TrainConfig
-from flow_factory.dynamics import DYNAMICS
-from flow_factory.step_selection import select_steps
+from flow_factory.core.dynamics import DYNAMICS
+from flow_factory.core.step_selection import select_steps
 from flow_factory.types import Metrics, Point, Rollout, Step, Velocity
 
 

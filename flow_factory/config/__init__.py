@@ -1,4 +1,7 @@
-"""The configuration of a run: strict schemas of the YAML, loading, batch arithmetic, help. Loads neither torch nor diffusers."""
+"""The configuration of a run: strict schemas of the YAML, loading, batch arithmetic, help.
+
+Loads neither torch nor diffusers.
+"""
 
 from flow_factory.config.algorithms import (
     TRAIN_CONFIGS,

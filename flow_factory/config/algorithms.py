@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from flow_factory.config.base import Device, Interval, Shown, show
 from flow_factory.config.scheduler import SchedulerConfig
 from flow_factory.config.train import TrainConfig
-from flow_factory.step_range import index_window
+from flow_factory.core.step_range import index_window
 
 
 def _range(value: Any) -> Any:
@@ -27,7 +27,7 @@ def _ordered(value: tuple[float, float]) -> tuple[float, float]:
 
 
 def _ramp(value: str | int) -> str:
-    from flow_factory.ema import ramp  # light: no torch in it
+    from flow_factory.core.ema import ramp  # light: no torch in it
 
     ramp(value)
     return str(value)

@@ -21,7 +21,7 @@ from flow_factory.config.signature import Parameter, call_arguments, class_attri
 from flow_factory.config.source import Source
 from flow_factory.config.train import TrainConfig
 from flow_factory.models import MODELS
-from flow_factory.registry import UnknownName
+from flow_factory.utils.registry import UnknownName
 
 POSITIVE = ("height", "width", "max_sequence_length", "num_frames", "frame_rate", "fps", "condition_image_size")
 """Numbers of a pipeline's call of which 0 means nothing, whatever their defaults."""

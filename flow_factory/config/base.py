@@ -10,8 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
 from flow_factory.config.secrets import masked
-from flow_factory.errors import UserError, plain
-from flow_factory.registry import nearest
+from flow_factory.utils.errors import UserError, plain
+from flow_factory.utils.registry import nearest
 
 
 class ConfigError(UserError):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from flow_factory.config.base import DERIVED, Folder, Name, Section, Shown, derived, show
-from flow_factory.registry import nearest
+from flow_factory.utils.registry import nearest
 
 HUB = "hf://datasets/"
 PAIR = ("chosen", "rejected")

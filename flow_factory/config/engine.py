@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from flow_factory.config.base import ConfigError, show
 from flow_factory.config.text import read_foreign
-from flow_factory.errors import file_errors
+from flow_factory.utils.errors import file_errors
 
 LAUNCH_FILES = Path(__file__).parents[1] / "launch_files"
 """Ours, which come along however the program is installed; examples/launch leads to them."""

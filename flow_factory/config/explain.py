@@ -7,7 +7,7 @@ import yaml
 from pydantic_core import ErrorDetails
 
 from flow_factory.config.base import show
-from flow_factory.registry import nearest
+from flow_factory.utils.registry import nearest
 
 _WANTS = {
     "int_type": "a whole number",

@@ -18,7 +18,7 @@ from flow_factory.config.profile import ProfileConfig
 from flow_factory.config.rewards import RewardConfig
 from flow_factory.config.run import RunConfig
 from flow_factory.config.scheduler import SchedulerConfig
-from flow_factory.registry import nearest
+from flow_factory.utils.registry import nearest
 
 WIDTH = 150
 Row = tuple[str, str, str, str]

@@ -19,7 +19,7 @@ from flow_factory.config.run import RunConfig
 from flow_factory.config.source import Source, override, read
 from flow_factory.config.train import LORA_RATE, TrainConfig
 from flow_factory.config.translate import translated
-from flow_factory.errors import UserError
+from flow_factory.utils.errors import UserError
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

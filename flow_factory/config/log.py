@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from flow_factory.config.base import Folder, Name, Section, Shown
-from flow_factory.registry import Registry
+from flow_factory.utils.registry import Registry
 
 _TRACKERS = Registry("tracker", dict.fromkeys(["wandb", "swanlab", "tensorboard", "none"], ""))
 

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from flow_factory.config.base import DERIVED, Dtype, Folder, Names, Section, Shown, derived, show
 from flow_factory.config.signature import attention_backends, require_class
 from flow_factory.models import MODELS
-from flow_factory.registry import nearest
+from flow_factory.utils.registry import nearest
 
 AUTO = "auto"
 """As `resume_path`: the last checkpoint of this very run, or a fresh start where there is none yet."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from flow_factory.config.base import ConfigError
 from flow_factory.config.run import RunConfig
-from flow_factory.errors import file_errors
+from flow_factory.utils.errors import file_errors
 
 ROOTS = (".git", "pyproject.toml")
 """What a checkout's own folder has."""

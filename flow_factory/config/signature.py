@@ -10,7 +10,7 @@ from typing import Any
 
 from flow_factory.config.base import show
 from flow_factory.config.modules import SignatureError, body_of, lineage, source_of, spec_of
-from flow_factory.registry import nearest
+from flow_factory.utils.registry import nearest
 
 FLOW_SCHEDULERS = (
     "diffusers.schedulers.scheduling_flow_match_euler_discrete:FlowMatchEulerDiscreteScheduler",

@@ -10,9 +10,9 @@ import yaml
 
 from flow_factory.config.base import ConfigError
 from flow_factory.config.nodes import LIST, TEXT, Keys, Loader, Walk, Written, scientific
-from flow_factory.errors import UserError
-from flow_factory.files import kind_of_file
-from flow_factory.registry import nearest
+from flow_factory.utils.errors import UserError
+from flow_factory.utils.files import kind_of_file
+from flow_factory.utils.registry import nearest
 
 
 class _Dumper(yaml.SafeDumper):

@@ -4,7 +4,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from flow_factory.combinations import COMBINATIONS
 from flow_factory.config.base import (
     DERIVED,
     Batch,
@@ -24,6 +23,7 @@ from flow_factory.config.base import (
 from flow_factory.config.recompute import Recompute
 from flow_factory.config.scheduler import SchedulerConfig
 from flow_factory.config.signature import require_function
+from flow_factory.core.combinations import COMBINATIONS
 
 
 def _aggregation(name: str) -> str:

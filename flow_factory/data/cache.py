@@ -12,16 +12,16 @@ from weakref import WeakValueDictionary
 from PIL import Image
 from torch import Tensor
 
-from flow_factory.background import Background
 from flow_factory.data.cache_folder import Family, has_old, place_of
 from flow_factory.data.condition_files import FileChanged, Opener, Seeker, decoders
 from flow_factory.data.fingerprints import FileHashes
 from flow_factory.data.packing import MalformedError, in_memory, pack, picture_of, unpack
 from flow_factory.data.reader import DataError
 from flow_factory.data.shards import CHANGED, Shards
-from flow_factory.errors import RunError, UserError, file_errors
-from flow_factory.terminal import bar
 from flow_factory.types import Cond, Row
+from flow_factory.utils.background import Background
+from flow_factory.utils.errors import RunError, UserError, file_errors
+from flow_factory.utils.terminal import bar
 
 logger = logging.getLogger(__name__)
 

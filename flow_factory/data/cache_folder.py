@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from flow_factory.data.index import RECORD, ROW, read_records
-from flow_factory.errors import UserError
+from flow_factory.utils.errors import UserError
 
 ROWS = "rows"
 OLD, OLD_ROW = re.compile(r"[0-9a-f]{2}"), re.compile(r"[0-9a-f]{64}\.safetensors|\.[0-9a-f]{64}\.[0-9a-f]{8}\.tmp")

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, overload
 
 from flow_factory.config.data import PAIR
-from flow_factory.errors import UserError
-from flow_factory.registry import nearest
 from flow_factory.types import Row
+from flow_factory.utils.errors import UserError
+from flow_factory.utils.registry import nearest
 
 EXAMPLE = 'lines such as {"prompt": "a red cube"}'
 

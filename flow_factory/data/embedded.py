@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from flow_factory.data.columns import DataError, Deferred, require_file_name
-from flow_factory.errors import file_errors
+from flow_factory.utils.errors import file_errors
 
 MAGIC = {
     b"\x89PNG": "png",

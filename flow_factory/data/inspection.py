@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flow_factory.data.ledger import Ledger
 from flow_factory.data.media import Extent, Kind, check_media, check_whole
-from flow_factory.terminal import bar
+from flow_factory.utils.terminal import bar
 
 FORMAT = 1
 """Of the record: to be raised when files are looked at more closely."""

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flow_factory.errors import file_errors
+from flow_factory.utils.errors import file_errors
 
 
 class Ledger:

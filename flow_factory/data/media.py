@@ -19,10 +19,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from flow_factory.data.lengths import stated_size
 from flow_factory.data.mp4 import save_video as save_video
 from flow_factory.data.reader import DataError, listing
-from flow_factory.errors import file_errors
-from flow_factory.files import kind_of_file
-from flow_factory.registry import nearest
 from flow_factory.types import Clip
+from flow_factory.utils.errors import file_errors
+from flow_factory.utils.files import kind_of_file
+from flow_factory.utils.registry import nearest
 
 if TYPE_CHECKING:
     import av

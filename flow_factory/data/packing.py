@@ -15,9 +15,9 @@ from torch import Tensor
 
 from flow_factory.data.index import PART, ROW
 from flow_factory.data.shards import ALIGNED, DIGEST, Blob, digest
-from flow_factory.errors import UserError
-from flow_factory.tensor_file import NAMES, raw_bytes
 from flow_factory.types import Cond
+from flow_factory.utils.errors import UserError
+from flow_factory.utils.tensor_file import NAMES, raw_bytes
 
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
 SMALL, MOST_SMALL = 1 << 16, 1 << 20

@@ -17,9 +17,9 @@ import numpy as np
 from flow_factory.data.columns import EXAMPLE, Naming
 from flow_factory.data.columns import DataError as DataError
 from flow_factory.data.lines import row_of
-from flow_factory.errors import RowError, file_errors
-from flow_factory.files import require_readable
 from flow_factory.types import Row
+from flow_factory.utils.errors import RowError, file_errors
+from flow_factory.utils.files import require_readable
 
 logger = logging.getLogger(__name__)
 

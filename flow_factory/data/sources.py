@@ -18,10 +18,10 @@ from flow_factory.data.columns import DataError, Naming, listed
 from flow_factory.data.embedded import Store
 from flow_factory.data.ledger import Ledger
 from flow_factory.data.reader import Look, read_rows
-from flow_factory.errors import FULL
-from flow_factory.hub import unreachable
-from flow_factory.registry import nearest
 from flow_factory.types import Row
+from flow_factory.utils.errors import FULL
+from flow_factory.utils.hub import unreachable
+from flow_factory.utils.registry import nearest
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 from flow_factory.data.columns import DataError, Naming, listed
 from flow_factory.data.embedded import Cell, Store, plain
 from flow_factory.data.reader import Chosen, Look
-from flow_factory.registry import nearest
 from flow_factory.types import Row
+from flow_factory.utils.registry import nearest
 
 VALUES = 16_000
 """Cells that are turned into Python values at once: a table may have thousands of columns."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from flow_factory.config.data import OURS
 from flow_factory.data.columns import EXAMPLE, DataError, kind_of, require_file_name
-from flow_factory.registry import nearest
+from flow_factory.utils.registry import nearest
 
 SIDES = {"demonstration": ("target",), "preference": ("chosen", "rejected")}
 """What a line shows, and the columns that it becomes."""

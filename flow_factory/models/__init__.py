@@ -1,6 +1,9 @@
-"""Model families by name."""
+"""Model families, one file each: pipeline, LoRA targets, from a row to call arguments.
 
-from flow_factory.registry import Registry
+Knows no algorithm and no reward.
+"""
+
+from flow_factory.utils.registry import Registry
 
 HERE = "flow_factory.models"
 MODELS = Registry(

@@ -8,16 +8,16 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor, nn
 
-from flow_factory.errors import UserError
-from flow_factory.latents import part_of
-from flow_factory.memo import Memo
+from flow_factory.core.condition_memo import Memo
+from flow_factory.core.latents import part_of
+from flow_factory.core.readback import Deferred
+from flow_factory.core.velocity import Draw, Field, Recorder
 from flow_factory.models.family import Family
 from flow_factory.models.guiders import GUIDER, guiding
 from flow_factory.models.parts import chain, check_sizes, check_words, times
 from flow_factory.models.states import check_media, latents, pixels
-from flow_factory.readback import Deferred
 from flow_factory.types import Clip, Cond, Row
-from flow_factory.velocity import Draw, Field, Recorder
+from flow_factory.utils.errors import UserError
 
 
 class ModelAdapter(Family):
@@ -246,7 +246,7 @@ class ModelAdapter(Family):
     def place(self, device: torch.device) -> None:
         """Moves all parts but the transformers to where rows are encoded: pipelines look at any of them for their device.
 
-        A part that waits in main memory (`frugal.waiting`) comes when it is called.
+        A part that waits in main memory (`offload.waiting`) comes when it is called.
         """
         self.negatives = None
         for part in self.pipe.components.values():

@@ -10,13 +10,13 @@ from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from flow_factory.config.pipelines import pipeline_path
-from flow_factory.errors import UserError
-from flow_factory.memo import Memo
+from flow_factory.core.condition_memo import Memo
+from flow_factory.core.readback import Deferred
+from flow_factory.core.velocity import Draw, Recorder
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.guiders import GUIDER, guiding
-from flow_factory.readback import Deferred
 from flow_factory.types import Cond, Row
-from flow_factory.velocity import Draw, Recorder
+from flow_factory.utils.errors import UserError
 
 PROJECTIONS = (
     "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "to_q_t", "to_k_t", "to_v_t", "to_out_t",

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from flow_factory.errors import UserError, lost
 from flow_factory.models.base import ModelAdapter
 from flow_factory.types import Row
+from flow_factory.utils.errors import UserError, lost
 
 FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError)
 """What pipelines raise when they are called in a way that they do not support."""

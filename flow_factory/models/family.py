@@ -5,9 +5,9 @@ from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 from torch import nn
 
-from flow_factory.errors import UserError
 from flow_factory.models.parts import import_pipeline
 from flow_factory.types import Row
+from flow_factory.utils.errors import UserError
 
 CONDITION_AREA = 1024 * 1024
 """Pixels to which the editing pipelines bring a picture themselves."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from flow_factory.errors import UserError
+from flow_factory.utils.errors import UserError
 
 GUIDER = "guider_scale"
 """In a call: the scale that the pipeline's guider is to have, 1 for none; without it, the checkpoint's own."""

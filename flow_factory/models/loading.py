@@ -9,16 +9,16 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from flow_factory.eight_bits import DYNAMIC
-from flow_factory.errors import UserError
-from flow_factory.hub import require_source
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
-from flow_factory.models.files import BROKEN, KEY, LoadError, check_loaded
 from flow_factory.models.parts import call_dtype, import_pipeline
-from flow_factory.models.processors import substitutes
 from flow_factory.models.quantized import quantizer
+from flow_factory.models.quantized_linear import DYNAMIC
 from flow_factory.models.skeleton import empty_pipeline
+from flow_factory.utils.errors import UserError
+from flow_factory.utils.hub import require_source
+from flow_factory.utils.pretrained import BROKEN, KEY, LoadError, check_loaded
+from flow_factory.utils.processors import substitutes
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "no": torch.float32}
 

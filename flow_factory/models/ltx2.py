@@ -11,9 +11,9 @@ from diffusers.pipelines.ltx2.utils import apply_image_conditioning_crf, resolve
 from PIL import Image
 from torch import Tensor
 
-from flow_factory.errors import UserError
 from flow_factory.models.base import ModelAdapter
 from flow_factory.types import Clip, Cond, Row
+from flow_factory.utils.errors import UserError
 
 
 class LTX2(ModelAdapter):

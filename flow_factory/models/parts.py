@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 
-from flow_factory.errors import UserError
+from flow_factory.utils.errors import UserError
 
 TUPLES = ("components", "encoders", "lora_targets", "dead_ends", "encodes_by", "memoised", "also_loads")
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from PIL import Image
 
-from flow_factory.dynamics import DYNAMICS
-from flow_factory.errors import UserError
-from flow_factory.memo import Memo
+from flow_factory.core.condition_memo import Memo
+from flow_factory.core.dynamics import DYNAMICS
+from flow_factory.core.sampling import Sampler
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.failures import FAILURES, reason
-from flow_factory.sampling import Sampler
 from flow_factory.types import Clip, Cond
+from flow_factory.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 ETA, STEPS = 0.7, 3

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from diffusers import BitsAndBytesConfig, PipelineQuantizationConfig, TorchAoConfig
 
-from flow_factory.eight_bits import DYNAMIC
-from flow_factory.errors import UserError
+from flow_factory.models.quantized_linear import DYNAMIC
+from flow_factory.utils.errors import UserError
 
 PACKAGES = {"bnb_8bit": "bitsandbytes", "bnb_4bit": "bitsandbytes", "torchao_int8": "torchao"}
 """`model.quantization` -> the package that does it."""

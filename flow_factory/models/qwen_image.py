@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit
 from torch import Tensor
 
-from flow_factory.errors import UserError
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.parts import area_of
 from flow_factory.types import Cond
+from flow_factory.utils.errors import UserError
 
 MOST_ASPECT = 200
 """Of the picture that the text encoder sees, in its processor."""

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flow_factory.errors import UserError
 from flow_factory.types import Clip
+from flow_factory.utils.errors import UserError
 
 
 def check_media(media: Sequence[Any], height: int, width: int, frames: int | None) -> None:

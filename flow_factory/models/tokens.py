@@ -6,11 +6,11 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from flow_factory.errors import UserError
-from flow_factory.hub import require_source
 from flow_factory.models import MODELS
 from flow_factory.models.loading import one_sentence, sketch_adapter
 from flow_factory.types import Row
+from flow_factory.utils.errors import UserError
+from flow_factory.utils.hub import require_source
 
 
 def token_counter(name: str, model_type: str | None, call: Mapping[str, Any]) -> Callable[[Row], tuple[int, int]]:

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from flow_factory.errors import UserError
 from flow_factory.models.base import ModelAdapter
 from flow_factory.types import Clip, Cond, Row
+from flow_factory.utils.errors import UserError
 
 
 class WanT2V(ModelAdapter):

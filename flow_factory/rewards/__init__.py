@@ -1,8 +1,11 @@
-"""Rewards: (prompts, pictures) -> scores. Importing this loads neither torch nor any reward."""
+"""Rewards, one file each, their interface, and the scoring of groups; `judges` ask vision-language models.
+
+Importing it loads neither torch nor any reward.
+"""
 
 from typing import TYPE_CHECKING, Any
 
-from flow_factory.registry import Registry, UnknownName
+from flow_factory.utils.registry import Registry, UnknownName
 
 if TYPE_CHECKING:
     from flow_factory.rewards.base import BaseRewardModel, GroupwiseRewardModel, PointwiseRewardModel, RewardModelOutput

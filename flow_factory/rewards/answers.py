@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flow_factory.blame import short
 from flow_factory.rewards.base import RewardModelOutput
+from flow_factory.utils.user_code import short
 
 RIGHT = "it returns RewardModelOutput(rewards=...) with a list of numbers or None, a numpy array or a tensor, one score a sample"
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import httpx
 
-from flow_factory.blame import short
-from flow_factory.errors import RewardError, UserError
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.base import RewardModelOutput
+from flow_factory.utils.errors import RewardError, UserError
+from flow_factory.utils.user_code import short
 
 HOPELESS = (401, 403, 404)
 """A key, a right or a name is wrong: no request will be answered otherwise."""

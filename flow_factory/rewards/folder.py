@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from flow_factory.data.columns import Naming
 from flow_factory.data.media import open_image, open_video
 from flow_factory.data.reader import RowFile
-from flow_factory.errors import UserError, file_errors
-from flow_factory.registry import nearest
 from flow_factory.types import Row
+from flow_factory.utils.errors import UserError, file_errors
+from flow_factory.utils.registry import nearest
 
 ENDINGS = {
     "image": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"),

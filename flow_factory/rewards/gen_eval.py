@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize, pad
 from transformers import Mask2FormerForUniversalSegmentation
 
-from flow_factory.errors import UserError
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.base import PointwiseRewardModel, RewardModelOutput
 from flow_factory.rewards.clip import WEIGHTS, CLIPScorer
 from flow_factory.rewards.media import fold, normalised, unfold
 from flow_factory.rewards.sources import FILES, model_of, named, require_folder
+from flow_factory.utils.errors import UserError
 
 DETECTOR = "facebook/mask2former-swin-small-coco-instance"
 KEY = "detector_name_or_path"

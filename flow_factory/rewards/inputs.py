@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from flow_factory.errors import UserError
 from flow_factory.rewards.loading import Judge
 from flow_factory.rewards.media import condition_images, condition_videos, convert, convert_conditions, kind_of
 from flow_factory.rewards.needs import GIVEN
 from flow_factory.types import Clip, Row
+from flow_factory.utils.errors import UserError
 
 OPENED: dict[str, Callable[[Row], list[Any]]] = {"condition_images": condition_images, "condition_videos": condition_videos}
 

@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 import httpx
 
-from flow_factory.blame import short
-from flow_factory.errors import RewardError, UserError
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.failures import HOPELESS, Failed, address, number, pause, why, worth_again
 from flow_factory.rewards.wire import Body
+from flow_factory.utils.errors import RewardError, UserError
+from flow_factory.utils.user_code import short
 
 Result = TypeVar("Result")
 Scores = list[float | None]

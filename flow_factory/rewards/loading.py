@@ -9,15 +9,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from flow_factory.blame import blamed, watch_threads
 from flow_factory.config import RewardConfig
-from flow_factory.errors import UserError
 from flow_factory.hparams import RewardArguments
-from flow_factory.registry import nearest
 from flow_factory.rewards import REWARDS
 from flow_factory.rewards.base import BaseRewardModel, GroupwiseRewardModel, PointwiseRewardModel
 from flow_factory.rewards.needs import Needs, needs_of
 from flow_factory.rewards.peace import kept
+from flow_factory.utils.errors import UserError
+from flow_factory.utils.registry import nearest
+from flow_factory.utils.user_code import blamed, watch_threads
 
 
 class Entry(Protocol):

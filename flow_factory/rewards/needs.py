@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from flow_factory.errors import UserError
 from flow_factory.hparams import RewardArguments
-from flow_factory.registry import nearest
 from flow_factory.types import Row
+from flow_factory.utils.errors import UserError
+from flow_factory.utils.registry import nearest
 
 MEDIA = ("image", "video", "audio")
 CONDITIONS = ("condition_images", "condition_videos")

@@ -17,14 +17,14 @@ from huggingface_hub import hf_hub_download
 from torch import Tensor, tensor
 from transformers import AutoModelForObjectDetection, AutoModelForTextRecognition
 
-from flow_factory.errors import UserError, file_errors
 from flow_factory.hparams import RewardArguments
-from flow_factory.hub import unreachable
 from flow_factory.rewards.base import PointwiseRewardModel, RewardModelOutput
 from flow_factory.rewards.media import fold, unfold
 from flow_factory.rewards.sources import FILES, model_of, named, require_folder
 from flow_factory.rewards.text_reader import TextReader
 from flow_factory.types import Row
+from flow_factory.utils.errors import UserError, file_errors
+from flow_factory.utils.hub import unreachable
 
 KEYS = ("detector_name_or_path", "recognizer_name_or_path")
 PUBLISHED = ("PaddlePaddle/PP-OCRv5_server_det_safetensors", "PaddlePaddle/PP-OCRv5_server_rec_safetensors")

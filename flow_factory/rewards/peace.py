@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from flow_factory.blame import place
-from flow_factory.errors import RewardError
+from flow_factory.utils.errors import RewardError
+from flow_factory.utils.user_code import place
 
 
 class _Process:

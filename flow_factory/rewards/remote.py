@@ -11,15 +11,15 @@ from urllib.parse import quote
 
 from accelerate import Accelerator
 
-from flow_factory.errors import RewardError, UserError
 from flow_factory.hparams import RewardArguments
-from flow_factory.registry import nearest
 from flow_factory.rewards.base import BaseRewardModel, GroupwiseRewardModel, PointwiseRewardModel, RewardModelOutput
 from flow_factory.rewards.failures import Failed, Verdict, require_policy, told
 from flow_factory.rewards.link import Link
 from flow_factory.rewards.needs import Needs
 from flow_factory.rewards.wire import DEPTHS, JSON, MSGPACK, MULTIPART, Body, WireError, letter, packed
 from flow_factory.types import Row
+from flow_factory.utils.errors import RewardError, UserError
+from flow_factory.utils.registry import nearest
 
 BODIES = {"msgpack": MSGPACK, "multipart": MULTIPART}
 PICTURES = ("raw", "png", "jpeg")

@@ -16,9 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from flow_factory import presence
-from flow_factory.blame import blamed
-from flow_factory.errors import RewardError, UserError, of_all
+from flow_factory.distributed import liveness
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.answers import AnswerError, scores_of
 from flow_factory.rewards.inputs import Sample, arguments, samples_of
@@ -26,6 +24,8 @@ from flow_factory.rewards.lanes import AHEAD, answered, has_answer, lanes_of
 from flow_factory.rewards.loading import Judge, compares, load_judges
 from flow_factory.rewards.peace import kept, within
 from flow_factory.types import Row
+from flow_factory.utils.errors import RewardError, UserError, of_all
+from flow_factory.utils.user_code import blamed
 
 logger = logging.getLogger(__name__)
 
@@ -274,7 +274,7 @@ class Asking:
         if lane is not None:
             return lane.ask(partial(ask, judge, batch))
         self.look()
-        presence.doing(f"scoring with {judge.name!r}")
+        liveness.doing(f"scoring with {judge.name!r}")
         return answered(ask(judge, batch))
 
     def drop(self, keep: int) -> None:
@@ -309,7 +309,7 @@ class Asking:
 
     def _wait_until(self, unfinished: Callable[[], Sequence[Future[Any]]], most: int) -> None:
         while len(waiting := unfinished()) > most:
-            presence.doing("waiting for the rewards beside the sampling")
+            liveness.doing("waiting for the rewards beside the sampling")
             wait(waiting, OFTEN, FIRST_COMPLETED)
             self.check()
             self.look()

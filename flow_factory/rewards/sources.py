@@ -11,10 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from flow_factory.errors import UserError
 from flow_factory.hparams import RewardArguments
-from flow_factory.hub import cached, looks_local, require_source, unreachable
-from flow_factory.models.files import tensors_of
+from flow_factory.utils.errors import UserError
+from flow_factory.utils.hub import cached, looks_local, require_source, unreachable
+from flow_factory.utils.pretrained import tensors_of
 
 FILES = {"model": "config.json", "processor": "tokenizer_config.json"}
 """What a folder of each kind cannot be without."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flow_factory.errors import UserError
+from flow_factory.utils.errors import UserError
 from tests.gpu.device import REAL
 from tests.tiny.kernels import WRONG
 from tests.tiny.run import tiny

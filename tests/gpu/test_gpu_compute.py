@@ -6,17 +6,17 @@ from typing import get_args
 import pytest
 import torch
 
+from flow_factory.checkpoints.model_files import save_model
 from flow_factory.config import ModelConfig
-from flow_factory.errors import UserError
-from flow_factory.frugal import FLOAT8, moved
-from flow_factory.model_files import save_model
 from flow_factory.models.quantized import check_quantization
+from flow_factory.utils.errors import UserError
+from flow_factory.utils.offload import FLOAT8, moved
 from tests.gpu.device import DEVICE, REAL
+from tests.memory.test_offload import learns_on_policy
 from tests.models.cases import EACH, RARE
 from tests.models.harness import LORA, drawn, same
 from tests.models.harness import trained as tiny_case
 from tests.models.test_stock import engine_over, loaded
-from tests.test_frugal import learns_on_policy
 from tests.tiny.run import tiny, trained
 
 pytestmark = pytest.mark.gpu

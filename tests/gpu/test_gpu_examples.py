@@ -14,11 +14,11 @@ from accelerate.state import AcceleratorState
 from torch.profiler import ProfilerActivity, profile
 
 from flow_factory.config import load_config
-from flow_factory.floor import measure
-from flow_factory.run import Run
 from flow_factory.train import build
+from flow_factory.training.replay_error import measure
+from flow_factory.training.run import Run
+from tests.commands.test_examples import PATHS, assert_learned, small
 from tests.gpu.device import DEVICE, EAGER_COMPILE, REAL
-from tests.test_examples import PATHS, assert_learned, small
 from tests.tiny.run import trained
 
 pytestmark = pytest.mark.gpu

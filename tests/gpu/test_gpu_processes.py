@@ -52,7 +52,7 @@ def command(rank: int, arguments: tuple[str, ...]) -> None:
     """`ff-train` as one of two; the second is killed in its second epoch."""
     share_the_card(rank)
     if rank == 1:
-        trap("flow_factory.learner:Learner.learn", 2, partial(os.kill, os.getpid(), signal.SIGKILL))
+        trap("flow_factory.training.learner:Learner.learn", 2, partial(os.kill, os.getpid(), signal.SIGKILL))
     sys.exit(main(arguments))
 
 

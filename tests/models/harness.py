@@ -13,19 +13,19 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit
 from PIL import Image
 from torch import Tensor, nn
 
+from flow_factory.core.condition_memo import Memo
+from flow_factory.core.dynamics import DYNAMICS
+from flow_factory.core.randomness import generator
+from flow_factory.core.sampling import Sampler
+from flow_factory.core.velocity import Recorder
 from flow_factory.data.media import open_video
-from flow_factory.dynamics import DYNAMICS
-from flow_factory.memo import Memo
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import DTYPES, load_adapter, load_pipeline
 from flow_factory.models.proof import asked
-from flow_factory.policy import Policy
-from flow_factory.randomness import generator
-from flow_factory.recompute import Setting
-from flow_factory.sampling import Sampler
+from flow_factory.policy.gradient_checkpointing import Setting
+from flow_factory.policy.policy import Policy
 from flow_factory.types import Clip, Cond, Step
-from flow_factory.velocity import Recorder
 from tests.conftest import ETA, STEPS, keyed_noise, log_prob_at, policy_over
 from tests.models.cases import CASES, REDUCED, Case, call_of, row
 from tests.tiny.pipelines import quick, saved

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flow_factory.attention_proof import problems_of
+from flow_factory.training.attention_proof import problems_of
 from tests.conftest import policy_over
 from tests.models.cases import EACH
 from tests.models.harness import Tiny

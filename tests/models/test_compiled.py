@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flow_factory.compilation import VARIANTS, Compiled, compile_blocks, signature
-from flow_factory.errors import RunError
-from flow_factory.memo import Memo
-from flow_factory.policy import Policy
-from flow_factory.recompute import blocks_of, recompute
+from flow_factory.core.condition_memo import Memo
+from flow_factory.policy.compilation import VARIANTS, Compiled, compile_blocks, signature
+from flow_factory.policy.gradient_checkpointing import blocks_of, recompute
+from flow_factory.policy.policy import Policy
 from flow_factory.types import Step
+from flow_factory.utils.errors import RunError
 from tests.models.cases import CASES, EACH, call_of
 from tests.models.harness import LORA, Tiny, adapter_of, hooked, tiny, trained
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flow_factory.eight_bits import layers_in_8_bits
+from flow_factory.models.quantized_linear import layers_in_8_bits
 from tests.conftest import policy_over
 from tests.models.cases import EACH
 from tests.models.harness import Tiny

@@ -6,10 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from flow_factory.errors import UserError
 from flow_factory.models.loading import load_adapter, sketch_adapter
 from flow_factory.models.proof import prove
 from flow_factory.types import Row
+from flow_factory.utils.errors import UserError
 from tests.conftest import policy_over
 from tests.tiny.pipelines import SMALL, saved
 

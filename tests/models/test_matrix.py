@@ -15,16 +15,16 @@ from torch import Tensor
 from flow_factory.algorithms import ALGORITHMS
 from flow_factory.config import TRAIN_CONFIGS, RunConfig, load_config, plan_of
 from flow_factory.config.engine import EngineSettings
-from flow_factory.copies import keep_copies
-from flow_factory.engines import Engine
-from flow_factory.errors import UserError
+from flow_factory.distributed.engines import Engine
 from flow_factory.models import MODELS
 from flow_factory.models.loading import load_adapter, sketch_adapter
 from flow_factory.rewards.scoring import load_rewards
-from flow_factory.rows import checkpoint_of, fitted
-from flow_factory.schedule import make_schedule
+from flow_factory.runs.rows import checkpoint_of, fitted
 from flow_factory.train import arguments, make_optimizer
-from flow_factory.trainer import Trainer
+from flow_factory.training.kept_weights import keep_copies
+from flow_factory.training.schedule import make_schedule
+from flow_factory.training.trainer import Trainer
+from flow_factory.utils.errors import UserError
 from tests.conftest import cells
 from tests.models.cases import CASES, EACH, call_of, row
 from tests.models.harness import STEPS, counted, lora, small

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flow_factory.config.recompute import chosen_blocks
-from flow_factory.recompute import Setting, blocks_of, recompute
+from flow_factory.policy.gradient_checkpointing import Setting, blocks_of, recompute
 from tests.models.cases import EACH
 from tests.models.harness import lora
 

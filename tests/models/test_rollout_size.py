@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from flow_factory.config import ConfigError, load_config, plan_of
-from flow_factory.groups import cut
-from flow_factory.memo import Memo
-from flow_factory.rollout_size import most_alike, same_samples
+from flow_factory.core.condition_memo import Memo
+from flow_factory.core.groups import cut
+from flow_factory.training.rollout_size import most_alike, same_samples
 from flow_factory.types import Rollout, Row, Step
 from tests.conftest import cells
 from tests.models.cases import EACH

@@ -14,19 +14,19 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 
 from flow_factory.config import RunConfig, load_config
 from flow_factory.data.cache import ConditionCache, encode_rows
-from flow_factory.encoders import Encoders, loaded_later
-from flow_factory.errors import UserError
+from flow_factory.memory.sizes import shape_of
 from flow_factory.models import MODELS
 from flow_factory.models.loading import load_adapter
 from flow_factory.models.proof import prove
-from flow_factory.policy import dead_ends, target_names
-from flow_factory.rows import looks
+from flow_factory.policy.policy import dead_ends, target_names
+from flow_factory.runs.rows import looks
+from flow_factory.training.text_encoders import Encoders, loaded_later
 from flow_factory.types import Clip, Cond, Row
-from flow_factory.weighing import shape_of
+from flow_factory.utils.errors import UserError
 from tests.conftest import policy_over
+from tests.data.test_data import same
 from tests.models.cases import CASES, EACH, SQUARE, call_of, every_case, over, picture, row, video
 from tests.models.harness import Tiny, adapter_of, small, tiny
-from tests.test_data import same
 from tests.tiny.pipelines import saved
 from tests.tiny.run import ROOT, write_run
 

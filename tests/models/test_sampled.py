@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from flow_factory.dynamics import DYNAMICS
+from flow_factory.core.dynamics import DYNAMICS
+from flow_factory.core.velocity import Recorder
 from flow_factory.models.proof import LITTLE, prove, unseen
-from flow_factory.velocity import Recorder
 from tests.conftest import ETA
 from tests.models.cases import every_checkpoint
 from tests.models.harness import small, tiny

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from flow_factory.errors import UserError
-from flow_factory.memo import Memo, Remembered
+from flow_factory.core.condition_memo import Memo, Remembered
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.proof import prove
-from flow_factory.recompute import blocks_of
+from flow_factory.policy.gradient_checkpointing import blocks_of
+from flow_factory.utils.errors import UserError
 from tests.conftest import SDES, STEPS
 from tests.models.cases import CASES, Case, every_case, every_checkpoint, over
 from tests.models.harness import LORA, Tiny, counted, drawn, hooked, lora, small, stock, tiny, trained

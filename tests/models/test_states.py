@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flow_factory.errors import UserError
+from flow_factory.core.randomness import generator
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
-from flow_factory.randomness import generator
 from flow_factory.types import Clip
+from flow_factory.utils.errors import UserError
 from tests.conftest import STEPS
 from tests.models.cases import CASES, EACH, row
 from tests.models.harness import Tiny, small, tiny

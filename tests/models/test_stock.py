@@ -13,12 +13,12 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import Tensor
 
+from flow_factory.checkpoints.model_files import load_model, save_model
 from flow_factory.config.engine import EngineSettings
-from flow_factory.engines import Engine
-from flow_factory.latents import part_of
-from flow_factory.model_files import load_model, save_model
+from flow_factory.core.latents import part_of
+from flow_factory.distributed.engines import Engine
 from flow_factory.models.loading import DTYPES
-from flow_factory.policy import Policy
+from flow_factory.policy.policy import Policy
 from tests.conftest import cells
 from tests.models.cases import EACH, every_case, every_checkpoint, row
 from tests.models.harness import LORA, Tiny, drawn, euler, lora, same, stock, stock_of, tiny, trained

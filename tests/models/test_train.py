@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from flow_factory.memo import Memo
-from flow_factory.policy import Policy
+from flow_factory.core.condition_memo import Memo
+from flow_factory.policy.policy import Policy
 from flow_factory.types import Step
 from tests.models.cases import CASES, every_case
 from tests.models.harness import Tiny, lora, trained

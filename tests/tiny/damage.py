@@ -17,7 +17,7 @@ HOSTILE: list[Any] = [
     "", " ", "a", "auto", "all", "cpu", "-", "no", "1e-4", "010", "nan", "${HOME}", "${NOT_THERE}", "~", "~nobody/x", "/", "..",
     "../../x", "/dev/null", "/proc/self/mem", "a" * 300, "a/" * 3000, "a\nb", "a\tb", "\0", "\x1b[31m", "\x85", "\u2028", "\ufeff",
     "\ud83d", "\U0001f600", "$\\frac$", "%s {x} \\", "file:x.png", "http://127.0.0.1:1/x.png", "os:getcwd",
-    "flow_factory.errors:UserError", "nowhere:Nothing", [], {}, [[]], [None], [0], [1, 2], [""], ["a", "a"], [1e9, -1e9], [2**70],
+    "flow_factory.utils.errors:UserError", "nowhere:Nothing", [], {}, [[]], [None], [0], [1, 2], [""], ["a", "a"], [1e9, -1e9], [2**70],
     {"a": 1}, {"": ""}, [{}], {"name": ["x"]}, [0.0] * 1000,
 ]  # fmt: skip
 """Values that some key does not expect."""

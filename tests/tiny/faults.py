@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flow_factory import presence
-from flow_factory.errors import GradientError
-from flow_factory.meeting import limit_groups
+from flow_factory.distributed import liveness
+from flow_factory.distributed.rendezvous import limit_groups
 from flow_factory.rewards.jpeg import JpegCompressibility
-from flow_factory.run import Run
+from flow_factory.training.run import Run
+from flow_factory.utils.errors import GradientError
 from tests.tiny.killed import trap
 
 LARGEST = 8192
@@ -63,15 +63,15 @@ def dawdle() -> None:
 
     Where they wait in a collective, or for nobody, this has no end.
     """
-    assert presence.here is not None
+    assert liveness.here is not None
     before: set[str] = set()
     while not before:
-        first = awaited(presence.here)
+        first = awaited(liveness.here)
         time.sleep(1)
-        before = first & awaited(presence.here)
+        before = first & awaited(liveness.here)
 
 
-def awaited(here: presence.Presence) -> set[str]:
+def awaited(here: liveness.Presence) -> set[str]:
     """The work that all others have done, and this process not."""
     done: dict[str, set[int]] = {}
     for key in here.store.list_keys():  # type: ignore[attr-defined]

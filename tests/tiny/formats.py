@@ -14,22 +14,22 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flow_factory.check import check
+from flow_factory.checkpoints.lora_file import LORA_FILE
+from flow_factory.checkpoints.model_files import load_model, save_model
+from flow_factory.checkpoints.state_files import INDEX, PROGRESS
 from flow_factory.config import dump_config, load_config
 from flow_factory.config.engine import engine_of
 from flow_factory.data.cache import ConditionCache
 from flow_factory.data.index import ROW
 from flow_factory.data.packing import SMALL
 from flow_factory.data.shards import ALIGNED, DIGEST, Blob, Shards, digest
-from flow_factory.errors import UserError
-from flow_factory.lora_file import LORA_FILE
-from flow_factory.model_files import load_model, save_model
 from flow_factory.models.loading import load_adapter, sketch_adapter
-from flow_factory.rows import check_files, is_offline, looks, read_split
-from flow_factory.state_files import INDEX, PROGRESS
-from flow_factory.training_state import load
+from flow_factory.runs.rows import check_files, is_offline, looks, read_split
+from flow_factory.runs.training_state import load
 from flow_factory.types import Row
+from flow_factory.utils.errors import UserError
+from tests.checkpoints.test_training_state import run, save, train, values
 from tests.conftest import flux, policy_over
-from tests.test_training_state import run, save, train, values
 from tests.tiny.damage import YAML_TEXTS, byte_damage, safetensors_damage, text_damage, to_json, to_rows, to_yaml, tree_damage
 from tests.tiny.run import ROOT, checkpoint, write_run
 

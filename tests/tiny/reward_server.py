@@ -14,11 +14,11 @@ from typing import Any
 import uvicorn
 from PIL import Image
 
+from flow_factory.commands.reward_serve import listening
 from flow_factory.config.service import ServerConfig
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards import GroupwiseRewardModel, PointwiseRewardModel, RewardModelOutput
 from flow_factory.rewards.service.app import make_app
-from flow_factory.rewards.service.command import listening
 from flow_factory.rewards.service.desk import Desk
 from flow_factory.rewards.service.scorer import Scorer
 from flow_factory.rewards.service.workers import ThreadWorker

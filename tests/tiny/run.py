@@ -17,13 +17,13 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
+from flow_factory.checkpoints.state_files import contents, read
 from flow_factory.config import load_config
-from flow_factory.metrics import read_metrics
-from flow_factory.placement import ENVIRONMENT, SLURM_STEP
-from flow_factory.run import Run
-from flow_factory.state_files import contents, read
-from flow_factory.tensor_file import NAMES
+from flow_factory.distributed.topology import ENVIRONMENT, SLURM_STEP
+from flow_factory.reporting.metrics import read_metrics
 from flow_factory.train import build
+from flow_factory.training.run import Run
+from flow_factory.utils.tensor_file import NAMES
 from tests.tiny.flux import save_flux
 from tests.tiny.patience import output
 

@@ -13,8 +13,8 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from flow_factory.config import load_config
-from flow_factory.run import Run
 from flow_factory.train import build
+from flow_factory.training.run import Run
 from tests.tiny.run import logged, read_state, write_run
 from tests.tiny.side_by_side import side_by_side
 from tests.tiny.weighed import counted, static_bytes

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.multiprocessing import start_processes
 
-from flow_factory import presence
+from flow_factory.distributed import liveness
 from tests.tiny.patience import Watch
 from tests.tiny.run import environment, free_port
 
@@ -50,4 +50,4 @@ def member(rank: int, processes: int, port: int, folder: Path, do: Callable[...,
             os.dup2(file.fileno(), stream)
     torch.set_num_threads(1)
     do(rank, *given)
-    presence.leave()
+    liveness.leave()

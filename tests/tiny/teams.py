@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from flow_factory.context_parallel import split_sequences
-from flow_factory.memo import Memo
+from flow_factory.core.condition_memo import Memo
 from flow_factory.models import MODELS
+from flow_factory.policy.context_parallel import split_sequences
 from flow_factory.types import Step
 from tests.models.cases import CASES
 from tests.models.harness import Tiny, trained

@@ -6,10 +6,10 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from flow_factory.config import RunConfig
-from flow_factory.memory import estimate
+from flow_factory.memory.estimate import estimate
+from flow_factory.memory.sizes import shape_of, stored_parameters
 from flow_factory.models import MODELS
-from flow_factory.run import Run
-from flow_factory.weighing import shape_of, stored_parameters
+from flow_factory.training.run import Run
 
 STATIC = {
     "frozen": ("frozen weights", "VAE and other parts"), "trained": ("trained weights (",),

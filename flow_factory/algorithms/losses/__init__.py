@@ -7,7 +7,7 @@ there. mean_d is the mean over the latent's D dimensions. Velocities and latents
 import torch
 from torch import Tensor
 
-from flow_factory.dynamics import per_sample
+from flow_factory.core.dynamics import per_sample
 
 
 def clipped_objective(logp_new: Tensor, logp_old: Tensor, advantage: Tensor, clip_range: tuple[float, float]) -> tuple[Tensor, Tensor]:

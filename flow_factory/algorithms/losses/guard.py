@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flow_factory.algorithms.losses import clipped_objective
-from flow_factory.dynamics import Kernel, gaussian_precision, per_sample
+from flow_factory.core.dynamics import Kernel, gaussian_precision, per_sample
 
 
 def normalised_log_ratio(

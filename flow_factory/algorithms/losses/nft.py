@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flow_factory.algorithms.losses import self_normalised_square
-from flow_factory.dynamics import like
+from flow_factory.core.dynamics import like
 
 AdvantageMode = Literal["all", "positive_only", "negative_only", "one_only", "binary"]
 

@@ -11,7 +11,6 @@ import numpy as np
 from accelerate import Accelerator
 from PIL import Image
 
-from flow_factory.errors import UserError
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.base import BaseRewardModel, PointwiseRewardModel, RewardModelOutput
 from flow_factory.rewards.failures import Verdict, require_policy, told
@@ -20,6 +19,7 @@ from flow_factory.rewards.judges.question import Question, Template, load_templa
 from flow_factory.rewards.judges.served import ServedVLM
 from flow_factory.rewards.needs import Needs
 from flow_factory.types import Row
+from flow_factory.utils.errors import UserError
 
 ADDRESS = "http://localhost:8000/v1"
 """vLLM's own."""

@@ -9,12 +9,12 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import is_torchvision_available
 
-from flow_factory.errors import UserError
 from flow_factory.hparams import RewardArguments
-from flow_factory.models.processors import without_video
 from flow_factory.rewards.failures import Failed
 from flow_factory.rewards.judges.question import Question
 from flow_factory.rewards.sources import FILES, model_of, named, processor_of, require_folder
+from flow_factory.utils.errors import UserError
+from flow_factory.utils.processors import without_video
 
 QWEN = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}
 """Processors whose part for videos, which no judge here uses, wants torchvision."""

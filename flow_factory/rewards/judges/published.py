@@ -6,13 +6,13 @@ from typing import Any
 
 from PIL import Image
 
-from flow_factory.errors import UserError
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.base import RewardModelOutput
 from flow_factory.rewards.failures import Failed, Verdict, told
 from flow_factory.rewards.judges.base import PointwiseJudge
 from flow_factory.rewards.judges.question import Template
 from flow_factory.rewards.judges.rewards import RubricJudge, YesNoJudge
+from flow_factory.utils.errors import UserError
 
 
 class EvaluateJudge(YesNoJudge):

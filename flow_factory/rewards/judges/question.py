@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from flow_factory.errors import UserError, file_errors
+from flow_factory.utils.errors import UserError, file_errors
 
 FOLDER = Path(__file__).parent / "templates"
 PICTURES = ("image", "image_a", "image_b", "condition_image")

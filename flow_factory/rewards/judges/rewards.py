@@ -5,13 +5,13 @@ from typing import Any
 
 from PIL import Image
 
-from flow_factory.errors import UserError
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.base import GroupwiseRewardModel, RewardModelOutput
 from flow_factory.rewards.failures import Failed, Verdict, told
 from flow_factory.rewards.judges.base import Judge, PointwiseJudge
 from flow_factory.rewards.judges.question import Question, Template
 from flow_factory.rewards.judges.verdict import one_word, preferred, rubric
+from flow_factory.utils.errors import UserError
 
 
 class YesNoJudge(PointwiseJudge):

@@ -11,11 +11,11 @@ from typing import Any, ClassVar, TypeVar
 import httpx
 from PIL import Image
 
-from flow_factory.blame import short
-from flow_factory.errors import RewardError, UserError
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.failures import HOPELESS, Failed, address, number, pause, why, worth_again
 from flow_factory.rewards.judges.question import Question
+from flow_factory.utils.errors import RewardError, UserError
+from flow_factory.utils.user_code import short
 
 Answer = TypeVar("Answer")
 

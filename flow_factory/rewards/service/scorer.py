@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 
-from flow_factory.blame import blamed
-from flow_factory.errors import UserError
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.answers import AnswerError, scores_of
 from flow_factory.rewards.loading import Judge, load_judges
@@ -17,6 +15,8 @@ from flow_factory.rewards.needs import MEDIA
 from flow_factory.rewards.peace import kept, within
 from flow_factory.rewards.service.reading import Letter, unpacked
 from flow_factory.rewards.wire import DEPTHS, JSON, Body, WireError
+from flow_factory.utils.errors import UserError
+from flow_factory.utils.user_code import blamed
 
 
 class Reply(NamedTuple):

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
-from flow_factory.errors import RunError, UserError
 from flow_factory.rewards.wire import Body
+from flow_factory.utils.errors import RunError, UserError
 
 Answer = tuple[int, dict[str, Any]]
 """HTTP status, and what becomes the body; see `scorer.Reply`."""
@@ -123,7 +123,7 @@ def work(theirs: Connection, path: str, overrides: Sequence[str], device: str) -
     """What the process does, until the other end of the pipe is closed."""
     for number in (signal.SIGINT, signal.SIGTERM):  # for the service, which ends this process when all is answered
         signal.signal(number, signal.SIG_IGN)
-    from flow_factory.terminal import hush
+    from flow_factory.utils.terminal import hush
 
     hush()
     try:
@@ -132,7 +132,7 @@ def work(theirs: Connection, path: str, overrides: Sequence[str], device: str) -
         from flow_factory.rewards.service.scorer import Scorer
 
         if device not in ("auto", "cpu"):
-            from flow_factory.ready import require_device
+            from flow_factory.runs.preflight import require_device
 
             require_device("server.devices", device)
         entries = arguments(load_rewards_config(path, overrides).rewards)

@@ -1,0 +1,123 @@
+"""LoRA files: written for diffusers and for PEFT, read from either, and from trainers that write neither's metadata."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import get_peft_model_state_dict
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from flow_factory.utils.tensor_file import write_tensors
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+"""For `pipe.load_lora_weights(folder)`."""
+PEFT_FILE = "adapter_model.safetensors"
+"""For `PeftModel.from_pretrained(model, folder)`, which knows the same tensors by other names only."""
+PEFT_CONFIG = "adapter_config.json"
+PREFIXES = ("base_model.model.", "transformer.")
+MANY = 6
+"""Layers that a message names."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA of one transformer."""
+
+    tensors: Mapping[str, Tensor]
+    """As PEFT names them within the transformer: `<layer>.lora_A.weight` (rank, in), `<layer>.lora_B.weight` (out, rank)."""
+    alpha: float | None
+    """None where nothing says it: then every layer's scale is 1, as diffusers has it."""
+    unlike: str | None = None
+    """A kind of LoRA that is not computed here."""
+
+    @property
+    def ranks(self) -> list[int]:
+        return sorted({len(t) for name, t in self.tensors.items() if ".lora_A." in name})
+
+    @property
+    def scaled(self) -> float:
+        """The alpha that it is applied with."""
+        return max(self.ranks, default=1) if self.alpha is None else self.alpha
+
+    def __str__(self) -> str:
+        """Rank, alpha and layers in the config's terms."""
+        layers = sorted({_kind_of(name) for name in self.tensors if ".lora_A." in name})
+        more = f", {len(layers) - MANY} more" if len(layers) > MANY else ""
+        alpha = f"lora_alpha {self.scaled:g}" if self.alpha is not None else f"no alpha (so {self.scaled:g})"
+        return f"lora_rank {' and '.join(map(str, self.ranks))}, {alpha}, target_modules [{', '.join(layers[:MANY])}{more}]"
+
+
+def lora_file(folder: Path) -> Path | None:
+    """The file that a folder keeps a LoRA in."""
+    return next((folder / name for name in (LORA_FILE, PEFT_FILE) if (folder / name).is_file()), None)
+
+
+def lora_in(module: Any) -> Lora:
+    """What a model has."""
+    return Lora(get_peft_model_state_dict(module), module.peft_config["default"].lora_alpha)
+
+
+def read_lora(file: Path) -> Lora:
+    """A LoRA from a safetensors file, with what diffusers' metadata, PEFT's config beside it, or tensors named alpha say of its scale.
+
+    Raises:
+        OSError, SafetensorError, ValueError: the file, its metadata or the config beside it is damaged.
+    """
+    with safe_open(file, "pt") as opened:
+        said = _object((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    if file.name == PEFT_FILE and (file.parent / PEFT_CONFIG).is_file():
+        said = _object((file.parent / PEFT_CONFIG).read_text(encoding="utf-8"))
+    said = {name.removeprefix("transformer."): value for name, value in said.items()}
+    tensors = {_name(name): tensor for name, tensor in load_file(file).items()}
+    alphas = {float(t) for name, t in tensors.items() if name.endswith(".alpha") and t.numel() == 1}
+    unlike = next((key for key in ("use_dora", "use_rslora", "alpha_pattern", "rank_pattern") if said.get(key)), None)
+    alpha = said.get("lora_alpha", min(alphas, default=None))
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float | None):
+        raise ValueError(f"lora_alpha is {str(alpha)[:40]!r}, no number")
+    weights = {name: tensor for name, tensor in tensors.items() if not name.endswith(".alpha")}
+    return Lora(weights, alpha, unlike or ("an alpha of its own for each layer" if len(alphas) > 1 else None))
+
+
+def save_lora(folder: Path, module: Any, weights: Mapping[str, Tensor], pipeline: Any) -> None:
+    """Writes both files, and PEFT's config."""
+    folder.mkdir(parents=True, exist_ok=True)
+    layers = {k: v.contiguous() for k, v in get_peft_model_state_dict(module, state_dict=dict(weights)).items()}
+    adapter = {k: sorted(v) if isinstance(v, set) else v for k, v in module.peft_config["default"].to_dict().items()}
+    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps({f"transformer.{k}": v for k, v in adapter.items()}, sort_keys=True)}
+
+    def write(tensors: Mapping[str, Tensor], path: str) -> None:
+        write_tensors(Path(path), tensors, metadata)
+
+    if hasattr(pipeline, "save_lora_weights"):
+        pipeline.save_lora_weights(folder, transformer_lora_layers=layers, save_function=write)
+    else:  # for `pipe.transformer.load_lora_adapter(folder, use_safetensors=True)`
+        write({f"transformer.{k}": v for k, v in layers.items()}, str(folder / LORA_FILE))
+    write_tensors(folder / PEFT_FILE, {f"base_model.model.{k}": v for k, v in layers.items()}, {"format": "pt"})
+    (folder / PEFT_CONFIG).write_text(json.dumps(adapter, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def _name(name: str) -> str:
+    for prefix in PREFIXES:
+        name = name.removeprefix(prefix)
+    return re.sub(r"\.(lora_[AB])\.default\.", r".\1.", name).replace(".lora_down.", ".lora_A.").replace(".lora_up.", ".lora_B.")
+
+
+def _kind_of(name: str) -> str:
+    """A layer's name within its block, as `target_modules` has it: `attn.to_q` of `blocks.3.attn.to_q.lora_A.weight`."""
+    layer = re.sub(r"\.lora_[AB]\..*", "", name)
+    return re.sub(r"^.*?\.\d+\.", "", layer, count=1)
+
+
+def _object(text: str) -> dict[str, Any]:
+    """Raises:
+    ValueError: the text is no JSON object.
+    """
+    said = json.loads(text)
+    if not isinstance(said, dict):
+        raise ValueError("what it says of the LoRA is no JSON object")
+    return said

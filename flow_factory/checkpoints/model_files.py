@@ -1,0 +1,173 @@
+"""Trained weights in files: of a LoRA or of all, for diffusers and PEFT, and from them."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub import split_torch_state_dict_into_shards
+from peft import set_peft_model_state_dict
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from flow_factory.checkpoints.checkpoint import SHARD, WEIGHTS, CheckpointError, model_kind, plainly
+from flow_factory.checkpoints.lora_file import Lora, lora_file, lora_in, read_lora, save_lora
+from flow_factory.policy.policy import Policy
+from flow_factory.utils.tensor_file import write_tensors
+
+
+def collect(
+    policy: Policy,
+    whole: Callable[[nn.Parameter, bool], Tensor | None] = lambda p, keep: p.detach().cpu() if keep else None,
+    keep: bool = True,
+) -> dict[str, dict[str, Tensor]]:
+    """What a checkpoint has of each component, on the CPU: the LoRA, or all weights and buffers, as they are now.
+
+    Args:
+        whole: all values of a parameter of which this process may hold a shard, see `engines.Engine.whole`.
+        keep: False on the processes that only help to gather, and copy nothing.
+    """
+    lora, out = lora_of(policy), {}
+    for component, module in policy.models.items():
+        params = {k: p for k, p in module.named_parameters() if not lora or "lora_" in k}
+        values = ((k, whole(p, keep)) for k, p in params.items())
+        out[component] = {k: v.clone() if v.device == params[k].device else v for k, v in values if v is not None}
+        if not lora and keep:
+            buffers = dict(module.named_buffers())
+            out[component] |= {k: buffers[k].cpu() for k in module.state_dict() if k in buffers}
+    return out
+
+
+def save_model(
+    folder: Path, policy: Policy, pipeline: type[DiffusionPipeline], collected: Mapping[str, Mapping[str, Tensor]] | None = None
+) -> None:
+    """The trained weights, as they are now or were when they were collected, in the formats of diffusers and PEFT."""
+    weights = collected or collect(policy)
+    for name, module in policy.models.items():
+        if lora_of(policy):
+            save_lora(folder if name == "transformer" else folder / name, module, weights[name], pipeline)
+        else:
+            _save_full(folder / name, module, weights[name])
+
+
+def _save_full(folder: Path, module: Any, weights: Mapping[str, Tensor]) -> None:
+    """As `save_pretrained` would, but for the order of the bytes and the files' modes."""
+    module.save_config(folder)
+    pattern = WEIGHTS.replace(".safetensors", "{suffix}.safetensors")
+    split = split_torch_state_dict_into_shards(dict(weights), filename_pattern=pattern, max_shard_size="10GB")
+    for file, names in split.filename_to_tensors.items():
+        write_tensors(folder / file, {name: weights[name] for name in names}, {"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def load_model(path: Path, policy: Policy) -> None:
+    """Writes saved weights into the model built from the config.
+
+    Args:
+        path: a checkpoint's folder, or the file of a LoRA.
+
+    Raises:
+        CheckpointError: it holds another kind of weights, ones of other names, shapes or scale, or is damaged; nothing has changed.
+    """
+    kind, lora = model_kind(path), lora_of(policy)
+    if lora != (kind == "lora"):
+        raise CheckpointError(f"{path} holds {kind} weights, but model.finetune_type is {'lora' if lora else 'full'}")
+    load = _load_lora if lora else _load_full
+    for write in [load(path, name, module) for name, module in policy.models.items()]:
+        write()
+
+
+def _load_lora(path: Path, component: str, module: Any) -> Callable[[], object]:
+    """Checks one transformer's LoRA; returns what writes it into the model."""
+    here = lora_in(module)
+    file, saved = _lora_of(path, component)
+    if problem := _difference(here.tensors, saved.tensors):
+        raise CheckpointError(f"{file} does not fit this model: {problem}; it has {saved}; this run has {here}")
+    require_scale(file, saved, here.scaled)
+    return lambda: set_peft_model_state_dict(module, dict(saved.tensors))
+
+
+def _lora_of(path: Path, component: str) -> tuple[Path, Lora]:
+    file = path if path.is_file() else lora_file(path / component) or (lora_file(path) if component == "transformer" else None)
+    if file is None:
+        raise CheckpointError(f"{path} has no LoRA of {component}, which model.target_components names")
+    with plainly(file, "is damaged"):
+        saved = read_lora(file)
+    if saved.unlike is not None:
+        raise CheckpointError(f"{file} is another kind of LoRA: {saved.unlike}; merge it into the model, and name that")
+    return file, saved
+
+
+def require_lora(path: Path, component: str, rank: int, alpha: int) -> None:
+    """What can be said of a LoRA before the model is there.
+
+    Raises:
+        CheckpointError: it is damaged, of another kind, rank or scale.
+    """
+    file, saved = _lora_of(path, component)
+    if saved.ranks != [rank]:
+        raise CheckpointError(f"{file} does not fit this model: it has {saved}; this run has lora_rank {rank}, lora_alpha {alpha}")
+    require_scale(file, saved, alpha)
+
+
+def require_scale(file: Path, saved: Lora, alpha: float) -> None:
+    """Raises:
+    CheckpointError: the LoRA is meant for another alpha.
+    """
+    if saved.scaled != alpha:
+        origin = "was trained with" if saved.alpha is not None else "says no alpha, which diffusers reads as"
+        raise CheckpointError(f"{file} {origin} model.lora_alpha: {saved.scaled:g}; with {alpha:g} it would be another model")
+
+
+def full_files(path: Path, component: str) -> list[Path]:
+    """The files of one transformer's weights; other programs have them at the root.
+
+    Raises:
+        CheckpointError: there are none, or one cannot be read.
+    """
+    folder = path / component if (path / component / "config.json").is_file() else path
+    files = [file for file in sorted(folder.glob("*.safetensors")) if SHARD.fullmatch(file.name)]
+    with plainly(folder, "is damaged"):
+        if not files:
+            raise FileNotFoundError(f"no {WEIGHTS}")
+        for file in files:
+            with safe_open(file, "pt"):  # reads the header, and compares the size
+                pass
+    return files
+
+
+def _load_full(path: Path, component: str, module: nn.Module) -> Callable[[], object]:
+    """The same of all weights."""
+    files = full_files(path, component)
+    with plainly(files[0].parent, "is damaged"):
+        saved = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    here = module.state_dict()
+    if problem := _difference(here, saved):
+        raise CheckpointError(f"{files[0].parent} does not fit this model: {problem}")
+    return lambda: _copy(here, saved)
+
+
+def _difference(here: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> str | None:
+    """Why saved weights are not this model's."""
+    if wrong := sorted(set(here) ^ set(saved)):
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        return f"it {'lacks' if wrong[0] in here else 'has the unknown'} {wrong[0]!r}{more}"
+    return next(
+        (f"{k!r} is {list(t.shape)} there and {list(here[k].shape)} here" for k, t in sorted(saved.items()) if t.shape != here[k].shape),
+        None,
+    )
+
+
+@torch.no_grad()
+def _copy(here: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    for key, tensor in saved.items():
+        here[key].copy_(tensor)
+
+
+def lora_of(policy: Policy) -> bool:
+    return all(getattr(module, "peft_config", None) for module in policy.models.values())

@@ -1,0 +1,4 @@
+"""The commands beside `ff-train`.
+
+Thin layers over the rooms.
+"""

@@ -1,0 +1,191 @@
+"""A look at a data set: rows, columns, lengths of prompts, sizes of pictures, what repeats and what is missing.
+
+  ff-data show dataset/shapes                          a folder or a file, or hf://datasets/owner/name
+  ff-data show prompts.parquet --columns prompt=caption image=source
+  ff-data show CONFIG.yaml                             the data of a run, its prompts in the tokens of its model
+  ff-data show DIR --model FOLDER_OR_NAME              in the tokens of this checkpoint
+  ff-data show DIR --sheet sheet.png                   and its first pictures, with their prompts, in one picture
+
+All rows are read and checked as a run checks them; of the files of at most --look rows, evenly spaced, the headers are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flow_factory.commands.subcommands import table
+from flow_factory.utils.errors import UserError, file_errors, plain
+
+if TYPE_CHECKING:
+    from flow_factory.config import RunConfig
+    from flow_factory.config.data import DataConfig
+    from flow_factory.data.survey import Column, Media, Survey
+    from flow_factory.types import Row
+
+    Counter = tuple[str, Callable[[Row], tuple[int, int]]]
+
+HELP = "a look at a data set: rows, columns, lengths, sizes of pictures, a contact sheet"
+SHOWN, WRONG, EXAMPLE = 40, 5, 60
+"""Columns, and files that cannot be used, that have a line; characters of an example."""
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Its arguments."""
+    parser.add_argument("what", metavar="PATH_OR_CONFIG", help="a data set, as data.dataset_dir has it, or a run's YAML")
+    parser.add_argument("--columns", nargs="+", default=[], metavar="OURS=THEIRS", help="as data.columns: prompt=caption")
+    parser.add_argument("--split", help="the split to look at (default: the one that is trained on)")
+    parser.add_argument("--subset", help="as data.subset")
+    parser.add_argument("--cache-dir", metavar="DIR", help="as data.cache_dir")
+    parser.add_argument("--model", metavar="NAME", help="a checkpoint whose tokens are counted")
+    parser.add_argument(
+        "--look", type=many, default=1000, metavar="N", help="rows whose files and tokens are looked at (default: %(default)s)"
+    )
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="write the first pictures and prompts into this PNG")
+    parser.add_argument("--first", type=many, default=48, metavar="N", help="pictures on the sheet (default: %(default)s)")
+
+
+def many(text: str) -> int:
+    """Raises:
+    argparse.ArgumentTypeError: no whole number above 0.
+    """
+    if not text.isdecimal() or not 0 < int(text) < 10**9:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of rows, such as 100")
+    return int(text)
+
+
+def act(args: argparse.Namespace) -> int:
+    """Prints the report."""
+    from flow_factory.data.sources import open_split
+    from flow_factory.data.survey import Media, Survey, spread
+
+    data, config = asked(args)
+    survey, split = Survey(), args.split or data.train_split
+    count = counter(args.model, config)
+    rows = open_split(data, split, None, [survey])
+    some = spread(rows, args.look)
+    print("\n".join(report(data, split, survey, some, Media().see(some), count)))
+    if args.sheet is not None:
+        print(sheet(rows, args.first, args.sheet))
+    return 0
+
+
+def asked(args: argparse.Namespace) -> tuple[DataConfig, RunConfig | None]:
+    """Raises:
+    UserError: what is named is neither a right config nor a data set's name.
+    """
+    from flow_factory.config import ConfigError, load_config
+
+    config = load_config(args.what) if args.what.endswith((".yaml", ".yml")) else None
+    pairs = [pair.partition("=") for pair in args.columns]
+    if wrong := next((pair for pair in pairs if not all(pair)), None):
+        raise UserError(f"--columns: {''.join(wrong)!r}: write ours=theirs, such as prompt=caption")
+    keys = {"subset": args.subset, "cache_dir": args.cache_dir, "columns": {ours: theirs for ours, _, theirs in pairs} or None}
+    given = {key: value for key, value in keys.items() if value is not None}
+    return _data(given if config else {"dataset_dir": args.what} | given, config, ConfigError), config
+
+
+def _data(keys: dict[str, Any], config: RunConfig | None, kind: type[UserError]) -> DataConfig:
+    from pydantic import ValidationError
+
+    from flow_factory.config.data import DataConfig
+    from flow_factory.config.explain import explain
+
+    before = config.data.model_dump(include=config.data.model_fields_set) if config else {}
+    try:
+        return DataConfig.model_validate(before | keys)
+    except ValidationError as error:
+        (first, *_) = error.errors()
+        raise kind(f"--{'.'.join(map(str, first['loc']))}: {explain(first)}") from error
+
+
+def counter(model: str | None, config: RunConfig | None) -> Counter | None:
+    """A checkpoint's name, and how its tokens are counted.
+
+    Raises:
+        UserError: its configs or tokenizers cannot be read.
+    """
+    if model is None and config is None:
+        return None
+    from flow_factory.utils.terminal import hush
+
+    hush()
+    from flow_factory.models.tokens import token_counter
+
+    if config is None:
+        return str(model), token_counter(str(model), None, {})
+    name = model or config.model.model_name_or_path
+    return name, token_counter(name, config.model.model_type, config.train.call)
+
+
+def report(data: DataConfig, split: str, survey: Survey, some: Sequence[Row], media: Media, count: Counter | None) -> list[str]:
+    """Lines."""
+    from flow_factory.data.survey import summary, tokens_line
+
+    looked = "" if len(some) == survey.rows else f" (of {len(some):,} rows)"
+    lines = [f"{data.dataset_dir}, split {split}: {survey.rows:,} rows", "", *columns_table(survey.columns, survey.rows), ""]
+    lines.append(f"prompts: {summary(survey.lengths)} characters; {survey.repeated:,} repeat an earlier one")
+    if count is not None:
+        lines.append(f"{tokens_line(some, count[1], count[0])}{looked}")
+    return lines + media_lines(media, looked)
+
+
+def columns_table(columns: dict[str, Column], rows: int) -> list[str]:
+    """Name, kinds of values, how many rows have one, an example."""
+    lines = [("column", "kind", "filled", "example")]
+    for name, column in list(columns.items())[:SHOWN]:
+        kinds = " or ".join(kind for kind, _ in column.kinds.most_common(3) if kind != "null") or "null"
+        lines.append((cut(name, 30), kinds, f"{100 * column.filled / rows:.0f} %", cut(example(column.example), EXAMPLE)))
+    return table(lines) + [f"... and {len(columns) - SHOWN:,} columns more"] * (len(columns) > SHOWN)
+
+
+def example(value: Any) -> str:
+    from flow_factory.data.columns import Deferred, Files
+
+    if isinstance(value, Deferred | Files):
+        return "(inside the data set)"
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def cut(text: str, most: int) -> str:
+    """One line of a terminal's own characters."""
+    shown = plain(text)
+    return shown if len(shown) <= most else f"{shown[: most - 3]}..."
+
+
+def media_lines(media: Media, looked: str) -> list[str]:
+    """Sizes of pictures and videos, and what is wrong with some."""
+    from flow_factory.data.survey import histogram, summary
+
+    lines = []
+    for kind in ("image", "video"):
+        sizes = [size for (_, its), size in media.sizes.items() if its == kind]
+        if sizes:
+            wide, high, frames = zip(*sizes, strict=True)
+            lines.append(f"{kind}s: {len(sizes):,}{looked}; width {summary(wide)}; height {summary(high)}")
+            lines[-1] += f"; frames {summary(frames)}" * (kind == "video")
+            lines += [f"  {line}" for line in histogram([(w, h) for w, h, _ in sizes])]
+    if media.wrong:
+        lines += [f"files that cannot be used: {len(media.wrong):,}{looked}", *(f"  {line}" for line in media.wrong[:WRONG])]
+        lines += [f"  ... and {len(media.wrong) - WRONG:,} more"] * (len(media.wrong) > WRONG)
+    return lines
+
+
+def sheet(rows: Sequence[Row], most: int, file: Path) -> str:
+    """Writes the contact sheet; the line that says so.
+
+    Raises:
+        UserError: none of the first rows has a picture, or the file cannot be written.
+    """
+    from flow_factory.data.thumbnails import thumbnails
+    from flow_factory.reporting.pictures import contact_sheet
+
+    samples = thumbnails(rows, most)
+    if not samples:
+        raise UserError("--sheet: no row has a picture or a video (columns image, images, video, videos, chosen, rejected)")
+    with file_errors("--sheet", file, "name a file that can be written, such as sheet.png"):
+        contact_sheet(samples).save(file, "PNG")
+    return f"contact sheet: {file}, {len(samples)} pictures"

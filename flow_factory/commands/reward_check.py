@@ -1,0 +1,110 @@
+"""What the rewards of a YAML do with pictures: does each load, what is its scale, does it repeat itself, how fast is it?
+
+  ff-reward check CONFIG                                     drawn pictures: a red circle, worse and worse
+  ff-reward check CONFIG --images DIR [--prompts FILE]       and a folder's; see ff-reward score --help for the prompts
+
+Fails, with code 1, when a score depends on its batch: on what is scored beside it, in which order, in how large a batch; or when a
+reward scores the same picture differently when it is asked again, or has no score at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flow_factory.hparams import RewardArguments
+    from flow_factory.rewards.examination import Findings
+
+HELP = "does each reward load, what is its scale, does a score depend on its batch, how fast is it?"
+MOST = 64
+"""Of a folder's pictures, so many are looked at, evenly spaced."""
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Its arguments."""
+    parser.add_argument("config", type=Path, help="a YAML with rewards:")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="set single keys: rewards.0.batch_size=8")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="a folder of pictures, or of videos, beside the drawn ones")
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="a .txt or .jsonl of their prompts")
+
+
+def act(args: argparse.Namespace) -> int:
+    """Prints a paragraph for each reward; 1 where one fails."""
+    from flow_factory.rewards.bench import entries_of
+    from flow_factory.rewards.folder import read_folder
+
+    files = [] if args.images is None else read_folder(args.images, args.prompts)
+    mine = [(one.file.name, one.row, one.open()) for one in files[:: max(1, math.ceil(len(files) / MOST))]]
+    well = True
+    for entry in entries_of(args.config, args.overrides):
+        lines, fine = checked(entry, mine)
+        well &= fine
+        print("\n".join(lines), flush=True)
+    return 0 if well else 1
+
+
+def checked(entry: RewardArguments, mine: list[tuple[str, Any, Any]]) -> tuple[list[str], bool]:
+    """The paragraph of one reward, and whether it passes.
+
+    Raises:
+        UserError: it does not load, or neither the drawn pictures nor the user's own are what it scores.
+    """
+    from flow_factory.rewards.bench import loaded
+    from flow_factory.rewards.drawn import ROW, drawn
+    from flow_factory.rewards.examination import examine, memory
+    from flow_factory.utils.errors import UserError
+
+    begun = time.perf_counter()
+    rewards = loaded([entry])
+    judge = rewards.judges[0]
+    peak = ", ".join(f"{much:.2f} GB {of}" for of, much in memory().items())
+    head = [f"{entry.name}: {entry.reward_model}, {'groupwise' if judge.groupwise else 'pointwise'}, on {judge.model.device}"]
+    head.append(f"  loaded in {time.perf_counter() - begun:.1f} s; at the peak {peak}")
+    head += published(entry)
+    lines, problems = [], []
+    media = judge.needs.media
+    ours = [(name, ROW, one) for name, one in drawn(video=bool(media) and "image" not in media).items()]
+    for title, samples in {"drawn pictures": ours, "the folder's": mine}.items():
+        if not samples:
+            continue
+        try:
+            found = examine(rewards, judge, samples)
+        except UserError as error:
+            if title != "drawn pictures" or not str(error).startswith(f"reward {entry.name!r} needs"):
+                raise
+            lines.append(f"  {title}: {error}{'' if mine else '; score your own by --images and --prompts'}")
+            continue
+        lines += told(title, found, judge.config.batch_size)
+        problems += [f"{title}: {problem}" for problem in found.problems]
+    if len(lines) < 2:  # the sets that could not be scored
+        problems.append("nothing was scored")
+    return [*head, *lines, *(f"  FAILS: {problem}" for problem in problems)], not problems
+
+
+def published(entry: RewardArguments) -> list[str]:
+    """The licence and the scale of one that comes along."""
+    from flow_factory.rewards import REWARDS
+    from flow_factory.rewards.facts import FACTS
+
+    facts = FACTS.get(REWARDS.canonical(entry.reward_model))
+    return [] if facts is None else [f"  weights {facts.weights}; licence {facts.licence}; scale {facts.scale}"]
+
+
+def told(title: str, found: Findings, batch: int) -> list[str]:
+    """What was found with some samples."""
+    from flow_factory.rewards.drawn import WORSE
+
+    missing = len(found.scores) - len(found.known)
+    scale = f"{min(found.known):.4g} to {max(found.known):.4g}, spread {found.spread:.3g}" if found.known else "no scores"
+    lines = [f"  {title}: {scale}; {missing} of {len(found.scores)} missing" + (f" ({found.said})" if found.said and missing else "")]
+    if list(found.scores) == list(WORSE):
+        lines.append("    " + ", ".join(f"{name} {score:.4g}" for name, score in found.scores.items()))
+        pairs = [a > b for a, b in combinations(found.scores.values(), 2) if not math.isnan(a + b)]
+        lines.append(f"    {sum(pairs)} of {len(pairs)} pairs in the order in which people see them")
+    lines.append("    moved " + ", ".join(f"{by:.2g} {how}" for how, by in found.moved.items()))
+    return [*lines, f"    {found.latency * 1000:.3g} ms one call, {found.throughput:.4g} samples a second at batch_size {batch}"]

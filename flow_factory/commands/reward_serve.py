@@ -1,0 +1,111 @@
+"""The rewards of a YAML over HTTP, for runs that name them as `reward_model: remote`.
+
+  ff-reward serve rewards.yaml                         rewards: alone, maybe with server:, or the YAML of a run
+  ff-reward serve rewards.yaml --host 0.0.0.0          for other machines; write server.token: ${NAME} too
+  ff-reward serve rewards.yaml --devices cuda:0 cuda:1 --workers 2
+
+It answers POST /score/NAME (bodies of msgpack or multipart), the older POST /compute, and GET /rewards, /health, /ready and /metrics.
+SIGTERM and Ctrl-C end it when the requests that are there are answered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flow_factory.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from flow_factory.config.service import RewardsConfig, ServerConfig
+
+HELP = "rewards over HTTP, for runs on this machine or another"
+PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Its arguments."""
+    parser.add_argument("config", type=Path, help="a YAML with rewards:")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="set single keys: server.max_queue=16")
+    parser.add_argument("--host", help="as server.host")
+    parser.add_argument("--port", help="as server.port")
+    parser.add_argument("--workers", help="as server.workers: processes for each device")
+    parser.add_argument("--devices", nargs="+", metavar="DEVICE", help="as server.devices: cuda:0 cuda:1")
+
+
+def asked(args: argparse.Namespace) -> list[str]:
+    """The overrides, with those that flags stand for."""
+    flags = {"host": args.host, "port": args.port, "workers": args.workers}
+    given = [f"server.{key}={value}" for key, value in flags.items() if value is not None]
+    return [*args.overrides, *given, *([f"server.devices=[{', '.join(args.devices)}]"] if args.devices else [])]
+
+
+def act(args: argparse.Namespace) -> int:
+    """Serves until a signal comes; 0 then."""
+    from flow_factory.config.service import load_rewards_config
+    from flow_factory.distributed.threads import settle, usable_cores
+    from flow_factory.utils.terminal import log_to_terminal
+
+    overrides = asked(args)
+    config = load_rewards_config(args.config, overrides)
+    if lacking := [name for name in PACKAGES if find_spec(name) is None]:
+        raise UserError(f"ff-reward serve needs {' and '.join(lacking)}: pip install 'flow-factory[reward-server]'")
+    settle(os.environ, usable_cores() / (config.server.workers * len(config.server.devices)))
+    log_to_terminal(30)
+    return serve(config, str(args.config.resolve()), overrides)
+
+
+def serve(config: RewardsConfig, path: str, overrides: list[str]) -> int:
+    """Raises:
+    UserError: the rewards do not load, or the address cannot be listened on.
+    RunError: a worker has died again and again.
+    """
+    import uvicorn
+
+    from flow_factory.rewards.service.app import make_app
+    from flow_factory.rewards.service.desk import Desk
+    from flow_factory.rewards.service.workers import ProcessWorker
+
+    devices = [device for device in config.server.devices for _ in range(config.server.workers)]
+    desk = Desk(config.server, [ProcessWorker(path, overrides, device) for device in devices])
+    failures: list[BaseException] = []
+
+    def ended(error: BaseException | None) -> None:
+        failures.extend([error] if error is not None else [])
+        server.should_exit = True
+
+    socket = listening(config.server)
+    options: dict[str, Any] = {"log_config": None, "access_log": False, "timeout_graceful_shutdown": config.server.grace}
+    server = uvicorn.Server(uvicorn.Config(make_app(desk, ended), timeout_keep_alive=75, **options))
+    former = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}  # uvicorn raises them again
+    host, port = socket.getsockname()[:2]
+    print(f"serving {', '.join(entry.name for entry in config.rewards)} at http://{host}:{port}, {len(devices)} workers", flush=True)
+    try:
+        server.run(sockets=[socket])
+    finally:
+        socket.close()
+        for number, handler in former.items():
+            signal.signal(number, handler)
+    if failures:
+        raise failures[0]
+    return 0
+
+
+def listening(config: ServerConfig) -> Any:
+    """The socket, before anything is loaded.
+
+    Raises:
+        UserError: the address cannot be listened on.
+    """
+    import socket
+
+    host, port = config.host, config.port
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, UnicodeError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise UserError(f"server.host, server.port: {host}:{port} cannot be listened on: {said}; choose another") from error

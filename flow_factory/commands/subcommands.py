@@ -1,0 +1,56 @@
+"""What `ff-data` and `ff-reward` have in common: commands in modules of their own, one line for what is wrong, and the exit code."""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+
+from flow_factory.utils.errors import RunError, UserError, plain
+
+
+def parser_of(prog: str, description: str, examples: str, modules: Mapping[str, str]) -> argparse.ArgumentParser:
+    """The command line.
+
+    Args:
+        modules: name of a command -> module with `HELP`, a line; `add(parser)`, which says its arguments; and `act(args)`, which
+            returns the exit code.
+    """
+    p = argparse.ArgumentParser(prog=prog, description=description, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = p.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, path in modules.items():
+        module = import_module(path)
+        sub = commands.add_parser(name, help=module.HELP, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        module.add(sub)
+        sub.set_defaults(act=module.act)
+    return p
+
+
+def table(lines: Sequence[Sequence[str]], widest: int = 1000) -> list[str]:
+    """Lines of cells, in columns; a cell of more than `widest` characters is cut."""
+    cut = [[cell if len(cell) <= widest else f"{cell[: widest - 3]}..." for cell in line] for line in lines]
+    widths = [max(len(line[k]) for line in cut) for k in range(len(cut[0]))] if cut else []
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cut]
+
+
+def done(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+    """Does what the command line asks. Exit code: 0 done, 1 failed, 2 bad arguments or data, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments:
+        parser.print_help()
+        return 2
+    args = parser.parse_args(arguments)
+    try:
+        return int(args.act(args))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, RunError) else 2
+    except BrokenPipeError:  # `| head` has seen enough; Python would say so once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        print(f"error: {plain(f'{error.filename}: {error.strerror}' if error.filename else str(error))}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

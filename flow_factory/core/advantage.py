@@ -1,0 +1,127 @@
+"""From scores to advantages: stateless, over all groups of an epoch at once, in float64.
+
+`rewards` is (G, n, R): group (one data row), sample of the group, reward; `weights` is (R,). A score that is not finite is missing: it
+enters no statistic. Rewards of weight 0 are only watched. A group whose scores do not differ, or that has fewer than two, gets exactly 0.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flow_factory.core.combinations import COMBINATIONS
+from flow_factory.types import Metrics
+from flow_factory.utils.errors import RewardError, UserError
+from flow_factory.utils.user_code import blamed
+
+Aggregation = Callable[[Tensor, Tensor, bool], tuple[Tensor, Metrics]]
+"""(rewards, weights, global_std) -> (advantages, metrics); see `group_advantage`."""
+
+EPSILON = 1e-4
+"""Added to a standard deviation, as Flow-GRPO and NVIDIA's GDPO do: keeps a nearly constant group from being blown up."""
+
+
+def moments(x: Tensor, valid: Tensor, dims: tuple[int, ...], ddof: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the valid entries, two-pass, dimensions kept."""
+    count = valid.sum(dims, keepdim=True)
+    mean = x.where(valid, 0.0).sum(dims, keepdim=True) / count.clamp(min=1)
+    squares = (x - mean).where(valid, 0.0).square().sum(dims, keepdim=True)
+    return mean, (squares / (count - ddof).clamp(min=1)).sqrt()
+
+
+def varies(x: Tensor, valid: Tensor) -> Tensor:
+    """(G, 1, ...): whether two valid entries of a group differ; not std > 0, which rounding of the mean can fake."""
+    highest, lowest = x.where(valid, -torch.inf).amax(1, keepdim=True), x.where(valid, torch.inf).amin(1, keepdim=True)
+    return highest > lowest
+
+
+def weighted(rewards: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The rewards that count and their weights, in float64."""
+    used = weights != 0
+    return rewards[..., used].double(), weights[used].double()
+
+
+def finish(advantage: Tensor, scores: Tensor, scored: Tensor) -> tuple[Tensor, Metrics]:
+    """(G, n) float32, and what was lost: scores and samples that are missing, groups that teach nothing."""
+    return advantage.float(), {
+        "zero_variance_share": (advantage == 0).all(1).float().mean(),
+        "missing_scores": (~scores.isfinite()).sum().float(),
+        "unscored_samples": (~scored).sum().float(),
+    }
+
+
+def group_advantage(rewards: Tensor, weights: Tensor, global_std: bool = True) -> tuple[Tensor, Metrics]:
+    """Flow-GRPO (arXiv 2505.05470) on the weighted sum: (r - mean of its group) / (std + 1e-4), std with ddof 0.
+
+    `global_std`: the std of the un-centred sums of all groups instead of each group's own. A sample that lacks any of the scores has no
+    sum: it stays out of the statistics and gets 0.
+
+    Returns:
+        (G, n) float32 advantages; metrics of `finish`.
+    """
+    scores, weights = weighted(rewards, weights)
+    total = (scores * weights).sum(-1)
+    valid = total.isfinite()
+    mean, std = moments(total, valid, (1,), ddof=0)
+    if global_std:
+        _, std = moments(total, valid, (0, 1), ddof=0)
+    return finish(((total - mean) / (std + EPSILON)).where(valid & varies(total, valid), 0.0), scores, valid)
+
+
+def gdpo(rewards: Tensor, weights: Tensor, global_std: bool = True) -> tuple[Tensor, Metrics]:
+    """GDPO (arXiv 2601.05242) as NVIDIA's own trainer has it: each reward is normalised in its group, then the weighted sum over the epoch.
+
+    Both normalisations are (x - mean) / (std + 1e-4) with ddof 1. A missing score is left out of its own reward only and adds 0 to the sum.
+    With one reward there is nothing to decouple and it is `group_advantage`, the only place where `global_std` counts.
+
+    Returns:
+        (G, n) float32 advantages; metrics of `finish`.
+    """
+    if int((weights != 0).sum()) < 2:
+        return group_advantage(rewards, weights, global_std)
+    scores, weights = weighted(rewards, weights)
+    valid = scores.isfinite()
+    mean, std = moments(scores, valid, (1,), ddof=1)
+    total = (((scores - mean) / (std + EPSILON)).where(valid & varies(scores, valid), 0.0) * weights).sum(-1)
+    scored = valid.any(-1)
+    mean, std = moments(total, scored, (0, 1), ddof=1)
+    return finish(((total - mean) / (std + EPSILON)).where(scored & varies(scores, valid).any(-1), 0.0), scores, scored)
+
+
+def combined(own: Callable[..., Any], names: Sequence[str], rewards: Tensor, weights: Tensor, global_std: bool) -> tuple[Tensor, Metrics]:
+    """`group_advantage` of the one score that a function of the user's own makes of all.
+
+    Args:
+        own: called with (rewards, weights, names), copies; returns a tensor (G, n), NaN where a sample has no score.
+
+    Raises:
+        RewardError: it raised, or returned something else.
+    """
+    said, groups = f"train.advantage_aggregation: {own.__module__}.{own.__qualname__}", rewards.shape[:2]
+    with blamed(f"{said} failed", own.__module__):
+        score = own(rewards.double().clone(), weights.double().clone(), tuple(names))
+    if not isinstance(score, Tensor) or score.shape != groups or score.is_complex():
+        what = f"a tensor of shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
+        raise RewardError(f"{said} returned {what}; it must return a tensor {tuple(groups)}, a number a sample")
+    one = score.detach().to("cpu", torch.float64)[..., None]
+    advantage, metrics = group_advantage(one, torch.ones(1), global_std)
+    return advantage, metrics | {"missing_scores": (~weighted(rewards, weights)[0].isfinite()).sum().float()}
+
+
+def aggregation(name: str, rewards: Sequence[str]) -> Aggregation:
+    """That of `train.advantage_aggregation`, for rewards of these names.
+
+    Raises:
+        UserError: a dotted path leads to no function, or its module raises as it is imported.
+    """
+    if (known := COMBINATIONS.canonical(name)) in AGGREGATIONS:
+        return AGGREGATIONS[known]
+    own = COMBINATIONS[name]
+    if not callable(own) or isinstance(own, type):
+        raise UserError(f"train.advantage_aggregation: {name!r} is no function; write one of (rewards, weights, names)")
+    return partial(combined, own, rewards)
+
+
+AGGREGATIONS: dict[str, Aggregation] = {"sum": group_advantage, "gdpo": gdpo}

@@ -1,0 +1,48 @@
+"""What stands in a pipeline for its transformers."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+
+if TYPE_CHECKING:
+    from flow_factory.core.velocity import Field
+
+
+class Stop(Exception):
+    """A pipeline has come to its first transformer call, and that was all that was wanted of it."""
+
+
+class Gate:
+    """Stands for a transformer, and answers for it while a velocity call is being primed: the first of its two steps is not looked at."""
+
+    def __init__(self, field: "Field", name: str, bare: nn.Module):
+        self.field, self.name, self.bare = field, name, bare
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("field", "bare"):  # not there yet while copy or pickle builds a twin
+            raise AttributeError(name)
+        return getattr(self.bare, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        field = self.field
+        if field.ends_here:
+            raise Stop
+        latents = [args[0] if args else next(iter(kwargs.values())), kwargs.get("audio_hidden_states")]
+        # not a prompt's length, which differs from process to process: a lone forward would hang FSDP
+        shapes = tuple(x.shape for x in tree_leaves(latents) if isinstance(x, Tensor))
+        blank = field.blanks.get(shapes) if field.priming else None
+        wanted = torch.is_grad_enabled() and not field.priming
+        with torch.set_grad_enabled(wanted or field.recording):
+            outs = {name: field.bare[name](*args, **kwargs) for name in field.called(self.name if blank is None else None)}
+        if field.recording and not wanted:  # what was recorded is let go of at once
+            outs = tree_map_only(Tensor, Tensor.detach, outs)
+        if blank is not None:
+            return blank
+        out = outs.pop(self.name)
+        if shapes not in field.blanks:
+            field.blanks[shapes] = tree_map_only(Tensor, lambda x: x.new_zeros(()).expand(x.shape), out)
+        for other in outs.values():  # its backward has to run as well, and adds nothing
+            out = tree_map(lambda x, y: x + 0 * y if isinstance(x, Tensor) else x, out, other)
+        return out

@@ -1,0 +1,198 @@
+"""What every engine can do, and plain data parallel, which is one process alone as well."""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from flow_factory.checkpoints.state_files import Fill, Slab
+from flow_factory.config.engine import EngineSettings
+from flow_factory.distributed.collectives import any_of_ranks
+from flow_factory.distributed.engines.shards import slab_of
+from flow_factory.policy.policy import Policy
+from flow_factory.utils.errors import GradientError
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+class Engine:
+    """Wraps the policy, and steps it. All weights and their gradients are on every process.
+
+    A `part` is what this process holds of a parameter's values: here all of them, elsewhere a shard. Copies of the weights are kept as
+    parts, and arithmetic on them needs no other process.
+
+    Attributes:
+        collective: whether every forward is one of all processes together, so that all must ask for as many.
+    """
+
+    collective = False
+
+    def __init__(self, settings: EngineSettings, accelerator: Accelerator, max_norm: float):
+        self.settings, self.accelerator, self.max_norm = settings, accelerator, max_norm
+        self.policy: Policy
+        self.wrapped: Any
+        self.optimizer: torch.optim.Optimizer
+        """The torch optimiser, whose learning rate a schedule sets."""
+
+    # -- before training -------------------------------------------------------------------------------------------------------
+
+    def wrap(self, policy: Policy, make_optimizer: MakeOptimizer) -> None:
+        """Puts the policy on its device and shares it out; then makes the optimiser of what is trained."""
+        self.policy = policy.to(self.accelerator.device)
+        self.optimizer = make_optimizer(policy.trained().values())
+        self.wrapped, self.stepper = self.accelerator.prepare(policy, self.optimizer)
+
+    @property
+    def name(self) -> str:
+        """The engine that is at work, by what was built."""
+        return "DDP" if isinstance(self.wrapped, DistributedDataParallel) else "one process"
+
+    def describe(self) -> str:
+        """The engine at work and what a process holds, counted."""
+        params = list(self.policy.parameters())
+        held, whole = sum(self.part(p).numel() for p in params), sum(self.shape(p).numel() for p in params)
+        many = self.accelerator.num_processes
+        return f"{self.name}{f' on {many} processes' if many > 1 else ''}: {held / 1e6:.4g} M of {whole / 1e6:.4g} M weights on the first"
+
+    # -- training --------------------------------------------------------------------------------------------------------------
+
+    def __call__(self, ask: str, *args: Any) -> Any:
+        """A whole sampling, velocity or evaluation: `Policy.forward`."""
+        return self.wrapped(ask, *args)
+
+    def accumulating(self, last: bool) -> AbstractContextManager:
+        """Around a forward and its backward; `last`: an optimiser step is next, and the gradient is to be everyone's mean."""
+        return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
+
+    def gathered(self) -> AbstractContextManager:
+        """Around the forwards of a rollout or an evaluation, without gradient and of the same weights."""
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the loss's gradient."""
+        self.accelerator.backward(loss)
+
+    def step(self) -> Tensor:
+        """Clips the gradient to `max_norm`, takes an optimiser step and forgets the gradient; returns the norm before.
+
+        Raises:
+            GradientError: it is no number, on all processes alike; no weight has changed.
+        """
+        self.complete_gradients()
+        norm = torch.as_tensor(self.accelerator.clip_grad_norm_(self.policy.trained().values(), self.max_norm))
+        scaler = self.accelerator.scaler
+        if scaler is None or scaler.get_scale() < 1:  # of fp16; it passes such steps over itself, and halves until they fit
+            require_finite(norm)
+        self.stepper.step()
+        self.stepper.zero_grad(set_to_none=True)
+        return norm
+
+    def needed(self, asked: list[bool]) -> list[bool]:
+        """Transformers that all processes run in a velocity call, of which this process asks for some. Called by all together."""
+        return any_of_ranks(asked)
+
+    def complete_gradients(self) -> None:
+        """An expert that no point of a step asked for has a gradient of 0, not none: its moments decay on every engine alike."""
+        if len(self.policy.components) > 1:
+            for p in self.policy.trained().values():
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+
+    # -- the weights -----------------------------------------------------------------------------------------------------------
+
+    def part(self, p: nn.Parameter) -> Tensor:
+        """What this process holds of a parameter; writing to it changes the parameter, once `written` was called."""
+        return p
+
+    def shape(self, p: nn.Parameter) -> torch.Size:
+        """Of the whole parameter."""
+        return p.shape
+
+    def written(self) -> None:
+        """After parts were written: no copy of the old values is left in use."""
+
+    def adopted(self) -> None:
+        """After parts were written for good: what the optimiser keeps of the weights follows."""
+
+    def whole(self, p: nn.Parameter, keep: bool = True) -> Tensor | None:
+        """All values of a parameter, on the CPU of the processes that keep them. Called by all processes together."""
+        return p.detach().cpu() if keep else None
+
+    # -- the training state: tensors on the CPU, of whole parameters' shapes on every engine -------------------------------------------
+
+    def stage(self, part: Tensor, shape: Sequence[int]) -> Tensor | Slab:
+        """A copy of what this process writes of a tensor of this shape, of which it holds the part. Called by all processes together."""
+        if self.accelerator.num_processes == 1 or not shape:
+            return part.detach().to("cpu", copy=True)
+        return slab_of(part, 0, shape, self.accelerator.process_index, self.accelerator.num_processes)
+
+    def room(self, part: Tensor, shape: Sequence[int]) -> Tensor | Slab:
+        """Where to read what this process holds of a tensor of this shape."""
+        return torch.empty(tuple(shape), dtype=part.dtype)
+
+    def unstage(self, saved: Tensor | Slab, part: Tensor) -> None:
+        """Writes what was read into the part."""
+        part.detach().copy_(saved.rows if isinstance(saved, Slab) else saved)
+
+    def scatter(self, whole: Tensor, part: Tensor) -> None:
+        """Writes this process's part of a tensor that all have whole."""
+        mine = self.room(part, whole.shape)
+        if isinstance(mine, Slab):
+            mine.rows.copy_(whole[mine.first : mine.first + len(mine.rows)])
+        self.unstage(mine if isinstance(mine, Slab) else whole, part)
+
+    def moments(self) -> dict[str, Tensor | Slab]:
+        """The optimiser's state, staged, as `<its key>/<parameter>`; nothing before the first step."""
+        return {f"{key}/{name}": self.stage(part, shape) for name, key, part, shape in self._moments()}
+
+    def moment_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of whole tensors, by the same names."""
+        return {f"{key}/{name}": tuple(shape) for name, key, _, shape in self._moments()}
+
+    def load_moments(self, saved: Collection[str], fill: Fill) -> None:
+        """The inverse of `moments`; a parameter of which nothing was saved has not been stepped yet.
+
+        Args:
+            saved: the names of what there is.
+        """
+        for name, key, part, shape in list(self._moments()):
+            if f"{key}/{name}" in saved:
+                target = self.room(part, shape)
+                fill(f"{key}/{name}", target)
+                self.unstage(target, part)
+            else:
+                self.optimizer.state.pop(self.policy.trained()[name], None)
+
+    def _moments(self) -> Iterator[tuple[str, str, Tensor, Sequence[int]]]:
+        """(parameter, key, what this process holds, shape of the whole)"""
+        for name, p in self.policy.trained().items():
+            for key, value in self.optimizer.state.get(p, {}).items():
+                yield name, key, value, value.shape
+
+    def warm(self) -> None:
+        """Makes the optimiser's state where there is none, by a step of no length."""
+        (group,) = self.optimizer.param_groups
+        former, params = dict(group), self._stepped()
+        gradients = [p.grad for p in params]
+        group |= {"params": params, "lr": 0.0}
+        for p in params:
+            p.grad = torch.zeros_like(p)
+        self.optimizer.step()
+        group |= former
+        for p, gradient in zip(params, gradients, strict=True):
+            p.grad = gradient
+
+    def _stepped(self) -> list[Tensor]:
+        """The tensors that the optimiser steps."""
+        return self.optimizer.param_groups[0]["params"]
+
+
+def require_finite(norm: Tensor) -> None:
+    """Raises:
+    GradientError: the norm of a gradient is no number.
+    """
+    if not norm.isfinite():
+        raise GradientError(f"the norm of the gradient is {norm.item():g}")

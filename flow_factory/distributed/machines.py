@@ -1,0 +1,247 @@
+"""The launchers of a run's machines: where a process or a launcher has died all restart, and agree on which restart it is.
+
+What they agree by is on the store that the launcher of machine 0 serves: the number of the attempt, which only grows, and who is there.
+"""
+
+import os
+import secrets
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+from torch.distributed import DistError, PrefixStore, Store
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous.api import (
+    RendezvousGracefulExitError,
+    RendezvousHandler,
+    RendezvousInfo,
+    RendezvousStoreInfo,
+)
+from torch.distributed.launcher.api import LaunchConfig
+
+from flow_factory.distributed.rendezvous import Meeting, enter
+from flow_factory.distributed.threads import OWN_LAUNCHER
+from flow_factory.utils.errors import MeetingError
+
+FINAL = (2, 130)
+"""Exit codes that no restart mends: a wrong config or data, and a run that was asked to stop."""
+SILENT = 5.0
+"""Seconds without a sign of life after which a launcher is dead; living ones give several a second."""
+LEAVING = 30.0
+"""Seconds for which machine 0 stays when all are done, for those that have not seen it."""
+OFTEN = 0.2
+
+
+class Machines(RendezvousHandler):
+    """This machine's launcher among the others.
+
+    Args:
+        place: which one this is, and how long all wait for each other at the start.
+        max_restarts: of all machines together.
+        again: seconds for which they wait for each other later, longer than a collective may take: so long may processes of another machine
+            not notice.
+        told: what all must have been started with.
+    """
+
+    def __init__(self, place: Meeting, max_restarts: int, again: float, told: str):
+        self.place, self.max_restarts, self.again = place, max_restarts, again
+        self.token = secrets.token_hex(8)
+        self.mine = f"{self.token} {told}"
+        self.store: Store | None = None
+        self.attempt = -1
+        """The one that this machine's processes are of."""
+
+    @property
+    def left(self) -> int:
+        """How many restarts are left."""
+        return self.max_restarts - self.attempt
+
+    def meet(self) -> None:
+        """Waits until all machines are at the same attempt, a later one than this machine's last.
+
+        Raises:
+            MeetingError: some did not come, another one has this number, or no restarts are left.
+            RendezvousGracefulExitError: the run has ended meanwhile.
+        """
+        timeout = self.place.timeout if self.attempt < 0 else self.again
+        wanted, deadline = self.attempt + 1, time.monotonic() + timeout
+        while True:
+            try:
+                if self.store is None:
+                    self.store = enter(replace(self.place, timeout=int(timeout)), self.place.number == 0)
+                self.attempt = self._join(self.store, wanted, timeout)
+                return
+            except DistError as error:
+                self.store = None
+                if not self.max_restarts or time.monotonic() > deadline:
+                    raise MeetingError(f"{self.place}: machine 0 left before all had come; its own message says why") from error
+
+    def num_nodes_waiting(self) -> int:
+        """Whether others are at a later attempt, or machine 0 has left: asked again and again while the processes run."""
+        with suppress(DistError):
+            if self.store is not None:
+                self._beat(self.store)
+                return int(_number(self.store) > self.attempt)
+        self.store = None
+        return int(self.left > 0)
+
+    def all_done(self) -> bool:
+        """Whether all machines' processes have ended well, as this one's have."""
+        with suppress(DistError):
+            if self.store is not None:
+                self.store.set(self._done(self.attempt)[self.place.number], "")
+                return self.store.check(self._done(self.attempt))
+        self.store = None
+        return self.left == 0
+
+    def leave(self) -> None:
+        """When all are done: the store stays until the others have seen it."""
+        with suppress(DistError):
+            if self.store is not None:
+                gone, end = self.store.add("left", int(self.place.number > 0)), time.monotonic() + LEAVING
+                while self.place.number == 0 and gone < self.place.count - 1 and time.monotonic() < end:
+                    time.sleep(OFTEN)
+                    gone = self.store.add("left", 0)
+
+    # -- one meeting ------------------------------------------------------------------------------------------------------------
+
+    def _join(self, store: Store, wanted: int, timeout: float) -> int:
+        """The attempt at which all are: at least the wanted one, and later where somebody has asked for that meanwhile."""
+        self._ask(store, wanted)
+        attempt, deadline = -1, 0.0
+        keys: list[str] = []
+        while not keys or not store.check(keys):
+            if (now := _number(store)) != attempt:
+                attempt, deadline = now, time.monotonic() + timeout
+                keys = self._come(store, attempt)
+            if time.monotonic() > deadline:
+                missing = ", ".join(str(k) for k, key in enumerate(keys) if not store.check([key]))
+                raise MeetingError(f"{self.place}: waited {timeout:g} s, and these did not come: {missing}")
+            self._beat(store)
+            time.sleep(OFTEN)
+        self._require_alike([store.get(key).decode() for key in keys])
+        return attempt
+
+    def _ask(self, store: Store, attempt: int) -> None:
+        """Makes the number at least this one."""
+        if attempt > self.max_restarts:
+            raise MeetingError(f"{self.place}: another restart is asked for, and --max_restarts {self.max_restarts} are used up")
+        store.compare_set("attempt", "", "0")
+        while (now := _number(store)) < attempt:
+            store.compare_set("attempt", str(now), str(attempt))
+
+    def _come(self, store: Store, attempt: int) -> list[str]:
+        """Is there for an attempt, or asks for the next one in the place of a launcher that has died; the keys of all that are to come."""
+        keys = [f"machine/{attempt}/{k}" for k in range(self.place.count)]
+        self._beat(store)
+        holder = store.compare_set(keys[self.place.number], "", self.mine).decode()
+        if holder == self.mine:
+            return keys
+        if not self.max_restarts or _lives(store, holder.partition(" ")[0]):
+            raise MeetingError(f"{self.place}: another one has this number, or was it started anew while the others went on?")
+        if any(store.check([key]) for key in self._done(attempt)):
+            store.set(self._done(attempt)[self.place.number], "")
+            raise RendezvousGracefulExitError("the run has ended")
+        self._ask(store, attempt + 1)
+        return []
+
+    def _require_alike(self, others: Sequence[str]) -> None:
+        mine = self.mine.partition(" ")[2]
+        for number, theirs in enumerate(other.partition(" ")[2] for other in others):
+            if theirs != mine:
+                raise MeetingError(f"{self.place}: machine {number} was started with {theirs}, and this one with {mine}; start all alike")
+
+    def _done(self, attempt: int) -> list[str]:
+        return [f"done/{attempt}/{k}" for k in range(self.place.count)]
+
+    def _beat(self, store: Store) -> None:
+        store.add(f"alive/{self.token}", 1)
+
+    # -- what torch's agent asks -------------------------------------------------------------------------------------------------
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        self.meet()
+        assert self.store is not None
+        found = RendezvousStoreInfo(self.place.address if self.place.number else "127.0.0.1", self.place.port)
+        return RendezvousInfo(PrefixStore(f"agents/{self.attempt}", self.store), self.place.number, self.place.count, found)
+
+    def get_backend(self) -> str:
+        return "flow-factory"
+
+    def get_run_id(self) -> str:
+        return OWN_LAUNCHER
+
+    def is_closed(self) -> bool:
+        return False
+
+    def set_closed(self) -> None:
+        pass
+
+    def shutdown(self) -> bool:
+        return True
+
+    @property
+    def use_agent_store(self) -> bool:
+        return True
+
+
+class Agent(LocalElasticAgent):
+    """Torch's, but the restarts of all machines are counted together."""
+
+    def __init__(self, spec: WorkerSpec, machines: Machines, shutdown_timeout: int):
+        super().__init__(spec, DefaultLogsSpecs(), shutdown_timeout=shutdown_timeout)
+        self.machines = machines
+
+    def _rendezvous(self, worker_group: WorkerGroup) -> None:
+        super()._rendezvous(worker_group)
+        self._remaining_restarts = self.machines.left
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        result: RunResult = super()._monitor_workers(worker_group)
+        if result.state == WorkerState.FAILED and ChildFailedError("", result.failures).get_first_failure()[1].exitcode in FINAL:
+            self._remaining_restarts = 0
+        if result.state == WorkerState.SUCCEEDED and not self.machines.all_done():
+            return RunResult(WorkerState.HEALTHY)  # others may yet have to start anew, and this one with them
+        return result
+
+    def _exit_barrier(self) -> None:
+        self.machines.leave()
+
+
+def run_processes(machines: Machines, here: int, arguments: Sequence[str]) -> None:
+    """Starts `python ARGUMENTS` in so many processes of this machine, and again when one has died, until all have ended well.
+
+    Raises:
+        ChildFailedError: one failed, and no restart is left, or helps.
+        SignalException: SIGTERM or Ctrl-C, which was passed on to them, and they have ended.
+        MeetingError: see `Machines.meet`.
+    """
+    os.environ.setdefault("TORCH_ELASTIC_WORKER_IDENTICAL", "1")  # else torch counts them over the store, and waits there for who has died
+    count = machines.place.count
+    config = LaunchConfig(count, count, here, max_restarts=machines.max_restarts)
+    spec = WorkerSpec(
+        config.role, here, machines, args=tuple(arguments), entrypoint=sys.executable, max_restarts=config.max_restarts,
+        monitor_interval=config.monitor_interval, numa_options=config.numa_options,
+    )  # fmt: skip
+    result = Agent(spec, machines, config.shutdown_timeout or 0).run()
+    if result is not None and result.is_failed():
+        raise ChildFailedError(sys.executable, result.failures)
+
+
+def _number(store: Store) -> int:
+    return int(store.get("attempt"))
+
+
+def _lives(store: Store, token: str) -> bool:
+    """Whether a launcher gives signs of life."""
+    beats, end = store.add(f"alive/{token}", 0), time.monotonic() + SILENT
+    while time.monotonic() < end:
+        time.sleep(OFTEN)
+        if store.add(f"alive/{token}", 0) != beats:
+            return True
+    return False

@@ -1,0 +1,73 @@
+"""Groups that several processes share, for there are fewer of them than processes: what must see a whole group gets it here."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+
+from flow_factory.config.plan import Deal
+from flow_factory.core.condition_memo import Memo
+from flow_factory.distributed.collectives import exchange
+from flow_factory.types import Cond, Rollout, Row
+from flow_factory.utils.offload import moved
+
+
+class Group(NamedTuple):
+    """Samples of one row that are to be scored: those of a process, or the whole group."""
+
+    slot: int
+    row: Row
+    ids: list[int]
+    media: list[Any]
+
+
+def whole_groups(accelerator: Accelerator, deal: Deal, parts: Sequence[Group]) -> list[Group]:
+    """The groups that this process scores: each group is scored by one of the processes that have parts of it.
+
+    All must come with parts of the same ones. The one place where pictures that are scored go from process to process.
+    """
+    mine: dict[int, list[Group]] = {}
+    for part in parts if deal.leads(accelerator.process_index) else ():  # the others of a team have the same
+        holders = deal.holders(part.slot)
+        mine.setdefault(holders[part.slot % len(holders)], []).append(part)
+    come = [part for some in exchange(accelerator, mine).values() for part in some]
+    samples: dict[int, dict[int, Any]] = {}
+    for part in come:
+        samples.setdefault(part.slot, {}).update(zip(part.ids, part.media, strict=True))
+    rows = {part.slot: part.row for part in come}
+    return [Group(s, rows[s], sorted(samples[s]), [samples[s][i] for i in sorted(samples[s])]) for s in sorted(samples)]
+
+
+def share(accelerator: Accelerator, deal: Deal, rollouts: Sequence[Rollout], conds: Sequence[Cond], waits: bool = False) -> list[Rollout]:
+    """All micro-batches of the groups that this process has any of, in the order of the epoch; its own ones as they are.
+
+    Latents go from process to process. What was computed from the condition is computed again for the others' ones; the condition itself
+    is one for all micro-batches of a row.
+
+    Args:
+        deal: of what is trained on.
+        waits: whether rollouts wait in main memory (`train.offload_samples_to_cpu`).
+    """
+    me, theirs = accelerator.process_index, dict[int, list[Rollout]]()
+    for to in range(deal.processes) if deal.leads(me) else ():  # the others of a team have the same
+        asked = {slot for slot, _ in deal.of(to)} if to // deal.team != me // deal.team else ()
+        theirs[to] = [replace_all(r, "cpu", cond={}, memo=None, media=[]) for r in rollouts if r.slot in asked]
+    own = {r.ids: r for r in rollouts}
+    everyone = {r.ids: r for some in exchange(accelerator, theirs).values() for r in some} | own
+    wanted = {slot for slot, _ in deal.of(me)}
+    needed = [r for _, r in sorted(everyone.items()) if r.slot in wanted]
+    home = "cpu" if waits else accelerator.device
+    read = {r.row.id: r.cond for r in rollouts}
+    for row in {r.row.id for r in needed} - read.keys():
+        read[row] = moved(conds[row], home)
+    return [r if r.ids in own else replace_all(r, home, cond=read[r.row.id], memo=Memo()) for r in needed]
+
+
+def replace_all(rollout: Rollout, device: torch.device | str, **others: Any) -> Rollout:
+    """The rollout with its tensors on the device, and other things exchanged."""
+    steps = [replace(s, **moved(vars(s), device)) for s in rollout.steps]
+    new = replace(rollout, steps=steps, x0=moved(rollout.x0, device), **others)
+    new.rewards, new.advantage = rollout.rewards, moved(rollout.advantage, device)
+    return new

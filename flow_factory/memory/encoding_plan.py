@@ -1,0 +1,83 @@
+"""When a run's rows are encoded and where the encoders wait, where `auto` leaves that to an estimate; and the lines that say it."""
+
+from pathlib import Path
+
+import psutil
+import torch
+
+from flow_factory.config import RunConfig
+from flow_factory.data.cache_folder import free_space
+from flow_factory.data.encoding_windows import evaluated, in_windows, is_short, rows_needed, rows_of_start, window_epochs
+from flow_factory.memory.estimate import in_main_memory, peak, row_bytes
+from flow_factory.memory.fit import Model, in_room
+
+
+def encoding_settled(config: RunConfig, rows: int, model: Model | None, gpu: float | None = None) -> RunConfig:
+    """With `data.encode: auto` and `data.idle_encoders: auto` decided.
+
+    Args:
+        rows: of the data set.
+        model: None, of which nothing can be estimated, is taken to have room for its encoders.
+        gpu: GB of the cards that it is for; None asks this machine.
+    """
+    data, n = config.data, config.num_processes
+    how, idle = data.encode, data.idle_encoders
+    if how == "auto" and is_short(config, rows):
+        how = "ahead"
+    if idle == "auto":
+        idle = "offload" if how == "ahead" or model is None or can_wait(config, model, gpu) else "drop"
+    if how == "auto":
+        how = "window"
+        parts = model.parts(with_data(config, how, idle)) if model is not None else []
+        if model is not None and not in_room(parts, gpu, n) and peak(parts) > peak(model.parts(with_data(config, "ahead", idle))):
+            how = "ahead"
+    return with_data(config, how, idle)
+
+
+def with_data(config: RunConfig, encode: str, idle: str) -> RunConfig:
+    """With both decided."""
+    return config.model_copy(update={"data": config.data.model_copy(update={"encode": encode, "idle_encoders": idle})})
+
+
+def can_wait(config: RunConfig, model: Model, gpu: float | None) -> bool:
+    """Whether this machine's main memory has room for the encoders of its processes; another machine's is not known, and taken to have."""
+    if gpu is not None:
+        return True
+    parts, n = model.parts(with_data(config, "window", "offload")), config.num_processes
+    if torch.cuda.is_available():
+        return n * in_main_memory(parts) < 0.8 * psutil.virtual_memory().total / 1e9
+    return in_room(parts, None, n)
+
+
+def row_size(config: RunConfig, model: Model | None) -> float:
+    """Bytes of an encoded row without pictures, at most; 0 where it is not known. A negative prompt that rows share is kept once."""
+    return 0 if model is None else row_bytes(config, model.family, model.module.config)
+
+
+def encoding_lines(config: RunConfig, rows: int, test: int, size: float = 0) -> list[str]:
+    """Which rows are encoded, and when; `auto` is to be decided before.
+
+    Args:
+        rows, test: how many there are.
+        size: see `row_size`.
+    """
+    data = config.data
+    if not data.enable_preprocess:
+        return ["rows are encoded whenever they are drawn, and not cached (data.enable_preprocess: false); the text encoders stay"]
+    first, drawn, windows = len(rows_of_start(config, rows, 0)), len(rows_needed(config, rows)), in_windows(config)
+    what = f"the {first} training rows that the {'first epochs draw' if windows else 'run draws'}" if first < rows else "all training rows"
+    tested = len(evaluated(config, test))
+    what += (
+        f" and {'all' if tested == test else f'the {tested}'} test rows{'' if tested == test else ' that are evaluated'}" if tested else ""
+    )
+    lines = [f"encoded before the first epoch, if {data.cache_dir} lacks them: {what}"]
+    if windows and first < drawn:
+        epochs = window_epochs(config)
+        many = f"{epochs} epochs" if epochs > 1 else "an epoch"
+        later = f"encoded when the run comes to them: the rows of {many} at a time, {drawn - first} more"
+        lines.append(f"{later}; in between the text encoders wait (data.idle_encoders: {data.idle_encoders})")
+    if size:
+        gb, free = (drawn + tested) * size / 1e9, free_space(Path(data.cache_dir)) / 1e9
+        much = f"up to {size / 1e6:.3g} MB a row, {gb:.3g} GB for all, condition pictures not counted"
+        lines.append(f"{much}; {free:.3g} GB are free there; a start measures the time and the room of its first rows")
+    return lines

@@ -1,0 +1,275 @@
+"""Estimates of a run's peak memory by part: on the device of one process, and in main memory."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from flow_factory.algorithms import ALGORITHMS
+from flow_factory.config import EvalConfig, RunConfig, TrainConfig, plan_of
+from flow_factory.config.engine import EngineSettings
+from flow_factory.config.recompute import chosen_blocks, every_block
+from flow_factory.config.rewards import RewardConfig
+from flow_factory.data.encoding_windows import idle_of, in_windows
+from flow_factory.distributed.engines.zero import BUCKET
+from flow_factory.memory.sizes import Weights, weigh, width_of
+from flow_factory.models.base import ModelAdapter
+from flow_factory.models.loading import DTYPES
+from flow_factory.rewards.lanes import AHEAD
+
+ACTIVATIONS = 34
+"""Values of 16 bits kept for the backward of one transformer layer, in units of tokens x width, with an attention that does not keep
+its matrix (Korthikanti et al., arXiv 2205.05198, section 4)."""
+CONTEXT = 0.8
+"""GB that CUDA, its libraries and their workspaces take before the first tensor: an assumption."""
+DRAWING = "forward or decoding of a rollout or evaluation"
+"""The part that `model.vae_slicing` and `vae_tiling` make smaller."""
+LIVE = 1_000_000_000
+"""DeepSpeed's default of stage3_max_live_parameters, in elements."""
+
+Phase = Literal["always", "encoding", "rollout", "training", "window"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One line of the estimate, for one process."""
+
+    name: str
+    gb: float
+    phase: Phase = "always"
+    """Encoding comes before the rest is on the device; rollout, training and a window's encoding are on top of what is there always."""
+    host: bool = False
+    """In main memory."""
+
+
+def estimate(config: RunConfig, family: type[ModelAdapter], parameters: dict[str, float], module: Any) -> list[Part]:
+    """Peak memory of one process, by part.
+
+    Args:
+        parameters: of each part of the checkpoint.
+        module: the (first) trained transformer, on the meta device.
+    """
+    engine = config.engine
+    weights = weigh(config, family, parameters, module)
+    parts = [*kept_weights(config, engine, weights), *optimised(config, engine, weights), *gathered(config, engine, weights)]
+    parts += [*passing(config, engine, family, module.config, weights), *conditions(config, family, module.config)]
+    parts += [Part("CUDA context", CONTEXT)]
+    parts += [*loading(config, parameters), *pictures(config, family)]
+    return [part for part in parts if part.gb > 0]
+
+
+def loading(config: RunConfig, parameters: dict[str, float]) -> Iterator[Part]:
+    """What a process copies of the checkpoint, where it is not used as it is in the file, which all processes of a machine would share."""
+    model = config.model
+    master = DTYPES[model.master_weight_dtype]
+    if model.finetune_type == "full" and master != DTYPES[config.mixed_precision]:
+        whole = sum(parameters.get(part, 0) for part in model.target_components) * master.itemsize
+        yield Part("transformers in the master weights' dtype, until they are on the device", whole * 1e-9, "encoding", host=True)
+
+
+def kept_weights(config: RunConfig, engine: EngineSettings, weights: Weights) -> Iterator[Part]:
+    """All weights and the copies of those that are trained."""
+    model, train = config.model, config.train
+    share = 1e-9 / (config.sharers if engine.shards_weights else 1)
+    beside = weights.experts if engine.shards_weights else 0.0  # shared out as well
+    yield Part("frozen weights", (weights.frozen + beside) * share, host=engine.offload)
+    idle, aside = "VAE and other parts of a rollout", (weights.experts - beside + weights.rest) * 1e-9
+    if model.offload_idle:
+        yield Part(f"{idle}, while they wait", aside, host=True)
+    yield Part(idle, aside, "rollout" if model.offload_idle else "always")
+    loaded = weights.frozen + weights.experts if (model.quantization or "").startswith("bnb") else 0.0  # straight to the device
+    yield Part("text encoders and VAE, until the rows are encoded", (weights.encoders + weights.rest + loaded) * 1e-9, "encoding")
+    yield from later_encoders(config, weights.encoders * 1e-9)
+    master = DTYPES[model.master_weight_dtype].itemsize
+    yield Part(f"trained weights ({weights.trained / 1e6:.1f} M)", weights.trained * master * share, host=engine.offload)
+    algorithm = ALGORITHMS[train.trainer_type](train, config.scheduler)
+    devices = [average.device for average in algorithm.averages.values()]
+    devices += [train.ema_device] * (train.ema_decay > 0)
+    devices += [train.ref_param_device] * ("ref" in algorithm.weights and (model.finetune_type == "full" or train.reference == "start"))
+    for host in (False, True):
+        copies = sum((device == "cpu" or engine.offload) == host for device in devices)
+        yield Part(f"copies of trained weights ({copies})", copies * weights.trained * 4 * share, host=host)
+    if devices:
+        yield Part("trained weights, while a copy is in their place", weights.trained * master * share, "rollout", engine.offload)
+
+
+def later_encoders(config: RunConfig, gb: float) -> Iterator[Part]:
+    """What rows that are encoded during a run ask for."""
+    idle = idle_of(config)
+    if idle == "keep":
+        yield Part("text encoders, which stay", gb)
+    elif in_windows(config):
+        yield Part("text encoders, while a window of rows is encoded", gb, "window")
+        if idle == "offload":
+            yield Part("text encoders between two windows, as in their files", gb, host=True)
+
+
+def optimised(config: RunConfig, engine: EngineSettings, weights: Weights) -> Iterator[Part]:
+    """Gradients and what the optimiser keeps."""
+    zero = engine.kind == "zero"
+    master = DTYPES[config.model.master_weight_dtype].itemsize
+    host = engine.offload_optimizer or (engine.kind == "fsdp" and engine.offload)
+    moment = 4 if zero else master  # DeepSpeed's optimiser works on its own float32 weights
+    state = 2 if config.train.optimizer == "adamw8bit" else 2 * moment
+    share = weights.trained * 1e-9 / (config.sharers if engine.shards_optimizer else 1)
+    yield Part("optimiser state", state * share, host=host)
+    if zero and (engine.stage < 3 or master < 4 or host):
+        yield Part("DeepSpeed's own float32 weights", 4 * share, host=host)
+    whole = weights.trained * master * 1e-9
+    summed = engine.kind == "fsdp" and config.model.finetune_type == "lora"  # reduced once an optimiser step
+    if summed or not engine.shards_gradients:
+        yield Part("gradients", whole, "training")
+    if engine.shards_gradients:
+        yield Part("gradients, this process's", (4 if zero else master) * share, "training", host)
+    if zero and engine.stage < 3:
+        yield Part("gradients, flat and float32 for the step", 4 * share, "training", host)
+
+
+def gathered(config: RunConfig, engine: EngineSettings, weights: Weights) -> Iterator[Part]:
+    """What engines that share weights out bring together for a while."""
+    if engine.kind == "fsdp":
+        few = min(weights.gathered, weights.root + 2 * weights.block) * 1e-9
+        yield Part("gathered weights: a block and the next", few if engine.reshard else 0.0)
+        yield Part("gathered weights", 0.0 if engine.reshard else weights.gathered * 1e-9)
+        if engine.keep and engine.reshard:
+            yield Part("gathered weights, kept through a rollout or evaluation", weights.gathered * 1e-9 - few, "rollout")
+    if engine.kind == "zero":
+        zero = engine.extra.get("zero_optimization") or {}
+        master = DTYPES[config.model.master_weight_dtype].itemsize
+        if engine.stage == 3:
+            whole = weights.frozen + weights.trained * master
+            live = _number(zero.get("stage3_max_live_parameters"), LIVE) * DTYPES[config.mixed_precision].itemsize
+            yield Part("gathered weights", (min(live, whole) if every_block(config.train.enable_gradient_checkpointing) else whole) * 1e-9)
+        buckets = 2 if engine.stage < 3 and zero.get("overlap_comm") is True else 1
+        size = _number(zero.get("reduce_bucket_size"), min(BUCKET, weights.trained))
+        yield Part("DeepSpeed's gradient bucket (reduce_bucket_size)", buckets * size * master * 1e-9, "training")
+
+
+def passing(config: RunConfig, engine: EngineSettings, family: type[ModelAdapter], shape: Any, weights: Weights) -> Iterator[Part]:
+    """What depends on the pictures: activations, kept states, decoding."""
+    train, half = config.train, DTYPES[config.mixed_precision].itemsize
+    algorithm, plan = ALGORITHMS[train.trainer_type](train, config.scheduler), plan_of(config)
+    tokens, n = family.tokens_of(train.height, train.width, train.call), train.per_device_batch_size
+    between = tokens * width_of(shape) * half * n
+    kept = kept_activations(between, weights.layers, chosen_blocks(train.enable_gradient_checkpointing, weights.layers))
+    if algorithm.guidance("policy") is None:  # others train without the negative prompt
+        kept *= family.passes({"guidance_scale": train.guidance_scale, **train.call})
+    if engine.in_step and config.num_processes > 1:  # processes whose noise levels are of different experts run all of them
+        kept *= len(config.model.target_components)
+    kept /= config.model.context_parallel
+    yield Part("activations", kept * 1e-9, "training")
+    if config.model.compile:
+        yield Part("activations of a compiled forward, let go of after it", kept * plan.drawn_together * 1e-9, "rollout")
+    yield Part("weights brought to mixed_precision, a block at a time", weights.brought * 1e-9, "training")
+    yield Part(DRAWING, drawn(config, family, shape), "rollout")
+    states = 2 * DTYPES[train.latent_storage_dtype].itemsize * plan.trained_points if train.stochastic else half
+    others = (half * len(algorithm.weights) + 4 * algorithm.with_mean) * plan.trained_points  # velocities of kept weights, means
+    rolled, trained_on = (k * n for k in (plan.micro_batches_per_rank, plan.trained_batches_per_rank))
+    yield Part("kept latents", tokens * 64 * (states * rolled + others * trained_on) * 1e-9, host=train.offload_samples_to_cpu)
+
+
+def conditions(config: RunConfig, family: type[ModelAdapter], shape: Any) -> Iterator[Part]:
+    """What the encoders made of the prompts of an epoch's rows: once a row, however many micro-batches it has."""
+    train, plan, waits = config.train, plan_of(config), config.train.offload_samples_to_cpu
+    rows = plan.rows_per_epoch // plan.rolled.teams if plan.rolled.whole else min(plan.rows_per_epoch, plan.micro_batches_per_rank)
+    algorithm = ALGORITHMS[train.trainer_type](train, config.scheduler)
+    scales = [train.guidance_scale, *(scale for name in algorithm.weights if (scale := algorithm.guidance(name)) is not None)]
+    guided = max(family.passes({**train.call, "guidance_scale": scale}) for scale in scales) > 1
+    size = row_bytes(config, family, shape) * (2 if guided else 1) * 1e-9
+    yield Part(f"conditions of an epoch's rows ({rows})", rows * size, host=waits)
+    yield Part("condition of the row at work", size if waits else 0.0)
+
+
+def row_bytes(config: RunConfig, family: type[ModelAdapter], shape: Any) -> float:
+    """Of a prompt's embeddings, at most; condition pictures not counted.
+
+    Args:
+        shape: the config of the first transformer.
+    """
+    tokens = config.train.call.get("max_sequence_length", family.text_length)
+    return family.embedded(shape, tokens) * DTYPES[config.mixed_precision].itemsize
+
+
+def pictures(config: RunConfig, family: type[ModelAdapter]) -> Iterator[Part]:
+    """Those that rewards have not seen yet, and those that are shown."""
+    train, plan = config.train, plan_of(config)
+    filled, size = max((reward.batch_size for reward in config.rewards), default=1), train.per_device_batch_size
+    heard, ahead = plan.rolled.heard_at_once(size, filled), _ahead(config.rewards, train.group_size)
+    waiting = min((heard if ahead else 0) + ahead + heard + size * plan.drawn_together, size * plan.micro_batches_per_rank)
+    evaluated = max((reward.batch_size for reward in config.eval_rewards or config.rewards), default=1)
+    evaluated += (
+        config.eval.per_device_batch_size + config.eval.group_size + _ahead(config.eval_rewards or config.rewards, config.eval.group_size)
+    )
+    most = max(_bytes_of(family, train) * waiting, _bytes_of(family, config.eval) * evaluated)
+    most += config.log.num_samples * (_bytes_of(family, train) + _bytes_of(family, config.eval))
+    yield Part(f"{family.draws}s that rewards wait for, and those that are shown", most * 1e-9, "rollout", host=True)
+
+
+def _ahead(rewards: Sequence[RewardConfig], group_size: int) -> int:
+    """Samples that wait for rewards beside the sampling when more come."""
+    return max((AHEAD * reward.num_workers * max(reward.batch_size, group_size) for reward in rewards if reward.async_reward), default=0)
+
+
+def _bytes_of(family: type[ModelAdapter], section: TrainConfig | EvalConfig) -> float:
+    """Of one sample's pictures; Pillow has four a pixel."""
+    frames = (section.call.get("num_frames") or family.default_frames) if family.draws == "video" else 1
+    return 4.0 * section.height * section.width * frames
+
+
+def drawn(config: RunConfig, family: type[ModelAdapter], shape: Any) -> float:
+    """GB that a forward, or the VAE, of a rollout or an evaluation takes, whichever is most."""
+    most = max(drawing(config, family, section, width_of(shape)) for section in (config.train, config.eval))
+    return most * DTYPES[config.mixed_precision].itemsize * 1e-9
+
+
+def drawing(config: RunConfig, family: type[ModelAdapter], section: TrainConfig | EvalConfig, width: int) -> float:
+    """Values of mixed_precision that a layer without gradient, or the VAE, has at a time."""
+    place = section.height, section.width, section.call
+    forward = ACTIVATIONS / 2 * family.tokens_of(*place) * width
+    together = plan_of(config).drawn_together if isinstance(section, TrainConfig) else 1
+    n = section.per_device_batch_size * together
+    return max(forward * n, decoding(config, family, section) * (1 if config.model.vae_slicing else n))
+
+
+def decoding(config: RunConfig, family: type[ModelAdapter], section: TrainConfig | EvalConfig) -> float:
+    """Values of mixed_precision that the VAE has at a time for one sample; where it decodes in tiles, for a tile and the whole picture.
+
+    An `auto` that nobody has settled decodes one by one, without tiles.
+    """
+    height, width, call = section.height, section.width, section.call
+    if config.model.vae_tiling is not True:
+        return family.decoding_of(height, width, call)
+    whole = 2 * _bytes_of(family, section)  # 3 values a pixel: of the tiles, their blended rows, and all together
+    return min(family.decoding_of(height, width, call), family.decoding_of(min(height, family.tile), min(width, family.tile), call) + whole)
+
+
+def kept_activations(between: float, layers: int, recomputed: Sequence[int]) -> float:
+    """Bytes that the backward of a transformer needs, where `between` are those of all tokens between two layers.
+
+    Args:
+        recomputed: numbers of the layers that keep their input alone. While one has its activations again, those of the layers before it
+            are still there, and those behind it are gone.
+    """
+    kept = [k for k in range(layers) if k not in recomputed]
+    at_once = max([len(kept), *(1 + sum(k < again for k in kept) for again in recomputed)])
+    return (len(recomputed) + ACTIVATIONS / 2 * at_once) * between
+
+
+def _number(value: Any, default: int) -> float:
+    """DeepSpeed's own files say auto for its defaults."""
+    return default if value in (None, "auto") else float(value)
+
+
+def peak(parts: list[Part]) -> float:
+    """GB of the largest phase on the device."""
+    gb = {phase: sum(p.gb for p in parts if p.phase == phase and not p.host) for phase in get_args(Phase)}
+    return max(gb["always"] + max(gb["rollout"], gb["training"], gb["window"]), gb["encoding"] + CONTEXT)
+
+
+def peak_of(parts: list[Part], phase: Phase) -> float:
+    """GB on the device in one phase of an epoch."""
+    return sum(p.gb for p in parts if p.phase in ("always", phase) and not p.host)
+
+
+def in_main_memory(parts: list[Part]) -> float:
+    """GB of main memory in the larger phase, for one process."""
+    return max(sum(p.gb for p in parts if p.host and (p.phase == "encoding") == early) for early in (False, True))

@@ -1,0 +1,70 @@
+"""Which kernel computes attention. What it answers is for `attention_proof` to show."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend, dispatch_attention_fn
+from torch import nn
+
+from flow_factory.utils.errors import UserError
+
+
+def without_cudnn() -> None:
+    """Has torch choose among its other attention kernels, in the whole process.
+
+    On Hopper it prefers cuDNN's since 2.11, whose backward gives NaN or ends in an illegal memory access in models like FLUX
+    (pytorch #169849, #196678). `model.attn_backend: _native_cudnn` still names it: diffusers allows it around each call then.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def set_attention(module: Any, backend: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Chooses diffusers' attention backend.
+
+    Raises:
+        UserError: it does not work here; the message lists those that do.
+    """
+    problem = attention_problem(backend, device, dtype)
+    if problem is not None:
+        works = ", ".join(those_that_work(device, dtype))
+        raise UserError(f"model.attn_backend: {backend!r} does not work on this {device.type} machine ({problem}). Those that do: {works}")
+    module.set_attention_backend(backend)
+
+
+def those_that_work(device: torch.device, dtype: torch.dtype) -> list[str]:
+    """Backends that can be tried without a download."""
+    return [b.value for b in AttentionBackendName if "hub" not in b.value and attention_problem(b.value, device, dtype) is None]
+
+
+def attention_problem(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why a backend cannot be trained with here: tried on a small forward and backward. None if it can. A hub kernel is fetched."""
+    if backend not in {b.value for b in AttentionBackendName}:
+        return "diffusers knows no such backend"
+    q, k, v = (torch.zeros(1, 128, 2, 64, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
+    try:
+        with attention_backend(backend):
+            dispatch_attention_fn(q, k, v).sum().backward()
+    except (RuntimeError, ValueError, ImportError, TypeError, AttributeError, OSError) as error:  # NotImplementedError is a RuntimeError
+        return first_line(error)
+    return None
+
+
+def first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextmanager
+def attending_by(module: nn.Module, backend: str) -> Iterator[None]:
+    """The module's attention by this backend, which works here; whatever its choice was, it returns."""
+    processors: list[Any] = [p for m in module.modules() if hasattr(p := getattr(m, "processor", None), "_attention_backend")]
+    former = [p._attention_backend for p in processors]
+    for p in processors:
+        p._attention_backend = AttentionBackendName(backend)
+    try:
+        with attention_backend(backend):
+            yield
+    finally:
+        for p, before in zip(processors, former, strict=True):
+            p._attention_backend = before

@@ -1,0 +1,227 @@
+"""What is trained and how it computes: LoRA or full, precision, checkpointing, attention backend, compile."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.hooks import UserCpuOffloadHook
+from peft import LoraConfig
+from torch import nn
+
+from flow_factory.config import ModelConfig
+from flow_factory.models.base import ModelAdapter
+from flow_factory.models.loading import DTYPES
+from flow_factory.models.quantized_linear import DYNAMIC, compute_in_8_bits
+from flow_factory.policy.attention import set_attention, without_cudnn
+from flow_factory.policy.compilation import compile_blocks
+from flow_factory.policy.gradient_checkpointing import Setting, recompute
+from flow_factory.policy.precision import cast, round_lora
+from flow_factory.utils.errors import UserError
+from flow_factory.utils.offload import store_in_8_bits, waiting
+
+
+class Policy(nn.Module):
+    """The trained transformers and what is asked of them: one forward is one whole sampling or one whole velocity.
+
+    This, not a transformer, is what DDP, FSDP and DeepSpeed wrap, so that they see one forward for one backward however many
+    guidance calls or experts are inside.
+    """
+
+    def __init__(self, adapter: ModelAdapter, names: Sequence[str], beside: Sequence[str] = ()):
+        super().__init__()
+        self.adapter = adapter
+        self.components = nn.ModuleDict({name: adapter.field.bare[name] for name in names})
+        self.frozen = nn.ModuleDict({name: adapter.field.bare[name] for name in beside})
+        """Transformers that are not trained, and are shared out like those that are."""
+        models = (*self.components.values(), *self.frozen.values())
+        blocks = (getattr(m, kind, None) or () for m in models for kind in ("_no_split_modules", "_repeated_blocks"))
+        here = {type(m).__name__ for m in self.modules()}
+        self._no_split_modules = sorted({name for names in blocks for name in names} & here)  # what FSDP shards one by one
+        self.idle: list[UserCpuOffloadHook] = []
+        """Of the parts that wait in main memory (`model.offload_idle`)."""
+
+    @property
+    def models(self) -> dict[str, Any]:
+        """The trained diffusers models by the pipeline's names."""
+        return dict(self.components.items())
+
+    def forward(self, ask: str, *args: Any) -> Any:
+        """Without autocast, which some engines have around this: see `precision`."""
+        without_cudnn()  # a library may have switched it on
+        with torch.autocast(self.adapter.pipe._execution_device.type, enabled=False):
+            return getattr(self.adapter, ask)(*args)
+
+    def set_aside(self) -> None:
+        """What only a rollout needs goes back to main memory; it returns when it is called."""
+        for hook in self.idle:
+            hook.offload()
+
+    @contextmanager
+    def adapter_off(self) -> Iterator[None]:
+        """The base model without its LoRA."""
+        for module in self.models.values():
+            module.disable_adapters()
+        try:
+            yield
+        finally:
+            for module in self.models.values():
+                module.enable_adapters()
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        return {k: p for k, p in self.components.named_parameters() if p.requires_grad}
+
+
+def build_policy(
+    adapter: ModelAdapter, config: ModelConfig, precision: str, checkpointing: Setting, seed: int, device: torch.device,
+    shards: bool = False,
+) -> Policy:  # fmt: skip
+    """Freezes everything, then makes the chosen components trainable. The engine brings those to the device, whole or in shards.
+
+    Args:
+        precision: mixed_precision of the run, in which the pipeline was loaded; the master weights may have been loaded in their own.
+        checkpointing: which blocks are computed again in the backward pass.
+        shards: whether the engine shares weights out; then those of all transformers.
+
+    Raises:
+        UserError: no such component, target module or attention backend.
+    """
+    names = components_of(adapter, config)
+    frozen = DTYPES[precision]
+    bare = {name: getattr(part, "bare", part) for name, part in adapter.pipe.components.items()}
+    parts = {name: part.requires_grad_(False).eval() for name, part in bare.items() if isinstance(part, nn.Module)}
+    if config.quantization in DYNAMIC:
+        for module in adapter.field.bare.values():
+            compute_in_8_bits(module, config.quantization, device)
+    for name in names:
+        module = adapter.field.bare[name]
+        targets = target_names(module, name, config.target_modules, adapter.targets_in(module))
+        unreached = dead_ends(module, adapter.dead_ends)
+        if config.finetune_type == "lora":
+            add_lora(module, targets, unreached, config, seed)
+        else:
+            train_fully(module, targets, unreached)
+        cast(module, config, frozen)
+    policy = Policy(adapter, names, [name for name in adapter.field.bare if shards and name not in names])
+    for name, part in parts.items():
+        if config.layerwise_casting is not None and name in adapter.field.bare:
+            store_in_8_bits(part, config.layerwise_casting, frozen)  # before the device has to hold the whole of it
+        if name in policy.components or name in policy.frozen:
+            continue
+        if config.offload_idle:
+            policy.idle.append(waiting(part, device))
+        else:
+            part.to(device)  # no cast: diffusers keeps some modules in float32
+    for module in adapter.field.bare.values():
+        if config.attn_backend is not None:
+            set_attention(module, config.attn_backend, device, frozen)
+    if config.compile:
+        compile_blocks(adapter.field.bare.values(), config.compile_backend)
+        adapter.field.compiled = True
+    recompute(policy.models.values(), checkpointing)  # around what is compiled: it runs once more, the same
+    set_vae(adapter.pipe.vae, config)
+    return policy
+
+
+def components_of(adapter: ModelAdapter, config: ModelConfig) -> list[str]:
+    """The checkpoint's components that `target_components` names."""
+    wanted = [config.target_components] if isinstance(config.target_components, str) else list(config.target_components)
+    here = list(adapter.field.bare)
+    for name in wanted:
+        if name not in here:
+            raise UserError(f"model.target_components: {name!r} is not a trainable part of this checkpoint; it has {', '.join(here)}")
+    return wanted
+
+
+def target_names(module: nn.Module, component: str, target: str | Sequence[str], default: Sequence[str]) -> list[str] | None:
+    """Full names of the linear layers of one component that `target_modules` chooses; None stands for all of them.
+
+    Each entry is `all`, `default`, an ending such as `attn.to_q`, or one of these behind `component.`.
+
+    Raises:
+        UserError: an ending that fits no linear layer; the message has the nearest one.
+    """
+    endings: list[str] = []
+    for written in [target] if isinstance(target, str) else target:
+        entry = written.removeprefix(f"{component}.") if written in (f"{component}.all", f"{component}.default") else written
+        if entry == "all":
+            return None
+        if entry == "default" and not default:
+            raise UserError("model.target_modules: default: the family names no layers (lora_targets); write all, or name endings")
+        endings += default if entry == "default" else [entry]
+    linear = [name for name, m in module.named_modules() if isinstance(m, nn.Linear)]
+    chosen: set[str] = set()
+    for ending in endings:
+        of, _, rest = ending.partition(".")
+        if rest and of != component and of in ("transformer", "transformer_2"):
+            continue  # meant for the other component
+        want = rest if of == component else ending
+        hits = [name for name in linear if name == want or name.endswith("." + want)]
+        if not hits:
+            ends = (name.split(".")[k:] for name in linear for k in range(name.count(".") + 1))
+            known = sorted({".".join(parts) for parts in ends if not parts[0].isdigit()})
+            near = difflib.get_close_matches(want, known, n=3, cutoff=0.3)
+            raise UserError(
+                f"model.target_modules: {want!r} fits no linear layer of {component}; near ones: {', '.join(near or known[:8])}"
+            )
+        chosen.update(hits)
+    return sorted(chosen)
+
+
+def dead_ends(module: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
+    """Full names of the modules that `ModelAdapter.dead_ends` names, those that this checkpoint lacks left out."""
+    found = []
+    for pattern in patterns:
+        blocks, _, rest = pattern.partition(".-1.")
+        name = f"{blocks}.{len(module.get_submodule(blocks)) - 1}.{rest}" if rest else pattern  # type: ignore[arg-type]
+        if any(n == name for n, _ in module.named_modules()):
+            found.append(name)
+    return tuple(found)
+
+
+def reached(name: str, unreached: Sequence[str]) -> bool:
+    return not any(name == dead or name.startswith(f"{dead}.") for dead in unreached)
+
+
+def add_lora(module: Any, targets: list[str] | None, unreached: Sequence[str], config: ModelConfig, seed: int) -> None:
+    """A LoRA whose first weights depend on the seed alone."""
+    if targets is None:
+        targets = [name for name, m in module.named_modules() if isinstance(m, nn.Linear)]
+    targets = [name for name in targets if reached(name, unreached)]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module.add_adapter(
+            LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=targets, init_lora_weights="gaussian")
+        )
+    round_lora(module)
+
+
+def train_fully(module: nn.Module, targets: list[str] | None, unreached: Sequence[str]) -> None:
+    for name in targets or [""]:
+        module.get_submodule(name).requires_grad_(True)
+    for name in unreached:
+        module.get_submodule(name).requires_grad_(False)
+
+
+DECODING = {"vae_slicing": "enable_slicing", "vae_tiling": "enable_tiling"}
+"""Keys of `model`, and the method of a VAE that each stands for."""
+
+
+def able(vae: Any, config: ModelConfig, asked: ModelConfig) -> tuple[bool, ...]:
+    """The keys of `DECODING`, without what `auto` has chosen and this VAE cannot; what the user has asked for stays, and is refused."""
+    return tuple(getattr(config, key) is True and (getattr(asked, key) is True or hasattr(vae, how)) for key, how in DECODING.items())
+
+
+def set_vae(vae: Any, config: ModelConfig) -> None:
+    """Decoding (and encoding) picture by picture, or tile by tile: less memory, more time.
+
+    Raises:
+        UserError: this VAE cannot.
+    """
+    for key, method in DECODING.items():
+        if getattr(config, key) is not True:  # nor an `auto` that nobody has settled
+            continue
+        if not hasattr(vae, method):
+            raise UserError(f"model.{key}: {type(vae).__name__} has no {method}; write false")
+        getattr(vae, method)()

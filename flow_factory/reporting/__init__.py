@@ -1,0 +1,4 @@
+"""What a run leaves for people: metrics, curves, pictures, trackers.
+
+Nothing that training depends on.
+"""

@@ -1,0 +1,60 @@
+"""What a run shows of itself in its folder."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from flow_factory.reporting.curves import plot_curves
+from flow_factory.reporting.report import save_before_after, save_grid
+from flow_factory.reporting.samples import keep_samples, kept_samples, save_videos
+from flow_factory.types import Sample
+from flow_factory.utils.background import Background
+
+logger = logging.getLogger(__name__)
+Shown = TypeVar("Shown")
+REDRAWN = 30.0
+"""Seconds for which the curves of a run in progress are good enough."""
+
+
+class Gallery(Background):
+    """Grids, videos and curves, drawn beside the training: all processes would wait for the main one while it draws."""
+
+    def __init__(self, folder: Path):
+        super().__init__("gallery")
+        self.folder, self.drawn = folder, time.monotonic()
+        self.said: set[str] = set()
+
+    def show(self, samples: Sequence[Sample], step: int) -> None:
+        """Begins to draw an evaluation; the first one is kept to be compared with."""
+        self.start(lambda: self.drawing("samples", lambda: self._show(samples, step)))
+
+    def _show(self, samples: Sequence[Sample], step: int) -> None:
+        folder = self.folder / "samples"
+        save_grid(samples, folder / f"eval_{step:05d}.png")
+        before = kept_samples(folder / "before")
+        if [s.prompt for s in before] != [s.prompt for s in samples]:  # the run's first evaluation
+            save_videos(samples, self.folder / "videos", "1_before")
+            keep_samples(samples, folder / "before")
+            return
+        save_before_after(before, samples, self.folder / "before_after.png")
+        save_videos(samples, self.folder / "videos", "2_after")
+        if time.monotonic() - self.drawn > REDRAWN:
+            self.curves()
+
+    def curves(self) -> None:
+        """Draws what was logged so far."""
+        self.drawing("curves.png", lambda: plot_curves(self.folder / "metrics.jsonl", self.folder / "curves.png"))
+        self.drawn = time.monotonic()
+
+    def drawing(self, what: str, draw: Callable[[], Shown]) -> Shown | None:
+        """Draws or writes what is only looked at, or says once why not: nothing of the kind ends a training."""
+        try:
+            return draw()
+        except Exception as error:  # of fonts, codecs, libraries that draw and the file system: none is worth the run
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            if reason not in self.said:
+                self.said.add(reason)
+                logger.warning("%s of %s cannot be written, and the run goes on: %s", what, self.folder, reason)
+            return None

@@ -1,0 +1,115 @@
+"""What a run leaves for its user: grids of pictures and a summary. Needs a run's folder only, not the run."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from flow_factory.reporting.curves import plain
+from flow_factory.reporting.metrics import read_metrics
+from flow_factory.reporting.pictures import before_after_sheet, contact_sheet
+from flow_factory.types import Sample
+
+
+def save_grid(samples: Sequence[Sample], path: Path, columns: int = 8) -> None:
+    """Writes a contact sheet (PNG by the suffix): each picture, and under it its prompt and rewards."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(samples, columns).save(path)
+
+
+def save_before_after(
+    before: Sequence[Sample], after: Sequence[Sample], path: Path, columns: int = 4, weights: Mapping[str, float] | None = None
+) -> None:
+    """Writes the pairs of pictures before and after training, marked green where the weighted sum of rewards rose, red where it fell.
+
+    Raises:
+        ValueError: the two are not samples of the same prompts in the same order.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before_after_sheet(before, after, columns, weights).save(path)
+
+
+def eval_metrics(metrics_jsonl: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """The metrics of the first and of the last evaluation, `eval/` taken off their names; the first is empty where there was but one."""
+    evaluations: dict[int, dict[str, float]] = {}
+    for record in read_metrics(metrics_jsonl):
+        found = {k.removeprefix("eval/"): v for k, v in record.items() if k.startswith("eval/") and v is not None}
+        if found:
+            evaluations.setdefault(record["step"], {}).update(found)
+    order = sorted(evaluations)
+    return (evaluations[order[0]] if len(order) > 1 else {}, evaluations[order[-1]] if order else {})
+
+
+def full_evaluation(metrics_jsonl: Path) -> list[str]:
+    """The line of a run whose last evaluation took all rows, which the others did not."""
+    last = next((r for r in reversed(read_metrics(metrics_jsonl)) if "eval_full/rows" in r), None)
+    if last is None:
+        return []
+    means = {found[1]: value for name, value in last.items() if (found := re.fullmatch("eval_full/reward_(.+)_mean", name))}
+    return [f"at the end, on all {last['eval_full/rows']:.0f} test rows: " + ", ".join(f"{name} {_number(means[name])}" for name in means)]
+
+
+def nothing_learned(metrics_jsonl: Path, rewards: Sequence[str]) -> list[str]:
+    """The line of a run in none of whose epochs a reward told the samples of a group apart."""
+    shares = [r["train/zero_variance_share"] for r in read_metrics(metrics_jsonl) if "train/zero_variance_share" in r]
+    if not shares or any(share != 1 for share in shares):
+        return []
+    return [f"nothing was learned from {', '.join(rewards)}: in every epoch all samples of a group had the same score"]
+
+
+def write_summary(
+    path: Path,
+    title: str,
+    evaluations: tuple[Mapping[str, float], Mapping[str, float]],
+    files: Mapping[str, Path],
+    next_steps: Mapping[str, str],
+    facts: Sequence[str] = (),
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+) -> str:
+    """Writes the summary (Markdown that reads well as plain text) and returns it.
+
+    Args:
+        evaluations: first and last, see `eval_metrics`.
+        files: label -> path; only those that exist are named.
+        next_steps: what one may want -> the command for it.
+        facts: further lines under the title, such as the time it took.
+        intervals: of the change, by reward, see `paired_gains.intervals`.
+    """
+    parts = [f"# {title}", *(["\n".join(f"- {fact}" for fact in facts)] if facts else [])]
+    first, last = evaluations
+    ends = {f"reward_{name}_mean": f"{low:+.3f} to {high:+.3f}" for name, (low, high) in (intervals or {}).items()}
+    rows = [(plain(n), _number(first.get(n)), _number(last[n]), _change(first.get(n), last[n]), ends.get(n, "-")) for n in sorted(last)]
+    columns = 5 if ends else 4
+    head = ("evaluation", "before", "after", "change", "95 % interval")[:columns]
+    parts.append(_table(head, [row[:columns] for row in rows]) if rows else "No evaluation was run (`eval.eval_freq`).")
+    there = [(label, str(file)) for label, file in files.items() if file.exists()]
+    if there:
+        parts.append("## Files\n\n" + _listing(there))
+    if next_steps:
+        parts.append("## Next\n\n" + "\n".join(f"- {wish}:\n\n      {command}" for wish, command in next_steps.items()))
+    text = "\n\n".join(parts) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return text
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _change(before: float | None, after: float) -> str:
+    return "-" if before is None else f"{after - before:+.3g}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[k]) for row in (head, *rows)) for k in range(len(head))]
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(c.ljust(w) if k == 0 else c.rjust(w) for k, (c, w) in enumerate(zip(cells, widths, strict=True))) + " |"
+
+    rule = "|" + "|".join("-" * (w + 2) if k == 0 else "-" * (w + 1) + ":" for k, w in enumerate(widths)) + "|"
+    return "\n".join([line(head), rule, *map(line, rows)])
+
+
+def _listing(pairs: Sequence[tuple[str, str]]) -> str:
+    width = max(len(label) for label, _ in pairs)
+    return "\n".join(f"- {label}:{' ' * (width - len(label))} {value}" for label, value in pairs)

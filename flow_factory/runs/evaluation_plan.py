@@ -1,0 +1,63 @@
+"""What evaluations take beside the epochs between them, in forwards of the transformer: said before a run begins."""
+
+from flow_factory.algorithms import ALGORITHMS
+from flow_factory.config import RunConfig, plan_of
+from flow_factory.data.encoding_windows import rows_evaluated
+from flow_factory.models import MODELS
+
+MOST = 0.1
+"""Of the epochs between two evaluations, what an evaluation may take without a remark."""
+BACKWARD = 2
+"""Forwards that a backward takes, about; where blocks are computed again, it takes one more."""
+
+
+def evaluation_forwards(config: RunConfig, rows: int) -> int:
+    """Forwards of one sample through the transformer that a process does in an evaluation of so many rows."""
+    section, family = config.eval, MODELS[config.model.model_type]
+    passes = family.passes({"guidance_scale": section.guidance_scale, **section.call})
+    return -(-rows // config.teams) * section.group_size * section.num_inference_steps * passes
+
+
+def epoch_forwards(config: RunConfig) -> int:
+    """Those of an epoch, in which a backward counts as `BACKWARD` of them, or one more."""
+    train, plan, family = config.train, plan_of(config), MODELS[config.model.model_type]
+    algorithm = ALGORITHMS[train.trainer_type](train, config.scheduler)
+    rolled = family.passes({"guidance_scale": train.guidance_scale, **train.call})
+
+    def passes(weights: str) -> int:
+        scale = algorithm.guidance(weights)
+        return rolled if scale is None else 2 if scale > 1 and family.cfg is not None else 1
+
+    drawn = 0 if getattr(train, "offline", False) else plan.micro_batches_per_rank * train.num_inference_steps * rolled
+    learned = plan.num_inner_epochs * (1 + BACKWARD + bool(train.enable_gradient_checkpointing)) * passes("policy")
+    points = plan.trained_batches_per_rank * plan.trained_points
+    return plan.per_device_batch_size * (drawn + points * (learned + sum(map(passes, algorithm.weights))))
+
+
+def evaluation_lines(config: RunConfig, test: int) -> list[str]:
+    """What an evaluation takes, and a remark where it is much.
+
+    Args:
+        test: test rows that there are.
+    """
+    freq, last = config.eval.eval_freq, config.train.max_epochs
+    if not test or not freq:
+        return ["evaluation: none"]
+    rows, between = len(rows_evaluated(config, test)), min(freq, last or freq)
+    mine, epoch = evaluation_forwards(config, rows), epoch_forwards(config)
+    family = MODELS[config.model.model_type]
+    sizes = [family.tokens_of(section.height, section.width, section.call) for section in (config.eval, config.train)]
+    share = mine * sizes[0] / (between * epoch * sizes[1])
+    some = f"{rows} of {test} test rows" if rows < test else f"all {test} test rows"
+    many = "the epoch" if between == 1 else f"the {between} epochs"
+    lines = [
+        f"evaluation: {some}, {mine} forwards of {sizes[0]} tokens a process, beside {epoch} of {sizes[1]} tokens of an epoch (a backward "
+        f"counted as {BACKWARD + bool(config.train.enable_gradient_checkpointing)}): {100 * share:.2g} % of {many} between two"
+    ]
+    if rows < test and config.eval.full_at_end and last is not None:
+        lines.append(f"the evaluation at the end takes all {test} test rows: {evaluation_forwards(config, test)} forwards a process")
+    if share > MOST:
+        fit = int(MOST / share * -(-rows // config.teams))  # rows of a process
+        less = f"eval.max_rows: {max(1, fit) * config.teams} {'or' if fit else 'and'} a larger eval.eval_freq"
+        lines.append(f"note: that is more than a tenth; it would be less with {less}")
+    return lines

@@ -1,0 +1,127 @@
+"""Whose run a training state is: what a run that goes on from it must share, and what it should say if it does not."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from json.encoder import encode_basestring_ascii
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+
+from flow_factory.checkpoints.checkpoint import CheckpointError, plainly
+from flow_factory.config import RunConfig
+from flow_factory.data.columns import names_of
+from flow_factory.types import Row
+from flow_factory.utils.tensor_file import read_header
+
+BASE = "model.model_name_or_path"
+DATA = "data.dataset_dir"
+REFERENCE = "train.reference"
+SAMPLE = 64
+"""Bytes at the beginning, in the middle and at the end of each tensor that its fingerprint is made of."""
+
+
+def identity_of(config: RunConfig, data: str) -> dict[str, Any]:
+    """What is kept with a state: `must`, which makes the model and the algorithm, and `may`, which a run may change as it goes on.
+
+    Learning rate, betas, weight decay, schedule and clip ranges are in neither: they are the config's.
+
+    Args:
+        data: the training rows' `DataFingerprint`.
+    """
+    model, train = config.model, config.train
+    must: dict[str, Any] = {
+        "model.model_type": model.model_type, "model.finetune_type": model.finetune_type,
+        "model.target_components": list(model.target_components), "train.trainer_type": train.trainer_type,
+        REFERENCE: train.reference,
+        BASE: {name: base_fingerprint(model.model_name_or_path, name) for name in model.target_components},
+    }  # fmt: skip
+    if model.finetune_type == "lora":
+        must |= {"model.lora_rank": model.lora_rank, "model.lora_alpha": model.lora_alpha}
+    may = {DATA: data, "train.seed": train.seed}
+    for key in ("height", "width", "num_inference_steps", "guidance_scale", "group_size", "unique_sample_num_per_epoch"):
+        may[f"train.{key}"] = getattr(train, key)
+    may["rewards"] = {reward.name: [reward.reward_model, reward.weight] for reward in config.rewards}
+    return json.loads(json.dumps({"must": must, "may": may}))
+
+
+def other_run(saved: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
+    """Why a saved state is of another model or algorithm; None where it is not."""
+    there = saved.get("must")
+    if not isinstance(there, dict):
+        return "it does not say of which run it is"
+    for key, value in here["must"].items():
+        if key == BASE and isinstance(there.get(key), dict):
+            known = {name: digest for name, digest in value.items() if digest is not None and there[key].get(name) is not None}
+            if any(there[key][name] != digest for name, digest in known.items()):
+                return f"{BASE} has other weights than it was trained on"
+        elif there.get(key, "base" if key == REFERENCE else None) != value:  # states of before have no other
+            return f"{key} was {json.dumps(there.get(key))[:80]}, and is {json.dumps(value)[:80]}"
+    return None
+
+
+def changes(saved: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each thing that is not as it was, and need not be."""
+    there = saved.get("may")
+    for key, value in here["may"].items():
+        if not isinstance(there, dict) or key not in there or there[key] == value:
+            continue
+        was = "has other rows than before" if key == DATA else f"was {json.dumps(there[key])[:80]} and is {json.dumps(value)[:80]}"
+        yield f"{key} {was}"
+
+
+class DataFingerprint:
+    """Of the rows' prompts and files' names, wherever the data set is; called with one row after the other."""
+
+    def __init__(self) -> None:
+        self._digest, self._rows = hashlib.sha256(), 0
+
+    def __call__(self, row: Row) -> None:
+        names = [*names_of(row.images), *names_of(row.videos)]
+        parts = ("null" if text is None else encode_basestring_ascii(text) for text in (row.prompt, row.negative_prompt, *names))
+        self._digest.update(f"{', ' if self._rows else '['}[{', '.join(parts)}]".encode())
+        self._rows += 1
+
+    def hexdigest(self) -> str:
+        """sha256 of a JSON list of the rows, each a list: prompt, negative prompt or null, names of files."""
+        whole = self._digest.copy()
+        whole.update(b"]" if self._rows else b"[]")
+        return whole.hexdigest()
+
+
+def base_fingerprint(name: str, component: str) -> str | None:
+    """sha256 of a component's weights on disk: of each tensor the name, dtype, shape, and 64 bytes at three places.
+
+    So it tells models of one architecture apart, without reading them, however they are cut into files. None where there are no
+    safetensors files: nothing is compared then.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    folder = Path(name) / component
+    if not Path(name).is_dir():
+        with suppress(HFValidationError):  # no hub name either, as loading will say
+            found = try_to_load_from_cache(name, f"{component}/config.json")
+            folder = Path(found).parent if isinstance(found, str) else folder
+    files = sorted(folder.glob("*.safetensors"))
+    plain = [file for file in files if file.name.count(".") == 1]  # a variant, as .fp16.safetensors, only where there is nothing else
+    samples = sorted(sample for file in plain or files for sample in _samples(file))
+    return hashlib.sha256(b"".join(samples)).hexdigest() if samples else None
+
+
+def _samples(file: Path) -> Iterator[bytes]:
+    with plainly(file, "cannot be read"):
+        try:
+            tensors = read_header(file)
+        except ValueError as error:
+            raise CheckpointError(f"{file} {error}; download it again") from error
+    with file.open("rb") as stream:
+        for name, tensor in tensors.items():
+            sample = json.dumps([name, tensor.dtype, tensor.shape]).encode()
+            for place in (tensor.begin, (tensor.begin + tensor.end) // 2, max(tensor.begin, tensor.end - SAMPLE)):
+                stream.seek(place)
+                sample += stream.read(min(SAMPLE, tensor.end - place))
+            yield sample

@@ -1,0 +1,184 @@
+"""What a start asks before it loads weights or writes anything, cheapest first. One list: `--check` goes through it, too."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flow_factory.config import RunConfig
+from flow_factory.core.advantage import aggregation
+from flow_factory.data.media import Extent
+from flow_factory.models import MODELS
+from flow_factory.models.base import ModelAdapter
+from flow_factory.models.loading import sketch_adapter
+from flow_factory.models.quantized import check_quantization
+from flow_factory.policy.gradient_checkpointing import blocks_of, require_blocks
+from flow_factory.reporting.trackers import require_trackers
+from flow_factory.rewards.loading import arguments, require_files, require_rewards, try_constructors
+from flow_factory.rewards.needs import Needs
+from flow_factory.runs.identity import DataFingerprint, identity_of
+from flow_factory.runs.resume import Choice, Finished, Start, find_start
+from flow_factory.runs.rows import check_files, check_limits, checkpoint_of, fitted, has_test, is_offline, looks, read_split
+from flow_factory.runs.run_folder import require_free
+from flow_factory.types import Row
+from flow_factory.utils.errors import UserError
+from flow_factory.utils.files import require_writable
+from flow_factory.utils.hub import require_source
+from flow_factory.utils.pretrained import KEY, LoadError, check_folder, on_disk
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Ready:
+    """What the checks have found so far."""
+
+    asked: RunConfig
+    """As it was given."""
+    share: tuple[int, int] = (0, 1)
+    """This process among those that share out the decoding of files."""
+    remote: bool = True
+    """Whether configs may be fetched from the hub: by a start. A check constructs rewards instead, which a start does next."""
+    here: bool = True
+    """Whether this machine is the one that would run it."""
+    choice: Choice | None = None
+    """What it starts from, where the main process has chosen; None looks for it."""
+    rows: Sequence[Row] = ()
+    test: Sequence[Row] = ()
+    sketch: ModelAdapter | None = None
+    """The checkpoint without its weights; None where it is not on this machine and `remote` is false."""
+    config: RunConfig = field(init=False)
+    """What the checkpoint can do of it."""
+    start: Start = field(init=False)
+    finished: Finished | None = None
+    """Then there is no start."""
+    needs: list[list[Needs]] = field(default_factory=lambda: [[], []])
+    """Of the rewards of training and of evaluation."""
+    fingerprint: str = ""
+    """Of the training rows."""
+    identity: dict[str, Any] = field(default_factory=dict)
+    """See `identity_of`; of a checkpoint that is yet to be downloaded it does not know the weights."""
+    changed: list[str] = field(default_factory=list)
+    """What a run that goes on does otherwise than before."""
+    sizes: dict[str, Extent] = field(default_factory=dict)
+    """Of the condition files that this process has decoded."""
+
+
+def ready(asked: RunConfig, share: tuple[int, int] = (0, 1), remote: bool = True, here: bool = True, choice: Choice | None = None) -> Ready:
+    """Raises:
+    UserError: the first thing for which a start would be refused.
+    """
+    found = Ready(asked, share, remote, here, choice)
+    found.config = asked
+    for check in CHECKS:
+        check(found)
+    return found
+
+
+def machine(found: Ready) -> None:
+    """Packages and devices."""
+    config = found.asked
+    require_trackers(config.log.logging_backend)
+    if not found.here:
+        return
+    check_quantization(config.model.quantization)
+    named = {"train.ema_device": config.train.ema_device, "train.ref_param_device": config.train.ref_param_device}
+    named |= {f"reward {entry.name!r}: device": entry.device for entry in (*config.rewards, *(config.eval_rewards or ()))}
+    for key, name in named.items():
+        if not (key.startswith("reward") and name == "cuda"):  # which is the device of each process there
+            require_device(key, name)
+
+
+def require_device(key: str, name: str) -> None:
+    """Raises:
+    UserError: this machine has no such device.
+    """
+    kind, _, number = name.partition(":")
+    if kind in ("auto", "cpu"):
+        return
+    module = getattr(torch, kind)
+    many = module.device_count() if module.is_available() else 0
+    if int(number or 0) >= many:
+        has = f"{many} of that kind, from {kind}:0" if many else f"no {kind} device"
+        raise UserError(f"{key}: {name}: this machine has {has}; write auto or cpu")
+
+
+def folders(found: Ready) -> None:
+    """Where it will write."""
+    require_writable(found.asked.log.save_dir, "log.save_dir", "choose another folder")
+    require_writable(found.asked.data.cache_dir, "data.cache_dir", "choose another folder")
+
+
+def classes(found: Ready) -> None:
+    """The rewards' classes, and the media that they score; and what combines them."""
+    config, family = found.asked, MODELS[found.asked.model.model_type]
+    aggregation(config.train.advantage_aggregation, ())
+    used = (config.rewards, config.eval_rewards or config.rewards)
+    found.needs = [require_rewards(arguments(entries), family.draws, family.sounds) for entries in used]
+
+
+def data(found: Ready) -> None:
+    """The rows, each of which is read once: what they are, what the family and the rewards ask of them, and that their files are there."""
+    config, paired, fingerprint = found.asked, is_offline(found.asked), DataFingerprint()
+    for_training, for_evaluation = found.needs
+    found.rows = read_split(config, "train", [*looks(config, () if paired else for_training, paired, found.share), fingerprint])
+    if has_test(config):
+        found.test = read_split(config, "test", looks(config, for_evaluation, False, found.share))
+    found.fingerprint = fingerprint.hexdigest()
+    asked, there = config.train.unique_sample_num_per_epoch, len(found.rows)
+    if asked > there and found.share[0] == 0:
+        logger.warning(
+            "train.unique_sample_num_per_epoch: %d is more than the %d rows that there are: rows repeat in an epoch", asked, there
+        )
+
+
+def rewards(found: Ready) -> None:
+    """What their constructors read; without the network, the constructors themselves."""
+    config = found.asked
+    entries = [arguments(used) for used in (config.rewards, config.eval_rewards or config.rewards)]
+    for used in entries:
+        require_files(used, found.remote)
+    if not found.remote:
+        try_constructors([entry for used in entries for entry in used])
+
+
+def checkpoint(found: Ready) -> None:
+    """The base model: configs, and where it is on this machine the headers of all weights; sizes and schedules that it can do."""
+    name, kind, overrides, pipeline = checkpoint_of(found.asked)
+    require_source(name, KEY, "model_index.json", LoadError, found.remote)
+    folder = on_disk(name)
+    if not (found.remote or folder):
+        return
+    found.sketch = sketch_adapter(name if found.remote else str(folder), kind, overrides, pipeline)
+    if folder is not None:
+        bare = found.sketch.field.bare
+        check_folder(folder, {part: bare[part] for part in found.sketch.components if part in bare})
+    for module in found.sketch.field.bare.values():
+        require_blocks(found.asked.train.enable_gradient_checkpointing, len(blocks_of(module)))
+    found.config = fitted(found.asked, found.sketch)
+
+
+def history(found: Ready) -> None:
+    """What the run starts from, and whether its folder is free for it."""
+    try:
+        found.start = find_start(found.asked, found.choice)
+    except Finished as note:
+        found.finished = note
+        return
+    if found.share[0] == 0:  # the one that will claim it; the others would find it claimed
+        require_free(found.start.folder or Path(found.asked.log.save_dir))  # a default name that is taken gets a number
+    found.identity = identity_of(found.asked, found.fingerprint)
+    found.changed = found.start.require_same(found.identity)
+
+
+def files(found: Ready) -> None:
+    """Every condition file of the rows that the run draws, decoded once, and the family's limits."""
+    found.sizes = check_files(found.asked, found.rows, found.test, progress=found.share[0] == 0, share=found.share)
+    if found.sketch is not None:
+        check_limits(found.config, found.sketch, found.rows, found.test, found.sizes)
+
+
+CHECKS: tuple[Callable[[Ready], None], ...] = (machine, folders, classes, data, rewards, checkpoint, history, files)

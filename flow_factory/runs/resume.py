@@ -1,0 +1,222 @@
+"""What a run starts from: found out, and compared with the run, before anything is loaded or written."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flow_factory.checkpoints.checkpoint import CheckpointError, Kind, checkpoints, kind_of, model_kind, newest, newest_state, plainly
+from flow_factory.checkpoints.model_files import full_files, require_lora
+from flow_factory.checkpoints.state_files import Saved
+from flow_factory.config import RunConfig
+from flow_factory.config.model import AUTO
+from flow_factory.reporting.metrics import read_metrics
+from flow_factory.runs.identity import changes, other_run
+from flow_factory.runs.run_folder import holds_run, named
+from flow_factory.runs.training_state import whole_contents
+from flow_factory.utils.errors import UserError, file_errors
+
+READABLE = "name a checkpoint that can be read"
+UNSEEN = 180.0
+"""Seconds for which a network directory may show a process less than there is: NFS asks again after at most a minute."""
+
+
+class Finished(Exception):
+    """There is nothing left to train."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from, and where it goes on.
+
+    Attributes:
+        folder: the run's folder; None for a new one of a default name.
+        path: the checkpoint; None for a fresh start.
+        kind: what is loaded of it.
+        saved: a training state's progress.
+    """
+
+    folder: Path | None
+    path: Path | None = None
+    kind: Kind | None = None
+    saved: Saved | None = None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the folder's own history goes on, and not a new one begins."""
+        return self.saved is not None and self.folder is not None and holds_run(self.folder)
+
+    def require_same(self, identity: dict[str, Any]) -> list[str]:
+        """Lines on what has changed, and may.
+
+        Raises:
+            CheckpointError: the state is another model's or algorithm's.
+        """
+        if self.saved is None:
+            return []
+        if problem := other_run(self.saved.run, identity):
+            raise CheckpointError(
+                f"{self.path} is another run's: {problem}; resume_type: {identity['must']['model.finetune_type']} starts from its weights"
+            )
+        return list(changes(self.saved.run, identity))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The checkpoint that `model.resume_path` stands for; None where there is none, or none yet."""
+
+    path: Path | None
+    there: bool
+    """Whether who has chosen sees it."""
+
+
+def choose(config: RunConfig) -> Choice:
+    """Looks for it.
+
+    Raises:
+        CheckpointError: the path cannot be read.
+    """
+    given = config.model.resume_path
+    if given == AUTO:
+        folder = named(config)
+        assert folder is not None
+        path = newest_state(folder)
+        return Choice(path, path is not None)
+    with file_errors("model.resume_path", given or "", READABLE, CheckpointError):
+        path = newest(Path(given)) if given is not None else None
+        return Choice(path, path is not None and path.exists())
+
+
+def see(choice: Choice, patience: float = UNSEEN) -> None:
+    """Waits until this process, too, sees what the main one has chosen.
+
+    Raises:
+        CheckpointError: not after so many seconds.
+    """
+    end = time.monotonic() + patience
+    while choice.path is not None and choice.there and not choice.path.exists():
+        if time.monotonic() > end:
+            text = f"{choice.path}: the main process has chosen it, and this one did not see it for {patience:g} s"
+            raise CheckpointError(f"model.resume_path: {text}; machines must share log.save_dir")
+        time.sleep(0.1)
+
+
+def find_start(config: RunConfig, choice: Choice | None = None) -> Start:
+    """Looks at what the run starts from.
+
+    Args:
+        choice: what was chosen; None looks for it.
+
+    Raises:
+        UserError: `model.resume_path` is not what `model.resume_type` says; the folder holds another run, or one that cannot go on.
+        Finished: the run has all its epochs.
+    """
+    folder, given = named(config), config.model.resume_path
+    path = (choice or choose(config)).path
+    if given is None:
+        if folder is not None and holds_run(folder):
+            raise UserError(f"{folder} holds a run already: choose another run_name, or go on with model.resume_path={folder}")
+        return Start(folder)
+    if given == AUTO:
+        assert folder is not None
+        if path is None:
+            _require_no_weights(folder)
+            return Start(folder)  # also after a start that left no checkpoint
+        return _from_state(config, folder, path)
+    assert path is not None
+    with file_errors("model.resume_path", given, READABLE, CheckpointError):
+        kind = config.model.resume_type or kind_of(path)
+        if kind == "state" != kind_of(path):
+            text = f"resume_type: {model_kind(path)} would load its weights"
+            raise CheckpointError(f"model.resume_path: {path} has no training state (log.save_model_only: true); {text}")
+    if kind == "state":
+        return _from_state(config, folder or _home(config, path), path)
+    if folder is not None and holds_run(folder):
+        _require_other(folder, path)
+    require_weights(config, path)
+    return Start(folder, path, kind)
+
+
+def is_over(config: RunConfig) -> bool:
+    """Whether the run of this folder has ended, as far as the names of its files say: for a launcher, which reads no checkpoint."""
+    folder, last = named(config), config.train.max_epochs
+    if folder is None or last is None or not (folder / "summary.md").is_file():
+        return False
+    path = newest_state(folder)
+    return path is not None and int(path.name.rpartition("_")[2]) >= last
+
+
+def require_weights(config: RunConfig, path: Path) -> None:
+    """Raises:
+    CheckpointError: weights alone are of another kind, rank or scale than the config's, or cannot be read; names and shapes of all of them
+        are compared as they are loaded.
+    """
+    kind, wanted = model_kind(path), config.model.finetune_type
+    if kind != wanted:
+        raise CheckpointError(f"{path} holds {kind} weights, but model.finetune_type is {wanted}")
+    for component in config.model.target_components:
+        if kind == "lora":
+            require_lora(path, component, config.model.lora_rank, config.model.lora_alpha)
+        else:
+            full_files(path, component)
+
+
+def start_lines(config: RunConfig, start: Start, changed: Sequence[str]) -> list[str]:
+    """What a start would do, for a check."""
+    where = start.folder or f"a new folder in {config.log.save_dir}"
+    if start.path is None:
+        return [f"a new run, in {where}"]
+    if start.saved is None:
+        return [f"a new run from the weights of {start.path}, in {where}"]
+    return [f"goes on from {start.path}, after epoch {start.saved.epoch}, in {where}", *changed]
+
+
+def _from_state(config: RunConfig, folder: Path | None, path: Path) -> Start:
+    saved = whole_contents(path)[1]
+    last, own = config.train.max_epochs, folder is not None and _same(path.parent.parent, folder)
+    if folder is not None and holds_run(folder) and not own:
+        _require_other(folder, path)
+    if own and folder is not None and (metrics := folder / "metrics.jsonl").is_file():
+        with plainly(metrics, "is damaged"):
+            read_metrics(metrics)  # some of it may be cut
+    written = not own or (folder is not None and (folder / "summary.md").is_file())
+    if last is not None and saved.epoch >= last and written:
+        raise Finished(f"{path} has {saved.epoch} epochs, and train.max_epochs is {last}: nothing is left to do; a larger one goes on")
+    return Start(folder, path, "state", saved)
+
+
+def _home(config: RunConfig, path: Path) -> Path | None:
+    """The run's own folder, for one that was not named: a state goes on where it was saved, if that is in this `log.save_dir`."""
+    run = path.parent.parent
+    return run if path.parent.name == "checkpoints" and _same(run.parent, Path(config.log.save_dir)) else None
+
+
+def _require_no_weights(folder: Path) -> None:
+    """Raises:
+    UserError: a run has checkpoints and no training state among them.
+    """
+    if saved := checkpoints(folder / "checkpoints"):
+        raise UserError(_weights_only(folder, saved[-1]))
+
+
+def _require_other(folder: Path, path: Path) -> None:
+    """Raises:
+    UserError: always: a folder that holds a run cannot take this checkpoint up.
+    """
+    if folder.resolve() not in (path.resolve(), *path.resolve().parents):
+        raise UserError(f"{folder} holds a run already: choose another run_name, or go on with model.resume_path={folder}")
+    if path.parent.name.startswith(("abandoned-", ".abandoned-")):
+        raise UserError(f"{path} was set aside when {folder} went on from an earlier checkpoint: choose another run_name to go on from it")
+    raise UserError(_weights_only(folder, path))
+
+
+def _weights_only(folder: Path, path: Path) -> str:
+    return (
+        f"{folder} cannot go on from {path}: of it weights are loaded, and no training state (log.save_model_only: true); "
+        f"choose another run_name to start anew from these weights, with model.resume_path={path}"
+    )
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()

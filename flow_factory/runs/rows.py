@@ -1,0 +1,221 @@
+"""The rows of a run: read, and checked against the model family before anything heavy."""
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from flow_factory.config import CRDConfig, DGPOConfig, DPOConfig, ForwardConfig, RunConfig, TrainConfig, pipeline_kwargs
+from flow_factory.data.encoding_windows import rows_needed, rows_tested
+from flow_factory.data.inspection import Record, inspect_files
+from flow_factory.data.media import Extent, Kind, require_there
+from flow_factory.data.pairs import pair_files, require_frames
+from flow_factory.data.reader import Look
+from flow_factory.data.sources import has_split, open_split
+from flow_factory.models import MODELS
+from flow_factory.models.base import ModelAdapter
+from flow_factory.policy.context_parallel import check_splits
+from flow_factory.rewards.needs import Needs
+from flow_factory.types import Row
+from flow_factory.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def read_split(config: RunConfig, split: Literal["train", "test"], looks: Iterable[Look] = ()) -> Sequence[Row]:
+    """See `open_split`."""
+    data = config.data
+    name, most = (data.train_split, data.max_dataset_size) if split == "train" else (data.test_split, None)
+    return open_split(data, name, most, looks)
+
+
+def looks(config: RunConfig, needs: Iterable[Needs], paired: bool, share: tuple[int, int] = (0, 1)) -> list[Look]:
+    """What every row of a split is asked while it is read.
+
+    Args:
+        needs: of the rewards that will see the rows.
+        paired: whether rows bring their pairs of chosen and rejected media.
+        share: (k, n): the k-th of n processes, which share out by rows the question whether files are there.
+
+    Returns:
+        Functions that raise `UserError` where a row has not the condition images or videos that the family takes, a column that a reward
+        needs, its pair, or one of its files; or where only some rows have a negative prompt, see `SomeNegatives`.
+    """
+    found: list[Look] = [MODELS[config.model.model_type].check_row, *(needed.require_columns for needed in needs if needed.of_rows)]
+    if config.model.model_type == "diffusers" and config.engine.shards_weights and config.num_processes > 1:
+        found.append(SomeNegatives())
+
+    def learns(row: Row) -> None:
+        if row.shows is not None and (row.shows != "preference" or not paired):
+            own = "learns from preferences" if paired else "draws its own samples"
+            right = "write lines with a prompt" + ", or offline: true with trainer_type: dpo" * (row.shows == "preference")
+            raise UserError(f"{row.source}: a {row.shows}, and {config.train.trainer_type} {own}; {right}")
+
+    def look(row: Row) -> None:
+        its = files_of(config, row, paired) if not row.inside else ()  # those of a table are there
+        for path, kind in its if row.id % share[1] == share[0] else ():
+            require_there(path, row.source, kind)
+
+    found.append(learns)
+    return [*found, look] if takes_files(config) else found
+
+
+def has_test(config: RunConfig) -> bool:
+    """Whether there are rows to evaluate on."""
+    return has_split(config.data, config.data.test_split)
+
+
+def check_files(
+    config: RunConfig, train: Sequence[Row], test: Sequence[Row], progress: bool = True, share: tuple[int, int] = (0, 1)
+) -> dict[str, Extent]:
+    """Every file of the rows that the run draws is decoded once, and remembered in the cache's folder as long as it stays the same.
+
+    Args:
+        share: (k, n): the k-th of n processes, which share out the decoding by rows; headers are read by all.
+
+    Returns:
+        The sizes of what was decoded: all files of every n-th row.
+
+    Raises:
+        UserError: a file cannot be used.
+    """
+    if not takes_files(config):
+        return {}
+    files, mine = dict[tuple[str, Kind], str](), list[tuple[str, Kind]]()
+    for number, (row, trained) in enumerate(drawn(config, train, test)):
+        for file in (its := files_of(config, row, trained and is_offline(config))):
+            files.setdefault(file, row.source)
+        mine += its if number % share[1] == share[0] else ()
+    return inspect_files(files, Record(Path(config.data.cache_dir) / "media.jsonl"), mine, progress) if files else {}
+
+
+def drawn(config: RunConfig, train: Sequence[Row], test: Sequence[Row]) -> Iterator[tuple[Row, bool]]:
+    """The rows that the run needs, and whether they are trained on."""
+    yield from ((train[k], True) for k in rows_needed(config, len(train)))
+    yield from ((test[k], False) for k in rows_tested(config, len(test)))
+
+
+def takes_files(config: RunConfig) -> bool:
+    """Whether rows can have files."""
+    family = MODELS[config.model.model_type]
+    return bool(family.images[1] or family.videos[1] or is_offline(config))
+
+
+def files_of(config: RunConfig, row: Row, paired: bool) -> list[tuple[str, Kind]]:
+    """The row's condition files, and its pair where it brings one."""
+    kind = MODELS[config.model.model_type].draws
+    pair = pair_files(config.data, row, kind == "video") if paired else []
+    return [*((path, "image") for path in row.images), *((path, "video") for path in row.videos), *((str(path), kind) for path in pair)]
+
+
+def check_limits(config: RunConfig, sketch: ModelAdapter, train: Sequence[Row], test: Sequence[Row], sizes: Mapping[str, Extent]) -> None:
+    """Of the rows that the run draws and whose files' sizes are known.
+
+    Raises:
+        UserError: the checkpoint cannot use a row's condition files, by their number or size.
+    """
+    for row, trained in drawn(config, train, test) if sizes else ():
+        call = pipeline_kwargs(config.train if trained else config.eval)
+        if sizes.keys() >= {*row.images, *row.videos}:
+            sketch.check_conditions(row, sizes, call)
+        if trained and is_offline(config) and sketch.draws == "video":
+            wanted = sizes[row.videos[0]][2] if row.videos and row.videos[0] in sizes else sketch.frames(call)
+            for clip in map(str, pair_files(config.data, row, video=True)):
+                require_frames(row, sizes[clip][2] if clip in sizes else wanted, wanted)
+
+
+class SomeNegatives:
+    """For processes that share weights out, so that every forward is one of all: a pipeline that is not known here may run its transformer
+    once more for a row that has a negative prompt. Called with one row after the other.
+
+    Raises:
+        UserError: some rows have one, and others none.
+    """
+
+    def __init__(self) -> None:
+        self.has = False
+        self.without: Row | None = None
+
+    def __call__(self, row: Row) -> None:
+        self.has |= row.negative_prompt is not None
+        self.without = self.without or (row if row.negative_prompt is None else None)
+        if self.has and self.without is not None:
+            raise UserError(
+                f"{self.without.source}: no negative_prompt, and other rows have one, which processes that share weights out cannot do "
+                'side by side; give it to all rows ("" is one), or to none'
+            )
+
+
+def is_offline(config: RunConfig) -> bool:
+    """Whether the training rows bring their own pairs."""
+    return isinstance(config.train, DPOConfig) and config.train.offline
+
+
+def checkpoint_of(config: RunConfig) -> tuple[str, str, dict[str, Any], str | None]:
+    """What a checkpoint is found by: name, family, overrides of its scheduler, pipeline."""
+    return config.model.model_name_or_path, config.model.model_type, config.scheduler.overrides, config.model.pipeline_class
+
+
+def fitted(config: RunConfig, sketch: ModelAdapter) -> RunConfig:
+    """The config, checked against what the checkpoint can do, without the stochastic steps that no trained expert draws.
+
+    Args:
+        sketch: the checkpoint without its weights.
+
+    Raises:
+        UserError: a size that it cannot make; `scheduler.sde_steps` names a step of an expert that is not trained, or none is left.
+    """
+    for section in (config.train, config.eval):
+        sketch.check_call(pipeline_kwargs(section))
+    check_splits(sketch, config.model.context_parallel)
+    train, scheduler, trained = config.train, config.scheduler, config.model.target_components
+    check_guidance(train, sketch)
+    others = sketch.out_of_reach(trained, train.num_inference_steps)
+    candidates = scheduler.stochastic_steps(train.num_inference_steps, train.first_step)
+    if not train.stochastic and others:
+        check_noise_levels(train, others, trained)
+        return config
+    lost = [k for k in candidates if k in others]
+    if not lost:
+        return config
+    left = [k for k in candidates if k not in others]
+    both = both_experts(trained, others[lost[0]])
+    if scheduler.sde_steps is not None or not left or (scheduler.num_sde_steps or 1) > len(left):
+        write = f"write {left}, or " if left else ""
+        raise UserError(f"scheduler.sde_steps: {others[lost[0]]} draws steps {lost} and is not trained; {write}{both}")
+    logger.warning("scheduler.sde_steps: %s draws steps %s and is not trained: %s remain; or %s", others[lost[0]], lost, left, both)
+    return config.model_copy(update={"scheduler": scheduler.model_copy(update={"sde_steps": tuple(left)})})
+
+
+def both_experts(trained: Sequence[str], other: str) -> str:
+    return f"train both experts: model.target_components: {json.dumps([*trained, other])}"
+
+
+def check_guidance(train: TrainConfig, sketch: ModelAdapter) -> None:
+    """Raises:
+    UserError: the reference is to be guided by a negative prompt, and the family takes none; media are to be encoded, and it cannot.
+    """
+    scale = train.kl_cfg if isinstance(train, (CRDConfig, DGPOConfig)) else 1.0
+    if scale > 1 and not sketch.guided(sketch.with_guidance(pipeline_kwargs(train), scale)):
+        raise UserError(f"train.kl_cfg: this {type(sketch).__name__} has no classifier-free guidance; write 1.0")
+    if scale > 1 and sketch.cfg != sketch.guidance:
+        logger.warning("train.kl_cfg: the reference has %s %g beside its embedded guidance; 1.0 leaves that away", sketch.cfg, scale)
+    if isinstance(train, DPOConfig) and train.offline and sketch.encodes_media is not None:
+        raise UserError(f"train.offline: media cannot be encoded for {type(sketch).__name__}: {sketch.encodes_media}")
+
+
+def check_noise_levels(train: TrainConfig, others: Mapping[int, str], trained: Sequence[str]) -> None:
+    """Raises:
+    UserError: some of the noise levels that are trained on belong to an expert that is not trained.
+    """
+    both = both_experts(trained, next(iter(others.values())))
+    if not isinstance(train, ForwardConfig) or not train.time_sampling_strategy.startswith("discrete"):
+        kind = "train.time_sampling_strategy" if isinstance(train, ForwardConfig) else "train.timestep_range"
+        raise UserError(f"{kind}: some noise levels would belong to an expert that is not trained; {both}")
+    first, last = train.index_window
+    steps = train.num_inference_steps
+    mine = [k for k in range(first, last) if k not in others]
+    if len(mine) < last - first:
+        write = f"write [{mine[0] / steps:g}, {(mine[-1] + 1) / steps:g}], or " if mine else ""
+        raise UserError(f"train.timestep_range: some of steps {first} to {last - 1} belong to an expert that is not trained; {write}{both}")

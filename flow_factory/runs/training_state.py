@@ -1,0 +1,120 @@
+"""What a resumed run needs to go on exactly: weights, their copies, optimiser, counters.
+
+Kept under names and shapes that no engine and no number of processes has a part in: a run may go on in another number of processes, or on
+another engine. The tensors are weights/<copy>/<parameter> and optimizer/<key>/<parameter>; for the files see `state_files`.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import gather_object
+
+from flow_factory.checkpoints.checkpoint import CheckpointError, checkpoints, plainly
+from flow_factory.checkpoints.state_files import Index, Saved, Staged, contents, damaged, reading
+from flow_factory.distributed.barriers import meet_again
+from flow_factory.distributed.engines import Engine
+from flow_factory.policy.weight_store import WeightStore
+
+
+@dataclass
+class Progress:
+    """How far the run has come; saved with the training state."""
+
+    epoch: int = 0
+    """The next epoch; all before it are complete."""
+    updates: int = 0
+    """Optimiser steps taken, which is also where the learning rate's schedule stands."""
+
+
+def stage(store: WeightStore, engine: Engine) -> Staged:
+    """What this process writes of all tensors of the state: copies on the CPU. Called by all processes together."""
+    shapes = {name: engine.shape(p) for name, p in store.params.items()}
+    copies = store.state_dict().items()
+    out = {f"weights/{copy}/{name}": engine.stage(part, shapes[name]) for copy, parts in copies for name, part in parts.items()}
+    return out | {f"optimizer/{name}": value for name, value in engine.moments().items()}
+
+
+def load(folder: Path, store: WeightStore, engine: Engine, schedule: Any) -> Progress:
+    """Puts the state of a checkpoint into what a run has built. Called by all processes together.
+
+    Each process reads what it holds, tensor by tensor. Weights, moments and counters are the state's; learning rate, betas, weight decay
+    and schedule stay the run's own.
+
+    Raises:
+        CheckpointError: it is another run's, or damaged; nothing of the run has changed.
+    """
+    index, progress = whole_contents(folder)
+    with _or_another(folder):
+        mine = slice(engine.accelerator.process_index, None, engine.accelerator.num_processes)
+        broken = damaged(folder / "state", index, mine)
+        meet_again("reading a training state")
+        if wrong := gather_object(broken):
+            raise ValueError(f"the checksum of {wrong[0]} is wrong")
+    saved = {name: tuple(spread.shape) for name, spread in index.tensors.items()}
+    moments = {name.removeprefix("optimizer/") for name in saved if name.startswith("optimizer/")}
+    if moments:
+        engine.warm()
+    copies = {f"weights/{copy}/{name}": (name, part) for copy, parts in store.state_dict().items() for name, part in parts.items()}
+    shapes = {key: tuple(engine.shape(store.params[name])) for key, (name, _) in copies.items()}
+    if problem := misfit(saved, shapes | {f"optimizer/{name}": shape for name, shape in engine.moment_shapes().items()}):
+        raise CheckpointError(f"{folder} does not fit this run: {problem}")
+    with _or_another(folder), reading(folder / "state", index) as fill:
+        for key, (_, part) in copies.items():
+            target = engine.room(part, shapes[key])
+            fill(key, target)
+            engine.unstage(target, part)
+        engine.load_moments(moments, lambda name, target: fill(f"optimizer/{name}", target))
+    meet_again("reading a training state")
+    engine.written()
+    engine.adopted()
+    advance(schedule, progress.updates)
+    return Progress(progress.epoch, progress.updates)
+
+
+def whole_contents(folder: Path) -> tuple[Index, Saved]:
+    """`state_files.contents`, whose error says which checkpoint beside it is whole."""
+    with _or_another(folder):
+        return contents(folder)
+
+
+def advance(schedule: Any, steps: int) -> None:
+    """Brings a learning rate's schedule, and the optimiser's rate, to where it stands after so many steps."""
+    if steps:
+        schedule.last_epoch, schedule._step_count = steps - 1, steps + 1  # torch's own names; the second keeps its warning on order away
+        schedule.step()
+
+
+@contextmanager
+def _or_another(folder: Path) -> Iterator[None]:
+    """Adds to what is wrong with a checkpoint which one beside it is whole."""
+    try:
+        with plainly(folder, "is damaged"):
+            yield
+    except CheckpointError as error:
+        whole = next((c for c in reversed(checkpoints(folder.parent)) if c != folder and _is_whole(c)), None)
+        advice = (
+            f"go on from a whole one: model.resume_path={whole}" if whole else f"no other in {folder.parent} has a whole training state"
+        )
+        raise CheckpointError(f"{error}; {advice}") from error
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        contents(folder)
+    except CheckpointError:
+        return False
+    return True
+
+
+def misfit(saved: Mapping[str, tuple[int, ...]], here: Mapping[str, tuple[int, ...]]) -> str | None:
+    """Why a saved state is not this run's."""
+    copies = [sorted({k.split("/")[1] for k in names if k.startswith("weights/")}) for names in (saved, here)]
+    if copies[0] != copies[1]:
+        return f"the saved copies are {copies[0]}, this run keeps {copies[1]}"
+    saved = dict(sorted(saved.items(), reverse=True))  # weights before what the optimiser keeps of them
+    wrong = [k for k in saved if k not in here] + [k for k in here if k not in saved and k.startswith("weights/")]
+    wrong += [k for k, size in saved.items() if k in here and here[k] != size]
+    return f"first at {wrong[0]!r}: other lora_rank, target_modules or optimizer?" if wrong else None

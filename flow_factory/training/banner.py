@@ -1,0 +1,77 @@
+"""The first lines of a run: what is trained, on what, by which plan, what is kept, and where to look."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from flow_factory.core.ema import reported_weights
+from flow_factory.data.encoding_windows import rows_tested
+from flow_factory.policy.gradient_checkpointing import said
+
+if TYPE_CHECKING:
+    from flow_factory.training.evaluation import Evaluator
+    from flow_factory.training.run import Run
+
+
+def banner(run: "Run") -> str:
+    """Aligned lines of a run that is ready to start."""
+    rows = {
+        "run": f"{run.folder}{f', going on after epoch {run.trainer.progress.epoch}' if run.goes_on else ''}",
+        "model": f"{run.trainer.config.model.model_name_or_path} ({run.trainer.config.model.model_type})",
+        "trained": trained(run),
+        "device": device(run),
+        "plan": plan(run),
+        **recomputed(run),
+        "weights": f"evaluated and saved: {reported_weights(run.trainer.config.train)}",
+        "watch": f"{run.folder / 'curves.png'} and, after every epoch, {run.folder / 'metrics.jsonl'}",
+    }
+    return "\n".join(f"{title:<8} {text}" for title, text in rows.items())
+
+
+def trained(run: "Run") -> str:
+    """What, in which components, and how many parameters."""
+    model, policy, engine = run.trainer.config.model, run.trainer.policy, run.trainer.engine
+    many = sum(engine.shape(p).numel() for p in policy.trained().values())
+    what = f"a LoRA of rank {model.lora_rank} for" if model.finetune_type == "lora" else "weights of"
+    return f"{what} {', '.join(policy.models)}: {many / 1e6:.3g} M parameters"
+
+
+def device(run: "Run") -> str:
+    """What computes."""
+    accelerator = run.trainer.accelerator
+    cuda = accelerator.device.type == "cuda"
+    one = torch.cuda.get_device_name(accelerator.device) if cuda else f"CPU, {torch.get_num_threads()} threads"
+    many = f"; {run.trainer.engine.name}, {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
+    return one + many
+
+
+def plan(run: "Run") -> str:
+    """Epochs, samples, steps, evaluations."""
+    config, plan = run.trainer.config, run.trainer.plan
+    epochs = counted(config.train.max_epochs) if config.train.max_epochs else "epochs until it is stopped"
+    made = "pairs of the data set" if run.trainer.pairs else f"samples ({plan.groups} groups of {plan.group_size})"
+    much = plan.rows_per_epoch if run.trainer.pairs else plan.samples_per_epoch
+    steps = plan.optimiser_steps_per_epoch
+    text = f"{config.train.trainer_type}, {epochs} of {much} {made} and {steps} optimiser step{'s' * (steps > 1)}"
+    if run.evaluator is None or config.eval.eval_freq == 0:
+        return f"{text}; no evaluation"
+    full = " (there all of them)" if len(rows_tested(config, len(run.evaluator.rows))) > len(run.evaluator.usual) else ""
+    return f"{text}; {tested(run.evaluator)} are drawn at the start, every {counted(config.eval.eval_freq)} and at the end{full}"
+
+
+def tested(evaluator: "Evaluator") -> str:
+    """The rows of every evaluation."""
+    some, all_ = len(evaluator.usual), len(evaluator.rows)
+    return f"{some} test rows" if some == all_ else f"{some} of {all_} test rows"
+
+
+def recomputed(run: "Run") -> dict[str, str]:
+    """How many blocks are computed again in the backward pass, if any."""
+    setting = run.trainer.config.train.enable_gradient_checkpointing
+    why = " (auto)" * (run.back is not None)
+    much = said(setting, run.trainer.policy.models.values())
+    return {"memory": f"{much} are computed again in the backward pass{why}"} if setting or why else {}
+
+
+def counted(epochs: int) -> str:
+    return "1 epoch" if epochs == 1 else f"{epochs} epochs"

@@ -1,0 +1,247 @@
+"""The conditions of a run's rows: encoded ahead, in windows or at the moment of need; shared out over processes, each row once."""
+
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, overload
+
+import diffusers
+from accelerate import Accelerator
+
+from flow_factory.algorithms.base import Algorithm
+from flow_factory.config import RunConfig, pipeline_kwargs
+from flow_factory.data.cache import ConditionCache, Conditions, encode_missing, look_up
+from flow_factory.data.encoding_windows import (
+    evaluated,
+    idle_of,
+    in_windows,
+    rows_needed,
+    rows_of_start,
+    rows_of_window,
+    rows_tested,
+    window_of,
+)
+from flow_factory.data.fingerprints import file_sha256
+from flow_factory.data.packing import in_memory, pack
+from flow_factory.data.shards import DIGEST
+from flow_factory.distributed.barriers import Work
+from flow_factory.distributed.collectives import all_or_none
+from flow_factory.models.base import ModelAdapter
+from flow_factory.models.failures import named_rows
+from flow_factory.policy.compilation import Shapes
+from flow_factory.training.encoding_pace import Pace
+from flow_factory.training.text_encoders import Encoders, Identity
+from flow_factory.types import Cond, Row
+from flow_factory.utils.errors import UserError
+from flow_factory.utils.signals import ELSEWHERE, Interrupt, Interrupted
+from flow_factory.utils.terminal import bar
+
+logger = logging.getLogger(__name__)
+
+SAMPLE = 1000
+"""Prompts whose tokens are counted at a start."""
+
+
+class Fresh(Sequence[Cond]):
+    """Conditions that are encoded whenever they are asked for; the last few are still there."""
+
+    def __init__(self, rows: Sequence[Row], encode: Any):
+        self.rows, self.encode = rows, lru_cache(maxsize=2)(lambda k: as_kept(encode(rows[k])))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Cond: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Cond]: ...
+    def __getitem__(self, index: int | slice) -> Cond | list[Cond]:
+        chosen = range(len(self.rows))[index]
+        return self.encode(chosen) if isinstance(chosen, int) else [self.encode(k) for k in chosen]
+
+
+def as_kept(cond: Cond) -> Cond:
+    """As it would come from the cache."""
+    return in_memory(pack(cond, bytes(DIGEST)))
+
+
+class Encoding:
+    """The conditions of a run's rows, and when they are encoded.
+
+    Training rows have a negative prompt where any of the algorithm's velocities is guided.
+
+    Attributes:
+        conds: of the training rows, under their section's call arguments.
+        eval_conds: of the test rows.
+    """
+
+    def __init__(self, config: RunConfig, encoders: Encoders, algorithm: Algorithm, splits: list[Sequence[Row]], accelerator: Accelerator):
+        self.config, self.encoders, self.adapter, self.accelerator = config, encoders, encoders.adapter, accelerator
+        self.shapes = Shapes(config) if config.model.compile else None
+        self.calls = call_of_training(config, self.adapter, algorithm), pipeline_kwargs(config.eval)
+        encoders.idle = idle_of(config)
+        self.until: int | None = None
+        """The epoch with which the next window begins; None: there is none."""
+        identity = self.identity() if config.data.enable_preprocess else None
+        self.conds, self.eval_conds = (self._conditions(rows, call, identity) for rows, call in zip(splits, self.calls, strict=True))
+
+    def _conditions(self, rows: Sequence[Row], call: dict[str, Any], identity: Identity | None) -> Conditions | Fresh:
+        encode = partial(self.encoders.encode, call=call)
+        if identity is None:
+            return Fresh(rows, encode)
+        fingerprint = fingerprint_of(self.config, self.adapter, call, identity)
+        return Conditions(ConditionCache(Path(self.config.data.cache_dir), fingerprint, about(self.config)), rows, encode)
+
+    def identity(self) -> Identity:
+        """What the encoders are; found out by one process of the machine, where their files have changed."""
+        work = self.work("fingerprints")
+        known = self.encoders.known()
+        if known is None and share_of(self.config, self.accelerator)[0] == 0:
+            known = self.encoders.find_out()
+        work.wait()
+        return known or self.encoders.known() or self.encoders.find_out()
+
+    def begin(self, epoch: int) -> None:
+        """Encodes what is to be there before the run begins, or goes on, with this epoch. Processes wait as long as each goes on.
+
+        Raises:
+            UserError: the pipeline cannot encode a row.
+            MeetingError: a process stands still, see `Work`.
+        """
+        train, test = len(self.conds), len(self.eval_conds)
+        if self.accelerator.is_main_process:
+            warn_overlong(self.adapter, self.conds.rows, rows_needed(self.config, train), self.calls[0])
+            warn_overlong(self.adapter, self.eval_conds.rows, rows_tested(self.config, test), self.calls[1])
+        wanted, work = (rows_of_start(self.config, train, epoch), evaluated(self.config, test)), self.work("encoding")
+        with self.encoders.working():
+            self._share(self.conds, wanted[0], work)
+            self._share(self.eval_conds, wanted[1], work)
+        work.wait()
+        self.encoders.running = True
+        self.until = window_of(self.config, epoch).stop if in_windows(self.config) else None
+        self._count(wanted)
+
+    def reach(self, epoch: int, interrupt: Interrupt) -> None:
+        """Encodes the rows of the window that begins with this epoch, if one does. All processes come here.
+
+        Raises:
+            Interrupted: a signal has come to any process: what was encoded until then stays.
+            UserError: the pipeline cannot encode a row, here or elsewhere.
+        """
+        if self.until is None or epoch < self.until:
+            return
+        wanted, work = rows_of_window(self.config, len(self.conds), epoch), self.work("encoding")
+
+        def encode() -> None:
+            try:
+                with self.encoders.working():
+                    self._share(self.conds, wanted, work, interrupt)
+            except (UserError, Interrupted):
+                work.stop()
+                raise
+            finally:
+                work.wait()
+            self._count((wanted, ()))
+
+        all_or_none(self.accelerator, interrupt, encode, at_once=False)
+        self.until = window_of(self.config, epoch).stop
+
+    def _share(self, conds: Conditions | Fresh, wanted: Sequence[int], work: Work, interrupt: Interrupt | None = None) -> None:
+        """Encodes what this process's share of the rows lacks."""
+        if not isinstance(conds, Conditions) or not len(wanted):
+            return
+        share, main, cache = share_of(self.config, self.accelerator), self.accelerator.is_main_process, conds.cache
+        keys, missing = look_up(conds.rows, cache, main, wanted, share)
+        conds.keys.update(keys)
+        pace = Pace(cache, len(missing), share[1], main, interrupt is None, self.later(conds, wanted))
+
+        def encode(row: Row) -> Cond:
+            work.beat(f"encoding {row.source}")
+            if interrupt is not None:
+                interrupt.check()
+                if work.stopped:
+                    raise Interrupted(ELSEWHERE)
+            pace.row()
+            return conds.encode(row)
+
+        there = len(wanted) - len(missing) * share[1]
+        doing = f"encoding rows ({there} are there)" if there > 0 else "encoding rows"
+        encode_missing(bar(missing.items(), doing, "row", main, times=share[1]), conds.rows, encode, cache, strict=interrupt is None)
+
+    def later(self, conds: Conditions, wanted: Sequence[int]) -> int:
+        """How many rows the run draws in later windows."""
+        return len(rows_needed(self.config, len(conds))) - len(wanted) if in_windows(self.config) and conds is self.conds else 0
+
+    def _count(self, wanted: tuple[Sequence[int], Sequence[int]]) -> None:
+        """Has the compiler allow for their shapes."""
+        if self.shapes is not None:
+            self.shapes.allow([self.conds[k] for k in wanted[0]], [self.eval_conds[k] for k in wanted[1]])
+
+    @staticmethod
+    def work(name: str) -> Work:
+        work = Work(name)
+        work.beat("loading")
+        return work
+
+
+def call_of_training(config: RunConfig, adapter: ModelAdapter, algorithm: Algorithm) -> dict[str, Any]:
+    """The training section's call arguments, with a guidance that any of the algorithm's velocities has."""
+    call = pipeline_kwargs(config.train)
+    scales = [s for s in map(algorithm.guidance, algorithm.weights) if s is not None]
+    return next((c for c in (call, *(adapter.with_guidance(call, s) for s in scales)) if adapter.guided(c)), call)
+
+
+def share_of(config: RunConfig, accelerator: Accelerator) -> tuple[int, int]:
+    """(k, n): this process encodes every n-th of the rows, from the k-th on; see `data.preprocess_parallelism`."""
+    if config.data.preprocess_parallelism == "global":
+        return accelerator.process_index, accelerator.num_processes
+    if (here := os.environ.get("LOCAL_WORLD_SIZE")) is None:  # started by something that does not tell: each does all that is missing
+        return 0, 1
+    return accelerator.local_process_index, int(here)
+
+
+def fingerprint_of(config: RunConfig, adapter: ModelAdapter, call: dict[str, Any], identity: Identity) -> str:
+    """Of all that a row's condition depends on beside the row.
+
+    Args:
+        identity: what the encoders are.
+    """
+    asked = adapter.encoded_by(call)
+    versions = [diffusers.__version__, version("transformers")]
+    checkpoint = config.model.model_name_or_path if not identity[0] else None  # nothing of it was fingerprinted
+    parts = [source_of(adapter), checkpoint, identity, asked, adapter.guided(call), versions, config.mixed_precision]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def about(config: RunConfig) -> dict[str, str]:
+    """What `ff-data cache` says of the rows; paths as they are from everywhere."""
+    data, model = (str(Path(n).absolute()) if Path(n).exists() else n for n in (config.data.dataset_dir, config.model.model_name_or_path))
+    return {"dataset_dir": data, "model": model, "model_type": config.model.model_type}
+
+
+def source_of(adapter: ModelAdapter) -> list[str]:
+    """Module, name and code of the adapter's classes: an adapter that is changed encodes anew."""
+    classes = [c for c in type(adapter).__mro__ if issubclass(c, ModelAdapter)]
+    files = [sys.modules[c.__module__].__file__ for c in classes]
+    digests = [file_sha256(f) if f else "" for f in files]
+    return [f"{c.__module__}:{c.__qualname__}:{d}" for c, d in zip(classes, digests, strict=True)]
+
+
+def warn_overlong(adapter: ModelAdapter, rows: Sequence[Row], wanted: Sequence[int], call: dict[str, Any]) -> None:
+    """Says once how many prompts the encoder cuts, of a sample where there are many."""
+    sample = [rows[k] for k in wanted[:: -(-len(wanted) // SAMPLE) or 1]]
+    lengths = []
+    for row in sample:
+        with named_rows([row], adapter, "encode", UserError):
+            lengths.append((adapter.tokens(row, call), row))
+    cut = [(has, takes, row) for (has, takes), row in lengths if has > takes]
+    if cut:
+        has, takes, row = max(cut, key=lambda c: c[0])
+        logger.warning("%d of %d prompts are longer than the encoder takes (%d tokens) and are cut; the longest has %d: row %d, %r",
+                       len(cut), len(sample), takes, has, row.id, row.prompt[:60])  # fmt: skip

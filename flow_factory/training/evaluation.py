@@ -1,0 +1,189 @@
+"""What is reported: the stock pipeline with its own scheduler, the averaged weights, and fixed noise for each sample of a row."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from flow_factory.config import RunConfig, pipeline_kwargs
+from flow_factory.core.randomness import generator
+from flow_factory.core.ranking import spearman
+from flow_factory.data.encoding_windows import rows_evaluated
+from flow_factory.distributed.collectives import all_or_none, exchange, on_any_rank
+from flow_factory.distributed.engines import Engine
+from flow_factory.models.base import ModelAdapter
+from flow_factory.models.failures import named_rows
+from flow_factory.policy.weight_store import WeightStore
+from flow_factory.reporting.parcels import Parcel, packed
+from flow_factory.rewards.scoring import Asking, RewardSet
+from flow_factory.types import Cond, Row, Sample
+from flow_factory.utils.errors import RowError
+from flow_factory.utils.offload import moved
+from flow_factory.utils.signals import Interrupt
+from flow_factory.utils.terminal import bar
+
+Scored = tuple[int, list[list[float]], Any]
+"""A row, the scores of all its samples (n, R), and its first sample where it is shown: a `Parcel`, where it is not the main process's."""
+Heard = tuple[list[int], list[Any], Asking]
+"""Rows, of each what of it is shown, and the scores of all their samples, which may be on their way."""
+WAITING = 64
+"""Samples that wait, each with its row's condition, for others whose conditions can share a call."""
+
+
+class Asked(NamedTuple):
+    """A sample that is to be drawn: which one of which row."""
+
+    row: int
+    member: int
+    cond: Cond
+
+
+@dataclass
+class Evaluator:
+    """Draws `eval.group_size` pictures a test row, always of the same rows and from the same noise, and scores them."""
+
+    config: RunConfig
+    accelerator: Accelerator
+    adapter: ModelAdapter
+    engine: Engine
+    store: WeightStore
+    rewards: RewardSet
+    rows: Sequence[Row]
+    conds: Sequence[Cond]
+    interrupt: Interrupt = field(default_factory=Interrupt)
+    told: Callable[[], None] = lambda: None
+    """Called after each batch."""
+    scores: dict[str, list[float]] = field(default_factory=dict, init=False)
+    """Of the last evaluation, by reward: those of each of its rows."""
+    usual: Sequence[int] = field(init=False)
+    """The rows of every evaluation."""
+    taken: Sequence[int] = field(init=False)
+    """The last evaluation's rows."""
+
+    def __post_init__(self) -> None:
+        self.usual = self.taken = rows_evaluated(self.config, len(self.rows))
+
+    def run(self, full: bool = False) -> tuple[dict[str, float], list[Sample]]:
+        """Metrics over all samples, and on the main process the first ones of the first rows, `log.num_samples` of them; elsewhere none.
+
+        Other pictures stay where they were drawn, and are let go as soon as they are scored.
+
+        Args:
+            full: takes all rows, not the usual ones alone: metrics of all are `eval_full/`, while those of the usual ones go on.
+
+        Raises:
+            Interrupted: a signal has come, of which all processes know after each batch.
+            UserError: a reward failed, see `all_or_none`; or the pipeline did, on a row.
+        """
+        self.taken = range(len(self.rows)) if full else self.usual
+        mine = self._scored(self.taken)
+        everyone: list[tuple[int, list[list[float]]]] = sorted(gather_object([(row, scores) for row, scores, _ in mine]))
+        table = torch.tensor([scores for _, scores in everyone], dtype=torch.float64)  # (rows, group_size, R)
+        names, usual = self.rewards.names, set(self.usual)
+        self.scores = dict(zip(names, table.nanmean(1).T.tolist(), strict=True)) if names else {}
+        come = exchange(self.accelerator, {0: [(row, media) for row, _, media in mine if media is not None]})
+        shown = sorted(((k, m.opened() if isinstance(m, Parcel) else m) for some in come.values() for k, m in some), key=lambda e: e[0])
+        samples = [Sample(self.rows[k].prompt, m, dict(zip(names, dict(everyone)[k][0], strict=True))) for k, m in shown]
+        report = {f"eval/{k}": v for k, v in self.rewards.finish_epoch().items() if k.startswith("seconds/")}
+        metrics = self._metrics("eval", table[[k for k, (row, _) in enumerate(everyone) if row in usual]])
+        if len(usual) < len(everyone):
+            metrics |= self._metrics("eval_full", table)
+        return metrics | report, samples
+
+    def _scored(self, rows: Sequence[int]) -> list[Scored]:
+        """Those of this process's share of the rows."""
+        heard: list[Heard] = []
+        waiting: dict[int, list[Any]] = {}
+        unchanged = (self.rows[row] for row in self.share(rows))  # a line may have been edited
+        all_or_none(self.accelerator, self.interrupt, lambda: all(unchanged))
+        batches, more = self.batches(rows), True
+        with torch.no_grad(), self.store.use(self.store.reported), self.engine.gathered(), self.rewards.dropping():
+            coming = next(batches, [])
+            while more:
+                batch, coming = coming, next(batches, [])
+                for asked, media in zip(batch, self._draw(batch), strict=True):
+                    waiting.setdefault(asked.row, []).append(media)
+                enough = not coming or sum(map(len, waiting.values())) >= self.rewards.batch
+                heard += all_or_none(self.accelerator, self.interrupt, partial(self._ask, waiting if enough else {}, heard))
+                self.told()
+                more = on_any_rank(self.accelerator, bool(coming))
+            return all_or_none(self.accelerator, self.interrupt, lambda: [scored for part in heard for scored in self._answers(*part)])
+
+    @property
+    def shares(self) -> list[int]:
+        """How many of the rows each process has."""
+        teams, team = self.config.teams, self.config.model.context_parallel
+        return [len(range(process // team, len(self.taken), teams)) for process in range(self.accelerator.num_processes)]
+
+    def _ask(self, waiting: dict[int, list[Any]], before: Sequence[Heard]) -> list[Heard]:
+        """Asks for the scores of the rows all of whose samples are drawn, and takes them out of those that wait."""
+        for _, _, asking in before:
+            asking.check()
+        whole = [row for row, media in waiting.items() if len(media) == self.config.eval.group_size]
+        groups = [waiting.pop(row) for row in whole]
+        if not whole or self.accelerator.process_index % self.config.model.context_parallel:
+            return []  # the first process of the team has the same
+        shown, pack = self.usual[: self.config.log.num_samples], (lambda m: m) if self.accelerator.is_main_process else packed
+        asking = self.rewards.asking(self.interrupt.look)
+        asking.add([self.rows[row] for row in whole], groups, last=True)
+        return [(whole, [pack(group[0]) if row in shown else None for row, group in zip(whole, groups, strict=True)], asking)]
+
+    def _answers(self, rows: Sequence[int], shown: Sequence[Any], asking: Asking) -> list[Scored]:
+        """Waits for them."""
+        tables = asking.scores().split(self.config.eval.group_size)
+        return [(row, table.tolist(), media) for row, media, table in zip(rows, shown, tables, strict=True)]
+
+    def share(self, rows: Sequence[int]) -> Sequence[int]:
+        """This process's."""
+        return rows[self.accelerator.process_index // self.config.model.context_parallel :: self.config.teams]
+
+    def batches(self, rows: Sequence[int]) -> Iterator[list[Asked]]:
+        """This process's samples of these rows, those together whose conditions can share a call; each condition is opened once."""
+        size, n = self.config.eval.per_device_batch_size, self.config.eval.group_size
+        waiting: dict[str, list[Asked]] = {}
+        for row in bar(self.share(rows), "evaluating", "row", self.accelerator.is_main_process, delay=5, times=self.config.teams):
+            cond = self.conds[row]
+            key = self.adapter.joinable(cond) if size > 1 else None
+            alike = waiting.setdefault(repr(key), [])
+            alike += [Asked(row, member, cond) for member in range(n)]
+            while len(alike) >= size or (alike and key is None):
+                yield alike[:size]
+                del alike[:size]
+            if sum(map(len, waiting.values())) > WAITING + size:
+                yield waiting.pop(max(waiting, key=lambda k: len(waiting[k])))
+        yield from filter(None, waiting.values())
+
+    def _draw(self, batch: Sequence[Asked]) -> list[Any]:
+        """Their media; a process that has none left draws what the others' forwards need it for."""
+        if not batch:
+            first = self.taken[0]
+            return self._draw([Asked(first, 0, self.conds[first])])[:0] if self.engine.collective else []
+        section = self.config.eval
+        cond = moved(self.adapter.join([asked.cond for asked in batch]), self.accelerator.device)
+        rows = [self.rows[asked.row] for asked in batch]
+        keys = [(row.id, *([asked.member] if asked.member else [])) for row, asked in zip(rows, batch, strict=True)]
+        generators = [generator(self.config.eval_seed, "eval", *key) for key in keys]
+        with named_rows(rows, self.adapter, "draw", RowError):
+            return list(self.engine("evaluate", cond, pipeline_kwargs(section), section.num_inference_steps, generators))
+
+    def _metrics(self, where: str, table: Tensor) -> dict[str, float]:
+        """Of the scores (rows, group_size, R)."""
+        out: dict[str, float] = {f"{where}/rows": len(table)}
+        for name, column in zip(self.rewards.names, table.flatten(0, 1).T, strict=True):
+            known = column[~column.isnan()]
+            out[f"{where}/reward_{name}_mean"] = known.mean().item()
+            out[f"{where}/reward_{name}_std"] = known.std(correction=0).item()
+            out[f"{where}/missing/{name}"] = int(column.isnan().sum())
+        if self.rewards.names:
+            means = [w * out[f"{where}/reward_{n}_mean"] for w, n in zip(self.rewards.weights, self.rewards.names, strict=True)]
+            out[f"{where}/reward_mean"] = sum(means)
+        for a, b in combinations(range(len(self.rewards.names)), 2):
+            if (likeness := spearman(table[..., a].flatten(), table[..., b].flatten())) is not None:
+                out[f"{where}/correlation/{self.rewards.names[a]}/{self.rewards.names[b]}"] = likeness
+        return out

@@ -1,0 +1,167 @@
+"""What a process has of an epoch that is not learnt yet, and the same as tensors and text."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flow_factory.checkpoints.checkpoint import CheckpointError
+from flow_factory.core.condition_memo import Memo
+from flow_factory.data.packing import DTYPES, Packer, pack, rebuilt
+from flow_factory.rewards.inputs import samples_of
+from flow_factory.rewards.scoring import Asked, Counts
+from flow_factory.types import Clip, Cond, Rollout, Row, Step
+from flow_factory.utils.offload import moved, parked
+from flow_factory.utils.tensor_file import NAMES
+
+if TYPE_CHECKING:
+    from flow_factory.training.rollout import Roller
+
+
+@dataclass
+class Done:
+    """Of one process, in the order of the epoch."""
+
+    rollouts: list[Rollout]
+    """Micro-batches."""
+    taken: int
+    """How many of them rewards were asked for."""
+    ids: list[int]
+    """Of the samples that this process has asked rewards for, which may be others' samples."""
+    asked: Asked
+    counts: Counts
+    together: int | None
+    """Micro-batches that a rollout draws in one call."""
+
+
+class UnkeptError(Exception):
+    """Samples of a kind that is not kept."""
+
+
+class Pool(Packer):
+    """Tensors by number."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda picture: None)
+        self.held: dict[str, Tensor] = {}
+
+    def _tensor(self, tensor: Tensor) -> int:
+        self.held[str(len(self.held))] = tensor
+        return len(self.held) - 1
+
+
+def packed(done: Done) -> tuple[dict[str, Tensor], str]:
+    """The tensors, where they are, and what they are.
+
+    Raises:
+        UnkeptError: the samples, or their conditions, are something that is not kept; the message says what.
+    """
+    plain = {
+        "rollouts": [_plain(rollout) for rollout in done.rollouts],
+        "sources": {str(slot): source_of(r.row, r.cond) for slot, r in {r.slot: r for r in done.rollouts}.items()},
+        "taken": done.taken, "ids": done.ids, "together": done.together, "samples": done.asked.samples,
+        "found": [torch.cat(found) if found else None for found in done.asked.found],
+        "waiting": [len(waiting) for waiting in done.asked.waiting],
+        "last": [[s.row.id, _plain_media(s.media)] for s in max(done.asked.waiting, key=len, default=[])],
+        "counts": {name: dict(values) for name, values in vars(done.counts).items()},
+    }  # fmt: skip
+    pool = Pool()
+    try:
+        text = json.dumps(pool.packed(plain, "the epoch"))
+    except TypeError as error:
+        raise UnkeptError(str(error)) from error
+    return pool.held, text
+
+
+def source_of(row: Row, cond: Cond) -> str:
+    """A hash of a row, as it was read, and of its condition."""
+    try:
+        return bytes(pack({"row": repr(row), "cond": dict(cond)}, b"")[-1].parts[0]).hex()
+    except TypeError as error:
+        raise UnkeptError(str(error)) from error
+
+
+def unpacked(tensors: Mapping[str, Tensor], text: str, roller: "Roller") -> Done:
+    """What was packed, as the process of that number has it.
+
+    Raises:
+        CheckpointError: of other rows.
+        ValueError, KeyError, TypeError, ...: it was something else; see `packing.MALFORMED`.
+    """
+    plain = rebuilt(json.loads(text), {int(name): tensor for name, tensor in tensors.items()})
+    rollouts = [_rollout(one, roller) for one in plain["rollouts"]]
+    if [(r.slot, r.ids) for r in rollouts] != roller.samples()[: len(rollouts)]:
+        raise ValueError("other samples")
+    for slot, one in {r.slot: r for r in rollouts}.items():
+        if plain["sources"][str(slot)] != source_of(one.row, one.cond):
+            raise CheckpointError(f"{one.row.source}, or its condition, has changed")
+    last = [samples_of(roller.rows[row], [_media(media)])[0] for row, media in plain["last"]]
+    waiting = [last[len(last) - many :] for many in plain["waiting"]]
+    asked = Asked(waiting, [[] if found is None else [found] for found in plain["found"]], plain["samples"])
+    kinds: dict[str, Any] = {"asked": Counter, "missing": Counter, "told": Counter, "cause": dict, "seconds": partial(defaultdict, float)}
+    counts = Counts(**{name: kinds[name](values) for name, values in plain["counts"].items()})
+    return Done(rollouts, plain["taken"], plain["ids"], asked, counts, plain["together"])
+
+
+# -- samples ----------------------------------------------------------------------------------------------------------------------------
+
+
+def _plain(rollout: Rollout) -> dict[str, Any]:
+    return {
+        "slot": rollout.slot, "ids": list(rollout.ids), "media": [_plain_media(m) for m in rollout.media], "x0": _laid(rollout.x0),
+        "schedule": rollout.schedule, "steps": [{name: _laid(value) for name, value in vars(s).items()} for s in rollout.steps],
+    }  # fmt: skip
+
+
+def _rollout(plain: Mapping[str, Any], roller: "Roller") -> Rollout:
+    train, device = roller.config.train, roller.accelerator.device
+    epoch, slot = roller.progress.epoch, plain["slot"]
+    row = roller.slots(epoch)[slot].row
+
+    def there(value: Any) -> Any:
+        """Where the samples of an epoch wait until they are trained on."""
+        here = moved(_lifted(value), device)
+        return parked(here) if train.offload_samples_to_cpu else here
+
+    steps = [Step(**{name: there(value) for name, value in step.items()}) for step in plain["steps"]]
+    media, ids, schedule = [_media(one) for one in plain["media"]], tuple(plain["ids"]), plain["schedule"]
+    return Rollout(roller.rows[row], roller.cond_of(row)[1], steps, media, slot, epoch, ids, there(plain["x0"]), schedule, Memo())
+
+
+def _laid(value: Any) -> Any:
+    """A tensor with the order of its dimensions in memory: sums over it are in that order."""
+    if isinstance(value, torch.dtype):
+        return {"dtype": NAMES[value]}
+    if not isinstance(value, Tensor):
+        return value
+    order = sorted(range(value.ndim), key=value.stride, reverse=True)
+    return {"order": order, "values": value.detach().permute(order)}
+
+
+def _lifted(plain: Any) -> Any:
+    if not isinstance(plain, dict):
+        return plain
+    if "dtype" in plain:
+        return DTYPES[plain["dtype"]]
+    order = plain["order"]
+    return plain["values"].permute([order.index(d) for d in range(len(order))])
+
+
+def _plain_media(media: Any) -> Any:
+    if not isinstance(media, Clip):
+        return media
+    sound = None if media.audio is None else torch.from_numpy(np.ascontiguousarray(media.audio))
+    return {"frames": media.frames, "fps": media.fps, "audio": sound, "sample_rate": media.sample_rate}
+
+
+def _media(plain: Any) -> Any:
+    if not isinstance(plain, dict):
+        return plain
+    sound = None if plain["audio"] is None else plain["audio"].numpy()
+    return Clip(plain["frames"], plain["fps"], sound, plain["sample_rate"])

@@ -1,0 +1,153 @@
+"""What a whole run will take, by what a short one of the same sizes took."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from flow_factory.config import BatchPlan, RunConfig, plan_of
+from flow_factory.config.translate import deals
+from flow_factory.training.meter import Meter
+
+Seconds = Mapping[str, Mapping[str, Sequence[float]]]
+"""Phase -> name of its steps -> seconds of each; "" has what follows the last one."""
+LEAST = 2
+"""Groups, calls of the pipeline, micro-batches and batches of test rows of the short run: the first tunes, the second is as all others."""
+
+
+def shrunk(config: RunConfig) -> RunConfig:
+    """An epoch of a few groups, which are dealt out to the processes as those of the run are; of the same samples, steps and pictures."""
+    train, real = config.train, plan_of(config)
+    few = next((c for rows in range(LEAST, train.unique_sample_num_per_epoch) if (c := _with_rows(config, rows, real)) is not None), config)
+    tested = -(-LEAST * config.eval.per_device_batch_size // config.eval.group_size) * config.teams
+    return few.model_copy(
+        update={
+            "train": few.train.model_copy(update={"max_epochs": 1}),
+            "eval": config.eval.model_copy(update={"max_rows": min(tested, config.eval.max_rows or tested), "full_at_end": False}),
+        }
+    )
+
+
+def _with_rows(config: RunConfig, rows: int, real: BatchPlan) -> RunConfig | None:
+    """With so many groups an epoch; None where a process would have too little to do, or other parts of groups than in the run."""
+    batches = rows * config.train.trained_batches_per_group // config.teams
+    if not deals(config, rows) or batches < LEAST or rows * config.train.group_size // config.teams < LEAST * real.drawn_together:
+        return None
+    steps = next(n for n in (min(LEAST, real.optimiser_steps_per_epoch // real.num_inner_epochs), 1) if batches % n == 0)
+    update = {"unique_sample_num_per_epoch": rows, "gradient_accumulation_steps": "auto", "gradient_step_per_epoch": steps}
+    for few in (update, update | {"gradient_step_per_epoch": 1}):
+        found = config.model_copy(update={"train": config.train.model_copy(update=few)})
+        if plan_of(found).rolled.whole == real.rolled.whole:
+            return found
+    return None
+
+
+class Paces:
+    """Observes a meter: how long each step of each phase takes, without the phases inside."""
+
+    def __init__(self, meter: Meter):
+        self.meter = meter
+        self.open: list[str] = []
+        self.since: Any = None
+        self.intervals: dict[str, list[tuple[Any, Any, str]]] = defaultdict(list)
+        """Of each phase: from, to, and the name of the step that was done then, or ""."""
+
+    def begins(self, phase: str) -> None:
+        self._cut("")
+        self.open.append(phase)
+
+    def steps(self, phase: str, what: str) -> None:
+        self._cut(what)
+
+    def ends(self, phase: str) -> None:
+        self._cut("")
+        self.open.pop()
+
+    def _cut(self, done: str) -> None:
+        now = self.meter.tick()
+        if self.open:
+            self.intervals[self.open[-1]].append((self.since, now, done))
+        self.since = now
+
+    def seconds(self) -> "Seconds":
+        """Once the phases are over."""
+        if self.meter.cuda:
+            torch.cuda.synchronize()  # the last ticks may be under way
+        found: dict[str, dict[str, list[float]]] = {}
+        for phase, intervals in self.intervals.items():
+            steps, since = found.setdefault(phase, defaultdict(list)), 0.0
+            for begin, end, done in intervals:
+                since += self.meter.seconds(begin, end)
+                if done:
+                    steps[done].append(since)
+                    since = 0.0
+            steps[""].append(since)
+        return found
+
+
+@dataclass
+class Forecast:
+    """In seconds, on one process.
+
+    Attributes:
+        phases: of an epoch.
+        once: what the first of each costs beyond those that follow: compiling, tuning, first reads.
+        evaluation: of as many rows as the run takes.
+    """
+
+    phases: dict[str, float] = field(default_factory=dict)
+    once: float = 0.0
+    evaluation: float = 0.0
+
+    def add(self, steps: Sequence[float], many: float, rest: float = 0.0) -> float:
+        """What `many` steps take where these, and in all of them the rest, were measured."""
+        if not steps:
+            return rest
+        usual = fmean(steps[1:] or steps)
+        self.once += max(0.0, steps[0] - usual)
+        return many * (usual + rest / len(steps))
+
+
+def forecast(config: RunConfig, few: RunConfig, seconds: Seconds, rows: tuple[int, int], live: Sequence[bool] = ()) -> Forecast:
+    """Of an epoch and an evaluation of a run.
+
+    Args:
+        config: the run's.
+        few: `shrunk`, of which `seconds` were measured.
+        rows: that an evaluation takes in the run, and that it took.
+        live: of each kept copy that the loss asks for, whether it is the policy until the first update.
+    """
+    real, small, found = plan_of(config), plan_of(few), Forecast()
+    more = real.micro_batches_per_rank / small.micro_batches_per_rank
+    for phase in ("rollout", "reward", "advantage"):
+        steps = seconds.get(phase, {})
+        calls, rest = steps.get("call", ()), sum(steps.get("", ()))
+        found.phases[phase] = found.add(calls, more * len(calls), rest) if calls else rest * more
+    found.phases["optimise"] = _learning(real, seconds.get("optimise", {}), live, found)
+    drawn = seconds.get("eval", {})
+    each = drawn.get("batch", ())
+    found.evaluation = found.add(each, len(each) * rows[0] / max(1, rows[1]), sum(drawn.get("", ())))
+    return found
+
+
+def _learning(plan: BatchPlan, steps: Mapping[str, Sequence[float]], live: Sequence[bool], found: Forecast) -> float:
+    """Of the epoch's second half. A first micro-batch's forward is a third of it, where no forward of kept weights was measured."""
+    batches, updates = plan.trained_batches_per_rank, plan.optimiser_steps_per_epoch
+    each = found.add(steps.get("micro-batch", ()), 1)
+    back = sum(batches - plan.micro_batches_per_update if first else batches for first in live)
+    looked = steps.get("looking back", ())
+    seconds = back * (found.add(looked, 1) if looked else each / 3)
+    return seconds + batches * plan.num_inner_epochs * each + found.add(steps.get("update", ()), updates) + sum(steps.get("", ()))
+
+
+def times(config: RunConfig) -> tuple[int, int] | None:
+    """(evaluations, checkpoints) of a run; None of one without an end."""
+    last = config.train.max_epochs
+    if last is None:
+        return None
+    freq, save = config.eval.eval_freq, config.log.save_freq
+    evaluations = len({*range(0, last + 1, freq), last}) if freq else 0
+    return evaluations, len({*range(save, last + 1, save), last}) if save else 1

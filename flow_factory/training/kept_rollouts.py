@@ -1,0 +1,238 @@
+"""What is done of an epoch in which a run is stopped: its samples, and the scores that they have, kept beside the epoch's state.
+
+<checkpoint>/rollouts/part-00000.safetensors ...  a file of each process: tensors and pictures, and in its metadata what they are
+<checkpoint>/rollouts/index.json                  whose they are, and size and sha256 of every file; written last
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import diffusers
+import torch
+import transformers
+from accelerate.utils import broadcast_object_list, gather_object
+from pydantic import BaseModel, ConfigDict
+from safetensors import safe_open
+
+from flow_factory.checkpoints.checkpoint import CheckpointError, plainly
+from flow_factory.checkpoints.state_files import INDEX, Stored
+from flow_factory.config import RunConfig, config_tree
+from flow_factory.data.fingerprints import file_sha256
+from flow_factory.data.packing import MALFORMED
+from flow_factory.distributed.barriers import meet_again
+from flow_factory.training.finished_work import Done, UnkeptError, packed, unpacked
+from flow_factory.utils.tensor_file import write_tensors
+
+if TYPE_CHECKING:
+    from flow_factory.training.trainer import Trainer
+
+FOLDER, METADATA = "rollouts", "rollouts"
+FORMAT: Literal[1] = 1
+"""Of the files; those of another one are not taken up."""
+NO_PART = ("log", "eval", "eval_rewards", "main_process_port", "distributed_timeout", "model.resume_path", "model.resume_type",
+           "train.max_epochs", "data.cache_dir")  # fmt: skip
+"""Keys of a config that may change: no sample and no score depends on them."""
+SHARE = 0.5
+"""Of the disk's free space, what may be taken."""
+
+
+class Contents(BaseModel):
+    """`index.json`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    format: Literal[1]
+    of: dict[str, Any]
+    """See `whose`."""
+    files: dict[str, Stored]
+
+
+# -- as a run is stopped ----------------------------------------------------------------------------------------------------------------
+
+
+def keep(trainer: "Trainer", checkpoint: Path) -> str | None:
+    """Keeps what all processes have of the epoch that is under way. They all come here, and stand at the same place.
+
+    Args:
+        checkpoint: with the epoch's state.
+
+    Returns:
+        A line that says whether they are kept; None where there is nothing of an epoch.
+    """
+    done = trainer.roller.done_so_far()
+    if done is None:
+        return None
+    if trainer.accelerator.is_main_process:
+        shutil.rmtree(_partial(checkpoint), ignore_errors=True)  # of an earlier cut
+    try:
+        tensors, text, problem = *packed(done), None
+    except UnkeptError as error:
+        tensors, text, problem = {}, "", str(error)
+    meet_again("gathering rollouts")
+    size, free = sum(t.nbytes for t in tensors.values()), shutil.disk_usage(checkpoint).free
+    everyone = gather_object([(size, free, problem, len(done.rollouts))])
+    size, problem = sum(one[0] for one in everyone), next((one[2] for one in everyone if one[2]), None)
+    problem = problem or _too_much(size / 1e9, trainer.config.log.rollouts_gb, everyone[0][1] / 1e9)
+    many = f"{sum(one[3] for one in everyone)} micro-batches of epoch {trainer.progress.epoch + 1}"
+    problem = problem or _write(trainer, checkpoint, tensors, text)
+    return f"{many} are not kept: {problem}" if problem else f"{many} are kept beside the state ({size / 1e9:.2g} GB)"
+
+
+def _too_much(size: float, most: float, free: float) -> str | None:
+    if size > most:
+        return f"they are {size:.3g} GB, and log.rollouts_gb is {most:g}"
+    return f"they are {size:.3g} GB, and the disk has {free:.3g} GB left" if size > SHARE * free else None
+
+
+def _write(trainer: "Trainer", checkpoint: Path, tensors: Mapping[str, torch.Tensor], text: str) -> str | None:
+    """Writes this process's file and, on the main one, what leads to all; why it failed, where it did on any."""
+    main, partial = trainer.accelerator.is_main_process, _partial(checkpoint)
+    file = partial / f"part-{trainer.accelerator.process_index:05d}.safetensors"
+    mine: tuple[str, dict[str, Any]] | str
+    try:
+        partial.mkdir(exist_ok=True)
+        digest = write_tensors(file, tensors, {METADATA: text})
+        mine = file.name, {"size": file.stat().st_size, "sha256": digest}
+    except OSError as error:
+        mine = _said(error)
+    meet_again("writing rollouts")
+    everyone = gather_object([mine])
+    problem = next((one for one in everyone if isinstance(one, str)), None)
+    if main and problem is None:
+        try:
+            _finish(checkpoint, Contents(format=FORMAT, of=whose(trainer, checkpoint), files=dict(everyone)))
+        except OSError as error:
+            problem = _said(error)
+    if main and problem is not None:
+        shutil.rmtree(partial, ignore_errors=True)
+    return problem
+
+
+def _said(error: OSError) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _partial(checkpoint: Path) -> Path:
+    return checkpoint / f".partial-{FOLDER}"
+
+
+def _finish(checkpoint: Path, contents: Contents) -> None:
+    """Brings all to the disk, then puts it in its place."""
+    partial, old = _partial(checkpoint), checkpoint / f".old-{FOLDER}"
+    (partial / INDEX).write_text(contents.model_dump_json(indent=1), encoding="utf-8")
+    for path in partial.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    shutil.rmtree(old, ignore_errors=True)  # of an earlier cut
+    if (checkpoint / FOLDER).exists():
+        (checkpoint / FOLDER).rename(old)
+    partial.rename(checkpoint / FOLDER)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def clear(checkpoints: Path, but: Path) -> None:
+    """Removes what checkpoints have of epochs that are done; on the main process, when the checkpoint `but` is whole."""
+    for folder in checkpoints.glob(f"**/*{FOLDER}"):
+        if folder.parent != but and folder.name in (FOLDER, f".partial-{FOLDER}", f".old-{FOLDER}"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+# -- as it goes on ----------------------------------------------------------------------------------------------------------------------
+
+
+def take_up(trainer: "Trainer", checkpoint: Path) -> str | None:
+    """Hands the trainer what a checkpoint has of the epoch that comes next. Called by all processes together.
+
+    What is damaged, or another run's, is taken up by none.
+
+    Returns:
+        A line that says whether it is taken up; None where there is nothing.
+    """
+    folder, found = checkpoint / FOLDER, None
+    meet_again("looking for rollouts")
+    if not broadcast_object_list([folder.is_dir()])[0]:
+        return None
+    problem = None
+    try:
+        found = _read(trainer, checkpoint)
+    except CheckpointError as error:
+        problem = str(error)
+    meet_again("reading rollouts")
+    everyone = gather_object([(problem, 0 if found is None else len(found.rollouts))])
+    epoch, problem = trainer.progress.epoch + 1, next((one[0] for one in everyone if one[0]), None)
+    if problem is not None:
+        return f"the samples of epoch {epoch} that were kept are dropped, and made anew: {problem}"
+    trainer.roller.done = found
+    return f"{sum(one[1] for one in everyone)} micro-batches of epoch {epoch} are there"
+
+
+def _read(trainer: "Trainer", checkpoint: Path) -> Done:
+    """Raises:
+    CheckpointError: it is damaged, or another run's.
+    """
+    folder = checkpoint / FOLDER
+    with plainly(folder, "is damaged"):
+        contents = Contents.model_validate_json((folder / INDEX).read_bytes())
+        here = whose(trainer, checkpoint)
+        for key in sorted({*contents.of, *here}):
+            if (was := contents.of.get(key)) != (now := here.get(key)):
+                raise CheckpointError(f"{key} was {json.dumps(was)[:80]}, and is {json.dumps(now)[:80]}")
+        name = f"part-{trainer.accelerator.process_index:05d}.safetensors"
+        if name not in contents.files or file_sha256(str(folder / name)) != contents.files[name].sha256:
+            raise ValueError(f"the checksum of {name} is wrong")
+        with safe_open(folder / name, "pt") as file:
+            tensors, text = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()[METADATA]  # noqa: SIM118
+        try:
+            return unpacked(tensors, text, trainer.roller)
+        except CheckpointError:
+            raise
+        except MALFORMED as error:
+            raise ValueError(f"{name} holds something else") from error
+
+
+# -- whose it is ------------------------------------------------------------------------------------------------------------------------
+
+
+def whose(trainer: "Trainer", checkpoint: Path) -> dict[str, Any]:
+    """What the samples and scores of an epoch depend on, but for the rows: what has changed is named."""
+    state = checkpoint / "state" / INDEX
+    return dict(_config(trainer.config)) | trainer.identity | {
+        "the state": file_sha256(str(state)), "the epoch": trainer.progress.epoch, "the device": device_of(trainer.accelerator.device),
+        "torch": torch.__version__, "diffusers": diffusers.__version__, "transformers": transformers.__version__,
+        "the program": code_of(trainer),
+    }  # fmt: skip
+
+
+def _config(config: RunConfig) -> Iterator[tuple[str, Any]]:
+    """The keys that count, dotted."""
+
+    def spread(tree: Mapping[str, Any], before: str) -> Iterator[tuple[str, Any]]:
+        for name, value in tree.items():
+            key = before + name
+            if key in NO_PART:
+                continue
+            if isinstance(value, dict):
+                yield from spread(value, f"{key}.")
+            else:
+                yield key, value
+
+    yield from spread(config_tree(config), "")
+    yield "log.num_samples", config.log.num_samples
+
+
+def device_of(device: torch.device) -> str:
+    """Its kind: another one rounds in another way."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def code_of(trainer: "Trainer") -> str:
+    """sha256 of the program, and of what is the user's own: the modules of the adapter, the algorithm and the rewards."""
+    own = [trainer.adapter, trainer.algorithm, *(judge.model for judge in trainer.rewards.judges)]
+    modules = {sys.modules[c.__module__] for one in own for c in type(one).__mro__}
+    files = {str(f) for f in Path(__file__).parent.rglob("*.py")} | {f for m in modules if (f := getattr(m, "__file__", None))}
+    return hashlib.sha256("".join(file_sha256(f) for f in sorted(files)).encode()).hexdigest()

@@ -1,0 +1,42 @@
+"""Which copies of the trained weights a run keeps, and what the reference is."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from torch import Tensor
+
+from flow_factory.algorithms.base import Algorithm
+from flow_factory.config import RunConfig
+from flow_factory.distributed.engines import Engine
+from flow_factory.policy.weight_store import WeightStore
+
+Weights = Mapping[str, Tensor]
+
+
+def copies_base(config: RunConfig, algorithm: Algorithm) -> bool:
+    """Whether the checkpoint's own weights are kept as the reference; of a LoRA they are there, with the adapter off."""
+    return "ref" in algorithm.weights and config.train.reference == "base" and config.model.finetune_type == "full"
+
+
+def keep_copies(config: RunConfig, engine: Engine, algorithm: Algorithm, base: Weights = MappingProxyType({})) -> WeightStore:
+    """The copies that the run needs: the average, and those that the algorithm compares with or samples from.
+
+    Args:
+        base: the checkpoint's own weights, whole, where the model has others by now and they are the reference.
+    """
+    off = engine.policy.adapter_off if config.model.finetune_type == "lora" and config.train.reference == "base" else None
+    store = WeightStore(engine.policy.trained(), off, engine.part, engine.written)
+    if "ref" in algorithm.weights:
+        store.keep("ref", device_of(config.train.ref_param_device))
+    for name, weights in base.items():
+        engine.scatter(weights, store.copies["ref"][list(store.params).index(name)])
+    for name, average in algorithm.averages.items():
+        store.keep(name, device_of(average.device))
+    if config.train.ema_decay > 0:
+        store.keep("ema", device_of(config.train.ema_device))
+    return store
+
+
+def device_of(name: str) -> str | None:
+    """None, "where the weights are", for auto."""
+    return None if name == "auto" else name

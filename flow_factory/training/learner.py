@@ -1,0 +1,291 @@
+"""The second half of an epoch: what rollouts teach the policy."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from flow_factory.algorithms.base import Algorithm, OnPolicyError
+from flow_factory.config import BatchPlan, TrainConfig
+from flow_factory.distributed.barriers import meet_again
+from flow_factory.distributed.collectives import in_step, most_of_ranks
+from flow_factory.distributed.engines import Engine
+from flow_factory.models.base import ModelAdapter
+from flow_factory.policy.weight_store import WeightStore
+from flow_factory.runs.training_state import Progress
+from flow_factory.training.health import SUSPECTS, diagnosis, no_numbers
+from flow_factory.training.meter import Meter
+from flow_factory.training.replay_error import FEW
+from flow_factory.types import Cond, Point, Rollout
+from flow_factory.utils.errors import GradientError, NumbersError
+from flow_factory.utils.offload import moved, parked
+from flow_factory.utils.signals import Interrupt
+from flow_factory.utils.terminal import bar
+
+Work = TypeVar("Work")
+logger = logging.getLogger(__name__)
+
+
+class Window(NamedTuple):
+    """The micro-batches between two optimiser steps."""
+
+    batches: list[Rollout]
+    """Those that are computed."""
+    points: int
+    """Training points of all, those that are left out too: what the loss is the mean over."""
+
+
+@dataclass
+class Learner:
+    """Everything is built outside and handed in; knows the order of forwards, backwards and optimiser steps."""
+
+    config: TrainConfig
+    call: dict[str, Any]
+    """The rollouts' call arguments."""
+    plan: BatchPlan
+    accelerator: Accelerator
+    adapter: ModelAdapter
+    engine: Engine
+    store: WeightStore
+    algorithm: Algorithm
+    schedule: Any
+    meter: Meter
+    progress: Progress
+    interrupt: Interrupt
+    floor: float = field(default=0.0, init=False)
+    """How far replays were from their rollout at the start, see `floor`."""
+    fresh: bool = field(default=False, init=False)
+    """Whether the policy is still what it was when the epoch began."""
+    seen: tuple[Point, Tensor] | None = field(default=None, init=False)
+    """The run's first training point, and its velocity before any update."""
+    cond: tuple[Cond, Cond] | None = field(default=None, init=False)
+    """Of the row that was learnt from last: as its rollouts keep it, and on the device."""
+
+    def __post_init__(self) -> None:
+        scales = {name: self.algorithm.guidance(name) for name in ("policy", *self.algorithm.weights)}
+        self.root = sum(self.engine.shape(p).numel() for p in self.store.params.values()) ** 0.5  # of the number of trained weights
+        self.calls = {name: self.call if s is None else self.adapter.with_guidance(self.call, s) for name, s in scales.items()}
+
+    def learn(self, groups: Sequence[Sequence[Rollout]]) -> None:
+        """`num_inner_epochs` passes over all training points of whole groups, an optimiser step after each window of micro-batches.
+
+        Raises:
+            Interrupted: before the first step; from there on the epoch is learnt to its end.
+        """
+        chosen = {g[0].slot: self.algorithm.select(g) for g in groups}
+        order = [batch for batches in chosen.values() for batch in batches]
+        if len(order) > self.plan.trained_batches_per_rank:  # of groups that are shared, and here as a whole
+            order = [chosen[slot][k] for slot, k in self.plan.trained.of(self.accelerator.process_index)]
+        size = self.plan.micro_batches_per_update
+        windows = [self.window(order[k : k + size], chosen) for k in range(0, len(order), size)]
+        self.fresh = True
+        with self.meter.phase("optimise"):
+            self.look_back(windows, chosen)
+            meet_again("looking back")
+            self.meter.step("looked back")
+            for window in bar(windows * self.config.num_inner_epochs, "optimising", shown=self.accelerator.is_main_process, delay=5):
+                self.survey(window, chosen)
+                self.update(window)
+                self.fresh = False
+        self.cond = None
+        self.follow("epoch")
+
+    def window(self, batches: list[Rollout], chosen: dict[int, list[Rollout]]) -> Window:
+        """With `drop_zero_variance`, without the micro-batches that have no advantage; as many are computed on every process."""
+        points = sum(map(self.algorithm.size, batches))
+        if not self.config.drop_zero_variance:
+            return Window(batches, points)
+        silent = [not any(bool(x.advantage.any()) for x in self.compared([b], chosen)) for b in batches]
+        count = max(1, most_of_ranks(self.accelerator, silent.count(False)))
+        kept = sorted(sorted(range(len(batches)), key=silent.__getitem__)[:count])
+        self.meter.add({"dropped_share": torch.tensor(1 - len(kept) / len(batches))})
+        return Window([batches[k] for k in kept], points)
+
+    def compared(self, batches: Sequence[Rollout], chosen: dict[int, list[Rollout]]) -> list[Rollout]:
+        """These micro-batches, and where the loss compares the samples of a group, the others of their groups."""
+        if self.algorithm.scope != "group":
+            return list(batches)
+        return [b for slot in dict.fromkeys(b.slot for b in batches) for b in chosen[slot]]
+
+    def look_back(self, windows: Sequence[Window], chosen: dict[int, list[Rollout]]) -> None:
+        """The velocities under kept weights, all in one pass: the weights are swapped once, and inner epochs share the forwards.
+
+        "old" weights that nobody keeps are the policy's until the first update, whose own forwards then are the old ones as well.
+        """
+        for name in self.algorithm.weights:
+            live = self.is_policy(name)
+            batches = [b for window in windows[1 if live else 0 :] for b in window.batches]
+            with torch.no_grad(), self.store.use("policy" if live else name), self.engine.gathered():
+                for batch in self.stoppable(self.as_many(self.compared(batches, chosen))):
+                    for k, point in enumerate(self.points(batch)):
+                        batch.frozen[k][name] = self.stored(self.velocity_of(point, name))
+                    self.meter.step("looking back")
+
+    def survey(self, window: Window, chosen: dict[int, list[Rollout]]) -> None:
+        """Shows the algorithm, without gradient, the points that its loss compares, where they are in more than one forward."""
+        if self.algorithm.scope == "group":
+            groups = [chosen[slot] for slot in dict.fromkeys(b.slot for b in window.batches) if len(chosen[slot]) > 1]
+            units = self.as_many(groups)
+        elif self.algorithm.scope == "times" and not (self.fresh and self.is_policy("old")):  # whose ratios are all 1
+            units = [[b] for b in window.batches]
+        else:
+            return
+        with torch.no_grad():
+            for unit in self.stoppable(units):
+                for block in self.blocks(unit):
+                    said = self.algorithm.survey([p for _, _, p in block], self.velocity)
+                    for (batch, k, _), peers in zip(block, said, strict=True):
+                        batch.peers[k] = peers
+
+    def blocks(self, unit: Sequence[Rollout]) -> Iterator[list[tuple[Rollout, int, Point]]]:
+        """The points that are compared with each other, of a group's micro-batches or of one, each with its number in its micro-batch."""
+        if self.algorithm.scope == "times":
+            yield [(b, k, p) for b in unit for k, p in enumerate(self.points(b))]
+        else:
+            for k, row in enumerate(zip(*map(self.points, unit), strict=True)):
+                yield [(b, k, p) for b, p in zip(unit, row, strict=True)]
+
+    def stoppable(self, work: Sequence[Work]) -> Iterator[Work]:
+        """The work of micro-batches; until the epoch's first optimiser step, with an agreement after each on whether to stop."""
+        return in_step(self.accelerator, self.interrupt, work, len(work)) if self.fresh else iter(work)
+
+    def as_many(self, work: list[Work]) -> list[Work]:
+        """As much on every process, where forwards are of all together: of groups that are shared, one may have parts of more than another.
+
+        The last is then done again, with the same result.
+        """
+        if not self.engine.collective or self.algorithm.scope != "group":
+            return work
+        return work + work[-1:] * (most_of_ranks(self.accelerator, len(work)) - len(work))
+
+    def update(self, window: Window) -> None:
+        """One optimiser step on the mean loss of the window's points; an epoch's first is checked to be on-policy."""
+        left = sum(map(self.algorithm.size, window.batches))
+        checked = not self.fresh
+        for batch in self.stoppable(window.batches):
+            for k, point in enumerate(self.points(batch)):
+                left -= 1
+                with self.engine.accumulating(last=left == 0):
+                    loss, metrics = self.algorithm.loss(point, self.velocity)
+                    if not checked:
+                        checked = True
+                        self.check_on_policy(metrics)
+                    if left == 0:
+                        since = self.meter.mark()
+                    self.engine.backward(loss / window.points * self.plan.trained.team)  # whose processes have a part of the gradient each
+                if self.fresh and self.config.num_inner_epochs > 1:  # the old velocities that this forward has found
+                    batch.frozen[k] |= self.stored(point.frozen)
+                self.meter.add(metrics)
+            self.meter.step("micro-batch")
+        norm, rate = self.step(), self.schedule.get_last_lr()[0]
+        if not self.engine.collective:  # else every forward is shared, and none of it is one's own
+            self.meter.shared(since)
+        self.schedule.step()
+        self.check_effect(moves=rate > 0 and float(norm) > 0)
+        self.progress.updates += 1
+        self.meter.add({"grad_norm": norm, "grad_rms": norm / self.root})
+        self.follow("update")
+        self.meter.step("update")
+
+    def step(self) -> Tensor:
+        """The engine's; its error gets the place and a way out.
+
+        Raises:
+            GradientError: the gradient is no number.
+        """
+        try:
+            return self.engine.step()
+        except GradientError as error:
+            here = f"epoch {self.progress.epoch + 1}, update {self.progress.updates}: {error}, and nothing can be learnt from it"
+            raise GradientError(f"{here}; {diagnosis(self.engine, self.progress.updates) or SUSPECTS}") from error
+
+    def follow(self, after: str) -> None:
+        """Moves the copies that follow the policy."""
+        for name, average in self.algorithm.averages.items():
+            if average.after == after:
+                decay = average.decay(self.progress.updates)
+                self.store.blend(name, decay)
+                self.meter.add({f"{name}_decay": torch.tensor(decay)})
+
+    # -- points and velocities -------------------------------------------------------------------------------------------------
+
+    def points(self, batch: Rollout) -> Iterator[Point]:
+        """A micro-batch's training points on this process's device, with what is known of them."""
+        for k, point in enumerate(self.algorithm.points(batch)):
+            known = {"frozen": batch.frozen[k], "peers": batch.peers.get(k)}
+            device = self.accelerator.device
+            step = replace(point.step, **moved(vars(point.step), device)) if point.step is not None else None
+            here = {"step": step, "cond": self.cond_of(point.cond)}
+            yield replace(point, **moved(vars(point) | known | dict.fromkeys(here), device) | here)
+
+    def cond_of(self, kept: Cond) -> Cond:
+        """On the device; brought there once for the points of a group, which follow each other, and which share it."""
+        if self.cond is None or self.cond[0] is not kept:
+            self.cond = kept, moved(kept, self.accelerator.device)
+        return self.cond[1]
+
+    def velocity(self, point: Point, weights: str = "policy") -> Tensor:
+        """See `types.Velocity`."""
+        if weights != "policy":
+            return point.frozen[weights]
+        v = self.velocity_of(point)
+        if self.progress.updates == 0 and self.seen is None:
+            self.seen = point, v.detach()
+        if self.fresh and "old" in self.algorithm.weights and self.is_policy("old"):
+            point.frozen["old"] = v.detach()
+        return v
+
+    def velocity_of(self, point: Point, asked: str = "policy") -> Tensor:
+        """Of the weights that are in the model now, with the guidance and memo that belong to the named ones."""
+        call = self.calls[asked]
+        memo = point.memo if call is self.call else point.memo.sibling(str(self.algorithm.guidance(asked)))
+        return self.engine("velocity", point.x, point.t, point.s, point.cond, call, memo)
+
+    def is_policy(self, name: str) -> bool:
+        """Whether these weights are the policy's until the epoch's first update."""
+        return name == "old" and name not in self.algorithm.averages
+
+    def stored(self, tensors: Any) -> Any:
+        """As they are kept until the next update."""
+        return parked(tensors) if self.config.offload_samples_to_cpu else tensors
+
+    # -- checks ----------------------------------------------------------------------------------------------------------------
+
+    def check_on_policy(self, metrics: dict[str, Tensor]) -> None:
+        """Before the first update of an epoch, training must see what sampling saw.
+
+        Raises:
+            OnPolicyError: it is further off than a tenth of the clip range, and than a few floors.
+            NumbersError: the model makes no numbers.
+        """
+        found = self.algorithm.on_policy_error(metrics) if self.fresh else None
+        if found is None:
+            return
+        error, tenth = found
+        most = max(tenth, FEW * self.floor)
+        self.meter.add({"on_policy_error": error})
+        if not error.isfinite():
+            raise NumbersError(f"epoch {self.progress.epoch + 1}: {no_numbers(self.engine, self.progress.updates)}")
+        if not error.item() <= most:
+            floors = f" and {FEW} floors" if most > tenth else ""
+            raise OnPolicyError(
+                f"epoch {self.progress.epoch + 1}: before any update the ratio is off 1 by {error.item():.2e}, more than a tenth of the "
+                f"clip range{floors} ({most:.1e}): training does not see what sampling saw. On a GPU whose kernels differ with and without "
+                "gradient this is the floor below which no clip range can work: try model.attn_backend: _native_math, compile: false, "
+                "or a wider train.clip_range"
+            )
+
+    def check_effect(self, moves: bool) -> None:
+        """After the run's first update the same point has another velocity: a stale copy of the weights would keep it for ever."""
+        if self.seen is None:
+            return
+        (point, before), self.seen = self.seen, None
+        with torch.no_grad():
+            change = (self.velocity_of(point).float() - before.float()).abs().max()
+        self.meter.add({"first_update_effect": change})
+        if moves and change.item() == 0:
+            logger.warning("the first optimiser step changed no velocity: the learning rate is too small for the weights' dtype")

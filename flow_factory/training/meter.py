@@ -1,0 +1,265 @@
+"""What an epoch cost and showed: metrics by name, seconds of work and of waiting by phase, memory."""
+
+import resource
+import socket
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from flow_factory.distributed import barriers, liveness
+from flow_factory.distributed.collectives import mean_over_ranks
+from flow_factory.training.slowest import Slowest, Spent
+
+EPOCH = ("encode", "rollout", "reward", "advantage", "optimise")
+"""The phases of an epoch, in their order."""
+SAMPLED = ("rollout", "reward", "optimise")
+"""Those that do something for each sample."""
+
+
+class Observer(Protocol):
+    """What is told of the phases while they go on."""
+
+    def begins(self, phase: str) -> None: ...
+    def steps(self, phase: str, what: str) -> None:
+        """A step of the phase is done: a call of the pipeline, a micro-batch, ..."""
+
+    def ends(self, phase: str) -> None: ...
+
+
+@dataclass
+class _Open:
+    """A phase that is under way."""
+
+    name: str
+    start: float
+    waited: float
+    """Seconds that this process had waited for others when it began."""
+    inner: float = 0.0
+    """Seconds of the phases inside it."""
+    inner_wait: float = 0.0
+
+
+@dataclass
+class _Here:
+    """What a phase took on this process."""
+
+    work: float = 0.0
+    wait: float = 0.0
+    shared: list[tuple[Any, Any]] = field(default_factory=list)
+    """Where what all processes end together began and ended: a gradient's reduction and the step after it."""
+    shared_s: float = 0.0
+    decode: list[tuple[Any, Any]] = field(default_factory=list)
+    decode_s: float = 0.0
+    peak: float = 0.0
+    """GB of the device."""
+
+
+class Meter:
+    """Collects on the device; `means` and `costs` are the epoch's waits for it.
+
+    Args:
+        team: so many processes in a row do the same (`model.context_parallel`).
+    """
+
+    def __init__(self, accelerator: Accelerator, team: int = 1):
+        self.accelerator, self.cuda = accelerator, accelerator.device.type == "cuda"
+        self.values: dict[str, list[Tensor]] = defaultdict(list)
+        self.here: dict[str, _Here] = defaultdict(_Here)
+        self.slowest = Slowest(team)
+        self.hosts: list[str] = []
+        self.observers: list[Observer] = []
+        self.began = time.perf_counter()
+        self.most = self.reserved = 0.0
+        """GB that were allocated, and reserved, on the device at the most, but for what is since the last phase."""
+        self._open: list[_Open] = []
+
+    def clear(self) -> None:
+        """A new epoch."""
+        self.values.clear()
+        self.here.clear()
+        self._open.clear()
+        self.began = time.perf_counter()
+
+    def add(self, metrics: Mapping[str, Tensor]) -> None:
+        """Scalars or per-sample values, detached."""
+        for name, value in metrics.items():
+            self.values[name].append(value)
+
+    # -- phases ----------------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the time inside to a phase of the epoch, which the other processes are told of: work, and waiting for others.
+
+        What a phase inside another takes is none of that one's.
+        """
+        liveness.doing(f"the {name} phase")
+        self._settle()
+        mine = _Open(name, time.perf_counter(), barriers.waited())
+        self._open.append(mine)
+        for observer in self.observers:
+            observer.begins(name)
+        try:
+            yield
+            self._settle()
+            self._account(mine)
+        finally:
+            while self._open and self._open.pop() is not mine:
+                pass
+        for observer in self.observers:
+            observer.ends(name)
+        if self._open:
+            liveness.doing(f"the {self._open[-1].name} phase")
+
+    def _account(self, mine: _Open) -> None:
+        """What a phase that ends has taken."""
+        whole, waited, here = time.perf_counter() - mine.start, barriers.waited() - mine.waited, self.here[mine.name]
+        here.wait += waited - mine.inner_wait
+        here.work += whole - mine.inner - (waited - mine.inner_wait)
+        here.shared_s += self._between(here.shared)
+        here.decode_s += self._between(here.decode)
+        if len(self._open) > 1:
+            self._open[-2].inner += whole
+            self._open[-2].inner_wait += waited
+
+    def step(self, what: str) -> None:
+        """A step of the phase that is under way is done: a call of the pipeline, a micro-batch, ..."""
+        for observer in self.observers if self._open else ():
+            observer.steps(self._open[-1].name, what)
+
+    def tick(self) -> Any:
+        """A moment of the device's work, or of a CPU's; nothing waits for it."""
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def mark(self) -> tuple[Any, float]:
+        """Begins what all processes end together, however late the last one begins; see `shared`."""
+        return self.tick(), barriers.waited()
+
+    def shared(self, since: tuple[Any, float]) -> None:
+        """Ends it."""
+        if self._open:
+            here = self.here[self._open[-1].name]
+            here.shared.append((since[0], self.tick()))
+            here.shared_s -= barriers.waited() - since[1]  # which is told as waiting already
+
+    def decoding(self, decode: Callable[..., Any]) -> Callable[..., Any]:
+        """A VAE's `decode`, whose time is part of the phase that is under way."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            since = self.tick()
+            out = decode(*args, **kwargs)
+            if self._open:
+                self.here[self._open[-1].name].decode.append((since, self.tick()))
+            return out
+
+        return timed
+
+    def seconds(self, since: Any, until: Any) -> float:
+        """Between two ticks that the device has reached."""
+        return since.elapsed_time(until) * 1e-3 if self.cuda else until - since
+
+    def _between(self, pairs: list[tuple[Any, Any]]) -> float:
+        """Seconds between ticks, which are forgotten."""
+        seconds = sum(self.seconds(*pair) for pair in pairs)
+        pairs.clear()
+        return seconds
+
+    def _settle(self) -> None:
+        """Waits for what the device has been given, and takes its peak down as the phase's that is under way."""
+        if not self.cuda:
+            return
+        torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated(self.accelerator.device) / 1e9
+        self.most, self.reserved = self.peak_memory_gb(), self.peak_reserved_gb()
+        if self._open:
+            here = self.here[self._open[-1].name]
+            here.peak = max(here.peak, peak)
+        torch.cuda.reset_peak_memory_stats(self.accelerator.device)
+
+    # -- what is told of them --------------------------------------------------------------------------------------------------
+
+    def means(self) -> dict[str, float]:
+        """`train/<name>`: the mean over all that was added on all processes; and the spread of the ratio."""
+        device = self.accelerator.device
+        joined = {name: torch.cat([v.reshape(-1).float().to(device) for v in values]) for name, values in self.values.items()}
+        means = {f"train/{name}": values.mean() for name, values in joined.items()}
+        if "ratio" not in joined:
+            return mean_over_ranks(self.accelerator, means)
+        off = joined["ratio"] - 1  # a spread of 1e-5 is lost in the squares of ratios
+        said = mean_over_ranks(self.accelerator, means | {"off": off.mean(), "squares": off.square().mean()})
+        off_1, squares = said.pop("off"), said.pop("squares")
+        return said | {"train/ratio_std": max(0.0, squares - off_1**2) ** 0.5}
+
+    def costs(self, samples: int) -> dict[str, float]:
+        """Of the epoch: seconds and memory of each phase, samples per second over all processes in each and in all, peak memory."""
+        spent = self.spent(EPOCH)
+        total = time.perf_counter() - self.began
+        costs = self.told(spent) | {"time/epoch_s": total}
+        if decode := sum(float(s.decode.mean()) for s in spent.values()):
+            costs["time/decode_s"] = decode
+        took = {phase: float((s.work + s.wait).mean()) for phase, s in spent.items() if phase in SAMPLED}
+        costs |= {f"perf/{phase}_samples_per_s": samples / s for phase, s in took.items() if s > 0}
+        return costs | {"perf/samples_per_s": samples / total, "perf/peak_memory_gb": self.peak_memory_gb()}
+
+    def cost(self, phase: str, parts: Sequence[int] | None = None) -> dict[str, float]:
+        """Of a phase between epochs, and forgets it.
+
+        Args:
+            parts: how much of it each process did; None: all the same.
+        """
+        spent = self.spent((phase,), {} if parts is None else {phase: parts})
+        del self.here[phase]
+        return self.told(spent)
+
+    def spent(self, phases: Sequence[str], parts: Mapping[str, Sequence[int]] | None = None) -> dict[str, Spent]:
+        """What these phases took on every process; all call this together. A line names the slowest where it is worth one.
+
+        Where processes end something together, as the reduction of a gradient, the least that it took is work, and what it took longer
+        elsewhere was waiting: an estimate.
+        """
+        every = [self.here[phase] for phase in phases]
+        mine = torch.tensor([[h.work, h.wait, h.shared_s, h.decode_s, h.peak] for h in every], device=self.accelerator.device)
+        table = self.accelerator.gather(mine[None]).cpu().double().unbind(1)
+        spent = {phase: Spent.of(t) for phase, t in zip(phases, table, strict=True)}
+        if self.accelerator.num_processes > 1:
+            self.hosts = self.hosts or gather_object([socket.gethostname()])
+            if self.accelerator.is_main_process:
+                self.slowest.look(spent, self.hosts, parts or {})
+        return spent
+
+    def told(self, spent: Mapping[str, Spent]) -> dict[str, float]:
+        """Means over the processes, of memory the most."""
+        said = {f"time/{phase}_s": float(s.work.mean()) for phase, s in spent.items()}
+        if self.accelerator.num_processes > 1:
+            said |= {f"time/{phase}_wait_s": float(s.wait.mean()) for phase, s in spent.items()}
+        return said | {f"perf/{phase}_peak_memory_gb": float(s.peak.max()) for phase, s in spent.items() if self.cuda}
+
+    # -- memory ----------------------------------------------------------------------------------------------------------------
+
+    def share_of_card(self) -> float:
+        """The peak as a share of the device's memory; 0 on a CPU."""
+        if not self.cuda:
+            return 0.0
+        return self.peak_memory_gb() * 1e9 / torch.cuda.get_device_properties(self.accelerator.device).total_memory
+
+    def peak_memory_gb(self) -> float:
+        """Most memory held so far: the device's, or the process's on a CPU."""
+        if self.cuda:
+            return max(self.most, torch.cuda.max_memory_allocated(self.accelerator.device) / 1e9)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+    def peak_reserved_gb(self) -> float:
+        """Most of the device's memory that torch's allocator has held so far; 0 on a CPU."""
+        return max(self.reserved, torch.cuda.max_memory_reserved(self.accelerator.device) / 1e9) if self.cuda else 0.0

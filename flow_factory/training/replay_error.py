@@ -1,0 +1,74 @@
+"""How far a replay is from its rollout before anything is learned, where settings may make them differ: measured at a run's start."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from flow_factory.config import BatchPlan, RunConfig
+from flow_factory.core.groups import cut
+from flow_factory.data.order import rows_of_epoch
+from flow_factory.distributed.barriers import meet_again
+from flow_factory.types import Metrics, Point
+from flow_factory.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from flow_factory.training.trainer import Trainer
+
+REPLAYS = 3
+FEW = 3
+"""Floors that a run may be off before it ends: the largest of a few replays is not the largest of all."""
+
+
+def inexact(config: RunConfig, plan: BatchPlan) -> list[str]:
+    """The settings of which nobody can promise that a replay computes what the rollout did, as they are written."""
+    model, train = config.model, config.train
+    found = ["model.compile: true"] if model.compile else []
+    found += [f"model.attn_backend: {model.attn_backend}"] if model.attn_backend is not None else []
+    alone = train.rollout_batch_size in (None, "auto") or plan.drawn_together == 1
+    return found if alone else [*found, f"train.rollout_batch_size: {train.rollout_batch_size}"]
+
+
+def measure(trainer: "Trainer") -> str | None:
+    """Replays the transitions of the run's first micro-batch a few times; the learner then ends the run by what was found.
+
+    Returns:
+        A line that says it; None where nothing was measured, because all is exact or nothing is compared.
+
+    Raises:
+        UserError: the clip range is below what the settings can do.
+    """
+    settings = inexact(trainer.config, trainer.plan)
+    if not settings or trainer.pairs is not None:
+        return None
+    errors = [found for found in replayed(trainer) if found is not None]
+    if not errors:
+        return None
+    worst = torch.stack([error for error, _ in errors]).max().float().reshape(1)
+    meet_again("replaying a rollout")
+    floor = trainer.accelerator.gather(worst).max().item()
+    clip = 10 * errors[0][1]
+    if floor > clip:
+        works = f"{10 * floor:.0e}".replace("e-0", "e-")
+        text = f"replays of one transition differ by {floor:.1e} under {', '.join(settings)}, more than the clip range of {clip:.1e}"
+        raise UserError(f"train.clip_range: {text}: nothing could be learned; write {works} or more, or leave these settings out")
+    trainer.learner.floor = floor
+    return f"on-policy floor: {floor:.1e} in {len(errors)} replays, under {', '.join(settings)}; the clip range is {clip:.1e}"
+
+
+def replayed(trainer: "Trainer") -> list[tuple[Tensor, float] | None]:
+    """`Algorithm.on_policy_error` of each replay."""
+    train, learner, algorithm = trainer.config.train, trainer.learner, trainer.algorithm
+    epoch, (slot, members) = trainer.progress.epoch, trainer.roller.draws()[0]
+    row = rows_of_epoch(len(trainer.rows), train.unique_sample_num_per_epoch, train.seed, epoch)[slot]
+    with torch.no_grad(), trainer.store.use(algorithm.rolls_out(trainer.progress.updates)):
+        rollout = cut(trainer.roller.sample(row, members, epoch), train.per_device_batch_size)[0]
+    rollout.advantage = torch.zeros(len(rollout.ids), device=trainer.accelerator.device)
+
+    def error(point: Point) -> tuple[Tensor, float] | None:
+        with trainer.engine.accumulating(last=False):  # with gradient, as it is trained on, and none is reduced
+            v = learner.velocity_of(point).detach()
+        metrics: Metrics = algorithm.loss(point, lambda point, weights="policy": v)[1]
+        return algorithm.on_policy_error(metrics)
+
+    return [error(point) for point in learner.points(rollout) for _ in range(REPLAYS)]

@@ -1,0 +1,247 @@
+"""A run around the trainer: evaluations, logs, pictures, checkpoints, the summary at the end."""
+
+import logging
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flow_factory.distributed import liveness
+from flow_factory.distributed.barriers import meet_again
+from flow_factory.distributed.collectives import most_of_ranks
+from flow_factory.memory.fit import measured
+from flow_factory.policy.gradient_checkpointing import StepBack
+from flow_factory.reporting.gallery import Gallery
+from flow_factory.reporting.paired_gains import FILE as EVAL_SCORES
+from flow_factory.reporting.paired_gains import intervals, keep_scores
+from flow_factory.reporting.report import eval_metrics, full_evaluation, nothing_learned, write_summary
+from flow_factory.reporting.trackers import Trackers
+from flow_factory.runs.run_folder import RunFolder
+from flow_factory.training import kept_rollouts
+from flow_factory.training.banner import banner, tested
+from flow_factory.training.evaluation import Evaluator
+from flow_factory.training.next_steps import next_steps
+from flow_factory.training.replay_error import measure
+from flow_factory.training.saver import Saver
+from flow_factory.training.trainer import Trainer
+from flow_factory.utils.errors import RowError, UserError
+from flow_factory.utils.offload import give_back
+from flow_factory.utils.signals import Interrupted
+from flow_factory.utils.terminal import Epochs, note, say
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """Everything of one training, ready to start; built by `train.build`."""
+
+    folder: Path
+    trainer: Trainer
+    evaluator: Evaluator | None
+    """None without a test file."""
+    trackers: Trackers | None
+    """On the main process."""
+    saver: Saver
+    claim: RunFolder | None = None
+    """On the folder; the main process has it."""
+    back: StepBack | None = None
+    """Where the blocks to compute again were chosen by an estimate."""
+    goes_on: bool = False
+    """Whether it starts from a saved training state."""
+    evaluated: bool = False
+    """Whether the run that it goes on with has evaluated the epochs done so far."""
+    stated: Path | None = None
+    """The last checkpoint with a training state."""
+    weighed: bool = field(default=False, init=False)
+    """Whether the first epoch's memory was told beside the estimate."""
+    saving: dict[str, float] = field(default_factory=dict, init=False)
+    """What the checkpoint since the last epoch has cost, told with the next one."""
+    gallery: Gallery = field(init=False)
+    bar: Epochs = field(init=False)
+    started: float = field(init=False)
+    saved: float = field(init=False)
+    """When the last checkpoint was begun."""
+
+    def __post_init__(self) -> None:
+        self.gallery = Gallery(self.folder)
+
+    def __call__(self) -> str:
+        """Trains to the end and returns the summary; then others may claim the folder.
+
+        Raises:
+            Interrupted: on SIGTERM or Ctrl-C, after the training state was saved.
+        """
+        try:
+            self.train()
+            return self.finish()
+        finally:
+            if self.claim is not None:
+                self.claim.release()
+
+    def train(self) -> None:
+        """All epochs, with what is due between them."""
+        config, progress = self.trainer.config, self.trainer.progress
+        self.started = self.saved = time.monotonic()
+        last, began = config.train.max_epochs, progress.epoch
+        if self.main:
+            say(banner(self))
+        self.take_up()
+        floor = measure(self.trainer)
+        if floor is not None and self.main:
+            say(floor)
+        with self.trainer.interrupt.watching(), Epochs(last, progress.epoch, self.main) as self.bar:
+            try:
+                if not self.evaluated and (progress.epoch == last or _due(progress.epoch, config.eval.eval_freq)):
+                    self.evaluate()
+                while last is None or progress.epoch < last:
+                    self.tell(self.trainer.epoch() | self.saving)
+                    self.saving = {}
+                    self.saver.check()
+                    self.gallery.check()
+                    done = progress.epoch == last
+                    if done or _due(progress.epoch, config.log.save_freq) or self.minutes_are_over():
+                        self.save(state=not config.log.save_model_only)
+                    if done or _due(progress.epoch, config.eval.eval_freq):
+                        self.evaluate()
+            except UserError as error:
+                if error.everywhere or (isinstance(error, RowError) and self.trainer.accelerator.num_processes == 1):
+                    self.keep(began)
+                raise
+            except Interrupted as signal:
+                self.stop()
+                logger.warning("%s: stopped before epoch %d; go on with model.resume_path=%s", signal, progress.epoch + 1, self.folder)
+                raise
+
+    def stop(self) -> None:
+        """Saves the state of the whole epochs where it is not there yet, and beside it what is done of the epoch that is under way."""
+        there = self.stated is not None and self.stated.resolve() == self.checkpoint().resolve()
+        if not there:
+            self.save(state=True)
+        self.saver.wait()
+        untouched = there and self.trainer.roller.done is not None
+        line = kept_rollouts.keep(self.trainer, self.checkpoint()) if not untouched else None
+        if line is not None and self.main:
+            note(line)
+        self.gallery.wait()
+
+    def take_up(self) -> None:
+        """What the run that it goes on with has done of the epoch in which it was stopped."""
+        line = None if self.stated is None else kept_rollouts.take_up(self.trainer, self.stated)
+        if line is not None and self.main:
+            note(line)
+
+    def minutes_are_over(self) -> bool:
+        """Whether `log.save_minutes` have passed since the last checkpoint, by the main process's clock."""
+        minutes = self.trainer.config.log.save_minutes
+        if minutes is None:
+            return False
+        meet_again("logging")
+        return most_of_ranks(self.trainer.accelerator, self.main and time.monotonic() - self.saved >= 60 * minutes) > 0
+
+    def keep(self, began: int) -> None:
+        """Saves the state of the whole epochs since `began` when a reward or a row has failed: no weight has changed since."""
+        if self.trainer.progress.epoch > began:
+            self.save(state=True)
+            self.saver.wait()
+            logger.warning("the state after epoch %d is saved; go on with model.resume_path=%s", self.trainer.progress.epoch, self.folder)
+
+    def tell(self, metrics: dict[str, float]) -> None:
+        """Logs an epoch and says it."""
+        liveness.doing("logging")
+        self.bar.tell(metrics)
+        self.log(metrics)
+        peaks = {found[1]: gb for name, gb in metrics.items() if (found := re.fullmatch(r"perf/(\w+)_peak_memory_gb", name))}
+        if peaks and self.main and not self.weighed:
+            say(measured(self.trainer.config, peaks))
+            self.weighed = True
+        if self.back is not None:
+            meet_again("logging")
+            self.back.look(self.trainer.meter.share_of_card(), lambda near: most_of_ranks(self.trainer.accelerator, near) > 0)
+
+    def log(self, metrics: dict[str, float]) -> None:
+        """Metrics of the epochs done so far, and their curves."""
+        if self.trackers is not None:
+            self.trackers.log(metrics, self.trainer.progress.epoch)
+
+    def evaluate(self) -> None:
+        """Scores the test rows' fixed pictures, and shows them beside the last training samples."""
+        liveness.doing("logging")
+        if self.trackers is not None:
+            self.trackers.log_samples("train", self.trainer.shown, self.trainer.progress.epoch)
+        if self.evaluator is None or self.trainer.config.eval.eval_freq == 0:
+            return
+        device = self.trainer.accelerator.device
+        give_back(device)
+        with self.trainer.meter.phase("eval"):
+            ends = self.trainer.progress.epoch == self.trainer.config.train.max_epochs
+            metrics, samples = self.evaluator.run(full=ends and self.trainer.config.eval.full_at_end)
+        give_back(device)
+        liveness.doing("logging")
+        self.log(metrics | self.trainer.meter.cost("eval", self.evaluator.shares))
+        if self.trackers is not None:
+            said = ", ".join(f"{k.removeprefix('eval/')} {v:.4g}" for k, v in metrics.items() if re.fullmatch(r"eval/.*_mean", k))
+            epoch, rows, scores = self.trainer.progress.epoch, self.evaluator.taken, self.evaluator.scores
+            self.gallery.drawing(EVAL_SCORES, lambda: keep_scores(self.folder, epoch, rows, scores))
+            say(f"evaluation after epoch {self.trainer.progress.epoch}: {said}")
+            if samples:
+                self.trackers.log_samples("eval", samples, self.trainer.progress.epoch)
+                self.gallery.show(samples, self.trainer.progress.epoch)
+
+    def save(self, state: bool) -> None:
+        """Begins the checkpoint of the epochs done so far: the weights that are evaluated, and the training state if asked for."""
+        with self.trainer.meter.phase("save"):
+            self.saver.save(self.checkpoint(), self.trainer.state() if state else None)
+        self.saving, self.saved = self.trainer.meter.cost("save"), time.monotonic()
+        self.stated = self.checkpoint() if state else self.stated
+
+    def finish(self) -> str:
+        """Closes checkpoint and logs; on the main process, the summary."""
+        self.saver.wait()
+        if self.trackers is None:
+            return ""
+        self.trackers.finish()
+        self.gallery.wait()
+        self.gallery.curves()
+        return self.gallery.drawing("summary.md", self.summary) or ""
+
+    def summary(self) -> str:
+        """What became of the run; also written into its folder."""
+        config, folder = self.trainer.config, self.folder
+        files = {
+            "pictures before and after": folder / "before_after.png", "videos before and after": folder / "videos",
+            "curves": folder / "curves.png", "metrics": folder / "metrics.jsonl",
+            "trained weights": self.checkpoint(), "config": folder / "config.yaml",
+        }  # fmt: skip
+        steps = next_steps(config, folder, self.checkpoint())
+        title = f"{folder.name}: {self.trainer.progress.epoch} epochs of {config.train.trainer_type}"
+        first, last = ({k: v for k, v in m.items() if _shown(k, v)} for m in eval_metrics(folder / "metrics.jsonl"))
+        facts = [f"{(time.monotonic() - self.started) / 60:.1f} minutes on {self.machines}, evaluations included"]
+        if last and self.evaluator is not None:
+            facts.append(f"evaluated on {tested(self.evaluator)}, each always from the same noise")
+        facts += full_evaluation(folder / "metrics.jsonl")
+        facts += nothing_learned(folder / "metrics.jsonl", self.trainer.rewards.names)
+        return write_summary(folder / "summary.md", title, (first, last), files, steps, facts, intervals(folder))
+
+    @property
+    def machines(self) -> str:
+        """What ran: the device, and the engine and the number of processes where they are several."""
+        accelerator = self.trainer.accelerator
+        many = f" ({self.trainer.engine.name}, {accelerator.num_processes} processes)" if accelerator.num_processes > 1 else ""
+        return f"{accelerator.device}{many}"
+
+    @property
+    def main(self) -> bool:
+        return self.trainer.accelerator.is_main_process
+
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoints" / f"epoch_{self.trainer.progress.epoch}"
+
+
+def _shown(name: str, value: float) -> bool:
+    """What of an evaluation the summary shows: each reward's mean, and scores that went missing."""
+    return (name.startswith("reward_") and name.endswith("_mean") and name != "reward_mean") or (name.startswith("missing/") and value > 0)
+
+
+def _due(epoch: int, every: int) -> bool:
+    return every > 0 and epoch % every == 0

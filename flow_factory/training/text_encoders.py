@@ -1,0 +1,165 @@
+"""The text encoders' life: loaded when a row is to be encoded, on the device while rows are, and out of the way in between."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import SchedulerMixin
+from torch import Tensor, nn
+
+from flow_factory.config import RunConfig
+from flow_factory.data.encoding_windows import Idle, in_windows
+from flow_factory.data.fingerprints import module_fingerprint, settings_fingerprint
+from flow_factory.data.ledger import Ledger
+from flow_factory.models import MODELS
+from flow_factory.models.base import ModelAdapter
+from flow_factory.models.failures import named_rows
+from flow_factory.models.loading import load_parts
+from flow_factory.policy.attention import without_cudnn
+from flow_factory.types import Cond, Row
+from flow_factory.utils.errors import RowError, UserError
+from flow_factory.utils.offload import give_back
+from flow_factory.utils.pretrained import on_disk
+from flow_factory.utils.terminal import note
+
+FORMAT = 1
+"""Of the record of encoders: to be raised when they are fingerprinted otherwise."""
+Identity = tuple[list[str], list[str]]
+"""sha256 of the weights of each encoder, and of the settings of each, of the tokenizers and processors."""
+
+
+def loaded_later(config: RunConfig) -> tuple[str, ...]:
+    """The parts that a run's pipeline is first loaded without; of a family that is not ours, whose adapter may look at them: none."""
+    model = config.model
+    if model.model_type not in MODELS:
+        return ()
+    return MODELS[model.model_type].of(model.model_name_or_path, model.pipeline_class).encoders
+
+
+class Encoders:
+    """Encodes rows at any time, to the same bits.
+
+    Args:
+        adapter: with its encoders, or loaded without them, see `loaded_later`.
+        device: where rows are encoded.
+        told: whether this process says that it loads them again.
+    """
+
+    def __init__(self, config: RunConfig, adapter: ModelAdapter, device: torch.device, told: bool = True):
+        self.config, self.adapter, self.device, self.told = config, adapter, device, told
+        self.idle: Idle = "drop"
+        self.running = False
+        """Whether the run has begun: a row that fails then has failed in a run, and not at its door."""
+        self.parts: dict[str, nn.Module] = {name: part for name in adapter.encoders if (part := getattr(adapter.pipe, name)) is not None}
+        self.named = tuple(self.parts) or loaded_later(config)
+        self.home: dict[str, Tensor] = {}
+        self.placed = False
+        self.depth = 0
+
+    def encode(self, row: Row, call: Mapping[str, Any]) -> Cond:
+        """See `ModelAdapter.encode`.
+
+        Raises:
+            UserError: the pipeline cannot encode the row; a `RowError` once the run has begun.
+        """
+        with self.working(), torch.no_grad(), named_rows([row], self.adapter, "encode", RowError if self.running else UserError):
+            self.place()
+            return self.adapter.encode(row, call)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """What the first row inside has brought to the device stays there for the others."""
+        self.depth += 1
+        try:
+            yield
+        finally:
+            self.depth -= 1
+            if not self.depth:
+                self.set_aside()
+
+    def place(self) -> None:
+        """Brings them to the device, from wherever they are.
+
+        Raises:
+            LoadError: they do not load.
+        """
+        if self.placed:
+            return
+        self.load()
+        self.adapter.pipe.register_modules(**self.parts)
+        if self.idle == "offload" and not self.home:
+            self.home = dict(self.tensors())
+        without_cudnn()  # as at a start: a library may have switched it on since
+        self.adapter.place(self.device)
+        self.placed = True
+
+    def load(self) -> None:
+        """Reads them from the checkpoint where they are not there."""
+        if self.parts or not self.named:
+            return
+        model = self.config.model
+        if self.running and self.told:
+            note("the text encoders are loaded again, for rows that are yet to be encoded")
+        if self.running and not in_windows(self.config):  # one row that is missing is seldom the only one
+            self.idle = "offload"
+        family = MODELS[model.model_type].of(model.model_name_or_path, model.pipeline_class)
+        self.parts = load_parts(model.model_name_or_path, family, self.named, self.config.mixed_precision)
+
+    def set_aside(self) -> None:
+        """Out of the pipeline, and off the device if they do not stay there."""
+        self.adapter.drop_encoders()
+        self.placed = False
+        if self.idle == "offload":
+            for name, tensor in self.tensors():
+                if name in self.home:
+                    tensor.data = self.home[name]  # no copy: what came from a file as it is, is memory that all processes share
+        if self.idle == "drop" and self.parts:
+            self.parts, self.home = {}, {}
+        if self.idle != "keep":
+            give_back(self.device)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Parameters and buffers of all of them."""
+        for part, module in self.parts.items():
+            for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+                yield f"{part}.{name}", tensor
+
+    # -- what they are -----------------------------------------------------------------------------------------------------------------
+
+    def known(self) -> Identity | None:
+        """What they are, if it was found out since their files have changed: nothing is loaded for it."""
+        key = self._key()
+        return None if key is None else self._others(self._record().known.get(key))
+
+    def find_out(self) -> Identity:
+        """What they are, by their content; remembered for the next start."""
+        self.load()
+        found = [module_fingerprint(m) for m in self.parts.values()], [settings_fingerprint(m) for m in self.parts.values()]
+        if (key := self._key()) is not None:
+            record = self._record()
+            record.new[key] = found
+            record.save()
+        return self._others(found) or ([], [])
+
+    def _others(self, found: Sequence[Any] | None) -> Identity | None:
+        """With the tokenizers and processors, which are always there."""
+        if found is None:
+            return None
+        others = [part for part in self.adapter.pipe.components.values() if not isinstance(part, nn.Module | SchedulerMixin | None)]
+        return found[0], [*found[1], *map(settings_fingerprint, others)]
+
+    def _record(self) -> Ledger:
+        return Ledger(Path(self.config.data.cache_dir).expanduser() / "encoders.jsonl", FORMAT)
+
+    def _key(self) -> str | None:
+        """Their files by path, size and time of change, and what else their weights depend on; None: who knows where they are from."""
+        if not loaded_later(self.config) or (folder := on_disk(self.config.model.model_name_or_path)) is None:
+            return None
+        files = [(file, file.stat()) for part in self.named for file in sorted((folder / part).glob("*")) if file.is_file()]
+        stated = [f"{file.absolute()} {stat.st_size} {stat.st_mtime_ns}" for file, stat in files]
+        versions = [diffusers.__version__, transformers.__version__, torch.__version__]
+        return " ".join([*stated, *versions, self.config.mixed_precision]) if stated else None

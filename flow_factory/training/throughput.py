@@ -1,0 +1,95 @@
+"""How much of the transformers' work a run gets done in a second, and what share that is of what its card can do."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from flow_factory.memory.flops import ATTENTIONS, operations
+from flow_factory.types import Cond
+
+if TYPE_CHECKING:
+    from flow_factory.training.trainer import Trainer
+
+PEAKS: Mapping[str, float] = {
+    "GB200": 2500, "B200": 2250, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "GH200": 989, "H800": 989, "H20": 148,
+    "A100": 312, "A800": 312, "A30": 165, "L40S": 362, "L40": 181,
+}  # fmt: skip
+"""Part of a card's name, the first that fits -> TFLOP/s of 16-bit products without sparsity, as NVIDIA's data sheets have them."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an epoch's phase asks of the transformers of one process.
+
+    Attributes:
+        tokens: that go through them, once for each forward, with or without a backward.
+        tflop: 10^12 operations; None for a transformer of which there is no formula.
+    """
+
+    tokens: float
+    tflop: float | None
+
+
+def work_of(trainer: "Trainer", cond: Cond) -> dict[str, Work]:
+    """Of a rollout and of the training; of the training, what kept weights are asked is not counted, nor what is computed again.
+
+    Args:
+        cond: of any row; prompts of other lengths are taken to be as long.
+    """
+    config, plan, family = trainer.config, trainer.plan, type(trainer.adapter)
+    train = config.train
+    image = family.tokens_of(train.height, train.width, {**train.call, "max_sequence_length": 0})
+    passes = family.passes(trainer.call)
+    steps = 0 if trainer.pairs is not None else train.num_inference_steps - train.first_step
+    rolled = plan.micro_batches_per_rank * plan.per_device_batch_size * steps * passes / plan.rolled.team
+    points = plan.trained_batches_per_rank * plan.per_device_batch_size * plan.trained_points * plan.num_inner_epochs / plan.rolled.team
+    trained = points * (passes if trainer.algorithm.guidance("policy") is None else 1)
+    transformer, text = next(iter(trainer.policy.models.values())), text_of(cond)
+    needed = operations(transformer, image, text) if type(transformer).__name__.removeprefix("FSDP") in ATTENTIONS else None
+    return {
+        "rollout": Work(rolled * (image + text), rolled * needed.forward * 1e-12 if needed else None),
+        "optimise": Work(trained * (image + text), trained * (needed.forward + needed.backward) * 1e-12 if needed else None),
+    }
+
+
+def text_of(cond: Cond) -> int:
+    """Tokens of the prompt, where the pipeline takes its embeddings by their usual name."""
+    embeds: Any = cond.get("prompt_embeds")
+    return embeds.shape[1] if torch.is_tensor(embeds) else len(embeds[0]) if embeds else 0
+
+
+def rates(
+    costs: Mapping[str, float], work: Mapping[str, Work], processes: int, peak: float | None, dropped: float = 0.0
+) -> dict[str, float]:
+    """What to log of an epoch.
+
+    Args:
+        costs: its seconds by phase, see `Meter.costs`.
+        peak: TFLOP/s of a card; None where it is not known.
+        dropped: the share of the micro-batches that were not trained on.
+    """
+    said: dict[str, float] = {}
+    for phase, asked in work.items():
+        seconds, share = costs.get(f"time/{phase}_s", 0.0), 1 - dropped * (phase == "optimise")
+        if seconds <= 0 or asked.tokens <= 0:
+            continue
+        waited = costs.get(f"time/{phase}_wait_s", 0.0)
+        said[f"perf/{phase}_tokens_per_s"] = asked.tokens * share * processes / (seconds + waited)
+        if asked.tflop is not None:
+            said[f"perf/{phase}_tflops"] = asked.tflop * share / seconds
+            if peak is not None:
+                said[f"perf/{phase}_share_of_peak"] = asked.tflop * share / seconds / peak
+    return said
+
+
+def peak_of(name: str) -> float | None:
+    """TFLOP/s of a card of this name in 16 bits; None where it is not known."""
+    return next((peak for part, peak in PEAKS.items() if re.search(rf"\b{part}\b", name)), None)
+
+
+def peak_of_device(device: torch.device, precision: str) -> float | None:
+    """The same of a device; None of a CPU, and where the run computes in 32 bits."""
+    return peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" and precision != "no" else None

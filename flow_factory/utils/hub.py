@@ -1,0 +1,67 @@
+"""Names of folders and of the hub told apart, and whether the hub can be asked, before anything tries it five times."""
+
+import os
+import socket
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from flow_factory.utils.errors import UserError
+from flow_factory.utils.registry import nearest
+
+PATIENCE = 5
+"""Seconds in which the hub must take a connection."""
+
+
+def require_source(name: str, key: str, file: str, kind: type[UserError] = UserError, now: bool = True) -> None:
+    """Args:
+        file: of the hub's, in whose cache it may be.
+        now: whether the hub must answer, where it is not.
+
+    Raises:
+        UserError: of the given kind: `name` is neither a folder, nor a hub name that can be read.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return
+    if os.path.lexists(path):
+        raise kind(f"{key}: {name} is a file or a link to nothing, and a folder is wanted")
+    if looks_local(name):
+        there = [str(p) for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+        raise kind(f"{key}: {name!r} is no folder, and no hub name such as black-forest-labs/FLUX.1-dev.{nearest(name, there)}")
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise kind(f"{key}: {name!r} is neither a folder nor a hub name: {str(error).partition(':')[0]}") from error
+    if now and cached(name, file) is None and (reason := unreachable()):
+        raise kind(f"{key}: the hub name (there is no such folder) {name!r} is not in the hub's cache, and {reason}")
+
+
+def cached(name: str, file: str) -> Path | None:
+    """The folder in the hub's cache that holds this file of a hub name; None where it is not there."""
+    found = try_to_load_from_cache(name, file)
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def looks_local(name: str) -> bool:
+    """Whether a name that is no folder was meant as one: a hub name has one slash, and its owner is no folder here."""
+    owner, slash, _ = name.partition("/")
+    return name.startswith((".", "~")) or name.count("/") != 1 or "\\" in name or not slash or not owner or Path(owner).is_dir()
+
+
+def unreachable() -> str | None:
+    """Why the hub cannot be asked from here; None: it can, or only a proxy knows."""
+    if constants.is_offline_mode():
+        return "HF_HUB_OFFLINE is set"
+    address = urlsplit(constants.ENDPOINT)
+    if address.scheme in getproxies() or address.hostname is None:
+        return None
+    try:
+        socket.create_connection((address.hostname, address.port or 443), PATIENCE).close()
+    except OSError as error:
+        return f"{address.hostname} cannot be reached ({error.strerror or error})"
+    return None

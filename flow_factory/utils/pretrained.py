@@ -1,0 +1,205 @@
+"""A checkpoint's folder looked at from outside: are all weights there and whole? Headers only; and, once loaded, are they numbers?"""
+
+import importlib
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import ImageProcessingMixin, PreTrainedTokenizerBase, ProcessorMixin
+
+from flow_factory.utils.errors import UserError, file_errors
+from flow_factory.utils.hub import cached, unreachable
+from flow_factory.utils.tensor_file import read_header
+
+KEY = "model.model_name_or_path"
+WEIGHTS = {"diffusers": "diffusion_pytorch_model.safetensors", "transformers": "model.safetensors"}
+"""What the libraries call a part's weights; those in several files have an index of this name and `.index.json`."""
+BROKEN = (
+    OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, ImportError, ArithmeticError, AssertionError,
+    SafetensorError,
+)  # fmt: skip
+"""What diffusers and transformers raise for a checkpoint that is damaged or of another kind."""
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+
+
+class LoadError(UserError):
+    """A checkpoint that does not load; one sentence says why."""
+
+
+class MissingError(LoadError):
+    """A file is not there."""
+
+
+def on_disk(name: str) -> Path | None:
+    """Where a checkpoint is on this machine: its folder, or a hub name's snapshot in the cache. None: the hub has it, or the rest of it.
+
+    Raises:
+        LoadError: the snapshot is damaged; or something is missing there, and the hub cannot be asked.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    folder = cached(name, "model_index.json")
+    if folder is None:
+        return None
+    try:
+        check_folder(folder, {})
+    except MissingError as error:
+        if (reason := unreachable()) is not None:
+            raise LoadError(f"{error}; it is not in the hub's cache, and {reason}") from error
+        return None
+    return folder
+
+
+def check_folder(folder: Path, models: Mapping[str, nn.Module]) -> None:
+    """Whether all parts that model_index.json names are there and whole, by names, sizes and headers.
+
+    Args:
+        models: parts on the meta device: their tensors are asked for by name and shape.
+
+    Raises:
+        LoadError: not so; the message names the file.
+    """
+    with file_errors(KEY, folder, "the checkpoint must be readable", LoadError):
+        for part, entry in read_json(folder / "model_index.json").items():
+            if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(name, str) for name in entry):
+                continue
+            library, kind = entry
+            cls = getattr(importlib.import_module(library), kind, None) if library in WEIGHTS else None
+            if not isinstance(cls, type):
+                continue
+            if not (folder / part).is_dir():
+                raise MissingError(f"{KEY}: {folder / part} is missing: model_index.json names a {kind} there")
+            if issubclass(cls, PreTrainedTokenizerBase):
+                _check_tokenizer(folder / part, cls)
+            elif issubclass(cls, ProcessorMixin | ImageProcessingMixin):
+                _check_configs(folder / part, "preprocessor_config.json", "processor_config.json", "tokenizer_config.json")
+            elif issubclass(cls, nn.Module):
+                shapes = _check_weights(folder / part, WEIGHTS[library])
+                if part in models and "quantization_config" not in read_json(folder / part / "config.json"):
+                    _check_names(folder / part, models[part], shapes)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Raises:
+    LoadError: it is no JSON object.
+    """
+    if not file.exists():
+        raise MissingError(f"{KEY}: {file}: No such file or directory; download it again")
+    try:
+        value = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise LoadError(f"{KEY}: {file} is not JSON: {error}; download it again") from error
+    if not isinstance(value, dict):
+        raise LoadError(f"{KEY}: {file} is no JSON object; download it again")
+    return value
+
+
+def tensors_of(file: Path, key: str = KEY) -> dict[str, list[int]]:
+    """Name -> shape, from the header of a safetensors file that has all its bytes.
+
+    Raises:
+        LoadError: it is damaged or truncated.
+    """
+    try:
+        return {name: tensor.shape for name, tensor in read_header(file).items()}
+    except ValueError as error:
+        raise LoadError(f"{key}: {file} {error}; download it again") from error
+
+
+def _check_weights(part: Path, name: str) -> dict[str, list[int]]:
+    """Name -> shape of all of a part's tensors."""
+    read_json(part / "config.json")
+    index = part / f"{name}.index.json"
+    if (part / name).is_file():
+        return tensors_of(part / name)
+    if not index.is_file():
+        pickles = [p.name for p in sorted(part.iterdir()) if p.suffix in PICKLES]
+        if pickles:
+            raise LoadError(f"{KEY}: {part} has its weights as a pickle ({pickles[0]}), which can run code: convert it to {name}")
+        raise MissingError(f"{KEY}: {part} has no {name}, only {', '.join(sorted(p.name for p in part.iterdir())) or 'nothing'}")
+    placed = read_json(index).get("weight_map")
+    if not isinstance(placed, dict) or not all(isinstance(file, str) for file in placed.values()):
+        raise LoadError(f"{KEY}: {index} has no weight_map; download it again")
+    shapes: dict[str, list[int]] = {}
+    for file in sorted(set(placed.values())):
+        if not (part / file).is_file():
+            raise MissingError(f"{KEY}: {part / file} is missing, and {index.name} names it; download it again")
+        shapes |= tensors_of(part / file)
+    return shapes
+
+
+def _check_names(part: Path, model: nn.Module, shapes: Mapping[str, list[int]]) -> None:
+    for name, tensor in model.state_dict().items():
+        if name not in shapes:
+            raise LoadError(f"{KEY}: {part} lacks the tensor {name!r}, which its config.json asks for; download it again")
+        if math.prod(shapes[name]) != tensor.numel():
+            raise LoadError(f"{KEY}: {part}: {name!r} is {shapes[name]} in the file and {list(tensor.shape)} by config.json")
+
+
+def _check_tokenizer(part: Path, cls: type[PreTrainedTokenizerBase]) -> None:
+    try:
+        cls.from_pretrained(str(part))
+    except Exception as error:
+        if not isinstance(error, BROKEN) and type(error) is not Exception:  # the latter is what the tokenizers' Rust raises
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise LoadError(f"{KEY}: {part} does not load as {cls.__name__}: {reason}") from error
+
+
+def _check_configs(part: Path, *names: str) -> None:
+    there = [part / name for name in names if (part / name).is_file()]
+    if not there:
+        raise MissingError(f"{KEY}: {part} has none of {', '.join(names)}")
+    for file in there:
+        read_json(file)
+
+
+def check_loaded(name: str, parts: Mapping[str, Any]) -> None:
+    """Whether every weight of a loaded pipeline came from its files and is a number.
+
+    Args:
+        name: folder or hub name, for the message.
+
+    Raises:
+        LoadError: one did not, or is NaN or infinite.
+    """
+    for part, module in parts.items():
+        if not isinstance(module, nn.Module):
+            continue
+        if (lost := _made_up(Path(name) / part, module)) is not None:
+            raise LoadError(f"{KEY}: {name}/{part} lacks the tensor {lost!r}; download it again")
+        for key, weight in module.named_parameters():
+            if type(weight.data) is not torch.Tensor or not weight.is_floating_point() or weight.itemsize == 1:
+                continue  # quantised: its numbers are not those of the file, and need not know how to be added
+            if not weight.detach().sum(dtype=torch.float32).isfinite():
+                if weight.detach().isfinite().all():
+                    continue  # the sum alone was too large
+                kind = str(weight.dtype).removeprefix("torch.")
+                raise LoadError(
+                    f"{KEY}: {name}/{part}: {key!r} is not a number (NaN or infinite) in {kind}: the file is damaged, or mixed_precision "
+                    "too narrow"
+                )
+
+
+def _made_up(folder: Path, module: nn.Module) -> str | None:
+    """A parameter that no file has: left on the meta device, or, by transformers, drawn by chance.
+
+    Names are compared by their last two words and numbers, since transformers renames what stands before them.
+    """
+    named = dict(module.named_parameters())  # of tied ones the first
+    if (empty := next((key for key, weight in named.items() if weight.is_meta), None)) is not None:
+        return empty
+    stored = [_last(key) for file in sorted(folder.glob("*.safetensors")) for key in tensors_of(file)]
+    there, wanted = Counter(stored), Counter(map(_last, named))
+    few = next((last for last, n in wanted.items() if 0 < there[last] < n), None)
+    return next((key for key in named if _last(key) == few), None)
+
+
+def _last(key: str) -> str:
+    return ".".join([word for word in key.split(".") if not word.isdecimal()][-2:])

@@ -1,0 +1,58 @@
+"""The suite itself: where its tests run, which of them, and that none of them is left out in the gate."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from flow_factory.reporting.trackers import TRACKERS
+from tests.conftest import ROOT, SHARES, in_share, pytest_collection_modifyitems
+
+PAGES = [ROOT / "README.md", *(ROOT / "guidance").glob("*.md")]
+
+
+def test_a_test_runs_in_an_empty_folder_whose_modules_come_before_those_of_the_root(tmp_path: Path) -> None:
+    assert Path.cwd() == tmp_path and not list(tmp_path.iterdir())
+    (tmp_path / "benchmarks.py").write_text("HERE = True")  # the root has a package of this name
+    sys.modules.pop("benchmarks", None)
+    assert importlib.import_module("benchmarks").HERE
+
+
+def test_what_a_test_has_imported_from_its_folder_is_gone_after_it() -> None:
+    assert not hasattr(sys.modules.get("benchmarks"), "HERE")
+
+
+def test_files_that_the_pages_tell_people_to_write_in_the_root_are_no_part_of_it() -> None:
+    names = {f"/{name}.py" for page in PAGES for name in re.findall(r"\b(my_\w+)\.(?:py|[A-Z])", page.read_text())}
+    assert {"/my_algorithms.py", "/my_models.py", "/my_rewards.py"} <= names <= set((ROOT / ".gitignore").read_text().split())
+
+
+def test_every_exhaustive_test_comes_up_within_some_days_and_a_share_is_always_the_same() -> None:
+    tests = [f"tests/test_grid.py::test_cell[{k}]" for k in range(200)]
+    shares = [[test for test in tests if in_share(test, str(seed))] for seed in range(739000, 739000 + SHARES)]
+    assert sorted(sum(shares, [])) == sorted(tests) and max(map(len, shares)) < len(tests) / SHARES * 2
+    assert shares[0] == [test for test in tests if in_share(test, str(739000 + SHARES))]
+    assert [test for test in tests if in_share(test, "all")] == tests
+
+
+def test_only_exhaustive_tests_are_left_to_other_days() -> None:
+    items: list[Any] = [
+        SimpleNamespace(nodeid=f"{mark}{k}", get_closest_marker=mark.__eq__) for mark in ("slow", "exhaustive") for k in range(40)
+    ]
+    out: list[Any] = []
+    config: Any = SimpleNamespace(getoption=lambda name: "3", hook=SimpleNamespace(pytest_deselected=lambda items: out.extend(items)))
+    pytest_collection_modifyitems(config, items)
+    left = {item.nodeid for item in items}
+    assert {f"slow{k}" for k in range(40)} < left and len(items) + len(out) == 80
+    assert {item.nodeid for item in out} == {t for t in (f"exhaustive{k}" for k in range(40)) if not in_share(t, "3")}
+
+
+def test_nothing_that_tests_need_is_missing_and_so_none_is_skipped() -> None:
+    """Each tracker and each optional package that has tests comes with the extra `test`, and `all` has every tracker."""
+    extras = dict(re.findall(r"^(test|all) = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
+    pins = (ROOT / "constraints.txt").read_text()
+    for name in (*TRACKERS.table, "datasets", "deepspeed", "torchao"):
+        assert f'"{name}>=' in extras["test"] and f"\n{name}==" in pins and importlib.util.find_spec(name), name
+    assert all(re.search(rf"\b{name}\b", extras["all"]) for name in TRACKERS.table)

@@ -1,0 +1,161 @@
+"""The launchers of several machines, here threads over a real store: they meet at one attempt, whoever asks for a restart, and however."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from torch.distributed.elastic.rendezvous.api import RendezvousGracefulExitError
+
+from flow_factory.config import load_config
+from flow_factory.distributed import machines as module
+from flow_factory.distributed.launch import has_ended
+from flow_factory.distributed.machines import Machines
+from flow_factory.distributed.rendezvous import Meeting
+from flow_factory.distributed.topology import Placement
+from flow_factory.utils.errors import MeetingError
+from tests.tiny.run import free_port, write_run
+
+RESTARTS = 4
+
+
+@pytest.fixture(autouse=True)
+def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "OFTEN", 0.01)
+    monkeypatch.setattr(module, "SILENT", 0.3)
+
+
+class Two:
+    """Two machines' launchers, either of which may die and be started anew."""
+
+    def __init__(self) -> None:
+        self.port, self.pool = free_port(), ThreadPoolExecutor(4)
+        self.first, self.second = self.launcher(0), self.launcher(1)
+        self.meet()
+
+    def launcher(self, number: int, told: str = "--num_processes 2", restarts: int = RESTARTS) -> Machines:
+        return Machines(Meeting("machine", number, 2, "127.0.0.1", self.port, 60), restarts, 60, told)
+
+    def start(self, *launchers: Machines) -> list["Future[None]"]:
+        return [self.pool.submit(one.meet) for one in launchers]
+
+    def meet(self) -> None:
+        for done in self.start(self.first, self.second):
+            done.result(60)
+
+    @property
+    def attempts(self) -> tuple[int, int]:
+        return self.first.attempt, self.second.attempt
+
+
+@pytest.fixture
+def two() -> Iterator[Two]:
+    found = Two()
+    yield found
+    found.pool.shutdown(wait=False, cancel_futures=True)
+
+
+def test_who_has_failed_twice_meets_who_has_failed_once(two: Two) -> None:
+    """Each counts for itself no more: the second attempt of one would wait for the first of the other."""
+    assert two.attempts == (0, 0)
+    (early,) = two.start(two.second)  # its processes have died; those of the first go on
+    while not two.first.num_nodes_waiting():
+        assert not early.done()
+    two.first.meet()
+    early.result(60)
+    assert two.attempts == (1, 1)
+    assert two.first.left == two.second.left == RESTARTS - 1
+    (early,) = two.start(two.second)  # and again, and it asks for the next attempt before the first has come to this one
+    while not two.first.num_nodes_waiting():
+        pass
+    two.first._ask(two.first.store, 3)  # type: ignore[arg-type]
+    two.first.meet()
+    early.result(60)
+    assert two.attempts == (3, 3)
+
+
+def test_a_launcher_that_was_started_anew_joins(two: Two) -> None:
+    two.second = two.launcher(1)  # the former one gives no sign of life any more
+    (new,) = two.start(two.second)
+    while not two.first.num_nodes_waiting():
+        assert not new.done()
+    two.first.meet()
+    new.result(60)
+    assert two.attempts == (1, 1)
+
+
+def test_the_number_outlives_machine_0(two: Two) -> None:
+    """Its store goes with it; the one that is left knows how far they were."""
+    two.meet()
+    assert two.attempts == (1, 1)
+    two.first.store = two.first = None  # type: ignore[assignment]
+    two.first = two.launcher(0)
+    while not two.second.num_nodes_waiting():
+        pass
+    two.meet()
+    assert two.attempts == (2, 2)
+
+
+def test_two_that_live_and_have_one_number_are_told(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SILENT", 60)  # on a busy machine a thread may be silent for long
+    stop = threading.Event()
+
+    def live() -> None:
+        while not stop.wait(0.02):
+            two.second.num_nodes_waiting()
+
+    alive = two.pool.submit(live)
+    with pytest.raises(MeetingError, match="machine 1 of 2 at .*: another one has this number"):
+        two.launcher(1).meet()
+    stop.set()
+    alive.result(60)
+    with pytest.raises(MeetingError, match="another one has this number, or was it started anew while the others went on?"):
+        two.launcher(1, restarts=0).meet()
+
+
+def test_restarts_are_counted_together_and_end(two: Two) -> None:
+    for _ in range(RESTARTS):
+        two.meet()
+    assert two.first.left == two.second.left == 0
+    with pytest.raises(MeetingError, match=f"another restart is asked for, and --max_restarts {RESTARTS} are used up"):
+        two.launcher(1).meet()
+
+
+def test_machines_that_were_started_otherwise_are_told(two: Two) -> None:
+    two.second = two.launcher(1, "--num_processes 4")
+    for done in two.start(two.first, two.second):
+        with pytest.raises(MeetingError, match="machine [01] was started with --num_processes [24], and this one with --num_processes"):
+            done.result(60)
+
+
+def test_who_is_done_waits_for_the_others_and_a_late_one_hears_it(two: Two) -> None:
+    assert not two.first.all_done()
+    with pytest.raises(RendezvousGracefulExitError, match="the run has ended"):
+        two.launcher(1).meet()
+    assert two.first.all_done() and two.second.all_done()
+    left = two.pool.submit(two.first.leave)
+    two.second.leave()
+    left.result(60)
+
+
+def test_a_launcher_that_is_started_anew_after_the_run_has_ended_waits_for_nobody(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was killed on its way out; those of the other machines have left."""
+    keys = ("log.save_model_only=false", "model.resume_path=auto")
+    config, place = load_config(write_run(tmp_path), keys), Placement(2, 2, 0, "127.0.0.1", 29500, False)
+    run = tmp_path / "save" / "run"
+    assert not has_ended(config, place)
+    for epoch in (1, 2):
+        state = run / "checkpoints" / f"epoch_{epoch}" / "state"
+        state.mkdir(parents=True)
+        assert not has_ended(config, place)
+    (run / "summary.md").touch()
+    assert has_ended(config, place)
+    assert "save/run has all its epochs: nothing is left to do" in capsys.readouterr().err
+    longer = load_config(tmp_path / "tiny.yaml", [*keys, "train.max_epochs=3"])
+    fresh = load_config(tmp_path / "tiny.yaml", keys[:1])
+    assert not has_ended(longer, place) and not has_ended(fresh, place) and not has_ended(config, replace(place, num_machines=1))
+    assert has_ended(fresh, replace(place, max_restarts=1))

@@ -1,0 +1,62 @@
+"""Each row's scores are kept, a change has an interval that is right, and the next step is the algorithm's own."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from flow_factory.config import load_config
+from flow_factory.reporting.paired_gains import FILE, interval, intervals, keep_scores
+from flow_factory.training.next_steps import next_steps
+from tests.tiny.run import ROOT, logged, tiny
+
+
+def test_intervals_hold_the_true_change_as_often_as_they_say():
+    random = np.random.default_rng(0)
+    hits = 0
+    for _ in range(2000):
+        before = random.random(40)
+        after = before + random.normal(0.2, 0.5, 40)
+        low, high = interval(before.tolist(), after.tolist())
+        hits += low < 0.2 < high
+    assert 0.93 < hits / 2000 < 0.97
+
+
+def test_pairs_without_both_scores_are_left_out():
+    assert interval([0.0, None, 1.0], [1.0, 1.0, 2.0]) == (1.0, 1.0)
+    assert interval([0.0, None], [None, 1.0]) is None
+
+
+def test_the_first_and_the_last_evaluation_of_the_metrics_are_compared(tmp_path):
+    """Those of epochs that the metrics no longer have are of a branch that was left."""
+    assert_lines = [{"step": 0, "eval/reward_a_mean": 0.0}, {"step": 1, "train/loss": 0.0}, {"step": 2, "eval/reward_a_mean": 0.5}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in assert_lines))
+    assert intervals(tmp_path) == {}
+    for step, scores in ((0, [0.0, 0.0, math.nan]), (2, [9.0, 9.0, 9.0]), (9, [5.0, 5.0, 5.0]), (2, [0.0, 1.0, 1.0])):
+        keep_scores(tmp_path, step, range(len(scores)), {"a": scores})
+    low, high = intervals(tmp_path)["a"]
+    assert (low + high) / 2 == pytest.approx(0.5) and low < 0 < high
+
+
+def test_a_run_keeps_every_rows_scores_and_its_summary_has_the_interval(tmp_path):
+    text = tiny(tmp_path, "log.num_samples=1")()
+    folder = tmp_path / "save/run"
+    kept = [json.loads(line) for line in (folder / FILE).read_text().splitlines()]
+    evaluated = [line for line in logged(folder) if "eval/reward_size_mean" in line]
+    assert [line["step"] for line in kept] == [line["step"] for line in evaluated] == [0, 1, 2]
+    for scores, line in zip(kept, evaluated, strict=True):
+        assert len(scores["scores"]["size"]) == 4 and np.mean(scores["scores"]["size"]) == pytest.approx(line["eval/reward_size_mean"])
+    assert "95 % interval" in text and f"{intervals(folder)['size'][0]:+.3f} to" in text
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "example"), [("nft", "nft/lora/flux1"), ("grpo-guard", "grpo_guard/lora/flux1"), ("crd", "crd/lora/sd3_5")]
+)
+def test_the_quick_start_goes_on_with_its_own_algorithm(algorithm, example, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    name = "examples/quickstart.yaml" if algorithm == "nft" else f"examples/quickstart/{algorithm}.yaml"
+    commands = list(next_steps(load_config(name), tmp_path, tmp_path / "checkpoints/epoch_15").values())
+    assert commands[1] == f"ff-train examples/{example}.yaml --check"
+    monkeypatch.chdir(tmp_path)  # installed from a wheel, there are no examples
+    assert len(next_steps(load_config(ROOT / name, [f"data.dataset_dir={ROOT}/dataset/shapes"]), tmp_path, tmp_path)) == 1
