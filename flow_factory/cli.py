@@ -20,7 +20,7 @@ from flow_factory.config.engine import MACHINES
 from flow_factory.config.places import require_places
 from flow_factory.distributed import liveness
 from flow_factory.distributed.environment import settle_allocator, settled_lines
-from flow_factory.distributed.launch import going_on, has_ended, launch, said, stay_with_launcher
+from flow_factory.distributed.launch import going_on, launch, said, stay_with_launcher
 from flow_factory.distributed.threads import settle
 from flow_factory.distributed.topology import FLAGS, overrides_of, place, srun_task
 from flow_factory.reporting.metric_names import metrics_help
@@ -210,6 +210,8 @@ def act(config: RunConfig, args: argparse.Namespace, listener: Listener) -> int:
             arguments = [str(args.config), *args.overrides, "--test-run"]
             return launch(replace(placement, max_restarts=0), arguments, config.distributed_timeout)
         arguments = [str(args.config), *args.overrides, *going_on(config, placement.max_restarts)]
+        from flow_factory.runs.resume import has_ended
+
         return 0 if has_ended(config, placement) else launch(placement, arguments, config.distributed_timeout)
     if first():
         note(*config.notices, *restarts(), *settled_lines(os.environ))

@@ -7,20 +7,18 @@ if __name__ == "__main__":  # before anything heavy: a bad config is said in a s
 
 import logging
 import os
-from collections.abc import Iterable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list
-from torch import Tensor, nn
+from torch import Tensor
 
 from flow_factory.algorithms import ALGORITHMS
 from flow_factory.checkpoints.model_files import load_model
-from flow_factory.config import RunConfig, TrainConfig, config_tree, pipeline_kwargs, plan_of
+from flow_factory.config import RunConfig, pipeline_kwargs, plan_of
 from flow_factory.config.engine import EngineSettings, engine_of
 from flow_factory.config.recompute import AUTO
 from flow_factory.data.pairs import Pairs
@@ -37,17 +35,17 @@ from flow_factory.models.proof import prove
 from flow_factory.policy.attention import without_cudnn
 from flow_factory.policy.context_parallel import split_sequences
 from flow_factory.policy.gradient_checkpointing import StepBack
+from flow_factory.policy.optimizer import make_optimizer
 from flow_factory.policy.policy import Policy, able, build_policy
-from flow_factory.reporting.metrics import read_metrics
-from flow_factory.reporting.trackers import Trackers, open_trackers
 from flow_factory.rewards.loading import arguments, left_out
 from flow_factory.rewards.scoring import load_rewards
+from flow_factory.runs.claim import begin, choose_for_all, claim_folder, missed, require_shared
 from flow_factory.runs.identity import identity_of
 from flow_factory.runs.notices import guided_rollouts
 from flow_factory.runs.preflight import Ready, ready
-from flow_factory.runs.resume import Choice, Start, choose, find_start, see
+from flow_factory.runs.resume import Start
 from flow_factory.runs.rows import checkpoint_of, is_offline
-from flow_factory.runs.run_folder import RunFolder, default_name, set_aside
+from flow_factory.runs.run_folder import RunFolder
 from flow_factory.runs.training_state import Progress, load
 from flow_factory.training.attention_proof import prove_attention
 from flow_factory.training.encoding import Encoding
@@ -160,18 +158,6 @@ def assemble(found: Ready, place: tuple[RunFolder | None, Path], accelerator: Ac
     return Run(place[1], trainer, evaluator, trackers, saver, place[0], back, start.saved is not None, seen, state)
 
 
-def choose_for_all(config: RunConfig, accelerator: Accelerator) -> Choice:
-    """The checkpoint that the main process finds: a network directory may show another process an earlier state of the folder.
-
-    Raises:
-        CheckpointError: it cannot be read, or this process does not see it.
-    """
-    chosen = choose(config) if accelerator.is_main_process else None
-    choice: Choice = broadcast_object_list([chosen])[0]
-    see(choice)
-    return choice
-
-
 def settle(config: RunConfig, rows: int, accelerator: Accelerator) -> RunConfig:
     """With what `auto` leaves to an estimate decided, for all processes by the main one; it says what."""
     chosen = None
@@ -210,42 +196,6 @@ def require_proof(config: RunConfig, adapter: ModelAdapter, cond: Cond, engine: 
             prove(adapter, cond, pipeline_kwargs(config.train), config.train.per_device_batch_size, engine)
 
 
-def claim_folder(config: RunConfig, start: Start, accelerator: Accelerator) -> tuple[RunFolder | None, Path]:
-    """(the claim, which the main process has, the run's folder).
-
-    Raises:
-        UserError: another run has it.
-    """
-    claim = None
-    if accelerator.is_main_process:
-        new = start.folder is None
-        claim = RunFolder(Path(config.log.save_dir, default_name(config)) if start.folder is None else start.folder, new)
-    with claim or nullcontext():
-        if claim is not None:
-            find_start(config)  # again, for nobody else can write there now
-        meet_again("looking at what is there")
-        return claim, broadcast_object_list([claim and claim.path])[0]
-
-
-def begin(config: RunConfig, claim: RunFolder, start: Start, progress: Progress) -> Trackers:
-    """Opens the trackers, and makes the folder's history the run's: what came after the state that it starts from is set aside.
-
-    Raises:
-        TrackerError: see `open_trackers`; nothing has changed.
-    """
-    trackers = open_trackers(config.log.logging_backend, config.log.project, claim.path.name, claim.path, config_tree(config))
-    if start.saved is not None and (aside := set_aside(claim.path, progress.epoch)):
-        note(aside)
-    trackers.truncate_after(progress.epoch if start.saved is not None else -1)  # a fresh start may follow one that left no checkpoint
-    claim.begin(config)
-    return trackers
-
-
-def missed(folder: Path, epoch: int) -> bool:
-    """Whether the run in a folder stands after an epoch that it has not evaluated: it was stopped in the middle of that."""
-    return not any(line["step"] == epoch and "time/eval_s" in line for line in read_metrics(folder / "metrics.jsonl"))
-
-
 def contradict(settings: EngineSettings) -> None:
     """Raises:
     UserError: `accelerate launch` was told another engine than the run's own `config_file`.
@@ -255,16 +205,6 @@ def contradict(settings: EngineSettings) -> None:
         if asked and settings.kind != kind:
             text = f"accelerate launch was told {variable.rpartition('_')[2]}, and the run's YAML says {settings.name}"
             raise UserError(f"{text}: name accelerate's file there too, as config_file")
-
-
-def require_shared(folder: Path, accelerator: Accelerator) -> None:
-    """Raises:
-    UserError: the main process has made the run's folder, and another one, on another machine, does not see it.
-    """
-    blind = int(accelerator.reduce(torch.tensor(int(not folder.is_dir()), device=accelerator.device)).item())
-    if blind:
-        text = f"{blind} of {accelerator.num_processes} processes do not see {folder}"
-        raise UserError(f"log.save_dir: {text}; machines must share it, for each process writes its part of a checkpoint there")
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
@@ -287,20 +227,3 @@ def open_adapter(config: RunConfig) -> ModelAdapter:
     dtypes = dict.fromkeys(trained, config.model.master_weight_dtype)
     name, family, overrides, pipeline = checkpoint_of(config)
     return load_adapter(name, family, config.mixed_precision, dtypes, overrides, pipeline, config.model.quantization, loaded_later(config))
-
-
-def make_optimizer(train: TrainConfig, params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW in the width that the config asks for."""
-    keys: dict[str, Any] = {
-        "lr": train.learning_rate,
-        "betas": train.adam_betas,
-        "eps": train.adam_epsilon,
-        "weight_decay": train.adam_weight_decay,
-    }
-    if train.optimizer == "adamw":
-        return torch.optim.AdamW(params, **keys)
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError as error:
-        raise UserError("train.optimizer: adamw8bit needs bitsandbytes: pip install 'flow-factory[quantization]'") from error
-    return AdamW8bit(params, **keys)

@@ -17,7 +17,6 @@ from flow_factory.config.rules import resume_is_whole
 from flow_factory.distributed.environment import MAIN
 from flow_factory.distributed.topology import Placement
 from flow_factory.utils.errors import MeetingError
-from flow_factory.utils.terminal import note
 
 if TYPE_CHECKING:
     from flow_factory.distributed.machines import Machines
@@ -58,19 +57,6 @@ def going_on(config: RunConfig, max_restarts: int) -> list[str]:
     for problem in resume_is_whole(auto):
         raise ConfigError(f"--max_restarts: a restart needs model.resume_path: auto, and {problem.text}")
     return [f"model.resume_path={AUTO}"] if path is None else []
-
-
-def has_ended(config: RunConfig, placement: Placement) -> bool:
-    """Whether a launcher is started again although the run has ended, and says so: on other machines nobody would come to meet it."""
-    goes_on = placement.max_restarts > 0 or config.model.resume_path == AUTO
-    if placement.num_machines == 1 or not goes_on:
-        return False
-    from flow_factory.runs.resume import is_over
-
-    if ended := is_over(config):
-        folder = Path(config.log.save_dir, config.log.run_name or "")
-        note(f"{folder} has all its epochs: nothing is left to do; a larger train.max_epochs goes on")
-    return ended
 
 
 def launch(placement: Placement, arguments: Sequence[str], limit: float) -> int:

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from flow_factory.config import RunConfig
 from flow_factory.core.advantage import aggregation
 from flow_factory.data.media import Extent
@@ -24,7 +22,7 @@ from flow_factory.runs.resume import Choice, Finished, Start, find_start
 from flow_factory.runs.rows import check_files, check_limits, checkpoint_of, fitted, has_test, is_offline, looks, read_split
 from flow_factory.runs.run_folder import require_free
 from flow_factory.types import Row
-from flow_factory.utils.errors import UserError
+from flow_factory.utils.devices import require_device
 from flow_factory.utils.files import require_writable
 from flow_factory.utils.hub import require_source
 from flow_factory.utils.pretrained import KEY, LoadError, check_folder, on_disk
@@ -90,20 +88,6 @@ def machine(found: Ready) -> None:
     for key, name in named.items():
         if not (key.startswith("reward") and name == "cuda"):  # which is the device of each process there
             require_device(key, name)
-
-
-def require_device(key: str, name: str) -> None:
-    """Raises:
-    UserError: this machine has no such device.
-    """
-    kind, _, number = name.partition(":")
-    if kind in ("auto", "cpu"):
-        return
-    module = getattr(torch, kind)
-    many = module.device_count() if module.is_available() else 0
-    if int(number or 0) >= many:
-        has = f"{many} of that kind, from {kind}:0" if many else f"no {kind} device"
-        raise UserError(f"{key}: {name}: this machine has {has}; write auto or cpu")
 
 
 def folders(found: Ready) -> None:

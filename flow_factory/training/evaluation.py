@@ -21,7 +21,8 @@ from flow_factory.models.base import ModelAdapter
 from flow_factory.models.failures import named_rows
 from flow_factory.policy.weight_store import WeightStore
 from flow_factory.reporting.parcels import Parcel, packed
-from flow_factory.rewards.scoring import Asking, RewardSet
+from flow_factory.rewards.scoring import RewardSet
+from flow_factory.rewards.stream import Asking
 from flow_factory.types import Cond, Row, Sample
 from flow_factory.utils.errors import RowError
 from flow_factory.utils.offload import moved

@@ -14,8 +14,9 @@ from torch import Tensor
 from flow_factory.checkpoints.checkpoint import CheckpointError
 from flow_factory.core.condition_memo import Memo
 from flow_factory.data.packing import DTYPES, Packer, pack, rebuilt
+from flow_factory.rewards.calls import Counts
 from flow_factory.rewards.inputs import samples_of
-from flow_factory.rewards.scoring import Asked, Counts
+from flow_factory.rewards.stream import Asked
 from flow_factory.types import Clip, Cond, Rollout, Row, Step
 from flow_factory.utils.offload import moved, parked
 from flow_factory.utils.tensor_file import NAMES

@@ -13,7 +13,8 @@ from flow_factory.core.groups import cut
 from flow_factory.distributed.barriers import meet_again
 from flow_factory.distributed.collectives import all_or_none, most_of_ranks
 from flow_factory.distributed.shared_groups import Group, whole_groups
-from flow_factory.rewards.scoring import Counts, RewardSet
+from flow_factory.rewards.calls import Counts
+from flow_factory.rewards.scoring import RewardSet
 from flow_factory.training.finished_work import Done
 from flow_factory.training.meter import Meter
 from flow_factory.types import Rollout

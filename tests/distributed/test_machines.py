@@ -11,10 +11,10 @@ from torch.distributed.elastic.rendezvous.api import RendezvousGracefulExitError
 
 from flow_factory.config import load_config
 from flow_factory.distributed import machines as module
-from flow_factory.distributed.launch import has_ended
 from flow_factory.distributed.machines import Machines
 from flow_factory.distributed.rendezvous import Meeting
 from flow_factory.distributed.topology import Placement
+from flow_factory.runs.resume import has_ended
 from flow_factory.utils.errors import MeetingError
 from tests.tiny.run import free_port, write_run
 

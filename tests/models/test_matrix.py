@@ -18,9 +18,10 @@ from flow_factory.config.engine import EngineSettings
 from flow_factory.distributed.engines import Engine
 from flow_factory.models import MODELS
 from flow_factory.models.loading import load_adapter, sketch_adapter
+from flow_factory.policy.optimizer import make_optimizer
 from flow_factory.rewards.scoring import load_rewards
 from flow_factory.runs.rows import checkpoint_of, fitted
-from flow_factory.train import arguments, make_optimizer
+from flow_factory.train import arguments
 from flow_factory.training.kept_weights import keep_copies
 from flow_factory.training.schedule import make_schedule
 from flow_factory.training.trainer import Trainer

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 
 from flow_factory.distributed import barriers
-from flow_factory.rewards.scoring import Asking
+from flow_factory.rewards.stream import Asking
 from flow_factory.training import meter
 from flow_factory.training.learner import Learner
 from flow_factory.training.meter import Meter

@@ -132,7 +132,7 @@ def work(theirs: Connection, path: str, overrides: Sequence[str], device: str) -
         from flow_factory.rewards.service.scorer import Scorer
 
         if device not in ("auto", "cpu"):
-            from flow_factory.runs.preflight import require_device
+            from flow_factory.utils.devices import require_device
 
             require_device("server.devices", device)
         entries = arguments(load_rewards_config(path, overrides).rewards)

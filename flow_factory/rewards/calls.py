@@ -1,0 +1,66 @@
+"""One call of a reward on a batch of samples, what it answers, and what is counted of it."""
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
+
+from flow_factory.rewards.answers import AnswerError, scores_of
+from flow_factory.rewards.inputs import Sample, arguments
+from flow_factory.rewards.loading import Judge
+from flow_factory.rewards.peace import kept, within
+from flow_factory.utils.errors import RewardError
+from flow_factory.utils.user_code import blamed
+
+
+@dataclass
+class Counts:
+    """Of each reward since the last report."""
+
+    asked: Counter[str] = field(default_factory=Counter)
+    missing: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    told: Counter[str] = field(default_factory=Counter)
+    """How often it said what went wrong; `cause`: what it said last."""
+    cause: dict[str, str] = field(default_factory=dict)
+
+
+class Answer(NamedTuple):
+    """Of one call."""
+
+    scores: Tensor
+    """(n,) float32 on the CPU, NaN where one is missing."""
+    said: str
+    """What went wrong; "" where nothing did."""
+    seconds: float
+
+
+def ask(judge: Judge, batch: Sequence[Sample]) -> Answer:
+    """One call of a reward; for what it raises see `Asking.add`."""
+    start = time.perf_counter()
+    given = arguments(judge, batch)
+    rows = ", ".join(str(k) for k in sorted({s.row.id for s in batch}))
+    doing = f"reward {judge.name!r} failed on {len(batch)} sample{'s' * (len(batch) != 1)} of row {rows}"
+    module, limit = type(judge.model).__module__, judge.config.max_seconds
+    with kept(), blamed(doing, module):
+        output = within(limit, lambda: judge.model(**given), doing, module)
+    try:
+        scores, said = scores_of(output, len(batch))
+    except AnswerError as error:
+        raise RewardError(f"reward {judge.name!r} {error}") from error
+    return Answer(scores, said, time.perf_counter() - start)
+
+
+def next_calls(judge: Judge, waiting: list[Sample], groups: Sequence[list[Sample]], last: bool) -> list[list[Sample]]:
+    """The samples of each of a reward's next calls, which are taken out of those that wait for them; see `Asking`."""
+    if judge.groupwise:
+        return [*groups]
+    waiting += [sample for group in groups for sample in group]
+    size = judge.config.batch_size
+    full = len(waiting) if last else len(waiting) // size * size
+    calls = [waiting[k : min(k + size, full)] for k in range(0, full, size)]
+    del waiting[:full]
+    return calls

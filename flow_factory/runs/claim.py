@@ -1,0 +1,76 @@
+"""A run takes its folder: chosen by the main process, claimed before anything is written, seen by all."""
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from flow_factory.config import RunConfig, config_tree
+from flow_factory.distributed.barriers import meet_again
+from flow_factory.reporting.metrics import read_metrics
+from flow_factory.reporting.trackers import Trackers, open_trackers
+from flow_factory.runs.resume import Choice, Start, choose, find_start, see
+from flow_factory.runs.run_folder import RunFolder, default_name, set_aside
+from flow_factory.runs.training_state import Progress
+from flow_factory.utils.errors import UserError
+from flow_factory.utils.terminal import note
+
+
+def choose_for_all(config: RunConfig, accelerator: Accelerator) -> Choice:
+    """The checkpoint that the main process finds: a network directory may show another process an earlier state of the folder.
+
+    Raises:
+        CheckpointError: it cannot be read, or this process does not see it.
+    """
+    chosen = choose(config) if accelerator.is_main_process else None
+    choice: Choice = broadcast_object_list([chosen])[0]
+    see(choice)
+    return choice
+
+
+def claim_folder(config: RunConfig, start: Start, accelerator: Accelerator) -> tuple[RunFolder | None, Path]:
+    """(the claim, which the main process has, the run's folder).
+
+    Raises:
+        UserError: another run has it.
+    """
+    claim = None
+    if accelerator.is_main_process:
+        new = start.folder is None
+        claim = RunFolder(Path(config.log.save_dir, default_name(config)) if start.folder is None else start.folder, new)
+    with claim or nullcontext():
+        if claim is not None:
+            find_start(config)  # again, for nobody else can write there now
+        meet_again("looking at what is there")
+        return claim, broadcast_object_list([claim and claim.path])[0]
+
+
+def begin(config: RunConfig, claim: RunFolder, start: Start, progress: Progress) -> Trackers:
+    """Opens the trackers, and makes the folder's history the run's: what came after the state that it starts from is set aside.
+
+    Raises:
+        TrackerError: see `open_trackers`; nothing has changed.
+    """
+    trackers = open_trackers(config.log.logging_backend, config.log.project, claim.path.name, claim.path, config_tree(config))
+    if start.saved is not None and (aside := set_aside(claim.path, progress.epoch)):
+        note(aside)
+    trackers.truncate_after(progress.epoch if start.saved is not None else -1)  # a fresh start may follow one that left no checkpoint
+    claim.begin(config)
+    return trackers
+
+
+def missed(folder: Path, epoch: int) -> bool:
+    """Whether the run in a folder stands after an epoch that it has not evaluated: it was stopped in the middle of that."""
+    return not any(line["step"] == epoch and "time/eval_s" in line for line in read_metrics(folder / "metrics.jsonl"))
+
+
+def require_shared(folder: Path, accelerator: Accelerator) -> None:
+    """Raises:
+    UserError: the main process has made the run's folder, and another one, on another machine, does not see it.
+    """
+    blind = int(accelerator.reduce(torch.tensor(int(not folder.is_dir()), device=accelerator.device)).item())
+    if blind:
+        text = f"{blind} of {accelerator.num_processes} processes do not see {folder}"
+        raise UserError(f"log.save_dir: {text}; machines must share it, for each process writes its part of a checkpoint there")
