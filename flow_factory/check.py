@@ -8,11 +8,11 @@ from flow_factory.data.encoding_windows import rows_needed
 from flow_factory.memory.encoding_plan import encoding_lines, encoding_settled, row_size
 from flow_factory.memory.fit import memory_lines, model_of
 from flow_factory.models import MODELS
-from flow_factory.policy.compilation import MOST, said
+from flow_factory.policy.compilation import MOST, describe_blocks
 from flow_factory.rewards.loading import left_out
 from flow_factory.runs.evaluation_plan import evaluation_lines
 from flow_factory.runs.notices import remarks
-from flow_factory.runs.preflight import Ready, ready
+from flow_factory.runs.preflight import Preflight, ready
 from flow_factory.runs.resume import start_lines
 from flow_factory.runs.rows import drawn, has_test, is_offline, takes_files
 from flow_factory.utils.hub import cached
@@ -44,7 +44,7 @@ def report(config: RunConfig, gpu: float | None = None) -> tuple[str, bool]:
     return "\n".join(line for title, lines in parts for line in (f"{title}:", *(f"  {line}" for line in lines))), fits
 
 
-def data_lines(found: Ready) -> list[str]:
+def data_lines(found: Preflight) -> list[str]:
     rows, test = found.rows, found.test
     lines = [f"{found.config.data.dataset_dir}: {len(rows)} training rows"]
     if test:
@@ -54,7 +54,7 @@ def data_lines(found: Ready) -> list[str]:
     return lines + file_lines(found) if takes_files(found.config) else lines
 
 
-def file_lines(found: Ready) -> list[str]:
+def file_lines(found: Preflight) -> list[str]:
     """Which files of rows were looked at, and how closely."""
     images, videos, pairs = set[str](), set[str](), 0
     for row, trained in drawn(found.config, found.rows, found.test):
@@ -74,14 +74,14 @@ def reward_lines(config: RunConfig) -> list[str]:
     return lines + (left_out(used[1][1]) if config.eval.group_size == 1 and has_test(config) else [])
 
 
-def compiled_lines(found: Ready) -> list[str]:
+def compiled_lines(found: Preflight) -> list[str]:
     """What `model.compile` will compile, and for how many shapes."""
     config = found.config
     if not config.model.compile:
         return []
     what = f"compiled by {config.model.compile_backend}"
     if found.sketch is not None:
-        what += f": {said(found.sketch.field.bare.values())}"
+        what += f": {describe_blocks(found.sketch.field.bare.values())}"
     pads = MODELS[config.model.model_type].pads_prompts
     chosen = (found.rows[k] for k in rows_needed(config, len(found.rows)))
     rows = {(None if pads else row.prompt, *(found.sizes.get(file) for file in (*row.images, *row.videos))) for row in chosen}

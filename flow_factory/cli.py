@@ -20,15 +20,15 @@ from flow_factory.config.engine import MACHINES
 from flow_factory.config.places import require_places
 from flow_factory.distributed import liveness
 from flow_factory.distributed.environment import settle_allocator, settled_lines
-from flow_factory.distributed.launch import going_on, launch, said, stay_with_launcher
+from flow_factory.distributed.launch import already_reported, going_on, launch, stay_with_launcher
 from flow_factory.distributed.threads import settle
-from flow_factory.distributed.topology import FLAGS, overrides_of, place, srun_task
+from flow_factory.distributed.topology import FLAGS, overrides_of, resolve_topology, srun_task
 from flow_factory.reporting.metric_names import metrics_help
 from flow_factory.utils import user_code
 from flow_factory.utils.background import busy
 from flow_factory.utils.errors import FULL, FailedElsewhere, ProcessLost, RunError, UserError, lost, plain
 from flow_factory.utils.signals import Interrupted, Listener, Stopped
-from flow_factory.utils.terminal import hide_bars, hush, log_to_terminal, note
+from flow_factory.utils.terminal import hide_bars, log_to_terminal, note, quiet_libraries
 
 logger = logging.getLogger(__name__)
 SILENT = 10.0
@@ -75,7 +75,7 @@ def ended_by(error: BaseException, listener: Listener) -> BaseException:
 
 def complain(error: Exception | str) -> None:
     """Prints an error, unless another process has."""
-    if not said():
+    if not already_reported():
         print(f"error: {error}", file=sys.stderr)
 
 
@@ -164,9 +164,9 @@ def explain(error: BaseException) -> int:
         return 1 if isinstance(error, RunError) else 2
     if isinstance(error, KeyboardInterrupt):
         return stopped(error)
-    if said():  # where several processes fail, only the first shows its trace: the others' come of its leaving
+    if already_reported():  # where several processes fail, only the first shows its trace: the others' come of its leaving
         return 1
-    if (line := user_code.whose(error)) is not None:
+    if (line := user_code.owner_of(error)) is not None:
         print(f"error: {plain(line)}", file=sys.stderr)
         logger.info("where it comes from:", exc_info=error)
         return 1
@@ -190,7 +190,7 @@ def stopped(what: object) -> int:
     if (gone := liveness.who_is_gone()) is not None:
         complain(gone)
         return second()
-    if not said():
+    if not already_reported():
         print(AT_ONCE.format(str(what) or "interrupted"), file=sys.stderr)
     return 130
 
@@ -201,10 +201,10 @@ def act(config: RunConfig, args: argparse.Namespace, listener: Listener) -> int:
         print(dump_config(config), end="")
         return 0
     require_places(config, args.config)
-    placement = place(config, vars(args), os.environ)
+    placement = resolve_topology(config, vars(args), os.environ)
     os.environ["FF_RENDEZVOUS_TIMEOUT"] = str(placement.rendezvous_timeout)
     if not config.log.verbose:
-        hush()
+        quiet_libraries()
     if (placement.num_processes > 1 or placement.max_restarts) and not placement.inside and not args.check:
         if args.test_run:
             arguments = [str(args.config), *args.overrides, "--test-run"]

@@ -23,7 +23,7 @@ from flow_factory.config.engine import EngineSettings, engine_of
 from flow_factory.config.recompute import AUTO
 from flow_factory.data.pairs import Pairs
 from flow_factory.distributed import liveness
-from flow_factory.distributed.barriers import meet_again
+from flow_factory.distributed.barriers import wait_for_everyone
 from flow_factory.distributed.engines import Engine, make_engine
 from flow_factory.distributed.rendezvous import join_group, limit_groups
 from flow_factory.memory.encoding_plan import encoding_settled, with_data
@@ -42,7 +42,7 @@ from flow_factory.rewards.scoring import load_rewards
 from flow_factory.runs.claim import begin, choose_for_all, claim_folder, missed, require_shared
 from flow_factory.runs.identity import identity_of
 from flow_factory.runs.notices import guided_rollouts
-from flow_factory.runs.preflight import Ready, ready
+from flow_factory.runs.preflight import Preflight, ready
 from flow_factory.runs.resume import Start
 from flow_factory.runs.rows import checkpoint_of, is_offline
 from flow_factory.runs.run_folder import RunFolder
@@ -59,7 +59,7 @@ from flow_factory.training.tracing import Tracer
 from flow_factory.training.trainer import Trainer
 from flow_factory.types import Cond
 from flow_factory.utils.errors import UserError
-from flow_factory.utils.offload import moved
+from flow_factory.utils.offload import to_device
 from flow_factory.utils.terminal import note
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def build(config: RunConfig) -> Run:
     contradict(engine_of(config.config_file, config.model.offload_blocks))
     accelerator = make_accelerator(config)
     engine = make_engine(config.engine, accelerator, config.train.max_grad_norm)
-    liveness.doing("looking at what is there")
+    liveness.set_activity("looking at what is there")
     choice = choose_for_all(config, accelerator)
     found = ready(config, (accelerator.process_index, accelerator.num_processes), choice=choice)
     if found.finished is not None:
@@ -89,17 +89,17 @@ def build(config: RunConfig) -> Run:
         return assemble(found, (claim, folder), accelerator, engine)
 
 
-def assemble(found: Ready, place: tuple[RunFolder | None, Path], accelerator: Accelerator, engine: Engine) -> Run:
+def assemble(found: Preflight, place: tuple[RunFolder | None, Path], accelerator: Accelerator, engine: Engine) -> Run:
     """Loads, encodes and wraps, and begins the run. The folder keeps the config as it was asked for."""
     asked, config, start, rows, test = found.asked, found.config, found.start, found.rows, found.test
-    liveness.doing("loading rewards")
+    liveness.set_activity("loading rewards")
     evaluated = config.eval_rewards or config.rewards
     rewards, eval_rewards = load_rewards(arguments(config.rewards), arguments(evaluated), accelerator, config.eval.group_size)
     if test and config.eval.group_size == 1 and accelerator.is_main_process:
         note(*left_out(evaluated))
     config = settle(config, len(rows), accelerator)
     engine.settings = config.engine
-    liveness.doing("loading the checkpoint")
+    liveness.set_activity("loading the checkpoint")
     adapter = open_adapter(config)
     config = decoding(config, *able(adapter.pipe.vae, config.model, asked.model))
     identity = found.identity
@@ -110,32 +110,32 @@ def assemble(found: Ready, place: tuple[RunFolder | None, Path], accelerator: Ac
     encoding = Encoding(config, encoders, algorithm, [rows, test], accelerator)
     encoding.begin(start.saved.epoch if start.saved is not None else 0)
     conds, eval_conds = encoding.conds, encoding.eval_conds
-    liveness.doing("building the policy")
+    liveness.set_activity("building the policy")
     policy = build_policy(
         adapter, config.model, config.mixed_precision, config.train.enable_gradient_checkpointing, config.train.seed, accelerator.device,
         shards=config.engine.shards_weights,
     )  # fmt: skip
-    meet_again("building the policy")
+    wait_for_everyone("building the policy")
     split_sequences(adapter, config.model.context_parallel, accelerator.device)
     base = load_weights(start, policy, copies_base(config, algorithm))
-    meet_again("loading weights")
+    wait_for_everyone("loading weights")
     engine.wrap(policy, partial(make_optimizer, config.train))
     if accelerator.is_main_process and (accelerator.num_processes > 1 or engine.settings.kind != "ddp"):
         note(engine.describe())
     several = is_offline(config) or len(policy.components) + len(policy.frozen) > 1
     if engine.settings.in_step and accelerator.num_processes > 1 and several:
         adapter.field.agree = engine.needed
-    first = moved(conds[0], accelerator.device)
-    meet_again("sharing out the policy")
+    first = to_device(conds[0], accelerator.device)
+    wait_for_everyone("sharing out the policy")
     limit_groups(config.distributed_timeout)  # which libraries have made
-    liveness.doing("proving that training sees what sampling saw")
+    liveness.set_activity("proving that training sees what sampling saw")
     require_proof(config, adapter, first, engine)
     prove_attention(config, engine, first)
     store = keep_copies(config, engine, algorithm, base)
     plan = plan_of(config)
     schedule = make_schedule(config.train, engine.optimizer, plan.optimiser_steps_per_epoch)
     progress = load(start.path, store, engine, schedule) if start.path is not None and start.saved is not None else Progress()
-    liveness.doing("opening trackers")
+    liveness.set_activity("opening trackers")
     trackers = begin(asked, place[0], start, progress) if place[0] is not None else None
     pairs = Pairs(config.data, adapter, pipeline_kwargs(config.train)) if is_offline(config) else None
     learning = (engine, store, algorithm, schedule)
@@ -147,7 +147,7 @@ def assemble(found: Ready, place: tuple[RunFolder | None, Path], accelerator: Ac
         trainer.meter.observers.append(Tracer(config.profile, place[1], *who))
     judged = (eval_rewards, test, eval_conds, trainer.interrupt, partial(trainer.meter.step, "batch"))
     evaluator = Evaluator(config, accelerator, adapter, engine, store, *judged) if test else None
-    meet_again("opening trackers")
+    wait_for_everyone("opening trackers")
     saver = Saver(accelerator, engine, store, type(adapter.pipe), config.log.keep_last_n)
     auto = asked.train.enable_gradient_checkpointing == AUTO
     back = StepBack(list(policy.models.values()), config.train.enable_gradient_checkpointing) if auto else None
@@ -170,7 +170,7 @@ def settle(config: RunConfig, rows: int, accelerator: Accelerator) -> RunConfig:
             (data.encode, data.idle_encoders),
         )  # fmt: skip
         note(*lines)
-    meet_again("estimating memory")
+    wait_for_everyone("estimating memory")
     level, reshards, decoded, encoded = broadcast_object_list([chosen])[0]
     return decoding(resharding(recomputing(with_data(config, *encoded), level), reshards), *decoded)
 

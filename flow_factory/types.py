@@ -93,7 +93,7 @@ class Rollout:
     schedule: tuple[Tensor, Tensor] | None = None
     """Times (T,) and noise levels (T + 1,) of the rollout's schedule, on the CPU; beside `x0`."""
     memo: Any = None
-    """What the pipeline computed from `cond` alone, see `condition_memo.Memo`."""
+    """What the pipeline computed from `cond` alone, see `condition_memo.ConditionMemo`."""
     frozen: dict[int, dict[str, Tensor]] = field(default_factory=lambda: defaultdict(dict))
     """Velocities under kept weights, by the number of the training point and the weights' name."""
     peers: dict[int, Any] = field(default_factory=dict)

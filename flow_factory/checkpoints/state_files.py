@@ -21,7 +21,7 @@ from torch import Tensor
 
 from flow_factory.checkpoints.checkpoint import CheckpointError, plainly
 from flow_factory.data.fingerprints import file_sha256
-from flow_factory.distributed.barriers import meet_again
+from flow_factory.distributed.barriers import wait_for_everyone
 from flow_factory.utils.tensor_file import NAMES, write_tensors
 
 INDEX, PROGRESS = "index.json", "progress.json"
@@ -109,7 +109,7 @@ def write(state: Path, staged: Staged, progress: Mapping[str, Any], group: dist.
     everyone = [done]
     if group is not None:
         everyone *= dist.get_world_size(group)
-        meet_again("writing a training state")
+        wait_for_everyone("writing a training state")
         dist.all_gather_object(everyone, done, group)
     if failed := next((each for each in everyone if isinstance(each, str)), None):
         raise CheckpointError(f"{state} cannot be written: {failed}")

@@ -110,9 +110,9 @@ def counter(model: str | None, config: RunConfig | None) -> Counter | None:
     """
     if model is None and config is None:
         return None
-    from flow_factory.utils.terminal import hush
+    from flow_factory.utils.terminal import quiet_libraries
 
-    hush()
+    quiet_libraries()
     from flow_factory.models.tokens import token_counter
 
     if config is None:

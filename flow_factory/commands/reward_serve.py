@@ -66,11 +66,11 @@ def serve(config: RewardsConfig, path: str, overrides: list[str]) -> int:
     import uvicorn
 
     from flow_factory.rewards.service.app import make_app
-    from flow_factory.rewards.service.desk import Desk
+    from flow_factory.rewards.service.request_queue import RequestQueue
     from flow_factory.rewards.service.workers import ProcessWorker
 
     devices = [device for device in config.server.devices for _ in range(config.server.workers)]
-    desk = Desk(config.server, [ProcessWorker(path, overrides, device) for device in devices])
+    queue = RequestQueue(config.server, [ProcessWorker(path, overrides, device) for device in devices])
     failures: list[BaseException] = []
 
     def ended(error: BaseException | None) -> None:
@@ -79,7 +79,7 @@ def serve(config: RewardsConfig, path: str, overrides: list[str]) -> int:
 
     socket = listening(config.server)
     options: dict[str, Any] = {"log_config": None, "access_log": False, "timeout_graceful_shutdown": config.server.grace}
-    server = uvicorn.Server(uvicorn.Config(make_app(desk, ended), timeout_keep_alive=75, **options))
+    server = uvicorn.Server(uvicorn.Config(make_app(queue, ended), timeout_keep_alive=75, **options))
     former = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}  # uvicorn raises them again
     host, port = socket.getsockname()[:2]
     print(f"serving {', '.join(entry.name for entry in config.rewards)} at http://{host}:{port}, {len(devices)} workers", flush=True)

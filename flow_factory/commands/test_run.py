@@ -12,7 +12,7 @@ from flow_factory.config import RunConfig, plan_of
 from flow_factory.config.model import AUTO
 from flow_factory.data.cache_folder import free_space
 from flow_factory.data.encoding_windows import rows_evaluated
-from flow_factory.distributed.barriers import meet_again
+from flow_factory.distributed.barriers import wait_for_everyone
 from flow_factory.memory.estimate import peak
 from flow_factory.memory.fit import model_of
 from flow_factory.runs.run_folder import TEST
@@ -99,7 +99,7 @@ class Rehearsal:
         self.run.save(state=True)
         self.saving = self.run.saving["time/save_s"]
         self.run.saver.wait()
-        meet_again("saving")
+        wait_for_everyone("saving")
         state = size_of(self.run.checkpoint() / "state")
         self.sizes = size_of(self.run.checkpoint()) - state, state
 

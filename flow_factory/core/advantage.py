@@ -14,7 +14,7 @@ from torch import Tensor
 from flow_factory.core.combinations import COMBINATIONS
 from flow_factory.types import Metrics
 from flow_factory.utils.errors import RewardError, UserError
-from flow_factory.utils.user_code import blamed
+from flow_factory.utils.user_code import user_errors
 
 Aggregation = Callable[[Tensor, Tensor, bool], tuple[Tensor, Metrics]]
 """(rewards, weights, global_std) -> (advantages, metrics); see `group_advantage`."""
@@ -100,7 +100,7 @@ def combined(own: Callable[..., Any], names: Sequence[str], rewards: Tensor, wei
         RewardError: it raised, or returned something else.
     """
     said, groups = f"train.advantage_aggregation: {own.__module__}.{own.__qualname__}", rewards.shape[:2]
-    with blamed(f"{said} failed", own.__module__):
+    with user_errors(f"{said} failed", own.__module__):
         score = own(rewards.double().clone(), weights.double().clone(), tuple(names))
     if not isinstance(score, Tensor) or score.shape != groups or score.is_complex():
         what = f"a tensor of shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__

@@ -17,7 +17,7 @@ UNGUIDED = ("vae.encode", "encode_image")
 """Functions that a pipeline calls alike with and without classifier-free guidance."""
 
 
-class Memo:
+class ConditionMemo:
     """The results of one micro-batch by function, in the order in which they were asked for; `full` after the first pipeline call.
 
     Args:
@@ -28,12 +28,12 @@ class Memo:
         self.given = dict(given or {})
         self.kept: dict[str, list[Any]] = {}
         self.full = False
-        self.siblings: dict[str, Memo] = {}
+        self.siblings: dict[str, ConditionMemo] = {}
 
-    def sibling(self, name: str) -> "Memo":
+    def sibling(self, name: str) -> "ConditionMemo":
         """For calls of the same micro-batch with another guidance: it shares what guidance has no part in."""
         if name not in self.siblings:
-            self.siblings[name] = Memo({k: v for k, v in (self.given | self.kept).items() if self.full and k in UNGUIDED})
+            self.siblings[name] = ConditionMemo({k: v for k, v in (self.given | self.kept).items() if self.full and k in UNGUIDED})
         return self.siblings[name]
 
     def known(self, name: str) -> list[Any] | None:
@@ -41,22 +41,22 @@ class Memo:
         return self.given.get(name, self.kept.get(name) if self.full else None)
 
 
-class Remembered:
+class MemoizedCall:
     """Stands in the pipeline for one of its functions or modules, and answers from the memo that is in use."""
 
-    def __init__(self, desk: "Desk", name: str, bare: Callable[..., Any]):
-        self.desk, self.name, self.bare = desk, name, bare
+    def __init__(self, memo_table: "MemoTable", name: str, bare: Callable[..., Any]):
+        self.memo_table, self.name, self.bare = memo_table, name, bare
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("desk", "name", "bare"):  # not there yet while copy or pickle builds a twin
+        if name in ("memo_table", "name", "bare"):  # not there yet while copy or pickle builds a twin
             raise AttributeError(name)
         return getattr(self.bare, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.desk.answer(self.name, self.bare, args, kwargs)
+        return self.memo_table.answer(self.name, self.bare, args, kwargs)
 
 
-class Desk:
+class MemoTable:
     """Where the functions of one pipeline look whether there is an answer already.
 
     Args:
@@ -69,15 +69,15 @@ class Desk:
             path, _, last = name.rpartition(".")
             owner = getattr(pipe, path) if path else pipe
             if getattr(owner, last, None) is not None:
-                setattr(owner, last, Remembered(self, name, getattr(owner, last)))
+                setattr(owner, last, MemoizedCall(self, name, getattr(owner, last)))
 
-    def _forget(self, memo: Memo | None) -> None:
+    def _forget(self, memo: ConditionMemo | None) -> None:
         self.memo = memo
         self.turns: dict[str, int] = {}
         self.seen: list[tuple[str, list[Any], Any, Any]] = []
 
     @contextmanager
-    def using(self, memo: Memo | None) -> Iterator[None]:
+    def using(self, memo: ConditionMemo | None) -> Iterator[None]:
         """One call of the pipeline; what a broken call left is forgotten."""
         self._forget(memo)
         try:

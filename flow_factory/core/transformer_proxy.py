@@ -7,17 +7,17 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 if TYPE_CHECKING:
-    from flow_factory.core.velocity import Field
+    from flow_factory.core.velocity import VelocityField
 
 
 class Stop(Exception):
     """A pipeline has come to its first transformer call, and that was all that was wanted of it."""
 
 
-class Gate:
+class TransformerProxy:
     """Stands for a transformer, and answers for it while a velocity call is being primed: the first of its two steps is not looked at."""
 
-    def __init__(self, field: "Field", name: str, bare: nn.Module):
+    def __init__(self, field: "VelocityField", name: str, bare: nn.Module):
         self.field, self.name, self.bare = field, name, bare
 
     def __getattr__(self, name: str) -> Any:

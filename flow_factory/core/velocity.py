@@ -18,10 +18,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
-from flow_factory.core.condition_memo import Desk, Memo
+from flow_factory.core.condition_memo import ConditionMemo, MemoTable
 from flow_factory.core.latents import filled, joint, part_of
 from flow_factory.core.readback import reading_back
-from flow_factory.core.transformer_proxy import Gate, Stop
+from flow_factory.core.transformer_proxy import Stop, TransformerProxy
 from flow_factory.types import Cond, Step
 
 Sampled = Callable[[Tensor], Tensor | None]
@@ -130,7 +130,7 @@ class Probe(Seam):
 
     OWN = ("timesteps", "sigmas")
 
-    def __init__(self, stock: Any, field: "Field", x: Tensor, t: Tensor, s: Tensor):
+    def __init__(self, stock: Any, field: "VelocityField", x: Tensor, t: Tensor, s: Tensor):
         super().__init__(stock)
         self.field, self.x = field, x
         self.v: Tensor | None = None
@@ -173,7 +173,7 @@ class Probe(Seam):
         return joint(self.v, self.twin.v)
 
 
-class Field:
+class VelocityField:
     """A pipeline whose transformers are gated, so that it can be sampled from and asked for a velocity.
 
     Args:
@@ -195,10 +195,10 @@ class Field:
         self.agree: Callable[[list[bool]], list[bool]] | None = None
         self.call = inspect.unwrap(type(pipe).__call__)  # without its @torch.no_grad
         self.bare = {name: getattr(pipe, name) for name in components if isinstance(getattr(pipe, name, None), nn.Module)}
-        self.desk = Desk(pipe, memoised)
+        self.memo_table = MemoTable(pipe, memoised)
         pipe.set_progress_bar_config(disable=True)
         for name, module in self.bare.items():
-            setattr(pipe, name, Gate(self, name, module))
+            setattr(pipe, name, TransformerProxy(self, name, module))
 
     def called(self, name: str | None) -> list[str]:
         """The transformers that run now: the one asked for, and in a velocity call those that another process asks for."""
@@ -208,11 +208,11 @@ class Field:
         return [known for known, runs in zip(self.bare, asked, strict=True) if runs]
 
     @contextmanager
-    def scheduler(self, seam: Seam, memo: Memo | None) -> Iterator[None]:
+    def scheduler(self, seam: Seam, memo: ConditionMemo | None) -> Iterator[None]:
         stock, self.pipe.scheduler = self.pipe.scheduler, seam
         self.recording = self.compiled
         try:
-            with self.desk.using(memo):
+            with self.memo_table.using(memo):
                 yield
         finally:
             self.pipe.scheduler, self.probing, self.priming, self.recording = stock, False, False, False
@@ -230,7 +230,13 @@ class Field:
 
     @torch.no_grad()
     def sample(
-        self, cond: Cond, num_steps: int, draw: Draw, generators: list[Generator], output_type: str = "pil", memo: Memo | None = None
+        self,
+        cond: Cond,
+        num_steps: int,
+        draw: Draw,
+        generators: list[Generator],
+        output_type: str = "pil",
+        memo: ConditionMemo | None = None,
     ) -> tuple[tuple[Any, ...], Recorder]:
         """Runs the whole pipeline.
 
@@ -250,7 +256,7 @@ class Field:
         recorder.finish()
         return out, recorder
 
-    def velocity(self, x: Tensor, t: Tensor, s: Tensor, cond: Cond, memo: Memo | None = None) -> Tensor:
+    def velocity(self, x: Tensor, t: Tensor, s: Tensor, cond: Cond, memo: ConditionMemo | None = None) -> Tensor:
         """v(x, t), with gradient where it is enabled.
 
         Args:

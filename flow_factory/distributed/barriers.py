@@ -71,7 +71,7 @@ class Work:
 
     def asked(self) -> bool:
         """Whether a process has asked all to stop, as of at most a second ago."""
-        self.beat(liveness.now())
+        self.beat(liveness.current_activity())
         return self.stopped
 
     def stop(self) -> None:
@@ -103,7 +103,7 @@ class Work:
         global _waited
         assert self.store is not None
         since = looked = time.monotonic()
-        before = liveness.now()
+        before = liveness.current_activity()
         while not self.store.check(done):
             if (who := liveness.who_is_gone()) is not None:
                 raise ProcessLost(who)
@@ -152,10 +152,10 @@ def _in_front() -> bool:
 def _say(doing: str) -> None:
     """What the process does; work beside the training speaks for itself alone."""
     if _in_front():
-        liveness.doing(doing)
+        liveness.set_activity(doing)
 
 
-def meet_again(after: str) -> None:
+def wait_for_everyone(after: str) -> None:
     """Waits for the other processes where the next thing is a collective, and work that takes longer than a step was before it.
 
     All processes call this in the same order. A collective has the limit of `distributed_timeout`; this waits for whoever is alive.

@@ -15,7 +15,7 @@ from flow_factory.config import ConfigError, RunConfig
 from flow_factory.config.model import AUTO
 from flow_factory.config.rules import resume_is_whole
 from flow_factory.distributed.environment import MAIN
-from flow_factory.distributed.topology import Placement
+from flow_factory.distributed.topology import Topology
 from flow_factory.utils.errors import MeetingError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ PR_SET_PDEATHSIG = 1
 """Of Linux's prctl: the signal that comes when the parent dies."""
 
 
-def said() -> bool:
+def already_reported() -> bool:
     """Whether another of this machine's processes has said what is wrong; if not, this one is to, and the others will hear True.
 
     They find the same thing wrong, or lose the connection when one has left.
@@ -59,7 +59,7 @@ def going_on(config: RunConfig, max_restarts: int) -> list[str]:
     return [f"model.resume_path={AUTO}"] if path is None else []
 
 
-def launch(placement: Placement, arguments: Sequence[str], limit: float) -> int:
+def launch(placement: Topology, arguments: Sequence[str], limit: float) -> int:
     """Starts `ff-train ARGUMENTS` in this machine's processes and waits: 0, or the exit code of the first that failed.
 
     Args:
@@ -96,13 +96,13 @@ def launch(placement: Placement, arguments: Sequence[str], limit: float) -> int:
     return 0
 
 
-def _machines(placement: Placement, limit: float) -> "Machines":
+def _machines(placement: Topology, limit: float) -> "Machines":
     from flow_factory.distributed.machines import Machines
-    from flow_factory.distributed.rendezvous import Meeting
+    from flow_factory.distributed.rendezvous import Rendezvous
 
     machines, timeout = placement.num_machines, placement.rendezvous_timeout
     port = placement.main_process_port if machines > 1 else _free(placement.main_process_port)
-    place = Meeting("machine", placement.machine_rank, machines, placement.main_process_ip, port, timeout)
+    place = Rendezvous("machine", placement.machine_rank, machines, placement.main_process_ip, port, timeout)
     told = f"--num_processes {placement.num_processes} --max_restarts {placement.max_restarts}"
     return Machines(place, placement.max_restarts, timeout + limit, told)
 
@@ -128,7 +128,7 @@ def worker() -> str:
     return f"import sys; sys.path[0] = {home!r}; import flow_factory; del sys.path[0]; from flow_factory.cli import main; sys.exit(main())"
 
 
-def _complaint(placement: Placement, failed: Any, machines: "Machines") -> int:
+def _complaint(placement: Topology, failed: Any, machines: "Machines") -> int:
     """Says which process failed first, and what it was doing, and returns its exit code."""
     rank, failure = failed.get_first_failure()
     if failure.exitcode == 130:
@@ -144,7 +144,7 @@ def _complaint(placement: Placement, failed: Any, machines: "Machines") -> int:
     return code
 
 
-def _doing(placement: Placement, rank: int, machines: "Machines", aborted: bool) -> str:
+def _doing(placement: Topology, rank: int, machines: "Machines", aborted: bool) -> str:
     """What a process has told the others before it was killed.
 
     Args:
@@ -153,14 +153,14 @@ def _doing(placement: Placement, rank: int, machines: "Machines", aborted: bool)
     """
     from torch.distributed import DistError, PrefixStore
 
-    from flow_factory.distributed.liveness import told
+    from flow_factory.distributed.liveness import activity_of
     from flow_factory.distributed.rendezvous import attempt_key
 
     if machines.store is None:
         return ""
     store = PrefixStore(attempt_key(machines.attempt), machines.store)
     with suppress(DistError):
-        known = {k: told(store, k)[0] for k in (range(placement.num_processes) if aborted else [rank])}
+        known = {k: activity_of(store, k)[0] for k in (range(placement.num_processes) if aborted else [rank])}
         others = [f"; process {k} was at: {what}" for k, what in known.items() if what != known[rank]]
         return f", at: {known[rank]}{''.join(others[:3])}"
     return ""

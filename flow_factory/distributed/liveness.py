@@ -14,7 +14,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from flow_factory.distributed.launch import said
+from flow_factory.distributed.launch import already_reported
 from flow_factory.utils.background import busy
 from flow_factory.utils.errors import MeetingError, timed_out
 
@@ -34,7 +34,7 @@ KEEPALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4))
 """A machine that has lost its power, or its network, is gone after half a minute."""
 
 
-class Presence:
+class ProcessMonitor:
     """One of the processes, as the others see it, and the others, as it sees them.
 
     Args:
@@ -70,7 +70,7 @@ class Presence:
     def doing(self, rank: int) -> str:
         """What a process does, and since when."""
         with suppress(DISCONNECTED):
-            what, since = told(self.store, rank)
+            what, since = activity_of(self.store, rank)
             return f"{what}, since {max(0.0, time.monotonic() - self.began - since):.0f} s"
         return START
 
@@ -190,14 +190,14 @@ class Presence:
             if here != before or busy():
                 before, since = here, time.monotonic()
             elif time.monotonic() - since > STUCK:
-                if not said():
+                if not already_reported():
                     print(f"error: {self.who_is_gone()}", file=sys.stderr, flush=True)
                 os._exit(1)
             del frame  # which keeps all that is in it alive
             time.sleep(1)
 
 
-def told(store: "Store", rank: int) -> tuple[str, float]:
+def activity_of(store: "Store", rank: int) -> tuple[str, float]:
     """(what a process has said last that it does, in which second since the meeting)."""
     if not store.check([key := f"doing/{rank}"]):
         return START, 0.0
@@ -216,18 +216,18 @@ def _keep_alive(connection: socket.socket) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-here: Presence | None = None
+here: ProcessMonitor | None = None
 """This process's, from its meeting the others on."""
 
 
-def attend(store: "Store", rank: int, size: int, address: str, limit: float) -> None:
+def start_monitor(store: "Store", rank: int, size: int, address: str, limit: float) -> None:
     """From now on the others know of this process, and it of them. All call this together.
 
     Raises:
         MeetingError: the first process cannot be reached.
     """
     global here
-    here = Presence(store, rank, size, address, limit)
+    here = ProcessMonitor(store, rank, size, address, limit)
 
 
 def _forget() -> None:
@@ -241,28 +241,28 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
-def doing(what: str) -> None:
+def set_activity(what: str) -> None:
     """Tells the others what this process does from now on: to be said where a phase begins, not at each step."""
     if here is not None:
         here.say(what)
 
 
-def now() -> str:
+def current_activity() -> str:
     """What this process does."""
     return here.now if here is not None else ""
 
 
 def leave(word: str = LEFT) -> None:
-    """See `Presence.leave`."""
+    """See `ProcessMonitor.leave`."""
     if here is not None:
         here.leave(word)
 
 
 def why_lost(error: BaseException) -> str:
-    """See `Presence.why`."""
+    """See `ProcessMonitor.why`."""
     return here.why(error) if here is not None else DIED
 
 
 def who_is_gone() -> str | None:
-    """See `Presence.who_is_gone`."""
+    """See `ProcessMonitor.who_is_gone`."""
     return here.who_is_gone() if here is not None else None

@@ -24,7 +24,7 @@ from torch.distributed.elastic.rendezvous.api import (
 )
 from torch.distributed.launcher.api import LaunchConfig
 
-from flow_factory.distributed.rendezvous import Meeting, enter
+from flow_factory.distributed.rendezvous import Rendezvous, enter
 from flow_factory.distributed.threads import OWN_LAUNCHER
 from flow_factory.utils.errors import MeetingError
 
@@ -48,7 +48,7 @@ class Machines(RendezvousHandler):
         told: what all must have been started with.
     """
 
-    def __init__(self, place: Meeting, max_restarts: int, again: float, told: str):
+    def __init__(self, place: Rendezvous, max_restarts: int, again: float, told: str):
         self.place, self.max_restarts, self.again = place, max_restarts, again
         self.token = secrets.token_hex(8)
         self.mine = f"{self.token} {told}"

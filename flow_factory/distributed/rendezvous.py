@@ -13,13 +13,13 @@ import torch.distributed as dist
 from torch.distributed import DistError, Store, TCPStore
 
 from flow_factory.distributed.environment import settle_interface
-from flow_factory.distributed.liveness import attend
+from flow_factory.distributed.liveness import start_monitor
 from flow_factory.utils.errors import MeetingError
 from flow_factory.utils.terminal import note
 
 
 @dataclass(frozen=True)
-class Meeting:
+class Rendezvous:
     """One of several at a place."""
 
     what: str
@@ -37,7 +37,7 @@ class Meeting:
         return f"{self.what} {self.number} of {self.count} at {self.address}:{self.port}"
 
 
-def meet(meeting: Meeting, hosts: bool) -> Store:
+def meet(meeting: Rendezvous, hosts: bool) -> Store:
     """Waits until all are there.
 
     Args:
@@ -65,7 +65,7 @@ def meet(meeting: Meeting, hosts: bool) -> Store:
     return store
 
 
-def enter(meeting: Meeting, hosts: bool) -> TCPStore:
+def enter(meeting: Rendezvous, hosts: bool) -> TCPStore:
     """The store of the place, whoever else is there.
 
     Args:
@@ -79,7 +79,7 @@ def enter(meeting: Meeting, hosts: bool) -> TCPStore:
     return _connect(meeting, hosts)
 
 
-def _knock(meeting: Meeting, deadline: float) -> None:
+def _knock(meeting: Rendezvous, deadline: float) -> None:
     """Waits until somebody listens: here torch would print every try, with a trace."""
     while True:
         try:
@@ -94,7 +94,7 @@ def _knock(meeting: Meeting, deadline: float) -> None:
             time.sleep(0.2)
 
 
-def _connect(meeting: Meeting, hosts: bool) -> TCPStore:
+def _connect(meeting: Rendezvous, hosts: bool) -> TCPStore:
     """In a thread that may be left behind: where a stranger listens and keeps silent, torch waits for its answer without end."""
     box: queue.Queue[TCPStore | DistError] = queue.Queue()
     address = "127.0.0.1" if hosts else meeting.address  # whether or not the host knows its own name
@@ -136,12 +136,12 @@ def join_group(limit: float) -> None:
     number, attempt = int(environment["RANK"]), environment.get("TORCHELASTIC_RESTART_COUNT", "0")
     hosts = number == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)  # else the launcher does
     timeout = int(environment.get("FF_RENDEZVOUS_TIMEOUT", "600"))
-    meeting = Meeting("process", number, count, environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), timeout, attempt)
+    meeting = Rendezvous("process", number, count, environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), timeout, attempt)
     store, another = meet(meeting, hosts), _connect(meeting, hosts)  # for threads, which a group's own use of the first may keep waiting
     if (line := settle_interface(environment)) is not None and environment.get("LOCAL_RANK") == "0":
         note(line)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    attend(dist.PrefixStore(attempt_key(attempt), another), number, count, meeting.address, limit)
+    start_monitor(dist.PrefixStore(attempt_key(attempt), another), number, count, meeting.address, limit)
     ours = dist.PrefixStore(attempt_key(attempt), store)
     dist.init_process_group(backend, timeout=timedelta(seconds=limit), store=ours, rank=number, world_size=count)
 

@@ -8,10 +8,10 @@ import torch
 from accelerate import Accelerator
 
 from flow_factory.config.plan import Deal
-from flow_factory.core.condition_memo import Memo
+from flow_factory.core.condition_memo import ConditionMemo
 from flow_factory.distributed.collectives import exchange
 from flow_factory.types import Cond, Rollout, Row
-from flow_factory.utils.offload import moved
+from flow_factory.utils.offload import to_device
 
 
 class Group(NamedTuple):
@@ -61,13 +61,13 @@ def share(accelerator: Accelerator, deal: Deal, rollouts: Sequence[Rollout], con
     home = "cpu" if waits else accelerator.device
     read = {r.row.id: r.cond for r in rollouts}
     for row in {r.row.id for r in needed} - read.keys():
-        read[row] = moved(conds[row], home)
-    return [r if r.ids in own else replace_all(r, home, cond=read[r.row.id], memo=Memo()) for r in needed]
+        read[row] = to_device(conds[row], home)
+    return [r if r.ids in own else replace_all(r, home, cond=read[r.row.id], memo=ConditionMemo()) for r in needed]
 
 
 def replace_all(rollout: Rollout, device: torch.device | str, **others: Any) -> Rollout:
     """The rollout with its tensors on the device, and other things exchanged."""
-    steps = [replace(s, **moved(vars(s), device)) for s in rollout.steps]
-    new = replace(rollout, steps=steps, x0=moved(rollout.x0, device), **others)
-    new.rewards, new.advantage = rollout.rewards, moved(rollout.advantage, device)
+    steps = [replace(s, **to_device(vars(s), device)) for s in rollout.steps]
+    new = replace(rollout, steps=steps, x0=to_device(rollout.x0, device), **others)
+    new.rewards, new.advantage = rollout.rewards, to_device(rollout.advantage, device)
     return new

@@ -36,7 +36,7 @@ SLURM_STEP = ("SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES", "
 
 
 @dataclass(frozen=True)
-class Placement:
+class Topology:
     """How many processes, where they meet, and how long they try."""
 
     num_processes: int
@@ -52,14 +52,14 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class Said:
+class Setting:
     """A setting's value, and who says it: a flag, or the environment's name."""
 
     value: str
     by: str
 
 
-def told_processes(flags: Mapping[str, Any], environment: Mapping[str, str]) -> int | None:
+def requested_processes(flags: Mapping[str, Any], environment: Mapping[str, str]) -> int | None:
     """How many processes the command line or the environment asks for; None leaves it to the YAML. Inside a worker: how many there are.
 
     Raises:
@@ -67,7 +67,7 @@ def told_processes(flags: Mapping[str, Any], environment: Mapping[str, str]) -> 
     """
     said = _said(flags, environment)
     if _inside(environment):
-        there = _number({"processes": Said(environment["WORLD_SIZE"], "WORLD_SIZE")}, "processes", 1, least=1)
+        there = _number({"processes": Setting(environment["WORLD_SIZE"], "WORLD_SIZE")}, "processes", 1, least=1)
         if "num_processes" in said and _number(said, "num_processes", 1) != there:
             raise ConfigError(
                 f"--num_processes is {said['num_processes'].value}, and this is one of {there} that run already; leave it out"
@@ -84,13 +84,13 @@ def overrides_of(flags: Mapping[str, Any], environment: Mapping[str, str], writt
     Raises:
         ConfigError: as `told_processes`.
     """
-    told = told_processes(flags, environment)
+    told = requested_processes(flags, environment)
     count = [] if told is None else [f"num_processes={told}"]
     last = flags.get("num_processes") is not None or _inside(environment)
     return [*written, *count] if last else [*count, *written]
 
 
-def place(config: RunConfig, flags: Mapping[str, Any], environment: Mapping[str, str]) -> Placement:
+def resolve_topology(config: RunConfig, flags: Mapping[str, Any], environment: Mapping[str, str]) -> Topology:
     """Command line > environment > YAML.
 
     Raises:
@@ -103,7 +103,7 @@ def place(config: RunConfig, flags: Mapping[str, Any], environment: Mapping[str,
     if _inside(environment):
         if flags.get("max_restarts"):
             raise ConfigError("--max_restarts: this process was started by another launcher, and only that one can restart it")
-        return Placement(config.num_processes, 1, 0, address, port, True, timeout)
+        return Topology(config.num_processes, 1, 0, address, port, True, timeout)
     machines = _number(said, "num_machines", 1, least=1)
     if machines > 1:
         _require_place(said, machines, port)
@@ -116,7 +116,7 @@ def place(config: RunConfig, flags: Mapping[str, Any], environment: Mapping[str,
             f"{said['machine_rank'].by} is {rank}, and {machines} machine{'s count from 0' if machines > 1 else ' is 0'}; "
             f"set --machine_rank, or --num_machines and NUM_NODES in the environment"
         )
-    return Placement(config.num_processes, machines, rank, address, port, False, timeout, _number(said, "max_restarts", 0))
+    return Topology(config.num_processes, machines, rank, address, port, False, timeout, _number(said, "max_restarts", 0))
 
 
 def srun_task(flags: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, str]:
@@ -156,37 +156,37 @@ def _in_step(environment: Mapping[str, str]) -> bool:
     return all(environment.get(name) for name in SLURM_STEP)
 
 
-def _said(flags: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Said]:
+def _said(flags: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Setting]:
     by_name = {
-        key: Said(environment[name], name)
+        key: Setting(environment[name], name)
         for key, names in ENVIRONMENT.items()
         for name in reversed(names)  # the first one wins
         if environment.get(name) not in (None, "", "auto")
     }
-    by_flag = {key: Said(str(flags[key]), f"--{key}") for key in FLAGS if flags.get(key) is not None}
+    by_flag = {key: Setting(str(flags[key]), f"--{key}") for key in FLAGS if flags.get(key) is not None}
     return _by_slurm(environment) | by_name | by_flag
 
 
-def _by_slurm(environment: Mapping[str, str]) -> dict[str, Said]:
+def _by_slurm(environment: Mapping[str, str]) -> dict[str, Setting]:
     """The machines of an `srun` step; the port is from the job's number: jobs seldom share one, and it is below those that systems lend."""
     if not _in_step(environment):
         return {}
-    job = _number({"job": Said(environment["SLURM_JOB_ID"], "SLURM_JOB_ID")}, "job", 0)
+    job = _number({"job": Setting(environment["SLURM_JOB_ID"], "SLURM_JOB_ID")}, "job", 0)
     said = {
-        "num_machines": Said(environment["SLURM_STEP_NUM_NODES"], "SLURM_STEP_NUM_NODES"),
-        "machine_rank": Said(environment["SLURM_NODEID"], "SLURM_NODEID"),
-        "main_process_ip": Said(first_host(environment["SLURM_STEP_NODELIST"]), "SLURM_STEP_NODELIST"),
-        "main_process_port": Said(str(20000 + job % 10000), "SLURM_JOB_ID"),
+        "num_machines": Setting(environment["SLURM_STEP_NUM_NODES"], "SLURM_STEP_NUM_NODES"),
+        "machine_rank": Setting(environment["SLURM_NODEID"], "SLURM_NODEID"),
+        "main_process_ip": Setting(first_host(environment["SLURM_STEP_NODELIST"]), "SLURM_STEP_NODELIST"),
+        "main_process_port": Setting(str(20000 + job % 10000), "SLURM_JOB_ID"),
     }
     for name in ("SLURM_GPUS_ON_NODE", "SLURM_GPUS_PER_NODE"):
         if value := environment.get(name):
             counts = [part.rpartition(":")[2] for part in value.split(",")]  # `8`, `h100:8`, `h100:4,a100:2`
             count = str(sum(map(int, counts))) if all(map(str.isdecimal, counts)) else value
-            return said | {"gpus_per_machine": Said(count, name)}
+            return said | {"gpus_per_machine": Setting(count, name)}
     return said
 
 
-def _require_place(said: Mapping[str, Said], machines: int, port: int) -> None:
+def _require_place(said: Mapping[str, Setting], machines: int, port: int) -> None:
     who = said["num_machines"].by
     for key, what in (("main_process_ip", "where machine 0 is"), ("machine_rank", "which one this is")):
         if key not in said:
@@ -197,7 +197,7 @@ def _require_place(said: Mapping[str, Said], machines: int, port: int) -> None:
         raise ConfigError(f"{machines} machines ({who}) need a port that all know; set --main_process_port, e.g. 29500")
 
 
-def _number(said: Mapping[str, Said], key: str, default: int, least: int = 0, most: int | None = None) -> int:
+def _number(said: Mapping[str, Setting], key: str, default: int, least: int = 0, most: int | None = None) -> int:
     if key not in said:
         return default
     value, by = said[key].value, said[key].by

@@ -11,7 +11,7 @@ from flow_factory.config.recompute import chosen_blocks, every_block
 from flow_factory.config.rewards import RewardConfig
 from flow_factory.data.encoding_windows import idle_of, in_windows
 from flow_factory.distributed.engines.zero import BUCKET
-from flow_factory.memory.sizes import Weights, weigh, width_of
+from flow_factory.memory.sizes import Weights, weights_of, width_of
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import DTYPES
 from flow_factory.rewards.lanes import AHEAD
@@ -49,7 +49,7 @@ def estimate(config: RunConfig, family: type[ModelAdapter], parameters: dict[str
         module: the (first) trained transformer, on the meta device.
     """
     engine = config.engine
-    weights = weigh(config, family, parameters, module)
+    weights = weights_of(config, family, parameters, module)
     parts = [*kept_weights(config, engine, weights), *optimised(config, engine, weights), *gathered(config, engine, weights)]
     parts += [*passing(config, engine, family, module.config, weights), *conditions(config, family, module.config)]
     parts += [Part("CUDA context", CONTEXT)]

@@ -12,13 +12,13 @@ from flow_factory.config.base import show
 from flow_factory.config.memory_rules import keeps_no_copy
 from flow_factory.config.recompute import AUTO
 from flow_factory.memory.estimate import DRAWING, Part, Phase, drawn, estimate, in_main_memory, peak, peak_of
-from flow_factory.memory.sizes import shape_of, stored_parameters, weigh
+from flow_factory.memory.sizes import shape_of, stored_parameters, weights_of
 from flow_factory.memory.suggestions import encoding, proposals
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.quantized import check_quantization
 from flow_factory.policy.gradient_checkpointing import LEVELS, Setting
-from flow_factory.policy.gradient_checkpointing import said as said_of
+from flow_factory.policy.gradient_checkpointing import describe_blocks as said_of
 from flow_factory.utils.errors import UserError
 from flow_factory.utils.pretrained import on_disk
 
@@ -198,7 +198,7 @@ def gathering(config: RunConfig, model: Model) -> list[str]:
     """What FSDP2 sends, and over how many processes it shares out."""
     if config.engine.kind != "fsdp":
         return []
-    much = weigh(config, model.family, model.parameters, model.module).gathered * 1e-9
+    much = weights_of(config, model.family, model.parameters, model.module).gathered * 1e-9
     often = "once a rollout or evaluation" if config.engine.keep else "for every forward of a rollout"
     shares = f"each weight is shared out over {config.sharers} of {config.num_processes} processes; " if config.num_processes > 1 else ""
     return [f"{shares}{much:.2f} GB are gathered {often}, and for every forward and backward of training"]

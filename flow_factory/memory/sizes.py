@@ -75,7 +75,7 @@ def shape_of(family: type[ModelAdapter], component: str, checkpoint: Path | None
         return cls.from_config(config)
 
 
-def weigh(config: RunConfig, family: type[ModelAdapter], parameters: Mapping[str, float], module: Any) -> Weights:
+def weights_of(config: RunConfig, family: type[ModelAdapter], parameters: Mapping[str, float], module: Any) -> Weights:
     """A pipeline's weights under a config.
 
     Args:

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor, nn
 
-from flow_factory.core.condition_memo import Memo
+from flow_factory.core.condition_memo import ConditionMemo
 from flow_factory.core.latents import part_of
 from flow_factory.core.readback import Deferred
-from flow_factory.core.velocity import Draw, Field, Recorder
+from flow_factory.core.velocity import Draw, Recorder, VelocityField
 from flow_factory.models.family import Family
 from flow_factory.models.guiders import GUIDER, guiding
 from flow_factory.models.parts import chain, check_sizes, check_words, times
@@ -38,7 +38,7 @@ class ModelAdapter(Family):
     def __init__(self, pipe: Any):
         check_words(self, pipe)
         self.pipe = pipe
-        self.field = Field(pipe, self.components, self.memoised, self.sampled)
+        self.field = VelocityField(pipe, self.components, self.memoised, self.sampled)
         self.negatives: tuple[tuple[str, str], Cond] | None = None
         self.parameters = inspect.signature(self.field.call).parameters  # once: every velocity call asks for them
         length = self.parameters.get("max_sequence_length")
@@ -187,14 +187,20 @@ class ModelAdapter(Family):
         return tuple((k, tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__) for k, v in sorted(cond.items()))
 
     def sample(
-        self, cond: Cond, call: Mapping[str, Any], num_steps: int, draw: Draw, generators: list[Generator], memo: Memo | None = None
+        self,
+        cond: Cond,
+        call: Mapping[str, Any],
+        num_steps: int,
+        draw: Draw,
+        generators: list[Generator],
+        memo: ConditionMemo | None = None,
     ) -> tuple[Sequence[Any], Recorder]:
         """Samples of one row by the recorder's dynamics: (media, which are made when they are looked at, recorder)."""
         arguments = {**self.takes(call), **self.repeat(self.asked(cond, call), len(generators))}
         out, recorder = self.field.sample(arguments, num_steps, draw, generators, memo=memo)
         return Deferred(lambda: self.media(out, call)), recorder
 
-    def velocity(self, x: Tensor, t: Tensor, s: Tensor, cond: Cond, call: Mapping[str, Any], memo: Memo | None = None) -> Tensor:
+    def velocity(self, x: Tensor, t: Tensor, s: Tensor, cond: Cond, call: Mapping[str, Any], memo: ConditionMemo | None = None) -> Tensor:
         """v(x, t) of the samples x (n, ...) of one row; `t` and `s` 0-dim."""
         arguments = {**self.takes(call), **self.repeat(self.asked(cond, call), len(x)), **self.in_velocity}
         with guiding(self.pipe, call.get(GUIDER)):

@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from flow_factory.config.pipelines import pipeline_path
-from flow_factory.core.condition_memo import Memo
+from flow_factory.core.condition_memo import ConditionMemo
 from flow_factory.core.readback import Deferred
 from flow_factory.core.velocity import Draw, Recorder
 from flow_factory.models.base import ModelAdapter
@@ -98,9 +98,9 @@ class Diffusers(ModelAdapter):
 
     def _encoded(self, cond: Cond, n: int, call: Mapping[str, Any]) -> list[Any]:
         """What `encode_prompt` returns for n times the row, call by call: the pipeline runs up to its first transformer call."""
-        memo = Memo()
+        memo = ConditionMemo()
         generators = [torch.Generator(self.pipe._execution_device).manual_seed(0)] * n
-        with self.field.desk.using(memo), torch.no_grad(), self.field.stopping(), guiding(self.pipe, call.get(GUIDER)):
+        with self.field.memo_table.using(memo), torch.no_grad(), self.field.stopping(), guiding(self.pipe, call.get(GUIDER)):
             self.field.call(self.pipe, **self.takes(call), **_prompts(cond, n), num_inference_steps=2, generator=generators)
         if "encode_prompt" not in memo.kept:
             raise UserError(f"{type(self.pipe).__name__} did not call its encode_prompt for {str(cond.get('prompt'))[:60]!r}")
@@ -131,22 +131,28 @@ class Diffusers(ModelAdapter):
         return None
 
     def sample(
-        self, cond: Cond, call: Mapping[str, Any], num_steps: int, draw: Draw, generators: list[Generator], memo: Memo | None = None
+        self,
+        cond: Cond,
+        call: Mapping[str, Any],
+        num_steps: int,
+        draw: Draw,
+        generators: list[Generator],
+        memo: ConditionMemo | None = None,
     ) -> tuple[Sequence[Any], Recorder]:
-        n, memo = len(generators), memo or Memo()
+        n, memo = len(generators), memo or ConditionMemo()
         memo.given = self._given(cond, n)
         out, recorder = self.field.sample({**self.takes(call), **_prompts(cond, n)}, num_steps, draw, generators, memo=memo)
         return Deferred(lambda: self.media(out, call)), recorder
 
-    def velocity(self, x: Tensor, t: Tensor, s: Tensor, cond: Cond, call: Mapping[str, Any], memo: Memo | None = None) -> Tensor:
-        memo = memo or Memo()
+    def velocity(self, x: Tensor, t: Tensor, s: Tensor, cond: Cond, call: Mapping[str, Any], memo: ConditionMemo | None = None) -> Tensor:
+        memo = memo or ConditionMemo()
         if memo.known("encode_prompt") is None:
             memo.given |= self._given(cond, len(x))
         with guiding(self.pipe, call.get(GUIDER)):
             return self.field.velocity(x, t, s, {**self.takes(call), **_prompts(cond, len(x))}, memo)
 
     def evaluate(self, cond: Cond, call: Mapping[str, Any], num_steps: int, generators: list[Generator]) -> list[Any]:
-        with self.field.desk.using(Memo(self._given(cond, 1))):
+        with self.field.memo_table.using(ConditionMemo(self._given(cond, 1))):
             return super().evaluate(_prompts(cond, 1), call, num_steps, generators)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from flow_factory.core.condition_memo import Memo
+from flow_factory.core.condition_memo import ConditionMemo
 from flow_factory.core.dynamics import DYNAMICS
 from flow_factory.core.sampling import Sampler
 from flow_factory.models.base import ModelAdapter
@@ -45,7 +45,7 @@ def replay_error(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any], n: 
     ask, device = ask or partial(asked, adapter), adapter.pipe._execution_device
     generators = [torch.Generator(device).manual_seed(k) for k in range(n)]
     normal = partial(torch.randn, generator=torch.Generator(device).manual_seed(n), device=device)
-    kernel, memo = DYNAMICS["Flow-SDE"], Memo()
+    kernel, memo = DYNAMICS["Flow-SDE"], ConditionMemo()
     draw = Sampler(kernel, ETA, range(STEPS - 1), lambda index, x, purpose: normal(x.shape), torch.float32)
     media, recorder = ask("sample", cond, call, STEPS, draw, generators, memo)
     check_size(adapter, media[0], call)

@@ -1,7 +1,7 @@
 """`model.compile`: torch.compile of a transformer's blocks, for each shape that comes, and an end to the shapes.
 
 A compiled block is another function with gradient than without: an inference graph here, the first half of a joint graph there, fused each
-in its own way. So what rollouts draw and what training replays runs with gradient in both (`transformer_proxy.Gate`), and whatever still
+in its own way. So what rollouts draw and what training replays runs with gradient in both (`TransformerProxy`), and whatever still
 differs is measured before a run begins (`replay_error`).
 """
 
@@ -59,7 +59,7 @@ def compile_blocks(modules: Iterable[nn.Module], backend: str) -> None:
             block.forward = Compiled(block.forward, backend)
 
 
-def said(modules: Iterable[nn.Module]) -> str:
+def describe_blocks(modules: Iterable[nn.Module]) -> str:
     """The kinds of blocks that are compiled, and how many of each."""
     kinds = [type(block).__name__ for module in modules for block in blocks_of(module) or [module]]
     return ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))

@@ -27,7 +27,7 @@ def blocks_of(module: nn.Module) -> list[nn.Module]:
     return [block for blocks in module.children() if isinstance(blocks, nn.ModuleList) for block in blocks]
 
 
-class Recomputed:
+class CheckpointedBlock:
     """Stands for the forward of a block, with the same arguments.
 
     diffusers' own way is not taken: it chooses whole models, and gives some blocks (Chroma's) other arguments than they have without.
@@ -43,7 +43,7 @@ class Recomputed:
         return checkpoint(self.forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
-def recompute(modules: Iterable[nn.Module], setting: Setting) -> None:
+def checkpoint_blocks(modules: Iterable[nn.Module], setting: Setting) -> None:
     """Has the chosen blocks of each transformer computed again in the backward pass, and no others; it may be called again.
 
     Raises:
@@ -54,8 +54,8 @@ def recompute(modules: Iterable[nn.Module], setting: Setting) -> None:
         require_blocks(setting, len(blocks))
         chosen = chosen_blocks(setting, len(blocks))
         for number, block in enumerate(blocks):
-            forward = block.forward.forward if isinstance(block.forward, Recomputed) else block.forward
-            block.forward = Recomputed(forward) if number in chosen else forward
+            forward = block.forward.forward if isinstance(block.forward, CheckpointedBlock) else block.forward
+            block.forward = CheckpointedBlock(forward) if number in chosen else forward
 
 
 def require_blocks(setting: Setting, blocks: int) -> None:
@@ -68,7 +68,7 @@ def require_blocks(setting: Setting, blocks: int) -> None:
         raise UserError(f"train.enable_gradient_checkpointing: layers: {far[0]}: {there}")
 
 
-def said(setting: Setting, modules: Iterable[nn.Module]) -> str:
+def describe_blocks(setting: Setting, modules: Iterable[nn.Module]) -> str:
     """How many blocks that are, of each transformer."""
     counts = [len(blocks_of(module)) for module in modules]
     return " and ".join(f"{len(chosen_blocks(setting, n))} of {n} blocks" for n in counts)
@@ -96,6 +96,6 @@ class StepBack:
         later = LEVELS[LEVELS.index(self.setting) + 1 :]
         if agree(share > NEARLY) and later:
             self.setting = later[0]
-            recompute(self.modules, self.setting)
+            checkpoint_blocks(self.modules, self.setting)
             text = "train.enable_gradient_checkpointing: auto: the first epoch took %.0f %% of the card; %s are computed again from now on"
-            logger.warning(text, 100 * share, said(self.setting, self.modules))
+            logger.warning(text, 100 * share, describe_blocks(self.setting, self.modules))

@@ -16,10 +16,10 @@ from flow_factory.models.loading import DTYPES
 from flow_factory.models.quantized_linear import DYNAMIC, compute_in_8_bits
 from flow_factory.policy.attention import set_attention, without_cudnn
 from flow_factory.policy.compilation import compile_blocks
-from flow_factory.policy.gradient_checkpointing import Setting, recompute
+from flow_factory.policy.gradient_checkpointing import Setting, checkpoint_blocks
 from flow_factory.policy.precision import cast, round_lora
 from flow_factory.utils.errors import UserError
-from flow_factory.utils.offload import store_in_8_bits, waiting
+from flow_factory.utils.offload import offload_with_hook, store_in_8_bits
 
 
 class Policy(nn.Module):
@@ -110,7 +110,7 @@ def build_policy(
         if name in policy.components or name in policy.frozen:
             continue
         if config.offload_idle:
-            policy.idle.append(waiting(part, device))
+            policy.idle.append(offload_with_hook(part, device))
         else:
             part.to(device)  # no cast: diffusers keeps some modules in float32
     for module in adapter.field.bare.values():
@@ -119,7 +119,7 @@ def build_policy(
     if config.compile:
         compile_blocks(adapter.field.bare.values(), config.compile_backend)
         adapter.field.compiled = True
-    recompute(policy.models.values(), checkpointing)  # around what is compiled: it runs once more, the same
+    checkpoint_blocks(policy.models.values(), checkpointing)  # around what is compiled: it runs once more, the same
     set_vae(adapter.pipe.vae, config)
     return policy
 

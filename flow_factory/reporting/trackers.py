@@ -21,7 +21,7 @@ from flow_factory.reporting.pictures import animation, caption, contact_sheet
 from flow_factory.types import Clip, Sample
 from flow_factory.utils.errors import UserError, file_errors
 from flow_factory.utils.registry import Registry
-from flow_factory.utils.user_code import blamed, watch_threads
+from flow_factory.utils.user_code import user_errors, watch_threads
 
 logger = logging.getLogger(__name__)
 WANDB_ADVICE = "run `wandb login`, set WANDB_API_KEY, or set WANDB_MODE=offline (`wandb sync` later)"
@@ -78,7 +78,7 @@ class Trackers:
         """Of those that have not failed; a server, a full disk or an error in a library is no reason to lose a run."""
         for name, backend in list(self.backends.items()):
             try:
-                with blamed(f"tracker {name!r} failed", type(backend).__module__, TrackerError):
+                with user_errors(f"tracker {name!r} failed", type(backend).__module__, TrackerError):
                     do(backend)
             except TrackerError as error:
                 del self.backends[name]
@@ -236,7 +236,7 @@ def open_trackers(names: Sequence[str], project: str, run_name: str, run_dir: Pa
         run_dir.mkdir(parents=True, exist_ok=True)
     backends = {}
     for name, cls in classes.items():
-        with blamed(f"tracker {name!r} did not start", cls.__module__, TrackerError):
+        with user_errors(f"tracker {name!r} did not start", cls.__module__, TrackerError):
             backends[name] = cls(project, run_name, run_dir, config)
     with file_errors("log.save_dir", run_dir, "write a folder that can be written to", TrackerError):
         return Trackers(MetricsFile(run_dir), backends)

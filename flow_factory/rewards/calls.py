@@ -10,10 +10,10 @@ from torch import Tensor
 
 from flow_factory.rewards.answers import AnswerError, scores_of
 from flow_factory.rewards.inputs import Sample, arguments
-from flow_factory.rewards.loading import Judge
+from flow_factory.rewards.loading import LoadedReward
 from flow_factory.rewards.peace import kept, within
 from flow_factory.utils.errors import RewardError
-from flow_factory.utils.user_code import blamed
+from flow_factory.utils.user_code import user_errors
 
 
 @dataclass
@@ -38,14 +38,14 @@ class Answer(NamedTuple):
     seconds: float
 
 
-def ask(judge: Judge, batch: Sequence[Sample]) -> Answer:
-    """One call of a reward; for what it raises see `Asking.add`."""
+def call_reward(judge: LoadedReward, batch: Sequence[Sample]) -> Answer:
+    """One call of a reward; for what it raises see `ScoringStream.add`."""
     start = time.perf_counter()
     given = arguments(judge, batch)
     rows = ", ".join(str(k) for k in sorted({s.row.id for s in batch}))
     doing = f"reward {judge.name!r} failed on {len(batch)} sample{'s' * (len(batch) != 1)} of row {rows}"
     module, limit = type(judge.model).__module__, judge.config.max_seconds
-    with kept(), blamed(doing, module):
+    with kept(), user_errors(doing, module):
         output = within(limit, lambda: judge.model(**given), doing, module)
     try:
         scores, said = scores_of(output, len(batch))
@@ -54,8 +54,8 @@ def ask(judge: Judge, batch: Sequence[Sample]) -> Answer:
     return Answer(scores, said, time.perf_counter() - start)
 
 
-def next_calls(judge: Judge, waiting: list[Sample], groups: Sequence[list[Sample]], last: bool) -> list[list[Sample]]:
-    """The samples of each of a reward's next calls, which are taken out of those that wait for them; see `Asking`."""
+def next_calls(judge: LoadedReward, waiting: list[Sample], groups: Sequence[list[Sample]], last: bool) -> list[list[Sample]]:
+    """The samples of each of a reward's next calls, which are taken out of those that wait for them; see `ScoringStream`."""
     if judge.groupwise:
         return [*groups]
     waiting += [sample for group in groups for sample in group]

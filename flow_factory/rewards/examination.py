@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from flow_factory.rewards.loading import Judge
+from flow_factory.rewards.loading import LoadedReward
 from flow_factory.rewards.scoring import RewardSet
 from flow_factory.types import Row
 
@@ -58,7 +58,7 @@ class Findings:
         return found if self.known else ["it has no score for any sample"]
 
 
-def examine(rewards: RewardSet, judge: Judge, samples: Sequence[tuple[str, Row, Any]]) -> Findings:
+def examine(rewards: RewardSet, judge: LoadedReward, samples: Sequence[tuple[str, Row, Any]]) -> Findings:
     """Scores (name, row, picture or clip) in several batches.
 
     Raises:
@@ -90,7 +90,7 @@ def examine(rewards: RewardSet, judge: Judge, samples: Sequence[tuple[str, Row, 
     return Findings(dict(zip(names, first.tolist(), strict=True)), said.get(judge.name, ""), latency, many / seconds, moved)
 
 
-def _scored(judge: Judge, accelerator: Accelerator, samples: Sequence[tuple[str, Row, Any]]) -> tuple[Tensor, dict[str, str]]:
+def _scored(judge: LoadedReward, accelerator: Accelerator, samples: Sequence[tuple[str, Row, Any]]) -> tuple[Tensor, dict[str, str]]:
     """((n,) scores, what the reward says went wrong); for a groupwise reward all are one group, of the first one's row."""
     rewards = RewardSet([judge], accelerator)
     if judge.groupwise:

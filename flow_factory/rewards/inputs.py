@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from flow_factory.rewards.loading import Judge
+from flow_factory.rewards.loading import LoadedReward
 from flow_factory.rewards.media import condition_images, condition_videos, convert, convert_conditions, kind_of
 from flow_factory.rewards.needs import GIVEN
 from flow_factory.types import Clip, Row
@@ -30,7 +30,7 @@ def samples_of(row: Row, group: Sequence[Any]) -> list[Sample]:
     return [Sample(row, one, fields) for one in group]
 
 
-def arguments(judge: Judge, batch: Sequence[Sample]) -> dict[str, list[Any]]:
+def arguments(judge: LoadedReward, batch: Sequence[Sample]) -> dict[str, list[Any]]:
     """Media, conditions and columns that the reward takes.
 
     Raises:
@@ -57,7 +57,7 @@ def arguments(judge: Judge, batch: Sequence[Sample]) -> dict[str, list[Any]]:
     return given
 
 
-def _sound(judge: Judge, batch: Sequence[Sample], sounds: Sequence[Any], device: torch.device | None) -> dict[str, list[Any]]:
+def _sound(judge: LoadedReward, batch: Sequence[Sample], sounds: Sequence[Any], device: torch.device | None) -> dict[str, list[Any]]:
     """(channels, samples) float32 of each clip and its rate in Hz; nothing where clips are silent."""
     if any(s is None for s in sounds) or not (judge.needs.takes("audio") or judge.needs.takes("audio_sample_rate")):
         return {}

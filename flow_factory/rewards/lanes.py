@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from flow_factory.rewards.loading import Judge
+from flow_factory.rewards.loading import LoadedReward
 from flow_factory.rewards.peace import surroundings
 
 AHEAD = 2
@@ -101,10 +101,10 @@ def has_answer(future: Future[Any]) -> bool:
     return future.done() and not future.cancelled() and future.exception() is None
 
 
-def lanes_of(judges: Sequence[Judge]) -> dict[int, Lane]:
+def lanes_of(judges: Sequence[LoadedReward]) -> dict[int, Lane]:
     """By the id of the reward. One that several entries share is asked beside the sampling if one of them says so, as often at a time as
     the most generous says."""
-    shared: dict[int, list[Judge]] = {}
+    shared: dict[int, list[LoadedReward]] = {}
     for judge in judges:
         shared.setdefault(id(judge.model), []).append(judge)
     return {

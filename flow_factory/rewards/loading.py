@@ -17,7 +17,7 @@ from flow_factory.rewards.needs import Needs, needs_of
 from flow_factory.rewards.peace import kept
 from flow_factory.utils.errors import UserError
 from flow_factory.utils.registry import nearest
-from flow_factory.utils.user_code import blamed, watch_threads
+from flow_factory.utils.user_code import user_errors, watch_threads
 
 
 class Entry(Protocol):
@@ -30,7 +30,7 @@ class Entry(Protocol):
 
 
 @dataclass(frozen=True)
-class Judge:
+class LoadedReward:
     """A loaded reward under one entry of the YAML."""
 
     config: RewardArguments
@@ -101,7 +101,9 @@ def require_rewards(entries: Sequence[RewardArguments], kind: Literal["image", "
     return found
 
 
-def load_judges(train: Sequence[RewardArguments], evaluation: Sequence[RewardArguments], accelerator: Accelerator) -> list[list[Judge]]:
+def load_each(
+    train: Sequence[RewardArguments], evaluation: Sequence[RewardArguments], accelerator: Accelerator
+) -> list[list[LoadedReward]]:
     """The rewards of training and of evaluation. A model that entries agree on, all but their name, weight and batching, is loaded once.
 
     Raises:
@@ -110,11 +112,11 @@ def load_judges(train: Sequence[RewardArguments], evaluation: Sequence[RewardArg
     """
     models: dict[tuple[Any, ...], BaseRewardModel] = {}
 
-    def judge(config: RewardArguments) -> Judge:
+    def judge(config: RewardArguments) -> LoadedReward:
         identity = (REWARDS.path(config.reward_model), config.dtype, config.device, repr(sorted(config.extra_kwargs.items())))
         if identity not in models:
             models[identity] = construct(config, accelerator)
-        return Judge(config, models[identity], needs_of(config.name, models[identity], config))
+        return LoadedReward(config, models[identity], needs_of(config.name, models[identity], config))
 
     judges = [[judge(config) for config in entries] for entries in (train, evaluation)]
     watch_threads({type(j.model).__module__: f"reward {j.name!r}" for group in judges for j in group})
@@ -149,7 +151,7 @@ def require_files(entries: Sequence[RewardArguments], now: bool) -> None:
     for entry in entries:
         cls = reward_class(entry)
         if cls.loads_weights:
-            with kept(), blamed(f"reward {entry.name!r} failed", cls.__module__):
+            with kept(), user_errors(f"reward {entry.name!r} failed", cls.__module__):
                 cls.require_files(entry, now)
 
 
@@ -162,5 +164,5 @@ def construct(config: RewardArguments, accelerator: Accelerator) -> BaseRewardMo
             raise UserError(
                 f"reward {config.name!r} has no key {key!r}.{nearest(key, list(cls.extra_keys))} Beside the common ones {known}"
             )
-    with kept(), blamed(f"reward {config.name!r} cannot be constructed", cls.__module__):
+    with kept(), user_errors(f"reward {config.name!r} cannot be constructed", cls.__module__):
         return cls(config, accelerator)

@@ -15,8 +15,8 @@ from torch import Tensor
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.calls import Answer, Counts
 from flow_factory.rewards.lanes import lanes_of
-from flow_factory.rewards.loading import Judge, compares, load_judges
-from flow_factory.rewards.stream import Asking
+from flow_factory.rewards.loading import LoadedReward, compares, load_each
+from flow_factory.rewards.stream import ScoringStream
 from flow_factory.types import Row
 from flow_factory.utils.errors import RewardError, UserError, of_all
 
@@ -40,7 +40,7 @@ def load_rewards(
     evaluation = train if evaluation is None else evaluation
     if eval_group_size == 1:
         evaluation = [entry for entry in evaluation if not compares(entry)]
-    judges = load_judges(train, evaluation, accelerator)
+    judges = load_each(train, evaluation, accelerator)
     return RewardSet(judges[0], accelerator), RewardSet(judges[1], accelerator)
 
 
@@ -52,7 +52,7 @@ class RewardSet:
         lanes: of those that are asked beside the sampling, see `lanes_of`.
     """
 
-    def __init__(self, judges: Sequence[Judge], accelerator: Accelerator):
+    def __init__(self, judges: Sequence[LoadedReward], accelerator: Accelerator):
         self.judges, self.accelerator = tuple(judges), accelerator
         self.names = tuple(j.name for j in judges)
         self.weights = tuple(j.config.weight for j in judges)
@@ -83,14 +83,14 @@ class RewardSet:
                 judge.needs.require_columns(row)
 
     def score(self, rows: Sequence[Row], media: Sequence[Sequence[Any]], look: Callable[[], None] = lambda: None) -> list[Tensor]:
-        """Scores of whole groups: for each row an (n, R) float32 tensor on the CPU, NaN where a score is missing. See `Asking.add`."""
+        """Scores of whole groups: for each row (n, R) float32 on the CPU, NaN where a score is missing. See `ScoringStream.add`."""
         asking = self.asking(look)
         asking.add(rows, media, last=True)
         return list(asking.scores().split([len(group) for group in media])) if media else []
 
-    def asking(self, look: Callable[[], None] = lambda: None) -> "Asking":
+    def asking(self, look: Callable[[], None] = lambda: None) -> "ScoringStream":
         """For samples that come one after the other."""
-        return Asking(self, look)
+        return ScoringStream(self, look)
 
     @contextmanager
     def dropping(self) -> Iterator[None]:
@@ -102,7 +102,7 @@ class RewardSet:
                 lane.drop()
             raise
 
-    def count(self, judge: Judge, answers: Sequence[Answer]) -> None:
+    def count(self, judge: LoadedReward, answers: Sequence[Answer]) -> None:
         """For the report. `counts` is exchanged, not changed."""
         self.counts = counts = deepcopy(self.counts)
         for scores, said, seconds in answers:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 
-class Silence:
+class ConstantRewards:
     """Counts the epochs in a row in which a reward had one score for all of each group."""
 
     def __init__(self) -> None:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from flow_factory.distributed import liveness
-from flow_factory.rewards.calls import Answer, ask, next_calls
+from flow_factory.rewards.calls import Answer, call_reward, next_calls
 from flow_factory.rewards.inputs import Sample, samples_of
 from flow_factory.rewards.lanes import AHEAD, answered, has_answer
-from flow_factory.rewards.loading import Judge
+from flow_factory.rewards.loading import LoadedReward
 from flow_factory.types import Row
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ OFTEN = 0.2
 """Seconds between two looks for signals and for other processes while calls are waited for."""
 
 
-class Asked(NamedTuple):
+class StreamState(NamedTuple):
     """What is known of the samples that came; not changed, but exchanged for another."""
 
     waiting: list[list[Sample]]
@@ -49,7 +49,7 @@ class HandIn:
         return [future for calls in self.calls for future in calls]
 
 
-class Asking:
+class ScoringStream:
     """Scores of samples that come group by group. Every reward is called as if all came at once: a groupwise one with a group, any other
     with `batch_size` samples in the order in which they come, and with what is left at the end. What all have seen is let go of.
 
@@ -61,7 +61,7 @@ class Asking:
 
     def __init__(self, rewards: "RewardSet", look: Callable[[], None]):
         self.rewards, self.look = rewards, look
-        self.asked = Asked([[] for _ in rewards.judges], [[] for _ in rewards.judges], 0)
+        self.asked = StreamState([[] for _ in rewards.judges], [[] for _ in rewards.judges], 0)
         self.coming: deque[HandIn] = deque()
         """What came later, in the order in which it came."""
 
@@ -92,13 +92,13 @@ class Asking:
             self.drop(before)
             raise
 
-    def _begin(self, judge: Judge, batch: list[Sample]) -> Future[Answer]:
+    def _begin(self, judge: LoadedReward, batch: list[Sample]) -> Future[Answer]:
         lane = self.rewards.lanes.get(id(judge.model))
         if lane is not None:
-            return lane.ask(partial(ask, judge, batch))
+            return lane.ask(partial(call_reward, judge, batch))
         self.look()
-        liveness.doing(f"scoring with {judge.name!r}")
-        return answered(ask(judge, batch))
+        liveness.set_activity(f"scoring with {judge.name!r}")
+        return answered(call_reward(judge, batch))
 
     def drop(self, keep: int) -> None:
         """Forgets what came after so many of those in `coming`."""
@@ -119,7 +119,7 @@ class Asking:
                 answers = [future.result() for future in calls]
                 scores += [answer.scores for answer in answers]
                 self.rewards.count(judge, answers)
-            self.asked = Asked(hand_in.waiting, found, self.asked.samples + hand_in.samples)
+            self.asked = StreamState(hand_in.waiting, found, self.asked.samples + hand_in.samples)
 
     def wait(self) -> None:
         """Until all calls are over; raises what one has raised, as soon as it has."""
@@ -132,7 +132,7 @@ class Asking:
 
     def _wait_until(self, unfinished: Callable[[], Sequence[Future[Any]]], most: int) -> None:
         while len(waiting := unfinished()) > most:
-            liveness.doing("waiting for the rewards beside the sampling")
+            liveness.set_activity("waiting for the rewards beside the sampling")
             wait(waiting, OFTEN, FIRST_COMPLETED)
             self.check()
             self.look()

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from flow_factory.config import RunConfig, config_tree
-from flow_factory.distributed.barriers import meet_again
+from flow_factory.distributed.barriers import wait_for_everyone
 from flow_factory.reporting.metrics import read_metrics
 from flow_factory.reporting.trackers import Trackers, open_trackers
 from flow_factory.runs.resume import Choice, Start, choose, find_start, see
@@ -43,7 +43,7 @@ def claim_folder(config: RunConfig, start: Start, accelerator: Accelerator) -> t
     with claim or nullcontext():
         if claim is not None:
             find_start(config)  # again, for nobody else can write there now
-        meet_again("looking at what is there")
+        wait_for_everyone("looking at what is there")
         return claim, broadcast_object_list([claim and claim.path])[0]
 
 

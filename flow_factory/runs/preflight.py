@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Ready:
+class Preflight:
     """What the checks have found so far."""
 
     asked: RunConfig
@@ -65,18 +65,20 @@ class Ready:
     """Of the condition files that this process has decoded."""
 
 
-def ready(asked: RunConfig, share: tuple[int, int] = (0, 1), remote: bool = True, here: bool = True, choice: Choice | None = None) -> Ready:
+def ready(
+    asked: RunConfig, share: tuple[int, int] = (0, 1), remote: bool = True, here: bool = True, choice: Choice | None = None
+) -> Preflight:
     """Raises:
     UserError: the first thing for which a start would be refused.
     """
-    found = Ready(asked, share, remote, here, choice)
+    found = Preflight(asked, share, remote, here, choice)
     found.config = asked
     for check in CHECKS:
         check(found)
     return found
 
 
-def machine(found: Ready) -> None:
+def machine(found: Preflight) -> None:
     """Packages and devices."""
     config = found.asked
     require_trackers(config.log.logging_backend)
@@ -90,13 +92,13 @@ def machine(found: Ready) -> None:
             require_device(key, name)
 
 
-def folders(found: Ready) -> None:
+def folders(found: Preflight) -> None:
     """Where it will write."""
     require_writable(found.asked.log.save_dir, "log.save_dir", "choose another folder")
     require_writable(found.asked.data.cache_dir, "data.cache_dir", "choose another folder")
 
 
-def classes(found: Ready) -> None:
+def classes(found: Preflight) -> None:
     """The rewards' classes, and the media that they score; and what combines them."""
     config, family = found.asked, MODELS[found.asked.model.model_type]
     aggregation(config.train.advantage_aggregation, ())
@@ -104,7 +106,7 @@ def classes(found: Ready) -> None:
     found.needs = [require_rewards(arguments(entries), family.draws, family.sounds) for entries in used]
 
 
-def data(found: Ready) -> None:
+def data(found: Preflight) -> None:
     """The rows, each of which is read once: what they are, what the family and the rewards ask of them, and that their files are there."""
     config, paired, fingerprint = found.asked, is_offline(found.asked), DataFingerprint()
     for_training, for_evaluation = found.needs
@@ -119,7 +121,7 @@ def data(found: Ready) -> None:
         )
 
 
-def rewards(found: Ready) -> None:
+def rewards(found: Preflight) -> None:
     """What their constructors read; without the network, the constructors themselves."""
     config = found.asked
     entries = [arguments(used) for used in (config.rewards, config.eval_rewards or config.rewards)]
@@ -129,7 +131,7 @@ def rewards(found: Ready) -> None:
         try_constructors([entry for used in entries for entry in used])
 
 
-def checkpoint(found: Ready) -> None:
+def checkpoint(found: Preflight) -> None:
     """The base model: configs, and where it is on this machine the headers of all weights; sizes and schedules that it can do."""
     name, kind, overrides, pipeline = checkpoint_of(found.asked)
     require_source(name, KEY, "model_index.json", LoadError, found.remote)
@@ -145,7 +147,7 @@ def checkpoint(found: Ready) -> None:
     found.config = fitted(found.asked, found.sketch)
 
 
-def history(found: Ready) -> None:
+def history(found: Preflight) -> None:
     """What the run starts from, and whether its folder is free for it."""
     try:
         found.start = find_start(found.asked, found.choice)
@@ -158,11 +160,11 @@ def history(found: Ready) -> None:
     found.changed = found.start.require_same(found.identity)
 
 
-def files(found: Ready) -> None:
+def files(found: Preflight) -> None:
     """Every condition file of the rows that the run draws, decoded once, and the family's limits."""
     found.sizes = check_files(found.asked, found.rows, found.test, progress=found.share[0] == 0, share=found.share)
     if found.sketch is not None:
         check_limits(found.config, found.sketch, found.rows, found.test, found.sizes)
 
 
-CHECKS: tuple[Callable[[Ready], None], ...] = (machine, folders, classes, data, rewards, checkpoint, history, files)
+CHECKS: tuple[Callable[[Preflight], None], ...] = (machine, folders, classes, data, rewards, checkpoint, history, files)

@@ -11,7 +11,7 @@ from flow_factory.checkpoints.model_files import full_files, require_lora
 from flow_factory.checkpoints.state_files import Saved
 from flow_factory.config import RunConfig
 from flow_factory.config.model import AUTO
-from flow_factory.distributed.topology import Placement
+from flow_factory.distributed.topology import Topology
 from flow_factory.reporting.metrics import read_metrics
 from flow_factory.runs.identity import changes, other_run
 from flow_factory.runs.run_folder import holds_run, named
@@ -224,7 +224,7 @@ def _same(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve()
 
 
-def has_ended(config: RunConfig, placement: Placement) -> bool:
+def has_ended(config: RunConfig, placement: Topology) -> bool:
     """Whether a launcher is started again although the run has ended, and says so: on other machines nobody would come to meet it."""
     goes_on = placement.max_restarts > 0 or config.model.resume_path == AUTO
     if placement.num_machines == 1 or not goes_on:

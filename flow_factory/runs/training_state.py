@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 
 from flow_factory.checkpoints.checkpoint import CheckpointError, checkpoints, plainly
 from flow_factory.checkpoints.state_files import Index, Saved, Staged, contents, damaged, reading
-from flow_factory.distributed.barriers import meet_again
+from flow_factory.distributed.barriers import wait_for_everyone
 from flow_factory.distributed.engines import Engine
 from flow_factory.policy.weight_store import WeightStore
 
@@ -50,7 +50,7 @@ def load(folder: Path, store: WeightStore, engine: Engine, schedule: Any) -> Pro
     with _or_another(folder):
         mine = slice(engine.accelerator.process_index, None, engine.accelerator.num_processes)
         broken = damaged(folder / "state", index, mine)
-        meet_again("reading a training state")
+        wait_for_everyone("reading a training state")
         if wrong := gather_object(broken):
             raise ValueError(f"the checksum of {wrong[0]} is wrong")
     saved = {name: tuple(spread.shape) for name, spread in index.tensors.items()}
@@ -67,7 +67,7 @@ def load(folder: Path, store: WeightStore, engine: Engine, schedule: Any) -> Pro
             fill(key, target)
             engine.unstage(target, part)
         engine.load_moments(moments, lambda name, target: fill(f"optimizer/{name}", target))
-    meet_again("reading a training state")
+    wait_for_everyone("reading a training state")
     engine.written()
     engine.adopted()
     advance(schedule, progress.updates)

@@ -25,7 +25,7 @@ from flow_factory.config import RunConfig, pipeline_kwargs
 from flow_factory.core.dynamics import DYNAMICS
 from flow_factory.core.sampling import Sampler
 from flow_factory.data.ledger import Ledger
-from flow_factory.distributed.barriers import meet_again
+from flow_factory.distributed.barriers import wait_for_everyone
 from flow_factory.distributed.collectives import most_of_ranks
 from flow_factory.distributed.engines import Engine
 from flow_factory.models.loading import DTYPES
@@ -62,7 +62,7 @@ def prove_attention(config: RunConfig, engine: Engine, cond: Cond) -> None:
     if not alone or (accelerator.device.type == "cpu" and name is None):
         return
     ledger, key = Ledger(Path(config.data.cache_dir) / "attention.jsonl", FORMAT), key_of(config, engine, cond)
-    meet_again("looking at what was proved")
+    wait_for_everyone("looking at what was proved")
     if not most_of_ranks(accelerator, key not in ledger.known):
         return
     with engine.accumulating(last=False):

@@ -6,7 +6,7 @@ import torch
 
 from flow_factory.core.ema import reported_weights
 from flow_factory.data.encoding_windows import rows_tested
-from flow_factory.policy.gradient_checkpointing import said
+from flow_factory.policy.gradient_checkpointing import describe_blocks
 
 if TYPE_CHECKING:
     from flow_factory.training.evaluation import Evaluator
@@ -69,7 +69,7 @@ def recomputed(run: "Run") -> dict[str, str]:
     """How many blocks are computed again in the backward pass, if any."""
     setting = run.trainer.config.train.enable_gradient_checkpointing
     why = " (auto)" * (run.back is not None)
-    much = said(setting, run.trainer.policy.models.values())
+    much = describe_blocks(setting, run.trainer.policy.models.values())
     return {"memory": f"{much} are computed again in the backward pass{why}"} if setting or why else {}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flow_factory.data.cache import ConditionCache
 from flow_factory.data.cache_folder import free_space, require_space
-from flow_factory.utils.terminal import note, span, speed
+from flow_factory.utils.terminal import format_duration, note, speed
 
 FIRST = 8
 """Rows that are measured, behind the one for which encoders are loaded and brought to the device."""
@@ -61,7 +61,8 @@ def line(rows: int, rate: float, size: float, folder: Path) -> str:
         size: bytes of a row.
     """
     free = free_space(folder) / 1e9
+    time = f"{format_duration(rows / rate)} at {speed(rate)}"
     return (
-        f"{rows} rows are to be encoded: {span(rows / rate)} at {speed(rate)}, and {rows * size / 1e9:.3g} GB ({size / 1e6:.3g} MB a "
-        f"row) in {folder}, where {free:.3g} GB are free"
+        f"{rows} rows are to be encoded: {time}, and {rows * size / 1e9:.3g} GB ({size / 1e6:.3g} MB a row) "
+        f"in {folder}, where {free:.3g} GB are free"
     )

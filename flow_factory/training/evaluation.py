@@ -22,16 +22,16 @@ from flow_factory.models.failures import named_rows
 from flow_factory.policy.weight_store import WeightStore
 from flow_factory.reporting.parcels import Parcel, packed
 from flow_factory.rewards.scoring import RewardSet
-from flow_factory.rewards.stream import Asking
+from flow_factory.rewards.stream import ScoringStream
 from flow_factory.types import Cond, Row, Sample
 from flow_factory.utils.errors import RowError
-from flow_factory.utils.offload import moved
+from flow_factory.utils.offload import to_device
 from flow_factory.utils.signals import Interrupt
 from flow_factory.utils.terminal import bar
 
 Scored = tuple[int, list[list[float]], Any]
 """A row, the scores of all its samples (n, R), and its first sample where it is shown: a `Parcel`, where it is not the main process's."""
-Heard = tuple[list[int], list[Any], Asking]
+Heard = tuple[list[int], list[Any], ScoringStream]
 """Rows, of each what of it is shown, and the scores of all their samples, which may be on their way."""
 WAITING = 64
 """Samples that wait, each with its row's condition, for others whose conditions can share a call."""
@@ -135,7 +135,7 @@ class Evaluator:
         asking.add([self.rows[row] for row in whole], groups, last=True)
         return [(whole, [pack(group[0]) if row in shown else None for row, group in zip(whole, groups, strict=True)], asking)]
 
-    def _answers(self, rows: Sequence[int], shown: Sequence[Any], asking: Asking) -> list[Scored]:
+    def _answers(self, rows: Sequence[int], shown: Sequence[Any], asking: ScoringStream) -> list[Scored]:
         """Waits for them."""
         tables = asking.scores().split(self.config.eval.group_size)
         return [(row, table.tolist(), media) for row, media, table in zip(rows, shown, tables, strict=True)]
@@ -166,7 +166,7 @@ class Evaluator:
             first = self.taken[0]
             return self._draw([Asked(first, 0, self.conds[first])])[:0] if self.engine.collective else []
         section = self.config.eval
-        cond = moved(self.adapter.join([asked.cond for asked in batch]), self.accelerator.device)
+        cond = to_device(self.adapter.join([asked.cond for asked in batch]), self.accelerator.device)
         rows = [self.rows[asked.row] for asked in batch]
         keys = [(row.id, *([asked.member] if asked.member else [])) for row, asked in zip(rows, batch, strict=True)]
         generators = [generator(self.config.eval_seed, "eval", *key) for key in keys]

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from flow_factory.checkpoints.checkpoint import CheckpointError
-from flow_factory.core.condition_memo import Memo
+from flow_factory.core.condition_memo import ConditionMemo
 from flow_factory.data.packing import DTYPES, Packer, pack, rebuilt
 from flow_factory.rewards.calls import Counts
 from flow_factory.rewards.inputs import samples_of
-from flow_factory.rewards.stream import Asked
+from flow_factory.rewards.stream import StreamState
 from flow_factory.types import Clip, Cond, Rollout, Row, Step
-from flow_factory.utils.offload import moved, parked
+from flow_factory.utils.offload import to_cpu, to_device
 from flow_factory.utils.tensor_file import NAMES
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Done:
+class FinishedWork:
     """Of one process, in the order of the epoch."""
 
     rollouts: list[Rollout]
@@ -35,7 +35,7 @@ class Done:
     """How many of them rewards were asked for."""
     ids: list[int]
     """Of the samples that this process has asked rewards for, which may be others' samples."""
-    asked: Asked
+    asked: StreamState
     counts: Counts
     together: int | None
     """Micro-batches that a rollout draws in one call."""
@@ -57,7 +57,7 @@ class Pool(Packer):
         return len(self.held) - 1
 
 
-def packed(done: Done) -> tuple[dict[str, Tensor], str]:
+def packed(done: FinishedWork) -> tuple[dict[str, Tensor], str]:
     """The tensors, where they are, and what they are.
 
     Raises:
@@ -88,7 +88,7 @@ def source_of(row: Row, cond: Cond) -> str:
         raise UnkeptError(str(error)) from error
 
 
-def unpacked(tensors: Mapping[str, Tensor], text: str, roller: "Roller") -> Done:
+def unpacked(tensors: Mapping[str, Tensor], text: str, roller: "Roller") -> FinishedWork:
     """What was packed, as the process of that number has it.
 
     Raises:
@@ -104,10 +104,10 @@ def unpacked(tensors: Mapping[str, Tensor], text: str, roller: "Roller") -> Done
             raise CheckpointError(f"{one.row.source}, or its condition, has changed")
     last = [samples_of(roller.rows[row], [_media(media)])[0] for row, media in plain["last"]]
     waiting = [last[len(last) - many :] for many in plain["waiting"]]
-    asked = Asked(waiting, [[] if found is None else [found] for found in plain["found"]], plain["samples"])
+    asked = StreamState(waiting, [[] if found is None else [found] for found in plain["found"]], plain["samples"])
     kinds: dict[str, Any] = {"asked": Counter, "missing": Counter, "told": Counter, "cause": dict, "seconds": partial(defaultdict, float)}
     counts = Counts(**{name: kinds[name](values) for name, values in plain["counts"].items()})
-    return Done(rollouts, plain["taken"], plain["ids"], asked, counts, plain["together"])
+    return FinishedWork(rollouts, plain["taken"], plain["ids"], asked, counts, plain["together"])
 
 
 # -- samples ----------------------------------------------------------------------------------------------------------------------------
@@ -127,12 +127,12 @@ def _rollout(plain: Mapping[str, Any], roller: "Roller") -> Rollout:
 
     def there(value: Any) -> Any:
         """Where the samples of an epoch wait until they are trained on."""
-        here = moved(_lifted(value), device)
-        return parked(here) if train.offload_samples_to_cpu else here
+        here = to_device(_lifted(value), device)
+        return to_cpu(here) if train.offload_samples_to_cpu else here
 
     steps = [Step(**{name: there(value) for name, value in step.items()}) for step in plain["steps"]]
     media, ids, schedule = [_media(one) for one in plain["media"]], tuple(plain["ids"]), plain["schedule"]
-    return Rollout(roller.rows[row], roller.cond_of(row)[1], steps, media, slot, epoch, ids, there(plain["x0"]), schedule, Memo())
+    return Rollout(roller.rows[row], roller.cond_of(row)[1], steps, media, slot, epoch, ids, there(plain["x0"]), schedule, ConditionMemo())
 
 
 def _laid(value: Any) -> Any:

@@ -20,7 +20,7 @@ PATIENCE = 3
 """Epochs of that before it is said."""
 
 
-class Watch:
+class TrainingHealth:
     """Looks at each epoch's metrics; says a thing once."""
 
     def __init__(self, config: RunConfig):

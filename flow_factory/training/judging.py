@@ -10,20 +10,20 @@ from accelerate.utils import gather_object
 
 from flow_factory.config.plan import Deal
 from flow_factory.core.groups import cut
-from flow_factory.distributed.barriers import meet_again
+from flow_factory.distributed.barriers import wait_for_everyone
 from flow_factory.distributed.collectives import all_or_none, most_of_ranks
 from flow_factory.distributed.shared_groups import Group, whole_groups
 from flow_factory.rewards.calls import Counts
 from flow_factory.rewards.scoring import RewardSet
-from flow_factory.training.finished_work import Done
+from flow_factory.training.finished_work import FinishedWork
 from flow_factory.training.meter import Meter
 from flow_factory.types import Rollout
 from flow_factory.utils.errors import UserError
 from flow_factory.utils.signals import Interrupt, Interrupted
 
 
-class Judging:
-    """Of one epoch on one process. Every reward is called as if it were asked for all samples at once, see `Asking`.
+class RolloutScoring:
+    """Of one epoch on one process. Every reward is called as if it were asked for all samples at once, see `ScoringStream`.
 
     Args:
         size: samples of a micro-batch.
@@ -41,11 +41,11 @@ class Judging:
         self.taken = 0
         """Micro-batches that were handed in, and whose scores all processes have."""
         self.coming: deque[tuple[Sequence[Rollout], list[int]]] = deque()
-        """Those that were handed in later, and the ids of what was asked for with them; as in `Asking.coming`."""
+        """Those that were handed in later, and the ids of what was asked for with them; as in `ScoringStream.coming`."""
         self.counts: Counts | None = None
         """The epoch's, once all rewards are there."""
 
-    def resume(self, done: Done) -> None:
+    def resume(self, done: FinishedWork) -> None:
         """Goes on where another process of the same run stood."""
         self.ids, self.taken = done.ids, done.taken
         self.asking.asked, self.rewards.counts = done.asked, done.counts
@@ -74,7 +74,7 @@ class Judging:
         groups = [Group(p[0].slot, p[0].row, [i for r in p for i in r.ids], [m for r in p for m in r.media]) for p in parts]
         with self.meter.phase("reward"):
             if self.exchanged:
-                meet_again("rolling out")
+                wait_for_everyone("rolling out")
                 groups = whole_groups(self.accelerator, self.deal, groups)
             elif not self.deal.leads(self.accelerator.process_index):  # the first process of the team has the same
                 groups = []

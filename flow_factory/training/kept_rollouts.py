@@ -25,8 +25,8 @@ from flow_factory.checkpoints.state_files import INDEX, Stored
 from flow_factory.config import RunConfig, config_tree
 from flow_factory.data.fingerprints import file_sha256
 from flow_factory.data.packing import MALFORMED
-from flow_factory.distributed.barriers import meet_again
-from flow_factory.training.finished_work import Done, UnkeptError, packed, unpacked
+from flow_factory.distributed.barriers import wait_for_everyone
+from flow_factory.training.finished_work import FinishedWork, UnkeptError, packed, unpacked
 from flow_factory.utils.tensor_file import write_tensors
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def keep(trainer: "Trainer", checkpoint: Path) -> str | None:
         tensors, text, problem = *packed(done), None
     except UnkeptError as error:
         tensors, text, problem = {}, "", str(error)
-    meet_again("gathering rollouts")
+    wait_for_everyone("gathering rollouts")
     size, free = sum(t.nbytes for t in tensors.values()), shutil.disk_usage(checkpoint).free
     everyone = gather_object([(size, free, problem, len(done.rollouts))])
     size, problem = sum(one[0] for one in everyone), next((one[2] for one in everyone if one[2]), None)
@@ -100,7 +100,7 @@ def _write(trainer: "Trainer", checkpoint: Path, tensors: Mapping[str, torch.Ten
         mine = file.name, {"size": file.stat().st_size, "sha256": digest}
     except OSError as error:
         mine = _said(error)
-    meet_again("writing rollouts")
+    wait_for_everyone("writing rollouts")
     everyone = gather_object([mine])
     problem = next((one for one in everyone if isinstance(one, str)), None)
     if main and problem is None:
@@ -154,7 +154,7 @@ def take_up(trainer: "Trainer", checkpoint: Path) -> str | None:
         A line that says whether it is taken up; None where there is nothing.
     """
     folder, found = checkpoint / FOLDER, None
-    meet_again("looking for rollouts")
+    wait_for_everyone("looking for rollouts")
     if not broadcast_object_list([folder.is_dir()])[0]:
         return None
     problem = None
@@ -162,7 +162,7 @@ def take_up(trainer: "Trainer", checkpoint: Path) -> str | None:
         found = _read(trainer, checkpoint)
     except CheckpointError as error:
         problem = str(error)
-    meet_again("reading rollouts")
+    wait_for_everyone("reading rollouts")
     everyone = gather_object([(problem, 0 if found is None else len(found.rollouts))])
     epoch, problem = trainer.progress.epoch + 1, next((one[0] for one in everyone if one[0]), None)
     if problem is not None:
@@ -171,7 +171,7 @@ def take_up(trainer: "Trainer", checkpoint: Path) -> str | None:
     return f"{sum(one[1] for one in everyone)} micro-batches of epoch {epoch} are there"
 
 
-def _read(trainer: "Trainer", checkpoint: Path) -> Done:
+def _read(trainer: "Trainer", checkpoint: Path) -> FinishedWork:
     """Raises:
     CheckpointError: it is damaged, or another run's.
     """

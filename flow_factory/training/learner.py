@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flow_factory.algorithms.base import Algorithm, OnPolicyError
 from flow_factory.config import BatchPlan, TrainConfig
-from flow_factory.distributed.barriers import meet_again
+from flow_factory.distributed.barriers import wait_for_everyone
 from flow_factory.distributed.collectives import in_step, most_of_ranks
 from flow_factory.distributed.engines import Engine
 from flow_factory.models.base import ModelAdapter
@@ -22,7 +22,7 @@ from flow_factory.training.meter import Meter
 from flow_factory.training.replay_error import FEW
 from flow_factory.types import Cond, Point, Rollout
 from flow_factory.utils.errors import GradientError, NumbersError
-from flow_factory.utils.offload import moved, parked
+from flow_factory.utils.offload import to_cpu, to_device
 from flow_factory.utils.signals import Interrupt
 from flow_factory.utils.terminal import bar
 
@@ -85,7 +85,7 @@ class Learner:
         self.fresh = True
         with self.meter.phase("optimise"):
             self.look_back(windows, chosen)
-            meet_again("looking back")
+            wait_for_everyone("looking back")
             self.meter.step("looked back")
             for window in bar(windows * self.config.num_inner_epochs, "optimising", shown=self.accelerator.is_main_process, delay=5):
                 self.survey(window, chosen)
@@ -218,14 +218,14 @@ class Learner:
         for k, point in enumerate(self.algorithm.points(batch)):
             known = {"frozen": batch.frozen[k], "peers": batch.peers.get(k)}
             device = self.accelerator.device
-            step = replace(point.step, **moved(vars(point.step), device)) if point.step is not None else None
+            step = replace(point.step, **to_device(vars(point.step), device)) if point.step is not None else None
             here = {"step": step, "cond": self.cond_of(point.cond)}
-            yield replace(point, **moved(vars(point) | known | dict.fromkeys(here), device) | here)
+            yield replace(point, **to_device(vars(point) | known | dict.fromkeys(here), device) | here)
 
     def cond_of(self, kept: Cond) -> Cond:
         """On the device; brought there once for the points of a group, which follow each other, and which share it."""
         if self.cond is None or self.cond[0] is not kept:
-            self.cond = kept, moved(kept, self.accelerator.device)
+            self.cond = kept, to_device(kept, self.accelerator.device)
         return self.cond[1]
 
     def velocity(self, point: Point, weights: str = "policy") -> Tensor:
@@ -251,7 +251,7 @@ class Learner:
 
     def stored(self, tensors: Any) -> Any:
         """As they are kept until the next update."""
-        return parked(tensors) if self.config.offload_samples_to_cpu else tensors
+        return to_cpu(tensors) if self.config.offload_samples_to_cpu else tensors
 
     # -- checks ----------------------------------------------------------------------------------------------------------------
 

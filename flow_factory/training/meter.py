@@ -101,7 +101,7 @@ class Meter:
 
         What a phase inside another takes is none of that one's.
         """
-        liveness.doing(f"the {name} phase")
+        liveness.set_activity(f"the {name} phase")
         self._settle()
         mine = _Open(name, time.perf_counter(), barriers.waited())
         self._open.append(mine)
@@ -117,7 +117,7 @@ class Meter:
         for observer in self.observers:
             observer.ends(name)
         if self._open:
-            liveness.doing(f"the {self._open[-1].name} phase")
+            liveness.set_activity(f"the {self._open[-1].name} phase")
 
     def _account(self, mine: _Open) -> None:
         """What a phase that ends has taken."""

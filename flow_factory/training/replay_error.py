@@ -8,7 +8,7 @@ from torch import Tensor
 from flow_factory.config import BatchPlan, RunConfig
 from flow_factory.core.groups import cut
 from flow_factory.data.order import rows_of_epoch
-from flow_factory.distributed.barriers import meet_again
+from flow_factory.distributed.barriers import wait_for_everyone
 from flow_factory.types import Metrics, Point
 from flow_factory.utils.errors import UserError
 
@@ -45,7 +45,7 @@ def measure(trainer: "Trainer") -> str | None:
     if not errors:
         return None
     worst = torch.stack([error for error, _ in errors]).max().float().reshape(1)
-    meet_again("replaying a rollout")
+    wait_for_everyone("replaying a rollout")
     floor = trainer.accelerator.gather(worst).max().item()
     clip = 10 * errors[0][1]
     if floor > clip:

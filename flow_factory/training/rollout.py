@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flow_factory.algorithms.base import Algorithm
 from flow_factory.config import BatchPlan, RunConfig
-from flow_factory.core.condition_memo import Memo
+from flow_factory.core.condition_memo import ConditionMemo
 from flow_factory.core.dynamics import DYNAMICS
 from flow_factory.core.groups import cut
 from flow_factory.core.randomness import generator, normal
@@ -27,13 +27,13 @@ from flow_factory.models.loading import DTYPES
 from flow_factory.policy.weight_store import WeightStore
 from flow_factory.rewards.scoring import RewardSet
 from flow_factory.runs.training_state import Progress
-from flow_factory.training.finished_work import Done
-from flow_factory.training.judging import Judging
+from flow_factory.training.finished_work import FinishedWork
+from flow_factory.training.judging import RolloutScoring
 from flow_factory.training.meter import Meter
 from flow_factory.training.rollout_size import most_alike
 from flow_factory.types import Cond, Rollout, Row
 from flow_factory.utils.errors import RowError
-from flow_factory.utils.offload import moved, parked
+from flow_factory.utils.offload import to_cpu, to_device
 from flow_factory.utils.signals import Interrupt
 from flow_factory.utils.terminal import bar
 
@@ -59,12 +59,12 @@ class Roller:
     meter: Meter
     progress: Progress
     interrupt: Interrupt
-    judging: Judging = field(init=False)
+    judging: RolloutScoring = field(init=False)
     rollouts: list[Rollout] = field(default_factory=list, init=False)
     """This epoch's micro-batches whose pictures rewards have seen."""
     waiting: list[Rollout] = field(default_factory=list, init=False)
     """What was drawn since."""
-    done: Done | None = field(default=None, init=False)
+    done: FinishedWork | None = field(default=None, init=False)
     """Of the epoch that comes next, where it was begun before this process was there."""
     cond: tuple[int, Cond, Cond] | None = field(default=None, init=False)
     """Of the row that was drawn last: on the device, and as its rollouts keep it."""
@@ -104,7 +104,7 @@ class Roller:
         """Of this epoch nothing is drawn yet, but what an earlier process has kept."""
         size = self.config.train.per_device_batch_size
         shown = self.config.log.num_samples if self.accelerator.is_main_process else 0
-        self.judging = Judging(self.accelerator, self.interrupt, self.meter, self.plan.rolled, self.rewards, size, shown)
+        self.judging = RolloutScoring(self.accelerator, self.interrupt, self.meter, self.plan.rolled, self.rewards, size, shown)
         self.rollouts, self.waiting = [], []
         if self.done is not None:
             done, self.done = self.done, None
@@ -126,14 +126,14 @@ class Roller:
         """What there is of the epoch, in micro-batches."""
         return self.rollouts + [part for one in self.waiting for part in cut(one, self.config.train.per_device_batch_size)]
 
-    def done_so_far(self) -> Done | None:
+    def done_so_far(self) -> FinishedWork | None:
         """What of this epoch can be kept; None where nothing is, and of given pairs, which are quickly made."""
         drawn = self.drawn()
         if self.done is not None or not drawn or self.pairs is not None:
             return self.done
         look_at(drawn[-1:])
         judging = self.judging
-        return Done(drawn, judging.taken, judging.ids, judging.asking.asked, judging.counts or self.rewards.counts, self.together)
+        return FinishedWork(drawn, judging.taken, judging.ids, judging.asking.asked, judging.counts or self.rewards.counts, self.together)
 
     def forget(self) -> None:
         """The epoch is learnt."""
@@ -183,7 +183,7 @@ class Roller:
         row, (cond, kept) = self.rows[slot.row], self.cond_of(slot.row)
         with named_rows([row], self.adapter, "encode", RowError):
             x0, media = self.pairs.states(row, cond)
-        rollout = Rollout(row, kept, [], media, slot.slot, epoch, (2 * slot.slot, 2 * slot.slot + 1), x0, memo=Memo())
+        rollout = Rollout(row, kept, [], media, slot.slot, epoch, (2 * slot.slot, 2 * slot.slot + 1), x0, memo=ConditionMemo())
         rollout.rewards, rollout.advantage = torch.tensor([[1.0], [0.0]]), torch.tensor([1.0, -1.0], device=x0.device)
         return rollout
 
@@ -195,7 +195,7 @@ class Roller:
         sampler = self.sampler(slot.slot, ids, epoch)
         starts = [slot.slot * train.group_size] * len(ids) if train.init_same_noise else ids
         generators = [generator(train.seed, "init", epoch, i) for i in starts]
-        memo = Memo()
+        memo = ConditionMemo()
         row = self.rows[slot.row]
         with named_rows([row], self.adapter, "draw", RowError):
             media, recorder = self.engine("sample", cond, self.call, train.num_inference_steps, sampler, generators, memo)
@@ -204,15 +204,15 @@ class Roller:
             rollout.x0 = recorder.final
             rollout.schedule = recorder.timesteps.cpu(), recorder.sigmas.cpu()
         if train.offload_samples_to_cpu:
-            rollout.steps = [replace(s, **parked(vars(s))) for s in rollout.steps]
-            rollout.x0 = parked(rollout.x0)
+            rollout.steps = [replace(s, **to_cpu(vars(s))) for s in rollout.steps]
+            rollout.x0 = to_cpu(rollout.x0)
         return rollout
 
     def cond_of(self, row: int) -> tuple[Cond, Cond]:
         """(on the device, as rollouts keep it); read once for the micro-batches of a group, which follow each other, and which share it."""
         if self.cond is None or self.cond[0] != row:
             read = self.conds[row]
-            here = moved(read, self.accelerator.device)
+            here = to_device(read, self.accelerator.device)
             self.cond = row, here, read if self.config.train.offload_samples_to_cpu else here
         return self.cond[1:]
 
@@ -222,7 +222,7 @@ class Roller:
 
         def noise(index: int, x: Tensor, purpose: str) -> Tensor:
             drawn = torch.stack([normal(x.shape[1:], torch.float32, "cpu", train.seed, purpose, epoch, i, index) for i in ids])
-            return moved(drawn.pin_memory() if x.is_cuda else drawn, x.device)  # behind what the device still has to do, not after it
+            return to_device(drawn.pin_memory() if x.is_cuda else drawn, x.device)  # behind what the device still has to do, not after it
 
         return Sampler(
             DYNAMICS[scheduler.dynamics_type], scheduler.noise_level, algorithm.noisy(epoch, slot), noise,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flow_factory.distributed import liveness
-from flow_factory.distributed.barriers import meet_again
+from flow_factory.distributed.barriers import wait_for_everyone
 from flow_factory.distributed.collectives import most_of_ranks
 from flow_factory.memory.fit import measured
 from flow_factory.policy.gradient_checkpointing import StepBack
@@ -25,7 +25,7 @@ from flow_factory.training.replay_error import measure
 from flow_factory.training.saver import Saver
 from flow_factory.training.trainer import Trainer
 from flow_factory.utils.errors import RowError, UserError
-from flow_factory.utils.offload import give_back
+from flow_factory.utils.offload import empty_device_cache
 from flow_factory.utils.signals import Interrupted
 from flow_factory.utils.terminal import Epochs, note, say
 
@@ -136,7 +136,7 @@ class Run:
         minutes = self.trainer.config.log.save_minutes
         if minutes is None:
             return False
-        meet_again("logging")
+        wait_for_everyone("logging")
         return most_of_ranks(self.trainer.accelerator, self.main and time.monotonic() - self.saved >= 60 * minutes) > 0
 
     def keep(self, began: int) -> None:
@@ -148,7 +148,7 @@ class Run:
 
     def tell(self, metrics: dict[str, float]) -> None:
         """Logs an epoch and says it."""
-        liveness.doing("logging")
+        liveness.set_activity("logging")
         self.bar.tell(metrics)
         self.log(metrics)
         peaks = {found[1]: gb for name, gb in metrics.items() if (found := re.fullmatch(r"perf/(\w+)_peak_memory_gb", name))}
@@ -156,7 +156,7 @@ class Run:
             say(measured(self.trainer.config, peaks))
             self.weighed = True
         if self.back is not None:
-            meet_again("logging")
+            wait_for_everyone("logging")
             self.back.look(self.trainer.meter.share_of_card(), lambda near: most_of_ranks(self.trainer.accelerator, near) > 0)
 
     def log(self, metrics: dict[str, float]) -> None:
@@ -166,18 +166,18 @@ class Run:
 
     def evaluate(self) -> None:
         """Scores the test rows' fixed pictures, and shows them beside the last training samples."""
-        liveness.doing("logging")
+        liveness.set_activity("logging")
         if self.trackers is not None:
             self.trackers.log_samples("train", self.trainer.shown, self.trainer.progress.epoch)
         if self.evaluator is None or self.trainer.config.eval.eval_freq == 0:
             return
         device = self.trainer.accelerator.device
-        give_back(device)
+        empty_device_cache(device)
         with self.trainer.meter.phase("eval"):
             ends = self.trainer.progress.epoch == self.trainer.config.train.max_epochs
             metrics, samples = self.evaluator.run(full=ends and self.trainer.config.eval.full_at_end)
-        give_back(device)
-        liveness.doing("logging")
+        empty_device_cache(device)
+        liveness.set_activity("logging")
         self.log(metrics | self.trainer.meter.cost("eval", self.evaluator.shares))
         if self.trackers is not None:
             said = ", ".join(f"{k.removeprefix('eval/')} {v:.4g}" for k, v in metrics.items() if re.fullmatch(r"eval/.*_mean", k))

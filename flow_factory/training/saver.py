@@ -13,7 +13,7 @@ from flow_factory.checkpoints.checkpoint import CheckpointError, begin, checkpoi
 from flow_factory.checkpoints.model_files import collect, save_model
 from flow_factory.checkpoints.state_files import write
 from flow_factory.distributed import liveness
-from flow_factory.distributed.barriers import meet_again
+from flow_factory.distributed.barriers import wait_for_everyone
 from flow_factory.distributed.engines import Engine
 from flow_factory.policy.weight_store import WeightStore
 from flow_factory.runs.training_state import stage
@@ -45,14 +45,14 @@ class Saver(Background):
         Raises:
             SaveError: this one cannot be begun, or the one before could not be written; `check` and `wait` raise it too.
         """
-        liveness.doing("saving")
+        liveness.set_activity("saving")
         self.wait()
         main = self.accelerator.is_main_process
         partial = partial_of(folder)
         if main:
             with kept(folder):
                 begin(partial)
-        meet_again("the checkpoint before")
+        wait_for_everyone("the checkpoint before")
         with self.store.use(self.store.reported):
             model = collect(self.engine.policy, self.engine.whole, keep=main)
         staged = stage(self.store, self.engine) if progress is not None else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flow_factory.utils.terminal import span
+from flow_factory.utils.terminal import format_duration
 
 logger = logging.getLogger(__name__)
 COMPARED = ("rollout", "reward", "optimise", "eval")
@@ -96,4 +96,4 @@ def lagging(work: Tensor, least: float) -> tuple[int, float, float] | None:
 
 def precisely(seconds: float) -> str:
     """`3.2 s`, `12 min`."""
-    return f"{seconds:.3g} s" if seconds < 100 else span(seconds)
+    return f"{seconds:.3g} s" if seconds < 100 else format_duration(seconds)

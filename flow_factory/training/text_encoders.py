@@ -22,7 +22,7 @@ from flow_factory.models.loading import load_parts
 from flow_factory.policy.attention import without_cudnn
 from flow_factory.types import Cond, Row
 from flow_factory.utils.errors import RowError, UserError
-from flow_factory.utils.offload import give_back
+from flow_factory.utils.offload import empty_device_cache
 from flow_factory.utils.pretrained import on_disk
 from flow_factory.utils.terminal import note
 
@@ -120,7 +120,7 @@ class Encoders:
         if self.idle == "drop" and self.parts:
             self.parts, self.home = {}, {}
         if self.idle != "keep":
-            give_back(self.device)
+            empty_device_cache(self.device)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Parameters and buffers of all of them."""

@@ -14,7 +14,7 @@ from flow_factory.config import BatchPlan, RunConfig, pipeline_kwargs
 from flow_factory.core.advantage import aggregation, varies
 from flow_factory.core.ema import decay_after
 from flow_factory.data.pairs import Pairs
-from flow_factory.distributed.barriers import meet_again
+from flow_factory.distributed.barriers import wait_for_everyone
 from flow_factory.distributed.collectives import agree, gather_groups
 from flow_factory.distributed.engines import Engine
 from flow_factory.distributed.shared_groups import share
@@ -22,10 +22,10 @@ from flow_factory.models.base import ModelAdapter
 from flow_factory.policy.policy import Policy
 from flow_factory.policy.weight_store import WeightStore
 from flow_factory.rewards.scoring import RewardSet
-from flow_factory.rewards.silence import Silence
+from flow_factory.rewards.silence import ConstantRewards
 from flow_factory.rewards.transform import transformed
 from flow_factory.runs.training_state import Progress
-from flow_factory.training.health import Watch
+from flow_factory.training.health import TrainingHealth
 from flow_factory.training.learner import Learner
 from flow_factory.training.meter import Meter
 from flow_factory.training.rollout import Roller
@@ -65,7 +65,7 @@ class Trainer:
         self.meter = Meter(self.accelerator, self.config.model.context_parallel)
         if (vae := getattr(self.adapter.pipe, "vae", None)) is not None:
             vae.decode = self.meter.decoding(vae.decode)
-        self.watch, self.silence = Watch(self.config), Silence()
+        self.watch, self.silence = TrainingHealth(self.config), ConstantRewards()
         self.call = pipeline_kwargs(self.config.train)
         self.aggregate = aggregation(self.config.train.advantage_aggregation, self.rewards.names)
         model = self.adapter, self.engine, self.store, self.algorithm
@@ -95,7 +95,7 @@ class Trainer:
         with self.rewards.dropping():
             rollouts = self.roller(self.progress.epoch)
             with self.meter.phase("rollout"):
-                meet_again("rolling out")
+                wait_for_everyone("rolling out")
             self.work = self.work or work_of(self, rollouts[0].cond)
             self.policy.set_aside()
             report = self.judge(rollouts)

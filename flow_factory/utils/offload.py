@@ -20,7 +20,7 @@ def store_in_8_bits(transformer: Any, kind: str, dtype: torch.dtype) -> None:
     transformer.enable_layerwise_casting(FLOAT8[kind], dtype)
 
 
-def waiting(part: nn.Module, device: torch.device) -> UserCpuOffloadHook:
+def offload_with_hook(part: nn.Module, device: torch.device) -> UserCpuOffloadHook:
     """Moves a part of a pipeline to main memory. It comes to the device when it is called, and stays until the hook's `offload()`.
 
     The pipeline takes the hook's device for its own, wherever the part is.
@@ -28,7 +28,7 @@ def waiting(part: nn.Module, device: torch.device) -> UserCpuOffloadHook:
     return cpu_offload_with_hook(part, device)[1]
 
 
-def give_back(device: torch.device) -> None:
+def empty_device_cache(device: torch.device) -> None:
     """Gives back to the card what torch's allocator keeps of tensors that are gone: between phases whose tensors have other sizes.
 
     Within a phase it is kept, for taking it anew costs time. On a CPU there is nothing to do.
@@ -37,10 +37,10 @@ def give_back(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def parked(tensors: Any) -> Any:
+def to_cpu(tensors: Any) -> Any:
     """The same structure with its tensors in main memory, in the same memory layout; pinned if they were on a GPU: the way back is short.
 
-    It waits for each copy, since nothing else would before the values are read. `learner.moved` need not wait on the way back: kernels
+    It waits for each copy, since nothing else would before the values are read. `learner.to_device` need not wait on the way back: kernels
     that read the values come behind the copy in the stream, and torch does not reuse pinned memory that is still being copied.
     """
     return tree_map_only(Tensor, _parked, tensors)
@@ -50,6 +50,6 @@ def _parked(x: Tensor) -> Tensor:
     return torch.empty_like(x, device="cpu", pin_memory=True).copy_(x) if x.is_cuda else x.cpu()
 
 
-def moved(tensors: Any, device: torch.device | str) -> Any:
+def to_device(tensors: Any, device: torch.device | str) -> Any:
     """The same structure with its tensors on the device."""
-    return tree_map_only(Tensor, lambda x: x.to(device, non_blocking=x.is_pinned()), tensors)  # see `parked`
+    return tree_map_only(Tensor, lambda x: x.to(device, non_blocking=x.is_pinned()), tensors)  # see `to_cpu`

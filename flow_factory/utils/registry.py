@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from flow_factory.utils.errors import UserError
-from flow_factory.utils.user_code import STRANGERS, blamed
+from flow_factory.utils.user_code import STRANGERS, user_errors
 
 
 class UnknownName(UserError):
@@ -80,7 +80,7 @@ class Registry:
         module, _, attribute = self.path(name).partition(":")
         if (here := str(Path.cwd())) not in sys.path:
             sys.path.append(here)
-        with blamed(f"{self.kind} {name!r} cannot be imported", module, UserError):
+        with user_errors(f"{self.kind} {name!r} cannot be imported", module, UserError):
             imported = self._imported(name, module)
         if not hasattr(imported, attribute):
             raise UnknownName(f"no {self.kind} {name!r}: module {module!r} has no {attribute!r}")

@@ -57,7 +57,7 @@ def log_to_terminal(level: int) -> None:
     os.environ.setdefault("TQDM_DYNAMIC_NCOLS", "1")  # the libraries' bars follow the terminal's size too
 
 
-def hush() -> None:
+def quiet_libraries() -> None:
     """Keeps the libraries' remarks on optional packages and renamed arguments from the terminal; before they are imported."""
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
@@ -100,7 +100,8 @@ def bar(items: Collection[Item], doing: str, unit: str = "it", shown: bool = Tru
             if time.monotonic() - last > EVERY:
                 last = time.monotonic()
                 rate = done / (last - since)
-                say(f"{doing}: {done * times} of {len(items) * times}, {speed(rate * times)}, {span((len(items) - done) / rate)} left")
+                left = format_duration((len(items) - done) / rate)
+                say(f"{doing}: {done * times} of {len(items) * times}, {speed(rate * times)}, {left} left")
             yield item
 
 
@@ -109,7 +110,7 @@ def speed(rate: float) -> str:
     return f"{rate:.3g} a second" if rate > 1 else f"{1 / rate:.3g} s each"
 
 
-def span(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """`40 s`, `12 min`, `3 h 20 min`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
@@ -146,4 +147,4 @@ class Epochs:
         """The time that the rest takes at the rate so far, evaluations included."""
         if self.last is None or self.done >= self.last:
             return ""
-        return f"; {span((time.monotonic() - self.since) / (self.done - self.first) * (self.last - self.done))} left"
+        return f"; {format_duration((time.monotonic() - self.since) / (self.done - self.first) * (self.last - self.done))} left"

@@ -19,7 +19,7 @@ LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "p
 
 
 @contextmanager
-def blamed(doing: str, module: str, kind: type[UserError] = RewardError) -> Iterator[None]:
+def user_errors(doing: str, module: str, kind: type[UserError] = RewardError) -> Iterator[None]:
     """Runs the code of a class of the user's own. What it raises, an exit among it, becomes a line that begins with `doing`.
 
     Args:
@@ -34,10 +34,10 @@ def blamed(doing: str, module: str, kind: type[UserError] = RewardError) -> Iter
     except (KeyboardInterrupt, Interrupted, UserError):
         raise
     except BaseException as error:  # SystemExit, GeneratorExit and the panics of Rust libraries end no run as if it were whole
-        raise kind(f"{doing}: {told(error)}{place(traceback.extract_tb(error.__traceback__), module)}") from error
+        raise kind(f"{doing}: {describe_error(error)}{place(traceback.extract_tb(error.__traceback__), module)}") from error
 
 
-def told(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """The type and the message in one line."""
     try:
         text = short(error)
@@ -87,11 +87,11 @@ STRANGERS: dict[str, str] = {}
 """Classes of the user's own that the program has imported, such as "model 'my_models.Mine'", by their module."""
 
 
-def whose(error: BaseException) -> str | None:
+def owner_of(error: BaseException) -> str | None:
     """The line of an error that nobody expected, where it came through a class of the user's own: the program calls it everywhere."""
     frames = traceback.extract_tb(error.__traceback__)
     module = _module(frames, STRANGERS)
-    return None if module is None else f"{STRANGERS[module]}: {told(error)}{place(frames, module)}"
+    return None if module is None else f"{STRANGERS[module]}: {describe_error(error)}{place(frames, module)}"
 
 
 WATCHED: dict[str, str] = {}
@@ -112,7 +112,7 @@ def watch_threads(names: Mapping[str, str]) -> None:
         if args.exc_value is None or (module := _module(frames, WATCHED)) is None:
             before(args)
             return
-        line = f"{told(args.exc_value)}{place(frames, module)}"
+        line = f"{describe_error(args.exc_value)}{place(frames, module)}"
         print(f"warning: {WATCHED[module]}: a thread that it started died: {line}", file=sys.stderr)
 
     hook.before = before  # type: ignore[attr-defined]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flow_factory.core.condition_memo import Memo
+from flow_factory.core.condition_memo import ConditionMemo
 from flow_factory.core.groups import pick
 from flow_factory.core.randomness import normal
 from flow_factory.types import Rollout, Step
@@ -20,7 +20,7 @@ SETTINGS: dict[str, dict[str, Any]] = {"dpo": {"num_train_timesteps": 4}}
 
 
 def batch(*ids: int, slot: int = 0, epoch: int = 0, dtype: torch.dtype = torch.float32) -> Rollout:
-    return rollout(torch.linspace(-1, 1, len(ids)), ids, slot, epoch, latents(ids).to(dtype), memo=Memo())
+    return rollout(torch.linspace(-1, 1, len(ids)), ids, slot, epoch, latents(ids).to(dtype), memo=ConditionMemo())
 
 
 def noises(name: str, rollout: Rollout, **train: Any) -> Tensor:

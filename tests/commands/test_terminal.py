@@ -16,7 +16,7 @@ import pytest
 
 from flow_factory.training.banner import banner
 from flow_factory.utils import terminal
-from flow_factory.utils.terminal import Epochs, bar, hush, log_to_terminal, span
+from flow_factory.utils.terminal import Epochs, bar, format_duration, log_to_terminal, quiet_libraries
 from tests.tiny.run import ROOT, environment, ff_train, tiny, write_run
 
 
@@ -51,7 +51,7 @@ def test_our_warnings_are_heard_and_the_libraries_are_not(capfd: pytest.CaptureF
     monkeypatch.setattr(root, "handlers", [])
     monkeypatch.setattr(root, "level", root.level)
     log_to_terminal(logging.WARNING)
-    hush()
+    quiet_libraries()
     for name in ("torchao.kernel", "torch.utils._pytree", "flow_factory.runs.rows", "my_rewards"):
         logging.getLogger(name).warning("of %s", name)
     logging.getLogger("torchao").error("broken")
@@ -61,7 +61,7 @@ def test_our_warnings_are_heard_and_the_libraries_are_not(capfd: pytest.CaptureF
 
 @pytest.mark.parametrize(("seconds", "said"), [(0.4, "0 s"), (99, "99 s"), (100, "2 min"), (5940, "99 min"), (12000, "3 h 20 min")])
 def test_a_span_is_said_in_the_unit_that_fits(seconds: float, said: str) -> None:
-    assert span(seconds) == said
+    assert format_duration(seconds) == said
 
 
 def test_long_work_is_a_line_a_minute_without_a_terminal(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
-from flow_factory.core.condition_memo import Desk, Memo
+from flow_factory.core.condition_memo import ConditionMemo, MemoTable
 
 
 class Pipe:
@@ -37,28 +37,28 @@ def pipe() -> Pipe:
 
 
 @pytest.fixture
-def desk(pipe: Pipe) -> Desk:
-    return Desk(pipe, ("vae.encode", "encode_image", "connectors"))
+def memo_table(pipe: Pipe) -> MemoTable:
+    return MemoTable(pipe, ("vae.encode", "encode_image", "connectors"))
 
 
 def mode(out: Any) -> Tensor:
     return out.latent_dist.mode()
 
 
-def test_later_calls_get_the_first_ones_answers_in_their_order(pipe: Pipe, desk: Desk) -> None:
-    memo = Memo()
-    with desk.using(memo):
+def test_later_calls_get_the_first_ones_answers_in_their_order(pipe: Pipe, memo_table: MemoTable) -> None:
+    memo = ConditionMemo()
+    with memo_table.using(memo):
         first = [mode(pipe.vae.encode(picture(1))), pipe.encode_image(picture(2), scale=3.0), mode(pipe.vae.encode(picture(4)))]
     assert pipe.calls == ["vae", "image", "vae"]
     for _ in range(2):
-        with desk.using(memo):
+        with memo_table.using(memo):
             again = [mode(pipe.vae.encode(picture(0))), mode(pipe.vae.encode(picture(0))), pipe.encode_image(picture(0))]
         assert torch.equal(again[0], first[0]) and torch.equal(again[1], first[2]) and torch.equal(again[2], first[1])
     assert pipe.calls == ["vae", "image", "vae"]
 
 
-def test_equal_inputs_are_computed_once(pipe: Pipe, desk: Desk) -> None:
-    with desk.using(Memo()):
+def test_equal_inputs_are_computed_once(pipe: Pipe, memo_table: MemoTable) -> None:
+    with memo_table.using(ConditionMemo()):
         outs = [mode(pipe.vae.encode(picture(v))) for v in (1, 1, 2, 1)]
     assert pipe.calls == ["vae", "vae"] and [o.mean().item() for o in outs] == [1, 1, 2, 1]
 
@@ -67,53 +67,53 @@ def test_equal_inputs_are_computed_once(pipe: Pipe, desk: Desk) -> None:
     ((picture(1), 1.0), (picture(1), 2.0)), ((picture(1), 1.0), (picture(2), 1.0)), ((picture(1), 1.0), (picture(1).double(), 1.0)),
     ((picture(1), 1.0), (picture(1)[:, :2], 1.0)),
 ])  # fmt: skip
-def test_other_inputs_are_computed(pipe: Pipe, desk: Desk, a: tuple, b: tuple) -> None:
-    with desk.using(Memo()):
+def test_other_inputs_are_computed(pipe: Pipe, memo_table: MemoTable, a: tuple, b: tuple) -> None:
+    with memo_table.using(ConditionMemo()):
         outs = [pipe.encode_image(*args) for args in (a, b)]
     assert pipe.calls == ["image", "image"] and torch.equal(outs[1], b[0] * b[1])
 
 
-def test_the_rollout_may_draw_from_the_posterior_and_the_memo_keeps_its_mode(pipe: Pipe, desk: Desk) -> None:
-    memo = Memo()
-    with desk.using(memo):
+def test_the_rollout_may_draw_from_the_posterior_and_the_memo_keeps_its_mode(pipe: Pipe, memo_table: MemoTable) -> None:
+    memo = ConditionMemo()
+    with memo_table.using(memo):
         drawn = pipe.vae.encode(picture(1)).latent_dist.sample(torch.Generator().manual_seed(0))
-    with desk.using(memo):
+    with memo_table.using(memo):
         out = pipe.vae.encode(picture(1)).latent_dist
     assert drawn.std() > 0.1 and torch.equal(out.mode(), picture(1)) and torch.equal(out.sample(), picture(1))
 
 
-def test_two_micro_batches_do_not_mix_and_evaluation_has_no_memo(pipe: Pipe, desk: Desk) -> None:
-    memos = [Memo(), Memo()]
+def test_two_micro_batches_do_not_mix_and_evaluation_has_no_memo(pipe: Pipe, memo_table: MemoTable) -> None:
+    memos = [ConditionMemo(), ConditionMemo()]
     for value, memo in enumerate(memos):
-        with desk.using(memo):
+        with memo_table.using(memo):
             pipe.encode_image(picture(value))
-    with desk.using(memos[0]):
+    with memo_table.using(memos[0]):
         assert pipe.encode_image(picture(9)).mean() == 0
-    with desk.using(memos[1]):
+    with memo_table.using(memos[1]):
         assert pipe.encode_image(picture(9)).mean() == 1
     assert pipe.encode_image(picture(9)).mean() == 9
-    with desk.using(None):
+    with memo_table.using(None):
         assert pipe.encode_image(picture(9)).mean() == 9
 
 
-def test_what_a_broken_call_left_is_forgotten(pipe: Pipe, desk: Desk) -> None:
-    memo = Memo()
-    with pytest.raises(ZeroDivisionError), desk.using(memo):
+def test_what_a_broken_call_left_is_forgotten(pipe: Pipe, memo_table: MemoTable) -> None:
+    memo = ConditionMemo()
+    with pytest.raises(ZeroDivisionError), memo_table.using(memo):
         pipe.encode_image(picture(1))
         raise ZeroDivisionError
-    with desk.using(memo):
+    with memo_table.using(memo):
         assert pipe.encode_image(picture(2)).mean() == 2
-    assert memo.full and desk.memo is None and pipe.calls == ["image", "image"]
+    assert memo.full and memo_table.memo is None and pipe.calls == ["image", "image"]
 
 
-def test_answers_that_are_given_before_need_no_call(pipe: Pipe, desk: Desk) -> None:
-    memo = Memo({"encode_image": [picture(5)]})
+def test_answers_that_are_given_before_need_no_call(pipe: Pipe, memo_table: MemoTable) -> None:
+    memo = ConditionMemo({"encode_image": [picture(5)]})
     for _ in range(2):
-        with desk.using(memo):
+        with memo_table.using(memo):
             assert pipe.encode_image(picture(1)).mean() == 5 and mode(pipe.vae.encode(picture(2))).mean() == 2
     assert pipe.calls == ["vae"]
 
 
-def test_what_a_pipeline_lacks_is_passed_over_and_the_rest_stays_in_reach(pipe: Pipe, desk: Desk) -> None:
+def test_what_a_pipeline_lacks_is_passed_over_and_the_rest_stays_in_reach(pipe: Pipe, memo_table: MemoTable) -> None:
     assert not hasattr(pipe, "connectors") and pipe.vae.config == "stays in reach"
     assert pipe.encode_image.__name__ == "encode_image"

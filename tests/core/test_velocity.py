@@ -14,7 +14,7 @@ from torch import Tensor
 from flow_factory.core.dynamics import DYNAMICS
 from flow_factory.core.randomness import generator
 from flow_factory.core.sampling import Sampler
-from flow_factory.core.velocity import Field, Recorder
+from flow_factory.core.velocity import Recorder, VelocityField
 from flow_factory.models.base import ModelAdapter
 from tests.conftest import CALL, CFG, SDES, STEPS, condition, flux, policy_over, rolled, state, velocity_at
 from tests.tiny.flux import flux_pipeline
@@ -166,7 +166,7 @@ def test_a_pipeline_that_never_steps_is_refused() -> None:
         def __call__(self, **arguments: Any) -> None: ...
 
     with pytest.raises(RuntimeError, match="Stepless did not call scheduler.step twice"):
-        Field(Stepless(), ()).velocity(state(), torch.tensor(500.0), torch.tensor(0.5), {})
+        VelocityField(Stepless(), ()).velocity(state(), torch.tensor(500.0), torch.tensor(0.5), {})
 
 
 # -- noise -----------------------------------------------------------------------------------------------------------------------

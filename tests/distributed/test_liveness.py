@@ -18,18 +18,18 @@ from flow_factory.config import load_config
 from flow_factory.config.base import ConfigError
 from flow_factory.distributed import liveness
 from flow_factory.distributed.barriers import Work
-from flow_factory.distributed.liveness import FAILED, LEFT, Presence
+from flow_factory.distributed.liveness import FAILED, LEFT, ProcessMonitor
 from flow_factory.distributed.rendezvous import limit_groups
 from flow_factory.utils.errors import ProcessLost
 from tests.tiny.run import write_run
 
 
 @pytest.fixture
-def three(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Presence]]:
+def three(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ProcessMonitor]]:
     """Three processes, as they see each other, all in this one, which does not end."""
-    monkeypatch.setattr(Presence, "_end_if_stuck", lambda self: None)
+    monkeypatch.setattr(ProcessMonitor, "_end_if_stuck", lambda self: None)
     store = HashStore()
-    everyone = [Presence(store, rank, 3, "127.0.0.1", 60) for rank in range(3)]
+    everyone = [ProcessMonitor(store, rank, 3, "127.0.0.1", 60) for rank in range(3)]
     soon(lambda: len(everyone[0].connections) == 3)
     yield everyone
     for one in everyone:
@@ -44,7 +44,7 @@ def soon(happens: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def die(one: Presence) -> None:
+def die(one: ProcessMonitor) -> None:
     """As the kernel closes a process's connections, which then tells of nobody else's end."""
     one.closing = True
     for connection in one.connections:
@@ -53,7 +53,7 @@ def die(one: Presence) -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_death_is_known_to_all_and_told_with_what_was_done(three: list[Presence], rank: int) -> None:
+def test_a_death_is_known_to_all_and_told_with_what_was_done(three: list[ProcessMonitor], rank: int) -> None:
     others = [one for one in three if one.rank != rank]
     three[rank].say("scoring")
     assert [one.who_is_gone() for one in three] == [None, None, None]
@@ -64,7 +64,7 @@ def test_a_death_is_known_to_all_and_told_with_what_was_done(three: list[Presenc
             assert re.fullmatch(rf"process {rank} of 3 has died, at: scoring, since \d+ s", said or "")
 
 
-def test_who_has_done_its_part_or_has_said_what_failed_has_not_died(three: list[Presence]) -> None:
+def test_who_has_done_its_part_or_has_said_what_failed_has_not_died(three: list[ProcessMonitor]) -> None:
     three[1].leave(LEFT)
     die(three[1])
     three[2].leave(FAILED)
@@ -74,7 +74,7 @@ def test_who_has_done_its_part_or_has_said_what_failed_has_not_died(three: list[
     assert said.startswith("process 2 of 3 has failed; its own message says why. It was at: its start, since ")
 
 
-def test_a_stranger_at_the_port_is_nobody(three: list[Presence]) -> None:
+def test_a_stranger_at_the_port_is_nobody(three: list[ProcessMonitor]) -> None:
     port = three[0].connections[0].getsockname()[1]
     for said in (b"", b"wrong 1\n", b"\n\n"):
         with socket.create_connection(("127.0.0.1", port)) as stranger:
@@ -84,14 +84,14 @@ def test_a_stranger_at_the_port_is_nobody(three: list[Presence]) -> None:
     assert list(three[0].gone) == [2]
 
 
-def test_a_wait_ends_with_the_death_of_the_one_that_is_waited_for(three: list[Presence], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wait_ends_with_the_death_of_the_one_that_is_waited_for(three: list[ProcessMonitor], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(liveness, "here", three[0])
     die(three[1])
     with pytest.raises(ProcessLost, match="process 1 of 3 has died"):
         Work("encoding", three[0].store, (0, 3)).wait()
 
 
-def test_of_a_late_collective_those_are_named_that_do_something_else(three: list[Presence], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_late_collective_those_are_named_that_do_something_else(three: list[ProcessMonitor], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(liveness, "GRACE", 0.0)
     for rank, what in enumerate(("learning", "learning", "scoring")):
         three[rank].say(what)

@@ -12,8 +12,8 @@ from torch.distributed.elastic.rendezvous.api import RendezvousGracefulExitError
 from flow_factory.config import load_config
 from flow_factory.distributed import machines as module
 from flow_factory.distributed.machines import Machines
-from flow_factory.distributed.rendezvous import Meeting
-from flow_factory.distributed.topology import Placement
+from flow_factory.distributed.rendezvous import Rendezvous
+from flow_factory.distributed.topology import Topology
 from flow_factory.runs.resume import has_ended
 from flow_factory.utils.errors import MeetingError
 from tests.tiny.run import free_port, write_run
@@ -36,7 +36,7 @@ class Two:
         self.meet()
 
     def launcher(self, number: int, told: str = "--num_processes 2", restarts: int = RESTARTS) -> Machines:
-        return Machines(Meeting("machine", number, 2, "127.0.0.1", self.port, 60), restarts, 60, told)
+        return Machines(Rendezvous("machine", number, 2, "127.0.0.1", self.port, 60), restarts, 60, told)
 
     def start(self, *launchers: Machines) -> list["Future[None]"]:
         return [self.pool.submit(one.meet) for one in launchers]
@@ -145,7 +145,7 @@ def test_a_launcher_that_is_started_anew_after_the_run_has_ended_waits_for_nobod
 ) -> None:
     """It was killed on its way out; those of the other machines have left."""
     keys = ("log.save_model_only=false", "model.resume_path=auto")
-    config, place = load_config(write_run(tmp_path), keys), Placement(2, 2, 0, "127.0.0.1", 29500, False)
+    config, place = load_config(write_run(tmp_path), keys), Topology(2, 2, 0, "127.0.0.1", 29500, False)
     run = tmp_path / "save" / "run"
     assert not has_ended(config, place)
     for epoch in (1, 2):

@@ -7,7 +7,7 @@ import pytest
 
 from flow_factory.config import ConfigError, RunConfig, load_config
 from flow_factory.distributed.launch import going_on
-from flow_factory.distributed.topology import Placement, first_host, overrides_of, place, srun_task, told_processes
+from flow_factory.distributed.topology import Topology, first_host, overrides_of, requested_processes, resolve_topology, srun_task
 from tests.tiny.run import write_run
 
 WORKER = {"LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "4"}
@@ -56,7 +56,7 @@ def configured(folder: Path, *overrides: str) -> RunConfig:
     ],
 )
 def test_how_many_processes(flags: dict[str, int], environ: dict[str, str], processes: int | None) -> None:
-    assert told_processes(flags, environ) == processes
+    assert requested_processes(flags, environ) == processes
 
 
 @pytest.mark.parametrize(
@@ -70,27 +70,27 @@ def test_an_override_is_of_the_command_line_too(tmp_path: Path, flags: dict[str,
 @pytest.mark.parametrize(
     ("flags", "environ", "want"),
     [
-        ({}, {}, Placement(4, 1, 0, "127.0.0.1", 29777, False)),
+        ({}, {}, Topology(4, 1, 0, "127.0.0.1", 29777, False)),
         ({}, {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "1234", "NODE_RANK": "1", "NUM_NODES": "2"},
-         Placement(4, 2, 1, "10.0.0.1", 1234, False)),
-        ({}, {"CHIEF_IP": "c", "MASTER_ADDR": "a", "MASTER_IP": "m", "INDEX": "3", "HOST_NUM": "4"}, Placement(4, 4, 3, "m", 29777, False)),
+         Topology(4, 2, 1, "10.0.0.1", 1234, False)),
+        ({}, {"CHIEF_IP": "c", "MASTER_ADDR": "a", "MASTER_IP": "m", "INDEX": "3", "HOST_NUM": "4"}, Topology(4, 4, 3, "m", 29777, False)),
         ({"machine_rank": 0, "num_machines": 1, "main_process_port": 5, "main_process_ip": "b"},
-         {"MASTER_ADDR": "a", "MASTER_PORT": "1234", "NODE_RANK": "1", "NUM_NODES": "2"}, Placement(4, 1, 0, "b", 5, False)),
-        ({}, KUBEFLOW, Placement(4, 2, 1, "job-master-0", 23456, False)),
-        ({}, STEP, Placement(4, 2, 1, "gpu003", 21234, False)),
-        ({"main_process_port": 7}, STEP | {"MASTER_ADDR": "ib0-gpu003"}, Placement(4, 2, 1, "ib0-gpu003", 7, False)),
-        ({}, SHELL, Placement(4, 1, 0, "127.0.0.1", 29777, False)),
+         {"MASTER_ADDR": "a", "MASTER_PORT": "1234", "NODE_RANK": "1", "NUM_NODES": "2"}, Topology(4, 1, 0, "b", 5, False)),
+        ({}, KUBEFLOW, Topology(4, 2, 1, "job-master-0", 23456, False)),
+        ({}, STEP, Topology(4, 2, 1, "gpu003", 21234, False)),
+        ({"main_process_port": 7}, STEP | {"MASTER_ADDR": "ib0-gpu003"}, Topology(4, 2, 1, "ib0-gpu003", 7, False)),
+        ({}, SHELL, Topology(4, 1, 0, "127.0.0.1", 29777, False)),
         ({"rendezvous_timeout": 5, "max_restarts": 3}, {"FF_RENDEZVOUS_TIMEOUT": "9"},
-         Placement(4, 1, 0, "127.0.0.1", 29777, False, 5, 3)),
-        ({}, {"FF_RENDEZVOUS_TIMEOUT": "9", "PET_MAX_RESTARTS": "2"}, Placement(4, 1, 0, "127.0.0.1", 29777, False, 9, 2)),
-        ({}, WORKER, Placement(4, 1, 0, "127.0.0.1", 29777, True)),
-        ({}, WORKER | {"GROUP_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, Placement(4, 1, 0, "a", 1, True)),
+         Topology(4, 1, 0, "127.0.0.1", 29777, False, 5, 3)),
+        ({}, {"FF_RENDEZVOUS_TIMEOUT": "9", "PET_MAX_RESTARTS": "2"}, Topology(4, 1, 0, "127.0.0.1", 29777, False, 9, 2)),
+        ({}, WORKER, Topology(4, 1, 0, "127.0.0.1", 29777, True)),
+        ({}, WORKER | {"GROUP_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, Topology(4, 1, 0, "a", 1, True)),
     ],
 )  # fmt: skip
 def test_the_command_line_overrides_the_environment_overrides_the_yaml(
-    tmp_path: Path, flags: dict[str, Any], environ: dict[str, str], want: Placement
+    tmp_path: Path, flags: dict[str, Any], environ: dict[str, str], want: Topology
 ) -> None:
-    assert place(configured(tmp_path), {"num_processes": None, **flags}, environ) == want
+    assert resolve_topology(configured(tmp_path), {"num_processes": None, **flags}, environ) == want
 
 
 MEET = {"main_process_ip": "a", "machine_rank": 0}
@@ -115,7 +115,7 @@ MEET = {"main_process_ip": "a", "machine_rank": 0}
 )
 def test_places_that_cannot_be(tmp_path: Path, flags: dict[str, Any], environ: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        place(configured(tmp_path), flags, environ)
+        resolve_topology(configured(tmp_path), flags, environ)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_places_that_cannot_be(tmp_path: Path, flags: dict[str, Any], environ: d
 )
 def test_numbers_of_processes_that_cannot_be(flags: dict[str, int], environ: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        told_processes(flags, environ)
+        requested_processes(flags, environ)
 
 
 def test_a_task_of_srun_is_told_what_torch_wants_to_know() -> None:
@@ -139,7 +139,7 @@ def test_a_task_of_srun_is_told_what_torch_wants_to_know() -> None:
     assert srun_task({}, TASKS) == want
     assert srun_task({"main_process_port": 7}, TASKS | {"MASTER_ADDR": "a"}) == want | {"MASTER_ADDR": "a", "MASTER_PORT": "7"}
     assert [srun_task({}, environ) for environ in ({}, SHELL, STEP, TASKS | WORKER)] == [{}, {}, {}, {}]
-    assert told_processes({}, TASKS | want) == 16
+    assert requested_processes({}, TASKS | want) == 16
     with pytest.raises(ConfigError, match="srun started 15 tasks on 2 machines; give each the same number by --ntasks-per-node"):
         srun_task({}, TASKS | {"SLURM_STEP_NUM_TASKS": "15"})
 
@@ -194,4 +194,4 @@ def test_auto_needs_a_name_and_a_state(tmp_path: Path, overrides: tuple[str, ...
 
 def test_a_number_of_processes_that_is_none_is_named() -> None:
     with pytest.raises(ConfigError, match="WORLD_SIZE is 'abc'; it must be a whole number from 1"):
-        told_processes({}, {"LOCAL_RANK": "0", "WORLD_SIZE": "abc"})
+        requested_processes({}, {"LOCAL_RANK": "0", "WORLD_SIZE": "abc"})

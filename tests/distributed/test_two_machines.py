@@ -11,17 +11,17 @@ import yaml
 from flow_factory.cli import parser
 from flow_factory.config import ConfigError, RunConfig, load_config
 from flow_factory.distributed.launch import launch
-from flow_factory.distributed.topology import ENVIRONMENT, Placement, overrides_of, place
+from flow_factory.distributed.topology import ENVIRONMENT, Topology, overrides_of, resolve_topology
 from tests.tiny.run import ROOT
 
 CLUSTER = ROOT / "examples" / "cluster"
 
 
-def asked(command: str, environment: dict[str, str]) -> tuple[RunConfig, Placement]:
+def asked(command: str, environment: dict[str, str]) -> tuple[RunConfig, Topology]:
     """What `ff-train ARGUMENTS` would do there."""
     args = parser().parse_intermixed_args(shlex.split(command)[1:])
     config = load_config(ROOT / args.config, overrides_of(vars(args), environment, args.overrides))
-    return config, place(config, vars(args), environment)
+    return config, resolve_topology(config, vars(args), environment)
 
 
 def test_the_script_for_slurm_starts_sixteen_processes_that_go_on() -> None:
@@ -33,7 +33,7 @@ def test_the_script_for_slurm_starts_sixteen_processes_that_go_on() -> None:
         "GPUS_ON_NODE": "8",
     }  # fmt: skip
     config, there = asked(command, {f"SLURM_{k}": v for k, v in step.items()})
-    assert there == Placement(16, 2, 1, "a1", 20007, False)
+    assert there == Topology(16, 2, 1, "a1", 20007, False)
     assert config.model.resume_path == "auto"
 
 
@@ -50,7 +50,7 @@ def test_the_job_for_kubernetes_starts_sixteen_processes_that_go_on() -> None:
     assert int(environment["NUM_NODES"]) == job["spec"]["completions"] == job["spec"]["parallelism"]
     assert int(environment["GPUS_PER_NODE"]) == container["resources"]["limits"]["nvidia.com/gpu"]
     config, there = asked(shlex.join(container["command"] + container["args"]), environment | {"NODE_RANK": "1"})
-    assert there == Placement(16, 2, 1, "flow-factory-0.flow-factory", 29500, False)
+    assert there == Topology(16, 2, 1, "flow-factory-0.flow-factory", 29500, False)
     assert config.model.resume_path == "auto" and config.log.save_dir in [mount["mountPath"] for mount in container["volumeMounts"]]
 
 
@@ -59,4 +59,4 @@ def test_more_processes_than_gpus_are_an_error(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     with pytest.raises(ConfigError, match="16 processes on this machine, which has 8 GPUs; set --num_processes 8, or say more machines"):
-        launch(Placement(16, 1, 0, "127.0.0.1", 29500, False), [], 600)
+        launch(Topology(16, 1, 0, "127.0.0.1", 29500, False), [], 600)

@@ -10,7 +10,7 @@ from flow_factory.checkpoints.model_files import save_model
 from flow_factory.config import ModelConfig
 from flow_factory.models.quantized import check_quantization
 from flow_factory.utils.errors import UserError
-from flow_factory.utils.offload import FLOAT8, moved
+from flow_factory.utils.offload import FLOAT8, to_device
 from tests.gpu.device import DEVICE, REAL
 from tests.memory.test_offload import learns_on_policy
 from tests.models.cases import EACH, RARE
@@ -30,7 +30,7 @@ def test_a_lora_is_evaluated_in_bf16_as_the_stock_pipeline_draws_with_it(name: s
     t, policy = tiny_case(name, "bf16", device=DEVICE, **LORA)
     save_model(tmp_path, policy, type(t.adapter.pipe))
     t.ask = engine_over(policy, "bf16", DEVICE)
-    t.conds = [moved(cond, DEVICE) for cond in t.conds]
+    t.conds = [to_device(cond, DEVICE) for cond in t.conds]
     assert same(t.evaluate(), drawn(loaded(name, tmp_path, "bf16").to(DEVICE), t.case))
 
 

@@ -22,10 +22,10 @@ from flow_factory.config.engine import MACHINES, EngineSettings
 from flow_factory.config.recompute import chosen_blocks
 from flow_factory.memory.estimate import CONTEXT, Part, estimate, gathered, in_main_memory, kept_activations, kept_weights, optimised, peak
 from flow_factory.memory.fit import memory_lines
-from flow_factory.memory.sizes import by_block, stored_bytes, stored_parameters, weigh
+from flow_factory.memory.sizes import by_block, stored_bytes, stored_parameters, weights_of
 from flow_factory.models import MODELS
 from flow_factory.models.flux1 import Flux1
-from flow_factory.policy.gradient_checkpointing import Setting, recompute
+from flow_factory.policy.gradient_checkpointing import Setting, checkpoint_blocks
 from flow_factory.training.run import Run
 from tests.tiny.flux import flux_pipeline
 from tests.tiny.run import ROOT, checkpoint, tiny, write_run
@@ -109,7 +109,7 @@ def test_activations_are_near_those_of_a_traced_forward_and_backward(setting: Se
     model = FluxTransformer2DModel(num_layers=layers[0], num_single_layers=layers[1], **shape).bfloat16().requires_grad_(False)
     for name, p in model.named_parameters():
         p.requires_grad_("to_q.weight" in name)  # a gradient has to go all the way
-    recompute([model], setting)
+    checkpoint_blocks([model], setting)
     sizes = {"hidden_states": (batch, tokens, 64), "encoder_hidden_states": (batch, 64, 256), "pooled_projections": (batch, 64)}
     inputs = {k: torch.randn(size).bfloat16() for k, size in sizes.items()} | {"timestep": torch.ones(batch).bfloat16()}
     places = {"img_ids": torch.zeros(tokens, 3), "txt_ids": torch.zeros(64, 3)}
@@ -194,7 +194,7 @@ def test_offloaded_weights_are_main_memory_and_a_block_is_on_the_device(monkeypa
     _, whole = of_flux("num_processes=1", "config_file=null")
     for name in ("frozen weights", "trained weights (", "optimiser state", "copies"):
         assert gb(parts, name, host=True) == pytest.approx(gb(whole, name)) and gb(parts, name, host=False) == 0
-    weights = weigh(config, Flux1, dict(Flux1.published), flux_shape())
+    weights = weights_of(config, Flux1, dict(Flux1.published), flux_shape())
     assert gb(parts, "gathered", host=False) == pytest.approx((weights.root + 2 * weights.block) * 1e-9)
     assert peak(parts) < 0.5 * peak(whole) and in_main_memory(parts) > 20 and in_main_memory(whole) == gb(whole, "images")
 
@@ -245,7 +245,7 @@ def test_quantised_weights_have_their_bits_and_scales(kind: str, bytes_a_weight:
 def test_zero_keeps_float32_weights_and_a_bucket_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     config, _ = of_flux("num_processes=8", "config_file=null", "model.finetune_type=full", "model.master_weight_dtype=bf16")
-    weights = weigh(config, Flux1, dict(Flux1.published), flux_shape())
+    weights = weights_of(config, Flux1, dict(Flux1.published), flux_shape())
     engine = EngineSettings("zero", 2, extra={"zero_optimization": {"reduce_bucket_size": 1e6}})
     parts = [*kept_weights(config, engine, weights), *optimised(config, engine, weights), *gathered(config, engine, weights)]
     share = weights.trained * 1e-9 / 8

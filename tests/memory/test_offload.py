@@ -20,7 +20,7 @@ from flow_factory.models.loading import load_adapter
 from flow_factory.models.quantized import check_quantization
 from flow_factory.policy.policy import Policy
 from flow_factory.utils.errors import UserError
-from flow_factory.utils.offload import FLOAT8, moved, parked
+from flow_factory.utils.offload import FLOAT8, to_cpu, to_device
 from tests.conftest import condition, flux, fresh_policy, policy_over, rolled, velocity_at
 from tests.core.test_exactness import DTYPES, exact
 from tests.tiny.run import logged, tiny, trained, write_run
@@ -185,9 +185,9 @@ def test_idle_parts_change_no_sample_and_no_velocity() -> None:
 
 def test_parked_tensors_keep_values_and_layout() -> None:
     x = torch.arange(24.0).reshape(2, 3, 4).transpose(1, 2)
-    kept = parked({"x": x, "n": 3, "none": None})
+    kept = to_cpu({"x": x, "n": 3, "none": None})
     assert kept["n"] == 3 and kept["none"] is None and torch.equal(kept["x"], x) and kept["x"].stride() == x.stride()
-    assert torch.equal(moved(kept, "cpu")["x"], x)
+    assert torch.equal(to_device(kept, "cpu")["x"], x)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit
 from PIL import Image
 from torch import Tensor, nn
 
-from flow_factory.core.condition_memo import Memo
+from flow_factory.core.condition_memo import ConditionMemo
 from flow_factory.core.dynamics import DYNAMICS
 from flow_factory.core.randomness import generator
 from flow_factory.core.sampling import Sampler
@@ -66,7 +66,7 @@ class Tiny:
 
     def roll(
         self, k: int = 0, dynamics: str = "Flow-SDE", noisy: Collection[int] | None = None, ids: Sequence[int] = (0, 1),
-        memo: Memo | None = None,
+        memo: ConditionMemo | None = None,
     ) -> tuple[list[Any], Recorder]:  # fmt: skip
         """Samples of row k whose noise is keyed by their ids."""
         noisy = self.noisy if noisy is None else noisy
@@ -74,11 +74,11 @@ class Tiny:
         with small(self.adapter.pipe):
             return self.ask("sample", self.conds[k], self.call, STEPS, sampler, [generator(0, "init", i) for i in ids], memo)
 
-    def velocity(self, step: Step, k: int = 0, memo: Memo | None = None) -> Tensor:
+    def velocity(self, step: Step, k: int = 0, memo: ConditionMemo | None = None) -> Tensor:
         with small(self.adapter.pipe):
             return self.ask("velocity", step.x.to(step.dtype), step.t, step.s, self.conds[k], self.call, memo)
 
-    def exact(self, step: Step, k: int = 0, dynamics: str = "Flow-SDE", memo: Memo | None = None) -> bool:
+    def exact(self, step: Step, k: int = 0, dynamics: str = "Flow-SDE", memo: ConditionMemo | None = None) -> bool:
         """Whether a replay has the log-probability of the rollout."""
         logp = log_prob_at(self.velocity(step, k, memo), step, dynamics)
         return torch.equal(logp, step.logp) and bool(logp.isfinite().all())

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flow_factory.core.condition_memo import Memo
+from flow_factory.core.condition_memo import ConditionMemo
 from flow_factory.policy.compilation import VARIANTS, Compiled, compile_blocks, signature
-from flow_factory.policy.gradient_checkpointing import blocks_of, recompute
+from flow_factory.policy.gradient_checkpointing import blocks_of, checkpoint_blocks
 from flow_factory.policy.policy import Policy
 from flow_factory.types import Step
 from flow_factory.utils.errors import RunError
@@ -30,7 +30,7 @@ def _forgotten() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def gradients(t: Tiny, policy: Policy, step: Step, memo: Memo | None = None) -> dict[str, Tensor]:
+def gradients(t: Tiny, policy: Policy, step: Step, memo: ConditionMemo | None = None) -> dict[str, Tensor]:
     policy.zero_grad(set_to_none=True)
     t.velocity(step, memo=memo).float().square().mean().backward()
     return {name: p.grad for name, p in policy.trained().items() if p.grad is not None}
@@ -40,7 +40,7 @@ def check(name: str, backend: str, closeness: float) -> None:
     """A rollout and its replays, with LoRA on and off and blocks that are computed again, against the model as it is."""
     t, policy = trained(name, compile=True, compile_backend=backend, **LORA)
     plain, same = trained(name, **LORA)
-    memo = Memo()
+    memo = ConditionMemo()
     steps = t.roll(memo=memo, noisy=(t.case.first, 3))[1].kept
     for step in (steps[0], steps[-1]):  # those of both experts, where there are two
         assert t.exact(step, memo=memo)
@@ -49,9 +49,9 @@ def check(name: str, backend: str, closeness: float) -> None:
         assert not any(mine[k].any() for k in mine.keys() - theirs.keys())  # what the answer does not depend on: compiled, it has zeros
         off = max(float((mine[k] - theirs[k]).norm()) for k in theirs) / max(float(g.norm()) for g in theirs.values())
         assert off <= closeness, off
-    recompute(t.transformers, {"every": 2})
+    checkpoint_blocks(t.transformers, {"every": 2})
     again = gradients(t, policy, steps[0], memo)
-    recompute(t.transformers, False)
+    checkpoint_blocks(t.transformers, False)
     once = gradients(t, policy, steps[0], memo)
     assert all(torch.equal(again[k], once[k]) for k in once)
     with policy.adapter_off(), torch.no_grad():
@@ -77,7 +77,7 @@ def test_weights_in_more_bits_than_the_rest_replay_exactly_when_compiled(name: s
     """Under autocast, from which parts that diffusers keeps in float32 are shielded; half of the blocks are computed again."""
     model = {"finetune_type": "full", "master_weight_dtype": "fp32", "compile": True, "compile_backend": "aot_eager"}
     t, policy = trained(name, "bf16", {"every": 2}, **model)
-    memo = Memo()
+    memo = ConditionMemo()
     steps = t.roll(memo=memo, noisy=(t.case.first, 3))[1].kept
     assert all(t.exact(step, memo=memo) for step in steps)
     assert len(gradients(t, policy, steps[0], memo)) == len(policy.trained())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flow_factory.config.recompute import chosen_blocks
-from flow_factory.policy.gradient_checkpointing import Setting, blocks_of, recompute
+from flow_factory.policy.gradient_checkpointing import Setting, blocks_of, checkpoint_blocks
 from tests.models.cases import EACH
 from tests.models.harness import lora
 
@@ -47,7 +47,7 @@ def test_gradients_are_the_same_whichever_blocks_are_computed_again(name: str) -
     for setting in (*SETTINGS, {"layers": [last]}):
         for step in (steps[0], steps[-1]):  # those of both experts, where there are two
             with counted_blocks(t.transformers) as calls:
-                recompute(t.transformers, setting)
+                checkpoint_blocks(t.transformers, setting)
                 v = t.velocity(step)
                 once = calls.copy()
                 v.square().mean().backward()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flow_factory.config import ConfigError, load_config, plan_of
-from flow_factory.core.condition_memo import Memo
+from flow_factory.core.condition_memo import ConditionMemo
 from flow_factory.core.groups import cut
 from flow_factory.training.rollout_size import most_alike, same_samples
 from flow_factory.types import Rollout, Row, Step
@@ -54,7 +54,7 @@ def drawn(members: Sequence[int], off: float = 0.0) -> Rollout:
     x = torch.tensor([float(m) for m in members])[:, None] + off
     step = Step(0, *torch.ones(4, 1)[:, 0], x, x + 1, x[:, 0], torch.float32, mean=x)
     picture = [Picture(m) for m in members]
-    return Rollout(Row(0, "a"), {}, [step], picture, 0, 0, tuple(members), x0=x + 2, memo=Memo())
+    return Rollout(Row(0, "a"), {}, [step], picture, 0, 0, tuple(members), x0=x + 2, memo=ConditionMemo())
 
 
 class Picture(int):

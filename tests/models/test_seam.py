@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from flow_factory.core.condition_memo import Memo, Remembered
+from flow_factory.core.condition_memo import ConditionMemo, MemoizedCall
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.proof import prove
 from flow_factory.policy.gradient_checkpointing import blocks_of
@@ -29,7 +29,7 @@ from tests.models.harness import LORA, Tiny, counted, drawn, hooked, lora, small
 def test_the_log_prob_of_a_replay_is_that_of_the_rollout(name: str, dtype: str, checkpointing: bool) -> None:
     """Of a LoRA, which computes without autocast in every layer: on a GPU that would bring norms and sums to float32."""
     t, policy = lora(name, dtype, checkpointing)
-    memo = Memo()
+    memo = ConditionMemo()
     with hooked(policy.components.modules(), without_autocast):
         steps = t.roll(memo=memo)[1].kept
     assert [step.index for step in steps] == list(t.noisy) and steps[0].index == t.case.first
@@ -42,7 +42,7 @@ def test_weights_trained_in_more_bits_than_the_rest_replay_exactly(name: str) ->
     """They compute in 16 bits, but for the parts that diffusers keeps in float32."""
     t, policy = trained(name, "bf16", True, finetune_type="full", master_weight_dtype="fp32")
     with hooked([m for m in policy.modules() if type(m).__name__ == "TimestepEmbedding"], as_kept(t)):
-        steps, memo = t.roll(memo=(memo := Memo()))[1].kept, memo
+        steps, memo = t.roll(memo=(memo := ConditionMemo()))[1].kept, memo
         assert all(t.velocity(step, memo=memo).requires_grad and t.exact(step, memo=memo) for step in steps)
 
 
@@ -62,14 +62,14 @@ def as_kept(t: Tiny) -> Callable[[nn.Module, Any, Tensor], None]:
 @pytest.mark.parametrize("dynamics", SDES)
 @pytest.mark.parametrize("name", ["flux2-two-images", "wan22-a14b-t2v", "ltx2-i2av"])
 def test_other_dynamics_replay_exactly(name: str, dynamics: str) -> None:
-    t, memo = tiny(name, "bf16"), Memo()
+    t, memo = tiny(name, "bf16"), ConditionMemo()
     assert all(t.exact(step, dynamics=dynamics, memo=memo) for step in t.roll(dynamics=dynamics, memo=memo)[1].kept)
 
 
 @every_case
 def test_rows_of_other_pictures_and_prompts_replay_exactly_in_any_order(name: str) -> None:
     """The pictures of the second row have another size; a replay without what the rollout remembered computes the same."""
-    t, memos = tiny(name), [Memo(), Memo()]
+    t, memos = tiny(name), [ConditionMemo(), ConditionMemo()]
     rollouts = [t.roll(k, memo=memos[k])[1].kept for k in (0, 1)]
     for k in (1, 0):
         assert all(t.exact(step, k, memo=memos[k]) for step in rollouts[k])
@@ -157,7 +157,7 @@ def really_called(adapter: ModelAdapter) -> Iterator[Counter]:
     with ExitStack() as stack:
         for name in adapter.memoised:
             ours: Any = reduce(lambda owner, part: getattr(owner, part, None), name.split("."), adapter.pipe)
-            if isinstance(ours, Remembered):
+            if isinstance(ours, MemoizedCall):
                 stack.enter_context(mock.patch.object(ours, "bare", tallied(counts, name, ours.bare)))
         yield counts
 
@@ -180,7 +180,7 @@ def once(case: Case) -> dict[str, int]:
 @every_case
 def test_conditions_are_encoded_once_a_micro_batch(name: str) -> None:
     """However many samples, steps and velocities there are; text encoders are gone by now."""
-    t, memo = tiny(name), Memo()
+    t, memo = tiny(name), ConditionMemo()
     assert all(getattr(t.adapter.pipe, part) is None for part in t.adapter.encoders)
     with really_called(t.adapter) as counts:
         for step in t.roll(memo=memo)[1].kept:

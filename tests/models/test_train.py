@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from flow_factory.core.condition_memo import Memo
+from flow_factory.core.condition_memo import ConditionMemo
 from flow_factory.policy.policy import Policy
 from flow_factory.types import Step
 from tests.models.cases import CASES, every_case
@@ -49,7 +49,7 @@ def test_each_expert_learns_from_its_own_side_of_the_boundary(name: str) -> None
     t, policy = lora(name)
     border = t.adapter.pipe.config.boundary_ratio * 1000
     sides = {"transformer": [], "transformer_2": []}
-    for step in t.roll(memo=Memo())[1].kept:
+    for step in t.roll(memo=ConditionMemo())[1].kept:
         sides["transformer" if step.t >= border else "transformer_2"].append(step)
     assert all(sides.values())
     for expert, steps in sides.items():

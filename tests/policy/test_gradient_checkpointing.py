@@ -12,7 +12,7 @@ from flow_factory.config.base import show
 from flow_factory.config.recompute import chosen_blocks
 from flow_factory.memory.estimate import peak
 from flow_factory.memory.fit import ROOM, Model, model_of, recomputing, settled
-from flow_factory.policy.gradient_checkpointing import LEVELS, Recomputed, StepBack, blocks_of, recompute
+from flow_factory.policy.gradient_checkpointing import LEVELS, CheckpointedBlock, StepBack, blocks_of, checkpoint_blocks
 from flow_factory.runs.preflight import ready
 from flow_factory.training.banner import banner
 from tests.conftest import flux
@@ -61,8 +61,8 @@ def test_a_setting_takes_the_place_of_the_one_before() -> None:
     (model,) = flux().field.bare.values()
     forwards = [block.forward for block in blocks_of(model)]
     for setting in (*LEVELS, *reversed(LEVELS)):
-        recompute([model], setting)
-        wrapped = [isinstance(block.forward, Recomputed) for block in blocks_of(model)]
+        checkpoint_blocks([model], setting)
+        wrapped = [isinstance(block.forward, CheckpointedBlock) for block in blocks_of(model)]
         assert wrapped == [k in chosen_blocks(setting, 4) for k in range(4)]
     assert [block.forward for block in blocks_of(model)] == forwards
 
@@ -102,7 +102,7 @@ def test_it_steps_back_once_when_the_card_is_nearly_full(caplog: pytest.LogCaptu
         back.look(0.97, bool)
         back.look(0.97, bool)
     assert back.setting == {"fraction": 0.75} and "the first epoch took 97 % of the card; 3 of 4 blocks" in caplog.text
-    assert [isinstance(block.forward, Recomputed) for block in blocks_of(model)] == [True, True, True, False]
+    assert [isinstance(block.forward, CheckpointedBlock) for block in blocks_of(model)] == [True, True, True, False]
     for share, setting in ((0.5, False), (0.97, True)):
         calm = StepBack([model], setting)
         calm.look(share, bool)

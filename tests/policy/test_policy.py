@@ -19,7 +19,7 @@ from flow_factory.core.randomness import generator
 from flow_factory.models.flux1 import Flux1
 from flow_factory.models.loading import load_adapter
 from flow_factory.policy.attention import attention_problem
-from flow_factory.policy.gradient_checkpointing import Recomputed, blocks_of
+from flow_factory.policy.gradient_checkpointing import CheckpointedBlock, blocks_of
 from flow_factory.policy.policy import build_policy, target_names
 from flow_factory.train import open_adapter
 from flow_factory.utils.errors import UserError
@@ -223,7 +223,7 @@ def test_gradient_checkpointing_changes_no_gradient(model: dict) -> None:
     for checkpointing in (False, True):
         adapter = flux()
         policy = policy_over(adapter, checkpointing=checkpointing, **model)
-        again = [isinstance(block.forward, Recomputed) for block in blocks_of(policy.components["transformer"])]
+        again = [isinstance(block.forward, CheckpointedBlock) for block in blocks_of(policy.components["transformer"])]
         assert again == 4 * [checkpointing]
         velocity_at(adapter, condition(adapter)).square().mean().backward()
         gradients.append([p.grad for p in policy.trained().values()])

@@ -17,7 +17,7 @@ from flow_factory.hparams import RewardArguments
 from flow_factory.rewards import PointwiseRewardModel
 from flow_factory.rewards.peace import within
 from flow_factory.rewards.scoring import RewardSet, load_rewards
-from flow_factory.rewards.silence import Silence
+from flow_factory.rewards.silence import ConstantRewards
 from flow_factory.types import Row
 from flow_factory.utils.errors import RewardError
 from flow_factory.utils.signals import Interrupted
@@ -117,7 +117,7 @@ def test_a_reward_that_tells_nothing_apart_is_said(tmp_path: Path, caplog: pytes
 
 
 def test_silence_is_said_at_first_and_then_ever_more_seldom() -> None:
-    silence, names, weights = Silence(), ("a", "b", "watched"), (1.0, 2.0, 0.0)
+    silence, names, weights = ConstantRewards(), ("a", "b", "watched"), (1.0, 2.0, 0.0)
     said = {k: silence.look(names, weights, (True, False, False), 4) for k in range(1, 1001)}
     assert [k for k, line in said.items() if line] == [1, 10, 100, 1000]
     assert said[10] == "reward 'b': in the last 10 epochs all samples of each of the 4 groups had one score, so nothing was learned from it"

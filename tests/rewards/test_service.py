@@ -210,7 +210,7 @@ def test_the_service_answers_while_it_scores_and_batches_over_clients_and_its_qu
     gate = threading.Event()
     monkeypatch.setattr(Reads, "gate", gate)
     answers: dict[str, httpx.Response] = {}
-    with service(entry(batch_size=8), max_queue=4, max_body_mb=1) as (address, desk):
+    with service(entry(batch_size=8), max_queue=4, max_body_mb=1) as (address, queue):
 
         def ask(id: str) -> threading.Thread:
             def work() -> None:
@@ -229,10 +229,10 @@ def test_the_service_answers_while_it_scores_and_batches_over_clients_and_its_qu
         until(lambda: Reads.batches)
         for inside, id in enumerate(("one", "bad", "two", "three"), 1):
             threads.append(ask(id))
-            until(lambda: len(desk.jobs) == inside)  # noqa: B023 (called at once)
+            until(lambda: len(queue.jobs) == inside)  # noqa: B023 (called at once)
             if id == "one":
                 threads.append(ask(id))
-                until(lambda: desk.metrics.repeated._value.get() == 1)
+                until(lambda: queue.metrics.repeated._value.get() == 1)
         full = post(address, body("more"), Samples="2")
         assert full.status_code == 503 and int(full.headers["Retry-After"]) >= 1 and "4 requests wait" in full.json()["error"]
         long = post(address, Body(MSGPACK, bytes(1_000_001)))

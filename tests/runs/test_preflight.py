@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from flow_factory.check import check, report
 from flow_factory.config import load_config
 from flow_factory.models.loading import LoadError, load_adapter
-from flow_factory.runs.preflight import Ready, data
+from flow_factory.runs.preflight import Preflight, data
 from flow_factory.utils.errors import UserError
 from tests.tiny.hub import cached
 from tests.tiny.pipelines import saved
@@ -272,5 +272,5 @@ def test_a_check_for_other_cards_asks_nothing_of_this_machines(tmp_path: Path) -
 
 
 def test_more_rows_an_epoch_than_there_are_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    data(Ready(load_config(write_run(tmp_path), ["train.unique_sample_num_per_epoch=8"])))
+    data(Preflight(load_config(write_run(tmp_path), ["train.unique_sample_num_per_epoch=8"])))
     assert "unique_sample_num_per_epoch: 8 is more than the 6 rows" in caplog.text

@@ -71,7 +71,7 @@ def dawdle() -> None:
         before = first & awaited(liveness.here)
 
 
-def awaited(here: liveness.Presence) -> set[str]:
+def awaited(here: liveness.ProcessMonitor) -> set[str]:
     """The work that all others have done, and this process not."""
     done: dict[str, set[int]] = {}
     for key in here.store.list_keys():  # type: ignore[attr-defined]

@@ -19,7 +19,7 @@ from flow_factory.config.service import ServerConfig
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards import GroupwiseRewardModel, PointwiseRewardModel, RewardModelOutput
 from flow_factory.rewards.service.app import make_app
-from flow_factory.rewards.service.desk import Desk
+from flow_factory.rewards.service.request_queue import RequestQueue
 from flow_factory.rewards.service.scorer import Scorer
 from flow_factory.rewards.service.workers import ThreadWorker
 
@@ -71,21 +71,21 @@ def entry(model: str = f"{__name__}:Reads", name: str = "reads", **more: Any) ->
 
 
 @contextmanager
-def service(*entries: RewardArguments, wrap: Callable[[Any], Any] = lambda app: app, **server: Any) -> Iterator[tuple[str, Desk]]:
-    """(address, the desk) of a service in this process.
+def service(*entries: RewardArguments, wrap: Callable[[Any], Any] = lambda app: app, **server: Any) -> Iterator[tuple[str, RequestQueue]]:
+    """(address, the queue) of a service in this process.
 
     Args:
         wrap: the application as it is served.
         server: keys of `server:`.
     """
     config = ServerConfig(**{"port": 0, "grace": 1, **server})
-    desk = Desk(config, [ThreadWorker(Scorer(entries or [entry()], "cpu"))])
+    queue = RequestQueue(config, [ThreadWorker(Scorer(entries or [entry()], "cpu"))])
     socket = listening(config)
-    running = uvicorn.Server(uvicorn.Config(wrap(make_app(desk)), log_config=None, access_log=False, timeout_graceful_shutdown=30))
+    running = uvicorn.Server(uvicorn.Config(wrap(make_app(queue)), log_config=None, access_log=False, timeout_graceful_shutdown=30))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [socket]})
     thread.start()
     try:
-        yield f"http://127.0.0.1:{socket.getsockname()[1]}", desk
+        yield f"http://127.0.0.1:{socket.getsockname()[1]}", queue
     finally:
         running.should_exit = True
         thread.join()

@@ -8,7 +8,7 @@ import torch
 
 from flow_factory.config import load_config
 from flow_factory.config.train import FULL_RATE, LORA_RATE
-from flow_factory.training.health import PATIENCE, Watch
+from flow_factory.training.health import PATIENCE, TrainingHealth
 from flow_factory.training.run import Run
 from flow_factory.utils.errors import RunError
 from tests.tiny.run import tiny, write_run
@@ -68,11 +68,11 @@ def test_an_epsilon_that_rules_the_step_is_said_once(tmp_path: Path, caplog: pyt
 
 
 def test_a_policy_that_stands_still_is_said_once(tmp_path: Path) -> None:
-    watch = Watch(load_config(write_run(tmp_path), ["train.clip_range=1.0e-3", "train.learning_rate=1e-5"]))
+    watch = TrainingHealth(load_config(write_run(tmp_path), ["train.clip_range=1.0e-3", "train.learning_rate=1e-5"]))
     said = [watch.stands_still({"train/ratio_std": spread}) for spread in [9e-6] * (PATIENCE + 2)]
     assert [k for k, line in enumerate(said) if line] == [PATIENCE - 1]
     assert said[PATIENCE - 1] is not None and "a LoRA usually takes 0.0003" in str(said[PATIENCE - 1])
-    moving = Watch(watch.config)
+    moving = TrainingHealth(watch.config)
     assert not any(moving.stands_still({"train/ratio_std": spread}) for spread in [9e-6, 2e-5, *[0.0] * 9, *[9e-6] * 9])
 
 

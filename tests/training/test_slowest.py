@@ -12,7 +12,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 
 from flow_factory.distributed import barriers
-from flow_factory.rewards.stream import Asking
+from flow_factory.rewards.stream import ScoringStream
 from flow_factory.training import meter
 from flow_factory.training.learner import Learner
 from flow_factory.training.meter import Meter
@@ -106,7 +106,7 @@ class Clock:
         return time.perf_counter() + cls.ahead
 
 
-SLOW = {"rollout": (Roller, "sample"), "reward": (Asking, "add"), "optimise": (Learner, "velocity_of")}
+SLOW = {"rollout": (Roller, "sample"), "reward": (ScoringStream, "add"), "optimise": (Learner, "velocity_of")}
 
 
 def dawdle(rank: int) -> None:

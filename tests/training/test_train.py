@@ -158,7 +158,7 @@ def test_offloading_samples_changes_nothing_and_a_condition_waits_with_them_once
 ) -> None:
     runs = [tiny(tmp_path, *QUIET, "train.kl_beta=0.1", f"train.offload_samples_to_cpu={x}", f"run_name={x}s") for x in ("false", "true")]
     drawn, brought = [], []
-    learn, move = Learner.learn, learner.moved
+    learn, move = Learner.learn, learner.to_device
 
     def learning(self: Learner, groups: Any) -> None:
         drawn.append([[id(rollout.cond) for rollout in group] for group in groups])
@@ -169,7 +169,7 @@ def test_offloading_samples_changes_nothing_and_a_condition_waits_with_them_once
         return move(tensors, device)
 
     monkeypatch.setattr(Learner, "learn", learning)
-    monkeypatch.setattr(learner, "moved", moving)
+    monkeypatch.setattr(learner, "to_device", moving)
     for run in runs:
         read, conds = [], run.trainer.conds
         run.trainer.conds = type("", (), {"__getitem__": lambda _, k, read=read, conds=conds: read.append(conds[k]) or read[-1]})()  # type: ignore[misc]

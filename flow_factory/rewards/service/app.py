@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-from flow_factory.rewards.service.desk import MEGA, Desk, Refused
+from flow_factory.rewards.service.request_queue import MEGA, Refused, RequestQueue
 from flow_factory.rewards.wire import JSON, Body
 
 PATIENCE = 60.0
@@ -20,23 +20,23 @@ OPEN = ("/health", "/ready")
 """What needs no token: those who ask whether it lives have none."""
 
 
-def make_app(desk: Desk, ended: Callable[[BaseException | None], None] = lambda error: None) -> FastAPI:
-    """The application, which has the desk at work while it runs.
+def make_app(queue: RequestQueue, ended: Callable[[BaseException | None], None] = lambda error: None) -> FastAPI:
+    """The application, which has the queue at work while it runs.
 
     Args:
-        ended: is called with what has ended the desk, if anything has.
+        ended: is called with what has ended the queue, if anything has.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        work = asyncio.create_task(desk.run())
+        work = asyncio.create_task(queue.run())
         work.add_done_callback(lambda task: None if task.cancelled() else ended(task.exception()))
         yield
         work.cancel()
         await asyncio.wait([work])
 
     async def authorised(request: Request) -> None:
-        said, token = request.headers.get("Authorization", ""), desk.config.token
+        said, token = request.headers.get("Authorization", ""), queue.config.token
         if token is not None and request.url.path not in OPEN and not hmac.compare_digest(said.encode(), f"Bearer {token}".encode()):
             raise Refused(401, "the token is missing or wrong: Authorization: Bearer ...")
 
@@ -52,45 +52,45 @@ def make_app(desk: Desk, ended: Callable[[BaseException | None], None] = lambda 
 
     @app.get("/ready")
     async def ready() -> dict[str, str]:
-        desk.require_ready()
+        queue.require_ready()
         return {"status": "ready"}
 
     @app.get("/rewards")
     async def rewards() -> dict[str, Any]:
-        desk.require_ready()
-        return {"rewards": desk.rewards}
+        queue.require_ready()
+        return {"rewards": queue.rewards}
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        return Response(desk.metrics.text(), media_type="text/plain; version=0.0.4")
+        return Response(queue.metrics.text(), media_type="text/plain; version=0.0.4")
 
     @app.post("/score/{reward:path}")
     async def score(request: Request, reward: str) -> Response:
-        return await answered(desk, request, reward, request.headers.get("Idempotency-Key", ""))
+        return await answered(queue, request, reward, request.headers.get("Idempotency-Key", ""))
 
     @app.post("/compute")
     async def compute(request: Request, reward: str = "") -> Response:
-        desk.require_ready()
-        return await answered(desk, request, reward or next(iter(desk.rewards)), "", JSON)
+        queue.require_ready()
+        return await answered(queue, request, reward or next(iter(queue.rewards)), "", JSON)
 
     return app
 
 
-async def answered(desk: Desk, request: Request, reward: str, id: str, kind: str | None = None) -> Response:
+async def answered(queue: RequestQueue, request: Request, reward: str, id: str, kind: str | None = None) -> Response:
     """The answer to a request to score.
 
     Raises:
-        Refused: see `Desk`.
+        Refused: see `MemoTable`.
     """
     said, many = request.headers.get("Content-Length", "0"), request.headers.get("Samples", "1")
     length, samples = (int(text) if text.isdecimal() and len(text) < 16 else -1 for text in (said, many))
     if length < 0 or samples < 0 or len(id) > LONGEST:
         raise Refused(400, f"Content-Length and Samples are whole numbers, and Idempotency-Key at most {LONGEST} characters")
-    with desk.room(reward, length):
-        content = await whole(request, desk.config.max_body_mb)
-        answer = await desk.ask(reward, id, Body(kind or request.headers.get("Content-Type", ""), content), samples)
+    with queue.room(reward, length):
+        content = await whole(request, queue.config.max_body_mb)
+        answer = await queue.ask(reward, id, Body(kind or request.headers.get("Content-Type", ""), content), samples)
     status, told = await asyncio.shield(answer)
-    desk.metrics.answered(reward, status, told.get("scores") or told.get("rewards") or [])
+    queue.metrics.answered(reward, status, told.get("scores") or told.get("rewards") or [])
     return JSONResponse(told, status, {"Idempotency-Key": id} if id else {})
 
 

@@ -9,14 +9,14 @@ from accelerate import Accelerator
 
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.answers import AnswerError, scores_of
-from flow_factory.rewards.loading import Judge, load_judges
+from flow_factory.rewards.loading import LoadedReward, load_each
 from flow_factory.rewards.media import convert, convert_conditions
 from flow_factory.rewards.needs import MEDIA
 from flow_factory.rewards.peace import kept, within
 from flow_factory.rewards.service.reading import Letter, unpacked
 from flow_factory.rewards.wire import DEPTHS, JSON, Body, WireError
 from flow_factory.utils.errors import UserError
-from flow_factory.utils.user_code import blamed
+from flow_factory.utils.user_code import user_errors
 
 
 class Reply(NamedTuple):
@@ -44,7 +44,7 @@ class Scorer:
     def __init__(self, entries: Sequence[RewardArguments], device: str = "auto"):
         own = entries if device == "auto" else [replace(entry, device=torch.device(device)) for entry in entries]
         accelerator = Accelerator(cpu=not torch.cuda.is_available() or device == "cpu")
-        (judges, _) = load_judges(own, [], accelerator)
+        (judges, _) = load_each(own, [], accelerator)
         self.judges = {judge.name: judge for judge in judges}
 
     def describe(self) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class Scorer:
             replies |= dict(zip(group, self._together(judge, [read[k] for k in group]), strict=True))  # type: ignore[misc]
         return [self._told(bodies[k], read[k], replies[k]) for k in range(len(bodies))]
 
-    def _read(self, judge: Judge, body: Body) -> Letter | Reply:
+    def _read(self, judge: LoadedReward, body: Body) -> Letter | Reply:
         try:
             letter = unpacked(body.kind, body.content)
         except WireError as error:
@@ -86,7 +86,7 @@ class Scorer:
             return refusal(422, f"reward {judge.name!r} needs {', '.join(lacking)}, and the request has {', '.join(letter.fields)}")
         return letter
 
-    def _together(self, judge: Judge, letters: Sequence[Letter]) -> list[Reply]:
+    def _together(self, judge: LoadedReward, letters: Sequence[Letter]) -> list[Reply]:
         names, counts = letters[0].fields, [letter.n for letter in letters]
         fields = {name: [value for letter in letters for value in letter.fields[name]] for name in names}
         n = sum(counts)
@@ -103,7 +103,7 @@ class Scorer:
         return [Reply(200, {"scores": [next(own) for _ in range(count)], "error": said or None}) for count in counts]
 
     @torch.no_grad()
-    def _call(self, judge: Judge, fields: dict[str, list[Any]], n: int) -> tuple[list[float | None], str]:
+    def _call(self, judge: LoadedReward, fields: dict[str, list[Any]], n: int) -> tuple[list[float | None], str]:
         """Scores, None where one is missing, and what the reward says went wrong.
 
         Raises:
@@ -112,7 +112,7 @@ class Scorer:
         device = judge.model.device if judge.model.use_tensor_inputs else None
         given = {name: [_form(name, one, device) for one in values] for name, values in fields.items() if judge.needs.takes(name)}
         doing, module = f"reward {judge.name!r} failed on {n} sample{'s' * (n != 1)}", type(judge.model).__module__
-        with kept(), blamed(doing, module):
+        with kept(), user_errors(doing, module):
             output = within(judge.config.max_seconds, lambda: judge.model(**given), doing, module)
         try:
             scores, said = scores_of(output, n)

@@ -123,9 +123,9 @@ def work(theirs: Connection, path: str, overrides: Sequence[str], device: str) -
     """What the process does, until the other end of the pipe is closed."""
     for number in (signal.SIGINT, signal.SIGTERM):  # for the service, which ends this process when all is answered
         signal.signal(number, signal.SIG_IGN)
-    from flow_factory.utils.terminal import hush
+    from flow_factory.utils.terminal import quiet_libraries
 
-    hush()
+    quiet_libraries()
     try:
         from flow_factory.config.service import load_rewards_config
         from flow_factory.rewards.loading import arguments, require_files

@@ -43,7 +43,7 @@ class Job:
 
 
 @dataclass
-class Desk:
+class RequestQueue:
     """Of one service. `run` must be at work for anything to be answered."""
 
     config: ServerConfig
