@@ -7,6 +7,7 @@ from flow_factory.core.ema import reported_weights
 from flow_factory.data.encoding_windows import rows_needed
 from flow_factory.memory.encoding_plan import encoding_lines, encoding_settled, row_size
 from flow_factory.memory.fit import memory_lines, model_of
+from flow_factory.memory.machine import disk_lines
 from flow_factory.models import MODELS
 from flow_factory.policy.compilation import MOST, describe_blocks
 from flow_factory.rewards.loading import left_out
@@ -36,9 +37,10 @@ def report(config: RunConfig, gpu: float | None = None) -> tuple[str, bool]:
     encoded = encoding_lines(config, len(found.rows), len(found.test), row_size(config, model))
     parts = [("data", [*data_lines(found), *encoded]), ("rewards", reward_lines(config)), ("checkpoint", checkpoint_lines(config))]
     begins = [str(found.finished)] if found.finished else start_lines(config, found.start, found.changed)
+    disk = disk_lines(config, model.weights(config)) if model is not None else []
     parts += [
         ("start", begins),
-        ("plan", [*plan_lines(config), *evaluation_lines(config, len(found.test)), *compiled_lines(found)]),
+        ("plan", [*plan_lines(config), *evaluation_lines(config, len(found.test)), *disk, *compiled_lines(found)]),
         ("memory of one process", memory),
     ]
     return "\n".join(line for title, lines in parts for line in (f"{title}:", *(f"  {line}" for line in lines))), fits

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, patch_environment
 from torch import Tensor
 
 from flow_factory.algorithms import ALGORITHMS
@@ -30,7 +30,7 @@ from flow_factory.memory.encoding_plan import encoding_settled, with_data
 from flow_factory.memory.fit import decoding, model_of, recomputing, resharding, settled
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
-from flow_factory.models.loading import load_adapter
+from flow_factory.models.loading import download, family_of, load_adapter, stored_dtypes
 from flow_factory.models.proof import prove
 from flow_factory.policy.attention import without_cudnn
 from flow_factory.policy.context_parallel import split_sequences
@@ -113,7 +113,7 @@ def assemble(found: Preflight, place: tuple[RunFolder | None, Path], accelerator
     liveness.set_activity("building the policy")
     policy = build_policy(
         adapter, config.model, config.mixed_precision, config.train.enable_gradient_checkpointing, config.train.seed, accelerator.device,
-        shards=config.engine.shards_weights,
+        shards=config.engine.shards_weights, settled=False,
     )  # fmt: skip
     wait_for_everyone("building the policy")
     split_sequences(adapter, config.model.context_parallel, accelerator.device)
@@ -183,7 +183,7 @@ def load_weights(start: Start, policy: Policy, keep: bool) -> dict[str, Tensor]:
     """
     if start.path is None or start.saved is not None:
         return {}
-    base = {name: p.detach().to("cpu", copy=True) for name, p in policy.trained().items()} if keep else {}
+    base = {name: p.detach() for name, p in policy.trained().items()} if keep else {}  # of files; the saved ones take their place
     load_model(start.path, policy)
     return base
 
@@ -212,18 +212,27 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     join_group(config.distributed_timeout)
     unused = MODELS[config.model.model_type].find_unused or len(config.model.target_components) > 1  # an epoch may train one expert
     parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=unused)
-    return Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[parallel])
+    if torch.cuda.is_available():
+        return Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=[parallel])
+    with patch_environment(accelerate_torch_device="cpu"):  # not cpu:0, to which torch would copy weights that are mapped from a file
+        return Accelerator(mixed_precision=config.mixed_precision, cpu=True, kwargs_handlers=[parallel])
 
 
 def open_adapter(config: RunConfig) -> ModelAdapter:
-    """The pipeline in the run's precision, components that are trained in full in the master weights' dtype, behind its family's adapter.
+    """The pipeline in the run's precision, behind its family's adapter; its transformers as their files have them, see `Policy.settle`.
 
-    Its text encoders are loaded when a row is to be encoded, see `Encoders`.
+    Where those have several dtypes, what is trained in full is loaded in the master weights'. Text encoders are loaded when a row is to be
+    encoded, see `Encoders`.
 
     Raises:
         LoadError: it does not load.
     """
-    trained = config.model.target_components if config.model.finetune_type == "full" else ()
-    dtypes = dict.fromkeys(trained, config.model.master_weight_dtype)
-    name, family, overrides, pipeline = checkpoint_of(config)
-    return load_adapter(name, family, config.mixed_precision, dtypes, overrides, pipeline, config.model.quantization, loaded_later(config))
+    model, (name, kind, overrides, pipeline) = config.model, checkpoint_of(config)
+    trained = model.target_components if model.finetune_type == "full" else ()
+    dtypes: dict[str, str] = dict.fromkeys(trained, model.master_weight_dtype)
+    family = family_of(name, kind, pipeline)
+    if not Path(name).is_dir():
+        download(name, family)
+    if model.quantization is None and model.layerwise_casting is None:
+        dtypes |= stored_dtypes(name, family)
+    return load_adapter(name, kind, config.mixed_precision, dtypes, overrides, pipeline, model.quantization, loaded_later(config))

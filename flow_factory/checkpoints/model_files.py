@@ -1,7 +1,8 @@
 """Trained weights in files: of a LoRA or of all, for diffusers and PEFT, and from them."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def load_model(path: Path, policy: Policy) -> None:
     kind, lora = model_kind(path), lora_of(policy)
     if lora != (kind == "lora"):
         raise CheckpointError(f"{path} holds {kind} weights, but model.finetune_type is {'lora' if lora else 'full'}")
-    load = _load_lora if lora else _load_full
+    load = _load_lora if lora else partial(_load_full, unsettled=policy.wanted)
     for write in [load(path, name, module) for name, module in policy.models.items()]:
         write()
 
@@ -141,15 +142,16 @@ def full_files(path: Path, component: str) -> list[Path]:
     return files
 
 
-def _load_full(path: Path, component: str, module: nn.Module) -> Callable[[], object]:
-    """The same of all weights."""
+def _load_full(path: Path, component: str, module: nn.Module, unsettled: Container[nn.Parameter]) -> Callable[[], object]:
+    """The same of all weights. Those that are to be settled yet are the file's memory until then."""
     files = full_files(path, component)
     with plainly(files[0].parent, "is damaged"):
         saved = {name: tensor for file in files for name, tensor in load_file(file).items()}
     here = module.state_dict()
     if problem := _difference(here, saved):
         raise CheckpointError(f"{files[0].parent} does not fit this model: {problem}")
-    return lambda: _copy(here, saved)
+    mapped = {name: p for name, p in module.named_parameters() if p in unsettled}
+    return lambda: _take(here, mapped, saved)
 
 
 def _difference(here: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> str | None:
@@ -164,9 +166,12 @@ def _difference(here: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> str 
 
 
 @torch.no_grad()
-def _copy(here: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+def _take(here: Mapping[str, Tensor], mapped: Mapping[str, nn.Parameter], saved: Mapping[str, Tensor]) -> None:
     for key, tensor in saved.items():
-        here[key].copy_(tensor)
+        if key in mapped:
+            mapped[key].data = tensor
+        else:
+            here[key].copy_(tensor)
 
 
 def lora_of(policy: Policy) -> bool:

@@ -8,7 +8,7 @@ import torch
 from flow_factory.config import RunConfig
 from flow_factory.data.cache_folder import free_space
 from flow_factory.data.encoding_windows import evaluated, in_windows, is_short, rows_needed, rows_of_start, window_epochs
-from flow_factory.memory.estimate import in_main_memory, peak, row_bytes
+from flow_factory.memory.estimate import of_machine, peak, row_bytes
 from flow_factory.memory.fit import Model, in_room
 
 
@@ -45,7 +45,7 @@ def can_wait(config: RunConfig, model: Model, gpu: float | None) -> bool:
         return True
     parts, n = model.parts(with_data(config, "window", "offload")), config.num_processes
     if torch.cuda.is_available():
-        return n * in_main_memory(parts) < 0.8 * psutil.virtual_memory().total / 1e9
+        return of_machine(parts, n) < 0.8 * psutil.virtual_memory().total / 1e9
     return in_room(parts, None, n)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from flow_factory.algorithms import ALGORITHMS
@@ -11,10 +12,11 @@ from flow_factory.config.recompute import chosen_blocks, every_block
 from flow_factory.config.rewards import RewardConfig
 from flow_factory.data.encoding_windows import idle_of, in_windows
 from flow_factory.distributed.engines.zero import BUCKET
-from flow_factory.memory.sizes import Weights, weights_of, width_of
+from flow_factory.memory.sizes import Files, Weights, weights_of, width_of
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import DTYPES
 from flow_factory.rewards.lanes import AHEAD
+from flow_factory.utils.tensor_file import NAMES
 
 ACTIVATIONS = 34
 """Values of 16 bits kept for the backward of one transformer layer, in units of tokens x width, with an attention that does not keep
@@ -39,36 +41,59 @@ class Part:
     """Encoding comes before the rest is on the device; rollout, training and a window's encoding are on top of what is there always."""
     host: bool = False
     """In main memory."""
+    shared: bool = False
+    """Of a file as it is: there once for all processes of a machine."""
 
 
-def estimate(config: RunConfig, family: type[ModelAdapter], parameters: dict[str, float], module: Any) -> list[Part]:
+def estimate(
+    config: RunConfig, family: type[ModelAdapter], parameters: dict[str, float], module: Any, files: Files = MappingProxyType({})
+) -> list[Part]:
     """Peak memory of one process, by part.
 
     Args:
         parameters: of each part of the checkpoint.
         module: the (first) trained transformer, on the meta device.
+        files: those of parts that it does not name are taken to be in the run's dtype.
     """
     engine = config.engine
     weights = weights_of(config, family, parameters, module)
-    parts = [*kept_weights(config, engine, weights), *optimised(config, engine, weights), *gathered(config, engine, weights)]
+    as_stored = not any({*files.get(part, ())} - {NAMES[DTYPES[config.mixed_precision]]} for part in family.encoders)
+    parts = [*kept_weights(config, engine, weights, as_stored), *optimised(config, engine, weights), *gathered(config, engine, weights)]
     parts += [*passing(config, engine, family, module.config, weights), *conditions(config, family, module.config)]
     parts += [Part("CUDA context", CONTEXT)]
-    parts += [*loading(config, parameters), *pictures(config, family)]
+    parts += [*loading(config, family, parameters, weights, files), *pictures(config, family)]
     return [part for part in parts if part.gb > 0]
 
 
-def loading(config: RunConfig, parameters: dict[str, float]) -> Iterator[Part]:
-    """What a process copies of the checkpoint, where it is not used as it is in the file, which all processes of a machine would share."""
+def loading(config: RunConfig, family: type[ModelAdapter], parameters: dict[str, float], weights: Weights, files: Files) -> Iterator[Part]:
+    """The checkpoint's files, which all processes of a machine share, and what a process copies of them until it is on the device.
+
+    Transformers are cast where they will be, a tensor at a time, if their files have one dtype; see `Policy.settle`.
+    """
+    model, precision = config.model, DTYPES[config.mixed_precision]
+    half, others = precision.itemsize, {part for part in parameters if {*files.get(part, ())} - {NAMES[precision]}}
+    sizes = {part: sum(files[part].values()) if part in files else half * n for part, n in parameters.items()}
+    yield Part("files of the checkpoint, while they are loaded", sum(sizes.values()) * 1e-9, "encoding", host=True, shared=True)
+    cast = others - {*family.components}
+    yield Part("text encoders and VAE in mixed_precision", sum(half * parameters[part] for part in cast) * 1e-9, "encoding", host=True)
+    experts = {part for part in family.components if part in parameters}
+    if (model.quantization or "").startswith("bnb"):
+        return
+    fewer = weights.frozen + weights.experts if model.quantization or model.layerwise_casting else 0.0
+    mixed = others & experts if fewer else {part for part in experts if len(files.get(part, ())) > 1}
+    trained = {*model.target_components} if model.finetune_type == "full" else set()
+    width = {part: DTYPES[model.master_weight_dtype].itemsize if part in trained else half for part in mixed}
+    copied = sum(parameters[part] * width[part] for part in mixed)
+    yield Part("transformers, until they are on the device", max(fewer, copied) * 1e-9, "encoding", host=True)
+
+
+def kept_weights(config: RunConfig, engine: EngineSettings, weights: Weights, shared: bool = True) -> Iterator[Part]:
+    """All weights and the copies of those that are trained.
+
+    Args:
+        shared: see `later_encoders`.
+    """
     model = config.model
-    master = DTYPES[model.master_weight_dtype]
-    if model.finetune_type == "full" and master != DTYPES[config.mixed_precision]:
-        whole = sum(parameters.get(part, 0) for part in model.target_components) * master.itemsize
-        yield Part("transformers in the master weights' dtype, until they are on the device", whole * 1e-9, "encoding", host=True)
-
-
-def kept_weights(config: RunConfig, engine: EngineSettings, weights: Weights) -> Iterator[Part]:
-    """All weights and the copies of those that are trained."""
-    model, train = config.model, config.train
     share = 1e-9 / (config.sharers if engine.shards_weights else 1)
     beside = weights.experts if engine.shards_weights else 0.0  # shared out as well
     yield Part("frozen weights", (weights.frozen + beside) * share, host=engine.offload)
@@ -78,13 +103,10 @@ def kept_weights(config: RunConfig, engine: EngineSettings, weights: Weights) ->
     yield Part(idle, aside, "rollout" if model.offload_idle else "always")
     loaded = weights.frozen + weights.experts if (model.quantization or "").startswith("bnb") else 0.0  # straight to the device
     yield Part("text encoders and VAE, until the rows are encoded", (weights.encoders + weights.rest + loaded) * 1e-9, "encoding")
-    yield from later_encoders(config, weights.encoders * 1e-9)
+    yield from later_encoders(config, weights.encoders * 1e-9, shared)
     master = DTYPES[model.master_weight_dtype].itemsize
     yield Part(f"trained weights ({weights.trained / 1e6:.1f} M)", weights.trained * master * share, host=engine.offload)
-    algorithm = ALGORITHMS[train.trainer_type](train, config.scheduler)
-    devices = [average.device for average in algorithm.averages.values()]
-    devices += [train.ema_device] * (train.ema_decay > 0)
-    devices += [train.ref_param_device] * ("ref" in algorithm.weights and (model.finetune_type == "full" or train.reference == "start"))
+    devices = copies_of(config)
     for host in (False, True):
         copies = sum((device == "cpu" or engine.offload) == host for device in devices)
         yield Part(f"copies of trained weights ({copies})", copies * weights.trained * 4 * share, host=host)
@@ -92,15 +114,29 @@ def kept_weights(config: RunConfig, engine: EngineSettings, weights: Weights) ->
         yield Part("trained weights, while a copy is in their place", weights.trained * master * share, "rollout", engine.offload)
 
 
-def later_encoders(config: RunConfig, gb: float) -> Iterator[Part]:
-    """What rows that are encoded during a run ask for."""
+def copies_of(config: RunConfig) -> list[str]:
+    """The devices, as they are written, of the copies of trained weights that a run keeps."""
+    train = config.train
+    algorithm = ALGORITHMS[train.trainer_type](train, config.scheduler)
+    devices = [average.device for average in algorithm.averages.values()]
+    devices += [train.ema_device] * (train.ema_decay > 0)
+    kept = "ref" in algorithm.weights and (config.model.finetune_type == "full" or train.reference == "start")
+    return devices + [train.ref_param_device] * kept
+
+
+def later_encoders(config: RunConfig, gb: float, shared: bool) -> Iterator[Part]:
+    """What rows that are encoded during a run ask for.
+
+    Args:
+        shared: whether they are used as they are in their files.
+    """
     idle = idle_of(config)
     if idle == "keep":
         yield Part("text encoders, which stay", gb)
     elif in_windows(config):
         yield Part("text encoders, while a window of rows is encoded", gb, "window")
         if idle == "offload":
-            yield Part("text encoders between two windows, as in their files", gb, host=True)
+            yield Part("text encoders between two windows, as in their files", gb, host=True, shared=shared)
 
 
 def optimised(config: RunConfig, engine: EngineSettings, weights: Weights) -> Iterator[Part]:
@@ -270,6 +306,12 @@ def peak_of(parts: list[Part], phase: Phase) -> float:
     return sum(p.gb for p in parts if p.phase in ("always", phase) and not p.host)
 
 
-def in_main_memory(parts: list[Part]) -> float:
-    """GB of main memory in the larger phase, for one process."""
-    return max(sum(p.gb for p in parts if p.host and (p.phase == "encoding") == early) for early in (False, True))
+def in_main_memory(parts: list[Part], shared: bool = False) -> float:
+    """GB of main memory in the larger phase: of one process for itself, or what all of a machine share."""
+    mine = [p for p in parts if p.host and p.shared == shared]
+    return max(sum(p.gb for p in mine if (p.phase == "encoding") == early) for early in (False, True))
+
+
+def of_machine(parts: list[Part], processes: int) -> float:
+    """GB of main memory that so many processes of a machine take together, at most."""
+    return processes * in_main_memory(parts) + in_main_memory(parts, shared=True)

@@ -1,7 +1,7 @@
 """Whether a run fits: the estimate of its memory in lines, on which cards, and what would make it smaller."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psutil
@@ -11,8 +11,9 @@ from flow_factory.config import RunConfig
 from flow_factory.config.base import show
 from flow_factory.config.memory_rules import keeps_no_copy
 from flow_factory.config.recompute import AUTO
-from flow_factory.memory.estimate import DRAWING, Part, Phase, drawn, estimate, in_main_memory, peak, peak_of
-from flow_factory.memory.sizes import shape_of, stored_parameters, weights_of
+from flow_factory.memory.estimate import DRAWING, Part, Phase, drawn, estimate, of_machine, peak, peak_of
+from flow_factory.memory.machine import main_memory_lines, when
+from flow_factory.memory.sizes import Files, Weights, shape_of, stored_files, stored_parameters, weights_of
 from flow_factory.memory.suggestions import encoding, proposals
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
@@ -45,9 +46,14 @@ class Model:
     family: type[ModelAdapter]
     parameters: dict[str, float]
     module: Any
+    files: Files = field(default_factory=dict)
+    """Of a checkpoint on this machine."""
 
     def parts(self, config: RunConfig) -> list[Part]:
-        return estimate(config, self.family, self.parameters, self.module)
+        return estimate(config, self.family, self.parameters, self.module, self.files)
+
+    def weights(self, config: RunConfig) -> Weights:
+        return weights_of(config, self.family, self.parameters, self.module)
 
 
 def model_of(config: RunConfig) -> Model | None:
@@ -58,7 +64,8 @@ def model_of(config: RunConfig) -> Model | None:
     if checkpoint is None and not family.published:
         return None
     parameters = stored_parameters(checkpoint) if checkpoint else dict(family.published_as(name)[0])
-    return Model(family, parameters, shape_of(family, config.model.target_components[0], checkpoint, name))
+    files = stored_files(checkpoint) if checkpoint else {}
+    return Model(family, parameters, shape_of(family, config.model.target_components[0], checkpoint, name), files)
 
 
 def settled(config: RunConfig, model: Model | None, gpu: float | None = None) -> tuple[RunConfig, list[str]]:
@@ -145,8 +152,8 @@ def in_room(parts: list[Part], gpu: float | None, processes: int) -> bool:
     """Whether a process fits a GPU, or this machine's main memory together with the others."""
     if gpu is not None or torch.cuda.is_available():
         return peak(parts) < ROOM * (gpu or torch.cuda.get_device_properties(0).total_memory / 1e9)
-    later = in_main_memory([p for p in parts if p.phase != "encoding"])  # what is loaded stays where it is
-    return processes * (peak(parts) + later) < 0.8 * psutil.virtual_memory().total / 1e9
+    later = of_machine([p for p in parts if p.phase != "encoding"], processes)  # what is loaded stays where it is
+    return processes * peak(parts) + later < 0.8 * psutil.virtual_memory().total / 1e9
 
 
 def memory_lines(config: RunConfig, gpu: float | None = None) -> tuple[list[str], bool]:
@@ -163,9 +170,7 @@ def memory_lines(config: RunConfig, gpu: float | None = None) -> tuple[list[str]
     said, fits, card = verdict(parts, gpu)
     lines = [f"{p.gb:8.2f} GB  {p.name}{when(p)}" for p in parts if not p.host]
     lines.append(f"{peak(parts):8.2f} GB  at the peak, estimated, rewards not counted; {said}")
-    if host := in_main_memory(parts):
-        lines += [f"{p.gb:8.2f} GB  of main memory: {p.name}{when(p)}" for p in parts if p.host]
-        lines.append(f"{host:8.2f} GB  of main memory at the peak{f', {n * host:.2f} GB for all {n} processes' if n > 1 else ''}")
+    lines += main_memory_lines(config, parts, gpu is None)
     more = [] if peak(parts) < ROOM * card else larger(config, model, card)
     return [
         f"{config.engine.name}, {n} process{'es' if n > 1 else ''}",
@@ -198,7 +203,7 @@ def gathering(config: RunConfig, model: Model) -> list[str]:
     """What FSDP2 sends, and over how many processes it shares out."""
     if config.engine.kind != "fsdp":
         return []
-    much = weights_of(config, model.family, model.parameters, model.module).gathered * 1e-9
+    much = model.weights(config).gathered * 1e-9
     often = "once a rollout or evaluation" if config.engine.keep else "for every forward of a rollout"
     shares = f"each weight is shared out over {config.sharers} of {config.num_processes} processes; " if config.num_processes > 1 else ""
     return [f"{shares}{much:.2f} GB are gathered {often}, and for every forward and backward of training"]
@@ -214,10 +219,6 @@ def larger(config: RunConfig, model: Model, card: float) -> list[str]:
         )
     lines += [f"  {line}" for line in proposals(config, model.parts, ROOM * card)]
     return [*lines, "what an epoch takes is not known before one has run: --test-run does a short one where it fits"]
-
-
-def when(part: Part) -> str:
-    return "" if part.phase == "always" else f" ({part.phase})"
 
 
 def quantiser_lines(config: RunConfig) -> list[str]:

@@ -1,11 +1,10 @@
 """What a pipeline's weights take, counted on the meta device: nothing is loaded."""
 
 import copy
-import json
 import math
-import struct
+import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,14 @@ from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import DTYPES
 from flow_factory.models.quantized_linear import DYNAMIC, layers_in_8_bits
 from flow_factory.policy.policy import dead_ends, reached, target_names
-from flow_factory.policy.precision import stays_precise
 from flow_factory.utils.offload import store_in_8_bits
+from flow_factory.utils.stock_dtypes import stays_precise
+from flow_factory.utils.tensor_file import Stored, read_header
 
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes a weight: 4 bits, a scale of a byte for 64 weights, and one of four bytes for 256 scales."""
+WHOLE = re.compile(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors")
+"""Names of the files that are loaded; others are variants of the same weights."""
 ROW = {"bnb_8bit": 4, "torchao_int8": 5} | dict.fromkeys(DYNAMIC, 4)
 """Bytes that a row of 8-bit weights has beside them: a float32 scale, and torchao's zero point."""
 
@@ -54,15 +56,30 @@ class Weights:
     """What is brought from fewer bits to mixed_precision at a time, while gradients are computed."""
 
 
+Files = Mapping[str, Mapping[str, float]]
+"""Of the parts of a checkpoint: the format's name of a dtype -> bytes of the weights that the files have in it."""
+
+
 def stored_parameters(checkpoint: Path) -> dict[str, float]:
     """Parameters of each part of a checkpoint on disk, from the headers of its safetensors files."""
-    counts: dict[str, float] = {}
+    counts: dict[str, float] = defaultdict(float)
+    for part, tensor in _headers(checkpoint):
+        counts[part] += math.prod(tensor.shape)
+    return dict(counts)
+
+
+def stored_files(checkpoint: Path) -> dict[str, dict[str, float]]:
+    """See `Files`, likewise."""
+    sizes: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for part, tensor in _headers(checkpoint):
+        sizes[part][tensor.dtype] += tensor.end - tensor.begin
+    return {part: dict(found) for part, found in sizes.items()}
+
+
+def _headers(checkpoint: Path) -> Iterator[tuple[str, Stored]]:
     for file in sorted(checkpoint.glob("*/*.safetensors")):
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]))
-        shapes = (tensor["shape"] for name, tensor in header.items() if name != "__metadata__")
-        counts[file.parent.name] = counts.get(file.parent.name, 0) + sum(math.prod(s) for s in shapes)
-    return counts
+        if WHOLE.fullmatch(file.name):
+            yield from ((file.parent.name, tensor) for tensor in read_header(file).values())
 
 
 def shape_of(family: type[ModelAdapter], component: str, checkpoint: Path | None, name: str = "") -> Any:

@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from flow_factory.distributed.read_ahead import once_a_machine, read_ahead
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.parts import call_dtype, import_pipeline
@@ -16,9 +19,10 @@ from flow_factory.models.quantized import quantizer
 from flow_factory.models.quantized_linear import DYNAMIC
 from flow_factory.models.skeleton import empty_pipeline
 from flow_factory.utils.errors import UserError
-from flow_factory.utils.hub import require_source
-from flow_factory.utils.pretrained import BROKEN, KEY, LoadError, check_loaded
+from flow_factory.utils.hub import cached, require_source
+from flow_factory.utils.pretrained import BROKEN, KEY, WEIGHTS, LoadError, check_loaded, on_disk, stored_dtype, weight_files
 from flow_factory.utils.processors import substitutes
+from flow_factory.utils.stock_dtypes import dtype_of
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "no": torch.float32}
 
@@ -55,9 +59,72 @@ def load_adapter(
     if quantization is not None and quantization not in DYNAMIC:  # whose layers are rounded when the whole is built
         options["quantization_config"] = quantizer(quantization, family.components, DTYPES[dtype])
     pipe = load_pipeline(model_name_or_path, family, kinds, **options)
-    for model in filter(None, map(pipe.components.get, others)):  # a pipeline may ask it in what dtype to encode
-        call_dtype(model, DTYPES[dtype])
+    for model in filter(None, map(pipe.components.get, others)):
+        stock_buffers(model, DTYPES[dtype])
+        call_dtype(model, DTYPES[dtype])  # a pipeline may ask it in what dtype to encode
     return _adapter(family, pipe, scheduler_overrides)
+
+
+def download(name: str, family: type[ModelAdapter]) -> None:
+    """Brings a hub name's files to this machine, if they are not there: by one of its processes.
+
+    Raises:
+        LoadError: they cannot be had.
+    """
+    with one_sentence(name, family):
+        fetch = partial(import_pipeline(family.pipeline).download, name, use_safetensors=True)
+        once_a_machine(fetch, missing=lambda: on_disk(name) is None)
+
+
+def files_of(name: str, parts: Mapping[str, Any]) -> list[Path]:
+    """The weights of parts of a checkpoint, in the order in which they are loaded; none where it is not on this machine.
+
+    Args:
+        parts: entries of its model_index.json.
+    """
+    folder = Path(name) if Path(name).is_dir() else cached(name, "model_index.json")
+    found = [] if folder is None else [(folder / part, WEIGHTS[entry[0]]) for part, entry in parts.items() if _has_weights(entry)]
+    return [file for part, kind in found if part.is_dir() and _whole(part, kind) for file in weight_files(part, kind)]
+
+
+def _has_weights(entry: Any) -> bool:
+    return isinstance(entry, list) and len(entry) == 2 and entry[0] in WEIGHTS
+
+
+def _whole(part: Path, kind: str) -> bool:
+    """Not a tokenizer's folder, or one that lacks its weights, which loading will say."""
+    return (part / kind).is_file() or (part / f"{kind}.index.json").is_file()
+
+
+def stored_dtypes(name: str, family: type[ModelAdapter]) -> dict[str, str]:
+    """Of the transformers of a checkpoint on this machine: the dtype of their files, in which they are loaded without a copy.
+
+    Raises:
+        LoadError: a file is missing or damaged.
+    """
+    folder = on_disk(name)
+    if folder is None:
+        return {}
+    kept = getattr(family.transformer_class(), "_keep_in_fp32_modules", None) or ()
+    found = {part: stored_dtype(folder / part, kept) for part in family.components if (folder / part).is_dir()}
+    return {part: dtype for part, dtype in found.items() if dtype is not None}
+
+
+def stock_buffers(model: Any, precision: torch.dtype) -> None:
+    """Has a model that was loaded in another dtype its buffers as a pipeline of this one has them."""
+    before, in_files = torch.get_default_dtype(), model.state_dict().keys()
+    torch.set_default_dtype(precision)
+    try:
+        with init_empty_weights():
+            twin = type(model).from_config(model.config)  # makes those that are in no file
+    finally:
+        torch.set_default_dtype(before)
+    made = dict(twin.named_buffers())
+    for name, buffer in model.named_buffers():
+        if name in in_files:
+            buffer.data = buffer.data.to(dtype_of(model, name, precision)) if buffer.is_floating_point() else buffer.data
+        else:
+            buffer.data = made[name].data
 
 
 def load_parts(name: str, family: type[ModelAdapter], parts: Sequence[str], dtype: str) -> dict[str, nn.Module]:
@@ -111,10 +178,13 @@ def load_pipeline(name: str, family: type[ModelAdapter], dtype: torch.dtype | di
     """
     with one_sentence(name, family):
         check_kind(name, family)
-        passed, later = substitutes(name, {k: v for k, v in DiffusionPipeline.load_config(name).items() if k not in options})
+        index = {k: v for k, v in DiffusionPipeline.load_config(name).items() if k not in options}
+        passed, later = substitutes(name, index)
         cls = import_pipeline(family.pipeline)
-        pipe = cls.from_pretrained(name, torch_dtype=dtype, use_safetensors=True, **passed, **options)  # never a pickle
-        check_loaded(name, {part: module for part, module in pipe.components.items() if part not in options})
+        with read_ahead(files_of(name, index)):
+            pipe = cls.from_pretrained(name, torch_dtype=dtype, use_safetensors=True, **passed, **options)  # never a pickle
+            precision = dtype["default"] if isinstance(dtype, dict) else dtype
+            check_loaded(name, {part: module for part, module in pipe.components.items() if part not in options}, precision)
         pipe.register_modules(**later)
         return pipe
 

@@ -17,7 +17,7 @@ from flow_factory.models.quantized_linear import DYNAMIC, compute_in_8_bits
 from flow_factory.policy.attention import set_attention, without_cudnn
 from flow_factory.policy.compilation import compile_blocks
 from flow_factory.policy.gradient_checkpointing import Setting, checkpoint_blocks
-from flow_factory.policy.precision import cast, round_lora
+from flow_factory.policy.precision import round_lora, wanted_dtypes
 from flow_factory.utils.errors import UserError
 from flow_factory.utils.offload import offload_with_hook, store_in_8_bits
 
@@ -41,6 +41,8 @@ class Policy(nn.Module):
         self._no_split_modules = sorted({name for names in blocks for name in names} & here)  # what FSDP shards one by one
         self.idle: list[UserCpuOffloadHook] = []
         """Of the parts that wait in main memory (`model.offload_idle`)."""
+        self.wanted: dict[nn.Parameter, torch.dtype] = {}
+        """Of weights that are still as the checkpoint's file has them, in which dtype they are to live: see `settle`."""
 
     @property
     def models(self) -> dict[str, Any]:
@@ -52,6 +54,24 @@ class Policy(nn.Module):
         without_cudnn()  # a library may have switched it on
         with torch.autocast(self.adapter.pipe._execution_device.type, enabled=False):
             return getattr(self.adapter, ask)(*args)
+
+    def settle(self, part: nn.Module, device: torch.device | None = None, own: bool = False) -> None:
+        """Brings a part's weights to the device, and there to the dtype in which they live, one tensor after the other.
+
+        A frozen weight that needs neither stays the file's memory, which all processes of a machine share.
+
+        Args:
+            device: None is where they are.
+            own: whether frozen weights, too, become memory of this process, which may be written to.
+        """
+        for module in part.modules():
+            for p in module._parameters.values():  # a module that rounds its weights lists others
+                if p is None or (dtype := self.wanted.pop(p, None)) is None:
+                    continue
+                read = p.data
+                p.data = read.to(device or read.device).to(dtype)  # files mostly have fewer bits
+                if (own or p.requires_grad) and p.data_ptr() == read.data_ptr():
+                    p.data = read.clone()
 
     def set_aside(self) -> None:
         """What only a rollout needs goes back to main memory; it returns when it is called."""
@@ -75,14 +95,15 @@ class Policy(nn.Module):
 
 def build_policy(
     adapter: ModelAdapter, config: ModelConfig, precision: str, checkpointing: Setting, seed: int, device: torch.device,
-    shards: bool = False,
+    shards: bool = False, settled: bool = True,
 ) -> Policy:  # fmt: skip
     """Freezes everything, then makes the chosen components trainable. The engine brings those to the device, whole or in shards.
 
     Args:
-        precision: mixed_precision of the run, in which the pipeline was loaded; the master weights may have been loaded in their own.
+        precision: mixed_precision of the run; the transformers may have been loaded in another one.
         checkpointing: which blocks are computed again in the backward pass.
         shards: whether the engine shares weights out; then those of all transformers.
+        settled: False leaves it to the engine to call `Policy.settle`, a block at a time where it will be.
 
     Raises:
         UserError: no such component, target module or attention backend.
@@ -94,24 +115,33 @@ def build_policy(
     if config.quantization in DYNAMIC:
         for module in adapter.field.bare.values():
             compute_in_8_bits(module, config.quantization, device)
-    for name in names:
-        module = adapter.field.bare[name]
+    wanted: dict[nn.Parameter, torch.dtype] = {}
+    for name, module in adapter.field.bare.items():
+        if name not in names:
+            wanted |= wanted_dtypes(module, config, frozen)
+            continue
         targets = target_names(module, name, config.target_modules, adapter.targets_in(module))
         unreached = dead_ends(module, adapter.dead_ends)
         if config.finetune_type == "lora":
             add_lora(module, targets, unreached, config, seed)
         else:
             train_fully(module, targets, unreached)
-        cast(module, config, frozen)
+        wanted |= wanted_dtypes(module, config, frozen)
     policy = Policy(adapter, names, [name for name in adapter.field.bare if shards and name not in names])
+    policy.wanted = wanted
+    if settled or config.layerwise_casting is not None or config.quantization is not None:
+        for module in adapter.field.bare.values():
+            policy.settle(module)
     for name, part in parts.items():
         if config.layerwise_casting is not None and name in adapter.field.bare:
             store_in_8_bits(part, config.layerwise_casting, frozen)  # before the device has to hold the whole of it
         if name in policy.components or name in policy.frozen:
             continue
         if config.offload_idle:
+            policy.settle(part)
             policy.idle.append(offload_with_hook(part, device))
         else:
+            policy.settle(part, device)
             part.to(device)  # no cast: diffusers keeps some modules in float32
     for module in adapter.field.bare.values():
         if config.attn_backend is not None:

@@ -5,7 +5,7 @@ what it leaves in 16 bits (norms, softmax, powers, sums). So there is none aroun
 the dtype of the layers that it belongs to.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from flow_factory.config import ModelConfig
 from flow_factory.models.loading import DTYPES
 from flow_factory.models.parts import namesake
+from flow_factory.utils.stock_dtypes import dtype_of
 
 
 class Rounded(nn.Linear):
@@ -35,38 +36,33 @@ def round_lora(module: nn.Module) -> None:
                 matrix.__class__ = Rounded
 
 
-def cast(module: nn.Module, config: ModelConfig, precision: torch.dtype) -> None:
-    """Trained weights to their own dtype. Beside those of a model that is trained in full, the frozen ones get back from it.
+def wanted_dtypes(module: nn.Module, config: ModelConfig, precision: torch.dtype) -> dict[nn.Parameter, torch.dtype]:
+    """In which dtype each weight is to live: trained ones in their own, frozen ones as a stock pipeline has them. A LoRA is so at once.
 
     Args:
         precision: the run's.
     """
+    master, wanted = DTYPES[config.master_weight_dtype], {}
     for name, p in module.named_parameters():
-        if p.requires_grad:
-            p.data = p.data.to(DTYPES[config.master_weight_dtype])
-        elif config.finetune_type == "full":  # loaded like the master weights
-            p.data = p.data.to(dtype_of(module, name, precision))
-    if config.finetune_type == "full":
-        round_weights(module, precision)
-
-
-def stays_precise(module: Any, name: str) -> bool:
-    """Whether diffusers keeps a part of a model in float32 whatever the pipeline's dtype."""
-    return not {*(module._keep_in_fp32_modules or ())}.isdisjoint(name.split("."))
-
-
-def dtype_of(module: nn.Module, name: str, precision: torch.dtype) -> torch.dtype:
-    """In which a stock pipeline has a weight or buffer."""
-    return torch.float32 if stays_precise(module, name) else precision
+        if p.requires_grad and config.finetune_type == "lora":
+            p.data = p.data.to(precision).to(master)  # peft draws it in the dtype of the layer, which may be another one in the file
+        elif config.quantization is None and type(p.data) is Tensor and p.is_floating_point():  # scales are as they are
+            wanted[p] = master if p.requires_grad else dtype_of(module, name, precision)
+    if config.finetune_type == "full" and any(p.requires_grad for p in wanted):
+        round_weights(module, precision, wanted)
+    return wanted
 
 
 # -- weights that are trained in another dtype than the one that they compute in ---------------------------------------------------------
 
 
-def round_weights(model: Any, precision: torch.dtype) -> None:
+def round_weights(model: Any, precision: torch.dtype, wanted: Mapping[nn.Parameter, torch.dtype]) -> None:
     """Has a diffusers model that is trained in full compute as its weights do once they are saved, and loaded by a stock pipeline.
 
     Its modules read their own weights as a stock pipeline has them. Engines, optimisers and checkpoints see the trained ones.
+
+    Args:
+        wanted: in which dtypes they will live.
     """
     saved = model.state_dict().keys()
     for name, buffer in model.named_buffers():
@@ -74,7 +70,7 @@ def round_weights(model: Any, precision: torch.dtype) -> None:
             buffer.data = buffer.data.to(dtype_of(model, name, precision))
     for name, part in list(model.named_modules()):
         dtypes = {key: dtype_of(model, f"{name}.{key}".lstrip("."), precision) for key, _ in part.named_parameters()}
-        if any(p.dtype != dtypes[key] for key, p in part.named_parameters()):
+        if any(wanted.get(p, p.dtype) != dtypes[key] for key, p in part.named_parameters()):
             kind: Any = type(part)
             part.__class__ = rounding(kind, tuple(dtypes.items()), precision if part is model else None)
 

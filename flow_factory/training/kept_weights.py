@@ -29,7 +29,7 @@ def keep_copies(config: RunConfig, engine: Engine, algorithm: Algorithm, base: W
     if "ref" in algorithm.weights:
         store.keep("ref", device_of(config.train.ref_param_device))
     for name, weights in base.items():
-        engine.scatter(weights, store.copies["ref"][list(store.params).index(name)])
+        engine.scatter(weights.to(store.params[name].dtype), store.copies["ref"][list(store.params).index(name)])
     for name, average in algorithm.averages.items():
         store.keep(name, device_of(average.device))
     if config.train.ema_decay > 0:

@@ -149,7 +149,8 @@ class Encoders:
         """With the tokenizers and processors, which are always there."""
         if found is None:
             return None
-        others = [part for part in self.adapter.pipe.components.values() if not isinstance(part, nn.Module | SchedulerMixin | None)]
+        parts = ((name, part) for name, part in self.adapter.pipe.components.items() if name not in self.adapter.field.bare)
+        others = [part for _, part in parts if not isinstance(part, nn.Module | SchedulerMixin | None)]
         return found[0], [*found[1], *map(settings_fingerprint, others)]
 
     def _record(self) -> Ledger:

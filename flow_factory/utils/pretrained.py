@@ -4,17 +4,18 @@ import importlib
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import ImageProcessingMixin, PreTrainedTokenizerBase, ProcessorMixin
 
 from flow_factory.utils.errors import UserError, file_errors
 from flow_factory.utils.hub import cached, unreachable
+from flow_factory.utils.stock_dtypes import dtype_of
 from flow_factory.utils.tensor_file import read_header
 
 KEY = "model.model_name_or_path"
@@ -25,7 +26,13 @@ BROKEN = (
     SafetensorError,
 )  # fmt: skip
 """What diffusers and transformers raise for a checkpoint that is damaged or of another kind."""
+WIDTHS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+"""The format's names of dtypes -> mixed_precision's."""
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+
+
+PIECE = 2**22
+"""Weights that are looked at together: a whole tensor's copy in float32 would be gigabytes."""
 
 
 class LoadError(UserError):
@@ -115,9 +122,23 @@ def tensors_of(file: Path, key: str = KEY) -> dict[str, list[int]]:
 def _check_weights(part: Path, name: str) -> dict[str, list[int]]:
     """Name -> shape of all of a part's tensors."""
     read_json(part / "config.json")
+    shapes: dict[str, list[int]] = {}
+    for file in weight_files(part, name):
+        if not file.is_file():
+            raise MissingError(f"{KEY}: {file} is missing, and {name}.index.json names it; download it again")
+        shapes |= tensors_of(file)
+    return shapes
+
+
+def weight_files(part: Path, name: str) -> list[Path]:
+    """A part's safetensors files: one, or those that an index names; variants beside them are not read.
+
+    Raises:
+        LoadError: it has neither, or a damaged index.
+    """
     index = part / f"{name}.index.json"
     if (part / name).is_file():
-        return tensors_of(part / name)
+        return [part / name]
     if not index.is_file():
         pickles = [p.name for p in sorted(part.iterdir()) if p.suffix in PICKLES]
         if pickles:
@@ -126,12 +147,21 @@ def _check_weights(part: Path, name: str) -> dict[str, list[int]]:
     placed = read_json(index).get("weight_map")
     if not isinstance(placed, dict) or not all(isinstance(file, str) for file in placed.values()):
         raise LoadError(f"{KEY}: {index} has no weight_map; download it again")
-    shapes: dict[str, list[int]] = {}
-    for file in sorted(set(placed.values())):
-        if not (part / file).is_file():
-            raise MissingError(f"{KEY}: {part / file} is missing, and {index.name} names it; download it again")
-        shapes |= tensors_of(part / file)
-    return shapes
+    return [part / file for file in sorted(set(placed.values()))]
+
+
+def stored_dtype(part: Path, kept: Sequence[str] = ()) -> str | None:
+    """The one in which a diffusers model's files have its weights ("fp32", "fp16" or "bf16"); None where they have several, or others.
+
+    Args:
+        kept: parts of names that do not count, since diffusers brings them to float32.
+
+    Raises:
+        LoadError: see `weight_files`.
+    """
+    headers = [read_header(file) for file in weight_files(part, WEIGHTS["diffusers"])]
+    found = {tensor.dtype for header in headers for name, tensor in header.items() if {*kept}.isdisjoint(name.split("."))}
+    return WIDTHS.get(found.pop()) if len(found) == 1 else None
 
 
 def _check_names(part: Path, model: nn.Module, shapes: Mapping[str, list[int]]) -> None:
@@ -160,11 +190,12 @@ def _check_configs(part: Path, *names: str) -> None:
         read_json(file)
 
 
-def check_loaded(name: str, parts: Mapping[str, Any]) -> None:
+def check_loaded(name: str, parts: Mapping[str, Any], precision: torch.dtype) -> None:
     """Whether every weight of a loaded pipeline came from its files and is a number.
 
     Args:
         name: folder or hub name, for the message.
+        precision: the run's, in which it must be one.
 
     Raises:
         LoadError: one did not, or is NaN or infinite.
@@ -177,14 +208,18 @@ def check_loaded(name: str, parts: Mapping[str, Any]) -> None:
         for key, weight in module.named_parameters():
             if type(weight.data) is not torch.Tensor or not weight.is_floating_point() or weight.itemsize == 1:
                 continue  # quantised: its numbers are not those of the file, and need not know how to be added
-            if not weight.detach().sum(dtype=torch.float32).isfinite():
-                if weight.detach().isfinite().all():
-                    continue  # the sum alone was too large
-                kind = str(weight.dtype).removeprefix("torch.")
+            computed = dtype_of(module, key, precision)
+            if not all(_finite(piece.to(computed)) for piece in weight.detach().flatten().split(PIECE)):
+                kind = str(computed).removeprefix("torch.")
                 raise LoadError(
                     f"{KEY}: {name}/{part}: {key!r} is not a number (NaN or infinite) in {kind}: the file is damaged, or mixed_precision "
                     "too narrow"
                 )
+
+
+def _finite(weights: Tensor) -> bool:
+    """Whether all are numbers; their sum says it soonest, where it is not itself too large."""
+    return bool(weights.sum(dtype=torch.float32).isfinite()) or bool(weights.isfinite().all())
 
 
 def _made_up(folder: Path, module: nn.Module) -> str | None:

@@ -12,9 +12,9 @@ from diffusers import WanTransformer3DModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flow_factory.checkpoints.model_files import collect
-from flow_factory.policy.precision import stays_precise
 from flow_factory.runs.training_state import load
 from flow_factory.training.run import Run
+from flow_factory.utils.stock_dtypes import stays_precise
 from tests.distributed.test_engines import COMMON, WAN, on
 from tests.tiny.pipelines import saved
 from tests.tiny.run import ROOT, forwards

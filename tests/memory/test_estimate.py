@@ -218,13 +218,23 @@ def test_what_is_gathered_computes_in_16_bits_and_may_stay_through_a_rollout(mon
         assert any(f"reshard_after_forward: auto takes {takes} for a {gpu} GB GPU" in line for line in lines), gpu
 
 
-def test_weights_in_another_dtype_than_the_files_are_copied_as_they_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_shared_and_copied_only_where_they_cannot_be_cast_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    _, full = of_flux("model.master_weight_dtype=fp32", kind="full")
-    _, same = of_flux("model.master_weight_dtype=bf16", kind="full")
-    _, lora = of_flux()
-    assert in_main_memory(full) == pytest.approx(4 * 11.9, rel=0.01)
-    assert in_main_memory(same) < 1 and in_main_memory(lora) < 1
+    t5 = 2 * 4.762
+    for dtype, width in (("BF16", 2), ("F32", 4)):
+        files = {part: {dtype: width * n} for part, n in Flux1.published.items()}
+        for kind, keys in (("full", ("model.master_weight_dtype=fp32",)), ("lora", ()), ("lora", ("data.idle_encoders=offload",))):
+            config, _ = of_flux(*keys, kind=kind)
+            parts = estimate(config, Flux1, dict(Flux1.published), flux_shape(), files)
+            assert in_main_memory(parts, shared=True) == pytest.approx(width * 1e-9 * sum(Flux1.published.values()))
+            cast = gb(parts, "text encoders and VAE in mixed")
+            assert in_main_memory(parts) == pytest.approx(cast or in_main_memory(parts)) and (cast > t5) == (dtype == "F32") == (cast > 0)
+    mixed = files | {"transformer": {"F32": 4e9, "BF16": 22e9}}
+    for kind, width in (("full", 4), ("lora", 2)):
+        parts = estimate(of_flux("model.master_weight_dtype=fp32", kind=kind)[0], Flux1, dict(Flux1.published), flux_shape(), mixed)
+        assert gb(parts, "transformers, until they are on the device") == pytest.approx(width * 11.9, rel=0.01)
+    eight = estimate(of_flux("model.layerwise_casting=fp8_e4m3", RECOMPUTED)[0], Flux1, dict(Flux1.published), flux_shape())
+    assert 11.9 < gb(eight, "transformers, until they are on the device") < 16, "norms and embeddings stay in 16 bits"
 
 
 def test_blocks_and_the_rest_are_the_whole() -> None:

@@ -42,7 +42,12 @@ class Engine:
 
     def wrap(self, policy: Policy, make_optimizer: MakeOptimizer) -> None:
         """Puts the policy on its device and shares it out; then makes the optimiser of what is trained."""
-        self.policy = policy.to(self.accelerator.device)
+        device = self.accelerator.device
+        policy.settle(policy, device)
+        self.policy = policy.to(device)
+        if device.type == "cpu":  # DDP would write to the frozen ones, which are a file's memory that all processes share
+            frozen = [name for name, p in policy.named_parameters() if not p.requires_grad]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(policy, frozen)
         self.optimizer = make_optimizer(policy.trained().values())
         self.wrapped, self.stepper = self.accelerator.prepare(policy, self.optimizer)
 

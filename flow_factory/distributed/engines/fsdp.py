@@ -41,7 +41,9 @@ class FullyShard(Engine):
             raise UserError(f"FSDP2: the model has no blocks of the classes {', '.join(names)}; see fsdp_transformer_layer_cls_to_wrap")
         keys: dict[str, Any] = {"mesh": self.mesh, "offload_policy": offload, "mp_policy": POLICY}
         for block in reversed(blocks):  # inner ones first; each goes to the device as it is shared out, not the whole before
+            policy.settle(block, device)
             fully_shard(block, reshard_after_forward=self.settings.reshard, **keys)
+        policy.settle(policy, device)
         self.wrapped = self.policy = fully_shard(policy, reshard_after_forward=True, **keys)  # type: ignore[assignment]
         narrow(self.policy, gathered_dtypes(self.policy, DTYPES[self.accelerator.mixed_precision]))
         self.optimizer = make_optimizer(self.policy.trained().values())

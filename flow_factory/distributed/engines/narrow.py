@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
 
 from flow_factory.policy.policy import Policy
-from flow_factory.policy.precision import dtype_of
+from flow_factory.utils.stock_dtypes import dtype_of
 
 POLICY = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
 ABLE = hasattr(Tensor, "grad_dtype")

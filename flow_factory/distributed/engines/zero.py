@@ -46,8 +46,13 @@ class Zero(Engine):
     def wrap(self, policy: Policy, make_optimizer: MakeOptimizer) -> None:
         sizes = [p.numel() for p in policy.trained().values()]
         settings = config_of(self.settings, self.max_norm, sum(sizes))
-        if self.settings.stage == 3:  # module by module, before the whole would go to the device
-            self.deepspeed.zero.Init(module=policy, config_dict_or_path=settings)
+        device, own = self.accelerator.device, self.accelerator.device.type == "cpu"  # DeepSpeed writes to what it shares out
+        if self.settings.stage == 3:  # block by block, before the whole would go to the device
+            blocks = [m for m in policy.modules() if type(m).__name__ in policy._no_split_modules]
+            for part in (*blocks, policy):
+                policy.settle(part, device, own)
+                self.deepspeed.zero.Init(module=part, config_dict_or_path=settings)
+        policy.settle(policy, device, own)
         self.policy, trained = policy, policy.trained()
         self.optimizer = make_optimizer(trained.values())
         self.wrapped, self.sharded, *_ = self.deepspeed.initialize(

@@ -1,0 +1,84 @@
+"""What a run takes of a machine's main memory, all its processes together, and of the disk that its checkpoints go to."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from flow_factory.config import RunConfig
+from flow_factory.config.engine import MACHINES
+from flow_factory.data.cache_folder import free_space
+from flow_factory.memory.estimate import Part, copies_of, in_main_memory, of_machine
+from flow_factory.memory.sizes import Weights
+from flow_factory.models.loading import DTYPES
+
+PROGRAM = 0.7
+"""GB of its own that a process has once torch, diffusers and transformers are imported: measured without a GPU."""
+LORA_FILES = 2
+"""A LoRA is written for diffusers, and for PEFT."""
+
+
+def here(config: RunConfig) -> int:
+    """Processes of one machine."""
+    return -(-config.num_processes // max(1, int(os.environ.get(MACHINES) or 1)))
+
+
+def main_memory_lines(config: RunConfig, parts: Sequence[Part], asked: bool) -> list[str]:
+    """A machine's main memory: what each process has of its own, what all share, and whether it is there.
+
+    Args:
+        asked: whether this machine is the one that it is for.
+    """
+    n, own, shared = here(config), in_main_memory([*parts]) + PROGRAM, in_main_memory([*parts], shared=True)
+    lines = [f"{p.gb:8.2f} GB  of main memory{', once for all processes' * p.shared}: {p.name}{when(p)}" for p in parts if p.host]
+    lines.append(f"{own:8.2f} GB  of main memory at the peak for a process of its own, {PROGRAM} GB of it for the program")
+    much = "" if n == 1 else f" for {n} processes"
+    lines.append(
+        f"{n * own:8.2f} GB  of a machine's main memory{much}, and {shared:.2f} GB that they share: files, as long as there is room"
+    )
+    has = psutil.virtual_memory().total / 1e9
+    if asked and n * own > has:
+        lines.append(f"{has:8.2f} GB  of main memory are here: it does NOT fit; use fewer processes a machine, or move less there")
+    elif asked and of_machine([*parts], n) + n * PROGRAM > has:
+        lines.append(
+            f"{has:8.2f} GB  of main memory are here: the files do not stay in it, and are read again and again while they are loaded"
+        )
+    return lines
+
+
+def when(part: Part) -> str:
+    return "" if part.phase == "always" else f" ({part.phase})"
+
+
+def checkpoint_sizes(config: RunConfig, weights: Weights) -> tuple[float, float]:
+    """GB that a checkpoint takes: (the weights for other programs, the training state)."""
+    model, zero = config.model, config.engine.kind == "zero"
+    master = DTYPES[model.master_weight_dtype].itemsize
+    trained = weights.trained * master
+    saved = trained * LORA_FILES if model.finetune_type == "lora" else trained + weights.frozen
+    moments = 2 if config.train.optimizer == "adamw8bit" else 2 * (4 if zero else master)
+    state = trained + weights.trained * (4 * len(copies_of(config)) + moments)
+    return saved * 1e-9, 0.0 if config.log.save_model_only else state * 1e-9
+
+
+def disk_lines(config: RunConfig, weights: Weights) -> list[str]:
+    """How much of the disk checkpoints take, and whether it is free."""
+    log, (saved, state) = config.log, checkpoint_sizes(config, weights)
+    free = free_space(Path(log.save_dir)) / 1e9
+    each = f"{saved + state:.3g} GB each" + (f", {state:.3g} GB of it the training state" if state else "")
+    most = written(config)
+    if most is None:
+        return [f"checkpoints: {each}; all of them stay (log.keep_last_n: null); {free:.3g} GB are free under {log.save_dir}"]
+    why = f"log.keep_last_n: {log.keep_last_n}, and the one that is written" if log.keep_last_n else "all of them stay"
+    fits = "" if most * (saved + state) < free else ", which is NOT enough: log.keep_last_n keeps fewer, log.save_dir names another disk"
+    much = f"up to {most} at a time ({why}): {most * (saved + state):.3g} GB"
+    return [f"checkpoints: {each}, {much}; {free:.3g} GB are free under {log.save_dir}{fits}"]
+
+
+def written(config: RunConfig) -> int | None:
+    """How many checkpoints are there at a time, at most; None: as many as the run makes until it is stopped."""
+    log, epochs = config.log, config.train.max_epochs
+    made = None if epochs is None else 1 if not log.save_freq else -(-epochs // log.save_freq)
+    kept = None if log.keep_last_n is None else log.keep_last_n + 1
+    return min((n for n in (made, kept) if n is not None), default=None)

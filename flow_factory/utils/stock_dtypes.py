@@ -1,0 +1,16 @@
+"""In which dtypes diffusers has the weights of a loaded model."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def stays_precise(module: Any, name: str) -> bool:
+    """Whether diffusers keeps a part of a model in float32 whatever the pipeline's dtype."""
+    return not {*(getattr(module, "_keep_in_fp32_modules", None) or ())}.isdisjoint(name.split("."))
+
+
+def dtype_of(module: nn.Module, name: str, precision: torch.dtype) -> torch.dtype:
+    """In which a stock pipeline has a weight or buffer."""
+    return torch.float32 if stays_precise(module, name) else precision
