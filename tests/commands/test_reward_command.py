@@ -72,11 +72,11 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- list -------------------------------------------------------------------------------------------------------------------------------
 
 
-def test_the_list_has_every_reward_and_says_what_the_readme_says(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_has_every_reward_and_says_what_the_page_says(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     told = capsys.readouterr().out
     assert list(FACTS) == list(REWARDS) and all(re.search(rf"(?m)^{name} ", told) for name in FACTS)
-    rows = [line.split(" | ") for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `")]
+    rows = [line.split(" | ") for line in (ROOT / "guidance" / "rewards.md").read_text().splitlines() if line.startswith("| `")]
     table = {name: row for row in rows if len(row) == 5 for name in re.findall(r"`(\w+)`", row[0])}
     for name, facts in FACTS.items():
         _, looks, _, licence, scale = (cell.strip(" |").replace("`", "") for cell in table[name])

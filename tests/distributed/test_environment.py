@@ -52,7 +52,7 @@ SEVERAL = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
 
 
 @pytest.mark.parametrize(
-    ("environment", "host", "takes"),
+    ("variables", "host", "takes"),
     [
         (SEVERAL | {"MASTER_ADDR": "10.0.0.1"}, "127.0.1.1", "ib0"),
         (SEVERAL | {"MASTER_ADDR": "first"}, "127.0.1.1", "eth0"),  # machine 0, by its own name
@@ -67,13 +67,13 @@ SEVERAL = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
     ],
 )
 def test_gloo_gets_the_interface_that_leads_to_machine_0_where_the_hosts_name_leads_nowhere(
-    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], host: str, takes: str | None
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], host: str, takes: str | None
 ) -> None:
     cards = {"lo": ["127.0.0.1"], "eth0": ["192.168.1.7"], "ib0": ["fe80::1", "10.0.0.7"]}
     monkeypatch.setattr(psutil, "net_if_addrs", lambda: {k: [SimpleNamespace(address=a) for a in v] for k, v in cards.items()})
     monkeypatch.setattr(socket, "gethostbyname", lambda name: host)
     monkeypatch.setattr(environment, "routed", WAYS.get)
-    mine = dict(environment)
+    mine = dict(variables)
     line = settle_interface(mine)
     assert mine.get("GLOO_SOCKET_IFNAME") == takes
     assert (line is not None) == (takes not in (None, "mine")) and (

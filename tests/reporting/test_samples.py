@@ -70,13 +70,15 @@ def test_pictures_leave_no_videos(tmp_path: Path) -> None:
 class Moving:
     """An evaluator of a model of videos: other clips at every evaluation."""
 
-    rows = PROMPTS
+    rows = usual = PROMPTS
+    shares = False
+    taken = 2
     scores: dict[str, list[float]] = {}
 
     def __init__(self) -> None:
         self.drawn: list[list[Sample]] = []
 
-    def run(self) -> tuple[dict[str, float], list[Sample]]:
+    def run(self, full: bool = False) -> tuple[dict[str, float], list[Sample]]:
         self.drawn.append(samples(len(self.drawn)))
         return {"eval/reward_r_mean": 1.0, "eval/reward_mean": 1.0}, self.drawn[-1]
 

@@ -140,6 +140,7 @@ def beside_yaml(folder: Path, beside: bool) -> None:
     (folder / "tiny.yaml").write_text(f"{text}rewards:\n{entries}")
 
 
+@pytest.mark.exhaustive
 def test_an_epoch_and_an_evaluation_are_those_in_line(tmp_path: Path) -> None:
     found = []
     for name in ("in_line", "beside"):

@@ -14,6 +14,7 @@ from flow_factory.training.throughput import Work, peak_of, rates, text_of, work
 from tests.tiny.run import tiny, write_run
 
 
+@pytest.mark.exhaustive
 def test_an_epochs_work_is_what_torch_counts(tmp_path: Path) -> None:
     """With a mathematical attention, which it counts on a CPU."""
     run = tiny(tmp_path, "train.num_inference_steps=2", "train.true_cfg_scale=3.0", "eval.eval_freq=0")

@@ -19,6 +19,7 @@ def attentions(file: Path) -> int:
         return sum(event.get("name") == ATTENTION for event in json.load(stream)["traceEvents"])
 
 
+@pytest.mark.exhaustive
 def test_the_first_steps_of_one_epoch_are_traced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keys = ("eval.eval_freq=0", "train.num_inference_steps=2", "train.gradient_step_per_epoch=1")
     run = tiny(tmp_path, *keys, "profile={epoch: 2, steps: 1}")

@@ -171,8 +171,8 @@ def test_offloading_samples_changes_nothing_and_a_condition_waits_with_them_once
     monkeypatch.setattr(Learner, "learn", learning)
     monkeypatch.setattr(learner, "to_device", moving)
     for run in runs:
-        read, conds = [], run.trainer.conds
-        run.trainer.conds = type("", (), {"__getitem__": lambda _, k, read=read, conds=conds: read.append(conds[k]) or read[-1]})()  # type: ignore[misc]
+        read, conds = [], run.trainer.roller.conds
+        run.trainer.roller.conds = type("", (), {"__getitem__": lambda _, k, read=read, conds=conds: read.append(conds[k]) or read[-1]})()  # type: ignore[misc]
         epochs(run)
         groups = [group for epoch in drawn for group in epoch]
         assert [len(group) for group in groups] == [2] * 4 and [len(set(group)) for group in groups] == [1] * 4
