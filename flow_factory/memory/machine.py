@@ -66,14 +66,18 @@ def disk_lines(config: RunConfig, weights: Weights) -> list[str]:
     """How much of the disk checkpoints take, and whether it is free."""
     log, (saved, state) = config.log, checkpoint_sizes(config, weights)
     free = free_space(Path(log.save_dir)) / 1e9
-    each = f"{saved + state:.3g} GB each" + (f", {state:.3g} GB of it the training state" if state else "")
+    each = f"{_gb(saved + state)} GB each" + (f", {_gb(state)} GB of it the training state" if state else "")
     most = written(config)
     if most is None:
-        return [f"checkpoints: {each}; all of them stay (log.keep_last_n: null); {free:.3g} GB are free under {log.save_dir}"]
+        return [f"checkpoints: {each}; all of them stay (log.keep_last_n: null); {_gb(free)} GB are free under {log.save_dir}"]
     why = f"log.keep_last_n: {log.keep_last_n}, and the one that is written" if log.keep_last_n else "all of them stay"
     fits = "" if most * (saved + state) < free else ", which is NOT enough: log.keep_last_n keeps fewer, log.save_dir names another disk"
-    much = f"up to {most} at a time ({why}): {most * (saved + state):.3g} GB"
-    return [f"checkpoints: {each}, {much}; {free:.3g} GB are free under {log.save_dir}{fits}"]
+    much = f"up to {most} at a time ({why}): {_gb(most * (saved + state))} GB"
+    return [f"checkpoints: {each}, {much}; {_gb(free)} GB are free under {log.save_dir}{fits}"]
+
+
+def _gb(size: float) -> str:
+    return f"{size:.3g}" if size < 999.5 else f"{size:,.0f}"
 
 
 def written(config: RunConfig) -> int | None:
