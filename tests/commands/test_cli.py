@@ -156,6 +156,7 @@ def test_check_tells_the_plan_of_a_folder(tmp_path: Path, capsys: pytest.Capture
     assert not (tmp_path / "save").exists(), "a check leaves nothing behind"
 
 
+@pytest.mark.slow
 def test_check_of_a_hub_name_needs_no_network(tmp_path: Path) -> None:
     write_run(tmp_path)
     overrides = ["model.model_name_or_path=black-forest-labs/FLUX.1-dev", "train.resolution=512", "train.max_sequence_length=512"]

@@ -20,6 +20,7 @@ from flow_factory.utils.terminal import Epochs, bar, format_duration, log_to_ter
 from tests.tiny.run import ROOT, environment, ff_train, tiny, write_run
 
 
+@pytest.mark.slow
 def test_without_a_terminal_there_is_a_line_an_epoch_and_no_remark_of_a_library(tmp_path: Path) -> None:
     write_run(tmp_path)
     done = ff_train("tiny.yaml", "train.max_epochs=3", cwd=tmp_path)

@@ -77,7 +77,7 @@ def test_of_rows_that_the_run_does_not_draw_the_files_are_there_and_are_not_open
         check(config)
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("split", ["train", pytest.param("test", marks=pytest.mark.exhaustive)])
 def test_a_row_that_is_edited_ends_the_run_with_its_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str) -> None:
     run = tiny(tmp_path, "train.max_epochs=3")
     file = tmp_path / "data" / f"{split}.jsonl"

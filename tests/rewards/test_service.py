@@ -382,6 +382,7 @@ def injected(requests: int, seed: int) -> None:
     assert set(Reads.seen) <= set(numbers) and max(Reads.seen.values()) == 1
 
 
+@pytest.mark.exhaustive
 def test_no_sample_has_the_score_of_another_among_faults() -> None:
     injected(160, seed=1)
 

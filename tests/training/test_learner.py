@@ -155,8 +155,8 @@ def test_the_old_policy_is_the_one_that_sampled_to_the_bit(tmp_path: Path, name:
     ("name", "overrides", "weights"),
     [
         ("dgpo", (KL_CFG, CFG), ("ref", "ema_ref")),
-        ("crd", (KL_CFG,), ("ref", "old")),
-        ("awm", (KL, *EMA), ("ref", "ema")),
+        pytest.param("crd", (KL_CFG,), ("ref", "old"), marks=pytest.mark.exhaustive),
+        pytest.param("awm", (KL, *EMA), ("ref", "ema"), marks=pytest.mark.exhaustive),
     ],
 )
 def test_other_kept_velocities_are_those_of_the_copies_as_the_epoch_began(

@@ -104,8 +104,8 @@ def test_pictures_are_those_of_the_weights_that_roll_out(tmp_path: Path, name: s
     ("name", "overrides"),
     [
         ("nft", (LAG, "train.old_model_decay=0-0.5-0.1-0.9")),
-        ("dgpo", ("train.switch_ema_ref=1", "train.ema_ref_ramp_rate=0.1", "train.dpo_beta=2000.0")),
-        ("crd", ("train.sampling_model_decay=0-0.5-0.1-0.9", "train.ema_decay=0.5")),
+        pytest.param("dgpo", ("train.switch_ema_ref=1", "train.ema_ref_ramp_rate=0.1", "train.dpo_beta=2000.0"), marks=pytest.mark.slow),
+        pytest.param("crd", ("train.sampling_model_decay=0-0.5-0.1-0.9", "train.ema_decay=0.5"), marks=pytest.mark.exhaustive),
         pytest.param("awm", ("train.ratio_order=sum_first", "train.ema_kl_beta=0.1", "train.ema_decay=0.5"), marks=pytest.mark.slow),
     ],
 )
