@@ -20,6 +20,7 @@ from flow_factory.algorithms import ALGORITHMS
 from flow_factory.checkpoints.model_files import load_model
 from flow_factory.config import RunConfig, pipeline_kwargs, plan_of
 from flow_factory.config.engine import EngineSettings, engine_of
+from flow_factory.config.profile import ProfileConfig
 from flow_factory.config.recompute import AUTO
 from flow_factory.data.pairs import Pairs
 from flow_factory.distributed import liveness
@@ -110,27 +111,8 @@ def assemble(found: Preflight, place: tuple[RunFolder | None, Path], accelerator
     encoding = Encoding(config, encoders, algorithm, [rows, test], accelerator)
     encoding.begin(start.saved.epoch if start.saved is not None else 0)
     conds, eval_conds = encoding.conds, encoding.eval_conds
-    liveness.set_activity("building the policy")
-    policy = build_policy(
-        adapter, config.model, config.mixed_precision, config.train.enable_gradient_checkpointing, config.train.seed, accelerator.device,
-        shards=config.engine.shards_weights, settled=False,
-    )  # fmt: skip
-    wait_for_everyone("building the policy")
-    split_sequences(adapter, config.model.context_parallel, accelerator.device)
-    base = load_weights(start, policy, copies_base(config, algorithm))
-    wait_for_everyone("loading weights")
-    engine.wrap(policy, partial(make_optimizer, config.train))
-    if accelerator.is_main_process and (accelerator.num_processes > 1 or engine.settings.kind != "ddp"):
-        note(engine.describe())
-    several = is_offline(config) or len(policy.components) + len(policy.frozen) > 1
-    if engine.settings.in_step and accelerator.num_processes > 1 and several:
-        adapter.field.agree = engine.needed
-    first = to_device(conds[0], accelerator.device)
-    wait_for_everyone("sharing out the policy")
-    limit_groups(config.distributed_timeout)  # which libraries have made
-    liveness.set_activity("proving that training sees what sampling saw")
-    require_proof(config, adapter, first, engine)
-    prove_attention(config, engine, first)
+    base = share_out(config, adapter, engine, start, copies_base(config, algorithm))
+    require_proofs(config, adapter, engine, conds[0])
     store = keep_copies(config, engine, algorithm, base)
     plan = plan_of(config)
     schedule = make_schedule(config.train, engine.optimizer, plan.optimiser_steps_per_epoch)
@@ -142,15 +124,13 @@ def assemble(found: Preflight, place: tuple[RunFolder | None, Path], accelerator
     trainer = Trainer(
         config, plan, accelerator, adapter, *learning, rewards, rows, conds, pairs, encoding.reach, progress=progress, identity=identity
     )
-    if config.profile is not None and (accelerator.is_main_process or config.profile.processes == "all"):
-        who = (accelerator.process_index, progress, accelerator.device.type == "cuda", accelerator.is_main_process)
-        trainer.meter.observers.append(Tracer(config.profile, place[1], *who))
+    trainer.meter.observers += tracers(config.profile, place[1], progress, accelerator)
     judged = (eval_rewards, test, eval_conds, trainer.interrupt, partial(trainer.meter.step, "batch"))
     evaluator = Evaluator(config, accelerator, adapter, engine, store, *judged) if test else None
     wait_for_everyone("opening trackers")
     saver = Saver(accelerator, engine, store, type(adapter.pipe), config.log.keep_last_n)
     auto = asked.train.enable_gradient_checkpointing == AUTO
-    back = StepBack(list(policy.models.values()), config.train.enable_gradient_checkpointing) if auto else None
+    back = StepBack(list(engine.policy.models.values()), config.train.enable_gradient_checkpointing) if auto else None
     unseen = place[0] is not None and start.goes_on and missed(place[1], progress.epoch)
     limit_groups(config.distributed_timeout)
     seen = start.saved is not None and not broadcast_object_list([unseen])[0]
@@ -175,6 +155,52 @@ def settle(config: RunConfig, rows: int, accelerator: Accelerator) -> RunConfig:
     return decoding(resharding(recomputing(with_data(config, *encoded), level), reshards), *decoded)
 
 
+def share_out(config: RunConfig, adapter: ModelAdapter, engine: Engine, start: Start, keep: bool) -> dict[str, Tensor]:
+    """Makes the policy, gives it the weights that it starts from, and brings it to the devices.
+
+    Returns:
+        The base model's weights, see `load_weights`.
+    """
+    accelerator = engine.accelerator
+    liveness.set_activity("building the policy")
+    policy = build_policy(
+        adapter, config.model, config.mixed_precision, config.train.enable_gradient_checkpointing, config.train.seed, accelerator.device,
+        shards=config.engine.shards_weights, settled=False,
+    )  # fmt: skip
+    wait_for_everyone("building the policy")
+    split_sequences(adapter, config.model.context_parallel, accelerator.device)
+    base = load_weights(start, policy, keep)
+    wait_for_everyone("loading weights")
+    engine.wrap(policy, partial(make_optimizer, config.train))
+    if accelerator.is_main_process and (accelerator.num_processes > 1 or engine.settings.kind != "ddp"):
+        note(engine.describe())
+    several = is_offline(config) or len(policy.components) + len(policy.frozen) > 1
+    if engine.settings.in_step and accelerator.num_processes > 1 and several:
+        adapter.field.agree = engine.needed
+    return base
+
+
+def require_proofs(config: RunConfig, adapter: ModelAdapter, engine: Engine, cond: Cond) -> None:
+    """Of a model that the tests do not know, or whose sequences are shared out, see `prove`; of attention, see `prove_attention`."""
+    here = to_device(cond, engine.accelerator.device)
+    wait_for_everyone("sharing out the policy")
+    limit_groups(config.distributed_timeout)  # which libraries have made
+    liveness.set_activity("proving that training sees what sampling saw")
+    unknown = config.model.model_type not in MODELS or config.model.model_type == "diffusers"
+    if unknown or config.model.context_parallel > 1:
+        with engine.accumulating(last=False):
+            prove(adapter, here, pipeline_kwargs(config.train), config.train.per_device_batch_size, engine)
+    prove_attention(config, engine, here)
+
+
+def tracers(profile: ProfileConfig | None, folder: Path, progress: Progress, accelerator: Accelerator) -> list[Tracer]:
+    """This process's, if it has one."""
+    if profile is None or not (accelerator.is_main_process or profile.processes == "all"):
+        return []
+    who = (accelerator.process_index, progress, accelerator.device.type == "cuda", accelerator.is_main_process)
+    return [Tracer(profile, folder, *who)]
+
+
 def load_weights(start: Start, policy: Policy, keep: bool) -> dict[str, Tensor]:
     """Loads the weights that a new run starts from, where it has any; returns those of the base model by name, if they are to be kept.
 
@@ -186,14 +212,6 @@ def load_weights(start: Start, policy: Policy, keep: bool) -> dict[str, Tensor]:
     base = {name: p.detach() for name, p in policy.trained().items()} if keep else {}  # of files; the saved ones take their place
     load_model(start.path, policy)
     return base
-
-
-def require_proof(config: RunConfig, adapter: ModelAdapter, cond: Cond, engine: Engine) -> None:
-    """Of a model that the tests do not know, or whose sequences are shared out: see `prove`."""
-    unknown = config.model.model_type not in MODELS or config.model.model_type == "diffusers"
-    if unknown or config.model.context_parallel > 1:
-        with engine.accumulating(last=False):
-            prove(adapter, cond, pipeline_kwargs(config.train), config.train.per_device_batch_size, engine)
 
 
 def contradict(settings: EngineSettings) -> None:
