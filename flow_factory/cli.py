@@ -122,6 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with listener.watching():
         code = listen(listener, argv)
         liveness.leave(liveness.LEFT if code in (0, 130) else liveness.FAILED)
+        liveness.let_go()
         return code
 
 

@@ -25,6 +25,8 @@ STUCK = 15.0
 """Seconds in which a process whose Python does not move, and of which another has died, ends: a collective may hang for ever then."""
 GRACE = 2.0
 """Seconds in which a death, or the failure of a collective, is heard of everywhere."""
+LET_GO = 0.5
+"""Seconds, see `let_go`."""
 START = "its start"
 LEFT, FAILED = "left", "failed"
 DIED = "lost the connection to another process, which has died"
@@ -256,6 +258,15 @@ def leave(word: str = LEFT) -> None:
     """See `ProcessMonitor.leave`."""
     if here is not None:
         here.leave(word)
+
+
+def let_go() -> None:
+    """Before Python goes away, threads of gloo let go of the last collective's tensors: they need Python for it, or abort the process.
+
+    Nothing tells when they have; it takes them microseconds.
+    """
+    if here is not None:
+        time.sleep(LET_GO)
 
 
 def why_lost(error: BaseException) -> str:
