@@ -177,7 +177,8 @@ def test_all_machines_restart_when_a_process_of_one_died(tmp_path: Path, unbroke
     assert_same(tmp_path / "save" / "run", unbroken)
 
 
-@pytest.mark.parametrize("dies", [1, pytest.param(0, marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("dies", [0, 1])
 def test_a_launcher_that_died_and_is_started_anew_joins_the_others(tmp_path: Path, unbroken: Path, dies: int) -> None:
     """Its process dies with it. Machine 0's takes the store along, by which the machines had met."""
     write_run(tmp_path)

@@ -381,7 +381,7 @@ def _beside(rank: int, processes: int, rows: int) -> None:
     Path(f"said.{rank}.json").write_text(json.dumps(said))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("rows", [1, pytest.param(4, marks=pytest.mark.exhaustive)])
 def test_processes_that_are_not_equally_fast_stay_in_step(tmp_path: Path, rows: int) -> None:
     """With one row its group is shared, and pictures go from process to process."""

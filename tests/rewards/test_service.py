@@ -388,6 +388,7 @@ def test_no_sample_has_the_score_of_another_among_faults() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_no_sample_of_two_thousand_requests_has_the_score_of_another() -> None:
     injected(2000, seed=2)
 
@@ -476,6 +477,7 @@ def test_the_page_serves_what_its_run_asks_for(keys: Callable[[str], dict[str, A
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_command_serves_by_several_processes_outlives_one_and_ends_gracefully(tmp_path: Path) -> None:
     (tmp_path / "rewards.yaml").write_text("rewards:\n  reward_model: tests.tiny.reward_server:Reads\n  name: reads\n")
     command = [sys.executable, "-m", "flow_factory.commands.reward", "serve", "rewards.yaml", "--port", "0", "--workers", "2"]

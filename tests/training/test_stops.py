@@ -321,7 +321,7 @@ ENGINES = {"ddp": (), "fsdp2": (f"{LAUNCH}/fsdp2.yaml",), "zero3": (f"{LAUNCH}/d
 FEW = ("drawing", "scoring", "learning")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("engine", "places", "keys"),
     [
