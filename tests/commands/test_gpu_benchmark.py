@@ -172,7 +172,7 @@ def test_every_variant_is_a_config_that_loads(tmp_path: Path) -> None:
         load_config(tmp_path / f"{each.model}.yaml", each.overrides)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_benchmark_measures_says_what_fails_and_goes_on(tmp_path: Path) -> None:
     """At toy size, on whatever this machine has."""
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--toy", "--only", "flux1-dev:eager", "flux1-dev:float8"]

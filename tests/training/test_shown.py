@@ -114,7 +114,7 @@ def says_what_it_got(run: Run) -> dict[str, Any]:
 GROUPWISE = ("rewards.reward_model=tests.tiny.rewards.Outshines", "eval.group_size=4", "train.unique_sample_num_per_epoch=1")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_no_other_process_gets_a_picture(tmp_path: Path) -> None:
     """A group of four, whose micro-batches of one are with both processes, is scored by the first."""
     keys = (*GROUPWISE, "train.per_device_batch_size=1", "train.gradient_step_per_epoch=1", "eval.resolution=64")
