@@ -16,6 +16,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flow_factory.commands.subcommands import take_rewards
+
 if TYPE_CHECKING:
     from flow_factory.hparams import RewardArguments
     from flow_factory.rewards.examination import Findings
@@ -27,8 +29,7 @@ MOST = 64
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Its arguments."""
-    parser.add_argument("config", type=Path, help="a YAML with rewards:")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="set single keys: rewards.0.batch_size=8")
+    take_rewards(parser)
     parser.add_argument("--images", type=Path, metavar="DIR", help="a folder of pictures, or of videos, beside the drawn ones")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="a .txt or .jsonl of their prompts")
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flow_factory.commands.data_show import many
+from flow_factory.commands.subcommands import take_rewards
 from flow_factory.utils.errors import file_errors
 
 if TYPE_CHECKING:
@@ -32,8 +33,7 @@ AT_ONCE = 64
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Its arguments."""
-    parser.add_argument("config", type=Path, help="a YAML with rewards:")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="set single keys: rewards.0.batch_size=8")
+    take_rewards(parser)
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="a folder of pictures, or of videos")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="a .txt or .jsonl of their prompts")
     parser.add_argument("--out", type=Path, default=Path("scores"), metavar="DIR", help="where to write (default: %(default)s)")

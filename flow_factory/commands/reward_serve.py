@@ -14,9 +14,9 @@ import argparse
 import os
 import signal
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flow_factory.commands.subcommands import take_rewards
 from flow_factory.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,8 +28,7 @@ PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Its arguments."""
-    parser.add_argument("config", type=Path, help="a YAML with rewards:")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="set single keys: server.max_queue=16")
+    take_rewards(parser, "server.max_queue=16")
     parser.add_argument("--host", help="as server.host")
     parser.add_argument("--port", help="as server.port")
     parser.add_argument("--workers", help="as server.workers: processes for each device")

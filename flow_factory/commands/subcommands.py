@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 
 from flow_factory.utils.errors import RunError, UserError, plain
 
@@ -24,6 +25,12 @@ def parser_of(prog: str, description: str, examples: str, modules: Mapping[str, 
         module.add(sub)
         sub.set_defaults(act=module.act)
     return p
+
+
+def take_rewards(parser: argparse.ArgumentParser, example: str = "rewards.0.batch_size=8") -> None:
+    """The arguments that name a YAML of rewards, and keys of it, such as the example."""
+    parser.add_argument("config", type=Path, help="a YAML with rewards:")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=f"set single keys: {example}")
 
 
 def table(lines: Sequence[Sequence[str]], widest: int = 1000) -> list[str]:
