@@ -22,7 +22,7 @@ class Row:
     """One line of the data set."""
 
     id: int
-    """Position among the rows of its file, from 0: the key of every random draw made for it."""
+    """Position among the run's training rows, those of all data sets one after the other, or among one data set's test rows; from 0."""
     prompt: str
     negative_prompt: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
@@ -37,6 +37,8 @@ class Row:
     """`demonstration` or `preference`, of a line of the public schema_version 2."""
     inside: bool = False
     """Whether files stand inside the data set, and are written to where their names say when these are asked for."""
+    dataset: str = ""
+    """The name of its data set (`data.datasets`); "" where that has none."""
 
 
 @dataclass(frozen=True)
