@@ -93,7 +93,7 @@ class Rollout:
     x0: Tensor | None = None
     """(n, ...) final states, for algorithms that learn on the forward process."""
     schedule: tuple[Tensor, Tensor] | None = None
-    """Times (T,) and noise levels (T + 1,) of the rollout's schedule, on the CPU; beside `x0`."""
+    """Times (T,) and noise levels (T + 1,) of the rollout's schedule, on the CPU; beside `x0`, and where the algorithm asks for it."""
     memo: Any = None
     """What the pipeline computed from `cond` alone, see `condition_memo.ConditionMemo`."""
     frozen: dict[int, dict[str, Tensor]] = field(default_factory=lambda: defaultdict(dict))
@@ -123,6 +123,8 @@ class Point:
     """On the forward process: x = (1 - s) x0 + s noise; both float32."""
     noise: Tensor | None = None
     memo: Any = None
+    """The rollout's."""
+    schedule: tuple[Tensor, Tensor] | None = None
     """The rollout's."""
     frozen: dict[str, Tensor] = field(default_factory=dict)
     """Velocities here under kept weights, by name."""

@@ -36,6 +36,7 @@ class Algorithm:
         scope: which points the loss compares: "group", the same noise level in all micro-batches of a group; "times", all noise levels
             of a micro-batch; None, none. `survey` sees them first, where they are more than one.
         with_mean: whether the transitions' means are kept.
+        with_schedule: whether a rollout's noise levels are; an ODE rollout's always are.
     """
 
     Config: ClassVar[type[TrainConfig]]
@@ -43,6 +44,7 @@ class Algorithm:
     averages: Mapping[str, Average] = {}
     scope: Literal["group", "times"] | None = None
     with_mean: ClassVar[bool] = False
+    with_schedule: bool = False
 
     def __init__(self, config: TrainConfig, scheduler: SchedulerConfig, per_sample_times: bool = False):
         """`per_sample_times`: whether the model takes a time a sample, instead of one for all of a micro-batch."""

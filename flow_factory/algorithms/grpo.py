@@ -7,6 +7,7 @@ from torch import Tensor
 
 from flow_factory.algorithms.base import Algorithm
 from flow_factory.algorithms.losses import approx_kl, clip_fractions, clipped_objective, kl_exact, kl_v, kl_x
+from flow_factory.algorithms.losses.steps import step_weights
 from flow_factory.config import GRPOConfig, SchedulerConfig, TrainConfig
 from flow_factory.core.dynamics import DYNAMICS
 from flow_factory.core.step_selection import select_steps
@@ -24,6 +25,7 @@ class GRPO(Algorithm):
         self.kernel = DYNAMICS[scheduler.dynamics_type]
         self.weights = ("ref",) if config.kl_beta > 0 else ()
         self.candidates = scheduler.stochastic_steps(config.num_inference_steps, config.first_step)
+        self.with_schedule = config.step_weight != "none"
 
     def noisy(self, epoch: int, slot: int) -> tuple[int, ...]:
         if self.scheduler.step_selection == "fraction":
@@ -37,7 +39,7 @@ class GRPO(Algorithm):
         low, high = self.config.adv_clip_range
         advantage = rollout.advantage.clamp(low, high)
         for step in rollout.steps:
-            yield Point(step.x.to(step.dtype), step.t, step.s, rollout.cond, advantage, step, memo=rollout.memo)
+            yield Point(step.x.to(step.dtype), step.t, step.s, rollout.cond, advantage, step, memo=rollout.memo, schedule=rollout.schedule)
 
     def size(self, rollout: Rollout) -> int:
         return len(rollout.steps)
@@ -50,11 +52,14 @@ class GRPO(Algorithm):
         logp = self.kernel.log_prob(step.x1.float(), mean, std)
         objective, ratio = self._objective(point, step, logp, mean, std)
         low, high = clip_fractions(ratio, self.config.clip_range)
-        policy = loss = objective.mean()
+        weight = self.weight(point)
+        policy = loss = (objective if weight is None else weight * objective).mean()
         metrics = {
             "policy_loss": policy, "ratio": ratio, "ratio_error": (ratio - 1).abs().max(), "clip_frac_low": low, "clip_frac_high": high,
             "clip_frac": low + high, "approx_kl": approx_kl(logp, step.logp),
         }  # fmt: skip
+        if weight is not None:
+            metrics["step_weight"] = weight
         if self.config.kl_beta > 0:
             ref = velocity(point, "ref")
             kl = self._kl(v, ref, mean, self._transition(point, step, ref)[0], std)
@@ -65,6 +70,15 @@ class GRPO(Algorithm):
     def on_policy_error(self, metrics: Metrics) -> tuple[Tensor, float]:
         low, high = self.config.clip_range
         return metrics["ratio_error"], 0.1 * min(-low, high)
+
+    def weight(self, point: Point) -> Tensor | None:
+        """(n,) what the samples' objective counts here; None: all alike."""
+        if self.config.step_weight == "none":
+            return None
+        assert point.step is not None and point.schedule is not None  # `with_schedule`
+        eta = self.scheduler.noise_level
+        weights = step_weights(self.kernel, self.config.step_weight, point.schedule[1], self.candidates, eta)
+        return weights[self.candidates.index(point.step.index)].to(point.advantage).expand_as(point.advantage)
 
     def _objective(self, point: Point, step: Step, logp: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
         """(the loss to minimise, the ratio), (n,) each."""

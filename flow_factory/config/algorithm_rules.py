@@ -3,7 +3,16 @@
 import math
 from collections.abc import Callable, Iterator
 
-from flow_factory.config.algorithms import AWMConfig, CRDConfig, DGPOConfig, DPOConfig, ForwardConfig, GRPOGuardConfig, NFTConfig
+from flow_factory.config.algorithms import (
+    AWMConfig,
+    CRDConfig,
+    DGPOConfig,
+    DPOConfig,
+    ForwardConfig,
+    GRPOConfig,
+    GRPOGuardConfig,
+    NFTConfig,
+)
 from flow_factory.config.base import show
 from flow_factory.config.nodes import Problem
 from flow_factory.config.plan import micro_batches_per_update
@@ -22,7 +31,7 @@ def dynamics_fit(config: RunConfig) -> Iterator[Problem]:
         return
     name = config.train.trainer_type
     if config.scheduler.dynamics_type == "ODE":
-        text = f"{name} needs log-probabilities, and ODE has none; write Flow-SDE, Dance-SDE or CPS"
+        text = f"{name} needs log-probabilities, and ODE has none; write Flow-SDE, Dance-SDE, Flash-SDE or CPS"
         yield Problem(("scheduler", "dynamics_type"), text)
     if config.scheduler.noise_level == 0:
         yield Problem(("scheduler", "noise_level"), f"{name} needs noise, and 0 is the ODE; write e.g. 0.7")
@@ -36,6 +45,20 @@ def guard_is_defined(config: RunConfig) -> Iterator[Problem]:
     if isinstance(train, GRPOGuardConfig) and train.reweight and config.scheduler.dynamics_type == "CPS":
         text = "true divides by |dt|, which CPS's mean does not move by; write false, or scheduler.dynamics_type: Flow-SDE"
         yield Problem(("train", "reweight"), text)
+
+
+def steps_weigh(config: RunConfig) -> Iterator[Problem]:
+    train, here = config.train, ("train", "step_weight")
+    if not isinstance(train, GRPOConfig) or train.step_weight == "none":
+        return
+    if isinstance(train, GRPOGuardConfig):
+        text = f"{train.step_weight} undoes a step's 1 / std, which grpo-guard's ratio has lost already; write none, or trainer_type: grpo"
+        yield Problem(here, text)
+    elif config.scheduler.dynamics_type == "CPS" and train.step_weight == "noise":
+        text = (
+            "noise is for a log-probability that is divided by std^2, and CPS's is not; write rectified or none, or another dynamics_type"
+        )
+        yield Problem(here, text)
 
 
 def best_of_n_fits(config: RunConfig) -> Iterator[Problem]:
@@ -141,6 +164,7 @@ def steps_are_small(config: RunConfig) -> Iterator[Problem]:
 ALGORITHM_RULES: tuple[Rule, ...] = (
     dynamics_fit,
     guard_is_defined,
+    steps_weigh,
     best_of_n_fits,
     silence_is_free,
     advantages_scale,

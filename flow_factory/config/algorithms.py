@@ -55,6 +55,11 @@ class GRPOConfig(TrainConfig):
         "x-based", description="distance to the reference: of means, of velocities, Gaussian KL"
     )
     kl_beta: float = Field(0.0, ge=0, le=1e6, description="weight of the KL term; 0 keeps no reference weights")
+    step_weight: Literal["none", "noise", "rectified"] = Field(
+        "none",
+        description="weight of a trained step, 1 on average: alike; by its noise (TempFlow-GRPO); so that every step's gradient is of one "
+        "size (Flash-GRPO)",
+    )
 
     def points_per_batch(self, scheduler: SchedulerConfig) -> int:
         return scheduler.trained_steps(self.num_inference_steps, self.first_step)

@@ -12,14 +12,17 @@ class SchedulerConfig(Section):
 
     rest: ClassVar[str | None] = "overrides"
 
-    dynamics_type: Literal["Flow-SDE", "Dance-SDE", "CPS", "ODE"] = Field("Flow-SDE", description="kernel of the stochastic steps")
+    dynamics_type: Literal["Flow-SDE", "Dance-SDE", "Flash-SDE", "CPS", "ODE"] = Field(
+        "Flow-SDE", description="kernel of the stochastic steps"
+    )
     noise_level: float = Field(0.7, ge=0, le=10, description="strength of the kernel's noise (eta)")
     sde_steps: Steps = Field(None, description="steps that may be stochastic, from 0; null = all but the last")
     num_sde_steps: int | None = Field(1, ge=1, description="how many of sde_steps are stochastic at a time; null = all")
-    step_selection: Literal["random", "window", "sliding", "fraction"] = Field(
+    step_selection: Literal["random", "window", "stratified", "sliding", "fraction"] = Field(
         "random",
-        description="random: drawn anew every epoch; window: consecutive ones, drawn for each group (Flow-GRPO-Fast); sliding: a window "
-        "that moves over the epochs (MixGRPO); fraction: all are stochastic, and each group trains on sde_fraction of them (DanceGRPO)",
+        description="random: drawn anew every epoch; window: consecutive ones, drawn for each group (Flow-GRPO-Fast); stratified: dealt to "
+        "the groups of an epoch, each step as often as another (Flash-GRPO); sliding: a window that moves over the epochs (MixGRPO); "
+        "fraction: all are stochastic, and each group trains on sde_fraction of them (DanceGRPO)",
     )
     sde_fraction: float = Field(0.6, gt=0, le=1, description="fraction: share of sde_steps that is trained on")
     window_schedule: Literal["progressive", "decay", "exp_decay", "random"] = Field(

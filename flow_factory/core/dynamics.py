@@ -45,6 +45,11 @@ def dance_sde(x: Tensor, v: Tensor, s: Tensor, s1: Tensor, eta: float, ceiling: 
     return reverse_sde(x, v, s, s1, torch.full_like(s, eta))
 
 
+def flash_sde(x: Tensor, v: Tensor, s: Tensor, s1: Tensor, eta: float, ceiling: Tensor) -> tuple[Tensor, Tensor]:
+    """Flash-GRPO (arXiv 2605.15980): g = eta s times the schedule's second noise level, quiet towards the data, and finite at s = 1."""
+    return reverse_sde(x, v, s, s1, eta * ceiling * s)
+
+
 def cps(x: Tensor, v: Tensor, s: Tensor, s1: Tensor, eta: float, ceiling: Tensor) -> tuple[Tensor, Tensor]:
     """Coefficients-preserving sampling (Flow-CPS, arXiv 2509.05952): x_{s1} has exactly (1 - s1) of data and s1 of noise, fresh or kept."""
     data, noise = x - s * v, x + (1 - s) * v
@@ -89,6 +94,7 @@ class Kernel:
 DYNAMICS = {
     "Flow-SDE": Kernel(flow_sde),
     "Dance-SDE": Kernel(dance_sde),
+    "Flash-SDE": Kernel(flash_sde),
     "CPS": Kernel(cps, log_prob=squared_log_prob, precision=torch.ones_like),
     "ODE": Kernel(ode, log_prob=undefined_log_prob, stochastic=False),
 }

@@ -1,7 +1,7 @@
 """Every random draw as a pure function of (seed, purpose, key): no stream whose position depends on what was drawn before or beside it.
 
 Purposes in use and their keys, e.g. "init" (epoch, sample), "sde" (epoch, sample, step), "order" (epoch), "eval" (row), "steps" and
-"window" (epoch[, group]), "times" and "pair_times" (epoch, ...).
+"window" (epoch[, group]), "strata" (epoch), "times" and "pair_times" (epoch, ...).
 """
 
 import hashlib

@@ -45,6 +45,24 @@ def random_fraction(candidates: Sequence[int], fraction: float, seed: int, epoch
     return choose_steps(candidates, count, seed, epoch, *group)
 
 
+def stratified(candidates: Sequence[int], size: int | None, seed: int, epoch: int, slot: int) -> tuple[int, ...]:
+    """`size` of the candidates for the group at this place of the epoch, ascending (Flash-GRPO, arXiv 2605.15980); None: all of them.
+
+    A permutation of the candidates, new in every epoch, is dealt to the groups in turn and over again, so that at the end of an epoch no
+    candidate was used twice more than another. The authors draw each group's step apart from the others.
+
+    Raises:
+        ValueError: size is not in 1..len(candidates).
+    """
+    if size is None:
+        return tuple(candidates)
+    many = len(candidates)
+    if not 1 <= size <= many:
+        raise ValueError(f"cannot deal {size} of the {many} candidate steps {list(candidates)} to a group")
+    order = torch.randperm(many, generator=generator(seed, "strata", epoch)).tolist()
+    return tuple(sorted(candidates[order[(slot * size + k) % many]] for k in range(size)))
+
+
 @dataclass(frozen=True)
 class SlidingWindow:
     """MixGRPO (arXiv 2507.21802): the stochastic steps are a window that moves from noise to data as training goes on.
@@ -105,12 +123,14 @@ class SlidingWindow:
 def select_steps(scheduler: "SchedulerConfig", candidates: Sequence[int], seed: int, epoch: int, slot: int) -> tuple[int, ...]:
     """The steps that a group trains on, as `scheduler.step_selection` has it; `slot` is the group's place in the epoch.
 
-    "random" and the sliding windows are the epoch's; "window" and "fraction" are drawn for each group.
+    "random" and the sliding windows are the epoch's; "window", "stratified" and "fraction" are drawn for each group.
     """
     size = scheduler.num_sde_steps
     match scheduler.step_selection:
         case "window":
             return random_window(candidates, size, seed, epoch, slot)
+        case "stratified":
+            return stratified(candidates, size, seed, epoch, slot)
         case "sliding":
             window = SlidingWindow(
                 size or len(candidates), scheduler.window_schedule, scheduler.window_epochs, scheduler.window_stride,

@@ -33,6 +33,7 @@ METRICS: dict[str, dict[str, str]] = {
         "train/clip_frac_high": "share of those above it",
         "train/clip_frac_low": "share of those below it",
         "train/approx_kl": "half the mean square of the log-ratio: how far the policy has moved within the epoch",
+        "train/step_weight": "weight of the steps that were trained on, where step_weight is not none; 1 on average over sde_steps",
         "train/ratio_error": "largest abs(ratio - 1) of a micro-batch, the mean over the epoch",
         "train/on_policy_error": "that of the micro-batches before the epoch's first update: training sees what sampling saw, and it is 0",
     },

@@ -15,7 +15,7 @@ from flow_factory.types import Point, Rollout, Row, Step
 
 N, D, ETA = 4, 6, 0.7
 S, S1, CEILING = 0.8, 0.6, 0.9
-SDES = ["Flow-SDE", "Dance-SDE", "CPS"]
+SDES = ["Flow-SDE", "Dance-SDE", "Flash-SDE", "CPS"]
 ADVANTAGE = torch.tensor([1.5, -0.5, 0.0, 2.0])
 
 
@@ -58,7 +58,7 @@ def coefficients(dynamics: str) -> tuple[float, float, float, float]:
         std = S1 * math.sin(ETA * math.pi / 2)
         kept = math.sqrt(S1**2 - std**2)
         return 1 - S1 + kept, -S * (1 - S1) + (1 - S) * kept, std, 1.0
-    g = ETA * math.sqrt(S / (1 - S)) if dynamics == "Flow-SDE" else ETA
+    g = {"Flow-SDE": ETA * math.sqrt(S / (1 - S)), "Dance-SDE": ETA, "Flash-SDE": ETA * CEILING * S}[dynamics]
     std = g * math.sqrt(S - S1)
     return 1 - (S - S1) * g**2 / (2 * S), -(S - S1) * (1 + g**2 * (1 - S) / (2 * S)), std, 1 / (2 * std**2)
 
@@ -121,7 +121,7 @@ def test_an_asymmetric_clip_stops_only_what_has_gone_far_enough() -> None:
 
 
 @pytest.mark.parametrize("kl_type", ["x-based", "v-based", "exact"])
-@pytest.mark.parametrize("dynamics", ["Flow-SDE", "Dance-SDE"])
+@pytest.mark.parametrize("dynamics", ["Flow-SDE", "Dance-SDE", "Flash-SDE"])
 def test_the_distance_to_the_reference(dynamics: str, kl_type: str) -> None:
     """mean_d of dv^2; of dmean^2 = c^2 dv^2; the Gaussian KL |dt| / 2 (g (1 - s) / (2 s) + 1 / g)^2 dv^2. Advantage 0: no other term."""
     step, line, beta = rolled_step(dynamics), Line(), 0.04

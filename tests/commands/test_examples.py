@@ -35,9 +35,11 @@ ALGORITHMS = {
 EXAMPLES = sorted(path for name in ALGORITHMS for path in (ROOT / "examples" / name.replace("-", "_")).rglob("*.yaml"))
 TINY = {
     **dict.fromkeys(("flux2_t2i", "flux2_i2i"), "flux2"), **dict.fromkeys(("flux2_klein_base", "flux2_klein_9b"), "flux2_klein_base"),
-    **dict.fromkeys(("sd3_5", "sd3_5_nocfg"), "sd3"), "qwen_image_edit_plus": "qwen_image_edit_2511", "z_image_turbo": "z_image",
+    **dict.fromkeys(("sd3_5", "sd3_5_nocfg", "sd3_5_tempflow"), "sd3"),
+    "qwen_image_edit_plus": "qwen_image_edit_2511", "z_image_turbo": "z_image",
     "wan22_t2v": "wan22_a14b_t2v", "wan22_i2v": "wan22_a14b_i2v", "qwen_image_16": "qwen_image",
-    **dict.fromkeys(("flux2_t2i_all", "flux2_t2i_all_16"), "flux2"), **dict.fromkeys(("wan21_t2v_480p", "wan21_t2v_720p"), "wan21_t2v"),
+    **dict.fromkeys(("flux2_t2i_all", "flux2_t2i_all_16"), "flux2"),
+    **dict.fromkeys(("wan21_t2v_480p", "wan21_t2v_720p", "wan21_t2v_flash"), "wan21_t2v"),
 }  # fmt: skip
 """The tiny checkpoint of an example where it has not the example's name."""
 

@@ -95,9 +95,11 @@ BAD = [
     ("awm", "ema_kl_beta: 0.1\n  ema_decay: 0", "train.ema_kl_beta", ["distance to the averaged weights", "write e.g. ema_decay: 0.9"]),
     ("dpo", "offline: true", "train.group_size", ["8 with per_device_batch_size 4", "a given pair is a group of 2; write 2 for both"]),
     ("grpo-guard", "| dynamics_type: CPS", "train.reweight", ["true divides by |dt|", "write false, or scheduler.dynamics_type: Flow-SDE"]),
-    ("grpo-guard", "| dynamics_type: ODE", "scheduler.dynamics_type", ["grpo-guard needs log-probabilities", "Flow-SDE, Dance-SDE or CPS"]),
+    ("grpo-guard", "| dynamics_type: ODE", "scheduler.dynamics_type", ["grpo-guard needs log-probabilities", "Flash-SDE or CPS"]),
     ("grpo-guard", "| noise_level: 0", "scheduler.noise_level", ["grpo-guard needs noise", "0.7"]),
-    ("grpo", "| step_selection: some", "scheduler.step_selection", ["random, window, sliding, fraction"]),
+    ("grpo", "| step_selection: some", "scheduler.step_selection", ["random, window, stratified, sliding, fraction"]),
+    ("grpo", "step_weight: 2.25", "train.step_weight", ["none, noise, rectified"]),
+    ("grpo-guard", "step_weight: noise", "train.step_weight", ["grpo-guard's ratio has lost already", "write none"]),
     ("grpo", "| step_selection: fraction\n  sde_fraction: 0.1", "scheduler.sde_fraction", ["0.1 of the 9 steps", "write 0.11 or more"]),
     ("grpo", "| window_schedule: fast", "scheduler.window_schedule", ["progressive, decay, exp_decay, random"]),
 ]  # fmt: skip
@@ -123,6 +125,12 @@ def test_a_mistake_is_named_with_its_line_and_what_would_be_right(
     first = next((k for k, row in enumerate(text, 1) if row.strip().startswith(key.split(".")[1])), None)
     first = first or 1 + text.index(f"{key.split('.')[0]}:")  # a default: where its section stands
     assert f"run.yaml:{first}: " in message
+
+
+def test_cps_has_no_noise_to_be_weighed_by(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train.step_weight: noise is for a log-probability .* CPS's is not; write rectified or none"):
+        load(tmp_path, "grpo", "  step_weight: noise\n", "  dynamics_type: CPS\n")
+    assert load(tmp_path, "grpo", "  step_weight: rectified\n", "  dynamics_type: CPS\n").train.step_weight == "rectified"
 
 
 @pytest.mark.parametrize(("written", "size"), [("group_size: 1\n  per_device_batch_size: 1", 1), ("group_size: 4", 4)])

@@ -13,7 +13,7 @@ from flow_factory.core.dynamics import DYNAMICS, Kernel, flow_sde, like, per_sam
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 STEPS = [("01_flow_sde", "Flow-SDE"), ("01b_flow_sde_lin", "Flow-SDE"), ("02_dance_sde", "Dance-SDE"), ("03_cps", "CPS")]
-STOCHASTIC = ["Flow-SDE", "Dance-SDE", "CPS"]
+STOCHASTIC = ["Flow-SDE", "Dance-SDE", "Flash-SDE", "CPS"]
 
 
 def golden(name: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:

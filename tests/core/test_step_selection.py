@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flow_factory.core.randomness import choose_steps
-from flow_factory.core.step_selection import SlidingWindow, random_fraction, random_window
+from flow_factory.core.step_selection import SlidingWindow, random_fraction, random_window, stratified
 from tests.vectors import golden
 
 REFERENCES = {
@@ -94,6 +94,19 @@ def test_a_random_fraction_is_dancegrpos(steps: int, fraction: float, count: int
     assert all(len(d) == count and list(d) == sorted(set(d)) for d in draws) and set().union(*draws) == set(range(steps))
 
 
+@pytest.mark.parametrize(("groups", "size"), [(8, 1), (20, 1), (7, 3), (9, 9), (1, 2)])
+def test_an_epochs_groups_use_every_step_as_often_and_any_group_any_step(groups: int, size: int) -> None:
+    candidates, seen = (0, 1, 2, 4, 5, 6, 7, 8, 11), set[int]()
+    for epoch in range(40):
+        dealt = [stratified(candidates, size, 42, epoch, slot) for slot in range(groups)]
+        assert all(list(d) == sorted(set(d)) and len(d) == size for d in dealt)
+        counts = [sum(step in d for d in dealt) for step in candidates]
+        assert max(counts) - min(counts) <= 1 and sum(counts) == groups * size
+        seen |= set(dealt[0])
+    assert seen == set(candidates), "a group's place in the epoch is tied to no step"
+    assert stratified(candidates, None, 42, 0, 3) == candidates
+
+
 def test_candidates_may_have_gaps() -> None:
     assert random_window((1, 3, 7), 2, 42, 0) in ((1, 3), (3, 7))
     assert SlidingWindow(2, epochs=1).at((1, 3, 7), 0, 1) == (3, 7)
@@ -103,6 +116,8 @@ def test_what_cannot_be_chosen_is_an_error() -> None:
     for size in (0, 6):
         with pytest.raises(ValueError, match=f"a window of {size} steps does not fit the 5 candidate steps"):
             random_window(range(5), size, 42, 0)
+        with pytest.raises(ValueError, match=f"cannot deal {size} of the 5 candidate steps"):
+            stratified(range(5), size, 42, 0, 0)
     for fraction in (0.1, 1.5):
         with pytest.raises(ValueError, match=f"a fraction of {fraction} of the 5 candidate steps"):
             random_fraction(range(5), fraction, 42, 0)

@@ -25,6 +25,10 @@ RUNS = {
         *TWO, *SHARES, "train.best_of_n=4", "train.drop_zero_variance=true", "train.trainer_type=grpo-guard",
         "scheduler.step_selection=window",
     ),
+    "flash": (
+        *FOUR, "scheduler.dynamics_type=Flash-SDE", "scheduler.step_selection=stratified", "train.num_inference_steps=4",
+        "train.step_weight=rectified", "train.clip_range=0.1",
+    ),
     "dgpo": (*TWO, "train.trainer_type=dgpo", "train.num_train_timesteps=2"),
     "dpo": (*FOUR, "train.trainer_type=dpo", "train.gradient_step_per_epoch=1", "train.beta=100"),
     "fsdp2": (*TWO, f"config_file={ROOT}/examples/launch/fsdp2.yaml"),
@@ -32,7 +36,7 @@ RUNS = {
 }  # fmt: skip
 OF_FOUR = ("grpo", "grpo full", "nft", "groupwise", "best of n", "dgpo", "fsdp2")
 CASES = [*((2, name) for name in RUNS), *((4, name) for name in OF_FOUR)]
-MORE = {(2, "nft full"), (2, "fsdp2"), (2, "zero3"), (4, "grpo full"), (4, "nft")}
+MORE = {(2, "nft full"), (2, "flash"), (2, "fsdp2"), (2, "zero3"), (4, "grpo full"), (4, "nft")}
 
 
 @pytest.fixture(scope="module")

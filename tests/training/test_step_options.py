@@ -1,0 +1,43 @@
+"""Weights and strata of steps in runs: what an epoch costs, that it replays what was sampled, and that it goes on exactly."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+
+from tests.tiny.run import forwards, read_state, tiny
+
+FLASH = (
+    "scheduler.dynamics_type=Flash-SDE", "scheduler.step_selection=stratified", "train.num_inference_steps=4",
+    "train.step_weight=rectified", "train.unique_sample_num_per_epoch=3", "train.gradient_step_per_epoch=1", "train.clip_range=0.1",
+)  # fmt: skip
+TEMPFLOW = ("train.step_weight=noise", "train.num_inference_steps=4", "scheduler.num_sde_steps=2", "train.offload_samples_to_cpu=true")
+RUNS: dict[str, tuple[tuple[str, ...], int, int]] = {"flash": (FLASH, 6, 1), "tempflow": (TEMPFLOW, 4, 2)}
+"""Keys, micro-batches of an epoch, and trained steps of each."""
+KEPT = ("log.save_freq=1", "log.save_model_only=false", "eval.eval_freq=0", "train.max_epochs=3")
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", RUNS)
+def test_an_epoch_costs_what_grpos_does_and_is_on_policy(tmp_path: Path, name: str) -> None:
+    keys, batches, points = RUNS[name]
+    run = tiny(tmp_path, "eval.eval_freq=0", "train.ema_decay=0", *keys)
+    for extra in (1, 0):  # the run's first update is looked at
+        with forwards(FluxTransformer2DModel) as seen:
+            metrics: dict[str, Any] = run.trainer.epoch()
+        assert len(seen) == batches * (4 + points) + extra
+        assert metrics["train/on_policy_error"] == 0
+        if name == "flash":  # each of the three candidates once
+            assert metrics["train/step_weight"] == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_goes_on_to_the_bit(tmp_path: Path, name: str) -> None:
+    keys = (*KEPT, *RUNS[name][0])
+    tiny(tmp_path, *keys)()
+    tiny(tmp_path, *keys, f"model.resume_path={tmp_path}/save/run/checkpoints/epoch_1", "run_name=resumed")()
+    whole, on = (read_state(tmp_path / "save" / run / "checkpoints" / "epoch_3") for run in ("run", "resumed"))
+    assert whole.keys() == on.keys() and all(torch.equal(whole[k], on[k]) for k in whole)
