@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from flow_factory.config.base import DERIVED, Device, Dtype, Name, Section, Shown, derived, show
 from flow_factory.config.modules import source_of
-from flow_factory.config.signature import require_class
+from flow_factory.config.signature import require_reward
 
 
 def _entries(value: Any) -> Any:
@@ -61,7 +61,7 @@ class RewardConfig(Section):
 
     rest: ClassVar[str | None] = "extra_kwargs"
 
-    reward_model: str = Field(description="a known name, or package.module.Class of your own")
+    reward_model: str = Field(description="a known name, or package.module.Class or package.module.function of your own")
     name: Annotated[
         Name,
         derived(lambda above: above.get("reward_model", "").replace(":", ".").rpartition(".")[2].lower()),
@@ -89,7 +89,7 @@ class RewardConfig(Section):
     def _known(cls, name: str) -> str:
         from flow_factory.rewards import REWARDS  # rewards may import this package
 
-        require_class(REWARDS.path(name))
+        require_reward(REWARDS.path(name))
         return name
 
 

@@ -91,15 +91,20 @@ def attention_backends() -> list[str]:
 
 def require_class(path: str) -> None:
     """Checks that `module:Class` exists, without importing it; raises as `_require`."""
-    _require(path, ast.ClassDef, "class")
+    _require(path, (ast.ClassDef,), "class")
 
 
 def require_function(path: str) -> None:
     """Checks that `module:function` exists, without importing it; raises as `_require`."""
-    _require(path, ast.FunctionDef, "function")
+    _require(path, (ast.FunctionDef,), "function")
 
 
-def _require(path: str, kind: type[ast.ClassDef] | type[ast.FunctionDef], called: str) -> None:
+def require_reward(path: str) -> None:
+    """Checks that `module:name` exists, without importing it; raises as `_require`."""
+    _require(path, (ast.ClassDef, ast.FunctionDef), "class or function")
+
+
+def _require(path: str, kinds: tuple[type[ast.stmt], ...], called: str) -> None:
     """Checks that a module has something of this name.
 
     Raises:
@@ -114,7 +119,7 @@ def _require(path: str, kind: type[ast.ClassDef] | type[ast.FunctionDef], called
     body = body_of(module)
     names = [n for node in body for n in _named(node)]
     if name not in names and "*" not in names:
-        known = [node.name for node in body if isinstance(node, kind)]
+        known = [name for node in body if isinstance(node, kinds) for name in _named(node)]
         file = Path(spec.origin).name if spec.origin else module
         raise SignatureError(f"{file} has no {called} {name!r}.{nearest(name, known)} It has {', '.join(known) or 'none'}")
 
@@ -122,7 +127,7 @@ def _require(path: str, kind: type[ast.ClassDef] | type[ast.FunctionDef], called
 def _named(node: ast.stmt) -> list[str]:
     """What a statement of a module makes known; `*` for all that another module has."""
     match node:
-        case ast.ClassDef(name=name) | ast.FunctionDef(name=name):
+        case ast.ClassDef(name=name) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
             return [name]
         case ast.ImportFrom(names=aliases) | ast.Import(names=aliases):
             return [alias.asname or alias.name for alias in aliases]

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from flow_factory.utils.registry import Registry, UnknownName
 
 if TYPE_CHECKING:
-    from flow_factory.rewards.base import BaseRewardModel, GroupwiseRewardModel, PointwiseRewardModel, RewardModelOutput
+    from flow_factory.rewards.base import BaseRewardModel, GroupwiseRewardModel, PointwiseRewardModel, RewardModelOutput, groupwise
 
-__all__ = ["REWARDS", "BaseRewardModel", "GroupwiseRewardModel", "PointwiseRewardModel", "RewardModelOutput"]
+__all__ = ["REWARDS", "BaseRewardModel", "GroupwiseRewardModel", "PointwiseRewardModel", "RewardModelOutput", "groupwise"]
 
 REFUSED = {"imagebind": "its weights are CC-BY-NC-SA 4.0, not for commercial use; for sound there is clap"}
 """Public names that are not here, and why."""

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from flow_factory.hparams import RewardArguments
 from flow_factory.types import Row
+
+Reward = TypeVar("Reward", bound=Callable[..., Any])
 
 
 @dataclass
@@ -94,3 +96,9 @@ class PointwiseRewardModel(BaseRewardModel):
 
 class GroupwiseRewardModel(BaseRewardModel):
     """A sample's score depends on its group; called with one whole group, the samples of one row."""
+
+
+def groupwise(function: Reward) -> Reward:
+    """Marks a function as a reward that is called with one whole group, as `GroupwiseRewardModel` is; returns it."""
+    function.groupwise = True  # type: ignore[attr-defined]
+    return function

@@ -13,6 +13,7 @@ from flow_factory.config import RewardConfig
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards import REWARDS
 from flow_factory.rewards.base import BaseRewardModel, GroupwiseRewardModel, PointwiseRewardModel
+from flow_factory.rewards.functions import class_of_function
 from flow_factory.rewards.needs import Needs, needs_of
 from flow_factory.rewards.peace import kept
 from flow_factory.utils.errors import UserError
@@ -27,6 +28,8 @@ class Entry(Protocol):
     def name(self) -> str: ...
     @property
     def reward_model(self) -> str: ...
+    @property
+    def extra_kwargs(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class LoadedReward:
 
 
 def reward_class(entry: Entry) -> type[BaseRewardModel]:
-    """The class of an entry, imported.
+    """The class of an entry, imported; of a function, the class that calls it.
 
     Raises:
         UnknownName: there is none of this name.
@@ -56,8 +59,10 @@ def reward_class(entry: Entry) -> type[BaseRewardModel]:
     name = entry.reward_model
     with kept():
         cls = REWARDS[name]
+    if callable(cls) and not isinstance(cls, type):
+        return class_of_function(f"reward {entry.name!r}: {name!r}", cls, entry.extra_kwargs)
     if not (isinstance(cls, type) and issubclass(cls, PointwiseRewardModel | GroupwiseRewardModel)):
-        raise UserError(f"reward {entry.name!r}: {name!r} is neither a PointwiseRewardModel nor a GroupwiseRewardModel")
+        raise UserError(f"reward {entry.name!r}: {name!r} is neither a PointwiseRewardModel nor a GroupwiseRewardModel, nor a function")
     if inspect.isabstract(cls):
         raise UserError(f"reward {entry.name!r}: {name!r} has no {' and no '.join(sorted(cls.__abstractmethods__))}")
     try:

@@ -5,7 +5,7 @@ import math
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from flow_factory.types import Clip, Row
 from flow_factory.utils.errors import RewardError, UserError
 from tests.conftest import ROOT
 from tests.rewards.test_rewards import rewards
-from tests.tiny.encoders import qwen25_vl, qwen_processor
+from tests.tiny.encoders import qwen_processor
 from tests.tiny.judge_server import bright, brightness, judge, seen, text, tokens
 from tests.tiny.run import environment
 
@@ -301,24 +301,10 @@ def test_a_judge_that_says_neither_yes_nor_no_gives_no_score() -> None:
 
 # -- on this machine --------------------------------------------------------------------------------------------------------------------
 
-CHAT = """{%- for message in messages %}<|im_start|>{{ message.role }}
-{% for part in message.content %}{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}\
-{% endif %}{% endfor %}<|im_end|>
-{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
-{% endif %}"""
-
 
 @pytest.fixture(scope="module")
-def vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Qwen2.5-VL, whose head is sharper than a random one, so that answers differ."""
-    folder = tmp_path_factory.mktemp("vlm")
-    model, processor = qwen25_vl(), qwen_processor()
-    with torch.no_grad():
-        model.lm_head.weight.mul_(4)
-    model.save_pretrained(folder)
-    processor.chat_template = CHAT
-    processor.save_pretrained(folder)
-    return folder
+def vlm(keys: Callable[[str], dict[str, Any]]) -> Path:
+    return Path(keys("vlm")["model_name_or_path"])
 
 
 def by_hand(folder: Path, said: str, image: Image.Image) -> Tensor:

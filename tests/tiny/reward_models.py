@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from tests.tiny.clip import save_clip
+from tests.tiny.encoders import qwen25_vl, qwen_processor
 from tests.tiny.text import WORDS, _bytes
 
 BLOCK = {
@@ -197,6 +198,24 @@ def save_only_clip(folder: Path) -> dict[str, str]:
     return {"model_name_or_path": str(save_clip(folder))}
 
 
+CHAT = """{%- for message in messages %}<|im_start|>{{ message.role }}
+{% for part in message.content %}{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}\
+{% endif %}{% endfor %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def save_vlm(folder: Path) -> dict[str, str]:
+    """A Qwen2.5-VL as a judge, whose head is sharper than a random one, so that answers differ."""
+    model, processor = qwen25_vl(), qwen_processor()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(4)
+    model.save_pretrained(folder)
+    processor.chat_template = CHAT
+    processor.save_pretrained(folder)
+    return {"model_name_or_path": str(folder)}
+
+
 SAVERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "PickScore": save_only_clip,
     "PickScore_Rank": save_only_clip,
@@ -207,4 +226,5 @@ SAVERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "OCR": save_ocr,
     "GenEval": save_geneval,
     "ImageReward": save_image_reward,
+    "vlm": save_vlm,
 }

@@ -1,0 +1,55 @@
+"""A reward that is a plain function, as people write them for TRL: `def reward(images, prompts, **columns) -> list[float]`."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flow_factory.rewards.base import BaseRewardModel, GroupwiseRewardModel, PointwiseRewardModel
+from flow_factory.rewards.needs import GIVEN
+from flow_factory.utils.errors import UserError
+
+PLURALS = {"prompt": "prompts", "negative_prompt": "negative_prompts", "image": "images", "video": "videos"}
+"""What a function may call what a class calls by the word before it."""
+SINGULARS = {many: one for one, many in PLURALS.items()}
+
+
+def class_of_function(said: str, function: Callable[..., Any], keys: Mapping[str, Any]) -> type[BaseRewardModel]:
+    """The reward that calls a function: with lists of n, by the names of its parameters, and with the keys of the entry that it names.
+
+    Args:
+        said: such as "reward 'it': 'my_rewards.light'".
+        keys: of the YAML entry, beyond the common ones.
+
+    Raises:
+        UserError: it is async, its parameters cannot be given by name, or they name the same thing twice.
+    """
+    if inspect.iscoroutinefunction(function):
+        raise UserError(f"{said} is async; write def, and async_reward: true where it is to be called beside the sampling")
+    parameters = _parameters(said, function)
+    own = tuple(name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD and SINGULARS.get(name, name) not in GIVEN)
+    bound = {name: value for name, value in keys.items() if name in own}
+    taken = [p.replace(name=SINGULARS.get(p.name, p.name)) for p in parameters.values() if p.name not in bound]
+    if twice := [p.name for k, p in enumerate(taken) if p.name in {other.name for other in taken[:k]}]:
+        raise UserError(f"{said} names both {twice[0]!r} and {PLURALS[twice[0]]!r}, which are the same; write one of them")
+
+    def call(self: BaseRewardModel, **given: Any) -> Any:
+        return function(**{name if name in parameters else PLURALS.get(name, name): values for name, values in given.items()}, **bound)
+
+    itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    call.__signature__ = inspect.Signature([itself, *taken])  # type: ignore[attr-defined]
+    base = GroupwiseRewardModel if getattr(function, "groupwise", False) else PointwiseRewardModel
+    names = {"__call__": call, "__module__": function.__module__, "__doc__": function.__doc__, "extra_keys": own}
+    return type(getattr(function, "__name__", type(function).__name__), (base,), names)
+
+
+def _parameters(said: str, function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Its parameters by name, all of which can be given by name; `*args` gets nothing."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{said} does not say what it is called with; write it as a function in Python") from error
+    if positional := [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]:
+        raise UserError(f"{said} takes {positional[0]!r} by position alone; rewards are called by name")
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
+    named = [p if p.kind is p.VAR_KEYWORD else p.replace(kind=p.KEYWORD_ONLY) for p in parameters if p.kind in kinds]
+    return {p.name: p for p in named}
