@@ -117,9 +117,7 @@ def test_what_cannot_be_called_by_name_is_refused(name: str, message: str) -> No
 
 
 def test_what_a_function_raises_names_its_line_and_a_slip_is_found_before_it_is_imported(tmp_path: Any) -> None:
-    with pytest.raises(
-        RewardError, match=r"reward 'raises' failed on 1 sample of row 5: ValueError: no such picture \(\S+.py:\d+"
-    ):
+    with pytest.raises(RewardError, match=r"reward 'raises' failed on 1 sample of row 5: ValueError: no such picture \(\S+.py:\d+"):
         loaded(entry("raises")).score([Row(5, "a")], [pictures(1)])
     write_run(tmp_path)
     (tmp_path / "mine.py").write_text("def light(images):\n    return [0.0 for _ in images]\n")
