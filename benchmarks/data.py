@@ -109,7 +109,7 @@ def member(config: Path, size: int, fill: int) -> None:
         said["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         print("SAID", json.dumps(said), flush=True)
         if fill:
-            fill_cache(roller.conds.cache, roller.rows, fill)
+            fill_cache(roller.context.conds.cache, roller.context.rows, fill)
         if dist.is_initialized():
             dist.barrier()
         os._exit(0)

@@ -73,9 +73,9 @@ def measure(config: Path, overrides: list[str], epochs: int) -> dict[str, Any]:
     """Medians over `epochs` epochs after one that is not counted."""
     run = build(load_config(config, overrides))
     trainer, inside = run.trainer, Stopwatch()
-    bare = next(iter(trainer.policy.models.values()))
+    bare = next(iter(trainer.context.policy.models.values()))
     bare.forward = inside.around(bare.forward)
-    trainer.accelerator.backward = inside.around(trainer.accelerator.backward)
+    trainer.context.accelerator.backward = inside.around(trainer.context.accelerator.backward)
     trainer.epoch()
     rows = []
     for _ in range(epochs):

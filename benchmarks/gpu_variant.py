@@ -37,24 +37,24 @@ def measure(file: Path, overrides: list[str], epochs: int) -> dict[str, Any]:
     """Medians over `epochs` epochs after one that is not counted, in which whatever is compiled or tuned is."""
     config = load_config(file, ["train.max_epochs=99", *overrides])
     trainer = build(config).trainer
-    device, half = trainer.accelerator.device, torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
+    device, half = trainer.context.accelerator.device, torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
     product = product_rate(device, half)
     measure_floor(trainer)
     first = trainer.epoch()
     rows = [trainer.epoch() for _ in range(epochs)]
     middle = {k: statistics.median(row[k] for row in rows) for k in rows[0]}
     phases = {k.removeprefix("time/").removesuffix("_s"): v for k, v in middle.items() if k.startswith("time/")}
-    reached = {phase: (work.tflop or 0.0) / phases[phase] for phase, work in work_of(trainer, trainer.conds[0]).items()}
+    reached = {phase: (work.tflop or 0.0) / phases[phase] for phase, work in work_of(trainer.context, trainer.context.conds[0]).items()}
     return {
         "seconds": rounded(phases),
         "first_epoch_s": round(first["time/epoch_s"], 3),
-        "images_per_second": round(trainer.plan.samples_per_epoch / phases["epoch"], 4),
+        "images_per_second": round(trainer.context.plan.samples_per_epoch / phases["epoch"], 4),
         "tflops": rounded(reached),
         "share_of_product": rounded({phase: rate / product for phase, rate in reached.items()}),
         "product_tflops": round(product, 2),
         **memory(trainer),
-        "estimate_gb": estimate_of(trainer.config),
-        "recomputed": str(trainer.config.train.enable_gradient_checkpointing),
+        "estimate_gb": estimate_of(trainer.context.config),
+        "recomputed": str(trainer.context.config.train.enable_gradient_checkpointing),
         "on_policy_error": max(row["train/on_policy_error"] for row in (first, *rows)),
         "on_policy_floor": trainer.learner.floor,
         "first_gradient_norm": first["train/grad_norm"],
@@ -64,10 +64,10 @@ def measure(file: Path, overrides: list[str], epochs: int) -> dict[str, Any]:
 
 def memory(trainer: Trainer) -> dict[str, float | None]:
     """In 10^9 bytes, as the estimate."""
-    cuda = trainer.accelerator.device.type == "cuda"
+    cuda = trainer.context.accelerator.device.type == "cuda"
     return {
-        "peak_allocated_gb": round(trainer.meter.peak_memory_gb(), 2),
-        "peak_reserved_gb": round(trainer.meter.peak_reserved_gb(), 2) if cuda else None,
+        "peak_allocated_gb": round(trainer.context.meter.peak_memory_gb(), 2),
+        "peak_reserved_gb": round(trainer.context.meter.peak_reserved_gb(), 2) if cuda else None,
     }
 
 

@@ -84,9 +84,9 @@ def held(run: Run) -> dict[str, float]:
     """What this process took more than before the run, and what it has of it, in MB."""
     now = anonymous()
     dist.barrier()  # files are mapped by all
-    part, params = run.trainer.engine.part, list(run.trainer.policy.parameters())
+    part, params = run.context.engine.part, list(run.context.policy.parameters())
     own, frozen = ([part(p) for p in params if p.requires_grad == trained] for trained in (True, False))
-    copies = [t for kept in run.trainer.store.copies.values() for t in kept]
+    copies = [t for kept in run.context.store.copies.values() for t in kept]
     found = {"peak": watch.high - watch.low, "end": now - watch.low, "trained": size_of(own), "copies": size_of(copies)}
     found |= {"frozen": size_of(frozen), "mapped": mapped()}
     dist.barrier()

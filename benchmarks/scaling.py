@@ -42,7 +42,7 @@ class Traffic(TorchDispatchMode):
     def __init__(self, trainer: Trainer):
         super().__init__()
         self.bytes: Counter[tuple[str, str]] = Counter()
-        self.phase, meter, enter = "between", trainer.meter, trainer.meter.phase
+        self.phase, meter, enter = "between", trainer.context.meter, trainer.context.meter.phase
 
         def phase(name: str) -> Any:
             self.phase = name
@@ -70,11 +70,11 @@ def work(config: Path, overrides: list[str], epochs: int) -> dict[str, Any] | No
     traffic = Traffic(trainer)
     with traffic:
         trainer.epoch()
-    if not trainer.accelerator.is_main_process:
+    if not trainer.context.accelerator.is_main_process:
         return None
     seconds = {k: statistics.median(r[k] for r in rows) for k in rows[0] if k.startswith("time/")}
     return {
-        "engine": trainer.engine.describe(),
+        "engine": trainer.context.engine.describe(),
         "seconds": {k.removeprefix("time/").removesuffix("_s"): round(v, 3) for k, v in seconds.items()},
         "samples_per_second": round(statistics.median(r["perf/samples_per_s"] for r in rows), 3),
         "peak_memory_gb": round(rows[-1]["perf/peak_memory_gb"], 2),

@@ -7,6 +7,7 @@ if __name__ == "__main__":  # before anything heavy: a bad config is said in a s
 
 import logging
 import os
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from accelerate.utils import broadcast_object_list, patch_environment
 from torch import Tensor
 
 from flow_factory.algorithms import ALGORITHMS
+from flow_factory.algorithms.base import Algorithm
 from flow_factory.checkpoints.model_files import load_model
 from flow_factory.config import RunConfig, pipeline_kwargs, plan_of
 from flow_factory.config.engine import EngineSettings, engine_of
@@ -39,7 +41,7 @@ from flow_factory.policy.gradient_checkpointing import StepBack
 from flow_factory.policy.optimizer import make_optimizer
 from flow_factory.policy.policy import Policy, able, build_policy
 from flow_factory.rewards.loading import arguments, left_out
-from flow_factory.rewards.scoring import load_rewards
+from flow_factory.rewards.scoring import RewardSet, load_rewards
 from flow_factory.runs.claim import begin, choose_for_all, claim_folder, missed, require_shared
 from flow_factory.runs.identity import identity_of
 from flow_factory.runs.notices import guided_rollouts
@@ -49,9 +51,11 @@ from flow_factory.runs.rows import checkpoint_of, is_offline
 from flow_factory.runs.run_folder import RunFolder
 from flow_factory.runs.training_state import Progress, load
 from flow_factory.training.attention_proof import prove_attention
+from flow_factory.training.context import TrainingContext
 from flow_factory.training.encoding import Encoding
 from flow_factory.training.evaluation import Evaluator
 from flow_factory.training.kept_weights import copies_base, keep_copies
+from flow_factory.training.meter import Meter
 from flow_factory.training.run import Run
 from flow_factory.training.saver import Saver
 from flow_factory.training.schedule import make_schedule
@@ -92,13 +96,9 @@ def build(config: RunConfig) -> Run:
 
 def assemble(found: Preflight, place: tuple[RunFolder | None, Path], accelerator: Accelerator, engine: Engine) -> Run:
     """Loads, encodes and wraps, and begins the run. The folder keeps the config as it was asked for."""
-    asked, config, start, rows, test = found.asked, found.config, found.start, found.rows, found.test
-    liveness.set_activity("loading rewards")
-    evaluated = config.eval_rewards or config.rewards
-    rewards, eval_rewards = load_rewards(arguments(config.rewards), arguments(evaluated), accelerator, config.eval.group_size)
-    if test and config.eval.group_size == 1 and accelerator.is_main_process:
-        note(*left_out(evaluated))
-    config = settle(config, len(rows), accelerator)
+    asked, start, (claim, folder) = found.asked, found.start, place
+    rewards, eval_rewards = open_rewards(found, accelerator)
+    config = settle(found.config, len(found.rows), accelerator)
     engine.settings = config.engine
     liveness.set_activity("loading the checkpoint")
     adapter = open_adapter(config)
@@ -108,34 +108,57 @@ def assemble(found: Preflight, place: tuple[RunFolder | None, Path], accelerator
         start.require_same(identity := identity_of(asked, found.fingerprint))
     algorithm = ALGORITHMS[config.train.trainer_type](config.train, config.scheduler, adapter.times_per_sample)
     encoders = Encoders(config, adapter, accelerator.device, accelerator.is_main_process)
-    encoding = Encoding(config, encoders, algorithm, [rows, test], accelerator)
+    encoding = Encoding(config, encoders, algorithm, [found.rows, found.test], accelerator)
     encoding.begin(start.saved.epoch if start.saved is not None else 0)
-    conds, eval_conds = encoding.conds, encoding.eval_conds
-    base = share_out(config, adapter, engine, start, copies_base(config, algorithm))
-    require_proofs(config, adapter, engine, conds[0])
-    store = keep_copies(config, engine, algorithm, base)
-    plan = plan_of(config)
-    schedule = make_schedule(config.train, engine.optimizer, plan.optimiser_steps_per_epoch)
-    progress = load(start.path, store, engine, schedule) if start.path is not None and start.saved is not None else Progress()
+    context = make_context(found, config, adapter, algorithm, engine, rewards, encoding.conds)
     liveness.set_activity("opening trackers")
-    trackers = begin(asked, place[0], start, progress) if place[0] is not None else None
-    pairs = Pairs(config.data, adapter, pipeline_kwargs(config.train)) if is_offline(config) else None
-    learning = (engine, store, algorithm, schedule)
-    trainer = Trainer(
-        config, plan, accelerator, adapter, *learning, rewards, rows, conds, pairs, encoding.reach, progress=progress, identity=identity
-    )
-    trainer.meter.observers += tracers(config.profile, place[1], progress, accelerator)
-    judged = (eval_rewards, test, eval_conds, trainer.interrupt, partial(trainer.meter.step, "batch"))
-    evaluator = Evaluator(config, accelerator, adapter, engine, store, *judged) if test else None
+    trackers = begin(asked, claim, start, context.progress) if claim is not None else None
+    context.meter.observers += tracers(config.profile, folder, context.progress, accelerator)
+    trainer = Trainer(context, encoding.reach, identity)
+    evaluator = Evaluator(context, eval_rewards, found.test, encoding.eval_conds) if found.test else None
     wait_for_everyone("opening trackers")
-    saver = Saver(accelerator, engine, store, type(adapter.pipe), config.log.keep_last_n)
+    saver = Saver(accelerator, engine, context.store, type(adapter.pipe), config.log.keep_last_n)
     auto = asked.train.enable_gradient_checkpointing == AUTO
-    back = StepBack(list(engine.policy.models.values()), config.train.enable_gradient_checkpointing) if auto else None
-    unseen = place[0] is not None and start.goes_on and missed(place[1], progress.epoch)
+    back = StepBack(list(context.policy.models.values()), config.train.enable_gradient_checkpointing) if auto else None
+    unseen = claim is not None and start.goes_on and missed(folder, context.progress.epoch)
     limit_groups(config.distributed_timeout)
     seen = start.saved is not None and not broadcast_object_list([unseen])[0]
     state = start.path if start.saved is not None else None
-    return Run(place[1], trainer, evaluator, trackers, saver, place[0], back, start.saved is not None, seen, state)
+    return Run(folder, context, trainer, evaluator, trackers, saver, claim, back, start.saved is not None, seen, state)
+
+
+def open_rewards(found: Preflight, accelerator: Accelerator) -> tuple[RewardSet, RewardSet]:
+    """Those of training and of evaluation."""
+    config = found.config
+    liveness.set_activity("loading rewards")
+    evaluated = config.eval_rewards or config.rewards
+    loaded = load_rewards(arguments(config.rewards), arguments(evaluated), accelerator, config.eval.group_size)
+    if found.test and config.eval.group_size == 1 and accelerator.is_main_process:
+        note(*left_out(evaluated))
+    return loaded
+
+
+def make_context(
+    found: Preflight,
+    config: RunConfig,
+    adapter: ModelAdapter,
+    algorithm: Algorithm,
+    engine: Engine,
+    rewards: RewardSet,
+    conds: Sequence[Cond],
+) -> TrainingContext:
+    """The policy in place, with its copies, optimiser and schedule, as far as the run that it goes on with has come."""
+    start, train, accelerator, plan = found.start, config.train, engine.accelerator, plan_of(config)
+    base = share_out(config, adapter, engine, start, copies_base(config, algorithm))
+    require_proofs(config, adapter, engine, conds[0])
+    store = keep_copies(config, engine, algorithm, base)
+    schedule = make_schedule(train, engine.optimizer, plan.optimiser_steps_per_epoch)
+    progress = load(start.path, store, engine, schedule) if start.path is not None and start.saved is not None else Progress()
+    call, meter = pipeline_kwargs(train), Meter(accelerator, config.model.context_parallel)
+    pairs = Pairs(config.data, adapter, call) if is_offline(config) else None
+    return TrainingContext(
+        config, plan, call, accelerator, adapter, algorithm, engine, store, schedule, rewards, found.rows, conds, pairs, progress, meter
+    )
 
 
 def settle(config: RunConfig, rows: int, accelerator: Accelerator) -> RunConfig:

@@ -71,13 +71,13 @@ class Rehearsal:
     """Seconds that it held the run up."""
 
     def __post_init__(self) -> None:
-        self.paces = Paces(self.run.trainer.meter)
+        self.paces = Paces(self.run.context.meter)
 
     def __call__(self) -> tuple[str, bool]:
         """All phases, then what was found."""
         run, trainer = self.run, self.run.trainer
         measure(trainer)
-        trainer.meter.observers.append(self.paces)
+        trainer.context.meter.observers.append(self.paces)
         with Epochs(1, 0, shown=False) as run.bar:
             run.evaluate()
             run.tell(trainer.epoch())
@@ -86,7 +86,7 @@ class Rehearsal:
         run.gallery.wait()
         rows = self.rows()
         learner = trainer.learner
-        live = [learner.is_policy(name) for name in trainer.algorithm.weights]
+        live = [learner.is_policy(name) for name in trainer.context.algorithm.weights]
         mine = forecast(self.config, self.few, self.paces.seconds(), rows, live)
         everyone = slowest(gather_object([mine]))
         if not run.main:
@@ -108,9 +108,9 @@ class Rehearsal:
         RunError: what comes back is not what was saved.
         """
         trainer = self.run.trainer
-        before = sums(trainer.store.state_dict().values())
-        progress = load(self.run.checkpoint(), trainer.store, trainer.engine, trainer.schedule)
-        if progress != trainer.progress or sums(trainer.store.state_dict().values()) != before:
+        before = sums(trainer.context.store.state_dict().values())
+        progress = load(self.run.checkpoint(), trainer.context.store, trainer.context.engine, trainer.context.schedule)
+        if progress != trainer.context.progress or sums(trainer.context.store.state_dict().values()) != before:
             raise RunError(f"{self.run.checkpoint()} was saved, and other weights came back from it: is the disk in order?")
 
     # -- what was found --------------------------------------------------------------------------------------------------------
@@ -154,14 +154,14 @@ class Rehearsal:
 
     def memory(self) -> Iterator[str]:
         """The peak, beside the estimate."""
-        meter, model = self.run.trainer.meter, model_of(self.few)
+        meter, model = self.run.context.meter, model_of(self.few)
         if not meter.cuda:
             yield f"memory: {meter.peak_memory_gb():.2f} GB of main memory for the first process, Python and its libraries included"
             return
         if model is None:
             yield f"memory: {meter.peak_memory_gb():.2f} GB at the peak; the plan has no estimate"
             return
-        settled = self.run.trainer.config
+        settled = self.run.context.config
         full = settled.model_copy(update={"train": settled.train.model_copy(update={
             "unique_sample_num_per_epoch": self.config.train.unique_sample_num_per_epoch})})  # fmt: skip
         here, there = peak(model.parts(settled)), peak(model.parts(full))

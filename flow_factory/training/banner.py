@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 def banner(run: "Run") -> str:
     """Aligned lines of a run that is ready to start."""
     rows = {
-        "run": f"{run.folder}{f', going on after epoch {run.trainer.progress.epoch}' if run.goes_on else ''}",
-        "model": f"{run.trainer.config.model.model_name_or_path} ({run.trainer.config.model.model_type})",
+        "run": f"{run.folder}{f', going on after epoch {run.context.progress.epoch}' if run.goes_on else ''}",
+        "model": f"{run.context.config.model.model_name_or_path} ({run.context.config.model.model_type})",
         "trained": trained(run),
         "device": device(run),
         "plan": plan(run),
         **recomputed(run),
-        "weights": f"evaluated and saved: {reported_weights(run.trainer.config.train)}",
+        "weights": f"evaluated and saved: {reported_weights(run.context.config.train)}",
         "watch": f"{run.folder / 'curves.png'} and, after every epoch, {run.folder / 'metrics.jsonl'}",
     }
     return "\n".join(f"{title:<8} {text}" for title, text in rows.items())
@@ -30,7 +30,7 @@ def banner(run: "Run") -> str:
 
 def trained(run: "Run") -> str:
     """What, in which components, and how many parameters."""
-    model, policy, engine = run.trainer.config.model, run.trainer.policy, run.trainer.engine
+    model, policy, engine = run.context.config.model, run.context.policy, run.context.engine
     many = sum(engine.shape(p).numel() for p in policy.trained().values())
     what = f"a LoRA of rank {model.lora_rank} for" if model.finetune_type == "lora" else "weights of"
     return f"{what} {', '.join(policy.models)}: {many / 1e6:.3g} M parameters"
@@ -38,19 +38,19 @@ def trained(run: "Run") -> str:
 
 def device(run: "Run") -> str:
     """What computes."""
-    accelerator = run.trainer.accelerator
+    accelerator = run.context.accelerator
     cuda = accelerator.device.type == "cuda"
     one = torch.cuda.get_device_name(accelerator.device) if cuda else f"CPU, {torch.get_num_threads()} threads"
-    many = f"; {run.trainer.engine.name}, {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
+    many = f"; {run.context.engine.name}, {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
     return one + many
 
 
 def plan(run: "Run") -> str:
     """Epochs, samples, steps, evaluations."""
-    config, plan = run.trainer.config, run.trainer.plan
+    config, plan = run.context.config, run.context.plan
     epochs = counted(config.train.max_epochs) if config.train.max_epochs else "epochs until it is stopped"
-    made = "pairs of the data set" if run.trainer.pairs else f"samples ({plan.groups} groups of {plan.group_size})"
-    much = plan.rows_per_epoch if run.trainer.pairs else plan.samples_per_epoch
+    made = "pairs of the data set" if run.context.pairs else f"samples ({plan.groups} groups of {plan.group_size})"
+    much = plan.rows_per_epoch if run.context.pairs else plan.samples_per_epoch
     steps = plan.optimiser_steps_per_epoch
     text = f"{config.train.trainer_type}, {epochs} of {much} {made} and {steps} optimiser step{'s' * (steps > 1)}"
     if run.evaluator is None or config.eval.eval_freq == 0:
@@ -67,9 +67,9 @@ def tested(evaluator: "Evaluator") -> str:
 
 def recomputed(run: "Run") -> dict[str, str]:
     """How many blocks are computed again in the backward pass, if any."""
-    setting = run.trainer.config.train.enable_gradient_checkpointing
+    setting = run.context.config.train.enable_gradient_checkpointing
     why = " (auto)" * (run.back is not None)
-    much = describe_blocks(setting, run.trainer.policy.models.values())
+    much = describe_blocks(setting, run.context.policy.models.values())
     return {"memory": f"{much} are computed again in the backward pass{why}"} if setting or why else {}
 
 

@@ -1,32 +1,28 @@
 """What is reported: the stock pipeline with its own scheduler, the averaged weights, and fixed noise for each sample of a row."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from flow_factory.config import RunConfig, pipeline_kwargs
+from flow_factory.config import pipeline_kwargs
 from flow_factory.core.randomness import generator
 from flow_factory.core.ranking import spearman
 from flow_factory.data.encoding_windows import rows_evaluated
 from flow_factory.distributed.collectives import all_or_none, exchange, on_any_rank
-from flow_factory.distributed.engines import Engine
-from flow_factory.models.base import ModelAdapter
 from flow_factory.models.failures import named_rows
-from flow_factory.policy.weight_store import WeightStore
 from flow_factory.reporting.parcels import Parcel, packed
 from flow_factory.rewards.scoring import RewardSet
 from flow_factory.rewards.stream import ScoringStream
+from flow_factory.training.context import TrainingContext
 from flow_factory.types import Cond, Row, Sample
 from flow_factory.utils.errors import RowError
 from flow_factory.utils.offload import to_device
-from flow_factory.utils.signals import Interrupt
 from flow_factory.utils.terminal import bar
 
 Scored = tuple[int, list[list[float]], Any]
@@ -49,17 +45,12 @@ class Asked(NamedTuple):
 class Evaluator:
     """Draws `eval.group_size` pictures a test row, always of the same rows and from the same noise, and scores them."""
 
-    config: RunConfig
-    accelerator: Accelerator
-    adapter: ModelAdapter
-    engine: Engine
-    store: WeightStore
+    context: TrainingContext
     rewards: RewardSet
+    """`eval_rewards`, where there are any."""
     rows: Sequence[Row]
+    """Of the test file."""
     conds: Sequence[Cond]
-    interrupt: Interrupt = field(default_factory=Interrupt)
-    told: Callable[[], None] = lambda: None
-    """Called after each batch."""
     scores: dict[str, list[float]] = field(default_factory=dict, init=False)
     """Of the last evaluation, by reward: those of each of its rows."""
     usual: Sequence[int] = field(init=False)
@@ -68,7 +59,7 @@ class Evaluator:
     """The last evaluation's rows."""
 
     def __post_init__(self) -> None:
-        self.usual = self.taken = rows_evaluated(self.config, len(self.rows))
+        self.usual = self.taken = rows_evaluated(self.context.config, len(self.rows))
 
     def run(self, full: bool = False) -> tuple[dict[str, float], list[Sample]]:
         """Metrics over all samples, and on the main process the first ones of the first rows, `log.num_samples` of them; elsewhere none.
@@ -88,7 +79,7 @@ class Evaluator:
         table = torch.tensor([scores for _, scores in everyone], dtype=torch.float64)  # (rows, group_size, R)
         names, usual = self.rewards.names, set(self.usual)
         self.scores = dict(zip(names, table.nanmean(1).T.tolist(), strict=True)) if names else {}
-        come = exchange(self.accelerator, {0: [(row, media) for row, _, media in mine if media is not None]})
+        come = exchange(self.context.accelerator, {0: [(row, media) for row, _, media in mine if media is not None]})
         shown = sorted(((k, m.opened() if isinstance(m, Parcel) else m) for some in come.values() for k, m in some), key=lambda e: e[0])
         samples = [Sample(self.rows[k].prompt, m, dict(zip(names, dict(everyone)[k][0], strict=True))) for k, m in shown]
         report = {f"eval/{k}": v for k, v in self.rewards.finish_epoch().items() if k.startswith("seconds/")}
@@ -102,55 +93,60 @@ class Evaluator:
         heard: list[Heard] = []
         waiting: dict[int, list[Any]] = {}
         unchanged = (self.rows[row] for row in self.share(rows))  # a line may have been edited
-        all_or_none(self.accelerator, self.interrupt, lambda: all(unchanged))
+        context, together = self.context, partial(all_or_none, self.context.accelerator, self.context.interrupt)
+        together(lambda: all(unchanged))
         batches, more = self.batches(rows), True
-        with torch.no_grad(), self.store.use(self.store.reported), self.engine.gathered(), self.rewards.dropping():
+        with torch.no_grad(), context.store.use(context.store.reported), context.engine.gathered(), self.rewards.dropping():
             coming = next(batches, [])
             while more:
                 batch, coming = coming, next(batches, [])
                 for asked, media in zip(batch, self._draw(batch), strict=True):
                     waiting.setdefault(asked.row, []).append(media)
                 enough = not coming or sum(map(len, waiting.values())) >= self.rewards.batch
-                heard += all_or_none(self.accelerator, self.interrupt, partial(self._ask, waiting if enough else {}, heard))
-                self.told()
-                more = on_any_rank(self.accelerator, bool(coming))
-            return all_or_none(self.accelerator, self.interrupt, lambda: [scored for part in heard for scored in self._answers(*part)])
+                heard += together(partial(self._ask, waiting if enough else {}, heard))
+                context.meter.step("batch")
+                more = on_any_rank(context.accelerator, bool(coming))
+            return together(lambda: [scored for part in heard for scored in self._answers(*part)])
 
     @property
     def shares(self) -> list[int]:
         """How many of the rows each process has."""
-        teams, team = self.config.teams, self.config.model.context_parallel
-        return [len(range(process // team, len(self.taken), teams)) for process in range(self.accelerator.num_processes)]
+        config = self.context.config
+        teams, team = config.teams, config.model.context_parallel
+        return [len(range(process // team, len(self.taken), teams)) for process in range(self.context.accelerator.num_processes)]
 
     def _ask(self, waiting: dict[int, list[Any]], before: Sequence[Heard]) -> list[Heard]:
         """Asks for the scores of the rows all of whose samples are drawn, and takes them out of those that wait."""
         for _, _, asking in before:
             asking.check()
-        whole = [row for row, media in waiting.items() if len(media) == self.config.eval.group_size]
+        config, accelerator = self.context.config, self.context.accelerator
+        whole = [row for row, media in waiting.items() if len(media) == config.eval.group_size]
         groups = [waiting.pop(row) for row in whole]
-        if not whole or self.accelerator.process_index % self.config.model.context_parallel:
+        if not whole or accelerator.process_index % config.model.context_parallel:
             return []  # the first process of the team has the same
-        shown, pack = self.usual[: self.config.log.num_samples], (lambda m: m) if self.accelerator.is_main_process else packed
-        asking = self.rewards.asking(self.interrupt.look)
+        shown, pack = self.usual[: config.log.num_samples], (lambda m: m) if accelerator.is_main_process else packed
+        asking = self.rewards.asking(self.context.interrupt.look)
         asking.add([self.rows[row] for row in whole], groups, last=True)
         return [(whole, [pack(group[0]) if row in shown else None for row, group in zip(whole, groups, strict=True)], asking)]
 
     def _answers(self, rows: Sequence[int], shown: Sequence[Any], asking: ScoringStream) -> list[Scored]:
         """Waits for them."""
-        tables = asking.scores().split(self.config.eval.group_size)
+        tables = asking.scores().split(self.context.config.eval.group_size)
         return [(row, table.tolist(), media) for row, media, table in zip(rows, shown, tables, strict=True)]
 
     def share(self, rows: Sequence[int]) -> Sequence[int]:
         """This process's."""
-        return rows[self.accelerator.process_index // self.config.model.context_parallel :: self.config.teams]
+        config = self.context.config
+        return rows[self.context.accelerator.process_index // config.model.context_parallel :: config.teams]
 
     def batches(self, rows: Sequence[int]) -> Iterator[list[Asked]]:
         """This process's samples of these rows, those together whose conditions can share a call; each condition is opened once."""
-        size, n = self.config.eval.per_device_batch_size, self.config.eval.group_size
+        config, main = self.context.config, self.context.accelerator.is_main_process
+        size, n = config.eval.per_device_batch_size, config.eval.group_size
         waiting: dict[str, list[Asked]] = {}
-        for row in bar(self.share(rows), "evaluating", "row", self.accelerator.is_main_process, delay=5, times=self.config.teams):
+        for row in bar(self.share(rows), "evaluating", "row", main, delay=5, times=config.teams):
             cond = self.conds[row]
-            key = self.adapter.joinable(cond) if size > 1 else None
+            key = self.context.adapter.joinable(cond) if size > 1 else None
             alike = waiting.setdefault(repr(key), [])
             alike += [Asked(row, member, cond) for member in range(n)]
             while len(alike) >= size or (alike and key is None):
@@ -162,16 +158,16 @@ class Evaluator:
 
     def _draw(self, batch: Sequence[Asked]) -> list[Any]:
         """Their media; a process that has none left draws what the others' forwards need it for."""
+        context, section = self.context, self.context.config.eval
         if not batch:
             first = self.taken[0]
-            return self._draw([Asked(first, 0, self.conds[first])])[:0] if self.engine.collective else []
-        section = self.config.eval
-        cond = to_device(self.adapter.join([asked.cond for asked in batch]), self.accelerator.device)
+            return self._draw([Asked(first, 0, self.conds[first])])[:0] if context.engine.collective else []
+        cond = to_device(context.adapter.join([asked.cond for asked in batch]), context.accelerator.device)
         rows = [self.rows[asked.row] for asked in batch]
         keys = [(row.id, *([asked.member] if asked.member else [])) for row, asked in zip(rows, batch, strict=True)]
-        generators = [generator(self.config.eval_seed, "eval", *key) for key in keys]
-        with named_rows(rows, self.adapter, "draw", RowError):
-            return list(self.engine("evaluate", cond, pipeline_kwargs(section), section.num_inference_steps, generators))
+        generators = [generator(context.config.eval_seed, "eval", *key) for key in keys]
+        with named_rows(rows, context.adapter, "draw", RowError):
+            return list(context.engine("evaluate", cond, pipeline_kwargs(section), section.num_inference_steps, generators))
 
     def _metrics(self, where: str, table: Tensor) -> dict[str, float]:
         """Of the scores (rows, group_size, R)."""

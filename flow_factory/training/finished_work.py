@@ -102,7 +102,7 @@ def unpacked(tensors: Mapping[str, Tensor], text: str, roller: "Roller") -> Fini
     for slot, one in {r.slot: r for r in rollouts}.items():
         if plain["sources"][str(slot)] != source_of(one.row, one.cond):
             raise CheckpointError(f"{one.row.source}, or its condition, has changed")
-    last = [samples_of(roller.rows[row], [_media(media)])[0] for row, media in plain["last"]]
+    last = [samples_of(roller.context.rows[row], [_media(media)])[0] for row, media in plain["last"]]
     waiting = [last[len(last) - many :] for many in plain["waiting"]]
     asked = StreamState(waiting, [[] if found is None else [found] for found in plain["found"]], plain["samples"])
     kinds: dict[str, Any] = {"asked": Counter, "missing": Counter, "told": Counter, "cause": dict, "seconds": partial(defaultdict, float)}
@@ -121,8 +121,8 @@ def _plain(rollout: Rollout) -> dict[str, Any]:
 
 
 def _rollout(plain: Mapping[str, Any], roller: "Roller") -> Rollout:
-    train, device = roller.config.train, roller.accelerator.device
-    epoch, slot = roller.progress.epoch, plain["slot"]
+    train, device = roller.context.config.train, roller.context.accelerator.device
+    epoch, slot = roller.context.progress.epoch, plain["slot"]
     row = roller.slots(epoch)[slot].row
 
     def there(value: Any) -> Any:
@@ -132,7 +132,9 @@ def _rollout(plain: Mapping[str, Any], roller: "Roller") -> Rollout:
 
     steps = [Step(**{name: there(value) for name, value in step.items()}) for step in plain["steps"]]
     media, ids, schedule = [_media(one) for one in plain["media"]], tuple(plain["ids"]), plain["schedule"]
-    return Rollout(roller.rows[row], roller.cond_of(row)[1], steps, media, slot, epoch, ids, there(plain["x0"]), schedule, ConditionMemo())
+    return Rollout(
+        roller.context.rows[row], roller.cond_of(row)[1], steps, media, slot, epoch, ids, there(plain["x0"]), schedule, ConditionMemo()
+    )
 
 
 def _laid(value: Any) -> Any:

@@ -67,7 +67,7 @@ def keep(trainer: "Trainer", checkpoint: Path) -> str | None:
     done = trainer.roller.done_so_far()
     if done is None:
         return None
-    if trainer.accelerator.is_main_process:
+    if trainer.context.accelerator.is_main_process:
         shutil.rmtree(_partial(checkpoint), ignore_errors=True)  # of an earlier cut
     try:
         tensors, text, problem = *packed(done), None
@@ -77,8 +77,8 @@ def keep(trainer: "Trainer", checkpoint: Path) -> str | None:
     size, free = sum(t.nbytes for t in tensors.values()), shutil.disk_usage(checkpoint).free
     everyone = gather_object([(size, free, problem, len(done.rollouts))])
     size, problem = sum(one[0] for one in everyone), next((one[2] for one in everyone if one[2]), None)
-    problem = problem or _too_much(size / 1e9, trainer.config.log.rollouts_gb, everyone[0][1] / 1e9)
-    many = f"{sum(one[3] for one in everyone)} micro-batches of epoch {trainer.progress.epoch + 1}"
+    problem = problem or _too_much(size / 1e9, trainer.context.config.log.rollouts_gb, everyone[0][1] / 1e9)
+    many = f"{sum(one[3] for one in everyone)} micro-batches of epoch {trainer.context.progress.epoch + 1}"
     problem = problem or _write(trainer, checkpoint, tensors, text)
     return f"{many} are not kept: {problem}" if problem else f"{many} are kept beside the state ({size / 1e9:.2g} GB)"
 
@@ -91,8 +91,8 @@ def _too_much(size: float, most: float, free: float) -> str | None:
 
 def _write(trainer: "Trainer", checkpoint: Path, tensors: Mapping[str, torch.Tensor], text: str) -> str | None:
     """Writes this process's file and, on the main one, what leads to all; why it failed, where it did on any."""
-    main, partial = trainer.accelerator.is_main_process, _partial(checkpoint)
-    file = partial / f"part-{trainer.accelerator.process_index:05d}.safetensors"
+    main, partial = trainer.context.accelerator.is_main_process, _partial(checkpoint)
+    file = partial / f"part-{trainer.context.accelerator.process_index:05d}.safetensors"
     mine: tuple[str, dict[str, Any]] | str
     try:
         partial.mkdir(exist_ok=True)
@@ -164,7 +164,7 @@ def take_up(trainer: "Trainer", checkpoint: Path) -> str | None:
         problem = str(error)
     wait_for_everyone("reading rollouts")
     everyone = gather_object([(problem, 0 if found is None else len(found.rollouts))])
-    epoch, problem = trainer.progress.epoch + 1, next((one[0] for one in everyone if one[0]), None)
+    epoch, problem = trainer.context.progress.epoch + 1, next((one[0] for one in everyone if one[0]), None)
     if problem is not None:
         return f"the samples of epoch {epoch} that were kept are dropped, and made anew: {problem}"
     trainer.roller.done = found
@@ -182,7 +182,7 @@ def _read(trainer: "Trainer", checkpoint: Path) -> FinishedWork:
         for key in sorted({*contents.of, *here}):
             if (was := contents.of.get(key)) != (now := here.get(key)):
                 raise CheckpointError(f"{key} was {json.dumps(was)[:80]}, and is {json.dumps(now)[:80]}")
-        name = f"part-{trainer.accelerator.process_index:05d}.safetensors"
+        name = f"part-{trainer.context.accelerator.process_index:05d}.safetensors"
         if name not in contents.files or file_sha256(str(folder / name)) != contents.files[name].sha256:
             raise ValueError(f"the checksum of {name} is wrong")
         with safe_open(folder / name, "pt") as file:
@@ -201,8 +201,9 @@ def _read(trainer: "Trainer", checkpoint: Path) -> FinishedWork:
 def whose(trainer: "Trainer", checkpoint: Path) -> dict[str, Any]:
     """What the samples and scores of an epoch depend on, but for the rows: what has changed is named."""
     state = checkpoint / "state" / INDEX
-    return dict(_config(trainer.config)) | trainer.identity | {
-        "the state": file_sha256(str(state)), "the epoch": trainer.progress.epoch, "the device": device_of(trainer.accelerator.device),
+    context = trainer.context
+    return dict(_config(context.config)) | trainer.identity | {
+        "the state": file_sha256(str(state)), "the epoch": context.progress.epoch, "the device": device_of(context.accelerator.device),
         "torch": torch.__version__, "diffusers": diffusers.__version__, "transformers": transformers.__version__,
         "the program": code_of(trainer),
     }  # fmt: skip
@@ -232,7 +233,7 @@ def device_of(device: torch.device) -> str:
 
 def code_of(trainer: "Trainer") -> str:
     """sha256 of the program, and of what is the user's own: the modules of the adapter, the algorithm and the rewards."""
-    own = [trainer.adapter, trainer.algorithm, *(judge.model for judge in trainer.rewards.judges)]
+    own = [trainer.context.adapter, trainer.context.algorithm, *(judge.model for judge in trainer.context.rewards.judges)]
     modules = {sys.modules[c.__module__] for one in own for c in type(one).__mro__}
     files = {str(f) for f in Path(__file__).parent.rglob("*.py")} | {f for m in modules if (f := getattr(m, "__file__", None))}
     return hashlib.sha256("".join(file_sha256(f) for f in sorted(files)).encode()).hexdigest()

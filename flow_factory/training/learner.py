@@ -6,24 +6,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
-from flow_factory.algorithms.base import Algorithm, OnPolicyError
-from flow_factory.config import BatchPlan, TrainConfig
+from flow_factory.algorithms.base import OnPolicyError
 from flow_factory.distributed.barriers import wait_for_everyone
 from flow_factory.distributed.collectives import in_step, most_of_ranks
-from flow_factory.distributed.engines import Engine
-from flow_factory.models.base import ModelAdapter
-from flow_factory.policy.weight_store import WeightStore
-from flow_factory.runs.training_state import Progress
+from flow_factory.training.context import TrainingContext
 from flow_factory.training.health import SUSPECTS, diagnosis, no_numbers
-from flow_factory.training.meter import Meter
 from flow_factory.training.replay_error import FEW
 from flow_factory.types import Cond, Point, Rollout
 from flow_factory.utils.errors import GradientError, NumbersError
 from flow_factory.utils.offload import to_cpu, to_device
-from flow_factory.utils.signals import Interrupt
 from flow_factory.utils.terminal import bar
 
 Work = TypeVar("Work")
@@ -43,19 +36,7 @@ class Window(NamedTuple):
 class Learner:
     """Everything is built outside and handed in; knows the order of forwards, backwards and optimiser steps."""
 
-    config: TrainConfig
-    call: dict[str, Any]
-    """The rollouts' call arguments."""
-    plan: BatchPlan
-    accelerator: Accelerator
-    adapter: ModelAdapter
-    engine: Engine
-    store: WeightStore
-    algorithm: Algorithm
-    schedule: Any
-    meter: Meter
-    progress: Progress
-    interrupt: Interrupt
+    context: TrainingContext
     floor: float = field(default=0.0, init=False)
     """How far replays were from their rollout at the start, see `floor`."""
     fresh: bool = field(default=False, init=False)
@@ -66,9 +47,10 @@ class Learner:
     """Of the row that was learnt from last: as its rollouts keep it, and on the device."""
 
     def __post_init__(self) -> None:
-        scales = {name: self.algorithm.guidance(name) for name in ("policy", *self.algorithm.weights)}
-        self.root = sum(self.engine.shape(p).numel() for p in self.store.params.values()) ** 0.5  # of the number of trained weights
-        self.calls = {name: self.call if s is None else self.adapter.with_guidance(self.call, s) for name, s in scales.items()}
+        context = self.context
+        scales = {name: context.algorithm.guidance(name) for name in ("policy", *context.algorithm.weights)}
+        self.root = sum(context.engine.shape(p).numel() for p in context.store.params.values()) ** 0.5  # of the number of trained weights
+        self.calls = {name: context.call if s is None else context.adapter.with_guidance(context.call, s) for name, s in scales.items()}
 
     def learn(self, groups: Sequence[Sequence[Rollout]]) -> None:
         """`num_inner_epochs` passes over all training points of whole groups, an optimiser step after each window of micro-batches.
@@ -76,18 +58,19 @@ class Learner:
         Raises:
             Interrupted: before the first step; from there on the epoch is learnt to its end.
         """
-        chosen = {g[0].slot: self.algorithm.select(g) for g in groups}
+        context, plan = self.context, self.context.plan
+        chosen = {g[0].slot: context.algorithm.select(g) for g in groups}
         order = [batch for batches in chosen.values() for batch in batches]
-        if len(order) > self.plan.trained_batches_per_rank:  # of groups that are shared, and here as a whole
-            order = [chosen[slot][k] for slot, k in self.plan.trained.of(self.accelerator.process_index)]
-        size = self.plan.micro_batches_per_update
+        if len(order) > plan.trained_batches_per_rank:  # of groups that are shared, and here as a whole
+            order = [chosen[slot][k] for slot, k in plan.trained.of(context.accelerator.process_index)]
+        size, passes = plan.micro_batches_per_update, context.config.train.num_inner_epochs
         windows = [self.window(order[k : k + size], chosen) for k in range(0, len(order), size)]
         self.fresh = True
-        with self.meter.phase("optimise"):
+        with context.meter.phase("optimise"):
             self.look_back(windows, chosen)
             wait_for_everyone("looking back")
-            self.meter.step("looked back")
-            for window in bar(windows * self.config.num_inner_epochs, "optimising", shown=self.accelerator.is_main_process, delay=5):
+            context.meter.step("looked back")
+            for window in bar(windows * passes, "optimising", shown=context.accelerator.is_main_process, delay=5):
                 self.survey(window, chosen)
                 self.update(window)
                 self.fresh = False
@@ -96,18 +79,18 @@ class Learner:
 
     def window(self, batches: list[Rollout], chosen: dict[int, list[Rollout]]) -> Window:
         """With `drop_zero_variance`, without the micro-batches that have no advantage; as many are computed on every process."""
-        points = sum(map(self.algorithm.size, batches))
-        if not self.config.drop_zero_variance:
+        points = sum(map(self.context.algorithm.size, batches))
+        if not self.context.config.train.drop_zero_variance:
             return Window(batches, points)
         silent = [not any(bool(x.advantage.any()) for x in self.compared([b], chosen)) for b in batches]
-        count = max(1, most_of_ranks(self.accelerator, silent.count(False)))
+        count = max(1, most_of_ranks(self.context.accelerator, silent.count(False)))
         kept = sorted(sorted(range(len(batches)), key=silent.__getitem__)[:count])
-        self.meter.add({"dropped_share": torch.tensor(1 - len(kept) / len(batches))})
+        self.context.meter.add({"dropped_share": torch.tensor(1 - len(kept) / len(batches))})
         return Window([batches[k] for k in kept], points)
 
     def compared(self, batches: Sequence[Rollout], chosen: dict[int, list[Rollout]]) -> list[Rollout]:
         """These micro-batches, and where the loss compares the samples of a group, the others of their groups."""
-        if self.algorithm.scope != "group":
+        if self.context.algorithm.scope != "group":
             return list(batches)
         return [b for slot in dict.fromkeys(b.slot for b in batches) for b in chosen[slot]]
 
@@ -116,34 +99,36 @@ class Learner:
 
         "old" weights that nobody keeps are the policy's until the first update, whose own forwards then are the old ones as well.
         """
-        for name in self.algorithm.weights:
+        context = self.context
+        for name in context.algorithm.weights:
             live = self.is_policy(name)
             batches = [b for window in windows[1 if live else 0 :] for b in window.batches]
-            with torch.no_grad(), self.store.use("policy" if live else name), self.engine.gathered():
+            with torch.no_grad(), context.store.use("policy" if live else name), context.engine.gathered():
                 for batch in self.stoppable(self.as_many(self.compared(batches, chosen))):
                     for k, point in enumerate(self.points(batch)):
                         batch.frozen[k][name] = self.stored(self.velocity_of(point, name))
-                    self.meter.step("looking back")
+                    context.meter.step("looking back")
 
     def survey(self, window: Window, chosen: dict[int, list[Rollout]]) -> None:
         """Shows the algorithm, without gradient, the points that its loss compares, where they are in more than one forward."""
-        if self.algorithm.scope == "group":
+        algorithm = self.context.algorithm
+        if algorithm.scope == "group":
             groups = [chosen[slot] for slot in dict.fromkeys(b.slot for b in window.batches) if len(chosen[slot]) > 1]
             units = self.as_many(groups)
-        elif self.algorithm.scope == "times" and not (self.fresh and self.is_policy("old")):  # whose ratios are all 1
+        elif algorithm.scope == "times" and not (self.fresh and self.is_policy("old")):  # whose ratios are all 1
             units = [[b] for b in window.batches]
         else:
             return
         with torch.no_grad():
             for unit in self.stoppable(units):
                 for block in self.blocks(unit):
-                    said = self.algorithm.survey([p for _, _, p in block], self.velocity)
+                    said = algorithm.survey([p for _, _, p in block], self.velocity)
                     for (batch, k, _), peers in zip(block, said, strict=True):
                         batch.peers[k] = peers
 
     def blocks(self, unit: Sequence[Rollout]) -> Iterator[list[tuple[Rollout, int, Point]]]:
         """The points that are compared with each other, of a group's micro-batches or of one, each with its number in its micro-batch."""
-        if self.algorithm.scope == "times":
+        if self.context.algorithm.scope == "times":
             yield [(b, k, p) for b in unit for k, p in enumerate(self.points(b))]
         else:
             for k, row in enumerate(zip(*map(self.points, unit), strict=True)):
@@ -151,45 +136,46 @@ class Learner:
 
     def stoppable(self, work: Sequence[Work]) -> Iterator[Work]:
         """The work of micro-batches; until the epoch's first optimiser step, with an agreement after each on whether to stop."""
-        return in_step(self.accelerator, self.interrupt, work, len(work)) if self.fresh else iter(work)
+        return in_step(self.context.accelerator, self.context.interrupt, work, len(work)) if self.fresh else iter(work)
 
     def as_many(self, work: list[Work]) -> list[Work]:
         """As much on every process, where forwards are of all together: of groups that are shared, one may have parts of more than another.
 
         The last is then done again, with the same result.
         """
-        if not self.engine.collective or self.algorithm.scope != "group":
+        if not self.context.engine.collective or self.context.algorithm.scope != "group":
             return work
-        return work + work[-1:] * (most_of_ranks(self.accelerator, len(work)) - len(work))
+        return work + work[-1:] * (most_of_ranks(self.context.accelerator, len(work)) - len(work))
 
     def update(self, window: Window) -> None:
         """One optimiser step on the mean loss of the window's points; an epoch's first is checked to be on-policy."""
-        left = sum(map(self.algorithm.size, window.batches))
+        context, engine, meter = self.context, self.context.engine, self.context.meter
+        left, again = sum(map(context.algorithm.size, window.batches)), context.config.train.num_inner_epochs > 1
         checked = not self.fresh
         for batch in self.stoppable(window.batches):
             for k, point in enumerate(self.points(batch)):
                 left -= 1
-                with self.engine.accumulating(last=left == 0):
-                    loss, metrics = self.algorithm.loss(point, self.velocity)
+                with engine.accumulating(last=left == 0):
+                    loss, metrics = context.algorithm.loss(point, self.velocity)
                     if not checked:
                         checked = True
                         self.check_on_policy(metrics)
                     if left == 0:
-                        since = self.meter.mark()
-                    self.engine.backward(loss / window.points * self.plan.trained.team)  # whose processes have a part of the gradient each
-                if self.fresh and self.config.num_inner_epochs > 1:  # the old velocities that this forward has found
+                        since = meter.mark()
+                    engine.backward(loss / window.points * context.plan.trained.team)  # whose processes have a part of the gradient each
+                if self.fresh and again:  # the old velocities that this forward has found
                     batch.frozen[k] |= self.stored(point.frozen)
-                self.meter.add(metrics)
-            self.meter.step("micro-batch")
-        norm, rate = self.step(), self.schedule.get_last_lr()[0]
-        if not self.engine.collective:  # else every forward is shared, and none of it is one's own
-            self.meter.shared(since)
-        self.schedule.step()
+                meter.add(metrics)
+            meter.step("micro-batch")
+        norm, rate = self.step(), float(context.schedule.get_last_lr()[0])
+        if not engine.collective:  # else every forward is shared, and none of it is one's own
+            meter.shared(since)
+        context.schedule.step()
         self.check_effect(moves=rate > 0 and float(norm) > 0)
-        self.progress.updates += 1
-        self.meter.add({"grad_norm": norm, "grad_rms": norm / self.root})
+        context.progress.updates += 1
+        meter.add({"grad_norm": norm, "grad_rms": norm / self.root})
         self.follow("update")
-        self.meter.step("update")
+        meter.step("update")
 
     def step(self) -> Tensor:
         """The engine's; its error gets the place and a way out.
@@ -197,27 +183,28 @@ class Learner:
         Raises:
             GradientError: the gradient is no number.
         """
+        engine, progress = self.context.engine, self.context.progress
         try:
-            return self.engine.step()
+            return engine.step()
         except GradientError as error:
-            here = f"epoch {self.progress.epoch + 1}, update {self.progress.updates}: {error}, and nothing can be learnt from it"
-            raise GradientError(f"{here}; {diagnosis(self.engine, self.progress.updates) or SUSPECTS}") from error
+            here = f"epoch {progress.epoch + 1}, update {progress.updates}: {error}, and nothing can be learnt from it"
+            raise GradientError(f"{here}; {diagnosis(engine, progress.updates) or SUSPECTS}") from error
 
     def follow(self, after: str) -> None:
         """Moves the copies that follow the policy."""
-        for name, average in self.algorithm.averages.items():
+        for name, average in self.context.algorithm.averages.items():
             if average.after == after:
-                decay = average.decay(self.progress.updates)
-                self.store.blend(name, decay)
-                self.meter.add({f"{name}_decay": torch.tensor(decay)})
+                decay = average.decay(self.context.progress.updates)
+                self.context.store.blend(name, decay)
+                self.context.meter.add({f"{name}_decay": torch.tensor(decay)})
 
     # -- points and velocities -------------------------------------------------------------------------------------------------
 
     def points(self, batch: Rollout) -> Iterator[Point]:
         """A micro-batch's training points on this process's device, with what is known of them."""
-        for k, point in enumerate(self.algorithm.points(batch)):
+        for k, point in enumerate(self.context.algorithm.points(batch)):
             known = {"frozen": batch.frozen[k], "peers": batch.peers.get(k)}
-            device = self.accelerator.device
+            device = self.context.accelerator.device
             step = replace(point.step, **to_device(vars(point.step), device)) if point.step is not None else None
             here = {"step": step, "cond": self.cond_of(point.cond)}
             yield replace(point, **to_device(vars(point) | known | dict.fromkeys(here), device) | here)
@@ -225,33 +212,33 @@ class Learner:
     def cond_of(self, kept: Cond) -> Cond:
         """On the device; brought there once for the points of a group, which follow each other, and which share it."""
         if self.cond is None or self.cond[0] is not kept:
-            self.cond = kept, to_device(kept, self.accelerator.device)
+            self.cond = kept, to_device(kept, self.context.accelerator.device)
         return self.cond[1]
 
     def velocity(self, point: Point, weights: str = "policy") -> Tensor:
         """See `types.Velocity`."""
         if weights != "policy":
             return point.frozen[weights]
-        v = self.velocity_of(point)
-        if self.progress.updates == 0 and self.seen is None:
+        algorithm, v = self.context.algorithm, self.velocity_of(point)
+        if self.context.progress.updates == 0 and self.seen is None:
             self.seen = point, v.detach()
-        if self.fresh and "old" in self.algorithm.weights and self.is_policy("old"):
+        if self.fresh and "old" in algorithm.weights and self.is_policy("old"):
             point.frozen["old"] = v.detach()
         return v
 
     def velocity_of(self, point: Point, asked: str = "policy") -> Tensor:
         """Of the weights that are in the model now, with the guidance and memo that belong to the named ones."""
         call = self.calls[asked]
-        memo = point.memo if call is self.call else point.memo.sibling(str(self.algorithm.guidance(asked)))
-        return self.engine("velocity", point.x, point.t, point.s, point.cond, call, memo)
+        memo = point.memo if call is self.context.call else point.memo.sibling(str(self.context.algorithm.guidance(asked)))
+        return self.context.engine("velocity", point.x, point.t, point.s, point.cond, call, memo)
 
     def is_policy(self, name: str) -> bool:
         """Whether these weights are the policy's until the epoch's first update."""
-        return name == "old" and name not in self.algorithm.averages
+        return name == "old" and name not in self.context.algorithm.averages
 
     def stored(self, tensors: Any) -> Any:
         """As they are kept until the next update."""
-        return to_cpu(tensors) if self.config.offload_samples_to_cpu else tensors
+        return to_cpu(tensors) if self.context.config.train.offload_samples_to_cpu else tensors
 
     # -- checks ----------------------------------------------------------------------------------------------------------------
 
@@ -262,18 +249,19 @@ class Learner:
             OnPolicyError: it is further off than a tenth of the clip range, and than a few floors.
             NumbersError: the model makes no numbers.
         """
-        found = self.algorithm.on_policy_error(metrics) if self.fresh else None
+        context, progress = self.context, self.context.progress
+        found = context.algorithm.on_policy_error(metrics) if self.fresh else None
         if found is None:
             return
         error, tenth = found
         most = max(tenth, FEW * self.floor)
-        self.meter.add({"on_policy_error": error})
+        context.meter.add({"on_policy_error": error})
         if not error.isfinite():
-            raise NumbersError(f"epoch {self.progress.epoch + 1}: {no_numbers(self.engine, self.progress.updates)}")
+            raise NumbersError(f"epoch {progress.epoch + 1}: {no_numbers(context.engine, progress.updates)}")
         if not error.item() <= most:
             floors = f" and {FEW} floors" if most > tenth else ""
             raise OnPolicyError(
-                f"epoch {self.progress.epoch + 1}: before any update the ratio is off 1 by {error.item():.2e}, more than a tenth of the "
+                f"epoch {progress.epoch + 1}: before any update the ratio is off 1 by {error.item():.2e}, more than a tenth of the "
                 f"clip range{floors} ({most:.1e}): training does not see what sampling saw. On a GPU whose kernels differ with and without "
                 "gradient this is the floor below which no clip range can work: try model.attn_backend: _native_math, compile: false, "
                 "or a wider train.clip_range"
@@ -286,6 +274,6 @@ class Learner:
         (point, before), self.seen = self.seen, None
         with torch.no_grad():
             change = (self.velocity_of(point).float() - before.float()).abs().max()
-        self.meter.add({"first_update_effect": change})
+        self.context.meter.add({"first_update_effect": change})
         if moves and change.item() == 0:
             logger.warning("the first optimiser step changed no velocity: the learning rate is too small for the weights' dtype")

@@ -38,15 +38,15 @@ def measure(trainer: "Trainer") -> str | None:
     Raises:
         UserError: the clip range is below what the settings can do.
     """
-    settings = inexact(trainer.config, trainer.plan)
-    if not settings or trainer.pairs is not None:
+    settings = inexact(trainer.context.config, trainer.context.plan)
+    if not settings or trainer.context.pairs is not None:
         return None
     errors = [found for found in replayed(trainer) if found is not None]
     if not errors:
         return None
     worst = torch.stack([error for error, _ in errors]).max().float().reshape(1)
     wait_for_everyone("replaying a rollout")
-    floor = trainer.accelerator.gather(worst).max().item()
+    floor = trainer.context.accelerator.gather(worst).max().item()
     clip = 10 * errors[0][1]
     if floor > clip:
         works = f"{10 * floor:.0e}".replace("e-0", "e-")
@@ -58,15 +58,15 @@ def measure(trainer: "Trainer") -> str | None:
 
 def replayed(trainer: "Trainer") -> list[tuple[Tensor, float] | None]:
     """`Algorithm.on_policy_error` of each replay."""
-    train, learner, algorithm = trainer.config.train, trainer.learner, trainer.algorithm
-    epoch, (slot, members) = trainer.progress.epoch, trainer.roller.draws()[0]
-    row = rows_of_epoch(len(trainer.rows), train.unique_sample_num_per_epoch, train.seed, epoch)[slot]
-    with torch.no_grad(), trainer.store.use(algorithm.rolls_out(trainer.progress.updates)):
+    train, learner, algorithm = trainer.context.config.train, trainer.learner, trainer.context.algorithm
+    epoch, (slot, members) = trainer.context.progress.epoch, trainer.roller.draws()[0]
+    row = rows_of_epoch(len(trainer.context.rows), train.unique_sample_num_per_epoch, train.seed, epoch)[slot]
+    with torch.no_grad(), trainer.context.store.use(algorithm.rolls_out(trainer.context.progress.updates)):
         rollout = cut(trainer.roller.sample(row, members, epoch), train.per_device_batch_size)[0]
-    rollout.advantage = torch.zeros(len(rollout.ids), device=trainer.accelerator.device)
+    rollout.advantage = torch.zeros(len(rollout.ids), device=trainer.context.accelerator.device)
 
     def error(point: Point) -> tuple[Tensor, float] | None:
-        with trainer.engine.accumulating(last=False):  # with gradient, as it is trained on, and none is reduced
+        with trainer.context.engine.accumulating(last=False):  # with gradient, as it is trained on, and none is reduced
             v = learner.velocity_of(point).detach()
         metrics: Metrics = algorithm.loss(point, lambda point, weights="policy": v)[1]
         return algorithm.on_policy_error(metrics)

@@ -4,37 +4,26 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
-from flow_factory.algorithms.base import Algorithm
-from flow_factory.config import BatchPlan, RunConfig
 from flow_factory.core.condition_memo import ConditionMemo
 from flow_factory.core.dynamics import DYNAMICS
 from flow_factory.core.groups import cut
 from flow_factory.core.randomness import generator, normal
 from flow_factory.core.sampling import Sampler
 from flow_factory.data.order import Slot, rows_of_epoch
-from flow_factory.data.pairs import Pairs
 from flow_factory.distributed.collectives import all_or_none, in_step, most_of_ranks
-from flow_factory.distributed.engines import Engine
-from flow_factory.models.base import ModelAdapter
 from flow_factory.models.failures import named_rows
 from flow_factory.models.loading import DTYPES
-from flow_factory.policy.weight_store import WeightStore
-from flow_factory.rewards.scoring import RewardSet
-from flow_factory.runs.training_state import Progress
+from flow_factory.training.context import TrainingContext
 from flow_factory.training.finished_work import FinishedWork
 from flow_factory.training.judging import RolloutScoring
-from flow_factory.training.meter import Meter
 from flow_factory.training.rollout_size import most_alike
-from flow_factory.types import Cond, Rollout, Row
+from flow_factory.types import Cond, Rollout
 from flow_factory.utils.errors import RowError
 from flow_factory.utils.offload import to_cpu, to_device
-from flow_factory.utils.signals import Interrupt
 from flow_factory.utils.terminal import bar
 
 logger = logging.getLogger(__name__)
@@ -44,21 +33,7 @@ logger = logging.getLogger(__name__)
 class Roller:
     """Everything is built outside and handed in; knows the order in which a process draws its samples, and how each is drawn."""
 
-    config: RunConfig
-    call: dict[str, Any]
-    plan: BatchPlan
-    accelerator: Accelerator
-    adapter: ModelAdapter
-    engine: Engine
-    store: WeightStore
-    algorithm: Algorithm
-    rewards: RewardSet
-    rows: Sequence[Row]
-    conds: Sequence[Cond]
-    pairs: Pairs | None
-    meter: Meter
-    progress: Progress
-    interrupt: Interrupt
+    context: TrainingContext
     judging: RolloutScoring = field(init=False)
     rollouts: list[Rollout] = field(default_factory=list, init=False)
     """This epoch's micro-batches whose pictures rewards have seen."""
@@ -70,7 +45,7 @@ class Roller:
     """Of the row that was drawn last: on the device, and as its rollouts keep it."""
 
     def __post_init__(self) -> None:
-        self.together = None if self.config.train.rollout_batch_size == "auto" else self.plan.drawn_together
+        self.together = None if self.context.config.train.rollout_batch_size == "auto" else self.context.plan.drawn_together
         """Micro-batches that a rollout draws in one call."""
 
     def __call__(self, epoch: int) -> list[Rollout]:
@@ -80,31 +55,32 @@ class Roller:
             Interrupted: a signal has come, of which all processes know after each call of the pipeline.
             UserError: the pipeline failed on a row; a reward did, see `all_or_none`.
         """
-        slots = self.slots(epoch)
-        all_or_none(self.accelerator, self.interrupt, lambda: [self.rows[slot.row] for slot in slots])  # one may have been edited
+        context, slots = self.context, self.slots(epoch)
+        all_or_none(context.accelerator, context.interrupt, lambda: [context.rows[slot.row] for slot in slots])  # may be edited
         self.begin()
         if self.together is None:
             self.together = self.most_alike(slots[self.mine[0][0]], epoch)
-        weights = self.algorithm.rolls_out(self.progress.updates)
-        with self.meter.phase("rollout"), torch.no_grad(), self.store.use(weights), self.engine.gathered():
+        weights = context.algorithm.rolls_out(context.progress.updates)
+        with context.meter.phase("rollout"), torch.no_grad(), context.store.use(weights), context.engine.gathered():
             draws = self.draws(len(self.rollouts) + len(self.waiting))
-            shown = bar(draws, "rolling out", shown=self.accelerator.is_main_process, delay=5)
-            for slot, members in in_step(self.accelerator, self.interrupt, shown, len(draws)):
-                drawn = self.sample(slots[slot], members, epoch) if self.pairs is None else self.given(slots[slot], epoch)
+            shown = bar(draws, "rolling out", shown=context.accelerator.is_main_process, delay=5)
+            for slot, members in in_step(context.accelerator, context.interrupt, shown, len(draws)):
+                drawn = self.sample(slots[slot], members, epoch) if context.pairs is None else self.given(slots[slot], epoch)
                 self.waiting.append(drawn)
                 self.judge(self.waiting[:-1])  # while the device draws
-                self.meter.step("call")
+                context.meter.step("call")
             look_at(self.waiting[-1:])
-            self.judging.let_go(self.waiting[-1:] if self.pairs is not None else [])
+            self.judging.let_go(self.waiting[-1:] if context.pairs is not None else [])
         self.cond = None
         self.rollouts, self.waiting = self.drawn(), []
         return self.rollouts
 
     def begin(self) -> None:
         """Of this epoch nothing is drawn yet, but what an earlier process has kept."""
-        size = self.config.train.per_device_batch_size
-        shown = self.config.log.num_samples if self.accelerator.is_main_process else 0
-        self.judging = RolloutScoring(self.accelerator, self.interrupt, self.meter, self.plan.rolled, self.rewards, size, shown)
+        context, size = self.context, self.context.config.train.per_device_batch_size
+        shown = context.config.log.num_samples if context.accelerator.is_main_process else 0
+        deal = context.plan.rolled
+        self.judging = RolloutScoring(context.accelerator, context.interrupt, context.meter, deal, context.rewards, size, shown)
         self.rollouts, self.waiting = [], []
         if self.done is not None:
             done, self.done = self.done, None
@@ -114,26 +90,26 @@ class Roller:
     def judge(self, drawn: Sequence[Rollout]) -> None:
         """Hands in what was drawn before the last call, where that fills the rewards' calls."""
         look_at(drawn[-1:])
-        if self.pairs is not None:
+        if self.context.pairs is not None:
             self.judging.let_go(drawn[-1:])
         elif self.judging.due(drawn):
-            if not self.rewards.beside:
-                self.engine.policy.set_aside()  # what only a rollout needs makes room for the rewards
+            if not self.context.rewards.beside:
+                self.context.policy.set_aside()  # what only a rollout needs makes room for the rewards
             self.rollouts += self.judging.heard(drawn)
             self.waiting = self.waiting[-1:]
 
     def drawn(self) -> list[Rollout]:
         """What there is of the epoch, in micro-batches."""
-        return self.rollouts + [part for one in self.waiting for part in cut(one, self.config.train.per_device_batch_size)]
+        return self.rollouts + [part for one in self.waiting for part in cut(one, self.context.config.train.per_device_batch_size)]
 
     def done_so_far(self) -> FinishedWork | None:
         """What of this epoch can be kept; None where nothing is, and of given pairs, which are quickly made."""
         drawn = self.drawn()
-        if self.done is not None or not drawn or self.pairs is not None:
+        if self.done is not None or not drawn or self.context.pairs is not None:
             return self.done
         look_at(drawn[-1:])
-        judging = self.judging
-        return FinishedWork(drawn, judging.taken, judging.ids, judging.asking.asked, judging.counts or self.rewards.counts, self.together)
+        judging, counts = self.judging, self.judging.counts or self.context.rewards.counts
+        return FinishedWork(drawn, judging.taken, judging.ids, judging.asking.asked, counts, self.together)
 
     def forget(self) -> None:
         """The epoch is learnt."""
@@ -142,16 +118,17 @@ class Roller:
     @property
     def mine(self) -> list[tuple[int, int]]:
         """(group, number in it) of this process's micro-batches."""
-        return self.plan.rolled.of(self.accelerator.process_index)
+        return self.context.plan.rolled.of(self.context.accelerator.process_index)
 
     def slots(self, epoch: int) -> list[Slot]:
         """The groups of an epoch, and their rows."""
-        train = self.config.train
-        return rows_of_epoch(len(self.rows), train.unique_sample_num_per_epoch, train.seed, epoch)
+        train = self.context.config.train
+        return rows_of_epoch(len(self.context.rows), train.unique_sample_num_per_epoch, train.seed, epoch)
 
     def samples(self) -> list[tuple[int, tuple[int, ...]]]:
         """(group, numbers of the samples) of this process's micro-batches."""
-        many, size = self.config.train.group_size, self.config.train.per_device_batch_size
+        train = self.context.config.train
+        many, size = train.group_size, train.per_device_batch_size
         return [(slot, tuple(range(slot * many + k * size, slot * many + (k + 1) * size))) for slot, k in self.mine]
 
     def draws(self, done: int = 0) -> list[tuple[int, list[int]]]:
@@ -160,45 +137,46 @@ class Roller:
         Args:
             done: micro-batches that are there, of whole calls.
         """
-        size, together = self.config.train.per_device_batch_size, self.together or 1
+        size, together = self.context.config.train.per_device_batch_size, self.together or 1
         taken = [(slot, [k for _, k in mine]) for slot, mine in groupby(self.mine[done:], key=lambda m: m[0])]
         parts = [(slot, ks[i : i + together]) for slot, ks in taken for i in range(0, len(ks), together)]
         return [(slot, [k * size + j for k in ks for j in range(size)]) for slot, ks in parts]
 
     def most_alike(self, slot: Slot, epoch: int) -> int:
         """How many micro-batches of a group may be drawn in one call without changing a bit, by this run's own first group."""
-        size, most = self.config.train.per_device_batch_size, self.plan.rolled.of_a_group
-        shares = self.engine.collective or self.plan.rolled.team > 1
+        context, deal = self.context, self.context.plan.rolled
+        size, most, shares = context.config.train.per_device_batch_size, deal.of_a_group, context.engine.collective or deal.team > 1
         with torch.no_grad():
             found = most_alike(
-                lambda members: self.sample(slot, members, epoch), size, most, lambda same: not most_of_ranks(self.accelerator, not same),
-                steps_down=not shares,
+                lambda members: self.sample(slot, members, epoch), size, most,
+                lambda same: not most_of_ranks(context.accelerator, not same), steps_down=not shares,
             )  # fmt: skip
         logger.info("train.rollout_batch_size: auto draws %d of the %d samples of a group in a call", found * size, most * size)
         return found
 
     def given(self, slot: Slot, epoch: int) -> Rollout:
         """A pair of the data set, as if it had been sampled: a group of two, the chosen one first."""
-        assert self.pairs is not None
-        row, (cond, kept) = self.rows[slot.row], self.cond_of(slot.row)
-        with named_rows([row], self.adapter, "encode", RowError):
-            x0, media = self.pairs.states(row, cond)
+        context = self.context
+        assert context.pairs is not None
+        row, (cond, kept) = context.rows[slot.row], self.cond_of(slot.row)
+        with named_rows([row], context.adapter, "encode", RowError):
+            x0, media = context.pairs.states(row, cond)
         rollout = Rollout(row, kept, [], media, slot.slot, epoch, (2 * slot.slot, 2 * slot.slot + 1), x0, memo=ConditionMemo())
         rollout.rewards, rollout.advantage = torch.tensor([[1.0], [0.0]]), torch.tensor([1.0, -1.0], device=x0.device)
         return rollout
 
     def sample(self, slot: Slot, members: Sequence[int], epoch: int) -> Rollout:
         """Some members of a group; their noise is keyed by (seed, epoch, global sample id) and depends on nothing else."""
-        train = self.config.train
+        context, train = self.context, self.context.config.train
         ids = tuple(slot.slot * train.group_size + k for k in members)
         cond, kept = self.cond_of(slot.row)
         sampler = self.sampler(slot.slot, ids, epoch)
         starts = [slot.slot * train.group_size] * len(ids) if train.init_same_noise else ids
         generators = [generator(train.seed, "init", epoch, i) for i in starts]
         memo = ConditionMemo()
-        row = self.rows[slot.row]
-        with named_rows([row], self.adapter, "draw", RowError):
-            media, recorder = self.engine("sample", cond, self.call, train.num_inference_steps, sampler, generators, memo)
+        row = context.rows[slot.row]
+        with named_rows([row], context.adapter, "draw", RowError):
+            media, recorder = context.engine("sample", cond, context.call, train.num_inference_steps, sampler, generators, memo)
         rollout = Rollout(row, kept, recorder.kept, media, slot.slot, epoch, ids, memo=memo)
         if not train.stochastic:
             rollout.x0 = recorder.final
@@ -212,14 +190,15 @@ class Roller:
     def cond_of(self, row: int) -> tuple[Cond, Cond]:
         """(on the device, as rollouts keep it); read once for the micro-batches of a group, which follow each other, and which share it."""
         if self.cond is None or self.cond[0] != row:
-            read = self.conds[row]
-            here = to_device(read, self.accelerator.device)
-            self.cond = row, here, read if self.config.train.offload_samples_to_cpu else here
+            read = self.context.conds[row]
+            here = to_device(read, self.context.accelerator.device)
+            self.cond = row, here, read if self.context.config.train.offload_samples_to_cpu else here
         return self.cond[1:]
 
     def sampler(self, slot: int, ids: Sequence[int], epoch: int) -> Sampler:
         """How the states of these samples of a group are drawn."""
-        train, scheduler, algorithm = self.config.train, self.config.scheduler, self.algorithm
+        config, algorithm = self.context.config, self.context.algorithm
+        train, scheduler = config.train, config.scheduler
 
         def noise(index: int, x: Tensor, purpose: str) -> Tensor:
             drawn = torch.stack([normal(x.shape[1:], torch.float32, "cpu", train.seed, purpose, epoch, i, index) for i in ids])

@@ -19,6 +19,7 @@ from flow_factory.reporting.trackers import Trackers
 from flow_factory.runs.run_folder import RunFolder
 from flow_factory.training import kept_rollouts
 from flow_factory.training.banner import banner, tested
+from flow_factory.training.context import TrainingContext
 from flow_factory.training.evaluation import Evaluator
 from flow_factory.training.next_steps import next_steps
 from flow_factory.training.replay_error import measure
@@ -37,6 +38,7 @@ class Run:
     """Everything of one training, ready to start; built by `train.build`."""
 
     folder: Path
+    context: TrainingContext
     trainer: Trainer
     evaluator: Evaluator | None
     """None without a test file."""
@@ -81,7 +83,7 @@ class Run:
 
     def train(self) -> None:
         """All epochs, with what is due between them."""
-        config, progress = self.trainer.config, self.trainer.progress
+        config, progress = self.context.config, self.context.progress
         self.started = self.saved = time.monotonic()
         last, began = config.train.max_epochs, progress.epoch
         if self.main:
@@ -90,7 +92,7 @@ class Run:
         floor = measure(self.trainer)
         if floor is not None and self.main:
             say(floor)
-        with self.trainer.interrupt.watching(), Epochs(last, progress.epoch, self.main) as self.bar:
+        with self.context.interrupt.watching(), Epochs(last, progress.epoch, self.main) as self.bar:
             try:
                 if not self.evaluated and (progress.epoch == last or _due(progress.epoch, config.eval.eval_freq)):
                     self.evaluate()
@@ -105,7 +107,7 @@ class Run:
                     if done or _due(progress.epoch, config.eval.eval_freq):
                         self.evaluate()
             except UserError as error:
-                if error.everywhere or (isinstance(error, RowError) and self.trainer.accelerator.num_processes == 1):
+                if error.everywhere or (isinstance(error, RowError) and self.context.accelerator.num_processes == 1):
                     self.keep(began)
                 raise
             except Interrupted as signal:
@@ -133,18 +135,18 @@ class Run:
 
     def minutes_are_over(self) -> bool:
         """Whether `log.save_minutes` have passed since the last checkpoint, by the main process's clock."""
-        minutes = self.trainer.config.log.save_minutes
+        minutes = self.context.config.log.save_minutes
         if minutes is None:
             return False
         wait_for_everyone("logging")
-        return most_of_ranks(self.trainer.accelerator, self.main and time.monotonic() - self.saved >= 60 * minutes) > 0
+        return most_of_ranks(self.context.accelerator, self.main and time.monotonic() - self.saved >= 60 * minutes) > 0
 
     def keep(self, began: int) -> None:
         """Saves the state of the whole epochs since `began` when a reward or a row has failed: no weight has changed since."""
-        if self.trainer.progress.epoch > began:
+        if self.context.progress.epoch > began:
             self.save(state=True)
             self.saver.wait()
-            logger.warning("the state after epoch %d is saved; go on with model.resume_path=%s", self.trainer.progress.epoch, self.folder)
+            logger.warning("the state after epoch %d is saved; go on with model.resume_path=%s", self.context.progress.epoch, self.folder)
 
     def tell(self, metrics: dict[str, float]) -> None:
         """Logs an epoch and says it."""
@@ -153,46 +155,46 @@ class Run:
         self.log(metrics)
         peaks = {found[1]: gb for name, gb in metrics.items() if (found := re.fullmatch(r"perf/(\w+)_peak_memory_gb", name))}
         if peaks and self.main and not self.weighed:
-            say(measured(self.trainer.config, peaks))
+            say(measured(self.context.config, peaks))
             self.weighed = True
         if self.back is not None:
             wait_for_everyone("logging")
-            self.back.look(self.trainer.meter.share_of_card(), lambda near: most_of_ranks(self.trainer.accelerator, near) > 0)
+            self.back.look(self.context.meter.share_of_card(), lambda near: most_of_ranks(self.context.accelerator, near) > 0)
 
     def log(self, metrics: dict[str, float]) -> None:
         """Metrics of the epochs done so far, and their curves."""
         if self.trackers is not None:
-            self.trackers.log(metrics, self.trainer.progress.epoch)
+            self.trackers.log(metrics, self.context.progress.epoch)
 
     def evaluate(self) -> None:
         """Scores the test rows' fixed pictures, and shows them beside the last training samples."""
         liveness.set_activity("logging")
         if self.trackers is not None:
-            self.trackers.log_samples("train", self.trainer.shown, self.trainer.progress.epoch)
-        if self.evaluator is None or self.trainer.config.eval.eval_freq == 0:
+            self.trackers.log_samples("train", self.trainer.shown, self.context.progress.epoch)
+        if self.evaluator is None or self.context.config.eval.eval_freq == 0:
             return
-        device = self.trainer.accelerator.device
+        device = self.context.accelerator.device
         empty_device_cache(device)
-        with self.trainer.meter.phase("eval"):
-            ends = self.trainer.progress.epoch == self.trainer.config.train.max_epochs
-            metrics, samples = self.evaluator.run(full=ends and self.trainer.config.eval.full_at_end)
+        with self.context.meter.phase("eval"):
+            ends = self.context.progress.epoch == self.context.config.train.max_epochs
+            metrics, samples = self.evaluator.run(full=ends and self.context.config.eval.full_at_end)
         empty_device_cache(device)
         liveness.set_activity("logging")
-        self.log(metrics | self.trainer.meter.cost("eval", self.evaluator.shares))
+        self.log(metrics | self.context.meter.cost("eval", self.evaluator.shares))
         if self.trackers is not None:
             said = ", ".join(f"{k.removeprefix('eval/')} {v:.4g}" for k, v in metrics.items() if re.fullmatch(r"eval/.*_mean", k))
-            epoch, rows, scores = self.trainer.progress.epoch, self.evaluator.taken, self.evaluator.scores
+            epoch, rows, scores = self.context.progress.epoch, self.evaluator.taken, self.evaluator.scores
             self.gallery.drawing(EVAL_SCORES, lambda: keep_scores(self.folder, epoch, rows, scores))
-            say(f"evaluation after epoch {self.trainer.progress.epoch}: {said}")
+            say(f"evaluation after epoch {self.context.progress.epoch}: {said}")
             if samples:
-                self.trackers.log_samples("eval", samples, self.trainer.progress.epoch)
-                self.gallery.show(samples, self.trainer.progress.epoch)
+                self.trackers.log_samples("eval", samples, self.context.progress.epoch)
+                self.gallery.show(samples, self.context.progress.epoch)
 
     def save(self, state: bool) -> None:
         """Begins the checkpoint of the epochs done so far: the weights that are evaluated, and the training state if asked for."""
-        with self.trainer.meter.phase("save"):
+        with self.context.meter.phase("save"):
             self.saver.save(self.checkpoint(), self.trainer.state() if state else None)
-        self.saving, self.saved = self.trainer.meter.cost("save"), time.monotonic()
+        self.saving, self.saved = self.context.meter.cost("save"), time.monotonic()
         self.stated = self.checkpoint() if state else self.stated
 
     def finish(self) -> str:
@@ -207,35 +209,35 @@ class Run:
 
     def summary(self) -> str:
         """What became of the run; also written into its folder."""
-        config, folder = self.trainer.config, self.folder
+        config, folder = self.context.config, self.folder
         files = {
             "pictures before and after": folder / "before_after.png", "videos before and after": folder / "videos",
             "curves": folder / "curves.png", "metrics": folder / "metrics.jsonl",
             "trained weights": self.checkpoint(), "config": folder / "config.yaml",
         }  # fmt: skip
         steps = next_steps(config, folder, self.checkpoint())
-        title = f"{folder.name}: {self.trainer.progress.epoch} epochs of {config.train.trainer_type}"
+        title = f"{folder.name}: {self.context.progress.epoch} epochs of {config.train.trainer_type}"
         first, last = ({k: v for k, v in m.items() if _shown(k, v)} for m in eval_metrics(folder / "metrics.jsonl"))
         facts = [f"{(time.monotonic() - self.started) / 60:.1f} minutes on {self.machines}, evaluations included"]
         if last and self.evaluator is not None:
             facts.append(f"evaluated on {tested(self.evaluator)}, each always from the same noise")
         facts += full_evaluation(folder / "metrics.jsonl")
-        facts += nothing_learned(folder / "metrics.jsonl", self.trainer.rewards.names)
+        facts += nothing_learned(folder / "metrics.jsonl", self.context.rewards.names)
         return write_summary(folder / "summary.md", title, (first, last), files, steps, facts, intervals(folder))
 
     @property
     def machines(self) -> str:
         """What ran: the device, and the engine and the number of processes where they are several."""
-        accelerator = self.trainer.accelerator
-        many = f" ({self.trainer.engine.name}, {accelerator.num_processes} processes)" if accelerator.num_processes > 1 else ""
+        accelerator = self.context.accelerator
+        many = f" ({self.context.engine.name}, {accelerator.num_processes} processes)" if accelerator.num_processes > 1 else ""
         return f"{accelerator.device}{many}"
 
     @property
     def main(self) -> bool:
-        return self.trainer.accelerator.is_main_process
+        return self.context.accelerator.is_main_process
 
     def checkpoint(self) -> Path:
-        return self.folder / "checkpoints" / f"epoch_{self.trainer.progress.epoch}"
+        return self.folder / "checkpoints" / f"epoch_{self.context.progress.epoch}"
 
 
 def _shown(name: str, value: float) -> bool:

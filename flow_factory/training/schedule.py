@@ -1,7 +1,6 @@
 """The learning rate over a run."""
 
 import math
-from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -9,7 +8,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from flow_factory.config import TrainConfig
 
 
-def make_schedule(train: TrainConfig, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> Any:
+def make_schedule(train: TrainConfig, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> LambdaLR:
     """The learning rate over the run's optimiser steps."""
     total = train.lr_total_steps or (steps_per_epoch * train.max_epochs if train.max_epochs else None)
     return LambdaLR(optimizer, lambda step: rate_share(train, step, total))

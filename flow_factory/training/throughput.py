@@ -3,15 +3,13 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from flow_factory.memory.flops import ATTENTIONS, operations
+from flow_factory.training.context import TrainingContext
 from flow_factory.types import Cond
-
-if TYPE_CHECKING:
-    from flow_factory.training.trainer import Trainer
 
 PEAKS: Mapping[str, float] = {
     "GB200": 2500, "B200": 2250, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "GH200": 989, "H800": 989, "H20": 148,
@@ -33,21 +31,21 @@ class Work:
     tflop: float | None
 
 
-def work_of(trainer: "Trainer", cond: Cond) -> dict[str, Work]:
+def work_of(context: TrainingContext, cond: Cond) -> dict[str, Work]:
     """Of a rollout and of the training; of the training, what kept weights are asked is not counted, nor what is computed again.
 
     Args:
         cond: of any row; prompts of other lengths are taken to be as long.
     """
-    config, plan, family = trainer.config, trainer.plan, type(trainer.adapter)
+    config, plan, family = context.config, context.plan, type(context.adapter)
     train = config.train
     image = family.tokens_of(train.height, train.width, {**train.call, "max_sequence_length": 0})
-    passes = family.passes(trainer.call)
-    steps = 0 if trainer.pairs is not None else train.num_inference_steps - train.first_step
+    passes = family.passes(context.call)
+    steps = 0 if context.pairs is not None else train.num_inference_steps - train.first_step
     rolled = plan.micro_batches_per_rank * plan.per_device_batch_size * steps * passes / plan.rolled.team
     points = plan.trained_batches_per_rank * plan.per_device_batch_size * plan.trained_points * plan.num_inner_epochs / plan.rolled.team
-    trained = points * (passes if trainer.algorithm.guidance("policy") is None else 1)
-    transformer, text = next(iter(trainer.policy.models.values())), text_of(cond)
+    trained = points * (passes if context.algorithm.guidance("policy") is None else 1)
+    transformer, text = next(iter(context.policy.models.values())), text_of(cond)
     needed = operations(transformer, image, text) if type(transformer).__name__.removeprefix("FSDP") in ATTENTIONS else None
     return {
         "rollout": Work(rolled * (image + text), rolled * needed.forward * 1e-12 if needed else None),

@@ -68,7 +68,7 @@ def test_the_pages_survey_costs_no_forward(folder: Path) -> None:
     run = tiny(folder, *KEYS, "train.max_epochs=1", "eval.eval_freq=0")
     rollouts = run.trainer.roller(0)
     run.trainer.judge(rollouts)
-    run.trainer.progress.updates = 1  # the check after a run's first update is not counted
+    run.context.progress.updates = 1  # the check after a run's first update is not counted
     with forwards(FluxTransformer2DModel) as seen:
         run.trainer.learner.learn(run.trainer.groups(rollouts))
     assert len(seen) == 2 * (GROUP // BATCH) * POINTS * 2  # rows, micro-batches, points, policy and reference

@@ -51,8 +51,8 @@ def test_before_any_update_the_policy_is_the_reference_of_start_alone(algorithm:
 def test_the_reference_is_the_weights_that_it_says(kind: str, reference: str, engine: str) -> None:
     """A LoRA's base is the model without it, and costs no copy."""
     name = f"weights_{reference}_{len(engine)}"
-    store = later(kind, name, reference, *filter(None, [engine])).trainer.store
-    untrained = tiny(Path(earlier(kind).name), *COMMON, *KINDS[kind], f"run_name=untrained_{name}").trainer.policy.trained()
+    store = later(kind, name, reference, *filter(None, [engine])).context.store
+    untrained = tiny(Path(earlier(kind).name), *COMMON, *KINDS[kind], f"run_name=untrained_{name}").context.policy.trained()
     if kind == "lora" and reference == "base":
         assert "ref" not in store.copies
         return

@@ -165,7 +165,7 @@ def test_an_example_trains_a_tiny_checkpoint_into_weights_that_diffusers_loads(n
     assert all(math.isfinite(value) for line in (lines[0], lines[3]) for value in line.values())
     assert {"eval/reward_mean", "eval/reward_jpeg_compressibility_mean"} <= lines[0].keys() & lines[3].keys()
     assert_learned(run, lines[1:3], before)
-    with run.trainer.store.use(run.trainer.store.reported):
+    with run.context.store.use(run.context.store.reported):
         reported = trained(run)
     there = weights(loaded(run), run)
     assert all(torch.equal(p, there[k]) for k, p in reported.items())
@@ -178,7 +178,7 @@ def assert_learned(run: Run, epochs: Sequence[Mapping[str, Any]], before: Mappin
         before: the weights.
     """
     assert all(math.isfinite(value) for line in epochs for value in line.values())
-    sampled_as_trained = 0 if run.trainer.config.train.stochastic else None  # the forward process replays nothing
+    sampled_as_trained = 0 if run.context.config.train.stochastic else None  # the forward process replays nothing
     assert [line.get("train/on_policy_error") for line in epochs] == [sampled_as_trained] * len(epochs)
     assert epochs[0]["train/first_update_effect"] > 0
     assert epochs[0].get("train/ties", 0) == 0  # of DPO: samples of equal reward are no pair
@@ -187,8 +187,8 @@ def assert_learned(run: Run, epochs: Sequence[Mapping[str, Any]], before: Mappin
 
 def loaded(run: Run) -> Any:
     """The stock pipeline with the run's checkpoint, as the README says."""
-    model, folder = run.trainer.config.model, run.checkpoint()
-    pipe = load_pipeline(model.model_name_or_path, type(run.trainer.adapter), torch.float32)
+    model, folder = run.context.config.model, run.checkpoint()
+    pipe = load_pipeline(model.model_name_or_path, type(run.context.adapter), torch.float32)
     for name in model.target_components:
         if model.finetune_type == "full":
             setattr(pipe, name, type(getattr(pipe, name)).from_pretrained(folder / name))
@@ -201,7 +201,7 @@ def loaded(run: Run) -> Any:
 
 def weights(pipe: Any, run: Run) -> dict[str, Tensor]:
     """Under the policy's names: diffusers numbers the LoRAs that it loads."""
-    components = {name: getattr(pipe, name) for name in run.trainer.config.model.target_components}
+    components = {name: getattr(pipe, name) for name in run.context.config.model.target_components}
     there = {f"{name}.{k}": p for name, module in components.items() for k, p in module.named_parameters()}
     return {re.sub(r"\.default_\d+\.", ".default.", k): p for k, p in there.items()}
 

@@ -198,7 +198,7 @@ def test_a_damaged_checkpoint_is_named_with_a_whole_one_and_nothing_changes(tmp_
         rf"{run}/checkpoints/epoch_2 is damaged: \w+: .*; go on from a whole one: model.resume_path={whole}", str(error.value)
     )
     assert everything(run) == before
-    assert tiny(tmp_path, "log.save_model_only=false", f"model.resume_path={whole}").trainer.progress.epoch == 1
+    assert tiny(tmp_path, "log.save_model_only=false", f"model.resume_path={whole}").context.progress.epoch == 1
 
 
 def test_where_no_checkpoint_is_whole_none_is_named(tmp_path: Path, saved: Path) -> None:

@@ -38,9 +38,9 @@ def test_without_a_terminal_there_is_a_line_an_epoch_and_no_remark_of_a_library(
 def test_the_banner_says_what_is_trained_and_which_weights_are_kept(tmp_path: Path) -> None:
     run = tiny(tmp_path)
     said = banner(run)
-    many = sum(p.numel() for p in run.trainer.policy.trained().values()) / 1e6
+    many = sum(p.numel() for p in run.context.policy.trained().values()) / 1e6
     assert (
-        f"a LoRA of rank {run.trainer.config.model.lora_rank} for transformer: {many:.3g} M parameters" in said
+        f"a LoRA of rank {run.context.config.model.lora_rank} for transformer: {many:.3g} M parameters" in said
         and f"{run.folder}\n" in said
     )
     assert "grpo, 2 epochs of 8 samples (2 groups of 4) and 2 optimiser steps; 4 test rows" in said

@@ -61,4 +61,4 @@ def test_a_rollout_makes_its_pictures_while_the_next_is_drawn(tmp_path: Path, mo
     rollouts = run.trainer.roller(0)
     assert order == ["draw", "draw", "make", "draw", "make", "draw", "make", "make"]
     assert all(type(r.media) is list for r in rollouts)
-    assert type(run.trainer.adapter.pipe.image_processor) is VaeImageProcessor, "an evaluation's is the stock one"
+    assert type(run.context.adapter.pipe.image_processor) is VaeImageProcessor, "an evaluation's is the stock one"

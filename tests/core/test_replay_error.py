@@ -45,7 +45,7 @@ def test_the_floor_widens_the_bar_and_changes_nothing_else(tmp_path: Path, monke
     line = measure(run.trainer)
     floor = run.trainer.learner.floor
     assert line is not None and 1e-3 < floor < 1e-2 and f"{floor:.1e} in 3 replays" in line
-    assert run.trainer.progress.updates == 0 and not run.trainer.meter.values
+    assert run.context.progress.updates == 0 and not run.context.meter.values
     assert run.trainer.epoch()["train/on_policy_error"] > 1e-3  # beyond a tenth of the clip range
     run.trainer.learner.floor = floor / (2 * FEW)
     with pytest.raises(OnPolicyError, match=r"more than a tenth of the clip range"):
@@ -70,9 +70,9 @@ def test_a_compiled_run_measures_its_floor_and_learns_the_same(tmp_path: Path, c
     compiled, plain = tiny(tmp_path / "a", *keys), tiny(tmp_path / "b", "train.max_epochs=1")
     assert "0.0e+00" in (measure(compiled.trainer) or "")
     assert compiled.trainer.epoch()["train/on_policy_error"] == plain.trainer.epoch()["train/on_policy_error"] == 0
-    mine, theirs = (run.trainer.policy.trained() for run in (compiled, plain))
+    mine, theirs = (run.context.policy.trained() for run in (compiled, plain))
     assert all(torch.equal(p, theirs[name]) for name, p in mine.items())
-    assert not compiled.trainer.adapter.field.recording
+    assert not compiled.context.adapter.field.recording
 
 
 def test_rows_make_as_many_shapes_as_their_conditions_have() -> None:

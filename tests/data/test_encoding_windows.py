@@ -78,16 +78,16 @@ def test_a_run_stopped_in_a_window_goes_on_to_the_same_weights(
 ) -> None:
     """The signal comes while the second window's first row is encoded."""
     run = tiny(tmp_path, *SHORT, *WINDOW)
-    first, adapter = rows_in(tmp_path / "cache"), run.trainer.adapter
+    first, adapter = rows_in(tmp_path / "cache"), run.context.adapter
 
     def interrupted(row: Row, call: Mapping[str, Any]) -> Cond:
-        run.trainer.interrupt.signal = signal.SIGTERM
+        run.context.interrupt.signal = signal.SIGTERM
         return type(adapter).encode(adapter, row, call)
 
     monkeypatch.setattr(adapter, "encode", interrupted)
     with pytest.raises(Interrupted):
         run()
-    assert rows_in(tmp_path / "cache") == first + 1 and run.trainer.progress.epoch == 1
+    assert rows_in(tmp_path / "cache") == first + 1 and run.context.progress.epoch == 1
     weights, said = done(tmp_path, *WINDOW, f"model.resume_path={run.folder}")
     assert said == ahead[1]
     assert all(torch.equal(weights[name], x) for name, x in ahead[0].items())
@@ -100,7 +100,7 @@ def test_a_row_that_fails_in_a_window_is_named_and_the_epochs_before_are_saved(t
     def fail(*_: Any, **__: Any) -> Any:
         raise AttributeError("no such token")
 
-    monkeypatch.setattr(run.trainer.adapter, "embed", fail)
+    monkeypatch.setattr(run.context.adapter, "embed", fail)
     with pytest.raises(RowError, match=r"train.jsonl:\d: FluxPipeline cannot encode this row: "):
         run()
     assert read_state(run.folder / "checkpoints" / "epoch_1")
@@ -126,8 +126,8 @@ def test_encoders_are_loaded_and_read_only_where_a_row_is_missing(tmp_path: Path
     for shard in (tmp_path / "cache").rglob("*.shard"):
         shard.write_bytes(bytes(shard.stat().st_size))
     assert run.evaluator is not None
-    assert all(conds[k] for conds in (run.trainer.conds, run.evaluator.conds) for k in range(len(conds)))
-    assert made == ["load_parts"] and run.trainer.adapter.pipe.text_encoder is None, "they leave again"
+    assert all(conds[k] for conds in (run.context.conds, run.evaluator.conds) for k in range(len(conds)))
+    assert made == ["load_parts"] and run.context.adapter.pipe.text_encoder is None, "they leave again"
 
 
 @pytest.mark.slow
@@ -264,23 +264,23 @@ FRESH = ("data.enable_preprocess=false",)
 
 def stopping(run: Run) -> dict[str, Any]:
     """Does a run; in one of the name `stopped`, the second process alone gets a signal while it encodes the second window, and goes on."""
-    trainer, config = run.trainer, run.trainer.config
+    trainer, config = run.trainer, run.context.config
     if run.folder.name != "stopped":
         run()
         return {}
 
     def interrupted(row: Row, call: Mapping[str, Any]) -> Cond:
-        if trainer.accelerator.process_index == 1:
-            trainer.interrupt.signal = signal.SIGTERM
-        return type(trainer.adapter).encode(trainer.adapter, row, call)
+        if trainer.context.accelerator.process_index == 1:
+            trainer.context.interrupt.signal = signal.SIGTERM
+        return type(trainer.context.adapter).encode(trainer.context.adapter, row, call)
 
-    trainer.adapter.encode = interrupted  # type: ignore[method-assign]
+    trainer.context.adapter.encode = interrupted  # type: ignore[method-assign]
     with pytest.raises(Interrupted):
         run()
     AcceleratorState._reset_state(reset_partial_state=True)
     again = build(config.model_copy(update={"model": config.model.model_copy(update={"resume_path": str(run.folder)})}))
     again()
-    return {"stopped after": trainer.progress.epoch}
+    return {"stopped after": trainer.context.progress.epoch}
 
 
 @pytest.mark.slow
@@ -318,7 +318,7 @@ def test_a_start_does_not_write_or_read_the_transformer_to_know_the_encoders(tmp
     """What stands in the pipeline for it saves like a tokenizer: 24 GB of FLUX.1 on each process, at each start."""
     run = tiny(tmp_path)
     saved: list[str] = []
-    (transformer,) = run.trainer.adapter.field.bare.values()
+    (transformer,) = run.context.adapter.field.bare.values()
     monkeypatch.setattr(type(transformer), "save_pretrained", lambda self, *args, **keys: saved.append(type(self).__name__))
-    device = run.trainer.accelerator.device
-    assert text_encoders.Encoders(run.trainer.config, run.trainer.adapter, device, True).known() is not None and not saved
+    device = run.context.accelerator.device
+    assert text_encoders.Encoders(run.context.config, run.context.adapter, device, True).known() is not None and not saved

@@ -60,7 +60,7 @@ def test_a_pair_the_other_way_round_teaches_the_opposite(tmp_path: Path) -> None
         run = offline(folder, "train.learning_rate=1e-6", "train.adam_weight_decay=0")
         before = trained(run)
         run.trainer.epoch()
-        gradients.append({k: run.trainer.engine.optimizer.state[p]["exp_avg"].clone() for k, p in run.trainer.policy.trained().items()})
+        gradients.append({k: run.context.engine.optimizer.state[p]["exp_avg"].clone() for k, p in run.context.policy.trained().items()})
         assert any(not torch.equal(before[k], p) for k, p in trained(run).items())
     assert any(g.abs().max() > 0 for g in gradients[0].values())
     for key, one in gradients[0].items():
@@ -70,11 +70,11 @@ def test_a_pair_the_other_way_round_teaches_the_opposite(tmp_path: Path) -> None
 def test_pictures_of_another_size_are_scaled_to_cover_it_and_cropped(tmp_path: Path) -> None:
     write_pairs(tmp_path, size=(96, 48))
     trainer = offline(tmp_path).trainer
-    states, media = trainer.pairs.states(trainer.rows[0], {})
+    states, media = trainer.context.pairs.states(trainer.context.rows[0], {})
     assert [m.size for m in media] == [(32, 32)] * 2 and media[0].getpixel((16, 16))[0] > 200
     assert states.dtype == torch.float32 and len(states) == 2 and not torch.equal(states[0], states[1])
-    assert torch.equal(states, trainer.adapter.to_state(media, trainer.call))
-    assert isinstance(trainer.pairs, Pairs)
+    assert torch.equal(states, trainer.context.adapter.to_state(media, trainer.context.call))
+    assert isinstance(trainer.context.pairs, Pairs)
 
 
 @pytest.mark.parametrize(
@@ -116,5 +116,5 @@ def test_clips_are_pairs_too_and_too_short_ones_are_named(tmp_path: Path) -> Non
     with pytest.raises(UserError, match=f"train.jsonl:2: a clip of {call['num_frames'] - 1} frames, where {call['num_frames']} are"):
         offline(tmp_path, *model, *sizes)
     trainer = offline(tmp_path, *model, *sizes, "data.max_dataset_size=1").trainer
-    states, media = trainer.pairs.states(trainer.rows[0], {})
+    states, media = trainer.context.pairs.states(trainer.context.rows[0], {})
     assert [len(m.frames) for m in media] == [call["num_frames"]] * 2 and torch.equal(*states)

@@ -91,5 +91,5 @@ def test_a_row_that_is_edited_ends_the_run_with_its_state(tmp_path: Path, monkey
     monkeypatch.setattr(run.trainer, "epoch", edited)
     with pytest.raises(RowError, match=rf"^{file}:\d: the line has changed since the run read it; put it back"):
         run()
-    done = run.trainer.progress.epoch
+    done = run.context.progress.epoch
     assert done == 1 and (run.folder / "checkpoints" / f"epoch_{done}" / "state").is_dir()

@@ -120,8 +120,8 @@ def test_a_run_goes_on_in_another_number_of_processes(runs: tuple[Path, Path, An
 
 def scattered(run: Run) -> dict[str, Any]:
     """Weights that do not come back after each process has taken its part of them from the whole."""
-    engine, wrong = run.trainer.engine, []
-    for name, p in run.trainer.policy.trained().items():
+    engine, wrong = run.context.engine, []
+    for name, p in run.context.policy.trained().items():
         whole = torch.randn(engine.shape(p), generator=torch.Generator().manual_seed(len(name)))
         part = torch.zeros_like(engine.part(p))
         engine.scatter(whole, part)
@@ -130,7 +130,7 @@ def scattered(run: Run) -> dict[str, Any]:
         engine.written()
         if not torch.equal(engine.whole(p), whole):
             wrong.append(name)
-    return {"wrong": wrong, "shared": sum(engine.part(p).numel() < engine.shape(p).numel() for p in run.trainer.policy.trained().values())}
+    return {"wrong": wrong, "shared": sum(engine.part(p).numel() < engine.shape(p).numel() for p in run.context.policy.trained().values())}
 
 
 @pytest.mark.exhaustive

@@ -44,7 +44,7 @@ class Gathered(TorchDispatchMode):
 
 def sizes(run: Run) -> dict[str, int]:
     """Bytes of the weights gathered in the dtypes in which they compute, shards padded to be of equal size: of blocks, and of the rest."""
-    (model,), shape = run.trainer.policy.models.values(), run.trainer.engine.shape
+    (model,), shape = run.context.policy.models.values(), run.context.engine.shape
     out = {"blocks": 0, "rest": 0}
     for name, p in model.named_parameters():
         rows = -(-shape(p)[0] // 2) * 2
@@ -55,18 +55,18 @@ def sizes(run: Run) -> dict[str, int]:
 
 def sent(run: Run) -> dict[str, Any]:
     """What a rollout gathers, in how many forwards; then, after training, what resuming gathers, and what saving copies."""
-    engine, seen = run.trainer.engine, {}
+    engine, seen = run.context.engine, {}
     calls = len(run.trainer.roller.draws())
     with forwards(WanTransformer3DModel) as made, Gathered() as rolled:
         run.trainer.roller(0)
     seen |= {"rolled": rolled.received, "forwards": len(made), "calls": calls, **sizes(run), "keeps": engine.settings.keep}
-    seen |= {"trained_in": sorted({str(p.dtype) for p in run.trainer.policy.trained().values()})}
+    seen |= {"trained_in": sorted({str(p.dtype) for p in run.context.policy.trained().values()})}
     run()
-    main = run.trainer.accelerator.is_main_process
+    main = run.context.accelerator.is_main_process
     kept = collect(engine.policy, engine.whole, keep=main)
     seen["copied"] = sum(t.numel() for tensors in kept.values() for t in tensors.values())
     with Gathered() as resumed:
-        load(run.checkpoint(), run.trainer.store, engine, run.trainer.schedule)
+        load(run.checkpoint(), run.context.store, engine, run.context.schedule)
     return seen | {"resumed": resumed.received}
 
 

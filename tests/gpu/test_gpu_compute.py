@@ -62,18 +62,18 @@ def test_what_waits_in_main_memory_changes_no_weight(tmp_path: Path) -> None:
         run = tiny(tmp_path, *overrides, f"run_name={name}", "mixed_precision=bf16")
         for _ in range(2):
             assert run.trainer.epoch()["train/on_policy_error"] == 0
-        learned[name] = {k: run.trainer.engine.whole(p) for k, p in run.trainer.policy.trained().items()}
+        learned[name] = {k: run.context.engine.whole(p) for k, p in run.context.policy.trained().items()}
     for name in ("aside", "blocks"):
         assert all(torch.equal(learned["plain"][k], p) for k, p in learned[name].items()), name
 
 
 def test_samples_wait_pinned_and_idle_parts_leave_the_device(tmp_path: Path) -> None:
     run = tiny(tmp_path, *WAITING["aside"])
-    vae = run.trainer.adapter.pipe.vae
+    vae = run.context.adapter.pipe.vae
     rollouts = run.trainer.roller(0)
     states = [x for r in rollouts for s in r.steps for x in (s.x, s.x1)]
     assert states and {x.device.type for x in states} == {"cpu"} and all(x.is_pinned() == REAL for x in states)
     assert {p.device.type for p in vae.parameters()} == {DEVICE}
-    run.trainer.policy.set_aside()
+    run.context.policy.set_aside()
     assert {p.device.type for p in vae.parameters()} == {"cpu"}
     assert {p.device.type for p in trained(run).values()} == {DEVICE}

@@ -105,7 +105,7 @@ def set_debug(mode: str) -> None:
 @pytest.mark.parametrize("name", [*FOUR, "grpo-lora-z_image", "grpo-lora-flux2_t2i", "grpo-lora-ltx2_t2av"])
 def test_the_host_waits_for_nothing_inside_a_denoising_loop(name: str, tmp_path: Path) -> None:
     run = started(name, tmp_path, "train.num_inference_steps=6")
-    transformer = next(iter(run.trainer.policy.models.values()))
+    transformer = next(iter(run.context.policy.models.values()))
     counted: list[Any] = []
     hook = transformer.register_forward_pre_hook(lambda *_: counted.append(1))
     draws = len(run.trainer.roller.draws())

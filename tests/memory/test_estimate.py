@@ -34,7 +34,7 @@ from tests.tiny.weighed import counted, size_of, static_bytes
 
 def stepped(run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     """After an epoch whose gradients were not forgotten."""
-    monkeypatch.setattr(type(run.trainer.engine.stepper), "zero_grad", lambda *_, **__: None)
+    monkeypatch.setattr(type(run.context.engine.stepper), "zero_grad", lambda *_, **__: None)
     run.trainer.epoch()
     return run
 
@@ -61,7 +61,7 @@ RECOMPUTED = "train.enable_gradient_checkpointing=true"
 )
 def test_static_parts_are_what_a_run_holds(overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = stepped(tiny(tmp_path, "train.learning_rate=1.0e-5", *overrides), monkeypatch)
-    held, said = counted(run), static_bytes(run.trainer.config)
+    held, said = counted(run), static_bytes(run.context.config)
     assert held["trained"] and held["gradients"] and held["optimiser"]
     for name, size in held.items():
         assert said[name] == pytest.approx(size, rel=1e-6), name
@@ -73,7 +73,7 @@ def test_static_parts_of_a_model_of_middling_size(kind: str, tmp_path: Path, mon
     flux_pipeline(transformer=MIDDLE).save_pretrained(tmp_path / "checkpoint")
     keys = [f"model.model_name_or_path={tmp_path}/checkpoint", f"model.finetune_type={kind}", "train.learning_rate=1.0e-5"]
     run = stepped(tiny(tmp_path, *keys), monkeypatch)
-    held, said = counted(run), static_bytes(run.trainer.config)
+    held, said = counted(run), static_bytes(run.context.config)
     assert held["frozen"] + held["trained"] > 200e6 and all(said[name] == pytest.approx(size, rel=1e-6) for name, size in held.items())
 
 

@@ -39,8 +39,8 @@ def test_processes_of_a_machine_have_their_own_and_share_files(has: float, said:
 ], ids=" ".join)  # fmt: skip
 def test_a_checkpoint_takes_what_a_check_says(keys: tuple[str, ...], tmp_path: Path) -> None:
     run = tiny(tmp_path, *keys, "log.save_model_only=false", "eval.eval_freq=0")
-    run.trainer.engine.warm()
-    config = run.trainer.config
+    run.context.engine.warm()
+    config = run.context.config
     saver, folder = run.saver, tmp_path / "saved" / "epoch_1"
     saver.save(folder, run.trainer.state())
     saver.wait()

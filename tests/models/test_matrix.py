@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from flow_factory.algorithms import ALGORITHMS
-from flow_factory.config import TRAIN_CONFIGS, RunConfig, load_config, plan_of
+from flow_factory.config import TRAIN_CONFIGS, RunConfig, load_config, pipeline_kwargs, plan_of
 from flow_factory.config.engine import EngineSettings
 from flow_factory.distributed.engines import Engine
 from flow_factory.models import MODELS
@@ -21,8 +21,11 @@ from flow_factory.models.loading import load_adapter, sketch_adapter
 from flow_factory.policy.optimizer import make_optimizer
 from flow_factory.rewards.scoring import load_rewards
 from flow_factory.runs.rows import checkpoint_of, fitted
+from flow_factory.runs.training_state import Progress
 from flow_factory.train import arguments
+from flow_factory.training.context import TrainingContext
 from flow_factory.training.kept_weights import keep_copies
+from flow_factory.training.meter import Meter
 from flow_factory.training.schedule import make_schedule
 from flow_factory.training.trainer import Trainer
 from flow_factory.utils.errors import UserError
@@ -93,8 +96,8 @@ def trainer_of(name: str, algorithm: str, folder: Path) -> Trainer:
     store = keep_copies(config, engine, method)
     schedule = make_schedule(config.train, engine.optimizer, 2)
     rewards, _ = load_rewards(arguments(config.rewards), None, accelerator)
-    learning = (engine, store, method, schedule)
-    return Trainer(config, plan_of(config), accelerator, t.adapter, *learning, rewards, [row(CASES[name])], t.conds[:1])
+    parts = (config, plan_of(config), pipeline_kwargs(config.train), accelerator, t.adapter, method, engine, store, schedule, rewards)
+    return Trainer(TrainingContext(*parts, [row(CASES[name])], t.conds[:1], None, Progress(), Meter(accelerator)))
 
 
 CELLS = [(name, algorithm) for name in EACH for algorithm in TRAIN_CONFIGS]
@@ -127,7 +130,7 @@ def test_two_epochs_of_an_algorithm_move_a_model(name: str, algorithm: str, tmp_
         trainer.judge(rollouts)
         with counted(t.transformers) as seen:
             trainer.learner.learn(trainer.groups(rollouts))
-    metrics = trainer.meter.means()
+    metrics = trainer.context.meter.means()
     assert all(map(torch.isfinite, map(torch.tensor, (first | metrics).values())))
     assert first["train/first_update_effect"] > 0
     if algorithm == "grpo":

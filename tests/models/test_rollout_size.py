@@ -30,7 +30,7 @@ def test_a_family_draws_two_micro_batches_at_once(name: str, tmp_path: Path) -> 
     _, policy = lora(name)
     rolled: list[list[Rollout]] = []
     calls: list[int] = []
-    with small(trainer.adapter.pipe):
+    with small(trainer.context.adapter.pipe):
         for together in (1, 2):
             trainer.roller.together = together
             with counted(policy.components.values()) as forwards:
@@ -43,9 +43,9 @@ def test_a_family_draws_two_micro_batches_at_once(name: str, tmp_path: Path) -> 
                 assert a.x.shape == b.x.shape and a.x.stride() == b.x.stride()
                 torch.testing.assert_close(a.x1, b.x1, rtol=1e-3, atol=1e-3)
         trainer.judge(rolled[1])
-        trainer.meter.clear()
+        trainer.context.meter.clear()
         trainer.learner.learn(trainer.groups(rolled[1]))
-    (error,) = trainer.meter.values["on_policy_error"]
+    (error,) = trainer.context.meter.values["on_policy_error"]
     assert error < 1e-4
 
 

@@ -151,7 +151,7 @@ def test_an_epoch_and_an_evaluation_are_those_in_line(tmp_path: Path) -> None:
         kept_ = {k: v for k, v in (metrics | evaluated).items() if not k.startswith(("time/", "perf/")) and "seconds" not in k}
         shown = [(s.prompt, s.media.tobytes(), s.rewards) for s in run.trainer.shown]
         found.append((kept_, shown, trained(run), torch.get_rng_state().tolist()))
-        assert len(run.trainer.rewards.lanes) == 2 * (name == "beside")
+        assert len(run.context.rewards.lanes) == 2 * (name == "beside")
     (a, shown_a, weights_a, state_a), (b, shown_b, weights_b, state_b) = found
     assert a == b and shown_a == shown_b and state_a == state_b
     assert all(torch.equal(weights_a[name], p) for name, p in weights_b.items())
@@ -202,7 +202,7 @@ def test_a_signal_while_scores_are_outstanding_ends_at_once(tmp_path: Path, monk
     over: list[int] = []
 
     def until() -> bool:
-        hangs = run.trainer.progress.epoch == 1
+        hangs = run.context.progress.epoch == 1
         if hangs and not sent:
             sent.append(1)
             os.kill(os.getpid(), getattr(signal, name))
@@ -213,7 +213,7 @@ def test_a_signal_while_scores_are_outstanding_ends_at_once(tmp_path: Path, monk
         with pytest.raises(Interrupted, match=name):
             run()
         assert (run.folder / "checkpoints" / "epoch_1" / "state" / "progress.json").is_file()
-        assert [len(lane.unfinished) for lane in run.trainer.rewards.lanes.values()] <= [1], "only what is under way goes on"
+        assert [len(lane.unfinished) for lane in run.context.rewards.lanes.values()] <= [1], "only what is under way goes on"
     finally:
         over.append(1)
 

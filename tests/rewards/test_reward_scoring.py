@@ -3,6 +3,7 @@
 import random
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def peaks(folder: Path, prompts: Sequence[str], *overrides: str) -> tuple[int, i
     for part in (run.trainer.epoch, run.evaluator.run):
         ALIVE.clear(), DRAWN.clear()
         kept = part()
-        many = len(prompts) if part == run.evaluator.run else run.trainer.plan.samples_per_epoch
+        many = len(prompts) if part == run.evaluator.run else run.context.plan.samples_per_epoch
         assert len(DRAWN) == many and len(ALIVE) == many // 4
         found.append(max(ALIVE))
         del kept
@@ -169,7 +170,7 @@ def test_each_row_is_opened_once_for_its_group(tmp_path: Path) -> None:
             opened.append((self.name, k))
             return self.conds[k]
 
-    run.trainer.roller.conds = Opens("train", run.trainer.conds)  # type: ignore[assignment]
+    run.trainer.roller.context = replace(run.context, conds=Opens("train", run.context.conds))  # type: ignore[arg-type]
     run.evaluator.conds = Opens("test", run.evaluator.conds)  # type: ignore[union-attr, assignment]
     run.evaluator.run()
     assert sorted(opened) == [("test", k) for k in range(len(TEST))]

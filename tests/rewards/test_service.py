@@ -444,7 +444,7 @@ def test_a_run_with_a_remote_reward_is_the_run_with_that_reward(tmp_path: Path, 
     with service() as (address, _):
         key = [f"rewards.server_url={address}", "rewards.reward_model=remote", "rewards.name=reads", "rewards.retry_attempts=2"]
         run = tiny(tmp_path, "run_name=dies", "eval.eval_freq=0", "log.save_freq=1", "log.save_model_only=false", *key)
-        link = run.trainer.rewards.judges[0].model.link
+        link = run.context.rewards.judges[0].model.link
         well = link.ask
 
         def ask(path: str, questions: Any) -> Any:

@@ -107,8 +107,8 @@ def test_what_is_resumed_is_what_was_saved(tmp_path: Path, kind: str) -> None:
     first()
     second = tiny(tmp_path, "run_name=second", f"model.resume_path={first.folder}", f"model.resume_type={kind}", "train.max_epochs=3")
     goes_on = kind != "lora"
-    assert second.trainer.progress.epoch == 2 * goes_on
-    want = trained(first) if goes_on else dict(zip(trained(first), first.trainer.store.copies["ema"], strict=True))
+    assert second.context.progress.epoch == 2 * goes_on
+    want = trained(first) if goes_on else dict(zip(trained(first), first.context.store.copies["ema"], strict=True))
     assert all(torch.equal(p, want[k]) for k, p in trained(second).items())
     assert [line["step"] for line in logged(second.folder)] == []
 
@@ -121,7 +121,7 @@ def test_weights_alone_start_a_new_run(tmp_path: Path, overrides: tuple[str, ...
     first = tiny(tmp_path, *settings)
     first()
     second = tiny(tmp_path, *settings, "run_name=second", f"model.resume_path={first.folder}")
-    assert second.trainer.progress.epoch == 0
+    assert second.context.progress.epoch == 0
     assert all(torch.equal(p, trained(second)[k]) for k, p in trained(first).items())
 
 
@@ -197,7 +197,7 @@ def stale(rank: int) -> None:
 
 def from_where(run: Run) -> dict[str, Any]:
     """The epoch after which this process goes on."""
-    epoch = run.trainer.progress.epoch
+    epoch = run.context.progress.epoch
     run()
     return {"epoch": epoch}
 

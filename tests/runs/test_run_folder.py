@@ -269,10 +269,10 @@ def test_going_on_from_an_earlier_checkpoint_sets_the_later_ones_aside(home: Pat
     assert [line["step"] for line in lines] == [1, 2] and lines[0] == seen[0] and lines[1] != seen[1]
     again = tiny(home, *STATES, OWN, "train.seed=7", "train.max_epochs=4")
     wanted = json.loads((run / "checkpoints/epoch_2/state/progress.json").read_text())
-    assert again.trainer.progress.updates == wanted["updates"] and wanted["run"]["may"]["train.seed"] == 7
+    assert again.context.progress.updates == wanted["updates"] and wanted["run"]["may"]["train.seed"] == 7
     with pytest.raises(UserError, match="was set aside when .*/run went on from an earlier checkpoint: choose another run_name"):
         tiny(home, *STATES, f"model.resume_path={aside / 'epoch_2'}", "train.max_epochs=4")
-    assert tiny(home, *STATES, f"model.resume_path={aside / 'epoch_2'}", "train.max_epochs=4", "run_name=b").trainer.progress.epoch == 2
+    assert tiny(home, *STATES, f"model.resume_path={aside / 'epoch_2'}", "train.max_epochs=4", "run_name=b").context.progress.epoch == 2
 
 
 def cut_at(rename: int, folder: Path, epoch: int) -> None:
@@ -328,7 +328,7 @@ def test_a_state_without_a_name_goes_on_in_its_own_folder(home: Path) -> None:
     """Which is what Ctrl-C advises: so the run's first evaluation stays what it is compared with."""
     for path in ("save/run", "save/run/checkpoints/epoch_2"):
         run = tiny(home, *STATES, "run_name=null", f"model.resume_path={path}", "train.max_epochs=3")
-        assert run.folder.resolve() == home / "save" / "run" and run.trainer.progress.epoch == 2
+        assert run.folder.resolve() == home / "save" / "run" and run.context.progress.epoch == 2
     away = tiny(home, *STATES, "run_name=null", OWN, "train.max_epochs=3", "log.save_dir=mine")
     assert away.folder.parent == Path("mine"), "but not in somebody else's"
 
@@ -355,7 +355,7 @@ def test_a_lower_learning_rate_is_in_effect_at_the_first_update(home: Path) -> N
         before = trained(run)
         run.trainer.epoch()
         moved[rate] = max(float((after - before[k]).abs().max()) for k, after in trained(run).items())
-        assert run.trainer.schedule.get_last_lr() == [rate]
+        assert run.context.schedule.get_last_lr() == [rate]
     assert moved[1e-7] < 1e-3 * moved[1e-3]
 
 
@@ -402,4 +402,4 @@ def test_weights_of_another_size_are_refused_before_anything_is_loaded(home: Pat
 def test_what_the_summary_advises_is_a_start(home: Path) -> None:
     """Of a run that has all its epochs and a training state."""
     (advice,) = [line.split()[2:] for line in (home / "save/run/summary.md").read_text().splitlines() if "run_name=run-longer" in line]
-    assert tiny(home, *STATES, *advice).trainer.progress.epoch == 0
+    assert tiny(home, *STATES, *advice).context.progress.epoch == 0

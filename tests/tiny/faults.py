@@ -116,8 +116,8 @@ class Faulty(JpegCompressibility):
 
 def poisoned(run: Run) -> dict[str, Any]:
     """An epoch whose second loss is no number on the last process: what is said, and how far the weights moved after it."""
-    engine, calls = run.trainer.engine, itertools.count(1)
-    parts, backward, rank = [engine.part(p) for p in run.trainer.policy.trained().values()], engine.backward, run.trainer.accelerator
+    engine, calls = run.context.engine, itertools.count(1)
+    parts, backward, rank = [engine.part(p) for p in run.context.policy.trained().values()], engine.backward, run.context.accelerator
     before: list[Tensor] = []
 
     def backward_poisoned(loss: Tensor) -> None:

@@ -118,7 +118,7 @@ def read_state(checkpoint: Path) -> dict[str, Tensor]:
 
 def trained(run: Run) -> dict[str, Tensor]:
     """A copy of the trained weights."""
-    return {k: p.detach().clone() for k, p in run.trainer.policy.trained().items()}
+    return {k: p.detach().clone() for k, p in run.context.policy.trained().items()}
 
 
 def logged(folder: Path, clock: bool = False) -> list[dict[str, Any]]:

@@ -137,16 +137,16 @@ def _runs(
 def proof(run: Run) -> dict[str, Any]:
     """Does the run; what the engine really is: of the objects, not of the config."""
     run()
-    engine, params = run.trainer.engine, list(run.trainer.policy.components.parameters())
+    engine, params = run.context.engine, list(run.context.policy.components.parameters())
     return {
         "engine": engine.name,
         "wrapped": type(engine.wrapped).__name__,
         "held": sum(engine.part(p).numel() for p in params),
         "whole": sum(engine.shape(p).numel() for p in params),
         "moments": sum(t.numel() for state in engine.optimizer.state.values() for t in map(_local, state.values()) if t.dim()),
-        "trained": sum(engine.shape(p).numel() for p in run.trainer.policy.trained().values()),
+        "trained": sum(engine.shape(p).numel() for p in run.context.policy.trained().values()),
         "bytes": counted(run),
-        "estimate": static_bytes(run.trainer.config),
+        "estimate": static_bytes(run.context.config),
     }
 
 

@@ -31,17 +31,19 @@ def size_of(tensors: Iterable[Tensor]) -> int:
 def counted(run: Run) -> dict[str, int]:
     """Bytes that a process of a run holds after a backward and an optimiser step."""
     trainer = run.trainer
-    mine = list(trainer.policy.trained().values())
+    mine = list(trainer.context.policy.trained().values())
     ours = {id(p) for p in mine}
-    held, modules = trainer.engine.part, [getattr(part, "bare", part) for part in trainer.adapter.pipe.components.values()]
-    shared = {id(p) for p in trainer.policy.parameters()}
+    held, modules = trainer.context.engine.part, [getattr(part, "bare", part) for part in trainer.context.adapter.pipe.components.values()]
+    shared = {id(p) for p in trainer.context.policy.parameters()}
     frozen = [p for m in modules if isinstance(m, nn.Module) for p in m.parameters() if id(p) not in ours]
-    state = [t for values in trainer.engine.optimizer.state.values() for t in values.values() if isinstance(t, Tensor) and t.numel() > 1]
+    state = [
+        t for values in trainer.context.engine.optimizer.state.values() for t in values.values() if isinstance(t, Tensor) and t.numel() > 1
+    ]
     return {
         "frozen": size_of(held(p) if id(p) in shared else p for p in frozen),
         "trained": size_of(map(held, mine)),
         "optimiser": size_of(state),
-        "copies": size_of(t for kept in trainer.store.copies.values() for t in kept),
+        "copies": size_of(t for kept in trainer.context.store.copies.values() for t in kept),
         "gradients": size_of(p.grad for p in mine if p.grad is not None),
     }
 

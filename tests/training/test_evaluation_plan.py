@@ -20,7 +20,7 @@ def test_a_run_does_the_forwards_that_are_said(keys: tuple[str, ...], tmp_path: 
     """Of an epoch after the first, in which the run also looks at what its first update does."""
     monkeypatch.setattr(evaluation_plan, "BACKWARD", 0)
     run = tiny(tmp_path, *keys, "train.enable_gradient_checkpointing=false", "eval.per_device_batch_size=1", "eval.group_size=2")
-    config = run.trainer.config
+    config = run.context.config
     run.trainer.epoch()
     with forwards(FluxTransformer2DModel) as epoch:
         run.trainer.epoch()

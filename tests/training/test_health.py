@@ -29,7 +29,7 @@ def fails(run: Run) -> str:
 ])  # fmt: skip
 def test_steps_that_were_too_large_are_called_so(tmp_path: Path, algorithm: str, says: str) -> None:
     run = tiny(tmp_path, *QUIET, f"train.trainer_type={algorithm}", "train.gradient_step_per_epoch=1")
-    run.trainer.engine.optimizer.param_groups[0]["lr"] = 1e30
+    run.context.engine.optimizer.param_groups[0]["lr"] = 1e30
     said = fails(run)
     assert said.startswith(says) and "train.learning_rate" in said and "kernels differ" not in said
 
@@ -37,7 +37,7 @@ def test_steps_that_were_too_large_are_called_so(tmp_path: Path, algorithm: str,
 @pytest.mark.parametrize("algorithm", ["grpo", "nft"])
 def test_a_weight_of_the_checkpoint_that_is_no_number_is_named(tmp_path: Path, algorithm: str) -> None:
     run = tiny(tmp_path, *QUIET, f"train.trainer_type={algorithm}")
-    name, weight = next((k, p) for k, p in run.trainer.policy.components.named_parameters() if not p.requires_grad)
+    name, weight = next((k, p) for k, p in run.context.policy.components.named_parameters() if not p.requires_grad)
     weight.data[0] = torch.nan
     said = fails(run)
     assert name in said and "checkpoint is damaged" in said and "attn_backend" not in said
@@ -45,14 +45,14 @@ def test_a_weight_of_the_checkpoint_that_is_no_number_is_named(tmp_path: Path, a
 
 def test_activations_that_leave_the_range_are_not_blamed_on_kernels(tmp_path: Path) -> None:
     run = tiny(tmp_path, *QUIET)
-    next(p for p in run.trainer.policy.components.parameters() if not p.requires_grad).data.fill_(3e38)
+    next(p for p in run.context.policy.components.parameters() if not p.requires_grad).data.fill_(3e38)
     said = fails(run)
     assert "before any optimiser step the model's velocity is NaN or inf, though its weights are numbers" in said
 
 
 def test_the_gradients_size_is_that_of_a_weight(tmp_path: Path) -> None:
     run = tiny(tmp_path, *QUIET)
-    metrics, weights = run.trainer.epoch(), sum(p.numel() for p in run.trainer.policy.trained().values())
+    metrics, weights = run.trainer.epoch(), sum(p.numel() for p in run.context.policy.trained().values())
     assert metrics["train/grad_rms"] == pytest.approx(metrics["train/grad_norm"] / weights**0.5)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,10 @@ class Watched:
 def watched(run: Run) -> Iterator[Watched]:
     """The learner's algorithm while the epochs inside run."""
     learner = run.trainer.learner
-    learner.algorithm = spy = Watched(learner.algorithm)  # type: ignore[assignment]
+    context, spy = learner.context, Watched(learner.context.algorithm)
+    learner.context = replace(context, algorithm=spy)  # type: ignore[arg-type]
     yield spy
-    learner.algorithm = spy.algorithm
+    learner.context = context
 
 
 # -- what an epoch costs --------------------------------------------------------------------------------------------------------------
@@ -90,7 +92,7 @@ def test_an_epoch_costs(
 ) -> None:
     """And once a run, the policy's at one point, to see that an update has an effect."""
     run = started(tmp_path, name, *overrides)
-    run.trainer.progress.updates = 1  # as if it went on
+    run.context.progress.updates = 1  # as if it went on
     with forwards(FluxTransformer2DModel) as seen:
         run.trainer.epoch()
     assert len(seen) == rolled * STEPS + points * (policy + kept + surveys) - found
@@ -113,16 +115,16 @@ SHORT = ("train.num_inference_steps=2", "train.num_train_timesteps=2")
 
 
 def copied(run: Run, name: str) -> list[Tensor]:
-    with run.trainer.store.use(name):
-        return [p.detach().clone() for p in run.trainer.policy.trained().values()]
+    with run.context.store.use(name):
+        return [p.detach().clone() for p in run.context.policy.trained().values()]
 
 
 def velocities_under(run: Run, weights: list[Tensor], name: str, points: list[Point]) -> list[Tensor]:
     """With the guidance that belongs to the name."""
-    run.trainer.store.copies["probe"] = weights
-    with torch.no_grad(), run.trainer.store.use("probe"):
+    run.context.store.copies["probe"] = weights
+    with torch.no_grad(), run.context.store.use("probe"):
         found = [run.trainer.learner.velocity_of(point, name) for point in points]
-    del run.trainer.store.copies["probe"]
+    del run.context.store.copies["probe"]
     return found
 
 
@@ -141,10 +143,10 @@ def velocities_under(run: Run, weights: list[Tensor], name: str, points: list[Po
 def test_the_old_policy_is_the_one_that_sampled_to_the_bit(tmp_path: Path, name: str, overrides: tuple[str, ...]) -> None:
     run = started(tmp_path, name, *SHORT, "train.old_model_decay=0-0.5-0.1-0.9", *overrides)
     for epoch in range(2):
-        rolled = copied(run, run.trainer.algorithm.rolls_out(run.trainer.progress.updates))
+        rolled = copied(run, run.context.algorithm.rolls_out(run.context.progress.updates))
         with watched(run) as spy:
             run.trainer.epoch()
-        assert len(spy.seen) == 8 * run.trainer.config.train.num_inner_epochs
+        assert len(spy.seen) == 8 * run.context.config.train.num_inner_epochs
         wanted = velocities_under(run, rolled, "old", spy.seen)
         assert all(torch.equal(k["old"], w) for k, w in zip(spy.kept, wanted, strict=True)), f"epoch {epoch}"
         now = velocities_under(run, copied(run, "policy"), "old", spy.seen)

@@ -48,17 +48,17 @@ def test_an_old_policy_moves_after_an_epoch_by_the_optimiser_steps_taken(
             expected[copy] = blended(expected[copy], copied(run, "policy"), decay(2 * epoch))
             assert metrics[f"train/{copy}_decay"] == pytest.approx(decay(2 * epoch))
             assert_near(copied(run, copy), expected[copy])
-    assert set(run.trainer.store.copies) == set(decays), "and nothing else is kept"
+    assert set(run.context.store.copies) == set(decays), "and nothing else is kept"
 
 
 def test_dgpos_average_moves_after_every_update(tmp_path: Path) -> None:
     settings = ("train.ema_ref_max_decay=0.5", "train.ema_ref_ramp_rate=0.2", "train.num_inner_epochs=2", "train.learning_rate=1e-2")
     run = started(tmp_path, "dgpo", *SHORT, *settings)
     average, updates = copied(run, "policy"), []
-    run.trainer.engine.optimizer.register_step_post_hook(lambda *_: updates.append(copied(run, "policy")))
+    run.context.engine.optimizer.register_step_post_hook(lambda *_: updates.append(copied(run, "policy")))
     for epoch in (1, 2):
         run.trainer.epoch()
-        assert len(updates) == 4 * epoch == run.trainer.progress.updates
+        assert len(updates) == 4 * epoch == run.context.progress.updates
     for k, weights in enumerate(updates, 1):
         average = blended(average, weights, min(0.2 * k, 0.5))
     assert_near(copied(run, "ema_ref"), average)
@@ -69,9 +69,9 @@ def test_dgpos_average_moves_after_every_update(tmp_path: Path) -> None:
 
 def states(run: Run, weights: str, epoch: int) -> list[Tensor]:
     """The final states that these weights draw in an epoch."""
-    train = run.trainer.config.train
-    slots = rows_of_epoch(len(run.trainer.rows), train.unique_sample_num_per_epoch, train.seed, epoch)
-    with torch.no_grad(), run.trainer.store.use(weights):
+    train = run.context.config.train
+    slots = rows_of_epoch(len(run.context.rows), train.unique_sample_num_per_epoch, train.seed, epoch)
+    with torch.no_grad(), run.context.store.use(weights):
         rollouts = [run.trainer.roller.sample(slot, range(k, k + 2), epoch) for slot in slots for k in (0, 2)]
     return [r.x0 for r in rollouts if r.x0 is not None]
 
@@ -91,7 +91,7 @@ def test_pictures_are_those_of_the_weights_that_roll_out(tmp_path: Path, name: s
     for epoch, who in enumerate(weights):
         drawn = [r.x0 for r in run.trainer.roller(epoch)]
         assert len(drawn) == 4 and all(map(torch.equal, drawn, states(run, who, epoch))), f"epoch {epoch}"
-        others = {"policy", *run.trainer.store.copies} - {who, "ref"} if epoch else set()
+        others = {"policy", *run.context.store.copies} - {who, "ref"} if epoch else set()
         for other in others - ({"old"} if name == "crd" else set()):
             assert not any(map(torch.equal, drawn, states(run, other, epoch))), f"epoch {epoch}: {other}"
         run.trainer.epoch()
@@ -116,10 +116,10 @@ def test_a_run_that_goes_on_ends_where_the_unbroken_one_does_to_the_bit(tmp_path
     first = started(tmp_path, name, *settings, "train.max_epochs=1", "run_name=first")
     first()
     second = started(tmp_path, name, *settings, "train.max_epochs=2", "run_name=second", f"model.resume_path={first.folder}")
-    assert second.trainer.progress.epoch == 1
+    assert second.context.progress.epoch == 1
     assert all(map(torch.equal, copied(first, "policy"), copied(second, "policy")))
     second()
-    for weights in ("policy", *whole.trainer.store.copies):
+    for weights in ("policy", *whole.context.store.copies):
         assert all(map(torch.equal, copied(whole, weights), copied(second, weights))), weights
         assert not any(map(torch.equal, copied(first, weights), copied(second, weights))), weights
     assert logged(second.folder) == [line for line in logged(whole.folder) if line["step"] > 1]

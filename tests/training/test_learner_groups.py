@@ -39,7 +39,7 @@ class Alike(PointwiseRewardModel):
 
 def rolled(run: Run) -> list[Rollout]:
     """An epoch's rollouts with their advantages."""
-    rollouts = run.trainer.roller(run.trainer.progress.epoch)
+    rollouts = run.trainer.roller(run.context.progress.epoch)
     run.trainer.judge(rollouts)
     return rollouts
 
@@ -80,7 +80,7 @@ def test_where_nothing_is_to_be_learnt_every_process_still_makes_a_forward(tmp_p
     run = started(tmp_path, name, *SHORT[:1], f"rewards.reward_model={__name__}:Alike", "train.drop_zero_variance=true")
     with watched(run) as spy:
         metrics = run.trainer.epoch()
-    assert len(spy.seen) == 2 * run.trainer.plan.trained_points
+    assert len(spy.seen) == 2 * run.context.plan.trained_points
     assert metrics["train/grad_norm"] == 0
 
 
@@ -112,7 +112,7 @@ def test_best_of_n_trains_on_the_best_and_the_worst(tmp_path: Path, name: str) -
     with watched(run) as spy:
         run.trainer.learner.learn(run.trainer.groups(rollouts))
     per_group = len(spy.seen) // 2
-    assert run.trainer.progress.updates == 2 and per_group == run.trainer.plan.trained_points
+    assert run.context.progress.updates == 2 and per_group == run.context.plan.trained_points
     for k, advantage in enumerate(advantages):
         for point in spy.seen[k * per_group : (k + 1) * per_group]:
             assert sorted(point.advantage.tolist()) == [advantage.min().item(), advantage.max().item()]
@@ -130,7 +130,7 @@ def test_a_pair_is_trained_on_in_one_update_a_group(tmp_path: Path) -> None:
     states = [torch.cat([r.x0 for r in group if r.x0 is not None]) for group in run.trainer.groups(rollouts)]
     with watched(run) as spy:
         run.trainer.learner.learn(run.trainer.groups(rollouts))
-    assert run.trainer.progress.updates == len(spy.seen) == 2
+    assert run.context.progress.updates == len(spy.seen) == 2
     for point, advantage, x0 in zip(spy.seen, ends, states, strict=True):
         assert point.x0 is not None and torch.equal(point.x0, x0[[int(advantage.argmax()), int(advantage.argmin())]])
 
@@ -224,12 +224,12 @@ def test_micro_batches_of_other_processes_share_the_condition_of_their_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: bool
 ) -> None:
     run = tiny(tmp_path, "eval.eval_freq=0", f"train.offload_samples_to_cpu={waits}")
-    rollouts, conds = rolled(run), run.trainer.conds
+    rollouts, conds = rolled(run), run.context.conds
     come = [replace_all(r, "cpu", cond={}, memo=None) for r in rollouts]
     monkeypatch.setattr(shared_groups, "exchange", lambda accelerator, parts: {1: come})
     read: list[int] = []
     counting: Any = type("", (), {"__getitem__": lambda _, k: read.append(k) or conds[k]})()
     mine = [rollouts[0]]
-    found = share(run.trainer.accelerator, run.trainer.plan.trained, mine, counting, waits)
+    found = share(run.context.accelerator, run.context.plan.trained, mine, counting, waits)
     assert [r.ids for r in found] == [r.ids for r in rollouts] and read == [rollouts[-1].row.id]
     assert [[a.cond is b.cond for b in found] for a in found] == [[a.slot == b.slot for b in found] for a in found]

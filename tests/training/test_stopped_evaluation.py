@@ -22,7 +22,7 @@ def test_evaluations_that_were_stopped_are_done_when_the_run_goes_on(tmp_path: P
     draw = Evaluator._draw
 
     def told(self: Evaluator, batch: Any) -> Any:
-        if run.trainer.progress.epoch == stopped:
+        if run.context.progress.epoch == stopped:
             signal.raise_signal(signal.SIGTERM)
         return draw(self, batch)
 

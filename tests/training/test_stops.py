@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -163,7 +164,7 @@ def test_whatever_is_drawn_and_learnt_from_is_kept(tmp_path: Path, path: str, fa
     run = tiny(tmp_path, *keys, AUTO)
     draws = draws_of(run)
     run()
-    assert len(draws) < 2 * run.trainer.plan.micro_batches_per_rank
+    assert len(draws) < 2 * run.context.plan.micro_batches_per_rank
     assert_ends_as(run.folder, run.folder.parent / "unbroken")
 
 
@@ -193,7 +194,7 @@ def write_pictures(data: Path) -> None:
 def test_after_the_first_step_the_epoch_is_learnt_to_its_end(tmp_path: Path) -> None:
     run = tiny(tmp_path, *KEYS, "eval.eval_freq=0")
     stop(run, "flow_factory.training.learner:Learner.update", 2)
-    assert run.trainer.progress.updates == run.trainer.plan.optimiser_steps_per_epoch == 2
+    assert run.context.progress.updates == run.context.plan.optimiser_steps_per_epoch == 2
     assert (run.folder / "checkpoints" / "epoch_1" / "state").is_dir() and kept(run.folder) == []
 
 
@@ -239,10 +240,10 @@ def test_what_is_damaged_or_anothers_is_dropped_with_one_line(tmp_path: Path, un
         assert trainer.roller.done is None
         shutil.rmtree(checkpoint / "rollouts")
         shutil.copytree(whole, checkpoint / "rollouts")
-    rows = trainer.roller.rows
-    trainer.roller.rows = [r.__class__(**{**vars(r), "columns": {"seen": k}}) for k, r in enumerate(rows)]
+    others = [replace(row, columns={"seen": k}) for k, row in enumerate(trainer.context.rows)]
+    trainer.roller.context = replace(trainer.context, rows=others)
     assert ".jsonl:" in (line := str(kept_rollouts.take_up(trainer, checkpoint))) and "or its condition, has changed" in line
-    trainer.roller.rows = rows
+    trainer.roller.context = trainer.context
     assert kept_rollouts.take_up(trainer, checkpoint) == "2 micro-batches of epoch 1 are there"
     assert trainer.roller.done is not None and len(trainer.roller.done.rollouts) == 2
 
@@ -308,7 +309,7 @@ def _stopped(rank: int, processes: int, places: list[str], keys: tuple[str, ...]
             with trapped(*PLACES[place], told(rank == processes - 1)):
                 first()
         except Interrupted as error:
-            said[place] = [str(error), len(first.trainer.roller.drawn()), first.trainer.progress.epoch]
+            said[place] = [str(error), len(first.trainer.roller.drawn()), first.context.progress.epoch]
         again = run(name, AUTO)
         draws = draws_of(again)
         again()

@@ -21,7 +21,7 @@ def test_an_epochs_work_is_what_torch_counts(tmp_path: Path) -> None:
     trainer = run.trainer
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         trainer.roller(0)
-    work = work_of(trainer, trainer.conds[0])
+    work = work_of(run.context, run.context.conds[0])
     assert work["rollout"].tflop == pytest.approx(sum(counter.get_flop_counts()["Policy.components.transformer"].values()) * 1e-12)
     assert work["rollout"].tokens == 2 * 4 * 2 * 2 * (4 + 16), "rows x samples x steps x passes x (latent and text tokens)"
     assert work["optimise"].tokens == 2 * 4 * 1 * 2 * (4 + 16), "rows x samples x points x passes"

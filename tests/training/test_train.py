@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ QUIET = ("eval.eval_freq=0", "train.ema_decay=0")
 
 def epochs(run: Run) -> list[dict[str, float]]:
     """The metrics of every epoch, without evaluations and checkpoints."""
-    return [run.trainer.epoch() for _ in range(run.trainer.config.train.max_epochs)]
+    return [run.trainer.epoch() for _ in range(run.context.config.train.max_epochs)]
 
 
 def rolled_out(run: Run) -> tuple[Trainer, list[Rollout]]:
@@ -92,11 +93,11 @@ def test_training_sees_what_sampling_saw_and_the_update_takes_effect(tmp_path: P
 
 def test_training_on_something_else_than_was_sampled_stops_the_run(tmp_path: Path) -> None:
     trainer, rollouts = rolled_out(tiny(tmp_path, *QUIET))
-    trainer.learner.calls["policy"] = trainer.call | {"guidance_scale": 9.0}
-    before = {k: p.clone() for k, p in trainer.policy.trained().items()}
+    trainer.learner.calls["policy"] = trainer.context.call | {"guidance_scale": 9.0}
+    before = {k: p.clone() for k, p in trainer.context.policy.trained().items()}
     with pytest.raises(OnPolicyError, match="training does not see what sampling saw"):
         trainer.learner.learn(trainer.groups(rollouts))
-    assert all(torch.equal(p, before[k]) for k, p in trainer.policy.trained().items())
+    assert all(torch.equal(p, before[k]) for k, p in trainer.context.policy.trained().items())
 
 
 @pytest.mark.parametrize("decay", [0, 0.9])
@@ -104,7 +105,7 @@ def test_evaluation_is_the_stock_pipeline_with_the_saved_checkpoint(tmp_path: Pa
     run = tiny(tmp_path, f"train.ema_decay={decay}", "train.learning_rate=1e-2", "eval.guidance_scale=5.0", "eval.per_device_batch_size=1")
     run()
     _, samples = run.evaluator.run()
-    stock = FluxPipeline.from_pretrained(run.trainer.config.model.model_name_or_path)
+    stock = FluxPipeline.from_pretrained(run.context.config.model.model_name_or_path)
     bare = pictures(stock, run)
     stock.load_lora_weights(run.checkpoint())
     drawn = pictures(stock, run)
@@ -119,7 +120,7 @@ def pictures(stock: FluxPipeline, run: Run) -> list[bytes]:
     One at a time: of two, the text encoder rounds otherwise than of each alone.
     """
     stock.set_progress_bar_config(disable=True)
-    section, seed = run.trainer.config.eval, run.trainer.config.train.seed
+    section, seed = run.context.config.eval, run.context.config.train.seed
     call = {"height": 32, "width": 32, "num_inference_steps": 3, "guidance_scale": section.guidance_scale, "max_sequence_length": 16}
     return [stock(prompt=text, generator=generator(seed, "eval", i), **call).images[0].tobytes() for i, text in enumerate(TEST)]
 
@@ -146,10 +147,10 @@ def test_the_average_is_the_recursion_computed_by_hand(tmp_path: Path) -> None:
         if epoch % 2 == 0:
             d = ema_decay("power", epoch - 1, 0.7, warmup_steps=3)
             average = {k: d * a + (1 - d) * p for (k, a), p in zip(average.items(), trained(run).values(), strict=True)}
-    kept = run.trainer.store.copies["ema"]
+    kept = run.context.store.copies["ema"]
     for a, b in zip(average.values(), kept, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-7)
-    with run.trainer.store.use("ema"):
+    with run.context.store.use("ema"):
         assert all(torch.equal(p, b) for p, b in zip(trained(run).values(), kept, strict=True))
 
 
@@ -171,13 +172,14 @@ def test_offloading_samples_changes_nothing_and_a_condition_waits_with_them_once
     monkeypatch.setattr(Learner, "learn", learning)
     monkeypatch.setattr(learner, "to_device", moving)
     for run in runs:
-        read, conds = [], run.trainer.roller.conds
-        run.trainer.roller.conds = type("", (), {"__getitem__": lambda _, k, read=read, conds=conds: read.append(conds[k]) or read[-1]})()  # type: ignore[misc]
+        read, conds = [], run.context.conds
+        reading = type("", (), {"__getitem__": lambda _, k, read=read, conds=conds: read.append(conds[k]) or read[-1]})()  # type: ignore[misc]
+        run.trainer.roller.context = replace(run.context, conds=reading)
         epochs(run)
         groups = [group for epoch in drawn for group in epoch]
         assert [len(group) for group in groups] == [2] * 4 and [len(set(group)) for group in groups] == [1] * 4
         assert len(read) == 4 and len(brought) == 2 * 4  # looked back at for the reference, and learnt from
-        waits = run.trainer.config.train.offload_samples_to_cpu
+        waits = run.context.config.train.offload_samples_to_cpu
         assert waits == ([id(c) for c in read] == [group[0] for group in groups])
         drawn.clear(), brought.clear()
     here, there = map(trained, runs)
@@ -250,7 +252,7 @@ def test_eval_freq_0_evaluates_never(tmp_path: Path) -> None:
 
 def test_the_first_update_of_a_warm_up_moves_the_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = tiny(tmp_path, *QUIET, "train.lr_warmup_steps=3", "train.lr_total_steps=9")
-    assert run.trainer.schedule.get_last_lr()[0] == pytest.approx(1e-3 / 3)
+    assert run.context.schedule.get_last_lr()[0] == pytest.approx(1e-3 / 3)
     with caplog.at_level(logging.WARNING):
         first, *_ = epochs(run)
     assert first["train/first_update_effect"] > 0 and "too small" not in caplog.text

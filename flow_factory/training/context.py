@@ -1,0 +1,54 @@
+"""What is trained, and with what: built once (`train.assemble`), and shared by everything that takes part in the training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from accelerate import Accelerator
+from torch.optim.lr_scheduler import LRScheduler
+
+from flow_factory.algorithms.base import Algorithm
+from flow_factory.config import BatchPlan, RunConfig
+from flow_factory.data.pairs import Pairs
+from flow_factory.distributed.engines import Engine
+from flow_factory.models.base import ModelAdapter
+from flow_factory.policy.policy import Policy
+from flow_factory.policy.weight_store import WeightStore
+from flow_factory.rewards.scoring import RewardSet
+from flow_factory.runs.training_state import Progress
+from flow_factory.training.meter import Meter
+from flow_factory.types import Cond, Row
+from flow_factory.utils.signals import Interrupt
+
+
+@dataclass(frozen=True)
+class TrainingContext:
+    """The parts of one training on one process. The references do not change; the parts do: weights, progress, measurements."""
+
+    config: RunConfig
+    plan: BatchPlan
+    call: dict[str, Any]
+    """The pipeline's arguments in rollouts."""
+    accelerator: Accelerator
+    adapter: ModelAdapter
+    algorithm: Algorithm
+    engine: Engine
+    """With the trained policy and its optimiser inside."""
+    store: WeightStore
+    """The copies of the trained weights."""
+    schedule: LRScheduler
+    """Of the optimiser's learning rate."""
+    rewards: RewardSet
+    rows: Sequence[Row]
+    conds: Sequence[Cond]
+    """Of the rows."""
+    pairs: Pairs | None
+    """Given preferences, instead of rollouts and rewards."""
+    progress: Progress
+    meter: Meter
+    interrupt: Interrupt = field(default_factory=Interrupt)
+
+    @property
+    def policy(self) -> Policy:
+        """What is trained."""
+        return self.engine.policy
