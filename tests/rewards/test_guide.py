@@ -101,7 +101,6 @@ def test_each_yaml_of_the_page_scores(text: str, keys: Callable[[str], dict[str,
     assert found.isfinite().all() and len(entries) == text.count("reward_model:")
 
 
-@pytest.mark.exhaustive
 def test_each_server_of_the_page_answers_its_client(keys: Callable[[str], dict[str, Any]]) -> None:
     for text in SERVED:
         config = config_of(text)

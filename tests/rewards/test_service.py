@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ import numpy as np
 import psutil
 import pytest
 import torch
-import yaml
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
@@ -33,7 +32,7 @@ from flow_factory.types import Clip, Row
 from flow_factory.utils.errors import RewardError, UserError
 from tests.rewards.test_rewards import pictures, rewards
 from tests.tiny.reward_server import Faults, Reads, entry, numbered, says, service
-from tests.tiny.run import ROOT, environment, logged, tiny
+from tests.tiny.run import environment, logged, tiny
 
 WEB = httpx.Client(timeout=60, verify=False)
 RANKS = "tests.tiny.reward_server:Ranks"
@@ -456,24 +455,6 @@ def test_a_run_with_a_remote_reward_is_the_run_with_that_reward(tmp_path: Path, 
         with pytest.raises(RewardError, match="reward 'reads' gave no score for .* it said last: http://127.0.0.1:9"):
             run()
     assert (tmp_path / "save" / "dies" / "checkpoints" / "epoch_1" / "state").is_dir()
-
-
-def test_the_page_serves_what_its_run_asks_for(keys: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:
-    """Both YAMLs of guidance/rewards.md, with tiny checkpoints; the same scores as here."""
-    texts = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "guidance" / "rewards.md").read_text(), re.MULTILINE | re.DOTALL)
-    (there,) = (text for text in texts if re.search("^server:", text, re.MULTILINE))
-    (here,) = (yaml.safe_load(text)["rewards"][0] for text in texts if "reward_model: remote " in text)
-    (tmp_path / "rewards.yaml").write_text(there)
-    config = load_rewards_config(tmp_path / "rewards.yaml")
-    known = {"pickscore": keys("PickScore"), "hpsv2": keys("HPSv2")}
-    entries = [entry(one.reward_model, one.name, batch_size=one.batch_size, extra_kwargs=known[one.name]) for one in config.rewards]
-    media = pictures(6)
-    expected = scored(rewards("PickScore", 64, **known["pickscore"]), media)
-    with service(*entries, token="t") as (address, _):
-        extra = {"reward": here["reward"], "token": "t", "on_failure": here["on_failure"]}
-        found = scored(remote(address, here["reward_model"], here["batch_size"], **extra), media)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    assert config.server.token == "change-me" == here["token"].partition(":-")[2].strip("}")
 
 
 @pytest.mark.slow
