@@ -68,7 +68,7 @@ class Step:
     x: Tensor
     x1: Tensor
     logp: Tensor
-    """(n,) float32 log-probability of x1, mean over the latent's dimensions."""
+    """(n,) float32 log-probability of x1, mean over the latent's dimensions; NaN of an ODE step, which has none."""
     dtype: Any
     """The dtype in which the model saw x, where x is stored in a narrower one."""
     mean: Tensor | None = None

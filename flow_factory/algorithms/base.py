@@ -68,7 +68,7 @@ class Algorithm:
         raise NotImplementedError(f"{type(self).__name__} does not say which steps are stochastic")
 
     def kept(self, epoch: int, slot: int) -> tuple[int, ...]:
-        """Those of them whose transitions are trained on."""
+        """The steps whose transitions are kept, to be trained on; ODE steps may be among them."""
         return self.noisy(epoch, slot)
 
     def select(self, group: Sequence[Rollout]) -> list[Rollout]:

@@ -1,5 +1,6 @@
 """How a rollout draws its next state: the chosen kernel at the stochastic steps, the ODE at the rest."""
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
@@ -26,7 +27,8 @@ class Sampler:
         storage: dtype in which float32 states are stored: they are rounded to it before the log-probability is taken and before
             the model sees them, since the replay will see the rounded one. States that the pipeline already keeps in 16 bits stay
             as they are.
-        kept: indices of the steps whose transitions are kept; None: all stochastic ones.
+        kept: indices of the steps whose transitions are kept; None: all stochastic ones. Those of ODE steps have the states as the model
+            saw them, and no log-probability (NaN).
         with_mean: keep the transitions' means too.
     """
 
@@ -46,6 +48,8 @@ class Sampler:
         """The transitions of two modalities as one, its log-probability the mean over the dimensions of both."""
         with torch.autocast(v.device.type, enabled=False):  # autocast joins no float16 on a CPU
             x, x1 = joint(a.x, b.x), joint(a.x1, b.x1)
+        if a.index not in self.noisy:
+            return replace(a, x=x, x1=x1)
         mean, std = self.kernel.step(x.float(), v.float(), a.s, a.s1, self.eta, a.ceiling)
         logp = self.kernel.log_prob(x1.float(), mean, std)
         return replace(a, x=x, x1=x1, logp=logp, mean=mean if self.with_mean else None)
@@ -55,7 +59,10 @@ class Sampler:
         first, self.started = not self.started, True
         if index not in self.noisy:
             x1, _ = DYNAMICS["ODE"].step(x.float(), v.float(), s, s1, 0.0, ceiling)
-            return (x1.to(stored) if index + 1 in self.noisy else x1).to(x.dtype), None
+            x1 = (x1.to(stored) if index + 1 in self.noisy else x1).to(x.dtype)
+            if index not in self.kept:
+                return x1, None
+            return x1, Step(index, t, s, s1, ceiling, x, x1, x1.new_full((len(x1),), math.nan, dtype=torch.float32), x.dtype)
         noise = self.noise(index, x, self.purpose)
         seen = x if first else x.to(stored)  # the initial noise was never rounded
         x1, logp, mean = sample(self.kernel, x.float(), v.float(), s, s1, self.eta, ceiling, noise, stored)

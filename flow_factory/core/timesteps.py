@@ -15,6 +15,7 @@ from flow_factory.core.randomness import generator
 from flow_factory.core.step_range import index_window
 
 Strategy = Literal["discrete", "discrete_with_init", "discrete_wo_init", "uniform", "logit_normal"]
+Density = Literal["source_uniform", "actual_uniform", "conditional_logit_normal"]
 TIMESTEPS = 1000
 """A model's clock t is this times the noise level."""
 
@@ -33,10 +34,10 @@ def shifted(s: Tensor, shift: float) -> Tensor:
     return shift * s / (1 + (shift - 1) * s)
 
 
-def truncated_logit_normal(u: Tensor, low: float, high: float, mean: float = 0.0, std: float = 1.0) -> Tensor:
+def truncated_logit_normal(u: Tensor, low: float | Tensor, high: float | Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
     """The quantile of u of sigmoid(N(mean, std^2)), given that it is between `low` and `high`: no mass gathers at the ends."""
-    ends = torch.tensor([low, high], dtype=torch.float64)
-    a, b = torch.special.ndtr((ends.logit() - mean) / std)
+    low, high = (torch.as_tensor(end, dtype=torch.float64) for end in (low, high))
+    a, b = (torch.special.ndtr((end.logit() - mean) / std) for end in (low, high))
     return torch.sigmoid(mean + std * torch.special.ndtri(a + u.double() * (b - a))).clamp(low, high)
 
 
@@ -55,6 +56,22 @@ def logit_normal(
     """
     low, high = timestep_range
     return shifted(truncated_logit_normal(u, 1 - high, 1 - low, mean, std), shift)
+
+
+def between(
+    u: Tensor, low: Tensor, high: Tensor, density: Density, shift: float = 1.0, mean: float = 0.0, std: float = 1.0, margin: float = 0.0
+) -> Tensor:
+    """Noise levels in (low, high) of uniforms u, all of one shape or broadcast: evenly, evenly before the shift, or by SD3's density.
+
+    Args:
+        margin: how far above `low`, before the shift, they begin; at most a tenth of the way to `high`.
+    """
+    begin, end = shifted(low, 1 / shift), shifted(high, 1 / shift)
+    begin = begin + torch.clamp((end - begin) / 10, max=margin)
+    if density == "source_uniform":
+        return shifted(begin + u * (end - begin), shift)
+    low = shifted(begin, shift) if margin else low
+    return low + u * (high - low) if density == "actual_uniform" else truncated_logit_normal(u, low, high, mean, std)
 
 
 def discrete(u: Tensor, first: int, last: int, strategy: Strategy = "discrete") -> Tensor:

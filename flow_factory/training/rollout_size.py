@@ -43,7 +43,7 @@ def same_samples(one: Rollout, other: Rollout) -> bool:
 
 
 def _tensors(rollout: Rollout) -> list[Tensor]:
-    path = [x for step in rollout.steps for x in (step.x, step.x1, step.logp)]
+    path = [x for step in rollout.steps for x in (step.x, step.x1, step.logp.nan_to_num())]
     return path if rollout.x0 is None else [*path, rollout.x0]
 
 

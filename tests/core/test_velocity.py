@@ -98,6 +98,18 @@ def test_an_ode_rollout_draws_the_stock_pipelines_pictures() -> None:
     assert not np.array_equal(pictures[0], pictures[1])
 
 
+def test_the_states_of_an_ode_rollout_are_kept_where_they_are_asked_for() -> None:
+    adapter, cond = flux(), condition(flux())
+    ode = Sampler(DYNAMICS["ODE"], 0.0, (), lambda index, x, purpose: x, torch.float16, kept=(0, 2, 3, 4))
+    _, recorder = adapter.sample(cond, CALL, STEPS, ode, [generator(0, "init", i) for i in (3, 4)])
+    kept = recorder.kept
+    assert [step.index for step in kept] == [0, 2, 3, 4] and all(step.logp.isnan().all() for step in kept)
+    assert all(torch.equal(a.x1, b.x) for a, b in zip(kept[1:], kept[2:], strict=False)) and torch.equal(kept[-1].x1, recorder.final)
+    for step in kept:  # the state is what the model saw, not rounded to the dtype in which stochastic ones are kept
+        v = adapter.velocity(step.x, step.t, step.s, cond, CALL)
+        assert torch.equal(step.x1, step.x + (step.s1 - step.s) * v)
+
+
 def test_evaluation_is_the_stock_pipeline() -> None:
     adapter = flux()
     cond = adapter.join([condition(adapter), condition(adapter, "two dogs")])
