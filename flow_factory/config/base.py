@@ -133,10 +133,12 @@ def _around_zero(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
+PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+"""torch's names -> ours."""
+
+
 def _dtype(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    return {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}.get(value.removeprefix("torch."), value)
+    return PRECISIONS.get(value.removeprefix("torch."), value) if isinstance(value, str) else value
 
 
 def _device(value: str) -> str:

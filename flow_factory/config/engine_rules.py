@@ -17,8 +17,10 @@ def engine_fits(config: RunConfig) -> Iterator[Problem]:
         return
     if engine.kind != "ddp" and config.mixed_precision == "fp16":
         yield Problem(("mixed_precision",), f"fp16 needs a loss scale, and {engine.name} has none for weights of other widths; write bf16")
-    if engine.shards_optimizer and config.train.optimizer == "adamw8bit":
-        yield Problem(("train", "optimizer"), f"adamw8bit cannot be shared out by {engine.name}; write adamw, which then is shared out")
+    if engine.shards_optimizer and (kind := config.train.optimizer) != "adamw":
+        why = " (it steps whole matrices)" if kind == "muon" else ""
+        text = f"{kind} cannot be shared out by {engine.name}{why}; write adamw, which then is shared out"
+        yield Problem(("train", "optimizer"), text)
 
 
 def teams_fit(config: RunConfig) -> Iterator[Problem]:

@@ -14,6 +14,7 @@ from flow_factory.config.explain import explain, unknown_key
 from flow_factory.config.log import MOVABLE
 from flow_factory.config.nodes import Keys, Problem
 from flow_factory.config.places import elsewhere
+from flow_factory.config.public_keys import bring_public_keys
 from flow_factory.config.rewards import INNER
 from flow_factory.config.run import RunConfig
 from flow_factory.config.source import Source, override, read
@@ -43,6 +44,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         if source.tree.get(name) is None:
             source.tree[name] = {}
     list_rewards(source)
+    bring_public_keys(source)
     if source.tree.get("mixed_precision") in ("no", False) and source.mapping("model").get("finetune_type", "full") == "full":
         source.mapping("model").setdefault("master_weight_dtype", "fp32")  # as the rest of the run has
     if source.mapping("model").get("finetune_type") == "lora":  # the weights' own rate teaches it nothing

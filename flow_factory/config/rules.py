@@ -40,6 +40,8 @@ def notices(config: RunConfig) -> tuple[str, ...]:
             f"train.ema_update_interval: {train.ema_update_interval} is more than the {train.max_epochs} epochs of the run: the average, "
             "which is what is evaluated and saved, stays at the untrained weights; write 1, or ema_decay: 0"
         )
+    if train.optimizer != "muon" and (idle := sorted(key for key in train.model_fields_set if key.startswith("muon_"))):
+        lines.append(f"train.{', train.'.join(idle)}: no effect with optimizer: {train.optimizer}")
     clip = getattr(train, "clip_range", (0.0, 0.0))
     if clip[0] < -1 and clip[1] > 1:
         lines.append(f"train.clip_range: {show(clip)} clips nothing: a ratio - 1 is never below -1; public values are 1.0e-4 to 0.2")

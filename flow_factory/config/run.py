@@ -31,6 +31,7 @@ class RunConfig(Section, Generic[Train]):
     launcher: Literal["accelerate"] = Field("accelerate", description="what starts the processes")
     config_file: Folder | None = Field(None, description="accelerate or DeepSpeed YAML; null = plain data parallel")
     num_processes: int = Field(1, ge=1, le=65536, description="processes over all machines")
+    num_machines: int = Field(1, ge=1, le=65536, description="machines; each starts the command with its own --machine_rank")
     main_process_port: int = Field(29500, ge=0, le=65535, description="TCP port where processes meet")
     distributed_timeout: int = Field(
         600, ge=1, le=10_000_000, description="seconds that a collective, such as the sum of gradients, may take; other waits have no limit"

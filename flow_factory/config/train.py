@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from flow_factory.config.base import (
     DERIVED,
     Batch,
+    Beta,
     Betas,
     Denoising,
     Device,
@@ -51,7 +52,7 @@ StorageDtype = Annotated[Dtype, BeforeValidator(lambda value: "fp32" if value is
 LORA_RATE, FULL_RATE = 3e-4, 1e-5
 """Learning rates where none is given."""
 
-EPSILON = {"adamw": 1e-15, "adamw8bit": 1e-8}
+EPSILON = {"adamw": 1e-15, "adamw8bit": 1e-8, "muon": 1e-15}
 """By optimiser. Of a mean log-probability gradients are 1e-9 to 1e-6 a weight. In 8 bits small second moments are 0: a larger one bounds
 the steps of those."""
 
@@ -104,7 +105,10 @@ class TrainConfig(Section):
     )
     num_inner_epochs: int = Field(1, ge=1, description="passes over the rollouts of an epoch")
 
-    optimizer: Literal["adamw", "adamw8bit"] = Field("adamw", description="adamw8bit keeps its state in 8 bits (needs bitsandbytes)")
+    optimizer: Literal["adamw", "adamw8bit", "muon"] = Field(
+        "adamw",
+        description="adamw8bit keeps its state in 8 bits (needs bitsandbytes); muon steps matrices by torch.optim.Muon, all else by AdamW",
+    )
     learning_rate: Annotated[float, Shown(default="3e-4 for lora, 1e-5 for full")] = Field(
         FULL_RATE, gt=0, description="step size of the optimiser"
     )
@@ -116,6 +120,13 @@ class TrainConfig(Section):
         derived(lambda above: EPSILON[above.get("optimizer", "adamw")]),
         Shown(default="1e-15, for adamw8bit 1e-8"),
     ] = Field(DERIVED, description="added to the root of the second moment; above train/grad_rms it shortens the steps")
+    muon_momentum: Beta = Field(0.95, description="Muon's momentum")
+    muon_nesterov: bool = Field(True, description="Muon's momentum is Nesterov's")
+    muon_ns_steps: int = Field(5, ge=1, le=99, description="Newton-Schulz iterations that make Muon's update orthogonal")
+    muon_adjust_lr_fn: Literal["match_rms_adamw", "original"] = Field(
+        "match_rms_adamw",
+        description="how Muon's rate follows a matrix's shape: match_rms_adamw wants AdamW's learning_rate, original Keller Jordan's",
+    )
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
     lr_scheduler: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="learning rate after the warm-up; linear, cosine end at 0"

@@ -104,7 +104,7 @@ def resolve_topology(config: RunConfig, flags: Mapping[str, Any], environment: M
         if flags.get("max_restarts"):
             raise ConfigError("--max_restarts: this process was started by another launcher, and only that one can restart it")
         return Topology(config.num_processes, 1, 0, address, port, True, timeout)
-    machines = _number(said, "num_machines", 1, least=1)
+    machines = _number(said, "num_machines", config.num_machines, least=1)
     if machines > 1:
         _require_place(said, machines, port)
     if config.num_processes % machines:

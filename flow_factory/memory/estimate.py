@@ -145,7 +145,7 @@ def optimised(config: RunConfig, engine: EngineSettings, weights: Weights) -> It
     master = DTYPES[config.model.master_weight_dtype].itemsize
     host = engine.offload_optimizer or (engine.kind == "fsdp" and engine.offload)
     moment = 4 if zero else master  # DeepSpeed's optimiser works on its own float32 weights
-    state = 2 if config.train.optimizer == "adamw8bit" else 2 * moment
+    state = {"adamw8bit": 2, "muon": moment}.get(config.train.optimizer, 2 * moment)
     share = weights.trained * 1e-9 / (config.sharers if engine.shards_optimizer else 1)
     yield Part("optimiser state", state * share, host=host)
     if zero and (engine.stage < 3 or master < 4 or host):

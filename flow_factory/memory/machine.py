@@ -57,7 +57,8 @@ def checkpoint_sizes(config: RunConfig, weights: Weights) -> tuple[float, float]
     master = DTYPES[model.master_weight_dtype].itemsize
     trained = weights.trained * master
     saved = trained * LORA_FILES if model.finetune_type == "lora" else trained + weights.frozen
-    moments = 2 if config.train.optimizer == "adamw8bit" else 2 * (4 if zero else master)
+    width = 4 if zero else master
+    moments = {"adamw8bit": 2, "muon": width}.get(config.train.optimizer, 2 * width)
     state = trained + weights.trained * (4 * len(copies_of(config)) + moments)
     return saved * 1e-9, 0.0 if config.log.save_model_only else state * 1e-9
 

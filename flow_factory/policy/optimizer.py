@@ -1,6 +1,6 @@
 """The optimiser of what is trained."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,7 +11,11 @@ from flow_factory.utils.errors import UserError
 
 
 def make_optimizer(train: TrainConfig, params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW in the width that the config asks for."""
+    """The optimiser that the config asks for.
+
+    Raises:
+        UserError: it needs a package, or a torch, that is not installed.
+    """
     keys: dict[str, Any] = {
         "lr": train.learning_rate,
         "betas": train.adam_betas,
@@ -20,8 +24,41 @@ def make_optimizer(train: TrainConfig, params: Iterable[nn.Parameter]) -> torch.
     }
     if train.optimizer == "adamw":
         return torch.optim.AdamW(params, **keys)
+    if train.optimizer == "muon":
+        return MuonAndAdamW(params, train, keys)
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
         raise UserError("train.optimizer: adamw8bit needs bitsandbytes: pip install 'flow-factory[quantization]'") from error
     return AdamW8bit(params, **keys)
+
+
+class MuonAndAdamW(torch.optim.Optimizer):
+    """torch's Muon for matrices, AdamW for all other weights: one optimiser, whose state is that of both (Keller Jordan 2024)."""
+
+    def __init__(self, params: Iterable[nn.Parameter], train: TrainConfig, adamw: dict[str, Any]):
+        trained = list(params)
+        rates: dict[str, Any] = {"lr": train.learning_rate, "weight_decay": train.adam_weight_decay}
+        shape: dict[str, Any] = {"momentum": train.muon_momentum, "nesterov": train.muon_nesterov, "ns_steps": train.muon_ns_steps}
+        matrices, others = [p for p in trained if p.ndim == 2], [p for p in trained if p.ndim != 2]
+        self.parts: list[torch.optim.Optimizer] = []
+        if matrices:
+            self.parts.append(torch.optim.Muon(matrices, **rates, **shape, adjust_lr_fn=train.muon_adjust_lr_fn))
+        if others:
+            self.parts.append(torch.optim.AdamW(others, **adamw))
+        super().__init__([group for part in self.parts for group in part.param_groups], rates)
+        self._share()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._share()
+
+    def _share(self) -> None:
+        """The parts step the groups, and keep the state, of the whole: a schedule and `load_state_dict` know of that alone."""
+        for part, group in zip(self.parts, self.param_groups, strict=True):
+            part.param_groups, part.state = [group], self.state
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One step of both."""
+        for part in self.parts:
+            part.step(closure)

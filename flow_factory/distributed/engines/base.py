@@ -179,20 +179,22 @@ class Engine:
 
     def warm(self) -> None:
         """Makes the optimiser's state where there is none, by a step of no length."""
-        (group,) = self.optimizer.param_groups
-        former, params = dict(group), self._stepped()
+        groups, stepped = self.optimizer.param_groups, self._stepped()
+        former, params = [dict(group) for group in groups], [p for tensors in stepped for p in tensors]
         gradients = [p.grad for p in params]
-        group |= {"params": params, "lr": 0.0}
+        for group, tensors in zip(groups, stepped, strict=True):
+            group |= {"params": tensors, "lr": 0.0}
         for p in params:
             p.grad = torch.zeros_like(p)
         self.optimizer.step()
-        group |= former
+        for group, before in zip(groups, former, strict=True):
+            group |= before
         for p, gradient in zip(params, gradients, strict=True):
             p.grad = gradient
 
-    def _stepped(self) -> list[Tensor]:
-        """The tensors that the optimiser steps."""
-        return self.optimizer.param_groups[0]["params"]
+    def _stepped(self) -> list[list[Tensor]]:
+        """The tensors that the optimiser steps, by group."""
+        return [group["params"] for group in self.optimizer.param_groups]
 
 
 def require_finite(norm: Tensor) -> None:

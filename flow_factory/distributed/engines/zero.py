@@ -181,8 +181,8 @@ class Zero(Engine):
         if not self.collective:
             self.sharded._lazy_init_hp_params_optimizer_state()  # which `moments` needs, and the first step would do
 
-    def _stepped(self) -> list[Tensor]:
-        return self.sharded.fp32_partitioned_groups_flat if self.collective else self.sharded.single_partition_of_fp32_groups
+    def _stepped(self) -> list[list[Tensor]]:
+        return [self.sharded.fp32_partitioned_groups_flat if self.collective else self.sharded.single_partition_of_fp32_groups]
 
 
 def config_of(settings: EngineSettings, max_norm: float, trained: int) -> dict[str, Any]:

@@ -1,0 +1,199 @@
+"""Sections and keys of the public Flow-Factory's files that stand under other names here, brought to ours before the values are checked."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from flow_factory.config.base import PRECISIONS, show
+from flow_factory.config.nodes import Keys, Problem
+from flow_factory.config.source import Source
+
+ANY_OPTIMIZER = {"optimizer": "optimizer", "learning_rate": "learning_rate", "max_grad_norm": "max_grad_norm"}
+OPTIMIZERS = {
+    "adamw": {"weight_decay": "adam_weight_decay", "betas": "adam_betas", "eps": "adam_epsilon"},
+    "muon": {
+        "weight_decay": "adam_weight_decay", "momentum": "muon_momentum", "nesterov": "muon_nesterov", "ns_steps": "muon_ns_steps",
+        "adjust_lr_fn": "muon_adjust_lr_fn", "fallback_betas": "adam_betas", "fallback_eps": "adam_epsilon",
+    },
+}  # fmt: skip
+"""Keys of an entry of `optimizers:` -> those of `train:`."""
+FIXED = {"ns_coefficients": [3.4445, -4.775, 2.0315], "eps": 1e-7}
+"""Of Muon: torch's own values, the only ones."""
+SAMPLERS = ("group_tiled", "subgroup_tile", "global_random", "contiguous_shard", "rank_local", "global_batch", "global_tile")
+IDLE = {
+    "shuffle_samples": "micro-batches keep the order in which they were drawn",
+    "reward_optimization_overlap_mode": "groups are trained on in the order in which they were drawn",
+    "reward_optimization_overlap_poll_interval": "a score that is there is used at once",
+}
+"""Keys of `train:` that do nothing here, and why."""
+ABSENT_IF_NULL = ("num_frames", "frame_rate")
+"""Arguments of video pipelines that public files of every model carry along as null."""
+
+
+def bring_public_keys(source: Source) -> None:
+    """Moves, drops or refuses what only the public files have; adds a notice where something has no effect."""
+    for step in (_optimizers, _acceleration, _dtypes, _sampler, _training):
+        step(source)
+
+
+# -- optimizers ---------------------------------------------------------------------------------------------------------------------------
+
+
+def _optimizers(source: Source) -> None:
+    """The only entry, `default`, is what `train:` says here."""
+    entries = source.tree.get("optimizers")
+    if not isinstance(entries, list) or len(entries) != 1 or not isinstance(entries[0], dict):
+        return
+    entry, here = entries[0], ("optimizers", 0)
+    if entry.get("name", "default") != "default":
+        return
+    del source.tree["optimizers"]
+    kind = str(entry.get("optimizer", "adamw")).lower()
+    fixed = FIXED if kind == "muon" else {}
+    names = ANY_OPTIMIZER | OPTIMIZERS.get(kind, OPTIMIZERS["adamw"])
+    _moved(source, here, entry, names, ("train",), {"name", "update_frequency", *fixed})
+    for key, only in fixed.items():
+        if entry.get(key) not in (None, only):
+            source.problems.append(Problem((*here, key), f"{show(entry[key])}: torch's Muon is run with {show(only)}; delete this key"))
+    if entry.get("update_frequency") not in (None, 1):
+        text = f"{show(entry['update_frequency'])}: one network is trained, at every update; write 1"
+        source.problems.append(Problem((*here, "update_frequency"), text))
+
+
+# -- acceleration -------------------------------------------------------------------------------------------------------------------------
+
+
+def _acceleration(source: Source) -> None:
+    """The attention backend and torch.compile are keys of `model:`; what changes rollouts alone is refused."""
+    tree = source.tree.pop("acceleration", None)
+    if tree is None:
+        return
+    if not isinstance(tree, dict) or not {*tree} <= {"shared", "rollout"}:
+        source.problems.append(Problem(("acceleration",), f"wants shared: and rollout:, got {show(tree)}"))
+        return
+    for part, entries in tree.items():
+        listed = [] if entries is None else entries if isinstance(entries, list) else [entries]
+        for k, entry in enumerate(listed):
+            here: Keys = ("acceleration", part, k) if isinstance(entries, list) else ("acceleration", part)
+            if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+                source.problems.append(Problem(here, f"wants a mapping such as {{name: torch_compile, params: {{}}}}, got {show(entry)}"))
+            else:
+                _accelerated(source, here, part, entry)
+
+
+def _accelerated(source: Source, here: Keys, part: str, entry: Mapping[str, Any]) -> None:
+    name, params = entry["name"], entry.get("params") or {}
+    known = {"attention_backend": _backend, "torch_compile": _compiled}
+    if not isinstance(params, dict):
+        source.problems.append(Problem((*here, "params"), f"wants a mapping, got {show(params)}"))
+    elif name == "diffusers_cache":
+        text = "a cache in the rollout changes what is sampled, so training would not see what sampling saw; delete this entry"
+        source.problems.append(Problem(here, f"diffusers_cache: {text}"))
+    elif name not in known:
+        source.problems.append(Problem((*here, "name"), f"{show(name)} is not offered; known: {', '.join(known)}"))
+    elif part == "rollout":
+        text = f"{name} for rollouts alone: training would not see what sampling saw; move it to acceleration.shared"
+        source.problems.append(Problem(here, text))
+    else:
+        known[name](source, (*here, "params"), params)
+
+
+def _backend(source: Source, here: Keys, params: dict[str, Any]) -> None:
+    _moved(source, here, params, {"backend": "attn_backend"}, ("model",))
+
+
+def _compiled(source: Source, here: Keys, params: dict[str, Any]) -> None:
+    if params.get("mode", "auto") not in ("auto", "regional", "full"):
+        source.problems.append(Problem((*here, "mode"), f"wants auto, regional or full, got {show(params['mode'])}"))
+    if params.get("mode") == "full":
+        source.notices.append(f"{_dotted((*here, 'mode'))}: full has no effect: blocks are compiled, which takes less time at the start")
+    kwargs = params.get("compile_kwargs") or {}
+    if isinstance(kwargs, dict):
+        chosen = {key: value for key, value in kwargs.items() if key == "backend"}
+        _moved(source, (*here, "compile_kwargs"), chosen, {"backend": "compile_backend"}, ("model",))
+    for key in kwargs if isinstance(kwargs, dict) else ():
+        if key != "backend":
+            source.notices.append(f"{_dotted((*here, 'compile_kwargs', key))} has no effect: each shape of a call is compiled by itself")
+    _put(source, here[:-1], True, ("model", "compile"))
+
+
+# -- dtypes -------------------------------------------------------------------------------------------------------------------------------
+
+
+def _dtypes(source: Source) -> None:
+    """Trained weights have `master_weight_dtype`, all others `mixed_precision`."""
+    model = source.mapping("model")
+    trained = model.pop("trainable_parameters_dtype", None)
+    if trained is not None and not _same(trained, model.get("master_weight_dtype")):
+        _put(source, ("model", "trainable_parameters_dtype"), trained, ("model", "master_weight_dtype"))
+    asked = source.tree.get("mixed_precision", "bf16")
+    for key in ("component_load_dtypes", "frozen_parameters_dtype"):
+        given = model.pop(key, None)
+        for name, dtype in (given if isinstance(given, dict) else {None: given}).items():
+            here: Keys = ("model", key) if name is None else ("model", key, name)
+            if dtype is None or _same(dtype, asked):
+                continue
+            if name == "vae":
+                source.notices.append(f"{_dotted(here)}: {show(dtype)} has no effect: the VAE is loaded as its stock pipeline has it")
+            else:
+                text = f"{show(dtype)} is not offered: frozen parts are loaded in mixed_precision ({show(asked)}); write null"
+                source.problems.append(Problem(here, text))
+
+
+def _same(dtype: Any, asked: Any) -> bool:
+    mine, theirs = (PRECISIONS.get(str(d).removeprefix("torch."), str(d)) for d in (dtype, "fp32" if asked in ("no", False) else asked))
+    return mine == theirs
+
+
+# -- data and train -----------------------------------------------------------------------------------------------------------------------
+
+
+def _sampler(source: Source) -> None:
+    data = source.mapping("data")
+    if data.get("sampler_type") in SAMPLERS:
+        source.notices.append(f"data.sampler_type: {data['sampler_type']} has no effect: a group always lives on one process")
+        data["sampler_type"] = "auto"
+    size = data.pop("sampler_subgroup_size", None)
+    if size is not None:
+        text = f"{show(size)} has no effect here, where a group lives on one process; write null"
+        source.problems.append(Problem(("data", "sampler_subgroup_size"), text))
+
+
+def _training(source: Source) -> None:
+    train = source.mapping("train")
+    if train.get("max_epochs") == -1:
+        train["max_epochs"] = None
+        source.notices.append("train.max_epochs: -1 is null here: the run goes on until it is stopped")
+    for key in IDLE.keys() & train.keys():
+        del train[key]
+        source.notices.append(f"train.{key} has no effect: {IDLE[key]}")
+    for section in (train, source.mapping("eval")):
+        for key in ABSENT_IF_NULL:
+            if section.get(key, False) is None:
+                del section[key]
+
+
+# -- how ----------------------------------------------------------------------------------------------------------------------------------
+
+
+def _moved(source: Source, here: Keys, entry: Mapping[str, Any], names: Mapping[str, str], to: Keys, known: Collection[str] = ()) -> None:
+    """Moves the keys of a public mapping to ours; null is no value."""
+    for key, value in entry.items():
+        if key in names and value is not None:
+            _put(source, (*here, key), value, (*to, names[key]))
+        elif key not in names and key not in known:
+            source.problems.append(Problem((*here, key), f"unknown key. Known: {', '.join(sorted({*names, *known}))}"))
+
+
+def _put(source: Source, old: Keys, value: Any, new: Keys) -> None:
+    """Sets a value where nothing else stands; an override of the command line wins."""
+    holder, name = source.mapping(*new[:-1]), str(new[-1])
+    mark = source.marks.get(new)
+    if name not in holder:
+        holder[name] = value
+        source.move(old, new)
+    elif holder[name] != value and (mark is None or mark.order > 0):
+        source.problems.append(Problem(old, f"is {show(value)} here and {show(holder[name])} in {_dotted(new)}; keep one"))
+
+
+def _dotted(keys: Keys) -> str:
+    return ".".join(map(str, keys))

@@ -1,0 +1,126 @@
+"""Sections and keys of newer public configs: each is read, with a line where it has no effect, or refused in one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flow_factory.config import ConfigError, RunConfig, load_config
+from tests.config.test_config import GOOD
+
+
+def load(folder: Path, more: str = "", train: str = "", model: str = "", data: str = "", overrides: tuple[str, ...] = ()) -> RunConfig[Any]:
+    text = GOOD
+    for section, keys in (("train", train), ("model", model), ("data", data)):
+        text = text.replace(f"{section}:\n", f"{section}:\n" + "".join(f"  {line}\n" for line in keys.splitlines()), 1)
+    (folder / "run.yaml").write_text(text + more)
+    return load_config(folder / "run.yaml", overrides)
+
+
+ADAMW = """\
+optimizers:
+  - name: default
+    optimizer: adamw
+    learning_rate: 2.0e-4
+    weight_decay: 1.0e-3
+    betas: [0.9, 0.99]
+    eps: 1.0e-8
+    max_grad_norm: 0.5
+    update_frequency: 1
+"""
+MUON = """\
+optimizers:
+  - {name: default, optimizer: muon, learning_rate: 2.0e-3, momentum: 0.9, nesterov: false, ns_steps: 6, adjust_lr_fn: original,
+     fallback_betas: [0.8, 0.9], fallback_eps: 1.0e-9, eps: 1.0e-7, ns_coefficients: [3.4445, -4.775, 2.0315]}
+"""
+
+
+def test_the_optimiser_of_one_network_is_what_train_says(tmp_path: Path) -> None:
+    train = load(tmp_path, ADAMW).train
+    assert (train.optimizer, train.learning_rate, train.adam_weight_decay, train.adam_betas) == ("adamw", 2e-4, 1e-3, (0.9, 0.99))
+    assert (train.adam_epsilon, train.max_grad_norm) == (1e-8, 0.5)
+    train = load(tmp_path, MUON).train
+    assert (train.optimizer, train.muon_momentum, train.muon_nesterov, train.muon_ns_steps) == ("muon", 0.9, False, 6)
+    assert (train.muon_adjust_lr_fn, train.adam_betas, train.adam_epsilon) == ("original", (0.8, 0.9), 1e-9)
+    assert load(tmp_path, ADAMW, overrides=("train.learning_rate=1e-5",)).train.learning_rate == 1e-5, "the command line wins"
+    assert load(tmp_path, ADAMW, overrides=("optimizers.0.learning_rate=1e-5",)).train.learning_rate == 1e-5
+
+
+ACCELERATION = """\
+acceleration:
+  shared:
+    - {name: attention_backend, params: {backend: _native_math}}
+    - {name: torch_compile, params: {mode: full, compile_kwargs: {backend: aot_eager, dynamic: true}}}
+  rollout: []
+"""
+
+
+def test_acceleration_is_keys_of_the_model(tmp_path: Path) -> None:
+    config = load(tmp_path, ACCELERATION)
+    assert (config.model.attn_backend, config.model.compile, config.model.compile_backend) == ("_native_math", True, "aot_eager")
+    assert config.notices[:2] == (
+        "acceleration.shared.1.params.mode: full has no effect: blocks are compiled, which takes less time at the start",
+        "acceleration.shared.1.params.compile_kwargs.dynamic has no effect: each shape of a call is compiled by itself",
+    )
+    single = "acceleration:\n  shared: {name: torch_compile}\n"
+    assert load(tmp_path, single).model.compile and not load(tmp_path, "acceleration: null\n").model.compile
+
+
+@pytest.mark.parametrize(("keys", "notices"), [
+    ({"model": "trainable_parameters_dtype: bf16"}, ()),
+    ({"model": "trainable_parameters_dtype: torch.bfloat16\nmaster_weight_dtype: bfloat16"}, ()),
+    ({"model": "component_load_dtypes: {default: bf16, vae: null}\nfrozen_parameters_dtype: bfloat16"}, ()),
+    ({"model": "component_load_dtypes: {vae: fp32}"},
+     ("model.component_load_dtypes.vae: \"fp32\" has no effect: the VAE is loaded as its stock pipeline has it",)),
+    ({"data": "sampler_type: group_tiled\nsampler_subgroup_size: null"},
+     ("data.sampler_type: group_tiled has no effect: a group always lives on one process",)),
+    ({"train": "shuffle_samples: true"}, ("train.shuffle_samples has no effect: micro-batches keep the order in which they were drawn",)),
+    ({"train": "num_frames: null\nframe_rate: null\nenable_gradient_checkpointing: {mode: full}"}, ()),
+    ({"more": "num_machines: 1\n"}, ()),
+])  # fmt: skip
+def test_what_has_another_name_here_is_read(tmp_path: Path, keys: dict[str, str], notices: tuple[str, ...]) -> None:
+    config = load(tmp_path, **keys)
+    assert config.notices == notices
+    if "trainable_parameters_dtype" in keys.get("model", ""):
+        assert config.model.master_weight_dtype == "bf16"
+
+
+def test_no_end_is_written_as_a_negative_number(tmp_path: Path) -> None:
+    config = load(tmp_path, overrides=("train.max_epochs=-1",))
+    assert config.train.max_epochs is None
+    assert config.notices == ("train.max_epochs: -1 is null here: the run goes on until it is stopped",)
+
+
+@pytest.mark.parametrize(("keys", "line"), [
+    ({"more": ADAMW, "train": "learning_rate: 1.0e-5"},
+     "run.yaml:28: optimizers.0.learning_rate: is 0.0002 here and 1.0e-05 in train.learning_rate; keep one"),
+    ({"more": ADAMW.replace("frequency: 1", "frequency: 5")}, "run.yaml:32: optimizers.0.update_frequency: 5: one network is trained"),
+    ({"more": ADAMW.replace("betas:", "beta:")}, "run.yaml:29: optimizers.0.beta: unknown key. Known: betas, eps"),
+    ({"more": ADAMW.replace("optimizer: adamw", "optimizer: lion")}, "run.yaml:26: optimizers.0.optimizer: wants one of adamw, adamw8bit"),
+    ({"more": MUON.replace("2.0315", "2.0")}, "optimizers.0.ns_coefficients: [3.4445, -4.775, 2.0]: torch's Muon is run with"),
+    ({"more": "acceleration:\n  rollout:\n    - {name: diffusers_cache, params: {policy: first_block}}\n"},
+     "run.yaml:26: acceleration.rollout.0: diffusers_cache: a cache in the rollout changes what is sampled"),
+    ({"more": "acceleration:\n  rollout: {name: torch_compile}\n"}, "run.yaml:25: acceleration.rollout: torch_compile for rollouts alone"),
+    ({"more": "acceleration:\n  shared: {name: my.Own}\n"}, "run.yaml:25: acceleration.shared.name: \"my.Own\" is not offered; known:"),
+    ({"more": "acceleration: fast\n"}, "run.yaml:24: acceleration: wants shared: and rollout:, got \"fast\""),
+    ({"more": "acceleration:\n  shared: [fast]\n"}, "run.yaml:25: acceleration.shared.0: wants a mapping such as {name: torch_compile"),
+    ({"more": "acceleration:\n  shared: {name: torch_compile, params: {mode: wild}}\n"}, "shared.params.mode: wants auto, regional"),
+    ({"model": "component_load_dtypes: {text_encoders: fp16}"},
+     "run.yaml:5: model.component_load_dtypes.text_encoders: \"fp16\" is not offered: frozen parts are loaded"),
+    ({"model": "trainable_parameters_dtype: fp32\nmaster_weight_dtype: bf16"}, "run.yaml:5: model.trainable_parameters_dtype: is"),
+    ({"data": "sampler_subgroup_size: 2"}, "run.yaml:3: data.sampler_subgroup_size: 2 has no effect here"),
+    ({"model": "use_kv_cache: true"}, "model.use_kv_cache: unknown key"),
+])  # fmt: skip
+def test_what_cannot_work_is_refused_in_one_line(tmp_path: Path, keys: dict[str, str], line: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, **keys)
+    (said,) = str(error.value).splitlines()
+    assert line in said, said
+
+
+def test_muon_is_for_whole_matrices(tmp_path: Path) -> None:
+    (tmp_path / "fsdp.yaml").write_text("distributed_type: FSDP\nfsdp_config: {fsdp_version: 2}\n")
+    with pytest.raises(ConfigError, match=r"optimizers.0.optimizer: muon cannot be shared out by FSDP2 \(it steps whole matrices\)"):
+        load(tmp_path, MUON + f"config_file: {tmp_path}/fsdp.yaml\n")
+    line = "train.muon_momentum, train.muon_ns_steps: no effect with optimizer: adamw"
+    assert line in load(tmp_path, train="muon_momentum: 0.9\nmuon_ns_steps: 4").notices
