@@ -11,14 +11,14 @@ from flow_factory.types import Metrics, Point, Velocity
 
 
 class NFT(AgainstOldPolicy):
-    """c (r L+ + (1 - r) L-) / beta, plus kl_beta times the distance to the reference."""
+    """c (r L+ + (1 - r) L-) / beta with c = nft_saturation, plus kl_beta times the distance to the reference."""
 
     Config: ClassVar[type[TrainConfig]] = NFTConfig
     config: NFTConfig
 
     def loss(self, point: Point, velocity: Velocity) -> tuple[Tensor, Metrics]:
         config, (x0, noise) = self.config, ends(point)
-        clip = config.adv_clip_range[1]
+        clip = config.nft_saturation
         v, old = velocity(point).float(), velocity(point, "old").float()
         r = optimality(point.advantage, clip, config.adv_mode)
         parts = nft_loss(v, old, mixed(x0, noise, point.s), x0, point.s, r, config.nft_beta, clip)

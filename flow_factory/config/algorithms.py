@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from flow_factory.config.base import Device, Interval, Shown, show
+from flow_factory.config.base import DERIVED, Device, Interval, Shown, derived, show
 from flow_factory.config.scheduler import SchedulerConfig
 from flow_factory.config.train import TrainConfig
 from flow_factory.core.step_range import index_window
@@ -115,6 +115,12 @@ class NFTConfig(OldPolicyConfig):
     adv_mode: Literal["all", "positive_only", "negative_only", "one_only", "binary"] = Field(
         "all", description="which part of the advantage counts"
     )
+    nft_saturation: Annotated[
+        float,
+        Field(gt=0, le=100),
+        derived(lambda above: above.get("adv_clip_range", (-5.0, 5.0))[1]),
+        Shown(default="from adv_clip_range"),
+    ] = Field(DERIVED, description="advantage at which a sample counts as surely good; smaller is more contrast between samples")
 
 
 class AWMConfig(OldPolicyConfig):

@@ -19,9 +19,21 @@ def guided_rollouts(config: RunConfig) -> Iterator[str]:
     )
 
 
+def of_loaded_weights(config: RunConfig) -> Iterator[str]:
+    """Which untrained model the losses compare with, where the run starts from others than the checkpoint's."""
+    train = config.train
+    if config.model.resume_type not in ("lora", "full") or "ref" not in ALGORITHMS[train.trainer_type](train, config.scheduler).weights:
+        return
+    if train.reference == "start":
+        yield "train.reference: start: the reference is what model.resume_path has"
+    else:
+        yield "train.reference: base: the reference is the checkpoint without what model.resume_path has, and pulls away from it; or start"
+
+
 def remarks(config: RunConfig) -> Iterator[str]:
     """One line each."""
     yield from guided_rollouts(config)
+    yield from of_loaded_weights(config)
     train, family = config.train, MODELS[config.model.model_type]
     if train.advantage_aggregation == "gdpo" and sum(reward.weight != 0 for reward in config.rewards) > 1 and train.global_std:
         yield (

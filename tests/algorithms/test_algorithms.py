@@ -11,6 +11,7 @@ from flow_factory.algorithms.awm import AWM
 from flow_factory.algorithms.grpo_guard import GRPOGuard
 from flow_factory.algorithms.losses import kl_v
 from flow_factory.algorithms.losses.awm import pseudo_log_prob, scaled_advantage, surrogate
+from flow_factory.algorithms.losses.nft import optimality
 from flow_factory.algorithms.nft import NFT
 from flow_factory.config import AWMConfig, GRPOGuardConfig, NFTConfig, SchedulerConfig
 from flow_factory.core.dynamics import DYNAMICS
@@ -118,6 +119,28 @@ def test_nft_at_the_old_policy_learns_nothing_from_a_sample_of_no_advantage(beta
     error = 0.6 * (noise - x0 - v.detach())
     for k, half in ((1, 0.5), (2, -0.5)):
         close(slope[k], 5 * half * 2 * error[k] * -0.6 / (20 * error[k].abs().mean()) / 3, 1e-4)
+
+
+@pytest.mark.parametrize(("c", "signal"), [(1.0, 0.631), (2.0, 0.390), (3.0, 0.266), (5.0, 0.160)])
+def test_nft_of_less_saturation_has_more_signal_beside_what_holds_it(c: float, signal: float) -> None:
+    """loss = c / (2 beta) mean[(L+ + L-) + q (L+ - L-)], q = clip(A, -c, c) / c; E|q| of standard normal advantages is known."""
+    x0, noise = normals(2, 64, 3, 4)
+    old, beta, s = normals(64, 3, 4, seed=1), 0.5, torch.tensor(0.6, dtype=torch.float64)
+    v = (old + 0.1 * normals(64, 3, 4, seed=2)).requires_grad_()
+    algorithm = NFT(NFTConfig(nft_beta=beta, nft_saturation=c), ODE)
+    advantage = algorithm.advantage(rollout(2 * normals(64, seed=3)))
+    loss, metrics = algorithm.loss(noised(x0, noise, s, advantage, policy=v, old=old), given)
+    plus, minus = metrics["loss_positive"], metrics["loss_negative"]
+    q = advantage.clamp(-c, c) / c
+    close(loss, c / (2 * beta) * ((plus + minus) + q * (plus - minus)).mean(), 1e-6)
+    close(metrics["optimality"], (1 + q) / 2)
+    many = optimality(normals(400_000), c)
+    close((2 * many - 1).abs().mean(), torch.tensor(signal, dtype=torch.float64), 1e-2)
+
+
+def test_nfts_saturation_is_the_advantages_clip_where_none_is_given() -> None:
+    assert NFTConfig().nft_saturation == 5 and NFTConfig(adv_clip_range=(-3.0, 3.0)).nft_saturation == 3
+    assert NFTConfig(adv_clip_range=(-3.0, 3.0), nft_saturation=1).nft_saturation == 1
 
 
 # -- AWM ------------------------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ TWO = "{a: {reward_model: jpeg_compressibility}, b: {reward_model: jpeg_incompre
 KEYS = {
     "grpo": [
         "train.kl_beta=0.1",
+        "train.step_weight=noise",
         "train.drop_zero_variance=true",
         "eval.max_rows=2",
         "eval.full_at_end=true",

@@ -9,6 +9,7 @@ from flow_factory.config import load_config
 from tests.tiny.run import ROOT
 
 EXAMPLES = ROOT / "examples"
+LOADED = ("model.resume_path=earlier", "model.resume_type=lora")
 
 
 @pytest.mark.parametrize(("example", "overrides", "says"), [
@@ -17,6 +18,9 @@ EXAMPLES = ROOT / "examples"
     ("dgpo/lora/sd3_5.yaml", (), ["train.guidance_scale: 4.5: dgpo rolls out with"]),
     ("nft/lora/flux1.yaml", ("train.guidance_scale=3.5",), []),
     ("grpo/lora/sd3_5.yaml", (), []),
+    ("grpo/lora/sd3_5.yaml", LOADED, []),
+    ("grpo/lora/sd3_5.yaml", (*LOADED, "train.kl_beta=0.1"), ["train.reference: base: the reference is the checkpoint without what"]),
+    ("grpo/lora/sd3_5.yaml", (*LOADED, "train.kl_beta=0.1", "train.reference=start"), ["the reference is what model.resume_path has"]),
     ("nft/lora/wan21_t2v.yaml", (), ["by UniPC of second order", "the VAE decodes in bf16"]),
 ])  # fmt: skip
 def test_the_plan_says_what_may_surprise(example: str, overrides: tuple[str, ...], says: list[str]) -> None:
