@@ -180,7 +180,7 @@ class Roller:
         rollout = Rollout(row, kept, recorder.kept, media, slot.slot, epoch, ids, memo=memo)
         if not train.stochastic:
             rollout.x0 = recorder.final
-        if not train.stochastic or self.algorithm.with_schedule:
+        if not train.stochastic or context.algorithm.with_schedule:
             rollout.schedule = recorder.timesteps.cpu(), recorder.sigmas.cpu()
         if train.offload_samples_to_cpu:
             rollout.steps = [replace(s, **to_cpu(vars(s))) for s in rollout.steps]
