@@ -9,17 +9,14 @@ import logging
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list, patch_environment
-from torch import Tensor
 
 from flow_factory.algorithms import ALGORITHMS
 from flow_factory.algorithms.base import Algorithm
-from flow_factory.checkpoints.model_files import load_model
 from flow_factory.config import RunConfig, pipeline_kwargs, plan_of
 from flow_factory.config.engine import EngineSettings, engine_of
 from flow_factory.config.profile import ProfileConfig
@@ -33,38 +30,32 @@ from flow_factory.memory.encoding_plan import encoding_settled, with_data
 from flow_factory.memory.fit import decoding, model_of, recomputing, resharding, settled
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
-from flow_factory.models.loading import download, family_of, load_adapter, stored_dtypes
-from flow_factory.models.proof import prove
 from flow_factory.policy.attention import without_cudnn
-from flow_factory.policy.context_parallel import split_sequences
 from flow_factory.policy.gradient_checkpointing import StepBack
-from flow_factory.policy.optimizer import make_optimizer
-from flow_factory.policy.policy import Policy, able, build_policy
+from flow_factory.policy.policy import able
 from flow_factory.rewards.loading import arguments, left_out
 from flow_factory.rewards.scoring import RewardSet, load_rewards
 from flow_factory.runs.claim import begin, choose_for_all, claim_folder, missed, require_shared
 from flow_factory.runs.identity import identity_of
 from flow_factory.runs.notices import guided_rollouts
 from flow_factory.runs.preflight import Preflight, ready
-from flow_factory.runs.resume import Start
-from flow_factory.runs.rows import checkpoint_of, is_offline
+from flow_factory.runs.rows import is_offline
 from flow_factory.runs.run_folder import RunFolder
 from flow_factory.runs.training_state import Progress, load
-from flow_factory.training.attention_proof import prove_attention
 from flow_factory.training.context import TrainingContext
 from flow_factory.training.encoding import Encoding
 from flow_factory.training.evaluation import Evaluator
 from flow_factory.training.kept_weights import copies_base, keep_copies
 from flow_factory.training.meter import Meter
+from flow_factory.training.model_setup import open_adapter, require_proofs, share_out
 from flow_factory.training.run import Run
 from flow_factory.training.saver import Saver
 from flow_factory.training.schedule import make_schedule
-from flow_factory.training.text_encoders import Encoders, loaded_later
+from flow_factory.training.text_encoders import Encoders
 from flow_factory.training.tracing import Tracer
 from flow_factory.training.trainer import Trainer
 from flow_factory.types import Cond
 from flow_factory.utils.errors import UserError
-from flow_factory.utils.offload import to_device
 from flow_factory.utils.terminal import note
 
 logger = logging.getLogger(__name__)
@@ -178,63 +169,12 @@ def settle(config: RunConfig, rows: int, accelerator: Accelerator) -> RunConfig:
     return decoding(resharding(recomputing(with_data(config, *encoded), level), reshards), *decoded)
 
 
-def share_out(config: RunConfig, adapter: ModelAdapter, engine: Engine, start: Start, keep: bool) -> dict[str, Tensor]:
-    """Makes the policy, gives it the weights that it starts from, and brings it to the devices.
-
-    Returns:
-        The base model's weights, see `load_weights`.
-    """
-    accelerator = engine.accelerator
-    liveness.set_activity("building the policy")
-    policy = build_policy(
-        adapter, config.model, config.mixed_precision, config.train.enable_gradient_checkpointing, config.train.seed, accelerator.device,
-        shards=config.engine.shards_weights, settled=False,
-    )  # fmt: skip
-    wait_for_everyone("building the policy")
-    split_sequences(adapter, config.model.context_parallel, accelerator.device)
-    base = load_weights(start, policy, keep)
-    wait_for_everyone("loading weights")
-    engine.wrap(policy, partial(make_optimizer, config.train))
-    if accelerator.is_main_process and (accelerator.num_processes > 1 or engine.settings.kind != "ddp"):
-        note(engine.describe())
-    several = is_offline(config) or len(policy.components) + len(policy.frozen) > 1
-    if engine.settings.in_step and accelerator.num_processes > 1 and several:
-        adapter.field.agree = engine.needed
-    return base
-
-
-def require_proofs(config: RunConfig, adapter: ModelAdapter, engine: Engine, cond: Cond) -> None:
-    """Of a model that the tests do not know, or whose sequences are shared out, see `prove`; of attention, see `prove_attention`."""
-    here = to_device(cond, engine.accelerator.device)
-    wait_for_everyone("sharing out the policy")
-    limit_groups(config.distributed_timeout)  # which libraries have made
-    liveness.set_activity("proving that training sees what sampling saw")
-    unknown = config.model.model_type not in MODELS or config.model.model_type == "diffusers"
-    if unknown or config.model.context_parallel > 1:
-        with engine.accumulating(last=False):
-            prove(adapter, here, pipeline_kwargs(config.train), config.train.per_device_batch_size, engine)
-    prove_attention(config, engine, here)
-
-
 def tracers(profile: ProfileConfig | None, folder: Path, progress: Progress, accelerator: Accelerator) -> list[Tracer]:
     """This process's, if it has one."""
     if profile is None or not (accelerator.is_main_process or profile.processes == "all"):
         return []
     who = (accelerator.process_index, progress, accelerator.device.type == "cuda", accelerator.is_main_process)
     return [Tracer(profile, folder, *who)]
-
-
-def load_weights(start: Start, policy: Policy, keep: bool) -> dict[str, Tensor]:
-    """Loads the weights that a new run starts from, where it has any; returns those of the base model by name, if they are to be kept.
-
-    Raises:
-        CheckpointError: they do not fit.
-    """
-    if start.path is None or start.saved is not None:
-        return {}
-    base = {name: p.detach() for name, p in policy.trained().items()} if keep else {}  # of files; the saved ones take their place
-    load_model(start.path, policy)
-    return base
 
 
 def contradict(settings: EngineSettings) -> None:
@@ -257,23 +197,3 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         return Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=[parallel])
     with patch_environment(accelerate_torch_device="cpu"):  # not cpu:0, to which torch would copy weights that are mapped from a file
         return Accelerator(mixed_precision=config.mixed_precision, cpu=True, kwargs_handlers=[parallel])
-
-
-def open_adapter(config: RunConfig) -> ModelAdapter:
-    """The pipeline in the run's precision, behind its family's adapter; its transformers as their files have them, see `Policy.settle`.
-
-    Where those have several dtypes, what is trained in full is loaded in the master weights'. Text encoders are loaded when a row is to be
-    encoded, see `Encoders`.
-
-    Raises:
-        LoadError: it does not load.
-    """
-    model, (name, kind, overrides, pipeline) = config.model, checkpoint_of(config)
-    trained = model.target_components if model.finetune_type == "full" else ()
-    dtypes: dict[str, str] = dict.fromkeys(trained, model.master_weight_dtype)
-    family = family_of(name, kind, pipeline)
-    if not Path(name).is_dir():
-        download(name, family)
-    if model.quantization is None and model.layerwise_casting is None:
-        dtypes |= stored_dtypes(name, family)
-    return load_adapter(name, kind, config.mixed_precision, dtypes, overrides, pipeline, model.quantization, loaded_later(config))
