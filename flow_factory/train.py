@@ -5,7 +5,6 @@ if __name__ == "__main__":  # before anything heavy: a bad config is said in a s
 
     run()
 
-import logging
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -57,8 +56,6 @@ from flow_factory.training.trainer import Trainer
 from flow_factory.types import Cond
 from flow_factory.utils.errors import UserError
 from flow_factory.utils.terminal import note
-
-logger = logging.getLogger(__name__)
 
 
 def build(config: RunConfig) -> Run:

@@ -20,8 +20,8 @@ SLOW = {
 }
 ALL = SLOW | {
     "loading": "1 flow_factory.train:open_adapter 1 dawdle",
-    "building": "0 flow_factory.train:build_policy 1 dawdle",
-    "loading weights": "1 flow_factory.train:load_weights 1 dawdle",
+    "building": "0 flow_factory.training.model_setup:build_policy 1 dawdle",
+    "loading weights": "1 flow_factory.training.model_setup:load_weights 1 dawdle",
     "trackers": "0 flow_factory.train:begin 1 dawdle",
     "logging": "0 flow_factory.reporting.metrics:MetricsFile.log 2 dawdle",
     "writing weights": "0 flow_factory.training.saver:save_model 1 dawdle",
