@@ -31,7 +31,7 @@ ABSENT_IF_NULL = ("num_frames", "frame_rate")
 
 def bring_public_keys(source: Source) -> None:
     """Moves, drops or refuses what only the public files have; adds a notice where something has no effect."""
-    for step in (_optimizers, _acceleration, _dtypes, _sampler, _training):
+    for step in (_optimizers, _acceleration, _dtypes, _sampler, _training, _rewards):
         step(source)
 
 
@@ -170,6 +170,26 @@ def _training(source: Source) -> None:
         for key in ABSENT_IF_NULL:
             if section.get(key, False) is None:
                 del section[key]
+
+
+MEANS = {"am": "arithmetic", "gm": "geometric"}
+
+
+def _rewards(source: Source) -> None:
+    """Keys of single rewards."""
+    for section in ("rewards", "eval_rewards"):
+        entries = source.tree.get(section)
+        for k in range(len(entries) if isinstance(entries, list) else 0):
+            entry, here = source.mapping(section, k), (section, k)
+            name = str(entry.get("reward_model")).lower().replace("_", "")
+            if name == "geneval2softtifa":
+                entry["reward_model"] = "GenEval2"
+                if entry.pop("data_path", None) is not None:
+                    source.notices.append(f"{_dotted((*here, 'data_path'))} has no effect: questions are the data set's column vqa_list")
+                if (mean := entry.pop("aggregation", None)) is not None:
+                    _moved(source, here, {"aggregation": MEANS.get(str(mean), mean)}, {"aggregation": "mean"}, here)
+            elif name == "hpsv2" and (version := entry.pop("hps_version", "v2.1")) != "v2.1":
+                source.problems.append(Problem((*here, "hps_version"), f"{show(version)} is not offered; write v2.1"))
 
 
 # -- how ----------------------------------------------------------------------------------------------------------------------------------

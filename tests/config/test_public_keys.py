@@ -85,6 +85,20 @@ def test_what_has_another_name_here_is_read(tmp_path: Path, keys: dict[str, str]
         assert config.model.master_weight_dtype == "bf16"
 
 
+def test_keys_of_public_rewards(tmp_path: Path) -> None:
+    text = """\
+eval_rewards:
+  - {reward_model: geneval2_soft_tifa, name: geneval2, data_path: dataset/GenEval2, aggregation: gm}
+  - {reward_model: hpsv2, hps_version: v2.1}
+"""
+    config = load(tmp_path, text)
+    assert config.eval_rewards is not None
+    assert [(r.reward_model, r.extra_kwargs) for r in config.eval_rewards] == [("GenEval2", {"mean": "geometric"}), ("hpsv2", {})]
+    assert config.notices == ("eval_rewards.0.data_path has no effect: questions are the data set's column vqa_list",)
+    with pytest.raises(ConfigError, match=r'eval_rewards.1.hps_version: "v2.0" is not offered; write v2.1'):
+        load(tmp_path, text.replace("v2.1", "v2.0"))
+
+
 def test_no_end_is_written_as_a_negative_number(tmp_path: Path) -> None:
     config = load(tmp_path, overrides=("train.max_epochs=-1",))
     assert config.train.max_epochs is None
