@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from flow_factory import __version__
@@ -213,7 +214,8 @@ def act(config: RunConfig, args: argparse.Namespace, listener: Listener) -> int:
         arguments = [str(args.config), *args.overrides, *going_on(config, placement.max_restarts)]
         from flow_factory.runs.resume import has_ended
 
-        return 0 if has_ended(config, placement) else launch(placement, arguments, config.distributed_timeout)
+        ended = partial(has_ended, config, placement)
+        return 0 if ended() else launch(placement, arguments, config.distributed_timeout, ended)
     if first():
         note(*config.notices, *restarts(), *settled_lines(os.environ))
     if config.log.verbose:

@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,11 +59,12 @@ def going_on(config: RunConfig, max_restarts: int) -> list[str]:
     return [f"model.resume_path={AUTO}"] if path is None else []
 
 
-def launch(placement: Topology, arguments: Sequence[str], limit: float) -> int:
+def launch(placement: Topology, arguments: Sequence[str], limit: float, ended: Callable[[], bool] = lambda: False) -> int:
     """Starts `ff-train ARGUMENTS` in this machine's processes and waits: 0, or the exit code of the first that failed.
 
     Args:
         limit: seconds, of one collective.
+        ended: asked before a restart: whether the run has all its epochs.
 
     Raises:
         ConfigError: more processes than GPUs.
@@ -83,7 +84,7 @@ def launch(placement: Topology, arguments: Sequence[str], limit: float) -> int:
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "3600")  # seconds from SIGTERM to SIGKILL: a large state takes long to save
     os.environ[LAUNCHER] = str(os.getpid())
     os.environ[MAIN] = placement.main_process_ip
-    machines = _machines(placement, limit)
+    machines = _machines(placement, limit, ended)
     try:
         run_processes(machines, here, ["-u", "-c", worker(), *arguments])
     except SignalException:  # passed on to them, and they have ended
@@ -96,7 +97,7 @@ def launch(placement: Topology, arguments: Sequence[str], limit: float) -> int:
     return 0
 
 
-def _machines(placement: Topology, limit: float) -> "Machines":
+def _machines(placement: Topology, limit: float, ended: Callable[[], bool]) -> "Machines":
     from flow_factory.distributed.machines import Machines
     from flow_factory.distributed.rendezvous import Rendezvous
 
@@ -104,7 +105,7 @@ def _machines(placement: Topology, limit: float) -> "Machines":
     port = placement.main_process_port if machines > 1 else _free(placement.main_process_port)
     place = Rendezvous("machine", placement.machine_rank, machines, placement.main_process_ip, port, timeout)
     told = f"--num_processes {placement.num_processes} --max_restarts {placement.max_restarts}"
-    return Machines(place, placement.max_restarts, timeout + limit, told)
+    return Machines(place, placement.max_restarts, timeout + limit, told, ended)
 
 
 def stay_with_launcher() -> None:

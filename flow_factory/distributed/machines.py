@@ -7,7 +7,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -46,10 +46,11 @@ class Machines(RendezvousHandler):
         again: seconds for which they wait for each other later, longer than a collective may take: so long may processes of another machine
             not notice.
         told: what all must have been started with.
+        ended: whether the run has all its epochs: a process may have died on its way out, and the others have left.
     """
 
-    def __init__(self, place: Rendezvous, max_restarts: int, again: float, told: str):
-        self.place, self.max_restarts, self.again = place, max_restarts, again
+    def __init__(self, place: Rendezvous, max_restarts: int, again: float, told: str, ended: Callable[[], bool] = lambda: False):
+        self.place, self.max_restarts, self.again, self.ended = place, max_restarts, again, ended
         self.token = secrets.token_hex(8)
         self.mine = f"{self.token} {told}"
         self.store: Store | None = None
@@ -113,9 +114,14 @@ class Machines(RendezvousHandler):
     def _join(self, store: Store, wanted: int, timeout: float) -> int:
         """The attempt at which all are: at least the wanted one, and later where somebody has asked for that meanwhile."""
         self._ask(store, wanted)
+        if wanted and self.ended():
+            store.set("ended", "")
         attempt, deadline = -1, 0.0
         keys: list[str] = []
         while not keys or not store.check(keys):
+            if store.check(["ended"]):
+                self.leave()
+                raise RendezvousGracefulExitError("the run has ended")
             if (now := _number(store)) != attempt:
                 attempt, deadline = now, time.monotonic() + timeout
                 keys = self._come(store, attempt)

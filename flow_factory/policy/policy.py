@@ -64,14 +64,17 @@ class Policy(nn.Module):
             device: None is where they are.
             own: whether frozen weights, too, become memory of this process, which may be written to.
         """
-        for module in part.modules():
-            for p in module._parameters.values():  # a module that rounds its weights lists others
-                if p is None or (dtype := self.wanted.pop(p, None)) is None:
-                    continue
-                read = p.data
-                p.data = read.to(device or read.device).to(dtype)  # files mostly have fewer bits
-                if (own or p.requires_grad) and p.data_ptr() == read.data_ptr():
-                    p.data = read.clone()
+        for module, name, dtype in self.unsettled(part):
+            p: nn.Parameter = module._parameters[name]  # type: ignore[assignment]
+            read = p.data
+            p.data = read.to(device or read.device).to(dtype)  # files mostly have fewer bits
+            if (own or p.requires_grad) and p.data_ptr() == read.data_ptr():
+                p.data = read.clone()
+
+    def unsettled(self, part: nn.Module) -> list[tuple[nn.Module, str, torch.dtype]]:
+        """Weights of a part that the caller is to settle, each once: (its module, its name there, the dtype in which it is to live)."""
+        named = [(m, name, p) for m in part.modules() for name, p in m._parameters.items()]  # a module that rounds its weights lists others
+        return [(m, name, self.wanted.pop(p)) for m, name, p in named if p in self.wanted]
 
     def set_aside(self) -> None:
         """What only a rollout needs goes back to main memory; it returns when it is called."""

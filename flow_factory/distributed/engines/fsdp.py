@@ -41,10 +41,9 @@ class FullyShard(Engine):
             raise UserError(f"FSDP2: the model has no blocks of the classes {', '.join(names)}; see fsdp_transformer_layer_cls_to_wrap")
         keys: dict[str, Any] = {"mesh": self.mesh, "offload_policy": offload, "mp_policy": POLICY}
         for block in reversed(blocks):  # inner ones first; each goes to the device as it is shared out, not the whole before
-            policy.settle(block, device)
-            fully_shard(block, reshard_after_forward=self.settings.reshard, **keys)
-        policy.settle(policy, device)
-        self.wrapped = self.policy = fully_shard(policy, reshard_after_forward=True, **keys)  # type: ignore[assignment]
+            share_out(block, policy, reshard_after_forward=self.settings.reshard, **keys)
+        share_out(policy, policy, reshard_after_forward=True, **keys)
+        self.wrapped = self.policy = policy
         narrow(self.policy, gathered_dtypes(self.policy, DTYPES[self.accelerator.mixed_precision]))
         self.optimizer = make_optimizer(self.policy.trained().values())
         self.lora = any("lora_" in name for name in self.policy.trained())
@@ -127,6 +126,18 @@ class FullyShard(Engine):
 
     def _moments(self) -> Iterator[tuple[str, str, Tensor, Sequence[int]]]:
         return ((name, key, _local(value), shape) for name, key, value, shape in super()._moments())
+
+
+def share_out(part: nn.Module, policy: Policy, **keys: Any) -> None:
+    """Shards a part as its file has it, then brings each process's rows to the dtype in which they live: nobody casts what others hold.
+
+    Args:
+        keys: of `fully_shard`.
+    """
+    unsettled = policy.unsettled(part)
+    fully_shard(part, **keys)
+    dtypes = {module._parameters[name]: dtype for module, name, dtype in unsettled}
+    part._apply(lambda rows: rows.to(dtypes.get(rows, rows.dtype)))  # which FSDP2 follows
 
 
 def _local(value: Tensor) -> Tensor:
