@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from flow_factory.models.loading import DTYPES
 from flow_factory.training.run import Run
 from tests.tiny.flux import flux_pipeline
 from tests.tiny.several import several
@@ -111,7 +112,7 @@ def mapped() -> int:
 
 def measure(folder: Path, processes: int, parameters: float, names: tuple[str, ...] = tuple(CASES)) -> dict[str, list[dict[str, Any]]]:
     """Of each run what each process says; see `held`. One before them, on a tiny checkpoint, makes what all runs make once."""
-    made = {kind: make(folder / kind, parameters, dtype) for kind, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32))}
+    made = {kind: make(folder / kind, parameters, DTYPES[kind]) for kind in {CASES[name][0] for name in names}}
     runs = {"before": [*COMMON, *CASES[names[-1]][1]]}
     for name in names:
         file, keys = CASES[name]

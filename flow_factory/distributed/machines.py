@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import NoReturn
 
 from torch.distributed import DistError, PrefixStore, Store
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
@@ -71,6 +72,12 @@ class Machines(RendezvousHandler):
         """
         timeout = self.place.timeout if self.attempt < 0 else self.again
         wanted, deadline = self.attempt + 1, time.monotonic() + timeout
+        if wanted and self.ended():
+            with suppress(DistError):
+                if self.store is not None:
+                    self._ask(self.store, wanted)
+                    self.store.set("ended", "")
+            self._end()
         while True:
             try:
                 if self.store is None:
@@ -109,19 +116,21 @@ class Machines(RendezvousHandler):
                     time.sleep(OFTEN)
                     gone = self.store.add("left", 0)
 
+    def _end(self) -> NoReturn:
+        """In the place of a restart that the run does not need any more."""
+        self.leave()
+        raise RendezvousGracefulExitError("the run has ended")
+
     # -- one meeting ------------------------------------------------------------------------------------------------------------
 
     def _join(self, store: Store, wanted: int, timeout: float) -> int:
         """The attempt at which all are: at least the wanted one, and later where somebody has asked for that meanwhile."""
         self._ask(store, wanted)
-        if wanted and self.ended():
-            store.set("ended", "")
         attempt, deadline = -1, 0.0
         keys: list[str] = []
         while not keys or not store.check(keys):
             if store.check(["ended"]):
-                self.leave()
-                raise RendezvousGracefulExitError("the run has ended")
+                self._end()
             if (now := _number(store)) != attempt:
                 attempt, deadline = now, time.monotonic() + timeout
                 keys = self._come(store, attempt)

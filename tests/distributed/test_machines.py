@@ -140,21 +140,21 @@ def test_who_is_done_waits_for_the_others_and_a_late_one_hears_it(two: Two) -> N
     left.result(60)
 
 
-@pytest.mark.parametrize("others", ["have left", "go on", "are started anew"])
+@pytest.mark.parametrize("others", ["have left", "have left with the store", "go on", "are started anew"])
 def test_a_process_that_died_after_the_run_had_ended_is_not_started_anew(
     two: Two, others: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "LEAVING", 0.0)
-    two.first.ended = lambda: True
-    if others == "have left":
-        two.second.store = None
-    other = two.launcher(1) if others == "are started anew" else two.second
-    late = two.start(other) if others == "are started anew" else []
+    mine, other = (two.second, two.first) if others == "have left with the store" else (two.first, two.second)
+    mine.ended = lambda: True
+    if others.startswith("have left"):
+        other.store = None
+    late = two.start(two.launcher(1)) if others == "are started anew" else []
     with pytest.raises(RendezvousGracefulExitError, match="the run has ended"):
-        two.first.meet()
+        mine.meet()
     if others == "go on":
-        assert two.second.num_nodes_waiting() and not two.second.all_done()
-        late = two.start(two.second)
+        assert other.num_nodes_waiting() and not other.all_done()
+        late = two.start(other)
     for one in late:
         with pytest.raises(RendezvousGracefulExitError, match="the run has ended"):
             one.result(60)
