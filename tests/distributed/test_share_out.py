@@ -1,4 +1,4 @@
-"""FSDP2 shares weights out as their file has them: what is trained in more bits is cast by whom it belongs to, and nobody casts the whole."""
+"""FSDP2 shares weights out as their file has them: whose rows they are casts them to more bits, and nobody casts the whole."""
 
 from collections.abc import Iterator
 from typing import Any
