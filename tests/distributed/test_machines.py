@@ -141,9 +141,7 @@ def test_who_is_done_waits_for_the_others_and_a_late_one_hears_it(two: Two) -> N
 
 
 @pytest.mark.parametrize("others", ["have left", "have left with the store", "go on", "are started anew"])
-def test_a_process_that_died_after_the_run_had_ended_is_not_started_anew(
-    two: Two, others: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_that_died_after_the_run_had_ended_is_not_started_anew(two: Two, others: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LEAVING", 0.0)
     mine, other = (two.second, two.first) if others == "have left with the store" else (two.first, two.second)
     mine.ended = lambda: True
