@@ -10,12 +10,13 @@ ALGORITHMS = Registry(
     {
         "grpo": "flow_factory.algorithms.grpo:GRPO",
         "grpo-guard": "flow_factory.algorithms.grpo_guard:GRPOGuard",
+        "dppo": "flow_factory.algorithms.dppo:DPPO",
         "nft": "flow_factory.algorithms.nft:NFT",
         "awm": "flow_factory.algorithms.awm:AWM",
         "dpo": "flow_factory.algorithms.dpo:DPO",
         "dgpo": "flow_factory.algorithms.dgpo:DGPO",
         "crd": "flow_factory.algorithms.crd:CRD",
     },
-    aliases={"flow-grpo": "grpo", "diffusion-nft": "nft", "diffusion-dpo": "dpo"},
+    aliases={"flow-grpo": "grpo", "flow-dppo": "dppo", "diffusion-nft": "nft", "diffusion-dpo": "dpo"},
     base="flow_factory.algorithms.base:Algorithm",
 )

@@ -37,6 +37,7 @@ class Algorithm:
             of a micro-batch; None, none. `survey` sees them first, where they are more than one.
         with_mean: whether the transitions' means are kept.
         with_schedule: whether a rollout's noise levels are; an ODE rollout's always are.
+        bound: the key of `train:` that says how far the policy may go from what sampled, where `on_policy_error` is a tenth of it.
     """
 
     Config: ClassVar[type[TrainConfig]]
@@ -45,6 +46,7 @@ class Algorithm:
     scope: Literal["group", "times"] | None = None
     with_mean: ClassVar[bool] = False
     with_schedule: bool = False
+    bound: ClassVar[str] = ""
 
     def __init__(self, config: TrainConfig, scheduler: SchedulerConfig, per_sample_times: bool = False):
         """`per_sample_times`: whether the model takes a time a sample, instead of one for all of a micro-batch."""

@@ -1,93 +1,29 @@
 """Flow-GRPO: a clipped policy gradient on the Gaussian transitions of an SDE sampler (arXiv 2505.05470)."""
 
-from collections.abc import Iterator
 from typing import ClassVar
 
 from torch import Tensor
 
-from flow_factory.algorithms.base import Algorithm
-from flow_factory.algorithms.losses import approx_kl, clip_fractions, clipped_objective, kl_exact, kl_v, kl_x
-from flow_factory.algorithms.losses.steps import step_weights
-from flow_factory.config import GRPOConfig, SchedulerConfig, TrainConfig
-from flow_factory.core.dynamics import DYNAMICS
-from flow_factory.core.step_selection import select_steps
-from flow_factory.types import Metrics, Point, Rollout, Step, Velocity
+from flow_factory.algorithms.losses import clip_fractions, clipped_objective
+from flow_factory.algorithms.transitions import OnTransitions
+from flow_factory.config import GRPOConfig, TrainConfig
+from flow_factory.types import Metrics, Point, Step
 
 
-class GRPO(Algorithm):
+class GRPO(OnTransitions):
     """max(-A r, -A clip(r)) on the stochastic steps, plus kl_beta times the distance to the reference."""
 
     Config: ClassVar[type[TrainConfig]] = GRPOConfig
     config: GRPOConfig
-
-    def __init__(self, config: GRPOConfig, scheduler: SchedulerConfig, per_sample_times: bool = False):
-        super().__init__(config, scheduler, per_sample_times)
-        self.kernel = DYNAMICS[scheduler.dynamics_type]
-        self.weights = ("ref",) if config.kl_beta > 0 else ()
-        self.candidates = scheduler.stochastic_steps(config.num_inference_steps, config.first_step)
-        self.with_schedule = config.step_weight != "none"
-
-    def noisy(self, epoch: int, slot: int) -> tuple[int, ...]:
-        if self.scheduler.step_selection == "fraction":
-            return self.candidates
-        return select_steps(self.scheduler, self.candidates, self.config.seed, epoch, slot)
-
-    def kept(self, epoch: int, slot: int) -> tuple[int, ...]:
-        return select_steps(self.scheduler, self.candidates, self.config.seed, epoch, slot)
-
-    def points(self, rollout: Rollout) -> Iterator[Point]:
-        low, high = self.config.adv_clip_range
-        advantage = rollout.advantage.clamp(low, high)
-        for step in rollout.steps:
-            yield Point(step.x.to(step.dtype), step.t, step.s, rollout.cond, advantage, step, memo=rollout.memo, schedule=rollout.schedule)
-
-    def size(self, rollout: Rollout) -> int:
-        return len(rollout.steps)
-
-    def loss(self, point: Point, velocity: Velocity) -> tuple[Tensor, Metrics]:
-        step = point.step
-        assert step is not None  # `points` makes them so
-        v = velocity(point)
-        mean, std = self._transition(point, step, v)
-        logp = self.kernel.log_prob(step.x1.float(), mean, std)
-        objective, ratio = self._objective(point, step, logp, mean, std)
-        low, high = clip_fractions(ratio, self.config.clip_range)
-        weight = self.weight(point)
-        policy = loss = (objective if weight is None else weight * objective).mean()
-        metrics = {
-            "policy_loss": policy, "ratio": ratio, "ratio_error": (ratio - 1).abs().max(), "clip_frac_low": low, "clip_frac_high": high,
-            "clip_frac": low + high, "approx_kl": approx_kl(logp, step.logp),
-        }  # fmt: skip
-        if weight is not None:
-            metrics["step_weight"] = weight
-        if self.config.kl_beta > 0:
-            ref = velocity(point, "ref")
-            kl = self._kl(v, ref, mean, self._transition(point, step, ref)[0], std)
-            loss = policy + self.config.kl_beta * kl
-            metrics |= {"kl_div": kl, "kl_loss": self.config.kl_beta * kl}
-        return loss, {k: m.detach() for k, m in ({"loss": loss} | metrics).items()}
+    bound: ClassVar[str] = "clip_range"
 
     def on_policy_error(self, metrics: Metrics) -> tuple[Tensor, float]:
         low, high = self.config.clip_range
         return metrics["ratio_error"], 0.1 * min(-low, high)
 
-    def weight(self, point: Point) -> Tensor | None:
-        """(n,) what the samples' objective counts here; None: all alike."""
-        if self.config.step_weight == "none":
-            return None
-        assert point.step is not None and point.schedule is not None  # `with_schedule`
-        eta = self.scheduler.noise_level
-        weights = step_weights(self.kernel, self.config.step_weight, point.schedule[1], self.candidates, eta)
-        return weights[self.candidates.index(point.step.index)].to(point.advantage).expand_as(point.advantage)
+    def _objective(self, point: Point, step: Step, logp: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor, Metrics]:
+        return self._clipped(*clipped_objective(logp, step.logp, point.advantage, self.config.clip_range))
 
-    def _objective(self, point: Point, step: Step, logp: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-        """(the loss to minimise, the ratio), (n,) each."""
-        return clipped_objective(logp, step.logp, point.advantage, self.config.clip_range)
-
-    def _transition(self, point: Point, step: Step, v: Tensor) -> tuple[Tensor, Tensor]:
-        return self.kernel.step(point.x.float(), v.float(), point.s, step.s1, self.scheduler.noise_level, step.ceiling)
-
-    def _kl(self, v: Tensor, v_ref: Tensor, mean: Tensor, mean_ref: Tensor, std: Tensor) -> Tensor:
-        if self.config.kl_type == "v-based":
-            return kl_v(v.float(), v_ref.float()).mean()
-        return (kl_x(mean, mean_ref) if self.config.kl_type == "x-based" else kl_exact(mean, mean_ref, std)).mean()
+    def _clipped(self, objective: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor, Metrics]:
+        low, high = clip_fractions(ratio, self.config.clip_range)
+        return objective, ratio, {"clip_frac_low": low, "clip_frac_high": high, "clip_frac": low + high}

@@ -21,8 +21,8 @@ class GRPOGuard(GRPO):
         error, most = super().on_policy_error(metrics)
         return error, max(most, 1e-6)  # its clip range is near float32's own resolution of a ratio near 1
 
-    def _objective(self, point: Point, step: Step, logp: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    def _objective(self, point: Point, step: Step, logp: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor, Metrics]:
         assert step.mean is not None  # `with_mean`
         log_ratio = normalised_log_ratio(self.kernel, logp, step.logp, mean, step.mean, std)
         weight = step_weight(self.kernel, step.s, step.s1) if self.config.reweight else None
-        return guard_objective(log_ratio, point.advantage, self.config.clip_range, weight)
+        return self._clipped(*guard_objective(log_ratio, point.advantage, self.config.clip_range, weight))

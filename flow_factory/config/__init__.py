@@ -9,11 +9,13 @@ from flow_factory.config.algorithms import (
     CRDConfig,
     DGPOConfig,
     DPOConfig,
+    DPPOConfig,
     ForwardConfig,
     GRPOConfig,
     GRPOGuardConfig,
     NFTConfig,
     OldPolicyConfig,
+    TransitionConfig,
 )
 from flow_factory.config.base import ConfigError, Section
 from flow_factory.config.data import DataConfig
@@ -37,6 +39,7 @@ __all__ = [
     "ConfigError",
     "DGPOConfig",
     "DPOConfig",
+    "DPPOConfig",
     "DataConfig",
     "EvalConfig",
     "ForwardConfig",
@@ -51,6 +54,7 @@ __all__ = [
     "SchedulerConfig",
     "Section",
     "TrainConfig",
+    "TransitionConfig",
     "config_help",
     "config_tree",
     "dump_config",

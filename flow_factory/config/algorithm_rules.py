@@ -9,9 +9,9 @@ from flow_factory.config.algorithms import (
     DGPOConfig,
     DPOConfig,
     ForwardConfig,
-    GRPOConfig,
     GRPOGuardConfig,
     NFTConfig,
+    TransitionConfig,
 )
 from flow_factory.config.base import show
 from flow_factory.config.nodes import Problem
@@ -49,7 +49,7 @@ def guard_is_defined(config: RunConfig) -> Iterator[Problem]:
 
 def steps_weigh(config: RunConfig) -> Iterator[Problem]:
     train, here = config.train, ("train", "step_weight")
-    if not isinstance(train, GRPOConfig) or train.step_weight == "none":
+    if not isinstance(train, TransitionConfig) or train.step_weight == "none":
         return
     if isinstance(train, GRPOGuardConfig):
         text = f"{train.step_weight} undoes a step's 1 / std, which grpo-guard's ratio has lost already; write none, or trainer_type: grpo"

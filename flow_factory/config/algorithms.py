@@ -1,5 +1,6 @@
 """`train:` of each algorithm, by `train.trainer_type`."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -40,16 +41,12 @@ Levels = Annotated[int, BeforeValidator(lambda value: 0 if value is None else va
 ADVANTAGE_CLIP = Field((-5.0, 5.0), description="clip of the advantage")
 
 
-class GRPOConfig(TrainConfig):
-    """Flow-GRPO: clipped policy gradient on the stochastic steps of a rollout."""
+class TransitionConfig(TrainConfig):
+    """What algorithms share that learn from the stochastic steps of a rollout."""
 
     stochastic: ClassVar[bool] = True
     smallest_group: ClassVar[int] = 2
 
-    trainer_type: str = Field("grpo", description="algorithm")
-    clip_range: Interval = Field(
-        (-1e-4, 1e-4), description="clip of ratio - 1; log-probabilities are means over the latent, so it is small"
-    )
     adv_clip_range: Interval = ADVANTAGE_CLIP
     kl_type: Literal["x-based", "v-based", "exact"] = Field(
         "x-based", description="distance to the reference: of means, of velocities, Gaussian KL"
@@ -60,9 +57,21 @@ class GRPOConfig(TrainConfig):
         description="weight of a trained step, 1 on average: alike; by its noise (TempFlow-GRPO); so that every step's gradient is of one "
         "size (Flash-GRPO)",
     )
+    kl_guidance_scale: float | None = Field(
+        None, ge=1, le=1000, description="classifier-free guidance of the reference; 1 = none, null = the rollout's"
+    )
 
     def points_per_batch(self, scheduler: SchedulerConfig) -> int:
         return scheduler.trained_steps(self.num_inference_steps, self.first_step)
+
+
+class GRPOConfig(TransitionConfig):
+    """Flow-GRPO: clipped policy gradient on the stochastic steps of a rollout."""
+
+    trainer_type: str = Field("grpo", description="algorithm")
+    clip_range: Interval = Field(
+        (-1e-4, 1e-4), description="clip of ratio - 1; log-probabilities are means over the latent, so it is small"
+    )
 
 
 class GRPOGuardConfig(GRPOConfig):
@@ -71,6 +80,25 @@ class GRPOGuardConfig(GRPOConfig):
     trainer_type: str = Field("grpo-guard", description="algorithm")
     clip_range: Interval = Field((-2e-6, 2e-6), description="clip of the normalised ratio - 1, whose scale is far below GRPO's")
     reweight: bool = Field(True, description="divide by |dt|, so that steps weigh the same (the paper); false: as the public Flow-Factory")
+
+
+class DPPOConfig(TransitionConfig):
+    """Flow-DPPO: policy gradient that leaves out samples whose transition has moved far enough, by its KL."""
+
+    refused: ClassVar[Mapping[str, str]] = {
+        "clip_range": "dppo does not clip the ratio: it masks by divergence; write kl_mask_threshold, e.g. 1.0e-6, or trainer_type: grpo"
+    }
+
+    trainer_type: str = Field("dppo", description="algorithm")
+    kl_mask_type: Literal["exact", "v-based", "x-based"] = Field(
+        "exact", description="how far the policy has moved from what sampled: Gaussian KL, or of velocities; x-based is read as exact"
+    )
+    kl_mask_threshold: float = Field(
+        1e-6, ge=0, le=1e6, description="at this distance a sample is left out that its advantage would move further"
+    )
+    direction: Literal["ratio", "normalised"] = Field(
+        "ratio", description="which way a sample has moved: by its likelihood, or by the mean's move along the noise, which has no bias"
+    )
 
 
 class ForwardConfig(TrainConfig):
@@ -205,6 +233,7 @@ class CRDConfig(ForwardConfig):
 TRAIN_CONFIGS: dict[str, type[TrainConfig]] = {
     "grpo": GRPOConfig,
     "grpo-guard": GRPOGuardConfig,
+    "dppo": DPPOConfig,
     "nft": NFTConfig,
     "awm": AWMConfig,
     "dpo": DPOConfig,

@@ -96,7 +96,7 @@ def _gather(
         source.problems.append(Problem((*keys, names[0]), f"unknown key; {error}"))
         arguments = None
     rest = {name: tree.pop(name) for name in names}
-    for name in [name for name in rest if arguments is not None and name not in arguments]:
+    for name in [name for name in rest if arguments is not None and name not in arguments and name not in section.refused]:
         if (idle := _idle(name, section, source.mapping("train"))) is not None:
             del rest[name]
             source.notices.append(f"{'.'.join(map(str, keys))}.{name} has no effect: {idle}")
@@ -124,6 +124,8 @@ def _idle(name: str, section: type[Section], train: Mapping[str, Any]) -> str | 
 
 def _misfit(name: str, value: Any, section: type[Section], arguments: Accepted, supplied: Callable[[str], str | None]) -> str | None:
     """Why an argument may not stand in a section, or None."""
+    if name in section.refused:
+        return section.refused[name]
     if arguments is None:
         return None
     if name in arguments and (reason := supplied(name)) is not None:

@@ -29,6 +29,9 @@ class Section(BaseModel):
     rest: ClassVar[str | None] = None
     """The field that gathers the arguments a section takes beyond its own keys; it is not a key itself."""
 
+    refused: ClassVar[Mapping[str, str]] = {}
+    """Keys that others have and that would mislead here -> what to say of them."""
+
     @classmethod
     def own_keys(cls) -> list[str]:
         """What may stand in the YAML, besides the arguments that go to `rest`."""

@@ -1,6 +1,7 @@
 """Keys whose meaning here follows from others: rounded, translated or worked out, each with the line that says so."""
 
 from flow_factory.config.algorithm_rules import best_of_n_fits, rounded
+from flow_factory.config.algorithms import DPPOConfig
 from flow_factory.config.engine_rules import engine_said
 from flow_factory.config.plan import plan_of
 from flow_factory.config.run import RunConfig
@@ -66,10 +67,19 @@ def warmed_up(config: RunConfig) -> Translated:
     return config.model_copy(update={"train": train.model_copy(update={"lr_warmup_steps": steps})}), (said,)
 
 
+def masked_exactly(config: RunConfig) -> Translated:
+    """With the mask's distance by its own name: the public Flow-Factory divides it by 2 std^2, unlike its `kl_type` of the same name."""
+    train = config.train
+    if not isinstance(train, DPPOConfig) or train.kl_mask_type != "x-based":
+        return config, ()
+    said = "train.kl_mask_type: x-based -> exact, which is what it computes: the distance of means divided by 2 std^2"
+    return config.model_copy(update={"train": train.model_copy(update={"kl_mask_type": "exact"})}), (said,)
+
+
 def translated(config: RunConfig) -> Translated:
     """All of them, one after the other."""
     lines: tuple[str, ...] = ()
-    for step in (rounded_up, recomputed, trained_alone, warmed_up):
+    for step in (rounded_up, recomputed, trained_alone, warmed_up, masked_exactly):
         config, said = step(config)
         lines += said
     return config, lines

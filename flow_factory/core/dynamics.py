@@ -100,6 +100,12 @@ DYNAMICS = {
 }
 
 
+def slope(kernel: Kernel, s: Tensor, s1: Tensor, eta: float, ceiling: Tensor) -> Tensor:
+    """d mean / d v of a transition, the shape of `s`; means are linear in v, and all dimensions have the same."""
+    one = torch.ones_like(s)
+    return kernel.step(torch.zeros_like(s), one, s, s1, eta, ceiling)[0]
+
+
 def sample(
     kernel: Kernel,
     x: Tensor,

@@ -26,7 +26,7 @@ METRICS: dict[str, dict[str, str]] = {
         "train/kl_div": "distance to the reference, where kl_beta is above 0",
         "train/kl_loss": "kl_beta times that",
     },
-    "grpo, grpo-guard, awm, dgpo": {
+    "grpo, grpo-guard, dppo, awm, dgpo": {
         "train/ratio": "mean ratio of the new to the old likelihood of what was sampled, near 1",
         "train/ratio_std": "its spread; far below clip_range: updates do nothing, far above: the clip binds everywhere",
         "train/clip_frac": "share of samples whose ratio is out of clip_range, in [0, 1]",
@@ -36,6 +36,13 @@ METRICS: dict[str, dict[str, str]] = {
         "train/step_weight": "weight of the steps that were trained on, where step_weight is not none; 1 on average over sde_steps",
         "train/ratio_error": "largest abs(ratio - 1) of a micro-batch, the mean over the epoch",
         "train/on_policy_error": "that of the micro-batches before the epoch's first update: training sees what sampling saw, and it is 0",
+    },
+    "dppo": {
+        "train/kl_old": "mean distance from the policy that sampled, as kl_mask_type has it; kl_mask_threshold is one of these",
+        "train/kl_old_max": "its largest in a micro-batch, the mean over the epoch",
+        "train/far_frac": "share of samples left out, in [0, 1]: they are as far as kl_mask_threshold, and would go further",
+        "train/far_frac_high": "share of those with a positive advantage, which have become more likely",
+        "train/far_frac_low": "share of those with a negative one",
     },
     "nft, awm": {
         "train/policy_shift": "mean square of v - v_old: how far the policy is from what rolled out",

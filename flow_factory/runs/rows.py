@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from flow_factory.config import CRDConfig, DGPOConfig, DPOConfig, ForwardConfig, RunConfig, TrainConfig, pipeline_kwargs
+from flow_factory.config import DPOConfig, ForwardConfig, RunConfig, TrainConfig, TransitionConfig, pipeline_kwargs
 from flow_factory.data.encoding_windows import rows_needed, rows_tested
 from flow_factory.data.inspection import Record, inspect_files
 from flow_factory.data.media import Extent, Kind, require_there
@@ -196,11 +196,12 @@ def check_guidance(train: TrainConfig, sketch: ModelAdapter) -> None:
     """Raises:
     UserError: the reference is to be guided by a negative prompt, and the family takes none; media are to be encoded, and it cannot.
     """
-    scale = train.kl_cfg if isinstance(train, (CRDConfig, DGPOConfig)) else 1.0
+    key = "kl_guidance_scale" if isinstance(train, TransitionConfig) else "kl_cfg"
+    scale = getattr(train, key, None) or 1.0
     if scale > 1 and not sketch.guided(sketch.with_guidance(pipeline_kwargs(train), scale)):
-        raise UserError(f"train.kl_cfg: this {type(sketch).__name__} has no classifier-free guidance; write 1.0")
+        raise UserError(f"train.{key}: this {type(sketch).__name__} has no classifier-free guidance; write 1.0")
     if scale > 1 and sketch.cfg != sketch.guidance:
-        logger.warning("train.kl_cfg: the reference has %s %g beside its embedded guidance; 1.0 leaves that away", sketch.cfg, scale)
+        logger.warning("train.%s: the reference has %s %g beside its embedded guidance; 1.0 leaves that away", key, sketch.cfg, scale)
     if isinstance(train, DPOConfig) and train.offline and sketch.encodes_media is not None:
         raise UserError(f"train.offline: media cannot be encoded for {type(sketch).__name__}: {sketch.encodes_media}")
 

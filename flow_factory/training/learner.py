@@ -246,7 +246,7 @@ class Learner:
         """Before the first update of an epoch, training must see what sampling saw.
 
         Raises:
-            OnPolicyError: it is further off than a tenth of the clip range, and than a few floors.
+            OnPolicyError: it is further off than a tenth of the algorithm's bound, and than a few floors.
             NumbersError: the model makes no numbers.
         """
         context, progress = self.context, self.context.progress
@@ -259,12 +259,13 @@ class Learner:
         if not error.isfinite():
             raise NumbersError(f"epoch {progress.epoch + 1}: {no_numbers(context.engine, progress.updates)}")
         if not error.item() <= most:
+            bound = context.algorithm.bound
             floors = f" and {FEW} floors" if most > tenth else ""
             raise OnPolicyError(
-                f"epoch {progress.epoch + 1}: before any update the ratio is off 1 by {error.item():.2e}, more than a tenth of the "
-                f"clip range{floors} ({most:.1e}): training does not see what sampling saw. On a GPU whose kernels differ with and without "
-                "gradient this is the floor below which no clip range can work: try model.attn_backend: _native_math, compile: false, "
-                "or a wider train.clip_range"
+                f"epoch {progress.epoch + 1}: before any update the policy is off what sampled by {error.item():.2e}, more than a "
+                f"tenth of train.{bound}{floors} ({most:.1e}): training does not see what sampling saw. On a GPU whose kernels differ with "
+                "and without gradient this is the floor below which no such bound can work: try model.attn_backend: _native_math, "
+                f"compile: false, or a larger train.{bound}"
             )
 
     def check_effect(self, moves: bool) -> None:

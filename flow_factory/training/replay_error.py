@@ -36,7 +36,7 @@ def measure(trainer: "Trainer") -> str | None:
         A line that says it; None where nothing was measured, because all is exact or nothing is compared.
 
     Raises:
-        UserError: the clip range is below what the settings can do.
+        UserError: the algorithm's bound is below what the settings can do.
     """
     settings = inexact(trainer.context.config, trainer.context.plan)
     if not settings or trainer.context.pairs is not None:
@@ -47,13 +47,13 @@ def measure(trainer: "Trainer") -> str | None:
     worst = torch.stack([error for error, _ in errors]).max().float().reshape(1)
     wait_for_everyone("replaying a rollout")
     floor = trainer.context.accelerator.gather(worst).max().item()
-    clip = 10 * errors[0][1]
-    if floor > clip:
+    bound, most = f"train.{trainer.context.algorithm.bound}", 10 * errors[0][1]
+    if floor > most:
         works = f"{10 * floor:.0e}".replace("e-0", "e-")
-        text = f"replays of one transition differ by {floor:.1e} under {', '.join(settings)}, more than the clip range of {clip:.1e}"
-        raise UserError(f"train.clip_range: {text}: nothing could be learned; write {works} or more, or leave these settings out")
+        text = f"replays of one transition differ by {floor:.1e} under {', '.join(settings)}, more than its {most:.1e}"
+        raise UserError(f"{bound}: {text}: nothing could be learned; write {works} or more, or leave these settings out")
     trainer.learner.floor = floor
-    return f"on-policy floor: {floor:.1e} in {len(errors)} replays, under {', '.join(settings)}; the clip range is {clip:.1e}"
+    return f"on-policy floor: {floor:.1e} in {len(errors)} replays, under {', '.join(settings)}; {bound} is {most:.1e}"
 
 
 def replayed(trainer: "Trainer") -> list[tuple[Tensor, float] | None]:

@@ -13,7 +13,7 @@ from flow_factory.types import Rollout, Step
 from tests.points import SCHEDULE, latents, made, rollout
 
 FORWARD = ["nft", "awm", "dpo", "dgpo", "crd"]
-EVERY = ["grpo", "grpo-guard", *FORWARD]
+EVERY = ["grpo", "grpo-guard", "dppo", *FORWARD]
 BY_GROUP = ["dgpo", "crd"]
 """Whose loss compares the samples of a group at one noise level."""
 SETTINGS: dict[str, dict[str, Any]] = {"dpo": {"num_train_timesteps": 4}}
@@ -123,13 +123,15 @@ def test_the_advantage_that_the_loss_sees_is_clipped(name: str) -> None:
 def test_the_policy_is_trained_as_it_rolled_out_or_without_guidance(name: str) -> None:
     """None: as it rolled out."""
     algorithm = made(name)
-    alone = None if name.startswith("grpo") else 1.0
+    alone = 1.0 if name in FORWARD else None
     reference = 4.5 if name == "crd" else alone
     assert {w: algorithm.guidance(w) for w in ("policy", "old", "ema", "ema_ref", "ref")} == {
         "policy": alone, "old": alone, "ema": alone, "ema_ref": alone, "ref": reference,
     }  # fmt: skip
     if name in BY_GROUP:
         assert made(name, kl_cfg=2.0).guidance("ref") == 2.0
+    if name not in FORWARD:
+        assert made(name, kl_guidance_scale=2.0).guidance("ref") == 2.0 and made(name, kl_guidance_scale=2.0).guidance("policy") is None
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -192,7 +194,7 @@ def test_best_of_n_trains_on_both_ends_in_micro_batches_of_the_usual_size(name: 
 # -- which steps ----------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["grpo", "grpo-guard"])
+@pytest.mark.parametrize("name", ["grpo", "grpo-guard", "dppo"])
 def test_a_window_is_drawn_for_each_group_and_all_of_it_is_trained_on(name: str) -> None:
     algorithm = made(name, scheduler={"step_selection": "window", "num_sde_steps": 3})
     windows = [algorithm.noisy(epoch, slot) for epoch in range(5) for slot in range(20)]

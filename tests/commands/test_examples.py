@@ -29,7 +29,8 @@ from tests.tiny.pipelines import SMALL, saved
 from tests.tiny.run import ROOT, logged, trained
 
 ALGORITHMS = {
-    "grpo": "GRPO", "grpo-guard": "GRPO-Guard", "nft": "DiffusionNFT", "awm": "AWM", "dpo": "DPO", "dgpo": "DGPO", "crd": "CRD",
+    "grpo": "GRPO", "grpo-guard": "GRPO-Guard", "dppo": "Flow-DPPO", "nft": "DiffusionNFT", "awm": "AWM",
+    "dpo": "DPO", "dgpo": "DGPO", "crd": "CRD",
 }  # fmt: skip
 """What the examples call each `train.trainer_type`."""
 EXAMPLES = sorted(path for name in ALGORITHMS for path in (ROOT / "examples" / name.replace("-", "_")).rglob("*.yaml"))
@@ -44,9 +45,14 @@ TINY = {
 """The tiny checkpoint of an example where it has not the example's name."""
 
 
+NEWER = {"dppo"}
+"""Algorithms that turn up with the share that changes."""
+
+
 def representative() -> set[tuple[str]]:
-    """Of each model and each algorithm one example, LoRA and full by turns."""
-    missing = {algorithm.replace("-", "_") for algorithm in ALGORITHMS} | {TINY.get(path.stem, path.stem) for path in EXAMPLES}
+    """Of each model and of most algorithms one example, LoRA and full by turns."""
+    missing = {algorithm.replace("-", "_") for algorithm in {*ALGORITHMS} - NEWER}
+    missing |= {TINY.get(path.stem, path.stem) for path in EXAMPLES}
     found = set()
     for path in sorted(EXAMPLES, key=lambda p: (len(p.stem) % 2 == 0) == ("lora" in p.parts)):
         if kinds := missing & {path.parts[-3], TINY.get(path.stem, path.stem)}:

@@ -4,7 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from flow_factory.config import AWMConfig, ConfigError, CRDConfig, DGPOConfig, DPOConfig, GRPOGuardConfig, NFTConfig, load_config, plan_of
+from flow_factory.config import (
+    AWMConfig,
+    ConfigError,
+    CRDConfig,
+    DGPOConfig,
+    DPOConfig,
+    DPPOConfig,
+    GRPOGuardConfig,
+    NFTConfig,
+    load_config,
+    plan_of,
+)  # fmt: skip
 from flow_factory.config.run import RunConfig
 
 YAML = """\
@@ -40,14 +51,21 @@ def load(folder: Path, name: str, train: str = "", scheduler: str = "") -> RunCo
 FEW = "timestep_range: 0.1\n  time_sampling_strategy"
 # Each case: the algorithm, the line of `train:` (or of `scheduler:`, after a bar) with the mistake, the key, what the message must say.
 IDLE = [
+    ("dppo", "reweight: true", "grpo-guard"),
     ("nft", "clip_range: 0.1", "grpo, grpo-guard, awm, dgpo"),
     ("crd", "clip_range: [1, 2, 3]", "grpo, grpo-guard, awm, dgpo"),
-    ("dpo", "kl_beta: 0.1", "grpo, grpo-guard, nft, awm, dgpo, crd"),
+    ("dpo", "kl_beta: 0.1", "grpo, grpo-guard, dppo, nft, awm, dgpo, crd"),
     ("awm", "nft_beta: 0.1", "nft"),
     ("grpo", "reweight: true", "grpo-guard"),
 ]
 """Keys of other algorithms, which public configs carry along, and whose they are."""
 BAD = [
+    ("dppo", "clip_range: 1.0e-4", "train.clip_range", ["does not clip the ratio", "write kl_mask_threshold, e.g. 1.0e-6"]),
+    ("dppo", "kl_mask_type: velocity", "train.kl_mask_type", ["exact, v-based"]),
+    ("dppo", "kl_mask_threshold: -1.0e-6", "train.kl_mask_threshold", ["greater than or equal to 0"]),
+    ("dppo", "direction: noise", "train.direction", ["ratio, normalised"]),
+    ("dppo", "kl_guidance_scale: 0.5", "train.kl_guidance_scale", ["greater than or equal to 1"]),
+    ("dppo", "| dynamics_type: ODE", "scheduler.dynamics_type", ["dppo needs log-probabilities", "Flow-SDE, Dance-SDE, Flash-SDE or CPS"]),
     ("nft", "kl_type: x-based", "train.kl_type", ["v-based"]),
     # ranges
     ("nft", "nft_beta: 0.0", "train.nft_beta", ["greater than 0"]),
@@ -134,7 +152,7 @@ def test_cps_has_no_noise_to_be_weighed_by(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("written", "size"), [("group_size: 1\n  per_device_batch_size: 1", 1), ("group_size: 4", 4)])
-@pytest.mark.parametrize("name", ["nft", "awm", "dpo", "dgpo", "crd", "grpo-guard"])
+@pytest.mark.parametrize("name", ["nft", "awm", "dpo", "dgpo", "crd", "grpo-guard", "dppo"])
 def test_every_algorithm_compares_samples_of_a_row(tmp_path: Path, name: str, written: str, size: int) -> None:
     text = YAML.format(name=name).replace("  per_device_batch_size: 4\n  group_size: 8\n", f"  {written}\n")
     (tmp_path / "run.yaml").write_text(text)
@@ -166,6 +184,7 @@ def test_values_come_in_every_spelling(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("written", "name", "cls"), [
+    ("Flow_DPPO", "dppo", DPPOConfig), ("DPPO", "dppo", DPPOConfig),
     ("GRPO_Guard", "grpo-guard", GRPOGuardConfig), ("NFT", "nft", NFTConfig), ("diffusion_nft", "nft", NFTConfig),
     ("AWM", "awm", AWMConfig), ("Diffusion-DPO", "dpo", DPOConfig), ("DGPO", "dgpo", DGPOConfig), ("Crd", "crd", CRDConfig),
 ])  # fmt: skip
@@ -178,6 +197,7 @@ def test_an_algorithms_name_is_canonical_however_it_was_written(tmp_path: Path, 
     ("nft", "", "  dynamics_type: Flow-SDE\n", "scheduler.dynamics_type: Flow-SDE has no effect: nft rolls out by the ODE"),
     ("dpo", "", "  dynamics_type: CPS\n", "scheduler.dynamics_type: CPS has no effect: dpo rolls out by the ODE"),
     ("grpo-guard", "", "  sde_steps: [3, 9]\n", "scheduler.sde_steps: noise of step 9, the last one, stays in the pictures"),
+    ("dppo", "  kl_mask_type: x-based\n", "", "train.kl_mask_type: x-based -> exact, which is what it computes"),
     ("awm", "  ema_update_interval: 30\n", "", "train.ema_update_interval: 30 is more than the 20 epochs of the run"),
 ])  # fmt: skip
 def test_what_has_no_effect_is_said(tmp_path: Path, name: str, train: str, scheduler: str, said: str) -> None:
@@ -186,7 +206,7 @@ def test_what_has_no_effect_is_said(tmp_path: Path, name: str, train: str, sched
 
 
 @pytest.mark.parametrize(("name", "train", "scheduler", "batches", "points"), [
-    ("grpo", "", "", 4, 9), ("grpo-guard", "", "  step_selection: fraction\n", 4, 5), ("nft", "", "", 4, 9),
+    ("grpo", "", "", 4, 9), ("dppo", "", "", 4, 9), ("grpo-guard", "", "  step_selection: fraction\n", 4, 5), ("nft", "", "", 4, 9),
     ("awm", "  num_train_timesteps: 3\n", "", 4, 3), ("dgpo", "", "", 4, 6), ("crd", "  best_of_n: 4\n", "", 2, 9),
     ("dpo", "  num_train_timesteps: 2\n", "", 2, 2), ("nft", "  timestep_range: [0.25, 0.99]\n", "", 4, 7),
 ])  # fmt: skip

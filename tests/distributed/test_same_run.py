@@ -29,6 +29,7 @@ RUNS = {
         *FOUR, "scheduler.dynamics_type=Flash-SDE", "scheduler.step_selection=stratified", "train.num_inference_steps=4",
         "train.step_weight=rectified", "train.clip_range=0.1",
     ),
+    "dppo": (*TWO, "train.trainer_type=dppo", "train.kl_mask_threshold=1e-5", "train.kl_beta=0.1"),
     "dgpo": (*TWO, "train.trainer_type=dgpo", "train.num_train_timesteps=2"),
     "dpo": (*FOUR, "train.trainer_type=dpo", "train.gradient_step_per_epoch=1", "train.beta=100"),
     "fsdp2": (*TWO, f"config_file={ROOT}/examples/launch/fsdp2.yaml"),
@@ -36,7 +37,7 @@ RUNS = {
 }  # fmt: skip
 OF_FOUR = ("grpo", "grpo full", "nft", "groupwise", "best of n", "dgpo", "fsdp2")
 CASES = [*((2, name) for name in RUNS), *((4, name) for name in OF_FOUR)]
-MORE = {(2, "nft full"), (2, "flash"), (2, "fsdp2"), (2, "zero3"), (4, "grpo full"), (4, "nft")}
+MORE = {(2, "nft full"), (2, "dppo"), (2, "flash"), (2, "fsdp2"), (2, "zero3"), (4, "grpo full"), (4, "nft")}
 
 
 @pytest.fixture(scope="module")

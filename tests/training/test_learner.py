@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flow_factory.training.run import Run
 from flow_factory.types import Metrics, Point, Velocity
+from tests.conftest import cells
 from tests.tiny.run import forwards, tiny
 
 QUIET = ("eval.eval_freq=0", "train.ema_decay=0")
@@ -84,9 +85,12 @@ COSTS: list[tuple[str, tuple[str, ...], int, int, int, int, int, float]] = [
     ("crd", (), 4, 8, 1, 2, 0, 1), ("crd", (WHOLE,), 2, 4, 1, 2, 0, 0), ("crd", ("train.kl_beta=0", TWICE), 4, 8, 2, 1, 0, 2),
     ("crd", (CFG, KL_CFG), 8, 8, 1, 3, 0, 1), ("crd", ("train.kl_beta=0", KL_CFG), 4, 8, 1, 1, 0, 1), ("crd", (CUT,), 4, 8, 1, 2, 0, 2),
 ]  # fmt: skip
+MORE: list[tuple[str, tuple[str, ...], int, int, int, int, int, float]] = [
+    ("dppo", (KL,), 4, 4, 1, 1, 0, 0), ("dppo", (KL, "train.kl_guidance_scale=2.0"), 4, 4, 1, 2, 0, 0),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "overrides", "rolled", "points", "policy", "kept", "found", "surveys"), COSTS)
+@cells("name", "overrides", "rolled", "points", "policy", "kept", "found", "surveys", [*COSTS, *MORE], MORE)
 def test_an_epoch_costs(
     tmp_path: Path, name: str, overrides: tuple[str, ...], rolled: int, points: int, policy: int, kept: int, found: int, surveys: float
 ) -> None:

@@ -14,6 +14,7 @@ from flow_factory.rewards import PointwiseRewardModel, RewardModelOutput
 from flow_factory.rewards.jpeg import kilobytes
 from flow_factory.training.run import Run
 from flow_factory.types import Rollout
+from tests.conftest import cells
 from tests.tiny.run import forwards, tiny
 from tests.training.test_learner import LAG, ONE, SHORT, TWICE, copied, started, watched
 
@@ -202,6 +203,7 @@ CLIPS = {"clip_frac", "clip_frac_low", "clip_frac_high"}
 LOGGED = {
     "grpo": RATIO | CLIPS | {"approx_kl", "kl_div", "kl_loss", "on_policy_error"},
     "grpo-guard": RATIO | CLIPS | {"approx_kl", "kl_div", "kl_loss", "on_policy_error"},
+    "dppo": RATIO | {"approx_kl", "kl_old", "kl_old_max", "far_frac", "far_frac_low", "far_frac_high", "kl_div", "on_policy_error"},
     "nft": {"loss_positive", "loss_negative", "optimality", "policy_shift", "kl_div", "kl_loss"},
     "awm": RATIO | CLIPS | {"matching_log_prob", "kl_div", "kl_loss"},
     "dpo": {"margin", "pair_accuracy", "ties", "error_chosen", "error_rejected"},
@@ -210,7 +212,7 @@ LOGGED = {
 }
 
 
-@pytest.mark.parametrize("name", LOGGED)
+@cells("name", [(name,) for name in LOGGED], {("dppo",)})
 def test_what_an_epoch_logs(tmp_path: Path, name: str) -> None:
     run = started(tmp_path, name, *(() if name == "dpo" else ("train.kl_beta=0.1",)))
     metrics = {k.removeprefix("train/"): v for k, v in run.trainer.epoch().items() if k.startswith("train/")}
