@@ -15,8 +15,8 @@ import torch
 
 from benchmarks.product import product_rate
 from flow_factory.config import RunConfig, load_config
-from flow_factory.memory.estimate import peak
 from flow_factory.memory.fit import model_of
+from flow_factory.memory.parts import peak
 from flow_factory.rewards import PointwiseRewardModel, RewardModelOutput
 from flow_factory.train import build
 from flow_factory.training.replay_error import measure as measure_floor

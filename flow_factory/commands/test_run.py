@@ -13,8 +13,8 @@ from flow_factory.config.model import AUTO
 from flow_factory.data.cache_folder import free_space
 from flow_factory.data.encoding_windows import rows_evaluated
 from flow_factory.distributed.barriers import wait_for_everyone
-from flow_factory.memory.estimate import peak
 from flow_factory.memory.fit import model_of
+from flow_factory.memory.parts import peak
 from flow_factory.runs.run_folder import TEST
 from flow_factory.runs.training_state import load
 from flow_factory.train import build

@@ -8,8 +8,9 @@ import torch
 from flow_factory.config import RunConfig
 from flow_factory.data.cache_folder import free_space
 from flow_factory.data.encoding_windows import evaluated, in_windows, is_short, rows_needed, rows_of_start, window_epochs
-from flow_factory.memory.estimate import of_machine, peak, row_bytes
+from flow_factory.memory.estimate import row_bytes
 from flow_factory.memory.fit import Model, in_room
+from flow_factory.memory.parts import of_machine, peak
 
 
 def encoding_settled(config: RunConfig, rows: int, model: Model | None, gpu: float | None = None) -> RunConfig:

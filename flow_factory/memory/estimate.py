@@ -1,48 +1,24 @@
 """Estimates of a run's peak memory by part: on the device of one process, and in main memory."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any
 
 from flow_factory.algorithms import ALGORITHMS
-from flow_factory.config import EvalConfig, RunConfig, TrainConfig, plan_of
+from flow_factory.config import RunConfig, plan_of
 from flow_factory.config.engine import EngineSettings
 from flow_factory.config.recompute import chosen_blocks, every_block
-from flow_factory.config.rewards import RewardConfig
 from flow_factory.data.encoding_windows import idle_of, in_windows
 from flow_factory.distributed.engines.zero import BUCKET
+from flow_factory.memory.parts import ACTIVATIONS, CONTEXT, Part
+from flow_factory.memory.rollout import DRAWING, drawn, pictures
 from flow_factory.memory.sizes import Files, Weights, weights_of, width_of
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import DTYPES
-from flow_factory.rewards.lanes import AHEAD
 from flow_factory.utils.tensor_file import NAMES
 
-ACTIVATIONS = 34
-"""Values of 16 bits kept for the backward of one transformer layer, in units of tokens x width, with an attention that does not keep
-its matrix (Korthikanti et al., arXiv 2205.05198, section 4)."""
-CONTEXT = 0.8
-"""GB that CUDA, its libraries and their workspaces take before the first tensor: an assumption."""
-DRAWING = "forward or decoding of a rollout or evaluation"
-"""The part that `model.vae_slicing` and `vae_tiling` make smaller."""
 LIVE = 1_000_000_000
 """DeepSpeed's default of stage3_max_live_parameters, in elements."""
-
-Phase = Literal["always", "encoding", "rollout", "training", "window"]
-
-
-@dataclass(frozen=True)
-class Part:
-    """One line of the estimate, for one process."""
-
-    name: str
-    gb: float
-    phase: Phase = "always"
-    """Encoding comes before the rest is on the device; rollout, training and a window's encoding are on top of what is there always."""
-    host: bool = False
-    """In main memory."""
-    shared: bool = False
-    """Of a file as it is: there once for all processes of a machine."""
 
 
 def estimate(
@@ -225,59 +201,6 @@ def row_bytes(config: RunConfig, family: type[ModelAdapter], shape: Any) -> floa
     return family.embedded(shape, tokens) * DTYPES[config.mixed_precision].itemsize
 
 
-def pictures(config: RunConfig, family: type[ModelAdapter]) -> Iterator[Part]:
-    """Those that rewards have not seen yet, and those that are shown."""
-    train, plan = config.train, plan_of(config)
-    filled, size = max((reward.batch_size for reward in config.rewards), default=1), train.per_device_batch_size
-    heard, ahead = plan.rolled.heard_at_once(size, filled), _ahead(config.rewards, train.group_size)
-    waiting = min((heard if ahead else 0) + ahead + heard + size * plan.drawn_together, size * plan.micro_batches_per_rank)
-    evaluated = max((reward.batch_size for reward in config.eval_rewards or config.rewards), default=1)
-    evaluated += (
-        config.eval.per_device_batch_size + config.eval.group_size + _ahead(config.eval_rewards or config.rewards, config.eval.group_size)
-    )
-    most = max(_bytes_of(family, train) * waiting, _bytes_of(family, config.eval) * evaluated)
-    most += config.log.num_samples * (_bytes_of(family, train) + _bytes_of(family, config.eval))
-    yield Part(f"{family.draws}s that rewards wait for, and those that are shown", most * 1e-9, "rollout", host=True)
-
-
-def _ahead(rewards: Sequence[RewardConfig], group_size: int) -> int:
-    """Samples that wait for rewards beside the sampling when more come."""
-    return max((AHEAD * reward.num_workers * max(reward.batch_size, group_size) for reward in rewards if reward.async_reward), default=0)
-
-
-def _bytes_of(family: type[ModelAdapter], section: TrainConfig | EvalConfig) -> float:
-    """Of one sample's pictures; Pillow has four a pixel."""
-    frames = (section.call.get("num_frames") or family.default_frames) if family.draws == "video" else 1
-    return 4.0 * section.height * section.width * frames
-
-
-def drawn(config: RunConfig, family: type[ModelAdapter], shape: Any) -> float:
-    """GB that a forward, or the VAE, of a rollout or an evaluation takes, whichever is most."""
-    most = max(drawing(config, family, section, width_of(shape)) for section in (config.train, config.eval))
-    return most * DTYPES[config.mixed_precision].itemsize * 1e-9
-
-
-def drawing(config: RunConfig, family: type[ModelAdapter], section: TrainConfig | EvalConfig, width: int) -> float:
-    """Values of mixed_precision that a layer without gradient, or the VAE, has at a time."""
-    place = section.height, section.width, section.call
-    forward = ACTIVATIONS / 2 * family.tokens_of(*place) * width
-    together = plan_of(config).drawn_together if isinstance(section, TrainConfig) else 1
-    n = section.per_device_batch_size * together
-    return max(forward * n, decoding(config, family, section) * (1 if config.model.vae_slicing else n))
-
-
-def decoding(config: RunConfig, family: type[ModelAdapter], section: TrainConfig | EvalConfig) -> float:
-    """Values of mixed_precision that the VAE has at a time for one sample; where it decodes in tiles, for a tile and the whole picture.
-
-    An `auto` that nobody has settled decodes one by one, without tiles.
-    """
-    height, width, call = section.height, section.width, section.call
-    if config.model.vae_tiling is not True:
-        return family.decoding_of(height, width, call)
-    whole = 2 * _bytes_of(family, section)  # 3 values a pixel: of the tiles, their blended rows, and all together
-    return min(family.decoding_of(height, width, call), family.decoding_of(min(height, family.tile), min(width, family.tile), call) + whole)
-
-
 def kept_activations(between: float, layers: int, recomputed: Sequence[int]) -> float:
     """Bytes that the backward of a transformer needs, where `between` are those of all tokens between two layers.
 
@@ -293,25 +216,3 @@ def kept_activations(between: float, layers: int, recomputed: Sequence[int]) -> 
 def _number(value: Any, default: int) -> float:
     """DeepSpeed's own files say auto for its defaults."""
     return default if value in (None, "auto") else float(value)
-
-
-def peak(parts: list[Part]) -> float:
-    """GB of the largest phase on the device."""
-    gb = {phase: sum(p.gb for p in parts if p.phase == phase and not p.host) for phase in get_args(Phase)}
-    return max(gb["always"] + max(gb["rollout"], gb["training"], gb["window"]), gb["encoding"] + CONTEXT)
-
-
-def peak_of(parts: list[Part], phase: Phase) -> float:
-    """GB on the device in one phase of an epoch."""
-    return sum(p.gb for p in parts if p.phase in ("always", phase) and not p.host)
-
-
-def in_main_memory(parts: list[Part], shared: bool = False) -> float:
-    """GB of main memory in the larger phase: of one process for itself, or what all of a machine share."""
-    mine = [p for p in parts if p.host and p.shared == shared]
-    return max(sum(p.gb for p in mine if (p.phase == "encoding") == early) for early in (False, True))
-
-
-def of_machine(parts: list[Part], processes: int) -> float:
-    """GB of main memory that so many processes of a machine take together, at most."""
-    return processes * in_main_memory(parts) + in_main_memory(parts, shared=True)

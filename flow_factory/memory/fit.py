@@ -11,8 +11,10 @@ from flow_factory.config import RunConfig
 from flow_factory.config.base import show
 from flow_factory.config.memory_rules import keeps_no_copy
 from flow_factory.config.recompute import AUTO
-from flow_factory.memory.estimate import DRAWING, Part, Phase, drawn, estimate, of_machine, peak, peak_of
+from flow_factory.memory.estimate import estimate
 from flow_factory.memory.machine import main_memory_lines, when
+from flow_factory.memory.parts import Part, Phase, of_machine, peak, peak_of
+from flow_factory.memory.rollout import DRAWING, drawn
 from flow_factory.memory.sizes import Files, Weights, shape_of, stored_files, stored_parameters, weights_of
 from flow_factory.memory.suggestions import encoding, proposals
 from flow_factory.models import MODELS

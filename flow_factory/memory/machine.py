@@ -9,7 +9,8 @@ import psutil
 from flow_factory.config import RunConfig
 from flow_factory.config.engine import MACHINES
 from flow_factory.data.cache_folder import free_space
-from flow_factory.memory.estimate import Part, copies_of, in_main_memory, of_machine
+from flow_factory.memory.estimate import copies_of
+from flow_factory.memory.parts import Part, in_main_memory, of_machine
 from flow_factory.memory.sizes import Weights
 from flow_factory.models.loading import DTYPES
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from flow_factory.config import ConfigError, RunConfig, dump_config, load_config
-from flow_factory.memory.estimate import Part, in_main_memory, peak
+from flow_factory.memory.parts import Part, in_main_memory, peak
 
 WORTH = 0.01
 """Share of the peak that a proposal must save."""

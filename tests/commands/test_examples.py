@@ -18,8 +18,8 @@ from flow_factory.check import check
 from flow_factory.config import RunConfig, load_config
 from flow_factory.config.algorithms import TRAIN_CONFIGS
 from flow_factory.config.engine import MACHINES
-from flow_factory.memory.estimate import of_machine, peak
 from flow_factory.memory.fit import ROOM, memory_lines, model_of, settled
+from flow_factory.memory.parts import of_machine, peak
 from flow_factory.models import MODELS
 from flow_factory.models.loading import load_pipeline
 from flow_factory.train import build

@@ -20,8 +20,8 @@ from flow_factory.data.cache_folder import stocks
 from flow_factory.data.encoding_windows import FEW, evaluated, idle_of, rows_needed, rows_of_start, rows_of_window, window_of
 from flow_factory.data.order import rows_of_epoch
 from flow_factory.memory.encoding_plan import encoding_lines, encoding_settled, row_size, with_data
-from flow_factory.memory.estimate import in_main_memory, peak
 from flow_factory.memory.fit import Model, model_of
+from flow_factory.memory.parts import in_main_memory, peak
 from flow_factory.train import build
 from flow_factory.training import encoding_pace, text_encoders
 from flow_factory.training.encoding_pace import FIRST, Pace

@@ -20,8 +20,9 @@ from flow_factory.check import report as report_of
 from flow_factory.config import RunConfig, load_config
 from flow_factory.config.engine import MACHINES, EngineSettings
 from flow_factory.config.recompute import chosen_blocks
-from flow_factory.memory.estimate import CONTEXT, Part, estimate, gathered, in_main_memory, kept_activations, kept_weights, optimised, peak
+from flow_factory.memory.estimate import estimate, gathered, kept_activations, kept_weights, optimised
 from flow_factory.memory.fit import memory_lines
+from flow_factory.memory.parts import CONTEXT, Part, in_main_memory, peak
 from flow_factory.memory.sizes import by_block, stored_bytes, stored_parameters, weights_of
 from flow_factory.models import MODELS
 from flow_factory.models.flux1 import Flux1

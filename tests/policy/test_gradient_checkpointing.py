@@ -10,8 +10,8 @@ import pytest
 from flow_factory.config import ConfigError, dump_config, load_config
 from flow_factory.config.base import show
 from flow_factory.config.recompute import chosen_blocks
-from flow_factory.memory.estimate import peak
 from flow_factory.memory.fit import ROOM, Model, model_of, recomputing, settled
+from flow_factory.memory.parts import peak
 from flow_factory.policy.gradient_checkpointing import LEVELS, CheckpointedBlock, StepBack, blocks_of, checkpoint_blocks
 from flow_factory.runs.preflight import ready
 from flow_factory.training.banner import banner

@@ -1,0 +1,68 @@
+"""What a rollout or an evaluation takes beside the weights: a forward without gradient or the VAE, and the pictures that wait."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from flow_factory.config import EvalConfig, RunConfig, TrainConfig, plan_of
+from flow_factory.config.rewards import RewardConfig
+from flow_factory.memory.parts import ACTIVATIONS, Part
+from flow_factory.memory.sizes import width_of
+from flow_factory.models.base import ModelAdapter
+from flow_factory.models.loading import DTYPES
+from flow_factory.rewards.lanes import AHEAD
+
+DRAWING = "forward or decoding of a rollout or evaluation"
+"""The part that `model.vae_slicing` and `vae_tiling` make smaller."""
+
+
+def pictures(config: RunConfig, family: type[ModelAdapter]) -> Iterator[Part]:
+    """Those that rewards have not seen yet, and those that are shown."""
+    train, plan = config.train, plan_of(config)
+    filled, size = max((reward.batch_size for reward in config.rewards), default=1), train.per_device_batch_size
+    heard, ahead = plan.rolled.heard_at_once(size, filled), _ahead(config.rewards, train.group_size)
+    waiting = min((heard if ahead else 0) + ahead + heard + size * plan.drawn_together, size * plan.micro_batches_per_rank)
+    evaluated = max((reward.batch_size for reward in config.eval_rewards or config.rewards), default=1)
+    evaluated += (
+        config.eval.per_device_batch_size + config.eval.group_size + _ahead(config.eval_rewards or config.rewards, config.eval.group_size)
+    )
+    most = max(_bytes_of(family, train) * waiting, _bytes_of(family, config.eval) * evaluated)
+    most += config.log.num_samples * (_bytes_of(family, train) + _bytes_of(family, config.eval))
+    yield Part(f"{family.draws}s that rewards wait for, and those that are shown", most * 1e-9, "rollout", host=True)
+
+
+def _ahead(rewards: Sequence[RewardConfig], group_size: int) -> int:
+    """Samples that wait for rewards beside the sampling when more come."""
+    return max((AHEAD * reward.num_workers * max(reward.batch_size, group_size) for reward in rewards if reward.async_reward), default=0)
+
+
+def _bytes_of(family: type[ModelAdapter], section: TrainConfig | EvalConfig) -> float:
+    """Of one sample's pictures; Pillow has four a pixel."""
+    frames = (section.call.get("num_frames") or family.default_frames) if family.draws == "video" else 1
+    return 4.0 * section.height * section.width * frames
+
+
+def drawn(config: RunConfig, family: type[ModelAdapter], shape: Any) -> float:
+    """GB that a forward, or the VAE, of a rollout or an evaluation takes, whichever is most."""
+    most = max(drawing(config, family, section, width_of(shape)) for section in (config.train, config.eval))
+    return most * DTYPES[config.mixed_precision].itemsize * 1e-9
+
+
+def drawing(config: RunConfig, family: type[ModelAdapter], section: TrainConfig | EvalConfig, width: int) -> float:
+    """Values of mixed_precision that a layer without gradient, or the VAE, has at a time."""
+    place = section.height, section.width, section.call
+    forward = ACTIVATIONS / 2 * family.tokens_of(*place) * width
+    together = plan_of(config).drawn_together if isinstance(section, TrainConfig) else 1
+    n = section.per_device_batch_size * together
+    return max(forward * n, decoding(config, family, section) * (1 if config.model.vae_slicing else n))
+
+
+def decoding(config: RunConfig, family: type[ModelAdapter], section: TrainConfig | EvalConfig) -> float:
+    """Values of mixed_precision that the VAE has at a time for one sample; where it decodes in tiles, for a tile and the whole picture.
+
+    An `auto` that nobody has settled decodes one by one, without tiles.
+    """
+    height, width, call = section.height, section.width, section.call
+    if config.model.vae_tiling is not True:
+        return family.decoding_of(height, width, call)
+    whole = 2 * _bytes_of(family, section)  # 3 values a pixel: of the tiles, their blended rows, and all together
+    return min(family.decoding_of(height, width, call), family.decoding_of(min(height, family.tile), min(width, family.tile), call) + whole)
