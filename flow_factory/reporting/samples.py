@@ -38,7 +38,7 @@ def save_videos(samples: Sequence[Sample], folder: Path, label: str) -> None:
     for k, sample in enumerate(samples):
         if isinstance(sample.media, Clip):
             folder.mkdir(parents=True, exist_ok=True)
-            save_video(sample.media, folder / f"{k:03d}_{_words(sample.prompt)}_{label}.mp4")
+            save_video(sample.media, folder / f"{k:03d}_{words(sample.prompt)}_{label}.mp4")
 
 
 def _keep(media: Any, folder: Path, name: str) -> float | None:
@@ -58,7 +58,7 @@ def _kept(folder: Path, name: str, fps: float | None) -> Any:
     return Clip([Image.open(file).convert("RGB") for file in sorted(folder.glob(f"{name}_*.png"))], fps)
 
 
-def _words(prompt: str) -> str:
+def words(prompt: str) -> str:
     """The prompt's first forty characters, of which letters and digits are left: at most 160 bytes of a file's name."""
     return re.sub(r"\W+", "-", prompt)[:40].strip("-")
 

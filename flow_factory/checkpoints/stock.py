@@ -1,0 +1,57 @@
+"""Trained weights on the stock pipeline, by diffusers' own readers: what a user of the checkpoint would have."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from flow_factory.checkpoints.checkpoint import CheckpointError, model_kind, plainly
+from flow_factory.checkpoints.lora_file import lora_file
+from flow_factory.checkpoints.model_files import full_files
+
+
+def put_weights(pipe: Any, checkpoint: Path, components: Sequence[str]) -> None:
+    """Gives the pipeline's transformers the checkpoint's weights: a LoRA beside them, or all of them in their place.
+
+    A LoRA that is there already is taken away. Of weights that were replaced, only loading the pipeline anew brings the first ones back.
+
+    Args:
+        checkpoint: a folder, or a LoRA's file.
+        components: the transformers that were trained.
+
+    Raises:
+        CheckpointError: it has no weights of one of them, is damaged, or does not fit.
+    """
+    kind = model_kind(checkpoint)
+    for name in components:
+        (_put_lora if kind == "lora" else _put_full)(pipe, checkpoint, name)
+
+
+def _put_lora(pipe: Any, checkpoint: Path, name: str) -> None:
+    module = getattr(pipe, name)
+    file = (
+        checkpoint if checkpoint.is_file() else lora_file(checkpoint / name) or (lora_file(checkpoint) if name == "transformer" else None)
+    )
+    if file is None:
+        raise CheckpointError(f"{checkpoint} has no LoRA of {name}")
+    if getattr(module, "peft_config", None):
+        module.unload_lora()
+    with plainly(file, "does not fit this pipeline"):
+        if name == "transformer" and hasattr(pipe, "load_lora_weights"):
+            pipe.load_lora_weights(file.parent, weight_name=file.name)
+        else:
+            module.load_lora_adapter(file.parent, weight_name=file.name, prefix="transformer", use_safetensors=True)
+    if not getattr(module, "peft_config", None):
+        raise CheckpointError(f"{file} names no layer of this pipeline's {name}: it is a LoRA of another model")
+
+
+def _put_full(pipe: Any, checkpoint: Path, name: str) -> None:
+    files = full_files(checkpoint, name)
+    with plainly(checkpoint, "is damaged"):
+        tensors = {key: tensor for file in files for key, tensor in load_file(file).items()}
+    try:
+        getattr(pipe, name).load_state_dict(tensors)
+    except (RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{checkpoint} does not fit this pipeline's {name}: {' '.join(str(error).split())[:300]}") from error

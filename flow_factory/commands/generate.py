@@ -1,0 +1,172 @@
+"""`ff-generate`: pictures or videos of checkpoints and of the base model beside each other, from the same noise."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flow_factory.commands.data_show import many
+from flow_factory.commands.subcommands import done
+from flow_factory.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from flow_factory.config import RunConfig
+    from flow_factory.types import Row
+
+EXAMPLES = """\
+examples:
+  ff-generate save/quickstart --prompts "a red circle" --base            the newest checkpoint of a run, and the base model
+  ff-generate save/run/checkpoints/epoch_10 save/run/checkpoints/epoch_20 --prompts dataset/shapes/test.jsonl --seeds 0-7
+  ff-generate lora.safetensors --config run.yaml --prompts "a fox" --set num_inference_steps=40 height=768
+
+The model, the sizes, the steps and the guidance are those of the run's evaluations: of the config.yaml in its folder.
+A picture of a prompt and a seed begins from the same noise under all weights. Each PNG says in its metadata how it was made.
+"""
+DEEP = 4
+"""Folders above a checkpoint, and itself, in which the run's config is looked for."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="ff-generate", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("checkpoints", nargs="*", type=Path, metavar="CHECKPOINT", help="a run's folder, a checkpoint, or a LoRA's file")
+    p.add_argument("--prompts", nargs="+", required=True, metavar="TEXT|FILE", help="prompts, or .txt and .jsonl files of rows")
+    p.add_argument("--negative", metavar="TEXT", help="a negative prompt for rows that have none of their own")
+    p.add_argument("--seeds", type=seeds, default=seeds("0-3"), metavar="N|N-M|N,M", help="seeds of the noise (default: 0-3)")
+    p.add_argument("--base", action="store_true", help="the base model too, first")
+    p.add_argument("--config", type=Path, metavar="FILE", help="the run's YAML (default: config.yaml in the run's folder)")
+    p.add_argument("--model", metavar="NAME|FOLDER", help="the base model, where it has another place than the run had it in")
+    p.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="keys of eval:, arguments of the pipeline among them")
+    p.add_argument("--batch", type=many, metavar="N", help="pictures drawn together (default: the run's eval.per_device_batch_size)")
+    p.add_argument("--out", type=Path, default=Path("generated"), metavar="DIR", help="an empty or new folder (default: %(default)s)")
+    p.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the first accelerator there is)")
+    p.add_argument("--offload", action="store_true", help="parts wait in main memory until they are called: less memory, more time")
+    p.set_defaults(act=act)
+    return p
+
+
+def seeds(text: str) -> list[int]:
+    """`3`, `0-7`, `1,5,9-11`.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none of these.
+    """
+    found: list[int] = []
+    for part in text.split(","):
+        ends = re.fullmatch(r"(\d{1,18})(?:-(\d{1,18}))?", part.strip())
+        first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (1, 0)
+        if not 0 <= last - first < 10_000:
+            raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds, such as 3, 0-7 or 1,5,9-11")
+        found += range(first, last + 1)
+    return list(dict.fromkeys(found))
+
+
+def act(args: argparse.Namespace) -> int:
+    """Draws, writes the files and a contact sheet, and says where they are."""
+    from flow_factory.checkpoints.checkpoint import model_kind, newest
+    from flow_factory.utils.terminal import quiet_libraries
+
+    if not args.checkpoints and not args.base:
+        raise UserError("name a checkpoint, or --base with --config")
+    chosen = [newest(path) for path in args.checkpoints]
+    for path in chosen:
+        model_kind(path)
+    config = config_of(args, chosen)
+    rows = rows_of(args.prompts, args.negative)
+    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+        raise UserError(f"--out: {args.out} is not an empty folder; name another, or delete what is there")
+    quiet_libraries()
+    from flow_factory.commands.generating import Job, draw
+
+    labels = [(None, "base")] * args.base + list(zip(chosen, labels_of(chosen), strict=True))
+    batch = args.batch or config.eval.per_device_batch_size
+    sheet = draw(Job(config, labels, rows, args.seeds, batch, args.out, args.device, args.offload))
+    print(f"{len(labels) * len(rows) * len(args.seeds)} drawn: {args.out}; side by side: {sheet}")
+    return 0
+
+
+def config_of(args: argparse.Namespace, checkpoints: Sequence[Path]) -> RunConfig:
+    """The run's, with what the command line changes.
+
+    Raises:
+        UserError: there is none, or the checkpoints are of several base models.
+    """
+    from flow_factory.config import load_config
+
+    overrides = [f"eval.{text}" for text in args.set] + ([f"model.model_name_or_path={args.model}"] if args.model else [])
+    files = [args.config] if args.config else [config_beside(path) for path in checkpoints]
+    if not files:
+        raise UserError("--base alone: name the YAML of a run with --config")
+    configs = [load_config(file, overrides) for file in dict.fromkeys(files)]
+    bases = {(c.model.model_name_or_path, c.model.target_components): file for c, file in zip(configs, files, strict=False)}
+    if len(bases) > 1:
+        raise UserError(f"the checkpoints are of several base models, of {' and '.join(map(str, bases.values()))}; name those of one")
+    return configs[0]
+
+
+def config_beside(checkpoint: Path) -> Path:
+    """The config.yaml of the run that a checkpoint belongs to.
+
+    Raises:
+        UserError: there is none.
+    """
+    here = [checkpoint, *checkpoint.absolute().parents][:DEEP]
+    found = next((folder / "config.yaml" for folder in here if (folder / "config.yaml").is_file()), None)
+    if found is None:
+        raise UserError(f"{checkpoint}: no config.yaml in its folder or those above; name the run's YAML with --config")
+    return found
+
+
+def labels_of(checkpoints: Sequence[Path]) -> list[str]:
+    """A short name for each, all different: the last folders of its path."""
+    paths = [path.absolute() for path in checkpoints]
+    for count in range(1, max((len(p.parts) for p in paths), default=1) + 1):
+        names = ["_".join(part for part in p.with_suffix("").parts[-count:] if part not in ("/", "checkpoints")) for p in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{name}_{k}" for k, name in enumerate(names)]
+
+
+def rows_of(texts: Sequence[str], negative: str | None) -> list[Row]:
+    """The rows of files, and a row for each other text.
+
+    Raises:
+        UserError: a file is damaged, or a text looks like a file that is not there.
+    """
+    from dataclasses import replace
+
+    from flow_factory.data.reader import read_rows
+    from flow_factory.types import Row
+
+    rows: list[Row] = []
+    for text in texts:
+        if text.endswith((".txt", ".jsonl")):
+            if not Path(text).is_file():
+                raise UserError(f"--prompts: there is no file {text}")
+            rows += read_rows(Path(text), "test")
+        elif not text.strip():
+            raise UserError("--prompts: a prompt is empty")
+        else:
+            rows.append(Row(0, text, source="--prompts"))
+    kept = (row.negative_prompt if negative is None or row.negative_prompt is not None else negative for row in rows)
+    return [replace(row, id=k, negative_prompt=text) for k, (row, text) in enumerate(zip(rows, kept, strict=True))]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """See `subcommands.done`."""
+    return done(parser(), argv)
+
+
+def run() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,84 @@
+"""`ff-generate`: pictures of checkpoints and the base beside each other."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FluxPipeline
+from PIL import Image
+
+from flow_factory.checkpoints.checkpoint import newest
+from flow_factory.commands import generate
+from flow_factory.commands.generate import labels_of, main, rows_of, seeds
+from flow_factory.utils.errors import UserError
+from tests.tiny.run import checkpoint, tiny, write_run
+
+
+@pytest.mark.parametrize(("text", "meant"), [("3", [3]), ("0-2", [0, 1, 2]), ("1,5,9-11", [1, 5, 9, 10, 11]), ("2,1-3", [2, 1, 3])])
+def test_seeds_are_numbers_and_ranges(text: str, meant: list[int]) -> None:
+    assert seeds(text) == meant
+
+
+def test_labels_tell_checkpoints_apart() -> None:
+    paths = [Path("save/a/checkpoints/epoch_1"), Path("save/b/checkpoints/epoch_1"), Path("lora.safetensors")]
+    assert labels_of(paths[:1]) == ["epoch_1"]
+    assert len(set(labels_of(paths))) == 3 and labels_of(paths[:2])[0].endswith("a_epoch_1")
+
+
+def test_prompts_are_texts_and_files(tmp_path: Path) -> None:
+    (tmp_path / "rows.txt").write_text("one\ntwo\n")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "three", "negative_prompt": "blur"}\n')
+    rows = rows_of(["zero", "rows.txt", "rows.jsonl"], "ugly")
+    assert [(row.id, row.prompt, row.negative_prompt) for row in rows] == [
+        (0, "zero", "ugly"), (1, "one", "ugly"), (2, "two", "ugly"), (3, "three", "blur"),
+    ]  # fmt: skip
+    for wrong, line in (("absent.txt", "no file absent.txt"), (" ", "is empty")):
+        with pytest.raises(UserError, match=line):
+            rows_of([wrong], None)
+
+
+@pytest.mark.parametrize(("words", "line"), [
+    (["--prompts", "a"], "name a checkpoint, or --base with --config"),
+    (["--base", "--prompts", "a"], "--base alone: name the YAML of a run with --config"),
+    (["absent", "--prompts", "a"], "absent is no checkpoint"),
+    (["lora.safetensors", "--prompts", "a"], "lora.safetensors: no config.yaml in its folder"),
+    (["--base", "--config", "tiny.yaml", "--prompts", "a", "--set", "num_inference_step=3"], "Did you mean 'num_inference_steps'"),
+    (["--base", "--config", "tiny.yaml", "--prompts", "a", "--out", "data"], "--out: data is not an empty folder"),
+])  # fmt: skip
+def test_what_cannot_be_drawn_is_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], line: str
+) -> None:
+    write_run(tmp_path)
+    (tmp_path / "lora.safetensors").write_bytes(b"")
+    monkeypatch.setattr(generate, "DEEP", 2)  # nothing above this folder
+    assert main(words) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: ") and line in said
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_pictures_are_those_of_the_stock_pipeline(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    full = () if kind == "lora" else ("model.finetune_type=full", "model.target_modules=all")
+    run = tiny(tmp_path, "log.save_freq=1", "train.learning_rate=1e-1", "train.ema_decay=0", *full)
+    run()
+    folder = newest(run.folder)
+    words = [str(run.folder), "--base", "--prompts", "a red circle", "mars", "--seeds", "0,5", "--batch", "2", "--set", "height=48"]
+    assert main([*words, "--device", "cpu"]) == 0
+    assert "8 drawn: generated; side by side: generated/sheet.png" in capsys.readouterr().out
+    stock = FluxPipeline.from_pretrained(checkpoint(), torch_dtype=torch.float32)
+    given = {"height": 48, "width": 32, "num_inference_steps": 3, "max_sequence_length": 16, "guidance_scale": 3.5}
+    pictures = []
+    for label in ("base", folder.name):
+        if label != "base" and kind == "lora":
+            stock.load_lora_weights(folder)
+        elif label != "base":
+            stock.transformer = type(stock.transformer).from_pretrained(folder / "transformer")
+        wanted = stock("mars", generator=torch.Generator("cpu").manual_seed(5), **given).images[0]
+        drawn = Image.open(f"generated/{label}/0001_mars_seed5.png")
+        pictures.append(drawn.tobytes())
+        assert drawn.text["prompt"] == "mars" and drawn.text["seed"] == "5" and drawn.text["weights"] == label
+        off = torch.tensor(list(wanted.tobytes())).int() - torch.tensor(list(drawn.tobytes())).int()
+        assert off.abs().max() <= 1
+    assert pictures[0] != pictures[1], "the checkpoint draws other pictures than the base"
+    assert Image.open("generated/sheet.png").width > 2 * 32
