@@ -137,7 +137,7 @@ def test_two_epochs_of_an_algorithm_move_a_model(name: str, algorithm: str, tmp_
     if algorithm in ("grpo", "dppo"):
         assert first["train/on_policy_error"] == metrics["train/on_policy_error"] == 0
     case = CASES[name]
-    free = not trainer.config.train.stochastic
+    free = not trainer.context.config.train.stochastic
     reference = 4 if algorithm == "crd" and free and case.forwards == (1, 1) else 0  # its negative prompts
     assert len(seen) == VELOCITIES[algorithm] * (1 if free else len(case.forwards)) + reference
     still = [k for k, p in policy.trained().items() if torch.equal(p, untrained[k])]
