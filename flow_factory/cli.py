@@ -6,34 +6,26 @@ Nothing heavy is imported before the config is known to be right.
 import argparse
 import logging
 import os
-import signal
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from flow_factory import __version__
-from flow_factory.command import AT_ONCE
+from flow_factory.commands.ending import complain, disk_full, ended_by, explain
 from flow_factory.config import RunConfig, config_help, dump_config, load_config
 from flow_factory.config.engine import MACHINES
 from flow_factory.config.places import require_places
 from flow_factory.distributed import liveness
 from flow_factory.distributed.environment import settle_allocator, settled_lines
-from flow_factory.distributed.launch import already_reported, going_on, launch, stay_with_launcher
+from flow_factory.distributed.launch import going_on, launch, stay_with_launcher
+from flow_factory.distributed.process_monitor import FAILED, LEFT
 from flow_factory.distributed.threads import settle
 from flow_factory.distributed.topology import FLAGS, overrides_of, resolve_topology, srun_task
 from flow_factory.reporting.metric_names import metrics_help
-from flow_factory.utils import user_code
-from flow_factory.utils.background import busy
-from flow_factory.utils.errors import FULL, FailedElsewhere, ProcessLost, RunError, UserError, lost, plain
-from flow_factory.utils.signals import Interrupted, Listener, Stopped
+from flow_factory.utils.signals import Interrupted, Listener
 from flow_factory.utils.terminal import hide_bars, log_to_terminal, note, quiet_libraries
 
-logger = logging.getLogger(__name__)
-SILENT = 10.0
-"""Seconds in which a process that failed on its own has left."""
 EXAMPLES = """\
 examples:
   ff-train examples/quickstart.yaml                                the tiny job, on a CPU, in minutes
@@ -59,25 +51,6 @@ def restarts() -> list[str]:
     """The line that a restarted process begins with."""
     done, most = (os.environ.get(f"TORCHELASTIC_{name}", "0") for name in ("RESTART_COUNT", "MAX_RESTARTS"))
     return [f"a process died; this is restart {done} of {most}"] if done != "0" else []
-
-
-def disk_full(error: Exception) -> bool:
-    """Whether it is of a full disk, a used-up quota or a limit on files, as Python says it, or Rust below safetensors."""
-    return (isinstance(error, OSError) and error.errno in FULL) or str(error).endswith(tuple(f"(os error {code})" for code in FULL))
-
-
-def ended_by(error: BaseException, listener: Listener) -> BaseException:
-    """What ended the program: an error, or a signal if it came first. A launcher stops those that are left when one has died."""
-    if not isinstance(error, Stopped):  # a library may have taken the signal for an error of its own
-        return error if listener.signal is None or isinstance(error, UserError) else Stopped(listener.signal.name)
-    overtaken = error.__context__
-    return overtaken if overtaken is not None and (isinstance(overtaken, UserError) or lost(overtaken)) else error
-
-
-def complain(error: Exception | str) -> None:
-    """Prints an error, unless another process has."""
-    if not already_reported():
-        print(f"error: {error}", file=sys.stderr)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -122,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     listener = Listener()
     with listener.watching():
         code = listen(listener, argv)
-        liveness.leave(liveness.LEFT if code in (0, 130) else liveness.FAILED)
+        liveness.leave(LEFT if code in (0, 130) else FAILED)
         liveness.let_go()
         return code
 
@@ -150,51 +123,6 @@ def listen(listener: Listener, argv: Sequence[str] | None) -> int:
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         listener.close()
         return explain(ended_by(error, listener))
-
-
-def explain(error: BaseException) -> int:
-    """Says in a line what has ended the program; the exit code. What has no line of its own is raised again."""
-    if isinstance(error, FailedElsewhere):
-        return second()
-    if isinstance(error, ProcessLost) or lost(error):
-        complain(error if isinstance(error, ProcessLost) else liveness.why_lost(error))
-        return second()
-    if isinstance(error, UserError):
-        complain(error)
-        if error.__cause__ is not None:
-            logger.info("where it comes from:", exc_info=error.__cause__)
-        return 1 if isinstance(error, RunError) else 2
-    if isinstance(error, KeyboardInterrupt):
-        return stopped(error)
-    if already_reported():  # where several processes fail, only the first shows its trace: the others' come of its leaving
-        return 1
-    if (line := user_code.owner_of(error)) is not None:
-        print(f"error: {plain(line)}", file=sys.stderr)
-        logger.info("where it comes from:", exc_info=error)
-        return 1
-    if isinstance(error, OSError) and error.filename is not None:  # what the file system refused and nobody has asked before
-        print(f"error: {error.filename}: {error.strerror or error}", file=sys.stderr)
-        return 1
-    raise error
-
-
-def second() -> int:
-    """The exit code of a process that ends because another has: the launcher ends those that are left, and names the first that went."""
-    liveness.leave(liveness.FAILED)
-    if not busy():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(SILENT)
-    return 1
-
-
-def stopped(what: object) -> int:
-    """Says what ended the program, unless another process has; the exit code. A launcher stops those that are left when one has died."""
-    if (gone := liveness.who_is_gone()) is not None:
-        complain(gone)
-        return second()
-    if not already_reported():
-        print(AT_ONCE.format(str(what) or "interrupted"), file=sys.stderr)
-    return 130
 
 
 def act(config: RunConfig, args: argparse.Namespace, listener: Listener) -> int:

@@ -8,7 +8,8 @@ from weakref import WeakValueDictionary
 
 from PIL import Image
 
-from flow_factory.data.media import Kind, check_media, open_image, open_video
+from flow_factory.data.media import check_media, open_image, open_video
+from flow_factory.data.media_checks import Kind
 from flow_factory.types import Row
 
 _version = cache(version)

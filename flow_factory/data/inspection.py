@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from flow_factory.data.ledger import Ledger
-from flow_factory.data.media import Extent, Kind, check_media, check_whole
+from flow_factory.data.media import check_media, check_whole
+from flow_factory.data.media_checks import Extent, Kind
 from flow_factory.utils.terminal import bar
 
 FORMAT = 1

@@ -5,42 +5,41 @@ Every complaint is a `DataError` that names the line of the data set, the file, 
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from flow_factory.data.lengths import stated_size
+from flow_factory.data.media_checks import (
+    MOST_IMAGE,
+    Extent,
+    Kind,
+    check_file,
+    check_size,
+    first_bytes,
+    image_format,
+    megapixels,
+    reason_of,
+)
 from flow_factory.data.mp4 import save_video as save_video
-from flow_factory.data.reader import DataError, listing
+from flow_factory.data.reader import DataError
 from flow_factory.types import Clip
-from flow_factory.utils.errors import file_errors
-from flow_factory.utils.files import kind_of_file
-from flow_factory.utils.registry import nearest
 
 if TYPE_CHECKING:
     import av
 
-Kind = Literal["image", "video"]
-Extent = tuple[int, int, int]
-"""Width, height, frames."""
-MOST_IMAGE = 64_000_000
-"""Pixels of an image, or of one frame."""
-MOST_VIDEO = 1_000_000_000
-"""Pixels of all frames of a video: 4 GB as Pillow keeps them."""
 DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, KeyError, EOFError, struct.error, zlib.error)
 """What Pillow's decoders raise on files that are damaged."""
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")
 """What Pillow may take a file for. Of its others, some run a program (EPS) or are drawn by a library of the system (WMF)."""
 CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "gif")
 """What FFmpeg may take a file for, in its names: none of these opens another file, as a playlist does."""
-MAGIC = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"RIFF": "WebP", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"BM": "BMP"}
 
 
 def check_media(path: str | Path, where: str, kind: Kind) -> Extent:
@@ -63,7 +62,7 @@ def check_media(path: str | Path, where: str, kind: Kind) -> Extent:
     with _video(Path(path), where) as stream:
         rate, seconds = stream.average_rate, stream.container.duration
         frames = stream.frames or (round(float(rate) * seconds / 1e6) if rate and seconds else 1)  # the duration is in microseconds
-        _check_size(Path(path), where, stream.width, stream.height, frames)
+        check_size(Path(path), where, stream.width, stream.height, frames)
         return stream.width, stream.height, frames
 
 
@@ -96,7 +95,7 @@ def open_image(path: str | Path, where: str) -> Image.Image:
         try:
             return _rgb(ImageOps.exif_transpose(image))
         except DECODER_ERRORS as error:
-            raise DataError(f"{where}: {path}: damaged or truncated ({_said(error)})") from error
+            raise DataError(f"{where}: {path}: damaged or truncated ({reason_of(error)})") from error
 
 
 def first_frame(path: str | Path, where: str) -> Image.Image:
@@ -138,11 +137,11 @@ def _frames(path: Path, where: str) -> Generator[Image.Image, None, None]:
                     raise av.InvalidDataError(0, "a damaged packet")
                 for frame in decoded:
                     count += 1
-                    _check_size(path, where, frame.width, frame.height, count)
+                    check_size(path, where, frame.width, frame.height, count)
                     yield _upright(frame)
         except av.FFmpegError as error:
             many = f"{count} of {stream.frames or '?'} frames"
-            raise DataError(f"{where}: {path}: damaged or truncated after {many} ({_said(error)})") from error
+            raise DataError(f"{where}: {path}: damaged or truncated after {many} ({reason_of(error)})") from error
     if not count:
         raise DataError(f"{where}: {path}: no frame in it can be decoded; it is damaged or truncated")
 
@@ -172,16 +171,18 @@ def _rgb(image: Image.Image) -> Image.Image:
 @contextmanager
 def _image(path: Path, where: str) -> Iterator[Image.Image]:
     """The image with nothing but its header read."""
-    _check_file(path, where, "image")
+    check_file(path, where, "image")
     try:
         image = Image.open(path, formats=FORMATS)
         animated = getattr(image, "is_animated", False) and image.format != "MPO"  # MPO: a phone's photo with a second view
     except Image.DecompressionBombError as error:
-        raise DataError(f"{where}: {path}: far more than the {_mega(MOST_IMAGE)} megapixels that an image may have ({error})") from error
+        raise DataError(
+            f"{where}: {path}: far more than the {megapixels(MOST_IMAGE)} megapixels that an image may have ({error})"
+        ) from error
     except DECODER_ERRORS as error:
         raise DataError(f"{where}: {path}: {_unread(path, error)}") from error
     with image:
-        _check_size(path, where, *image.size, 1)
+        check_size(path, where, *image.size, 1)
         if animated:
             raise DataError(f"{where}: {path}: has several pictures ({image.format}), where one belongs")
         if image.mode in ("I", "F"):
@@ -191,25 +192,13 @@ def _image(path: Path, where: str) -> Iterator[Image.Image]:
 
 def _unread(path: Path, error: Exception) -> str:
     """Why a file is no image."""
-    known = _magic(path)
+    known = image_format(path)
     if known:
-        return f"a {known} that is damaged or truncated" + f" ({_said(error)})" * (not isinstance(error, UnidentifiedImageError))
+        return f"a {known} that is damaged or truncated" + f" ({reason_of(error)})" * (not isinstance(error, UnidentifiedImageError))
     if not isinstance(error, UnidentifiedImageError):
-        return f"cannot be read ({_said(error)})"
-    head = _head(path)
+        return f"cannot be read ({reason_of(error)})"
+    head = first_bytes(path)
     return f"not an image that can be read, which PNG, JPEG and WebP are; it begins with {head!r}" if head else "an empty file"
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(16)
-
-
-def _magic(path: Path) -> str | None:
-    """The format of an image, by its first bytes."""
-    head = _head(path)
-    known = next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
-    return None if known == "WebP" and head[8:12] != b"WEBP" else known
 
 
 @contextmanager
@@ -217,63 +206,18 @@ def _video(path: Path, where: str) -> Iterator[Any]:
     """The first video stream, with no packet read."""
     import av
 
-    _check_file(path, where, "video")
+    check_file(path, where, "video")
     if (size := path.stat().st_size) < (stated := stated_size(path)):  # av would take this for the end of the video
         raise DataError(f"{where}: {path}: truncated: it has {size:,} bytes of at least {stated:,}")
     try:
         container = av.open(f"file:{path}", options={"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"})
     except (av.FFmpegError, OSError) as error:
-        if _magic(path):
+        if image_format(path):
             raise DataError(f"{where}: {path}: an image, where a video belongs; images stand in the column 'image' or 'images'") from error
-        said = "of another kind" if isinstance(error, av.ArgumentError) else _said(error)
+        said = "of another kind" if isinstance(error, av.ArgumentError) else reason_of(error)
         text = f"not a video, or damaged or truncated ({said}); MP4, MOV, WebM, MKV, AVI and GIF can be read"
         raise DataError(f"{where}: {path}: {text}") from error
     with closing(container):
         if not container.streams.video:
             raise DataError(f"{where}: {path}: has no video stream, only {', '.join(s.type for s in container.streams) or 'nothing'}")
         yield container.streams.video[0]
-
-
-def require_there(path: str, where: str, kind: Kind) -> None:
-    """Raises:
-    DataError: no file is at the path; what is in it is for `check_media` to say.
-    """
-    if not os.path.isfile(path):  # noqa: PTH113 (pathlib raises for a name that is too long)
-        _check_file(Path(path), where, kind)
-
-
-def _check_file(path: Path, where: str, kind: str) -> None:
-    wanted = "an image" if kind == "image" else "a video"
-    with file_errors(where, path, f"{wanted} that can be read belongs there", DataError):
-        if os.path.lexists(path):
-            if (other := kind_of_file(path)) is not None:
-                raise DataError(f"{where}: {path}: {other}, where {wanted} belongs")
-            with path.open("rb") as file:
-                file.read(1)  # what is no file of a disk may open, and fail then
-        elif path.parent.is_dir():
-            names = [p.name for p in path.parent.iterdir()]
-            raise DataError(f"{where}: {path}: no such {kind}.{nearest(path.name, names)} Its folder has {listing(path.parent)}")
-        else:
-            above = next((p for p in path.absolute().parents if p.is_dir()), Path("/"))
-            raise DataError(
-                f"{where}: {path}: no such {kind}, nor its folder; {above} has {listing(above)}. Relative names start at data.{kind}_dir"
-            )
-
-
-def _check_size(path: Path, where: str, width: int, height: int, frames: int) -> None:
-    if width * height > MOST_IMAGE:
-        raise DataError(f"{where}: {path}: {_mega(width * height)} megapixels ({width} x {height}); at most {_mega(MOST_IMAGE)}")
-    if width * height * frames > MOST_VIDEO:
-        raise DataError(
-            f"{where}: {path}: {frames} frames of {width} x {height} are {_mega(width * height * frames)} megapixels; "
-            f"at most {_mega(MOST_VIDEO)}"
-        )
-
-
-def _mega(pixels: int) -> str:
-    return f"{round(pixels / 1e6, 1):,g}"
-
-
-def _said(error: Exception) -> str:
-    """Without the path and the numbers that av adds."""
-    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__

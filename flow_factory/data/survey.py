@@ -11,7 +11,8 @@ import numpy as np
 
 from flow_factory.config.data import PAIR
 from flow_factory.data.columns import Columns, DataError, Deferred
-from flow_factory.data.media import Extent, Kind, check_media
+from flow_factory.data.media import check_media
+from flow_factory.data.media_checks import Extent, Kind
 from flow_factory.types import Row
 
 KINDS = {str: "text", bool: "truth", int: "number", float: "number", list: "list", dict: "object", type(None): "null", bytes: "bytes"}

@@ -7,7 +7,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from flow_factory.data.columns import DataError
-from flow_factory.data.media import Kind, check_media, first_frame, open_image
+from flow_factory.data.media import check_media, first_frame, open_image
+from flow_factory.data.media_checks import Kind
 from flow_factory.data.survey import files_of
 from flow_factory.types import Row, Sample
 

@@ -154,7 +154,7 @@ def _doing(placement: Topology, rank: int, machines: "Machines", aborted: bool) 
     """
     from torch.distributed import DistError, PrefixStore
 
-    from flow_factory.distributed.liveness import activity_of
+    from flow_factory.distributed.process_monitor import activity_of
     from flow_factory.distributed.rendezvous import attempt_key
 
     if machines.store is None:

@@ -11,7 +11,8 @@ from torch import Generator, Tensor, nn
 from flow_factory.core.condition_memo import ConditionMemo
 from flow_factory.core.latents import part_of
 from flow_factory.core.readback import Deferred
-from flow_factory.core.velocity import Draw, Recorder, VelocityField
+from flow_factory.core.scheduler_seam import Draw, Recorder
+from flow_factory.core.velocity import VelocityField
 from flow_factory.models.family import Family
 from flow_factory.models.guiders import GUIDER, guiding
 from flow_factory.models.parts import chain, check_sizes, check_words, times

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from flow_factory.config.pipelines import pipeline_path
 from flow_factory.core.condition_memo import ConditionMemo
 from flow_factory.core.readback import Deferred
-from flow_factory.core.velocity import Draw, Recorder
+from flow_factory.core.scheduler_seam import Draw, Recorder
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.guiders import GUIDER, guiding
 from flow_factory.types import Cond, Row

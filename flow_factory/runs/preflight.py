@@ -8,7 +8,7 @@ from typing import Any
 
 from flow_factory.config import RunConfig
 from flow_factory.core.advantage import aggregation
-from flow_factory.data.media import Extent
+from flow_factory.data.media_checks import Extent
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import sketch_adapter

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from flow_factory.config import DPOConfig, ForwardConfig, RunConfig, TrainConfig, TransitionConfig, pipeline_kwargs
 from flow_factory.data.encoding_windows import rows_needed, rows_tested
 from flow_factory.data.inspection import Record, inspect_files
-from flow_factory.data.media import Extent, Kind, require_there
+from flow_factory.data.media_checks import Extent, Kind, require_there
 from flow_factory.data.pairs import pair_files, require_frames
 from flow_factory.data.reader import Look
 from flow_factory.data.sources import has_split, open_split

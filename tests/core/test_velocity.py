@@ -14,7 +14,8 @@ from torch import Tensor
 from flow_factory.core.dynamics import DYNAMICS
 from flow_factory.core.randomness import generator
 from flow_factory.core.sampling import Sampler
-from flow_factory.core.velocity import Recorder, VelocityField
+from flow_factory.core.scheduler_seam import Recorder
+from flow_factory.core.velocity import VelocityField
 from flow_factory.models.base import ModelAdapter
 from tests.conftest import CALL, CFG, SDES, STEPS, condition, flux, policy_over, rolled, state, velocity_at
 from tests.tiny.flux import flux_pipeline

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flow_factory.data import media
+from flow_factory.data import media_checks
 from flow_factory.data.media import check_media, check_whole, open_image, open_video, save_video
 from flow_factory.data.reader import DataError
 from flow_factory.types import Clip
@@ -335,7 +335,7 @@ def test_what_is_no_video_is_found_by_the_header(tmp_path: Path) -> None:
 
 def test_a_video_that_fills_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_video(Clip(frames(17, 64, 48), 8.0), tmp_path / "a.mp4")
-    monkeypatch.setattr(media, "MOST_VIDEO", 17 * 64 * 48 - 1)
+    monkeypatch.setattr(media_checks, "MOST_VIDEO", 17 * 64 * 48 - 1)
     for call in (check_media, open_video):
         message = refused(call, tmp_path / "a.mp4", *(["video"] if call is check_media else []))
         assert message == "17 frames of 64 x 48 are 0.1 megapixels; at most 0.1"

@@ -16,9 +16,9 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from flow_factory.config import load_config
 from flow_factory.config.base import ConfigError
-from flow_factory.distributed import liveness
+from flow_factory.distributed import liveness, process_monitor
 from flow_factory.distributed.barriers import Work
-from flow_factory.distributed.liveness import FAILED, LEFT, ProcessMonitor
+from flow_factory.distributed.process_monitor import FAILED, LEFT, ProcessMonitor
 from flow_factory.distributed.rendezvous import limit_groups
 from flow_factory.utils.errors import ProcessLost
 from tests.tiny.run import write_run
@@ -92,7 +92,7 @@ def test_a_wait_ends_with_the_death_of_the_one_that_is_waited_for(three: list[Pr
 
 
 def test_of_a_late_collective_those_are_named_that_do_something_else(three: list[ProcessMonitor], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(liveness, "GRACE", 0.0)
+    monkeypatch.setattr(process_monitor, "GRACE", 0.0)
     for rank, what in enumerate(("learning", "learning", "scoring")):
         three[rank].say(what)
     late = RuntimeError("[unbound_buffer.cc:78] Timed out waiting 60000ms for recv operation to complete")

@@ -17,7 +17,7 @@ from flow_factory.core.condition_memo import ConditionMemo
 from flow_factory.core.dynamics import DYNAMICS
 from flow_factory.core.randomness import generator
 from flow_factory.core.sampling import Sampler
-from flow_factory.core.velocity import Recorder
+from flow_factory.core.scheduler_seam import Recorder
 from flow_factory.data.media import open_video
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flow_factory.core.dynamics import DYNAMICS
-from flow_factory.core.velocity import Recorder
+from flow_factory.core.scheduler_seam import Recorder
 from flow_factory.models.proof import LITTLE, prove, unseen
 from tests.conftest import ETA
 from tests.models.cases import every_checkpoint

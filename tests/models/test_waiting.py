@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import flow_factory
-from flow_factory.core.velocity import Recorder, place_of
+from flow_factory.core.scheduler_seam import Recorder, place_of
 from tests.conftest import STEPS
 from tests.models.cases import EACH
 from tests.models.harness import Tiny, tiny

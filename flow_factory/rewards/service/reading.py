@@ -11,7 +11,8 @@ import msgpack
 import numpy as np
 from PIL import Image
 
-from flow_factory.data.media import DECODER_ERRORS, FORMATS, MOST_IMAGE, MOST_VIDEO
+from flow_factory.data.media import DECODER_ERRORS, FORMATS
+from flow_factory.data.media_checks import MOST_IMAGE, MOST_VIDEO
 from flow_factory.rewards.wire import DEPTHS, JSON, MSGPACK, MULTIPART, WireError
 
 OLDER = {"prompts": "prompt", "images": "image", "videos": "video", "kwargs": "extra"}

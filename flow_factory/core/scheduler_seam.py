@@ -1,0 +1,166 @@
+"""What takes the stock scheduler's place while a pipeline runs: a `Recorder` in a rollout, a `Probe` where a velocity is asked for."""
+
+import copy
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from flow_factory.core.latents import filled, joint, part_of
+from flow_factory.types import Step
+
+Sampled = Callable[[Tensor], Tensor | None]
+"""The latents (n, ...) that a pipeline steps -> which of a sample's dimensions are drawn, their positions when flat; None: all of them.
+
+The others, a condition's part, are in no state: they get no noise, and are in no log-probability, error or distance."""
+Draw = Callable[[int, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Step | None]]
+"""(index, t, x, v, s, s1, ceiling) -> the next latents, and the transition where it is to be kept.
+
+For pipelines of two modalities it has two methods more, see `sampling.Sampler`: `fork()`, the second modality's draw with a noise of its
+own, and `joint(a, b, v)`, the transitions of both as one."""
+
+
+class Seam:
+    """Takes the stock scheduler's place; schedule, shift and config stay the stock one's."""
+
+    OWN: ClassVar[tuple[str, ...]] = ()
+    order = 1
+    twin: Any = None
+
+    def __init__(self, stock: Any):
+        self.stock = stock
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "stock":  # not there yet while copy builds a twin
+            raise AttributeError(name)
+        return getattr(self.stock, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """What a pipeline sets on its scheduler (Z-Image: `sigma_min`) is for the stock one."""
+        if name not in self.__dict__ and name not in self.OWN and hasattr(self.__dict__.get("stock"), name):
+            setattr(self.stock, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def __deepcopy__(self, memo: dict) -> "Seam":
+        """A pipeline of two modalities (LTX-2) copies its scheduler for the second: both keep a tape, and the two are one state."""
+        self.twin = self.fork()
+        return self.twin
+
+    def fork(self) -> "Seam":
+        raise NotImplementedError
+
+
+class Recorder(Seam):
+    """Draws each next state by `draw`, and keeps the transitions that it returns."""
+
+    def __init__(self, stock: Any, draw: Draw, sampled: Sampled = lambda x: None):
+        super().__init__(stock)
+        self.draw: Any = draw
+        self.sampled = sampled
+        self.kept: list[Step] = []
+        self.kept_v: list[Tensor] | None = None
+        self.index = -1
+        self.last: Tensor | None = None
+        self.levels: Tensor | None = None
+
+    def fork(self) -> "Recorder":
+        twin = Recorder(copy.deepcopy(self.stock), self.draw.fork(), self.sampled)
+        self.kept_v, twin.kept_v = [], []  # the log-probability of both as one needs both velocities
+        return twin
+
+    def step(self, v: Tensor, t: Tensor, x: Tensor, return_dict: bool = True, **_: Any) -> tuple[Tensor]:
+        if self.index < 0:  # image-to-image starts inside the schedule
+            begin = self.stock.begin_index
+            self.index = place_of(t, self.stock.timesteps) if begin is None else begin
+            if self.twin is not None:  # whose schedule is a copy
+                self.twin.index = self.index
+        if self.levels is None:
+            self.levels = self.stock.sigmas.to(x.device, non_blocking=True)
+        sigmas, drawn = self.levels, self.sampled(x)
+        v = part_of(v, drawn)
+        x1, step = self.draw(self.index, t, part_of(x, drawn), v, sigmas[self.index], sigmas[self.index + 1], sigmas[1])
+        if step is not None:
+            self.kept.append(step)
+            if self.kept_v is not None:
+                self.kept_v.append(v)
+        self.index += 1
+        whole = filled(x1, x, drawn)
+        self.last = part_of(whole, drawn)
+        return (whole,)
+
+    def finish(self) -> None:
+        """Makes one tape of two."""
+        if self.twin is not None and self.kept_v is not None:
+            both = zip(self.kept, self.twin.kept, self.kept_v, self.twin.kept_v, strict=True)
+            self.kept = [self.draw.joint(a, b, joint(v, w)) for a, b, v, w in both]
+
+    @property
+    def final(self) -> Tensor:
+        """The last state; of two modalities, both as one."""
+        assert self.last is not None  # there was a step
+        return self.last if self.twin is None else joint(self.last, self.twin.last)
+
+
+def place_of(t: Tensor, times: Tensor) -> int:
+    """Where in a schedule a timestep stands that a pipeline took from it: read off its place in memory, which no device is waited for."""
+    if t.untyped_storage().data_ptr() == times.untyped_storage().data_ptr():
+        return int(t.storage_offset() - times.storage_offset())
+    return int((times.to(t.device) == t).nonzero()[0])
+
+
+class Probed(Protocol):
+    """What a `Probe` knows of the field that asks for a velocity."""
+
+    priming: bool
+    """Whether the state asked about is not handed in yet."""
+    sampled: Sampled
+
+
+class Probe(Seam):
+    """Visits one time twice: the first step() returns the latents asked about, the second keeps their velocity."""
+
+    OWN = ("timesteps", "sigmas")
+
+    def __init__(self, stock: Any, field: "Probed", x: Tensor, t: Tensor, s: Tensor):
+        super().__init__(stock)
+        self.field, self.x = field, x
+        self.v: Tensor | None = None
+        self.timesteps, self.sigmas = torch.stack([t, t]), torch.stack([s, s, torch.zeros_like(s)])
+        self.asked = False
+
+    def fork(self) -> "Probe":
+        return Probe(self.stock, self.field, self.x, self.timesteps[0], self.sigmas[0])
+
+    def set_timesteps(
+        self, num_inference_steps: Any = None, device: Any = None, sigmas: Any = None, mu: Any = None, timesteps: Any = None
+    ) -> None:
+        """Set already: the time asked about, twice. The names are spelled out because pipelines look for them."""
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """The stock scheduler must not remember where a velocity call began."""
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """Image- and video-to-video: the initial state of a velocity call is not looked at."""
+        return noise
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        return noise
+
+    def step(self, v: Tensor, t: Tensor, x: Tensor, return_dict: bool = True, **_: Any) -> tuple[Tensor]:
+        if self.asked:
+            self.v = part_of(v, self.field.sampled(x))
+            return (x,)
+        self.asked = True
+        if self.twin is None:
+            self.field.priming = False
+            return (filled(self.x.to(x.dtype), x, self.field.sampled(x)),)
+        mine, self.twin.x = self.x.tensor_split([x[0].numel()], dim=1)  # the second modality's step comes next
+        return (filled(mine.to(x.dtype), x, None),)
+
+    def answer(self) -> Tensor | None:
+        """The velocity; of two modalities, both as one."""
+        if self.twin is None or self.v is None or self.twin.v is None:
+            return self.v
+        return joint(self.v, self.twin.v)

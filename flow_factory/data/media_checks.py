@@ -1,0 +1,84 @@
+"""Whether a file is the image or the video that a row says: there, of this kind, not absurdly large. Needs no torch."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from flow_factory.data.reader import DataError, listing
+from flow_factory.utils.errors import file_errors
+from flow_factory.utils.files import kind_of_file
+from flow_factory.utils.registry import nearest
+
+Kind = Literal["image", "video"]
+Extent = tuple[int, int, int]
+"""Width, height, frames."""
+MOST_IMAGE = 64_000_000
+"""Pixels of an image, or of one frame."""
+MOST_VIDEO = 1_000_000_000
+"""Pixels of all frames of a video: 4 GB as Pillow keeps them."""
+MAGIC = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"RIFF": "WebP", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"BM": "BMP"}
+
+
+def first_bytes(path: Path) -> bytes:
+    """At most 16."""
+    with path.open("rb") as file:
+        return file.read(16)
+
+
+def image_format(path: Path) -> str | None:
+    """The format of an image, by its first bytes."""
+    head = first_bytes(path)
+    known = next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
+    return None if known == "WebP" and head[8:12] != b"WEBP" else known
+
+
+def require_there(path: str, where: str, kind: Kind) -> None:
+    """Raises:
+    DataError: no file is at the path; what is in it is for `check_media` to say.
+    """
+    if not os.path.isfile(path):  # noqa: PTH113 (pathlib raises for a name that is too long)
+        check_file(Path(path), where, kind)
+
+
+def check_file(path: Path, where: str, kind: str) -> None:
+    """Raises:
+    DataError: no file that can be read is at the path.
+    """
+    wanted = "an image" if kind == "image" else "a video"
+    with file_errors(where, path, f"{wanted} that can be read belongs there", DataError):
+        if os.path.lexists(path):
+            if (other := kind_of_file(path)) is not None:
+                raise DataError(f"{where}: {path}: {other}, where {wanted} belongs")
+            with path.open("rb") as file:
+                file.read(1)  # what is no file of a disk may open, and fail then
+        elif path.parent.is_dir():
+            names = [p.name for p in path.parent.iterdir()]
+            raise DataError(f"{where}: {path}: no such {kind}.{nearest(path.name, names)} Its folder has {listing(path.parent)}")
+        else:
+            above = next((p for p in path.absolute().parents if p.is_dir()), Path("/"))
+            raise DataError(
+                f"{where}: {path}: no such {kind}, nor its folder; {above} has {listing(above)}. Relative names start at data.{kind}_dir"
+            )
+
+
+def check_size(path: Path, where: str, width: int, height: int, frames: int) -> None:
+    """Raises:
+    DataError: it is larger than `MOST_IMAGE`, or than `MOST_VIDEO` in all.
+    """
+    if width * height > MOST_IMAGE:
+        raise DataError(f"{where}: {path}: {megapixels(width * height)} megapixels ({width} x {height}); at most {megapixels(MOST_IMAGE)}")
+    if width * height * frames > MOST_VIDEO:
+        raise DataError(
+            f"{where}: {path}: {frames} frames of {width} x {height} are {megapixels(width * height * frames)} megapixels; "
+            f"at most {megapixels(MOST_VIDEO)}"
+        )
+
+
+def megapixels(pixels: int) -> str:
+    """In millions."""
+    return f"{round(pixels / 1e6, 1):,g}"
+
+
+def reason_of(error: Exception) -> str:
+    """Without the path and the numbers that av adds."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
