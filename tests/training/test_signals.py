@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from flow_factory import cli
+from flow_factory.commands import ending
 from flow_factory.utils import signals
 from flow_factory.utils.errors import RunError
 from flow_factory.utils.signals import Interrupt, Interrupted, Listener, Stopped
@@ -85,7 +86,7 @@ def test_a_signal_does_not_hide_the_error_that_has_ended_the_program(
         return told(given)
 
     told = cli.explain
-    monkeypatch.setattr(cli, "SILENT", 0.0)
+    monkeypatch.setattr(ending, "SILENT", 0.0)
     monkeypatch.setattr(cli, "load_config", lambda *_: None)
     monkeypatch.setattr(cli, "act", act)
     monkeypatch.setattr(cli, "explain", explain)
