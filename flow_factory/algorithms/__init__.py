@@ -1,6 +1,6 @@
 """Algorithms, one file each, and the loss terms that they share.
 
-Knows no model, no reward and no process but its own.
+It knows no model, no reward and no other process.
 """
 
 from flow_factory.utils.registry import Registry

@@ -1,4 +1,4 @@
-"""Files of weights and of training states: whole or absent, and never code.
+"""Files of weights and of training states. A file is complete or absent, and loading one never runs code.
 
-Knows not when a run saves.
+It does not decide when a run saves.
 """

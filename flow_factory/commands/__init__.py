@@ -1,4 +1,4 @@
-"""The commands beside `ff-train`.
+"""The commands `ff-data`, `ff-reward` and `ff-generate`, and the work of `ff-train --test-run`.
 
-Thin layers over the rooms.
+They are thin layers over the rooms.
 """

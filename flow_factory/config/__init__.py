@@ -1,6 +1,6 @@
 """The configuration of a run: strict schemas of the YAML, loading, batch arithmetic, help.
 
-Loads neither torch nor diffusers.
+It imports neither torch nor diffusers.
 """
 
 from flow_factory.config.algorithms import (

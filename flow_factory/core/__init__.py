@@ -1,4 +1,4 @@
-"""The mathematics and the seam: transition kernels, keyed noise, noise levels, advantages, a stock pipeline as sampler and velocity field.
+"""The mathematics and the scheduler seam: kernels, keyed noise, noise levels, advantages, a stock pipeline as sampler and velocity.
 
-Knows no config file, no data set and no other process.
+It knows no config file, no data set and no other process.
 """

@@ -1,4 +1,4 @@
-"""The data set: rows of any source, their media, their encoded conditions in a cache, the order of rows.
+"""The data set: rows from any source, their media, the cache of encoded rows, and the order of rows.
 
-Knows no model: what encodes a row is handed in.
+It knows no model: the caller passes the function that encodes a row.
 """

@@ -1,4 +1,4 @@
-"""Several processes: how they start, meet, wait for each other and tell each other things; `engines` share weights out.
+"""Several processes: launching, rendezvous, barriers, collectives, liveness; `engines` are DDP, FSDP2 and DeepSpeed.
 
-Knows no algorithm and no model family.
+It knows no algorithm and no model family.
 """

@@ -1,4 +1,4 @@
-"""What a run takes of its devices and of main memory, worked out from headers and shapes, and what would make it fit.
+"""Estimates of GPU and main memory from file headers and shapes, and suggestions that make a run fit.
 
-Loads no weights.
+It loads no weights.
 """

@@ -1,6 +1,6 @@
-"""Model families, one file each: pipeline, LoRA targets, from a row to call arguments.
+"""Model families, one file each: the pipeline, the LoRA targets, and how a row becomes call arguments.
 
-Knows no algorithm and no reward.
+It knows no algorithm and no reward.
 """
 
 from flow_factory.utils.registry import Registry

@@ -1,4 +1,4 @@
-"""What is trained and how it computes: LoRA or all weights, precision, attention, gradient checkpointing, compilation.
+"""The trained weights and how they compute: LoRA or full, precision, attention, gradient checkpointing, compilation.
 
-Knows no rollout, no reward and no loss.
+It knows no rollout, no reward and no loss.
 """

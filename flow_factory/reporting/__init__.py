@@ -1,4 +1,4 @@
-"""What a run leaves for people: metrics, curves, pictures, trackers.
+"""What a run writes for people: metrics, curves, images, trackers.
 
-Nothing that training depends on.
+Training depends on nothing in it.
 """

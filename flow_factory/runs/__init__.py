@@ -1,4 +1,4 @@
-"""A run's folder, what it starts from or goes on from, and all that is asked before it starts.
+"""The run's folder, starting and resuming, and every check before a start.
 
-Knows not how a policy learns.
+It does not know how a policy learns.
 """

@@ -1,4 +1,4 @@
-"""The loop: roll out, score, learn; evaluations, logs and checkpoints around it.
+"""The loop: roll out, score, learn, with evaluation, logging and checkpoints.
 
-Knows no file format and no model family.
+It knows no file format and no model family.
 """
