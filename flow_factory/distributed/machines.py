@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from tempfile import TemporaryDirectory
 from typing import NoReturn
 
 from torch.distributed import DistError, PrefixStore, Store
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, LogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import (
     RendezvousGracefulExitError,
@@ -208,8 +209,8 @@ class Machines(RendezvousHandler):
 class Agent(LocalElasticAgent):
     """Torch's, but the restarts of all machines are counted together."""
 
-    def __init__(self, spec: WorkerSpec, machines: Machines, shutdown_timeout: int):
-        super().__init__(spec, DefaultLogsSpecs(), shutdown_timeout=shutdown_timeout)
+    def __init__(self, spec: WorkerSpec, machines: Machines, logs: LogsSpecs, shutdown_timeout: int):
+        super().__init__(spec, logs, shutdown_timeout=shutdown_timeout)
         self.machines = machines
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
@@ -238,12 +239,14 @@ def run_processes(machines: Machines, here: int, arguments: Sequence[str]) -> No
     """
     os.environ.setdefault("TORCH_ELASTIC_WORKER_IDENTICAL", "1")  # else torch counts them over the store, and waits there for who has died
     count = machines.place.count
-    config = LaunchConfig(count, count, here, max_restarts=machines.max_restarts)
-    spec = WorkerSpec(
-        config.role, here, machines, args=tuple(arguments), entrypoint=sys.executable, max_restarts=config.max_restarts,
-        monitor_interval=config.monitor_interval, numa_options=config.numa_options,
-    )  # fmt: skip
-    result = Agent(spec, machines, config.shutdown_timeout or 0).run()
+    with TemporaryDirectory(prefix="ff_launcher_", ignore_cleanup_errors=True) as folder:  # torch's own would stay
+        logs = DefaultLogsSpecs(folder)
+        config = LaunchConfig(count, count, here, max_restarts=machines.max_restarts, logs_specs=logs)
+        spec = WorkerSpec(
+            config.role, here, machines, args=tuple(arguments), entrypoint=sys.executable, max_restarts=config.max_restarts,
+            monitor_interval=config.monitor_interval, numa_options=config.numa_options,
+        )  # fmt: skip
+        result = Agent(spec, machines, logs, config.shutdown_timeout or 0).run()
     if result is not None and result.is_failed():
         raise ChildFailedError(sys.executable, result.failures)
 

@@ -205,10 +205,13 @@ def test_a_launcher_that_died_and_is_started_anew_joins_the_others(tmp_path: Pat
 def test_restarts_that_do_not_help_come_to_an_end(tmp_path: Path) -> None:
     write_run(tmp_path)
     (tmp_path / "mine.py").write_text(REWARD)
+    (temporary := tmp_path / "temporary").mkdir()
+    environment = {"DIES_AFTER": "save/run/metrics.jsonl", "DIES_IN": "0 1", "TMPDIR": str(temporary)}
     flags = ("--num_processes", "2", "--max_restarts", "1")
-    done = ff_train("tiny.yaml", *REWARDED, *flags, cwd=tmp_path, DIES_AFTER="save/run/metrics.jsonl", DIES_IN="0 1")
+    done = ff_train("tiny.yaml", *REWARDED, *flags, cwd=tmp_path, **environment)
     assert done.returncode == 128 + signal.SIGKILL
     assert done.stderr.strip().splitlines()[-1] == "error: process 1 of 2 was killed by SIGKILL after 1 restart, at: scoring with 'size'"
+    assert list(temporary.iterdir()) == [], "the launcher's folder goes with it"
 
 
 def test_a_process_alone_is_restarted_too(tmp_path: Path) -> None:
