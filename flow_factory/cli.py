@@ -1,6 +1,6 @@
-"""`ff-train`: reads a config, then checks it, prints it, or trains, here or in several processes.
+"""`ff-train`: reads a config, then checks it, prints it, or trains, in this process or in several.
 
-Nothing heavy is imported before the config is known to be right.
+Nothing heavy is imported before the config is valid.
 """
 
 import argparse
@@ -28,27 +28,27 @@ from flow_factory.utils.terminal import hide_bars, log_to_terminal, note, quiet_
 
 EXAMPLES = """\
 examples:
-  ff-train examples/quickstart.yaml                                the tiny job, on a CPU, in minutes
-  ff-train examples/grpo/lora/flux1.yaml --check                   is it right, what will it do, does it fit?
-  ff-train examples/grpo/lora/flux1.yaml num_processes=1 --check --gpu 24   and what would make it fit 24 GB?
-  ff-train examples/quickstart.yaml --test-run                     each phase once: how long will it take, and how much memory?
-  ff-train examples/grpo/lora/flux1.yaml train.learning_rate=1e-4  any key from the command line
-  ff-train --help-config train                                     the keys of a section, with defaults; or of nft, awm, ...
-  ff-train CONFIG model.resume_path=save/RUN                       go on where a run stopped
+  ff-train examples/quickstart.yaml                                train the quick start on a CPU, in minutes
+  ff-train examples/grpo/lora/flux1.yaml --check                   validate the config, print the plan, estimate memory
+  ff-train examples/grpo/lora/flux1.yaml num_processes=1 --check --gpu 24   list the keys that make it fit a GPU of 24 GB
+  ff-train examples/quickstart.yaml --test-run                     run each phase once, and measure time and memory
+  ff-train examples/grpo/lora/flux1.yaml train.learning_rate=1e-4  set any key from the command line
+  ff-train --help-config train                                     explain the keys of a section, or of an algorithm: nft, awm, ...
+  ff-train CONFIG model.resume_path=save/RUN                       resume a run that stopped
 """
 FRUGAL = (
     "To need less: a smaller train.per_device_batch_size, train.enable_gradient_checkpointing: true, train.offload_samples_to_cpu: true, "
-    "or weights shared out by config_file: examples/launch/fsdp2.yaml (fsdp2_offload.yaml: they wait in main memory); --check says how much"
+    "or weights sharded by config_file: examples/launch/fsdp2.yaml (fsdp2_offload.yaml keeps them in main memory); --check estimates each"
 )
 
 
 def first() -> bool:
-    """Whether this is the process that speaks for all."""
+    """Whether this is the process that prints for all."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def restarts() -> list[str]:
-    """The line that a restarted process begins with."""
+    """The first line of a restarted process; empty otherwise."""
     done, most = (os.environ.get(f"TORCHELASTIC_{name}", "0") for name in ("RESTART_COUNT", "MAX_RESTARTS"))
     return [f"a process died; this is restart {done} of {most}"] if done != "0" else []
 
@@ -57,18 +57,26 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(
         prog="ff-train",
-        description="Post-train a flow-matching image or video model with reinforcement learning, from one YAML file.",
+        description="Post-train a diffusion or flow-matching model for images or videos with reinforcement learning, from one YAML file.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("config", nargs="?", type=Path, help="the YAML file")
-    p.add_argument("overrides", nargs="*", metavar="section.key=value", help="set single keys of the file")
-    p.add_argument("--check", action="store_true", help="check config, data set, rewards and checkpoint, print the plan, and stop")
-    p.add_argument("--test-run", action="store_true", help="do everything once on a few rows, keep nothing, and say what the run will take")
-    p.add_argument("--gpu", type=gigabytes, metavar="GB", help="with --check: cards of so many GB, here or not, and what makes it fit")
+    p.add_argument("overrides", nargs="*", metavar="section.key=value", help="set keys of the file, for example train.learning_rate=1e-4")
+    p.add_argument("--check", action="store_true", help="validate the config, data set, rewards and checkpoint, print the plan, and stop")
+    p.add_argument(
+        "--test-run",
+        action="store_true",
+        help="run each phase once on a few rows, keep nothing, and report time, memory and disk of the run",
+    )
+    p.add_argument(
+        "--gpu", type=gigabytes, metavar="GB", help="with --check: assume GPUs of this many GB, and list the keys that make the run fit"
+    )
     p.add_argument("--print-config", action="store_true", help="print the resolved config, and stop")
-    p.add_argument("--help-config", nargs="?", const="", metavar="SECTION", help="explain the YAML's keys (of a section or an algorithm)")
-    p.add_argument("--help-metrics", nargs="?", const="", metavar="NAME", help="explain what a run logs (all of it, or one metric)")
+    p.add_argument(
+        "--help-config", nargs="?", const="", metavar="SECTION", help="explain the YAML's keys: all, or those of one section or algorithm"
+    )
+    p.add_argument("--help-metrics", nargs="?", const="", metavar="NAME", help="explain the metrics that a run logs: all, or one")
     p.add_argument("--version", action="version", version=f"flow-factory {__version__}")
     several = p.add_argument_group("several processes (these override the environment, which overrides the YAML)")
     for flag, (kind, text) in FLAGS.items():
@@ -85,7 +93,7 @@ def gigabytes(text: str) -> float:
     except ValueError:
         size = 0.0
     if not 0 < size < 10_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size of a card in GB, such as 24")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a GPU size in GB; write e.g. 24")
     return size
 
 
@@ -101,10 +109,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def listen(listener: Listener, argv: Sequence[str] | None) -> int:
-    """The command, which SIGTERM and Ctrl-C end with a line and 130 from here on."""
+    """Runs the command. From here on SIGTERM and Ctrl-C end it with one line and code 130."""
     args = parser().parse_intermixed_args(argv)
     if args.gpu is not None and not args.check:
-        parser().error("--gpu goes with --check: a run takes the GPUs that are there")
+        parser().error("--gpu needs --check: a run uses the GPUs of this machine")
     try:
         os.environ.update(srun_task(vars(args), os.environ))
         settle(os.environ)
@@ -126,7 +134,7 @@ def listen(listener: Listener, argv: Sequence[str] | None) -> int:
 
 
 def act(config: RunConfig, args: argparse.Namespace, listener: Listener) -> int:
-    """Does what the flags ask with a right config."""
+    """Does what the flags ask for, with a valid config."""
     if args.print_config:
         print(dump_config(config), end="")
         return 0
@@ -162,7 +170,7 @@ def act(config: RunConfig, args: argparse.Namespace, listener: Listener) -> int:
 
 
 def work(config: RunConfig, listener: Listener, test: bool) -> int:
-    """Trains in this process, or does all of it once."""
+    """Trains in this process, or makes a test run."""
     from safetensors import SafetensorError
     from torch import OutOfMemoryError
 

@@ -1,5 +1,7 @@
-"""`ff-data`, or `python -m flow_factory.commands.data`: a look at data sets and at what is kept of them. Nothing heavy is imported before a
-command needs it."""
+"""`ff-data`, or `python -m flow_factory.commands.data`: inspects data sets and manages their cache.
+
+Nothing heavy is imported before a command needs it.
+"""
 
 import argparse
 import sys
@@ -10,15 +12,15 @@ from flow_factory.commands.subcommands import done, parser_of
 COMMANDS = {"show": "flow_factory.commands.data_show", "cache": "flow_factory.commands.data_cache"}
 EXAMPLES = """\
 examples:
-  ff-data show dataset/shapes                a look at a data set: rows, columns, lengths, sizes of pictures
-  ff-data cache                              what is kept of encoded rows, by data set and model
+  ff-data show dataset/shapes                summarise a data set: rows, columns, prompt lengths, image sizes
+  ff-data cache                              list the cache of encoded rows, by data set and model
   ff-data cache prune --older-than 30d       remove what no run has used for 30 days
 """
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    return parser_of("ff-data", "Look at data sets, and at what is kept of them.", EXAMPLES, COMMANDS)
+    return parser_of("ff-data", "Inspect data sets, and manage the cache of encoded rows.", EXAMPLES, COMMANDS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,14 +1,14 @@
-"""What is kept of encoded rows (text embeddings, condition pictures) in data.cache_dir.
+"""List or prune the cache of encoded rows (text embeddings, condition images) in data.cache_dir.
 
-  ff-data cache                            a line for each data set and model: rows, size, last use
-  ff-data cache prune --older-than 30d     removes what no run has used for 30 days; also 12h, 4w
-  ff-data cache prune --dataset DIR        removes the rows of a data set, by its path or its folder's name
-  ff-data cache prune --model NAME         removes those of a model, by its name or the last part of it
-  ff-data cache prune --old                removes rows of earlier versions, which are not read any more
-  ff-data cache prune --all --dry-run      only says what would be removed
+  ff-data cache                            one line per data set and model: rows, size, last use
+  ff-data cache prune --older-than 30d     remove what no run has used for 30 days; also 12h, 4w
+  ff-data cache prune --dataset DIR        remove the rows of a data set, by its path or its folder's name
+  ff-data cache prune --model NAME         remove the rows of a model, by its name or the last part of it
+  ff-data cache prune --old                remove rows of earlier versions, which are no longer read
+  ff-data cache prune --all --dry-run      print what would be removed, and remove nothing
 
-Conditions given together must all be met. Nothing is lost but time: a run encodes again what it does not find, also a run that is going on.
-A line can stand for several settings that encode in different ways, and a model for several versions of it.
+Several conditions must all be met. Pruning is safe at any time: a run, even one in progress, encodes missing rows again.
+A line may cover several encoder settings, and several versions of a model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from flow_factory.utils.errors import UserError, file_errors
 if TYPE_CHECKING:
     from flow_factory.data.cache_folder import Stock
 
-HELP = "what is kept of encoded rows, by data set and model; and its removal"
+HELP = "list or prune the cache of encoded rows, by data set and model"
 UNITS = {"h": 3600, "d": 86400, "w": 7 * 86400}
 READABLE = "name a folder that you can read by --cache-dir"
 
@@ -36,16 +36,16 @@ def add(parser: argparse.ArgumentParser) -> None:
     from flow_factory.config.data import DataConfig
 
     default = DataConfig.model_fields["cache_dir"].default
-    parser.add_argument("what", nargs="?", choices=("list", "prune"), default="list", help="list, the default, or prune")
+    parser.add_argument("what", nargs="?", choices=("list", "prune"), default="list", help="list (default) or prune")
     parser.add_argument("--cache-dir", default=default, metavar="DIR", help="data.cache_dir of the runs (default: %(default)s)")
     which = parser.add_argument_group("what prune removes")
-    which.add_argument("--older-than", type=age, metavar="AGE", help="not used for so long: 12h, 30d, 4w")
-    which.add_argument("--dataset", metavar="NAME", help="of this data set")
-    which.add_argument("--model", metavar="NAME", help="of this model")
-    which.add_argument("--old", action="store_true", help="rows of earlier versions")
+    which.add_argument("--older-than", type=age, metavar="AGE", help="rows that no run has used for this long: 12h, 30d, 4w")
+    which.add_argument("--dataset", metavar="NAME", help="rows of this data set")
+    which.add_argument("--model", metavar="NAME", help="rows of this model")
+    which.add_argument("--old", action="store_true", help="rows of earlier versions of the cache")
     which.add_argument("--all", action="store_true", help="every row")
-    parser.add_argument("--dry-run", action="store_true", help="only say what would be removed")
-    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be removed, and remove nothing")
+    parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
 
 
 def age(text: str) -> float:
@@ -55,7 +55,7 @@ def age(text: str) -> float:
         argparse.ArgumentTypeError: it is no age.
     """
     if not (found := re.fullmatch(r"(\d{1,6})([hdw])", text.strip())):
-        raise argparse.ArgumentTypeError(f"{text!r} is no age, such as 12h, 30d or 4w")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an age; write e.g. 12h, 30d or 4w")
     return float(found[1]) * UNITS[found[2]]
 
 

@@ -1,12 +1,12 @@
-"""A look at a data set: rows, columns, lengths of prompts, sizes of pictures, what repeats and what is missing.
+"""Summarise a data set: rows, columns, prompt lengths, image sizes, duplicates and missing files.
 
-  ff-data show dataset/shapes                          a folder or a file, or hf://datasets/owner/name
+  ff-data show dataset/shapes                          a folder, a file, or hf://datasets/owner/name
   ff-data show prompts.parquet --columns prompt=caption image=source
-  ff-data show CONFIG.yaml                             the data of a run, its prompts in the tokens of its model
-  ff-data show DIR --model FOLDER_OR_NAME              in the tokens of this checkpoint
-  ff-data show DIR --sheet sheet.png                   and its first pictures, with their prompts, in one picture
+  ff-data show CONFIG.yaml                             the data set of a run; prompt lengths in tokens of its model
+  ff-data show DIR --model FOLDER_OR_NAME              prompt lengths in tokens of this checkpoint
+  ff-data show DIR --sheet sheet.png                   also draw the first images with their prompts into one PNG
 
-All rows are read and checked as a run checks them; of the files of at most --look rows, evenly spaced, the headers are.
+All rows are read and checked as a run checks them. The headers of image and video files are read for at most --look rows, evenly spaced.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ if TYPE_CHECKING:
 
     Counter = tuple[str, Callable[[Row], tuple[int, int]]]
 
-HELP = "a look at a data set: rows, columns, lengths, sizes of pictures, a contact sheet"
+HELP = "summarise a data set: rows, columns, prompt lengths, image sizes, a contact sheet"
 SHOWN, WRONG, EXAMPLE = 40, 5, 60
 """Columns, and files that cannot be used, that have a line; characters of an example."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Its arguments."""
-    parser.add_argument("what", metavar="PATH_OR_CONFIG", help="a data set, as data.dataset_dir has it, or a run's YAML")
-    parser.add_argument("--columns", nargs="+", default=[], metavar="OURS=THEIRS", help="as data.columns: prompt=caption")
-    parser.add_argument("--split", help="the split to look at (default: the one that is trained on)")
-    parser.add_argument("--subset", help="as data.subset")
-    parser.add_argument("--cache-dir", metavar="DIR", help="as data.cache_dir")
-    parser.add_argument("--model", metavar="NAME", help="a checkpoint whose tokens are counted")
+    parser.add_argument("what", metavar="PATH_OR_CONFIG", help="a data set, as in data.dataset_dir, or a run's YAML")
+    parser.add_argument("--columns", nargs="+", default=[], metavar="OURS=THEIRS", help="column names, as in data.columns: prompt=caption")
+    parser.add_argument("--split", help="the split (default: the training split)")
+    parser.add_argument("--subset", help="the subset, as in data.subset")
+    parser.add_argument("--cache-dir", metavar="DIR", help="the cache folder, as in data.cache_dir")
+    parser.add_argument("--model", metavar="NAME", help="count tokens with the tokenizers of this checkpoint")
     parser.add_argument(
-        "--look", type=many, default=1000, metavar="N", help="rows whose files and tokens are looked at (default: %(default)s)"
+        "--look", type=many, default=1000, metavar="N", help="number of rows whose files and tokens are examined (default: %(default)s)"
     )
-    parser.add_argument("--sheet", type=Path, metavar="FILE", help="write the first pictures and prompts into this PNG")
-    parser.add_argument("--first", type=many, default=48, metavar="N", help="pictures on the sheet (default: %(default)s)")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="write the first images and prompts into this PNG")
+    parser.add_argument("--first", type=many, default=48, metavar="N", help="images on the sheet (default: %(default)s)")
 
 
 def many(text: str) -> int:

@@ -1,4 +1,4 @@
-"""`ff-generate`: pictures or videos of checkpoints and of the base model beside each other, from the same noise."""
+"""`ff-generate`: draw images or videos with checkpoints and the base model side by side, from the same noise."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 examples:
-  ff-generate save/quickstart --prompts "a red circle" --base            the newest checkpoint of a run, and the base model
+  ff-generate save/quickstart --prompts "a red circle" --base            compare the newest checkpoint of a run with the base model
   ff-generate save/run/checkpoints/epoch_10 save/run/checkpoints/epoch_20 --prompts dataset/shapes/test.jsonl --seeds 0-7
   ff-generate lora.safetensors --config run.yaml --prompts "a fox" --set num_inference_steps=40 height=768
 
-The model, the sizes, the steps and the guidance are those of the run's evaluations: of the config.yaml in its folder.
-A picture of a prompt and a seed begins from the same noise under all weights. Each PNG says in its metadata how it was made.
+The model, the sizes, the steps and the guidance are those of the run's evaluations, from config.yaml in its folder.
+The same prompt and seed start from the same noise with all weights. The metadata of each PNG says how it was made.
 """
 DEEP = 4
 """Folders above a checkpoint, and itself, in which the run's config is looked for."""
@@ -35,18 +35,20 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="ff-generate", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("checkpoints", nargs="*", type=Path, metavar="CHECKPOINT", help="a run's folder, a checkpoint, or a LoRA's file")
-    p.add_argument("--prompts", nargs="+", required=True, metavar="TEXT|FILE", help="prompts, or .txt and .jsonl files of rows")
-    p.add_argument("--negative", metavar="TEXT", help="a negative prompt for rows that have none of their own")
+    p.add_argument("checkpoints", nargs="*", type=Path, metavar="CHECKPOINT", help="a run's folder, a checkpoint, or a LoRA file")
+    p.add_argument("--prompts", nargs="+", required=True, metavar="TEXT|FILE", help="prompts, or .txt and .jsonl files")
+    p.add_argument("--negative", metavar="TEXT", help="negative prompt of rows that have none")
     p.add_argument("--seeds", type=seeds, default=seeds("0-3"), metavar="N|N-M|N,M", help="seeds of the noise (default: 0-3)")
-    p.add_argument("--base", action="store_true", help="the base model too, first")
+    p.add_argument("--base", action="store_true", help="also draw with the base model, first")
     p.add_argument("--config", type=Path, metavar="FILE", help="the run's YAML (default: config.yaml in the run's folder)")
-    p.add_argument("--model", metavar="NAME|FOLDER", help="the base model, where it has another place than the run had it in")
-    p.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="keys of eval:, arguments of the pipeline among them")
-    p.add_argument("--batch", type=many, metavar="N", help="pictures drawn together (default: the run's eval.per_device_batch_size)")
-    p.add_argument("--out", type=Path, default=Path("generated"), metavar="DIR", help="an empty or new folder (default: %(default)s)")
-    p.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the first accelerator there is)")
-    p.add_argument("--offload", action="store_true", help="parts wait in main memory until they are called: less memory, more time")
+    p.add_argument("--model", metavar="NAME|FOLDER", help="the base model, if it is not where the run found it")
+    p.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="keys of eval:, including arguments of the pipeline")
+    p.add_argument("--batch", type=many, metavar="N", help="images per call (default: the run's eval.per_device_batch_size)")
+    p.add_argument("--out", type=Path, default=Path("generated"), metavar="DIR", help="output folder, empty or new (default: %(default)s)")
+    p.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the first accelerator)")
+    p.add_argument(
+        "--offload", action="store_true", help="keep components in main memory until they are called: less GPU memory, more time"
+    )
     p.set_defaults(act=act)
     return p
 

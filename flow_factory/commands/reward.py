@@ -1,4 +1,7 @@
-"""`ff-reward`, or `python -m flow_factory.commands.reward`: rewards by themselves. Nothing heavy is imported before a command needs it."""
+"""`ff-reward`, or `python -m flow_factory.commands.reward`: rewards without a training run.
+
+Nothing heavy is imported before a command needs it.
+"""
 
 import argparse
 import sys
@@ -14,17 +17,17 @@ COMMANDS = {
 }
 EXAMPLES = """\
 examples:
-  ff-reward list                             the rewards that come along: weights, licence, scale
-  ff-reward check rewards.yaml               does each load, what is its scale, does a score depend on its batch?
-  ff-reward score rewards.yaml --images DIR  scores of a folder's pictures, and a contact sheet with the best first
-  ff-reward serve rewards.yaml               the rewards of a YAML over HTTP, for runs on this machine
-  ff-reward serve rewards.yaml --host 0.0.0.0 --devices cuda:0 cuda:1     for others, by two GPUs behind one address
+  ff-reward list                             list the built-in rewards with weights, licence and scale
+  ff-reward check rewards.yaml               test that each reward loads and repeats its scores; print its scale and speed
+  ff-reward score rewards.yaml --images DIR  score the images of a folder, and draw a contact sheet with the best first
+  ff-reward serve rewards.yaml               serve the rewards of a YAML over HTTP, for runs on this machine
+  ff-reward serve rewards.yaml --host 0.0.0.0 --devices cuda:0 cuda:1     serve other machines too, with two GPUs
 """
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    return parser_of("ff-reward", "Rewards by themselves: on a server, on folders of pictures, and what they are.", EXAMPLES, COMMANDS)
+    return parser_of("ff-reward", "List, check, apply and serve rewards, without a training run.", EXAMPLES, COMMANDS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,10 +1,10 @@
-"""What the rewards of a YAML do with pictures: does each load, what is its scale, does it repeat itself, how fast is it?
+"""Test the rewards of a YAML: whether each loads, its scale, whether its scores repeat, and its speed.
 
-  ff-reward check CONFIG                                     drawn pictures: a red circle, worse and worse
-  ff-reward check CONFIG --images DIR [--prompts FILE]       and a folder's; see ff-reward score --help for the prompts
+  ff-reward check CONFIG                                     on drawn images: a red circle, degraded step by step
+  ff-reward check CONFIG --images DIR [--prompts FILE]       on the images of a folder too; for prompts see ff-reward score --help
 
-Fails, with code 1, when a score depends on its batch: on what is scored beside it, in which order, in how large a batch; or when a
-reward scores the same picture differently when it is asked again, or has no score at all.
+The exit code is 1 if a score depends on its batch (its neighbours, their order or their number), if a repeated call gives another score
+for the same image, or if a reward gives no score at all.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from flow_factory.hparams import RewardArguments
     from flow_factory.rewards.examination import Findings
 
-HELP = "does each reward load, what is its scale, does a score depend on its batch, how fast is it?"
+HELP = "test that rewards load and repeat their scores; print their scale and speed"
 MOST = 64
 """Of a folder's pictures, so many are looked at, evenly spaced."""
 
@@ -30,8 +30,8 @@ MOST = 64
 def add(parser: argparse.ArgumentParser) -> None:
     """Its arguments."""
     take_rewards(parser)
-    parser.add_argument("--images", type=Path, metavar="DIR", help="a folder of pictures, or of videos, beside the drawn ones")
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="a .txt or .jsonl of their prompts")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="a folder of images or videos, in addition to the drawn ones")
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="a .txt or .jsonl file with their prompts")
 
 
 def act(args: argparse.Namespace) -> int:

@@ -1,20 +1,20 @@
-"""The rewards that come along: what each looks at, its weights and their licence, its scale, and where it computes.
+"""List the built-in rewards: input, weights and their licence, scale, and where they compute.
 
-  ff-reward list                a line each
-  ff-reward list PickScore OCR  all of it, of these
+  ff-reward list                one line per reward
+  ff-reward list PickScore OCR  every detail of these rewards
 
-Rewards of installed packages (entry points of the group flow_factory.reward) are named below them.
+Rewards of installed packages (entry points of the group flow_factory.reward) are listed below the built-in ones.
 """
 
 import argparse
 from importlib.metadata import entry_points
 
-HELP = "the rewards that come along: kind, weights, licence, scale"
+HELP = "list the built-in rewards: kind, weights, licence, scale"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Its arguments."""
-    parser.add_argument("names", nargs="*", metavar="NAME", help="of rewards; without one, all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="names of rewards; without any, all")
 
 
 def act(args: argparse.Namespace) -> int:

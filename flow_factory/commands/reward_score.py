@@ -1,10 +1,11 @@
-"""What the rewards of a YAML think of the pictures, or videos, of a folder.
+"""Score the images or videos of a folder with the rewards of a YAML.
 
   ff-reward score CONFIG --images DIR                      the prompt of a.png is in a.txt beside it, or is empty
-  ff-reward score CONFIG --images DIR --prompts rows.txt   a prompt a line, in the order of the files' names
+  ff-reward score CONFIG --images DIR --prompts rows.txt   one prompt per line, in the order of the file names
   ff-reward score CONFIG --images DIR --prompts rows.jsonl {"image": "a.png", "prompt": ..., any column}
 
-Writes scores.jsonl, scores.csv and, for each reward, a contact sheet with the best first. Pictures of one prompt are a group.
+Writes scores.jsonl, scores.csv and, for each reward, a contact sheet with the best images first.
+Images with the same prompt and columns are a group.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from flow_factory.rewards.scoring import RewardSet
     from flow_factory.types import Row
 
-HELP = "scores of a folder's pictures, as jsonl, CSV and a contact sheet sorted by score"
+HELP = "score the images of a folder; write jsonl, CSV and a contact sheet sorted by score"
 AT_ONCE = 64
 """Pictures in main memory, where a group has no more."""
 
@@ -34,10 +35,12 @@ AT_ONCE = 64
 def add(parser: argparse.ArgumentParser) -> None:
     """Its arguments."""
     take_rewards(parser)
-    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="a folder of pictures, or of videos")
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="a .txt or .jsonl of their prompts")
-    parser.add_argument("--out", type=Path, default=Path("scores"), metavar="DIR", help="where to write (default: %(default)s)")
-    parser.add_argument("--most", type=many, default=48, metavar="N", help="pictures on a sheet, best and worst (default: %(default)s)")
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="a folder of images or videos")
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="a .txt or .jsonl file with their prompts")
+    parser.add_argument("--out", type=Path, default=Path("scores"), metavar="DIR", help="output folder (default: %(default)s)")
+    parser.add_argument(
+        "--most", type=many, default=48, metavar="N", help="images on a sheet, the best and the worst (default: %(default)s)"
+    )
 
 
 def act(args: argparse.Namespace) -> int:

@@ -1,11 +1,11 @@
-"""The rewards of a YAML over HTTP, for runs that name them as `reward_model: remote`.
+"""Serve the rewards of a YAML over HTTP, for runs that use `reward_model: remote`.
 
-  ff-reward serve rewards.yaml                         rewards: alone, maybe with server:, or the YAML of a run
-  ff-reward serve rewards.yaml --host 0.0.0.0          for other machines; write server.token: ${NAME} too
+  ff-reward serve rewards.yaml                         a YAML with rewards: and optionally server:, or the YAML of a run
+  ff-reward serve rewards.yaml --host 0.0.0.0          reachable from other machines; then set server.token: ${NAME} too
   ff-reward serve rewards.yaml --devices cuda:0 cuda:1 --workers 2
 
-It answers POST /score/NAME (bodies of msgpack or multipart), the older POST /compute, and GET /rewards, /health, /ready and /metrics.
-SIGTERM and Ctrl-C end it when the requests that are there are answered.
+The server answers POST /score/NAME (msgpack or multipart), the older POST /compute, and GET /rewards, /health, /ready and /metrics.
+SIGTERM and Ctrl-C end it after the current requests are answered.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from flow_factory.utils.errors import UserError
 if TYPE_CHECKING:
     from flow_factory.config.service import RewardsConfig, ServerConfig
 
-HELP = "rewards over HTTP, for runs on this machine or another"
+HELP = "serve rewards over HTTP, for runs on this or another machine"
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Its arguments."""
     take_rewards(parser, "server.max_queue=16")
-    parser.add_argument("--host", help="as server.host")
-    parser.add_argument("--port", help="as server.port")
-    parser.add_argument("--workers", help="as server.workers: processes for each device")
-    parser.add_argument("--devices", nargs="+", metavar="DEVICE", help="as server.devices: cuda:0 cuda:1")
+    parser.add_argument("--host", help="address, as server.host")
+    parser.add_argument("--port", help="port, as server.port")
+    parser.add_argument("--workers", help="processes per device, as server.workers")
+    parser.add_argument("--devices", nargs="+", metavar="DEVICE", help="devices, as server.devices: cuda:0 cuda:1")
 
 
 def asked(args: argparse.Namespace) -> list[str]:

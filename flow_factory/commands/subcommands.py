@@ -29,8 +29,8 @@ def parser_of(prog: str, description: str, examples: str, modules: Mapping[str, 
 
 def take_rewards(parser: argparse.ArgumentParser, example: str = "rewards.0.batch_size=8") -> None:
     """The arguments that name a YAML of rewards, and keys of it, such as the example."""
-    parser.add_argument("config", type=Path, help="a YAML with rewards:")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=f"set single keys: {example}")
+    parser.add_argument("config", type=Path, help="a YAML file with rewards:, or a run's YAML")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=f"set keys of the file, for example {example}")
 
 
 def table(lines: Sequence[Sequence[str]], widest: int = 1000) -> list[str]:

@@ -49,16 +49,16 @@ class TransitionConfig(TrainConfig):
 
     adv_clip_range: Interval = ADVANTAGE_CLIP
     kl_type: Literal["x-based", "v-based", "exact"] = Field(
-        "x-based", description="distance to the reference: of means, of velocities, Gaussian KL"
+        "x-based", description="distance to the reference: x-based = of the means, v-based = of the velocities, exact = Gaussian KL"
     )
-    kl_beta: float = Field(0.0, ge=0, le=1e6, description="weight of the KL term; 0 keeps no reference weights")
+    kl_beta: float = Field(0.0, ge=0, le=1e6, description="weight of the KL term to the reference; 0 = no reference")
     step_weight: Literal["none", "noise", "rectified"] = Field(
         "none",
-        description="weight of a trained step, 1 on average: alike; by its noise (TempFlow-GRPO); so that every step's gradient is of one "
-        "size (Flash-GRPO)",
+        description="weight of a trained step, 1 on average: none = equal; noise = by its noise (TempFlow-GRPO); rectified = equal "
+        "gradient size at every step (Flash-GRPO)",
     )
     kl_guidance_scale: float | None = Field(
-        None, ge=1, le=1000, description="classifier-free guidance of the reference; 1 = none, null = the rollout's"
+        None, ge=1, le=1000, description="classifier-free guidance of the reference; 1 = none, null = that of the rollout"
     )
 
     def points_per_batch(self, scheduler: SchedulerConfig) -> int:
@@ -70,7 +70,7 @@ class GRPOConfig(TransitionConfig):
 
     trainer_type: str = Field("grpo", description="algorithm")
     clip_range: Interval = Field(
-        (-1e-4, 1e-4), description="clip of ratio - 1; log-probabilities are means over the latent, so it is small"
+        (-1e-4, 1e-4), description="clip of ratio - 1; it is small because log-probabilities are means over the latent"
     )
 
 
@@ -78,8 +78,10 @@ class GRPOGuardConfig(GRPOConfig):
     """GRPO-Guard: GRPO whose ratio has the same mean and scale at every step."""
 
     trainer_type: str = Field("grpo-guard", description="algorithm")
-    clip_range: Interval = Field((-2e-6, 2e-6), description="clip of the normalised ratio - 1, whose scale is far below GRPO's")
-    reweight: bool = Field(True, description="divide by |dt|, so that steps weigh the same (the paper); false: as the public Flow-Factory")
+    clip_range: Interval = Field((-2e-6, 2e-6), description="clip of the normalised ratio - 1, which is far smaller than GRPO's")
+    reweight: bool = Field(
+        True, description="divide by |dt|, so that all steps have equal weight (the paper); false = as the public Flow-Factory"
+    )
 
 
 class DPPOConfig(TransitionConfig):
@@ -91,13 +93,15 @@ class DPPOConfig(TransitionConfig):
 
     trainer_type: str = Field("dppo", description="algorithm")
     kl_mask_type: Literal["exact", "v-based", "x-based"] = Field(
-        "exact", description="how far the policy has moved from what sampled: Gaussian KL, or of velocities; x-based is read as exact"
+        "exact", description="distance from the policy that sampled: exact = Gaussian KL, v-based = of the velocities; x-based means exact"
     )
     kl_mask_threshold: float = Field(
-        1e-6, ge=0, le=1e6, description="at this distance a sample is left out that its advantage would move further"
+        1e-6, ge=0, le=1e6, description="a sample at this distance is masked if its advantage would move it further away"
     )
     direction: Literal["ratio", "normalised"] = Field(
-        "ratio", description="which way a sample has moved: by its likelihood, or by the mean's move along the noise, which has no bias"
+        "ratio",
+        description="how the direction of a sample's move is measured: ratio = by its likelihood; normalised = by the mean's move "
+        "along the noise, which has no bias",
     )
 
 
@@ -107,16 +111,18 @@ class ForwardConfig(TrainConfig):
     smallest_group: ClassVar[int] = 2
 
     adv_clip_range: Interval = ADVANTAGE_CLIP
-    kl_type: Literal["v-based"] = Field("v-based", description="distance to the reference: of velocities")
-    kl_beta: float = Field(0.0, ge=0, le=1e6, description="weight of the KL term; 0 keeps no reference weights")
+    kl_type: Literal["v-based"] = Field("v-based", description="distance to the reference: of the velocities")
+    kl_beta: float = Field(0.0, ge=0, le=1e6, description="weight of the KL term to the reference; 0 = no reference")
     num_train_timesteps: Levels = Field(
-        0, ge=0, le=1000, description="noise levels a sample is trained at; 0 = as many as the schedule has in timestep_range"
+        0, ge=0, le=1000, description="noise levels per sample; 0 = as many as the sampling schedule has in timestep_range"
     )
     time_sampling_strategy: TimeStrategy = Field(
-        "discrete", description="noise levels: of the sampling schedule (always, or never, its first), or of a density"
+        "discrete",
+        description="noise levels: discrete = steps of the sampling schedule (with_init always, wo_init never the first); uniform, "
+        "logit_normal = a density",
     )
-    time_shift: float = Field(3.0, gt=0, description="uniform, logit_normal: above 1 is noisier")
-    timestep_range: TimeRange = Field((0.0, 0.9), description="part of the way from noise (0) to data (1) that is trained on")
+    time_shift: float = Field(3.0, gt=0, description="uniform, logit_normal: above 1 gives noisier levels")
+    timestep_range: TimeRange = Field((0.0, 0.9), description="trained part of the path from noise (0) to data (1)")
 
     def points_per_batch(self, scheduler: SchedulerConfig) -> int:
         first, last = self.index_window
@@ -131,24 +137,28 @@ class ForwardConfig(TrainConfig):
 class OldPolicyConfig(ForwardConfig):
     """For algorithms that compare with the policy that rolled out."""
 
-    off_policy: bool = Field(False, description="roll out with an old policy that lags behind by old_model_decay")
-    old_model_decay: Decay = Field("slow", description="off_policy: share of the old policy kept after an epoch, by optimiser step")
+    off_policy: bool = Field(False, description="roll out with an old policy that follows the trained one with old_model_decay")
+    old_model_decay: Decay = Field(
+        "slow", description="off_policy: share of the old policy that is kept after an epoch, as a function of optimiser steps"
+    )
 
 
 class NFTConfig(OldPolicyConfig):
     """DiffusionNFT: towards good samples and away from bad ones, on the forward process."""
 
     trainer_type: str = Field("nft", description="algorithm")
-    nft_beta: float = Field(1.0, gt=0, description="how far the implicit policies lie from the old one; smaller is stronger guidance")
+    nft_beta: float = Field(1.0, gt=0, description="distance of the implicit policies from the old one; smaller values guide more strongly")
     adv_mode: Literal["all", "positive_only", "negative_only", "one_only", "binary"] = Field(
-        "all", description="which part of the advantage counts"
+        "all", description="which part of the advantage is used"
     )
     nft_saturation: Annotated[
         float,
         Field(gt=0, le=100),
         derived(lambda above: above.get("adv_clip_range", (-5.0, 5.0))[1]),
         Shown(default="from adv_clip_range"),
-    ] = Field(DERIVED, description="advantage at which a sample counts as surely good; smaller is more contrast between samples")
+    ] = Field(
+        DERIVED, description="advantage at which a sample counts as certainly good; smaller values give more contrast between samples"
+    )
 
 
 class AWMConfig(OldPolicyConfig):
@@ -161,13 +171,15 @@ class AWMConfig(OldPolicyConfig):
     )
     ghuber_power: float = Field(0.25, gt=0, le=1, description="ghuber: power of the error")
     ratio_order: Literal["exp_first", "sum_first"] = Field(
-        "exp_first", description="a ratio a noise level, or one of the mean log-probability (costs a forward more after the first update)"
+        "exp_first",
+        description="exp_first = one ratio per noise level; sum_first = one ratio of the mean log-probability (one more forward "
+        "after the first update)",
     )
     advantage_max: float | None = Field(
-        1.0, gt=0, description="largest advantage after clipping; null: as the public Flow-Factory, unscaled"
+        1.0, gt=0, description="advantages are rescaled to at most this after clipping; null = unscaled, as the public Flow-Factory"
     )
     ema_kl_beta: float = Field(0.0, ge=0, le=1e6, description="weight of the distance to the averaged weights (ema_decay)")
-    kl_weight: Literal["Uniform", "ELBO"] = Field("Uniform", description="weight of the KL terms over noise levels")
+    kl_weight: Literal["Uniform", "ELBO"] = Field("Uniform", description="weights of the KL terms over the noise levels")
 
 
 class DPOConfig(TrainConfig):
@@ -176,16 +188,16 @@ class DPOConfig(TrainConfig):
     smallest_group: ClassVar[int] = 2
 
     trainer_type: str = Field("dpo", description="algorithm")
-    beta: float = Field(2000.0, gt=0, description="strength of the preference (the paper's times its number of steps)")
-    offline: bool = Field(False, description="learn from the pairs of the data set (columns chosen, rejected) instead of from rollouts")
+    beta: float = Field(2000.0, gt=0, description="strength of the preference (the paper's beta times its number of steps)")
+    offline: bool = Field(False, description="learn from the data set's pairs (columns chosen, rejected) instead of from rollouts")
     num_train_timesteps: Annotated[int, BeforeValidator(lambda value: 1 if value is None else value)] = Field(
-        1, ge=1, le=1000, description="noise levels a pair is trained at"
+        1, ge=1, le=1000, description="noise levels per pair"
     )
     weighting_scheme: Literal["logit_normal", "uniform"] = Field("logit_normal", description="density of the noise levels")
-    logit_mean: float = Field(0.0, description="logit_normal: above 0 is cleaner")
-    logit_std: float = Field(1.0, gt=0, description="logit_normal: spread")
-    time_shift: float = Field(1.0, gt=0, description="above 1 is noisier")
-    timestep_range: TimeRange = Field((0.0, 0.99), description="part of the way from noise (0) to data (1) that is trained on")
+    logit_mean: float = Field(0.0, description="logit_normal: above 0 gives cleaner levels")
+    logit_std: float = Field(1.0, gt=0, description="logit_normal: standard deviation")
+    time_shift: float = Field(1.0, gt=0, description="above 1 gives noisier levels")
+    timestep_range: TimeRange = Field((0.0, 0.99), description="trained part of the path from noise (0) to data (1)")
 
     @property
     def trained_batches_per_group(self) -> int:
@@ -201,17 +213,17 @@ class DGPOConfig(ForwardConfig):
     trainer_type: str = Field("dgpo", description="algorithm")
     clip_range: Interval = Field((-1e-4, 1e-4), description="clip of exp(old error - error) - 1")
     dpo_beta: float = Field(100.0, gt=0, description="strength of the preference")
-    use_shared_noise: bool = Field(True, description="the samples of a group take the same noise, new at every noise level")
-    clip_dsm: bool = Field(True, description="no gradient from a sample that has gone far enough")
-    clip_kl: bool = Field(False, description="nor from its KL term")
-    use_ema_ref: bool = Field(False, description="compare with the averaged policy instead of the untrained model")
-    ema_ref_max_decay: float = Field(0.3, ge=0, lt=1, description="decay of the averaged policy, after every optimiser step")
-    ema_ref_ramp_rate: float = Field(1e-3, gt=0, description="growth of that decay in an optimiser step")
-    ema_ref_device: Device = Field("auto", description="where the averaged policy is kept; auto = with the weights")
+    use_shared_noise: bool = Field(True, description="all samples of a group share their noise, which is new at every noise level")
+    clip_dsm: bool = Field(True, description="mask the gradient of a sample that is outside of clip_range")
+    clip_kl: bool = Field(False, description="also mask the KL term of such a sample")
+    use_ema_ref: bool = Field(False, description="compare with the averaged policy instead of the reference")
+    ema_ref_max_decay: float = Field(0.3, ge=0, lt=1, description="decay of the averaged policy, applied after every optimiser step")
+    ema_ref_ramp_rate: float = Field(1e-3, gt=0, description="growth of that decay per optimiser step")
+    ema_ref_device: Device = Field("auto", description="device of the averaged policy; auto = that of the trained weights")
     switch_ema_ref: int = Field(200, ge=0, description="optimiser steps after which the averaged policy rolls out")
-    off_policy: bool = Field(False, description="it rolls out from the start")
-    kl_cfg: float = Field(1.0, ge=1, le=1000, description="guidance of the untrained model that is compared with; 1 = none")
-    timestep_range: TimeRange = Field((0.0, 0.6), description="part of the way from noise (0) to data (1) that is trained on")
+    off_policy: bool = Field(False, description="true = the averaged policy rolls out from the start")
+    kl_cfg: float = Field(1.0, ge=1, le=1000, description="classifier-free guidance of the reference; 1 = none")
+    timestep_range: TimeRange = Field((0.0, 0.6), description="trained part of the path from noise (0) to data (1)")
 
 
 class CRDConfig(ForwardConfig):
@@ -219,15 +231,23 @@ class CRDConfig(ForwardConfig):
 
     trainer_type: str = Field("crd", description="algorithm")
     crd_beta: float = Field(1.0, gt=0, description="scale of the implicit reward")
-    crd_loss_type: Literal["mse", "bce"] = Field("mse", description="squares or cross entropy")
-    use_old_for_loss: bool = Field(True, description="implicit reward relative to an old policy; false: to the weights at the start")
+    crd_loss_type: Literal["mse", "bce"] = Field("mse", description="mse = squared error, bce = cross entropy")
+    use_old_for_loss: bool = Field(
+        True, description="implicit reward relative to an old policy; false = relative to the weights at the start"
+    )
     adaptive_logp: bool = Field(True, description="normalise each sample's error by its own size")
-    weight_temp: float = Field(-1.0, description="weights of the centre: below 0 uniform, 0 the good and the bad apart, above 0 softmax")
-    old_model_decay: Decay = Field("0-0.25-0.005-0.999", description="share of the old policy kept after an epoch, by optimiser step")
-    sampling_model_decay: Decay = Field("75-0.0-0.0075-0.999", description="the same of the policy that rolls out")
-    kl_beta: float = Field(0.1, ge=0, description="weight of the KL term; 0 keeps no reference weights")
-    kl_cfg: float = Field(4.5, ge=1, le=1000, description="guidance of the reference; 1 = none")
-    reward_adaptive_kl: bool = Field(True, description="the KL term weighs a sample by its reward")
+    weight_temp: float = Field(
+        -1.0,
+        description="weights of the group's centre: below 0 = uniform; 0 = good and bad samples apart; above 0 = softmax at this "
+        "temperature",
+    )
+    old_model_decay: Decay = Field(
+        "0-0.25-0.005-0.999", description="share of the old policy that is kept after an epoch, as a function of optimiser steps"
+    )
+    sampling_model_decay: Decay = Field("75-0.0-0.0075-0.999", description="the same for the policy that rolls out")
+    kl_beta: float = Field(0.1, ge=0, description="weight of the KL term to the reference; 0 = no reference")
+    kl_cfg: float = Field(4.5, ge=1, le=1000, description="classifier-free guidance of the reference; 1 = none")
+    reward_adaptive_kl: bool = Field(True, description="weight the KL term of a sample by its reward")
 
 
 TRAIN_CONFIGS: dict[str, type[TrainConfig]] = {

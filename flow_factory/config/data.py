@@ -1,4 +1,4 @@
-"""`data:` where rows come from and how they are encoded and handed out."""
+"""`data:` where rows come from, and how they are encoded and distributed over processes."""
 
 import re
 from collections.abc import Mapping
@@ -62,44 +62,47 @@ Audios = Annotated[Folder, _beside("audios"), Shown("path", "{dataset_dir}/audio
 
 
 class DataConfig(Section):
-    """Where rows come from and how they are encoded and handed out."""
+    """Where rows come from, and how they are encoded and distributed over processes."""
 
     dataset_dir: Place = Field(
         "data",
-        description="folder with train.txt or train.jsonl, and test.* for evaluation; or a folder or file of parquet, arrow, csv, json or "
-        "webdataset, or a data set of the hub (extra `data`): guidance/data.md",
+        description="folder with train.txt or train.jsonl, and test.* for evaluation; or a folder or file of parquet, arrow, csv, "
+        "json or webdataset; or hf://datasets/owner/name (needs the extra `data`); see guidance/data.md",
     )
     columns: Renamed = Field(
-        {}, description=f"what the data set calls {', '.join(OURS)}, as in {{prompt: caption}}; a dot leads into an object: json.caption"
+        {},
+        description=f"the data set's names of {', '.join(OURS)}: {{prompt: caption}}; a dot selects a key of an object: json.caption",
     )
-    train_split: Split = Field("train", description="the split that is trained on, or a part of it, as in train[200:]")
-    test_split: Split = Field("test", description="the split that is evaluated on, where there is one")
-    subset: Name | None = Field(None, description="of a data set of the hub that has several: which (`name` of load_dataset)")
-    cache_dir: Folder = Field("~/.cache/flow_factory/datasets", description="where encoded rows are kept, keyed by content")
-    image_dir: Images = Field(DERIVED, description="where relative paths of condition images start")
-    video_dir: Videos = Field(DERIVED, description="where relative paths of condition videos start")
-    audio_dir: Audios = Field(DERIVED, description="where relative paths of audio files start")
-    preprocessing_batch_size: int = Field(8, ge=1, description="accepted, without effect here")
-    dataloader_num_workers: int = Field(16, ge=0, description="accepted, without effect here")
+    train_split: Split = Field("train", description="split to train on, or a part of it: train[200:]")
+    test_split: Split = Field("test", description="split to evaluate on, if it exists")
+    subset: Name | None = Field(None, description="configuration of a hub data set that has several (`name` of load_dataset)")
+    cache_dir: Folder = Field("~/.cache/flow_factory/datasets", description="folder of the cache of encoded rows, keyed by content")
+    image_dir: Images = Field(DERIVED, description="base folder of relative image paths")
+    video_dir: Videos = Field(DERIVED, description="base folder of relative video paths")
+    audio_dir: Audios = Field(DERIVED, description="base folder of relative audio paths")
+    preprocessing_batch_size: int = Field(8, ge=1, description="accepted, no effect here: rows are encoded one by one")
+    dataloader_num_workers: int = Field(16, ge=0, description="accepted, no effect here: encoded rows are read from the cache")
     enable_preprocess: bool = Field(
-        True, description="false: a row is encoded whenever it is drawn; nothing is cached, and the text encoders stay on the device"
+        True, description="false: each row is encoded whenever it is drawn, nothing is cached, and the text encoders stay on the device"
     )
     encode: Literal["auto", "ahead", "window"] = Field(
         "auto",
-        description="when rows are encoded: all that the run draws before it begins, or those of some epochs when it comes to them; "
-        "auto: ahead where they are few, or where the text encoders do not fit beside the training",
+        description="when rows are encoded: ahead = all rows of the run before the first epoch; window = the rows of the next "
+        "encode_epochs epochs; auto = ahead if they are few, or if the text encoders do not fit beside the training",
     )
-    encode_epochs: int | None = Field(None, ge=1, description="epochs of a window; null: as many as draw 256 rows")
+    encode_epochs: int | None = Field(None, ge=1, description="epochs of a window; null = as many as draw 256 rows")
     idle_encoders: Literal["auto", "keep", "offload", "drop"] = Field(
         "auto",
-        description="where the text encoders are between windows: on the device, in main memory, or nowhere, and they are loaded again; "
-        "auto: in main memory where that has room",
+        description="where the text encoders are between two windows: keep = on the device, offload = in main memory, drop = "
+        "nowhere (they are loaded again); auto = offload if main memory has room",
     )
-    force_reprocess: bool = Field(False, description="accepted and not needed: a changed row, encoder or argument is encoded anew")
-    max_dataset_size: int | None = Field(None, ge=1, description="use only the first so many training rows")
+    force_reprocess: bool = Field(False, description="accepted, not needed: a changed row, encoder or argument is always encoded again")
+    max_dataset_size: int | None = Field(None, ge=1, description="use only the first rows of the training split")
     preprocess_parallelism: Literal["local", "global"] = Field(
-        "local", description="who shares out the encoding of rows: the processes of a machine, or of all, which then must share cache_dir"
+        "local",
+        description="which processes divide the encoding of rows: local = those of one machine, global = all, which must then "
+        "share cache_dir",
     )
     sampler_type: Literal["auto", "distributed_k_repeat", "group_contiguous", "group_distributed"] | None = Field(
-        None, description="auto rounds batch sizes up until they divide, and says so; otherwise sizes that do not divide are an error"
+        None, description="auto rounds batch sizes up until they divide, and reports it; otherwise sizes that do not divide are an error"
     )

@@ -1,4 +1,4 @@
-"""What shares the work of a run out over its processes, as the launcher's file (`config_file`) says it. Free of torch."""
+"""The engine (DDP, FSDP2, DeepSpeed) that `config_file` names, and its settings. Imports no torch."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from flow_factory.config.text import read_foreign
 from flow_factory.utils.errors import file_errors
 
 LAUNCH_FILES = Path(__file__).parents[1] / "launch_files"
-"""Ours, which come along however the program is installed; examples/launch leads to them."""
+"""The launch files of the package; examples/launch is a link to them."""
 DATA_PARALLEL = ("NO", "MULTI_GPU", "MULTI_CPU")
 RESHARDS = {
     "TRUE": True, "FULL_SHARD": True, "HYBRID_SHARD": True, "FALSE": False, "SHARD_GRAD_OP": False, "HYBRID_SHARD_ZERO2": False,
@@ -21,7 +21,7 @@ RESHARDS = {
 NUMBERS = {"1": "FULL_SHARD", "2": "SHARD_GRAD_OP", "3": "NO_SHARD", "4": "HYBRID_SHARD", "5": "HYBRID_SHARD_ZERO2"}
 """Of FSDP1's strategies."""
 MACHINES = "FF_NUM_MACHINES"
-"""In the environment, over how many machines the processes of a run would be that is looked at before any has started."""
+"""Environment variable: the number of machines of a run that `--check` examines before any process has started."""
 DEVICES = {"none": False, "cpu": True}
 OURS = {
     "optimizer": "train.optimizer", "scheduler": "train.lr_scheduler", "fp16": "mixed_precision", "bf16": "mixed_precision",
@@ -40,26 +40,26 @@ class EngineSettings:
     stage: int = 0
     """Of ZeRO: 1 shards the optimiser's state, 2 gradients too, 3 weights too."""
     reshard: bool = True
-    """FSDP: a block's weights are given back after its forward, and gathered again for its backward."""
+    """FSDP: a block's gathered weights are freed after its forward, and gathered again for its backward."""
     offload: bool = False
-    """Sharded weights wait in main memory; with FSDP the optimiser's state is there too."""
+    """Sharded weights are kept in main memory; with FSDP the optimiser's state too."""
     offload_optimizer: bool = False
     keep: bool = False
-    """FSDP: what a rollout or an evaluation has gathered stays gathered until its end."""
+    """FSDP: weights that a rollout or an evaluation has gathered stay gathered until its end."""
     hybrid: bool | None = None
-    """FSDP over several machines: each has all the weights, shared out over its processes; None: so, unless the file says otherwise."""
+    """FSDP over several machines: each machine holds all the weights, sharded over its processes. None counts as True."""
     blocks: tuple[str, ...] = ()
     """FSDP: classes that are sharded one by one; empty for those that diffusers names."""
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """ZeRO: the DeepSpeed file's own keys."""
+    """ZeRO: the keys of the DeepSpeed file."""
     recompute: bool = False
     """The file asks for what `train.enable_gradient_checkpointing` is here."""
     idle: tuple[str, ...] = field(default=(), compare=False)
-    """What the file asks for without effect, a line each."""
+    """Settings of the file that have no effect, one line each."""
 
     @property
     def name(self) -> str:
-        """As people call it."""
+        """The name for messages."""
         return {"ddp": "DDP", "fsdp": "FSDP2", "zero": f"DeepSpeed ZeRO-{self.stage}"}[self.kind]
 
     @property
@@ -75,7 +75,7 @@ class EngineSettings:
         return self.kind != "ddp"
 
     def sharers(self, processes: int) -> int:
-        """Processes that a weight is shared out over, of so many of a run: all, or those of a machine."""
+        """Number of processes that a weight is sharded over: all `processes` of the run, or those of one machine."""
         machines = int(os.environ.get(MACHINES) or 0)
         here = processes // machines if machines else int(os.environ.get("LOCAL_WORLD_SIZE") or processes)  # as a launcher says
         inside = self.kind == "fsdp" and self.hybrid is not False and 0 < here < processes and processes % here == 0

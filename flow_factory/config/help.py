@@ -26,8 +26,8 @@ HEAD: Row = ("key", "type", "default", "meaning")
 _CELL = 30
 _TITLES = {"run": "Top level", "rewards": "rewards: and eval_rewards: (one mapping, or a list)"}
 PAGE_INTRO = """\
-Every key of a YAML, its type, its default and what it does. `ff-train --help-config` prints the same, with a section's or an
-algorithm's name that part alone. A key that no section has is an error that names the key, its line and the key you meant."""
+Every key of a YAML, with its type, its default and its meaning. `ff-train --help-config` prints the same; add the name of a section or an
+algorithm for that part alone. An unknown key is an error that names the key, its line and the key you meant."""
 
 SECTIONS: dict[str, tuple[type[Section], ...]] = {
     "run": (RunConfig,),
@@ -122,7 +122,7 @@ def _table(name: str, schema: type[Section]) -> str:
 
 def _intro(schema: type[Section]) -> str:
     if schema is RunConfig:
-        return f"{', '.join(MOVABLE)} may stand here or in log:. Sections: {', '.join(SECTIONS)[5:]}, eval_rewards."
+        return f"{', '.join(MOVABLE)} are accepted here and in log:. Sections: {', '.join(SECTIONS)[5:]}, eval_rewards."
     return schema.__doc__ or ""
 
 

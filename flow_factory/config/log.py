@@ -1,4 +1,4 @@
-"""`log:` where metrics, pictures and checkpoints go."""
+"""`log:` where metrics, images and checkpoints go."""
 
 from typing import Annotated, Any
 
@@ -10,7 +10,7 @@ from flow_factory.utils.registry import Registry
 _TRACKERS = Registry("tracker", dict.fromkeys(["wandb", "swanlab", "tensorboard", "none"], ""))
 
 MOVABLE = ("run_name", "project", "logging_backend")
-"""Keys of `log:` that may stand at the top level instead."""
+"""Keys of `log:` that are also accepted at the top level."""
 
 
 def _listed(value: Any) -> Any:
@@ -33,25 +33,32 @@ Backends = Annotated[
 
 
 class LogConfig(Section):
-    """Where metrics, pictures and checkpoints go."""
+    """Where metrics, images and checkpoints go."""
 
     run_name: Name | None = Field(
         None,
-        description="folder of the run in save_dir; null = that of a resumed state, or {model_type}_{finetune_type}_{trainer_type}_{time}",
+        description="folder of the run inside save_dir; null = that of a resumed state, else "
+        "{model_type}_{finetune_type}_{trainer_type}_{time}",
     )
-    project: Name = Field("Flow-Factory", description="project of the run in a tracker")
+    project: Name = Field("Flow-Factory", description="project name in the tracker")
     logging_backend: Backends = Field(
-        (), description="trackers: one, a list or a comma text, or package.module.Class; metrics.jsonl always"
+        (), description="trackers: a name, a list, a comma-separated text, or package.module.Class; metrics.jsonl is always written"
     )
-    save_dir: Folder = Field("save", description="folder of the runs' folders")
-    save_freq: int = Field(10, ge=0, description="epochs between two checkpoints; 0 = only the last, which is always saved")
+    save_dir: Folder = Field("save", description="folder in which each run has its folder")
+    save_freq: int = Field(10, ge=0, description="epochs between two checkpoints; 0 = only the last one, which is always saved")
     save_minutes: float | None = Field(
-        None, gt=0, description="minutes after which the end of an epoch saves, too, since the last checkpoint; null = save_freq alone"
+        None,
+        gt=0,
+        description="also save at the end of an epoch when this many minutes have passed since the last checkpoint; null = save_freq alone",
     )
-    save_model_only: bool = Field(True, description="save weights alone; false also what an exact resumption needs")
-    keep_last_n: int | None = Field(None, ge=1, description="checkpoints to keep; null = all")
+    save_model_only: bool = Field(
+        True, description="true = save only weights; false = also save the training state that an exact resumption needs"
+    )
+    keep_last_n: int | None = Field(None, ge=1, description="number of checkpoints to keep; null = all")
     rollouts_gb: float = Field(
-        20.0, ge=0, description="GB of samples of an unfinished epoch that a run keeps when a signal stops it, so as to go on from them"
+        20.0,
+        ge=0,
+        description="when a signal stops a run, keep at most this many GB of the unfinished epoch's samples, to resume from them",
     )
-    num_samples: int = Field(16, ge=0, description="pictures to log at an epoch that logs pictures")
-    verbose: bool = Field(False, description="more lines on the terminal, and the trace of what ends a run")
+    num_samples: int = Field(16, ge=0, description="images to log in an epoch that logs images")
+    verbose: bool = Field(False, description="more lines on the terminal, and the full traceback of the error that ends a run")

@@ -1,4 +1,4 @@
-"""`model:` which pipeline, which of its weights are trained, and how it computes."""
+"""`model:` the pipeline, the weights to train, and how they compute."""
 
 from typing import Annotated, Literal
 
@@ -10,66 +10,79 @@ from flow_factory.models import MODELS
 from flow_factory.utils.registry import nearest
 
 AUTO = "auto"
-"""As `resume_path`: the last checkpoint of this very run, or a fresh start where there is none yet."""
+"""Value of `resume_path`: the last training state of this run, or a fresh start if there is none."""
 
 
 class ModelConfig(Section):
-    """Which pipeline, which of its weights are trained, and how it computes."""
+    """The pipeline, the weights to train, and how they compute."""
 
-    model_name_or_path: Folder = Field(description="hub id or folder of a diffusers pipeline")
+    model_name_or_path: Folder = Field(description="Hugging Face name or folder of a diffusers pipeline")
     model_type: str = Field(description="model family: a known name, or package.module.Class of your own adapter")
-    pipeline_class: str | None = Field(None, description="for model_type diffusers: the pipeline, where the checkpoint does not say it")
-    finetune_type: Literal["full", "lora"] = Field("full", description="train the weights themselves, or LoRA layers beside them")
+    pipeline_class: str | None = Field(
+        None, description="only for model_type diffusers: the pipeline class, if the checkpoint does not name it"
+    )
+    finetune_type: Literal["full", "lora"] = Field(
+        "full", description="full = train the weights themselves; lora = train LoRA layers and freeze the weights"
+    )
     master_weight_dtype: Annotated[
         Dtype,
         derived(lambda above: "fp32" if above.get("finetune_type") == "lora" else "bf16"),
         Shown(default="bf16 for full in 16 bits, else fp32"),
-    ] = Field(DERIVED, description="dtype in which trained weights are stored and updated; 16 bits lose small updates")
-    target_components: Names = Field(("transformer",), description="transformers to train, in the pipeline's names")
+    ] = Field(DERIVED, description="dtype in which the trained weights are stored and updated; 16 bits lose small updates")
+    target_components: Names = Field(("transformer",), description="transformers to train, by their names in the pipeline")
     target_modules: Names = Field(
-        ("all",), description="linear layers to train: all, default (the family's), or name endings, also component.ending"
+        ("all",),
+        description="linear layers to train: all, default (the family's choice), or name endings; component.ending limits one to a "
+        "component",
     )
     lora_rank: int = Field(8, ge=1, le=16384, description="rank of the LoRA matrices")
     lora_alpha: Annotated[
         int, Field(ge=1, le=10**6), derived(lambda above: 2 * above.get("lora_rank", 1)), Shown(default="2 x lora_rank")
     ] = Field(DERIVED, description="LoRA scale: the update is multiplied by lora_alpha / lora_rank")
     resume_path: Folder | None = Field(
-        None, description="checkpoint, run folder or LoRA file to start from; auto = this run's own last training state, if any"
+        None,
+        description="checkpoint, run folder or LoRA file to start from; auto = this run's last training state, or a fresh start if "
+        "there is none",
     )
     resume_type: Literal["lora", "full", "state"] | None = Field(
-        None, description="what to load of resume_path; null = its training state, or else its weights"
+        None, description="what to load from resume_path; null = the training state if there is one, else the weights"
     )
     attn_backend: str | None = Field(
-        None, description="attention backend in diffusers' names, proved at the start; null = torch's choice, but cuDNN's on no GPU"
+        None,
+        description="attention backend, by diffusers' names; its gradient is verified at the start; null = torch's choice without "
+        "cuDNN attention",
     )
     context_parallel: int = Field(
-        1, ge=1, description="processes that compute a sample together, each a part of its sequence: for video and large pictures"
+        1, ge=1, description="processes that compute one sample together, each a part of the sequence; for videos and large images"
     )
     vae_slicing: Literal["auto"] | bool = Field(
-        "auto", description="decode pictures one by one: less memory, more time; auto = where the estimate has no room for all at once"
+        "auto",
+        description="decode images one by one: less memory, more time; auto = only if the estimate says that a whole batch does not fit",
     )
     vae_tiling: Literal["auto"] | bool = Field(
         "auto",
-        description="decode in overlapping tiles: less memory for large pictures and videos, which change slightly; auto = where a picture "
-        "has no room otherwise",
+        description="decode in overlapping tiles: less memory for large images and videos, which change slightly; auto = only if "
+        "one image does not fit otherwise",
     )
     quantization: Literal["bnb_8bit", "bnb_4bit", "torchao_int8", "torchao_int8_dynamic", "torchao_float8_dynamic"] | None = Field(
         None,
-        description="for lora: frozen transformer in 8 or 4 bits; bnb = bitsandbytes (4 bits: NF4); dynamic = its blocks also multiply "
-        "in 8 bits, forward; null = in mixed_precision",
+        description="only for lora: keep the frozen transformer in 8 or 4 bits; bnb = bitsandbytes (4 bits: NF4); dynamic = the "
+        "forward matrix products of its blocks also run in 8 bits; null = mixed_precision",
     )
     layerwise_casting: Literal["fp8_e4m3", "fp8_e5m2"] | None = Field(
-        None, description="for lora: frozen transformer stored in 8 bits, each layer brought to mixed_precision while it computes"
+        None, description="only for lora: store the frozen transformer in 8 bits, and cast each layer to mixed_precision while it computes"
     )
-    offload_idle: bool = Field(False, description="the VAE and all else that only a rollout needs wait in main memory while training")
-    offload_blocks: bool = Field(False, description="the transformer waits in main memory, block by block on the device: FSDP2's offload")
+    offload_idle: bool = Field(False, description="move the VAE and other parts that only a rollout needs to main memory during training")
+    offload_blocks: bool = Field(
+        False, description="keep the transformer in main memory and move it to the device block by block (FSDP2's CPU offload)"
+    )
     reshard_after_forward: Literal["auto"] | bool = Field(
         "auto",
-        description="FSDP2: in rollouts and evaluations, blocks give gathered weights back after each forward; false = keep them to the "
-        "end, auto = keep them where the estimate has room",
+        description="FSDP2: in rollouts and evaluations, free each block's gathered weights after its forward; false = keep them "
+        "until the end, auto = keep them if the estimate says that they fit",
     )
     compile: bool = Field(
-        False, description="compile the transformers block by block, for each shape of a call; rollouts then keep activations"
+        False, description="compile the transformers block by block, once per shape; rollouts then run with gradients and need more memory"
     )
     compile_backend: Literal["inductor", "aot_eager", "eager", "cudagraphs"] = Field("inductor", description="torch.compile backend")
 

@@ -10,11 +10,9 @@ Steps = Annotated[int, Field(ge=1, le=10_000)]
 
 
 class ProfileConfig(Section):
-    """What torch's profiler records of one epoch, a trace file for each of its phases: rollout, reward, optimise. Absent: nothing."""
+    """What torch's profiler records of one epoch: one trace file per phase (rollout, reward, optimise). Without this section, nothing."""
 
-    epoch: int = Field(2, ge=1, description="the epoch that is traced, from 1; the first one compiles, tunes and fills caches")
-    steps: Steps = Field(
-        3, description="of a rollout and of the training, calls of the pipeline and micro-batches that are traced: the first ones"
-    )
-    memory: bool = Field(False, description="record what is allocated and freed, too")
-    processes: Literal["main", "all"] = Field("main", description="which of several processes are traced, each into a file of its own")
+    epoch: int = Field(2, ge=1, description="epoch to trace, counted from 1; the first epoch also compiles, tunes and fills caches")
+    steps: Steps = Field(3, description="number of pipeline calls of the rollout, and of micro-batches of the training, to trace")
+    memory: bool = Field(False, description="also record memory allocations")
+    processes: Literal["main", "all"] = Field("main", description="which processes are traced, each into its own file")

@@ -30,18 +30,18 @@ class SigmoidConfig(Section):
     """1 / (1 + exp(-(score - centre) / width)): scores far from the centre come near 0 or 1."""
 
     centre: float = Field(0.0, description="score that becomes 1/2")
-    width: float = Field(1.0, gt=0, description="distance from the centre at which it is 0.73")
+    width: float = Field(1.0, gt=0, description="distance from the centre at which the result is 0.73")
 
 
 class TransformConfig(Section):
-    """What becomes of a reward's scores before they are weighted, in this order: clip, sigmoid or rank, scale."""
+    """Changes a reward's scores before they are weighted, in this order: clip, sigmoid or rank, scale."""
 
     clip: Annotated[tuple[float, float] | None, BeforeValidator(_limits), Shown("[low, high], or null")] = Field(
-        None, description="scores outside become the nearer of the two"
+        None, description="limit scores to this range"
     )
-    sigmoid: SigmoidConfig | None = Field(None, description="bends scores into 0 to 1")
-    rank: bool = Field(False, description="of each score its rank in its group, 0 to 1; equal ones share a rank")
-    scale: float = Field(1.0, ge=-1e6, le=1e6, description="factor, which gdpo takes out again where there are several rewards")
+    sigmoid: SigmoidConfig | None = Field(None, description="map scores into 0 to 1")
+    rank: bool = Field(False, description="replace each score by its rank in its group, from 0 to 1; equal scores share a rank")
+    scale: float = Field(1.0, ge=-1e6, le=1e6, description="factor; gdpo with several rewards normalises it away")
 
     @model_validator(mode="after")
     def _sensible(self) -> "TransformConfig":
@@ -57,7 +57,7 @@ INNER: dict[str, type[Section]] = {"transform": TransformConfig, "sigmoid": Sigm
 
 
 class RewardConfig(Section):
-    """One reward. Keys that the reward's class declares (all, if it declares none) may stand here too."""
+    """One reward. The entry also takes the keys that the reward's class declares (any key, if it declares none)."""
 
     rest: ClassVar[str | None] = "extra_kwargs"
 
@@ -67,21 +67,21 @@ class RewardConfig(Section):
         derived(lambda above: above.get("reward_model", "").replace(":", ".").rpartition(".")[2].lower()),
         Shown(default="from reward_model"),
     ] = Field(DERIVED, description="name in logs and metrics")
-    weight: float = Field(1.0, ge=-1e6, le=1e6, description="factor of the reward in the advantage")
-    dtype: Dtype = Field("fp32", description="dtype of the reward's weights; published scores are of fp32")
-    device: Device = Field("auto", description="where the reward computes; auto = on the training device")
-    batch_size: int = Field(16, ge=1, description="samples scored at a time")
+    weight: float = Field(1.0, ge=-1e6, le=1e6, description="factor of this reward in the advantage")
+    dtype: Dtype = Field("fp32", description="dtype of the reward's weights; published scores are computed in fp32")
+    device: Device = Field("auto", description="device of the reward; auto = the training device")
+    batch_size: int = Field(16, ge=1, description="samples per call")
     max_seconds: float | None = Field(
-        None, gt=0, description="longest time of one batch (of a group, for a groupwise reward); past it the run ends; null = no limit"
+        None,
+        gt=0,
+        description="time limit of one call (a batch, or a group of a groupwise reward), after which the run ends; null = no limit",
     )
-    max_missing: float = Field(
-        0.5, ge=0, le=1, description="largest share of an epoch's scores that may fail and be left out; with more the run ends"
-    )
+    max_missing: float = Field(0.5, ge=0, le=1, description="largest share of an epoch's scores that may be missing; above it the run ends")
     transform: TransformConfig | None = Field(
-        None, description="what becomes of its scores before they are weighted: clip, sigmoid, rank, scale"
+        None, description="transform of the scores before they are weighted: clip, sigmoid, rank, scale"
     )
-    async_reward: bool = Field(False, description="score in threads of its own while the next samples are drawn; the same scores")
-    num_workers: int = Field(1, ge=1, description="calls at a time with async_reward; a local reward must bear it")
+    async_reward: bool = Field(False, description="score in separate threads while the next samples are drawn; the scores are the same")
+    num_workers: int = Field(1, ge=1, description="with async_reward: calls at the same time; a local reward must be thread-safe")
     extra_kwargs: dict[str, Any] = Field(default_factory=dict, description="keys for the reward itself")
 
     @field_validator("reward_model")
@@ -94,7 +94,7 @@ class RewardConfig(Section):
 
 
 def misspelt(path: str, key: str) -> str | None:
-    """Why a key of a reward that takes any is a slip: its module never names it, and names one like it, or a common key is like it.
+    """Why a key is a typo, for a reward that takes any key: the module never names it, but names a similar one, or a common key is similar.
 
     Args:
         path: `module:Class`.

@@ -28,43 +28,44 @@ Precision = Annotated[
 class RunConfig(Section, Generic[Train]):
     """A run. `RunConfig[GRPOConfig]` is one whose `train` is known to be GRPO's."""
 
-    launcher: Literal["accelerate"] = Field("accelerate", description="what starts the processes")
-    config_file: Folder | None = Field(None, description="accelerate or DeepSpeed YAML; null = plain data parallel")
-    num_processes: int = Field(1, ge=1, le=65536, description="processes over all machines")
-    num_machines: int = Field(1, ge=1, le=65536, description="machines; each starts the command with its own --machine_rank")
-    main_process_port: int = Field(29500, ge=0, le=65535, description="TCP port where processes meet")
+    launcher: Literal["accelerate"] = Field("accelerate", description="launcher of the processes")
+    config_file: Folder | None = Field(None, description="accelerate or DeepSpeed YAML; null = plain data parallel (DDP)")
+    num_processes: int = Field(1, ge=1, le=65536, description="number of processes over all machines")
+    num_machines: int = Field(1, ge=1, le=65536, description="number of machines; each starts the command with its own --machine_rank")
+    main_process_port: int = Field(29500, ge=0, le=65535, description="TCP port of the rendezvous")
     distributed_timeout: int = Field(
-        600, ge=1, le=10_000_000, description="seconds that a collective, such as the sum of gradients, may take; other waits have no limit"
+        600,
+        ge=1,
+        le=10_000_000,
+        description="seconds that one collective, such as the all-reduce of gradients, may take; other waits have no limit",
     )
-    mixed_precision: Precision = Field("bf16", description="dtype of frozen weights and of the forward pass")
+    mixed_precision: Precision = Field("bf16", description="dtype of the frozen weights and of the forward pass")
     data: DataConfig
     model: ModelConfig
     scheduler: SchedulerConfig
     train: Train
     eval: EvalConfig
     log: LogConfig
-    rewards: Rewards = Field(description="what is trained on")
-    eval_rewards: Rewards | None = Field(None, description="what is evaluated; null = rewards")
-    profile: ProfileConfig | None = Field(
-        None, description="what is traced by torch's profiler, as in {epoch: 2, steps: 3}; null = nothing"
-    )
+    rewards: Rewards = Field(description="rewards to train on")
+    eval_rewards: Rewards | None = Field(None, description="rewards to evaluate with; null = rewards")
+    profile: ProfileConfig | None = Field(None, description="what torch's profiler records: {epoch: 2, steps: 3}; null = nothing")
 
     _notices: tuple[str, ...] = PrivateAttr(())
     _written: Mapping[Keys, Written] = PrivateAttr(default_factory=dict)
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What the user should know, one line each: keys without effect, sizes that were rounded. No part of equality or of a dump."""
+        """Notices for the user, one line each: keys without effect, sizes that were rounded. Not part of equality or of a dump."""
         return self._notices
 
     @property
     def written(self) -> Mapping[Keys, Written]:
-        """Values that came from the environment, as they stand in the YAML."""
+        """Values that came from the environment, as the YAML has them."""
         return self._written
 
     @property
     def engine(self) -> EngineSettings:
-        """What shares the work out; on one process DeepSpeed would share nothing, and is not used.
+        """The engine. On one process DeepSpeed would shard nothing, and is not used.
 
         Raises:
             ConfigError: as `engine_of`; a config that was loaded has none.
@@ -76,17 +77,17 @@ class RunConfig(Section, Generic[Train]):
 
     @property
     def sharers(self) -> int:
-        """Processes that a weight which is shared out is shared out over."""
+        """Number of processes that a sharded weight is sharded over."""
         return self.engine.sharers(self.num_processes)
 
     @property
     def teams(self) -> int:
-        """Processes, or teams of `model.context_parallel` processes, that take different samples."""
+        """Number of processes, or of teams of `model.context_parallel` processes, that take different samples."""
         return -(-self.num_processes // self.model.context_parallel)  # never 0: the rule that they divide is one of many
 
     @property
     def eval_seed(self) -> int:
-        """Of all that an evaluation draws."""
+        """The seed of every draw of an evaluation."""
         return self.train.seed if self.eval.seed is None else self.eval.seed
 
     def noting(self, notices: tuple[str, ...], written: Mapping[Keys, Written]) -> Self:

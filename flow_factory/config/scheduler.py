@@ -8,31 +8,34 @@ from flow_factory.config.base import Section, Steps
 
 
 class SchedulerConfig(Section):
-    """How rollouts draw their next state. Arguments of the pipeline's own scheduler (shift, flow_shift, ...) may stand here too."""
+    """How rollouts draw their next state. The section also takes arguments of the pipeline's scheduler (shift, flow_shift, ...)."""
 
     rest: ClassVar[str | None] = "overrides"
 
     dynamics_type: Literal["Flow-SDE", "Dance-SDE", "Flash-SDE", "CPS", "ODE"] = Field(
-        "Flow-SDE", description="kernel of the stochastic steps"
+        "Flow-SDE", description="transition kernel of the stochastic steps"
     )
-    noise_level: float = Field(0.7, ge=0, le=10, description="strength of the kernel's noise (eta)")
-    sde_steps: Steps = Field(None, description="steps that may be stochastic, from 0; null = all but the last")
-    num_sde_steps: int | None = Field(1, ge=1, description="how many of sde_steps are stochastic at a time; null = all")
+    noise_level: float = Field(0.7, ge=0, le=10, description="noise strength of the kernel (eta)")
+    sde_steps: Steps = Field(None, description="steps that may be stochastic, counted from 0; null = all except the last")
+    num_sde_steps: int | None = Field(1, ge=1, description="number of stochastic steps per rollout, chosen from sde_steps; null = all")
     step_selection: Literal["random", "window", "stratified", "sliding", "fraction"] = Field(
         "random",
-        description="random: drawn anew every epoch; window: consecutive ones, drawn for each group (Flow-GRPO-Fast); stratified: dealt to "
-        "the groups of an epoch, each step as often as another (Flash-GRPO); sliding: a window that moves over the epochs (MixGRPO); "
-        "fraction: all are stochastic, and each group trains on sde_fraction of them (DanceGRPO)",
+        description="random: new steps in each epoch; window: consecutive steps, drawn per group (Flow-GRPO-Fast); stratified: "
+        "each step equally often over the groups of an epoch (Flash-GRPO); sliding: a window that moves over the "
+        "epochs (MixGRPO); fraction: all steps are stochastic, and each group trains on sde_fraction of them "
+        "(DanceGRPO)",
     )
-    sde_fraction: float = Field(0.6, gt=0, le=1, description="fraction: share of sde_steps that is trained on")
+    sde_fraction: float = Field(0.6, gt=0, le=1, description="fraction: share of sde_steps that a group trains on")
     window_schedule: Literal["progressive", "decay", "exp_decay", "random"] = Field(
-        "progressive", description="sliding: equally long at each place, ever shorter (linearly, exponentially), or anywhere in each epoch"
+        "progressive",
+        description="sliding: progressive = equal time at each place; decay, exp_decay = ever shorter (linearly, exponentially); "
+        "random = any place in each epoch",
     )
-    window_epochs: int = Field(25, ge=1, description="sliding: epochs at a place")
+    window_epochs: int = Field(25, ge=1, description="sliding: epochs at each place")
     window_stride: int = Field(1, ge=1, description="sliding: steps from one place to the next")
-    window_roll_back: bool = Field(True, description="sliding: start again after the last place")
-    window_shrink: bool = Field(False, description="sliding: let the window run out at the end of the schedule, down to one step")
-    seed: int | None = Field(None, description="accepted and not used: every draw depends on train.seed")
+    window_roll_back: bool = Field(True, description="sliding: return to the first place after the last")
+    window_shrink: bool = Field(False, description="sliding: let the window run past the end of the schedule, where it shrinks to one step")
+    seed: int | None = Field(None, description="accepted but unused: every draw depends on train.seed")
     overrides: dict[str, Any] = Field(default_factory=dict, description="arguments for the constructor of the pipeline's scheduler")
 
     def stochastic_steps(self, num_inference_steps: int, first: int = 0) -> tuple[int, ...]:

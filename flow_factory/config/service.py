@@ -1,4 +1,4 @@
-"""What `ff-reward` reads: a YAML of `rewards:` alone, maybe with `server:`; or that of a run, of which its rewards count."""
+"""The YAML of `ff-reward`: `rewards:` with an optional `server:`, or a run's YAML, of which only the rewards are used."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,24 +21,24 @@ Devices = Annotated[tuple[Device, ...], BeforeValidator(listed), Shown("device o
 class ServerConfig(Section):
     """`ff-reward serve`: where it listens, what computes, and how much it takes."""
 
-    host: Name = Field("127.0.0.1", description="address to listen on; 0.0.0.0 = every network of the machine")
+    host: Name = Field("127.0.0.1", description="address to listen on; 0.0.0.0 = every network interface")
     port: int = Field(8100, ge=0, le=65535, description="TCP port; 0 = any free one, which is printed")
-    token: Name | None = Field(None, description="what a client must send as Authorization: Bearer; write ${NAME}; null = no token")
-    workers: int = Field(1, ge=1, le=256, description="processes for each device that score side by side")
-    devices: Devices = Field(("auto",), description="devices that score, such as [cuda:0, cuda:1]; auto = the first GPU, else the CPU")
-    max_queue: int = Field(64, ge=1, description="requests that may wait; to more it says 503 with Retry-After")
-    max_queue_mb: int = Field(4096, ge=1, description="megabytes of the bodies that may wait")
-    max_body_mb: int = Field(512, ge=1, description="megabytes of a body; to more it says 413")
-    max_wait_ms: int = Field(10, ge=0, le=10_000, description="how long a batch waits for a request whose body is on its way")
-    max_answers: int = Field(4096, ge=1, description="answers kept for requests that are repeated under the same id")
-    grace: int = Field(30, ge=0, description="seconds for the requests that are there when SIGTERM or Ctrl-C comes")
+    token: Name | None = Field(None, description="token that clients must send as Authorization: Bearer; write ${NAME}; null = no token")
+    workers: int = Field(1, ge=1, le=256, description="scoring processes per device")
+    devices: Devices = Field(("auto",), description="devices that score, for example [cuda:0, cuda:1]; auto = the first GPU, else the CPU")
+    max_queue: int = Field(64, ge=1, description="requests that may wait; further ones get 503 with Retry-After")
+    max_queue_mb: int = Field(4096, ge=1, description="total size of the waiting requests, in MB")
+    max_body_mb: int = Field(512, ge=1, description="size of one request in MB; a larger one gets 413")
+    max_wait_ms: int = Field(10, ge=0, le=10_000, description="how long a batch waits for a request that is still being received, in ms")
+    max_answers: int = Field(4096, ge=1, description="number of answers kept for repeated requests with the same id")
+    grace: int = Field(30, ge=0, description="seconds to finish the current requests after SIGTERM or Ctrl-C")
 
 
 class RewardsConfig(Section):
     """A file of rewards alone."""
 
-    rewards: Rewards = Field(description="what is scored")
-    server: ServerConfig = Field(description="of ff-reward serve")
+    rewards: Rewards = Field(description="rewards to serve or examine")
+    server: ServerConfig = Field(description="settings of ff-reward serve")
 
 
 def load_rewards_config(path: str | Path, overrides: Sequence[str] = ()) -> RewardsConfig:

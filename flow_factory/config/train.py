@@ -1,4 +1,4 @@
-"""`train:` what all algorithms share; `algorithms.py` has what each adds."""
+"""`train:` the keys that all algorithms share; `algorithms.py` has the keys that each one adds."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -67,7 +67,7 @@ Warmup = Annotated[int | float, BeforeValidator(_warmup), Shown("int or share")]
 
 
 class TrainConfig(Section):
-    """What all algorithms share. Arguments of the pipeline's `__call__` (max_sequence_length, num_frames, ...) may stand here too."""
+    """What all algorithms share. The section also takes arguments of the pipeline's `__call__` (max_sequence_length, num_frames, ...)."""
 
     rest: ClassVar[str | None] = "call"
     stochastic: ClassVar[bool] = False
@@ -75,99 +75,109 @@ class TrainConfig(Section):
     smallest_group: ClassVar[int] = 1
 
     trainer_type: str = Field("grpo", description="algorithm")
-    max_epochs: int | None = Field(None, ge=1, description="epochs of the run; null = until stopped")
-    seed: Seed = Field(42, description="every random draw of the run depends on it")
+    max_epochs: int | None = Field(None, ge=1, description="number of epochs; null = until stopped")
+    seed: Seed = Field(42, description="seed of every random draw of the run")
 
-    resolution: Size = Field((512, 512), description="pixels of what is rolled out")
-    height: Height = Field(DERIVED, description="pixels, instead of resolution's")
-    width: Width = Field(DERIVED, description="pixels, instead of resolution's")
+    resolution: Size = Field((512, 512), description="size of the rollout's images in pixels")
+    height: Height = Field(DERIVED, description="pixels; replaces the height of resolution")
+    width: Width = Field(DERIVED, description="pixels; replaces the width of resolution")
     num_inference_steps: Denoising = Field(10, description="denoising steps of a rollout")
     guidance_scale: float = Field(
-        3.5, ge=0, le=1000, description="the pipeline's own guidance: embedded for FLUX, classifier-free for others"
+        3.5, ge=0, le=1000, description="the pipeline's guidance scale: embedded for FLUX, classifier-free for other models"
     )
 
-    per_device_batch_size: Batch = Field(1, description="samples of one row in a micro-batch")
-    group_size: Batch = Field(1, description="samples of a row in an epoch; a multiple of per_device_batch_size")
+    per_device_batch_size: Batch = Field(1, description="samples in a micro-batch, all from one row")
+    group_size: Batch = Field(1, description="samples per row and epoch; a multiple of per_device_batch_size")
     rollout_batch_size: RolloutBatch | None = Field(
         None,
-        description="samples of one row that are drawn together; more fill a GPU better, and may change bits; auto = as many as change "
-        "none; null = per_device_batch_size",
+        description="samples of one row that a rollout draws in one call; more use a GPU better but may change bits; auto = the "
+        "most that change no bit; null = per_device_batch_size",
     )
-    init_same_noise: bool = Field(False, description="a group starts from one noise: its samples then differ by the stochastic steps alone")
+    init_same_noise: bool = Field(
+        False, description="all samples of a group start from the same noise and differ only by the stochastic steps"
+    )
     best_of_n: int | None = Field(
-        None, ge=2, description="train on so many of a group, the best and the worst half and half; null = on all (DanceGRPO)"
+        None, ge=2, description="train on this many samples of a group: half the best, half the worst; null = all (DanceGRPO)"
     )
-    drop_zero_variance: bool = Field(False, description="skip groups whose advantages are all 0: the same policy gradient for less")
-    unique_sample_num_per_epoch: Batch = Field(8, description="rows of an epoch, over all processes; a multiple of num_processes")
-    gradient_step_per_epoch: Batch = Field(2, description="optimiser steps of an epoch; only the first sees unchanged weights")
+    drop_zero_variance: bool = Field(False, description="skip micro-batches whose advantages are all 0; the policy gradient stays the same")
+    unique_sample_num_per_epoch: Batch = Field(8, description="rows per epoch, over all processes; best a multiple of num_processes")
+    gradient_step_per_epoch: Batch = Field(2, description="optimiser steps per epoch; only the first is on-policy")
     gradient_accumulation_steps: Accumulation = Field(
-        "auto", description="micro-batches of an optimiser step; auto = by gradient_step_per_epoch"
+        "auto", description="micro-batches per optimiser step; auto = derived from gradient_step_per_epoch"
     )
     num_inner_epochs: int = Field(1, ge=1, description="passes over the rollouts of an epoch")
 
     optimizer: Literal["adamw", "adamw8bit", "muon"] = Field(
         "adamw",
-        description="adamw8bit keeps its state in 8 bits (needs bitsandbytes); muon steps matrices by torch.optim.Muon, all else by AdamW",
+        description="adamw8bit keeps its state in 8 bits (needs bitsandbytes); muon uses torch.optim.Muon for matrices and AdamW "
+        "for the rest",
     )
     learning_rate: Annotated[float, Shown(default="3e-4 for lora, 1e-5 for full")] = Field(
         FULL_RATE, gt=0, description="step size of the optimiser"
     )
     adam_weight_decay: float = Field(1e-4, ge=0, description="decoupled weight decay")
-    adam_betas: Betas = Field((0.9, 0.999), description="decays of the first and second moment")
+    adam_betas: Betas = Field((0.9, 0.999), description="decay rates of the first and the second moment")
     adam_epsilon: Annotated[
         float,
         Field(gt=0),
         derived(lambda above: EPSILON[above.get("optimizer", "adamw")]),
         Shown(default="1e-15, for adamw8bit 1e-8"),
-    ] = Field(DERIVED, description="added to the root of the second moment; above train/grad_rms it shortens the steps")
+    ] = Field(DERIVED, description="added to the root of the second moment; a value above train/grad_rms shortens the steps")
     muon_momentum: Beta = Field(0.95, description="Muon's momentum")
-    muon_nesterov: bool = Field(True, description="Muon's momentum is Nesterov's")
-    muon_ns_steps: int = Field(5, ge=1, le=99, description="Newton-Schulz iterations that make Muon's update orthogonal")
+    muon_nesterov: bool = Field(True, description="use Nesterov momentum in Muon")
+    muon_ns_steps: int = Field(5, ge=1, le=99, description="Newton-Schulz iterations that orthogonalise Muon's update")
     muon_adjust_lr_fn: Literal["match_rms_adamw", "original"] = Field(
         "match_rms_adamw",
-        description="how Muon's rate follows a matrix's shape: match_rms_adamw wants AdamW's learning_rate, original Keller Jordan's",
+        description="how Muon scales its rate with a matrix's shape: match_rms_adamw takes AdamW's learning_rate, original is "
+        "Keller Jordan's",
     )
-    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     lr_scheduler: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="learning rate after the warm-up; linear, cosine end at 0"
+        "constant", description="learning rate after the warm-up; linear and cosine end at 0"
     )
     lr_warmup_steps: Warmup = Field(
-        0, description="optimiser steps of linear warm-up, or a share of the run; the first of n has 1/n of the rate"
+        0, description="optimiser steps of linear warm-up, or a share of the run; with n steps the first has 1/n of the rate"
     )
     lr_total_steps: int | None = Field(
-        None, ge=1, description="optimiser step at which linear, cosine end, and stay; null = the last of max_epochs"
+        None, ge=1, description="optimiser step at which linear and cosine reach 0; null = the last step of max_epochs"
     )
 
-    global_std: bool = Field(True, description="divide advantages by the standard deviation of all groups instead of each group's own")
+    global_std: bool = Field(True, description="divide advantages by the standard deviation over all groups instead of each group's own")
     advantage_aggregation: Annotated[str, AfterValidator(_aggregation), Shown("gdpo | sum | dotted path")] = Field(
-        "gdpo", description="normalise each reward, then add (gdpo), or add, then normalise; or package.module.function of your own"
+        "gdpo", description="gdpo = normalise each reward, then add; sum = add, then normalise; or package.module.function of your own"
     )
 
     enable_gradient_checkpointing: Recompute = Field(
         False,
-        description="blocks whose activations are computed again in the backward pass, for less memory and more time: all, none, a share, "
-        "every n-th, or those named; auto = as few as fit",
+        description="blocks whose activations are recomputed in the backward pass (less memory, more time): all, none, a share, "
+        "every n-th, or listed ones; auto = as few as fit",
     )
-    offload_samples_to_cpu: bool = Field(False, description="keep rollouts and their conditions in main memory until they are trained on")
+    offload_samples_to_cpu: bool = Field(False, description="keep rollouts and their conditions in main memory until training uses them")
     latent_storage_dtype: StorageDtype = Field(
-        "fp16", description="dtype of kept latents; log-probabilities are of the rounded ones; null = fp32"
+        "fp16", description="dtype of stored latents; log-probabilities use the rounded values; null = fp32"
     )
 
     reference: Literal["base", "start"] = Field(
-        "base", description="untrained model that losses compare with: the checkpoint's weights, or those of model.resume_path"
+        "base",
+        description="reference model of the losses: base = the checkpoint's weights, start = the weights that the run starts from "
+        "(model.resume_path)",
     )
-    ref_param_device: Device = Field("auto", description="where a copy of the reference is kept; auto = with the weights")
-    ema_decay: float = Field(0.995, ge=0, lt=1, description="decay of the averaged weights; 0 keeps none")
+    ref_param_device: Device = Field("auto", description="device of a copy of the reference weights; auto = that of the trained weights")
+    ema_decay: float = Field(
+        0.995, ge=0, lt=1, description="decay of the moving average (EMA) of the weights, which is evaluated and saved; 0 = no average"
+    )
     ema_update_interval: int = Field(10, ge=1, description="epochs between two updates of the average")
-    ema_device: Device = Field("auto", description="where the average is kept; auto = with the weights")
+    ema_device: Device = Field("auto", description="device of the average; auto = that of the trained weights")
     ema_decay_schedule: Literal["constant", "power", "linear", "piecewise_linear", "cosine", "warmup_cosine"] = Field(
-        "power", description="how the decay grows to ema_decay over epochs"
+        "power", description="how the decay grows to ema_decay over the epochs"
     )
-    initial_decay: float = Field(0.0, ge=0, lt=1, description="linear, cosine, warmup_cosine: decay of the first epoch")
-    warmup_steps: int = Field(10, ge=0, description="power, linear, warmup_cosine: epochs of the decay's warm-up")
-    total_steps: int | None = Field(None, ge=1, description="cosine, warmup_cosine: epoch at which ema_decay is reached; null = max_epochs")
-    flat_steps: int = Field(0, ge=0, description="piecewise_linear: epochs at decay 0")
-    ramp_rate: float = Field(0.001, gt=0, description="piecewise_linear: growth of the decay in an epoch")
+    initial_decay: float = Field(0.0, ge=0, lt=1, description="linear, cosine, warmup_cosine: decay in the first epoch")
+    warmup_steps: int = Field(10, ge=0, description="power, linear, warmup_cosine: warm-up of the decay, in epochs")
+    total_steps: int | None = Field(
+        None, ge=1, description="cosine, warmup_cosine: epoch at which the decay reaches ema_decay; null = max_epochs"
+    )
+    flat_steps: int = Field(0, ge=0, description="piecewise_linear: epochs with decay 0")
+    ramp_rate: float = Field(0.001, gt=0, description="piecewise_linear: growth of the decay per epoch")
 
     call: dict[str, Any] = Field(default_factory=dict, description="arguments for the pipeline's __call__")
 

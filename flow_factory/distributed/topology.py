@@ -8,16 +8,16 @@ from typing import Any
 from flow_factory.config import ConfigError, RunConfig
 
 FLAGS: dict[str, tuple[type, str]] = {
-    "num_processes": (int, "processes over all machines"),
-    "num_machines": (int, "machines"),
-    "machine_rank": (int, "number of this machine, from 0"),
+    "num_processes": (int, "number of processes over all machines"),
+    "num_machines": (int, "number of machines"),
+    "machine_rank": (int, "index of this machine, from 0"),
     "main_process_ip": (str, "address of machine 0"),
     "main_process_port": (int, "port of machine 0"),
     "rendezvous_timeout": (
         int,
-        "seconds that machines and processes wait for each other at a start (600); later: distributed_timeout in the YAML",
+        "seconds that machines and processes wait for each other at the start (600); for later, see distributed_timeout in the YAML",
     ),
-    "max_restarts": (int, "how often all processes are started again after one has died, from the last checkpoint (0)"),
+    "max_restarts": (int, "restarts of all processes, from the last checkpoint, after one has died (0)"),
 }
 
 ENVIRONMENT: dict[str, tuple[str, ...]] = {
