@@ -56,7 +56,7 @@ def measure(file: Path, overrides: list[str], epochs: int) -> dict[str, Any]:
         "estimate_gb": estimate_of(trainer.context.config),
         "recomputed": str(trainer.context.config.train.enable_gradient_checkpointing),
         "on_policy_error": max(row["train/on_policy_error"] for row in (first, *rows)),
-        "on_policy_floor": trainer.learner.floor,
+        "on_policy_floor": trainer.learner.checks.floor,
         "first_gradient_norm": first["train/grad_norm"],
         **machine(),
     }

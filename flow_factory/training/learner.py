@@ -1,6 +1,5 @@
 """The second half of an epoch: what rollouts teach the policy."""
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
@@ -8,19 +7,17 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from flow_factory.algorithms.base import OnPolicyError
 from flow_factory.distributed.barriers import wait_for_everyone
 from flow_factory.distributed.collectives import in_step, most_of_ranks
 from flow_factory.training.context import TrainingContext
-from flow_factory.training.health import SUSPECTS, diagnosis, no_numbers
-from flow_factory.training.replay_error import FEW
+from flow_factory.training.health import SUSPECTS, diagnosis
+from flow_factory.training.update_checks import UpdateChecks
 from flow_factory.types import Cond, Point, Rollout
-from flow_factory.utils.errors import GradientError, NumbersError
+from flow_factory.utils.errors import GradientError
 from flow_factory.utils.offload import to_cpu, to_device
 from flow_factory.utils.terminal import bar
 
 Work = TypeVar("Work")
-logger = logging.getLogger(__name__)
 
 
 class Window(NamedTuple):
@@ -37,17 +34,13 @@ class Learner:
     """Everything is built outside and handed in; knows the order of forwards, backwards and optimiser steps."""
 
     context: TrainingContext
-    floor: float = field(default=0.0, init=False)
-    """How far replays were from their rollout at the start, see `floor`."""
     fresh: bool = field(default=False, init=False)
     """Whether the policy is still what it was when the epoch began."""
-    seen: tuple[Point, Tensor] | None = field(default=None, init=False)
-    """The run's first training point, and its velocity before any update."""
     cond: tuple[Cond, Cond] | None = field(default=None, init=False)
     """Of the row that was learnt from last: as its rollouts keep it, and on the device."""
 
     def __post_init__(self) -> None:
-        context = self.context
+        context, self.checks = self.context, UpdateChecks(self.context)
         scales = {name: context.algorithm.guidance(name) for name in ("policy", *context.algorithm.weights)}
         self.root = sum(context.engine.shape(p).numel() for p in context.store.params.values()) ** 0.5  # of the number of trained weights
         self.calls = {name: context.call if s is None else context.adapter.with_guidance(context.call, s) for name, s in scales.items()}
@@ -159,7 +152,7 @@ class Learner:
                     loss, metrics = context.algorithm.loss(point, self.velocity)
                     if not checked:
                         checked = True
-                        self.check_on_policy(metrics)
+                        self.checks.on_policy(metrics)
                     if left == 0:
                         since = meter.mark()
                     engine.backward(loss / window.points * context.plan.trained.team)  # whose processes have a part of the gradient each
@@ -171,7 +164,7 @@ class Learner:
         if not engine.collective:  # else every forward is shared, and none of it is one's own
             meter.shared(since)
         context.schedule.step()
-        self.check_effect(moves=rate > 0 and float(norm) > 0)
+        self.checks.effect(self.velocity_of, moves=rate > 0 and float(norm) > 0)
         context.progress.updates += 1
         meter.add({"grad_norm": norm, "grad_rms": norm / self.root})
         self.follow("update")
@@ -220,8 +213,7 @@ class Learner:
         if weights != "policy":
             return point.frozen[weights]
         algorithm, v = self.context.algorithm, self.velocity_of(point)
-        if self.context.progress.updates == 0 and self.seen is None:
-            self.seen = point, v.detach()
+        self.checks.saw(point, v)
         if self.fresh and "old" in algorithm.weights and self.is_policy("old"):
             point.frozen["old"] = v.detach()
         return v
@@ -239,42 +231,3 @@ class Learner:
     def stored(self, tensors: Any) -> Any:
         """As they are kept until the next update."""
         return to_cpu(tensors) if self.context.config.train.offload_samples_to_cpu else tensors
-
-    # -- checks ----------------------------------------------------------------------------------------------------------------
-
-    def check_on_policy(self, metrics: dict[str, Tensor]) -> None:
-        """Before the first update of an epoch, training must see what sampling saw.
-
-        Raises:
-            OnPolicyError: it is further off than a tenth of the algorithm's bound, and than a few floors.
-            NumbersError: the model makes no numbers.
-        """
-        context, progress = self.context, self.context.progress
-        found = context.algorithm.on_policy_error(metrics) if self.fresh else None
-        if found is None:
-            return
-        error, tenth = found
-        most = max(tenth, FEW * self.floor)
-        context.meter.add({"on_policy_error": error})
-        if not error.isfinite():
-            raise NumbersError(f"epoch {progress.epoch + 1}: {no_numbers(context.engine, progress.updates)}")
-        if not error.item() <= most:
-            bound = context.algorithm.bound
-            floors = f" and {FEW} floors" if most > tenth else ""
-            raise OnPolicyError(
-                f"epoch {progress.epoch + 1}: before any update the policy is off what sampled by {error.item():.2e}, more than a "
-                f"tenth of train.{bound}{floors} ({most:.1e}): training does not see what sampling saw. On a GPU whose kernels differ with "
-                "and without gradient this is the floor below which no such bound can work: try model.attn_backend: _native_math, "
-                f"compile: false, or a larger train.{bound}"
-            )
-
-    def check_effect(self, moves: bool) -> None:
-        """After the run's first update the same point has another velocity: a stale copy of the weights would keep it for ever."""
-        if self.seen is None:
-            return
-        (point, before), self.seen = self.seen, None
-        with torch.no_grad():
-            change = (self.velocity_of(point).float() - before.float()).abs().max()
-        self.context.meter.add({"first_update_effect": change})
-        if moves and change.item() == 0:
-            logger.warning("the first optimiser step changed no velocity: the learning rate is too small for the weights' dtype")

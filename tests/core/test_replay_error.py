@@ -43,11 +43,11 @@ def test_the_floor_widens_the_bar_and_changes_nothing_else(tmp_path: Path, monke
     assert measure(run.trainer) == ("on-policy floor: 0.0e+00 in 3 replays, under model.attn_backend: native; train.clip_range is 1.0e-02")
     off_by(run, monkeypatch, 0.05)
     line = measure(run.trainer)
-    floor = run.trainer.learner.floor
+    floor = run.trainer.learner.checks.floor
     assert line is not None and 1e-3 < floor < 1e-2 and f"{floor:.1e} in 3 replays" in line
     assert run.context.progress.updates == 0 and not run.context.meter.values
     assert run.trainer.epoch()["train/on_policy_error"] > 1e-3  # beyond a tenth of the clip range
-    run.trainer.learner.floor = floor / (2 * FEW)
+    run.trainer.learner.checks.floor = floor / (2 * FEW)
     with pytest.raises(OnPolicyError, match=r"more than a tenth of train.clip_range"):
         run.trainer.epoch()
 

@@ -43,7 +43,7 @@ def test_the_margin_of_the_given_pairs_rises_without_a_rollout_or_a_score(tmp_pa
     run = offline(tmp_path, "train.max_epochs=6")
     with forwards(FluxTransformer2DModel) as seen:
         metrics = [run.trainer.epoch() for _ in range(6)]
-    assert len(seen) == 6 * 2 * 4 * 2 + 2, "2 rows, 4 noise levels, policy and reference; once, the primer and `check_effect`"
+    assert len(seen) == 6 * 2 * 4 * 2 + 2, "2 rows, 4 noise levels, policy and reference; once, the primer and `UpdateChecks.effect`"
     assert metrics[0]["train/margin"] == 0 and metrics[0]["train/loss"] == pytest.approx(0.693147, abs=1e-5)
     assert metrics[-1]["train/margin"] > 1 and metrics[-1]["train/pair_accuracy"] == 1
     assert not any("reward" in name for name in metrics[0] if not name.startswith("time/"))

@@ -1,0 +1,75 @@
+"""What a run checks about its updates: that they begin on-policy, and that the first one has an effect."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flow_factory.algorithms.base import OnPolicyError
+from flow_factory.training.context import TrainingContext
+from flow_factory.training.health import no_numbers
+from flow_factory.training.replay_error import FEW
+from flow_factory.types import Point
+from flow_factory.utils.errors import NumbersError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class UpdateChecks:
+    """Of one run on one process."""
+
+    context: TrainingContext
+    floor: float = 0.0
+    """How far replays were from their rollout at the start, see `replay_error.measure`."""
+    first: tuple[Point, Tensor] | None = None
+    """The run's first training point, and its velocity before any update."""
+
+    def saw(self, point: Point, velocity: Tensor) -> None:
+        """Keeps the run's first one."""
+        if self.context.progress.updates == 0 and self.first is None:
+            self.first = point, velocity.detach()
+
+    def on_policy(self, metrics: dict[str, Tensor]) -> None:
+        """Before the first update of an epoch, training must see what sampling saw.
+
+        Raises:
+            OnPolicyError: it is further off than a tenth of the algorithm's bound, and than a few floors.
+            NumbersError: the model makes no numbers.
+        """
+        context, progress = self.context, self.context.progress
+        found = context.algorithm.on_policy_error(metrics)
+        if found is None:
+            return
+        error, tenth = found
+        most = max(tenth, FEW * self.floor)
+        context.meter.add({"on_policy_error": error})
+        if not error.isfinite():
+            raise NumbersError(f"epoch {progress.epoch + 1}: {no_numbers(context.engine, progress.updates)}")
+        if not error.item() <= most:
+            bound = context.algorithm.bound
+            floors = f" and {FEW} floors" if most > tenth else ""
+            raise OnPolicyError(
+                f"epoch {progress.epoch + 1}: before any update the policy is off what sampled by {error.item():.2e}, more than a "
+                f"tenth of train.{bound}{floors} ({most:.1e}): training does not see what sampling saw. On a GPU whose kernels differ with "
+                "and without gradient this is the floor below which no such bound can work: try model.attn_backend: _native_math, "
+                f"compile: false, or a larger train.{bound}"
+            )
+
+    def effect(self, velocity: Callable[[Point], Tensor], moves: bool) -> None:
+        """After the run's first update the same point has another velocity: a stale copy of the weights would keep it for ever.
+
+        Args:
+            velocity: under the weights as they are now.
+            moves: whether the step had a learning rate and a gradient.
+        """
+        if self.first is None:
+            return
+        (point, before), self.first = self.first, None
+        with torch.no_grad():
+            change = (velocity(point).float() - before.float()).abs().max()
+        self.context.meter.add({"first_update_effect": change})
+        if moves and change.item() == 0:
+            logger.warning("the first optimiser step changed no velocity: the learning rate is too small for the weights' dtype")
