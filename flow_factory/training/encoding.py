@@ -16,7 +16,8 @@ from accelerate import Accelerator
 
 from flow_factory.algorithms.base import Algorithm
 from flow_factory.config import RunConfig, pipeline_kwargs
-from flow_factory.data.cache import ConditionCache, Conditions, encode_missing, look_up
+from flow_factory.data.cache import ConditionCache
+from flow_factory.data.conditions import Conditions, encode_missing, look_up
 from flow_factory.data.encoding_windows import (
     evaluated,
     idle_of,

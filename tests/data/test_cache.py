@@ -19,7 +19,8 @@ import flow_factory.data.condition_files as condition_files
 import flow_factory.data.fingerprints as fingerprints
 import flow_factory.data.index as index_module
 import flow_factory.data.shards as shards_module
-from flow_factory.data.cache import ConditionCache, Conditions, encode_rows
+from flow_factory.data.cache import ConditionCache
+from flow_factory.data.conditions import Conditions
 from flow_factory.data.index import MAGIC, RECORD, Index, Place
 from flow_factory.data.media import open_image, open_video, save_video
 from flow_factory.data.packing import SMALL, pack
@@ -27,6 +28,7 @@ from flow_factory.data.shards import digest
 from flow_factory.types import Clip, Cond, Row
 from flow_factory.utils.errors import RunError, UserError
 from flow_factory.utils.tensor_file import NAMES
+from tests.data.encoded import encode_rows
 from tests.data.test_data import same, shard_of
 
 LARGE = SMALL + 1

@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import flow_factory.data.fingerprints as fingerprints
 from flow_factory.data import reader
-from flow_factory.data.cache import ConditionCache, encode_rows
+from flow_factory.data.cache import ConditionCache
 from flow_factory.data.fingerprints import module_fingerprint, settings_fingerprint
 from flow_factory.data.index import MAGIC, RECORD
 from flow_factory.data.lines import row_of
@@ -28,6 +28,7 @@ from flow_factory.data.packing import SMALL
 from flow_factory.data.reader import DataError, read_rows
 from flow_factory.types import Cond, Row
 from flow_factory.utils.errors import RowError, UserError
+from tests.data.encoded import encode_rows
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:

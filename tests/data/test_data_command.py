@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from flow_factory.commands.data import main
-from flow_factory.data.cache import ConditionCache, encode_rows
+from flow_factory.data.cache import ConditionCache
 from flow_factory.data.cache_folder import require_space, stocks
 from flow_factory.types import Row
 from flow_factory.utils.errors import UserError
+from tests.data.encoded import encode_rows
 from tests.tiny.run import ROOT
 
 DAY = 86400

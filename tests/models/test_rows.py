@@ -13,7 +13,7 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from flow_factory.config import RunConfig, load_config
-from flow_factory.data.cache import ConditionCache, encode_rows
+from flow_factory.data.cache import ConditionCache
 from flow_factory.memory.sizes import shape_of
 from flow_factory.models import MODELS
 from flow_factory.models.loading import load_adapter
@@ -24,6 +24,7 @@ from flow_factory.training.text_encoders import Encoders, loaded_later
 from flow_factory.types import Clip, Cond, Row
 from flow_factory.utils.errors import UserError
 from tests.conftest import policy_over
+from tests.data.encoded import encode_rows
 from tests.data.test_data import same
 from tests.models.cases import CASES, EACH, SQUARE, call_of, every_case, over, picture, row, video
 from tests.models.harness import Tiny, adapter_of, small, tiny

@@ -46,7 +46,7 @@ def rolled_out(run: Run) -> tuple[Trainer, list[Rollout]]:
      (("scheduler.num_sde_steps=2",), 8), (("train.enable_gradient_checkpointing=true",), 4)],
 )  # fmt: skip
 def test_an_epoch_costs_its_samples_and_its_points_and_nothing_else(tmp_path: Path, overrides: tuple[str, ...], points: int) -> None:
-    """4 micro-batches of 3 steps; a forward a point, one more under the reference, one more pass each inner epoch; once, its effect is checked."""
+    """4 micro-batches of 3 steps; a forward a point, one more under the reference, one more pass an inner epoch; one check of effect."""
     run = tiny(tmp_path, *QUIET, *overrides)
     for extra in (1, 0):
         with forwards(FluxTransformer2DModel) as seen:
