@@ -23,7 +23,7 @@ from flow_factory.distributed.process_monitor import FAILED, LEFT
 from flow_factory.distributed.threads import settle
 from flow_factory.distributed.topology import FLAGS, overrides_of, resolve_topology, srun_task
 from flow_factory.reporting.metric_names import metrics_help
-from flow_factory.utils.signals import Interrupted, Listener
+from flow_factory.utils.signals import Interrupted, Listener, Stopped
 from flow_factory.utils.terminal import hide_bars, log_to_terminal, note, quiet_libraries
 
 EXAMPLES = """\
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with listener.watching():
         code = listen(listener, argv)
         liveness.leave(LEFT if code in (0, 130) else FAILED)
-        liveness.let_go()
+        liveness.let_go(code == 0)
         return code
 
 
@@ -129,7 +129,10 @@ def listen(listener: Listener, argv: Sequence[str] | None) -> int:
             return 2
         return act(load_config(args.config, overrides_of(vars(args), os.environ, args.overrides)), args, listener)
     except (Exception, KeyboardInterrupt, SystemExit) as error:
-        listener.close()
+        try:
+            listener.close()
+        except Stopped:  # as the launcher does to those that are left when one has died
+            listener.close()
         return explain(ended_by(error, listener))
 
 

@@ -1,7 +1,10 @@
 """This process's `ProcessMonitor`, if it is one of several; each of its functions does nothing where it is not."""
 
 import os
+import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flow_factory.distributed.process_monitor import DIED, LEFT, ProcessMonitor
@@ -11,6 +14,8 @@ if TYPE_CHECKING:
 
 LET_GO = 0.5
 """Seconds, see `let_go`."""
+GLOO = "pt_gloo_runloop"
+"""What torch calls the threads in which gloo's collectives run."""
 
 
 here: ProcessMonitor | None = None
@@ -55,13 +60,32 @@ def leave(word: str = LEFT) -> None:
         here.leave(word)
 
 
-def let_go() -> None:
+def let_go(well: bool) -> None:
     """Before Python goes away, threads of gloo let go of the last collective's tensors: they need Python for it, or abort the process.
 
-    Nothing tells when they have; it takes them microseconds.
+    The groups take their threads along. Where a library holds the groups (DeepSpeed), or a collective that has failed may still be under
+    way, nothing tells when they have let go; it takes them microseconds.
+
+    Args:
+        well: whether the run has ended well, on all processes.
     """
-    if here is not None:
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_initialized():
+        return
+    before = _of_gloo()
+    if well:
+        distributed.destroy_process_group()
+    if not well or not before or _of_gloo():
         time.sleep(LET_GO)
+
+
+def _of_gloo() -> int:
+    """How many threads of gloo this process has; 0 also where nothing tells."""
+    names: list[str] = []
+    for thread in Path("/proc/self/task").glob("*/comm"):
+        with suppress(OSError):  # it has just ended
+            names.append(thread.read_text().strip())
+    return names.count(GLOO)
 
 
 def why_lost(error: BaseException) -> str:

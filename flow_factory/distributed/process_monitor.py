@@ -11,7 +11,8 @@ import socket
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from flow_factory.distributed.launch import already_reported
@@ -63,10 +64,8 @@ class ProcessMonitor:
         if doing == self.now:
             return
         self.now = doing
-        try:
+        with _host_there():
             self.store.set(f"doing/{self.rank}", f"{time.monotonic() - self.began:.1f} {doing}")
-        except DISCONNECTED as error:
-            raise MeetingError("the process at which all meet has left; its own message says why") from error
 
     def doing(self, rank: int) -> str:
         """What a process does, and since when."""
@@ -124,7 +123,8 @@ class ProcessMonitor:
         server = socket.create_server(("", 0), family=socket.AF_INET6 if dual else socket.AF_INET, dualstack_ipv6=dual, backlog=self.size)
         key = secrets.token_hex(8)  # a stranger's connection is nobody's
         self.connections.append(server)
-        self.store.set("presence", f"{server.getsockname()[1]} {key}")
+        with _host_there():
+            self.store.set("presence", f"{server.getsockname()[1]} {key}")
 
         def accept() -> None:
             with suppress(OSError):
@@ -147,7 +147,8 @@ class ProcessMonitor:
         self._lost(int(number), last)
 
     def _join(self, address: str) -> None:
-        port, _, key = self.store.get("presence").decode().partition(" ")
+        with _host_there():
+            port, _, key = self.store.get("presence").decode().partition(" ")
         try:
             connection = socket.create_connection((address, int(port)), timeout=60)
             connection.settimeout(None)
@@ -204,6 +205,15 @@ def activity_of(store: "Store", rank: int) -> tuple[str, float]:
         return START, 0.0
     since, _, doing = store.get(key).decode().partition(" ")
     return doing, float(since)
+
+
+@contextmanager
+def _host_there() -> Iterator[None]:
+    """Around what asks the store."""
+    try:
+        yield
+    except DISCONNECTED as error:
+        raise MeetingError("the process at which all meet has left; its own message says why") from error
 
 
 def _start(do: object, *given: object) -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from flow_factory.cli import main
+from flow_factory.cli import listen, main
 from flow_factory.config import ConfigError, load_config
 from flow_factory.config.engine import LAUNCH_FILES, found
+from flow_factory.utils.signals import Listener, Stopped
 from tests.tiny.patience import PATIENCE
 from tests.tiny.run import ROOT, checkpoint, environment, ff_train, logged, write_run
 
@@ -225,3 +226,17 @@ def test_sigterm_before_the_program_is_imported_is_a_line(tmp_path: Path) -> Non
     done = python(OF_THE_PROGRAM, tmp_path)
     assert done.returncode == 130, done.stderr
     assert done.stderr == "SIGTERM: stopped at once; what is in the run's folder stays as it is\n"
+
+
+def test_a_signal_that_comes_while_an_error_is_told_makes_no_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The launcher sends one to those that are left when a process has died."""
+    closed: list[int] = []
+
+    class Signalled(Listener):
+        def close(self) -> None:  # type: ignore[override]
+            closed.append(len(closed))
+            if len(closed) == 1:
+                raise Stopped("SIGTERM")
+
+    assert listen(Signalled(), [str(tmp_path / "no_such.yaml")]) == 2
+    assert "no_such.yaml" in capsys.readouterr().err and closed == [0, 1]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from torch.distributed import HashStore
+from torch.distributed import HashStore, TCPStore
 from torch.distributed.device_mesh import init_device_mesh
 
 from flow_factory.config import load_config
@@ -20,8 +20,8 @@ from flow_factory.distributed import liveness, process_monitor
 from flow_factory.distributed.barriers import Work
 from flow_factory.distributed.process_monitor import FAILED, LEFT, ProcessMonitor
 from flow_factory.distributed.rendezvous import limit_groups
-from flow_factory.utils.errors import ProcessLost
-from tests.tiny.run import write_run
+from flow_factory.utils.errors import MeetingError, ProcessLost
+from tests.tiny.run import free_port, write_run
 
 
 @pytest.fixture
@@ -91,6 +91,14 @@ def test_a_wait_ends_with_the_death_of_the_one_that_is_waited_for(three: list[Pr
         Work("encoding", three[0].store, (0, 3)).wait()
 
 
+def test_who_joins_a_run_whose_host_has_left_says_so() -> None:
+    host = TCPStore("127.0.0.1", free_port(), is_master=True, wait_for_workers=False)
+    guest = TCPStore("127.0.0.1", host.port, is_master=False, wait_for_workers=False)
+    del host
+    with pytest.raises(MeetingError, match="the process at which all meet has left"):
+        ProcessMonitor(guest, 1, 2, "127.0.0.1", 60)
+
+
 def test_of_a_late_collective_those_are_named_that_do_something_else(three: list[ProcessMonitor], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_monitor, "GRACE", 0.0)
     for rank, what in enumerate(("learning", "learning", "scoring")):
@@ -120,3 +128,25 @@ def test_the_limit_has_the_name_that_transformers_gives_it_too(tmp_path: Path) -
         load_config(file, ["distributed_timeout=50"])
     with pytest.raises(ConfigError, match="override .ddp_timeout=0.: ddp_timeout: must be greater than or equal to 1, got 0"):
         load_config(file, ["ddp_timeout=0"])
+
+
+def test_the_threads_of_gloo_end_with_a_run_that_ended_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they do not, or nothing tells, there is a wait."""
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    liveness.let_go(well=True)
+    assert waits == [], "a process alone has none"
+    for well, held in ((True, False), (True, True), (False, False)):
+        dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+        group = dist.distributed_c10d._get_default_group() if held else None
+        dist.all_reduce(torch.ones(2))
+        threads = liveness._of_gloo()
+        liveness.let_go(well)
+        assert waits == [liveness.LET_GO] * (held or not well or not threads)
+        assert dist.is_initialized() != well
+        if threads and well and not held:
+            assert liveness._of_gloo() == 0
+        if not well:
+            dist.destroy_process_group()
+        waits.clear()
+        del group
