@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 from flow_factory import __version__
@@ -26,8 +27,12 @@ from flow_factory.reporting.metric_names import metrics_help
 from flow_factory.utils.signals import Interrupted, Listener, Stopped
 from flow_factory.utils.terminal import hide_bars, log_to_terminal, note, quiet_libraries
 
+RESERVED = {"examples": "flow_factory.commands.examples", "init": "flow_factory.commands.init"}
+"""First words that are commands of their own. A file of this name is `./init`."""
 EXAMPLES = """\
 examples:
+  ff-train examples quickstart                                     copy an example into the current folder; without a name, list them
+  ff-train init                                                    write a YAML of your own: five questions, or flags
   ff-train examples/quickstart.yaml                                train the quick start on a CPU, in minutes
   ff-train examples/grpo/lora/flux1.yaml --check                   validate the config, print the plan, estimate memory
   ff-train examples/grpo/lora/flux1.yaml num_processes=1 --check --gpu 24   list the keys that make it fit a GPU of 24 GB
@@ -110,7 +115,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def listen(listener: Listener, argv: Sequence[str] | None) -> int:
     """Runs the command. From here on SIGTERM and Ctrl-C end it with one line and code 130."""
-    args = parser().parse_intermixed_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given and given[0] in RESERVED:
+        return int(import_module(RESERVED[given[0]]).main(given[1:]))
+    args = parser().parse_intermixed_args(given)
     if args.gpu is not None and not args.check:
         parser().error("--gpu needs --check: a run uses the GPUs of this machine")
     try:

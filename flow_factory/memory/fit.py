@@ -16,7 +16,7 @@ from flow_factory.memory.machine import main_memory_lines, when
 from flow_factory.memory.parts import Part, Phase, of_machine, peak, peak_of
 from flow_factory.memory.rollout import DRAWING, drawn
 from flow_factory.memory.sizes import Files, Weights, shape_of, stored_files, stored_parameters, weights_of
-from flow_factory.memory.suggestions import encoding, proposals
+from flow_factory.memory.suggestions import WRITE, encoding, proposals
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.quantized import check_quantization
@@ -182,6 +182,22 @@ def memory_lines(config: RunConfig, gpu: float | None = None) -> tuple[list[str]
         *quantiser_lines(config),
         *more,
     ], fits
+
+
+def keys_to_fit(config: RunConfig, gpu: float) -> list[str]:
+    """The overrides that make a run fit cards of `gpu` GB, of those that `memory_lines` proposes.
+
+    Raises:
+        UserError: nothing makes it fit.
+    """
+    model = model_of(config)
+    config, _ = settled(config, model, gpu)
+    if model is None or peak(model.parts(config)) < ROOM * gpu:
+        return []
+    *_, last = proposals(config, model.parts, ROOM * gpu)
+    if not last.startswith(WRITE):
+        raise UserError(f"{config.model.model_name_or_path} does not fit {gpu:g} GB: {last}")
+    return last.removeprefix(WRITE).split()
 
 
 PHASES: Mapping[str, Phase] = {"encode": "window", "rollout": "rollout", "optimise": "training"}

@@ -8,6 +8,8 @@ from tempfile import TemporaryDirectory
 from flow_factory.config import ConfigError, RunConfig, dump_config, load_config
 from flow_factory.memory.parts import Part, in_main_memory, peak
 
+WRITE = "write: "
+"""Before the keys of the way that fits."""
 WORTH = 0.01
 """Share of the peak that a proposal must save."""
 BATCHES = ("train.per_device_batch_size=1", "eval.per_device_batch_size=1")
@@ -127,4 +129,4 @@ def names(step: Tried) -> list[str]:
 
 def written(chain: Sequence[Tried]) -> str:
     """All keys of the way that fits, to be copied."""
-    return "write: " + " ".join(key for step in chain for key in step.keys)
+    return WRITE + " ".join(key for step in chain for key in step.keys)

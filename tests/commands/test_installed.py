@@ -60,7 +60,7 @@ def package(folder: Path, name: str, layout: str) -> Path:
 
 def sources(folder: Path) -> Path:
     """A copy of what an install reads, for building writes into it."""
-    for name in ("flow_factory", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("flow_factory", "setup.py", "pyproject.toml", "README.md", "LICENSE", "examples", "dataset", "assets"):
         subprocess.run(["cp", "-r", ROOT / name, folder / name], check=True)
     return folder
 
@@ -95,6 +95,9 @@ def test_the_commands_work_from_an_empty_folder(python: Path, tmp_path: Path, ho
     done = started(python, ["ff-train"], file, "train.max_epochs=1", cwd=here)
     assert done.returncode == 0, done.stderr
     assert not list(here.iterdir())
+    assert started(python, ["ff-train"], "examples", "quickstart", cwd=here).returncode == 0
+    done = started(python, ["ff-train"], "examples/quickstart.yaml", "--check", cwd=here)
+    assert done.returncode == 0 and "assets/tiny-flux-shapes: on disk" in done.stdout, done.stderr
 
 
 LAUNCHERS = {

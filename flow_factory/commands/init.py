@@ -1,0 +1,192 @@
+"""`ff-train init`: a YAML of your own, from the example that is nearest, in sizes that fit your card.
+
+On a terminal it asks what no flag says; elsewhere the defaults stand. The file passes `ff-train FILE --check --gpu GB`.
+
+  ff-train init
+  ff-train init --model sd3_5 --gpu 24 --data my_prompts --reward HPSv2 --out sd3.yaml
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flow_factory.commands.examples import copy, listed, needed, root
+from flow_factory.commands.subcommands import done
+from flow_factory.utils.errors import UserError, file_errors
+from flow_factory.utils.registry import nearest
+
+COMMENTS = {
+    "num_processes": "GPUs over all machines",
+    "dataset_dir": "a folder with train.txt (a prompt a line) or train.jsonl, and test.* to evaluate on",
+    "model_name_or_path": "a name on the hub, or a folder",
+    "target_modules": "the layers that get a LoRA: the family's own choice",
+    "num_inference_steps": "denoising steps",
+    "max_epochs": "null: until it is stopped",
+    "unique_sample_num_per_epoch": "prompts of an epoch",
+    "group_size": "pictures of each prompt, which are compared with each other",
+    "per_device_batch_size": "pictures of a forward pass",
+    "gradient_step_per_epoch": "optimiser steps of an epoch",
+    "enable_gradient_checkpointing": "less memory, more time",
+    "eval_freq": "epochs between two evaluations of the test prompts",
+    "save_freq": "epochs between two checkpoints",
+    "save_model_only": "false: a run that was stopped can go on",
+}
+"""What stands behind a key, where it stands first."""
+ONE_GPU = 16
+"""Prompts of an epoch on one GPU."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(prog="ff-train init", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--model", help=f"one of: {', '.join(sorted(known()['grpo']))} (default: flux1)")
+    p.add_argument("--algorithm", help=f"one of: {', '.join(known())} (default: grpo)")
+    p.add_argument("--gpu", type=float, metavar="GB", help="memory of a card (default: 24)")
+    p.add_argument("--data", metavar="DIR", help="a data set (default: prompts that come with the package)")
+    p.add_argument("--reward", metavar="NAME", help="a reward of `ff-reward list` (default: PickScore)")
+    p.add_argument("--num_processes", type=int, default=1, metavar="N", help="cards (default: 1)")
+    p.add_argument("--out", type=Path, default=Path("run.yaml"), metavar="FILE", help="where to write (default: %(default)s)")
+    p.set_defaults(act=act)
+    return p
+
+
+def known() -> dict[str, list[str]]:
+    """Algorithm -> models, of which there are LoRA examples."""
+    found: dict[str, list[str]] = {}
+    for name in listed():
+        algorithm, kind, *rest = f"{name}/".split("/")
+        if kind == "lora" and "_tempflow" not in name and "_flash" not in name:
+            found.setdefault(algorithm, []).append(rest[0])
+    return found
+
+
+def act(args: argparse.Namespace) -> int:
+    """Asks, works the file out, and writes it."""
+    if args.out.exists():
+        raise UserError(f"--out: {args.out} is there; name another file, or move it away")
+    algorithm = asked(args.algorithm, "algorithm", "grpo", list(known()))
+    model = asked(args.model, "model", "flux1", known()[algorithm])
+    gpu = number(asked(args.gpu, "memory of a card in GB", "24"))
+    data = asked(args.data, "data set (Enter: prompts that come with the package)", "")
+    reward = asked(args.reward, "reward", "PickScore")
+    name = f"examples/{algorithm}/lora/{model}.yaml"
+    tree = yaml.safe_load((root() / name).read_text("utf-8"))
+    if data and not Path(data).exists():
+        raise UserError(f"--data: there is no {data}; name a folder with train.txt, a prompt a line, or train.jsonl")
+    text, keys = fitted(adapted(tree, data, reward, args.num_processes), gpu)
+    head = f"# Made by `ff-train init` from the example {algorithm}/lora/{model}, for cards of {gpu:g} GB.\n"
+    if not data:
+        copy([file for file in needed(name) if file.startswith("dataset/")], Path())
+    with file_errors("--out", args.out, "name a file that can be written"):
+        args.out.write_text(head + text, "utf-8")
+    print(f"written: {args.out}")
+    if keys:
+        print(f"to fit {gpu:g} GB it has: {' '.join(keys)}")
+    print(f"go on with: ff-train {args.out} --check --gpu {gpu:g}")
+    return 0
+
+
+def asked(given: Any, what: str, default: str, choices: Sequence[str] | None = None) -> str:
+    """What a flag says, or the user does, or the default.
+
+    Raises:
+        UserError: it is none of the choices.
+    """
+    text = str(given) if given is not None else default
+    if given is None and sys.stdin.isatty() and sys.stdout.isatty():
+        shown = f" ({', '.join(choices)})" if choices else ""
+        text = input(f"{what}{shown} [{default}]: ").strip() or default
+    if choices and (text := text.replace("-", "_") if text not in choices else text) not in choices:
+        raise UserError(f"{what}: {text!r} is none of {', '.join(choices)}.{nearest(text, list(choices))}")
+    return text
+
+
+def number(text: str) -> float:
+    """Raises:
+    UserError: no number of GB above 0.
+    """
+    try:
+        size = float(text.lower().removesuffix("gb"))
+    except ValueError:
+        size = 0.0
+    if not 0 < size < 10_000:
+        raise UserError(f"--gpu: {text!r} is no size of a card in GB, such as 24")
+    return size
+
+
+def adapted(tree: dict[str, Any], data: str, reward: str, processes: int) -> dict[str, Any]:
+    """The example with the user's own."""
+    tree["num_processes"] = processes
+    if data:
+        tree["data"] = {"dataset_dir": data}
+    if reward not in [entry["reward_model"] for entry in tree["rewards"]]:
+        tree["rewards"] = [{"reward_model": reward}]
+    if processes == 1:
+        tree.pop("config_file", None)
+        tree["train"]["unique_sample_num_per_epoch"] = min(ONE_GPU, tree["train"]["unique_sample_num_per_epoch"])
+    return tree
+
+
+def fitted(tree: dict[str, Any], gpu: float) -> tuple[str, list[str]]:
+    """The YAML with the keys that make it fit, and these.
+
+    Raises:
+        UserError: it is no right config, or fits no such card.
+    """
+    from tempfile import TemporaryDirectory
+
+    from flow_factory.config import load_config
+    from flow_factory.memory.fit import keys_to_fit
+
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "run.yaml")
+        file.write_text(written(tree), "utf-8")
+        keys = keys_to_fit(load_config(file), gpu)
+        for key in keys:
+            path, _, value = key.partition("=")
+            *sections, last = path.split(".")
+            place = tree
+            for section in sections:
+                place = place.setdefault(section, {})
+            place[last] = yaml.safe_load(value)
+        file.write_text(written(tree), "utf-8")
+        load_config(file)
+    return written(tree), keys
+
+
+def written(tree: Mapping[str, Any]) -> str:
+    """YAML with comments, an empty line between sections."""
+    said: set[str] = set()
+    lines = []
+    for key, value in sorted(tree.items(), key=lambda item: isinstance(item[1], (dict, list))):
+        part = yaml.safe_dump({key: value}, sort_keys=False, default_flow_style=None if key != "rewards" else False, allow_unicode=True)
+        for k, line in enumerate(part.splitlines() if isinstance(value, list) else _block(key, value).splitlines()):
+            name = line.strip().partition(":")[0]
+            comment = COMMENTS.get(name) if name not in said else None
+            said.add(name)
+            lines += [""] if k == 0 and isinstance(value, (dict, list)) else []
+            lines.append(f"{line:<40}  # {comment}" if comment else line)
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def _block(key: str, value: Any) -> str:
+    """A section's keys a line each, lists and mappings among them in one line."""
+    if not isinstance(value, dict):
+        return yaml.safe_dump({key: value}).strip()
+    inner = yaml.safe_dump(value, sort_keys=False, default_flow_style=None, width=1000, allow_unicode=True)
+    if all(not isinstance(v, (dict, list)) for v in value.values()):
+        inner = yaml.safe_dump(value, sort_keys=False, default_flow_style=False, width=1000, allow_unicode=True)
+    return f"{key}:\n" + "".join(f"  {line}\n" for line in inner.splitlines())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """See `subcommands.done`; without arguments it asks."""
+    return done(parser(), argv or ["--num_processes", "1"])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,87 @@
+"""`ff-train examples` and `ff-train init`: from an empty folder to a YAML that passes its check."""
+
+from pathlib import Path
+
+import pytest
+
+from flow_factory.check import report
+from flow_factory.cli import main
+from flow_factory.commands import examples, init
+from flow_factory.config import ConfigError, load_config
+from flow_factory.config.places import require_places
+from flow_factory.utils.errors import UserError
+
+
+def test_examples_are_listed_each_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["examples"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    listed = {line.split()[0] for line in lines if ".yaml " in line}
+    assert {"quickstart.yaml", "grpo/lora/flux1.yaml"} <= listed and not any(name.startswith("launch") for name in listed)
+    assert all(examples.listed().values()), "every example says in its first line what it is"
+
+
+@pytest.mark.parametrize("name", ["quickstart", "grpo/full/flux1.yaml", "examples/quickstart/grpo.yaml"])
+def test_an_example_comes_with_what_it_names(tmp_path: Path, name: str) -> None:
+    assert main(["examples", name, "--to", "here"]) == 0
+    assert main(["examples", name, "--to", "here"]) == 0, "what is there and alike stays"
+    (file,) = [f for f in Path("here").rglob("*.yaml") if f.as_posix().endswith(f"{name.removesuffix('.yaml')}.yaml")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir("here")
+        config = load_config(file.relative_to("here"))
+        require_places(config, file)
+        assert (Path(config.data.dataset_dir) / "train.jsonl").exists() or (Path(config.data.dataset_dir) / "train.txt").exists()
+        assert config.config_file is None or Path(config.config_file).is_file()
+        assert Path(config.model.model_name_or_path).is_dir() == ("quickstart" in name)
+
+
+def test_nothing_of_the_users_is_written_over(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("examples").mkdir()
+    Path("examples/quickstart.yaml").write_text("mine: true\n")
+    assert main(["examples", "quickstart"]) == 2
+    assert "examples/quickstart.yaml is there and differs" in capsys.readouterr().err
+    assert [path.name for path in Path().rglob("*") if path.is_file()] == ["quickstart.yaml"]
+    assert main(["examples", "no_such"]) == 2
+    assert "no example has 'no_such' in its name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "gpu"), [
+    (["--algorithm", "nft", "--model", "sd3-5", "--reward", "HPSv2", "--data", "mine"], 16),
+    pytest.param(["--model", "flux1"], 24, marks=pytest.mark.exhaustive),
+    pytest.param(["--model", "qwen_image"], 24, marks=pytest.mark.exhaustive),
+    pytest.param(["--model", "wan21_t2v", "--num_processes", "4"], 48, marks=pytest.mark.exhaustive),
+])  # fmt: skip
+def test_what_is_written_fits_the_card(capsys: pytest.CaptureFixture[str], words: list[str], gpu: int) -> None:
+    Path("mine").mkdir()
+    Path("mine/train.txt").write_text("a fox\n" * 64)
+    assert main(["init", *words, "--gpu", str(gpu)]) == 0
+    assert f"go on with: ff-train run.yaml --check --gpu {gpu}" in capsys.readouterr().out
+    config = load_config("run.yaml")
+    assert report(config, gpu)[1]
+    assert (config.data.dataset_dir == "mine") == ("mine" in words) and Path(config.data.dataset_dir).is_dir()
+    assert "# pictures of each prompt" in Path("run.yaml").read_text()
+    assert main(["init", *words]) == 2, "what is there stays"
+
+
+@pytest.mark.parametrize(("words", "line"), [
+    (["--model", "flux9"], "model: 'flux9' is none of"), (["--algorithm", "ppo"], "algorithm: 'ppo' is none of"),
+    (["--data", "absent"], "--data: there is no absent"), (["--gpu", "0"], "--gpu: '0.0' is no size of a card"),
+])  # fmt: skip
+def test_what_cannot_be_written_is_a_line(capsys: pytest.CaptureFixture[str], words: list[str], line: str) -> None:
+    assert main(["init", *words]) == 2
+    assert line in capsys.readouterr().err and not Path("run.yaml").exists()
+
+
+def test_a_terminal_is_asked_what_no_flag_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    answers = iter(["nft", ""])
+    monkeypatch.setattr("builtins.input", lambda question: next(answers))
+    assert init.asked(None, "algorithm", "grpo", ["grpo", "nft"]) == "nft"
+    assert init.asked(None, "model", "flux1", ["flux1"]) == "flux1"
+    assert init.asked("sd3-5", "model", "flux1", ["sd3_5"]) == "sd3_5"
+
+
+def test_an_unknown_reward_is_said_before_anything_is_written() -> None:
+    with pytest.raises((ConfigError, UserError), match="no reward 'Beauty'"):
+        init.fitted(init.adapted({"model": {"model_name_or_path": "a", "model_type": "flux1"}, "train": {}, "rewards": [], "data": {}},
+                                 "", "Beauty", 2), 24.0)  # fmt: skip
