@@ -6,6 +6,7 @@ Nothing heavy is imported before the config is valid.
 import argparse
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
