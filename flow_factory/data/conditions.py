@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import overload
 
 from flow_factory.data.cache import ConditionCache
 from flow_factory.data.cache_folder import has_old
@@ -11,6 +10,7 @@ from flow_factory.data.condition_files import FileChanged
 from flow_factory.data.packing import in_memory, pack
 from flow_factory.types import Cond, Row
 from flow_factory.utils.errors import UserError
+from flow_factory.utils.lazy import LazySequence
 from flow_factory.utils.terminal import bar
 
 logger = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 GOES_ON = "the run goes on, and encodes rows anew whenever it asks for them"
 
 
-class Conditions(Sequence[Cond]):
+class Conditions(LazySequence[Cond]):
     """The conditions of some rows, read from the cache when they are asked for; one that is not there, or not whole, is encoded then.
 
     Large tensors are mapped memory, which stays on the disk until it is read; there is one map a shard, since Linux has some 65,000 for a
@@ -38,24 +38,16 @@ class Conditions(Sequence[Cond]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Cond: ...
-    @overload
-    def __getitem__(self, index: slice) -> "Conditions": ...
-    def __getitem__(self, index: int | slice) -> "Cond | Conditions":
-        chosen = range(len(self.rows))[index]
-        if isinstance(chosen, range):
-            known = {n: self.keys[k] for n, k in enumerate(chosen) if k in self.keys}
-            return Conditions(self.cache, [self.rows[k] for k in chosen], self.encode, known)
-        row = self.rows[chosen]
-        key = self.keys.get(chosen) or self.cache.key(row)
+    def item(self, index: int) -> Cond:
+        row = self.rows[index]
+        key = self.keys.get(index) or self.cache.key(row)
         try:
             cond = self.cache.read(row, key)
         except FileChanged as changed:
             self.cache.say_changed(row, str(changed))
             key, cond = self.cache.key(row), None
         if row.images or row.videos:
-            self.keys[chosen] = key
+            self.keys[index] = key
         return self._encoded(row, key) if cond is None else cond
 
     def _encoded(self, row: Row, key: str) -> Cond:

@@ -6,11 +6,10 @@ import os
 import time
 import weakref
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from flow_factory.data.lines import row_of
 from flow_factory.types import Row
 from flow_factory.utils.errors import RowError, file_errors
 from flow_factory.utils.files import require_readable
+from flow_factory.utils.lazy import LazySequence
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def read_rows(
     return RowFile(path, Naming(folders, columns or {}, path.parent), max_size, looks)
 
 
-class RowFile(Sequence[Row]):
+class RowFile(LazySequence[Row]):
     """The rows of a file. Each line is checked once; what is kept of it is where it stands, and it is read again when its row is asked for.
 
     A file that another one takes the place of stays what it was for those who have it open, and the run goes on with it. One that is
@@ -104,25 +104,18 @@ class RowFile(Sequence[Row]):
     def __len__(self) -> int:
         return len(self._numbers)
 
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
+    def item(self, index: int) -> Row:
         """Raises:
         RowError: the line is not what it was.
         """
-        if isinstance(index, slice):
-            return Chosen(self, range(len(self))[index])
-        k = range(len(self))[index]
         self._look()
-        where, right = f"{self.path}:{self._numbers[k]}", "put it back and go on with model.resume_path, or begin a run of its own"
+        where, right = f"{self.path}:{self._numbers[index]}", "put it back and go on with model.resume_path, or begin a run of its own"
         with file_errors(where, self.path, right, RowError):  # a mapped file would end the process where it is cut short
-            raw = os.pread(self._file, int(self._ends[k] - self._begins[k]), int(self._begins[k]))
+            raw = os.pread(self._file, int(self._ends[index] - self._begins[index]), int(self._begins[index]))
         text = raw.decode("utf-8-sig", "replace").strip()
-        if hash(text) != self._digests[k]:
+        if hash(text) != self._digests[index]:
             raise RowError(f"{where}: the line has changed since the run read it; {right}")
-        return self._row(k, int(self._numbers[k]), text)
+        return self._row(index, int(self._numbers[index]), text)
 
     def _row(self, k: int, number: int, text: str) -> Row:
         where = f"{self.path}:{number}"
@@ -142,23 +135,6 @@ class RowFile(Sequence[Row]):
 def _signs(stat: os.stat_result) -> tuple[int, int, int]:
     """By which a change of a file is seen."""
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
-
-
-class Chosen(Sequence[Row]):
-    """Some of a data set's rows, each made when it is asked for."""
-
-    def __init__(self, rows: Sequence[Row], which: Sequence[int]):
-        self.rows, self.which = rows, which
-
-    def __len__(self) -> int:
-        return len(self.which)
-
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> "Chosen": ...
-    def __getitem__(self, index: int | slice) -> "Row | Chosen":
-        return Chosen(self.rows, self.which[index]) if isinstance(index, slice) else self.rows[self.which[index]]
 
 
 _EXAMPLES = {".jsonl": EXAMPLE, ".txt": "a prompt a line"}

@@ -1,8 +1,8 @@
 """Rows of an arrow table, as `datasets` keeps them: mapped memory, checked once by batches, each row made when it is asked for."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,8 +10,9 @@ import pyarrow.compute as pc
 
 from flow_factory.data.columns import DataError, Naming, listed
 from flow_factory.data.embedded import Cell, Store, plain
-from flow_factory.data.reader import Chosen, Look
+from flow_factory.data.reader import Look
 from flow_factory.types import Row
+from flow_factory.utils.lazy import LazySequence
 from flow_factory.utils.registry import nearest
 
 VALUES = 16_000
@@ -20,7 +21,7 @@ USUAL = ("caption", "text", "txt", "prompt_text", "instruction", "description", 
 """What others call a prompt."""
 
 
-class Table(Sequence[Row]):
+class Table(LazySequence[Row]):
     """The rows of a table, numbered from 0 as `datasets` numbers them.
 
     What has bytes in it (pictures, videos) is not read in the one pass that checks every row, only counted: see `Files`.
@@ -54,17 +55,10 @@ class Table(Sequence[Row]):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
-        if isinstance(index, slice):
-            return Chosen(self, range(len(self))[index])
-        k = range(len(self))[index]
-        n = int(np.searchsorted(self._ends, k, "right")) - 1
-        (columns,) = self._rows(self._batches[n].slice(k - int(self._ends[n]), 1), k)
-        return self.naming.row(k, columns, self._place(k))
+    def item(self, index: int) -> Row:
+        n = int(np.searchsorted(self._ends, index, "right")) - 1
+        (columns,) = self._rows(self._batches[n].slice(index - int(self._ends[n]), 1), index)
+        return self.naming.row(index, columns, self._place(index))
 
     def _place(self, k: int) -> str:
         return f"{self.where}{',' if '://' in self.where else ':'} row {k}"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import diffusers
 from accelerate import Accelerator
@@ -40,6 +40,7 @@ from flow_factory.training.encoding_pace import Pace
 from flow_factory.training.text_encoders import Encoders, Identity
 from flow_factory.types import Cond, Row
 from flow_factory.utils.errors import UserError
+from flow_factory.utils.lazy import LazySequence
 from flow_factory.utils.signals import ELSEWHERE, Interrupt, Interrupted
 from flow_factory.utils.terminal import bar
 
@@ -49,7 +50,7 @@ SAMPLE = 1000
 """Prompts whose tokens are counted at a start."""
 
 
-class Fresh(Sequence[Cond]):
+class Fresh(LazySequence[Cond]):
     """Conditions that are encoded whenever they are asked for; the last few are still there."""
 
     def __init__(self, rows: Sequence[Row], encode: Any):
@@ -58,13 +59,8 @@ class Fresh(Sequence[Cond]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Cond: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Cond]: ...
-    def __getitem__(self, index: int | slice) -> Cond | list[Cond]:
-        chosen = range(len(self.rows))[index]
-        return self.encode(chosen) if isinstance(chosen, int) else [self.encode(k) for k in chosen]
+    def item(self, index: int) -> Cond:
+        return self.encode(index)
 
 
 def as_kept(cond: Cond) -> Cond:
