@@ -214,7 +214,7 @@ class DGPOConfig(ForwardConfig):
     clip_range: Interval = Field((-1e-4, 1e-4), description="clip of exp(old error - error) - 1")
     dpo_beta: float = Field(100.0, gt=0, description="strength of the preference")
     use_shared_noise: bool = Field(True, description="all samples of a group share their noise, which is new at every noise level")
-    clip_dsm: bool = Field(True, description="mask the gradient of a sample that is outside of clip_range")
+    clip_dsm: bool = Field(True, description="no gradient for a sample beyond clip_range on the side that its advantage asks for")
     clip_kl: bool = Field(False, description="also mask the KL term of such a sample")
     use_ema_ref: bool = Field(False, description="compare with the averaged policy instead of the reference")
     ema_ref_max_decay: float = Field(0.3, ge=0, lt=1, description="decay of the averaged policy, applied after every optimiser step")
