@@ -48,7 +48,7 @@ def main() -> None:
         evals = [r for r in records if "eval/reward_strict_mean" in r]
         first, last = evals[0], evals[-1]
         gains.append(last["eval/reward_strict_mean"] - first["eval/reward_strict_mean"])
-        low, high = intervals(folder)["strict"]
+        low, high = intervals(folder)["reward_strict_mean"]
         strict = f"{first['eval/reward_strict_mean']:.3f} | {last['eval/reward_strict_mean']:.3f}"
         rewards = f"{first['eval/reward_shapes_mean']:.3f}, {last['eval/reward_shapes_mean']:.3f}"
         minutes = (records[-1]["time"] - first["time"]) / 60

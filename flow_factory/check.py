@@ -3,19 +3,20 @@
 from pathlib import Path
 
 from flow_factory.config import RunConfig, plan_of
+from flow_factory.config.datasets import datasets_of, trained_on
 from flow_factory.core.ema import reported_weights
 from flow_factory.data.encoding_windows import rows_needed
+from flow_factory.data.several import sizes_of
 from flow_factory.memory.encoding_plan import encoding_lines, encoding_settled, row_size
 from flow_factory.memory.fit import memory_lines, model_of
 from flow_factory.memory.machine import disk_lines
 from flow_factory.models import MODELS
 from flow_factory.policy.compilation import MOST, describe_blocks
-from flow_factory.rewards.loading import left_out
 from flow_factory.runs.evaluation_plan import evaluation_lines
 from flow_factory.runs.notices import remarks
 from flow_factory.runs.preflight import Preflight, ready
 from flow_factory.runs.resume import start_lines
-from flow_factory.runs.rows import drawn, has_test, is_offline, takes_files
+from flow_factory.runs.rows import drawn, groups_left_out, is_offline, takes_files
 from flow_factory.utils.hub import cached
 
 
@@ -32,26 +33,31 @@ def report(config: RunConfig, gpu: float | None = None) -> tuple[str, bool]:
     """
     found = ready(config, remote=False, here=gpu is None)
     model = model_of(found.config)
-    config = encoding_settled(found.config, len(found.rows), model, gpu)
+    sizes, tests = sizes_of(found.rows), {name: len(rows) for name, rows in found.tests.items()}
+    config = encoding_settled(found.config, sizes, model, gpu)
     memory, fits = memory_lines(config, gpu)
-    encoded = encoding_lines(config, len(found.rows), len(found.test), row_size(config, model))
-    parts = [("data", [*data_lines(found), *encoded]), ("rewards", reward_lines(config)), ("checkpoint", checkpoint_lines(config))]
+    encoded = encoding_lines(config, sizes, tests, row_size(config, model))
+    parts = [("data", [*data_lines(found), *encoded]), ("rewards", reward_lines(found)), ("checkpoint", checkpoint_lines(config))]
     begins = [str(found.finished)] if found.finished else start_lines(config, found.start, found.changed)
     disk = disk_lines(config, model.weights(config)) if model is not None else []
     parts += [
         ("start", begins),
-        ("plan", [*plan_lines(config), *evaluation_lines(config, len(found.test)), *disk, *compiled_lines(found)]),
+        ("plan", [*plan_lines(config), *evaluation_lines(config, tests), *disk, *compiled_lines(found)]),
         ("memory of one process", memory),
     ]
     return "\n".join(line for title, lines in parts for line in (f"{title}:", *(f"  {line}" for line in lines))), fits
 
 
 def data_lines(found: Preflight) -> list[str]:
-    rows, test = found.rows, found.test
-    lines = [f"{found.config.data.dataset_dir}: {len(rows)} training rows"]
-    if test:
-        lines[0] += f", {len(test)} test rows"
-    else:
+    sizes, lines = iter(sizes_of(found.rows)), []
+    total = sum(dataset.weight for dataset in trained_on(found.config))
+    for dataset in datasets_of(found.config):
+        data, tested = dataset.config.data, found.tests.get(dataset.name)
+        parts = [f"{next(sizes)} training rows"] if dataset.weight else []
+        parts += [f"{len(tested)} test rows"] if tested else []
+        share = f", {dataset.weight} of {total} groups" * bool(dataset.weight and dataset.name and not is_offline(found.config))
+        lines.append(f"{f'{dataset.name}: ' * bool(dataset.name)}{data.dataset_dir}: {', '.join(parts)}{share}")
+    if not found.tests:
         lines.append("no test split: nothing will be evaluated")
     return lines + file_lines(found) if takes_files(found.config) else lines
 
@@ -59,21 +65,26 @@ def data_lines(found: Preflight) -> list[str]:
 def file_lines(found: Preflight) -> list[str]:
     """Which files of rows were looked at, and how closely."""
     images, videos, pairs = set[str](), set[str](), 0
-    for row, trained in drawn(found.config, found.rows, found.test):
+    for _, row, trained in drawn(found.config, found.rows, found.tests):
         images.update(row.images)
         videos.update(row.videos)
         pairs += trained and is_offline(found.config)
     lines = [f"condition files, all of each decoded: {len(images)} images, {len(videos)} videos"] if images or videos else []
     lines += [f"pairs of chosen and rejected media, all of each decoded: {pairs}"] if pairs else []
-    if lines and len(rows_needed(found.config, len(found.rows))) < len(found.rows):
+    if lines and len(rows_needed(found.config, sizes_of(found.rows))) < len(found.rows):
         lines.append("files of rows that the run does not draw: they are there, and were not opened")
     return lines
 
 
-def reward_lines(config: RunConfig) -> list[str]:
-    used = [("training", config.rewards), ("evaluation", config.eval_rewards or config.rewards)]
-    lines = [f"{purpose}: " + ", ".join(f"{e.name} = {e.weight:g} x {e.reward_model}" for e in entries) for purpose, entries in used]
-    return lines + (left_out(used[1][1]) if config.eval.group_size == 1 and has_test(config) else [])
+def reward_lines(found: Preflight) -> list[str]:
+    lines = []
+    for dataset in datasets_of(found.config):
+        alone, of = dataset.config, f" on {dataset.name}" * bool(dataset.name)
+        used = [(f"training{of}", alone.rewards)] * bool(dataset.weight)
+        used += [(f"evaluation{of}", alone.evaluated_by)] * (dataset.evaluated is not False)
+        for purpose, entries in used:
+            lines.append(f"{purpose}: {', '.join(f'{e.name} = {e.weight:g} x {e.reward_model}' for e in entries) or 'none'}")
+    return lines + groups_left_out(found.config, found.tests)
 
 
 def compiled_lines(found: Preflight) -> list[str]:
@@ -85,7 +96,7 @@ def compiled_lines(found: Preflight) -> list[str]:
     if found.sketch is not None:
         what += f": {describe_blocks(found.sketch.field.bare.values())}"
     pads = MODELS[config.model.model_type].pads_prompts
-    chosen = (found.rows[k] for k in rows_needed(config, len(found.rows)))
+    chosen = (found.rows[k] for k in rows_needed(config, sizes_of(found.rows)))
     rows = {(None if pads else row.prompt, *(found.sizes.get(file) for file in (*row.images, *row.videos))) for row in chosen}
     much = f"{len(rows)} shape{'s' * (len(rows) > 1)}" if pads else f"as many shapes as prompts have lengths, {len(rows)} at most"
     return [f"{what}; the training rows make {much}, each of which is compiled for; more than {MOST} are refused"]

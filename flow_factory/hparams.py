@@ -28,7 +28,10 @@ class RewardArguments:
     """What logs and errors call it; unique among its neighbours."""
     reward_model: str = "PickScore"
     """A name of the table `flow_factory.rewards.REWARDS`, an entry point, or a dotted path."""
-    weight: float = 1.0
+    weight: float | dict[str, float] = 1.0
+    """Of all data sets, or by the name of each."""
+    applicable_datasets: tuple[str, ...] | None = None
+    """Names of the data sets whose samples it scores; None: of all."""
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cuda"))
     """Plain "cuda" means the device of this process, whatever it is."""

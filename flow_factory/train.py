@@ -6,8 +6,9 @@ if __name__ == "__main__":  # before anything heavy: a bad config is said in a s
     run()
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,10 +18,12 @@ from accelerate.utils import broadcast_object_list, patch_environment
 from flow_factory.algorithms import ALGORITHMS
 from flow_factory.algorithms.base import Algorithm
 from flow_factory.config import RunConfig, pipeline_kwargs, plan_of
+from flow_factory.config.datasets import datasets_of, trained_on
 from flow_factory.config.engine import EngineSettings, engine_of
 from flow_factory.config.profile import ProfileConfig
 from flow_factory.config.recompute import AUTO
 from flow_factory.data.pairs import Pairs
+from flow_factory.data.several import sizes_of
 from flow_factory.distributed import liveness
 from flow_factory.distributed.barriers import wait_for_everyone
 from flow_factory.distributed.engines import Engine, make_engine
@@ -32,13 +35,13 @@ from flow_factory.models.base import ModelAdapter
 from flow_factory.policy.attention import without_cudnn
 from flow_factory.policy.gradient_checkpointing import StepBack
 from flow_factory.policy.policy import able
-from flow_factory.rewards.loading import arguments, left_out
+from flow_factory.rewards.loading import arguments
 from flow_factory.rewards.scoring import RewardSet, load_rewards
 from flow_factory.runs.claim import begin, choose_for_all, claim_folder, missed, require_shared
 from flow_factory.runs.identity import identity_of
 from flow_factory.runs.notices import guided_rollouts
 from flow_factory.runs.preflight import Preflight, ready
-from flow_factory.runs.rows import is_offline
+from flow_factory.runs.rows import groups_left_out, is_offline, max_group
 from flow_factory.runs.run_folder import RunFolder
 from flow_factory.runs.training_state import Progress, load
 from flow_factory.training.context import TrainingContext
@@ -53,7 +56,7 @@ from flow_factory.training.schedule import make_schedule
 from flow_factory.training.text_encoders import Encoders
 from flow_factory.training.tracing import Tracer
 from flow_factory.training.trainer import Trainer
-from flow_factory.types import Cond
+from flow_factory.types import Cond, Row
 from flow_factory.utils.errors import UserError
 from flow_factory.utils.terminal import note
 
@@ -86,24 +89,24 @@ def assemble(found: Preflight, place: tuple[RunFolder | None, Path], accelerator
     """Loads, encodes and wraps, and begins the run. The folder keeps the config as it was asked for."""
     asked, start, (claim, folder) = found.asked, found.start, place
     rewards, eval_rewards = open_rewards(found, accelerator)
-    config = settle(found.config, len(found.rows), accelerator)
+    config = settle(found.config, sizes_of(found.rows), accelerator)
     engine.settings = config.engine
     liveness.set_activity("loading the checkpoint")
     adapter = open_adapter(config)
     config = decoding(config, *able(adapter.pipe.vae, config.model, asked.model))
     identity = found.identity
     if not Path(config.model.model_name_or_path).is_dir():  # it may have been downloaded since
-        start.require_same(identity := identity_of(asked, found.fingerprint))
+        start.require_same(identity := identity_of(asked, found.fingerprints))
     algorithm = ALGORITHMS[config.train.trainer_type](config.train, config.scheduler, adapter.times_per_sample)
     encoders = Encoders(config, adapter, accelerator.device, accelerator.is_main_process)
-    encoding = Encoding(config, encoders, algorithm, [found.rows, found.test], accelerator)
+    encoding = Encoding(config, encoders, algorithm, found.rows, found.tests, accelerator)
     encoding.begin(start.saved.epoch if start.saved is not None else 0)
     context = make_context(found, config, adapter, algorithm, engine, rewards, encoding.conds)
     liveness.set_activity("opening trackers")
     trackers = begin(asked, claim, start, context.progress) if claim is not None else None
     context.meter.observers += tracers(config.profile, folder, context.progress, accelerator)
     trainer = Trainer(context, encoding.reach, identity)
-    evaluator = Evaluator(context, eval_rewards, found.test, encoding.eval_conds) if found.test else None
+    evaluators = make_evaluators(context, eval_rewards, found.tests, encoding.eval_conds)
     wait_for_everyone("opening trackers")
     saver = Saver(accelerator, engine, context.store, type(adapter.pipe), config.log.keep_last_n)
     auto = asked.train.enable_gradient_checkpointing == AUTO
@@ -112,18 +115,31 @@ def assemble(found: Preflight, place: tuple[RunFolder | None, Path], accelerator
     limit_groups(config.distributed_timeout)
     seen = start.saved is not None and not broadcast_object_list([unseen])[0]
     state = start.path if start.saved is not None else None
-    return Run(folder, context, trainer, evaluator, trackers, saver, claim, back, start.saved is not None, seen, state)
+    return Run(folder, context, trainer, evaluators, trackers, saver, claim, back, start.saved is not None, seen, state)
 
 
 def open_rewards(found: Preflight, accelerator: Accelerator) -> tuple[RewardSet, RewardSet]:
     """Those of training and of evaluation."""
     config = found.config
     liveness.set_activity("loading rewards")
-    evaluated = config.eval_rewards or config.rewards
-    loaded = load_rewards(arguments(config.rewards), arguments(evaluated), accelerator, config.eval.group_size)
-    if found.test and config.eval.group_size == 1 and accelerator.is_main_process:
-        note(*left_out(evaluated))
+    loaded = load_rewards(arguments(config.rewards), arguments(config.evaluated_by), accelerator, max_group(config, found.tests))
+    if accelerator.is_main_process:
+        note(*groups_left_out(config, found.tests))
     return loaded
+
+
+def make_evaluators(
+    context: TrainingContext, rewards: RewardSet, tests: Mapping[str, Sequence[Row]], conds: Mapping[str, Sequence[Cond]]
+) -> tuple[Evaluator, ...]:
+    """One for each data set that is evaluated. The pictures that are shown are shared out among them."""
+    datasets = {dataset.name: dataset.config for dataset in datasets_of(context.config)}
+    found = []
+    for name, rows in tests.items():
+        alone, several = datasets[name], len(tests) > 1
+        shown = alone.log.model_copy(update={"num_samples": -(-alone.log.num_samples // len(tests))})
+        own = replace(context, config=alone.model_copy(update={"log": shown}))
+        found.append(Evaluator(own, rewards.of(name, alone.eval.group_size), rows, conds[name], name if several else ""))
+    return tuple(found)
 
 
 def make_context(
@@ -143,18 +159,19 @@ def make_context(
     schedule = make_schedule(train, engine.optimizer, plan.optimiser_steps_per_epoch)
     progress = load(start.path, store, engine, schedule) if start.path is not None and start.saved is not None else Progress()
     call, meter = pipeline_kwargs(train), Meter(accelerator, config.model.context_parallel)
-    pairs = Pairs(config.data, adapter, call) if is_offline(config) else None
+    data = {dataset.name: dataset.config.data for dataset in trained_on(config)}
+    pairs = Pairs(data, adapter, call) if is_offline(config) else None
     return TrainingContext(
         config, plan, call, accelerator, adapter, algorithm, engine, store, schedule, rewards, found.rows, conds, pairs, progress, meter
     )
 
 
-def settle(config: RunConfig, rows: int, accelerator: Accelerator) -> RunConfig:
+def settle(config: RunConfig, sizes: Sequence[int], accelerator: Accelerator) -> RunConfig:
     """With what `auto` leaves to an estimate decided, for all processes by the main one; it says what."""
     chosen = None
     if accelerator.is_main_process:
         known = model_of(config)
-        found, lines = settled(encoding_settled(config, rows, known), known)
+        found, lines = settled(encoding_settled(config, sizes, known), known)
         model, data = found.model, found.data
         chosen = (
             found.train.enable_gradient_checkpointing, model.reshard_after_forward, (model.vae_slicing, model.vae_tiling),

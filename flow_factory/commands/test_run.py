@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from accelerate.utils import gather_object
 from torch import Tensor
 
 from flow_factory.checkpoints.checkpoint import kind_of, newest
 from flow_factory.config import RunConfig, plan_of
+from flow_factory.config.datasets import datasets_of
 from flow_factory.config.model import AUTO
 from flow_factory.data.cache_folder import free_space
 from flow_factory.data.encoding_windows import rows_evaluated
@@ -56,6 +58,19 @@ def hidden(config: RunConfig) -> RunConfig:
     )
 
 
+class Tested(NamedTuple):
+    """The rows of a data set's evaluation."""
+
+    usual: int
+    """In the run."""
+    taken: int
+    """In this one."""
+    full: int
+    """In the run's evaluation at the end, where that takes all; else 0."""
+    one: int
+    """What a row costs, beside another data set's."""
+
+
 @dataclass
 class Rehearsal:
     """Of a run that is built."""
@@ -84,10 +99,9 @@ class Rehearsal:
         self.save()
         self.load()
         run.gallery.wait()
-        rows = self.rows()
         learner = trainer.learner
         live = [learner.is_policy(name) for name in trainer.context.algorithm.weights]
-        mine = forecast(self.config, self.few, self.paces.seconds(), rows, live)
+        mine = forecast(self.config, self.few, self.paces.seconds(), self.work(), live)
         everyone = slowest(gather_object([mine]))
         if not run.main:
             return "", True
@@ -117,13 +131,27 @@ class Rehearsal:
 
     def rows(self) -> tuple[int, int]:
         """Test rows of an evaluation of the run, and of this one."""
-        evaluator = self.run.evaluator
-        return (0, 0) if evaluator is None else (len(rows_evaluated(self.config, len(evaluator.rows))), len(evaluator.taken))
+        return sum(e.usual for e in self.tested()), sum(e.taken for e in self.tested())
+
+    def tested(self) -> list[Tested]:
+        """By data set."""
+        alone = {dataset.name: dataset.config for dataset in datasets_of(self.config)}
+        found = []
+        for evaluator in self.run.evaluators:
+            config, rows = alone[evaluator.rewards.dataset], len(evaluator.rows)
+            section = config.eval
+            one = section.group_size * section.num_inference_steps * section.height * section.width
+            found.append(Tested(len(rows_evaluated(config, rows)), len(evaluator.taken), rows if section.full_at_end else 0, one))
+        return found
+
+    def work(self) -> tuple[int, int]:
+        """What an evaluation of the run does, and this one did."""
+        return sum(e.usual * e.one for e in self.tested()), sum(e.taken * e.one for e in self.tested())
 
     def more(self) -> float:
         """Evaluations that `eval.full_at_end` is worth."""
-        evaluator, rows = self.run.evaluator, self.rows()[0]
-        return len(evaluator.rows) / rows - 1 if evaluator is not None and rows and self.config.eval.full_at_end else 0.0
+        usual = self.work()[0]
+        return sum((e.full - e.usual) * e.one for e in self.tested() if e.full) / usual if usual else 0.0
 
     def title(self) -> str:
         plan, rows = plan_of(self.few), self.rows()

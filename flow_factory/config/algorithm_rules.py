@@ -14,6 +14,7 @@ from flow_factory.config.algorithms import (
     TransitionConfig,
 )
 from flow_factory.config.base import show
+from flow_factory.config.datasets import gives_samples, trained_on
 from flow_factory.config.nodes import Problem
 from flow_factory.config.plan import micro_batches_per_update
 from flow_factory.config.run import RunConfig
@@ -144,11 +145,17 @@ def group_has_advantage(config: RunConfig) -> Iterator[Problem]:
 
 
 def rewards_count(config: RunConfig) -> Iterator[Problem]:
-    if isinstance(config.train, DPOConfig) and config.train.offline:
+    if gives_samples(config.train):
         return
-    if sum(abs(reward.weight) for reward in config.rewards) < 1e-6:
-        text = f"{config.rewards[0].weight:g} leaves every advantage 0, so nothing is learned; write e.g. 1"
-        yield Problem(("rewards", 0, "weight"), text)
+    for dataset in trained_on(config):
+        if sum(abs(weight) for reward in dataset.config.rewards if isinstance(weight := reward.weight, float)) >= 1e-6:
+            continue
+        if dataset.name:
+            text = "no reward with a weight other than 0 scores its samples, so nothing is learned of it; leave its train: out, or see"
+            yield Problem(dataset.keys, f"{text} rewards.N.applicable_datasets")
+        elif isinstance(config.rewards[0].weight, float):
+            text = f"{config.rewards[0].weight:g} leaves every advantage 0, so nothing is learned; write e.g. 1"
+            yield Problem(("rewards", 0, "weight"), text)
 
 
 def steps_are_small(config: RunConfig) -> Iterator[Problem]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from flow_factory.config.algorithms import TRAIN_CONFIGS
 from flow_factory.config.base import Section, show
-from flow_factory.config.data import DataConfig
+from flow_factory.config.data import DataConfig, DatasetEvalConfig
 from flow_factory.config.eval import EvalConfig
 from flow_factory.config.explain import unknown_key
 from flow_factory.config.log import LogConfig
@@ -52,8 +52,24 @@ def gather_arguments(source: Source, train: type[TrainConfig]) -> None:
     evaluation, training = source.mapping("eval"), source.mapping("train")
     _write_strength(training, accepted)
     evaluation["call"] = training.get("call", {}) | evaluation.get("call", {})
+    _gather_overrides(source, accepted)
     _gather(source, ("scheduler",), SchedulerConfig, scheduler_arguments)
     gather_rewards(source)
+
+
+def _gather_overrides(source: Source, accepted: Callable[[], Accepted]) -> None:
+    """Brings the keys of `eval:` in the data sets' own into `overrides`."""
+    entries = source.mapping("data").get("datasets")
+    for k, entry in enumerate(entries if isinstance(entries, list) else ()):
+        section = entry.get("eval") if isinstance(entry, dict) else None
+        if not isinstance(section, dict):
+            continue
+        own = {key: section.pop(key) for key in DatasetEvalConfig.own_keys() if key in section}
+        _gather(source, ("data", "datasets", k, "eval"), EvalConfig, accepted, supplied_by_trainer)
+        call = section.pop("call", {})
+        overrides = section | call
+        section.clear()
+        section |= own | ({"overrides": overrides} if overrides else {})
 
 
 def gather_rewards(source: Source) -> None:

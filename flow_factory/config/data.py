@@ -3,9 +3,9 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from flow_factory.config.base import DERIVED, Folder, Name, Section, Shown, derived, show
 from flow_factory.utils.registry import nearest
@@ -53,12 +53,75 @@ def _split(name: str) -> str:
     return name
 
 
+def _named(name: str) -> str:
+    if "/" in name:
+        raise ValueError(f"{show(name)} would cut the names of metrics in two; write it without /")
+    return name
+
+
+def _weight(value: Any) -> Any:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value == 0:
+        raise ValueError("0 trains on none of its rows; leave its train: out, or write 1 or more")
+    if isinstance(value, float):
+        raise ValueError(f"wants a whole number, such as 7 and 3 for 0.7 and 0.3, got {show(value)}")
+    return value
+
+
+def _several(value: Any) -> Any:
+    if value is not None and (not isinstance(value, (list, tuple)) or not value):
+        raise ValueError(f"wants a list of data sets, each with name: and dataset_dir:, got {show(value)}")
+    return tuple(value) if isinstance(value, list) else value
+
+
 Place = Annotated[Folder, AfterValidator(_place), Shown("path or hf://datasets/owner/name[@revision]")]
 Split = Annotated[Name, AfterValidator(_split), Shown("text")]
 Renamed = Annotated[dict[str, str], AfterValidator(_columns), Shown("mapping, ours: the data set's", "{}")]
 Images = Annotated[Folder, _beside("images"), Shown("path", "{dataset_dir}/images")]
 Videos = Annotated[Folder, _beside("videos"), Shown("path", "{dataset_dir}/videos")]
 Audios = Annotated[Folder, _beside("audios"), Shown("path", "{dataset_dir}/audios")]
+
+
+class DatasetTrainConfig(Section):
+    """How a data set of several is trained on."""
+
+    weight: Annotated[int, BeforeValidator(_weight), Field(ge=1, le=1000)] = Field(
+        1, description="its share of the groups, beside the weights of the others"
+    )
+    max_dataset_size: int | None = Field(None, ge=1, description="use only the first so many training rows")
+    split: Split = Field("train", description="the split that is trained on, or a part of it")
+
+
+class DatasetEvalConfig(Section):
+    """How a data set of several is evaluated. Any key of `eval:` but eval_freq may stand here too, and has another value there."""
+
+    rest: ClassVar[str | None] = "overrides"
+
+    split: Split = Field("test", description="the split that is evaluated on, or a part of it")
+    max_dataset_size: int | None = Field(None, ge=1, description="use only the first so many test rows")
+    overrides: dict[str, Any] = Field(default_factory=dict, description="keys of eval:")
+
+
+class DatasetConfig(Section):
+    """One of several data sets."""
+
+    name: Annotated[Name, AfterValidator(_named)] = Field(description="name in metrics, and in applicable_datasets and weight of a reward")
+    dataset_dir: Place = Field(description="as data.dataset_dir")
+    columns: Renamed = Field({}, description="as data.columns")
+    subset: Name | None = Field(None, description="as data.subset")
+    image_dir: Images = Field(DERIVED, description="where relative paths of condition images start")
+    video_dir: Videos = Field(DERIVED, description="where relative paths of condition videos start")
+    audio_dir: Audios = Field(DERIVED, description="where relative paths of audio files start")
+    train: DatasetTrainConfig | None = Field(None, description="how it is trained on: {weight, max_dataset_size, split}; null = not")
+    eval: DatasetEvalConfig | None = Field(
+        None, description="how it is evaluated: {split, max_dataset_size} and keys of eval: as overrides; null = not"
+    )
+
+
+Datasets = Annotated[tuple[DatasetConfig, ...] | None, BeforeValidator(_several), Shown("list, or null", "null")]
+ALONE = ("dataset_dir", "columns", "train_split", "test_split", "subset", "image_dir", "video_dir", "audio_dir", "max_dataset_size")
+"""Keys of `data:` that each of `data.datasets` has for itself."""
+PARTS: dict[str, type[Section]] = {"train": DatasetTrainConfig, "eval": DatasetEvalConfig}
+"""The sections in an entry, by their key."""
 
 
 class DataConfig(Section):
@@ -68,6 +131,9 @@ class DataConfig(Section):
         "data",
         description="folder with train.txt or train.jsonl, and test.* for evaluation; or a folder or file of parquet, arrow, csv, "
         "json or webdataset; or hf://datasets/owner/name (needs the extra `data`); see guidance/data.md",
+    )
+    datasets: Datasets = Field(
+        None, description="several data sets in one run, instead of dataset_dir: [{name, dataset_dir, train: {weight}, eval: {...}}, ...]"
     )
     columns: Renamed = Field(
         {},

@@ -6,6 +6,7 @@ from typing import Any
 
 from flow_factory.config.arguments import sections
 from flow_factory.config.base import Section
+from flow_factory.config.data import ALONE, DatasetEvalConfig
 from flow_factory.config.nodes import Keys, Written
 from flow_factory.config.rewards import RewardConfig
 from flow_factory.config.run import RunConfig
@@ -34,6 +35,7 @@ def _tree(config: RunConfig) -> dict[str, Any]:
     tree = config.model_dump(mode="json")
     for name, section in sections(type(config.train)).items():
         _spread(tree[name], section)
+    _alone_or_several(tree["data"])
     for name in ("train", "eval"):
         if tree[name]["resolution"] == [tree[name]["height"], tree[name]["width"]]:
             del tree[name]["height"], tree[name]["width"]
@@ -41,6 +43,16 @@ def _tree(config: RunConfig) -> dict[str, Any]:
         _spread(reward, RewardConfig)
     _write_back(tree, config.written)
     return tree
+
+
+def _alone_or_several(data: dict[str, Any]) -> None:
+    if data["datasets"] is None:
+        return
+    for key in ALONE:
+        del data[key]
+    for entry in data["datasets"]:
+        if entry["eval"] is not None:
+            _spread(entry["eval"], DatasetEvalConfig)
 
 
 def _spread(tree: dict[str, Any], section: type[Section]) -> None:

@@ -1,6 +1,7 @@
 """YAML file -> RunConfig, or one error with everything that is wrong in it."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from flow_factory.config import rules
 from flow_factory.config.algorithms import TRAIN_CONFIGS
 from flow_factory.config.arguments import gather_arguments, homes, sections
 from flow_factory.config.base import ConfigError, Section, show
+from flow_factory.config.data import ALONE, PARTS, DatasetConfig
+from flow_factory.config.datasets import overrides_fit
 from flow_factory.config.explain import explain, unknown_key
 from flow_factory.config.log import MOVABLE
 from flow_factory.config.nodes import Keys, Problem
@@ -45,6 +48,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
             source.tree[name] = {}
     list_rewards(source)
     bring_public_keys(source)
+    _one_or_several(source)
     if source.tree.get("mixed_precision") in ("no", False) and source.mapping("model").get("finetune_type", "full") == "full":
         source.mapping("model").setdefault("master_weight_dtype", "fp32")  # as the rest of the run has
     if source.mapping("model").get("finetune_type") == "lora":  # the weights' own rate teaches it nothing
@@ -82,6 +86,15 @@ def _move(source: Source, key: str, to: Keys, where: str) -> None:
     elif name not in holder:
         holder[name] = value
         source.move((key,), to)
+
+
+def _one_or_several(source: Source) -> None:
+    """Whether `data:` names one data set or several."""
+    data = source.mapping("data")
+    for key in ALONE if data.get("datasets") is not None else ():
+        if key in data:
+            more = "datasets names folders too" if key == "dataset_dir" else "each of datasets has its own"
+            source.problems.append(Problem(("data", key), f"{more}; keep one"))
 
 
 def list_rewards(source: Source) -> None:
@@ -130,6 +143,7 @@ def _validated(source: Source, train: type[TrainConfig]) -> RunConfig:
         source.problems += [_problem(source, e["loc"], e, train) for e in error.errors() if e["type"] != "default_factory_not_called"]
         source.fail()
         raise
+    source.problems += overrides_fit(source.tree, partial(misfit, source))
     source.fail()
     return config
 
@@ -138,6 +152,8 @@ def _problem(source: Source, keys: Keys, error: Any, train: type[TrainConfig]) -
     if error["type"] != "extra_forbidden":
         return misfit(source, keys, error)
     section: type[Section] = sections(train).get(str(keys[0]), RunConfig) if len(keys) > 1 else RunConfig
+    if len(keys) > 3 and keys[1] == "datasets":
+        return Problem(keys, unknown_key(str(keys[-1]), PARTS.get(str(keys[-2]), DatasetConfig).own_keys(), {}))
     if len(keys) > 3 and str(keys[-2]) in INNER:
         return Problem(keys, unknown_key(str(keys[-1]), INNER[str(keys[-2])].own_keys(), {}))
     own = [*section.own_keys(), *(MOVABLE if section is RunConfig else ())]

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from flow_factory.config.base import ConfigError
+from flow_factory.config.datasets import datasets_of
 from flow_factory.config.run import RunConfig
 from flow_factory.utils.errors import file_errors
 
@@ -32,8 +33,9 @@ def require_places(config: RunConfig, file: Path) -> None:
     Raises:
         ConfigError: paths that lead nowhere from here and somewhere from the YAML's folder or its checkout, a line each.
     """
-    model, data = config.model, config.data
-    asked = [("model.model_name_or_path", model.model_name_or_path, "model_index.json"), ("data.dataset_dir", data.dataset_dir, "")]
+    model = config.model
+    asked = [("model.model_name_or_path", model.model_name_or_path, "model_index.json")]
+    asked += [(f"{dataset.key}.dataset_dir", dataset.config.data.dataset_dir, "") for dataset in datasets_of(config)]
     if model.resume_path is not None:
         asked.append(("model.resume_path", model.resume_path, ""))
     lines: list[str] = []

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from flow_factory.config.base import DERIVED, Device, Dtype, Name, Section, Shown, derived, show
+from flow_factory.config.base import DERIVED, Device, Dtype, Name, Names, Section, Shown, derived, show
 from flow_factory.config.modules import source_of
 from flow_factory.config.signature import require_reward
 
@@ -56,6 +56,23 @@ INNER: dict[str, type[Section]] = {"transform": TransformConfig, "sigmoid": Sigm
 """The sections in an entry, by their key."""
 
 
+def _weights(value: Any) -> Any:
+    if isinstance(value, dict) and value:
+        return {name: _factor(number, f"{name}: ") for name, number in value.items()}
+    return _factor(value)
+
+
+def _factor(value: Any, of: str = "") -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{of}wants a number{'' if of else ', or one for each of data.datasets'}, got {show(value)}")
+    if not -1e6 <= value <= 1e6:
+        raise ValueError(f"{of}must be a number from -1.0e+6 to 1.0e+6, got {show(value)}")
+    return float(value)
+
+
+Weight = Annotated[float | dict[str, float], BeforeValidator(_weights), Shown("number, or mapping, data set: number")]
+
+
 class RewardConfig(Section):
     """One reward. The entry also takes the keys that the reward's class declares (any key, if it declares none)."""
 
@@ -67,7 +84,10 @@ class RewardConfig(Section):
         derived(lambda above: above.get("reward_model", "").replace(":", ".").rpartition(".")[2].lower()),
         Shown(default="from reward_model"),
     ] = Field(DERIVED, description="name in logs and metrics")
-    weight: float = Field(1.0, ge=-1e6, le=1e6, description="factor of this reward in the advantage")
+    weight: Weight = Field(1.0, description="factor of this reward in the advantage; a mapping has one for each of data.datasets")
+    applicable_datasets: Annotated[Names | None, Shown("name or list of names, or null")] = Field(
+        None, description="names of the data.datasets whose samples it scores; null = all"
+    )
     dtype: Dtype = Field("fp32", description="dtype of the reward's weights; published scores are computed in fp32")
     device: Device = Field("auto", description="device of the reward; auto = the training device")
     batch_size: int = Field(16, ge=1, description="samples per call")

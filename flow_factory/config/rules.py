@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flow_factory.config.algorithm_rules import ALGORITHM_RULES, Rule, best_of_n_fits, rounded
 from flow_factory.config.base import show
+from flow_factory.config.datasets import datasets_fit
 from flow_factory.config.engine import found
 from flow_factory.config.engine_rules import ENGINE_RULES
 from flow_factory.config.memory_rules import MEMORY_RULES
@@ -229,6 +230,7 @@ RULES: tuple[Rule, ...] = (
     profile_is_reached,
     precisions_fit,
     reward_names_differ,
+    datasets_fit,
     *ALGORITHM_RULES,
     *ENGINE_RULES,
     *MEMORY_RULES,

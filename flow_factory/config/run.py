@@ -86,6 +86,11 @@ class RunConfig(Section, Generic[Train]):
         return -(-self.num_processes // self.model.context_parallel)  # never 0: the rule that they divide is one of many
 
     @property
+    def evaluated_by(self) -> Rewards:
+        """The rewards of an evaluation."""
+        return self.rewards if self.eval_rewards is None else self.eval_rewards
+
+    @property
     def eval_seed(self) -> int:
         """The seed of every draw of an evaluation."""
         return self.train.seed if self.eval.seed is None else self.eval.seed

@@ -1,10 +1,11 @@
-"""Which rows are encoded when: a pure function of the config and the number of rows."""
+"""Which rows are encoded when: a pure function of the config and the number of rows of each data set."""
 
 from collections.abc import Sequence
 from typing import Literal
 
 from flow_factory.config import RunConfig
-from flow_factory.data.order import rows_drawn, rows_of_epoch, some_rows
+from flow_factory.config.datasets import gives_samples, trained_on
+from flow_factory.data.order import Order, some_rows
 
 FEW = 1024
 """Rows that `data.encode: auto` encodes before a run begins: minutes of a GPU, and 4 GB of FLUX.1's."""
@@ -29,17 +30,30 @@ def idle_of(config: RunConfig) -> Idle:
     return asked if in_windows(config) and asked != "auto" else "drop"
 
 
-def is_short(config: RunConfig, rows: int) -> bool:
+def order_of(config: RunConfig, sizes: Sequence[int]) -> Order:
+    """Which training rows the epochs draw; where rows bring what is learned from, all data sets are one.
+
+    Args:
+        sizes: how many rows each data set that is trained on has, here and below.
+    """
+    train, datasets = config.train, trained_on(config)
+    rows, seed = train.unique_sample_num_per_epoch, train.seed
+    if len(datasets) == 1 or gives_samples(train):
+        return Order((sum(sizes),), rows, seed)
+    return Order(tuple(sizes), rows, seed, tuple(d.weight for d in datasets), tuple(d.name for d in datasets))
+
+
+def is_short(config: RunConfig, sizes: Sequence[int]) -> bool:
     """Whether a run draws so few of its rows that it can wait for all of them; or has to, to know what shapes are compiled for."""
-    return len(rows_needed(config, rows)) <= FEW or (config.model.compile and config.train.max_epochs is not None)
+    return len(rows_needed(config, sizes)) <= FEW or (config.model.compile and config.train.max_epochs is not None)
 
 
-def rows_needed(config: RunConfig, rows: int) -> Sequence[int]:
+def rows_needed(config: RunConfig, sizes: Sequence[int]) -> Sequence[int]:
     """The training rows whose conditions a run needs: those of the run's epochs, and the first, which is asked for proofs at a start."""
     train = config.train
     if train.max_epochs is None:
-        return range(rows)
-    return sorted({0, *rows_drawn(rows, train.unique_sample_num_per_epoch, train.seed, train.max_epochs)})
+        return range(sum(sizes))
+    return sorted({0, *order_of(config, sizes).drawn(train.max_epochs)})
 
 
 def window_epochs(config: RunConfig) -> int:
@@ -54,22 +68,21 @@ def window_of(config: RunConfig, epoch: int) -> range:
     return range(epoch, end if last is None else min(end, last))
 
 
-def rows_of_start(config: RunConfig, rows: int, epoch: int) -> Sequence[int]:
+def rows_of_start(config: RunConfig, sizes: Sequence[int], epoch: int) -> Sequence[int]:
     """The training rows that are encoded before a run begins, or goes on, with this epoch."""
     if not config.data.enable_preprocess:
         return ()
-    return sorted({0, *rows_of_window(config, rows, epoch)}) if in_windows(config) else rows_needed(config, rows)
+    return sorted({0, *rows_of_window(config, sizes, epoch)}) if in_windows(config) else rows_needed(config, sizes)
 
 
-def rows_of_window(config: RunConfig, rows: int, epoch: int) -> Sequence[int]:
+def rows_of_window(config: RunConfig, sizes: Sequence[int], epoch: int) -> Sequence[int]:
     """Those that are drawn from this epoch on until the next window begins."""
-    train = config.train
-    epochs = (rows_of_epoch(rows, train.unique_sample_num_per_epoch, train.seed, e) for e in window_of(config, epoch))
-    return sorted({slot.row for slots in epochs for slot in slots})
+    order = order_of(config, sizes)
+    return sorted({slot.row for e in window_of(config, epoch) for slot in order.epoch(e)})
 
 
 def rows_evaluated(config: RunConfig, rows: int) -> Sequence[int]:
-    """The test rows of every evaluation."""
+    """The test rows of every evaluation of a data set, whose config this is."""
     return some_rows(rows, config.eval.max_rows, config.eval_seed)
 
 

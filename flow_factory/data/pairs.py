@@ -46,14 +46,16 @@ def require_frames(row: Row, frames: int, wanted: int) -> None:
 class Pairs:
     """The states of a row's two media, encoded when its turn comes: what is kept of a data set are its files."""
 
-    def __init__(self, data: DataConfig, adapter: "ModelAdapter", call: Mapping[str, Any]):
+    def __init__(self, data: Mapping[str, DataConfig], adapter: "ModelAdapter", call: Mapping[str, Any]):
+        """`data`: of each data set, by its name."""
         self.data, self.adapter, self.call = data, adapter, call
 
     @torch.no_grad()
     def states(self, row: Row, cond: Cond) -> tuple[Tensor, list[Any]]:
         """((2, ...) float32 states, chosen first, and the media), each scaled to cover the size that is trained on and cropped to it."""
         video = self.adapter.draws == "video"
-        opened = [open_video(p, row.source) if video else open_image(p, row.source) for p in pair_files(self.data, row, video)]
+        files = pair_files(self.data[row.dataset], row, video)
+        opened = [open_video(p, row.source) if video else open_image(p, row.source) for p in files]
         media = [self._fitted(one, row, cond) for one in opened]
         return self.adapter.to_state(media, self.call), media
 

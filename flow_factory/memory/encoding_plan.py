@@ -1,11 +1,13 @@
 """When a run's rows are encoded and where the encoders wait, where `auto` leaves that to an estimate; and the lines that say it."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
 import torch
 
 from flow_factory.config import RunConfig
+from flow_factory.config.datasets import datasets_of
 from flow_factory.data.cache_folder import free_space
 from flow_factory.data.encoding_windows import evaluated, in_windows, is_short, rows_needed, rows_of_start, window_epochs
 from flow_factory.memory.estimate import row_bytes
@@ -13,17 +15,17 @@ from flow_factory.memory.fit import Model, in_room
 from flow_factory.memory.parts import of_machine, peak
 
 
-def encoding_settled(config: RunConfig, rows: int, model: Model | None, gpu: float | None = None) -> RunConfig:
+def encoding_settled(config: RunConfig, sizes: Sequence[int], model: Model | None, gpu: float | None = None) -> RunConfig:
     """With `data.encode: auto` and `data.idle_encoders: auto` decided.
 
     Args:
-        rows: of the data set.
+        sizes: training rows of each data set.
         model: None, of which nothing can be estimated, is taken to have room for its encoders.
         gpu: GB of the cards that it is for; None asks this machine.
     """
     data, n = config.data, config.num_processes
     how, idle = data.encode, data.idle_encoders
-    if how == "auto" and is_short(config, rows):
+    if how == "auto" and is_short(config, sizes):
         how = "ahead"
     if idle == "auto":
         idle = "offload" if how == "ahead" or model is None or can_wait(config, model, gpu) else "drop"
@@ -55,19 +57,25 @@ def row_size(config: RunConfig, model: Model | None) -> float:
     return 0 if model is None else row_bytes(config, model.family, model.module.config)
 
 
-def encoding_lines(config: RunConfig, rows: int, test: int, size: float = 0) -> list[str]:
+def encoding_lines(config: RunConfig, sizes: Sequence[int], tests: Mapping[str, int], size: float = 0) -> list[str]:
     """Which rows are encoded, and when; `auto` is to be decided before.
 
     Args:
-        rows, test: how many there are.
+        sizes: training rows of each data set.
+        tests: test rows of each data set that is evaluated.
         size: see `row_size`.
     """
     data = config.data
     if not data.enable_preprocess:
         return ["rows are encoded whenever they are drawn, and not cached (data.enable_preprocess: false); the text encoders stay"]
-    first, drawn, windows = len(rows_of_start(config, rows, 0)), len(rows_needed(config, rows)), in_windows(config)
-    what = f"the {first} training rows that the {'first epochs draw' if windows else 'run draws'}" if first < rows else "all training rows"
-    tested = len(evaluated(config, test))
+    first, drawn, windows = len(rows_of_start(config, sizes, 0)), len(rows_needed(config, sizes)), in_windows(config)
+    what = (
+        f"the {first} training rows that the {'first epochs draw' if windows else 'run draws'}"
+        if first < sum(sizes)
+        else "all training rows"
+    )
+    alone, test = {dataset.name: dataset.config for dataset in datasets_of(config)}, sum(tests.values())
+    tested = sum(len(evaluated(alone[name], rows)) for name, rows in tests.items())
     what += (
         f" and {'all' if tested == test else f'the {tested}'} test rows{'' if tested == test else ' that are evaluated'}" if tested else ""
     )

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from flow_factory.config import EvalConfig, RunConfig, TrainConfig, plan_of
+from flow_factory.config.datasets import evaluations
 from flow_factory.config.rewards import RewardConfig
 from flow_factory.memory.parts import ACTIVATIONS, Part
 from flow_factory.memory.sizes import width_of
@@ -21,12 +22,11 @@ def pictures(config: RunConfig, family: type[ModelAdapter]) -> Iterator[Part]:
     filled, size = max((reward.batch_size for reward in config.rewards), default=1), train.per_device_batch_size
     heard, ahead = plan.rolled.heard_at_once(size, filled), _ahead(config.rewards, train.group_size)
     waiting = min((heard if ahead else 0) + ahead + heard + size * plan.drawn_together, size * plan.micro_batches_per_rank)
-    evaluated = max((reward.batch_size for reward in config.eval_rewards or config.rewards), default=1)
-    evaluated += (
-        config.eval.per_device_batch_size + config.eval.group_size + _ahead(config.eval_rewards or config.rewards, config.eval.group_size)
-    )
-    most = max(_bytes_of(family, train) * waiting, _bytes_of(family, config.eval) * evaluated)
-    most += config.log.num_samples * (_bytes_of(family, train) + _bytes_of(family, config.eval))
+    judges, sections = config.evaluated_by, evaluations(config)
+    called = max((reward.batch_size for reward in judges), default=1)
+    evaluated = [_bytes_of(family, s) * (called + s.per_device_batch_size + s.group_size + _ahead(judges, s.group_size)) for s in sections]
+    most = max(_bytes_of(family, train) * waiting, *evaluated)
+    most += config.log.num_samples * (_bytes_of(family, train) + max(_bytes_of(family, s) for s in sections))
     yield Part(f"{family.draws}s that rewards wait for, and those that are shown", most * 1e-9, "rollout", host=True)
 
 
@@ -43,7 +43,8 @@ def _bytes_of(family: type[ModelAdapter], section: TrainConfig | EvalConfig) -> 
 
 def drawn(config: RunConfig, family: type[ModelAdapter], shape: Any) -> float:
     """GB that a forward, or the VAE, of a rollout or an evaluation takes, whichever is most."""
-    most = max(drawing(config, family, section, width_of(shape)) for section in (config.train, config.eval))
+    sections: list[TrainConfig | EvalConfig] = [config.train, *evaluations(config)]
+    most = max(drawing(config, family, section, width_of(shape)) for section in sections)
     return most * DTYPES[config.mixed_precision].itemsize * 1e-9
 
 

@@ -90,11 +90,13 @@ OF_ONE_ALGORITHM = (
 def _panels(series: Mapping[str, Series]) -> list[Panel]:
     """(title, unit, drawing function, names of the series) of each panel that has something to show."""
     train, evaluation = (
-        {found[1] for name in series if (found := re.fullmatch(rf"{where}/reward_(.+)_mean", name))} for where in ("train", "eval")
+        {(found[1], found[2]) for name in series if (found := re.fullmatch(rf"{where}/([^/]+/|)reward_(.+)_mean", name))}
+        for where in ("train", "eval")
     )
     total = ["train/reward_mean"] + ["eval/reward_mean"] * (train == evaluation)  # sums of other rewards do not compare
     several = [("all, weighted", total)] if len(train) != 1 else []
-    named = [(name, [f"train/reward_{name}_mean", f"eval/reward_{name}_mean"]) for name in sorted(train | evaluation)]
+    every = sorted(train | evaluation)
+    named = [(f"{of.replace('/', ': ')}{name}", [f"{where}/{of}reward_{name}_mean" for where in ("train", "eval")]) for of, name in every]
     sides = ["train/clip_frac_high", "train/clip_frac_low"]
     clipped = sides if sides[0] in series else ["train/clip_frac"]
     wanted = [(f"Reward: {name}", "mean of the epoch", _draw_reward, names) for name, names in several + named]

@@ -87,6 +87,12 @@ METRICS: dict[str, dict[str, str]] = {
         "eval_full/rows": "how many they are",
         "eval_full/missing/<reward>": "samples without a score, a count",
     },
+    "several data sets (`data.datasets`)": {
+        "train/<dataset>/<metric>": "reward_mean, reward_<reward>_mean, zero_variance_share and so on of one data set's groups; those of "
+        "train/ that are logged beside them are of all",
+        "eval/<dataset>/<metric>": "what eval/<metric> is of one data set, of its own rows",
+        "eval_full/<dataset>/<metric>": "what eval_full/<metric> is of one data set",
+    },
     "time and memory": {
         "time/encode_s": "seconds of encoding rows that the run comes to; as all that follow, of work, the mean over processes",
         "time/rollout_s": "seconds of drawing the epoch's samples",

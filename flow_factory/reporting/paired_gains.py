@@ -16,21 +16,30 @@ SURE = 0.95
 """How often such an interval holds the change that all rows of this kind would show."""
 
 
-def keep_scores(folder: Path, step: int, rows: Sequence[int], scores: Mapping[str, Sequence[float]]) -> None:
-    """Appends an evaluation's scores: of each reward, one a row in the order of `rows`; a missing one is NaN, and null in the file."""
+def keep_scores(folder: Path, step: int, rows: Sequence[int], scores: Mapping[str, Sequence[float]], dataset: str = "") -> None:
+    """Appends an evaluation's scores: of each reward, one a row in the order of `rows`; a missing one is NaN, and null in the file.
+
+    Args:
+        dataset: its name, where several are evaluated.
+    """
     known = {name: [value if math.isfinite(value) else None for value in values] for name, values in scores.items()}
     with (folder / FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, "rows": list(rows), "scores": known}, allow_nan=False) + "\n")
+        of = {"dataset": dataset} if dataset else {}
+        file.write(json.dumps({"step": step, **of, "rows": list(rows), "scores": known}, allow_nan=False) + "\n")
 
 
 def intervals(folder: Path) -> dict[str, tuple[float, float]]:
-    """By reward, the interval of the mean change from the run's first evaluation to its last, row by row from the same noise.
+    """By a reward's metric without `eval/`, the interval of its change from the run's first evaluation to its last.
+
+    Row by row, from the same noise.
 
     Of the rows that both took. Empty where one of the two was not kept; without the rewards that scored fewer than two rows both times.
     """
     steps = [r["step"] for r in read_metrics(folder / "metrics.jsonl") if any(k.startswith("eval/") for k in r)]
     file = folder / FILE
-    kept = {r["step"]: _by_row(r) for r in read_metrics(file)} if file.is_file() else {}
+    kept: dict[int, dict[str, dict[int, float | None]]] = {}
+    for record in read_metrics(file) if file.is_file() else ():
+        kept.setdefault(record["step"], {}).update(_by_row(record))
     if not steps or min(steps) == max(steps) or not {min(steps), max(steps)} <= kept.keys():
         return {}
     first, last = kept[min(steps)], kept[max(steps)]
@@ -42,8 +51,9 @@ def intervals(folder: Path) -> dict[str, tuple[float, float]]:
 
 
 def _by_row(record: Mapping[str, Any]) -> dict[str, dict[int, float | None]]:
-    """An evaluation's scores, by reward and row; without `rows` it took all of them."""
-    return {name: dict(zip(record.get("rows", range(len(scores))), scores, strict=True)) for name, scores in record["scores"].items()}
+    """An evaluation's scores, by metric and row; without `rows` it took all of them."""
+    of, rows = f"{record['dataset']}/" if "dataset" in record else "", record.get("rows")
+    return {f"{of}reward_{name}_mean": dict(zip(rows or range(len(its)), its, strict=True)) for name, its in record["scores"].items()}
 
 
 def interval(before: Sequence[float | None], after: Sequence[float | None]) -> tuple[float, float] | None:

@@ -28,6 +28,9 @@ def save_before_after(
     before_after_sheet(before, after, columns, weights).save(path)
 
 
+_FULL_ROWS = r"eval_full/([^/]+/)?rows"
+
+
 def eval_metrics(metrics_jsonl: Path) -> tuple[dict[str, float], dict[str, float]]:
     """The metrics of the first and of the last evaluation, `eval/` taken off their names; the first is empty where there was but one."""
     evaluations: dict[int, dict[str, float]] = {}
@@ -41,11 +44,17 @@ def eval_metrics(metrics_jsonl: Path) -> tuple[dict[str, float], dict[str, float
 
 def full_evaluation(metrics_jsonl: Path) -> list[str]:
     """The line of a run whose last evaluation took all rows, which the others did not."""
-    last = next((r for r in reversed(read_metrics(metrics_jsonl)) if "eval_full/rows" in r), None)
-    if last is None:
-        return []
-    means = {found[1]: value for name, value in last.items() if (found := re.fullmatch("eval_full/reward_(.+)_mean", name))}
-    return [f"at the end, on all {last['eval_full/rows']:.0f} test rows: " + ", ".join(f"{name} {_number(means[name])}" for name in means)]
+    last: dict[str, float] = next(
+        (r for r in reversed(read_metrics(metrics_jsonl)) if any(re.fullmatch(_FULL_ROWS, name) for name in r)), {}
+    )
+    lines = []
+    for name, rows in last.items():
+        if (found := re.fullmatch(_FULL_ROWS, name)) is None:
+            continue
+        mean = re.compile(f"eval_full/{re.escape(found[1] or '')}reward_(.+)_mean")
+        means = [f"{its[1]} {_number(value)}" for key, value in last.items() if (its := mean.fullmatch(key))]
+        lines.append(f"at the end, on all {rows:.0f} test rows{f' of {found[1][:-1]}' if found[1] else ''}: " + ", ".join(means))
+    return lines
 
 
 def nothing_learned(metrics_jsonl: Path, rewards: Sequence[str]) -> list[str]:
@@ -72,11 +81,11 @@ def write_summary(
         files: label -> path; only those that exist are named.
         next_steps: what one may want -> the command for it.
         facts: further lines under the title, such as the time it took.
-        intervals: of the change, by reward, see `paired_gains.intervals`.
+        intervals: of the change, by metric, see `paired_gains.intervals`.
     """
     parts = [f"# {title}", *(["\n".join(f"- {fact}" for fact in facts)] if facts else [])]
     first, last = evaluations
-    ends = {f"reward_{name}_mean": f"{low:+.3f} to {high:+.3f}" for name, (low, high) in (intervals or {}).items()}
+    ends = {name: f"{low:+.3f} to {high:+.3f}" for name, (low, high) in (intervals or {}).items()}
     rows = [(plain(n), _number(first.get(n)), _number(last[n]), _change(first.get(n), last[n]), ends.get(n, "-")) for n in sorted(last)]
     columns = 5 if ends else 4
     head = ("evaluation", "before", "after", "change", "95 % interval")[:columns]

@@ -44,6 +44,15 @@ class LoadedReward:
     def name(self) -> str:
         return self.config.name
 
+    def scores(self, dataset: str) -> bool:
+        """Whether it is asked for the samples of a data set."""
+        return self.config.applicable_datasets is None or dataset in self.config.applicable_datasets
+
+    def weight(self, dataset: str) -> float:
+        """Its factor in the advantage of a data set's samples."""
+        weight = self.config.weight
+        return weight.get(dataset, 0.0) if isinstance(weight, dict) else weight
+
     @property
     def groupwise(self) -> bool:
         return isinstance(self.model, GroupwiseRewardModel)

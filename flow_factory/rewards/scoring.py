@@ -32,7 +32,7 @@ def load_rewards(
     """(training rewards, evaluation rewards); None evaluates with the training rewards. See `load_judges`.
 
     Args:
-        eval_group_size: samples of a row in an evaluation; groupwise rewards, which compare several, are left out of it at 1.
+        eval_group_size: samples of a row in an evaluation, at most; at 1 groupwise rewards, which compare several, are not loaded for it.
 
     Raises:
         UserError: two entries share a name.
@@ -48,18 +48,28 @@ class RewardSet:
     """The rewards of one purpose, training or evaluation. See `load_rewards`.
 
     Attributes:
-        names, weights: of the R rewards, in the order of the columns of scores.
+        names: of the R rewards, in the order of the columns of scores.
+        weights: the same, of those that score `dataset`.
         lanes: of those that are asked beside the sampling, see `lanes_of`.
     """
 
-    def __init__(self, judges: Sequence[LoadedReward], accelerator: Accelerator):
-        self.judges, self.accelerator = tuple(judges), accelerator
+    def __init__(self, judges: Sequence[LoadedReward], accelerator: Accelerator, dataset: str = ""):
+        self.judges, self.accelerator, self.dataset = tuple(judges), accelerator, dataset
         self.names = tuple(j.name for j in judges)
-        self.weights = tuple(j.config.weight for j in judges)
+        self.weights = tuple(j.weight(dataset) for j in judges)
         if twice := [name for name, count in Counter(self.names).items() if count > 1]:
             raise UserError(f"two rewards are named {twice[0]!r}; give each its own name")
         self.counts = Counts()
         self.lanes = lanes_of(self.judges)
+
+    def of(self, dataset: str, group_size: int | None = None) -> "RewardSet":
+        """The rewards that score a data set's samples, with their weights for it.
+
+        Args:
+            group_size: samples of a row; groupwise rewards, which compare several, are left out at 1.
+        """
+        mine = [j for j in self.judges if j.scores(dataset) and not (group_size == 1 and j.groupwise)]
+        return RewardSet(mine, self.accelerator, dataset)
 
     @property
     def beside(self) -> bool:

@@ -31,14 +31,16 @@ class StreamState(NamedTuple):
     """Of each reward, the last samples, of which it has not been asked yet."""
     found: list[list[Tensor]]
     """Of each reward, the scores of those before."""
-    samples: int
+    sources: list[str]
+    """The data set of each sample that came."""
 
 
 @dataclass
 class HandIn:
     """Samples that came together."""
 
-    samples: int
+    sources: list[str]
+    """The data set of each."""
     waiting: list[list[Sample]]
     """Of each reward, those of them and of earlier ones for which it is not asked yet."""
     calls: list[list[Future[Answer]]]
@@ -61,7 +63,7 @@ class ScoringStream:
 
     def __init__(self, rewards: "RewardSet", look: Callable[[], None]):
         self.rewards, self.look = rewards, look
-        self.asked = StreamState([[] for _ in rewards.judges], [[] for _ in rewards.judges], 0)
+        self.asked = StreamState([[] for _ in rewards.judges], [[] for _ in rewards.judges], [])
         self.coming: deque[HandIn] = deque()
         """What came later, in the order in which it came."""
 
@@ -83,8 +85,10 @@ class ScoringStream:
         before, judges = len(self.coming), self.rewards.judges
         groups = [samples_of(row, group) for row, group in zip(rows, media, strict=True)]
         waiting = [[*those] for those in (self.coming[-1].waiting if self.coming else self.asked.waiting)]
-        calls = [next_calls(judge, those, groups, last) for judge, those in zip(judges, waiting, strict=True)]
-        self.coming.append(HandIn(sum(map(len, groups)), waiting, [[] for _ in judges]))
+        mine = [[group for row, group in zip(rows, groups, strict=True) if judge.scores(row.dataset)] for judge in judges]
+        calls = [next_calls(judge, those, its, last) for judge, those, its in zip(judges, waiting, mine, strict=True)]
+        sources = [row.dataset for row, group in zip(rows, groups, strict=True) for _ in group]
+        self.coming.append(HandIn(sources, waiting, [[] for _ in judges]))
         try:
             for k in sorted(range(len(judges)), key=lambda k: id(judges[k].model) not in self.rewards.lanes):  # what is at once is last
                 self.coming[-1].calls[k] += (self._begin(judges[k], batch) for batch in calls[k])
@@ -119,7 +123,7 @@ class ScoringStream:
                 answers = [future.result() for future in calls]
                 scores += [answer.scores for answer in answers]
                 self.rewards.count(judge, answers)
-            self.asked = StreamState(hand_in.waiting, found, self.asked.samples + hand_in.samples)
+            self.asked = StreamState(hand_in.waiting, found, self.asked.sources + hand_in.sources)
 
     def wait(self) -> None:
         """Until all calls are over; raises what one has raised, as soon as it has."""
@@ -144,8 +148,12 @@ class ScoringStream:
             future.result()
 
     def scores(self) -> Tensor:
-        """(N, R) float32 on the CPU of all samples that came, once the last has come; NaN where a score is missing."""
+        """(N, R) float32 on the CPU of all samples that came, once the last has come; NaN where a score is missing, and where the reward
+        does not score the sample's data set."""
         self.wait()
         self.take(len(self.coming))
-        columns = [torch.cat(found) for found in self.asked.found if found]
-        return torch.stack(columns, dim=1) if columns else torch.empty(self.asked.samples, len(self.asked.found))
+        scores = torch.full((len(self.asked.sources), len(self.asked.found)), torch.nan)
+        for k, (judge, found) in enumerate(zip(self.rewards.judges, self.asked.found, strict=True)):
+            if found:
+                scores[torch.tensor([judge.scores(source) for source in self.asked.sources]), k] = torch.cat(found)
+        return scores

@@ -1,7 +1,10 @@
 """What evaluations take beside the epochs between them, in forwards of the transformer: said before a run begins."""
 
+from collections.abc import Mapping
+
 from flow_factory.algorithms import ALGORITHMS
 from flow_factory.config import RunConfig, plan_of
+from flow_factory.config.datasets import datasets_of
 from flow_factory.data.encoding_windows import rows_evaluated
 from flow_factory.models import MODELS
 
@@ -34,15 +37,21 @@ def epoch_forwards(config: RunConfig) -> int:
     return plan.per_device_batch_size * (drawn + points * (learned + sum(map(passes, algorithm.weights))))
 
 
-def evaluation_lines(config: RunConfig, test: int) -> list[str]:
+def evaluation_lines(config: RunConfig, tests: Mapping[str, int]) -> list[str]:
     """What an evaluation takes, and a remark where it is much.
 
     Args:
-        test: test rows that there are.
+        tests: test rows that there are of each data set that is evaluated.
     """
-    freq, last = config.eval.eval_freq, config.train.max_epochs
-    if not test or not freq:
+    freq = config.eval.eval_freq
+    if not tests or not freq:
         return ["evaluation: none"]
+    alone = {dataset.name: dataset.config for dataset in datasets_of(config)}
+    return [f"{name}: {line}" if name else line for name, test in tests.items() for line in _lines(alone[name], test)]
+
+
+def _lines(config: RunConfig, test: int) -> list[str]:
+    freq, last = config.eval.eval_freq, config.train.max_epochs
     rows, between = len(rows_evaluated(config, test)), min(freq, last or freq)
     mine, epoch = evaluation_forwards(config, rows), epoch_forwards(config)
     family = MODELS[config.model.model_type]

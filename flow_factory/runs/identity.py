@@ -13,24 +13,25 @@ from huggingface_hub.errors import HFValidationError
 
 from flow_factory.checkpoints.checkpoint import CheckpointError, plainly
 from flow_factory.config import RunConfig
+from flow_factory.config.datasets import trained_on
 from flow_factory.data.columns import names_of
 from flow_factory.types import Row
 from flow_factory.utils.tensor_file import read_header
 
 BASE = "model.model_name_or_path"
-DATA = "data.dataset_dir"
+DATA, SEVERAL = "data.dataset_dir", "data.datasets"
 REFERENCE = "train.reference"
 SAMPLE = 64
 """Bytes at the beginning, in the middle and at the end of each tensor that its fingerprint is made of."""
 
 
-def identity_of(config: RunConfig, data: str) -> dict[str, Any]:
+def identity_of(config: RunConfig, data: Mapping[str, str]) -> dict[str, Any]:
     """What is kept with a state: `must`, which makes the model and the algorithm, and `may`, which a run may change as it goes on.
 
     Learning rate, betas, weight decay, schedule and clip ranges are in neither: they are the config's.
 
     Args:
-        data: the training rows' `DataFingerprint`.
+        data: the `DataFingerprint` of each data set's training rows, by its name.
     """
     model, train = config.model, config.train
     must: dict[str, Any] = {
@@ -41,10 +42,14 @@ def identity_of(config: RunConfig, data: str) -> dict[str, Any]:
     }  # fmt: skip
     if model.finetune_type == "lora":
         must |= {"model.lora_rank": model.lora_rank, "model.lora_alpha": model.lora_alpha}
-    may = {DATA: data, "train.seed": train.seed}
+    datasets = trained_on(config)
+    names = [dataset.name for dataset in datasets if dataset.name] or None
+    may: dict[str, Any] = {SEVERAL: names}
+    may |= {f"{SEVERAL}.{d.name}" if names else DATA: [data[d.name], d.weight] if names else data[d.name] for d in datasets}
+    may["train.seed"] = train.seed
     for key in ("height", "width", "num_inference_steps", "guidance_scale", "group_size", "unique_sample_num_per_epoch"):
         may[f"train.{key}"] = getattr(train, key)
-    may["rewards"] = {reward.name: [reward.reward_model, reward.weight] for reward in config.rewards}
+    may["rewards"] = {r.name: [r.reward_model, r.weight, *filter(None, [r.applicable_datasets])] for r in config.rewards}
     return json.loads(json.dumps({"must": must, "may": may}))
 
 
@@ -67,9 +72,13 @@ def changes(saved: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
     """A line for each thing that is not as it was, and need not be."""
     there = saved.get("may")
     for key, value in here["may"].items():
-        if not isinstance(there, dict) or key not in there or there[key] == value:
+        before = (
+            there.get(key, None if key == SEVERAL else value) if isinstance(there, dict) else value
+        )  # states of before had one data set
+        if before == value:
             continue
-        was = "has other rows than before" if key == DATA else f"was {json.dumps(there[key])[:80]} and is {json.dumps(value)[:80]}"
+        rows = "has other rows than before" if key == DATA else "has other rows or another weight than before"
+        was = rows if key == DATA or key.startswith(f"{SEVERAL}.") else f"was {json.dumps(before)[:80]} and is {json.dumps(value)[:80]}"
         yield f"{key} {was}"
 
 

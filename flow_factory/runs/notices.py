@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from flow_factory.algorithms import ALGORITHMS
 from flow_factory.config import RunConfig
+from flow_factory.config.datasets import trained_on
 from flow_factory.models import MODELS
 
 
@@ -35,7 +36,8 @@ def remarks(config: RunConfig) -> Iterator[str]:
     yield from guided_rollouts(config)
     yield from of_loaded_weights(config)
     train, family = config.train, MODELS[config.model.model_type]
-    if train.advantage_aggregation == "gdpo" and sum(reward.weight != 0 for reward in config.rewards) > 1 and train.global_std:
+    several = any(sum(reward.weight != 0 for reward in dataset.config.rewards) > 1 for dataset in trained_on(config))
+    if train.advantage_aggregation == "gdpo" and several and train.global_std:
         yield (
             "train.global_std: true counts for one reward only: gdpo normalises each of several in its group, then the sum over the epoch"
         )

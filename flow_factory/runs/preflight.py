@@ -3,12 +3,16 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from flow_factory.config import RunConfig
+from flow_factory.config.datasets import Dataset, trained_on
 from flow_factory.core.advantage import aggregation
 from flow_factory.data.media_checks import Extent
+from flow_factory.data.reader import Look
+from flow_factory.data.several import sizes_of
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import sketch_adapter
@@ -16,10 +20,19 @@ from flow_factory.models.quantized import check_quantization
 from flow_factory.policy.gradient_checkpointing import blocks_of, require_blocks
 from flow_factory.reporting.trackers import require_trackers
 from flow_factory.rewards.loading import arguments, require_files, require_rewards, try_constructors
-from flow_factory.rewards.needs import Needs
 from flow_factory.runs.identity import DataFingerprint, identity_of
 from flow_factory.runs.resume import Choice, Finished, Start, find_start
-from flow_factory.runs.rows import check_files, check_limits, checkpoint_of, fitted, has_test, is_offline, looks, read_split
+from flow_factory.runs.rows import (
+    check_files,
+    check_limits,
+    checkpoint_of,
+    fitted,
+    is_offline,
+    looks,
+    read_tests,
+    read_training,
+    repeats,
+)
 from flow_factory.runs.run_folder import require_free
 from flow_factory.types import Row
 from flow_factory.utils.devices import require_device
@@ -45,7 +58,8 @@ class Preflight:
     choice: Choice | None = None
     """What it starts from, where the main process has chosen; None looks for it."""
     rows: Sequence[Row] = ()
-    test: Sequence[Row] = ()
+    tests: dict[str, Sequence[Row]] = field(default_factory=dict)
+    """Of the data sets that are evaluated."""
     sketch: ModelAdapter | None = None
     """The checkpoint without its weights; None where it is not on this machine and `remote` is false."""
     config: RunConfig = field(init=False)
@@ -53,10 +67,8 @@ class Preflight:
     start: Start = field(init=False)
     finished: Finished | None = None
     """Then there is no start."""
-    needs: list[list[Needs]] = field(default_factory=lambda: [[], []])
-    """Of the rewards of training and of evaluation."""
-    fingerprint: str = ""
-    """Of the training rows."""
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    """Of the training rows of each data set."""
     identity: dict[str, Any] = field(default_factory=dict)
     """See `identity_of`; of a checkpoint that is yet to be downloaded it does not know the weights."""
     changed: list[str] = field(default_factory=list)
@@ -102,29 +114,33 @@ def classes(found: Preflight) -> None:
     """The rewards' classes, and the media that they score; and what combines them."""
     config, family = found.asked, MODELS[found.asked.model.model_type]
     aggregation(config.train.advantage_aggregation, ())
-    used = (config.rewards, config.eval_rewards or config.rewards)
-    found.needs = [require_rewards(arguments(entries), family.draws, family.sounds) for entries in used]
+    for entries in (config.rewards, config.evaluated_by):
+        require_rewards(arguments(entries), family.draws, family.sounds)
 
 
 def data(found: Preflight) -> None:
     """The rows, each of which is read once: what they are, what the family and the rewards ask of them, and that their files are there."""
-    config, paired, fingerprint = found.asked, is_offline(found.asked), DataFingerprint()
-    for_training, for_evaluation = found.needs
-    found.rows = read_split(config, "train", [*looks(config, () if paired else for_training, paired, found.share), fingerprint])
-    if has_test(config):
-        found.test = read_split(config, "test", looks(config, for_evaluation, False, found.share))
-    found.fingerprint = fingerprint.hexdigest()
-    asked, there = config.train.unique_sample_num_per_epoch, len(found.rows)
-    if asked > there and found.share[0] == 0:
-        logger.warning(
-            "train.unique_sample_num_per_epoch: %d is more than the %d rows that there are: rows repeat in an epoch", asked, there
-        )
+    config, paired, family = found.asked, is_offline(found.asked), MODELS[found.asked.model.model_type]
+    prints = {dataset.name: DataFingerprint() for dataset in trained_on(config)}
+
+    def asked_of(dataset: Dataset, trained: bool) -> list[Look]:
+        judges = dataset.config.rewards if trained else dataset.config.evaluated_by
+        needs = require_rewards(arguments(judges), family.draws, family.sounds) if not (trained and paired) else ()
+        own = looks(dataset.config, needs, trained and paired, found.share)
+        return [*own, prints[dataset.name]] if trained else own
+
+    found.rows = read_training(config, partial(asked_of, trained=True))
+    found.tests = read_tests(config, partial(asked_of, trained=False))
+    found.fingerprints = {name: fingerprint.hexdigest() for name, fingerprint in prints.items()}
+    if found.share[0] == 0:
+        for line in repeats(config, sizes_of(found.rows)):
+            logger.warning(line)
 
 
 def rewards(found: Preflight) -> None:
     """What their constructors read; without the network, the constructors themselves."""
     config = found.asked
-    entries = [arguments(used) for used in (config.rewards, config.eval_rewards or config.rewards)]
+    entries = [arguments(used) for used in (config.rewards, config.evaluated_by)]
     for used in entries:
         require_files(used, found.remote)
     if not found.remote:
@@ -156,15 +172,15 @@ def history(found: Preflight) -> None:
         return
     if found.share[0] == 0:  # the one that will claim it; the others would find it claimed
         require_free(found.start.folder or Path(found.asked.log.save_dir))  # a default name that is taken gets a number
-    found.identity = identity_of(found.asked, found.fingerprint)
+    found.identity = identity_of(found.asked, found.fingerprints)
     found.changed = found.start.require_same(found.identity)
 
 
 def files(found: Preflight) -> None:
     """Every condition file of the rows that the run draws, decoded once, and the family's limits."""
-    found.sizes = check_files(found.asked, found.rows, found.test, progress=found.share[0] == 0, share=found.share)
+    found.sizes = check_files(found.asked, found.rows, found.tests, progress=found.share[0] == 0, share=found.share)
     if found.sketch is not None:
-        check_limits(found.config, found.sketch, found.rows, found.test, found.sizes)
+        check_limits(found.config, found.sketch, found.rows, found.tests, found.sizes)
 
 
 CHECKS: tuple[Callable[[Preflight], None], ...] = (machine, folders, classes, data, rewards, checkpoint, history, files)

@@ -2,32 +2,89 @@
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from flow_factory.config import DPOConfig, ForwardConfig, RunConfig, TrainConfig, TransitionConfig, pipeline_kwargs
-from flow_factory.data.encoding_windows import rows_needed, rows_tested
+from flow_factory.config import DPOConfig, EvalConfig, ForwardConfig, RunConfig, TrainConfig, TransitionConfig, pipeline_kwargs
+from flow_factory.config.data import ALONE
+from flow_factory.config.datasets import Dataset, datasets_of, evaluations, gives_samples, trained_on
+from flow_factory.data.encoding_windows import order_of, rows_needed, rows_tested
 from flow_factory.data.inspection import Record, inspect_files
 from flow_factory.data.media_checks import Extent, Kind, require_there
 from flow_factory.data.pairs import pair_files, require_frames
 from flow_factory.data.reader import Look
+from flow_factory.data.several import Named, joined, sizes_of
 from flow_factory.data.sources import has_split, open_split
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.policy.context_parallel import check_splits
+from flow_factory.rewards.loading import left_out
 from flow_factory.rewards.needs import Needs
 from flow_factory.types import Row
 from flow_factory.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
+Tests = Mapping[str, Sequence[Row]]
+"""Test rows, by the name of their data set."""
 
 
-def read_split(config: RunConfig, split: Literal["train", "test"], looks: Iterable[Look] = ()) -> Sequence[Row]:
-    """See `open_split`."""
-    data = config.data
-    name, most = (data.train_split, data.max_dataset_size) if split == "train" else (data.test_split, None)
-    return open_split(data, name, most, looks)
+def read_training(config: RunConfig, looks: Callable[[Dataset], Iterable[Look]]) -> Sequence[Row]:
+    """The training rows of all data sets, one data set after the other; see `open_split`.
+
+    Args:
+        looks: what every row of a data set is asked.
+    """
+    found, first = list[Sequence[Row]](), 0
+    for dataset in trained_on(config):
+        data = dataset.config.data
+        with said_of(dataset):
+            rows = open_split(data, data.train_split, data.max_dataset_size, looks(dataset))
+        found.append(Named(rows, dataset.name, first) if dataset.name else rows)
+        first += len(rows)
+    return joined(found)
+
+
+def read_tests(config: RunConfig, looks: Callable[[Dataset], Iterable[Look]]) -> dict[str, Sequence[Row]]:
+    """The test rows of the data sets that are evaluated, by name."""
+    found = dict[str, Sequence[Row]]()
+    for dataset in datasets_of(config):
+        data = dataset.config.data
+        if dataset.evaluated is False or (dataset.evaluated is None and not has_split(data, data.test_split)):
+            continue
+        with said_of(dataset):
+            rows = open_split(data, data.test_split, dataset.most_tested, looks(dataset))
+        found[dataset.name] = Named(rows, dataset.name) if dataset.name else rows
+    return found
+
+
+def repeats(config: RunConfig, sizes: Sequence[int]) -> Iterator[str]:
+    """A line for each data set that has fewer rows than an epoch draws of it."""
+    order = order_of(config, sizes)
+    for stream in order.streams:
+        asked = max(stream.begins(epoch + 1) - stream.begins(epoch) for epoch in range(8))
+        if asked > stream.num_rows:
+            of = f" of {stream.name}, of which an epoch draws {asked}" * bool(stream.name)
+            yield (
+                f"train.unique_sample_num_per_epoch: {order.rows_per_epoch} is more than the {stream.num_rows} rows that there are{of}: "
+                "rows repeat in an epoch"
+            )
+
+
+@contextmanager
+def said_of(dataset: Dataset) -> Iterator[None]:
+    """Messages about keys of `data:` name those of this data set."""
+    try:
+        yield
+    except UserError as error:
+        theirs = {"train_split": "train.split", "test_split": "eval.split"}
+        own = re.compile(rf"\bdata\.({'|'.join(ALONE)})\b")
+        said = own.sub(lambda key: f"{dataset.key}.{theirs.get(key[1], key[1])}", str(error))
+        if not dataset.name or said == str(error):
+            raise
+        raise type(error)(said) from error
 
 
 def looks(config: RunConfig, needs: Iterable[Needs], paired: bool, share: tuple[int, int] = (0, 1)) -> list[Look]:
@@ -61,13 +118,8 @@ def looks(config: RunConfig, needs: Iterable[Needs], paired: bool, share: tuple[
     return [*found, look] if takes_files(config) else found
 
 
-def has_test(config: RunConfig) -> bool:
-    """Whether there are rows to evaluate on."""
-    return has_split(config.data, config.data.test_split)
-
-
 def check_files(
-    config: RunConfig, train: Sequence[Row], test: Sequence[Row], progress: bool = True, share: tuple[int, int] = (0, 1)
+    config: RunConfig, train: Sequence[Row], tests: Tests, progress: bool = True, share: tuple[int, int] = (0, 1)
 ) -> dict[str, Extent]:
     """Every file of the rows that the run draws is decoded once, and remembered in the cache's folder as long as it stays the same.
 
@@ -83,17 +135,20 @@ def check_files(
     if not takes_files(config):
         return {}
     files, mine = dict[tuple[str, Kind], str](), list[tuple[str, Kind]]()
-    for number, (row, trained) in enumerate(drawn(config, train, test)):
-        for file in (its := files_of(config, row, trained and is_offline(config))):
+    for number, (alone, row, trained) in enumerate(drawn(config, train, tests)):
+        for file in (its := files_of(alone, row, trained and is_offline(config))):
             files.setdefault(file, row.source)
         mine += its if number % share[1] == share[0] else ()
     return inspect_files(files, Record(Path(config.data.cache_dir) / "media.jsonl"), mine, progress) if files else {}
 
 
-def drawn(config: RunConfig, train: Sequence[Row], test: Sequence[Row]) -> Iterator[tuple[Row, bool]]:
-    """The rows that the run needs, and whether they are trained on."""
-    yield from ((train[k], True) for k in rows_needed(config, len(train)))
-    yield from ((test[k], False) for k in rows_tested(config, len(test)))
+def drawn(config: RunConfig, train: Sequence[Row], tests: Tests) -> Iterator[tuple[RunConfig, Row, bool]]:
+    """The rows that the run needs, with the config of their data set alone, and whether they are trained on."""
+    alone = {dataset.name: dataset.config for dataset in datasets_of(config)}
+    for row in (train[k] for k in rows_needed(config, sizes_of(train))):
+        yield alone[row.dataset], row, True
+    for name, rows in tests.items():
+        yield from ((alone[name], rows[k], False) for k in rows_tested(alone[name], len(rows)))
 
 
 def takes_files(config: RunConfig) -> bool:
@@ -109,19 +164,19 @@ def files_of(config: RunConfig, row: Row, paired: bool) -> list[tuple[str, Kind]
     return [*((path, "image") for path in row.images), *((path, "video") for path in row.videos), *((str(path), kind) for path in pair)]
 
 
-def check_limits(config: RunConfig, sketch: ModelAdapter, train: Sequence[Row], test: Sequence[Row], sizes: Mapping[str, Extent]) -> None:
+def check_limits(config: RunConfig, sketch: ModelAdapter, train: Sequence[Row], tests: Tests, sizes: Mapping[str, Extent]) -> None:
     """Of the rows that the run draws and whose files' sizes are known.
 
     Raises:
         UserError: the checkpoint cannot use a row's condition files, by their number or size.
     """
-    for row, trained in drawn(config, train, test) if sizes else ():
-        call = pipeline_kwargs(config.train if trained else config.eval)
+    for alone, row, trained in drawn(config, train, tests) if sizes else ():
+        call = pipeline_kwargs(config.train if trained else alone.eval)
         if sizes.keys() >= {*row.images, *row.videos}:
             sketch.check_conditions(row, sizes, call)
         if trained and is_offline(config) and sketch.draws == "video":
             wanted = sizes[row.videos[0]][2] if row.videos and row.videos[0] in sizes else sketch.frames(call)
-            for clip in map(str, pair_files(config.data, row, video=True)):
+            for clip in map(str, pair_files(alone.data, row, video=True)):
                 require_frames(row, sizes[clip][2] if clip in sizes else wanted, wanted)
 
 
@@ -147,9 +202,20 @@ class SomeNegatives:
             )
 
 
+def max_group(config: RunConfig, tests: Tests) -> int:
+    """The most samples of a row that a data set's evaluation draws."""
+    return max((d.config.eval.group_size for d in datasets_of(config) if d.name in tests), default=config.eval.group_size)
+
+
+def groups_left_out(config: RunConfig, tests: Tests) -> list[str]:
+    """Lines that say which rewards compare groups, and are left out of evaluations that draw none."""
+    alone = [(d.key, d.config) for d in datasets_of(config) if d.name in tests and d.config.eval.group_size == 1]
+    return [line if key == "data" else f"{key}: {line}" for key, config in alone for line in left_out(config.evaluated_by)]
+
+
 def is_offline(config: RunConfig) -> bool:
     """Whether the training rows bring their own pairs."""
-    return isinstance(config.train, DPOConfig) and config.train.offline
+    return gives_samples(config.train)
 
 
 def checkpoint_of(config: RunConfig) -> tuple[str, str, dict[str, Any], str | None]:
@@ -166,7 +232,8 @@ def fitted(config: RunConfig, sketch: ModelAdapter) -> RunConfig:
     Raises:
         UserError: a size that it cannot make; `scheduler.sde_steps` names a step of an expert that is not trained, or none is left.
     """
-    for section in (config.train, config.eval):
+    sections: list[TrainConfig | EvalConfig] = [config.train, *evaluations(config)]
+    for section in sections:
         sketch.check_call(pipeline_kwargs(section))
     check_splits(sketch, config.model.context_parallel)
     train, scheduler, trained = config.train, config.scheduler, config.model.target_components

@@ -1,5 +1,6 @@
 """The first lines of a run: what is trained, on what, by which plan, what is kept, and where to look."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -53,16 +54,17 @@ def plan(run: "Run") -> str:
     much = plan.rows_per_epoch if run.context.pairs else plan.samples_per_epoch
     steps = plan.optimiser_steps_per_epoch
     text = f"{config.train.trainer_type}, {epochs} of {much} {made} and {steps} optimiser step{'s' * (steps > 1)}"
-    if run.evaluator is None or config.eval.eval_freq == 0:
+    if not run.evaluators or config.eval.eval_freq == 0:
         return f"{text}; no evaluation"
-    full = " (there all of them)" if len(rows_tested(config, len(run.evaluator.rows))) > len(run.evaluator.usual) else ""
-    return f"{text}; {tested(run.evaluator)} are drawn at the start, every {counted(config.eval.eval_freq)} and at the end{full}"
+    full = " (there all of them)" if any(len(rows_tested(e.context.config, len(e.rows))) > len(e.usual) for e in run.evaluators) else ""
+    return f"{text}; {tested(run.evaluators)} are drawn at the start, every {counted(config.eval.eval_freq)} and at the end{full}"
 
 
-def tested(evaluator: "Evaluator") -> str:
+def tested(evaluators: "Sequence[Evaluator]") -> str:
     """The rows of every evaluation."""
-    some, all_ = len(evaluator.usual), len(evaluator.rows)
-    return f"{some} test rows" if some == all_ else f"{some} of {all_} test rows"
+    each = [(e.name, len(e.usual), len(e.rows)) for e in evaluators]
+    parts = [f"{f'{name}: ' * bool(name)}{some}{f' of {every}' * (some < every)}" for name, some, every in each]
+    return f"{', '.join(parts)} test rows"
 
 
 def recomputed(run: "Run") -> dict[str, str]:

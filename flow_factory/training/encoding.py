@@ -5,9 +5,10 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from accelerate import Accelerator
 
 from flow_factory.algorithms.base import Algorithm
 from flow_factory.config import RunConfig, pipeline_kwargs
+from flow_factory.config.datasets import datasets_of, trained_on
 from flow_factory.data.cache import ConditionCache
 from flow_factory.data.conditions import Conditions, encode_missing, look_up
 from flow_factory.data.encoding_windows import (
@@ -30,6 +32,7 @@ from flow_factory.data.encoding_windows import (
 )
 from flow_factory.data.fingerprints import file_sha256
 from flow_factory.data.packing import in_memory, pack
+from flow_factory.data.several import joined, parts_of
 from flow_factory.data.shards import DIGEST
 from flow_factory.distributed.barriers import Work
 from flow_factory.distributed.collectives import all_or_none
@@ -75,25 +78,40 @@ class Encoding:
 
     Attributes:
         conds: of the training rows, under their section's call arguments.
-        eval_conds: of the test rows.
+        eval_conds: of the test rows of each data set that is evaluated, under its own.
     """
 
-    def __init__(self, config: RunConfig, encoders: Encoders, algorithm: Algorithm, splits: list[Sequence[Row]], accelerator: Accelerator):
+    def __init__(
+        self,
+        config: RunConfig,
+        encoders: Encoders,
+        algorithm: Algorithm,
+        rows: Sequence[Row],
+        tests: Mapping[str, Sequence[Row]],
+        accelerator: Accelerator,
+    ):
         self.config, self.encoders, self.adapter, self.accelerator = config, encoders, encoders.adapter, accelerator
         self.shapes = Shapes(config) if config.model.compile else None
-        self.calls = call_of_training(config, self.adapter, algorithm), pipeline_kwargs(config.eval)
+        self.call = call_of_training(config, self.adapter, algorithm)
+        self.datasets = {dataset.name: dataset.config for dataset in datasets_of(config)}
         encoders.idle = idle_of(config)
         self.until: int | None = None
         """The epoch with which the next window begins; None: there is none."""
         identity = self.identity() if config.data.enable_preprocess else None
-        self.conds, self.eval_conds = (self._conditions(rows, call, identity) for rows, call in zip(splits, self.calls, strict=True))
+        trained = zip((dataset.config for dataset in trained_on(config)), parts_of(rows), strict=True)
+        self.parts = [self._conditions(alone, its, self.call, identity) for alone, its in trained]
+        """Of each data set's training rows."""
+        self.conds: Sequence[Cond] = joined(self.parts)
+        self.eval_conds = {
+            name: self._conditions(alone := self.datasets[name], its, pipeline_kwargs(alone.eval), identity) for name, its in tests.items()
+        }
 
-    def _conditions(self, rows: Sequence[Row], call: dict[str, Any], identity: Identity | None) -> Conditions | Fresh:
+    def _conditions(self, alone: RunConfig, rows: Sequence[Row], call: dict[str, Any], identity: Identity | None) -> Conditions | Fresh:
         encode = partial(self.encoders.encode, call=call)
         if identity is None:
             return Fresh(rows, encode)
         fingerprint = fingerprint_of(self.config, self.adapter, call, identity)
-        return Conditions(ConditionCache(Path(self.config.data.cache_dir), fingerprint, about(self.config)), rows, encode)
+        return Conditions(ConditionCache(Path(self.config.data.cache_dir), fingerprint, about(alone)), rows, encode)
 
     def identity(self) -> Identity:
         """What the encoders are; found out by one process of the machine, where their files have changed."""
@@ -111,18 +129,38 @@ class Encoding:
             UserError: the pipeline cannot encode a row.
             MeetingError: a process stands still, see `Work`.
         """
-        train, test = len(self.conds), len(self.eval_conds)
         if self.accelerator.is_main_process:
-            warn_overlong(self.adapter, self.conds.rows, rows_needed(self.config, train), self.calls[0])
-            warn_overlong(self.adapter, self.eval_conds.rows, rows_tested(self.config, test), self.calls[1])
-        wanted, work = (rows_of_start(self.config, train, epoch), evaluated(self.config, test)), self.work("encoding")
+            self._warn()
+        tested = {name: evaluated(self.datasets[name], len(conds)) for name, conds in self.eval_conds.items()}
+        wanted, work = rows_of_start(self.config, self.sizes, epoch), self.work("encoding")
         with self.encoders.working():
-            self._share(self.conds, wanted[0], work)
-            self._share(self.eval_conds, wanted[1], work)
+            self._share_training(wanted, work)
+            for name, rows in tested.items():
+                self._share(self.eval_conds[name], rows, work)
         work.wait()
         self.encoders.running = True
         self.until = window_of(self.config, epoch).stop if in_windows(self.config) else None
-        self._count(wanted)
+        self._count(wanted, tested)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Training rows of each data set."""
+        return tuple(map(len, self.parts))
+
+    def _warn(self) -> None:
+        """Of prompts that are cut."""
+        for conds, wanted in self._by_part(rows_needed(self.config, self.sizes)):
+            warn_overlong(self.adapter, conds.rows, wanted, self.call)
+        for name, conds in self.eval_conds.items():
+            alone = self.datasets[name]
+            warn_overlong(self.adapter, conds.rows, rows_tested(alone, len(conds)), pipeline_kwargs(alone.eval))
+
+    def _by_part(self, wanted: Sequence[int]) -> list[tuple[Conditions | Fresh, Sequence[int]]]:
+        """Training rows by their data set, and numbered in it."""
+        if len(self.parts) == 1:
+            return [(self.parts[0], wanted)]
+        starts = [0, *accumulate(self.sizes)]
+        return [(part, [k - start for k in wanted if 0 <= k - start < len(part)]) for part, start in zip(self.parts, starts, strict=False)]
 
     def reach(self, epoch: int, interrupt: Interrupt) -> None:
         """Encodes the rows of the window that begins with this epoch, if one does. All processes come here.
@@ -133,30 +171,41 @@ class Encoding:
         """
         if self.until is None or epoch < self.until:
             return
-        wanted, work = rows_of_window(self.config, len(self.conds), epoch), self.work("encoding")
+        wanted, work = rows_of_window(self.config, self.sizes, epoch), self.work("encoding")
 
         def encode() -> None:
             try:
                 with self.encoders.working():
-                    self._share(self.conds, wanted, work, interrupt)
+                    self._share_training(wanted, work, interrupt)
             except (UserError, Interrupted):
                 work.stop()
                 raise
             finally:
                 work.wait()
-            self._count((wanted, ()))
+            self._count(wanted, {})
 
         all_or_none(self.accelerator, interrupt, encode, at_once=False)
         self.until = window_of(self.config, epoch).stop
 
-    def _share(self, conds: Conditions | Fresh, wanted: Sequence[int], work: Work, interrupt: Interrupt | None = None) -> None:
-        """Encodes what this process's share of the rows lacks."""
+    def _share_training(self, wanted: Sequence[int], work: Work, interrupt: Interrupt | None = None) -> None:
+        needed = self._by_part(rows_needed(self.config, self.sizes) if in_windows(self.config) else wanted)
+        for (conds, rows), (_, every) in zip(self._by_part(wanted), needed, strict=True):
+            self._share(conds, rows, work, interrupt, later=len(every) - len(rows))
+
+    def _share(
+        self, conds: Conditions | Fresh, wanted: Sequence[int], work: Work, interrupt: Interrupt | None = None, later: int = 0
+    ) -> None:
+        """Encodes what this process's share of the rows lacks.
+
+        Args:
+            later: how many rows the run draws in later windows.
+        """
         if not isinstance(conds, Conditions) or not len(wanted):
             return
         share, main, cache = share_of(self.config, self.accelerator), self.accelerator.is_main_process, conds.cache
         keys, missing = look_up(conds.rows, cache, main, wanted, share)
         conds.keys.update(keys)
-        pace = Pace(cache, len(missing), share[1], main, interrupt is None, self.later(conds, wanted))
+        pace = Pace(cache, len(missing), share[1], main, interrupt is None, later)
 
         def encode(row: Row) -> Cond:
             work.beat(f"encoding {row.source}")
@@ -171,14 +220,11 @@ class Encoding:
         doing = f"encoding rows ({there} are there)" if there > 0 else "encoding rows"
         encode_missing(bar(missing.items(), doing, "row", main, times=share[1]), conds.rows, encode, cache, strict=interrupt is None)
 
-    def later(self, conds: Conditions, wanted: Sequence[int]) -> int:
-        """How many rows the run draws in later windows."""
-        return len(rows_needed(self.config, len(conds))) - len(wanted) if in_windows(self.config) and conds is self.conds else 0
-
-    def _count(self, wanted: tuple[Sequence[int], Sequence[int]]) -> None:
+    def _count(self, wanted: Sequence[int], tested: Mapping[str, Sequence[int]]) -> None:
         """Has the compiler allow for their shapes."""
         if self.shapes is not None:
-            self.shapes.allow([self.conds[k] for k in wanted[0]], [self.eval_conds[k] for k in wanted[1]])
+            evaluation = [self.eval_conds[name][k] for name, rows in tested.items() for k in rows]
+            self.shapes.allow([self.conds[k] for k in wanted], evaluation)
 
     @staticmethod
     def work(name: str) -> Work:

@@ -46,11 +46,14 @@ class Evaluator:
     """Draws `eval.group_size` pictures a test row, always of the same rows and from the same noise, and scores them."""
 
     context: TrainingContext
+    """Of the run with the data set alone."""
     rewards: RewardSet
-    """`eval_rewards`, where there are any."""
+    """`eval_rewards`, where there are any, those that score the data set."""
     rows: Sequence[Row]
-    """Of the test file."""
+    """Of the data set's test split."""
     conds: Sequence[Cond]
+    name: str = ""
+    """Of the data set, where several are evaluated."""
     scores: dict[str, list[float]] = field(default_factory=dict, init=False)
     """Of the last evaluation, by reward: those of each of its rows."""
     usual: Sequence[int] = field(init=False)
@@ -82,10 +85,11 @@ class Evaluator:
         come = exchange(self.context.accelerator, {0: [(row, media) for row, _, media in mine if media is not None]})
         shown = sorted(((k, m.opened() if isinstance(m, Parcel) else m) for some in come.values() for k, m in some), key=lambda e: e[0])
         samples = [Sample(self.rows[k].prompt, m, dict(zip(names, dict(everyone)[k][0], strict=True))) for k, m in shown]
-        report = {f"eval/{k}": v for k, v in self.rewards.finish_epoch().items() if k.startswith("seconds/")}
-        metrics = self._metrics("eval", table[[k for k, (row, _) in enumerate(everyone) if row in usual]])
+        within = f"/{self.name}" if self.name else ""
+        report = {f"eval{within}/{k}": v for k, v in self.rewards.finish_epoch().items() if k.startswith("seconds/")}
+        metrics = self._metrics(f"eval{within}", table[[k for k, (row, _) in enumerate(everyone) if row in usual]])
         if len(usual) < len(everyone):
-            metrics |= self._metrics("eval_full", table)
+            metrics |= self._metrics(f"eval_full{within}", table)
         return metrics | report, samples
 
     def _scored(self, rows: Sequence[int]) -> list[Scored]:

@@ -63,13 +63,15 @@ def packed(done: FinishedWork) -> tuple[dict[str, Tensor], str]:
     Raises:
         UnkeptError: the samples, or their conditions, are something that is not kept; the message says what.
     """
+    last = {id(s): s for waiting in done.asked.waiting for s in waiting}
+    places = {sample: k for k, sample in enumerate(last)}
     plain = {
         "rollouts": [_plain(rollout) for rollout in done.rollouts],
         "sources": {str(slot): source_of(r.row, r.cond) for slot, r in {r.slot: r for r in done.rollouts}.items()},
-        "taken": done.taken, "ids": done.ids, "together": done.together, "samples": done.asked.samples,
+        "taken": done.taken, "ids": done.ids, "together": done.together, "datasets": done.asked.sources,
         "found": [torch.cat(found) if found else None for found in done.asked.found],
-        "waiting": [len(waiting) for waiting in done.asked.waiting],
-        "last": [[s.row.id, _plain_media(s.media)] for s in max(done.asked.waiting, key=len, default=[])],
+        "waiting": [[places[id(s)] for s in waiting] for waiting in done.asked.waiting],
+        "last": [[s.row.id, _plain_media(s.media)] for s in last.values()],
         "counts": {name: dict(values) for name, values in vars(done.counts).items()},
     }  # fmt: skip
     pool = Pool()
@@ -103,8 +105,8 @@ def unpacked(tensors: Mapping[str, Tensor], text: str, roller: "Roller") -> Fini
         if plain["sources"][str(slot)] != source_of(one.row, one.cond):
             raise CheckpointError(f"{one.row.source}, or its condition, has changed")
     last = [samples_of(roller.context.rows[row], [_media(media)])[0] for row, media in plain["last"]]
-    waiting = [last[len(last) - many :] for many in plain["waiting"]]
-    asked = StreamState(waiting, [[] if found is None else [found] for found in plain["found"]], plain["samples"])
+    waiting = [[last[k] for k in those] for those in plain["waiting"]]
+    asked = StreamState(waiting, [[] if found is None else [found] for found in plain["found"]], plain["datasets"])
     kinds: dict[str, Any] = {"asked": Counter, "missing": Counter, "told": Counter, "cause": dict, "seconds": partial(defaultdict, float)}
     counts = Counts(**{name: kinds[name](values) for name, values in plain["counts"].items()})
     return FinishedWork(rollouts, plain["taken"], plain["ids"], asked, counts, plain["together"])

@@ -9,7 +9,10 @@ from typing import Any
 import torch
 
 from flow_factory.config import BatchPlan, RunConfig, plan_of
+from flow_factory.config.data import DatasetConfig
+from flow_factory.config.datasets import datasets_of, trained_on
 from flow_factory.config.translate import deals
+from flow_factory.data.encoding_windows import order_of
 from flow_factory.training.meter import Meter
 
 Seconds = Mapping[str, Mapping[str, Sequence[float]]]
@@ -22,13 +25,27 @@ def shrunk(config: RunConfig) -> RunConfig:
     """An epoch of a few groups, which are dealt out to the processes as those of the run are; of the same samples, steps and pictures."""
     train, real = config.train, plan_of(config)
     few = next((c for rows in range(LEAST, train.unique_sample_num_per_epoch) if (c := _with_rows(config, rows, real)) is not None), config)
-    tested = -(-LEAST * config.eval.per_device_batch_size // config.eval.group_size) * config.teams
-    return few.model_copy(
-        update={
-            "train": few.train.model_copy(update={"max_epochs": 1}),
-            "eval": config.eval.model_copy(update={"max_rows": min(tested, config.eval.max_rows or tested), "full_at_end": False}),
-        }
-    )
+    update = {
+        "train": few.train.model_copy(update={"max_epochs": 1}),
+        "eval": config.eval.model_copy(update=_evaluated(config)),
+    }
+    if config.data.datasets is not None:
+        update["data"] = config.data.model_copy(update={"datasets": tuple(_shrunk(d.config, entry) for d, entry in zip(
+            datasets_of(config), config.data.datasets, strict=True))})  # fmt: skip
+    return few.model_copy(update=update)
+
+
+def _evaluated(config: RunConfig) -> dict[str, Any]:
+    section = config.eval
+    tested = -(-LEAST * section.per_device_batch_size // section.group_size) * config.teams
+    return {"max_rows": min(tested, section.max_rows or tested), "full_at_end": False}
+
+
+def _shrunk(alone: RunConfig, entry: DatasetConfig) -> DatasetConfig:
+    if entry.eval is None:
+        return entry
+    overrides = entry.eval.overrides | _evaluated(alone)
+    return entry.model_copy(update={"eval": entry.eval.model_copy(update={"overrides": overrides})})
 
 
 def _with_rows(config: RunConfig, rows: int, real: BatchPlan) -> RunConfig | None:
@@ -40,7 +57,8 @@ def _with_rows(config: RunConfig, rows: int, real: BatchPlan) -> RunConfig | Non
     update = {"unique_sample_num_per_epoch": rows, "gradient_accumulation_steps": "auto", "gradient_step_per_epoch": steps}
     for few in (update, update | {"gradient_step_per_epoch": 1}):
         found = config.model_copy(update={"train": config.train.model_copy(update=few)})
-        if plan_of(found).rolled.whole == real.rolled.whole:
+        all_drawn = all(stream.begins(1) for stream in order_of(found, [1] * len(trained_on(config))).streams)
+        if plan_of(found).rolled.whole == real.rolled.whole and all_drawn:
             return found
     return None
 
@@ -117,7 +135,7 @@ def forecast(config: RunConfig, few: RunConfig, seconds: Seconds, rows: tuple[in
     Args:
         config: the run's.
         few: `shrunk`, of which `seconds` were measured.
-        rows: that an evaluation takes in the run, and that it took.
+        rows: that an evaluation takes in the run, and that it took, or what they cost.
         live: of each kept copy that the loss asks for, whether it is the policy until the first update.
     """
     real, small, found = plan_of(config), plan_of(few), Forecast()

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from flow_factory.config import BatchPlan, RunConfig
 from flow_factory.core.groups import cut
-from flow_factory.data.order import rows_of_epoch
 from flow_factory.distributed.barriers import wait_for_everyone
 from flow_factory.types import Metrics, Point
 from flow_factory.utils.errors import UserError
@@ -60,7 +59,7 @@ def replayed(trainer: "Trainer") -> list[tuple[Tensor, float] | None]:
     """`Algorithm.on_policy_error` of each replay."""
     train, learner, algorithm = trainer.context.config.train, trainer.learner, trainer.context.algorithm
     epoch, (slot, members) = trainer.context.progress.epoch, trainer.roller.draws()[0]
-    row = rows_of_epoch(len(trainer.context.rows), train.unique_sample_num_per_epoch, train.seed, epoch)[slot]
+    row = trainer.roller.slots(epoch)[slot]
     with torch.no_grad(), trainer.context.store.use(algorithm.rolls_out(trainer.context.progress.updates)):
         rollout = cut(trainer.roller.sample(row, members, epoch), train.per_device_batch_size)[0]
     rollout.advantage = torch.zeros(len(rollout.ids), device=trainer.context.accelerator.device)

@@ -13,7 +13,9 @@ from flow_factory.core.dynamics import DYNAMICS
 from flow_factory.core.groups import cut
 from flow_factory.core.randomness import generator, normal
 from flow_factory.core.sampling import Sampler
-from flow_factory.data.order import Slot, rows_of_epoch
+from flow_factory.data.encoding_windows import order_of
+from flow_factory.data.order import Slot
+from flow_factory.data.several import sizes_of
 from flow_factory.distributed.collectives import all_or_none, in_step, most_of_ranks
 from flow_factory.models.failures import named_rows
 from flow_factory.models.loading import DTYPES
@@ -122,8 +124,7 @@ class Roller:
 
     def slots(self, epoch: int) -> list[Slot]:
         """The groups of an epoch, and their rows."""
-        train = self.context.config.train
-        return rows_of_epoch(len(self.context.rows), train.unique_sample_num_per_epoch, train.seed, epoch)
+        return order_of(self.context.config, sizes_of(self.context.rows)).epoch(epoch)
 
     def samples(self) -> list[tuple[int, tuple[int, ...]]]:
         """(group, numbers of the samples) of this process's micro-batches."""

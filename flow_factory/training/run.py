@@ -40,8 +40,8 @@ class Run:
     folder: Path
     context: TrainingContext
     trainer: Trainer
-    evaluator: Evaluator | None
-    """None without a test file."""
+    evaluators: tuple[Evaluator, ...]
+    """One for each data set that is evaluated."""
     trackers: Trackers | None
     """On the main process."""
     saver: Saver
@@ -171,24 +171,31 @@ class Run:
         liveness.set_activity("logging")
         if self.trackers is not None:
             self.trackers.log_samples("train", self.trainer.shown, self.context.progress.epoch)
-        if self.evaluator is None or self.context.config.eval.eval_freq == 0:
+        if not self.evaluators or self.context.config.eval.eval_freq == 0:
             return
         device = self.context.accelerator.device
         empty_device_cache(device)
         with self.context.meter.phase("eval"):
             ends = self.context.progress.epoch == self.context.config.train.max_epochs
-            metrics, samples = self.evaluator.run(full=ends and self.context.config.eval.full_at_end)
+            found = [e.run(full=ends and e.context.config.eval.full_at_end) for e in self.evaluators]
+        metrics = {name: value for its, _ in found for name, value in its.items()}
+        samples = [sample for _, its in found for sample in its]
         empty_device_cache(device)
         liveness.set_activity("logging")
-        self.log(metrics | self.context.meter.cost("eval", self.evaluator.shares))
+        shares = [sum(parts) for parts in zip(*(e.shares for e in self.evaluators), strict=True)]
+        self.log(metrics | self.context.meter.cost("eval", shares))
         if self.trackers is not None:
             said = ", ".join(f"{k.removeprefix('eval/')} {v:.4g}" for k, v in metrics.items() if re.fullmatch(r"eval/.*_mean", k))
-            epoch, rows, scores = self.context.progress.epoch, self.evaluator.taken, self.evaluator.scores
-            self.gallery.drawing(EVAL_SCORES, lambda: keep_scores(self.folder, epoch, rows, scores))
+            self.gallery.drawing(EVAL_SCORES, self.keep_scores)
             say(f"evaluation after epoch {self.context.progress.epoch}: {said}")
             if samples:
                 self.trackers.log_samples("eval", samples, self.context.progress.epoch)
                 self.gallery.show(samples, self.context.progress.epoch)
+
+    def keep_scores(self) -> None:
+        """Those of each row of the last evaluation."""
+        for evaluator in self.evaluators:
+            keep_scores(self.folder, self.context.progress.epoch, evaluator.taken, evaluator.scores, evaluator.name)
 
     def save(self, state: bool) -> None:
         """Begins the checkpoint of the epochs done so far: the weights that are evaluated, and the training state if asked for."""
@@ -219,8 +226,8 @@ class Run:
         title = f"{folder.name}: {self.context.progress.epoch} epochs of {config.train.trainer_type}"
         first, last = ({k: v for k, v in m.items() if _shown(k, v)} for m in eval_metrics(folder / "metrics.jsonl"))
         facts = [f"{(time.monotonic() - self.started) / 60:.1f} minutes on {self.machines}, evaluations included"]
-        if last and self.evaluator is not None:
-            facts.append(f"evaluated on {tested(self.evaluator)}, each always from the same noise")
+        if last and self.evaluators:
+            facts.append(f"evaluated on {tested(self.evaluators)}, each always from the same noise")
         facts += full_evaluation(folder / "metrics.jsonl")
         facts += nothing_learned(folder / "metrics.jsonl", self.context.rewards.names)
         return write_summary(folder / "summary.md", title, (first, last), files, steps, facts, intervals(folder))
@@ -242,7 +249,8 @@ class Run:
 
 def _shown(name: str, value: float) -> bool:
     """What of an evaluation the summary shows: each reward's mean, and scores that went missing."""
-    return (name.startswith("reward_") and name.endswith("_mean") and name != "reward_mean") or (name.startswith("missing/") and value > 0)
+    bare = re.sub(r"^[^/]+/(?=reward_|missing/)", "", name)  # of several data sets
+    return (bare.startswith("reward_") and bare.endswith("_mean") and bare != "reward_mean") or (bare.startswith("missing/") and value > 0)
 
 
 def _due(epoch: int, every: int) -> bool:

@@ -1,26 +1,26 @@
 """The one loop: roll out, score, advantages, learn."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby, islice
 from typing import Any
 
 import torch
 
-from flow_factory.core.advantage import aggregation, varies
+from flow_factory.config.datasets import trained_on
 from flow_factory.core.ema import decay_after
+from flow_factory.data.several import dataset_of
 from flow_factory.distributed.barriers import wait_for_everyone
 from flow_factory.distributed.collectives import agree, gather_groups
 from flow_factory.distributed.shared_groups import share
-from flow_factory.rewards.silence import ConstantRewards
-from flow_factory.rewards.transform import transformed
+from flow_factory.training.advantages import Advantages
 from flow_factory.training.context import TrainingContext
 from flow_factory.training.health import TrainingHealth
 from flow_factory.training.learner import Learner
 from flow_factory.training.rollout import Roller
 from flow_factory.training.throughput import Work, peak_of_device, rates, work_of
-from flow_factory.types import Rollout, Sample
+from flow_factory.types import Rollout, Row, Sample
 from flow_factory.utils.signals import Interrupt
 
 logger = logging.getLogger(__name__)
@@ -40,8 +40,9 @@ class Trainer:
         context = self.context
         if (vae := getattr(context.adapter.pipe, "vae", None)) is not None:
             vae.decode = context.meter.decoding(vae.decode)
-        self.watch, self.silence = TrainingHealth(context.config), ConstantRewards()
-        self.aggregate = aggregation(context.config.train.advantage_aggregation, context.rewards.names)
+        self.watch = TrainingHealth(context.config)
+        datasets = [dataset.name for dataset in trained_on(context.config)]
+        self.advantages = Advantages(context.config.train, context.rewards, datasets)
         self.roller, self.learner = Roller(context), Learner(context)
         self.work: dict[str, Work] = {}
         """Of an epoch, once its first rollout is done."""
@@ -91,14 +92,20 @@ class Trainer:
     def judge(self, rollouts: list[Rollout]) -> dict[str, float]:
         """Fills in `Rollout.rewards` and `Rollout.advantage`, where they are not given; what to log."""
         report: dict[str, float] = {}
-        names: tuple[str, ...] = ("chosen",)
         if self.context.pairs is None:
-            report, names = self.score(rollouts), self.context.rewards.names
+            report = self.score(rollouts)
             with self.context.meter.phase("advantage"):
                 self.weigh(rollouts)
-        shown = ((r.row.prompt, media, row) for r in rollouts for media, row in zip(r.media, r.rewards.tolist(), strict=False))
-        self.shown = [Sample(p, m, dict(zip(names, s, strict=True))) for p, m, s in islice(shown, self.context.config.log.num_samples)]
+        shown = ((r.row, media, row) for r in rollouts for media, row in zip(r.media, r.rewards.tolist(), strict=False))
+        self.shown = [Sample(r.prompt, m, self.told(r, s)) for r, m, s in islice(shown, self.context.config.log.num_samples)]
         return report
+
+    def told(self, row: Row, scores: Sequence[float]) -> dict[str, float]:
+        """A sample's scores by name, of the rewards that score its data set."""
+        if self.context.pairs is not None:
+            return dict(zip(("chosen",), scores, strict=True))
+        judged = zip(self.context.rewards.judges, scores, strict=True)
+        return {judge.name: score for judge, score in judged if judge.scores(row.dataset)}
 
     def score(self, rollouts: list[Rollout]) -> dict[str, float]:
         """Fills in `Rollout.rewards`, of which those that were drawn last are not judged yet; what to log."""
@@ -107,25 +114,16 @@ class Trainer:
 
     def weigh(self, rollouts: list[Rollout]) -> None:
         """Fills in `Rollout.advantage`, from the statistics of all processes' groups in the order of their slots."""
-        context, rewards = self.context, self.context.rewards
-        train, size = context.config.train, context.config.train.per_device_batch_size
+        context, size = self.context, self.context.config.train.per_device_batch_size
         scores = gather_groups(context.accelerator, context.plan.rolled, torch.stack([r.rewards for r in rollouts]).double())
-        weights = torch.tensor(rewards.weights, dtype=torch.float64)
-        used = transformed(scores, [judge.config.transform for judge in rewards.judges])
-        advantage, metrics = self.aggregate(used, weights, train.global_std)
+        slots = self.roller.slots(context.progress.epoch)
+        advantage, metrics = self.advantages(scores, [dataset_of(context.rows, one.row) for one in slots])
         for rollout, (slot, k) in zip(rollouts, self.roller.mine, strict=True):
             here = slice(k * size, (k + 1) * size)
             rollout.rewards, rollout.advantage = scores[slot, here].float(), advantage[slot, here].to(context.accelerator.device)
-        for name, column in zip(rewards.names, scores.flatten(0, 1).T, strict=True):
-            known = column[~column.isnan()]
-            metrics |= {f"reward_{name}_mean": known.mean(), f"reward_{name}_std": known.std(correction=0)}
-        for judge, column in zip(rewards.judges, used.unbind(-1), strict=True):
-            if judge.config.transform is not None:
-                metrics[f"transformed_{judge.name}_mean"] = column.nanmean()
-        told = varies(used, used.isfinite()).any(0).flatten().tolist()
-        if context.accelerator.is_main_process and (line := self.silence.look(rewards.names, rewards.weights, told, len(scores))):
+        for line in self.advantages.silent() if context.accelerator.is_main_process else ():
             logger.warning(line)
-        context.meter.add(metrics | {"reward_mean": (scores.nanmean((0, 1)) * weights).sum()})
+        context.meter.add(metrics)
 
     def groups(self, rollouts: list[Rollout]) -> list[list[Rollout]]:
         """This process's micro-batches of each group."""

@@ -155,7 +155,7 @@ BAD = [
     (TRAIN, "train:\n  noise_level: 0.5 #!\n", ["train.noise_level", "belongs in scheduler:"]),
     (TRAIN, "train:\n  max_sequence_lenght: 10 #!\n", ["unknown key", "'max_sequence_length'"]),
     (TRAIN, "train:\n  call: {} #!\n", ["train.call", "unknown key"]),
-    (DATA, "data:\n  dataset_path: x #!\n", ["data.dataset_path", "'dataset_dir'"]),
+    (DATA, "data:\n  dataset_dri: x #!\n", ["data.dataset_dri", "'dataset_dir'"]),
     (DATA, "data:\n  zzz: x #!\n", ["data.zzz", "Known: audio_dir, cache_dir"]),
     (MODEL, "model:\n  lora_rnk: 4 #!\n", ["model.lora_rnk", "'lora_rank'"]),
     (SCHEDULER, "scheduler:\n  base_shft: 0.5 #!\n", ["scheduler.base_shft", "'base_shift'"]),

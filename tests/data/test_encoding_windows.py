@@ -17,8 +17,7 @@ from torch import Tensor
 from flow_factory.config import load_config
 from flow_factory.data.cache import ConditionCache
 from flow_factory.data.cache_folder import stocks
-from flow_factory.data.encoding_windows import FEW, evaluated, idle_of, rows_needed, rows_of_start, rows_of_window, window_of
-from flow_factory.data.order import rows_of_epoch
+from flow_factory.data.encoding_windows import FEW, evaluated, idle_of, order_of, rows_needed, rows_of_start, rows_of_window, window_of
 from flow_factory.memory.encoding_plan import encoding_lines, encoding_settled, row_size, with_data
 from flow_factory.memory.fit import Model, model_of
 from flow_factory.memory.parts import in_main_memory, peak
@@ -125,8 +124,8 @@ def test_encoders_are_loaded_and_read_only_where_a_row_is_missing(tmp_path: Path
     assert not made
     for shard in (tmp_path / "cache").rglob("*.shard"):
         shard.write_bytes(bytes(shard.stat().st_size))
-    assert run.evaluator is not None
-    assert all(conds[k] for conds in (run.context.conds, run.evaluator.conds) for k in range(len(conds)))
+    assert run.evaluators
+    assert all(conds[k] for conds in (run.context.conds, run.evaluators[0].conds) for k in range(len(conds)))
     assert made == ["load_parts"] and run.context.adapter.pipe.text_encoder is None, "they leave again"
 
 
@@ -187,13 +186,11 @@ def test_windows_have_what_their_epochs_draw_wherever_a_run_goes_on(
     config = load_config(write_run(tmp_path), [*override, *WINDOW, f"data.encode_epochs={'null' if size is None else size}"])
     last = 9 if epochs is None else epochs
     for start in range(last):
-        there, until = set(rows_of_start(config, rows, start)), window_of(config, start).stop
+        there, until = set(rows_of_start(config, (rows,), start)), window_of(config, start).stop
         for epoch in range(start, last):
             if epoch >= until:
-                there, until = set(rows_of_window(config, rows, epoch)), window_of(config, epoch).stop
-            assert (
-                {slot.row for slot in rows_of_epoch(rows, per_epoch, config.train.seed, epoch)} <= there <= set(rows_needed(config, rows))
-            )
+                there, until = set(rows_of_window(config, (rows,), epoch)), window_of(config, epoch).stop
+            assert {slot.row for slot in order_of(config, (rows,)).epoch(epoch)} <= there <= set(rows_needed(config, (rows,)))
         assert window_of(config, start).stop in {window_of(config, epoch).stop for epoch in range(last)}
 
 
@@ -227,7 +224,7 @@ def flux() -> Model:
 def test_auto_takes_windows_where_rows_are_many_and_the_encoders_fit_beside_the_training(
     rows: int, gpu: float, overrides: list[str], expected: tuple[str, str]
 ) -> None:
-    data = encoding_settled(load_config(FLUX, overrides), rows, flux(), gpu).data
+    data = encoding_settled(load_config(FLUX, overrides), (rows,), flux(), gpu).data
     assert (data.encode, data.idle_encoders) == expected
 
 
@@ -249,7 +246,7 @@ def test_the_plan_has_the_encoders_where_they_are() -> None:
 
 def test_a_check_says_which_rows_are_encoded_when() -> None:
     config = with_data(load_config(FLUX, ["train.max_epochs=null", "train.unique_sample_num_per_epoch=48"]), "window", "offload")
-    first, later, much = encoding_lines(config, 25_000, 8, row_size(config, flux()))
+    first, later, much = encoding_lines(config, (25_000,), {"": 8}, row_size(config, flux()))
     assert "the 241 training rows that the first epochs draw and all test rows" in first
     assert "the rows of 5 epochs at a time, 24759 more" in later and "data.idle_encoders: offload" in later
     assert much.startswith("up to 2.1 MB a row, 52.4 GB for all, condition pictures not counted; ")

@@ -59,7 +59,7 @@ def test_of_rows_that_the_run_does_not_draw_the_files_are_there_and_are_not_open
         write_rows(tmp_path / "data" / f"{split}.jsonl", [{"prompt": "a", "image": f"{k}.png"} for k in range(many)])
     model = [f"model.model_name_or_path={saved('flux1_kontext')}", "model.model_type=flux1-kontext", "train.max_sequence_length=32"]
     config = load_config(tmp_path / "tiny.yaml", model)
-    needed = {f"{k}.png" for k in rows_needed(config, 9)}
+    needed = {f"{k}.png" for k in rows_needed(config, (9,))}
     other, (drawn, *_) = next(f"{k}.png" for k in range(9) if f"{k}.png" not in needed), sorted(needed - {"0.png"})
     opened: list[str] = []
     real = inspection.check_media

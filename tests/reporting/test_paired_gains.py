@@ -35,7 +35,7 @@ def test_the_first_and_the_last_evaluation_of_the_metrics_are_compared(tmp_path)
     assert intervals(tmp_path) == {}
     for step, scores in ((0, [0.0, 0.0, math.nan]), (2, [9.0, 9.0, 9.0]), (9, [5.0, 5.0, 5.0]), (2, [0.0, 1.0, 1.0])):
         keep_scores(tmp_path, step, range(len(scores)), {"a": scores})
-    low, high = intervals(tmp_path)["a"]
+    low, high = intervals(tmp_path)["reward_a_mean"]
     assert (low + high) / 2 == pytest.approx(0.5) and low < 0 < high
 
 
@@ -47,7 +47,7 @@ def test_a_run_keeps_every_rows_scores_and_its_summary_has_the_interval(tmp_path
     assert [line["step"] for line in kept] == [line["step"] for line in evaluated] == [0, 1, 2]
     for scores, line in zip(kept, evaluated, strict=True):
         assert len(scores["scores"]["size"]) == 4 and np.mean(scores["scores"]["size"]) == pytest.approx(line["eval/reward_size_mean"])
-    assert "95 % interval" in text and f"{intervals(folder)['size'][0]:+.3f} to" in text
+    assert "95 % interval" in text and f"{intervals(folder)['reward_size_mean'][0]:+.3f} to" in text
 
 
 @pytest.mark.parametrize(

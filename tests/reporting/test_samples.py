@@ -10,6 +10,7 @@ from PIL import Image
 
 from flow_factory.reporting.pictures import before_after_sheet
 from flow_factory.reporting.samples import keep_samples, kept_samples, save_videos
+from flow_factory.training.context import TrainingContext
 from flow_factory.training.run import Run
 from flow_factory.types import Sample
 from tests.tiny.run import tiny
@@ -71,9 +72,11 @@ class Moving:
     """An evaluator of a model of videos: other clips at every evaluation."""
 
     rows = usual = PROMPTS
-    shares = False
-    taken = 2
+    shares = [2]
+    taken = range(2)
+    name = ""
     scores: dict[str, list[float]] = {}
+    context: TrainingContext
 
     def __init__(self) -> None:
         self.drawn: list[list[Sample]] = []
@@ -84,7 +87,8 @@ class Moving:
 
 
 def moving(run: Run, evaluator: Moving) -> Run:
-    run.evaluator = evaluator  # type: ignore[assignment]
+    run.evaluators = (evaluator,)  # type: ignore[assignment]
+    evaluator.context = run.context
     return run
 
 

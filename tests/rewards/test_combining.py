@@ -122,5 +122,5 @@ def test_a_run_logs_scores_as_they_are_and_how_alike_they_rank(tmp_path: Path, c
     assert metrics["train/reward_size_mean"] == pytest.approx(-metrics["train/reward_other_mean"])
     assert metrics["train/transformed_size_mean"] == pytest.approx(1.5), "the mean rank is 1/2"
     assert "train/transformed_other_mean" not in metrics
-    evaluated = run.evaluator.run()[0]  # type: ignore[union-attr]
+    evaluated = run.evaluators[0].run()[0]  # type: ignore[union-attr]
     assert evaluated["eval/correlation/size/other"] == pytest.approx(-1.0) and evaluated["eval/rows"] == len(TEST)

@@ -147,7 +147,7 @@ def test_an_epoch_and_an_evaluation_are_those_in_line(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         beside_yaml(tmp_path / name, name == "beside")
         run = tiny(tmp_path / name, "train.unique_sample_num_per_epoch=3", "train.gradient_step_per_epoch=1", "eval.group_size=2")
-        metrics, evaluated = seeded(lambda run=run: (run.trainer.epoch(), run.evaluator.run()[0]))
+        metrics, evaluated = seeded(lambda run=run: (run.trainer.epoch(), run.evaluators[0].run()[0]))
         kept_ = {k: v for k, v in (metrics | evaluated).items() if not k.startswith(("time/", "perf/")) and "seconds" not in k}
         shown = [(s.prompt, s.media.tobytes(), s.rewards) for s in run.trainer.shown]
         found.append((kept_, shown, trained(run), torch.get_rng_state().tolist()))
@@ -162,11 +162,11 @@ def test_samples_are_drawn_while_rewards_are_asked(tmp_path: Path, part: str, mo
     """Each reward's first call ends when the last sample is drawn."""
     run = tiny(tmp_path, f"rewards.reward_model={HERE}.Waits", "rewards.async_reward=true", "rewards.batch_size=2", "eval.eval_freq=1")
     drawn: list[int] = []
-    holder, name, many = (run.trainer.roller, "sample", 4) if part == "epoch" else (run.evaluator, "_draw", 2)
+    holder, name, many = (run.trainer.roller, "sample", 4) if part == "epoch" else (run.evaluators[0], "_draw", 2)
     draw = getattr(holder, name)
     monkeypatch.setattr(holder, name, lambda *args: (drawn.append(1), draw(*args))[1])
     monkeypatch.setattr(Waits, "until", staticmethod(lambda: len(drawn) >= many))
-    run.trainer.epoch() if part == "epoch" else run.evaluator.run()
+    run.trainer.epoch() if part == "epoch" else run.evaluators[0].run()
     assert len(drawn) == many
 
 

@@ -111,10 +111,10 @@ def peaks(folder: Path, prompts: Sequence[str], *overrides: str) -> tuple[int, i
     write_rows(folder / "data" / "test.jsonl", [{"prompt": p} for p in prompts])
     run = tiny(folder, f"rewards.reward_model={__name__}.Counts", "rewards.batch_size=4", "log.num_samples=2", *overrides)
     found = []
-    for part in (run.trainer.epoch, run.evaluator.run):
+    for part in (run.trainer.epoch, run.evaluators[0].run):
         ALIVE.clear(), DRAWN.clear()
         kept = part()
-        many = len(prompts) if part == run.evaluator.run else run.context.plan.samples_per_epoch
+        many = len(prompts) if part == run.evaluators[0].run else run.context.plan.samples_per_epoch
         assert len(DRAWN) == many and len(ALIVE) == many // 4
         found.append(max(ALIVE))
         del kept
@@ -171,8 +171,8 @@ def test_each_row_is_opened_once_for_its_group(tmp_path: Path) -> None:
             return self.conds[k]
 
     run.trainer.roller.context = replace(run.context, conds=Opens("train", run.context.conds))  # type: ignore[arg-type]
-    run.evaluator.conds = Opens("test", run.evaluator.conds)  # type: ignore[union-attr, assignment]
-    run.evaluator.run()
+    run.evaluators[0].conds = Opens("test", run.evaluators[0].conds)  # type: ignore[union-attr, assignment]
+    run.evaluators[0].run()
     assert sorted(opened) == [("test", k) for k in range(len(TEST))]
     opened.clear()
     run.trainer.epoch()

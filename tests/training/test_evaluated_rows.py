@@ -50,9 +50,9 @@ def test_a_number_of_rows_that_is_none_is_refused(value: str, tmp_path: Path) ->
 
 def test_only_the_chosen_rows_are_encoded_drawn_and_shown(tmp_path: Path) -> None:
     run = tiny(tmp_path, *TWO)
-    assert run.evaluator is not None
-    chosen = list(run.evaluator.usual)
-    there = [k for k in range(len(TEST)) if run.evaluator.conds.cache.has(run.evaluator.conds.rows[k])]  # type: ignore[attr-defined]
+    assert run.evaluators
+    chosen = list(run.evaluators[0].usual)
+    there = [k for k in range(len(TEST)) if run.evaluators[0].conds.cache.has(run.evaluators[0].conds.rows[k])]  # type: ignore[attr-defined]
     assert there == chosen and len(chosen) == 2
     text = run()
     lines = [line for line in logged(run.folder) if "eval/rows" in line]
@@ -61,7 +61,7 @@ def test_only_the_chosen_rows_are_encoded_drawn_and_shown(tmp_path: Path) -> Non
     assert [line["rows"] for line in kept] == [chosen] * 3
     assert f"evaluated on 2 of {len(TEST)} test rows" in text and "95 % interval" in text
     whole = tiny(tmp_path, "run_name=all", "log.num_samples=4")
-    _, (all_, few) = whole(), (whole.evaluator.run()[1], run.evaluator.run()[1])  # type: ignore[union-attr]
+    _, (all_, few) = whole(), (whole.evaluators[0].run()[1], run.evaluators[0].run()[1])  # type: ignore[union-attr]
     assert [s.prompt for s in few] == [TEST[k] for k in chosen] and len(all_) == 4
     first = read_metrics(whole.folder / "metrics.jsonl")[0], [json.loads(line) for line in (whole.folder / FILE).open()][0]
     assert [first[1]["scores"]["size"][k] for k in chosen] == kept[0]["scores"]["size"], "a row's noise is its own"
@@ -81,12 +81,12 @@ def test_the_evaluation_at_the_end_takes_all_rows_and_the_others_are_compared_wi
     of_all = dict(zip(kept[2]["rows"], kept[2]["scores"]["size"], strict=True))
     assert lines[2]["eval_full/reward_size_mean"] == pytest.approx(sum(of_all.values()) / len(of_all))
     assert lines[2]["eval/reward_size_mean"] == pytest.approx(sum(of_all[k] for k in kept[0]["rows"]) / 2)
-    low, high = intervals(run.folder)["size"]
+    low, high = intervals(run.folder)["reward_size_mean"]
     assert (low + high) / 2 == pytest.approx(lines[2]["eval/reward_size_mean"] - lines[0]["eval/reward_size_mean"])
     assert f"at the end, on all {len(TEST)} test rows: size {lines[2]['eval_full/reward_size_mean']:.4g}" in text
     assert (run.folder / "before_after.png").is_file()
-    assert run.evaluator is not None
-    shown = run.evaluator.run(full=True)[1]
+    assert run.evaluators
+    shown = run.evaluators[0].run(full=True)[1]
     assert [s.prompt for s in shown] == [TEST[k] for k in kept[0]["rows"]] and all(s.media for s in shown), "those of before"
     other = tiny(tmp_path, *keys, "run_name=other", "train.max_epochs=1")
     other()

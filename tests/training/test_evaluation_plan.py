@@ -25,9 +25,9 @@ def test_a_run_does_the_forwards_that_are_said(keys: tuple[str, ...], tmp_path: 
     with forwards(FluxTransformer2DModel) as epoch:
         run.trainer.epoch()
     assert len(epoch) * config.train.per_device_batch_size == epoch_forwards(config)
-    assert run.evaluator is not None
+    assert run.evaluators
     with forwards(FluxTransformer2DModel) as evaluation:
-        run.evaluator.run()
+        run.evaluators[0].run()
     assert len(evaluation) == evaluation_forwards(config, len(TEST)) == 4 * 2 * 3
 
 
@@ -39,7 +39,7 @@ def test_an_evaluation_that_takes_more_than_a_tenth_is_remarked_on_and_the_advic
         ["num_processes=2"],
         ["eval.resolution=64", "eval.eval_freq=40", "train.max_epochs=40"],
     ):
-        config, test = load_config(file, overrides), 2000
+        config, test = load_config(file, overrides), {"": 2000}
         line, note = evaluation_lines(config, test)
         advised = re.fullmatch(r"note: that is more than a tenth; it would be less with eval\.max_rows: (\d+) (or|and) a larger .*", note)
         assert advised is not None and "all 2000 test rows" in line and int(advised[1]) % config.teams == 0
@@ -55,6 +55,6 @@ def test_check_says_it(tmp_path: Path) -> None:
     full = check(load_config(file, ["eval.max_rows=1", "eval.full_at_end=true"]))
     assert "evaluation: 1 of 4 test rows, 3 forwards of " in full
     assert "the evaluation at the end takes all 4 test rows: 12 forwards a process" in full
-    assert "evaluation: none" in check(load_config(file, ["eval.eval_freq=0"])) and evaluation_lines(load_config(file), 0) == [
+    assert "evaluation: none" in check(load_config(file, ["eval.eval_freq=0"])) and evaluation_lines(load_config(file), {}) == [
         "evaluation: none"
     ]

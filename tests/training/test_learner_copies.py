@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from flow_factory.data.order import rows_of_epoch
 from flow_factory.training.run import Run
 from tests.tiny.run import logged
 from tests.training.test_learner import LAG, SHORT, copied, started
@@ -69,8 +68,7 @@ def test_dgpos_average_moves_after_every_update(tmp_path: Path) -> None:
 
 def states(run: Run, weights: str, epoch: int) -> list[Tensor]:
     """The final states that these weights draw in an epoch."""
-    train = run.context.config.train
-    slots = rows_of_epoch(len(run.context.rows), train.unique_sample_num_per_epoch, train.seed, epoch)
+    slots = run.trainer.roller.slots(epoch)
     with torch.no_grad(), run.context.store.use(weights):
         rollouts = [run.trainer.roller.sample(slot, range(k, k + 2), epoch) for slot in slots for k in (0, 2)]
     return [r.x0 for r in rollouts if r.x0 is not None]

@@ -99,9 +99,9 @@ def received() -> Iterator[list[bytes]]:
 
 def says_what_it_got(run: Run) -> dict[str, Any]:
     """An evaluation, and an epoch in which a reward compares whole groups."""
-    assert run.evaluator is not None
+    assert run.evaluators
     with received() as got:
-        _, samples = run.evaluator.run()
+        _, samples = run.evaluators[0].run()
     with received() as epochs:
         run.trainer.epoch()
     return {

@@ -14,7 +14,7 @@ from transformers import T5EncoderModel
 from flow_factory.algorithms.base import OnPolicyError
 from flow_factory.core.ema import ema_decay
 from flow_factory.core.randomness import generator
-from flow_factory.data.order import rows_of_epoch
+from flow_factory.data.order import Order
 from flow_factory.rewards import PointwiseRewardModel, RewardModelOutput
 from flow_factory.rewards.jpeg import kilobytes
 from flow_factory.training import learner
@@ -66,7 +66,7 @@ def test_encoders_run_once_a_distinct_row_and_never_again(tmp_path: Path) -> Non
     rows = [*TRAIN, TRAIN[0], TEST[0]]
     write_rows(tmp_path / "data" / "train.jsonl", [{"prompt": p} for p in rows])
     distinct = len(TRAIN) + len(TEST)
-    few = len({rows[slot.row] for slot in rows_of_epoch(len(rows), 2, 42, 0)} | {rows[0], *TEST})  # what a run of one epoch draws
+    few = len({rows[slot.row] for slot in Order((len(rows),), 2, 42).epoch(0)} | {rows[0], *TEST})  # what a run of one epoch draws
     for name, length, last, runs in (("a", 16, 4, distinct), ("b", 16, 4, 0), ("c", 12, 1, few), ("d", 12, 4, distinct - few)):
         with forwards(T5EncoderModel) as seen:
             tiny(tmp_path, f"run_name={name}", f"train.max_sequence_length={length}", f"train.max_epochs={last}")
@@ -104,7 +104,7 @@ def test_training_on_something_else_than_was_sampled_stops_the_run(tmp_path: Pat
 def test_evaluation_is_the_stock_pipeline_with_the_saved_checkpoint(tmp_path: Path, decay: float) -> None:
     run = tiny(tmp_path, f"train.ema_decay={decay}", "train.learning_rate=1e-2", "eval.guidance_scale=5.0", "eval.per_device_batch_size=1")
     run()
-    _, samples = run.evaluator.run()
+    _, samples = run.evaluators[0].run()
     stock = FluxPipeline.from_pretrained(run.context.config.model.model_name_or_path)
     bare = pictures(stock, run)
     stock.load_lora_weights(run.checkpoint())
@@ -126,15 +126,15 @@ def pictures(stock: FluxPipeline, run: Run) -> list[bytes]:
 
 
 def test_of_an_evaluation_only_the_pictures_that_are_shown_are_gathered(tmp_path: Path) -> None:
-    all_rows, samples = tiny(tmp_path).evaluator.run()
-    metrics, shown = tiny(tmp_path, "log.num_samples=1", "run_name=one").evaluator.run()
+    all_rows, samples = tiny(tmp_path).evaluators[0].run()
+    metrics, shown = tiny(tmp_path, "log.num_samples=1", "run_name=one").evaluators[0].run()
     assert (len(samples), len(shown)) == (4, 1) and shown[0].media.tobytes() == samples[0].media.tobytes()
     assert {k: v for k, v in metrics.items() if "reward" in k} == {k: v for k, v in all_rows.items() if "reward" in k}
 
 
 def test_evaluations_draw_from_the_same_noise(tmp_path: Path) -> None:
     run = tiny(tmp_path)
-    first, second = ([s.media.tobytes() for s in run.evaluator.run()[1]] for _ in range(2))
+    first, second = ([s.media.tobytes() for s in run.evaluators[0].run()[1]] for _ in range(2))
     assert first == second
     assert len(set(first)) == len(TEST)
 
@@ -270,7 +270,7 @@ def test_a_group_starts_from_one_noise_if_asked_for(tmp_path: Path, same: bool) 
 
 def test_eval_seed_fixes_the_evaluation_whatever_the_training_seed(tmp_path: Path) -> None:
     def pictures(name: str, *overrides: str) -> list[bytes]:
-        return [s.media.tobytes() for s in tiny(tmp_path, f"run_name={name}", *overrides).evaluator.run()[1]]
+        return [s.media.tobytes() for s in tiny(tmp_path, f"run_name={name}", *overrides).evaluators[0].run()[1]]
 
     first = pictures("a", "train.seed=1", "eval.seed=7")
     assert pictures("b", "train.seed=2", "eval.seed=7") == first

@@ -1,0 +1,87 @@
+"""From an epoch's scores to advantages and metrics: each data set's by itself, with its own rewards and weights."""
+
+import logging
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from flow_factory.config import TrainConfig
+from flow_factory.core.advantage import aggregation, varies
+from flow_factory.rewards.scoring import RewardSet
+from flow_factory.rewards.silence import ConstantRewards
+from flow_factory.rewards.transform import transformed
+from flow_factory.types import Metrics
+
+logger = logging.getLogger(__name__)
+COUNTS = ("missing_scores", "unscored_samples")
+"""Metrics of which an epoch has the sum of its data sets', not the mean."""
+
+
+class DatasetAdvantages:
+    """Of the groups of one data set: no other one's scores enter a statistic of theirs.
+
+    Args:
+        rewards: those of all data sets.
+        dataset: its name; "" where it has none.
+    """
+
+    def __init__(self, train: TrainConfig, rewards: RewardSet, dataset: str):
+        self.rewards, self.global_std, self.silence = rewards.of(dataset), train.global_std, ConstantRewards()
+        self.columns = [k for k, judge in enumerate(rewards.judges) if judge.scores(dataset)]
+        self.aggregate = aggregation(train.advantage_aggregation, self.rewards.names)
+        self.told: list[bool] = []
+        """Whether each reward told samples of a group apart in the last call."""
+
+    def __call__(self, scores: Tensor) -> tuple[Tensor, Metrics]:
+        """Scores (G, n, R) of all rewards -> advantages (G, n), and metrics of its own rewards."""
+        scores, rewards = scores[..., self.columns], self.rewards
+        weights = torch.tensor(rewards.weights, dtype=torch.float64)
+        used = transformed(scores, [judge.config.transform for judge in rewards.judges])
+        advantage, metrics = self.aggregate(used, weights, self.global_std)
+        for name, column in zip(rewards.names, scores.flatten(0, 1).T, strict=True):
+            known = column[~column.isnan()]
+            metrics |= {f"reward_{name}_mean": known.mean(), f"reward_{name}_std": known.std(correction=0)}
+        for judge, column in zip(rewards.judges, used.unbind(-1), strict=True):
+            if judge.config.transform is not None:
+                metrics[f"transformed_{judge.name}_mean"] = column.nanmean()
+        self.told = varies(used, used.isfinite()).any(0).flatten().tolist()
+        return advantage, metrics | {"reward_mean": (scores.nanmean((0, 1)) * weights).sum()}
+
+    def silent(self, groups: int) -> str | None:
+        """What to say of rewards that told no sample of the last call's groups from another."""
+        line = self.silence.look(self.rewards.names, self.rewards.weights, self.told, groups)
+        return f"data set {self.rewards.dataset}: {line}" if line and self.rewards.dataset else line
+
+
+class Advantages:
+    """Of a run."""
+
+    def __init__(self, train: TrainConfig, rewards: RewardSet, datasets: Sequence[str]):
+        self.of = {dataset: DatasetAdvantages(train, rewards, dataset) for dataset in datasets}
+        self.places: dict[str, list[int]] = {}
+        """Of each data set the groups of the last call."""
+
+    def __call__(self, scores: Tensor, datasets: Sequence[str]) -> tuple[Tensor, Metrics]:
+        """Scores (G, n, R) -> advantages (G, n), and metrics: those of several data sets by their names, and some of all.
+
+        Args:
+            datasets: of each group.
+        """
+        self.places = {name: [k for k, dataset in enumerate(datasets) if dataset == name] for name in dict.fromkeys(datasets)}
+        parts = {name: self.of[name](scores[groups]) for name, groups in self.places.items()}
+        advantage = torch.empty(scores.shape[:2])
+        for name, groups in self.places.items():
+            advantage[groups] = parts[name][0]
+        if len(self.of) == 1:
+            return advantage, parts[datasets[0]][1]
+        found: Metrics = {f"{name}/{key}": value for name, (_, metrics) in parts.items() for key, value in metrics.items()}
+        for key in ("reward_mean", "zero_variance_share"):
+            found[key] = torch.stack([len(self.places[name]) * part[1][key].double() for name, part in parts.items()]).sum() / len(datasets)
+        return advantage, found | {key: torch.stack([part[1][key] for part in parts.values()]).sum() for key in COUNTS}
+
+    def silent(self) -> Iterator[str]:
+        """Lines of rewards that told no sample of the last call's groups from another."""
+        for name, groups in self.places.items():
+            if line := self.of[name].silent(len(groups)):
+                yield line
