@@ -1,47 +1,23 @@
-"""Data sets that `datasets` reads: of the hub, or a folder or file of parquet, arrow, csv, json, webdataset. Nothing in one is run."""
+"""Who reads a data set: our own reader of lines, or `datasets`, see `builders`."""
 
 import logging
 import os
-import re
-import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from huggingface_hub.errors import HTTPError
-from huggingface_hub.utils import logging as hub_logging
 
 from flow_factory.config.data import FORMATS, HUB, LINES, DataConfig
+from flow_factory.data.builders import dataset_errors, prepare_dataset, split_name
 from flow_factory.data.columns import DataError, Naming, listed
 from flow_factory.data.embedded import Store
-from flow_factory.data.ledger import Ledger
 from flow_factory.data.reader import Look, read_rows
 from flow_factory.types import Row
-from flow_factory.utils.errors import FULL
-from flow_factory.utils.hub import unreachable
 from flow_factory.utils.registry import nearest
 
 logger = logging.getLogger(__name__)
 
-READERS = (*FORMATS.values(), "text", "imagefolder", "videofolder", "cache")
-"""Of `datasets`; what else it has are formats of other fields, some of which are programs' own memory (pickle)."""
 LOOKED_AT = 10_000
 """Files of a folder among which one of `FORMATS` is looked for."""
-
-
-TROUBLES: tuple[type[Exception], ...] = (OSError, ValueError, TypeError, KeyError, RuntimeError, tarfile.TarError, HTTPError)
-"""What reading of files, archives and addresses that are not as they should be raises."""
-
-
-class Prepared(NamedTuple):
-    """A data set on this machine's disk."""
-
-    name: str
-    splits: tuple[str, ...]
-    read: Callable[[str], Any]
-    """The `datasets.Dataset` of a split, maybe of a slice of one: `train[:500]`."""
 
 
 def open_split(data: DataConfig, split: str, most: int | None = None, looks: Iterable[Look] = ()) -> Sequence[Row]:
@@ -77,11 +53,11 @@ def has_table(data: DataConfig, split: str) -> bool:
     Raises:
         DataError: it is not, or the data set cannot be read.
     """
-    found = prepared(data)
-    there = _bare(split) in found.splits
+    found = prepare_dataset(data)
+    there = split_name(split) in found.splits
     if not there and "test_split" in data.model_fields_set:
         raise DataError(f"data.test_split: {found.name} has no split {split!r}, but {listed(found.splits)}")
-    if not there and (others := tuple(name for name in found.splits if name != _bare(data.train_split))):
+    if not there and (others := tuple(name for name in found.splits if name != split_name(data.train_split))):
         _say(f"data.test_split: {found.name} has no split {split!r}, and nothing is evaluated; it has {listed(others)}")
     return there
 
@@ -100,168 +76,14 @@ def open_table(data: DataConfig, split: str, most: int | None = None, looks: Ite
     """
     from flow_factory.data.table import Table
 
-    found = prepared(data)
-    if _bare(split) not in found.splits:
+    found = prepare_dataset(data)
+    if split_name(split) not in found.splits:
         key = "data.train_split" if split == data.train_split else "data.test_split"
         near = nearest(split, list(found.splits))
         raise DataError(f"{key}: {found.name} has no split {split!r}, but {listed(found.splits)}.{near}")
-    with _plainly(found.name):
+    with dataset_errors(found.name):
         table = found.read(split).data.table
     several = len(found.splits) > 1 or data.dataset_dir.startswith(HUB) or split != "train"
     where = f"{found.name}: split {split}" if several else found.name
     naming = Naming({"image": Path(data.image_dir), "video": Path(data.video_dir)}, data.columns)
     return Table(table, where, naming, Store(Path(data.cache_dir) / "media"), most, looks)
-
-
-def prepared(data: DataConfig) -> Prepared:
-    """The data set, downloaded and turned to arrow files under `cache_dir` where it is not yet.
-
-    Raises:
-        DataError: it cannot be.
-    """
-    path = Path(data.dataset_dir)
-    signs = (path.stat().st_mtime_ns, path.stat().st_ino) if path.exists() else (0, 0)
-    return _prepared(data.dataset_dir, data.subset, str(Path(data.cache_dir) / "tables"), signs)
-
-
-@lru_cache(maxsize=4)
-def _prepared(name: str, subset: str | None, cache_dir: str, signs: tuple[int, int]) -> Prepared:
-    """Args:
-    signs: by which a change of the file or folder is seen.
-    """
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError(
-            f"data.dataset_dir: {name} is read by `datasets`, which is not installed: pip install 'flow-factory[data]'"
-        ) from error
-    datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
-    hub_logging.set_verbosity_error()
-    datasets.disable_progress_bars()
-    path = Path(name)
-    for mark in ("state.json", "dataset_dict.json"):
-        if (path / mark).is_file():
-            return _from_disk(datasets, name)
-    builder = (_of_hub if name.startswith(HUB) else _builder)(datasets, name, subset, cache_dir)
-    with _plainly(name):
-        builder.download_and_prepare()
-    return Prepared(name, tuple(map(str, builder.info.splits)), lambda split: builder.as_dataset(split=split))
-
-
-def _from_disk(datasets: Any, name: str) -> Prepared:
-    """What `save_to_disk` has written."""
-    with _plainly(name):
-        found = datasets.load_from_disk(name)
-    splits = dict(found) if isinstance(found, dict) else {str(found.split or "train"): found}
-    return Prepared(name, tuple(splits), lambda split: splits[_bare(split)])
-
-
-def _builder(datasets: Any, name: str, subset: str | None, cache_dir: str) -> Any:
-    """Raises:
-    DataError: there is none for it.
-    """
-    path, revision = Path(name), None
-    source: dict[str, Any] = {"path": name}
-    if name.startswith(HUB):
-        source["path"], _, revision = name.partition("@")
-    elif path.is_file():
-        if (reader := FORMATS.get(path.suffix)) is None:
-            raise DataError(f"data.dataset_dir: {name} is a file, and none of {', '.join(dict.fromkeys((*LINES, *FORMATS)))}")
-        source = {"path": reader, "data_files": {"train": name}} | ({"sep": "\t"} if path.suffix == ".tsv" else {})
-    else:
-        source["path"] = str(path.absolute())  # a folder may have the name of a reader
-    with _plainly(name, lambda: _subsets(datasets, source["path"], revision, subset)):
-        builder = datasets.load_dataset_builder(**source, name=subset, revision=revision or None, cache_dir=cache_dir)
-    reader = type(builder).__module__.rpartition(".")[2]
-    if reader not in READERS:
-        raise DataError(f"data.dataset_dir: {name} is of the format {reader}; {', '.join(dict.fromkeys(FORMATS.values()))} can be read")
-    return builder
-
-
-def _of_hub(datasets: Any, name: str, subset: str | None, cache_dir: str) -> Any:
-    """The builder of a data set of the hub, or of its copy where the hub cannot be asked: of the same revision, or none."""
-    kept = Ledger(Path(cache_dir) / "hub.jsonl", 1)
-    key = name if "@" in name else f"{name}@main"
-    if (reason := unreachable()) is None:
-        builder = _builder(datasets, name, subset, cache_dir)
-        if not _is_copy(builder):
-            if kept.known.get(key) != (builder.hash,):
-                kept.new[key] = (builder.hash,)
-                kept.save()
-            return builder
-        reason = "the hub fails to answer"
-    repo, _, revision = name.removeprefix(HUB).partition("@")
-    (commit,) = kept.known.get(key, (revision,))
-    owner, _, bare = repo.rpartition("/")
-    inside = Path(cache_dir, f"{owner}___{datasets.naming.camelcase_to_snakecase(bare)}" if owner else bare)
-    there = [path for path in inside.glob(f"*/*/{commit}") if subset in (None, path.parts[-3])] if commit else []
-    if len(there) != 1:
-        many = f"several copies: {listed(path.parts[-3] for path in there)}; data.subset chooses one" if there else "no copy of it"
-        raise DataError(f"data.dataset_dir: {name}: {reason}, and data.cache_dir has {many}")
-    logger.warning("data.dataset_dir: %s: %s; its copy in data.cache_dir is used, of commit %s", name, reason, commit)
-    from datasets.packaged_modules.cache.cache import Cache
-
-    config, version = there[0].parts[-3:-1]
-    return Cache(cache_dir, bare, config, version, commit, repo_id=repo)
-
-
-def _is_copy(builder: Any) -> bool:
-    """Whether `datasets` has found the newest of its copies, of whatever revision, instead of what was asked for."""
-    return type(builder).__module__.endswith(".cache")
-
-
-def _subsets(datasets: Any, path: str, revision: str | None, subset: str | None) -> str | None:
-    """What to say where the data set has other parts than the one that was named, or several and none was."""
-    with _plainly(path):
-        names = datasets.get_dataset_config_names(path, revision=revision or None)
-    if subset in names or (subset is None and len(names) == 1):
-        return None
-    if subset is None:
-        return f"data.subset: {path} has several, choose one of {listed(names)}"
-    return f"data.subset: {path} has no {subset!r}, but {listed(names)}.{nearest(subset, names)}"
-
-
-@contextmanager
-def _plainly(name: str, otherwise: Callable[[], str | None] = lambda: None) -> Iterator[None]:
-    """What `datasets` and what it builds on raise, as one line.
-
-    Args:
-        otherwise: asked for what to say instead, where a value is what is wrong.
-
-    Raises:
-        DataError: the data set cannot be read.
-        OSError: the disk is full.
-    """
-    from datasets.exceptions import DatasetsError
-    from pyarrow import ArrowException
-
-    try:
-        yield
-    except TROUBLES + (DatasetsError, ArrowException) as error:
-        if (full := next((e for e in _chain(error) if isinstance(e, OSError) and e.errno in FULL), None)) is not None:
-            raise full from error
-        said = otherwise() if isinstance(error, ValueError) else None
-        raise DataError(said or f"data.dataset_dir: {name}: {_reason(error)}") from error
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it comes of."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__
-
-
-def _reason(error: BaseException) -> str:
-    """Why, in a sentence."""
-    told = [e for e in _chain(error) if str(e).strip() and "error occurred while generating" not in str(e)] or [error]
-    text = re.sub(r"\s*\(Request ID:[^)]*\)|For more information.*", "", " ".join(str(told[0]).split()))
-    if isinstance(told[0], OSError) and told[0].strerror:
-        text = told[0].strerror
-    if "BatchSize must be greater" in text:
-        return "a file without rows"
-    return text[:400] or type(error).__name__
-
-
-def _bare(split: str) -> str:
-    return split.partition("[")[0]
