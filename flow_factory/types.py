@@ -85,7 +85,7 @@ class Rollout:
     """The transitions that are trained on."""
     media: Sequence[Any]
     """One PIL image or `Clip` a sample."""
-    slot: int
+    group: int
     """The group's place in the epoch, over all processes."""
     epoch: int = 0
     ids: tuple[int, ...] = ()

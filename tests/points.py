@@ -30,12 +30,12 @@ def noised(x0: Tensor, noise: Tensor, s: Tensor, advantage: Tensor, **velocities
     return Point((1 - at) * x0 + at * noise, 1000 * s, s, {}, advantage, x0=x0, noise=noise, frozen=velocities)
 
 
-def rollout(advantage: Tensor, ids: tuple[int, ...] = (), slot: int = 0, epoch: int = 0, x0: Tensor | None = None, **more: Any) -> Rollout:
+def rollout(advantage: Tensor, ids: tuple[int, ...] = (), group: int = 0, epoch: int = 0, x0: Tensor | None = None, **more: Any) -> Rollout:
     """A micro-batch of an ODE rollout of ten steps, or of an SDE rollout if `steps` are given."""
     steps: list[Step] = more.pop("steps", [])
     ids = ids or tuple(range(len(advantage)))
     times = None if steps else (1000 * SCHEDULE[:-1], SCHEDULE)
-    result = Rollout(Row(0, "a cat"), {}, steps, [], slot, epoch, ids, x0, times, **more)
+    result = Rollout(Row(0, "a cat"), {}, steps, [], group, epoch, ids, x0, times, **more)
     result.advantage, result.rewards = advantage, advantage[:, None]
     return result
 

@@ -65,13 +65,13 @@ class Algorithm:
         """The weights that sample, after so many optimiser steps."""
         return "policy"
 
-    def noisy(self, epoch: int, slot: int) -> tuple[int, ...]:
+    def noisy(self, epoch: int, group: int) -> tuple[int, ...]:
         """Indices of a group's stochastic steps, the same on every process; empty for an ODE rollout."""
         raise NotImplementedError(f"{type(self).__name__} does not say which steps are stochastic")
 
-    def kept(self, epoch: int, slot: int) -> tuple[int, ...]:
+    def kept(self, epoch: int, group: int) -> tuple[int, ...]:
         """The steps whose transitions are kept, to be trained on; ODE steps may be among them."""
-        return self.noisy(epoch, slot)
+        return self.noisy(epoch, group)
 
     def select(self, group: Sequence[Rollout]) -> list[Rollout]:
         """The micro-batches that are trained on, of a whole group whose advantages are known."""

@@ -43,7 +43,7 @@ class DGPO(ForwardProcess):
             return super().noise(rollout, index)
         assert rollout.x0 is not None
         shape = rollout.x0.shape
-        return normal(shape[1:], torch.float32, "cpu", self.config.seed, "group noise", rollout.epoch, rollout.slot, index).expand(shape)
+        return normal(shape[1:], torch.float32, "cpu", self.config.seed, "group noise", rollout.epoch, rollout.group, index).expand(shape)
 
     def survey(self, points: Sequence[Point], velocity: Velocity) -> Sequence[Tensor]:
         """The group's weight, 0-dim and the same for all its micro-batches."""

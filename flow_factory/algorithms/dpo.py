@@ -35,13 +35,13 @@ class DPO(NoisedSamples):
         return [pick(group, pair or (0, 1))]
 
     def times(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        return self.sampler.draw(self.config.num_train_timesteps, self.config.seed, rollout.epoch, rollout.slot)
+        return self.sampler.draw(self.config.num_train_timesteps, self.config.seed, rollout.epoch, rollout.group)
 
     def noise(self, rollout: Rollout, index: int) -> Tensor:
         """The same for both."""
         assert rollout.x0 is not None
         shape = rollout.x0.shape
-        return normal(shape[1:], torch.float32, "cpu", self.config.seed, "pair noise", rollout.epoch, rollout.slot, index).expand(shape)
+        return normal(shape[1:], torch.float32, "cpu", self.config.seed, "pair noise", rollout.epoch, rollout.group, index).expand(shape)
 
     def loss(self, point: Point, velocity: Velocity) -> tuple[Tensor, Metrics]:
         d = matching_error(velocity(point).float(), *ends(point))

@@ -33,7 +33,7 @@ class NoisedSamples(Algorithm):
     def guidance(self, weights: str) -> float | None:
         return 1.0
 
-    def noisy(self, epoch: int, slot: int) -> tuple[int, ...]:
+    def noisy(self, epoch: int, group: int) -> tuple[int, ...]:
         return ()
 
     def times(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
@@ -78,10 +78,10 @@ class ForwardProcess(NoisedSamples):
             return self.sampler.draw(*rollout.schedule, self.config.seed, rollout.epoch, *key)
 
         if self.times_by_group:
-            return draw(rollout.slot)
+            return draw(rollout.group)
         if not self.per_sample_times:
-            return draw(rollout.slot, rollout.ids[0])
-        t, s = zip(*(draw(rollout.slot, i) for i in rollout.ids), strict=True)
+            return draw(rollout.group, rollout.ids[0])
+        t, s = zip(*(draw(rollout.group, i) for i in rollout.ids), strict=True)
         return torch.stack(t, 1), torch.stack(s, 1)
 
     def advantage(self, rollout: Rollout) -> Tensor:

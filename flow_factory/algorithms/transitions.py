@@ -28,13 +28,13 @@ class OnTransitions(Algorithm):
     def guidance(self, weights: str) -> float | None:
         return self.config.kl_guidance_scale if weights == "ref" else None
 
-    def noisy(self, epoch: int, slot: int) -> tuple[int, ...]:
+    def noisy(self, epoch: int, group: int) -> tuple[int, ...]:
         if self.scheduler.step_selection == "fraction":
             return self.candidates
-        return select_steps(self.scheduler, self.candidates, self.config.seed, epoch, slot)
+        return select_steps(self.scheduler, self.candidates, self.config.seed, epoch, group)
 
-    def kept(self, epoch: int, slot: int) -> tuple[int, ...]:
-        return select_steps(self.scheduler, self.candidates, self.config.seed, epoch, slot)
+    def kept(self, epoch: int, group: int) -> tuple[int, ...]:
+        return select_steps(self.scheduler, self.candidates, self.config.seed, epoch, group)
 
     def points(self, rollout: Rollout) -> Iterator[Point]:
         low, high = self.config.adv_clip_range

@@ -45,7 +45,7 @@ def random_fraction(candidates: Sequence[int], fraction: float, seed: int, epoch
     return choose_steps(candidates, count, seed, epoch, *group)
 
 
-def stratified(candidates: Sequence[int], size: int | None, seed: int, epoch: int, slot: int) -> tuple[int, ...]:
+def stratified(candidates: Sequence[int], size: int | None, seed: int, epoch: int, group: int) -> tuple[int, ...]:
     """`size` of the candidates for the group at this place of the epoch, ascending (Flash-GRPO, arXiv 2605.15980); None: all of them.
 
     A permutation of the candidates, new in every epoch, is dealt to the groups in turn and over again, so that at the end of an epoch no
@@ -60,7 +60,7 @@ def stratified(candidates: Sequence[int], size: int | None, seed: int, epoch: in
     if not 1 <= size <= many:
         raise ValueError(f"cannot deal {size} of the {many} candidate steps {list(candidates)} to a group")
     order = torch.randperm(many, generator=generator(seed, "strata", epoch)).tolist()
-    return tuple(sorted(candidates[order[(slot * size + k) % many]] for k in range(size)))
+    return tuple(sorted(candidates[order[(group * size + k) % many]] for k in range(size)))
 
 
 @dataclass(frozen=True)
@@ -120,17 +120,17 @@ class SlidingWindow:
         return tuple(candidates[start : start + self.size])
 
 
-def select_steps(scheduler: "SchedulerConfig", candidates: Sequence[int], seed: int, epoch: int, slot: int) -> tuple[int, ...]:
-    """The steps that a group trains on, as `scheduler.step_selection` has it; `slot` is the group's place in the epoch.
+def select_steps(scheduler: "SchedulerConfig", candidates: Sequence[int], seed: int, epoch: int, group: int) -> tuple[int, ...]:
+    """The steps that a group trains on, as `scheduler.step_selection` has it; `group` is its place in the epoch.
 
     "random" and the sliding windows are the epoch's; "window", "stratified" and "fraction" are drawn for each group.
     """
     size = scheduler.num_sde_steps
     match scheduler.step_selection:
         case "window":
-            return random_window(candidates, size, seed, epoch, slot)
+            return random_window(candidates, size, seed, epoch, group)
         case "stratified":
-            return stratified(candidates, size, seed, epoch, slot)
+            return stratified(candidates, size, seed, epoch, group)
         case "sliding":
             window = SlidingWindow(
                 size or len(candidates), scheduler.window_schedule, scheduler.window_epochs, scheduler.window_stride,
@@ -138,5 +138,5 @@ def select_steps(scheduler: "SchedulerConfig", candidates: Sequence[int], seed: 
             )  # fmt: skip
             return window.at(candidates, seed, epoch)
         case "fraction":
-            return random_fraction(candidates, scheduler.sde_fraction, seed, epoch, slot)
+            return random_fraction(candidates, scheduler.sde_fraction, seed, epoch, group)
     return choose_steps(candidates, size, seed, epoch)

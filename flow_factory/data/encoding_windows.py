@@ -78,7 +78,7 @@ def rows_of_start(config: RunConfig, sizes: Sequence[int], epoch: int) -> Sequen
 def rows_of_window(config: RunConfig, sizes: Sequence[int], epoch: int) -> Sequence[int]:
     """Those that are drawn from this epoch on until the next window begins."""
     order = order_of(config, sizes)
-    return sorted({slot.row for e in window_of(config, epoch) for slot in order.epoch(e)})
+    return sorted({group.row for e in window_of(config, epoch) for group in order.epoch(e)})
 
 
 def rows_evaluated(config: RunConfig, rows: int) -> Sequence[int]:

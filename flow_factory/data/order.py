@@ -14,10 +14,10 @@ ORDER, SUBSET, MIXED = (int.from_bytes(name, "big") for name in (b"rows", b"some
 """Keep these uses of the seed apart from every other."""
 
 
-class Slot(NamedTuple):
+class EpochGroup(NamedTuple):
     """One group of samples to be drawn: the place in the epoch, from 0, and the row that stands there."""
 
-    slot: int
+    number: int
     row: int
 
 
@@ -61,9 +61,9 @@ class Order:
 
     Each data set's rows come from an endless stream, one permutation of it after the other, so that every row comes up once a cycle. An
     epoch that begins in one permutation and ends in the next has no row twice either; only where it takes more rows than there are
-    does a row return within an epoch, in a slot of its own: key by slot what must differ.
+    does a row return within an epoch, in a group of its own: key by its number what must differ.
 
-    Slots go to several data sets by their weights: after any number of epochs each has had its share of them to less than one slot.
+    Groups go to several data sets by their weights: after any number of epochs each has had its share of them to less than one group.
     """
 
     sizes: tuple[int, ...]
@@ -79,8 +79,8 @@ class Order:
         each = enumerate(zip(self.sizes, self.names, strict=True))
         return [Stream(size, self.rows_per_epoch, self.seed, self.weights, k, name) for k, (size, name) in each]
 
-    def epoch(self, epoch: int) -> list[Slot]:
-        """The slots of an epoch, those of several data sets in a random order."""
+    def epoch(self, epoch: int) -> list[EpochGroup]:
+        """The groups of an epoch, those of several data sets in a random order."""
         streams, turns, rows = self.streams, _turns(self.weights), list[int]()
         positions, starts = [stream.begins(epoch) for stream in streams], np.cumsum([0, *self.sizes]).tolist()
         for turn in range(epoch * self.rows_per_epoch, (epoch + 1) * self.rows_per_epoch):
@@ -89,7 +89,7 @@ class Order:
             positions[which] += 1
         if len(streams) > 1:
             rows = [rows[k] for k in _permutation(len(rows), self.seed, epoch, MIXED)]
-        return [Slot(slot, row) for slot, row in enumerate(rows)]
+        return [EpochGroup(number, row) for number, row in enumerate(rows)]
 
     def drawn(self, epochs: int) -> set[int]:
         """The rows that so many epochs take."""
@@ -104,7 +104,7 @@ class Order:
 
 @lru_cache(maxsize=8)
 def _turns(weights: tuple[int, ...]) -> np.ndarray:
-    """(period,) the data set whose turn each slot is: after any number of slots each has had its share to less than one.
+    """(period,) the data set whose turn each group is: after any number of groups each has had its share to less than one.
 
     Tijdeman's algorithm for the chairman assignment problem (Discrete Mathematics 32, 1980): of those whose share allows another one, the
     turn is of the one that must have it first.
@@ -114,12 +114,12 @@ def _turns(weights: tuple[int, ...]) -> np.ndarray:
     if len(weights) == 1:
         return turns
     total, spare = sum(weights), 2 * len(weights) - 2
-    for slot in range(period):
-        # of i: the share after this slot less what it has had, w (slot + 1) / W - had >= 1 / spare, may have it;
-        # and the least (1 - 1 / spare + had - w slot / W) / (w / W) must have it first; all in whole numbers of 1 / (W spare)
-        may = [i for i, w in enumerate(weights) if spare * (w * (slot + 1) - had[i] * total) >= total]
+    for group in range(period):
+        # of i: the share after this group less what it has had, w (group + 1) / W - had >= 1 / spare, may have it;
+        # and the least (1 - 1 / spare + had - w group / W) / (w / W) must have it first; all in whole numbers of 1 / (W spare)
+        may = [i for i, w in enumerate(weights) if spare * (w * (group + 1) - had[i] * total) >= total]
         first = min(may, key=lambda i: (Fraction(total * (spare * (had[i] + 1) - 1), spare * weights[i]), i))
-        turns[slot] = first
+        turns[group] = first
         had[first] += 1
     return turns
 

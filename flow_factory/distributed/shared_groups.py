@@ -17,7 +17,7 @@ from flow_factory.utils.offload import to_device
 class Group(NamedTuple):
     """Samples of one row that are to be scored: those of a process, or the whole group."""
 
-    slot: int
+    number: int
     row: Row
     ids: list[int]
     media: list[Any]
@@ -30,13 +30,13 @@ def whole_groups(accelerator: Accelerator, deal: Deal, parts: Sequence[Group]) -
     """
     mine: dict[int, list[Group]] = {}
     for part in parts if deal.leads(accelerator.process_index) else ():  # the others of a team have the same
-        holders = deal.holders(part.slot)
-        mine.setdefault(holders[part.slot % len(holders)], []).append(part)
+        holders = deal.holders(part.number)
+        mine.setdefault(holders[part.number % len(holders)], []).append(part)
     come = [part for some in exchange(accelerator, mine).values() for part in some]
     samples: dict[int, dict[int, Any]] = {}
     for part in come:
-        samples.setdefault(part.slot, {}).update(zip(part.ids, part.media, strict=True))
-    rows = {part.slot: part.row for part in come}
+        samples.setdefault(part.number, {}).update(zip(part.ids, part.media, strict=True))
+    rows = {part.number: part.row for part in come}
     return [Group(s, rows[s], sorted(samples[s]), [samples[s][i] for i in sorted(samples[s])]) for s in sorted(samples)]
 
 
@@ -52,12 +52,12 @@ def share(accelerator: Accelerator, deal: Deal, rollouts: Sequence[Rollout], con
     """
     me, theirs = accelerator.process_index, dict[int, list[Rollout]]()
     for to in range(deal.processes) if deal.leads(me) else ():  # the others of a team have the same
-        asked = {slot for slot, _ in deal.of(to)} if to // deal.team != me // deal.team else ()
-        theirs[to] = [replace_all(r, "cpu", cond={}, memo=None, media=[]) for r in rollouts if r.slot in asked]
+        asked = {group for group, _ in deal.of(to)} if to // deal.team != me // deal.team else ()
+        theirs[to] = [replace_all(r, "cpu", cond={}, memo=None, media=[]) for r in rollouts if r.group in asked]
     own = {r.ids: r for r in rollouts}
     everyone = {r.ids: r for some in exchange(accelerator, theirs).values() for r in some} | own
-    wanted = {slot for slot, _ in deal.of(me)}
-    needed = [r for _, r in sorted(everyone.items()) if r.slot in wanted]
+    wanted = {group for group, _ in deal.of(me)}
+    needed = [r for _, r in sorted(everyone.items()) if r.group in wanted]
     home = "cpu" if waits else accelerator.device
     read = {r.row.id: r.cond for r in rollouts}
     for row in {r.row.id for r in needed} - read.keys():

@@ -67,7 +67,7 @@ def packed(done: FinishedWork) -> tuple[dict[str, Tensor], str]:
     places = {sample: k for k, sample in enumerate(last)}
     plain = {
         "rollouts": [_plain(rollout) for rollout in done.rollouts],
-        "sources": {str(slot): source_of(r.row, r.cond) for slot, r in {r.slot: r for r in done.rollouts}.items()},
+        "sources": {str(group): source_of(r.row, r.cond) for group, r in {r.group: r for r in done.rollouts}.items()},
         "taken": done.taken, "ids": done.ids, "together": done.together, "datasets": done.asked.sources,
         "found": [torch.cat(found) if found else None for found in done.asked.found],
         "waiting": [[places[id(s)] for s in waiting] for waiting in done.asked.waiting],
@@ -99,10 +99,10 @@ def unpacked(tensors: Mapping[str, Tensor], text: str, roller: "Roller") -> Fini
     """
     plain = rebuilt(json.loads(text), {int(name): tensor for name, tensor in tensors.items()})
     rollouts = [_rollout(one, roller) for one in plain["rollouts"]]
-    if [(r.slot, r.ids) for r in rollouts] != roller.samples()[: len(rollouts)]:
+    if [(r.group, r.ids) for r in rollouts] != roller.samples()[: len(rollouts)]:
         raise ValueError("other samples")
-    for slot, one in {r.slot: r for r in rollouts}.items():
-        if plain["sources"][str(slot)] != source_of(one.row, one.cond):
+    for group, one in {r.group: r for r in rollouts}.items():
+        if plain["sources"][str(group)] != source_of(one.row, one.cond):
             raise CheckpointError(f"{one.row.source}, or its condition, has changed")
     last = [samples_of(roller.context.rows[row], [_media(media)])[0] for row, media in plain["last"]]
     waiting = [[last[k] for k in those] for those in plain["waiting"]]
@@ -117,15 +117,15 @@ def unpacked(tensors: Mapping[str, Tensor], text: str, roller: "Roller") -> Fini
 
 def _plain(rollout: Rollout) -> dict[str, Any]:
     return {
-        "slot": rollout.slot, "ids": list(rollout.ids), "media": [_plain_media(m) for m in rollout.media], "x0": _laid(rollout.x0),
+        "group": rollout.group, "ids": list(rollout.ids), "media": [_plain_media(m) for m in rollout.media], "x0": _laid(rollout.x0),
         "schedule": rollout.schedule, "steps": [{name: _laid(value) for name, value in vars(s).items()} for s in rollout.steps],
     }  # fmt: skip
 
 
 def _rollout(plain: Mapping[str, Any], roller: "Roller") -> Rollout:
     train, device = roller.context.config.train, roller.context.accelerator.device
-    epoch, slot = roller.context.progress.epoch, plain["slot"]
-    row = roller.slots(epoch)[slot].row
+    epoch, group = roller.context.progress.epoch, plain["group"]
+    row = roller.epoch_groups(epoch)[group].row
 
     def there(value: Any) -> Any:
         """Where the samples of an epoch wait until they are trained on."""
@@ -135,7 +135,7 @@ def _rollout(plain: Mapping[str, Any], roller: "Roller") -> Rollout:
     steps = [Step(**{name: there(value) for name, value in step.items()}) for step in plain["steps"]]
     media, ids, schedule = [_media(one) for one in plain["media"]], tuple(plain["ids"]), plain["schedule"]
     return Rollout(
-        roller.context.rows[row], roller.cond_of(row)[1], steps, media, slot, epoch, ids, there(plain["x0"]), schedule, ConditionMemo()
+        roller.context.rows[row], roller.cond_of(row)[1], steps, media, group, epoch, ids, there(plain["x0"]), schedule, ConditionMemo()
     )
 
 

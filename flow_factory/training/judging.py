@@ -70,8 +70,8 @@ class RolloutScoring:
         return rollouts
 
     def _ask(self, rollouts: Sequence[Rollout], last: bool) -> None:
-        parts = [list(part) for _, part in groupby(rollouts, key=lambda r: r.slot)]
-        groups = [Group(p[0].slot, p[0].row, [i for r in p for i in r.ids], [m for r in p for m in r.media]) for p in parts]
+        parts = [list(part) for _, part in groupby(rollouts, key=lambda r: r.group)]
+        groups = [Group(p[0].group, p[0].row, [i for r in p for i in r.ids], [m for r in p for m in r.media]) for p in parts]
         with self.meter.phase("reward"):
             if self.exchanged:
                 wait_for_everyone("rolling out")

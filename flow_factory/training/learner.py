@@ -52,10 +52,10 @@ class Learner:
             Interrupted: before the first step; from there on the epoch is learnt to its end.
         """
         context, plan = self.context, self.context.plan
-        chosen = {g[0].slot: context.algorithm.select(g) for g in groups}
+        chosen = {g[0].group: context.algorithm.select(g) for g in groups}
         order = [batch for batches in chosen.values() for batch in batches]
         if len(order) > plan.trained_batches_per_rank:  # of groups that are shared, and here as a whole
-            order = [chosen[slot][k] for slot, k in plan.trained.of(context.accelerator.process_index)]
+            order = [chosen[group][k] for group, k in plan.trained.of(context.accelerator.process_index)]
         size, passes = plan.micro_batches_per_update, context.config.train.num_inner_epochs
         windows = [self.window(order[k : k + size], chosen) for k in range(0, len(order), size)]
         self.fresh = True
@@ -85,7 +85,7 @@ class Learner:
         """These micro-batches, and where the loss compares the samples of a group, the others of their groups."""
         if self.context.algorithm.scope != "group":
             return list(batches)
-        return [b for slot in dict.fromkeys(b.slot for b in batches) for b in chosen[slot]]
+        return [b for group in dict.fromkeys(b.group for b in batches) for b in chosen[group]]
 
     def look_back(self, windows: Sequence[Window], chosen: dict[int, list[Rollout]]) -> None:
         """The velocities under kept weights, all in one pass: the weights are swapped once, and inner epochs share the forwards.
@@ -106,7 +106,7 @@ class Learner:
         """Shows the algorithm, without gradient, the points that its loss compares, where they are in more than one forward."""
         algorithm = self.context.algorithm
         if algorithm.scope == "group":
-            groups = [chosen[slot] for slot in dict.fromkeys(b.slot for b in window.batches) if len(chosen[slot]) > 1]
+            groups = [chosen[group] for group in dict.fromkeys(b.group for b in window.batches) if len(chosen[group]) > 1]
             units = self.as_many(groups)
         elif algorithm.scope == "times" and not (self.fresh and self.is_policy("old")):  # whose ratios are all 1
             units = [[b] for b in window.batches]

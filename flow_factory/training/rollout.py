@@ -14,7 +14,7 @@ from flow_factory.core.groups import cut
 from flow_factory.core.randomness import generator, normal
 from flow_factory.core.sampling import Sampler
 from flow_factory.data.encoding_windows import order_of
-from flow_factory.data.order import Slot
+from flow_factory.data.order import EpochGroup
 from flow_factory.data.several import sizes_of
 from flow_factory.distributed.collectives import all_or_none, in_step, most_of_ranks
 from flow_factory.models.failures import named_rows
@@ -57,17 +57,17 @@ class Roller:
             Interrupted: a signal has come, of which all processes know after each call of the pipeline.
             UserError: the pipeline failed on a row; a reward did, see `all_or_none`.
         """
-        context, slots = self.context, self.slots(epoch)
-        all_or_none(context.accelerator, context.interrupt, lambda: [context.rows[slot.row] for slot in slots])  # may be edited
+        context, groups = self.context, self.epoch_groups(epoch)
+        all_or_none(context.accelerator, context.interrupt, lambda: [context.rows[group.row] for group in groups])  # may be edited
         self.begin()
         if self.together is None:
-            self.together = self.most_alike(slots[self.mine[0][0]], epoch)
+            self.together = self.most_alike(groups[self.mine[0][0]], epoch)
         weights = context.algorithm.rolls_out(context.progress.updates)
         with context.meter.phase("rollout"), torch.no_grad(), context.store.use(weights), context.engine.gathered():
             draws = self.draws(len(self.rollouts) + len(self.waiting))
             shown = bar(draws, "rolling out", shown=context.accelerator.is_main_process, delay=5)
-            for slot, members in in_step(context.accelerator, context.interrupt, shown, len(draws)):
-                drawn = self.sample(slots[slot], members, epoch) if context.pairs is None else self.given(slots[slot], epoch)
+            for index, members in in_step(context.accelerator, context.interrupt, shown, len(draws)):
+                drawn = self.sample(groups[index], members, epoch) if context.pairs is None else self.given(groups[index], epoch)
                 self.waiting.append(drawn)
                 self.judge(self.waiting[:-1])  # while the device draws
                 context.meter.step("call")
@@ -122,7 +122,7 @@ class Roller:
         """(group, number in it) of this process's micro-batches."""
         return self.context.plan.rolled.of(self.context.accelerator.process_index)
 
-    def slots(self, epoch: int) -> list[Slot]:
+    def epoch_groups(self, epoch: int) -> list[EpochGroup]:
         """The groups of an epoch, and their rows."""
         return order_of(self.context.config, sizes_of(self.context.rows)).epoch(epoch)
 
@@ -130,7 +130,7 @@ class Roller:
         """(group, numbers of the samples) of this process's micro-batches."""
         train = self.context.config.train
         many, size = train.group_size, train.per_device_batch_size
-        return [(slot, tuple(range(slot * many + k * size, slot * many + (k + 1) * size))) for slot, k in self.mine]
+        return [(group, tuple(range(group * many + k * size, group * many + (k + 1) * size))) for group, k in self.mine]
 
     def draws(self, done: int = 0) -> list[tuple[int, list[int]]]:
         """(group, members of it) that one call of the pipeline draws, for each call of this process: one micro-batch or several.
@@ -139,46 +139,46 @@ class Roller:
             done: micro-batches that are there, of whole calls.
         """
         size, together = self.context.config.train.per_device_batch_size, self.together or 1
-        taken = [(slot, [k for _, k in mine]) for slot, mine in groupby(self.mine[done:], key=lambda m: m[0])]
-        parts = [(slot, ks[i : i + together]) for slot, ks in taken for i in range(0, len(ks), together)]
-        return [(slot, [k * size + j for k in ks for j in range(size)]) for slot, ks in parts]
+        taken = [(group, [k for _, k in mine]) for group, mine in groupby(self.mine[done:], key=lambda m: m[0])]
+        parts = [(group, ks[i : i + together]) for group, ks in taken for i in range(0, len(ks), together)]
+        return [(group, [k * size + j for k in ks for j in range(size)]) for group, ks in parts]
 
-    def most_alike(self, slot: Slot, epoch: int) -> int:
+    def most_alike(self, group: EpochGroup, epoch: int) -> int:
         """How many micro-batches of a group may be drawn in one call without changing a bit, by this run's own first group."""
         context, deal = self.context, self.context.plan.rolled
         size, most, shares = context.config.train.per_device_batch_size, deal.of_a_group, context.engine.collective or deal.team > 1
         with torch.no_grad():
             found = most_alike(
-                lambda members: self.sample(slot, members, epoch), size, most,
+                lambda members: self.sample(group, members, epoch), size, most,
                 lambda same: not most_of_ranks(context.accelerator, not same), steps_down=not shares,
             )  # fmt: skip
         logger.info("train.rollout_batch_size: auto draws %d of the %d samples of a group in a call", found * size, most * size)
         return found
 
-    def given(self, slot: Slot, epoch: int) -> Rollout:
+    def given(self, group: EpochGroup, epoch: int) -> Rollout:
         """A pair of the data set, as if it had been sampled: a group of two, the chosen one first."""
         context = self.context
         assert context.pairs is not None
-        row, (cond, kept) = context.rows[slot.row], self.cond_of(slot.row)
+        row, (cond, kept) = context.rows[group.row], self.cond_of(group.row)
         with named_rows([row], context.adapter, "encode", RowError):
             x0, media = context.pairs.states(row, cond)
-        rollout = Rollout(row, kept, [], media, slot.slot, epoch, (2 * slot.slot, 2 * slot.slot + 1), x0, memo=ConditionMemo())
+        rollout = Rollout(row, kept, [], media, group.number, epoch, (2 * group.number, 2 * group.number + 1), x0, memo=ConditionMemo())
         rollout.rewards, rollout.advantage = torch.tensor([[1.0], [0.0]]), torch.tensor([1.0, -1.0], device=x0.device)
         return rollout
 
-    def sample(self, slot: Slot, members: Sequence[int], epoch: int) -> Rollout:
+    def sample(self, group: EpochGroup, members: Sequence[int], epoch: int) -> Rollout:
         """Some members of a group; their noise is keyed by (seed, epoch, global sample id) and depends on nothing else."""
         context, train = self.context, self.context.config.train
-        ids = tuple(slot.slot * train.group_size + k for k in members)
-        cond, kept = self.cond_of(slot.row)
-        sampler = self.sampler(slot.slot, ids, epoch)
-        starts = [slot.slot * train.group_size] * len(ids) if train.init_same_noise else ids
+        ids = tuple(group.number * train.group_size + k for k in members)
+        cond, kept = self.cond_of(group.row)
+        sampler = self.sampler(group.number, ids, epoch)
+        starts = [group.number * train.group_size] * len(ids) if train.init_same_noise else ids
         generators = [generator(train.seed, "init", epoch, i) for i in starts]
         memo = ConditionMemo()
-        row = context.rows[slot.row]
+        row = context.rows[group.row]
         with named_rows([row], context.adapter, "draw", RowError):
             media, recorder = context.engine("sample", cond, context.call, train.num_inference_steps, sampler, generators, memo)
-        rollout = Rollout(row, kept, recorder.kept, media, slot.slot, epoch, ids, memo=memo)
+        rollout = Rollout(row, kept, recorder.kept, media, group.number, epoch, ids, memo=memo)
         if not train.stochastic:
             rollout.x0 = recorder.final
         if not train.stochastic or context.algorithm.with_schedule:
@@ -196,7 +196,7 @@ class Roller:
             self.cond = row, here, read if self.context.config.train.offload_samples_to_cpu else here
         return self.cond[1:]
 
-    def sampler(self, slot: int, ids: Sequence[int], epoch: int) -> Sampler:
+    def sampler(self, group: int, ids: Sequence[int], epoch: int) -> Sampler:
         """How the states of these samples of a group are drawn."""
         config, algorithm = self.context.config, self.context.algorithm
         train, scheduler = config.train, config.scheduler
@@ -206,8 +206,8 @@ class Roller:
             return to_device(drawn.pin_memory() if x.is_cuda else drawn, x.device)  # behind what the device still has to do, not after it
 
         return Sampler(
-            DYNAMICS[scheduler.dynamics_type], scheduler.noise_level, algorithm.noisy(epoch, slot), noise,
-            DTYPES[train.latent_storage_dtype], kept=algorithm.kept(epoch, slot), with_mean=algorithm.with_mean,
+            DYNAMICS[scheduler.dynamics_type], scheduler.noise_level, algorithm.noisy(epoch, group), noise,
+            DTYPES[train.latent_storage_dtype], kept=algorithm.kept(epoch, group), with_mean=algorithm.with_mean,
         )  # fmt: skip
 
 

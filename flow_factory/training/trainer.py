@@ -113,21 +113,21 @@ class Trainer:
         return {f"train/{k}": v for k, v in self.context.rewards.finish_epoch().items()}
 
     def weigh(self, rollouts: list[Rollout]) -> None:
-        """Fills in `Rollout.advantage`, from the statistics of all processes' groups in the order of their slots."""
+        """Fills in `Rollout.advantage`, from the statistics of all processes' groups in their order."""
         context, size = self.context, self.context.config.train.per_device_batch_size
         scores = gather_groups(context.accelerator, context.plan.rolled, torch.stack([r.rewards for r in rollouts]).double())
-        slots = self.roller.slots(context.progress.epoch)
-        advantage, metrics = self.advantages(scores, [dataset_of(context.rows, one.row) for one in slots])
-        for rollout, (slot, k) in zip(rollouts, self.roller.mine, strict=True):
+        groups = self.roller.epoch_groups(context.progress.epoch)
+        advantage, metrics = self.advantages(scores, [dataset_of(context.rows, one.row) for one in groups])
+        for rollout, (group, k) in zip(rollouts, self.roller.mine, strict=True):
             here = slice(k * size, (k + 1) * size)
-            rollout.rewards, rollout.advantage = scores[slot, here].float(), advantage[slot, here].to(context.accelerator.device)
+            rollout.rewards, rollout.advantage = scores[group, here].float(), advantage[group, here].to(context.accelerator.device)
         for line in self.advantages.silent() if context.accelerator.is_main_process else ():
             logger.warning(line)
         context.meter.add(metrics)
 
     def groups(self, rollouts: list[Rollout]) -> list[list[Rollout]]:
         """This process's micro-batches of each group."""
-        return [list(group) for _, group in groupby(rollouts, key=lambda r: r.slot)]
+        return [list(group) for _, group in groupby(rollouts, key=lambda r: r.group)]
 
     def average(self) -> None:
         """Moves the EMA, every `ema_update_interval` epochs."""

@@ -19,8 +19,8 @@ BY_GROUP = ["dgpo", "crd"]
 SETTINGS: dict[str, dict[str, Any]] = {"dpo": {"num_train_timesteps": 4}}
 
 
-def batch(*ids: int, slot: int = 0, epoch: int = 0, dtype: torch.dtype = torch.float32) -> Rollout:
-    return rollout(torch.linspace(-1, 1, len(ids)), ids, slot, epoch, latents(ids).to(dtype), memo=ConditionMemo())
+def batch(*ids: int, group: int = 0, epoch: int = 0, dtype: torch.dtype = torch.float32) -> Rollout:
+    return rollout(torch.linspace(-1, 1, len(ids)), ids, group, epoch, latents(ids).to(dtype), memo=ConditionMemo())
 
 
 def noises(name: str, rollout: Rollout, **train: Any) -> Tensor:
@@ -43,10 +43,10 @@ def test_a_samples_noise_is_its_own_whatever_its_neighbours(name: str, train: di
 
 @pytest.mark.parametrize("name", ["dpo", "dgpo"])
 def test_a_group_shares_its_noise_and_has_new_one_at_each_noise_level(name: str) -> None:
-    a, b = noises(name, batch(4, 5, slot=2)), noises(name, batch(6, 7, slot=2))
+    a, b = noises(name, batch(4, 5, group=2)), noises(name, batch(6, 7, group=2))
     assert torch.equal(a, b) and torch.equal(a[:, 0], a[:, 1])
     assert len(a[:, 0].flatten(1).unique(dim=0)) == len(a) > 1
-    for other in (batch(4, 5, slot=3), batch(4, 5, slot=2, epoch=1)):
+    for other in (batch(4, 5, group=3), batch(4, 5, group=2, epoch=1)):
         assert not (a == noises(name, other)).any()
 
 
@@ -74,9 +74,9 @@ def test_noise_levels_are_the_samples_own_where_the_model_takes_them_and_the_mic
 @pytest.mark.parametrize("per_sample", [True, False])
 def test_a_group_that_is_compared_shares_its_noise_levels(name: str, per_sample: bool) -> None:
     draw = {} if name == "dpo" else {"time_sampling_strategy": "uniform", "num_train_timesteps": 4}
-    shared = levels(name, batch(4, 5, slot=2), per_sample, **draw)
-    assert shared.shape == (4,) and torch.equal(shared, levels(name, batch(6, 7, slot=2), per_sample, **draw))
-    assert not (shared == levels(name, batch(4, 5, slot=3), per_sample, **draw)).any()
+    shared = levels(name, batch(4, 5, group=2), per_sample, **draw)
+    assert shared.shape == (4,) and torch.equal(shared, levels(name, batch(6, 7, group=2), per_sample, **draw))
+    assert not (shared == levels(name, batch(4, 5, group=3), per_sample, **draw)).any()
 
 
 @pytest.mark.parametrize(("name", "count"), [("nft", 9), ("awm", 9), ("crd", 9), ("dgpo", 6)])
@@ -159,10 +159,10 @@ def transition(index: int, *ids: int, with_mean: bool = True) -> Step:
 def test_picked_samples_bring_all_that_is_theirs(with_mean: bool) -> None:
     group = []
     for ids in ((10, 11, 12), (13, 14, 15)):
-        mine = rollout(torch.tensor(ids).float(), ids, slot=3, epoch=2, steps=[transition(k, *ids, with_mean=with_mean) for k in (1, 4)])
+        mine = rollout(torch.tensor(ids).float(), ids, group=3, epoch=2, steps=[transition(k, *ids, with_mean=with_mean) for k in (1, 4)])
         group.append(mine)
     got = pick(group, (4, 0))
-    assert (got.ids, got.slot, got.epoch, got.x0) == ((14, 10), 3, 2, None) and got.advantage.tolist() == [14, 10]
+    assert (got.ids, got.group, got.epoch, got.x0) == ((14, 10), 3, 2, None) and got.advantage.tolist() == [14, 10]
     assert got.rewards.tolist() == [[14], [10]]
     for step, index in zip(got.steps, (1, 4), strict=True):
         value = torch.tensor([100.0 * index + 14, 100.0 * index + 10])
@@ -197,15 +197,15 @@ def test_best_of_n_trains_on_both_ends_in_micro_batches_of_the_usual_size(name: 
 @pytest.mark.parametrize("name", ["grpo", "grpo-guard", "dppo"])
 def test_a_window_is_drawn_for_each_group_and_all_of_it_is_trained_on(name: str) -> None:
     algorithm = made(name, scheduler={"step_selection": "window", "num_sde_steps": 3})
-    windows = [algorithm.noisy(epoch, slot) for epoch in range(5) for slot in range(20)]
+    windows = [algorithm.noisy(epoch, group) for epoch in range(5) for group in range(20)]
     assert {w[0] for w in windows} == set(range(7)) and all(w == (w[0], w[0] + 1, w[0] + 2) for w in windows)
-    assert windows == [algorithm.kept(epoch, slot) for epoch in range(5) for slot in range(20)]
+    assert windows == [algorithm.kept(epoch, group) for epoch in range(5) for group in range(20)]
     assert algorithm.config.points_per_batch(algorithm.scheduler) == 3
 
 
 def test_a_sliding_window_is_the_epochs_and_moves() -> None:
     algorithm = made("grpo", scheduler={"step_selection": "sliding", "num_sde_steps": 4, "window_epochs": 2, "window_stride": 3})
-    assert all(algorithm.noisy(epoch, slot) == algorithm.kept(epoch, 0) for epoch in range(9) for slot in range(4))
+    assert all(algorithm.noisy(epoch, group) == algorithm.kept(epoch, 0) for epoch in range(9) for group in range(4))
     assert [algorithm.noisy(epoch, 0)[0] for epoch in range(9)] == [0, 0, 3, 3, 5, 5, 0, 0, 3]
     shrinking = made("grpo", scheduler={"step_selection": "sliding", "num_sde_steps": 4, "window_epochs": 1, "window_shrink": True})
     assert [len(shrinking.noisy(epoch, 0)) for epoch in range(9)] == [4, 4, 4, 4, 4, 4, 3, 2, 1]
@@ -213,8 +213,8 @@ def test_a_sliding_window_is_the_epochs_and_moves() -> None:
 
 def test_a_fraction_leaves_all_steps_stochastic_and_trains_on_some() -> None:
     algorithm = made("grpo", scheduler={"step_selection": "fraction", "sde_fraction": 0.4, "sde_steps": [1, 2, 3, 5, 8]})
-    assert {algorithm.noisy(epoch, slot) for epoch in range(3) for slot in range(9)} == {(1, 2, 3, 5, 8)}
-    kept = [algorithm.kept(0, slot) for slot in range(60)]
+    assert {algorithm.noisy(epoch, group) for epoch in range(3) for group in range(9)} == {(1, 2, 3, 5, 8)}
+    kept = [algorithm.kept(0, group) for group in range(60)]
     assert all(len(k) == 2 and k[0] < k[1] for k in kept) and set().union(*kept) == {1, 2, 3, 5, 8} and len(set(kept)) == 10
     assert algorithm.config.points_per_batch(algorithm.scheduler) == 2
 

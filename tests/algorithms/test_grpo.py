@@ -169,7 +169,7 @@ def test_points_are_the_stochastic_steps_in_order_with_the_clipped_advantage() -
     steps = [rolled_step("Flow-SDE", index, dtype=torch.bfloat16) for index in (1, 3, 4)]
     steps[1].dtype = torch.float32  # stored in fewer bits than the model saw
     cond = {"prompt_embeds": torch.zeros(1)}
-    rollout = Rollout(Row(0, "a cat"), cond, steps, [], slot=0)
+    rollout = Rollout(Row(0, "a cat"), cond, steps, [], group=0)
     rollout.advantage = torch.tensor([-9.0, -0.5, 1.0, 9.0])
     points = list(algorithm(adv_clip_range=(-1.0, 2.0)).points(rollout))
     assert [p.step for p in points] == steps and all(p.cond is cond for p in points)

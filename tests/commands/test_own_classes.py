@@ -83,7 +83,7 @@ HOOKS = {
     "model's sizes": ("model.model_type", MODEL, "def check_call(self, call):"),
     "model's rows": ("model.model_type", MODEL, "@classmethod\n    def check_row(cls, row):"),
     "algorithm's constructor": ("train.trainer_type", ALGORITHM, "def __init__(self, *given):"),
-    "algorithm's steps": ("train.trainer_type", ALGORITHM, "def noisy(self, epoch, slot):"),
+    "algorithm's steps": ("train.trainer_type", ALGORITHM, "def noisy(self, epoch, group):"),
     "algorithm's loss": ("train.trainer_type", ALGORITHM, "def loss(self, point, velocity):"),
 }
 

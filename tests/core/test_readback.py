@@ -48,9 +48,9 @@ def test_a_rollout_makes_its_pictures_while_the_next_is_drawn(tmp_path: Path, mo
     order: list[str] = []
     draw, make = run.trainer.roller.sample, VaeImageProcessor.postprocess
 
-    def sample(slot: Any, members: Sequence[int], epoch: int) -> Any:
+    def sample(group: Any, members: Sequence[int], epoch: int) -> Any:
         order.append("draw")
-        return draw(slot, members, epoch)
+        return draw(group, members, epoch)
 
     def postprocess(self: Any, *args: Any, **named: Any) -> Any:
         order.append("make")

@@ -98,7 +98,7 @@ def test_a_random_fraction_is_dancegrpos(steps: int, fraction: float, count: int
 def test_an_epochs_groups_use_every_step_as_often_and_any_group_any_step(groups: int, size: int) -> None:
     candidates, seen = (0, 1, 2, 4, 5, 6, 7, 8, 11), set[int]()
     for epoch in range(40):
-        dealt = [stratified(candidates, size, 42, epoch, slot) for slot in range(groups)]
+        dealt = [stratified(candidates, size, 42, epoch, group) for group in range(groups)]
         assert all(list(d) == sorted(set(d)) and len(d) == size for d in dealt)
         counts = [sum(step in d for d in dealt) for step in candidates]
         assert max(counts) - min(counts) <= 1 and sum(counts) == groups * size

@@ -23,7 +23,7 @@ from flow_factory.data.cache import ConditionCache
 from flow_factory.data.fingerprints import module_fingerprint, settings_fingerprint
 from flow_factory.data.index import MAGIC, RECORD
 from flow_factory.data.lines import row_of
-from flow_factory.data.order import Order, Slot
+from flow_factory.data.order import EpochGroup, Order
 from flow_factory.data.packing import SMALL
 from flow_factory.data.reader import DataError, read_rows
 from flow_factory.types import Cond, Row
@@ -293,13 +293,13 @@ def test_every_row_is_as_likely_at_every_place():
 
 @pytest.mark.parametrize(("num_rows", "per_epoch", "epochs"), [(10, 3, 0), (10, 3, 1), (10, 3, 3), (10, 3, 4), (4, 6, 1), (7, 7, 2)])
 def test_the_rows_of_some_epochs_are_known_before(num_rows, per_epoch, epochs):
-    there = {slot.row for epoch in range(epochs) for slot in Order((num_rows,), per_epoch, 3).epoch(epoch)}
+    there = {group.row for epoch in range(epochs) for group in Order((num_rows,), per_epoch, 3).epoch(epoch)}
     assert Order((num_rows,), per_epoch, 3).drawn(epochs) == there
 
 
 def test_the_order_is_kept_between_versions():
     """A run that is resumed with another numpy must go on as it began."""
-    assert Order((10,), 4, seed=42).epoch(3) == [Slot(0, 6), Slot(1, 2), Slot(2, 4), Slot(3, 3)]
+    assert Order((10,), 4, seed=42).epoch(3) == [EpochGroup(0, 6), EpochGroup(1, 2), EpochGroup(2, 4), EpochGroup(3, 3)]
 
 
 def test_the_order_depends_on_seed_and_epoch_alone():

@@ -190,7 +190,7 @@ def test_windows_have_what_their_epochs_draw_wherever_a_run_goes_on(
         for epoch in range(start, last):
             if epoch >= until:
                 there, until = set(rows_of_window(config, (rows,), epoch)), window_of(config, epoch).stop
-            assert {slot.row for slot in order_of(config, (rows,)).epoch(epoch)} <= there <= set(rows_needed(config, (rows,)))
+            assert {group.row for group in order_of(config, (rows,)).epoch(epoch)} <= there <= set(rows_needed(config, (rows,)))
         assert window_of(config, start).stop in {window_of(config, epoch).stop for epoch in range(last)}
 
 

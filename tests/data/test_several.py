@@ -1,4 +1,4 @@
-"""Several data sets: who has which slots of an epoch, what a YAML of them says, and how its entries are read."""
+"""Several data sets: who has which groups of an epoch, what a YAML of them says, and how its entries are read."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -26,7 +26,7 @@ def mixed(sizes: Sequence[int], weights: Sequence[int], rows: int, seed: int = 3
 def by_set(order: Order, epoch: int) -> list[list[int]]:
     """The rows of each data set in an epoch, numbered in it."""
     starts = [sum(order.sizes[:k]) for k in range(len(order.sizes))]
-    rows = [slot.row for slot in order.epoch(epoch)]
+    rows = [group.row for group in order.epoch(epoch)]
     return [[row - start for row in rows if 0 <= row - start < size] for start, size in zip(starts, order.sizes, strict=True)]
 
 
@@ -45,7 +45,7 @@ def test_after_any_number_of_epochs_each_data_set_has_had_its_share_to_less_than
         for its, size, cycle in zip(taken, sizes, cycles, strict=True):
             assert len(set(its)) == min(len(its), size) or len(its) > size, "no row twice in an epoch"
             cycle += its
-        drawn.update(slot.row for slot in order.epoch(epoch))
+        drawn.update(group.row for group in order.epoch(epoch))
         assert order.drawn(epoch + 1) == drawn
     for cycle, size in zip(cycles, sizes, strict=True):
         for row in range(size):
@@ -61,7 +61,7 @@ def test_an_epoch_is_a_pure_function_whose_streams_do_not_depend_on_each_other()
 
 def test_data_sets_are_dealt_in_a_random_order() -> None:
     order = mixed((50, 50), (1, 1), 16)
-    firsts = {tuple(slot.row < 50 for slot in order.epoch(epoch)) for epoch in range(20)}
+    firsts = {tuple(group.row < 50 for group in order.epoch(epoch)) for epoch in range(20)}
     assert len(firsts) == 20, "a process would have one data set alone, were they dealt in turn"
 
 

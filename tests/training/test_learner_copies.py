@@ -68,9 +68,9 @@ def test_dgpos_average_moves_after_every_update(tmp_path: Path) -> None:
 
 def states(run: Run, weights: str, epoch: int) -> list[Tensor]:
     """The final states that these weights draw in an epoch."""
-    slots = run.trainer.roller.slots(epoch)
+    groups = run.trainer.roller.epoch_groups(epoch)
     with torch.no_grad(), run.context.store.use(weights):
-        rollouts = [run.trainer.roller.sample(slot, range(k, k + 2), epoch) for slot in slots for k in (0, 2)]
+        rollouts = [run.trainer.roller.sample(group, range(k, k + 2), epoch) for group in groups for k in (0, 2)]
     return [r.x0 for r in rollouts if r.x0 is not None]
 
 

@@ -234,4 +234,4 @@ def test_micro_batches_of_other_processes_share_the_condition_of_their_row(
     mine = [rollouts[0]]
     found = share(run.context.accelerator, run.context.plan.trained, mine, counting, waits)
     assert [r.ids for r in found] == [r.ids for r in rollouts] and read == [rollouts[-1].row.id]
-    assert [[a.cond is b.cond for b in found] for a in found] == [[a.slot == b.slot for b in found] for a in found]
+    assert [[a.cond is b.cond for b in found] for a in found] == [[a.group == b.group for b in found] for a in found]

@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 from flow_factory.config import load_config
-from flow_factory.data.order import Slot
+from flow_factory.data.order import EpochGroup
 from flow_factory.train import build
 from flow_factory.training import kept_rollouts
 from flow_factory.training.finished_work import Pool, _laid, _lifted, _media, _plain_media
@@ -78,9 +78,9 @@ def draws_of(run: Run) -> list[tuple[int, int, tuple[int, ...]]]:
     calls: list[tuple[int, int, tuple[int, ...]]] = []
     roller = run.trainer.roller
 
-    def counted(slot: Slot, members: Sequence[int], epoch: int) -> Rollout:
-        calls.append((epoch, slot.slot, tuple(members)))
-        return Roller.sample(roller, slot, members, epoch)
+    def counted(group: EpochGroup, members: Sequence[int], epoch: int) -> Rollout:
+        calls.append((epoch, group.number, tuple(members)))
+        return Roller.sample(roller, group, members, epoch)
 
     roller.sample = counted  # type: ignore[method-assign]
     return calls

@@ -66,7 +66,7 @@ def test_encoders_run_once_a_distinct_row_and_never_again(tmp_path: Path) -> Non
     rows = [*TRAIN, TRAIN[0], TEST[0]]
     write_rows(tmp_path / "data" / "train.jsonl", [{"prompt": p} for p in rows])
     distinct = len(TRAIN) + len(TEST)
-    few = len({rows[slot.row] for slot in Order((len(rows),), 2, 42).epoch(0)} | {rows[0], *TEST})  # what a run of one epoch draws
+    few = len({rows[group.row] for group in Order((len(rows),), 2, 42).epoch(0)} | {rows[0], *TEST})  # what a run of one epoch draws
     for name, length, last, runs in (("a", 16, 4, distinct), ("b", 16, 4, 0), ("c", 12, 1, few), ("d", 12, 4, distinct - few)):
         with forwards(T5EncoderModel) as seen:
             tiny(tmp_path, f"run_name={name}", f"train.max_sequence_length={length}", f"train.max_epochs={last}")
