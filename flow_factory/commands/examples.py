@@ -1,8 +1,8 @@
-"""`ff-train examples`: the examples that come with the package, and copies of them with the checkpoint and the data sets that they name.
+"""`ff-train examples`: list the bundled examples, or copy them with the checkpoint and the data sets that they name.
 
-ff-train examples                   all, with a line on each
-ff-train examples quickstart        this one is copied here, with what it needs
-ff-train examples dpo               and so are all that have this in their names
+ff-train examples                   list all, one line each
+ff-train examples quickstart        copy this one into the current folder, with all that it needs
+ff-train examples dpo               copy all whose names contain dpo
 ff-train examples grpo/lora/flux1 --to my_run
 """
 
@@ -30,8 +30,8 @@ def root() -> Path:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(prog="ff-train examples", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("names", nargs="*", metavar="NAME", help="what names of examples have in them, such as quickstart or dpo/lora")
-    p.add_argument("--to", type=Path, default=Path(), metavar="DIR", help="where copies go (default: the current folder)")
+    p.add_argument("names", nargs="*", metavar="NAME", help="part of the names of examples, for example quickstart or dpo/lora")
+    p.add_argument("--to", type=Path, default=Path(), metavar="DIR", help="folder for the copies (default: the current folder)")
     p.set_defaults(act=act)
     return p
 

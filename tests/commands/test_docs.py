@@ -5,11 +5,12 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from flow_factory.cli import parser
+from flow_factory.cli import RESERVED, parser
 from flow_factory.commands.data import parser as data_parser
 from flow_factory.commands.reward import parser as reward_parser
 from flow_factory.config import load_config
@@ -77,6 +78,9 @@ def test_the_pages_have_commands_and_each_parses(monkeypatch: pytest.MonkeyPatch
         if words[0] == "make":
             targets = [w for w in words[1:] if "=" not in w]
             assert all(re.search(rf"^{t}:", (ROOT / "Makefile").read_text(), re.MULTILINE) for t in targets), words
+            continue
+        if words[0] == "ff-train" and words[1] in RESERVED:
+            assert import_module(RESERVED[words[1]]).parser().parse_args(words[2:]).act
             continue
         if words[0] in ("ff-data", "ff-reward"):
             assert {"ff-data": data_parser, "ff-reward": reward_parser}[words[0]]().parse_args(words[1:]).act
