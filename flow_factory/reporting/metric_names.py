@@ -11,7 +11,8 @@ METRICS: dict[str, dict[str, str]] = {
         "train/reward_<reward>_mean": "mean of one reward over all groups",
         "train/reward_<reward>_std": "its standard deviation over all samples; near 0: all samples have equal scores",
         "train/transformed_<reward>_mean": "mean of the transformed scores, from which the advantages are computed",
-        "train/zero_variance_share": "share of groups without any advantage, because their scores are equal; in [0, 1]; 1: nothing is learned",
+        "train/zero_variance_share": "share of groups without any advantage, because their scores are equal; in [0, 1]; "
+        "1: nothing is learned",
         "train/missing_scores": "number of missing scores over all groups",
         "train/unscored_samples": "number of samples without any score; they have no advantage",
         "train/missing/<reward>": "number of samples for which a reward gave no score",
@@ -40,7 +41,8 @@ METRICS: dict[str, dict[str, str]] = {
     "dppo": {
         "train/kl_old": "mean distance from the policy that sampled, in the unit of kl_mask_threshold",
         "train/kl_old_max": "largest such distance in a micro-batch, the mean over the epoch",
-        "train/far_frac": "share of masked samples, in [0, 1]: they are beyond kl_mask_threshold, and their advantage would move them further",
+        "train/far_frac": "share of masked samples, in [0, 1]: they are beyond kl_mask_threshold, and their advantage "
+        "would move them further",
         "train/far_frac_high": "share of masked samples with a positive advantage",
         "train/far_frac_low": "share of masked samples with a negative advantage",
     },
