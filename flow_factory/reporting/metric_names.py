@@ -110,7 +110,7 @@ METRICS: dict[str, dict[str, str]] = {
         "perf/samples_per_s": "the epoch's samples divided by its seconds, over all processes; too high for an epoch that was resumed in "
         "its middle",
         "perf/<phase>_samples_per_s": "the same for rollout, reward and optimise, including waiting",
-        "perf/<phase>_tokens_per_s": "text and image tokens through the transformers per second, in the rollout or in the training (a forward "
+        "perf/<phase>_tokens_per_s": "text and image tokens through the transformers per second, in the rollout or in training (a forward "
         "and its backward count once), over all processes, including waiting",
         "perf/<phase>_tflops": "10^12 floating-point operations of the transformers per second of work, of one process, if there is a "
         "formula (FLUX.1, SD3.5, Qwen-Image, Wan); without recomputation and without the VAE",
@@ -124,7 +124,7 @@ METRICS: dict[str, dict[str, str]] = {
 
 INTRO = """\
 Every line of a run's `metrics.jsonl` has `step` (the epochs done), `time` (seconds since 1970), and some of these metrics. Metrics that the
-loss of your own algorithm returns are `train/<name>`. `ff-train --help-metrics` prints this page, and with the name of a metric its line."""
+loss of your own algorithm returns are `train/<name>`. `ff-train --help-metrics` prints this page, or the line of one metric."""
 
 
 def explained(name: str) -> str | None:
