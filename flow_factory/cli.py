@@ -163,7 +163,11 @@ def act(config: RunConfig, args: argparse.Namespace, listener: Listener) -> int:
         from flow_factory.runs.resume import has_ended
 
         ended = partial(has_ended, config, placement)
-        return 0 if ended() else launch(placement, arguments, config.distributed_timeout, ended)
+        if ended():
+            folder = Path(config.log.save_dir, config.log.run_name or "")
+            note(f"{folder} has all its epochs: nothing is left to do; a larger train.max_epochs goes on")
+            return 0
+        return launch(placement, arguments, config.distributed_timeout, ended)
     if first():
         note(*config.notices, *restarts(), *settled_lines(os.environ))
     if config.log.verbose:

@@ -29,6 +29,7 @@ from torch.distributed.launcher.api import LaunchConfig
 from flow_factory.distributed.rendezvous import Rendezvous, enter
 from flow_factory.distributed.threads import OWN_LAUNCHER
 from flow_factory.utils.errors import MeetingError
+from flow_factory.utils.terminal import note
 
 FINAL = (2, 130)
 """Exit codes that no restart mends: a wrong config or data, and a run that was asked to stop."""
@@ -74,6 +75,7 @@ class Machines(RendezvousHandler):
         timeout = self.place.timeout if self.attempt < 0 else self.again
         wanted, deadline = self.attempt + 1, time.monotonic() + timeout
         if wanted and self.ended():
+            note("a process has died, and the run has ended: nothing is left to do")
             with suppress(DistError):
                 if self.store is not None:
                     self._ask(self.store, wanted)
@@ -100,11 +102,12 @@ class Machines(RendezvousHandler):
         return int(self.left > 0)
 
     def all_done(self) -> bool:
-        """Whether all machines' processes have ended well, as this one's have."""
+        """Whether all machines' processes have ended well, as this one's have; once the run has ended, who is dead counts as done."""
         with suppress(DistError):
             if self.store is not None:
                 self.store.set(self._done(self.attempt)[self.place.number], "")
-                return self.store.check(self._done(self.attempt))
+                others = [k for k, key in enumerate(self._done(self.attempt)) if not self.store.check([key])]
+                return not others or (self.ended() and not any(self._is_there(self.store, k) for k in others))
         self.store = None
         return self.left == 0
 
@@ -171,6 +174,10 @@ class Machines(RendezvousHandler):
         for number, theirs in enumerate(other.partition(" ")[2] for other in others):
             if theirs != mine:
                 raise MeetingError(f"{self.place}: machine {number} was started with {theirs}, and this one with {mine}; start all alike")
+
+    def _is_there(self, store: Store, number: int) -> bool:
+        """Whether another machine's launcher, of this attempt, lives."""
+        return _lives(store, store.get(f"machine/{self.attempt}/{number}").decode().partition(" ")[0])
 
     def _done(self, attempt: int) -> list[str]:
         return [f"done/{attempt}/{k}" for k in range(self.place.count)]

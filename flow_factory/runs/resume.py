@@ -17,7 +17,6 @@ from flow_factory.runs.identity import changes, other_run
 from flow_factory.runs.run_folder import holds_run, named
 from flow_factory.runs.training_state import whole_contents
 from flow_factory.utils.errors import UserError, file_errors
-from flow_factory.utils.terminal import note
 
 READABLE = "name a checkpoint that can be read"
 UNSEEN = 180.0
@@ -225,11 +224,6 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def has_ended(config: RunConfig, placement: Topology) -> bool:
-    """Whether a launcher is started again although the run has ended, and says so: on other machines nobody would come to meet it."""
+    """Whether a run that goes on has ended, for a launcher that is started again: on other machines nobody would come to meet it."""
     goes_on = placement.max_restarts > 0 or config.model.resume_path == AUTO
-    if placement.num_machines == 1 or not goes_on:
-        return False
-    if ended := is_over(config):
-        folder = Path(config.log.save_dir, config.log.run_name or "")
-        note(f"{folder} has all its epochs: nothing is left to do; a larger train.max_epochs goes on")
-    return ended
+    return placement.num_machines > 1 and goes_on and is_over(config)

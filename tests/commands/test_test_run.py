@@ -145,4 +145,6 @@ def test_the_command_does_it_with_two_processes(tmp_path: Path) -> None:
     done = ff_train(tmp_path / "tiny.yaml", "--test-run", "--num_processes", "2", "--max_restarts", "1", cwd=tmp_path / "empty")
     assert done.returncode == 0, done.stderr
     assert "test run: an epoch of 2 of 2 groups of 4 samples" in done.stdout
+    said = [line for line in done.stderr.splitlines() if line.startswith(("note: ", "WARNING "))]
+    assert said and len(said) == len(set(said)), "once, by one of them"
     assert not (tmp_path / "save").exists() and not list((tmp_path / "empty").iterdir())

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from torch.distributed.elastic.rendezvous.api import RendezvousGracefulExitError
 
+from flow_factory.cli import main
 from flow_factory.config import load_config
 from flow_factory.distributed import machines as module
 from flow_factory.distributed.machines import Machines
@@ -158,6 +159,15 @@ def test_a_process_that_died_after_the_run_had_ended_is_not_started_anew(two: Tw
             one.result(60)
 
 
+def test_who_dies_after_the_run_has_ended_is_not_waited_for(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not two.first.all_done(), "the run may have to go on"
+    two.first.ended = lambda: True
+    beats = iter([True, False])
+    monkeypatch.setattr(module, "_lives", lambda *who: next(beats))
+    assert not two.first.all_done(), "it lives, and is not done"
+    assert two.first.all_done(), "it is dead"
+
+
 def test_a_launcher_that_is_started_anew_after_the_run_has_ended_waits_for_nobody(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -172,6 +182,8 @@ def test_a_launcher_that_is_started_anew_after_the_run_has_ended_waits_for_nobod
         assert not has_ended(config, place)
     (run / "summary.md").touch()
     assert has_ended(config, place)
+    where = ("--num_machines", "2", "--num_processes", "2", "--machine_rank", "0", "--main_process_ip", "127.0.0.1")
+    assert main([str(tmp_path / "tiny.yaml"), *keys, *where]) == 0
     assert "save/run has all its epochs: nothing is left to do" in capsys.readouterr().err
     longer = load_config(tmp_path / "tiny.yaml", [*keys, "train.max_epochs=3"])
     fresh = load_config(tmp_path / "tiny.yaml", keys[:1])

@@ -143,13 +143,15 @@ def test_a_run_that_is_stopped_anywhere_goes_on_to_the_bit(tmp_path: Path, unbro
         ("flux1", ("train.trainer_type=dgpo", "train.num_train_timesteps=2", "train.kl_beta=0")),
         ("flux1", ("train.rollout_batch_size=auto", "train.offload_samples_to_cpu=true")),
         ("flux1", ("rewards.reward_model=tests.tiny.rewards.Outshines", "train.best_of_n=2", "eval.group_size=2")),
+        ("flux1", ("rewards.reward_model=my_reward.Slow", "rewards.async_reward=true")),
+        ("flux1", ("rewards.reward_model=tests.tiny.rewards.Outshines", "rewards.async_reward=true")),
         ("flux1_kontext", ()),
         ("ltx2_t2av", ("rewards.reward_model=my_reward.Loud",)),
     ],
 )
 def test_whatever_is_drawn_and_learnt_from_is_kept(tmp_path: Path, path: str, family: str, keys: tuple[str, ...]) -> None:
     write_run(tmp_path)
-    (tmp_path / "my_reward.py").write_text(OF_CLIPS)
+    (tmp_path / "my_reward.py").write_text(MINE)
     if family == "flux1_kontext":
         write_pictures(tmp_path / "data")
     if family != "flux1":
@@ -168,7 +170,9 @@ def test_whatever_is_drawn_and_learnt_from_is_kept(tmp_path: Path, path: str, fa
     assert_ends_as(run.folder, run.folder.parent / "unbroken")
 
 
-OF_CLIPS = """\
+MINE = """\
+import time
+
 from flow_factory.rewards import PointwiseRewardModel
 
 
@@ -177,6 +181,14 @@ class Loud(PointwiseRewardModel):
 
     def __call__(self, audio, **columns):
         return [float((wave**2).mean()) for wave in audio]
+
+
+class Slow(PointwiseRewardModel):
+    required_fields = ("image",)
+
+    def __call__(self, image, **columns):
+        time.sleep(0.3)
+        return [float(sum(picture.tobytes())) for picture in image]
 """
 
 
@@ -334,19 +346,21 @@ FEW = ("drawing", "scoring", "learning")
             "ddp", ("drawing", "scoring"), ("train.unique_sample_num_per_epoch=1", "train.group_size=8", "train.gradient_step_per_epoch=1"),
             id="shared", marks=pytest.mark.exhaustive,
         ),
+        pytest.param("ddp", ("drawing", "learning"), ("rewards.reward_model=my_reward.Slow", "rewards.async_reward=true"), id="beside"),
     ],
 )  # fmt: skip
 def test_a_signal_to_one_process_stops_all_after_the_same_micro_batch(
     tmp_path: Path, engine: str, places: Sequence[str], keys: tuple[str, ...]
 ) -> None:
     write_run(tmp_path)
+    (tmp_path / "my_reward.py").write_text(MINE)
     side_by_side(2, tmp_path, _stopped, 2, [*places], ENGINES[engine] + keys)
     other, it = (json.loads((tmp_path / f"said.{rank}.json").read_text()) for rank in range(2))
     for place in places:
         stopped = tmp_path / "save" / place.replace(" ", "_")
         assert it[place][0] == "SIGTERM" and other[place][1:] == it[place][1:], place
         _, there, epochs, drawn = it[place]
-        of_an_epoch = 8 if not keys else 4
+        of_an_epoch = 4 if "train.group_size=8" in keys else 8
         assert there + drawn == (2 - epochs) * (of_an_epoch // 2) and (there > 0) == (place != "evaluating"), "nothing is drawn twice"
         assert_ends_as(stopped, tmp_path / "save" / "unbroken")
 
