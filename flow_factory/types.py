@@ -1,4 +1,4 @@
-"""What crosses a module: plain records, no logic; free of torch at import, so that a data set can be checked in a moment."""
+"""Plain records that modules exchange. Imports no torch, so that a data set can be checked quickly."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Row:
     prompt: str
     negative_prompt: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
-    """Every other column of the line, as read; rewards get them by name."""
+    """All other columns of the line, as read; rewards get them by name."""
     images: Sequence[str] = ()
     """Files of the condition images, in the line's order."""
     videos: Sequence[str] = ()
@@ -36,14 +36,14 @@ class Row:
     shows: str | None = None
     """`demonstration` or `preference`, of a line of the public schema_version 2."""
     inside: bool = False
-    """Whether files stand inside the data set, and are written to where their names say when these are asked for."""
+    """Whether the files are stored inside the data set; they are written to their paths when first needed."""
     dataset: str = ""
     """The name of its data set (`data.datasets`); "" where that has none."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A video, maybe with sound."""
+    """A video, optionally with sound."""
 
     frames: Sequence[Any]
     """PIL images of one size."""
@@ -52,27 +52,27 @@ class Clip:
     audio: Any = None
     """(channels, samples) float32 array in [-1, 1]."""
     sample_rate: int | None = None
-    """Of the audio, in Hz."""
+    """Sample rate of the audio, in Hz."""
 
 
 @dataclass
 class Step:
-    """One transition x -> x1 of n samples. `t` is the model's clock, `s` and `s1` are noise levels in [0, 1]."""
+    """One transition x -> x1 of n samples. `t` is the model's timestep, `s` and `s1` are noise levels in [0, 1]."""
 
     index: int
     t: Tensor
     s: Tensor
     s1: Tensor
     ceiling: Tensor
-    """The schedule's second noise level: stands in for s where a kernel divides by 1 - s and s is (nearly) 1."""
+    """The schedule's second noise level; a kernel that divides by 1 - s uses it in place of s near 1."""
     x: Tensor
     x1: Tensor
     logp: Tensor
-    """(n,) float32 log-probability of x1, mean over the latent's dimensions; NaN of an ODE step, which has none."""
+    """(n,) float32 log-probability of x1, mean over the latent's dimensions; NaN for an ODE step."""
     dtype: Any
-    """The dtype in which the model saw x, where x is stored in a narrower one."""
+    """The dtype in which the model saw x, if x is stored in a narrower one."""
     mean: Tensor | None = None
-    """Of the transition, float32, where the algorithm asks for it."""
+    """Mean of the transition, float32, if the algorithm needs it."""
 
 
 @dataclass
@@ -82,9 +82,9 @@ class Rollout:
     row: Row
     cond: Cond
     steps: list[Step]
-    """The transitions that are trained on."""
+    """The stored transitions, for training."""
     media: Sequence[Any]
-    """One PIL image or `Clip` a sample."""
+    """One PIL image or `Clip` per sample."""
     group: int
     """The group's place in the epoch, over all processes."""
     epoch: int = 0
@@ -93,13 +93,13 @@ class Rollout:
     x0: Tensor | None = None
     """(n, ...) final states, for algorithms that learn on the forward process."""
     schedule: tuple[Tensor, Tensor] | None = None
-    """Times (T,) and noise levels (T + 1,) of the rollout's schedule, on the CPU; beside `x0`, and where the algorithm asks for it."""
+    """Times (T,) and noise levels (T + 1,) of the rollout's schedule, on the CPU; with `x0`, or if the algorithm needs it."""
     memo: Any = None
-    """What the pipeline computed from `cond` alone, see `condition_memo.ConditionMemo`."""
+    """Results that the pipeline computed from `cond` alone, see `condition_memo.ConditionMemo`."""
     frozen: dict[int, dict[str, Tensor]] = field(default_factory=lambda: defaultdict(dict))
     """Velocities under kept weights, by the number of the training point and the weights' name."""
     peers: dict[int, Any] = field(default_factory=dict)
-    """What `Algorithm.survey` said of each training point."""
+    """Results of `Algorithm.survey` for each training point."""
     rewards: Tensor = field(init=False)
     """(n, R) float32; NaN where a score is missing. Filled in by the trainer, as is `advantage`."""
     advantage: Tensor = field(init=False)
@@ -108,12 +108,12 @@ class Rollout:
 
 @dataclass
 class Point:
-    """One forward and backward: where to ask the velocity, and what the loss needs beside it."""
+    """A training point, one forward and backward: where to compute the velocity, and what else the loss needs."""
 
     x: Tensor
     """State (n, ...)."""
     t: Tensor
-    """The model's clock, 0-dim, or (n,) for a time a sample; `s`: the noise level, alike."""
+    """The model's timestep, 0-dim, or (n,) for a time per sample; `s`: the noise level, likewise."""
     s: Tensor
     cond: Cond
     advantage: Tensor
@@ -129,12 +129,12 @@ class Point:
     frozen: dict[str, Tensor] = field(default_factory=dict)
     """Velocities here under kept weights, by name."""
     peers: Any = None
-    """What `Algorithm.survey` said; None where this micro-batch is all that counts."""
+    """Result of `Algorithm.survey`; None if the loss depends on this micro-batch alone."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What trackers and grids show."""
+    """A sample with its scores, for trackers and grids."""
 
     prompt: str
     media: Any

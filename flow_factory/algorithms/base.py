@@ -1,4 +1,4 @@
-"""What an algorithm is: which steps are stochastic, the training points of a rollout, the loss of one point."""
+"""The interface of an algorithm: its stochastic steps, the training points of a rollout, the loss of a point."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,31 +13,31 @@ from flow_factory.types import Metrics, Point, Rollout, Velocity
 
 
 class OnPolicyError(RuntimeError):
-    """Training does not see what sampling saw."""
+    """Training does not compute what sampling computed."""
 
 
 @dataclass(frozen=True)
 class Average:
-    """A kept copy that follows the policy: copy <- d copy + (1 - d) policy."""
+    """A copy of the weights that follows the policy: copy <- d copy + (1 - d) policy."""
 
     decay: Callable[[int], float]
-    """d, from the number of optimiser steps taken."""
+    """d as a function of the optimiser steps taken."""
     after: Literal["update", "epoch"] = "epoch"
     device: str = "auto"
 
 
 class Algorithm:
-    """One RL algorithm; the trainer calls its methods in the order in which they stand here.
+    """One RL algorithm. The trainer calls its methods in the order of their definition.
 
     Attributes:
-        weights: names of the weights whose velocity the loss asks for beside the policy's: "ref" (untrained), "ema" (the run's average),
-            one of `averages`, or "old", which without an average is the policy as it was when the epoch began, and costs no copy.
+        weights: names of other weights than the policy's whose velocities the loss needs: "ref" (untrained), "ema" (the run's average),
+            one of `averages`, or "old", which without an average is the policy at the beginning of the epoch, and costs no copy.
         averages: copies that follow the policy.
         scope: which points the loss compares: "group", the same noise level in all micro-batches of a group; "times", all noise levels
-            of a micro-batch; None, none. `survey` sees them first, where they are more than one.
-        with_mean: whether the transitions' means are kept.
-        with_schedule: whether a rollout's noise levels are; an ODE rollout's always are.
-        bound: the key of `train:` that says how far the policy may go from what sampled, where `on_policy_error` is a tenth of it.
+            of a micro-batch; None, none. `survey` gets them first, if there is more than one.
+        with_mean: whether the transitions' means are stored.
+        with_schedule: whether a rollout's noise levels are stored; for ODE rollouts they always are.
+        bound: the key of `train:` that limits how far the policy may move from the sampling policy; `on_policy_error` may be a tenth of it.
     """
 
     Config: ClassVar[type[TrainConfig]]
@@ -49,12 +49,12 @@ class Algorithm:
     bound: ClassVar[str] = ""
 
     def __init__(self, config: TrainConfig, scheduler: SchedulerConfig, per_sample_times: bool = False):
-        """`per_sample_times`: whether the model takes a time a sample, instead of one for all of a micro-batch."""
+        """`per_sample_times`: whether the model takes a time per sample, instead of one per micro-batch."""
         self.config, self.scheduler, self.per_sample_times = config, scheduler, per_sample_times
 
     @property
     def compares_group(self) -> bool:
-        """Whether a group must be whole where it is trained on."""
+        """Whether an optimiser step must contain whole groups."""
         return self.scope == "group" or self.config.best_of_n is not None or type(self).select is not Algorithm.select
 
     def guidance(self, weights: str) -> float | None:
@@ -62,7 +62,7 @@ class Algorithm:
         return None
 
     def rolls_out(self, updates: int) -> str:
-        """The weights that sample, after so many optimiser steps."""
+        """The weights that sample after `updates` optimiser steps."""
         return "policy"
 
     def noisy(self, epoch: int, group: int) -> tuple[int, ...]:
@@ -70,11 +70,11 @@ class Algorithm:
         raise NotImplementedError(f"{type(self).__name__} does not say which steps are stochastic")
 
     def kept(self, epoch: int, group: int) -> tuple[int, ...]:
-        """The steps whose transitions are kept, to be trained on; ODE steps may be among them."""
+        """The steps whose transitions are stored for training; they may include ODE steps."""
         return self.noisy(epoch, group)
 
     def select(self, group: Sequence[Rollout]) -> list[Rollout]:
-        """The micro-batches that are trained on, of a whole group whose advantages are known."""
+        """The micro-batches to train on, from a whole group with advantages."""
         keep = self.config.best_of_n
         if keep is None:
             return list(group)
@@ -82,21 +82,21 @@ class Algorithm:
         return [pick(group, part.tolist()) for part in chosen.split(self.config.per_device_batch_size)]
 
     def points(self, rollout: Rollout) -> Iterator[Point]:
-        """The micro-batch's training points, a forward and backward each; a pure function, which makes each when its turn comes."""
+        """The micro-batch's training points, each one forward and backward. A pure function; it makes the points lazily."""
         raise NotImplementedError(f"{type(self).__name__} does not say what it is trained on")
 
     def size(self, rollout: Rollout) -> int:
-        """How many they are."""
+        """The number of training points."""
         return self.config.points_per_batch(self.scheduler)
 
     def survey(self, points: Sequence[Point], velocity: Velocity) -> Sequence[Any]:
-        """What the loss of each of these points must know of the others (`Point.peers`); without gradient, before an optimiser step."""
+        """What the loss of each of these points needs from the others (`Point.peers`); runs without gradient, before an optimiser step."""
         raise NotImplementedError(f"{type(self).__name__} has a scope and no survey")
 
     def loss(self, point: Point, velocity: Velocity) -> tuple[Tensor, Metrics]:
-        """The scalar loss of one point, and what to log of it. Asks for the policy's velocity before any other."""
+        """The scalar loss of one point, and its metrics. It must compute the policy's velocity before any other."""
         raise NotImplementedError(f"{type(self).__name__} has no loss")
 
     def on_policy_error(self, metrics: Metrics) -> tuple[Tensor, float] | None:
-        """(how far the first point of an epoch is from what sampling saw, the largest distance that still can be trained on)."""
+        """(distance of an epoch's first point from what sampling computed, the largest acceptable distance)."""
         return None

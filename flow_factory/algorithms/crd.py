@@ -1,4 +1,4 @@
-"""Centred reward distillation (arXiv 2603.14128): the policy's implicit reward is fitted to the given one, up to a constant a group."""
+"""Centred reward distillation (arXiv 2603.14128): the policy's implicit reward is fitted to the given one, up to a constant per group."""
 
 from collections.abc import Sequence
 from typing import ClassVar, Literal
@@ -45,7 +45,7 @@ class CRD(ForwardProcess):
         return optimality(rollout.advantage, self.config.adv_clip_range[1])
 
     def survey(self, points: Sequence[Point], velocity: Velocity) -> Sequence[tuple[Tensor, Tensor]]:
-        """The centres of the implicit and of the given reward, the same for all micro-batches of the group."""
+        """The centres of the implicit and the given reward, the same for all micro-batches of a group."""
         rewards = torch.cat([self._implicit(p, velocity) for p in points])
         return [self._centres(rewards, torch.cat([p.advantage for p in points]))] * len(points)
 

@@ -17,7 +17,7 @@ from flow_factory.types import Metrics, Point, Rollout, Velocity
 
 
 class DGPO(ForwardProcess):
-    """w A d with the weight w of the full group, plus kl_beta times the distance to what is compared with."""
+    """w A d with the weight w of the whole group, plus kl_beta times the distance to the compared weights."""
 
     Config: ClassVar[type[TrainConfig]] = DGPOConfig
     config: DGPOConfig

@@ -17,7 +17,7 @@ from flow_factory.types import Metrics, Point, Rollout, Velocity
 
 
 class DPO(NoisedSamples):
-    """-log sigmoid(-beta / 2 [(d_w - d_w_ref) - (d_l - d_l_ref)]), one forward for the pair; a group of equals teaches nothing."""
+    """-log sigmoid(-beta / 2 [(d_w - d_w_ref) - (d_l - d_l_ref)]), one forward for the pair. A group with equal scores teaches nothing."""
 
     Config: ClassVar[type[TrainConfig]] = DPOConfig
     config: DPOConfig
@@ -38,7 +38,7 @@ class DPO(NoisedSamples):
         return self.sampler.draw(self.config.num_train_timesteps, self.config.seed, rollout.epoch, rollout.group)
 
     def noise(self, rollout: Rollout, index: int) -> Tensor:
-        """The same for both."""
+        """The same noise for both samples."""
         assert rollout.x0 is not None
         shape = rollout.x0.shape
         return normal(shape[1:], torch.float32, "cpu", self.config.seed, "pair noise", rollout.epoch, rollout.group, index).expand(shape)

@@ -1,4 +1,4 @@
-"""Flow-DPPO (arXiv 2606.11025): policy gradient without the samples that have gone far enough, by their KL instead of the ratio."""
+"""Flow-DPPO (arXiv 2606.11025): policy gradient that masks samples by the KL of their transition, not by the ratio."""
 
 from typing import ClassVar
 
@@ -18,7 +18,7 @@ RATIO_ERROR = 1e-5
 
 
 class DPPO(OnTransitions):
-    """-A r, and 0 where the KL from what sampled is at the threshold and A asks for more; plus kl_beta times the KL to the reference."""
+    """-A r, or 0 where the KL from the sampling policy is at the threshold and A would increase it; plus kl_beta times the KL to ref."""
 
     Config: ClassVar[type[TrainConfig]] = DPPOConfig
     config: DPPOConfig
@@ -44,7 +44,7 @@ class DPPO(OnTransitions):
         return objective, ratio, metrics
 
     def _moved(self, point: Point, step: Step, mean: Tensor, std: Tensor) -> Tensor:
-        """(n,) from the policy that sampled: the transition's KL, or the velocity's mean square move, which is that up to a factor."""
+        """(n,) distance from the sampling policy: the transition's KL, or the velocity's mean square change (proportional to it)."""
         assert step.mean is not None  # `with_mean`
         if self.config.kl_mask_type == "exact":
             return kl_exact(mean, step.mean, std)

@@ -1,4 +1,4 @@
-"""What algorithms share that learn on the forward process: noised final states of ODE rollouts, at noise levels of their own choice."""
+"""Base of the algorithms on the forward process: they noise the final states of ODE rollouts, at noise levels of their own."""
 
 from collections.abc import Iterator
 from typing import ClassVar
@@ -28,7 +28,7 @@ def ends(point: Point) -> tuple[Tensor, Tensor]:
 
 
 class NoisedSamples(Algorithm):
-    """Rolls out by the ODE; trains without classifier-free guidance at x = (1 - s) x0 + s noise."""
+    """Rolls out with the ODE; trains without classifier-free guidance at x = (1 - s) x0 + s noise."""
 
     def guidance(self, weights: str) -> float | None:
         return 1.0
@@ -37,17 +37,17 @@ class NoisedSamples(Algorithm):
         return ()
 
     def times(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """The model's times and the noise levels of the micro-batch's points, (T,) each, or (T, n) for a time a sample."""
+        """The model's times and the noise levels of the micro-batch's points, (T,) each, or (T, n) with a time per sample."""
         raise NotImplementedError(f"{type(self).__name__} does not say at which noise levels it trains")
 
     def noise(self, rollout: Rollout, index: int) -> Tensor:
-        """Of the point with this number, (n, ...) float32: keyed by sample."""
+        """Noise of the point with this index, (n, ...) float32, keyed by sample."""
         assert rollout.x0 is not None  # an ODE rollout has them
         shape, seed = rollout.x0.shape[1:], self.config.seed
         return torch.stack([normal(shape, torch.float32, "cpu", seed, "train noise", rollout.epoch, i, index) for i in rollout.ids])
 
     def advantage(self, rollout: Rollout) -> Tensor:
-        """(n,), as the loss takes it."""
+        """(n,) advantage as the loss uses it."""
         return rollout.advantage
 
     def points(self, rollout: Rollout) -> Iterator[Point]:
@@ -59,7 +59,7 @@ class NoisedSamples(Algorithm):
 
 
 class ForwardProcess(NoisedSamples):
-    """With the noise levels, advantages and KL term of `ForwardConfig`."""
+    """Base with the noise levels, advantages and KL term of `ForwardConfig`."""
 
     config: ForwardConfig
     times_by_group: ClassVar[bool] = False
@@ -93,7 +93,7 @@ class ForwardProcess(NoisedSamples):
 
 
 class AgainstOldPolicy(ForwardProcess):
-    """Compares with the policy that rolled out: the one of the epoch's start, or with `off_policy` an average that lags behind."""
+    """Base of algorithms that compare with the sampling policy: that of the epoch's start, or with `off_policy` a lagging average."""
 
     config: OldPolicyConfig
 

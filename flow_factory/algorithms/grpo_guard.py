@@ -1,4 +1,4 @@
-"""GRPO-Guard (arXiv 2510.22319): GRPO whose ratio is as wide at every step, so that the clip range binds at all of them."""
+"""GRPO-Guard (arXiv 2510.22319): GRPO with a ratio of equal spread at every step, so that the clip acts at all of them."""
 
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ from flow_factory.types import Metrics, Point, Step
 
 
 class GRPOGuard(GRPO):
-    """GRPO with exp(mean_d e (mean - mean_old)) for a ratio, and each step's loss divided by its |dt|."""
+    """GRPO with the ratio exp(mean_d e (mean - mean_old)), and each step's loss divided by |dt|."""
 
     Config: ClassVar[type[TrainConfig]] = GRPOGuardConfig
     config: GRPOGuardConfig

@@ -1,4 +1,4 @@
-"""What algorithms share that learn from the log-probabilities of an SDE rollout's transitions."""
+"""Base of the algorithms that learn from the log-probabilities of an SDE rollout's transitions."""
 
 from collections.abc import Iterator
 
@@ -65,7 +65,7 @@ class OnTransitions(Algorithm):
         return loss, {k: m.detach() for k, m in ({"loss": loss} | metrics | bounded).items()}
 
     def weight(self, point: Point) -> Tensor | None:
-        """(n,) what the samples' objective counts here; None: all alike."""
+        """(n,) weight of the samples' objective at this point; None: equal weights."""
         if self.config.step_weight == "none":
             return None
         assert point.step is not None and point.schedule is not None  # `with_schedule`
@@ -74,7 +74,7 @@ class OnTransitions(Algorithm):
         return weights[self.candidates.index(point.step.index)].to(point.advantage).expand_as(point.advantage)
 
     def _objective(self, point: Point, step: Step, logp: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor, Metrics]:
-        """(the loss to minimise, the ratio), (n,) each, and what the bound did."""
+        """(the loss to minimise, the ratio), (n,) each, and metrics of the bound."""
         raise NotImplementedError(f"{type(self).__name__} has no objective")
 
     def _transition(self, point: Point, step: Step, v: Tensor) -> tuple[Tensor, Tensor]:

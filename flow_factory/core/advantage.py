@@ -1,7 +1,7 @@
-"""From scores to advantages: stateless, over all groups of an epoch at once, in float64.
+"""Advantages from scores: pure functions over all groups of an epoch at once, in float64.
 
-`rewards` is (G, n, R): group (one data row), sample of the group, reward; `weights` is (R,). A score that is not finite is missing: it
-enters no statistic. Rewards of weight 0 are only watched. A group whose scores do not differ, or that has fewer than two, gets exactly 0.
+`rewards` is (G, n, R): group (one data row), sample of the group, reward; `weights` is (R,). A score that is not finite is missing, and
+excluded from statistics. Rewards of weight 0 are only logged. A group with equal scores, or with fewer than two scores, gets exactly 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ Aggregation = Callable[[Tensor, Tensor, bool], tuple[Tensor, Metrics]]
 """(rewards, weights, global_std) -> (advantages, metrics); see `group_advantage`."""
 
 EPSILON = 1e-4
-"""Added to a standard deviation, as Flow-GRPO and NVIDIA's GDPO do: keeps a nearly constant group from being blown up."""
+"""Added to a standard deviation, as in Flow-GRPO and NVIDIA's GDPO, so that a nearly constant group is not amplified."""
 
 
 def moments(x: Tensor, valid: Tensor, dims: tuple[int, ...], ddof: int) -> tuple[Tensor, Tensor]:
@@ -32,19 +32,19 @@ def moments(x: Tensor, valid: Tensor, dims: tuple[int, ...], ddof: int) -> tuple
 
 
 def varies(x: Tensor, valid: Tensor) -> Tensor:
-    """(G, 1, ...): whether two valid entries of a group differ; not std > 0, which rounding of the mean can fake."""
+    """(G, 1, ...): whether two valid entries of a group differ. A test of std > 0 would not do, because the mean is rounded."""
     highest, lowest = x.where(valid, -torch.inf).amax(1, keepdim=True), x.where(valid, torch.inf).amin(1, keepdim=True)
     return highest > lowest
 
 
 def weighted(rewards: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The rewards that count and their weights, in float64."""
+    """The rewards with a weight other than 0, and their weights, in float64."""
     used = weights != 0
     return rewards[..., used].double(), weights[used].double()
 
 
 def finish(advantage: Tensor, scores: Tensor, scored: Tensor) -> tuple[Tensor, Metrics]:
-    """(G, n) float32, and what was lost: scores and samples that are missing, groups that teach nothing."""
+    """(G, n) float32, and metrics: missing scores, samples without scores, the share of groups without an advantage."""
     return advantage.float(), {
         "zero_variance_share": (advantage == 0).all(1).float().mean(),
         "missing_scores": (~scores.isfinite()).sum().float(),
@@ -55,8 +55,8 @@ def finish(advantage: Tensor, scores: Tensor, scored: Tensor) -> tuple[Tensor, M
 def group_advantage(rewards: Tensor, weights: Tensor, global_std: bool = True) -> tuple[Tensor, Metrics]:
     """Flow-GRPO (arXiv 2505.05470) on the weighted sum: (r - mean of its group) / (std + 1e-4), std with ddof 0.
 
-    `global_std`: the std of the un-centred sums of all groups instead of each group's own. A sample that lacks any of the scores has no
-    sum: it stays out of the statistics and gets 0.
+    `global_std`: the std of the un-centred sums of all groups instead of each group's own. A sample with a missing score has no
+    sum: it is excluded from the statistics and gets 0.
 
     Returns:
         (G, n) float32 advantages; metrics of `finish`.
@@ -71,10 +71,10 @@ def group_advantage(rewards: Tensor, weights: Tensor, global_std: bool = True) -
 
 
 def gdpo(rewards: Tensor, weights: Tensor, global_std: bool = True) -> tuple[Tensor, Metrics]:
-    """GDPO (arXiv 2601.05242) as NVIDIA's own trainer has it: each reward is normalised in its group, then the weighted sum over the epoch.
+    """GDPO (arXiv 2601.05242) as in NVIDIA's trainer: each reward is normalised in its group, then the weighted sum over the epoch.
 
     Both normalisations are (x - mean) / (std + 1e-4) with ddof 1. A missing score is left out of its own reward only and adds 0 to the sum.
-    With one reward there is nothing to decouple and it is `group_advantage`, the only place where `global_std` counts.
+    With one reward it equals `group_advantage`, the only place where `global_std` counts.
 
     Returns:
         (G, n) float32 advantages; metrics of `finish`.
@@ -91,7 +91,7 @@ def gdpo(rewards: Tensor, weights: Tensor, global_std: bool = True) -> tuple[Ten
 
 
 def combined(own: Callable[..., Any], names: Sequence[str], rewards: Tensor, weights: Tensor, global_std: bool) -> tuple[Tensor, Metrics]:
-    """`group_advantage` of the one score that a function of the user's own makes of all.
+    """`group_advantage` of the single score that a user's function computes from all rewards.
 
     Args:
         own: called with (rewards, weights, names), copies; returns a tensor (G, n), NaN where a sample has no score.
@@ -111,7 +111,7 @@ def combined(own: Callable[..., Any], names: Sequence[str], rewards: Tensor, wei
 
 
 def aggregation(name: str, rewards: Sequence[str]) -> Aggregation:
-    """That of `train.advantage_aggregation`, for rewards of these names.
+    """The aggregation of `train.advantage_aggregation`, for rewards with these names.
 
     Raises:
         UserError: a dotted path leads to no function, or its module raises as it is imported.

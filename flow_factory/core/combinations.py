@@ -1,8 +1,8 @@
-"""Names of the ways from several rewards to one advantage."""
+"""The registry of `train.advantage_aggregation`: how several rewards become one advantage."""
 
 from flow_factory.utils.registry import Registry
 
 COMBINATIONS = Registry(
     "advantage_aggregation", {"gdpo": "flow_factory.core.advantage:gdpo", "sum": "flow_factory.core.advantage:group_advantage"}
 )
-"""Or a dotted path to a function of one's own, see `advantage.combined`."""
+"""A dotted path names a user's function, see `advantage.combined`."""

@@ -1,7 +1,7 @@
-"""What a pipeline computes from its condition alone, computed once a micro-batch: VAE encodes of images and videos, and their like.
+"""Memo of what a pipeline computes from its condition alone, such as the VAE's latents of images and videos: once per micro-batch.
 
-A pipeline encodes a condition image inside `__call__`, so each velocity call would do it again. The calls come in the same order every
-time: what the rollout's calls returned stands in for those of the velocity calls.
+A pipeline encodes a condition image inside `__call__`, so each velocity call would do it again. The calls come in the same order each
+time, so velocity calls reuse the results of the rollout's calls.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 UNGUIDED = ("vae.encode", "encode_image")
-"""Functions that a pipeline calls alike with and without classifier-free guidance."""
+"""Functions that a pipeline calls in the same way with and without classifier-free guidance."""
 
 
 class ConditionMemo:
-    """The results of one micro-batch by function, in the order in which they were asked for; `full` after the first pipeline call.
+    """The results of one micro-batch by function, in call order; `full` after the first pipeline call.
 
     Args:
-        given: results that are known before.
+        given: results that are known in advance.
     """
 
     def __init__(self, given: Mapping[str, list[Any]] | None = None) -> None:
@@ -31,18 +31,18 @@ class ConditionMemo:
         self.siblings: dict[str, ConditionMemo] = {}
 
     def sibling(self, name: str) -> "ConditionMemo":
-        """For calls of the same micro-batch with another guidance: it shares what guidance has no part in."""
+        """A memo for calls of the same micro-batch with another guidance. It shares the results that do not depend on guidance."""
         if name not in self.siblings:
             self.siblings[name] = ConditionMemo({k: v for k, v in (self.given | self.kept).items() if self.full and k in UNGUIDED})
         return self.siblings[name]
 
     def known(self, name: str) -> list[Any] | None:
-        """The results of a function, where it need not be called."""
+        """The stored results of a function, if it need not be called."""
         return self.given.get(name, self.kept.get(name) if self.full else None)
 
 
 class MemoizedCall:
-    """Stands in the pipeline for one of its functions or modules, and answers from the memo that is in use."""
+    """Replaces a function or module of the pipeline, and answers from the current memo."""
 
     def __init__(self, memo_table: "MemoTable", name: str, bare: Callable[..., Any]):
         self.memo_table, self.name, self.bare = memo_table, name, bare
@@ -57,10 +57,10 @@ class MemoizedCall:
 
 
 class MemoTable:
-    """Where the functions of one pipeline look whether there is an answer already.
+    """The current memo of one pipeline, shared by its replaced functions.
 
     Args:
-        names: attributes of the pipeline, such as `vae.encode` or `encode_image`; those that it lacks are passed over.
+        names: attributes of the pipeline, such as `vae.encode` or `encode_image`; missing ones are ignored.
     """
 
     def __init__(self, pipe: Any, names: Sequence[str]):
@@ -78,7 +78,7 @@ class MemoTable:
 
     @contextmanager
     def using(self, memo: ConditionMemo | None) -> Iterator[None]:
-        """One call of the pipeline; what a broken call left is forgotten."""
+        """One call of the pipeline; results of a call that failed are discarded."""
         self._forget(memo)
         try:
             yield
@@ -97,7 +97,7 @@ class MemoTable:
             turn = self.turns[name] = self.turns.get(name, -1) + 1
             return known[turn]
         leaves, structure = tree_flatten((args, kwargs))
-        # n samples of one row bring the same picture n times
+        # n samples of one row have the same image n times
         twins = (o for n, before, shape, o in self.seen if n == name and shape == structure and all(map(_same, before, leaves)))
         out = next(twins, None)
         if out is None:
@@ -114,7 +114,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _slim(out: Any) -> Any:
-    """An encoder's distribution without its variances: a velocity call looks at the mode, or at nothing."""
+    """An encoder's distribution without its variances: a velocity call uses only the mode, or nothing."""
     if not hasattr(out, "latent_dist"):
         return out
     mode = out.latent_dist.mode()

@@ -1,4 +1,4 @@
-"""Transition kernels x_s -> x_{s1} of flow matching: where the next latents are drawn from, and how probable they were.
+"""Transition kernels x_s -> x_{s1} of flow matching: the distribution of the next latents, and their log-probability.
 
 Convention: x_s = (1 - s) x0 + s e, v = dx/ds = e - x0; sampling takes s from 1 down to 0, so s1 < s. `x` and `v` are (B, ...); `s`, `s1`
 and `ceiling` are 0-dim or (B, 1, ..., 1) (see `like`). Arithmetic is in the dtype of the inputs: cast to float32 first.
@@ -25,7 +25,7 @@ def like(a: Tensor, x: Tensor) -> Tensor:
 
 
 def ode(x: Tensor, v: Tensor, s: Tensor, s1: Tensor, eta: float, ceiling: Tensor) -> tuple[Tensor, Tensor]:
-    """Euler: x + (s1 - s) v, std 0. What every kernel becomes at eta = 0."""
+    """Euler: x + (s1 - s) v, std 0. Every kernel equals this at eta = 0."""
     return x + (s1 - s) * v, torch.zeros_like(s)
 
 
@@ -36,7 +36,7 @@ def reverse_sde(x: Tensor, v: Tensor, s: Tensor, s1: Tensor, g: Tensor) -> tuple
 
 
 def flow_sde(x: Tensor, v: Tensor, s: Tensor, s1: Tensor, eta: float, ceiling: Tensor) -> tuple[Tensor, Tensor]:
-    """Flow-GRPO: g = eta sqrt(s / (1 - s)), where 1 - s is kept away from 0 by `ceiling`, the schedule's second noise level."""
+    """Flow-GRPO: g = eta sqrt(s / (1 - min(s, ceiling))); `ceiling` is the schedule's second noise level."""
     return reverse_sde(x, v, s, s1, eta * (s / (1 - torch.minimum(s, ceiling))).sqrt())
 
 
@@ -46,7 +46,7 @@ def dance_sde(x: Tensor, v: Tensor, s: Tensor, s1: Tensor, eta: float, ceiling: 
 
 
 def flash_sde(x: Tensor, v: Tensor, s: Tensor, s1: Tensor, eta: float, ceiling: Tensor) -> tuple[Tensor, Tensor]:
-    """Flash-GRPO (arXiv 2605.15980): g = eta s times the schedule's second noise level, quiet towards the data, and finite at s = 1."""
+    """Flash-GRPO (arXiv 2605.15980): g = eta s times the schedule's second noise level. It is 0 at the data, and finite at s = 1."""
     return reverse_sde(x, v, s, s1, eta * ceiling * s)
 
 
@@ -68,7 +68,7 @@ def squared_log_prob(x1: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def undefined_log_prob(x1: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """A deterministic step has no density; masking a nan afterwards would not help (nan * 0 is nan)."""
+    """A deterministic step has no density. Masking a NaN afterwards would not help, because nan * 0 is nan."""
     raise ValueError("a deterministic (ODE) step has no log-probability: ask only at the stochastic steps")
 
 
@@ -79,7 +79,7 @@ def gaussian_precision(std: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Kernel:
-    """All that the program may ask of a dynamics; a new one is a new entry of `DYNAMICS` and nothing else."""
+    """The interface of a kernel. A new kernel is a new entry of `DYNAMICS` and nothing else."""
 
     step: Transition
     """(x, v, s, s1, eta, ceiling) -> (mean, std) of x1 ~ N(mean, std^2); eta = 0 gives the ODE."""
@@ -119,8 +119,8 @@ def sample(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One stochastic step, eta > 0: (x1 in `storage_dtype`, its (B,) log-probability, mean).
 
-    x1 is rounded first and the log-probability is that of the rounded value, which is what training will replay; the other order
-    alone moves the ratio by up to 5e-4 in bfloat16.
+    x1 is rounded first, and the log-probability is that of the rounded value, which training replays. The other order
+    would move the ratio by up to 5e-4 in bfloat16.
     """
     mean, std = kernel.step(x, v, s, s1, eta, ceiling)
     x1 = (mean + std * noise).to(storage_dtype)

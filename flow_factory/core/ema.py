@@ -1,4 +1,4 @@
-"""How much of the old weights a moving average keeps, as a function of the update's number."""
+"""Decay schedules of moving averages of weights, as functions of the update's number."""
 
 import math
 import re
@@ -65,7 +65,7 @@ def ema_decay(
 
 
 def decay_after(train: "TrainConfig", epochs: int) -> float | None:
-    """The decay with which the run's average moves once so many epochs are done; None: it stays where it is."""
+    """The decay of the run's average after `epochs` epochs; None if it is not updated then."""
     if train.ema_decay == 0 or epochs % train.ema_update_interval:
         return None
     extras = {key: getattr(train, key) for key in ("initial_decay", "warmup_steps", "flat_steps", "ramp_rate")}
@@ -74,9 +74,9 @@ def decay_after(train: "TrainConfig", epochs: int) -> float | None:
 
 
 def initial_share(train: "TrainConfig", epochs: int) -> float:
-    """How much of the weights that the run began with is in what it evaluates and saves after so many epochs, in [0, 1].
+    """The share of the initial weights in the evaluated and saved weights after some epochs, in [0, 1].
 
-    The average is this share of them, and for the rest a mean of what was trained; without an average it is 0 from the first epoch on.
+    The rest of the average is a mean of trained weights. Without an average the share is 0 from the first epoch on.
     """
     if train.ema_decay == 0:
         return float(epochs == 0)
@@ -85,7 +85,7 @@ def initial_share(train: "TrainConfig", epochs: int) -> float:
 
 
 def reported_weights(train: "TrainConfig") -> str:
-    """Which weights a run evaluates and saves, in one line."""
+    """One line that says which weights a run evaluates and saves."""
     if train.ema_decay == 0:
         return "the trained weights themselves (ema_decay: 0)"
     moved = "every epoch" if train.ema_update_interval == 1 else f"every {train.ema_update_interval} epochs"
@@ -98,7 +98,7 @@ def reported_weights(train: "TrainConfig") -> str:
 
 @dataclass(frozen=True)
 class Ramp:
-    """A decay that is `start` up to `start_step`, then grows by `slope` a step up to `cap`: "piecewise_linear" by another name."""
+    """A decay that is `start` until `start_step`, then grows by `slope` per step up to `cap`; the same as "piecewise_linear"."""
 
     start_step: int
     start: float
@@ -106,7 +106,7 @@ class Ramp:
     cap: float
 
     def __call__(self, k: int) -> float:
-        """The decay of update k, from 0; 0 copies the weights, 1 leaves the average alone."""
+        """The decay of update k, counted from 0; 0 copies the weights, 1 leaves the average unchanged."""
         return ema_decay("piecewise_linear", k, self.cap, initial_decay=self.start, flat_steps=self.start_step, ramp_rate=self.slope)
 
 
@@ -128,7 +128,7 @@ def ramp(text: str | int) -> Ramp:
     """A name or number of `RAMPS`, or "start_step-start-slope-cap", e.g. "75-0.0-0.0075-0.999".
 
     Raises:
-        ValueError: neither, or a start or cap that is no share, or a start above the cap.
+        ValueError: neither, or a start or cap outside of [0, 1], or a start above the cap.
     """
     if str(text).isdecimal() and int(text) < len(RAMPS):
         return list(RAMPS.values())[int(text)]

@@ -1,4 +1,4 @@
-"""Which samples of a group, and which groups of an epoch, are trained on. A missing score is NaN."""
+"""Selection of the samples of a group, and of the groups of an epoch, to train on. A missing score is NaN."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -11,9 +11,9 @@ from flow_factory.types import Rollout, Step
 
 
 def best_and_worst(scores: Tensor) -> tuple[int, int] | None:
-    """Indices of the highest and lowest score of a group (n,), the first where several are equal; None where all are equal.
+    """Indices of the highest and the lowest score of a group (n,), the first of equal ones; None if all are equal.
 
-    A pair of equals would teach a preference that nobody has: Diffusion-DPO (arXiv 2311.12908) skips it. Missing scores are in no pair.
+    A pair of equal scores has no preference to teach: Diffusion-DPO (arXiv 2311.12908) skips it. Missing scores are never paired.
     """
     known = scores.isfinite()
     high, low = scores.where(known, -torch.inf).max(0), scores.where(known, torch.inf).min(0)
@@ -23,7 +23,7 @@ def best_and_worst(scores: Tensor) -> tuple[int, int] | None:
 def best_of_n(scores: Tensor, keep: int) -> Tensor:
     """(keep,) ascending indices of the keep / 2 lowest and the keep / 2 highest scores of a group (n,) (DanceGRPO, arXiv 2505.07818).
 
-    Equal scores keep their order; missing ones count as the median, so that they are the last to be kept.
+    Equal scores keep their order. Missing scores count as the median, so they are kept last.
 
     Raises:
         ValueError: keep is odd, or not in 2..n.
@@ -37,10 +37,10 @@ def best_of_n(scores: Tensor, keep: int) -> Tensor:
 
 
 def informative(advantage: Tensor, multiple: int = 1) -> Tensor:
-    """Ascending indices of the groups (G, n) that stay: those where an advantage is not 0, and as many others as `multiple` needs.
+    """Ascending indices of the groups (G, n) to keep: those with an advantage other than 0, and as many others as `multiple` needs.
 
-    A group whose scores do not differ has no policy gradient, only its share of the mean and of a KL term. `multiple` fills up with the
-    first of them to a number that divides among processes or micro-batches, as flow_grpo does at random. Empty where no group differs.
+    A group with equal scores has no policy gradient, only its share of the mean and of a KL term. The first of these groups fill up the
+    number to a multiple of `multiple`, for processes or micro-batches; flow_grpo draws them. Empty if no group has an advantage.
 
     Raises:
         ValueError: G is not a multiple of `multiple`.
@@ -53,7 +53,7 @@ def informative(advantage: Tensor, multiple: int = 1) -> Tensor:
 
 
 def cut(rollout: Rollout, size: int) -> list[Rollout]:
-    """Samples that were drawn together, in micro-batches of so many: views of their tensors."""
+    """Samples that were drawn together, split into micro-batches of `size`: views of their tensors."""
     n = len(rollout.ids)
     if n == size:
         return [rollout]
@@ -70,19 +70,19 @@ def _slice(rollout: Rollout, here: slice) -> Rollout:
         media=rollout.media[here],
         ids=rollout.ids[here],
         x0=None if rollout.x0 is None else rollout.x0[here],
-        memo=type(rollout.memo)(),  # it holds what was encoded for all of them
+        memo=type(rollout.memo)(),  # its results are for all samples
         frozen=defaultdict(dict),
         peers={},
     )
 
 
 def _of_samples(step: Step, of: Callable[[str], Tensor]) -> Step:
-    """The transition of other samples, whose values are found by their names."""
+    """The transition with the selected samples of every tensor field."""
     return replace(step, x=of("x"), x1=of("x1"), logp=of("logp"), mean=None if step.mean is None else of("mean"))
 
 
 def pick(group: Sequence[Rollout], chosen: Sequence[int]) -> Rollout:
-    """One micro-batch of some samples of a group, by their places in it. Without pictures: it is made after they were scored."""
+    """One micro-batch of selected samples of a group, by their indices. It has no images, because it is made after scoring."""
     first, size = group[0], len(group[0].ids)
 
     def rows(of: Callable[[Rollout], Tensor]) -> Tensor:
@@ -100,7 +100,7 @@ def pick(group: Sequence[Rollout], chosen: Sequence[int]) -> Rollout:
         media=[],
         ids=tuple(group[k // size].ids[k % size] for k in chosen),
         x0=None if first.x0 is None else rows(lambda r: r.x0),  # type: ignore[arg-type, return-value]
-        memo=first.memo if len(chosen) == size else type(first.memo)(),  # it holds what was encoded for so many samples
+        memo=first.memo if len(chosen) == size else type(first.memo)(),  # its results are for another number of samples
         frozen=defaultdict(dict),
         peers={},
     )

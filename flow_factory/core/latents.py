@@ -1,18 +1,18 @@
-"""From the latents that a pipeline steps to the state that is trained on, and back."""
+"""Conversion between a pipeline's latents and the state that is trained on."""
 
 import torch
 from torch import Tensor
 
 
 def laid_out(x: Tensor, like: Tensor) -> Tensor:
-    """x in the memory layout in which the pipeline made its latents: kernels round by layout, in the replay as in the rollout."""
+    """x in the memory layout of the pipeline's latents. Kernels round differently by layout, so the replay must have the rollout's."""
     return x if x.stride() == like.stride() else torch.empty_like(like, dtype=x.dtype).copy_(x)
 
 
 def part_of(x: Tensor, drawn: Tensor | None) -> Tensor:
-    """The drawn dimensions of latents: all, or (n, D) of those at these positions.
+    """The drawn dimensions of latents: all of them, or (n, D), those at `positions`.
 
-    By number and not by a mask, for which the host would wait: it does not know how many a mask on a GPU has.
+    Indices, not a mask: with a mask on a GPU the host would have to wait for its count.
     """
     return x if drawn is None else x.flatten(1).index_select(1, drawn)
 
@@ -24,5 +24,5 @@ def filled(part: Tensor, x: Tensor, drawn: Tensor | None) -> Tensor:
 
 
 def joint(a: Tensor, b: Tensor) -> Tensor:
-    """(n, ...) and (n, ...) as one (n, D): the state of a pipeline of two modalities."""
+    """(n, ...) and (n, ...) concatenated to (n, D): the state of a pipeline with two modalities."""
     return torch.cat([a.flatten(1), b.flatten(1)], dim=1)

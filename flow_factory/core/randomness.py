@@ -1,4 +1,4 @@
-"""Every random draw as a pure function of (seed, purpose, key): no stream whose position depends on what was drawn before or beside it.
+"""Every random draw as a pure function of (seed, purpose, key): there is no stream that depends on earlier or parallel draws.
 
 Purposes in use and their keys, e.g. "init" (epoch, sample), "sde" (epoch, sample, step), "order" (epoch), "eval" (row), "steps" and
 "window" (epoch[, group]), "strata" (epoch), "times" and "pair_times" (epoch, ...).
@@ -18,9 +18,9 @@ STATE = slice(24, 24 + WORDS * 8)
 
 
 def generator(seed: int, purpose: str, *key: int) -> torch.Generator:
-    """A fresh CPU generator that belongs to this seed, purpose and key (integers of 64 bits) alone.
+    """A new CPU generator that depends only on this seed, purpose and key (64-bit integers).
 
-    Always on the CPU, so that every device sees the same numbers; move what was drawn.
+    Always on the CPU, so that every device gets the same numbers; move the result.
     """
     message = purpose.encode() + b"\0" + struct.pack(f">{1 + len(key)}q", seed, *key)
     # manual_seed keeps 32 bits on the CPU: among 1e5 keys two would share their noise two times in three. So the whole state is hashed.
@@ -37,9 +37,9 @@ def normal(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str,
 
 
 def choose_steps(candidates: Sequence[int], k: int | None, seed: int, epoch: int, *group: int) -> tuple[int, ...]:
-    """The epoch's stochastic steps, ascending, the same on every rank: k of the candidates, or all of them for None.
+    """The epoch's stochastic steps, ascending and the same on every rank: k of the candidates; None means all.
 
-    With `group`, the id of a prompt group, its own choice.
+    `group` is the id of a prompt group, for a choice per group.
 
     Raises:
         ValueError: k is not in 0..len(candidates).

@@ -1,11 +1,11 @@
-"""Ranks of scores, and how alike two rewards rank."""
+"""Ranks of scores, and the rank correlation of two rewards."""
 
 import torch
 from torch import Tensor
 
 
 def mean_ranks(x: Tensor) -> Tensor:
-    """(n,) finite values -> their ranks from 0 in float64; equal values share the mean of theirs."""
+    """(n,) finite values -> their ranks from 0 in float64; equal values share their mean rank."""
     _, place, count = torch.unique(x, return_inverse=True, return_counts=True)
     return (count.cumsum(0) - (count + 1) / 2).double()[place]
 
@@ -13,7 +13,7 @@ def mean_ranks(x: Tensor) -> Tensor:
 def spearman(a: Tensor, b: Tensor) -> float | None:
     """Spearman's rank correlation in [-1, 1] of two columns of scores (n,), over the samples that have both.
 
-    None where it is not defined: fewer than two such samples, or a column that is constant in them.
+    None if it is undefined: fewer than two such samples, or a constant column.
     """
     both = a.isfinite() & b.isfinite()
     ranks = torch.stack([mean_ranks(a[both]), mean_ranks(b[both])])

@@ -1,4 +1,4 @@
-"""Decoded pictures come to main memory, and become PIL images, while the device draws the next samples."""
+"""Copies decoded images to main memory, and converts them to PIL, while the device draws the next samples."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,11 +9,11 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
 PROCESSORS = ("image_processor", "video_processor")
-"""Where diffusers' pipelines have what makes pictures of pixels; another library's, of an encoder, may be there too."""
+"""Attributes of diffusers' pipelines for the image processor; a processor of an encoder from another library may be there too."""
 
 
 class Deferred(Sequence[Any]):
-    """A list that is made when it is first looked at."""
+    """A list that is made when it is first read."""
 
     def __init__(self, make: Callable[[], Sequence[Any]]):
         self._make: Callable[[], Sequence[Any]] | None = make
@@ -36,7 +36,7 @@ class Deferred(Sequence[Any]):
 
 
 class Readback:
-    """Stands for a picture processor: pixels leave for main memory at once, and the rest is done when somebody looks at the pictures.
+    """Replaces an image processor: pixels are copied to main memory at once, and the conversion happens when the images are first read.
 
     Normalising and rounding are single operations, so they give the same bits there as on the device.
     """
@@ -64,7 +64,7 @@ def _later(make: Callable[..., Any], pixels: Any, output_type: str, options: dic
 
 
 def leaving(x: Tensor) -> Callable[[], Tensor]:
-    """Begins a copy to main memory; what is returned waits for it, and for nothing that the device was given later."""
+    """Starts a copy to main memory. The returned function waits for this copy only, not for later work of the device."""
     if not x.is_cuda:
         return lambda: x
     here = torch.empty_like(x, device="cpu", pin_memory=True).copy_(x, non_blocking=True)
@@ -80,7 +80,7 @@ def leaving(x: Tensor) -> Callable[[], Tensor]:
 
 @contextmanager
 def reading_back(pipe: Any) -> Iterator[None]:
-    """Inside, the pipeline's pictures are `Deferred`."""
+    """Inside this context the pipeline's images are `Deferred`."""
     bare = {name: found for name in PROCESSORS if isinstance(found := getattr(pipe, name, None), VaeImageProcessor)}
     try:
         for name, processor in bare.items():

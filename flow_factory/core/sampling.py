@@ -1,4 +1,4 @@
-"""How a rollout draws its next state: the chosen kernel at the stochastic steps, the ODE at the rest."""
+"""How a rollout draws its next state: the kernel at the stochastic steps, the ODE at all others."""
 
 import math
 from collections.abc import Callable, Collection
@@ -12,7 +12,7 @@ from flow_factory.core.latents import joint
 from flow_factory.types import Step
 
 Noise = Callable[[int, Tensor, str], Tensor]
-"""(step index, a state x, purpose) -> standard normal noise of x's shape, float32; another purpose has other noise."""
+"""(step index, a state x, purpose) -> standard normal noise of x's shape, float32; different purposes give different noise."""
 
 
 class Sampler:
@@ -23,13 +23,13 @@ class Sampler:
         eta: their noise level.
         noisy: indices of the stochastic steps.
         noise: keyed noise, see `randomness`.
-        purpose: handed to `noise`.
-        storage: dtype in which float32 states are stored: they are rounded to it before the log-probability is taken and before
-            the model sees them, since the replay will see the rounded one. States that the pipeline already keeps in 16 bits stay
-            as they are.
-        kept: indices of the steps whose transitions are kept; None: all stochastic ones. Those of ODE steps have the states as the model
+        purpose: passed to `noise`.
+        storage: dtype in which float32 states are stored: they are rounded to it before the log-probability is computed and before
+            the model sees them, because the replay uses the rounded states. States that the pipeline keeps in 16 bits are not
+            rounded.
+        kept: indices of the steps to store; None: all stochastic ones. Transitions of ODE steps have the states as the model
             saw them, and no log-probability (NaN).
-        with_mean: keep the transitions' means too.
+        with_mean: also store the transitions' means.
     """
 
     def __init__(
@@ -41,12 +41,12 @@ class Sampler:
         self.kept, self.with_mean = self.noisy if kept is None else frozenset(kept), with_mean
 
     def fork(self) -> "Sampler":
-        """The draw of a second modality, with noise of its own."""
+        """The draw of the second modality, with its own noise."""
         return Sampler(self.kernel, self.eta, self.noisy, self.noise, self.storage, f"{self.purpose} 2", self.kept, self.with_mean)
 
     def joint(self, a: Step, b: Step, v: Tensor) -> Step:
         """The transitions of two modalities as one, its log-probability the mean over the dimensions of both."""
-        with torch.autocast(v.device.type, enabled=False):  # autocast joins no float16 on a CPU
+        with torch.autocast(v.device.type, enabled=False):  # autocast cannot concatenate float16 on a CPU
             x, x1 = joint(a.x, b.x), joint(a.x1, b.x1)
         if a.index not in self.noisy:
             return replace(a, x=x, x1=x1)

@@ -1,4 +1,4 @@
-"""What takes the stock scheduler's place while a pipeline runs: a `Recorder` in a rollout, a `Probe` where a velocity is asked for."""
+"""The seam: objects that replace the stock scheduler while a pipeline runs. A `Recorder` in rollouts, a `Probe` in velocity calls."""
 
 import copy
 from collections.abc import Callable
@@ -11,18 +11,18 @@ from flow_factory.core.latents import filled, joint, part_of
 from flow_factory.types import Step
 
 Sampled = Callable[[Tensor], Tensor | None]
-"""The latents (n, ...) that a pipeline steps -> which of a sample's dimensions are drawn, their positions when flat; None: all of them.
+"""The latents (n, ...) that a pipeline steps -> the drawn dimensions of a sample, as indices into its flat form; None: all of them.
 
-The others, a condition's part, are in no state: they get no noise, and are in no log-probability, error or distance."""
+The others belong to a condition. They get no noise, and are not part of states, log-probabilities, errors or distances."""
 Draw = Callable[[int, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Step | None]]
-"""(index, t, x, v, s, s1, ceiling) -> the next latents, and the transition where it is to be kept.
+"""(index, t, x, v, s, s1, ceiling) -> the next latents, and the transition if it is kept.
 
-For pipelines of two modalities it has two methods more, see `sampling.Sampler`: `fork()`, the second modality's draw with a noise of its
-own, and `joint(a, b, v)`, the transitions of both as one."""
+For pipelines of two modalities it has two more methods, see `sampling.Sampler`: `fork()`, the draw of the second modality with its own
+noise, and `joint(a, b, v)`, both transitions as one."""
 
 
 class Seam:
-    """Takes the stock scheduler's place; schedule, shift and config stay the stock one's."""
+    """Replaces the stock scheduler; schedule, shift and config are still the stock scheduler's."""
 
     OWN: ClassVar[tuple[str, ...]] = ()
     order = 1
@@ -37,14 +37,14 @@ class Seam:
         return getattr(self.stock, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """What a pipeline sets on its scheduler (Z-Image: `sigma_min`) is for the stock one."""
+        """Attributes that a pipeline sets on its scheduler (Z-Image: `sigma_min`) go to the stock one."""
         if name not in self.__dict__ and name not in self.OWN and hasattr(self.__dict__.get("stock"), name):
             setattr(self.stock, name, value)
         else:
             super().__setattr__(name, value)
 
     def __deepcopy__(self, memo: dict) -> "Seam":
-        """A pipeline of two modalities (LTX-2) copies its scheduler for the second: both keep a tape, and the two are one state."""
+        """A pipeline of two modalities (LTX-2) copies its scheduler for the second. Each keeps a tape, and together they are one state."""
         self.twin = self.fork()
         return self.twin
 
@@ -53,7 +53,7 @@ class Seam:
 
 
 class Recorder(Seam):
-    """Draws each next state by `draw`, and keeps the transitions that it returns."""
+    """Draws each next state with `draw`, and keeps the transitions that it returns."""
 
     def __init__(self, stock: Any, draw: Draw, sampled: Sampled = lambda x: None):
         super().__init__(stock)
@@ -91,35 +91,35 @@ class Recorder(Seam):
         return (whole,)
 
     def finish(self) -> None:
-        """Makes one tape of two."""
+        """Joins the two tapes into one."""
         if self.twin is not None and self.kept_v is not None:
             both = zip(self.kept, self.twin.kept, self.kept_v, self.twin.kept_v, strict=True)
             self.kept = [self.draw.joint(a, b, joint(v, w)) for a, b, v, w in both]
 
     @property
     def final(self) -> Tensor:
-        """The last state; of two modalities, both as one."""
+        """The last state; for two modalities, both as one."""
         assert self.last is not None  # there was a step
         return self.last if self.twin is None else joint(self.last, self.twin.last)
 
 
 def place_of(t: Tensor, times: Tensor) -> int:
-    """Where in a schedule a timestep stands that a pipeline took from it: read off its place in memory, which no device is waited for."""
+    """The schedule index of a timestep that a pipeline took from it, from its memory address: the host need not wait for the device."""
     if t.untyped_storage().data_ptr() == times.untyped_storage().data_ptr():
         return int(t.storage_offset() - times.storage_offset())
     return int((times.to(t.device) == t).nonzero()[0])
 
 
 class Probed(Protocol):
-    """What a `Probe` knows of the field that asks for a velocity."""
+    """The interface of a velocity field that a `Probe` uses."""
 
     priming: bool
-    """Whether the state asked about is not handed in yet."""
+    """Whether the state of the velocity call has not been passed in yet."""
     sampled: Sampled
 
 
 class Probe(Seam):
-    """Visits one time twice: the first step() returns the latents asked about, the second keeps their velocity."""
+    """A schedule with one time, twice: the first step() returns the latents of the velocity call, the second keeps their velocity."""
 
     OWN = ("timesteps", "sigmas")
 
@@ -136,13 +136,13 @@ class Probe(Seam):
     def set_timesteps(
         self, num_inference_steps: Any = None, device: Any = None, sigmas: Any = None, mu: Any = None, timesteps: Any = None
     ) -> None:
-        """Set already: the time asked about, twice. The names are spelled out because pipelines look for them."""
+        """Does nothing: the schedule is already set. The parameters are spelled out because pipelines inspect them."""
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """The stock scheduler must not remember where a velocity call began."""
+        """Does nothing: the stock scheduler must not store where a velocity call began."""
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
-        """Image- and video-to-video: the initial state of a velocity call is not looked at."""
+        """Image-to-image and video-to-video: the initial state of a velocity call is not used."""
         return noise
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ class Probe(Seam):
         return (filled(mine.to(x.dtype), x, None),)
 
     def answer(self) -> Tensor | None:
-        """The velocity; of two modalities, both as one."""
+        """The velocity; for two modalities, both as one."""
         if self.twin is None or self.v is None or self.twin.v is None:
             return self.v
         return joint(self.v, self.twin.v)

@@ -1,7 +1,7 @@
 """Which denoising steps of a rollout are stochastic or trained on: a function of seed, epoch and prompt group, the same on every process.
 
-Candidates are step indices in ascending order, by default 0 to n - 2: the last step is left deterministic. What is chosen is never empty.
-`group` is the global id of a prompt group, or nothing, for one choice an epoch. A random subset is `randomness.choose_steps`.
+Candidates are step indices in ascending order, by default 0 to n - 2: the last step is left deterministic. The choice is never empty.
+`group` is the global id of a prompt group; without it there is one choice per epoch. A random subset is `randomness.choose_steps`.
 """
 
 import math
@@ -48,8 +48,8 @@ def random_fraction(candidates: Sequence[int], fraction: float, seed: int, epoch
 def stratified(candidates: Sequence[int], size: int | None, seed: int, epoch: int, group: int) -> tuple[int, ...]:
     """`size` of the candidates for the group at this place of the epoch, ascending (Flash-GRPO, arXiv 2605.15980); None: all of them.
 
-    A permutation of the candidates, new in every epoch, is dealt to the groups in turn and over again, so that at the end of an epoch no
-    candidate was used twice more than another. The authors draw each group's step apart from the others.
+    Each epoch has a new permutation of the candidates. The groups take steps from it in turn, so the uses of two candidates in an epoch
+    differ by at most one. The authors draw each group's step apart from the others.
 
     Raises:
         ValueError: size is not in 1..len(candidates).
@@ -73,12 +73,12 @@ class SlidingWindow:
 
     size: int = 4
     schedule: Literal["progressive", "decay", "exp_decay", "random"] = "progressive"
-    """How long the window stays at a place: `epochs`; linearly fewer; exponentially fewer from `threshold` on; or one epoch at random."""
+    """The time of the window at a place: `epochs`; linearly fewer; exponentially fewer from `threshold` on; or one epoch at random."""
     epochs: int = 25
     stride: int = 1
     """Steps from one place to the next; the authors' non-overlapping windows are a stride of `size`."""
     roll_back: bool = True
-    """Whether it starts again after the last place, or stays there."""
+    """Whether the window returns to the first place after the last, or stays there."""
     shrink: bool = False
     fewest: int | None = None
     """Epochs at the end of "decay"; None: a quarter of `epochs`."""

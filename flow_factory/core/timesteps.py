@@ -1,6 +1,6 @@
-"""At which noise levels an algorithm that trains on the forward process asks for the velocity.
+"""Noise levels for algorithms that train on the forward process.
 
-A range (lo, hi) is a share of the way from noise (0) to data (1) on the unshifted schedule: (0, 0.9) leaves out the cleanest tenth. A shift
+A range (lo, hi) is a part of the path from noise (0) to data (1) on the unshifted schedule: (0, 0.9) leaves out the cleanest tenth. A shift
 k > 1 then moves everything towards noise, s -> k s / (1 + (k - 1) s), as the sampling schedules of SD3 and others do. Uniforms are float64.
 """
 
@@ -17,7 +17,7 @@ from flow_factory.core.step_range import index_window
 Strategy = Literal["discrete", "discrete_with_init", "discrete_wo_init", "uniform", "logit_normal"]
 Density = Literal["source_uniform", "actual_uniform", "conditional_logit_normal"]
 TIMESTEPS = 1000
-"""A model's clock t is this times the noise level."""
+"""A model's timestep t is this times the noise level."""
 
 
 def stratified(u: Tensor, order: Tensor) -> Tensor:
@@ -30,12 +30,12 @@ def stratified(u: Tensor, order: Tensor) -> Tensor:
 
 
 def shifted(s: Tensor, shift: float) -> Tensor:
-    """k s / (1 + (k - 1) s): k > 1 is noisier, 1 / k undoes k, and 0 and 1 stay."""
+    """k s / (1 + (k - 1) s): k > 1 is noisier, 1 / k is the inverse of k, and 0 and 1 are fixed."""
     return shift * s / (1 + (shift - 1) * s)
 
 
 def truncated_logit_normal(u: Tensor, low: float | Tensor, high: float | Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
-    """The quantile of u of sigmoid(N(mean, std^2)), given that it is between `low` and `high`: no mass gathers at the ends."""
+    """The quantile of u of sigmoid(N(mean, std^2)), conditional on being between `low` and `high`, so no mass gathers at the ends."""
     low, high = (torch.as_tensor(end, dtype=torch.float64) for end in (low, high))
     a, b = (torch.special.ndtr((end.logit() - mean) / std) for end in (low, high))
     return torch.sigmoid(mean + std * torch.special.ndtri(a + u.double() * (b - a))).clamp(low, high)
@@ -64,7 +64,7 @@ def between(
     """Noise levels in (low, high) of uniforms u, all of one shape or broadcast: evenly, evenly before the shift, or by SD3's density.
 
     Args:
-        margin: how far above `low`, before the shift, they begin; at most a tenth of the way to `high`.
+        margin: distance of the lowest level from `low`, before the shift; at most a tenth of the way to `high`.
     """
     begin, end = shifted(low, 1 / shift), shifted(high, 1 / shift)
     begin = begin + torch.clamp((end - begin) / 10, max=margin)
@@ -75,7 +75,7 @@ def between(
 
 
 def discrete(u: Tensor, first: int, last: int, strategy: Strategy = "discrete") -> Tensor:
-    """(T,) ascending step indices of [first, last), one in each of T parts with whole boundaries; a part of no step repeats its boundary.
+    """(T,) ascending step indices of [first, last), one in each of T parts with integer boundaries; an empty part repeats its boundary.
 
     "discrete_with_init" always takes `first` and draws T - 1 from the rest with the first T - 1 of `u`; "discrete_wo_init" never takes it.
     With T = last - first every step comes exactly once.
@@ -99,10 +99,10 @@ class TimeSampler:
 
     strategy: Strategy = "discrete"
     count: int | None = None
-    """How many; None: as many as there are schedule steps in the range."""
+    """Number of levels; None: the number of schedule steps in the range."""
     timestep_range: tuple[float, float] = (0.0, 0.9)
     shift: float = 3.0
-    """Not of the discrete strategies, which take the sampler's own schedule."""
+    """Not used by the discrete strategies, which take the sampler's schedule."""
     mean: float = 0.0
     """Of logit_normal, as `std`."""
     std: float = 1.0
@@ -112,7 +112,7 @@ class TimeSampler:
 
         Args:
             timesteps: (n,) of the sampling schedule, on the CPU; `sigmas` its noise levels, (n,) or (n + 1,).
-            key: what else the draw belongs to, e.g. the row.
+            key: the rest of the key of the draw, e.g. the row.
 
         Raises:
             ValueError: an unknown strategy, or a range without a step.

@@ -1,4 +1,4 @@
-"""What stands in a pipeline for its transformers."""
+"""Proxies that replace the transformers in a pipeline."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 class Stop(Exception):
-    """A pipeline has come to its first transformer call, and that was all that was wanted of it."""
+    """Stops a pipeline at its first transformer call, when nothing after it is needed."""
 
 
 class TransformerProxy:
-    """Stands for a transformer, and answers for it while a velocity call is being primed: the first of its two steps is not looked at."""
+    """Replaces a transformer, and skips its forward in the first of a velocity call's two steps, whose output is not used."""
 
     def __init__(self, field: "VelocityField", name: str, bare: nn.Module):
         self.field, self.name, self.bare = field, name, bare
@@ -30,19 +30,19 @@ class TransformerProxy:
         if field.ends_here:
             raise Stop
         latents = [args[0] if args else next(iter(kwargs.values())), kwargs.get("audio_hidden_states")]
-        # not a prompt's length, which differs from process to process: a lone forward would hang FSDP
+        # not the prompt's length: it differs between processes, and a forward on one process alone would hang FSDP
         shapes = tuple(x.shape for x in tree_leaves(latents) if isinstance(x, Tensor))
         blank = field.blanks.get(shapes) if field.priming else None
         wanted = torch.is_grad_enabled() and not field.priming
         with torch.set_grad_enabled(wanted or field.recording):
             outs = {name: field.bare[name](*args, **kwargs) for name in field.called(self.name if blank is None else None)}
-        if field.recording and not wanted:  # what was recorded is let go of at once
+        if field.recording and not wanted:  # the recorded graph is freed at once
             outs = tree_map_only(Tensor, Tensor.detach, outs)
         if blank is not None:
             return blank
         out = outs.pop(self.name)
         if shapes not in field.blanks:
             field.blanks[shapes] = tree_map_only(Tensor, lambda x: x.new_zeros(()).expand(x.shape), out)
-        for other in outs.values():  # its backward has to run as well, and adds nothing
+        for other in outs.values():  # its backward must run too, and adds nothing
             out = tree_map(lambda x, y: x + 0 * y if isinstance(x, Tensor) else x, out, other)
         return out

@@ -1,10 +1,10 @@
 """The seam: a stock diffusers pipeline as a sampler and as a velocity field.
 
 Every flow-matching pipeline calls `latents = scheduler.step(v, t, latents)` once per denoising step, after it has done all that
-belongs to the model: conditioning, packing, guidance, sign, the choice between two transformers. That call is all we need:
+belongs to the model: conditioning, packing, guidance, sign, the choice between two transformers. That call is enough:
 
-    VelocityField.sample()    runs the pipeline with a Recorder: step() draws the next latents and keeps the transition
-    VelocityField.velocity()  runs it with a Probe: step() hands in the latents asked about and keeps the velocity that comes back
+    VelocityField.sample()    runs the pipeline with a Recorder: step() draws the next latents and stores the transition
+    VelocityField.velocity()  runs it with a Probe: step() passes in the given latents and stores the velocity of the next call
 
 Rollout and training run the same code on the same inputs, so their log-probabilities agree to the bit.
 """
@@ -25,17 +25,17 @@ from flow_factory.types import Cond
 
 
 class VelocityField:
-    """A pipeline whose transformers are gated, so that it can be sampled from and asked for a velocity.
+    """A pipeline with proxies for its transformers, which can sample and compute velocities.
 
     Args:
         components: its transformers.
-        memoised: what it computes from the condition alone, see `condition_memo`.
-        sampled: which dimensions it draws.
+        memoised: methods whose results depend only on the condition, see `condition_memo`.
+        sampled: the dimensions that it draws.
 
     Attributes:
-        compiled: whether its transformers run with gradient in rollouts too, which then are the same function as in training.
-        agree: what this process asks for -> what any process does. Where weights or gradients are shared out, all processes must run the
-            same transformers, though each is at a noise level of its own, which may be another expert's.
+        compiled: whether the transformers run with gradient in rollouts too, so that the compiled function is that of training.
+        agree: the transformers that this process needs -> those that any process needs. With sharded weights or gradients
+            all processes must run the same transformers, although their noise levels may belong to different experts.
     """
 
     def __init__(self, pipe: Any, components: Sequence[str], memoised: Sequence[str] = (), sampled: Sampled = lambda x: None):
@@ -52,7 +52,7 @@ class VelocityField:
             setattr(pipe, name, TransformerProxy(self, name, module))
 
     def called(self, name: str | None) -> list[str]:
-        """The transformers that run now: the one asked for, and in a velocity call those that another process asks for."""
+        """The transformers that run now: the needed one, and in a velocity call also those that other processes need."""
         asked = [name == known for known in self.bare]
         if self.probing and self.agree is not None:
             asked = self.agree(asked)
@@ -70,7 +70,7 @@ class VelocityField:
 
     @contextmanager
     def stopping(self) -> Iterator[None]:
-        """The pipeline runs up to its first transformer call, and no further."""
+        """Runs the pipeline up to its first transformer call."""
         self.ends_here = True
         try:
             yield
@@ -94,10 +94,10 @@ class VelocityField:
         Args:
             cond: call arguments for n samples; `generators` has n entries, one a sample.
             draw: see `Draw`.
-            memo: of this micro-batch; filled in where it is empty.
+            memo: memo of this micro-batch; filled if it is empty.
 
         Returns:
-            The pipeline's output tuple, its pictures made when they are looked at; the recorder with kept transitions and last state.
+            The pipeline's output tuple, whose images are made when first read; the recorder with stored transitions and last state.
         """
         recorder = Recorder(self.pipe.scheduler, draw, self.sampled)
         with self.scheduler(recorder, memo), reading_back(self.pipe):
@@ -111,13 +111,13 @@ class VelocityField:
         """v(x, t), with gradient where it is enabled.
 
         Args:
-            x: state, as the recorder saw it; one in another dtype is brought to the pipeline's.
-            t: 0-dim, the scheduler's timestep; `s`: 0-dim, its noise level. Both (n,) where the pipeline takes a time a sample.
-            cond: call arguments for as many samples as x has.
-            memo: of this micro-batch; filled in where it is empty.
+            x: state, as the recorder saw it; it is cast to the pipeline's dtype.
+            t: 0-dim, the scheduler's timestep; `s`: 0-dim, its noise level. Both (n,) if the pipeline takes a time per sample.
+            cond: call arguments for the samples of x.
+            memo: memo of this micro-batch; filled if it is empty.
         """
         probe = Probe(self.pipe.scheduler, self, x, t, s)
-        spare = [torch.Generator(x.device).manual_seed(0)] * len(x)  # for the initial noise nobody looks at
+        spare = [torch.Generator(x.device).manual_seed(0)] * len(x)  # for the initial noise, which is not used
         with self.scheduler(probe, memo):
             self.probing = self.priming = True
             self.call(self.pipe, **cond, num_inference_steps=2, generator=spare, output_type="latent", return_dict=False)

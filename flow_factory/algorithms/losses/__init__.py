@@ -1,6 +1,6 @@
-"""Loss terms, each per sample (B,): the caller weighs and averages them. Here what several algorithms share.
+"""Loss terms per sample (B,); the caller weights and averages them. This file has those that several algorithms share.
 
-x0 is the clean latent, noise the standard normal it was mixed with, x_s = (1 - s) x0 + s noise the point, v = noise - x0 the true velocity
+x0 is the clean latent, noise is standard normal, x_s = (1 - s) x0 + s noise is the point, and v = noise - x0 the true velocity
 there. mean_d is the mean over the latent's D dimensions. Velocities and latents are (B, ...); s is 0-dim, (B,) or (B, 1, ..., 1).
 """
 
@@ -14,7 +14,7 @@ def clipped_objective(logp_new: Tensor, logp_old: Tensor, advantage: Tensor, cli
     """PPO's pessimistic loss max(-A r, -A clip(r, 1 + lo, 1 + hi)) and the ratio r = exp(logp_new - logp_old), all (B,).
 
     `clip_range` is (lo, hi) with lo <= 0 <= hi, in units of the mean log-probability per dimension, so about 1e-4. The gradient is -A r
-    inside the range and wherever the ratio has to come back into it, 0 where it has gone far enough.
+    inside the range, and outside of it where the advantage moves the ratio back; else it is 0.
     """
     low, high = clip_range
     ratio = (logp_new - logp_old).exp()
@@ -38,7 +38,7 @@ def kl_exact(mean: Tensor, mean_ref: Tensor, std: Tensor) -> Tensor:
 
 
 def kl_x(mean: Tensor, mean_ref: Tensor) -> Tensor:
-    """`x-based`: mean_d (mean - mean_ref)^2, which is 2 std^2 times `kl_exact`; a beta cannot be copied from one to the other."""
+    """`x-based`: mean_d (mean - mean_ref)^2, which is 2 std^2 times `kl_exact`; each needs its own beta."""
     return per_sample((mean - mean_ref) ** 2)
 
 
@@ -48,7 +48,7 @@ def kl_v(v: Tensor, v_ref: Tensor) -> Tensor:
 
 
 def matching_error(v: Tensor, x0: Tensor, noise: Tensor) -> Tensor:
-    """Flow matching's error mean_d (v - (noise - x0))^2: small where the policy makes x0 probable."""
+    """Flow-matching error mean_d (v - (noise - x0))^2: small if x0 is probable under the policy."""
     return kl_v(v, noise - x0)
 
 

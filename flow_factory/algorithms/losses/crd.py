@@ -1,4 +1,4 @@
-"""Centred reward distillation (arXiv 2603.14128): the policy's own implicit reward is fitted to the given one, up to a constant a prompt.
+"""Centred reward distillation (arXiv 2603.14128): the policy's own implicit reward is fitted to the given one, up to a constant per prompt.
 
 The authors have published no code; the formulas are those of the public Flow-Factory, but centred over one prompt's group.
 """
@@ -13,7 +13,7 @@ from flow_factory.algorithms.losses import kl_v, self_normalised_square
 
 
 def implicit_reward(v: Tensor, v_old: Tensor, x0: Tensor, noise: Tensor, adaptive: bool = True) -> Tensor:
-    """(B,) R = -(error of v - error of v_old): how much likelier x0 is than under the old weights; 0 at v = v_old.
+    """(B,) R = -(error of v - error of v_old): how much more likely x0 is than under the old weights; 0 at v = v_old.
 
     The errors are against noise - x0: self-normalised (float64) if `adaptive`, else mean squares.
     """
@@ -24,7 +24,7 @@ def implicit_reward(v: Tensor, v_old: Tensor, x0: Tensor, noise: Tensor, adaptiv
 
 
 def centre_weights(p: Tensor, temperature: float, neutral: float = 0.5) -> Tensor:
-    """(K, n): by which weights, summing to 1, the mean of a group is taken; K = 1 or two directions, from the good and from the bad side.
+    """(K, n) weights of a group's mean, which sum to 1; K = 1, or K = 2 directions, from the good and from the bad side.
 
     Temperature < 0: uniform. > 0: softmax(p / T) and softmax(-p / T). 0: softmax(p) of the samples above `neutral`, softmax(-p) of those
     below it, uniform where there are none. `neutral` = 0 is the public Flow-Factory, where no p is below it and nearly all are above.
@@ -78,6 +78,6 @@ def centres(reward: Tensor, p: Tensor, temperature: float, neutral: float = 0.5)
 
 
 def adaptive_kl_weight(p: Tensor, kl_beta: float, least: float = 1e-4) -> Tensor:
-    """(B,) m + p (1 - m), m = least / kl_beta: good samples are held to the reference with kl_beta, the worst with `least` only."""
+    """(B,) m + p (1 - m), m = least / kl_beta: the KL weight of a good sample is kl_beta, that of the worst is `least`."""
     m = least / kl_beta
     return m + p * (1 - m)

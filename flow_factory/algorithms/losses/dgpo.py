@@ -17,7 +17,7 @@ def group_weight(advantage: Tensor, d: Tensor, d_ref: Tensor, beta: float) -> Te
 
 
 def out_of_range(advantage: Tensor, d: Tensor, d_old: Tensor, clip_range: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """Where a sample has gone far enough, and the ratio exp(d_old - d), both (B,): A > 0 and ratio > 1 + hi, or A <= 0 and ratio < 1 + lo.
+    """(mask of clipped samples, ratio exp(d_old - d)), both (B,): A > 0 and ratio > 1 + hi, or A <= 0 and ratio < 1 + lo.
 
     d_old is d under the averaged weights that the policy must stay near; the authors' range is +-1e-2 with guidance, 1e-5 to 1e-3 without.
     """
@@ -27,7 +27,7 @@ def out_of_range(advantage: Tensor, d: Tensor, d_old: Tensor, clip_range: tuple[
 
 
 def stopped(term: Tensor, mask: Tensor) -> Tensor:
-    """`term` (B,) with no gradient where `mask`: the value stays, so that what is logged does not jump. For d and for the KL term alike."""
+    """`term` (B,) without gradient where `mask`. The value stays, so that logged losses do not jump. Used for d and for the KL term."""
     return torch.where(mask, term.detach(), term)
 
 

@@ -1,7 +1,7 @@
 """GRPO-Guard (arXiv 2510.22319): a policy ratio whose mean and scale do not depend on the step, and steps of equal weight.
 
 For x1 = mean_old + std e and dmu = mean - mean_old the plain log-ratio is mean_d (e dmu) / std - mean_d dmu^2 / (2 std^2): on average
-below 0, and the wider the smaller the noise, so that a clip range binds at some steps and never at others.
+below 0, with more spread at less noise, so that a clip range acts at some steps and never at others.
 """
 
 from typing import Literal
@@ -51,7 +51,7 @@ def step_weight(kernel: Kernel, s: Tensor, s1: Tensor) -> Tensor:
     """1 / |dt| = 1 / (s - s1), the shape of `s`: gives every step the same share of the gradient.
 
     Raises:
-        ValueError: CPS, whose mean does not move by |dt| times something.
+        ValueError: CPS, whose mean does not move in proportion to |dt|.
     """
     if kernel.precision is not gaussian_precision:
         raise ValueError("1 / |dt| is the weight of a kernel with std = g sqrt|dt|: take Flow-SDE or Dance-SDE, or switch the weight off")

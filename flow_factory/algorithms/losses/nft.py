@@ -14,7 +14,7 @@ AdvantageMode = Literal["all", "positive_only", "negative_only", "one_only", "bi
 def optimality(advantage: Tensor, clip: float = 5.0, mode: AdvantageMode = "all") -> Tensor:
     """r = clip(A, -c, c) / (2 c) + 1/2 in [0, 1], the probability (B,) that a sample is a good one; 1/2 is no preference, not "bad".
 
-    `mode` says what of the advantage counts: all of it, its positive or its negative part, only whether it is positive ("one_only": 1 or
+    `mode` selects the part of the advantage: all of it, its positive or its negative part, only whether it is positive ("one_only": 1 or
     0), or its sign ("binary"). The last two leave r within 1/(2 c) of 1/2.
 
     Raises:
@@ -43,15 +43,15 @@ def implicit_velocities(v: Tensor, v_old: Tensor, beta: float) -> tuple[Tensor, 
 
 
 def nft_loss(v: Tensor, v_old: Tensor, x: Tensor, x0: Tensor, s: Tensor, r: Tensor, beta: float, clip: float = 5.0) -> dict[str, Tensor]:
-    """c (r L+ + (1 - r) L-) / beta, L+- the self-normalised error of x0 when it is read off x with v+-.
+    """c (r L+ + (1 - r) L-) / beta, L+- the self-normalised error of the x0 that v+- predicts from x.
 
     v_old is the velocity of the rollout's weights. At v = v_old, L+ and L- are equal with opposite gradients, so that r = 1/2 gives none.
 
     Args:
-        x: (B, ...) = (1 - s) x0 + s noise, where the velocities were asked for.
+        x: (B, ...) = (1 - s) x0 + s noise, the state of the velocities.
         r: (B,) of `optimality`.
         beta: how far v+ goes from v_old towards v; 1 or 0.1 in the paper.
-        clip: c, the scale of `optimality`: keeps the gradient's size what it is with unscaled advantages.
+        clip: c, the scale of `optimality`: keeps the gradient's size equal to that with unscaled advantages.
 
     Returns:
         (B,) float64: "loss", and without gradient its parts "positive" (L+) and "negative" (L-).

@@ -1,7 +1,7 @@
-"""What a step of the schedule counts in the loss, so that its gradient does not depend on how much noise it happens to have.
+"""Weights of the schedule's steps in the loss, so that a step's gradient does not depend on its amount of noise.
 
 At the old policy a transition's d log p / d v is 2 k cv std e / D, with k the precision in its log-probability, cv = d mean / d v and e the
-noise that was drawn; for the SDE kernels, k = 1 / (2 std^2), that is cv e / (std D): quiet steps shout.
+noise that was drawn; for the SDE kernels, k = 1 / (2 std^2), that is cv e / (std D): steps with little noise have large gradients.
 """
 
 from collections.abc import Sequence
