@@ -100,6 +100,8 @@ class Rollout:
     """Velocities under kept weights, by the number of the training point and the weights' name."""
     peers: dict[int, Any] = field(default_factory=dict)
     """Results of `Algorithm.survey` for each training point."""
+    slope: Tensor | None = None
+    """(n, ...) float32 gradient of each sample's loss in `x0`, for algorithms that learn through the sampler."""
     rewards: Tensor = field(init=False)
     """(n, R) float32; NaN where a score is missing. Filled in by the trainer, as is `advantage`."""
     advantage: Tensor = field(init=False)
@@ -130,6 +132,10 @@ class Point:
     """Velocities here under kept weights, by name."""
     peers: Any = None
     """Result of `Algorithm.survey`; None if the loss depends on this micro-batch alone."""
+    slope: Tensor | None = None
+    """(n, ...) gradient of each sample's loss in the state that the sampler's step from here leads to."""
+    factor: Tensor | None = None
+    """A leaf of 0 in the loss: its gradient is the factor with which the loss was multiplied before its backward."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ ALGORITHMS = Registry(
         "dpo": "flow_factory.algorithms.dpo:DPO",
         "dgpo": "flow_factory.algorithms.dgpo:DGPO",
         "crd": "flow_factory.algorithms.crd:CRD",
+        "draft": "flow_factory.algorithms.draft:DRaFT",
     },
-    aliases={"flow-grpo": "grpo", "flow-dppo": "dppo", "diffusion-nft": "nft", "diffusion-dpo": "dpo"},
+    aliases={"flow-grpo": "grpo", "flow-dppo": "dppo", "diffusion-nft": "nft", "diffusion-dpo": "dpo", "refl": "draft"},
     base="flow_factory.algorithms.base:Algorithm",
 )

@@ -38,6 +38,7 @@ class Algorithm:
         with_mean: whether the transitions' means are stored.
         with_schedule: whether a rollout's noise levels are stored; for ODE rollouts they always are.
         bound: the key of `train:` that limits how far the policy may move from the sampling policy; `on_policy_error` may be a tenth of it.
+        through_sampler: whether it learns from the rewards' own gradient: `objective` is what goes back through the sampler's steps.
     """
 
     Config: ClassVar[type[TrainConfig]]
@@ -47,6 +48,7 @@ class Algorithm:
     with_mean: ClassVar[bool] = False
     with_schedule: bool = False
     bound: ClassVar[str] = ""
+    through_sampler: ClassVar[bool] = False
 
     def __init__(self, config: TrainConfig, scheduler: SchedulerConfig, per_sample_times: bool = False):
         """`per_sample_times`: whether the model takes a time per sample, instead of one per micro-batch."""
@@ -88,6 +90,10 @@ class Algorithm:
     def size(self, rollout: Rollout) -> int:
         """The number of training points."""
         return self.config.points_per_batch(self.scheduler)
+
+    def objective(self, score: Tensor) -> Tensor:
+        """(n,) loss of samples by their scores (n,), the rewards' weighted sum, both with gradient; see `Rollout.slope`."""
+        raise NotImplementedError(f"{type(self).__name__} has no objective of the final pictures")
 
     def survey(self, points: Sequence[Point], velocity: Velocity) -> Sequence[Any]:
         """What the loss of each of these points needs from the others (`Point.peers`); runs without gradient, before an optimiser step."""

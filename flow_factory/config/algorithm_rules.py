@@ -8,6 +8,7 @@ from flow_factory.config.algorithms import (
     CRDConfig,
     DGPOConfig,
     DPOConfig,
+    DRaFTConfig,
     ForwardConfig,
     GRPOGuardConfig,
     NFTConfig,
@@ -60,6 +61,33 @@ def steps_weigh(config: RunConfig) -> Iterator[Problem]:
             "noise is for a log-probability that is divided by std^2, and CPS's is not; write rectified or none, or another dynamics_type"
         )
         yield Problem(here, text)
+
+
+def gradient_is_of_present_weights(config: RunConfig) -> Iterator[Problem]:
+    train = config.train
+    if not isinstance(train, DRaFTConfig):
+        return
+    if train.draft_steps > (drawn := train.num_inference_steps - train.first_step):
+        yield Problem(
+            ("train", "draft_steps"), f"{train.draft_steps} is more than the {drawn} steps of a rollout; write {drawn} or 0 (all)"
+        )
+    if train.num_inner_epochs != 1:
+        yield Problem(("train", "num_inner_epochs"), "draft learns from pictures of the present weights; write 1")
+    batches = train.unique_sample_num_per_epoch * train.trained_batches_per_group // config.teams
+    if (accumulated := micro_batches_per_update(config)) != batches:
+        auto = train.gradient_accumulation_steps == "auto"
+        key, now = ("gradient_step_per_epoch", train.gradient_step_per_epoch) if auto else ("gradient_accumulation_steps", accumulated)
+        text = f"{now}: after an epoch's first step its pictures are of earlier weights, and draft's gradient is of present ones"
+        yield Problem(("train", key), f"{text}; write {1 if auto else 'auto, with gradient_step_per_epoch: 1'}")
+    for key in ("best_of_n", "drop_zero_variance"):
+        if getattr(train, key):
+            yield Problem(("train", key), f"draft has no advantages; write {'null' if key == 'best_of_n' else 'false'}")
+    if config.model.context_parallel > 1:
+        yield Problem(("model", "context_parallel"), "draft's gradient in a state is not gathered from the parts of a sequence; write 1")
+    for index, reward in enumerate(config.rewards):
+        if reward.transform is not None and reward.weight != 0:
+            text = "what becomes of all scores together has no gradient of one; write null, and scale by weight"
+            yield Problem(("rewards", index, "transform"), text)
 
 
 def best_of_n_fits(config: RunConfig) -> Iterator[Problem]:
@@ -172,6 +200,7 @@ ALGORITHM_RULES: tuple[Rule, ...] = (
     dynamics_fit,
     guard_is_defined,
     steps_weigh,
+    gradient_is_of_present_weights,
     best_of_n_fits,
     silence_is_free,
     advantages_scale,

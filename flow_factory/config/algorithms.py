@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from flow_factory.config.base import DERIVED, Device, Interval, Shown, derived, show
+from flow_factory.config.base import DERIVED, Batch, Device, Interval, Shown, derived, show
 from flow_factory.config.scheduler import SchedulerConfig
 from flow_factory.config.train import TrainConfig
 from flow_factory.core.step_range import index_window
@@ -250,6 +250,31 @@ class CRDConfig(ForwardConfig):
     reward_adaptive_kl: bool = Field(True, description="weight the KL term of a sample by its reward")
 
 
+class DRaFTConfig(TrainConfig):
+    """ReFL and DRaFT-K: the gradient of differentiable rewards goes through the last steps of the sampler."""
+
+    trainer_type: str = Field("draft", description="algorithm")
+    draft_steps: Annotated[int, BeforeValidator(lambda value: 0 if value is None else value)] = Field(
+        1, ge=0, le=1000, description="last steps of a rollout that are trained on, a forward and backward each; 0 = all"
+    )
+    stop_gradient: bool = Field(
+        False, description="no gradient from a step to those before it: its state is taken for given; the same with one step"
+    )
+    kl_beta: float = Field(0.0, ge=0, le=1e6, description="weight of the KL term; 0 keeps no reference weights")
+    gradient_step_per_epoch: Batch = Field(
+        1, description="optimiser steps of an epoch; 1, for the gradient is that of pictures of the present weights"
+    )
+
+    def points_per_batch(self, scheduler: SchedulerConfig) -> int:
+        return len(self.last_steps)
+
+    @property
+    def last_steps(self) -> range:
+        """Steps that are trained on."""
+        last = self.num_inference_steps
+        return range(max(self.first_step, last - (self.draft_steps or last)), last)
+
+
 TRAIN_CONFIGS: dict[str, type[TrainConfig]] = {
     "grpo": GRPOConfig,
     "grpo-guard": GRPOGuardConfig,
@@ -259,5 +284,6 @@ TRAIN_CONFIGS: dict[str, type[TrainConfig]] = {
     "dpo": DPOConfig,
     "dgpo": DGPOConfig,
     "crd": CRDConfig,
+    "draft": DRaFTConfig,
 }
 """`train.trainer_type` -> its schema."""

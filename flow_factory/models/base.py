@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Generator, Tensor, nn
 
 from flow_factory.core.condition_memo import ConditionMemo
+from flow_factory.core.decoding import decode
 from flow_factory.core.latents import part_of
 from flow_factory.core.readback import Deferred
 from flow_factory.core.scheduler_seam import Draw, Recorder
@@ -206,6 +207,11 @@ class ModelAdapter(Family):
         arguments = {**self.takes(call), **self.repeat(self.asked(cond, call), len(x)), **self.in_velocity}
         with guiding(self.pipe, call.get(GUIDER)):
             return self.field.velocity(x, t, s, arguments, memo)
+
+    def decode(self, x0: Tensor, cond: Cond, call: Mapping[str, Any], memo: ConditionMemo | None = None) -> Tensor:
+        """Pixels of final states (n, ...) of one row, with gradient: see `decoding.decode`."""
+        arguments = {**self.takes(call), **self.repeat(self.asked(cond, call), len(x0)), **self.in_velocity}
+        return decode(self.field, x0, arguments, memo)
 
     @torch.no_grad()
     def evaluate(self, cond: Cond, call: Mapping[str, Any], num_steps: int, generators: list[Generator]) -> list[Any]:

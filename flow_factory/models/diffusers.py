@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from flow_factory.config.pipelines import pipeline_path
 from flow_factory.core.condition_memo import ConditionMemo
+from flow_factory.core.decoding import decode
 from flow_factory.core.readback import Deferred
 from flow_factory.core.scheduler_seam import Draw, Recorder
 from flow_factory.models.base import ModelAdapter
@@ -145,11 +146,18 @@ class Diffusers(ModelAdapter):
         return Deferred(lambda: self.media(out, call)), recorder
 
     def velocity(self, x: Tensor, t: Tensor, s: Tensor, cond: Cond, call: Mapping[str, Any], memo: ConditionMemo | None = None) -> Tensor:
+        with guiding(self.pipe, call.get(GUIDER)):
+            return self.field.velocity(x, t, s, {**self.takes(call), **_prompts(cond, len(x))}, self._knowing(memo, cond, len(x)))
+
+    def decode(self, x0: Tensor, cond: Cond, call: Mapping[str, Any], memo: ConditionMemo | None = None) -> Tensor:
+        return decode(self.field, x0, {**self.takes(call), **_prompts(cond, len(x0))}, self._knowing(memo, cond, len(x0)))
+
+    def _knowing(self, memo: ConditionMemo | None, cond: Cond, n: int) -> ConditionMemo:
+        """The memo of n samples, which knows what `encode_prompt` returns."""
         memo = memo or ConditionMemo()
         if memo.known("encode_prompt") is None:
-            memo.given |= self._given(cond, len(x))
-        with guiding(self.pipe, call.get(GUIDER)):
-            return self.field.velocity(x, t, s, {**self.takes(call), **_prompts(cond, len(x))}, memo)
+            memo.given |= self._given(cond, n)
+        return memo
 
     def evaluate(self, cond: Cond, call: Mapping[str, Any], num_steps: int, generators: list[Generator]) -> list[Any]:
         with self.field.memo_table.using(ConditionMemo(self._given(cond, 1))):

@@ -113,6 +113,10 @@ class LTX2(ModelAdapter):
         with self._connected():
             return super().velocity(*args, **kwargs)
 
+    def decode(self, *args: Any, **kwargs: Any) -> Tensor:
+        with self._connected():
+            return super().decode(*args, **kwargs)
+
     def evaluate(self, cond: Cond, call: Mapping[str, Any], num_steps: int, generators: Any) -> list[Any]:
         with self._connected():
             return super().evaluate(cond, call, num_steps, generators)

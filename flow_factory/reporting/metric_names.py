@@ -69,6 +69,10 @@ METRICS: dict[str, dict[str, str]] = {
         "train/implicit_reward": "R, the policy's own reward",
         "train/given_reward": "p, the advantage scaled to [0, 1]",
     },
+    "draft": {
+        "train/score": "the rewards' weighted sum of what is learnt from, pixels that are not rounded; train/reward_mean is the pictures'",
+        "train/slope": "norm of the gradient of a sample's loss in a state, the mean over the steps that are trained on",
+    },
     "copies that follow the policy": {
         "train/<copy>_decay": "share of the copy that its last update kept, in [0, 1]; near 1: it hardly moves",
     },

@@ -48,6 +48,7 @@ REWARDS = _Rewards(
         "jpeg_compressibility": "flow_factory.rewards.jpeg:JpegCompressibility",
         "jpeg_incompressibility": "flow_factory.rewards.jpeg:JpegIncompressibility",
         "shapes": "flow_factory.rewards.shapes:ShapesReward",
+        "shape_colors": "flow_factory.rewards.shape_colors:ShapeColorsReward",
     },
 )
 

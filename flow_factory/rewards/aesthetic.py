@@ -35,6 +35,7 @@ class AestheticReward(PointwiseRewardModel):
     extra_keys = ("model_name_or_path", "processor_name_or_path", "head_name_or_path")
     loads_weights = True
     changes_inputs = False
+    no_gradient = None
 
     @classmethod
     def require_files(cls, config: RewardArguments, now: bool) -> None:
@@ -48,7 +49,7 @@ class AestheticReward(PointwiseRewardModel):
         self.clip = CLIPScorer(config, self.device, WEIGHTS)
         self.head = mlp(self.clip.model.config.projection_dim)
         fill(self.head, tensors, config, KEY, file)
-        self.head.to(self.device, torch.float32)
+        self.head.to(self.device, torch.float32).requires_grad_(False)
 
     @torch.no_grad()
     def _score(self, prompts: list[str], pictures: list[Image.Image]) -> Tensor:
@@ -56,3 +57,6 @@ class AestheticReward(PointwiseRewardModel):
 
     def __call__(self, prompt: list[str], image: list | None = None, video: list | None = None) -> RewardModelOutput:
         return RewardModelOutput(scored(self._score, prompt, image, video, self.config.batch_size))
+
+    def differentiable(self, prompt: list[str], pixels: Tensor) -> Tensor:
+        return self.head(self.clip.features(pixels))[:, 0]

@@ -38,6 +38,8 @@ class BaseRewardModel(ABC):
     """The keys of the YAML entry that it takes beyond the common ones; None takes any, in `config.extra_kwargs`."""
     loads_weights: ClassVar[bool] = False
     """Whether its constructor reads a model: `--check`, which constructs the others, then leaves it out."""
+    no_gradient: ClassVar[str | None] = "its class has no `differentiable`"
+    """Why its scores have no gradient, which `trainer_type: draft` learns from; None: they have, by `differentiable`."""
     changes_inputs: ClassVar[bool] = True
     """Whether it may change what it is given. It gets copies; a class that says False gets the pictures themselves."""
 
@@ -71,6 +73,13 @@ class BaseRewardModel(ABC):
         if self.model is not None:
             self.model.to(self.device)
         return self
+
+    def differentiable(self, prompt: list[str], pixels: Tensor) -> Tensor:
+        """Scores (n,) of n texts and pictures (n, 3, h, w) in [0, 1], with gradient; those of `__call__` but for rounding to 256 levels.
+
+        A video's frames come as pictures, and their scores are averaged.
+        """
+        raise NotImplementedError(f"{type(self).__name__}: {self.no_gradient}")
 
     @abstractmethod
     def __call__(self, prompt: list[str], *args: Any, **columns: Any) -> RewardModelOutput:

@@ -39,6 +39,7 @@ class CLAPReward(PointwiseRewardModel):
     extra_keys = ("model_name_or_path",)
     loads_weights = True
     changes_inputs = False
+    no_gradient = "it hears, and decoding gives pictures alone"
 
     @classmethod
     def require_files(cls, config: RewardArguments, now: bool) -> None:

@@ -1,5 +1,6 @@
 """Text-image similarity by CLIP (arXiv 2103.00020); PickScore scores with the same helper."""
 
+from math import floor
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +13,7 @@ from transformers import AutoModel, AutoProcessor
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.base import PointwiseRewardModel, RewardModelOutput
 from flow_factory.rewards.media import scored
+from flow_factory.rewards.pixels import cropped, normalised
 from flow_factory.rewards.sources import FILES, model_of, processor_of, require_folder
 
 TOKENS = 77
@@ -40,7 +42,7 @@ class CLIPScorer:
 
     def _hold(self, clip: Any, config: RewardArguments, device: torch.device) -> None:
         self.scale = clip.logit_scale.detach().float().exp().item()  # before rounding: bfloat16 moves it by up to 0.4 %
-        self.model = clip.to(device, config.dtype)
+        self.model = clip.to(device, config.dtype).requires_grad_(False)
         self.dtype, self.device, self.batch_size = config.dtype, device, config.batch_size
 
     @staticmethod
@@ -71,6 +73,21 @@ class CLIPScorer:
         pixels = self.processor.image_processor([i.convert("RGB") for i in images], return_tensors="pt")["pixel_values"]
         return normalize(self.model.get_image_features(pixels.to(self.device, self.dtype)).pooler_output.float(), dim=-1)
 
+    def features(self, pixels: Tensor) -> Tensor:
+        """(n, d) float32 unit vectors of pixels (n, 3, h, w) in [0, 1], with gradient."""
+        processor = self.processor.image_processor
+        seen = normalised(self.framed(pixels.to(self.device, torch.float32)), processor.image_mean, processor.image_std)
+        return normalize(self.model.get_image_features(seen.to(self.dtype)).pooler_output.float(), dim=-1)
+
+    def framed(self, pixels: Tensor) -> Tensor:
+        """The square that the model sees."""
+        processor = self.processor.image_processor
+        return cropped(pixels, processor.crop_size["height"], processor.size["shortest_edge"], floor)
+
+    def alike(self, prompts: list[str], pixels: Tensor) -> Tensor:
+        """(n,) `cosine` of pixels, with gradient."""
+        return (self.features(pixels) * self.texts(prompts)).sum(-1)
+
     def cosine(self, prompts: list[str], images: list[Image.Image]) -> Tensor:
         """(n,) float32 cosine of prompt k and image k."""
         index = {text: k for k, text in enumerate(dict.fromkeys(prompts))}
@@ -91,6 +108,7 @@ class CLIPReward(PointwiseRewardModel):
     extra_keys = ("model_name_or_path", "processor_name_or_path")
     loads_weights = True
     changes_inputs = False
+    no_gradient = None
 
     @classmethod
     def require_files(cls, config: RewardArguments, now: bool) -> None:
@@ -105,3 +123,6 @@ class CLIPReward(PointwiseRewardModel):
 
     def __call__(self, prompt: list[str], image: list | None = None, video: list | None = None) -> RewardModelOutput:
         return RewardModelOutput(self.clip.cosines(prompt, image, video))
+
+    def differentiable(self, prompt: list[str], pixels: Tensor) -> Tensor:
+        return self.clip.alike(prompt, pixels)

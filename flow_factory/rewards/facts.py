@@ -53,4 +53,5 @@ FACTS: dict[str, Facts] = {
     "jpeg_compressibility": Facts("pointwise", "image, video", "none", "-", "-kB / 500", LOCAL),
     "jpeg_incompressibility": Facts("pointwise", "image, video", "none", "-", "kB / 500", LOCAL),
     "shapes": Facts("pointwise", "image, column objects", "none", "-", "0 to 1", LOCAL),
+    "shape_colors": Facts("pointwise", "image, prompt", "none", "-", "-3 to 1", LOCAL),
 }  # fmt: skip

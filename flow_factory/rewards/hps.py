@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoProcessor, CLIPModel
 
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.clip import CLIPReward, CLIPScorer
+from flow_factory.rewards.pixels import padded
 from flow_factory.rewards.sources import FILES, fill, named, processor_of, require_file, require_folder, tensors_in
 
 PUBLISHED = ("xswu/HPSv2/HPS_v2.1_compressed.pt", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K")
@@ -81,6 +82,9 @@ class HPSScorer(CLIPScorer):
         """See `CLIPScorer`. Pictures that are not square are seen whole between black bars, as in the published code."""
         side = self.model.config.vision_config.image_size
         return super().pictures([ImageOps.pad(i.convert("RGB"), (side, side), Image.Resampling.BICUBIC, color="black") for i in images])
+
+    def framed(self, pixels: Tensor) -> Tensor:
+        return padded(pixels, self.model.config.vision_config.image_size)
 
 
 class HPSv2Reward(CLIPReward):

@@ -13,10 +13,11 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
+import flow_factory.rewards.pixels as differentiably
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.aesthetic import mlp
 from flow_factory.rewards.base import PointwiseRewardModel, RewardModelOutput
-from flow_factory.rewards.media import cropped, normalised, scored
+from flow_factory.rewards.media import CLIP_MEAN, CLIP_STD, cropped, normalised, scored
 from flow_factory.rewards.sources import FILES, fill, lacking, named, processor_of, require_file, require_folder, tensors_in
 
 KEYS = ("model_name_or_path", "processor_name_or_path")
@@ -109,6 +110,7 @@ class ImageReward(PointwiseRewardModel):
     extra_keys = ("model_name_or_path", "processor_name_or_path")
     loads_weights = True
     changes_inputs = False
+    no_gradient = None
 
     @classmethod
     def require_files(cls, config: RewardArguments, now: bool) -> None:
@@ -125,15 +127,21 @@ class ImageReward(PointwiseRewardModel):
         except KeyError as error:
             raise lacking(config, KEYS[0], file, str(error.args[0])) from error
         fill(blip, tensors, config, KEYS[0], file)
-        self.model = blip.to(self.device, config.dtype)
+        self.model = blip.to(self.device, config.dtype).requires_grad_(False)
         self.model.head.float()
 
     @torch.no_grad()
     def _score(self, prompts: list[str], pictures: list[Image.Image]) -> Tensor:
+        return self._judged(prompts, torch.stack([normalised(cropped(p, self.model.vision.config.image_size)) for p in pictures]))
+
+    def _judged(self, prompts: list[str], pixels: Tensor) -> Tensor:
         words = self.tokenizer(prompts, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt").to(self.device)
-        pixels = torch.stack([normalised(cropped(p, self.model.vision.config.image_size)) for p in pictures])
         raw = self.model(pixels.to(self.device, self.config.dtype), words["input_ids"], words["attention_mask"])
         return (raw - MEAN) / STD
 
     def __call__(self, prompt: list[str], image: list | None = None, video: list | None = None) -> RewardModelOutput:
         return RewardModelOutput(scored(self._score, prompt, image, video, self.config.batch_size))
+
+    def differentiable(self, prompt: list[str], pixels: Tensor) -> Tensor:
+        seen = differentiably.cropped(pixels.to(self.device, torch.float32), self.model.vision.config.image_size)
+        return self._judged(prompt, differentiably.normalised(seen, CLIP_MEAN, CLIP_STD))

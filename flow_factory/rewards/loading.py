@@ -115,6 +115,18 @@ def require_rewards(entries: Sequence[RewardArguments], kind: Literal["image", "
     return found
 
 
+def require_gradients(entries: Sequence[RewardArguments]) -> None:
+    """Raises:
+    UserError: a reward of which a gradient is wanted has none.
+    """
+    for entry in entries:
+        why = reward_class(entry).no_gradient
+        used = any(entry.weight.values()) if isinstance(entry.weight, dict) else entry.weight != 0
+        if used and why is not None:
+            text = f"reward {entry.name!r}: draft learns from the gradient of scores, and these have none: {why}"
+            raise UserError(f"{text}; take PickScore, CLIP, HPSv2, aesthetic or ImageReward, or write weight: 0 to watch it alone")
+
+
 def load_each(
     train: Sequence[RewardArguments], evaluation: Sequence[RewardArguments], accelerator: Accelerator
 ) -> list[list[LoadedReward]]:

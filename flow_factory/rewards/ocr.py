@@ -83,6 +83,7 @@ class OCRReward(PointwiseRewardModel):
     extra_keys = ("detector_name_or_path", "recognizer_name_or_path", "column", "metric", "by")
     loads_weights = True
     changes_inputs = False
+    no_gradient = "it reads text"
 
     @classmethod
     def require_files(cls, config: RewardArguments, now: bool) -> None:

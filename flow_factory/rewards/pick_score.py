@@ -37,12 +37,19 @@ class PickScoreReward(_PickScore, PointwiseRewardModel):
     float32, as published, unless the entry says another dtype; the logit scale and the cosine are float32 in any case.
     """
 
+    no_gradient = None
+
     def __call__(self, prompt: list[str], image: list | None = None, video: list | None = None) -> RewardModelOutput:
         return RewardModelOutput(self.score(prompt, image, video))
+
+    def differentiable(self, prompt: list[str], pixels: Tensor) -> Tensor:
+        return self.clip.scale / 26 * self.clip.alike(prompt, pixels)
 
 
 class PickScoreRank(_PickScore, GroupwiseRewardModel):
     """Rank of the PickScore in its group / group size: 0, 1/n, ..., (n-1)/n from worst to best; equal scores share their mean rank."""
+
+    no_gradient = "it is a rank"
 
     def __call__(self, prompt: list[str], image: list | None = None, video: list | None = None) -> RewardModelOutput:
         return RewardModelOutput(ranks(self.score(prompt, image, video)) / len(prompt))

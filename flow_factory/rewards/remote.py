@@ -42,6 +42,7 @@ class RemoteReward(BaseRewardModel):
     )  # fmt: skip
     loads_weights = True
     changes_inputs = False
+    no_gradient = "it is on a server"
     groupwise: bool
 
     @classmethod

@@ -20,6 +20,7 @@ class ShapesReward(PointwiseRewardModel):
     required_fields = ("prompt", "image", "objects")
     extra_keys = ("strict",)
     changes_inputs = False
+    no_gradient = "it is a rule of whole numbers"
 
     def __call__(
         self,

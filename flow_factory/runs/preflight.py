@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from flow_factory.algorithms import ALGORITHMS
 from flow_factory.config import RunConfig
 from flow_factory.config.datasets import Dataset, trained_on
 from flow_factory.core.advantage import aggregation
@@ -19,7 +20,7 @@ from flow_factory.models.loading import sketch_adapter
 from flow_factory.models.quantized import check_quantization
 from flow_factory.policy.gradient_checkpointing import blocks_of, require_blocks
 from flow_factory.reporting.trackers import require_trackers
-from flow_factory.rewards.loading import arguments, require_files, require_rewards, try_constructors
+from flow_factory.rewards.loading import arguments, require_files, require_gradients, require_rewards, try_constructors
 from flow_factory.runs.identity import DataFingerprint, identity_of
 from flow_factory.runs.resume import Choice, Finished, Start, find_start
 from flow_factory.runs.rows import (
@@ -116,6 +117,8 @@ def classes(found: Preflight) -> None:
     aggregation(config.train.advantage_aggregation, ())
     for entries in (config.rewards, config.evaluated_by):
         require_rewards(arguments(entries), family.draws, family.sounds)
+    if ALGORITHMS[config.train.trainer_type].through_sampler:
+        require_gradients(arguments(config.rewards))
 
 
 def data(found: Preflight) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flow_factory.config import DPOConfig, EvalConfig, ForwardConfig, RunConfig, TrainConfig, TransitionConfig, pipeline_kwargs
+from flow_factory.config import DPOConfig, DRaFTConfig, EvalConfig, ForwardConfig, RunConfig, TrainConfig, TransitionConfig, pipeline_kwargs
 from flow_factory.config.data import ALONE
 from flow_factory.config.datasets import Dataset, datasets_of, evaluations, gives_samples, trained_on
 from flow_factory.data.encoding_windows import order_of, rows_needed, rows_tested
@@ -261,8 +261,13 @@ def both_experts(trained: Sequence[str], other: str) -> str:
 
 def check_guidance(train: TrainConfig, sketch: ModelAdapter) -> None:
     """Raises:
-    UserError: the reference is to be guided by a negative prompt, and the family takes none; media are to be encoded, and it cannot.
+    UserError: the reference is to be guided by a negative prompt, and the family takes none; media are to be encoded, and it cannot; the
+        gradient would go through classifier-free guidance.
     """
+    if isinstance(train, DRaFTConfig) and (sketch.guided(pipeline_kwargs(train)) or getattr(sketch.pipe, "guider", None) is not None):
+        key = sketch.cfg if sketch.cfg in train.call else "guidance_scale"
+        text = "is classifier-free guidance here: draft's gradient would train the answer to the negative prompt against itself"
+        raise UserError(f"train.{key}: {text}; write 1 (0 for Z-Image), or another trainer_type")
     key = "kl_guidance_scale" if isinstance(train, TransitionConfig) else "kl_cfg"
     scale = getattr(train, key, None) or 1.0
     if scale > 1 and not sketch.guided(sketch.with_guidance(pipeline_kwargs(train), scale)):
@@ -278,6 +283,10 @@ def check_noise_levels(train: TrainConfig, others: Mapping[int, str], trained: S
     UserError: some of the noise levels that are trained on belong to an expert that is not trained.
     """
     both = both_experts(trained, next(iter(others.values())))
+    if isinstance(train, DRaFTConfig):
+        if lost := [k for k in train.last_steps if k in others]:
+            raise UserError(f"train.draft_steps: {others[lost[0]]} draws steps {lost} and is not trained; {both}")
+        return
     if not isinstance(train, ForwardConfig) or not train.time_sampling_strategy.startswith("discrete"):
         kind = "train.time_sampling_strategy" if isinstance(train, ForwardConfig) else "train.timestep_range"
         raise UserError(f"{kind}: some noise levels would belong to an expert that is not trained; {both}")

@@ -11,6 +11,7 @@ from flow_factory.distributed.barriers import wait_for_everyone
 from flow_factory.distributed.collectives import in_step, most_of_ranks
 from flow_factory.training.context import TrainingContext
 from flow_factory.training.health import SUSPECTS, diagnosis
+from flow_factory.training.slopes import slope_of
 from flow_factory.training.update_checks import UpdateChecks
 from flow_factory.types import Cond, Point, Rollout
 from flow_factory.utils.errors import GradientError
@@ -42,6 +43,9 @@ class Learner:
     def __post_init__(self) -> None:
         context, self.checks = self.context, UpdateChecks(self.context)
         scales = {name: context.algorithm.guidance(name) for name in ("policy", *context.algorithm.weights)}
+        vae = getattr(self.context.adapter.pipe, "vae", None)
+        if vae is not None and context.algorithm.through_sampler and vae._supports_gradient_checkpointing:
+            vae.enable_gradient_checkpointing()
         self.root = sum(context.engine.shape(p).numel() for p in context.store.params.values()) ** 0.5  # of the number of trained weights
         self.calls = {name: context.call if s is None else context.adapter.with_guidance(context.call, s) for name, s in scales.items()}
 
@@ -60,6 +64,7 @@ class Learner:
         windows = [self.window(order[k : k + size], chosen) for k in range(0, len(order), size)]
         self.fresh = True
         with context.meter.phase("optimise"):
+            self.look_at_rewards(windows)
             self.look_back(windows, chosen)
             wait_for_everyone("looking back")
             context.meter.step("looked back")
@@ -86,6 +91,16 @@ class Learner:
         if self.context.algorithm.scope != "group":
             return list(batches)
         return [b for group in dict.fromkeys(b.group for b in batches) for b in chosen[group]]
+
+    def look_at_rewards(self, windows: Sequence[Window]) -> None:
+        """Their gradient in the final states, for algorithms that learn through the sampler."""
+        if not self.context.algorithm.through_sampler:
+            return
+        for batch in self.stoppable([b for window in windows for b in window.batches]):
+            slope, said = slope_of(self.context, batch, self.cond_of(batch.cond))
+            batch.slope = self.stored(slope)
+            self.context.meter.add(said)
+            self.context.meter.step("looking at rewards")
 
     def look_back(self, windows: Sequence[Window], chosen: dict[int, list[Rollout]]) -> None:
         """The velocities under kept weights, all in one pass: the weights are swapped once, and inner epochs share the forwards.

@@ -121,8 +121,11 @@ class Trainer:
         for rollout, (group, k) in zip(rollouts, self.roller.mine, strict=True):
             here = slice(k * size, (k + 1) * size)
             rollout.rewards, rollout.advantage = scores[group, here].float(), advantage[group, here].to(context.accelerator.device)
-        for line in self.advantages.silent() if context.accelerator.is_main_process else ():
-            logger.warning(line)
+        if context.algorithm.through_sampler:  # which compares no samples
+            metrics = {name: value for name, value in metrics.items() if "zero_variance_share" not in name}
+        elif context.accelerator.is_main_process:
+            for line in self.advantages.silent():
+                logger.warning(line)
         context.meter.add(metrics)
 
     def groups(self, rollouts: list[Rollout]) -> list[list[Rollout]]:

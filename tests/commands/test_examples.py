@@ -30,7 +30,7 @@ from tests.tiny.run import ROOT, logged, trained
 
 ALGORITHMS = {
     "grpo": "GRPO", "grpo-guard": "GRPO-Guard", "dppo": "Flow-DPPO", "nft": "DiffusionNFT", "awm": "AWM",
-    "dpo": "DPO", "dgpo": "DGPO", "crd": "CRD",
+    "dpo": "DPO", "dgpo": "DGPO", "crd": "CRD", "draft": "DRaFT",
 }  # fmt: skip
 """What the examples call each `train.trainer_type`."""
 EXAMPLES = sorted(path for name in ALGORITHMS for path in (ROOT / "examples" / name.replace("-", "_")).rglob("*.yaml"))
@@ -45,7 +45,7 @@ TINY = {
 """The tiny checkpoint of an example where it has not the example's name."""
 
 
-NEWER = {"dppo"}
+NEWER = {"dppo", "draft"}
 """Algorithms that turn up with the share that changes."""
 
 

@@ -43,7 +43,8 @@ rewards:
 def load(folder: Path, name: str, train: str = "", scheduler: str = "") -> RunConfig:
     """The file, with lines added to two of its sections."""
     file = folder / "run.yaml"
-    text = YAML.format(name=name).replace("train:\n", f"train:\n{train}").replace("scheduler:\n", f"scheduler:\n{scheduler}")
+    text = YAML.replace("step_per_epoch: 2", f"step_per_epoch: {1 if name == 'draft' else 2}").format(name=name)
+    text = text.replace("train:\n", f"train:\n{train}").replace("scheduler:\n", f"scheduler:\n{scheduler}")
     file.write_text(text)
     return load_config(file)
 
@@ -54,7 +55,7 @@ IDLE = [
     ("dppo", "reweight: true", "grpo-guard"),
     ("nft", "clip_range: 0.1", "grpo, grpo-guard, awm, dgpo"),
     ("crd", "clip_range: [1, 2, 3]", "grpo, grpo-guard, awm, dgpo"),
-    ("dpo", "kl_beta: 0.1", "grpo, grpo-guard, dppo, nft, awm, dgpo, crd"),
+    ("dpo", "kl_beta: 0.1", "grpo, grpo-guard, dppo, nft, awm, dgpo, crd, draft"),
     ("awm", "nft_beta: 0.1", "nft"),
     ("grpo", "reweight: true", "grpo-guard"),
 ]
@@ -116,6 +117,11 @@ BAD = [
     ("grpo-guard", "| dynamics_type: ODE", "scheduler.dynamics_type", ["grpo-guard needs log-probabilities", "Flash-SDE or CPS"]),
     ("grpo-guard", "| noise_level: 0", "scheduler.noise_level", ["grpo-guard needs noise", "0.7"]),
     ("grpo", "| step_selection: some", "scheduler.step_selection", ["random, window, stratified, sliding, fraction"]),
+    ("draft", "draft_steps: 11", "train.draft_steps", ["more than the 10 steps of a rollout", "write 10 or 0"]),
+    ("draft", "num_inner_epochs: 2", "train.num_inner_epochs", ["pictures of the present weights", "write 1"]),
+    ("draft", "gradient_accumulation_steps: 1", "train.gradient_accumulation_steps", ["of earlier weights", "write auto, with"]),
+    ("draft", "best_of_n: 4", "train.best_of_n", ["has no advantages", "write null"]),
+    ("draft", "drop_zero_variance: true", "train.drop_zero_variance", ["has no advantages", "write false"]),
     ("grpo", "step_weight: 2.25", "train.step_weight", ["none, noise, rectified"]),
     ("grpo-guard", "step_weight: noise", "train.step_weight", ["grpo-guard's ratio has lost already", "write none"]),
     ("grpo", "| step_selection: fraction\n  sde_fraction: 0.1", "scheduler.sde_fraction", ["0.1 of the 9 steps", "write 0.11 or more"]),

@@ -14,6 +14,9 @@ FOUR = ("train.unique_sample_num_per_epoch=4", "train.gradient_step_per_epoch=2"
 TWO = ("train.unique_sample_num_per_epoch=2", "train.gradient_step_per_epoch=1")
 ONE = ("train.unique_sample_num_per_epoch=1", "train.gradient_step_per_epoch=1")
 NFT, SHARES = ("train.trainer_type=nft", "train.kl_beta=0.1"), ("train.group_size=8",)
+DRAFT = (
+    "train.trainer_type=draft", "train.draft_steps=2", "rewards.reward_model=tests.tiny.rewards.Warm",
+)  # fmt: skip
 RUNS = {
     "grpo": (*FOUR, "train.kl_beta=0.1"),  # with four processes, a step takes half a group from each of two groups
     "grpo full": (*FOUR, *FULL, "train.kl_beta=0.1"),
@@ -30,6 +33,10 @@ RUNS = {
         "train.step_weight=rectified", "train.clip_range=0.1",
     ),
     "dppo": (*TWO, "train.trainer_type=dppo", "train.kl_mask_threshold=1e-5", "train.kl_beta=0.1"),
+    "draft": (*TWO, *DRAFT, "train.kl_beta=0.01"),
+    "draft fsdp2": (*TWO, *DRAFT, f"config_file={ROOT}/examples/launch/fsdp2.yaml"),
+    "draft zero2": (*TWO, *DRAFT, f"config_file={ROOT}/examples/launch/deepspeed_zero2.yaml"),
+    "draft zero3": (*TWO, *DRAFT, f"config_file={ROOT}/examples/launch/deepspeed_zero3.yaml"),
     "dgpo": (*TWO, "train.trainer_type=dgpo", "train.num_train_timesteps=2"),
     "dpo": (*FOUR, "train.trainer_type=dpo", "train.gradient_step_per_epoch=1", "train.beta=100"),
     "fsdp2": (*TWO, f"config_file={ROOT}/examples/launch/fsdp2.yaml"),
@@ -37,7 +44,16 @@ RUNS = {
 }  # fmt: skip
 OF_FOUR = ("grpo", "grpo full", "nft", "groupwise", "best of n", "dgpo", "fsdp2")
 CASES = [*((2, name) for name in RUNS), *((4, name) for name in OF_FOUR)]
-MORE = {(2, "nft full"), (2, "dppo"), (2, "flash"), (2, "fsdp2"), (2, "zero3"), (4, "grpo full"), (4, "nft")}
+MORE = {
+    (2, "nft full"),
+    (2, "dppo"),
+    (2, "flash"),
+    *((2, f"draft{engine}") for engine in ("", " fsdp2", " zero2", " zero3")),
+    (2, "fsdp2"),
+    (2, "zero3"),
+    (4, "grpo full"),
+    (4, "nft"),
+}
 
 
 @pytest.fixture(scope="module")

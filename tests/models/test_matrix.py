@@ -47,10 +47,11 @@ KEYS: dict[str, dict[str, Any]] = {
     "dpo": PAIRED | {"train.num_train_timesteps": 4, "train.time_shift": 10.0},
     "dgpo": {"train.num_train_timesteps": 2, "train.timestep_range": 1.0},
     "crd": {"train.num_train_timesteps": 2},
+    "draft": {"train.draft_steps": 4, "train.kl_beta": 0.01, "rewards": {"reward_model": "tests.tiny.rewards.Warm"}},
 }
-VELOCITIES = {"grpo": 8, "grpo-guard": 4, "dppo": 4, "nft": 12, "awm": 4 + 2 + 2, "dpo": 8, "dgpo": 12 + 8, "crd": 12 + 8}
+VELOCITIES = {"grpo": 8, "grpo-guard": 4, "dppo": 4, "nft": 12, "awm": 4 + 2 + 2, "dpo": 8, "dgpo": 12 + 8, "crd": 12 + 8, "draft": 16}
 """Of an epoch of two micro-batches of two points, each half a group and an update of its own (DPO: one pair of four): the policy's, those
-of kept weights, and those of the survey; AWM has the latter two only after the first update."""
+of kept weights, and those of the survey; AWM has the latter two only after the first update. DRaFT has four points and one update."""
 
 
 def experts(name: str) -> list[str]:
@@ -70,7 +71,7 @@ def config_of(name: str, algorithm: str, folder: Path, **extra: Any) -> RunConfi
         "train.num_inference_steps": STEPS, "train.max_epochs": 2, "train.group_size": 4, "train.per_device_batch_size": 2,
         "train.unique_sample_num_per_epoch": 1, "train.learning_rate": 1e-2, "train.ema_decay": 0,
         "rewards": {"reward_model": "jpeg_compressibility"}, **KEYS[algorithm], **extra,
-    } | {f"train.{k}": v for k, v in call_of(case).items()}  # fmt: skip
+    } | {f"train.{k}": v for k, v in (call_of(case) | (case.off if algorithm == "draft" else {})).items()}  # fmt: skip
     file = folder / "cell.yaml"
     file.write_text("{}\n")
     return load_config(file, [f"{k}={json.dumps(v)}" for k, v in keys.items()])
@@ -101,10 +102,10 @@ def trainer_of(name: str, algorithm: str, folder: Path) -> Trainer:
     return Trainer(TrainingContext(*parts, [row(CASES[name])], t.conds[:1], None, Progress(), Meter(accelerator)))
 
 
-CELLS = [(name, algorithm) for name in EACH for algorithm in TRAIN_CONFIGS]
+CELLS = [(name, algorithm) for name in EACH for algorithm in TRAIN_CONFIGS if (name, algorithm) != ("hunyuan_video15", "draft")]
 DIAGONAL = {
     (name, algorithm) for j, name in enumerate(EACH) for k, algorithm in enumerate(TRAIN_CONFIGS) if (k - j) % len(TRAIN_CONFIGS) == 0
-}
+} & {*CELLS}
 """Every model with one algorithm, and every algorithm with three models or four; the other cells take turns."""
 
 
@@ -165,6 +166,8 @@ HIGH = {"model.target_components": ["transformer"]}
             HIGH | {"train.time_sampling_strategy": "uniform"},
             r"train.time_sampling_strategy: .* train both experts",
         ),
+        ("wan22-a14b-t2v", "draft", HIGH, r"train.draft_steps: transformer_2 draws steps .* train both experts"),
+        ("hunyuan_video15", "draft", {}, r"train.guidance_scale: is classifier-free guidance here"),
         ("wan22-a14b-t2v", "dpo", HIGH, r"train.timestep_range: .* train both experts"),
     ],
 )

@@ -25,6 +25,7 @@ KEYS = {
     ],
     "nft": ["train.kl_beta=0.1"],
     "awm": ["train.kl_beta=0.1", "train.ema_kl_beta=0.1", "train.off_policy=true"],
+    "draft": ["rewards.reward_model=tests.tiny.rewards.Warm"],
     "dgpo": ["train.kl_beta=0.1", "train.per_device_batch_size=4"],
 }
 """What makes an algorithm log the most."""

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from flow_factory.rewards import GroupwiseRewardModel, PointwiseRewardModel, RewardModelOutput
+from flow_factory.rewards.media import scored, to_tensor
 
 
 def brightness(frames: Sequence[Image.Image]) -> float:
@@ -36,3 +39,19 @@ class Outshines(GroupwiseRewardModel):
         assert len(image) == 4, "the whole group"
         light = np.array([np.asarray(picture, np.int64).sum() for picture in image])  # integers: a mean in any order
         return RewardModelOutput(rewards=((light - light.mean()) / image[0].width ** 2).tolist())
+
+
+class Warm(PointwiseRewardModel):
+    """A smooth function of pixels: more red than blue, and not too bright."""
+
+    no_gradient = None
+
+    def differentiable(self, prompt: list[str], pixels: Tensor) -> Tensor:
+        pixels = pixels.double()
+        return pixels[:, 0].mean((1, 2)) - pixels[:, 2].mean((1, 2)) - pixels.square().mean((1, 2, 3))
+
+    def __call__(self, prompt: list[str], image: list | None = None, video: list | None = None) -> RewardModelOutput:
+        return RewardModelOutput(scored(self._score, prompt, image, video, 16))
+
+    def _score(self, prompts: list[str], pictures: list[Image.Image]) -> Tensor:
+        return self.differentiable(prompts, torch.stack([to_tensor(picture, self.device) for picture in pictures]))

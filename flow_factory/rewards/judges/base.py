@@ -40,6 +40,7 @@ class Judge(BaseRewardModel):
     """Those of `OWN` that the class takes."""
     loads_weights = True
     changes_inputs = False
+    no_gradient = "it is an answer in words"
     template_name: ClassVar[str]
     vlm_model: ClassVar[str] = "Qwen/Qwen3-VL-8B-Instruct"
     tokens: ClassVar[int] = 1024

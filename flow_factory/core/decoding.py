@@ -1,0 +1,65 @@
+"""Pixels of a final state by the pipeline's own code, with gradient: unpacking, the latents' statistics and the VAE are the pipeline's."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flow_factory.core.condition_memo import ConditionMemo
+from flow_factory.core.latents import filled
+from flow_factory.core.velocity import Seam, VelocityField
+from flow_factory.types import Cond
+
+
+class Decoder(Seam):
+    """Visits one time: its step() returns the state that is given, which the pipeline then decodes."""
+
+    OWN = ("timesteps", "sigmas")
+
+    def __init__(self, stock: Any, field: VelocityField, x: Tensor, t: Tensor, s: Tensor):
+        super().__init__(stock)
+        self.field, self.x = field, x
+        self.timesteps, self.sigmas = t[None], torch.stack([s, torch.zeros_like(s)])
+
+    def fork(self) -> "Decoder":
+        return Decoder(self.stock, self.field, self.x, self.timesteps[0], self.sigmas[0])
+
+    def set_timesteps(
+        self, num_inference_steps: Any = None, device: Any = None, sigmas: Any = None, mu: Any = None, timesteps: Any = None
+    ) -> None:
+        """Set already. The names are spelled out because pipelines look for them."""
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """The stock scheduler must not remember where a decoding began."""
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """Image- and video-to-video: the initial state is not looked at."""
+        return noise
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        return noise
+
+    def step(self, v: Tensor, t: Tensor, x: Tensor, return_dict: bool = True, **_: Any) -> tuple[Tensor]:
+        mine = self.x
+        if self.twin is not None:  # whose step comes next
+            mine, self.twin.x = self.x.tensor_split([x[0].numel()], dim=1)
+        return (filled(mine.to(x.dtype), x, self.field.sampled(x) if self.twin is None else None),)
+
+
+def decode(field: VelocityField, x: Tensor, cond: Cond, memo: ConditionMemo | None = None) -> Tensor:
+    """(n, 3, h, w) or (n, frames, 3, h, w) in [0, 1], with gradient in x where that is enabled.
+
+    The transformer answers from what it is known to return the shape of, without a forward.
+
+    Args:
+        x: final states, as a rollout has them.
+        cond: call arguments for as many samples.
+        memo: of this micro-batch.
+    """
+    t = torch.zeros((), device=x.device)
+    seam = Decoder(field.pipe.scheduler, field, x, t, t)
+    spare = [torch.Generator(x.device).manual_seed(0)] * len(x)  # for the initial noise nobody looks at
+    with field.scheduler(seam, memo):
+        field.priming = True
+        out = field.call(field.pipe, **cond, num_inference_steps=1, generator=spare, output_type="pt", return_dict=False)
+    return out[0]
