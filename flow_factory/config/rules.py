@@ -13,6 +13,7 @@ from flow_factory.config.engine_rules import ENGINE_RULES
 from flow_factory.config.memory_rules import MEMORY_RULES
 from flow_factory.config.model import AUTO
 from flow_factory.config.nodes import Keys, Problem
+from flow_factory.config.overlap_rules import OVERLAP_RULES
 from flow_factory.config.plan import plan_of
 from flow_factory.config.recompute import every_block
 from flow_factory.config.rewards import RewardConfig
@@ -234,6 +235,7 @@ RULES: tuple[Rule, ...] = (
     *ALGORITHM_RULES,
     *ENGINE_RULES,
     *MEMORY_RULES,
+    *OVERLAP_RULES,
 )
 
 

@@ -147,6 +147,10 @@ class TrainConfig(Section):
         "gdpo", description="gdpo = normalise each reward, then add; sum = add, then normalise; or package.module.function of your own"
     )
 
+    reward_optimization_overlap: bool = Field(
+        False, description="train on groups that have their scores while async_reward asks for those of later ones; the same result"
+    )
+
     enable_gradient_checkpointing: Recompute = Field(
         False,
         description="blocks whose activations are recomputed in the backward pass (less memory, more time): all, none, a share, "

@@ -125,9 +125,18 @@ class ScoringStream:
                 self.rewards.count(judge, answers)
             self.asked = StreamState(hand_in.waiting, found, self.asked.sources + hand_in.sources)
 
-    def wait(self) -> None:
-        """Until all calls are over; raises what one has raised, as soon as it has."""
-        self._wait_until(lambda: [future for one in self.coming for future in one.futures if not future.done()], 0)
+    def wait(self, most: int | None = None) -> None:
+        """Until all calls are over, or those of the first `most` of `coming`; raises what any has raised, as soon as it has."""
+        first = list(self.coming)[:most]
+        self._wait_until(lambda: [future for one in first for future in one.futures if not future.done()], 0)
+
+    @property
+    def scored(self) -> int:
+        """How many of the samples that came first have all their scores in `asked`."""
+        ends = [len(self.asked.sources)]
+        for judge, found in zip(self.rewards.judges, self.asked.found, strict=True):
+            ends += self._places(judge)[sum(map(len, found)) :][:1]
+        return min(ends)
 
     def _wait_for_room(self) -> None:
         """Pictures of a reward that is slower than the sampling must not add up; and its threads have enough to do."""
@@ -152,8 +161,17 @@ class ScoringStream:
         does not score the sample's data set."""
         self.wait()
         self.take(len(self.coming))
+        return self.scores_so_far()
+
+    def scores_so_far(self) -> Tensor:
+        """(`scored`, R), of those; NaN likewise."""
         scores = torch.full((len(self.asked.sources), len(self.asked.found)), torch.nan)
         for k, (judge, found) in enumerate(zip(self.rewards.judges, self.asked.found, strict=True)):
             if found:
-                scores[torch.tensor([judge.scores(source) for source in self.asked.sources]), k] = torch.cat(found)
-        return scores
+                known = torch.cat(found)
+                scores[self._places(judge)[: len(known)], k] = known
+        return scores[: self.scored]
+
+    def _places(self, judge: LoadedReward) -> list[int]:
+        """Which of the samples in `asked` it scores."""
+        return [k for k, source in enumerate(self.asked.sources) if judge.scores(source)]

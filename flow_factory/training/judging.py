@@ -2,11 +2,13 @@
 
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import Tensor
 
 from flow_factory.config.plan import Deal
 from flow_factory.core.groups import cut
@@ -44,6 +46,8 @@ class RolloutScoring:
         """Those that were handed in later, and the ids of what was asked for with them; as in `ScoringStream.coming`."""
         self.counts: Counts | None = None
         """The epoch's, once all rewards are there."""
+        self.complete = False
+        """Whether all samples of the epoch were handed in."""
 
     def resume(self, done: FinishedWork) -> None:
         """Goes on where another process of the same run stood."""
@@ -97,6 +101,9 @@ class RolloutScoring:
         ready = self.asking.ready()
         if self.rewards.lanes:  # which are not equally fast everywhere
             ready = -most_of_ranks(self.accelerator, -ready)
+        self._took(ready)
+
+    def _took(self, ready: int) -> None:
         self.asking.take(ready)
         for _ in range(ready):
             rollouts, ids = self.coming.popleft()
@@ -110,6 +117,30 @@ class RolloutScoring:
             rollout.media = rollout.media[: self.shown]
             self.shown -= len(rollout.media)
 
+    def complete_with(self, rollouts: Sequence[Rollout]) -> None:
+        """Hands in what was not of all the epoch's micro-batches."""
+        if not self.complete:
+            self._ask(rollouts[self.taken + sum(len(part) for part, _ in self.coming) :], last=True)
+            self.complete = True
+
+    def first(self, samples: int) -> dict[int, Tensor]:
+        """(R,) by id, of this process's first samples, so many at least, once they have all their scores; of what is complete.
+
+        Every process waits for as many hand-ins as the others.
+
+        Raises:
+            UserError, Interrupted: see `all_or_none`.
+        """
+        while most_of_ranks(self.accelerator, samples - self.asking.scored) > 0:
+            all_or_none(self.accelerator, self.interrupt, partial(self.asking.wait, 1))
+            self._took(1)
+        return dict(zip(self.ids, self.asking.scores_so_far(), strict=False))
+
+    def go_on(self) -> None:
+        """From here on a signal stops nothing: weights have changed, and the epoch is learnt to its end."""
+        self.interrupt = Interrupt()
+        self.asking.look = self.interrupt.look
+
     def finish(self, rollouts: Sequence[Rollout]) -> None:
         """Fills in `Rollout.rewards` of all the epoch's micro-batches, the last ones of which were not handed in before.
 
@@ -118,7 +149,7 @@ class RolloutScoring:
         Raises:
             UserError, Interrupted: see `all_or_none`.
         """
-        self._ask(rollouts[self.taken + sum(len(part) for part, _ in self.coming) :], last=True)
+        self.complete_with(rollouts)
         if self.rewards.lanes:
             with self.meter.phase("reward"):
                 all_or_none(self.accelerator, self.interrupt, self.asking.wait)

@@ -1,6 +1,6 @@
 """The second half of an epoch: what rollouts teach the policy."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -49,8 +49,11 @@ class Learner:
         self.root = sum(context.engine.shape(p).numel() for p in context.store.params.values()) ** 0.5  # of the number of trained weights
         self.calls = {name: context.call if s is None else context.adapter.with_guidance(context.call, s) for name, s in scales.items()}
 
-    def learn(self, groups: Sequence[Sequence[Rollout]]) -> None:
+    def learn(self, groups: Sequence[Sequence[Rollout]], before: Callable[[Sequence[Rollout]], None] = lambda batches: None) -> None:
         """`num_inner_epochs` passes over all training points of whole groups, an optimiser step after each window of micro-batches.
+
+        Args:
+            before: called with a window's micro-batches before anything is computed that depends on their advantages.
 
         Raises:
             Interrupted: before the first step; from there on the epoch is learnt to its end.
@@ -69,6 +72,7 @@ class Learner:
             wait_for_everyone("looking back")
             context.meter.step("looked back")
             for window in bar(windows * passes, "optimising", shown=context.accelerator.is_main_process, delay=5):
+                before(window.batches)
                 self.survey(window, chosen)
                 self.update(window)
                 self.fresh = False

@@ -49,6 +49,8 @@ class Roller:
     def __post_init__(self) -> None:
         self.together = None if self.context.config.train.rollout_batch_size == "auto" else self.context.plan.drawn_together
         """Micro-batches that a rollout draws in one call."""
+        self.behind = int(self.context.accelerator.device.type != "cpu")
+        """Calls whose pictures are not looked at yet: a GPU draws on meanwhile; on a CPU all is drawn when a call returns."""
 
     def __call__(self, epoch: int) -> list[Rollout]:
         """This process's micro-batches of the epoch, each of one row.
@@ -69,10 +71,10 @@ class Roller:
             for index, members in in_step(context.accelerator, context.interrupt, shown, len(draws)):
                 drawn = self.sample(groups[index], members, epoch) if context.pairs is None else self.given(groups[index], epoch)
                 self.waiting.append(drawn)
-                self.judge(self.waiting[:-1])  # while the device draws
+                self.judge(len(self.waiting) - self.behind)
                 context.meter.step("call")
             look_at(self.waiting[-1:])
-            self.judging.let_go(self.waiting[-1:] if context.pairs is not None else [])
+            self.judging.let_go(self.waiting[-1:] if self.behind and context.pairs is not None else [])
         self.cond = None
         self.rollouts, self.waiting = self.drawn(), []
         return self.rollouts
@@ -89,8 +91,9 @@ class Roller:
             self.judging.resume(done)
             self.rollouts, self.waiting, self.together = done.rollouts[: done.taken], done.rollouts[done.taken :], done.together
 
-    def judge(self, drawn: Sequence[Rollout]) -> None:
-        """Hands in what was drawn before the last call, where that fills the rewards' calls."""
+    def judge(self, count: int) -> None:
+        """Hands in the first so many of those that wait, where they fill the rewards' calls."""
+        drawn = self.waiting[:count]
         look_at(drawn[-1:])
         if self.context.pairs is not None:
             self.judging.let_go(drawn[-1:])
@@ -98,7 +101,7 @@ class Roller:
             if not self.context.rewards.beside:
                 self.context.policy.set_aside()  # what only a rollout needs makes room for the rewards
             self.rollouts += self.judging.heard(drawn)
-            self.waiting = self.waiting[-1:]
+            self.waiting = self.waiting[count:]
 
     def drawn(self) -> list[Rollout]:
         """What there is of the epoch, in micro-batches."""

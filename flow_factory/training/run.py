@@ -142,8 +142,10 @@ class Run:
         return most_of_ranks(self.context.accelerator, self.main and time.monotonic() - self.saved >= 60 * minutes) > 0
 
     def keep(self, began: int) -> None:
-        """Saves the state of the whole epochs since `began` when a reward or a row has failed: no weight has changed since."""
-        if self.context.progress.epoch > began:
+        """Saves the state of the whole epochs since `began` when a reward or a row has failed, where no weight has changed since."""
+        if self.trainer.midway:
+            logger.warning("some groups of this epoch were trained on already: no state is saved beside the checkpoints that are there")
+        elif self.context.progress.epoch > began:
             self.save(state=True)
             self.saver.wait()
             logger.warning("the state after epoch %d is saved; go on with model.resume_path=%s", self.context.progress.epoch, self.folder)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import groupby, islice
 from typing import Any
 
@@ -18,6 +19,7 @@ from flow_factory.training.advantages import Advantages
 from flow_factory.training.context import TrainingContext
 from flow_factory.training.health import TrainingHealth
 from flow_factory.training.learner import Learner
+from flow_factory.training.overlap import AdvantagesInTime, require_independence
 from flow_factory.training.rollout import Roller
 from flow_factory.training.throughput import Work, peak_of_device, rates, work_of
 from flow_factory.types import Rollout, Row, Sample
@@ -43,7 +45,13 @@ class Trainer:
         self.watch = TrainingHealth(context.config)
         datasets = [dataset.name for dataset in trained_on(context.config)]
         self.advantages = Advantages(context.config.train, context.rewards, datasets)
+        self.overlaps = context.config.train.reward_optimization_overlap
+        for of_dataset in self.advantages.of.values() if self.overlaps else ():
+            shape = max(2, context.plan.groups), context.plan.group_size, len(context.rewards.names)
+            require_independence(of_dataset, shape, context.config.train.advantage_aggregation)
         self.roller, self.learner = Roller(context), Learner(context)
+        self.midway = False
+        """Whether weights have changed in an epoch that is not learnt to its end."""
         self.work: dict[str, Work] = {}
         """Of an epoch, once its first rollout is done."""
         self.peak = peak_of_device(context.accelerator.device, context.config.mixed_precision)
@@ -57,7 +65,7 @@ class Trainer:
             Interrupted: before any weight of this epoch has changed.
             OnPolicyError, RewardError: see there.
         """
-        context, meter, progress, plan = self.context, self.context.meter, self.context.progress, self.context.plan
+        context, meter, progress = self.context, self.context.meter, self.context.progress
         meter.clear()
         with meter.phase("encode"):
             self.encode_ahead(progress.epoch, context.interrupt)
@@ -67,17 +75,42 @@ class Trainer:
                 wait_for_everyone("rolling out")
             self.work = self.work or work_of(context, rollouts[0].cond)
             context.policy.set_aside()
-            report = self.judge(rollouts)
+            report = self.learn_while_judged(rollouts) if self.overlaps else self.judge(rollouts)
+        if not self.overlaps:
+            self.learn(rollouts)
+        self.roller.forget()
+        progress.epoch += 1
+        self.midway = False
+        self.average()
+        return report | self.measured()
+
+    def learn(self, rollouts: list[Rollout]) -> None:
+        """From samples whose advantages are known."""
+        context, plan = self.context, self.context.plan
         agree(context.accelerator, context.interrupt)
         if not plan.rolled.whole and context.algorithm.compares_group:
-            with meter.phase("advantage"):
+            with context.meter.phase("advantage"):
                 waits = context.config.train.offload_samples_to_cpu
                 rollouts = share(context.accelerator, plan.trained, rollouts, context.conds, waits=waits)
         self.learner.learn(self.groups(rollouts))
-        self.roller.forget()
-        progress.epoch += 1
-        self.average()
-        return report | self.measured()
+
+    def learn_while_judged(self, rollouts: list[Rollout]) -> dict[str, float]:
+        """As `judge` and `learn`, but each window of groups is learnt from as soon as it has its scores."""
+        judging = self.roller.judging
+        in_time = AdvantagesInTime(self.context, judging, rollouts, partial(self.advantages, datasets=self.datasets()))
+
+        def before(batches: Sequence[Rollout]) -> None:
+            if not self.learner.fresh:
+                self.midway = True
+                judging.go_on()
+            in_time(batches)
+
+        judging.complete_with(rollouts)
+        agree(self.context.accelerator, self.context.interrupt)
+        self.learner.learn(self.groups(rollouts), before)
+        self.midway = True
+        judging.go_on()
+        return self.judge(rollouts)
 
     def measured(self) -> dict[str, float]:
         """Of the epoch that is done, what the meter has, and what follows from it."""
@@ -116,8 +149,7 @@ class Trainer:
         """Fills in `Rollout.advantage`, from the statistics of all processes' groups in their order."""
         context, size = self.context, self.context.config.train.per_device_batch_size
         scores = gather_groups(context.accelerator, context.plan.rolled, torch.stack([r.rewards for r in rollouts]).double())
-        groups = self.roller.epoch_groups(context.progress.epoch)
-        advantage, metrics = self.advantages(scores, [dataset_of(context.rows, one.row) for one in groups])
+        advantage, metrics = self.advantages(scores, self.datasets())
         for rollout, (group, k) in zip(rollouts, self.roller.mine, strict=True):
             here = slice(k * size, (k + 1) * size)
             rollout.rewards, rollout.advantage = scores[group, here].float(), advantage[group, here].to(context.accelerator.device)
@@ -127,6 +159,10 @@ class Trainer:
             for line in self.advantages.silent():
                 logger.warning(line)
         context.meter.add(metrics)
+
+    def datasets(self) -> list[str]:
+        """Of the epoch's groups."""
+        return [dataset_of(self.context.rows, group.row) for group in self.roller.epoch_groups(self.context.progress.epoch)]
 
     def groups(self, rollouts: list[Rollout]) -> list[list[Rollout]]:
         """This process's micro-batches of each group."""

@@ -1,0 +1,230 @@
+"""Groups are trained on while the rewards of later ones are still asked: the same result, to the bit, and nothing is saved half-way."""
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from flow_factory.config import ConfigError, load_config
+from flow_factory.core.advantage import gdpo, group_advantage
+from flow_factory.rewards import GroupwiseRewardModel, PointwiseRewardModel
+from flow_factory.train import build
+from flow_factory.training.overlap import require_independence
+from flow_factory.training.run import Run
+from flow_factory.utils.errors import RewardError, UserError
+from flow_factory.utils.signals import Interrupted
+from tests.rewards.test_reward_scoring import colours
+from tests.tiny.run import logged, tiny, trained, write_run
+from tests.tiny.side_by_side import side_by_side
+
+LONG = 120.0
+KEYS = (
+    "train.unique_sample_num_per_epoch=4", "train.gradient_step_per_epoch=4", "train.global_std=false", "eval.eval_freq=0",
+    "train.advantage_aggregation=sum", "log.save_model_only=false", "log.save_freq=1",
+)  # fmt: skip
+OVERLAP = "train.reward_optimization_overlap=true"
+
+
+class Light(PointwiseRewardModel):
+    """Scores the last `after` calls of an epoch of 4 once `gate` is open, or raises then where `fails` is set."""
+
+    gate = threading.Event()
+    after = 0
+    calls = 0
+    fails = False
+
+    def __call__(self, image: list, **columns: Any) -> list[float]:
+        number, Light.calls = Light.calls % 4, Light.calls + 1
+        if number >= 4 - self.after:
+            assert self.gate.wait(LONG), "nothing was trained on beside the reward"
+            if self.fails:
+                raise ValueError("the server is gone")
+        return [float(c) / 100 for c in colours(image)]
+
+
+class Order(GroupwiseRewardModel):
+    def __call__(self, image: list, **columns: Any) -> list[float]:
+        values = colours(image)
+        return [sum(other < mine for other in values) / len(values) for mine in values]
+
+
+@pytest.fixture(autouse=True)
+def _calm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Light, "gate", threading.Event())
+    monkeypatch.setattr(Light, "after", 0)
+    monkeypatch.setattr(Light, "calls", 0)
+    monkeypatch.setattr(Light, "fails", False)
+
+
+def entries(*classes: str, **keys: Any) -> str:
+    own = "".join(f", {k}: {v}" for k, v in keys.items())
+    listed = [
+        f"{{reward_model: '{__name__}:{c}', name: {c.lower()}, async_reward: true, device: cpu, batch_size: 4{own}}}" for c in classes
+    ]
+    return f"rewards=[{', '.join(listed)}]"
+
+
+def prepared(folder: Path, name: str, *keys: str, rewards: str = "") -> Run:
+    return tiny(folder, *KEYS, rewards or entries("Light"), f"run_name={name}", *keys)
+
+
+def opens_after(run: Run, updates: int, monkeypatch: pytest.MonkeyPatch, then: Any = lambda: None) -> None:
+    """`Light.gate` opens at this optimiser step."""
+    step, done = run.trainer.learner.step, []
+
+    def stepped(*args: Any) -> Any:
+        found = step(*args)
+        done.append(1)
+        if len(done) == updates:
+            then()
+            Light.gate.set()
+        return found
+
+    monkeypatch.setattr(run.trainer.learner, "step", stepped)
+
+
+SETS: dict[str, tuple[str, ...]] = {
+    "grpo": ("train.kl_beta=0.1",),
+    "grpo-guard": (),
+    "nft": ("train.num_train_timesteps=2",),
+    "awm": ("train.num_train_timesteps=2",),
+    "dgpo": ("train.num_train_timesteps=2",),
+    "crd": ("train.num_train_timesteps=2", "train.kl_cfg=1.0"),
+}
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", SETS)
+def test_groups_are_trained_on_in_time_with_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The last of four groups is scored when two were trained on."""
+    keys = (f"train.trainer_type={name}", *SETS[name], "train.max_epochs=1")
+    write_run(tmp_path)
+    whole = prepared(tmp_path, "whole", *keys, rewards=entries("Light", "Order", transform="{rank: true}"))
+    whole()
+    overlap = prepared(tmp_path, "overlap", *keys, OVERLAP, rewards=entries("Light", "Order", transform="{rank: true}"))
+    monkeypatch.setattr(Light, "after", 1)
+    monkeypatch.setattr(Light, "calls", 0)
+    opens_after(overlap, 2, monkeypatch)
+    overlap()
+    assert logged(tmp_path / "save" / "whole") == logged(tmp_path / "save" / "overlap")
+    assert all(torch.equal(trained(whole)[key], p) for key, p in trained(overlap).items())
+    assert [(s.prompt, s.rewards) for s in whole.trainer.shown] == [(s.prompt, s.rewards) for s in overlap.trainer.shown]
+
+
+@pytest.mark.exhaustive
+def test_a_reward_that_fails_after_a_step_saves_no_state_of_half_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = prepared(tmp_path, "run", OVERLAP, "log.save_freq=0")
+    monkeypatch.setattr(Light, "after", 1)
+    opens_after(run, 5, monkeypatch, lambda: setattr(Light, "fails", True))
+    Light.gate.set()  # in the first epoch
+    ends = run.tell
+    monkeypatch.setattr(run, "tell", lambda metrics: (Light.gate.clear(), ends(metrics)))
+    with pytest.raises(RewardError, match="reward 'light' failed on 4 samples .* the server is gone"):
+        run()
+    assert not (run.folder / "checkpoints").exists() and "some groups of this epoch were trained on already" in caplog.text
+
+
+@pytest.mark.exhaustive
+def test_a_signal_after_a_step_is_heard_when_the_epoch_is_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one before it at once; then the run goes on as the unbroken one."""
+    whole = prepared(tmp_path, "whole")
+    whole()
+    for updates in (1, 4):  # in the middle of the first epoch, and before any of the second
+        run = prepared(tmp_path, f"cut_{updates}", OVERLAP)
+        monkeypatch.setattr(Light, "after", 1)
+        monkeypatch.setattr(Light, "calls", 0)
+        monkeypatch.setattr(Light, "gate", threading.Event())
+        if updates == 1:
+            opens_after(run, 1, monkeypatch, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        else:
+            Light.gate.set()
+            look = run.trainer.learner.look_back
+
+            def stop(*args: Any, run: Run = run, look: Any = look) -> None:
+                if run.context.progress.epoch == 1:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                look(*args)
+
+            monkeypatch.setattr(run.trainer.learner, "look_back", stop)
+
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            run()
+        assert run.context.progress.epoch == 1
+        Light.gate.set()
+        again = prepared(tmp_path, f"cut_{updates}", OVERLAP, "model.resume_path=auto")
+        again()
+        assert logged(again.folder) == logged(whole.folder)
+        assert all(torch.equal(trained(whole)[key], p) for key, p in trained(again).items())
+
+
+# -- what cannot be -----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("overrides", "text"), [
+    (["rewards.async_reward=false"], "no reward is asked beside anything; write async_reward: true"),
+    (["train.global_std=true"], "train.global_std: true divides by a deviation of all groups; write global_std: false"),
+    (["train.num_inner_epochs=2"], "train.num_inner_epochs: 2 goes over the epoch again and again; write 1"),
+    (["train.drop_zero_variance=true"], "train.drop_zero_variance leaves out samples by their scores"),
+    (["train.best_of_n=2", "train.per_device_batch_size=1"], "best_of_n: 2 chooses what is trained on by the scores; write false"),
+    (["train.trainer_type=dpo"], "trainer_type: dpo chooses what is trained on by the scores; write false"),
+    (["train.unique_sample_num_per_epoch=1", "train.gradient_step_per_epoch=2"], "a group is shared among processes or optimiser steps"),
+])  # fmt: skip
+def test_what_needs_the_whole_epochs_scores_is_refused(tmp_path: Path, overrides: list[str], text: str) -> None:
+    write_run(tmp_path)
+    keys = [*KEYS, OVERLAP, "rewards.async_reward=true"]
+    assert load_config("tiny.yaml", keys).train.reward_optimization_overlap
+    with pytest.raises(ConfigError, match=f"train.reward_optimization_overlap: {text}"):
+        load_config("tiny.yaml", [*keys, *overrides])
+
+
+def test_advantages_that_look_at_other_groups_are_found_out() -> None:
+    weights = torch.ones(2, dtype=torch.float64)
+    require_independence(lambda scores: group_advantage(scores, weights, False), (3, 4, 2), "sum")
+    for across in (lambda scores: gdpo(scores, weights, False), lambda scores: ((scores - scores.nanmean((0, 1))).sum(-1), {})):
+        with pytest.raises(UserError, match="a group's advantages depend on other groups' scores under advantage_aggregation: mine.all"):
+            require_independence(across, (3, 4, 2), "mine.all")
+
+
+# -- several processes --------------------------------------------------------------------------------------------------------------------
+
+
+def _run(rank: int, processes: int) -> None:
+    found: dict[str, Any] = {}
+    for name, more in {"whole": (), "overlap": (OVERLAP,), "fails": (OVERLAP, "rewards.0.fails=true")}.items():
+        AcceleratorState._reset_state(reset_partial_state=True)
+        keys = [*KEYS, "train.gradient_step_per_epoch=2", entries("Lags"), f"run_name={name}", f"num_processes={processes}", *more]
+        run = build(load_config("tiny.yaml", keys))
+        try:
+            run()
+            found[name] = {key: p.double().sum().item() for key, p in trained(run).items()}
+        except UserError as error:
+            found[name] = str(error)
+    Path(f"said.{rank}.json").write_text(json.dumps(found))
+
+
+class Lags(Light):
+    """On the last process, where it fails in its fourth call if asked to."""
+
+    def __call__(self, image: list, **columns: Any) -> list[float]:
+        if self.accelerator.process_index == self.accelerator.num_processes - 1:
+            threading.Event().wait(0.05)
+            if self.config.extra_kwargs.get("fails") and Light.calls % 4 == 3:
+                raise ValueError("the server is gone")
+        return super().__call__(image)
+
+
+@pytest.mark.exhaustive
+def test_processes_wait_for_each_others_scores_and_fail_together(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    side_by_side(2, tmp_path, _run, 2)
+    said = [json.loads((tmp_path / f"said.{rank}.json").read_text()) for rank in range(2)]
+    assert all(one["whole"] == one["overlap"] for one in said) and any("the server is gone" in one["fails"] for one in said)
+    assert logged(tmp_path / "save" / "whole") == logged(tmp_path / "save" / "overlap")
