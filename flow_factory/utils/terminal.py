@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import time
 import warnings
@@ -137,6 +138,9 @@ class Epochs:
         """One epoch more is done, and these are its metrics."""
         self.done += 1
         told = {name: f"{metrics[key]:.3g}" for name, key in SHOWN.items() if key in metrics}
+        several = {key.split("/")[1]: value for key, value in metrics.items() if re.fullmatch("train/[^/]+/reward_mean", key)}
+        if several:  # data sets, whose rewards have scales of their own
+            told["reward"] = " and ".join(f"{value:.3g} ({name})" for name, value in several.items())
         self.bar.set_postfix(told, refresh=False)
         self.bar.update()
         if self.shown and self.bar.disable:

@@ -124,8 +124,8 @@ def trained(run: Run) -> dict[str, Tensor]:
 def logged(folder: Path, clock: bool = False) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl; without `clock`, only what does not depend on how fast the machine is."""
     lines = read_metrics(folder / "metrics.jsonl")
-    timed = ("time", "perf/", "train/seconds", "eval/seconds")
-    return lines if clock else [{k: v for k, v in line.items() if not k.startswith(timed)} for line in lines]
+    timed = ("time", "perf/")
+    return lines if clock else [{k: v for k, v in line.items() if not k.startswith(timed) and "/seconds/" not in k} for line in lines]
 
 
 @contextmanager
