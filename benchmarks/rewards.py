@@ -58,7 +58,7 @@ def loaded(model: str, batch: int, extra: dict[str, Any]) -> RewardSet:
     entry = RewardArguments(name="it", reward_model=model, batch_size=batch, extra_kwargs=extra, device="cpu")
     rewards = load_rewards([entry], (), Accelerator(cpu=True))[0]
     if older:  # as of a server without /rewards; /compute scores with the first reward, or the one that is asked for
-        remote: Any = rewards.judges[0].model
+        remote: Any = rewards.rewards[0].model
         remote.there, remote.pictures, name, ask = None, "png", extra["reward"], remote.link.ask
         remote.link.ask = lambda path, questions: ask(f"{path}?reward={name}", questions)
     return rewards

@@ -62,25 +62,25 @@ def checked(entry: RewardArguments, mine: list[tuple[str, Any, Any]]) -> tuple[l
 
     begun = time.perf_counter()
     rewards = loaded([entry])
-    judge = rewards.judges[0]
+    reward = rewards.rewards[0]
     peak = ", ".join(f"{much:.2f} GB {of}" for of, much in memory().items())
-    head = [f"{entry.name}: {entry.reward_model}, {'groupwise' if judge.groupwise else 'pointwise'}, on {judge.model.device}"]
+    head = [f"{entry.name}: {entry.reward_model}, {'groupwise' if reward.groupwise else 'pointwise'}, on {reward.model.device}"]
     head.append(f"  loaded in {time.perf_counter() - begun:.1f} s; at the peak {peak}")
     head += published(entry)
     lines, problems = [], []
-    media = judge.needs.media
+    media = reward.needs.media
     ours = [(name, ROW, one) for name, one in drawn(video=bool(media) and "image" not in media).items()]
     for title, samples in {"drawn pictures": ours, "the folder's": mine}.items():
         if not samples:
             continue
         try:
-            found = examine(rewards, judge, samples)
+            found = examine(rewards, reward, samples)
         except UserError as error:
             if title != "drawn pictures" or not str(error).startswith(f"reward {entry.name!r} needs"):
                 raise
             lines.append(f"  {title}: {error}{'' if mine else '; score your own by --images and --prompts'}")
             continue
-        lines += told(title, found, judge.config.batch_size)
+        lines += told(title, found, reward.config.batch_size)
         problems += [f"{title}: {problem}" for problem in found.problems]
     if len(lines) < 2:  # the sets that could not be scored
         problems.append("nothing was scored")

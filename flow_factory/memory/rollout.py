@@ -22,9 +22,9 @@ def pictures(config: RunConfig, family: type[ModelAdapter]) -> Iterator[Part]:
     filled, size = max((reward.batch_size for reward in config.rewards), default=1), train.per_device_batch_size
     heard, ahead = plan.rolled.heard_at_once(size, filled), _ahead(config.rewards, train.group_size)
     waiting = min((heard if ahead else 0) + ahead + heard + size * plan.drawn_together, size * plan.micro_batches_per_rank)
-    judges, sections = config.evaluated_by, evaluations(config)
-    called = max((reward.batch_size for reward in judges), default=1)
-    evaluated = [_bytes_of(family, s) * (called + s.per_device_batch_size + s.group_size + _ahead(judges, s.group_size)) for s in sections]
+    rewards, sections = config.evaluated_by, evaluations(config)
+    called = max((reward.batch_size for reward in rewards), default=1)
+    evaluated = [_bytes_of(family, s) * (called + s.per_device_batch_size + s.group_size + _ahead(rewards, s.group_size)) for s in sections]
     most = max(_bytes_of(family, train) * waiting, *evaluated)
     most += config.log.num_samples * (_bytes_of(family, train) + max(_bytes_of(family, s) for s in sections))
     yield Part(f"{family.draws}s that rewards wait for, and those that are shown", most * 1e-9, "rollout", host=True)

@@ -38,28 +38,28 @@ class Answer(NamedTuple):
     seconds: float
 
 
-def call_reward(judge: LoadedReward, batch: Sequence[Sample]) -> Answer:
+def call_reward(reward: LoadedReward, batch: Sequence[Sample]) -> Answer:
     """One call of a reward; for what it raises see `ScoringStream.add`."""
     start = time.perf_counter()
-    given = arguments(judge, batch)
+    given = arguments(reward, batch)
     rows = ", ".join(str(k) for k in sorted({s.row.id for s in batch}))
-    doing = f"reward {judge.name!r} failed on {len(batch)} sample{'s' * (len(batch) != 1)} of row {rows}"
-    module, limit = type(judge.model).__module__, judge.config.max_seconds
+    doing = f"reward {reward.name!r} failed on {len(batch)} sample{'s' * (len(batch) != 1)} of row {rows}"
+    module, limit = type(reward.model).__module__, reward.config.max_seconds
     with kept(), user_errors(doing, module):
-        output = within(limit, lambda: judge.model(**given), doing, module)
+        output = within(limit, lambda: reward.model(**given), doing, module)
     try:
         scores, said = scores_of(output, len(batch))
     except AnswerError as error:
-        raise RewardError(f"reward {judge.name!r} {error}") from error
+        raise RewardError(f"reward {reward.name!r} {error}") from error
     return Answer(scores, said, time.perf_counter() - start)
 
 
-def next_calls(judge: LoadedReward, waiting: list[Sample], groups: Sequence[list[Sample]], last: bool) -> list[list[Sample]]:
+def next_calls(reward: LoadedReward, waiting: list[Sample], groups: Sequence[list[Sample]], last: bool) -> list[list[Sample]]:
     """The samples of each of a reward's next calls, which are taken out of those that wait for them; see `ScoringStream`."""
-    if judge.groupwise:
+    if reward.groupwise:
         return [*groups]
     waiting += [sample for group in groups for sample in group]
-    size = judge.config.batch_size
+    size = reward.config.batch_size
     full = len(waiting) if last else len(waiting) // size * size
     calls = [waiting[k : min(k + size, full)] for k in range(0, full, size)]
     del waiting[:full]

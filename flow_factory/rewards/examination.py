@@ -58,7 +58,7 @@ class Findings:
         return found if self.known else ["it has no score for any sample"]
 
 
-def examine(rewards: RewardSet, judge: LoadedReward, samples: Sequence[tuple[str, Row, Any]]) -> Findings:
+def examine(rewards: RewardSet, reward: LoadedReward, samples: Sequence[tuple[str, Row, Any]]) -> Findings:
     """Scores (name, row, picture or clip) in several batches.
 
     Raises:
@@ -66,11 +66,11 @@ def examine(rewards: RewardSet, judge: LoadedReward, samples: Sequence[tuple[str
         RewardError: it raised, or returned what is no scores.
     """
     for _, row, _ in samples:
-        judge.needs.require_columns(row)
+        reward.needs.require_columns(row)
 
     def ask(order: Sequence[int], size: int | None = None) -> Tensor:
         """(n,) in the order of the samples."""
-        it = replace(judge, config=replace(judge.config, batch_size=size or judge.config.batch_size))
+        it = replace(reward, config=replace(reward.config, batch_size=size or reward.config.batch_size))
         found, told = _scored(it, rewards.accelerator, [samples[k] for k in order])
         said.update(told)
         return found[torch.tensor(order).argsort()]
@@ -79,21 +79,21 @@ def examine(rewards: RewardSet, judge: LoadedReward, samples: Sequence[tuple[str
     every = list(range(len(samples)))
     first = ask(every)
     moved = {"when asked again": _apart(first, ask(every)), "in another order": _apart(first, ask(every[::-1]))}
-    if not judge.groupwise:
+    if not reward.groupwise:
         moved["alone"] = _apart(first, ask(every, 1))
-        moved["between others"] = _apart(first, ask(every[1::2] + every[::2], max(2, judge.config.batch_size // 2)))
-    latency = _seconds(lambda: ask(every if judge.groupwise else every[:1]))
-    many = len(samples) if judge.groupwise else judge.config.batch_size
+        moved["between others"] = _apart(first, ask(every[1::2] + every[::2], max(2, reward.config.batch_size // 2)))
+    latency = _seconds(lambda: ask(every if reward.groupwise else every[:1]))
+    many = len(samples) if reward.groupwise else reward.config.batch_size
     full = [samples[k % len(samples)] for k in range(many)]
-    seconds = _seconds(lambda: _scored(judge, rewards.accelerator, full))
+    seconds = _seconds(lambda: _scored(reward, rewards.accelerator, full))
     names = [name for name, _, _ in samples]
-    return Findings(dict(zip(names, first.tolist(), strict=True)), said.get(judge.name, ""), latency, many / seconds, moved)
+    return Findings(dict(zip(names, first.tolist(), strict=True)), said.get(reward.name, ""), latency, many / seconds, moved)
 
 
-def _scored(judge: LoadedReward, accelerator: Accelerator, samples: Sequence[tuple[str, Row, Any]]) -> tuple[Tensor, dict[str, str]]:
+def _scored(reward: LoadedReward, accelerator: Accelerator, samples: Sequence[tuple[str, Row, Any]]) -> tuple[Tensor, dict[str, str]]:
     """((n,) scores, what the reward says went wrong); for a groupwise reward all are one group, of the first one's row."""
-    rewards = RewardSet([judge], accelerator)
-    if judge.groupwise:
+    rewards = RewardSet([reward], accelerator)
+    if reward.groupwise:
         found = rewards.score([samples[0][1]], [[one for _, _, one in samples]])
     else:
         found = rewards.score([replace(row, id=k) for k, (_, row, _) in enumerate(samples)], [[one] for _, _, one in samples])

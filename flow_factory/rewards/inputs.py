@@ -30,13 +30,13 @@ def samples_of(row: Row, group: Sequence[Any]) -> list[Sample]:
     return [Sample(row, one, fields) for one in group]
 
 
-def arguments(judge: LoadedReward, batch: Sequence[Sample]) -> dict[str, list[Any]]:
+def arguments(reward: LoadedReward, batch: Sequence[Sample]) -> dict[str, list[Any]]:
     """Media, conditions and columns that the reward takes.
 
     Raises:
         UserError: it does not score this kind of media, or a row lacks a condition that it requires.
     """
-    model, needs, kind = judge.model, judge.needs, kind_of(batch[0].media)
+    model, needs, kind = reward.model, reward.needs, kind_of(batch[0].media)
     sounds = [m.audio if isinstance(m, Clip) else None for m in (sample.media for sample in batch)]
     needs.require_media("image" if kind == "image" else "video", all(s is not None for s in sounds))
     device = model.device if model.use_tensor_inputs else None
@@ -47,23 +47,23 @@ def arguments(judge: LoadedReward, batch: Sequence[Sample]) -> dict[str, list[An
             given[name] = [own(sample.fields.get(name)) for sample in batch]
     if needs.takes(kind):
         given[kind] = [own(convert(sample.media, device)) if device is None else convert(sample.media, device) for sample in batch]
-    given |= _sound(judge, batch, sounds, device)
+    given |= _sound(reward, batch, sounds, device)
     for name, opened in OPENED.items():
         conditions = _conditions(batch, opened, own, device) if needs.takes(name) else []
         if any(conditions):
             given[name] = [convert_conditions(c, device) for c in conditions]
         elif name in needs.required:
-            raise UserError(f"reward {judge.name!r} needs {name.replace('_', ' ')}, and row {batch[0].row.id} has none")
+            raise UserError(f"reward {reward.name!r} needs {name.replace('_', ' ')}, and row {batch[0].row.id} has none")
     return given
 
 
-def _sound(judge: LoadedReward, batch: Sequence[Sample], sounds: Sequence[Any], device: torch.device | None) -> dict[str, list[Any]]:
+def _sound(reward: LoadedReward, batch: Sequence[Sample], sounds: Sequence[Any], device: torch.device | None) -> dict[str, list[Any]]:
     """(channels, samples) float32 of each clip and its rate in Hz; nothing where clips are silent."""
-    if any(s is None for s in sounds) or not (judge.needs.takes("audio") or judge.needs.takes("audio_sample_rate")):
+    if any(s is None for s in sounds) or not (reward.needs.takes("audio") or reward.needs.takes("audio_sample_rate")):
         return {}
     waves = [s.copy() if device is None else torch.tensor(s, device=device) for s in sounds]
     both = {"audio": waves, "audio_sample_rate": [sample.media.sample_rate for sample in batch]}
-    return {name: values for name, values in both.items() if judge.needs.takes(name)}
+    return {name: values for name, values in both.items() if reward.needs.takes(name)}
 
 
 def _conditions(

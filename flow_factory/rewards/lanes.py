@@ -101,12 +101,12 @@ def has_answer(future: Future[Any]) -> bool:
     return future.done() and not future.cancelled() and future.exception() is None
 
 
-def lanes_of(judges: Sequence[LoadedReward]) -> dict[int, Lane]:
+def lanes_of(rewards: Sequence[LoadedReward]) -> dict[int, Lane]:
     """By the id of the reward. One that several entries share is asked beside the sampling if one of them says so, as often at a time as
     the most generous says."""
     shared: dict[int, list[LoadedReward]] = {}
-    for judge in judges:
-        shared.setdefault(id(judge.model), []).append(judge)
+    for reward in rewards:
+        shared.setdefault(id(reward.model), []).append(reward)
     return {
         key: Lane(max(j.config.num_workers for j in entries), entries[0].model.device)
         for key, entries in shared.items()

@@ -138,22 +138,22 @@ def load_each(
     """
     models: dict[tuple[Any, ...], BaseRewardModel] = {}
 
-    def judge(config: RewardArguments) -> LoadedReward:
+    def loaded(config: RewardArguments) -> LoadedReward:
         identity = (REWARDS.path(config.reward_model), config.dtype, config.device, repr(sorted(config.extra_kwargs.items())))
         if identity not in models:
             models[identity] = construct(config, accelerator)
         return LoadedReward(config, models[identity], needs_of(config.name, models[identity], config))
 
-    judges = [[judge(config) for config in entries] for entries in (train, evaluation)]
-    watch_threads({type(j.model).__module__: f"reward {j.name!r}" for group in judges for j in group})
-    return judges
+    rewards = [[loaded(config) for config in entries] for entries in (train, evaluation)]
+    watch_threads({type(j.model).__module__: f"reward {j.name!r}" for group in rewards for j in group})
+    return rewards
 
 
 def try_constructors(entries: Sequence[RewardArguments]) -> None:
     """Constructs those that read no model (`loads_weights`), and forgets them.
 
     Raises:
-        UserError: see `load_judges`.
+        UserError: see `load_each`.
     """
     free = [entry for entry in entries if not reward_class(entry).loads_weights]
     if not free:
@@ -182,7 +182,7 @@ def require_files(entries: Sequence[RewardArguments], now: bool) -> None:
 
 
 def construct(config: RewardArguments, accelerator: Accelerator) -> BaseRewardModel:
-    """See `load_judges`."""
+    """See `load_each`."""
     cls = reward_class(config)
     if cls.extra_keys is not None:
         for key in config.extra_kwargs.keys() - set(cls.extra_keys):

@@ -29,7 +29,7 @@ def load_rewards(
     accelerator: Accelerator,
     eval_group_size: int | None = None,
 ) -> tuple["RewardSet", "RewardSet"]:
-    """(training rewards, evaluation rewards); None evaluates with the training rewards. See `load_judges`.
+    """(training rewards, evaluation rewards); None evaluates with the training rewards. See `load_each`.
 
     Args:
         eval_group_size: samples of a row in an evaluation, at most; at 1 groupwise rewards, which compare several, are not loaded for it.
@@ -40,8 +40,8 @@ def load_rewards(
     evaluation = train if evaluation is None else evaluation
     if eval_group_size == 1:
         evaluation = [entry for entry in evaluation if not compares(entry)]
-    judges = load_each(train, evaluation, accelerator)
-    return RewardSet(judges[0], accelerator), RewardSet(judges[1], accelerator)
+    rewards = load_each(train, evaluation, accelerator)
+    return RewardSet(rewards[0], accelerator), RewardSet(rewards[1], accelerator)
 
 
 class RewardSet:
@@ -53,14 +53,14 @@ class RewardSet:
         lanes: of those that are asked beside the sampling, see `lanes_of`.
     """
 
-    def __init__(self, judges: Sequence[LoadedReward], accelerator: Accelerator, dataset: str = ""):
-        self.judges, self.accelerator, self.dataset = tuple(judges), accelerator, dataset
-        self.names = tuple(j.name for j in judges)
-        self.weights = tuple(j.weight(dataset) for j in judges)
+    def __init__(self, rewards: Sequence[LoadedReward], accelerator: Accelerator, dataset: str = ""):
+        self.rewards, self.accelerator, self.dataset = tuple(rewards), accelerator, dataset
+        self.names = tuple(j.name for j in rewards)
+        self.weights = tuple(j.weight(dataset) for j in rewards)
         if twice := [name for name, count in Counter(self.names).items() if count > 1]:
             raise UserError(f"two rewards are named {twice[0]!r}; give each its own name")
         self.counts = Counts()
-        self.lanes = lanes_of(self.judges)
+        self.lanes = lanes_of(self.rewards)
 
     def of(self, dataset: str, group_size: int | None = None) -> "RewardSet":
         """The rewards that score a data set's samples, with their weights for it.
@@ -68,29 +68,29 @@ class RewardSet:
         Args:
             group_size: samples of a row; groupwise rewards, which compare several, are left out at 1.
         """
-        mine = [j for j in self.judges if j.scores(dataset) and not (group_size == 1 and j.groupwise)]
+        mine = [j for j in self.rewards if j.scores(dataset) and not (group_size == 1 and j.groupwise)]
         return RewardSet(mine, self.accelerator, dataset)
 
     @property
     def beside(self) -> bool:
         """Whether all are asked beside the sampling."""
-        return all(id(judge.model) in self.lanes for judge in self.judges)
+        return all(id(reward.model) in self.lanes for reward in self.rewards)
 
     @property
     def groupwise(self) -> bool:
         """Whether any reward sees a group at a time."""
-        return any(judge.groupwise for judge in self.judges)
+        return any(reward.groupwise for reward in self.rewards)
 
     @property
     def batch(self) -> int:
         """Samples that fill a call of every pointwise reward."""
-        return max((judge.config.batch_size for judge in self.judges), default=1)
+        return max((reward.config.batch_size for reward in self.rewards), default=1)
 
     def check_columns(self, rows: Sequence[Row]) -> None:
         """See `Needs.require_columns`: to be called when the data set is read."""
         for row in rows:
-            for judge in self.judges:
-                judge.needs.require_columns(row)
+            for reward in self.rewards:
+                reward.needs.require_columns(row)
 
     def score(self, rows: Sequence[Row], media: Sequence[Sequence[Any]], look: Callable[[], None] = lambda: None) -> list[Tensor]:
         """Scores of whole groups: for each row (n, R) float32 on the CPU, NaN where a score is missing. See `ScoringStream.add`."""
@@ -112,16 +112,16 @@ class RewardSet:
                 lane.drop()
             raise
 
-    def count(self, judge: LoadedReward, answers: Sequence[Answer]) -> None:
+    def count(self, reward: LoadedReward, answers: Sequence[Answer]) -> None:
         """For the report. `counts` is exchanged, not changed."""
         self.counts = counts = deepcopy(self.counts)
         for scores, said, seconds in answers:
-            counts.asked[judge.name] += len(scores)
-            counts.missing[judge.name] += int(scores.isnan().sum())
-            counts.seconds[judge.name] += seconds
+            counts.asked[reward.name] += len(scores)
+            counts.missing[reward.name] += int(scores.isnan().sum())
+            counts.seconds[reward.name] += seconds
             if said:
-                counts.cause[judge.name] = said
-                counts.told[judge.name] += 1
+                counts.cause[reward.name] = said
+                counts.told[reward.name] += 1
 
     def finish_epoch(self) -> dict[str, float]:
         """Missing scores and seconds of each reward since the last call, over all processes (so all must call); then counts from 0.
@@ -139,8 +139,8 @@ class RewardSet:
         total = self.accelerator.reduce(torch.tensor(local, dtype=torch.float32, device=self.accelerator.device), reduction="sum")
         causes = {k: v for one in gather_object([mine.cause]) for k, v in one.items()} if total[:, 3].any() else {}
         report: dict[str, float] = {}
-        for judge, (asked, missing, seconds, told) in zip(self.judges, total.tolist(), strict=True):
-            name, most = judge.name, judge.config.max_missing
+        for reward, (asked, missing, seconds, told) in zip(self.rewards, total.tolist(), strict=True):
+            name, most = reward.name, reward.config.max_missing
             if told:
                 logger.warning("reward %r said what went wrong %.0f times in these %.0f samples, last: %s", name, told, asked, causes[name])
             if missing > most * asked:

@@ -63,7 +63,7 @@ class ScoringStream:
 
     def __init__(self, rewards: "RewardSet", look: Callable[[], None]):
         self.rewards, self.look = rewards, look
-        self.asked = StreamState([[] for _ in rewards.judges], [[] for _ in rewards.judges], [])
+        self.asked = StreamState([[] for _ in rewards.rewards], [[] for _ in rewards.rewards], [])
         self.coming: deque[HandIn] = deque()
         """What came later, in the order in which it came."""
 
@@ -82,27 +82,27 @@ class ScoringStream:
         """
         self.check()
         self._wait_for_room()
-        before, judges = len(self.coming), self.rewards.judges
+        before, rewards = len(self.coming), self.rewards.rewards
         groups = [samples_of(row, group) for row, group in zip(rows, media, strict=True)]
         waiting = [[*those] for those in (self.coming[-1].waiting if self.coming else self.asked.waiting)]
-        mine = [[group for row, group in zip(rows, groups, strict=True) if judge.scores(row.dataset)] for judge in judges]
-        calls = [next_calls(judge, those, its, last) for judge, those, its in zip(judges, waiting, mine, strict=True)]
+        mine = [[group for row, group in zip(rows, groups, strict=True) if reward.scores(row.dataset)] for reward in rewards]
+        calls = [next_calls(reward, those, its, last) for reward, those, its in zip(rewards, waiting, mine, strict=True)]
         sources = [row.dataset for row, group in zip(rows, groups, strict=True) for _ in group]
-        self.coming.append(HandIn(sources, waiting, [[] for _ in judges]))
+        self.coming.append(HandIn(sources, waiting, [[] for _ in rewards]))
         try:
-            for k in sorted(range(len(judges)), key=lambda k: id(judges[k].model) not in self.rewards.lanes):  # what is at once is last
-                self.coming[-1].calls[k] += (self._begin(judges[k], batch) for batch in calls[k])
+            for k in sorted(range(len(rewards)), key=lambda k: id(rewards[k].model) not in self.rewards.lanes):  # what is at once is last
+                self.coming[-1].calls[k] += (self._begin(rewards[k], batch) for batch in calls[k])
         except BaseException:
             self.drop(before)
             raise
 
-    def _begin(self, judge: LoadedReward, batch: list[Sample]) -> Future[Answer]:
-        lane = self.rewards.lanes.get(id(judge.model))
+    def _begin(self, reward: LoadedReward, batch: list[Sample]) -> Future[Answer]:
+        lane = self.rewards.lanes.get(id(reward.model))
         if lane is not None:
-            return lane.ask(partial(call_reward, judge, batch))
+            return lane.ask(partial(call_reward, reward, batch))
         self.look()
-        liveness.set_activity(f"scoring with {judge.name!r}")
-        return answered(call_reward(judge, batch))
+        liveness.set_activity(f"scoring with {reward.name!r}")
+        return answered(call_reward(reward, batch))
 
     def drop(self, keep: int) -> None:
         """Forgets what came after so many of those in `coming`."""
@@ -119,10 +119,10 @@ class ScoringStream:
         for _ in range(count):
             hand_in = self.coming.popleft()
             found = [[*those] for those in self.asked.found]
-            for judge, calls, scores in zip(self.rewards.judges, hand_in.calls, found, strict=True):
+            for reward, calls, scores in zip(self.rewards.rewards, hand_in.calls, found, strict=True):
                 answers = [future.result() for future in calls]
                 scores += [answer.scores for answer in answers]
-                self.rewards.count(judge, answers)
+                self.rewards.count(reward, answers)
             self.asked = StreamState(hand_in.waiting, found, self.asked.sources + hand_in.sources)
 
     def wait(self, most: int | None = None) -> None:
@@ -134,8 +134,8 @@ class ScoringStream:
     def scored(self) -> int:
         """How many of the samples that came first have all their scores in `asked`."""
         ends = [len(self.asked.sources)]
-        for judge, found in zip(self.rewards.judges, self.asked.found, strict=True):
-            ends += self._places(judge)[sum(map(len, found)) :][:1]
+        for reward, found in zip(self.rewards.rewards, self.asked.found, strict=True):
+            ends += self._places(reward)[sum(map(len, found)) :][:1]
         return min(ends)
 
     def _wait_for_room(self) -> None:
@@ -166,12 +166,12 @@ class ScoringStream:
     def scores_so_far(self) -> Tensor:
         """(`scored`, R), of those; NaN likewise."""
         scores = torch.full((len(self.asked.sources), len(self.asked.found)), torch.nan)
-        for k, (judge, found) in enumerate(zip(self.rewards.judges, self.asked.found, strict=True)):
+        for k, (reward, found) in enumerate(zip(self.rewards.rewards, self.asked.found, strict=True)):
             if found:
                 known = torch.cat(found)
-                scores[self._places(judge)[: len(known)], k] = known
+                scores[self._places(reward)[: len(known)], k] = known
         return scores[: self.scored]
 
-    def _places(self, judge: LoadedReward) -> list[int]:
+    def _places(self, reward: LoadedReward) -> list[int]:
         """Which of the samples in `asked` it scores."""
-        return [k for k, source in enumerate(self.asked.sources) if judge.scores(source)]
+        return [k for k, source in enumerate(self.asked.sources) if reward.scores(source)]

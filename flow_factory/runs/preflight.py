@@ -127,8 +127,8 @@ def data(found: Preflight) -> None:
     prints = {dataset.name: DataFingerprint() for dataset in trained_on(config)}
 
     def asked_of(dataset: Dataset, trained: bool) -> list[Look]:
-        judges = dataset.config.rewards if trained else dataset.config.evaluated_by
-        needs = require_rewards(arguments(judges), family.draws, family.sounds) if not (trained and paired) else ()
+        entries = dataset.config.rewards if trained else dataset.config.evaluated_by
+        needs = require_rewards(arguments(entries), family.draws, family.sounds) if not (trained and paired) else ()
         own = looks(dataset.config, needs, trained and paired, found.share)
         return [*own, prints[dataset.name]] if trained else own
 

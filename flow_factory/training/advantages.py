@@ -28,7 +28,7 @@ class DatasetAdvantages:
 
     def __init__(self, train: TrainConfig, rewards: RewardSet, dataset: str):
         self.rewards, self.global_std, self.silence = rewards.of(dataset), train.global_std, ConstantRewards()
-        self.columns = [k for k, judge in enumerate(rewards.judges) if judge.scores(dataset)]
+        self.columns = [k for k, reward in enumerate(rewards.rewards) if reward.scores(dataset)]
         self.aggregate = aggregation(train.advantage_aggregation, self.rewards.names)
         self.told: list[bool] = []
         """Whether each reward told samples of a group apart in the last call."""
@@ -37,14 +37,14 @@ class DatasetAdvantages:
         """Scores (G, n, R) of all rewards -> advantages (G, n), and metrics of its own rewards."""
         scores, rewards = scores[..., self.columns], self.rewards
         weights = torch.tensor(rewards.weights, dtype=torch.float64)
-        used = transformed(scores, [judge.config.transform for judge in rewards.judges])
+        used = transformed(scores, [reward.config.transform for reward in rewards.rewards])
         advantage, metrics = self.aggregate(used, weights, self.global_std)
         for name, column in zip(rewards.names, scores.flatten(0, 1).T, strict=True):
             known = column[~column.isnan()]
             metrics |= {f"reward_{name}_mean": known.mean(), f"reward_{name}_std": known.std(correction=0)}
-        for judge, column in zip(rewards.judges, used.unbind(-1), strict=True):
-            if judge.config.transform is not None:
-                metrics[f"transformed_{judge.name}_mean"] = column.nanmean()
+        for reward, column in zip(rewards.rewards, used.unbind(-1), strict=True):
+            if reward.config.transform is not None:
+                metrics[f"transformed_{reward.name}_mean"] = column.nanmean()
         self.told = varies(used, used.isfinite()).any(0).flatten().tolist()
         return advantage, metrics | {"reward_mean": (scores.nanmean((0, 1)) * weights).sum()}
 

@@ -233,7 +233,7 @@ def device_of(device: torch.device) -> str:
 
 def code_of(trainer: "Trainer") -> str:
     """sha256 of the program, and of what is the user's own: the modules of the adapter, the algorithm and the rewards."""
-    own = [trainer.context.adapter, trainer.context.algorithm, *(judge.model for judge in trainer.context.rewards.judges)]
+    own = [trainer.context.adapter, trainer.context.algorithm, *(reward.model for reward in trainer.context.rewards.rewards)]
     modules = {sys.modules[c.__module__] for one in own for c in type(one).__mro__}
     files = {str(f) for f in Path(__file__).parent.rglob("*.py")} | {f for m in modules if (f := getattr(m, "__file__", None))}
     return hashlib.sha256("".join(file_sha256(f) for f in sorted(files)).encode()).hexdigest()

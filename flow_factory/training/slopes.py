@@ -17,7 +17,7 @@ def score(rewards: RewardSet, prompt: str, pixels: Tensor) -> Tensor:
     """(n,) weighted sum of the rewards of pictures (n, 3, h, w), or of videos (n, frames, 3, h, w) the mean over frames; with gradient."""
     frames = pixels if pixels.ndim == 4 else pixels.flatten(0, 1)
     texts = [prompt] * len(frames)
-    used = [(judge.model, weight) for judge, weight in zip(rewards.judges, rewards.weights, strict=True) if weight != 0]
+    used = [(reward.model, weight) for reward, weight in zip(rewards.rewards, rewards.weights, strict=True) if weight != 0]
     scores = [weight * model.differentiable(texts, frames).to(frames.device) for model, weight in used]
     return torch.stack(scores).sum(0).reshape(len(pixels), -1).mean(1)
 

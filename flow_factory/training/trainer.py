@@ -137,8 +137,8 @@ class Trainer:
         """A sample's scores by name, of the rewards that score its data set."""
         if self.context.pairs is not None:
             return dict(zip(("chosen",), scores, strict=True))
-        judged = zip(self.context.rewards.judges, scores, strict=True)
-        return {judge.name: score for judge, score in judged if judge.scores(row.dataset)}
+        judged = zip(self.context.rewards.rewards, scores, strict=True)
+        return {reward.name: score for reward, score in judged if reward.scores(row.dataset)}
 
     def score(self, rollouts: list[Rollout]) -> dict[str, float]:
         """Fills in `Rollout.rewards`, of which those that were drawn last are not judged yet; what to log."""

@@ -70,7 +70,7 @@ SCENES: list[tuple[dict[str, list[Thing]], dict[str, Any], float, float]] = [
 
 @pytest.fixture(scope="module")
 def loaded(keys: Keys) -> GenEvalReward:
-    model = rewards("GenEval", **keys("GenEval")).judges[0].model
+    model = rewards("GenEval", **keys("GenEval")).rewards[0].model
     assert isinstance(model, GenEvalReward)
     return model
 

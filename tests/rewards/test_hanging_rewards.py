@@ -128,8 +128,8 @@ def test_silence_is_said_at_first_and_then_ever_more_seldom() -> None:
 
 def test_what_a_reward_says_went_wrong_is_said_once_an_epoch(caplog: pytest.LogCaptureFixture) -> None:
     class_of = rewarding("Constant")
-    for judge in class_of.judges:
-        judge.model.__class__ = Complains
+    for reward in class_of.rewards:
+        reward.model.__class__ = Complains
     for _ in range(3):
         class_of.score([Row(0, "x")], [pictures(2)])
     class_of.finish_epoch()

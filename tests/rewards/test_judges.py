@@ -166,7 +166,7 @@ def test_an_answer_belongs_to_its_own_picture_or_is_missing_whatever_the_server_
 
     with judge(unsteady) as (address, bodies):
         reward = rewards("vlm_yes_no", api_base_url=address, max_retries=3)
-        reward.judges[0].config.max_missing = 1.0
+        reward.rewards[0].config.max_missing = 1.0
         found = torch.stack([reward.score([Row(0, "a dog")], [SHADES])[0][:, 0] for _ in range(12)])
         report = reward.finish_epoch()
     missing = found.isnan()
@@ -343,7 +343,7 @@ def test_soft_tifa_here_and_an_answer_without_an_end(vlm: Path) -> None:
     assert found == pytest.approx(sum(likely[k].item() for k in {encode(w)[0] for w in ("Yes", "yes", " yes", " Yes")}), abs=1e-5)
     wordy = rewards("vlm_rubric", model_name_or_path=str(vlm), max_tokens=3)
     assert wordy.score([Row(0, "a")], [[image]])[0].isnan().all()
-    wordy.judges[0].config.max_missing = 1.0
+    wordy.rewards[0].config.max_missing = 1.0
     wordy.finish_epoch()
 
 

@@ -148,7 +148,7 @@ def test_the_whole_of_it_reads_what_the_recogniser_says(keys: Keys) -> None:
     """The tiny detector finds one line, the picture itself, and what surrounds it."""
     given, image = keys("OCR"), pictures(1)[0].resize((96, 64), 0)
     reward = rewards("OCR", **given)
-    reader = reward.judges[0].model.reader
+    reader = reward.rewards[0].model.reader
     (line,) = reader.read(image)
     by = 95 * 63 * 1.5 / (2 * (95 + 63))
     around = Image.new("RGB", (round(95 + 2 * by), round(63 + 2 * by)))

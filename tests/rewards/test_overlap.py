@@ -338,7 +338,7 @@ def test_an_exit_in_a_reward_beside_the_sampling_is_its_failure() -> None:
             raise SystemExit(3)
 
     rewards = loaded(("Fails", {}), beside=True)
-    rewards.judges[0].model.__class__ = Leaves
+    rewards.rewards[0].model.__class__ = Leaves
     with pytest.raises(UserError, match=r"it ended the program, by SystemExit\(3\)"):
         rewards.score(*groups(1, 2))
 

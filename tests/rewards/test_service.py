@@ -307,7 +307,7 @@ def test_an_answer_that_is_none_is_asked_for_again_then_masked_or_the_run_stops(
 
     with says(server, ABOUT) as address:
         reward = remote(address, retry_attempts=3)
-        reward.judges[0].config.max_missing = 1.0
+        reward.rewards[0].config.max_missing = 1.0
         assert scored(reward, [numbered(1)]).isnan().all()
         assert len(set(asked)) == 1 and len(asked) == (1 if fault == "400" else 3), "the same bytes each time"
         assert text in reward.counts.cause["it"] and reward.finish_epoch()["missing/it"] == 1
@@ -443,7 +443,7 @@ def test_a_run_with_a_remote_reward_is_the_run_with_that_reward(tmp_path: Path, 
     with service() as (address, _):
         key = [f"rewards.server_url={address}", "rewards.reward_model=remote", "rewards.name=reads", "rewards.retry_attempts=2"]
         run = tiny(tmp_path, "run_name=dies", "eval.eval_freq=0", "log.save_freq=1", "log.save_model_only=false", *key)
-        link = run.context.rewards.judges[0].model.link
+        link = run.context.rewards.rewards[0].model.link
         well = link.ask
 
         def ask(path: str, questions: Any) -> Any:
@@ -476,7 +476,7 @@ def test_the_command_serves_by_several_processes_outlives_one_and_ends_gracefull
         assert len(scoring) == 2
         for one in scoring:
             one.kill()
-        reward.judges[0].model.link.tries = 1000
+        reward.rewards[0].model.link.tries = 1000
         assert scored(reward, numbers).tolist() == list(range(1, 41)), "they are started again"
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0

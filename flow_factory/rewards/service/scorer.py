@@ -44,8 +44,8 @@ class Scorer:
     def __init__(self, entries: Sequence[RewardArguments], device: str = "auto"):
         own = entries if device == "auto" else [replace(entry, device=torch.device(device)) for entry in entries]
         accelerator = Accelerator(cpu=not torch.cuda.is_available() or device == "cpu")
-        (judges, _) = load_each(own, [], accelerator)
-        self.judges = {judge.name: judge for judge in judges}
+        (rewards, _) = load_each(own, [], accelerator)
+        self.rewards = {reward.name: reward for reward in rewards}
 
     def describe(self) -> dict[str, Any]:
         """By name, what a client may want to know: what each takes (null: any), needs, and is called with at a time."""
@@ -58,44 +58,44 @@ class Scorer:
                 "required": list(j.needs.required),
                 "batch_size": j.config.batch_size,
             }
-            for name, j in self.judges.items()
+            for name, j in self.rewards.items()
         }
 
     def score(self, name: str, bodies: Sequence[Body]) -> list[Reply]:
         """A reply to each body. Samples of pointwise rewards are scored together, and alone where that fails: one may be at fault."""
-        judge = self.judges[name]
-        read = [self._read(judge, body) for body in bodies]
+        reward = self.rewards[name]
+        read = [self._read(reward, body) for body in bodies]
         replies: dict[int, Reply] = {k: one for k, one in enumerate(read) if isinstance(one, Reply)}
         alike: dict[Any, list[int]] = {}
         for k, one in enumerate(read):
             if isinstance(one, Letter):
-                alike.setdefault(k if judge.groupwise else frozenset(one.fields), []).append(k)
+                alike.setdefault(k if reward.groupwise else frozenset(one.fields), []).append(k)
         for group in alike.values():
-            replies |= dict(zip(group, self._together(judge, [read[k] for k in group]), strict=True))  # type: ignore[misc]
+            replies |= dict(zip(group, self._together(reward, [read[k] for k in group]), strict=True))  # type: ignore[misc]
         return [self._told(bodies[k], read[k], replies[k]) for k in range(len(bodies))]
 
-    def _read(self, judge: LoadedReward, body: Body) -> Letter | Reply:
+    def _read(self, reward: LoadedReward, body: Body) -> Letter | Reply:
         try:
             letter = unpacked(body.kind, body.content)
         except WireError as error:
             return refusal(400, error)
-        lacking = [field for field in judge.needs.required if field not in letter.fields and field not in MEDIA[:2]]
-        if judge.needs.media and not set(judge.needs.media) & letter.fields.keys():
-            lacking.append(" or ".join(judge.needs.media))
+        lacking = [field for field in reward.needs.required if field not in letter.fields and field not in MEDIA[:2]]
+        if reward.needs.media and not set(reward.needs.media) & letter.fields.keys():
+            lacking.append(" or ".join(reward.needs.media))
         if lacking:
-            return refusal(422, f"reward {judge.name!r} needs {', '.join(lacking)}, and the request has {', '.join(letter.fields)}")
+            return refusal(422, f"reward {reward.name!r} needs {', '.join(lacking)}, and the request has {', '.join(letter.fields)}")
         return letter
 
-    def _together(self, judge: LoadedReward, letters: Sequence[Letter]) -> list[Reply]:
+    def _together(self, reward: LoadedReward, letters: Sequence[Letter]) -> list[Reply]:
         names, counts = letters[0].fields, [letter.n for letter in letters]
         fields = {name: [value for letter in letters for value in letter.fields[name]] for name in names}
         n = sum(counts)
-        size = n if judge.groupwise else judge.config.batch_size
+        size = n if reward.groupwise else reward.config.batch_size
         try:
-            parts = [self._call(judge, {k: v[a : a + size] for k, v in fields.items()}, min(size, n - a)) for a in range(0, n, size)]
+            parts = [self._call(reward, {k: v[a : a + size] for k, v in fields.items()}, min(size, n - a)) for a in range(0, n, size)]
         except UserError as error:
             if len(letters) > 1:
-                return [reply for letter in letters for reply in self._together(judge, [letter])]
+                return [reply for letter in letters for reply in self._together(reward, [letter])]
             return [refusal(500, error)]
         scores = [score for part, _ in parts for score in part]
         said = next((said for _, said in parts if said), "")
@@ -103,21 +103,21 @@ class Scorer:
         return [Reply(200, {"scores": [next(own) for _ in range(count)], "error": said or None}) for count in counts]
 
     @torch.no_grad()
-    def _call(self, judge: LoadedReward, fields: dict[str, list[Any]], n: int) -> tuple[list[float | None], str]:
+    def _call(self, reward: LoadedReward, fields: dict[str, list[Any]], n: int) -> tuple[list[float | None], str]:
         """Scores, None where one is missing, and what the reward says went wrong.
 
         Raises:
             UserError: it raised, or returned what is no scores.
         """
-        device = judge.model.device if judge.model.use_tensor_inputs else None
-        given = {name: [_form(name, one, device) for one in values] for name, values in fields.items() if judge.needs.takes(name)}
-        doing, module = f"reward {judge.name!r} failed on {n} sample{'s' * (n != 1)}", type(judge.model).__module__
+        device = reward.model.device if reward.model.use_tensor_inputs else None
+        given = {name: [_form(name, one, device) for one in values] for name, values in fields.items() if reward.needs.takes(name)}
+        doing, module = f"reward {reward.name!r} failed on {n} sample{'s' * (n != 1)}", type(reward.model).__module__
         with kept(), user_errors(doing, module):
-            output = within(judge.config.max_seconds, lambda: judge.model(**given), doing, module)
+            output = within(reward.config.max_seconds, lambda: reward.model(**given), doing, module)
         try:
             scores, said = scores_of(output, n)
         except AnswerError as error:
-            raise UserError(f"reward {judge.name!r} {error}") from error
+            raise UserError(f"reward {reward.name!r} {error}") from error
         return [None if score != score else score for score in scores.tolist()], said
 
     @staticmethod
