@@ -34,7 +34,7 @@ from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.policy.attention import without_cudnn
 from flow_factory.policy.gradient_checkpointing import StepBack
-from flow_factory.policy.policy import able
+from flow_factory.policy.vae import able
 from flow_factory.rewards.loading import arguments
 from flow_factory.rewards.scoring import RewardSet, load_rewards
 from flow_factory.runs.claim import begin, choose_for_all, claim_folder, missed, require_shared
@@ -205,7 +205,8 @@ def contradict(settings: EngineSettings) -> None:
 def make_accelerator(config: RunConfig) -> Accelerator:
     """What is around the policy; its own forward says whether it is under autocast, not accelerate."""
     join_group(config.distributed_timeout)
-    unused = MODELS[config.model.model_type].find_unused or len(config.model.target_components) > 1  # an epoch may train one expert
+    several = len(config.model.target_components) > 1 or config.train.networks  # a step may be of one expert, and is of one network
+    unused = MODELS[config.model.model_type].find_unused or bool(several)
     parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=unused)
     if torch.cuda.is_available():
         return Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=[parallel])

@@ -128,6 +128,8 @@ class Point:
     """The rollout's."""
     schedule: tuple[Tensor, Tensor] | None = None
     """The rollout's."""
+    tau: Tensor | None = None
+    """Noise level at which what the policy makes of it is judged, 0-dim or (n,)."""
     frozen: dict[str, Tensor] = field(default_factory=dict)
     """Velocities here under kept weights, by name."""
     peers: Any = None
@@ -148,6 +150,8 @@ class Sample:
 
 
 class Velocity(Protocol):
-    """The velocity at a point under named weights: "policy" (with gradient) or a kept copy such as "ref" (without)."""
+    """The velocity at a point under named weights: of the network that is trained now ("policy", where it is the only one) with gradient,
+    of others and of kept copies such as "ref" without. `guidance` is asked for where it is not that of `Algorithm.guidance`.
+    """
 
-    def __call__(self, point: Point, weights: str = "policy") -> Tensor: ...
+    def __call__(self, point: Point, weights: str = "policy", guidance: float | None = None) -> Tensor: ...

@@ -24,6 +24,20 @@ class Average:
     """d as a function of the optimiser steps taken."""
     after: Literal["update", "epoch"] = "epoch"
     device: str = "auto"
+    of: str = "policy"
+    """The network whose weights it follows."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One optimiser step of an update: the network that it trains, on which points, by which loss."""
+
+    network: str
+    points: Callable[[Rollout], Iterator[Point]]
+    """See `Algorithm.points`; `loss` and `survey` likewise."""
+    loss: Callable[[Point, Velocity], tuple[Tensor, Metrics]]
+    survey: Callable[[Sequence[Point], Velocity], Sequence[Any]] | None = None
+    """None: the loss of a point needs nothing of others."""
 
 
 class Algorithm:
@@ -32,6 +46,7 @@ class Algorithm:
     Attributes:
         weights: names of other weights than the policy's whose velocities the loss needs: "ref" (untrained), "ema" (the run's average),
             one of `averages`, or "old", which without an average is the policy at the beginning of the epoch, and costs no copy.
+        looks_back: whether these are known for an epoch's points before anything is learned of them.
         averages: copies that follow the policy.
         scope: which points the loss compares: "group", the same noise level in all micro-batches of a group; "times", all noise levels
             of a micro-batch; None, none. `survey` gets them first, if there is more than one.
@@ -46,6 +61,7 @@ class Algorithm:
     averages: Mapping[str, Average] = {}
     scope: Literal["group", "times"] | None = None
     with_mean: ClassVar[bool] = False
+    looks_back: ClassVar[bool] = True
     with_schedule: bool = False
     bound: ClassVar[str] = ""
     through_sampler: ClassVar[bool] = False
@@ -82,6 +98,10 @@ class Algorithm:
             return list(group)
         chosen = best_of_n(torch.cat([r.advantage for r in group]).cpu(), keep)
         return [pick(group, part.tolist()) for part in chosen.split(self.config.per_device_batch_size)]
+
+    def turns(self, update: int) -> Sequence[Turn]:
+        """The optimiser steps of the run's update of this number, in their order: one, where there is one network."""
+        return (Turn("policy", self.points, self.loss, self.survey if self.scope is not None else None),)
 
     def points(self, rollout: Rollout) -> Iterator[Point]:
         """The micro-batch's training points, each one forward and backward. A pure function; it makes the points lazily."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from flow_factory.checkpoints.checkpoint import SHARD, WEIGHTS, CheckpointError, model_kind, plainly
 from flow_factory.checkpoints.lora_file import Lora, lora_file, lora_in, read_lora, save_lora
+from flow_factory.policy.lora import MAIN, role_of
 from flow_factory.policy.policy import Policy
 from flow_factory.utils.tensor_file import write_tensors
 
@@ -25,7 +26,7 @@ def collect(
     whole: Callable[[nn.Parameter, bool], Tensor | None] = lambda p, keep: p.detach().cpu() if keep else None,
     keep: bool = True,
 ) -> dict[str, dict[str, Tensor]]:
-    """What a checkpoint has of each component, on the CPU: the LoRA, or all weights and buffers, as they are now.
+    """What a checkpoint has of each component, on the CPU: the policy's LoRA, or all weights and buffers, as they are now.
 
     Args:
         whole: all values of a parameter of which this process may hold a shard, see `engines.Engine.whole`.
@@ -33,7 +34,7 @@ def collect(
     """
     lora, out = lora_of(policy), {}
     for component, module in policy.models.items():
-        params = {k: p for k, p in module.named_parameters() if not lora or "lora_" in k}
+        params = {k: p for k, p in module.named_parameters() if not lora or "lora_" in k and role_of(k) == MAIN}
         values = ((k, whole(p, keep)) for k, p in params.items())
         out[component] = {k: v.clone() if v.device == params[k].device else v for k, v in values if v is not None}
         if not lora and keep:

@@ -22,6 +22,7 @@ from flow_factory.config.base import ConfigError, Section
 from flow_factory.config.data import DataConfig
 from flow_factory.config.dump import config_tree, dump_config
 from flow_factory.config.eval import EvalConfig, pipeline_kwargs
+from flow_factory.config.few_steps import DMD2Config, FewStepConfig, PathConfig, TDMConfig, TDMR1Config
 from flow_factory.config.help import config_help
 from flow_factory.config.loader import load_config
 from flow_factory.config.log import LogConfig
@@ -39,11 +40,13 @@ __all__ = [
     "CRDConfig",
     "ConfigError",
     "DGPOConfig",
+    "DMD2Config",
     "DPOConfig",
     "DPPOConfig",
     "DRaFTConfig",
     "DataConfig",
     "EvalConfig",
+    "FewStepConfig",
     "ForwardConfig",
     "GRPOConfig",
     "GRPOGuardConfig",
@@ -51,10 +54,13 @@ __all__ = [
     "ModelConfig",
     "NFTConfig",
     "OldPolicyConfig",
+    "PathConfig",
     "RewardConfig",
     "RunConfig",
     "SchedulerConfig",
     "Section",
+    "TDMConfig",
+    "TDMR1Config",
     "TrainConfig",
     "TransitionConfig",
     "config_help",

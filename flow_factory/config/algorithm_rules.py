@@ -173,7 +173,7 @@ def group_has_advantage(config: RunConfig) -> Iterator[Problem]:
 
 
 def rewards_count(config: RunConfig) -> Iterator[Problem]:
-    if gives_samples(config.train):
+    if gives_samples(config.train) or not config.train.judged:
         return
     for dataset in trained_on(config):
         if sum(abs(weight) for reward in dataset.config.rewards if isinstance(weight := reward.weight, float)) >= 1e-6:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from flow_factory.config.base import DERIVED, Batch, Device, Interval, Shown, derived, show
+from flow_factory.config.few_steps import DMD2Config, TDMConfig, TDMR1Config
 from flow_factory.config.scheduler import SchedulerConfig
 from flow_factory.config.train import TrainConfig
 from flow_factory.core.step_range import index_window
@@ -285,5 +286,8 @@ TRAIN_CONFIGS: dict[str, type[TrainConfig]] = {
     "dgpo": DGPOConfig,
     "crd": CRDConfig,
     "draft": DRaFTConfig,
+    "dmd2": DMD2Config,
+    "tdm": TDMConfig,
+    "tdm-r1": TDMR1Config,
 }
 """`train.trainer_type` -> its schema."""

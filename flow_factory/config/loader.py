@@ -14,6 +14,7 @@ from flow_factory.config.base import ConfigError, Section, show
 from flow_factory.config.data import ALONE, PARTS, DatasetConfig
 from flow_factory.config.datasets import overrides_fit
 from flow_factory.config.explain import explain, unknown_key
+from flow_factory.config.few_steps import FewStepConfig
 from flow_factory.config.log import MOVABLE
 from flow_factory.config.nodes import Keys, Problem
 from flow_factory.config.places import elsewhere
@@ -21,7 +22,7 @@ from flow_factory.config.public_keys import bring_public_keys
 from flow_factory.config.rewards import INNER
 from flow_factory.config.run import RunConfig
 from flow_factory.config.source import Source, override, read
-from flow_factory.config.train import LORA_RATE, TrainConfig
+from flow_factory.config.train import TrainConfig
 from flow_factory.config.translate import translated
 from flow_factory.utils.errors import UserError
 
@@ -49,11 +50,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     list_rewards(source)
     bring_public_keys(source)
     _one_or_several(source)
+    train = _train_schema(source)
     if source.tree.get("mixed_precision") in ("no", False) and source.mapping("model").get("finetune_type", "full") == "full":
         source.mapping("model").setdefault("master_weight_dtype", "fp32")  # as the rest of the run has
     if source.mapping("model").get("finetune_type") == "lora":  # the weights' own rate teaches it nothing
-        source.mapping("train").setdefault("learning_rate", LORA_RATE)
-    train = _train_schema(source)
+        source.mapping("train").setdefault("learning_rate", train.lora_rate)
+    few_steps(source, train)
     gather_arguments(source, train)
     config = _validated(source, train)
     config, said = translated(config)
@@ -62,6 +64,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         source.problems.append(Problem(("config_file",), there))
     source.fail()
     return config.noting((*source.notices, *rules.notices(config), *said), source.written)
+
+
+def few_steps(source: Source, train: type[TrainConfig]) -> None:
+    """A student of few steps is evaluated as it is trained; without rewards, there are none to write."""
+    if issubclass(train, FewStepConfig):
+        steps = train.model_fields["num_inference_steps"].default
+        source.mapping("eval").setdefault("num_inference_steps", source.mapping("train").get("num_inference_steps", steps))
+        source.mapping("eval").setdefault("guidance_scale", source.mapping("train").get("guidance_scale", 3.5))
+    if not train.judged and not source.tree.get("rewards"):
+        source.tree["rewards"] = ()
 
 
 def _gather_log_keys(source: Source) -> None:

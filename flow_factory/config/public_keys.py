@@ -20,6 +20,8 @@ FIXED = {"ns_coefficients": [3.4445, -4.775, 2.0315], "eps": 1e-7}
 """Of Muon: torch's own values, the only ones."""
 SAMPLERS = ("group_tiled", "subgroup_tile", "global_random", "contiguous_shard", "rank_local", "global_batch", "global_tile")
 IDLE = {
+    "replay_rtol": "what is trained on is computed as it was rolled out",
+    "replay_atol": "what is trained on is computed as it was rolled out",
     "shuffle_samples": "micro-batches keep the order in which they were drawn",
     "reward_optimization_overlap_mode": "groups are trained on in the order in which they were drawn",
     "reward_optimization_overlap_poll_interval": "a score that is there is used at once",
@@ -39,14 +41,21 @@ def bring_public_keys(source: Source) -> None:
 
 
 def _optimizers(source: Source) -> None:
-    """The only entry, `default`, is what `train:` says here."""
+    """The policy's entry, `default` or `generator`, is what `train:` says here."""
     entries = source.tree.get("optimizers")
-    if not isinstance(entries, list) or len(entries) != 1 or not isinstance(entries[0], dict):
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         return
-    entry, here = entries[0], ("optimizers", 0)
-    if entry.get("name", "default") != "default":
-        return
-    del source.tree["optimizers"]
+    mine = [k for k, entry in enumerate(entries) if entry.get("name", "default") in ("default", "generator")]
+    for k in mine[:1]:
+        _of_policy(source, entries[k], ("optimizers", k))
+        del entries[k]
+        for later in range(k + 1, len(entries) + 1):
+            source.move(("optimizers", later), ("optimizers", later - 1))
+    if not entries:
+        del source.tree["optimizers"]
+
+
+def _of_policy(source: Source, entry: dict[str, Any], here: Keys) -> None:
     kind = str(entry.get("optimizer", "adamw")).lower()
     fixed = FIXED if kind == "muon" else {}
     names = ANY_OPTIMIZER | OPTIMIZERS.get(kind, OPTIMIZERS["adamw"])
@@ -55,7 +64,7 @@ def _optimizers(source: Source) -> None:
         if entry.get(key) not in (None, only):
             source.problems.append(Problem((*here, key), f"{show(entry[key])}: torch's Muon is run with {show(only)}; delete this key"))
     if entry.get("update_frequency") not in (None, 1):
-        text = f"{show(entry['update_frequency'])}: one network is trained, at every update; write 1"
+        text = f"{show(entry['update_frequency'])}: the policy is trained at every update; write 1"
         source.problems.append(Problem((*here, "update_frequency"), text))
 
 

@@ -12,7 +12,7 @@ from flow_factory.config.signature import require_reward
 
 
 def _entries(value: Any) -> Any:
-    if not isinstance(value, (list, tuple)) or not value:
+    if not isinstance(value, (list, tuple)) or not value and not isinstance(value, tuple):  # `()` is of an algorithm without rewards
         raise ValueError(f"wants a reward (a mapping with reward_model) or a list of them, got {show(value)}")
     return tuple(value)
 

@@ -12,6 +12,7 @@ from flow_factory.config.engine import found
 from flow_factory.config.engine_rules import ENGINE_RULES
 from flow_factory.config.memory_rules import MEMORY_RULES
 from flow_factory.config.model import AUTO
+from flow_factory.config.network_rules import NETWORK_RULES
 from flow_factory.config.nodes import Keys, Problem
 from flow_factory.config.overlap_rules import OVERLAP_RULES
 from flow_factory.config.plan import plan_of
@@ -236,6 +237,7 @@ RULES: tuple[Rule, ...] = (
     *ENGINE_RULES,
     *MEMORY_RULES,
     *OVERLAP_RULES,
+    *NETWORK_RULES,
 )
 
 

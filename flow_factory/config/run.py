@@ -13,6 +13,7 @@ from flow_factory.config.engine import EngineSettings, engine_of
 from flow_factory.config.eval import EvalConfig
 from flow_factory.config.log import LogConfig
 from flow_factory.config.model import ModelConfig
+from flow_factory.config.networks import Networks
 from flow_factory.config.nodes import Keys, Written
 from flow_factory.config.profile import ProfileConfig
 from flow_factory.config.rewards import Rewards
@@ -47,6 +48,7 @@ class RunConfig(Section, Generic[Train]):
     eval: EvalConfig
     log: LogConfig
     rewards: Rewards = Field(description="rewards to train on")
+    optimizers: Networks = Field((), description="how the networks beside the policy are trained, where an algorithm has any")
     eval_rewards: Rewards | None = Field(None, description="rewards to evaluate with; null = rewards")
     profile: ProfileConfig | None = Field(None, description="what torch's profiler records: {epoch: 2, steps: 3}; null = nothing")
 
@@ -84,6 +86,10 @@ class RunConfig(Section, Generic[Train]):
     def teams(self) -> int:
         """Number of processes, or of teams of `model.context_parallel` processes, that take different samples."""
         return -(-self.num_processes // self.model.context_parallel)  # never 0: the rule that they divide is one of many
+
+    def frequency_of(self, network: str) -> int:
+        """It is trained in every so-manieth update."""
+        return next((said.update_frequency for said in self.optimizers if said.name == network), 1)
 
     @property
     def evaluated_by(self) -> Rewards:

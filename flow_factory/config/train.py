@@ -73,6 +73,12 @@ class TrainConfig(Section):
     stochastic: ClassVar[bool] = False
     """Whether the algorithm learns from the log-probabilities of stochastic steps."""
     smallest_group: ClassVar[int] = 1
+    networks: ClassVar[tuple[str, ...]] = ()
+    """Networks that are trained beside the policy."""
+    judged: ClassVar[bool] = True
+    """Whether rollouts are given rewards."""
+    lora_rate: ClassVar[float] = LORA_RATE
+    """Learning rate of a LoRA where none is given."""
 
     trainer_type: str = Field("grpo", description="algorithm")
     max_epochs: int | None = Field(None, ge=1, description="number of epochs; null = until stopped")

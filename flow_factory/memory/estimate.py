@@ -81,7 +81,8 @@ def kept_weights(config: RunConfig, engine: EngineSettings, weights: Weights, sh
     yield Part("text encoders and VAE, until the rows are encoded", (weights.encoders + weights.rest + loaded) * 1e-9, "encoding")
     yield from later_encoders(config, weights.encoders * 1e-9, shared)
     master = DTYPES[model.master_weight_dtype].itemsize
-    yield Part(f"trained weights ({weights.trained / 1e6:.1f} M)", weights.trained * master * share, host=engine.offload)
+    every = weights.trained * (1 + len(config.train.networks))
+    yield Part(f"trained weights ({every / 1e6:.1f} M)", every * master * share, host=engine.offload)
     devices = copies_of(config)
     for host in (False, True):
         copies = sum((device == "cpu" or engine.offload) == host for device in devices)
@@ -122,11 +123,12 @@ def optimised(config: RunConfig, engine: EngineSettings, weights: Weights) -> It
     host = engine.offload_optimizer or (engine.kind == "fsdp" and engine.offload)
     moment = 4 if zero else master  # DeepSpeed's optimiser works on its own float32 weights
     state = {"adamw8bit": 2, "muon": moment}.get(config.train.optimizer, 2 * moment)
-    share = weights.trained * 1e-9 / (config.sharers if engine.shards_optimizer else 1)
+    trained = weights.trained * (1 + len(config.train.networks))
+    share = trained * 1e-9 / (config.sharers if engine.shards_optimizer else 1)
     yield Part("optimiser state", state * share, host=host)
     if zero and (engine.stage < 3 or master < 4 or host):
         yield Part("DeepSpeed's own float32 weights", 4 * share, host=host)
-    whole = weights.trained * master * 1e-9
+    whole = trained * master * 1e-9
     summed = engine.kind == "fsdp" and config.model.finetune_type == "lora"  # reduced once an optimiser step
     if summed or not engine.shards_gradients:
         yield Part("gradients", whole, "training")

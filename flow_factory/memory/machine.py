@@ -56,11 +56,12 @@ def checkpoint_sizes(config: RunConfig, weights: Weights) -> tuple[float, float]
     """GB that a checkpoint takes: (the weights for other programs, the training state)."""
     model, zero = config.model, config.engine.kind == "zero"
     master = DTYPES[model.master_weight_dtype].itemsize
+    networks = 1 + len(config.train.networks)
     trained = weights.trained * master
     saved = trained * LORA_FILES if model.finetune_type == "lora" else trained + weights.frozen
     width = 4 if zero else master
     moments = {"adamw8bit": 2, "muon": width}.get(config.train.optimizer, 2 * width)
-    state = trained + weights.trained * (4 * len(copies_of(config)) + moments)
+    state = networks * (trained + weights.trained * moments) + weights.trained * 4 * len(copies_of(config))
     return saved * 1e-9, 0.0 if config.log.save_model_only else state * 1e-9
 
 

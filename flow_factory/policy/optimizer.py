@@ -7,11 +7,17 @@ import torch
 from torch import nn
 
 from flow_factory.config import TrainConfig
+from flow_factory.config.networks import NetworkConfig, group_of
+from flow_factory.policy.lora import MAIN
 from flow_factory.utils.errors import UserError
 
 
-def make_optimizer(train: TrainConfig, params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+def make_optimizer(train: TrainConfig, params: Iterable[Any], networks: tuple[NetworkConfig, ...] = ()) -> torch.optim.Optimizer:
     """The optimiser that the config asks for.
+
+    Args:
+        params: the trained weights, or where several networks are trained, a group of them each: see `Policy.groups`.
+        networks: how those beside the policy are trained.
 
     Raises:
         UserError: it needs a package, or a torch, that is not installed.
@@ -22,6 +28,7 @@ def make_optimizer(train: TrainConfig, params: Iterable[nn.Parameter]) -> torch.
         "eps": train.adam_epsilon,
         "weight_decay": train.adam_weight_decay,
     }
+    params = [p if isinstance(p, nn.Parameter) else p | settings(p["role"], train, networks) for p in params]
     if train.optimizer == "adamw":
         return torch.optim.AdamW(params, **keys)
     if train.optimizer == "muon":
@@ -31,6 +38,11 @@ def make_optimizer(train: TrainConfig, params: Iterable[nn.Parameter]) -> torch.
     except ImportError as error:
         raise UserError("train.optimizer: adamw8bit needs bitsandbytes: pip install 'flow-factory[quantization]'") from error
     return AdamW8bit(params, **keys)
+
+
+def settings(role: str, train: TrainConfig, networks: tuple[NetworkConfig, ...]) -> dict[str, Any]:
+    """Of a network's group, where they are not those of all."""
+    return {"max_grad_norm": train.max_grad_norm} if role == MAIN else group_of(role, train, networks)
 
 
 class MuonAndAdamW(torch.optim.Optimizer):

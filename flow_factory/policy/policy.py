@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from accelerate.hooks import UserCpuOffloadHook
-from peft import LoraConfig
 from torch import nn
 
 from flow_factory.config import ModelConfig
@@ -17,7 +16,9 @@ from flow_factory.models.quantized_linear import DYNAMIC, compute_in_8_bits
 from flow_factory.policy.attention import set_attention, without_cudnn
 from flow_factory.policy.compilation import compile_blocks
 from flow_factory.policy.gradient_checkpointing import Setting, checkpoint_blocks
-from flow_factory.policy.precision import round_lora, wanted_dtypes
+from flow_factory.policy.lora import MAIN, add_loras, lora_layers, role_of, select, switch
+from flow_factory.policy.precision import wanted_dtypes
+from flow_factory.policy.vae import set_vae
 from flow_factory.utils.errors import UserError
 from flow_factory.utils.offload import offload_with_hook, store_in_8_bits
 
@@ -29,7 +30,8 @@ class Policy(nn.Module):
     guidance calls or experts are inside.
     """
 
-    def __init__(self, adapter: ModelAdapter, names: Sequence[str], beside: Sequence[str] = ()):
+    def __init__(self, adapter: ModelAdapter, names: Sequence[str], beside: Sequence[str] = (), roles: Sequence[str] = ()):
+        """`names`: the transformers that are trained; `beside`: others that are shared out; `roles`: networks beside the policy."""
         super().__init__()
         self.adapter = adapter
         self.components = nn.ModuleDict({name: adapter.field.bare[name] for name in names})
@@ -43,6 +45,9 @@ class Policy(nn.Module):
         """Of the parts that wait in main memory (`model.offload_idle`)."""
         self.wanted: dict[nn.Parameter, torch.dtype] = {}
         """Of weights that are still as the checkpoint's file has them, in which dtype they are to live: see `settle`."""
+        self.roles = (MAIN, *roles)
+        self.role = MAIN
+        """The network that computes now."""
 
     @property
     def models(self) -> dict[str, Any]:
@@ -84,21 +89,42 @@ class Policy(nn.Module):
     @contextmanager
     def adapter_off(self) -> Iterator[None]:
         """The base model without its LoRA."""
-        for module in self.models.values():
-            module.disable_adapters()
+        layers = lora_layers(self.models.values())
+        switch(layers, on=False)
         try:
             yield
         finally:
-            for module in self.models.values():
-                module.enable_adapters()
+            switch(layers, on=True)
 
-    def trained(self) -> dict[str, nn.Parameter]:
-        return {k: p for k, p in self.components.named_parameters() if p.requires_grad}
+    @contextmanager
+    def at_work(self, role: str) -> Iterator[None]:
+        """The network of this role computes. No weight is moved: a backward needs the network at work that its forward had."""
+        if role == self.role:
+            yield
+            return
+        layers, before = lora_layers(self.models.values()), self.role
+        select(layers, role)
+        self.role = role
+        try:
+            yield
+        finally:
+            select(layers, before)
+            self.role = before
+
+    def trained(self, role: str | None = None) -> dict[str, nn.Parameter]:
+        """The trained weights by name: of one network, or of all."""
+        return {k: p for k, p in self.components.named_parameters() if p.requires_grad and role in (None, role_of(k))}
+
+    def groups(self) -> list[Any]:
+        """What an optimiser is made of: the trained weights, or where several networks are trained, a group of them each."""
+        if len(self.roles) == 1:
+            return list(self.trained().values())
+        return [{"params": list(self.trained(role).values()), "role": role} for role in self.roles]
 
 
 def build_policy(
     adapter: ModelAdapter, config: ModelConfig, precision: str, checkpointing: Setting, seed: int, device: torch.device,
-    shards: bool = False, settled: bool = True,
+    shards: bool = False, settled: bool = True, roles: Sequence[str] = (),
 ) -> Policy:  # fmt: skip
     """Freezes everything, then makes the chosen components trainable. The engine brings those to the device, whole or in shards.
 
@@ -107,6 +133,7 @@ def build_policy(
         checkpointing: which blocks are computed again in the backward pass.
         shards: whether the engine shares weights out; then those of all transformers.
         settled: False leaves it to the engine to call `Policy.settle`, a block at a time where it will be.
+        roles: networks that are trained beside the policy, as LoRAs over the same base.
 
     Raises:
         UserError: no such component, target module or attention backend.
@@ -126,11 +153,11 @@ def build_policy(
         targets = target_names(module, name, config.target_modules, adapter.targets_in(module))
         unreached = dead_ends(module, adapter.dead_ends)
         if config.finetune_type == "lora":
-            add_lora(module, targets, unreached, config, seed)
+            add_loras(module, [name for name in targets or linear_names(module) if reached(name, unreached)], config, seed, roles)
         else:
             train_fully(module, targets, unreached)
         wanted |= wanted_dtypes(module, config, frozen)
-    policy = Policy(adapter, names, [name for name in adapter.field.bare if shards and name not in names])
+    policy = Policy(adapter, names, [name for name in adapter.field.bare if shards and name not in names], roles)
     policy.wanted = wanted
     if settled or config.layerwise_casting is not None or config.quantization is not None:
         for module in adapter.field.bare.values():
@@ -167,6 +194,11 @@ def components_of(adapter: ModelAdapter, config: ModelConfig) -> list[str]:
     return wanted
 
 
+def linear_names(module: nn.Module) -> list[str]:
+    """Full names of the linear layers."""
+    return [name for name, m in module.named_modules() if isinstance(m, nn.Linear)]
+
+
 def target_names(module: nn.Module, component: str, target: str | Sequence[str], default: Sequence[str]) -> list[str] | None:
     """Full names of the linear layers of one component that `target_modules` chooses; None stands for all of them.
 
@@ -183,7 +215,7 @@ def target_names(module: nn.Module, component: str, target: str | Sequence[str],
         if entry == "default" and not default:
             raise UserError("model.target_modules: default: the family names no layers (lora_targets); write all, or name endings")
         endings += default if entry == "default" else [entry]
-    linear = [name for name, m in module.named_modules() if isinstance(m, nn.Linear)]
+    linear = linear_names(module)
     chosen: set[str] = set()
     for ending in endings:
         of, _, rest = ending.partition(".")
@@ -217,44 +249,8 @@ def reached(name: str, unreached: Sequence[str]) -> bool:
     return not any(name == dead or name.startswith(f"{dead}.") for dead in unreached)
 
 
-def add_lora(module: Any, targets: list[str] | None, unreached: Sequence[str], config: ModelConfig, seed: int) -> None:
-    """A LoRA whose first weights depend on the seed alone."""
-    if targets is None:
-        targets = [name for name, m in module.named_modules() if isinstance(m, nn.Linear)]
-    targets = [name for name in targets if reached(name, unreached)]
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        module.add_adapter(
-            LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=targets, init_lora_weights="gaussian")
-        )
-    round_lora(module)
-
-
 def train_fully(module: nn.Module, targets: list[str] | None, unreached: Sequence[str]) -> None:
     for name in targets or [""]:
         module.get_submodule(name).requires_grad_(True)
     for name in unreached:
         module.get_submodule(name).requires_grad_(False)
-
-
-DECODING = {"vae_slicing": "enable_slicing", "vae_tiling": "enable_tiling"}
-"""Keys of `model`, and the method of a VAE that each stands for."""
-
-
-def able(vae: Any, config: ModelConfig, asked: ModelConfig) -> tuple[bool, ...]:
-    """The keys of `DECODING`, without what `auto` has chosen and this VAE cannot; what the user has asked for stays, and is refused."""
-    return tuple(getattr(config, key) is True and (getattr(asked, key) is True or hasattr(vae, how)) for key, how in DECODING.items())
-
-
-def set_vae(vae: Any, config: ModelConfig) -> None:
-    """Decoding (and encoding) picture by picture, or tile by tile: less memory, more time.
-
-    Raises:
-        UserError: this VAE cannot.
-    """
-    for key, method in DECODING.items():
-        if getattr(config, key) is not True:  # nor an `auto` that nobody has settled
-            continue
-        if not hasattr(vae, method):
-            raise UserError(f"model.{key}: {type(vae).__name__} has no {method}; write false")
-        getattr(vae, method)()

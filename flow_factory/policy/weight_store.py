@@ -1,10 +1,12 @@
 """Named copies of the trained weights: the reference, the rollout's, the average."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+
+from flow_factory.policy.lora import MAIN, role_of
 
 State = dict[str, dict[str, Tensor]]
 
@@ -12,31 +14,46 @@ State = dict[str, dict[str, Tensor]]
 class WeightStore:
     """Keeps float32 copies of the trained parameters under names, and swaps them in.
 
+    Where several networks are trained, a copy is of one of them, and a network's own weights go by its role.
+
     Args:
-        params: the trained parameters by name.
+        params: the trained parameters by name, of all networks.
         adapter_off: for LoRA, a context in which the adapter is off: the base model then is "ref" and costs no copy.
         part: what this process holds of a parameter, and copies; see `engines.Engine.part`.
         written: called after parts were written.
+        at_work: a context in which the network of a role computes.
     """
 
     def __init__(
         self, params: Mapping[str, nn.Parameter], adapter_off: Callable[[], AbstractContextManager] | None = None,
         part: Callable[[nn.Parameter], Tensor] = lambda p: p, written: Callable[[], None] = lambda: None,
+        at_work: Callable[[str], AbstractContextManager] = lambda role: nullcontext(),
     ):  # fmt: skip
-        self.params, self.adapter_off, self.part, self.written = params, adapter_off, part, written
+        self.params, self.adapter_off, self.part, self.written, self.at_work = params, adapter_off, part, written, at_work
+        self.networks: dict[str, list[str]] = {MAIN: []}
+        """The names of each network's parameters."""
+        for name in params:
+            self.networks.setdefault(role_of(name), []).append(name)
         self.copies: dict[str, list[Tensor]] = {}
+        self.owners: dict[str, str] = {}
+        """Of which network each copy is."""
 
     @property
     def live(self) -> list[Tensor]:
         """The policy's own weights, of which the model computes."""
-        return [self.part(p).detach() for p in self.params.values()]
+        return self.live_of(MAIN)
+
+    def live_of(self, role: str) -> list[Tensor]:
+        """Those of another network."""
+        return [self.part(self.params[name]).detach() for name in self.networks[role]]
 
     @torch.no_grad()
-    def keep(self, name: str, device: torch.device | str | None = None) -> None:
-        """Copies the present weights under `name`, to their own device unless another is given. "ref" of a LoRA needs no copy."""
+    def keep(self, name: str, device: torch.device | str | None = None, of: str = MAIN) -> None:
+        """Copies a network's present weights under `name`, to their own device unless another is given. "ref" of a LoRA needs no copy."""
         if name == "ref" and self.adapter_off is not None:
             return
-        self.copies[name] = [p.to(device or p.device, torch.float32, copy=True) for p in self.live]
+        self.copies[name] = [p.to(device or p.device, torch.float32, copy=True) for p in self.live_of(of)]
+        self.owners[name] = of
 
     @property
     def reported(self) -> str:
@@ -45,35 +62,40 @@ class WeightStore:
 
     @contextmanager
     def use(self, name: str) -> Iterator[None]:
-        """The model computes with the copy; the live weights return afterwards, to the bit.
+        """The model computes with the copy, or as the network of this role; the live weights return afterwards, to the bit.
 
         Swaps with `Tensor.copy_`, so that autograd raises if a swap falls between a forward and its backward.
         """
-        if name == "policy":
-            yield
+        if name in self.networks:
+            with self.at_work(name):
+                yield
         elif name == "ref" and self.adapter_off is not None:
             with self.adapter_off():
                 yield
         else:
-            live = [p.clone() for p in self.live]
-            self._write(self.copies[name])
+            role = self.owners.get(name, MAIN)
+            live = [p.clone() for p in self.live_of(role)]
+            self._write(self.copies[name], role)
             try:
-                yield
+                with self.at_work(role):
+                    yield
             finally:
-                self._write(live)
+                self._write(live, role)
 
     @torch.no_grad()
     def blend(self, name: str, decay: float) -> None:
-        """copy <- decay * copy + (1 - decay) * policy."""
-        for kept, p in zip(self.copies[name], self.live, strict=True):
+        """copy <- decay * copy + (1 - decay) * the weights of its network."""
+        for kept, p in zip(self.copies[name], self.live_of(self.owners.get(name, MAIN)), strict=True):
             kept.lerp_(p.to(kept.device, torch.float32), 1 - decay)
 
     @torch.no_grad()
-    def _write(self, tensors: list[Tensor]) -> None:
-        for p, t in zip(self.live, tensors, strict=True):
+    def _write(self, tensors: list[Tensor], role: str) -> None:
+        for p, t in zip(self.live_of(role), tensors, strict=True):
             p.copy_(t)
         self.written()
 
     def state_dict(self) -> State:
-        """The parts of the copies by name, and of the live weights under "policy"."""
-        return {name: dict(zip(self.params, kept, strict=True)) for name, kept in {"policy": self.live, **self.copies}.items()}
+        """The parts of the copies by name, and of the live weights by role."""
+        live = {role: dict(zip(names, self.live_of(role), strict=True)) for role, names in self.networks.items()}
+        copies = {name: (self.networks[self.owners.get(name, MAIN)], kept) for name, kept in self.copies.items()}
+        return live | {name: dict(zip(names, kept, strict=True)) for name, (names, kept) in copies.items()}

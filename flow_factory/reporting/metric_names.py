@@ -73,6 +73,14 @@ METRICS: dict[str, dict[str, str]] = {
         "train/score": "the rewards' weighted sum of what is learnt from, pixels that are not rounded; train/reward_mean is the pictures'",
         "train/slope": "norm of the gradient of a sample's loss in a state, the mean over the steps that are trained on",
     },
+    "dmd2, tdm, tdm-r1": {
+        "train/fake_loss": "error of the fake network on noised pictures of the student; rising: it does not keep up",
+        "train/score_distance": "mean distance of what the base and the fake network make of a noised picture; 0: the student is the base",
+        "train/surrogate_loss": "of tdm-r1: the surrogate's preference in its groups, and its distance to the base",
+        "train/surrogate_pull": "of tdm-r1: mean distance of what the guided surrogate and the base make of a noised picture",
+        "train/<network>_grad_norm": "norm of the gradient of a network beside the policy, before it is clipped",
+        "train/<network>_grad_rms": "its root mean square over the network's weights",
+    },
     "copies that follow the policy": {
         "train/<copy>_decay": "share of the copy that its last update kept, in [0, 1]; near 1: it hardly moves",
     },

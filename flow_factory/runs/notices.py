@@ -1,11 +1,17 @@
 """What a right config does that may surprise: said in the plan of `--check`, and where it costs most, at the start of a run."""
 
+import re
 from collections.abc import Iterator
 
 from flow_factory.algorithms import ALGORITHMS
-from flow_factory.config import RunConfig
+from flow_factory.config import FewStepConfig, RunConfig
 from flow_factory.config.datasets import trained_on
 from flow_factory.models import MODELS
+
+DISTILLED = re.compile(r"turbo|schnell|lightning|hyper-?sd|\blcm\b|klein-\d+b$", re.IGNORECASE)
+"""Names of checkpoints of few steps."""
+MANY_STEPS = 12
+"""More than any of them is made for."""
 
 
 def guided_rollouts(config: RunConfig) -> Iterator[str]:
@@ -31,10 +37,26 @@ def of_loaded_weights(config: RunConfig) -> Iterator[str]:
         yield "train.reference: base: the reference is the checkpoint without what model.resume_path has, and pulls away from it; or start"
 
 
+def few_steps(config: RunConfig) -> Iterator[str]:
+    """A checkpoint that draws in few steps, sampled as if it did not."""
+    train, name = config.train, config.model.model_name_or_path
+    if not DISTILLED.search(name):
+        return
+    if isinstance(train, FewStepConfig):
+        if (train.real_guidance_scale or 1.0) > 1:
+            yield f"train.real_guidance_scale: {name} is distilled by its name, and has no guidance to give; null"
+    elif train.num_inference_steps > MANY_STEPS or config.eval.num_inference_steps > MANY_STEPS:
+        yield (
+            f"{name} is distilled for few steps by its name: draw what is trained on, and evaluate, in as many steps as it was made for (4 "
+            "to 9), without classifier-free guidance: num_inference_steps and guidance_scale in train: and eval:"
+        )
+
+
 def remarks(config: RunConfig) -> Iterator[str]:
     """One line each."""
     yield from guided_rollouts(config)
     yield from of_loaded_weights(config)
+    yield from few_steps(config)
     train, family = config.train, MODELS[config.model.model_type]
     several = any(sum(reward.weight != 0 for reward in dataset.config.rewards) > 1 for dataset in trained_on(config))
     if train.advantage_aggregation == "gdpo" and several and train.global_std:

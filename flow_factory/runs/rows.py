@@ -8,7 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flow_factory.config import DPOConfig, DRaFTConfig, EvalConfig, ForwardConfig, RunConfig, TrainConfig, TransitionConfig, pipeline_kwargs
+from flow_factory.config import (
+    DPOConfig,
+    DRaFTConfig,
+    EvalConfig,
+    FewStepConfig,
+    ForwardConfig,
+    RunConfig,
+    TrainConfig,
+    TransitionConfig,
+    pipeline_kwargs,
+)
 from flow_factory.config.data import ALONE
 from flow_factory.config.datasets import Dataset, datasets_of, evaluations, gives_samples, trained_on
 from flow_factory.data.encoding_windows import order_of, rows_needed, rows_tested
@@ -261,14 +271,19 @@ def both_experts(trained: Sequence[str], other: str) -> str:
 
 def check_guidance(train: TrainConfig, sketch: ModelAdapter) -> None:
     """Raises:
-    UserError: the reference is to be guided by a negative prompt, and the family takes none; media are to be encoded, and it cannot; the
-        gradient would go through classifier-free guidance.
+    UserError: the reference is to be guided by a negative prompt, and the family takes none; a student of few steps would be drawn
+        with one; media are to be encoded, and it cannot; the gradient would go through classifier-free guidance.
     """
     if isinstance(train, DRaFTConfig) and (sketch.guided(pipeline_kwargs(train)) or getattr(sketch.pipe, "guider", None) is not None):
         key = sketch.cfg if sketch.cfg in train.call else "guidance_scale"
         text = "is classifier-free guidance here: draft's gradient would train the answer to the negative prompt against itself"
         raise UserError(f"train.{key}: {text}; write 1 (0 for Z-Image), or another trainer_type")
     key = "kl_guidance_scale" if isinstance(train, TransitionConfig) else "kl_cfg"
+    if isinstance(train, FewStepConfig):
+        key = "real_guidance_scale"
+        if sketch.guided(pipeline_kwargs(train)):
+            text = f"{train.guidance_scale:g}: a student of few steps is drawn without classifier-free guidance"
+            raise UserError(f"train.guidance_scale: {text}; write 1.0 (0 for Z-Image): {key} is the base's, which it learns")
     scale = getattr(train, key, None) or 1.0
     if scale > 1 and not sketch.guided(sketch.with_guidance(pipeline_kwargs(train), scale)):
         raise UserError(f"train.{key}: this {type(sketch).__name__} has no classifier-free guidance; write 1.0")

@@ -49,6 +49,11 @@ class TrainingContext:
     interrupt: Interrupt = field(default_factory=Interrupt)
 
     @property
+    def judged(self) -> bool:
+        """Whether what is drawn is given rewards."""
+        return self.pairs is None and self.config.train.judged
+
+    @property
     def policy(self) -> Policy:
         """What is trained."""
         return self.engine.policy

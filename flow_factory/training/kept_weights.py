@@ -25,13 +25,13 @@ def keep_copies(config: RunConfig, engine: Engine, algorithm: Algorithm, base: W
         base: the checkpoint's own weights, whole, where the model has others by now and they are the reference.
     """
     off = engine.policy.adapter_off if config.model.finetune_type == "lora" and config.train.reference == "base" else None
-    store = WeightStore(engine.policy.trained(), off, engine.part, engine.written)
+    store = WeightStore(engine.policy.trained(), off, engine.part, engine.written, engine.policy.at_work)
     if "ref" in algorithm.weights:
         store.keep("ref", device_of(config.train.ref_param_device))
     for name, weights in base.items():
         engine.scatter(weights.to(store.params[name].dtype), store.copies["ref"][list(store.params).index(name)])
     for name, average in algorithm.averages.items():
-        store.keep(name, device_of(average.device))
+        store.keep(name, device_of(average.device), average.of)
     if config.train.ema_decay > 0:
         store.keep("ema", device_of(config.train.ema_device))
     return store

@@ -1,12 +1,14 @@
 """The second half of an epoch: what rollouts teach the policy."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from flow_factory.algorithms.base import Turn
 from flow_factory.distributed.barriers import wait_for_everyone
 from flow_factory.distributed.collectives import in_step, most_of_ranks
 from flow_factory.training.context import TrainingContext
@@ -39,18 +41,23 @@ class Learner:
     """Whether the policy is still what it was when the epoch began."""
     cond: tuple[Cond, Cond] | None = field(default=None, init=False)
     """Of the row that was learnt from last: as its rollouts keep it, and on the device."""
+    turn: Turn = field(init=False)
+    """The optimiser step that is being computed."""
 
     def __post_init__(self) -> None:
         context, self.checks = self.context, UpdateChecks(self.context)
-        scales = {name: context.algorithm.guidance(name) for name in ("policy", *context.algorithm.weights)}
+        sizes = {name: context.engine.shape(p).numel() for name, p in context.store.params.items()}
+        self.roots = {network: sum(map(sizes.__getitem__, names)) ** 0.5 for network, names in context.store.networks.items()}
+        """Of the number of each network's weights."""
+        self.calls: dict[float | None, dict[str, Any]] = {None: context.call}
+        """By the scale of their guidance."""
+        self.turn = context.algorithm.turns(context.progress.updates)[0]
         vae = getattr(self.context.adapter.pipe, "vae", None)
         if vae is not None and context.algorithm.through_sampler and vae._supports_gradient_checkpointing:
             vae.enable_gradient_checkpointing()
-        self.root = sum(context.engine.shape(p).numel() for p in context.store.params.values()) ** 0.5  # of the number of trained weights
-        self.calls = {name: context.call if s is None else context.adapter.with_guidance(context.call, s) for name, s in scales.items()}
 
     def learn(self, groups: Sequence[Sequence[Rollout]], before: Callable[[Sequence[Rollout]], None] = lambda batches: None) -> None:
-        """`num_inner_epochs` passes over all training points of whole groups, an optimiser step after each window of micro-batches.
+        """`num_inner_epochs` passes over all training points of whole groups, an update after each window of micro-batches.
 
         Args:
             before: called with a window's micro-batches before anything is computed that depends on their advantages.
@@ -73,9 +80,7 @@ class Learner:
             context.meter.step("looked back")
             for window in bar(windows * passes, "optimising", shown=context.accelerator.is_main_process, delay=5):
                 before(window.batches)
-                self.survey(window, chosen)
-                self.update(window)
-                self.fresh = False
+                self.update(window, chosen)
         self.cond = None
         self.follow("epoch")
 
@@ -112,7 +117,7 @@ class Learner:
         "old" weights that nobody keeps are the policy's until the first update, whose own forwards then are the old ones as well.
         """
         context = self.context
-        for name in context.algorithm.weights:
+        for name in context.algorithm.weights if context.algorithm.looks_back else ():
             live = self.is_policy(name)
             batches = [b for window in windows[1 if live else 0 :] for b in window.batches]
             with torch.no_grad(), context.store.use("policy" if live else name), context.engine.gathered():
@@ -124,6 +129,8 @@ class Learner:
     def survey(self, window: Window, chosen: dict[int, list[Rollout]]) -> None:
         """Shows the algorithm, without gradient, the points that its loss compares, where they are in more than one forward."""
         algorithm = self.context.algorithm
+        if self.turn.survey is None:
+            return
         if algorithm.scope == "group":
             groups = [chosen[group] for group in dict.fromkeys(b.group for b in window.batches) if len(chosen[group]) > 1]
             units = self.as_many(groups)
@@ -134,7 +141,7 @@ class Learner:
         with torch.no_grad():
             for unit in self.stoppable(units):
                 for block in self.blocks(unit):
-                    said = algorithm.survey([p for _, _, p in block], self.velocity)
+                    said = self.turn.survey([p for _, _, p in block], self.velocity)
                     for (batch, k, _), peers in zip(block, said, strict=True):
                         batch.peers[k] = peers
 
@@ -159,8 +166,29 @@ class Learner:
             return work
         return work + work[-1:] * (most_of_ranks(self.context.accelerator, len(work)) - len(work))
 
-    def update(self, window: Window) -> None:
-        """One optimiser step on the mean loss of the window's points; an epoch's first is checked to be on-policy."""
+    def update(self, window: Window, chosen: dict[int, list[Rollout]]) -> None:
+        """An optimiser step of each network in its turn, where there are several; then what follows the weights."""
+        context, progress, norms = self.context, self.context.progress, {}
+        rate = float(context.schedule.get_last_lr()[0])
+        for self.turn in context.algorithm.turns(progress.updates):
+            if progress.updates % context.config.frequency_of(self.turn.network):
+                continue
+            with context.store.use(self.turn.network):
+                self.survey(window, chosen)
+                norms[self.turn.network] = self.descend(window)
+            self.fresh = False
+        context.schedule.step()
+        self.checks.effect(self.velocity_of, moves=rate > 0 and float(norms["policy"]) > 0)
+        progress.updates += 1
+        self.follow("update")
+        context.meter.step("update")
+
+    def descend(self, window: Window) -> Tensor:
+        """One optimiser step on the mean loss of the window's points; an epoch's first is checked to be on-policy.
+
+        Returns:
+            The norm of the gradient.
+        """
         context, engine, meter = self.context, self.context.engine, self.context.meter
         left, again = sum(map(context.algorithm.size, window.batches)), context.config.train.num_inner_epochs > 1
         checked = not self.fresh
@@ -168,7 +196,7 @@ class Learner:
             for k, point in enumerate(self.points(batch)):
                 left -= 1
                 with engine.accumulating(last=left == 0):
-                    loss, metrics = context.algorithm.loss(point, self.velocity)
+                    loss, metrics = self.turn.loss(point, self.velocity)
                     if not checked:
                         checked = True
                         self.checks.on_policy(metrics)
@@ -179,15 +207,12 @@ class Learner:
                     batch.frozen[k] |= self.stored(point.frozen)
                 meter.add(metrics)
             meter.step("micro-batch")
-        norm, rate = self.step(), float(context.schedule.get_last_lr()[0])
+        norm, network = self.step(), self.turn.network
         if not engine.collective:  # else every forward is shared, and none of it is one's own
             meter.shared(since)
-        context.schedule.step()
-        self.checks.effect(self.velocity_of, moves=rate > 0 and float(norm) > 0)
-        context.progress.updates += 1
-        meter.add({"grad_norm": norm, "grad_rms": norm / self.root})
-        self.follow("update")
-        meter.step("update")
+        of = "" if network == "policy" else f"{network}_"
+        meter.add({f"{of}grad_norm": norm, f"{of}grad_rms": norm / self.roots[network]})
+        return norm
 
     def step(self) -> Tensor:
         """The engine's; its error gets the place and a way out.
@@ -197,7 +222,7 @@ class Learner:
         """
         engine, progress = self.context.engine, self.context.progress
         try:
-            return engine.step()
+            return engine.step(self.turn.network)
         except GradientError as error:
             here = f"epoch {progress.epoch + 1}, update {progress.updates}: {error}, and nothing can be learnt from it"
             raise GradientError(f"{here}; {diagnosis(engine, progress.updates) or SUSPECTS}") from error
@@ -214,7 +239,7 @@ class Learner:
 
     def points(self, batch: Rollout) -> Iterator[Point]:
         """A micro-batch's training points on this process's device, with what is known of them."""
-        for k, point in enumerate(self.context.algorithm.points(batch)):
+        for k, point in enumerate(self.turn.points(batch)):
             known = {"frozen": batch.frozen[k], "peers": batch.peers.get(k)}
             device = self.context.accelerator.device
             step = replace(point.step, **to_device(vars(point.step), device)) if point.step is not None else None
@@ -227,21 +252,29 @@ class Learner:
             self.cond = kept, to_device(kept, self.context.accelerator.device)
         return self.cond[1]
 
-    def velocity(self, point: Point, weights: str = "policy") -> Tensor:
+    def velocity(self, point: Point, weights: str = "policy", guidance: float | None = None) -> Tensor:
         """See `types.Velocity`."""
-        if weights != "policy":
+        if weights in point.frozen and guidance is None:
             return point.frozen[weights]
-        algorithm, v = self.context.algorithm, self.velocity_of(point)
+        learns = weights == self.turn.network
+        with nullcontext() if learns else torch.no_grad(), self.context.store.use(weights):
+            v = self.velocity_of(point, weights, guidance)
+        if weights != "policy":
+            return v
+        algorithm = self.context.algorithm
         self.checks.saw(point, v)
         if self.fresh and "old" in algorithm.weights and self.is_policy("old"):
             point.frozen["old"] = v.detach()
         return v
 
-    def velocity_of(self, point: Point, asked: str = "policy") -> Tensor:
-        """Of the weights that are in the model now, with the guidance and memo that belong to the named ones."""
-        call = self.calls[asked]
-        memo = point.memo if call is self.context.call else point.memo.sibling(str(self.context.algorithm.guidance(asked)))
-        return self.context.engine("velocity", point.x, point.t, point.s, point.cond, call, memo)
+    def velocity_of(self, point: Point, asked: str = "policy", guidance: float | None = None) -> Tensor:
+        """Of the weights that are in the model now, with the memo and guidance that belong to the named ones, or this guidance."""
+        context = self.context
+        scale = context.algorithm.guidance(asked) if guidance is None else guidance
+        if scale not in self.calls:
+            self.calls[scale] = context.adapter.with_guidance(context.call, scale or 0.0)
+        memo = point.memo if scale is None else point.memo.sibling(str(scale))
+        return context.engine("velocity", point.x, point.t, point.s, point.cond, self.calls[scale], memo)
 
     def is_policy(self, name: str) -> bool:
         """Whether these weights are the policy's until the epoch's first update."""

@@ -57,13 +57,13 @@ def share_out(config: RunConfig, adapter: ModelAdapter, engine: Engine, start: S
     liveness.set_activity("building the policy")
     policy = build_policy(
         adapter, config.model, config.mixed_precision, config.train.enable_gradient_checkpointing, config.train.seed, accelerator.device,
-        shards=config.engine.shards_weights, settled=False,
+        shards=config.engine.shards_weights, settled=False, roles=config.train.networks,
     )  # fmt: skip
     wait_for_everyone("building the policy")
     split_sequences(adapter, config.model.context_parallel, accelerator.device)
     base = load_weights(start, policy, keep)
     wait_for_everyone("loading weights")
-    engine.wrap(policy, partial(make_optimizer, config.train))
+    engine.wrap(policy, partial(make_optimizer, config.train, networks=config.optimizers))
     if accelerator.is_main_process and (accelerator.num_processes > 1 or engine.settings.kind != "ddp"):
         note(engine.describe())
     several = is_offline(config) or len(policy.components) + len(policy.frozen) > 1

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from flow_factory.algorithms.base import Algorithm
 from flow_factory.config import BatchPlan, RunConfig
 from flow_factory.core.groups import cut
 from flow_factory.distributed.barriers import wait_for_everyone
@@ -38,7 +39,8 @@ def measure(trainer: "Trainer") -> str | None:
         UserError: the algorithm's bound is below what the settings can do.
     """
     settings = inexact(trainer.context.config, trainer.context.plan)
-    if not settings or trainer.context.pairs is not None:
+    compares = type(trainer.context.algorithm).on_policy_error is not Algorithm.on_policy_error
+    if not settings or not compares or trainer.context.pairs is not None:
         return None
     errors = [found for found in replayed(trainer) if found is not None]
     if not errors:
@@ -67,7 +69,7 @@ def replayed(trainer: "Trainer") -> list[tuple[Tensor, float] | None]:
     def error(point: Point) -> tuple[Tensor, float] | None:
         with trainer.context.engine.accumulating(last=False):  # with gradient, as it is trained on, and none is reduced
             v = learner.velocity_of(point).detach()
-        metrics: Metrics = algorithm.loss(point, lambda point, weights="policy": v)[1]
+        metrics: Metrics = algorithm.loss(point, lambda point, weights="policy", guidance=None: v)[1]
         return algorithm.on_policy_error(metrics)
 
     return [error(point) for point in learner.points(rollout) for _ in range(REPLAYS)]

@@ -74,7 +74,7 @@ class Roller:
                 self.judge(len(self.waiting) - self.behind)
                 context.meter.step("call")
             look_at(self.waiting[-1:])
-            self.judging.let_go(self.waiting[-1:] if self.behind and context.pairs is not None else [])
+            self.judging.let_go(self.waiting[-1:] if self.behind and not context.judged else [])
         self.cond = None
         self.rollouts, self.waiting = self.drawn(), []
         return self.rollouts
@@ -95,7 +95,7 @@ class Roller:
         """Hands in the first so many of those that wait, where they fill the rewards' calls."""
         drawn = self.waiting[:count]
         look_at(drawn[-1:])
-        if self.context.pairs is not None:
+        if not self.context.judged:
             self.judging.let_go(drawn[-1:])
         elif self.judging.due(drawn):
             if not self.context.rewards.beside:

@@ -125,7 +125,11 @@ class Trainer:
     def judge(self, rollouts: list[Rollout]) -> dict[str, float]:
         """Fills in `Rollout.rewards` and `Rollout.advantage`, where they are not given; what to log."""
         report: dict[str, float] = {}
-        if self.context.pairs is None:
+        if not self.context.config.train.judged:
+            for rollout in rollouts:
+                n = len(rollout.ids)
+                rollout.rewards, rollout.advantage = torch.empty(n, 0), torch.zeros(n, device=self.context.accelerator.device)
+        elif self.context.judged:
             report = self.score(rollouts)
             with self.context.meter.phase("advantage"):
                 self.weigh(rollouts)

@@ -108,7 +108,7 @@ def test_no_end_is_written_as_a_negative_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("keys", "line"), [
     ({"more": ADAMW, "train": "learning_rate: 1.0e-5"},
      "run.yaml:28: optimizers.0.learning_rate: is 0.0002 here and 1.0e-05 in train.learning_rate; keep one"),
-    ({"more": ADAMW.replace("frequency: 1", "frequency: 5")}, "run.yaml:32: optimizers.0.update_frequency: 5: one network is trained"),
+    ({"more": ADAMW.replace("frequency: 1", "frequency: 5")}, "run.yaml:32: optimizers.0.update_frequency: 5: the policy is trained"),
     ({"more": ADAMW.replace("betas:", "beta:")}, "run.yaml:29: optimizers.0.beta: unknown key. Known: betas, eps"),
     ({"more": ADAMW.replace("optimizer: adamw", "optimizer: lion")}, "run.yaml:26: optimizers.0.optimizer: wants one of adamw, adamw8bit"),
     ({"more": MUON.replace("2.0315", "2.0")}, "optimizers.0.ns_coefficients: [3.4445, -4.775, 2.0]: torch's Muon is run with"),

@@ -17,6 +17,7 @@ NFT, SHARES = ("train.trainer_type=nft", "train.kl_beta=0.1"), ("train.group_siz
 DRAFT = (
     "train.trainer_type=draft", "train.draft_steps=2", "rewards.reward_model=tests.tiny.rewards.Warm",
 )  # fmt: skip
+STUDENT = ("eval_rewards.reward_model=tests.tiny.rewards.Bright", "train.gradient_step_per_epoch=1", "train.real_guidance_scale=3.0")
 RUNS = {
     "grpo": (*FOUR, "train.kl_beta=0.1"),  # with four processes, a step takes half a group from each of two groups
     "grpo full": (*FOUR, *FULL, "train.kl_beta=0.1"),
@@ -40,11 +41,16 @@ RUNS = {
     "dgpo": (*TWO, "train.trainer_type=dgpo", "train.num_train_timesteps=2"),
     "dpo": (*FOUR, "train.trainer_type=dpo", "train.gradient_step_per_epoch=1", "train.beta=100"),
     "fsdp2": (*TWO, f"config_file={ROOT}/examples/launch/fsdp2.yaml"),
+    "dmd2": (*TWO, *STUDENT, "train.trainer_type=dmd2", "rewards=null"),
+    "tdm-r1": (*TWO, *STUDENT, "train.trainer_type=tdm-r1"),
+    "tdm-r1 shared": (*ONE, *SHARES, *STUDENT, "train.trainer_type=tdm-r1"),
+    "tdm-r1 fsdp2": (*TWO, *STUDENT, "train.trainer_type=tdm-r1", f"config_file={ROOT}/examples/launch/fsdp2.yaml"),
     "zero3": (*TWO, f"config_file={ROOT}/examples/launch/deepspeed_zero3.yaml"),
 }  # fmt: skip
 OF_FOUR = ("grpo", "grpo full", "nft", "groupwise", "best of n", "dgpo", "fsdp2")
 CASES = [*((2, name) for name in RUNS), *((4, name) for name in OF_FOUR)]
-MORE = {
+NETWORKS = {(2, name) for name in RUNS if STUDENT[0] in RUNS[name]}
+MORE = NETWORKS | {
     (2, "nft full"),
     (2, "dppo"),
     (2, "flash"),

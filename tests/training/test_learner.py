@@ -11,6 +11,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
+from flow_factory.algorithms.base import Turn
 from flow_factory.training.run import Run
 from flow_factory.types import Metrics, Point, Velocity
 from tests.conftest import cells
@@ -37,6 +38,9 @@ class Watched:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.algorithm, name)
+
+    def turns(self, update: int) -> list[Turn]:
+        return [replace(turn, loss=self.loss) for turn in self.algorithm.turns(update)]
 
     def loss(self, point: Point, velocity: Velocity) -> tuple[Tensor, Metrics]:
         loss = self.algorithm.loss(point, velocity)

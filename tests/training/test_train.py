@@ -93,7 +93,7 @@ def test_training_sees_what_sampling_saw_and_the_update_takes_effect(tmp_path: P
 
 def test_training_on_something_else_than_was_sampled_stops_the_run(tmp_path: Path) -> None:
     trainer, rollouts = rolled_out(tiny(tmp_path, *QUIET))
-    trainer.learner.calls["policy"] = trainer.context.call | {"guidance_scale": 9.0}
+    trainer.learner.calls[None] = trainer.context.call | {"guidance_scale": 9.0}
     before = {k: p.clone() for k, p in trainer.context.policy.trained().items()}
     with pytest.raises(OnPolicyError, match="training does not see what sampling saw"):
         trainer.learner.learn(trainer.groups(rollouts))

@@ -13,10 +13,12 @@ from flow_factory.checkpoints.state_files import Fill, Slab
 from flow_factory.config.engine import EngineSettings
 from flow_factory.distributed.collectives import any_of_ranks
 from flow_factory.distributed.engines.shards import slab_of
+from flow_factory.policy.lora import MAIN
 from flow_factory.policy.policy import Policy
 from flow_factory.utils.errors import GradientError
 
-MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+MakeOptimizer = Callable[[Iterable[Any]], torch.optim.Optimizer]
+"""Of `Policy.groups`."""
 
 
 class Engine:
@@ -48,7 +50,7 @@ class Engine:
         if device.type == "cpu":  # DDP would write to the frozen ones, which are a file's memory that all processes share
             frozen = [name for name, p in policy.named_parameters() if not p.requires_grad]
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(policy, frozen)
-        self.optimizer = make_optimizer(policy.trained().values())
+        self.optimizer = make_optimizer(policy.groups())
         self.wrapped, self.stepper = self.accelerator.prepare(policy, self.optimizer)
 
     @property
@@ -81,14 +83,16 @@ class Engine:
         """Adds the loss's gradient."""
         self.accelerator.backward(loss)
 
-    def step(self) -> Tensor:
-        """Clips the gradient to `max_norm`, takes an optimiser step and forgets the gradient; returns the norm before.
+    def step(self, role: str = MAIN) -> Tensor:
+        """Clips the gradient of one network, takes its optimiser step and forgets the gradient; returns the norm before.
+
+        The weights of other networks have no gradient then, and the optimiser passes over them: their moments stay as they are.
 
         Raises:
             GradientError: it is no number, on all processes alike; no weight has changed.
         """
-        self.complete_gradients()
-        norm = torch.as_tensor(self.accelerator.clip_grad_norm_(self.policy.trained().values(), self.max_norm))
+        self.complete_gradients(role)
+        norm = torch.as_tensor(self.accelerator.clip_grad_norm_(self.policy.trained(role).values(), self.largest(role)))
         scaler = self.accelerator.scaler
         if scaler is None or scaler.get_scale() < 1:  # of fp16; it passes such steps over itself, and halves until they fit
             require_finite(norm)
@@ -100,11 +104,15 @@ class Engine:
         """Transformers that all processes run in a velocity call, of which this process asks for some. Called by all together."""
         return any_of_ranks(asked)
 
-    def complete_gradients(self) -> None:
+    def complete_gradients(self, role: str = MAIN) -> None:
         """An expert that no point of a step asked for has a gradient of 0, not none: its moments decay on every engine alike."""
         if len(self.policy.components) > 1:
-            for p in self.policy.trained().values():
+            for p in self.policy.trained(role).values():
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+
+    def largest(self, role: str = MAIN) -> float:
+        """The norm that a network's gradient is scaled down to."""
+        return next((g["max_grad_norm"] for g in self.optimizer.param_groups if g.get("role") == role), self.max_norm)
 
     # -- the weights -----------------------------------------------------------------------------------------------------------
 

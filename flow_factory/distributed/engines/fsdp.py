@@ -16,6 +16,7 @@ from flow_factory.distributed.engines.base import Engine, MakeOptimizer, require
 from flow_factory.distributed.engines.narrow import POLICY, gathered_dtypes, narrow
 from flow_factory.distributed.engines.shards import first_of, slab_of
 from flow_factory.models.loading import DTYPES
+from flow_factory.policy.lora import MAIN
 from flow_factory.policy.policy import Policy
 from flow_factory.utils.errors import UserError
 
@@ -45,7 +46,7 @@ class FullyShard(Engine):
         share_out(policy, policy, reshard_after_forward=True, **keys)
         self.wrapped = self.policy = policy
         narrow(self.policy, gathered_dtypes(self.policy, DTYPES[self.accelerator.mixed_precision]))
-        self.optimizer = make_optimizer(self.policy.trained().values())
+        self.optimizer = make_optimizer(self.policy.groups())
         self.lora = any("lora_" in name for name in self.policy.trained())
 
     def _mesh(self, kind: str) -> DeviceMesh:
@@ -84,9 +85,9 @@ class FullyShard(Engine):
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
-    def step(self) -> Tensor:
-        self.complete_gradients()
-        norm = nn.utils.clip_grad_norm_(self.policy.trained().values(), self.max_norm)
+    def step(self, role: str = MAIN) -> Tensor:
+        self.complete_gradients(role)
+        norm = nn.utils.clip_grad_norm_(self.policy.trained(role).values(), self.largest(role))
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         require_finite(norm)
         self.optimizer.step()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from flow_factory.checkpoints.state_files import Fill, Slab
 from flow_factory.config.engine import EngineSettings
 from flow_factory.distributed.engines.base import Engine, MakeOptimizer, require_finite
+from flow_factory.policy.lora import MAIN
 from flow_factory.policy.policy import Policy
 from flow_factory.utils.errors import UserError
 
@@ -54,7 +55,7 @@ class Zero(Engine):
                 self.deepspeed.zero.Init(module=part, config_dict_or_path=settings)
         policy.settle(policy, device, own)
         self.policy, trained = policy, policy.trained()
-        self.optimizer = make_optimizer(trained.values())
+        self.optimizer = make_optimizer(policy.groups())
         self.wrapped, self.sharded, *_ = self.deepspeed.initialize(
             model=policy, optimizer=self.optimizer, model_parameters=list(trained.values()), config=settings
         )
@@ -79,7 +80,7 @@ class Zero(Engine):
         self.wrapped.backward(loss)
         self.stepped = False
 
-    def step(self) -> Tensor:
+    def step(self, role: str = MAIN) -> Tensor:
         """DeepSpeed passes a step over whose norm is no number, but for 16-bit weights in stages 1 and 2, and says inf or -1."""
         self.wrapped.step()
         self.stepped = True

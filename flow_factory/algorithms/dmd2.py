@@ -1,0 +1,110 @@
+"""DMD2 (arXiv 2405.14867) without data and without a critic: a student of few steps gets the distribution of the guided base."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from flow_factory.algorithms.base import Algorithm, Turn
+from flow_factory.algorithms.forward import mixed
+from flow_factory.algorithms.losses import matching_error
+from flow_factory.algorithms.losses.dmd import clean, dmd_loss
+from flow_factory.config import DMD2Config, FewStepConfig, TrainConfig
+from flow_factory.core.randomness import generator, normal
+from flow_factory.core.timesteps import TIMESTEPS, shifted
+from flow_factory.types import Metrics, Point, Rollout, Step, Velocity
+
+Draw = tuple[int, int]
+"""What, beside the sample, keys the random draws of a turn: the update, and the number of the turn in it."""
+
+
+class FewSteps(Algorithm):
+    """Rolls out by a few Euler steps, whose states it keeps. An update trains the fake network some steps, and then the generator."""
+
+    Config: ClassVar[type[TrainConfig]]
+    config: FewStepConfig
+    weights = ("ref",)
+    looks_back: ClassVar[bool] = False
+
+    def guidance(self, weights: str) -> float | None:
+        return self.config.real_guidance_scale if weights == "ref" else None
+
+    def noisy(self, epoch: int, slot: int) -> tuple[int, ...]:
+        return ()
+
+    def kept(self, epoch: int, slot: int) -> tuple[int, ...]:
+        return tuple(range(self.config.first_step, self.config.num_inference_steps))
+
+    def turns(self, update: int) -> Sequence[Turn]:
+        many = self.config.ttur_fake_updates
+        fakes = [Turn("fake", partial(self.drawn, draw=(update, k)), self.fake_loss) for k in range(many)]
+        return [*fakes, Turn("policy", partial(self.drawn, draw=(update, many)), self.loss)]
+
+    def drawn(self, rollout: Rollout, draw: Draw) -> Iterator[Point]:
+        """Points on the path, each with fresh noise and the noise level at which what the policy makes of it is judged."""
+        choice = generator(self.config.seed, "steps", *draw, rollout.group, rollout.ids[0])
+        chosen = torch.randperm(len(rollout.steps), generator=choice)[: self.size(rollout)].sort().values
+        for step in (rollout.steps[k] for k in chosen.tolist()):
+            tau, noise = self.levels(rollout, step, draw), self.noise(rollout, step, draw)
+            yield Point(step.x, step.t, step.s, rollout.cond, rollout.advantage, step, noise=noise, tau=tau, memo=rollout.memo)
+
+    def noise(self, rollout: Rollout, step: Step, draw: Draw) -> Tensor:
+        """(n, ...) float32, keyed by sample."""
+        shape, seed = step.x.shape[1:], self.config.seed
+        drawn = [normal(shape, torch.float32, "cpu", seed, "score noise", *draw, rollout.epoch, i, step.index) for i in rollout.ids]
+        return torch.stack(drawn).to(step.x.device)
+
+    def levels(self, rollout: Rollout, step: Step, draw: Draw) -> Tensor:
+        """Noise levels, (n,) where the model takes a time a sample, else 0-dim."""
+        ids = rollout.ids if self.per_sample_times else rollout.ids[:1]
+        draws = [generator(self.config.seed, "score levels", *draw, rollout.epoch, i, step.index) for i in ids]
+        u = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in draws])
+        tau = self.level(u if self.per_sample_times else u[0], step.s.cpu().double(), step.s1.cpu().double())
+        return tau.float().to(step.x.device)
+
+    def level(self, u: Tensor, s: Tensor, s1: Tensor) -> Tensor:
+        """Of uniforms, for a step from noise level s to s1."""
+        raise NotImplementedError(f"{type(self).__name__} does not say at which noise levels pictures are judged")
+
+    def fake_loss(self, point: Point, velocity: Velocity) -> tuple[Tensor, Metrics]:
+        """Of the fake network, at a point that the policy's picture was noised to."""
+        raise NotImplementedError(f"{type(self).__name__} has no loss of its fake network")
+
+
+def asked_at(point: Point, x: Tensor) -> Point:
+    """Another state at the same condition, at the noise level at which pictures are judged."""
+    assert point.tau is not None
+    return replace(point, x=x, t=TIMESTEPS * point.tau, s=point.tau, frozen={})
+
+
+class DMD2(FewSteps):
+    """(x0 - sg(x0 - (x0_fake - x0_real) / N))^2 / 2 on one step of the path, drawn anew at each optimiser step."""
+
+    Config: ClassVar[type[TrainConfig]] = DMD2Config
+    config: DMD2Config
+
+    def level(self, u: Tensor, s: Tensor, s1: Tensor) -> Tensor:
+        low, high = self.config.perturbation_timestep_range
+        return shifted(low + u * (high - low), self.config.time_shift)
+
+    def fake_loss(self, point: Point, velocity: Velocity) -> tuple[Tensor, Metrics]:
+        x0, at = self._judged(point, velocity)
+        assert point.noise is not None
+        loss = matching_error(velocity(at, "fake").float(), x0, point.noise).mean()
+        return loss, {"fake_loss": loss.detach()}
+
+    def loss(self, point: Point, velocity: Velocity) -> tuple[Tensor, Metrics]:
+        x0, at = self._judged(point, velocity)
+        fake, real = (clean(at.x, velocity(at, name).float(), at.s) for name in ("fake", "ref"))
+        loss = dmd_loss(x0, real, fake).mean()
+        metrics = {"loss": loss, "score_distance": (fake - real).abs().mean()}
+        return loss, {k: m.detach() for k, m in metrics.items()}
+
+    def _judged(self, point: Point, velocity: Velocity) -> tuple[Tensor, Point]:
+        """(what the policy makes of the state, that with noise on it)"""
+        assert point.noise is not None and point.tau is not None
+        x0 = clean(point.x.float(), velocity(point).float(), point.s)
+        return x0, asked_at(point, mixed(x0.detach(), point.noise, point.tau))
