@@ -31,7 +31,7 @@ def smooth(size: tuple[int, int], count: int = 3) -> list[Image.Image]:
 def test_scores_with_gradient_are_those_of_the_pictures(keys: Any, name: str, size: tuple[int, int]) -> None:
     images, prompts = smooth(size), ["a red circle", "two dogs on a hill", "a red circle"]
     given = rewards(name, **keys(name))
-    model = given.judges[0].model
+    model = given.rewards[0].model
     theirs = torch.cat([given.score([Row(k, p)], [[i]])[0][:, 0] for k, (p, i) in enumerate(zip(prompts, images, strict=True))])
     x = tensors(images).requires_grad_()
     mine = model.differentiable(prompts, x)

@@ -154,7 +154,7 @@ def test_a_reward_that_fails_in_the_midst_of_a_rollout_leaves_the_last_epochs_st
     run.trainer.roller.sample = lambda group, members, epoch: (drawn.append(epoch), sample(group, members, epoch))[1]  # type: ignore[method-assign]
     with pytest.raises(RewardError, match="the third call"):
         run()
-    assert drawn.count(0) == 4 and drawn.count(1) == 3, "the first group was judged while the second one was drawn"
+    assert drawn.count(0) == 4 and drawn.count(1) == 2, "on a CPU the first group is scored before the second one is drawn"
     assert (run.folder / "checkpoints" / "epoch_1" / "state").is_dir()
 
 
