@@ -172,9 +172,11 @@ def _training(source: Source) -> None:
     if train.get("max_epochs") == -1:
         train["max_epochs"] = None
         source.notices.append("train.max_epochs: -1 is null here: the run goes on until it is stopped")
-    for key in IDLE.keys() & train.keys():
+    overlaps = train.get("reward_optimization_overlap") is True
+    for key in [key for key in IDLE if key in train]:
         del train[key]
-        source.notices.append(f"train.{key} has no effect: {IDLE[key]}")
+        if overlaps or not key.startswith("reward_optimization_overlap"):
+            source.notices.append(f"train.{key} has no effect: {IDLE[key]}")
     for section in (train, source.mapping("eval")):
         for key in ABSENT_IF_NULL:
             if section.get(key, False) is None:

@@ -138,3 +138,10 @@ def test_muon_is_for_whole_matrices(tmp_path: Path) -> None:
         load(tmp_path, MUON + f"config_file: {tmp_path}/fsdp.yaml\n")
     line = "train.muon_momentum, train.muon_ns_steps: no effect with optimizer: adamw"
     assert line in load(tmp_path, train="muon_momentum: 0.9\nmuon_ns_steps: 4").notices
+
+
+@pytest.mark.parametrize("name", ["public_several_data_sets", "public_dppo"])
+def test_a_whole_file_of_2026_is_read(name: str) -> None:
+    config = load_config(Path(__file__).with_name(f"{name}.yaml"))
+    assert (config.train.learning_rate, config.train.adam_epsilon, config.model.finetune_type) == (3e-4, 1e-8, "lora")
+    assert len(config.data.datasets) > 1 and not any("reward_optimization_overlap" in line for line in config.notices)
