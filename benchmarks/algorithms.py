@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from flow_factory.reporting.metrics import read_metrics  # noqa: E402 (found beside this file, installed or not)
 
-ALGORITHMS = ("grpo", "grpo-guard", "dppo", "nft", "awm", "dpo", "dgpo", "crd", "draft", "flash-grpo")
+ALGORITHMS = ("grpo", "grpo-guard", "dppo", "nft", "awm", "dpo", "sft", "dgpo", "crd", "draft", "flash-grpo")
 STRICT = "eval/reward_strict_mean"
 Records = list[dict[str, Any]]
 

@@ -16,7 +16,7 @@ from flow_factory.runs.evaluation_plan import evaluation_lines
 from flow_factory.runs.notices import remarks
 from flow_factory.runs.preflight import Preflight, ready
 from flow_factory.runs.resume import start_lines
-from flow_factory.runs.rows import drawn, groups_left_out, is_offline, takes_files
+from flow_factory.runs.rows import drawn, groups_left_out, takes_files
 from flow_factory.utils.hub import cached
 
 
@@ -55,7 +55,7 @@ def data_lines(found: Preflight) -> list[str]:
         data, tested = dataset.config.data, found.tests.get(dataset.name)
         parts = [f"{next(sizes)} training rows"] if dataset.weight else []
         parts += [f"{len(tested)} test rows"] if tested else []
-        share = f", {dataset.weight} of {total} groups" * bool(dataset.weight and dataset.name and not is_offline(found.config))
+        share = f", {dataset.weight} of {total} groups" * bool(dataset.weight and dataset.name and not found.config.train.given)
         lines.append(f"{f'{dataset.name}: ' * bool(dataset.name)}{data.dataset_dir}: {', '.join(parts)}{share}")
     if not found.tests:
         lines.append("no test split: nothing will be evaluated")
@@ -64,13 +64,14 @@ def data_lines(found: Preflight) -> list[str]:
 
 def file_lines(found: Preflight) -> list[str]:
     """Which files of rows were looked at, and how closely."""
-    images, videos, pairs = set[str](), set[str](), 0
+    images, videos, given, learnt = set[str](), set[str](), found.config.train.given, 0
     for _, row, trained in drawn(found.config, found.rows, found.tests):
         images.update(row.images)
         videos.update(row.videos)
-        pairs += trained and is_offline(found.config)
+        learnt += trained and bool(given)
     lines = [f"condition files, all of each decoded: {len(images)} images, {len(videos)} videos"] if images or videos else []
-    lines += [f"pairs of chosen and rejected media, all of each decoded: {pairs}"] if pairs else []
+    what = "pairs of chosen and rejected media" if len(given) > 1 else "targets"
+    lines += [f"{what}, all of each decoded: {learnt}"] if learnt else []
     if lines and len(rows_needed(found.config, sizes_of(found.rows))) < len(found.rows):
         lines.append("files of rows that the run does not draw: they are there, and were not opened")
     return lines

@@ -22,7 +22,7 @@ from flow_factory.config.datasets import datasets_of, trained_on
 from flow_factory.config.engine import EngineSettings, engine_of
 from flow_factory.config.profile import ProfileConfig
 from flow_factory.config.recompute import AUTO
-from flow_factory.data.pairs import Pairs
+from flow_factory.data.given import GivenMedia
 from flow_factory.data.several import sizes_of
 from flow_factory.distributed import liveness
 from flow_factory.distributed.barriers import wait_for_everyone
@@ -41,7 +41,7 @@ from flow_factory.runs.claim import begin, choose_for_all, claim_folder, missed,
 from flow_factory.runs.identity import identity_of
 from flow_factory.runs.notices import guided_rollouts
 from flow_factory.runs.preflight import Preflight, ready
-from flow_factory.runs.rows import groups_left_out, is_offline, max_group
+from flow_factory.runs.rows import groups_left_out, max_group
 from flow_factory.runs.run_folder import RunFolder
 from flow_factory.runs.training_state import Progress, load
 from flow_factory.training.context import TrainingContext
@@ -160,9 +160,9 @@ def make_context(
     progress = load(start.path, store, engine, schedule) if start.path is not None and start.saved is not None else Progress()
     call, meter = pipeline_kwargs(train), Meter(accelerator, config.model.context_parallel)
     data = {dataset.name: dataset.config.data for dataset in trained_on(config)}
-    pairs = Pairs(data, adapter, call) if is_offline(config) else None
+    given = GivenMedia(data, adapter, train.given, call) if train.given else None
     return TrainingContext(
-        config, plan, call, accelerator, adapter, algorithm, engine, store, schedule, rewards, found.rows, conds, pairs, progress, meter
+        config, plan, call, accelerator, adapter, algorithm, engine, store, schedule, rewards, found.rows, conds, given, progress, meter
     )
 
 

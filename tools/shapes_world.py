@@ -1,6 +1,8 @@
 """The quick start's world: captions, the renderer that draws them, and the split into train and test.
 
-    python tools/shapes_world.py            writes dataset/shapes/{train,test}.jsonl
+    python tools/shapes_world.py            writes dataset/shapes and dataset/shapes_drawn
+
+The second has the same rows, each with a picture of what its caption asks for: demonstrations.
 
 One to four flat shapes stand on a 4 x 4 board; kinds of caption as in GenEval: single object, count, pair with colour attribution,
 relative position. A third of the captions of every kind (but `single`) is held out by a hash of its text: neither pre-training nor
@@ -125,13 +127,29 @@ def balanced(rows: list[Caption], counts: dict[str, int], rng: random.Random) ->
     return picked
 
 
-def main() -> None:
-    folder = Path(__file__).parent.parent / "dataset" / "shapes"
+def with_targets(folder: Path, split: str, rows: list[Caption]) -> list[Caption]:
+    """The rows, each with the name of a picture of its caption, which is written into the folder."""
     folder.mkdir(parents=True, exist_ok=True)
+    rng, shown = random.Random(split), []
+    for k, row in enumerate(rows):
+        name = f"{split}_{k:03d}.png"
+        Image.fromarray(render(row, rng)).quantize(64, dither=Image.Dither.NONE).save(folder / name, optimize=True)
+        shown.append(row | {"target": name})
+    return shown
+
+
+def write(file: Path, rows: list[Caption]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def main() -> None:
+    data = Path(__file__).parent.parent / "dataset"
     train, held_out = split()
     train, test = balanced(train, TRAIN_ROWS, random.Random(0)), balanced(held_out, TEST_ROWS, random.Random(1))
     for name, rows in (("train", train), ("test", test)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        write(data / "shapes" / f"{name}.jsonl", rows)
+        write(data / "shapes_drawn" / f"{name}.jsonl", with_targets(data / "shapes_drawn" / "images", name, rows))
         print(name, len(rows), {k: sum(r["kind"] == k for r in rows) for k in TRAIN_ROWS})
 
 

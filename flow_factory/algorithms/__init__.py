@@ -14,6 +14,7 @@ ALGORITHMS = Registry(
         "nft": "flow_factory.algorithms.nft:NFT",
         "awm": "flow_factory.algorithms.awm:AWM",
         "dpo": "flow_factory.algorithms.dpo:DPO",
+        "sft": "flow_factory.algorithms.sft:SFT",
         "dgpo": "flow_factory.algorithms.dgpo:DGPO",
         "crd": "flow_factory.algorithms.crd:CRD",
         "draft": "flow_factory.algorithms.draft:DRaFT",

@@ -1,6 +1,6 @@
 """Base of the algorithms on the forward process: they noise the final states of ODE rollouts, at noise levels of their own."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import torch
@@ -40,6 +40,17 @@ class NoisedSamples(Algorithm):
         """The model's times and the noise levels of the micro-batch's points, (T,) each, or (T, n) with a time per sample."""
         raise NotImplementedError(f"{type(self).__name__} does not say at which noise levels it trains")
 
+    def drawn(self, rollout: Rollout, draw: Callable[..., tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """As `times`, the samples' own where the model takes them, else the micro-batch's.
+
+        Args:
+            draw: the group's number and a sample's -> (T,) times and noise levels.
+        """
+        if not self.per_sample_times:
+            return draw(rollout.group, rollout.ids[0])
+        t, s = zip(*(draw(rollout.group, i) for i in rollout.ids), strict=True)
+        return torch.stack(t, 1), torch.stack(s, 1)
+
     def noise(self, rollout: Rollout, index: int) -> Tensor:
         """Noise of the point with this index, (n, ...) float32, keyed by sample."""
         assert rollout.x0 is not None  # an ODE rollout has them
@@ -77,12 +88,7 @@ class ForwardProcess(NoisedSamples):
             assert rollout.schedule is not None
             return self.sampler.draw(*rollout.schedule, self.config.seed, rollout.epoch, *key)
 
-        if self.times_by_group:
-            return draw(rollout.group)
-        if not self.per_sample_times:
-            return draw(rollout.group, rollout.ids[0])
-        t, s = zip(*(draw(rollout.group, i) for i in rollout.ids), strict=True)
-        return torch.stack(t, 1), torch.stack(s, 1)
+        return draw(rollout.group) if self.times_by_group else self.drawn(rollout, draw)
 
     def advantage(self, rollout: Rollout) -> Tensor:
         return rollout.advantage.clamp(*self.config.adv_clip_range)

@@ -16,6 +16,7 @@ from flow_factory.config.algorithms import (
     GRPOGuardConfig,
     NFTConfig,
     OldPolicyConfig,
+    SFTConfig,
     TransitionConfig,
 )
 from flow_factory.config.base import ConfigError, Section
@@ -57,6 +58,7 @@ __all__ = [
     "PathConfig",
     "RewardConfig",
     "RunConfig",
+    "SFTConfig",
     "SchedulerConfig",
     "Section",
     "TDMConfig",

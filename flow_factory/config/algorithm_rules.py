@@ -12,10 +12,11 @@ from flow_factory.config.algorithms import (
     ForwardConfig,
     GRPOGuardConfig,
     NFTConfig,
+    SFTConfig,
     TransitionConfig,
 )
 from flow_factory.config.base import show
-from flow_factory.config.datasets import gives_samples, trained_on
+from flow_factory.config.datasets import trained_on
 from flow_factory.config.nodes import Problem
 from flow_factory.config.plan import micro_batches_per_update
 from flow_factory.config.run import RunConfig
@@ -173,7 +174,10 @@ def group_has_advantage(config: RunConfig) -> Iterator[Problem]:
 
 
 def rewards_count(config: RunConfig) -> Iterator[Problem]:
-    if gives_samples(config.train) or not config.train.judged:
+    if isinstance(config.train, SFTConfig) and config.rewards:
+        text = "sft learns from the column target, and asks no reward; write eval_rewards, or delete it"
+        yield Problem(("rewards",), text)
+    if config.train.given or not config.train.judged:
         return
     for dataset in trained_on(config):
         if sum(abs(weight) for reward in dataset.config.rewards if isinstance(weight := reward.weight, float)) >= 1e-6:

@@ -6,9 +6,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from flow_factory.config.base import DERIVED, Batch, Device, Interval, Shown, derived, show
+from flow_factory.config.data import PAIR, TARGET
 from flow_factory.config.few_steps import DMD2Config, TDMConfig, TDMR1Config
 from flow_factory.config.scheduler import SchedulerConfig
-from flow_factory.config.train import TrainConfig
+from flow_factory.config.train import Accumulation, TrainConfig
 from flow_factory.core.step_range import index_window
 
 
@@ -201,8 +202,41 @@ class DPOConfig(TrainConfig):
     timestep_range: TimeRange = Field((0.0, 0.99), description="trained part of the path from noise (0) to data (1)")
 
     @property
+    def given(self) -> tuple[str, ...]:
+        return PAIR if self.offline else ()
+
+    @property
     def trained_batches_per_group(self) -> int:
         return 1
+
+    def points_per_batch(self, scheduler: SchedulerConfig) -> int:
+        return self.num_train_timesteps
+
+
+class SFTConfig(TrainConfig):
+    """Supervised fine-tuning: flow matching on the data set's own pictures or videos (column target)."""
+
+    judged: ClassVar[bool] = False
+
+    trainer_type: str = Field("sft", description="algorithm")
+    unique_sample_num_per_epoch: int = Field(
+        0, ge=0, le=65536, description="rows of an epoch, over all processes; 0 = a pass over all that there are"
+    )
+    gradient_accumulation_steps: Accumulation = Field(
+        1, description="micro-batches of an optimiser step on each process; auto = by gradient_step_per_epoch"
+    )
+    num_train_timesteps: Annotated[int, BeforeValidator(lambda value: 1 if value is None else value)] = Field(
+        1, ge=1, le=1000, description="noise levels a target is trained at"
+    )
+    weighting_scheme: Literal["logit_normal", "uniform"] = Field("logit_normal", description="density of the noise levels")
+    logit_mean: float = Field(0.0, description="logit_normal: above 0 is cleaner")
+    logit_std: float = Field(1.0, gt=0, description="logit_normal: spread")
+    time_shift: float = Field(1.0, gt=0, description="above 1 is noisier")
+    timestep_range: TimeRange = Field((0.0, 0.99), description="part of the way from noise (0) to data (1) that is trained on")
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        return TARGET
 
     def points_per_batch(self, scheduler: SchedulerConfig) -> int:
         return self.num_train_timesteps
@@ -283,6 +317,7 @@ TRAIN_CONFIGS: dict[str, type[TrainConfig]] = {
     "nft": NFTConfig,
     "awm": AWMConfig,
     "dpo": DPOConfig,
+    "sft": SFTConfig,
     "dgpo": DGPOConfig,
     "crd": CRDConfig,
     "draft": DRaFTConfig,

@@ -11,8 +11,8 @@ from flow_factory.config.base import DERIVED, Folder, Name, Section, Shown, deri
 from flow_factory.utils.registry import nearest
 
 HUB = "hf://datasets/"
-PAIR = ("chosen", "rejected")
-OURS = ("prompt", "negative_prompt", "image", "images", "video", "videos", *PAIR)
+PAIR, TARGET = ("chosen", "rejected"), ("target",)
+OURS = ("prompt", "negative_prompt", "image", "images", "video", "videos", *PAIR, *TARGET)
 """What has a meaning here; every other column is for rewards, by its own name."""
 LINES = (".jsonl", ".txt")
 """Endings of files whose lines are rows."""

@@ -6,14 +6,12 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from flow_factory.config.algorithms import DPOConfig
 from flow_factory.config.base import show
 from flow_factory.config.data import DatasetConfig, DatasetEvalConfig, DatasetTrainConfig
 from flow_factory.config.eval import EvalConfig
 from flow_factory.config.nodes import Keys, Problem
 from flow_factory.config.rewards import RewardConfig
 from flow_factory.config.run import RunConfig
-from flow_factory.config.train import TrainConfig
 from flow_factory.utils.registry import nearest
 
 
@@ -59,11 +57,6 @@ def dataset_named(config: RunConfig, name: str) -> Dataset:
 def evaluations(config: RunConfig) -> tuple[EvalConfig, ...]:
     """The `eval:` of each data set that may be evaluated; the run's own where none is."""
     return tuple(dataset.config.eval for dataset in datasets_of(config) if dataset.evaluated is not False) or (config.eval,)
-
-
-def gives_samples(train: TrainConfig) -> bool:
-    """Whether the rows bring what is learned from, so that nothing is drawn and no reward is asked."""
-    return isinstance(train, DPOConfig) and train.offline
 
 
 def _dataset(config: RunConfig, k: int, entry: DatasetConfig) -> Dataset:
@@ -134,7 +127,7 @@ def datasets_fit(config: RunConfig) -> Iterator[Problem]:
         if name in names[:k]:
             text = f"{name!r} is the name of data.datasets.{names.index(name)} too; write another"
             yield Problem(("data", "datasets", k, "name"), text)
-    if gives_samples(config.train):
+    if config.train.given:
         for k, entry in enumerate(entries):
             if entry.train is not None and entry.train.weight != 1:
                 text = f"{entry.train.weight}: {config.train.trainer_type} learns from the rows themselves, each once in a pass; write 1"

@@ -39,7 +39,9 @@ def _tree(config: RunConfig) -> dict[str, Any]:
     for name in ("train", "eval"):
         if tree[name]["resolution"] == [tree[name]["height"], tree[name]["width"]]:
             del tree[name]["height"], tree[name]["width"]
-    for reward in tree["rewards"] + (tree["eval_rewards"] or []):
+    if not tree["rewards"]:
+        del tree["rewards"]
+    for reward in tree.get("rewards", []) + (tree["eval_rewards"] or []):
         _spread(reward, RewardConfig)
     _write_back(tree, config.written)
     return tree

@@ -47,6 +47,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     for name in ("data", "model", "scheduler", "train", "eval", "log"):
         if source.tree.get(name) is None:
             source.tree[name] = {}
+    if source.tree.get("rewards", ()) is None:
+        del source.tree["rewards"]
     list_rewards(source)
     bring_public_keys(source)
     _one_or_several(source)
@@ -72,7 +74,8 @@ def few_steps(source: Source, train: type[TrainConfig]) -> None:
         steps = train.model_fields["num_inference_steps"].default
         source.mapping("eval").setdefault("num_inference_steps", source.mapping("train").get("num_inference_steps", steps))
         source.mapping("eval").setdefault("guidance_scale", source.mapping("train").get("guidance_scale", 3.5))
-    if not train.judged and not source.tree.get("rewards"):
+    asks_none = not train.judged or source.mapping("train").get("offline") is True
+    if asks_none and not source.tree.get("rewards"):
         source.tree["rewards"] = ()
 
 

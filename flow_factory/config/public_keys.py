@@ -33,8 +33,20 @@ ABSENT_IF_NULL = ("num_frames", "frame_rate")
 
 def bring_public_keys(source: Source) -> None:
     """Moves, drops or refuses what only the public files have; adds a notice where something has no effect."""
-    for step in (_optimizers, _acceleration, _dtypes, _sampler, _training, _rewards):
+    for step in (_offline, _optimizers, _acceleration, _dtypes, _sampler, _training, _rewards):
         step(source)
+
+
+def _offline(source: Source) -> None:
+    """The public trainer of given pairs, whose batches count pairs."""
+    tree = source.mapping("train")
+    if str(tree.get("trainer_type")).lower().replace("_", "-") != "offline-dpo":
+        return
+    tree |= {"trainer_type": "dpo", "offline": True}
+    for key in ("group_size", "per_device_batch_size"):
+        if (value := tree.get(key, 2)) != 2:
+            source.notices.append(f"train.{key}: {show(value)} -> 2: a pair is a group of two, in a forward of its own")
+        tree[key] = 2
 
 
 # -- optimizers ---------------------------------------------------------------------------------------------------------------------------

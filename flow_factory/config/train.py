@@ -192,6 +192,11 @@ class TrainConfig(Section):
     call: dict[str, Any] = Field(default_factory=dict, description="arguments for the pipeline's __call__")
 
     @property
+    def given(self) -> tuple[str, ...]:
+        """The data set's columns with the media that are learnt from, instead of rollouts and rewards."""
+        return ()
+
+    @property
     def trained_batches_per_group(self) -> int:
         """Micro-batches that a group is trained in."""
         return (self.best_of_n or self.group_size) // self.per_device_batch_size

@@ -1,5 +1,7 @@
 """Keys whose meaning here follows from others: rounded, translated or worked out, each with the line that says so."""
 
+from itertools import chain, count
+
 from flow_factory.config.algorithm_rules import best_of_n_fits, rounded
 from flow_factory.config.algorithms import DPPOConfig
 from flow_factory.config.engine_rules import engine_said
@@ -76,6 +78,18 @@ def masked_exactly(config: RunConfig) -> Translated:
     return config.model_copy(update={"train": train.model_copy(update={"kl_mask_type": "exact"})}), (said,)
 
 
+def whole_pass(config: RunConfig, rows: int) -> Translated:
+    """With the rows of an epoch where it is a pass over all of them: the largest number, or else the least, that can be dealt out."""
+    train = config.train
+    if train.unique_sample_num_per_epoch > 0:
+        return config, ()
+    many = next(n for n in chain(range(rows, 0, -1), count(rows + 1)) if deals(config, n) and in_steps(config, n))
+    said = f"train.unique_sample_num_per_epoch: an epoch is {many} of the {rows} rows, which divide over processes and optimiser steps"
+    lines = (f"{said}; the next goes on where it ends",) if many != rows else ()
+    config, more = translated(config.model_copy(update={"train": train.model_copy(update={"unique_sample_num_per_epoch": many})}))
+    return config, lines + more
+
+
 def translated(config: RunConfig) -> Translated:
     """All of them, one after the other."""
     lines: tuple[str, ...] = ()
@@ -89,7 +103,7 @@ def divides(config: RunConfig) -> bool:
     """Whether an epoch's batches can be dealt out."""
     train, rows = config.train, config.train.unique_sample_num_per_epoch
     whole = train.group_size % train.per_device_batch_size == 0
-    return whole and not list(best_of_n_fits(config)) and deals(config, rows) and in_steps(config, rows)
+    return whole and rows > 0 and not list(best_of_n_fits(config)) and deals(config, rows) and in_steps(config, rows)
 
 
 def deals(config: RunConfig, rows: int) -> bool:

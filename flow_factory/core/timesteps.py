@@ -119,12 +119,20 @@ class TimeSampler:
         """
         first, last = index_window(len(timesteps), self.timestep_range)
         count = last - first if self.count is None else self.count
+        if not self.strategy.startswith("discrete"):
+            return self.levels(count, seed, epoch, *key)
+        u = torch.rand(count, generator=generator(seed, "times", epoch, *key), dtype=torch.float64)
+        index = discrete(u, first, last, self.strategy)
+        return timesteps[index].float(), sigmas[index].float()
+
+    def levels(self, count: int, seed: int, epoch: int, *key: int) -> tuple[Tensor, Tensor]:
+        """The same of a density, one of `count` in each of as many parts of equal probability; needs no schedule.
+
+        Raises:
+            ValueError: no density of this name.
+        """
         draws = generator(seed, "times", epoch, *key)
-        u = torch.rand(count, generator=draws, dtype=torch.float64)
-        if self.strategy.startswith("discrete"):
-            index = discrete(u, first, last, self.strategy)
-            return timesteps[index].float(), sigmas[index].float()
-        u = stratified(u, torch.randperm(count, generator=draws))
+        u = stratified(torch.rand(count, generator=draws, dtype=torch.float64), torch.randperm(count, generator=draws))
         if self.strategy == "uniform":
             s = uniform(u, self.timestep_range, self.shift)
         elif self.strategy == "logit_normal":

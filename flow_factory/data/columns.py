@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
-from flow_factory.config.data import PAIR
+from flow_factory.config.data import PAIR, TARGET
 from flow_factory.types import Row
 from flow_factory.utils.errors import UserError
 from flow_factory.utils.registry import nearest
@@ -121,7 +121,7 @@ class Naming:
             raise DataError(f"{where}: the prompt has a NUL character (\\u0000); delete it")
         images, videos = self._files(named, "image", where), self._files(named, "video", where)
         waits = [name for name, value in named.items() if isinstance(value, Deferred)]
-        inside = type(images) is Files or type(videos) is Files or any(name in PAIR for name in waits)
+        inside = type(images) is Files or type(videos) is Files or any(name in (*PAIR, *TARGET) for name in waits)
         return Row(row_id, prompt, negative, Columns(named) if waits else named, images, videos, where, inside=inside)
 
     def renamed(self, columns: Mapping[str, Any], where: str) -> dict[str, Any]:

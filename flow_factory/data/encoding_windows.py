@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from flow_factory.config import RunConfig
-from flow_factory.config.datasets import gives_samples, trained_on
+from flow_factory.config.datasets import trained_on
 from flow_factory.data.order import Order, some_rows
 
 FEW = 1024
@@ -38,7 +38,7 @@ def order_of(config: RunConfig, sizes: Sequence[int]) -> Order:
     """
     train, datasets = config.train, trained_on(config)
     rows, seed = train.unique_sample_num_per_epoch, train.seed
-    if len(datasets) == 1 or gives_samples(train):
+    if len(datasets) == 1 or train.given:
         return Order((sum(sizes),), rows, seed)
     return Order(tuple(sizes), rows, seed, tuple(d.weight for d in datasets), tuple(d.name for d in datasets))
 

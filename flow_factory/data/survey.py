@@ -1,15 +1,17 @@
 """What there is to know of a data set's rows: found out in the pass that checks them, and of the files of some."""
 
 import math
+import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flow_factory.config.data import PAIR
+from flow_factory.config.data import PAIR, TARGET
 from flow_factory.data.columns import Columns, DataError, Deferred
 from flow_factory.data.media import check_media
 from flow_factory.data.media_checks import Extent, Kind
@@ -88,13 +90,19 @@ class Media:
 
 
 def files_of(row: Row, kind: Kind = "image") -> list[tuple[str, Kind]]:
-    """The row's condition files, and its pair where that has names of files.
+    """The row's condition files, and its target or pair where that has names of files.
 
     Args:
-        kind: of the pair.
+        kind: of the target or pair.
     """
-    pair = [(value, kind) for name in PAIR if isinstance(value := row.columns.get(name), str)]
-    return [*((path, "image") for path in row.images), *((path, "video") for path in row.videos), *pair]
+    names = (*PAIR, *(TARGET if is_file(row.columns.get(TARGET[0])) else ()))  # it may be a word for a reward
+    given = [(value, kind) for name in names if isinstance(value := row.columns.get(name), str)]
+    return [*((path, "image") for path in row.images), *((path, "video") for path in row.videos), *given]
+
+
+def is_file(value: object) -> bool:
+    """Whether it has a name's ending."""
+    return isinstance(value, str) and bool(re.fullmatch(r"\.\w{2,5}", Path(value).suffix))
 
 
 def spread(rows: Sequence[Row], most: int) -> Sequence[Row]:

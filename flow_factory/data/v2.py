@@ -4,11 +4,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from flow_factory.config.data import OURS
+from flow_factory.config.data import OURS, PAIR, TARGET
 from flow_factory.data.columns import EXAMPLE, DataError, kind_of, require_file_name
 from flow_factory.utils.registry import nearest
 
-SIDES = {"demonstration": ("target",), "preference": ("chosen", "rejected")}
+SIDES = {"demonstration": TARGET, "preference": PAIR}
 """What a line shows, and the columns that it becomes."""
 MEDIA = {"image": ("type", "path", "slot"), "video": ("type", "path", "slot", "fps")}
 """Kinds of media, and what may be said of one: a video's own rate counts, and media are taken in their order."""
@@ -45,7 +45,7 @@ def columns_of(line: Mapping[str, Any], where: str, root: Path) -> tuple[str, di
     if len(kinds) > 1:
         raise DataError(f"{where}: a picture beside a video in supervision; both sides must be of one kind")
     others = line.get("metadata", {})
-    if not isinstance(others, Mapping) or (clash := next((name for name in others if name in (*OURS, "target")), None)):
+    if not isinstance(others, Mapping) or (clash := next((name for name in others if name in OURS), None)):
         said = f"{clash!r} has a meaning of its own" if isinstance(others, Mapping) else f"wants an object, not {kind_of(others)}"
         raise DataError(f"{where}: metadata: {said}")
     return shows, {**others, **columns}

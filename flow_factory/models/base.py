@@ -221,11 +221,12 @@ class ModelAdapter(Family):
         return self.media(out, call)
 
     @torch.no_grad()
-    def to_state(self, media: Sequence[Any], call: Mapping[str, Any]) -> Tensor:
+    def to_state(self, media: Sequence[Any], call: Mapping[str, Any], generator: Generator | None = None) -> Tensor:
         """The state x0 of given media: what the sampler's last step would have to return for the pipeline to decode to them.
 
         Args:
             media: a PIL image or a `Clip` a sample, of the size that `call` names.
+            generator: of a draw from the VAE's distribution; None takes its mode.
 
         Returns:
             (n, ...) float32 in the layout of the recorder's states; the same for the same media, whatever they are encoded with.
@@ -238,7 +239,7 @@ class ModelAdapter(Family):
         self.check_call(call)
         frames = self.frames(call) if self.frame_step() else None
         check_media(media, call["height"], call["width"], frames)
-        x = torch.cat([self.state_of(pixels(self.pipe, one)) for one in media])
+        x = torch.cat([self.state_of(pixels(self.pipe, one), generator) for one in media])
         return part_of(x, self.sampled(x))
 
     def sampled(self, x: Tensor) -> Tensor | None:
@@ -248,9 +249,9 @@ class ModelAdapter(Family):
         """
         return None
 
-    def state_of(self, x: Tensor) -> Tensor:
+    def state_of(self, x: Tensor, generator: Generator | None = None) -> Tensor:
         """The state of pixels x, (1, 3, h, w) or (1, 3, frames, h, w), for `to_state`."""
-        return latents(self.pipe.vae, x)
+        return latents(self.pipe.vae, x, generator)
 
     def media(self, out: tuple[Any, ...], call: Mapping[str, Any]) -> list[Any]:
         """One picture or clip a sample, of what the pipeline returned."""

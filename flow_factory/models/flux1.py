@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Generator, Tensor
 
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.parts import fitted, fitted_size, too_small
@@ -30,8 +30,8 @@ class Flux1(ModelAdapter):
         embeds, pooled, _ = self.pipe.encode_prompt(text, None, max_sequence_length=call.get("max_sequence_length", self.text_length))
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
-    def state_of(self, x: Tensor) -> Tensor:
-        z = super().state_of(x)
+    def state_of(self, x: Tensor, generator: Generator | None = None) -> Tensor:
+        z = super().state_of(x, generator)
         return self.pipe._pack_latents(z, *z.shape)
 
     def tokens(self, row: Row, call: Mapping[str, Any]) -> tuple[int, int]:

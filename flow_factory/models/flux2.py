@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.parts import fitted, fitted_size, too_small
+from flow_factory.models.states import encoded
 from flow_factory.types import Cond, Row
 
 UPSAMPLING_SEED = 0
@@ -57,8 +58,12 @@ class Flux2(ModelAdapter):
     def takes(self, call: Mapping[str, Any]) -> dict[str, Any]:
         return {k: v for k, v in super().takes(call).items() if k != "caption_upsample_temperature"}  # done in `embed`
 
-    def state_of(self, x: Tensor) -> Tensor:
-        return self.pipe._pack_latents(self.pipe._encode_vae_image(x, None)).float()
+    def state_of(self, x: Tensor, generator: Generator | None = None) -> Tensor:
+        """Normalised channel by channel of a patch, by what its VAE has measured, as `_encode_vae_image` does with the mode."""
+        z, vae = self.pipe._patchify_latents(encoded(self.pipe.vae, x, generator)), self.pipe.vae
+        mean, var = (a.view(1, -1, 1, 1) for a in (vae.bn.running_mean, vae.bn.running_var))
+        z = (z - mean.to(z)) / (var + vae.config.batch_norm_eps).sqrt().to(z)
+        return self.pipe._pack_latents(z).float()
 
     def _upsampled(self, text: str, pictures: Any, temperature: float) -> str:
         """The prompt as the text encoder rewrites it; always the same way."""

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit
-from torch import Tensor
+from torch import Generator, Tensor
 
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.parts import area_of
@@ -50,8 +50,8 @@ class QwenImage(ModelAdapter):
         embeds, mask = encoded
         return {"prompt_embeds": embeds} | ({} if mask is None else {"prompt_embeds_mask": mask})
 
-    def state_of(self, x: Tensor) -> Tensor:
-        z = super().state_of(x[:, :, None])[:, :, 0]  # its VAE is one of videos
+    def state_of(self, x: Tensor, generator: Generator | None = None) -> Tensor:
+        z = super().state_of(x[:, :, None], generator)[:, :, 0]  # its VAE is one of videos
         return self.pipe._pack_latents(z, *z.shape)
 
 

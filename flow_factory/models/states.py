@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from flow_factory.types import Clip
 from flow_factory.utils.errors import UserError
@@ -32,9 +32,15 @@ def pixels(pipe: Any, one: Any) -> Tensor:
     return made.to(pipe._execution_device, pipe.vae.dtype)  # the VAE itself may be waiting in main memory
 
 
-def latents(vae: Any, x: Tensor) -> Tensor:
-    """The mode of the VAE's distribution of pixels x, normalised by the numbers of its config; float32."""
-    z, config = vae.encode(x).latent_dist.mode().float(), vae.config
+def encoded(vae: Any, x: Tensor, generator: Generator | None = None) -> Tensor:
+    """What the VAE makes of pixels x: a draw from its distribution, or without a generator its mode."""
+    found = vae.encode(x).latent_dist
+    return found.mode() if generator is None else found.sample(generator)
+
+
+def latents(vae: Any, x: Tensor, generator: Generator | None = None) -> Tensor:
+    """`encoded`, normalised by the numbers of the VAE's config; float32."""
+    z, config = encoded(vae, x, generator).float(), vae.config
     if "shift_factor" in config:
         return (z - config.shift_factor) * config.scaling_factor
     mean, std = (torch.tensor(config[k], device=z.device).view(-1, *[1] * (z.ndim - 2)) for k in ("latents_mean", "latents_std"))

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from flow_factory.models.base import ModelAdapter
 from flow_factory.types import Clip, Cond, Row
@@ -140,10 +140,10 @@ class WanV2V(WanT2V):
                 f"{row.source}: {row.videos[0]} has {frames} frames; the VAE takes {below} or {below + by}: cut it, or add some"
             )
 
-    def to_state(self, media: Sequence[Any], call: Mapping[str, Any]) -> Tensor:
+    def to_state(self, media: Sequence[Any], call: Mapping[str, Any], generator: Generator | None = None) -> Tensor:
         """Clips must have as many frames as the row's video; the call does not say how many."""
         frames = next((len(one.frames) for one in media if isinstance(one, Clip)), 1)
-        return super().to_state(media, {**call, "num_frames": frames})
+        return super().to_state(media, {**call, "num_frames": frames}, generator)
 
     def joinable(self, cond: Cond) -> Any:
         return None

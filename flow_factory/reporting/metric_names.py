@@ -62,7 +62,7 @@ METRICS: dict[str, dict[str, str]] = {
         "train/error_chosen": "flow-matching error of the chosen samples",
         "train/error_rejected": "flow-matching error of the rejected samples",
     },
-    "dgpo, crd": {
+    "dgpo, crd, sft": {
         "train/group_weight": "w of a group: 0 if the policy ranks it correctly, 1/2 at the start, 1 if it ranks it in reverse",
         "train/matching_error": "flow-matching error of the policy",
         "train/matching_error_ref": "flow-matching error of the reference",
@@ -85,6 +85,9 @@ METRICS: dict[str, dict[str, str]] = {
         "train/<copy>_decay": "share of the copy that its last update kept, in [0, 1]; near 1: it hardly moves",
     },
     "every evaluation": {
+        "eval/loss": "sft, offline dpo: of the test rows that bring a target or a pair, always at the same noise and noise levels",
+        "eval/margin": "offline dpo: the margin of these",
+        "eval/pair_accuracy": "offline dpo: the share of these with a margin above 0, in [0, 1]",
         "eval/reward_mean": "weighted sum of the rewards, the mean over the test rows, each with its own fixed noise",
         "eval/reward_<reward>_mean": "mean of one reward over the test rows",
         "eval/reward_<reward>_std": "its standard deviation over the test rows",

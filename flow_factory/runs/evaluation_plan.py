@@ -31,7 +31,7 @@ def epoch_forwards(config: RunConfig) -> int:
         scale = algorithm.guidance(weights)
         return rolled if scale is None else 2 if scale > 1 and family.cfg is not None else 1
 
-    drawn = 0 if getattr(train, "offline", False) else plan.micro_batches_per_rank * train.num_inference_steps * rolled
+    drawn = 0 if train.given else plan.micro_batches_per_rank * train.num_inference_steps * rolled
     learned = plan.num_inner_epochs * (1 + BACKWARD + bool(train.enable_gradient_checkpointing)) * passes("policy")
     points = plan.trained_batches_per_rank * plan.trained_points
     return plan.per_device_batch_size * (drawn + points * (learned + sum(map(passes, algorithm.weights))))

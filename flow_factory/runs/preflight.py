@@ -10,6 +10,7 @@ from typing import Any
 from flow_factory.algorithms import ALGORITHMS
 from flow_factory.config import RunConfig
 from flow_factory.config.datasets import Dataset, trained_on
+from flow_factory.config.translate import whole_pass
 from flow_factory.core.advantage import aggregation
 from flow_factory.data.media_checks import Extent
 from flow_factory.data.reader import Look
@@ -28,7 +29,6 @@ from flow_factory.runs.rows import (
     check_limits,
     checkpoint_of,
     fitted,
-    is_offline,
     looks,
     read_tests,
     read_training,
@@ -123,21 +123,22 @@ def classes(found: Preflight) -> None:
 
 def data(found: Preflight) -> None:
     """The rows, each of which is read once: what they are, what the family and the rewards ask of them, and that their files are there."""
-    config, paired, family = found.asked, is_offline(found.asked), MODELS[found.asked.model.model_type]
+    config, given, family = found.asked, found.asked.train.given, MODELS[found.asked.model.model_type]
     prints = {dataset.name: DataFingerprint() for dataset in trained_on(config)}
 
     def asked_of(dataset: Dataset, trained: bool) -> list[Look]:
         entries = dataset.config.rewards if trained else dataset.config.evaluated_by
-        needs = require_rewards(arguments(entries), family.draws, family.sounds) if not (trained and paired) else ()
-        own = looks(dataset.config, needs, trained and paired, found.share)
+        needs = require_rewards(arguments(entries), family.draws, family.sounds) if not (trained and given) else ()
+        own = looks(dataset.config, needs, trained, found.share)
         return [*own, prints[dataset.name]] if trained else own
 
     found.rows = read_training(config, partial(asked_of, trained=True))
     found.tests = read_tests(config, partial(asked_of, trained=False))
     found.fingerprints = {name: fingerprint.hexdigest() for name, fingerprint in prints.items()}
-    if found.share[0] == 0:
-        for line in repeats(config, sizes_of(found.rows)):
-            logger.warning(line)
+    found.asked, lines = whole_pass(config, len(found.rows))
+    found.config = found.asked
+    for line in (*lines, *repeats(found.asked, sizes_of(found.rows))) if found.share[0] == 0 else ():
+        logger.warning(line)
 
 
 def rewards(found: Preflight) -> None:

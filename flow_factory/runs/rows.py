@@ -19,15 +19,16 @@ from flow_factory.config import (
     TransitionConfig,
     pipeline_kwargs,
 )
-from flow_factory.config.data import ALONE
-from flow_factory.config.datasets import Dataset, datasets_of, evaluations, gives_samples, trained_on
+from flow_factory.config.data import ALONE, PAIR, TARGET
+from flow_factory.config.datasets import Dataset, datasets_of, evaluations, trained_on
 from flow_factory.data.encoding_windows import order_of, rows_needed, rows_tested
+from flow_factory.data.given import brings, given_files, require_frames
 from flow_factory.data.inspection import Record, inspect_files
 from flow_factory.data.media_checks import Extent, Kind, require_there
-from flow_factory.data.pairs import pair_files, require_frames
 from flow_factory.data.reader import Look
 from flow_factory.data.several import Named, joined, sizes_of
 from flow_factory.data.sources import has_split, open_split
+from flow_factory.data.v2 import SIDES
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.policy.context_parallel import check_splits
@@ -37,6 +38,12 @@ from flow_factory.types import Row
 from flow_factory.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
+LEARNS = {(): "draws its own samples", PAIR: "learns from preferences", TARGET: "learns from demonstrations"}
+OTHERWISE = {
+    "demonstration": "lines with a prompt, or trainer_type: sft",
+    "preference": "lines with a prompt, or offline: true with trainer_type: dpo",
+}
+"""What a line shows -> what would be right where that cannot be learnt from."""
 Tests = Mapping[str, Sequence[Row]]
 """Test rows, by the name of their data set."""
 
@@ -97,30 +104,29 @@ def said_of(dataset: Dataset) -> Iterator[None]:
         raise type(error)(said) from error
 
 
-def looks(config: RunConfig, needs: Iterable[Needs], paired: bool, share: tuple[int, int] = (0, 1)) -> list[Look]:
+def looks(config: RunConfig, needs: Iterable[Needs], trained: bool, share: tuple[int, int] = (0, 1)) -> list[Look]:
     """What every row of a split is asked while it is read.
 
     Args:
         needs: of the rewards that will see the rows.
-        paired: whether rows bring their pairs of chosen and rejected media.
+        trained: whether rows are trained on; then they must bring what is learnt from, where that is given, and else they may.
         share: (k, n): the k-th of n processes, which share out by rows the question whether files are there.
 
     Returns:
         Functions that raise `UserError` where a row has not the condition images or videos that the family takes, a column that a reward
-        needs, its pair, or one of its files; or where only some rows have a negative prompt, see `SomeNegatives`.
+        needs, its given media, or one of its files; or where only some rows have a negative prompt, see `SomeNegatives`.
     """
     found: list[Look] = [MODELS[config.model.model_type].check_row, *(needed.require_columns for needed in needs if needed.of_rows)]
     if config.model.model_type == "diffusers" and config.engine.shards_weights and config.num_processes > 1:
         found.append(SomeNegatives())
 
     def learns(row: Row) -> None:
-        if row.shows is not None and (row.shows != "preference" or not paired):
-            own = "learns from preferences" if paired else "draws its own samples"
-            right = "write lines with a prompt" + ", or offline: true with trainer_type: dpo" * (row.shows == "preference")
-            raise UserError(f"{row.source}: a {row.shows}, and {config.train.trainer_type} {own}; {right}")
+        if row.shows is not None and SIDES[row.shows] != config.train.given:
+            own, right = LEARNS[config.train.given], OTHERWISE[row.shows]
+            raise UserError(f"{row.source}: a {row.shows}, and {config.train.trainer_type} {own}; write {right}")
 
     def look(row: Row) -> None:
-        its = files_of(config, row, paired) if not row.inside else ()  # those of a table are there
+        its = files_of(config, row, trained) if not row.inside else ()  # those of a table are there
         for path, kind in its if row.id % share[1] == share[0] else ():
             require_there(path, row.source, kind)
 
@@ -146,7 +152,7 @@ def check_files(
         return {}
     files, mine = dict[tuple[str, Kind], str](), list[tuple[str, Kind]]()
     for number, (alone, row, trained) in enumerate(drawn(config, train, tests)):
-        for file in (its := files_of(alone, row, trained and is_offline(config))):
+        for file in (its := files_of(alone, row, trained)):
             files.setdefault(file, row.source)
         mine += its if number % share[1] == share[0] else ()
     return inspect_files(files, Record(Path(config.data.cache_dir) / "media.jsonl"), mine, progress) if files else {}
@@ -164,14 +170,20 @@ def drawn(config: RunConfig, train: Sequence[Row], tests: Tests) -> Iterator[tup
 def takes_files(config: RunConfig) -> bool:
     """Whether rows can have files."""
     family = MODELS[config.model.model_type]
-    return bool(family.images[1] or family.videos[1] or is_offline(config))
+    return bool(family.images[1] or family.videos[1] or config.train.given)
 
 
-def files_of(config: RunConfig, row: Row, paired: bool) -> list[tuple[str, Kind]]:
-    """The row's condition files, and its pair where it brings one."""
+def files_of(config: RunConfig, row: Row, trained: bool) -> list[tuple[str, Kind]]:
+    """The row's condition files, and the given media that it must bring where it is trained on, and may bring where it is not."""
     kind = MODELS[config.model.model_type].draws
-    pair = pair_files(config.data, row, kind == "video") if paired else []
-    return [*((path, "image") for path in row.images), *((path, "video") for path in row.videos), *((str(path), kind) for path in pair)]
+    files = [*((path, "image") for path in row.images), *((path, "video") for path in row.videos)]
+    return [*files, *((str(path), kind) for path in learnt_files(config, row, trained))]
+
+
+def learnt_files(config: RunConfig, row: Row, trained: bool) -> list[Path]:
+    """The given media alone, see `files_of`."""
+    columns, kind = config.train.given, MODELS[config.model.model_type].draws
+    return given_files(config.data, row, columns, kind == "video") if trained or brings(row, columns) else []
 
 
 def check_limits(config: RunConfig, sketch: ModelAdapter, train: Sequence[Row], tests: Tests, sizes: Mapping[str, Extent]) -> None:
@@ -184,9 +196,9 @@ def check_limits(config: RunConfig, sketch: ModelAdapter, train: Sequence[Row], 
         call = pipeline_kwargs(config.train if trained else alone.eval)
         if sizes.keys() >= {*row.images, *row.videos}:
             sketch.check_conditions(row, sizes, call)
-        if trained and is_offline(config) and sketch.draws == "video":
+        if sketch.draws == "video":
             wanted = sizes[row.videos[0]][2] if row.videos and row.videos[0] in sizes else sketch.frames(call)
-            for clip in map(str, pair_files(alone.data, row, video=True)):
+            for clip in map(str, learnt_files(alone, row, trained)):
                 require_frames(row, sizes[clip][2] if clip in sizes else wanted, wanted)
 
 
@@ -221,11 +233,6 @@ def groups_left_out(config: RunConfig, tests: Tests) -> list[str]:
     """Lines that say which rewards compare groups, and are left out of evaluations that draw none."""
     alone = [(d.key, d.config) for d in datasets_of(config) if d.name in tests and d.config.eval.group_size == 1]
     return [line if key == "data" else f"{key}: {line}" for key, config in alone for line in left_out(config.evaluated_by)]
-
-
-def is_offline(config: RunConfig) -> bool:
-    """Whether the training rows bring their own pairs."""
-    return gives_samples(config.train)
 
 
 def checkpoint_of(config: RunConfig) -> tuple[str, str, dict[str, Any], str | None]:
@@ -289,8 +296,9 @@ def check_guidance(train: TrainConfig, sketch: ModelAdapter) -> None:
         raise UserError(f"train.{key}: this {type(sketch).__name__} has no classifier-free guidance; write 1.0")
     if scale > 1 and sketch.cfg != sketch.guidance:
         logger.warning("train.%s: the reference has %s %g beside its embedded guidance; 1.0 leaves that away", key, sketch.cfg, scale)
-    if isinstance(train, DPOConfig) and train.offline and sketch.encodes_media is not None:
-        raise UserError(f"train.offline: media cannot be encoded for {type(sketch).__name__}: {sketch.encodes_media}")
+    if train.given and sketch.encodes_media is not None:
+        key = "offline" if isinstance(train, DPOConfig) else "trainer_type"
+        raise UserError(f"train.{key}: media cannot be encoded for {type(sketch).__name__}: {sketch.encodes_media}")
 
 
 def check_noise_levels(train: TrainConfig, others: Mapping[int, str], trained: Sequence[str]) -> None:

@@ -50,8 +50,9 @@ def plan(run: "Run") -> str:
     """Epochs, samples, steps, evaluations."""
     config, plan = run.context.config, run.context.plan
     epochs = counted(config.train.max_epochs) if config.train.max_epochs else "epochs until it is stopped"
-    made = "pairs of the data set" if run.context.pairs else f"samples ({plan.groups} groups of {plan.group_size})"
-    much = plan.rows_per_epoch if run.context.pairs else plan.samples_per_epoch
+    kind = "pairs" if len(config.train.given) > 1 else "targets"
+    made = f"{kind} of the data set" if config.train.given else f"samples ({plan.groups} groups of {plan.group_size})"
+    much = plan.rows_per_epoch if config.train.given else plan.samples_per_epoch
     steps = plan.optimiser_steps_per_epoch
     text = f"{config.train.trainer_type}, {epochs} of {much} {made} and {steps} optimiser step{'s' * (steps > 1)}"
     if not run.evaluators or config.eval.eval_freq == 0:

@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from flow_factory.algorithms.base import Algorithm
 from flow_factory.config import BatchPlan, RunConfig
-from flow_factory.data.pairs import Pairs
+from flow_factory.data.given import GivenMedia
 from flow_factory.distributed.engines import Engine
 from flow_factory.models.base import ModelAdapter
 from flow_factory.policy.policy import Policy
@@ -42,8 +42,8 @@ class TrainingContext:
     rows: Sequence[Row]
     conds: Sequence[Cond]
     """Of the rows."""
-    pairs: Pairs | None
-    """Given preferences, instead of rollouts and rewards."""
+    given: GivenMedia | None
+    """Demonstrations or preferences, instead of rollouts and rewards."""
     progress: Progress
     meter: Meter
     interrupt: Interrupt = field(default_factory=Interrupt)
@@ -51,7 +51,7 @@ class TrainingContext:
     @property
     def judged(self) -> bool:
         """Whether what is drawn is given rewards."""
-        return self.pairs is None and self.config.train.judged
+        return self.given is None and self.config.train.judged
 
     @property
     def policy(self) -> Policy:

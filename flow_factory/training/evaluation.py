@@ -20,6 +20,7 @@ from flow_factory.reporting.parcels import Parcel, packed
 from flow_factory.rewards.scoring import RewardSet
 from flow_factory.rewards.stream import ScoringStream
 from flow_factory.training.context import TrainingContext
+from flow_factory.training.held_out import HeldOut
 from flow_factory.types import Cond, Row, Sample
 from flow_factory.utils.errors import RowError
 from flow_factory.utils.offload import to_device
@@ -56,12 +57,16 @@ class Evaluator:
     """Of the data set, where several are evaluated."""
     scores: dict[str, list[float]] = field(default_factory=dict, init=False)
     """Of the last evaluation, by reward: those of each of its rows."""
+    held_out: HeldOut | None = field(init=False)
+    """Of test rows that bring what is learnt from."""
     usual: Sequence[int] = field(init=False)
     """The rows of every evaluation."""
     taken: Sequence[int] = field(init=False)
     """The last evaluation's rows."""
 
     def __post_init__(self) -> None:
+        given = bool(self.context.config.train.given)
+        self.held_out = HeldOut(self.context, self.rows, self.conds, self.name) if given else None
         self.usual = self.taken = rows_evaluated(self.context.config, len(self.rows))
 
     def run(self, full: bool = False) -> tuple[dict[str, float], list[Sample]]:
@@ -76,20 +81,23 @@ class Evaluator:
             Interrupted: a signal has come, of which all processes know after each batch.
             UserError: a reward failed, see `all_or_none`; or the pipeline did, on a row.
         """
-        self.taken = range(len(self.rows)) if full else self.usual
-        mine = self._scored(self.taken)
+        held_out = self.held_out(self.usual) if self.held_out is not None else {}
+        shown = self.usual[: self.context.config.log.num_samples]
+        self.taken = shown if not self.rewards.names else range(len(self.rows)) if full else self.usual
+        mine = self._scored(self.taken) if self.taken else []
         everyone: list[tuple[int, list[list[float]]]] = sorted(gather_object([(row, scores) for row, scores, _ in mine]))
         table = torch.tensor([scores for _, scores in everyone], dtype=torch.float64)  # (rows, group_size, R)
         names, usual = self.rewards.names, set(self.usual)
         self.scores = dict(zip(names, table.nanmean(1).T.tolist(), strict=True)) if names else {}
         come = exchange(self.context.accelerator, {0: [(row, media) for row, _, media in mine if media is not None]})
-        shown = sorted(((k, m.opened() if isinstance(m, Parcel) else m) for some in come.values() for k, m in some), key=lambda e: e[0])
-        samples = [Sample(self.rows[k].prompt, m, dict(zip(names, dict(everyone)[k][0], strict=True))) for k, m in shown]
+        media = sorted(((k, m.opened() if isinstance(m, Parcel) else m) for some in come.values() for k, m in some), key=lambda e: e[0])
+        samples = [Sample(self.rows[k].prompt, m, dict(zip(names, dict(everyone)[k][0], strict=True))) for k, m in media]
         within = f"/{self.name}" if self.name else ""
         report = {f"eval{within}/{k}": v for k, v in self.rewards.finish_epoch().items() if k.startswith("seconds/")}
         metrics = self._metrics(f"eval{within}", table[[k for k, (row, _) in enumerate(everyone) if row in usual]])
         if len(usual) < len(everyone):
             metrics |= self._metrics(f"eval_full{within}", table)
+        metrics |= {f"eval{within}/{name}": value for name, value in held_out.items()}
         return metrics | report, samples
 
     def _scored(self, rows: Sequence[int]) -> list[Scored]:

@@ -19,7 +19,7 @@ from flow_factory.policy.context_parallel import split_sequences
 from flow_factory.policy.optimizer import make_optimizer
 from flow_factory.policy.policy import Policy, build_policy
 from flow_factory.runs.resume import Start
-from flow_factory.runs.rows import checkpoint_of, is_offline
+from flow_factory.runs.rows import checkpoint_of
 from flow_factory.training.attention_proof import prove_attention
 from flow_factory.training.text_encoders import loaded_later
 from flow_factory.types import Cond
@@ -66,7 +66,7 @@ def share_out(config: RunConfig, adapter: ModelAdapter, engine: Engine, start: S
     engine.wrap(policy, partial(make_optimizer, config.train, networks=config.optimizers))
     if accelerator.is_main_process and (accelerator.num_processes > 1 or engine.settings.kind != "ddp"):
         note(engine.describe())
-    several = is_offline(config) or len(policy.components) + len(policy.frozen) > 1
+    several = bool(config.train.given) or len(policy.components) + len(policy.frozen) > 1
     if engine.settings.in_step and accelerator.num_processes > 1 and several:
         adapter.field.agree = engine.needed
     return base

@@ -40,7 +40,7 @@ def measure(trainer: "Trainer") -> str | None:
     """
     settings = inexact(trainer.context.config, trainer.context.plan)
     compares = type(trainer.context.algorithm).on_policy_error is not Algorithm.on_policy_error
-    if not settings or not compares or trainer.context.pairs is not None:
+    if not settings or not compares or trainer.context.given is not None:
         return None
     errors = [found for found in replayed(trainer) if found is not None]
     if not errors:

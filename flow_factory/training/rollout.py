@@ -21,6 +21,7 @@ from flow_factory.models.failures import named_rows
 from flow_factory.models.loading import DTYPES
 from flow_factory.training.context import TrainingContext
 from flow_factory.training.finished_work import FinishedWork
+from flow_factory.training.given_rollouts import given_rollout
 from flow_factory.training.judging import RolloutScoring
 from flow_factory.training.rollout_size import most_alike
 from flow_factory.types import Cond, Rollout
@@ -47,7 +48,8 @@ class Roller:
     """Of the row that was drawn last: on the device, and as its rollouts keep it."""
 
     def __post_init__(self) -> None:
-        self.together = None if self.context.config.train.rollout_batch_size == "auto" else self.context.plan.drawn_together
+        measured = self.context.config.train.rollout_batch_size == "auto" and self.context.given is None
+        self.together = None if measured else self.context.plan.drawn_together
         """Micro-batches that a rollout draws in one call."""
         self.behind = int(self.context.accelerator.device.type != "cpu")
         """Calls whose pictures are not looked at yet: a GPU draws on meanwhile; on a CPU all is drawn when a call returns."""
@@ -69,7 +71,7 @@ class Roller:
             draws = self.draws(len(self.rollouts) + len(self.waiting))
             shown = bar(draws, "rolling out", shown=context.accelerator.is_main_process, delay=5)
             for index, members in in_step(context.accelerator, context.interrupt, shown, len(draws)):
-                drawn = self.sample(groups[index], members, epoch) if context.pairs is None else self.given(groups[index], epoch)
+                drawn = (self.sample if context.given is None else self.given)(groups[index], members, epoch)
                 self.waiting.append(drawn)
                 self.judge(len(self.waiting) - self.behind)
                 context.meter.step("call")
@@ -108,9 +110,9 @@ class Roller:
         return self.rollouts + [part for one in self.waiting for part in cut(one, self.context.config.train.per_device_batch_size)]
 
     def done_so_far(self) -> FinishedWork | None:
-        """What of this epoch can be kept; None where nothing is, and of given pairs, which are quickly made."""
+        """What of this epoch can be kept; None where nothing is, and of given media, which are quickly there."""
         drawn = self.drawn()
-        if self.done is not None or not drawn or self.context.pairs is not None:
+        if self.done is not None or not drawn or self.context.given is not None:
             return self.done
         look_at(drawn[-1:])
         judging, counts = self.judging, self.judging.counts or self.context.rewards.counts
@@ -158,16 +160,13 @@ class Roller:
         logger.info("train.rollout_batch_size: auto draws %d of the %d samples of a group in a call", found * size, most * size)
         return found
 
-    def given(self, group: EpochGroup, epoch: int) -> Rollout:
-        """A pair of the data set, as if it had been sampled: a group of two, the chosen one first."""
-        context = self.context
-        assert context.pairs is not None
-        row, (cond, kept) = context.rows[group.row], self.cond_of(group.row)
+    def given(self, group: EpochGroup, members: Sequence[int], epoch: int) -> Rollout:
+        """These members of a group are the row's own media."""
+        context, train, row = self.context, self.context.config.train, self.context.rows[group.row]
+        assert context.given is not None
+        ids = [group.number * train.group_size + k for k in members]
         with named_rows([row], context.adapter, "encode", RowError):
-            x0, media = context.pairs.states(row, cond)
-        rollout = Rollout(row, kept, [], media, group.number, epoch, (2 * group.number, 2 * group.number + 1), x0, memo=ConditionMemo())
-        rollout.rewards, rollout.advantage = torch.tensor([[1.0], [0.0]]), torch.tensor([1.0, -1.0], device=x0.device)
-        return rollout
+            return given_rollout(context.given, row, self.cond_of(group.row), group.number, epoch, ids, train.seed)
 
     def sample(self, group: EpochGroup, members: Sequence[int], epoch: int) -> Rollout:
         """Some members of a group; their noise is keyed by (seed, epoch, global sample id) and depends on nothing else."""

@@ -187,7 +187,8 @@ class Run:
         shares = [sum(parts) for parts in zip(*(e.shares for e in self.evaluators), strict=True)]
         self.log(metrics | self.context.meter.cost("eval", shares))
         if self.trackers is not None:
-            said = ", ".join(f"{k.removeprefix('eval/')} {v:.4g}" for k, v in metrics.items() if re.fullmatch(r"eval/.*_mean", k))
+            told = {k.removeprefix("eval/"): v for k, v in metrics.items() if re.fullmatch(r"eval/(.*_mean|(.*/)?loss)", k)}
+            said = ", ".join(f"{name} {value:.4g}" for name, value in told.items())
             self.gallery.drawing(EVAL_SCORES, self.keep_scores)
             say(f"evaluation after epoch {self.context.progress.epoch}: {said}")
             if samples:
@@ -250,9 +251,10 @@ class Run:
 
 
 def _shown(name: str, value: float) -> bool:
-    """What of an evaluation the summary shows: each reward's mean, and scores that went missing."""
-    bare = re.sub(r"^[^/]+/(?=reward_|missing/)", "", name)  # of several data sets
-    return (bare.startswith("reward_") and bare.endswith("_mean") and bare != "reward_mean") or (bare.startswith("missing/") and value > 0)
+    """What of an evaluation the summary shows: each reward's mean, the held-out loss, and scores that went missing."""
+    bare = re.sub(r"^[^/]+/(?=reward_|missing/|loss$)", "", name)  # of several data sets
+    reward = bare.startswith("reward_") and bare.endswith("_mean") and bare != "reward_mean"
+    return reward or bare == "loss" or (bare.startswith("missing/") and value > 0)
 
 
 def _due(epoch: int, every: int) -> bool:

@@ -41,7 +41,7 @@ def work_of(context: TrainingContext, cond: Cond) -> dict[str, Work]:
     train = config.train
     image = family.tokens_of(train.height, train.width, {**train.call, "max_sequence_length": 0})
     passes = family.passes(context.call)
-    steps = 0 if context.pairs is not None else train.num_inference_steps - train.first_step
+    steps = 0 if context.given is not None else train.num_inference_steps - train.first_step
     rolled = plan.micro_batches_per_rank * plan.per_device_batch_size * steps * passes / plan.rolled.team
     points = plan.trained_batches_per_rank * plan.per_device_batch_size * plan.trained_points * plan.num_inner_epochs / plan.rolled.team
     trained = points * (passes if context.algorithm.guidance("policy") is None else 1)

@@ -125,7 +125,7 @@ class Trainer:
     def judge(self, rollouts: list[Rollout]) -> dict[str, float]:
         """Fills in `Rollout.rewards` and `Rollout.advantage`, where they are not given; what to log."""
         report: dict[str, float] = {}
-        if not self.context.config.train.judged:
+        if not self.context.config.train.judged and self.context.given is None:
             for rollout in rollouts:
                 n = len(rollout.ids)
                 rollout.rewards, rollout.advantage = torch.empty(n, 0), torch.zeros(n, device=self.context.accelerator.device)
@@ -139,8 +139,8 @@ class Trainer:
 
     def told(self, row: Row, scores: Sequence[float]) -> dict[str, float]:
         """A sample's scores by name, of the rewards that score its data set."""
-        if self.context.pairs is not None:
-            return dict(zip(("chosen",), scores, strict=True))
+        if self.context.given is not None:
+            return dict(zip(self.context.given.columns[:1], scores, strict=True))
         judged = zip(self.context.rewards.rewards, scores, strict=True)
         return {reward.name: score for reward, score in judged if reward.scores(row.dataset)}
 

@@ -31,7 +31,8 @@ from tests.tiny.run import ROOT, logged, trained
 
 ALGORITHMS = {
     "grpo": "GRPO", "grpo-guard": "GRPO-Guard", "dppo": "Flow-DPPO", "nft": "DiffusionNFT", "awm": "AWM",
-    "dpo": "DPO", "dgpo": "DGPO", "crd": "CRD", "draft": "DRaFT", "dmd2": "DMD2", "tdm": "TDM", "tdm-r1": "TDM-R1",
+    "dpo": "DPO", "sft": "SFT", "dgpo": "DGPO", "crd": "CRD", "draft": "DRaFT",
+    "dmd2": "DMD2", "tdm": "TDM", "tdm-r1": "TDM-R1",
 }  # fmt: skip
 """What the examples call each `train.trainer_type`."""
 EXAMPLES = sorted(path for name in ALGORITHMS for path in (ROOT / "examples" / name.replace("-", "_")).rglob("*.yaml"))
@@ -46,7 +47,7 @@ TINY = {
 """The tiny checkpoint of an example where it has not the example's name."""
 
 
-NEWER = {"dppo", "draft", "dmd2", "tdm", "tdm-r1"}
+NEWER = {"dppo", "draft", "dmd2", "tdm", "tdm-r1", "sft"}
 """Algorithms that turn up with the share that changes."""
 
 
@@ -151,6 +152,8 @@ def small(path: Path, folder: Path) -> list[str]:
         "log.save_dir": str(folder), "run_name": "run", "rewards": judged if config.train.judged else None,
         "eval_rewards": None if config.train.judged else judged,
     }  # fmt: skip
+    if config.train.given:
+        keys |= {"train.gradient_accumulation_steps": 1}
     return [f"{k}={json.dumps(v)}" for k, v in {**keys, **sizes, **few_rows(ROOT / config.data.dataset_dir, folder / "data")}.items()]
 
 

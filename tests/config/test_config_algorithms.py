@@ -13,10 +13,12 @@ from flow_factory.config import (
     DPPOConfig,
     GRPOGuardConfig,
     NFTConfig,
+    SFTConfig,
     load_config,
     plan_of,
 )  # fmt: skip
 from flow_factory.config.run import RunConfig
+from flow_factory.config.translate import whole_pass
 
 YAML = """\
 data:
@@ -179,6 +181,29 @@ def test_every_algorithm_compares_samples_of_a_row(tmp_path: Path, name: str, wr
 ])  # fmt: skip
 def test_the_neighbours_of_a_mistake_are_fine(tmp_path: Path, name: str, train: str, scheduler: str) -> None:
     assert load(tmp_path, name, train, scheduler).notices == ()
+
+
+def test_sft_takes_no_rewards_and_the_others_need_some(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"rewards: sft learns from the column target, and asks no reward; write eval_rewards, or delete"):
+        load(tmp_path, "sft", "  gradient_accumulation_steps: 1\n")
+    file = tmp_path / "run.yaml"
+    text = file.read_text().partition("rewards:")[0].replace("unique_sample_num_per_epoch: 2\n", "unique_sample_num_per_epoch: 0\n")
+    file.write_text(text)
+    config = load_config(file)
+    assert isinstance(config.train, SFTConfig) and config.train.given == ("target",) and not config.rewards
+    for steps, many, said in ((8, 100, ""), (128, 64, "64 of the 100 rows"), (256, 128, "128 of the 100 rows")):
+        found, lines = whole_pass(load_config(file, [f"train.gradient_accumulation_steps={steps}"]), 100)
+        assert found.train.unique_sample_num_per_epoch == many and (said in lines[0] if said else not lines)
+    file.write_text(text.replace("trainer_type: sft", "trainer_type: grpo").replace("per_epoch: 0", "per_epoch: 2"))
+    with pytest.raises(ConfigError, match="rewards: is required"):
+        load_config(file)
+
+
+def test_offline_dpo_is_dpo_that_is_offline(tmp_path: Path) -> None:
+    config = load(tmp_path, "Offline_DPO")
+    assert isinstance(config.train, DPOConfig) and config.train.offline and config.train.given == ("chosen", "rejected")
+    assert (config.train.group_size, config.train.per_device_batch_size) == (2, 2)
+    assert sum("a pair is a group of two" in line for line in config.notices) == 2
 
 
 def test_values_come_in_every_spelling(tmp_path: Path) -> None:

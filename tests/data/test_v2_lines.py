@@ -12,7 +12,7 @@ from flow_factory.config import load_config
 from flow_factory.data.columns import DataError
 from flow_factory.data.reader import read_rows
 from flow_factory.utils.errors import UserError
-from tests.data.test_pairs import OFFLINE, offline, write_pairs
+from tests.data.test_given import OFFLINE, offline, write_pairs
 from tests.tiny.run import TRAIN
 from tests.tiny.tables import PICTURE, parquet
 

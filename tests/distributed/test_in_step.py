@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import cells, chosen
-from tests.data.test_pairs import COLOURS, OFFLINE
+from tests.data.test_given import COLOURS, OFFLINE
 from tests.distributed.test_engines import WAN, on
 from tests.distributed.test_same_run import FOUR
 from tests.tiny.pipelines import saved

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from PIL import Image
 from torch import Tensor
 
 from flow_factory.algorithms import ALGORITHMS
 from flow_factory.config import TRAIN_CONFIGS, RunConfig, load_config, pipeline_kwargs, plan_of
 from flow_factory.config.engine import EngineSettings
+from flow_factory.data.given import GivenMedia
+from flow_factory.data.mp4 import save_video
 from flow_factory.distributed.engines import Engine
 from flow_factory.models import MODELS
 from flow_factory.models.loading import load_adapter, sketch_adapter
@@ -28,6 +32,7 @@ from flow_factory.training.kept_weights import keep_copies
 from flow_factory.training.meter import Meter
 from flow_factory.training.schedule import make_schedule
 from flow_factory.training.trainer import Trainer
+from flow_factory.types import Clip
 from flow_factory.utils.errors import UserError
 from tests.conftest import cells
 from tests.models.cases import CASES, EACH, call_of, row
@@ -45,11 +50,15 @@ KEYS: dict[str, dict[str, Any]] = {
     "nft": {"train.kl_beta": 0.01, "train.off_policy": True, "train.num_train_timesteps": 2},
     "awm": {"train.ratio_order": "sum_first", "train.num_train_timesteps": 2},
     "dpo": PAIRED | {"train.num_train_timesteps": 4, "train.time_shift": 10.0},
+    "sft": {"train.num_train_timesteps": 4, "train.time_shift": 10.0, "rewards": None},
     "dgpo": {"train.num_train_timesteps": 2, "train.timestep_range": 1.0},
     "crd": {"train.num_train_timesteps": 2},
     "draft": {"train.draft_steps": 4, "train.kl_beta": 0.01, "rewards": {"reward_model": "tests.tiny.rewards.Warm"}},
 }
-VELOCITIES = {"grpo": 8, "grpo-guard": 4, "dppo": 4, "nft": 12, "awm": 4 + 2 + 2, "dpo": 8, "dgpo": 12 + 8, "crd": 12 + 8, "draft": 16}
+VELOCITIES = {
+    "grpo": 8, "grpo-guard": 4, "dppo": 4, "nft": 12, "awm": 4 + 2 + 2, "dpo": 8, "sft": 8,
+    "dgpo": 12 + 8, "crd": 12 + 8, "draft": 16,
+}  # fmt: skip
 """Of an epoch of two micro-batches of two points, each half a group and an update of its own (DPO: one pair of four): the policy's, those
 of kept weights, and those of the survey; AWM has the latter two only after the first update. DRaFT has four points and one update."""
 
@@ -63,7 +72,8 @@ def config_of(name: str, algorithm: str, folder: Path, **extra: Any) -> RunConfi
     case = CASES[name]
     asked = row(case)
     files = {"images": list(asked.images), "videos": list(asked.videos)}
-    write_rows(folder / "train.jsonl", [{"prompt": asked.prompt, **{k: v for k, v in files.items() if v}}])
+    target = {"target": target_of(name, folder)} if algorithm == "sft" else {}
+    write_rows(folder / "train.jsonl", [{"prompt": asked.prompt, **{k: v for k, v in files.items() if v}, **target}])
     keys = {
         "mixed_precision": "no", "data.dataset_dir": str(folder), "model.model_name_or_path": str(saved(case.checkpoint)),
         "model.model_type": case.model_type, "model.finetune_type": "lora", "model.target_modules": "default",
@@ -75,6 +85,17 @@ def config_of(name: str, algorithm: str, folder: Path, **extra: Any) -> RunConfi
     file = folder / "cell.yaml"
     file.write_text("{}\n")
     return load_config(file, [f"{k}={json.dumps(v)}" for k, v in keys.items()])
+
+
+def target_of(name: str, folder: Path) -> str:
+    """A picture or a clip of what the case draws."""
+    case = CASES[name]
+    call = call_of(case)
+    frames = call.get("num_frames", case.frames)
+    pictures = [Image.new("RGB", (call["width"], call["height"]), (30 + 20 * k, 200, 90)) for k in range(frames or 1)]
+    path = folder / ("target.mp4" if frames else "target.png")
+    save_video(Clip(pictures, 16), path) if frames else pictures[0].save(path)
+    return str(path)
 
 
 def fit(config: RunConfig) -> RunConfig:
@@ -99,13 +120,27 @@ def trainer_of(name: str, algorithm: str, folder: Path) -> Trainer:
     schedule = make_schedule(config.train, engine.optimizer, 2)
     rewards, _ = load_rewards(arguments(config.rewards), None, accelerator)
     parts = (config, plan_of(config), pipeline_kwargs(config.train), accelerator, t.adapter, method, engine, store, schedule, rewards)
-    return Trainer(TrainingContext(*parts, [row(CASES[name])], t.conds[:1], None, Progress(), Meter(accelerator)))
+    train, asked = config.train, row(CASES[name])
+    given = GivenMedia({"": config.data}, t.adapter, train.given, pipeline_kwargs(train)) if train.given else None
+    asked = replace(asked, columns={"target": target_of(name, folder)}) if given else asked
+    return Trainer(TrainingContext(*parts, [asked], t.conds[:1], given, Progress(), Meter(accelerator)))
+
+
+def encodes(name: str) -> bool:
+    return MODELS[CASES[name].model_type].encodes_media is None
 
 
 SINGLE = [name for name, schema in TRAIN_CONFIGS.items() if not schema.networks]
 """Those of several networks are in test_few_steps."""
-CELLS = [(name, algorithm) for name in EACH for algorithm in SINGLE if (name, algorithm) != ("hunyuan_video15", "draft")]
-DIAGONAL = {(name, algorithm) for j, name in enumerate(EACH) for k, algorithm in enumerate(SINGLE) if (k - j) % len(SINGLE) == 0} & {*CELLS}
+NONE = {("hunyuan_video15", "draft"), *((name, "sft") for name in EACH if not encodes(name))}
+"""Cells that are refused, see below."""
+CELLS = [(name, algorithm) for name in EACH for algorithm in SINGLE if (name, algorithm) not in NONE]
+DIAGONAL = {
+    (name, algorithm)
+    for j, name in enumerate(EACH)
+    for k, algorithm in enumerate(key for key in SINGLE if (name, key) in CELLS)
+    if (k - j) % sum((name, key) in CELLS for key in SINGLE) == 0
+}
 """Every model with one algorithm, and every algorithm with three models or four; the other cells take turns."""
 
 
@@ -158,6 +193,7 @@ HIGH = {"model.target_components": ["transformer"]}
     [
         ("flux2", "crd", {}, r"train.kl_cfg: this Flux2 has no classifier-free guidance; write 1.0"),
         ("flux2-klein", "dgpo", {"train.kl_cfg": 4.5}, r"train.kl_cfg: this Flux2Klein has"),
+        ("ltx2-t2av", "sft", {}, r"train.trainer_type: media cannot be encoded for LTX2"),
         ("ltx2-t2av", "dpo", {"train.offline": True, "train.group_size": 2}, r"train.offline: media cannot be encoded for LTX2"),
         ("wan22-a14b-t2v", "nft", HIGH, r"train.timestep_range: .* write \[0, 0.4\], or train both experts"),
         (

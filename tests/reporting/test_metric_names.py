@@ -10,7 +10,9 @@ from flow_factory.cli import main
 from flow_factory.config import TRAIN_CONFIGS, config_help
 from flow_factory.reporting.metric_names import METRICS, explained, metrics_help
 from flow_factory.reporting.metrics import read_metrics
+from tests.data.test_given import offline, write_pairs
 from tests.tiny.run import ROOT, tiny
+from tests.training.test_sft import sft, write_targets
 
 TWO = "{a: {reward_model: jpeg_compressibility}, b: {reward_model: jpeg_incompressibility}}"
 KEYS = {
@@ -35,7 +37,7 @@ KEYS = {
 @pytest.mark.slow
 def test_every_metric_of_every_algorithms_run_is_in_it(tmp_path: Path) -> None:
     logged: set[str] = set()
-    for algorithm in TRAIN_CONFIGS:
+    for algorithm in (name for name in TRAIN_CONFIGS if name != "sft"):
         times = ["train.num_train_timesteps=2"] if algorithm in ("nft", "awm", "dgpo", "crd") else []
         own = [f"run_name={algorithm}", f"train.trainer_type={algorithm}", *times, *KEYS.get(algorithm, [])]
         run = tiny(tmp_path, "train.max_epochs=2", "log.save_freq=1", *own)
@@ -44,6 +46,13 @@ def test_every_metric_of_every_algorithms_run_is_in_it(tmp_path: Path) -> None:
         else:
             run.log(run.trainer.epoch())
         logged |= {k for record in read_metrics(run.folder / "metrics.jsonl") for k in record} - {"step", "time"}
+    for write, make in ((write_pairs, offline), (write_targets, sft)):  # what learns from given media
+        folder = tmp_path / make.__name__
+        folder.mkdir()
+        write(folder)
+        (folder / "data" / "test.jsonl").write_text((folder / "data" / "train.jsonl").read_text())
+        run = make(folder)
+        logged |= {*run.trainer.epoch(), *run.evaluators[0].run()[0]}
     assert len(logged) > 50 and not [name for name in sorted(logged) if explained(name) is None]
     patterns = [re.sub(r"<\w+>", "(.+)", pattern) for metrics in METRICS.values() for pattern in metrics]
     elsewhere = ["time/(.+)_wait_s", "perf/(.+)_share_of_peak", *([] if torch.cuda.is_available() else ["perf/(.+)_peak_memory_gb"])]

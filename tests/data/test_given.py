@@ -10,8 +10,8 @@ from PIL import Image
 
 from flow_factory.check import check
 from flow_factory.config import load_config
+from flow_factory.data.given import GivenMedia
 from flow_factory.data.mp4 import save_video
-from flow_factory.data.pairs import Pairs
 from flow_factory.training.run import Run
 from flow_factory.types import Clip
 from flow_factory.utils.errors import UserError
@@ -70,17 +70,17 @@ def test_a_pair_the_other_way_round_teaches_the_opposite(tmp_path: Path) -> None
 def test_pictures_of_another_size_are_scaled_to_cover_it_and_cropped(tmp_path: Path) -> None:
     write_pairs(tmp_path, size=(96, 48))
     trainer = offline(tmp_path).trainer
-    states, media = trainer.context.pairs.states(trainer.context.rows[0], {})
+    states, media = trainer.context.given.states(trainer.context.rows[0], {})
     assert [m.size for m in media] == [(32, 32)] * 2 and media[0].getpixel((16, 16))[0] > 200
     assert states.dtype == torch.float32 and len(states) == 2 and not torch.equal(states[0], states[1])
     assert torch.equal(states, trainer.context.adapter.to_state(media, trainer.context.call))
-    assert isinstance(trainer.context.pairs, Pairs)
+    assert isinstance(trainer.context.given, GivenMedia)
 
 
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"prompt": "a"}, r"train.jsonl:1: train.offline wants the names of two files in 'chosen' and 'rejected'; columns: none"),
+        ({"prompt": "a"}, r"train.jsonl:1: what is learnt from wants the names of two files in 'chosen' and 'rejected'; columns: none"),
         ({"prompt": "a", "chosen": "red.png", "rejected": ["blue.png"]}, "columns: chosen, rejected"),
         ({"prompt": "a", "chosen": "red\0.png", "rejected": "blue.png"}, r"train.jsonl:1: .* is no file's name: it has a NUL character"),
         ({"prompt": "a", "chosen": "red.png", "rejected": "green.png"}, r"train.jsonl:1: .*green.png"),
@@ -116,5 +116,5 @@ def test_clips_are_pairs_too_and_too_short_ones_are_named(tmp_path: Path) -> Non
     with pytest.raises(UserError, match=f"train.jsonl:2: a clip of {call['num_frames'] - 1} frames, where {call['num_frames']} are"):
         offline(tmp_path, *model, *sizes)
     trainer = offline(tmp_path, *model, *sizes, "data.max_dataset_size=1").trainer
-    states, media = trainer.context.pairs.states(trainer.context.rows[0], {})
+    states, media = trainer.context.given.states(trainer.context.rows[0], {})
     assert [len(m.frames) for m in media] == [call["num_frames"]] * 2 and torch.equal(*states)

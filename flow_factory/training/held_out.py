@@ -1,0 +1,73 @@
+"""The loss on test rows that bring what is learnt from, at fixed noise and noise levels, under the weights that are reported."""
+
+from collections.abc import Sequence
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from flow_factory.config import pipeline_kwargs
+from flow_factory.data.given import GivenMedia, brings
+from flow_factory.distributed.collectives import in_step
+from flow_factory.models.failures import named_rows
+from flow_factory.training.context import TrainingContext
+from flow_factory.training.given_rollouts import given_rollout
+from flow_factory.types import Cond, Point, Row
+from flow_factory.utils.errors import RowError
+from flow_factory.utils.offload import to_device
+
+REPORTED = ("loss", "margin", "pair_accuracy")
+
+
+class HeldOut:
+    """Of an algorithm that learns from given media. What it draws is keyed by row, so that no other row and no batch size matters.
+
+    Args:
+        context: of the run with the data set of this name alone.
+        rows: of its test file.
+        conds: theirs, encoded for the evaluation: media are brought to its size.
+    """
+
+    def __init__(self, context: TrainingContext, rows: Sequence[Row], conds: Sequence[Cond], name: str = ""):
+        config, train, adapter = context.config, context.config.train, context.adapter
+        self.context, self.rows, self.conds = context, rows, conds
+        call = pipeline_kwargs(config.eval)
+        self.given = GivenMedia({name: config.data}, adapter, train.given, call)
+        fixed = train.model_copy(update={"seed": config.eval_seed})
+        self.algorithm = type(context.algorithm)(fixed, config.scheduler, adapter.times_per_sample)
+        scales = {name: self.algorithm.guidance(name) for name in ("policy", *self.algorithm.weights)}
+        self.calls = {name: call if s is None else adapter.with_guidance(call, s) for name, s in scales.items()}
+
+    def __call__(self, asked: Sequence[int]) -> dict[str, float]:
+        """Means over those of these rows that bring media, by metric; nothing where none does. All processes must come."""
+        context = self.context
+        bring = [k for k in asked if brings(self.rows[k], self.given.columns)]
+        if not bring:
+            return {}
+        team, teams = context.config.model.context_parallel, context.config.teams
+        mine = bring[context.accelerator.process_index // team :: teams]
+        mine += bring[:1] * (-(-len(bring) // teams) - len(mine))  # forwards may be of all together
+        with torch.no_grad(), context.store.use(context.store.reported), context.engine.gathered():
+            local = [(k, self._of_row(k)) for k in in_step(context.accelerator, context.interrupt, mine, len(mine))]
+        every = [found for _, found in sorted(dict(gather_object(local)).items())]
+        return {name: sum(found[name] for found in every) / len(every) for name in every[0]}
+
+    def _of_row(self, k: int) -> dict[str, float]:
+        context, row, size = self.context, self.rows[k], len(self.given.columns)
+        cond = to_device(self.conds[k], context.accelerator.device)
+        with named_rows([row], context.adapter, "encode", RowError):
+            rollout = given_rollout(self.given, row, (cond, cond), row.id, 0, range(row.id * size, (row.id + 1) * size), None)
+        found = []
+        for point in self.algorithm.points(rollout):
+            for name in self.algorithm.weights:
+                with context.store.use(name):
+                    point.frozen[name] = self._velocity(point, name)
+            found.append(self.algorithm.loss(point, self._asked)[1])
+        return {name: float(torch.stack([m[name].mean() for m in found]).mean()) for name in REPORTED if name in found[0]}
+
+    def _asked(self, point: Point, weights: str = "policy", guidance: float | None = None) -> Tensor:
+        return self._velocity(point, "policy") if weights == "policy" else point.frozen[weights]
+
+    def _velocity(self, point: Point, weights: str) -> Tensor:
+        """Of the weights that are in the model now, with the guidance of those named."""
+        return self.context.engine("velocity", point.x, point.t, point.s, point.cond, self.calls[weights], None)
