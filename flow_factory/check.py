@@ -73,7 +73,7 @@ def file_lines(found: Preflight) -> list[str]:
     what = "pairs of chosen and rejected media" if len(given) > 1 else "targets"
     lines += [f"{what}, all of each decoded: {learnt}"] if learnt else []
     if lines and len(rows_needed(found.config, sizes_of(found.rows))) < len(found.rows):
-        lines.append("files of rows that the run does not draw: they are there, and were not opened")
+        lines.append("files of rows that the run does not draw: they exist, and were not opened")
     return lines
 
 
@@ -100,7 +100,7 @@ def compiled_lines(found: Preflight) -> list[str]:
     chosen = (found.rows[k] for k in rows_needed(config, sizes_of(found.rows)))
     rows = {(None if pads else row.prompt, *(found.sizes.get(file) for file in (*row.images, *row.videos))) for row in chosen}
     much = f"{len(rows)} shape{'s' * (len(rows) > 1)}" if pads else f"as many shapes as prompts have lengths, {len(rows)} at most"
-    return [f"{what}; the training rows make {much}, each of which is compiled for; more than {MOST} are refused"]
+    return [f"{what}; the training rows make {much}, each compiled separately; more than {MOST} are refused"]
 
 
 def checkpoint_lines(config: RunConfig) -> list[str]:

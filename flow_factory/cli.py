@@ -165,7 +165,7 @@ def act(config: RunConfig, args: argparse.Namespace, listener: Listener) -> int:
         ended = partial(has_ended, config, placement)
         if ended():
             folder = Path(config.log.save_dir, config.log.run_name or "")
-            note(f"{folder} has all its epochs: nothing is left to do; a larger train.max_epochs goes on")
+            note(f"{folder} has all its epochs: nothing is left to do; raise train.max_epochs to continue")
             return 0
         return launch(placement, arguments, config.distributed_timeout, ended)
     if first():

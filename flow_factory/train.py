@@ -72,7 +72,7 @@ def build(config: RunConfig) -> Run:
     contradict(engine_of(config.config_file, config.model.offload_blocks))
     accelerator = make_accelerator(config)
     engine = make_engine(config.engine, accelerator, config.train.max_grad_norm)
-    liveness.set_activity("looking at what is there")
+    liveness.set_activity("examining the checkpoint and the run's folder")
     choice = choose_for_all(config, accelerator)
     found = ready(config, (accelerator.process_index, accelerator.num_processes), choice=choice)
     if found.finished is not None:

@@ -75,7 +75,7 @@ class Packer:
             return value
         kind = f"{value.mode} image" if isinstance(value, Image.Image) else type(value).__name__
         what = f"tensor of {value.dtype}" if isinstance(value, Tensor) else kind
-        raise TypeError(f"{where} is a {what}, which is not kept: only tensors, RGB images, numbers, texts and lists are")
+        raise TypeError(f"{where} is a {what}, which is not cacheable: only tensors, RGB images, numbers, texts and lists are")
 
     def _tensor(self, tensor: Tensor) -> int:
         """Its number."""

@@ -39,7 +39,7 @@ def columns_of(line: Mapping[str, Any], where: str, root: Path) -> tuple[str, di
     for side in SIDES[shows]:
         one = _media(_object(supervision, side, ("media",), (), where)["media"], side, where, root)
         if len(one) != 1:
-            raise DataError(f"{where}: {len(one)} media in {side}; one picture or video can be learnt from")
+            raise DataError(f"{where}: {len(one)} media in {side}; one image or video can be learned from")
         kinds.add(one[0][0])
         columns[side] = one[0][1]
     if len(kinds) > 1:

@@ -126,7 +126,7 @@ class Work:
                 self.seen[rank] = (text, now)
             elif now - self.seen[rank][1] > self.still:
                 doing = text.partition(" ")[2]
-                raise MeetingError(f"{self.name}: process {rank} of {self.size} has stood still for {self.still:g} s, at: {doing}")
+                raise MeetingError(f"{self.name}: process {rank} of {self.size} has made no progress for {self.still:g} s, at: {doing}")
 
     def _said(self, rank: int) -> str:
         """The last sign of life in this work, else what the process has said of itself."""
@@ -141,7 +141,7 @@ class Work:
         try:
             yield
         except DistError as error:
-            raise MeetingError(f"{self.name}: the process at which all meet has left; its own message says why") from error
+            raise MeetingError(f"{self.name}: the process that hosts the rendezvous has ended; see its own message") from error
 
 
 def _in_front() -> bool:

@@ -33,9 +33,9 @@ def settled_lines(environment: Mapping[str, str]) -> Iterator[str]:
     """What was set for the user, a line each."""
     here = processes_here(environment)
     if here > 1 and environment.get(OURS) and environment.get(OURS) == environment.get("OMP_NUM_THREADS"):
-        yield f"OMP_NUM_THREADS={environment[OURS]}: this machine's cores are shared out over its {here} processes; your own setting rules"
+        yield f"OMP_NUM_THREADS={environment[OURS]}: this machine's cores, divided among its {here} processes; a value that you set is kept"
     if environment.get(CHOSEN) and environment.get(CHOSEN) == environment.get(ALLOCATORS[0]):
-        yield f"{ALLOCATORS[0]}={EXPANDABLE}: what one phase leaves of the card's memory fits the next; your own setting rules"
+        yield f"{ALLOCATORS[0]}={EXPANDABLE}: memory that one phase frees can be reused by the next; a value that you set is kept"
 
 
 def settle_interface(environment: MutableMapping[str, str]) -> str | None:
@@ -47,7 +47,7 @@ def settle_interface(environment: MutableMapping[str, str]) -> str | None:
     if found is None:
         return None
     environment["GLOO_SOCKET_IFNAME"] = found
-    return f"GLOO_SOCKET_IFNAME={found}: the name of this machine, {socket.gethostname()}, is an address that others do not reach"
+    return f"GLOO_SOCKET_IFNAME={found}: this machine's name, {socket.gethostname()}, resolves to an address that others cannot reach"
 
 
 def interface_to(address: str) -> str | None:

@@ -149,7 +149,7 @@ class Machines(RendezvousHandler):
     def _ask(self, store: Store, attempt: int) -> None:
         """Makes the number at least this one."""
         if attempt > self.max_restarts:
-            raise MeetingError(f"{self.place}: another restart is asked for, and --max_restarts {self.max_restarts} are used up")
+            raise MeetingError(f"{self.place}: another restart is needed, but --max_restarts {self.max_restarts} are used up")
         store.compare_set("attempt", "", "0")
         while (now := _number(store)) < attempt:
             store.compare_set("attempt", str(now), str(attempt))
@@ -162,7 +162,7 @@ class Machines(RendezvousHandler):
         if holder == self.mine:
             return keys
         if not self.max_restarts or _lives(store, holder.partition(" ")[0]):
-            raise MeetingError(f"{self.place}: another one has this number, or was it started anew while the others went on?")
+            raise MeetingError(f"{self.place}: another one has this rank, or was started again while the others continued")
         if any(store.check([key]) for key in self._done(attempt)):
             store.set(self._done(attempt)[self.place.number], "")
             raise RendezvousGracefulExitError("the run has ended")

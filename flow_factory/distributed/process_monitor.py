@@ -213,7 +213,7 @@ def _host_there() -> Iterator[None]:
     try:
         yield
     except DISCONNECTED as error:
-        raise MeetingError("the process at which all meet has left; its own message says why") from error
+        raise MeetingError("the process that hosts the rendezvous has ended; see its own message") from error
 
 
 def _start(do: object, *given: object) -> None:

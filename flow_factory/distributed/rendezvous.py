@@ -54,7 +54,7 @@ def meet(meeting: Rendezvous, hosts: bool) -> Store:
     keys = [f"{meeting.what}/{meeting.attempt}/{k}" for k in range(meeting.count)]
     try:
         if store.add(keys[meeting.number], 1) > 1:
-            raise MeetingError(f"{meeting}: another one has this number, or was it started anew while the others went on?")
+            raise MeetingError(f"{meeting}: another one has this rank, or was started again while the others continued")
         while not store.check(keys):
             if time.monotonic() > deadline:
                 missing = ", ".join(str(k) for k, key in enumerate(keys) if not store.check([key]))
@@ -110,7 +110,7 @@ def _connect(meeting: Rendezvous, hosts: bool) -> TCPStore:
     try:
         found = box.get(timeout=meeting.timeout + 10)  # torch overruns a little
     except queue.Empty:
-        raise MeetingError(f"{meeting}: who listens there does not answer; set --main_process_port to a free port") from None
+        raise MeetingError(f"{meeting}: another program listens there; set --main_process_port to a free port") from None
     if isinstance(found, DistError):
         why = str(found).splitlines()[0].rpartition("message: ")[2]
         raise MeetingError(f"{meeting}: {why}; set --main_process_port to a free port, the same for all") from found

@@ -67,7 +67,9 @@ def encoding_lines(config: RunConfig, sizes: Sequence[int], tests: Mapping[str, 
     """
     data = config.data
     if not data.enable_preprocess:
-        return ["rows are encoded whenever they are drawn, and not cached (data.enable_preprocess: false); the text encoders stay"]
+        return [
+            "rows are encoded whenever they are drawn, and not cached (data.enable_preprocess: false); the text encoders stay on the device"
+        ]
     first, drawn, windows = len(rows_of_start(config, sizes, 0)), len(rows_needed(config, sizes)), in_windows(config)
     what = (
         f"the {first} training rows that the {'first epochs draw' if windows else 'run draws'}"
@@ -83,8 +85,8 @@ def encoding_lines(config: RunConfig, sizes: Sequence[int], tests: Mapping[str, 
     if windows and first < drawn:
         epochs = window_epochs(config)
         many = f"{epochs} epochs" if epochs > 1 else "an epoch"
-        later = f"encoded when the run comes to them: the rows of {many} at a time, {drawn - first} more"
-        lines.append(f"{later}; in between the text encoders wait (data.idle_encoders: {data.idle_encoders})")
+        later = f"encoded when the run reaches them: the rows of {many} at a time, {drawn - first} more"
+        lines.append(f"{later}; in between the text encoders are idle (data.idle_encoders: {data.idle_encoders})")
     if size:
         gb, free = (drawn + tested) * size / 1e9, free_space(Path(data.cache_dir)) / 1e9
         much = f"up to {size / 1e6:.3g} MB a row, {gb:.3g} GB for all, condition pictures not counted"

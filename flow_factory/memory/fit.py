@@ -223,20 +223,18 @@ def gathering(config: RunConfig, model: Model) -> list[str]:
         return []
     much = model.weights(config).gathered * 1e-9
     often = "once a rollout or evaluation" if config.engine.keep else "for every forward of a rollout"
-    shares = f"each weight is shared out over {config.sharers} of {config.num_processes} processes; " if config.num_processes > 1 else ""
+    shares = f"each weight is sharded over {config.sharers} of {config.num_processes} processes; " if config.num_processes > 1 else ""
     return [f"{shares}{much:.2f} GB are gathered {often}, and for every forward and backward of training"]
 
 
 def larger(config: RunConfig, model: Model, card: float) -> list[str]:
     """What to write so that it fits a card that it does not fit."""
-    lines = [f"to fit {card:g} GB, by what it costs; each line is the estimate with the keys above it:"]
+    lines = [f"to fit {card:g} GB, cheapest first; each line is the estimate with this key and those above it:"]
     encoders = encoding(model.parts(config))
     if encoders >= ROOM * card:
-        lines.append(
-            f"{encoders:8.2f} GB  while the rows are encoded: encode them once on a larger card, and bring its data.cache_dir along"
-        )
+        lines.append(f"{encoders:8.2f} GB  while the rows are encoded: encode them once on a larger GPU, and copy its data.cache_dir")
     lines += [f"  {line}" for line in proposals(config, model.parts, ROOM * card)]
-    return [*lines, "what an epoch takes is not known before one has run: --test-run does a short one where it fits"]
+    return [*lines, "the time of an epoch is unknown before a run: --test-run measures a short one if it fits"]
 
 
 def quantiser_lines(config: RunConfig) -> list[str]:

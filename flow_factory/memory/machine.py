@@ -42,9 +42,7 @@ def main_memory_lines(config: RunConfig, parts: Sequence[Part], asked: bool) -> 
     if asked and n * own > has:
         lines.append(f"{has:8.2f} GB  of main memory are here: it does NOT fit; use fewer processes a machine, or move less there")
     elif asked and of_machine([*parts], n) + n * PROGRAM > has:
-        lines.append(
-            f"{has:8.2f} GB  of main memory are here: the files do not stay in it, and are read again and again while they are loaded"
-        )
+        lines.append(f"{has:8.2f} GB  of main memory are here: the files do not fit in it, and are read repeatedly during loading")
     return lines
 
 
@@ -72,9 +70,9 @@ def disk_lines(config: RunConfig, weights: Weights) -> list[str]:
     each = f"{_gb(saved + state)} GB each" + (f", {_gb(state)} GB of it the training state" if state else "")
     most = written(config)
     if most is None:
-        return [f"checkpoints: {each}; all of them stay (log.keep_last_n: null); {_gb(free)} GB are free under {log.save_dir}"]
+        return [f"checkpoints: {each}; all are kept (log.keep_last_n: null); {_gb(free)} GB are free under {log.save_dir}"]
     why = f"log.keep_last_n: {log.keep_last_n}, and the one that is written" if log.keep_last_n else "all of them stay"
-    fits = "" if most * (saved + state) < free else ", which is NOT enough: log.keep_last_n keeps fewer, log.save_dir names another disk"
+    fits = "" if most * (saved + state) < free else ", which is NOT enough: lower log.keep_last_n, or set log.save_dir to another disk"
     much = f"up to {most} at a time ({why}): {_gb(most * (saved + state))} GB"
     return [f"checkpoints: {each}, {much}; {_gb(free)} GB are free under {log.save_dir}{fits}"]
 

@@ -17,20 +17,20 @@ SHARES = (0.25, 0.5, 0.75)
 RECOMPUTED = "train.enable_gradient_checkpointing"
 EXACT: tuple[tuple[tuple[str, ...], str], ...] = (
     (("mixed_precision=bf16",), "half the bits of frozen weights and forwards; faster on a GPU"),
-    (("model.vae_slicing=true",), "pictures are decoded one by one; they are the same"),
-    (("model.offload_idle=true",), "what only a rollout needs waits in main memory: a copy there and back an epoch"),
-    (("train.offload_samples_to_cpu=true",), "rollouts wait in main memory; their values are the same"),
-    (("train.ema_device=cpu",), "the averaged weights wait in main memory; a copy before every evaluation"),
-    (("train.ref_param_device=cpu",), "the reference waits in main memory; a copy an epoch"),
-    *(((f"{RECOMPUTED}={s}",), f"{s:.0%} of the blocks are computed again in the backward: {s / 3:.0%} more time there") for s in SHARES),
-    ((f"{RECOMPUTED}=true",), "every block is computed again in the backward: a third more time in training"),
+    (("model.vae_slicing=true",), "images are decoded one by one; they are the same"),
+    (("model.offload_idle=true",), "parts that only a rollout needs are kept in main memory: a copy there and back per epoch"),
+    (("train.offload_samples_to_cpu=true",), "rollouts are kept in main memory; their values are the same"),
+    (("train.ema_device=cpu",), "the averaged weights are kept in main memory; a copy before every evaluation"),
+    (("train.ref_param_device=cpu",), "the reference is kept in main memory; a copy per epoch"),
+    *(((f"{RECOMPUTED}={s}",), f"{s:.0%} of the blocks are recomputed in the backward: {s / 3:.0%} more time there") for s in SHARES),
+    ((f"{RECOMPUTED}=true",), "every block is recomputed in the backward: a third more time in training"),
     (BATCHES, "the same samples, fewer at a time: more and smaller forwards"),
 )  # fmt: skip
 """(keys, what they cost): they change time, and not what is learned. One that sets a key anew stands for the one before."""
 HEAVY: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("config_file=examples/launch/fsdp2.yaml",), "weights are shared out over the GPUs, and sent for every forward and backward"),
+    (("config_file=examples/launch/fsdp2.yaml",), "weights are sharded over the GPUs, and gathered for every forward and backward"),
     (("train.optimizer=adamw8bit",), "the optimiser's state in 8 bits: rounded; needs bitsandbytes"),
-    (("model.layerwise_casting=fp8_e4m3",), "frozen weights in 8 bits: rounded, and brought to 16 bits layer by layer"),
+    (("model.layerwise_casting=fp8_e4m3",), "frozen weights in 8 bits: rounded, and cast to 16 bits layer by layer"),
     (("model.quantization=bnb_8bit",), "frozen weights in 8 bits: rounded; needs bitsandbytes and an NVIDIA GPU"),
     (("model.quantization=bnb_4bit",), "frozen weights in 4 bits: rounded more; needs bitsandbytes and an NVIDIA GPU"),
     (("model.offload_blocks=true",), "nothing is rounded; blocks come from main memory for each forward and backward: a longer epoch"),
@@ -89,7 +89,7 @@ def proposals(config: RunConfig, estimate: Estimate, room: float) -> Iterator[st
     if fits:
         yield written([*chain, fits[0]])
     else:
-        yield "it stays too large: take a larger card, a smaller train.resolution, or a smaller model"
+        yield "it remains too large: use a larger GPU, a smaller train.resolution, or a smaller model"
 
 
 def tried(base: Tried, keys: tuple[str, ...], cost: str, estimate: Estimate) -> Tried | None:

@@ -36,7 +36,7 @@ class Diffusers(ModelAdapter):
     memoised = ("vae.encode", "encode_image", "encode_prompt")
     images = (0, 32)
     find_unused = True
-    encodes_media = "how its latents are packed and normalised is the pipeline's secret"
+    encodes_media = "the packing and the normalisation of its latents are unknown"
     pads_prompts = False
     lora_targets: ClassVar[tuple[str, ...]] = PROJECTIONS
 
@@ -45,7 +45,9 @@ class Diffusers(ModelAdapter):
         try:
             index: Mapping[str, Any] = {"_class_name": pipeline_class} if pipeline_class else DiffusionPipeline.load_config(checkpoint)
         except OSError as error:
-            raise UserError(f"model.pipeline_class: name the pipeline: no model_index.json of {checkpoint!r} can be read here") from error
+            raise UserError(
+                f"model.pipeline_class: name the pipeline class: there is no readable model_index.json of {checkpoint!r} can be read here"
+            ) from error
         encoders = tuple(part for part, entry in index.items() if part.startswith("text_encoder") and entry[0])
         return type(index["_class_name"], (cls,), {"pipeline": pipeline_path(index["_class_name"]), "encoders": encoders})
 
@@ -94,7 +96,7 @@ class Diffusers(ModelAdapter):
         two, other = tree_flatten(twice)
         dims = [_batch_dim(a, b) for a, b in zip(one, two, strict=False)]
         if structure != other or "?" in dims:
-            raise UserError(f"{type(self.pipe).__name__}.encode_prompt returns something else than tensors of one entry a prompt")
+            raise UserError(f"{type(self.pipe).__name__}.encode_prompt does not return tensors with one entry per prompt")
         return dims  # type: ignore[return-value]
 
     def _encoded(self, cond: Cond, n: int, call: Mapping[str, Any]) -> list[Any]:

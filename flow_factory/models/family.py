@@ -66,7 +66,7 @@ class Family:
     """What the pipeline makes."""
     sounds: ClassVar[bool] = False
     """Whether its videos have sound."""
-    encodes_media: ClassVar[str | None] = "its adapter does not say how"
+    encodes_media: ClassVar[str | None] = "its adapter does not define it"
     """Why `to_state` cannot encode media; None: it can."""
     splits: ClassVar[bool] = False
     """Whether `model.context_parallel` can split its sequences: diffusers has a plan for it, and the tests prove its gradient."""

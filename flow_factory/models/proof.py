@@ -89,10 +89,10 @@ def prove(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any], n: int, as
         advice = "; train.per_device_batch_size: 1, or model.vae_slicing: true, may help" if several else ""
         raise UserError(f"{name} cannot be trained{how}: {reason(failure)}{advice}") from failure
     if math.isnan(error):
-        raise UserError(f"{name} cannot be trained: it makes NaN, not numbers; another mixed_precision may help")
+        raise UserError(f"{name} cannot be trained: it computes NaN; another mixed_precision may help")
     if error > LARGEST:
         raise UserError(
-            f"{name} cannot be trained: a velocity call sees something else than the rollout did (log-probability off by {error:.1e}); "
+            f"{name} cannot be trained: a velocity call computes something else than the rollout did (log-probability off by {error:.1e}); "
             "its guidance may depend on the step, or its result on chance"
         )
     if not getattr(ask, "collective", False) and (share := unseen(adapter, cond, call, ask)) > LITTLE:

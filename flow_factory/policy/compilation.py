@@ -42,7 +42,7 @@ class Compiled:
         try:
             return self.forward(*args, **kwargs)
         except self.passed as error:
-            text = "the transformer is called in more ways than were counted at the start, each of which is compiled anew"
+            text = "the transformer is called with more shapes than were counted at the start, each compiled separately"
             raise RunError(f"model.compile: {text}; write false, and please report it") from error
 
 
@@ -101,5 +101,5 @@ def require_few(shapes: int) -> None:
     UserError: more shapes than `MOST`.
     """
     if shapes > MOST:
-        text = f"the rows make {shapes} different shapes (lengths of prompts, sizes of pictures), and each is compiled anew"
+        text = f"the rows make {shapes} different shapes (prompt lengths, image sizes), and each is compiled separately"
         raise UserError(f"model.compile: {text}; at most {MOST} are: write false, or bring the rows to fewer")

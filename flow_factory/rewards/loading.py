@@ -186,7 +186,7 @@ def construct(config: RewardArguments, accelerator: Accelerator) -> BaseRewardMo
     cls = reward_class(config)
     if cls.extra_keys is not None:
         for key in config.extra_kwargs.keys() - set(cls.extra_keys):
-            known = f"it takes {', '.join(cls.extra_keys)}" if cls.extra_keys else "it takes none of its own"
+            known = f"it takes {', '.join(cls.extra_keys)}" if cls.extra_keys else "it takes no keys of its own"
             raise UserError(
                 f"reward {config.name!r} has no key {key!r}.{nearest(key, list(cls.extra_keys))} Beside the common ones {known}"
             )

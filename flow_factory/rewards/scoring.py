@@ -142,7 +142,7 @@ class RewardSet:
         for reward, (asked, missing, seconds, told) in zip(self.rewards, total.tolist(), strict=True):
             name, most = reward.name, reward.config.max_missing
             if told:
-                logger.warning("reward %r said what went wrong %.0f times in these %.0f samples, last: %s", name, told, asked, causes[name])
+                logger.warning("reward %r reported an error %.0f times in these %.0f samples, last: %s", name, told, asked, causes[name])
             if missing > most * asked:
                 cause = f"; it said last: {causes[name]}" if name in causes else ""
                 few = f"at most {most:.0%} may be missing{cause}"

@@ -145,7 +145,7 @@ class ScoringStream:
 
     def _wait_until(self, unfinished: Callable[[], Sequence[Future[Any]]], most: int) -> None:
         while len(waiting := unfinished()) > most:
-            liveness.set_activity("waiting for the rewards beside the sampling")
+            liveness.set_activity("waiting for the async rewards")
             wait(waiting, OFTEN, FIRST_COMPLETED)
             self.check()
             self.look()

@@ -43,7 +43,7 @@ def claim_folder(config: RunConfig, start: Start, accelerator: Accelerator) -> t
     with claim or nullcontext():
         if claim is not None:
             find_start(config)  # again, for nobody else can write there now
-        wait_for_everyone("looking at what is there")
+        wait_for_everyone("examining the checkpoint and the run's folder")
         return claim, broadcast_object_list([claim and claim.path])[0]
 
 

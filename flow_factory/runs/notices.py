@@ -15,26 +15,29 @@ MANY_STEPS = 12
 
 
 def guided_rollouts(config: RunConfig) -> Iterator[str]:
-    """Classifier-free guidance that draws what is trained on, and that training does not have."""
+    """Classifier-free guidance that the rollout has and training has not."""
     train, family = config.train, MODELS[config.model.model_type]
     algorithm = ALGORITHMS[train.trainer_type](train, config.scheduler)
     if algorithm.guidance("policy") is None or family.passes({"guidance_scale": train.guidance_scale, **train.call}) < 2:
         return
     yield (
         f"train.guidance_scale: {train.guidance_scale:g}: {train.trainer_type} rolls out with classifier-free guidance and trains without: "
-        "the weights learn what guidance does; the authors of NFT and AWM take none (1 in train: and eval:, 0 for Z-Image)"
+        "the weights absorb the effect of guidance; the authors of NFT and AWM use none (1 in train: and eval:, 0 for Z-Image)"
     )
 
 
 def of_loaded_weights(config: RunConfig) -> Iterator[str]:
-    """Which untrained model the losses compare with, where the run starts from others than the checkpoint's."""
+    """Which reference the losses compare with, if the run does not start from the checkpoint's weights."""
     train = config.train
     if config.model.resume_type not in ("lora", "full") or "ref" not in ALGORITHMS[train.trainer_type](train, config.scheduler).weights:
         return
     if train.reference == "start":
-        yield "train.reference: start: the reference is what model.resume_path has"
+        yield "train.reference: start: the reference is the weights of model.resume_path"
     else:
-        yield "train.reference: base: the reference is the checkpoint without what model.resume_path has, and pulls away from it; or start"
+        yield (
+            "train.reference: base: the reference is the checkpoint without the weights of model.resume_path, and pulls the policy away "
+            "from them; to compare with them write start"
+        )
 
 
 def few_steps(config: RunConfig) -> Iterator[str]:
@@ -61,15 +64,16 @@ def remarks(config: RunConfig) -> Iterator[str]:
     several = any(sum(reward.weight != 0 for reward in dataset.config.rewards) > 1 for dataset in trained_on(config))
     if train.advantage_aggregation == "gdpo" and several and train.global_std:
         yield (
-            "train.global_std: true counts for one reward only: gdpo normalises each of several in its group, then the sum over the epoch"
+            "train.global_std: true has no effect with several rewards: gdpo normalises each of them in its group, then their sum over the "
+            "epoch"
         )
     if family.evaluates_by is not None:
         yield (
-            f"rollouts step by Euler on the schedule's noise levels, and evaluation, the stock pipeline, by {family.evaluates_by}: "
-            "its pictures are better with as many steps"
+            f"rollouts use Euler on the schedule's noise levels, and evaluations, like the stock pipeline, step by {family.evaluates_by}: "
+            "with the same number of steps their images are better"
         )
     if family.precise_vae and config.mixed_precision != "no":
         yield (
-            f"the VAE decodes in {config.mixed_precision}, where diffusers' own examples have it in float32: load it so for pictures "
-            "that you show"
+            f"the VAE decodes in {config.mixed_precision}, and in diffusers' own examples in float32: load it in float32 to draw final "
+            "images"
         )

@@ -98,7 +98,7 @@ def see(choice: Choice, patience: float = UNSEEN) -> None:
     end = time.monotonic() + patience
     while choice.path is not None and choice.there and not choice.path.exists():
         if time.monotonic() > end:
-            text = f"{choice.path}: the main process has chosen it, and this one did not see it for {patience:g} s"
+            text = f"{choice.path}: the main process chose it, but this process did not see it for {patience:g} s"
             raise CheckpointError(f"model.resume_path: {text}; machines must share log.save_dir")
         time.sleep(0.1)
 
@@ -183,7 +183,7 @@ def _from_state(config: RunConfig, folder: Path | None, path: Path) -> Start:
             read_metrics(metrics)  # some of it may be cut
     written = not own or (folder is not None and (folder / "summary.md").is_file())
     if last is not None and saved.epoch >= last and written:
-        raise Finished(f"{path} has {saved.epoch} epochs, and train.max_epochs is {last}: nothing is left to do; a larger one goes on")
+        raise Finished(f"{path} has {saved.epoch} epochs, and train.max_epochs is {last}: nothing is left to do; raise it to continue")
     return Start(folder, path, "state", saved)
 
 

@@ -220,7 +220,7 @@ class SomeNegatives:
         if self.has and self.without is not None:
             raise UserError(
                 f"{self.without.source}: no negative_prompt, and other rows have one, which processes that share weights out cannot do "
-                'side by side; give it to all rows ("" is one), or to none'
+                'side by side; give all rows one ("" counts), or none'
             )
 
 
@@ -295,7 +295,7 @@ def check_guidance(train: TrainConfig, sketch: ModelAdapter) -> None:
     if scale > 1 and not sketch.guided(sketch.with_guidance(pipeline_kwargs(train), scale)):
         raise UserError(f"train.{key}: this {type(sketch).__name__} has no classifier-free guidance; write 1.0")
     if scale > 1 and sketch.cfg != sketch.guidance:
-        logger.warning("train.%s: the reference has %s %g beside its embedded guidance; 1.0 leaves that away", key, sketch.cfg, scale)
+        logger.warning("train.%s: the reference has %s %g beside its embedded guidance; 1.0 removes that", key, sketch.cfg, scale)
     if train.given and sketch.encodes_media is not None:
         key = "offline" if isinstance(train, DPOConfig) else "trainer_type"
         raise UserError(f"train.{key}: media cannot be encoded for {type(sketch).__name__}: {sketch.encodes_media}")

@@ -62,7 +62,7 @@ def prove_attention(config: RunConfig, engine: Engine, cond: Cond) -> None:
     if not alone or (accelerator.device.type == "cpu" and name is None):
         return
     ledger, key = Ledger(Path(config.data.cache_dir) / "attention.jsonl", FORMAT), key_of(config, engine, cond)
-    wait_for_everyone("looking at what was proved")
+    wait_for_everyone("waiting for the verification of attention")
     if not most_of_ranks(accelerator, key not in ledger.known):
         return
     with engine.accumulating(last=False):

@@ -224,7 +224,7 @@ class Learner:
         try:
             return engine.step(self.turn.network)
         except GradientError as error:
-            here = f"epoch {progress.epoch + 1}, update {progress.updates}: {error}, and nothing can be learnt from it"
+            here = f"epoch {progress.epoch + 1}, update {progress.updates}: {error}, and nothing can be learned from it"
             raise GradientError(f"{here}; {diagnosis(engine, progress.updates) or SUSPECTS}") from error
 
     def follow(self, after: str) -> None:

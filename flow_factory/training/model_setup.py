@@ -90,7 +90,7 @@ def require_proofs(config: RunConfig, adapter: ModelAdapter, engine: Engine, con
     here = to_device(cond, engine.accelerator.device)
     wait_for_everyone("sharing out the policy")
     limit_groups(config.distributed_timeout)  # which libraries have made
-    liveness.set_activity("proving that training sees what sampling saw")
+    liveness.set_activity("verifying that training computes what sampling computed")
     unknown = config.model.model_type not in MODELS or config.model.model_type == "diffusers"
     if unknown or config.model.context_parallel > 1:
         with engine.accumulating(last=False):

@@ -52,9 +52,9 @@ class UpdateChecks:
             bound = context.algorithm.bound
             floors = f" and {FEW} floors" if most > tenth else ""
             raise OnPolicyError(
-                f"epoch {progress.epoch + 1}: before any update the policy is off what sampled by {error.item():.2e}, more than a "
-                f"tenth of train.{bound}{floors} ({most:.1e}): training does not see what sampling saw. On a GPU whose kernels differ with "
-                "and without gradient this is the floor below which no such bound can work: try model.attn_backend: _native_math, "
+                f"epoch {progress.epoch + 1}: before any update the policy differs from the rollout by {error.item():.2e}, more than a "
+                f"tenth of train.{bound}{floors} ({most:.1e}): training does not compute what sampling computed. On a GPU whose kernels "
+                "differ with and without gradient, no smaller bound can work: try model.attn_backend: _native_math, "
                 f"compile: false, or a larger train.{bound}"
             )
 

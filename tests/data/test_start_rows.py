@@ -67,7 +67,7 @@ def test_of_rows_that_the_run_does_not_draw_the_files_are_there_and_are_not_open
     (images / other).write_bytes(b"no picture")
     said = check(config)
     assert set(opened) == needed and f"condition files, all of each decoded: {len(needed)} images, 0 videos" in said
-    assert "files of rows that the run does not draw: they are there, and were not opened" in said
+    assert "files of rows that the run does not draw: they exist, and were not opened" in said
     (images / other).unlink()
     with pytest.raises(UserError, match=rf"train.jsonl:{int(other[0]) + 1}: .*{other}: no such image"):
         check(config)

@@ -40,7 +40,7 @@ def test_threads_of_several_processes_are_said_and_the_users_are_not() -> None:
     environment = {"LOCAL_WORLD_SIZE": "4"}
     settle(environment, 16)
     (line,) = settled_lines(environment)
-    assert line.startswith("OMP_NUM_THREADS=4: this machine's cores are shared out over its 4 processes")
+    assert line.startswith("OMP_NUM_THREADS=4: this machine's cores, divided among its 4 processes")
     assert not list(settled_lines({"LOCAL_WORLD_SIZE": "4", "OMP_NUM_THREADS": "4"}))
     alone: dict[str, str] = {}
     settle(alone, 16)

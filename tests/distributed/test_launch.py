@@ -123,7 +123,7 @@ def test_a_stranger_at_the_port_is_told_from_the_run(tmp_path: Path) -> None:
     write_run(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         port = stranger.getsockname()[1]
-        for rank, message in ((0, "address already in use; set --main_process_port"), (1, "who listens there does not answer")):
+        for rank, message in ((0, "address already in use; set --main_process_port"), (1, "another program listens there")):
             ((command, environ),) = (alone(rank)(port),)
             (done,) = together(tmp_path, (command, environ))
             assert done.returncode == 1
@@ -137,7 +137,7 @@ def test_two_machines_of_one_number_are_told(tmp_path: Path) -> None:
     flags = ("--num_machines", "3", "--num_processes", "3", "train.unique_sample_num_per_epoch=3", "--rendezvous_timeout", "15")
     runs = together(tmp_path, *((machine(rank, port, *flags), {}) for rank in (0, 1, 1)))
     assert [done.returncode for done in runs] == [1, 1, 1]
-    assert sum("another one has this number" in done.stderr for done in runs[1:]) == 1
+    assert sum("another one has this rank" in done.stderr for done in runs[1:]) == 1
 
 
 # -- restarts -----------------------------------------------------------------------------------------------------------------------

@@ -108,11 +108,11 @@ def test_two_that_live_and_have_one_number_are_told(two: Two, monkeypatch: pytes
             two.second.num_nodes_waiting()
 
     alive = two.pool.submit(live)
-    with pytest.raises(MeetingError, match="machine 1 of 2 at .*: another one has this number"):
+    with pytest.raises(MeetingError, match="machine 1 of 2 at .*: another one has this rank"):
         two.launcher(1).meet()
     stop.set()
     alive.result(60)
-    with pytest.raises(MeetingError, match="another one has this number, or was it started anew while the others went on?"):
+    with pytest.raises(MeetingError, match="another one has this rank, or was started again while the others continued"):
         two.launcher(1, restarts=0).meet()
 
 
@@ -120,7 +120,7 @@ def test_restarts_are_counted_together_and_end(two: Two) -> None:
     for _ in range(RESTARTS):
         two.meet()
     assert two.first.left == two.second.left == 0
-    with pytest.raises(MeetingError, match=f"another restart is asked for, and --max_restarts {RESTARTS} are used up"):
+    with pytest.raises(MeetingError, match=f"another restart is needed, but --max_restarts {RESTARTS} are used up"):
         two.launcher(1).meet()
 
 

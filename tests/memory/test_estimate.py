@@ -213,7 +213,7 @@ def test_what_is_gathered_computes_in_16_bits_and_may_stay_through_a_rollout(mon
         _, parts = of_flux(*keys, f"config_file=examples/launch/{file}.yaml", kind="full")
         assert gb(parts, "trained weights (") == pytest.approx(4 * 11.9 / sharers, rel=0.01), file
     lines, _ = memory_lines(given_back[0].model_copy(), gpu=80)
-    assert lines[1].startswith("each weight is shared out over 8 of 16 processes; 23.80 GB are gathered for every forward of a rollout")
+    assert lines[1].startswith("each weight is sharded over 8 of 16 processes; 23.80 GB are gathered for every forward of a rollout")
     for gpu, takes in ((80, "false"), (48, "true")):
         lines, _ = memory_lines(load_config(ROOT / "examples/grpo/full/flux1.yaml", keys), gpu)
         assert any(f"reshard_after_forward: auto takes {takes} for a {gpu} GB GPU" in line for line in lines), gpu

@@ -100,7 +100,7 @@ def test_chroma_is_exact_with_checkpointing_though_diffusers_then_leaves_out_its
     prove(adapter, cond, call, 2)
     if checkpointing:
         adapter.field.bare["transformer"].enable_gradient_checkpointing()
-        with pytest.raises(UserError, match="ChromaPipeline cannot be trained: .* sees something else than the rollout did"):
+        with pytest.raises(UserError, match="ChromaPipeline cannot be trained: .* computes something else than the rollout did"):
             prove(adapter, cond, call, 2)
 
 

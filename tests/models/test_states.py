@@ -192,7 +192,7 @@ def test_families_that_cannot_encode_media_say_why(name: str) -> None:
 def test_every_family_is_known_to_encode_media_or_not_to() -> None:
     can = {case.model_type for case in CASES.values() if MODELS[case.model_type].encodes_media is None}
     assert can == {CASES[name].model_type for name in ENCODED}
-    assert ModelAdapter.encodes_media == "its adapter does not say how"
+    assert ModelAdapter.encodes_media == "its adapter does not define it"
 
 
 # -- a time for each sample -------------------------------------------------------------------------------------------------------

@@ -19,8 +19,8 @@ LOADED = ("model.resume_path=earlier", "model.resume_type=lora")
     ("nft/lora/flux1.yaml", ("train.guidance_scale=3.5",), []),
     ("grpo/lora/sd3_5.yaml", (), []),
     ("grpo/lora/sd3_5.yaml", LOADED, []),
-    ("grpo/lora/sd3_5.yaml", (*LOADED, "train.kl_beta=0.1"), ["train.reference: base: the reference is the checkpoint without what"]),
-    ("grpo/lora/sd3_5.yaml", (*LOADED, "train.kl_beta=0.1", "train.reference=start"), ["the reference is what model.resume_path has"]),
+    ("grpo/lora/sd3_5.yaml", (*LOADED, "train.kl_beta=0.1"), ["train.reference: base: the reference is the checkpoint without the weights of"]),
+    ("grpo/lora/sd3_5.yaml", (*LOADED, "train.kl_beta=0.1", "train.reference=start"), ["the reference is the weights of model.resume_path"]),
     ("nft/lora/wan21_t2v.yaml", (), ["by UniPC of second order", "the VAE decodes in bf16"]),
 ])  # fmt: skip
 def test_the_plan_says_what_may_surprise(example: str, overrides: tuple[str, ...], says: list[str]) -> None:

@@ -134,7 +134,7 @@ def test_what_a_reward_says_went_wrong_is_said_once_an_epoch(caplog: pytest.LogC
         class_of.score([Row(0, "x")], [pictures(2)])
     class_of.finish_epoch()
     (said,) = [r.getMessage() for r in caplog.records]
-    assert said == "reward 'it' said what went wrong 3 times in these 6 samples, last: server down"
+    assert said == "reward 'it' reported an error 3 times in these 6 samples, last: server down"
     class_of.score([], [])
     class_of.finish_epoch()
     assert len(caplog.records) == 1

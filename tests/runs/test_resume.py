@@ -204,7 +204,7 @@ def from_where(run: Run) -> dict[str, Any]:
 
 def test_what_the_main_process_has_chosen_is_waited_for(tmp_path: Path) -> None:
     late = tmp_path / "epoch_2"
-    with pytest.raises(CheckpointError, match="epoch_2: the main process has chosen it, and this one did not see it for 0.1 s; machines"):
+    with pytest.raises(CheckpointError, match="epoch_2: the main process chose it, but this process did not see it for 0.1 s; machines"):
         see(Choice(late, True), 0.1)
     see(Choice(late, False), 0.1)  # nobody sees it: that is said where it is read
     threading.Timer(0.2, late.mkdir).start()

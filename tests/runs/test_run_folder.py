@@ -59,7 +59,7 @@ MORE = (OWN, "train.max_epochs=3")
 REFUSED = {
     "another run's name": ((), "save/run holds a run already: choose another run_name, or go on with model.resume_path="),
     "another run's checkpoint": (("model.resume_path=save/elsewhere", "train.max_epochs=3"), "save/run holds a run already"),
-    "finished": ((OWN,), "epoch_2 has 2 epochs, and train.max_epochs is 2: nothing is left to do; a larger one goes on"),
+    "finished": ((OWN,), "epoch_2 has 2 epochs, and train.max_epochs is 2: nothing is left to do; raise it to continue"),
     "finished auto": (("model.resume_path=auto",), "nothing is left to do"),
     "finished in another folder": ((OWN, "run_name=new"), "nothing is left to do"),
     "gone": (("model.resume_path=gone", "run_name=new"), "gone is no checkpoint .no such folder or file."),
@@ -380,7 +380,7 @@ def test_a_check_says_what_a_start_would_do(home: Path) -> None:
     assert said(f"model.resume_path={last}", "model.resume_type=lora", "run_name=b") == [
         f"a new run from the weights of {last}, in {home}/save/b"
     ]
-    assert said(OWN) == [f"{last} has 2 epochs, and train.max_epochs is 2: nothing is left to do; a larger one goes on"]
+    assert said(OWN) == [f"{last} has 2 epochs, and train.max_epochs is 2: nothing is left to do; raise it to continue"]
     for name in ("another run's name", "rank", "gone", "weights alone in their folder", "out of save_dir", "a file as save_dir"):
         with pytest.raises(UserError, match=REFUSED[name][1]):
             said(*REFUSED[name][0])

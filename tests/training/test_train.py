@@ -95,7 +95,7 @@ def test_training_on_something_else_than_was_sampled_stops_the_run(tmp_path: Pat
     trainer, rollouts = rolled_out(tiny(tmp_path, *QUIET))
     trainer.learner.calls[None] = trainer.context.call | {"guidance_scale": 9.0}
     before = {k: p.clone() for k, p in trainer.context.policy.trained().items()}
-    with pytest.raises(OnPolicyError, match="training does not see what sampling saw"):
+    with pytest.raises(OnPolicyError, match="training does not compute what sampling computed"):
         trainer.learner.learn(trainer.groups(rollouts))
     assert all(torch.equal(p, before[k]) for k, p in trainer.context.policy.trained().items())
 

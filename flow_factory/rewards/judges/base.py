@@ -71,7 +71,7 @@ class Judge(BaseRewardModel):
         local = "model_name_or_path" in config.extra_kwargs
         for key in set(ServedVLM.KEYS) - set(LocalVLM.KEYS) if local else ():
             if key in config.extra_kwargs:
-                said = f"reward {config.name!r}: {key} is of a judge on a server, and model_name_or_path of one here"
+                said = f"reward {config.name!r}: {key} is for a judge on a server, and model_name_or_path for a local one; keep one"
                 raise UserError(f"{said}; write one of them")
         return local
 
