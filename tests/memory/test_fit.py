@@ -81,7 +81,7 @@ def test_a_card_that_is_large_enough_has_no_proposals(monkeypatch: pytest.Monkey
 def test_encoders_that_are_larger_than_the_card_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     lines, fits = memory_lines(example("lora/flux2_t2i", "model.quantization=bnb_4bit")[0], 24.0)
-    assert not fits and any("encode them once on a larger card" in line for line in lines)
+    assert not fits and any("encode them once on a larger GPU" in line for line in lines)
 
 
 def test_keys_that_do_not_go_with_the_rest_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ PARTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("has", "said"), [(200, None), (100, "the files do not stay"), (80, "it does NOT fit")])
+@pytest.mark.parametrize(("has", "said"), [(200, None), (100, "the files do not fit in it"), (80, "it does NOT fit")])
 def test_processes_of_a_machine_have_their_own_and_share_files(has: float, said: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: SimpleNamespace(total=has * 1e9))
     monkeypatch.setenv(MACHINES, "2")
@@ -67,4 +67,4 @@ def test_a_check_warns_of_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: 
     assert len(lines) == 1 and "of it the training state" in lines[0] and "NOT enough" not in lines[0]
     monkeypatch.setattr(machine, "free_space", lambda folder: 1000)
     model = model_of(config)
-    assert model is not None and "which is NOT enough: log.keep_last_n keeps fewer" in disk_lines(config, model.weights(config))[0]
+    assert model is not None and "which is NOT enough: lower log.keep_last_n" in disk_lines(config, model.weights(config))[0]

@@ -114,7 +114,7 @@ def test_a_velocity_that_is_no_number_is_refused() -> None:
         def embed(self, *args: Any) -> Cond:
             return {k: v * torch.nan for k, v in super().embed(*args).items()}
 
-    assert "it makes NaN" in refused(Broken)
+    assert "it computes NaN" in refused(Broken)
 
 
 @pytest.mark.parametrize(("written", "instead", "said"), [

@@ -19,7 +19,7 @@ LOADED = ("model.resume_path=earlier", "model.resume_type=lora")
     ("nft/lora/flux1.yaml", ("train.guidance_scale=3.5",), []),
     ("grpo/lora/sd3_5.yaml", (), []),
     ("grpo/lora/sd3_5.yaml", LOADED, []),
-    ("grpo/lora/sd3_5.yaml", (*LOADED, "train.kl_beta=0.1"), ["train.reference: base: the reference is the checkpoint without the weights"]),
+    ("grpo/lora/sd3_5.yaml", (*LOADED, "train.kl_beta=0.1"), ["train.reference: base: the reference is the checkpoint without"]),
     ("grpo/lora/sd3_5.yaml", (*LOADED, "train.kl_beta=0.1", "train.reference=start"), ["the reference is the weights of model"]),
     ("nft/lora/wan21_t2v.yaml", (), ["by UniPC of second order", "the VAE decodes in bf16"]),
 ])  # fmt: skip

@@ -208,7 +208,7 @@ def test_a_server_is_asked_before_the_run_and_not_by_a_check(server: str) -> Non
     ("vlm_yes_no", {"api_base_url": "localhost:8000"}, "api_base_url: 'localhost:8000' is no address such as http://"),
     ("vlm_yes_no", {"timeout": "long"}, "timeout: wants a number of at least 0.001, got 'long'"),
     ("vlm_yes_no", {"max_retries": 0}, "max_retries: wants a number of at least 1, got 0"),
-    ("vlm_yes_no", {"model_name_or_path": "a/b", "vlm_model": "b"}, "vlm_model is of a judge on a server, and model_name_or_path"),
+    ("vlm_yes_no", {"model_name_or_path": "a/b", "vlm_model": "b"}, "vlm_model is for a judge on a server, and model_name_or_path"),
     ("vlm_yes_no", {"template": "gone.yaml"}, "template: gone.yaml: No such file or directory; write the path of a YAML file, or one"),
     ("vlm_yes_no", {"on_failure": "skip"}, "on_failure: wants mask or stop, got 'skip'"),
     ("vlm_yes_no", {"frames": 0}, "frames: wants a number of at least 1, got 0"),
