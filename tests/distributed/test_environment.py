@@ -77,7 +77,7 @@ def test_gloo_gets_the_interface_that_leads_to_machine_0_where_the_hosts_name_le
     line = settle_interface(mine)
     assert mine.get("GLOO_SOCKET_IFNAME") == takes
     assert (line is not None) == (takes not in (None, "mine")) and (
-        line is None or line.startswith(f"GLOO_SOCKET_IFNAME={takes}: the name")
+        line is None or line.startswith(f"GLOO_SOCKET_IFNAME={takes}: this machine's name")
     )
 
 
