@@ -95,26 +95,26 @@ def member(config: Path, size: int, fill: int) -> None:
     from flow_factory.config import load_config
     from flow_factory.models.flux1 import Flux1
     from flow_factory.train import build
-    from flow_factory.training.rollout import Roller
+    from flow_factory.training.rollout import RolloutCollector
 
-    encoder, asked, sample = Encoder(Flux1.encode, size), Flux1.asked, Roller.sample
+    encoder, asked, sample = Encoder(Flux1.encode, size), Flux1.asked, RolloutCollector.sample
     Flux1.encode = lambda adapter, row, call: encoder(adapter, row, call)  # type: ignore[method-assign, assignment]
     Flux1.asked = lambda *given: {k: v for k, v in asked(*given).items() if k != "ballast"}  # type: ignore[method-assign]
     torch.set_num_threads(1)
 
-    def first(roller: Any, *given: Any) -> Any:
-        sample(roller, *given)
+    def first(collector: Any, *given: Any) -> Any:
+        sample(collector, *given)
         said = {"seconds": time.time() - float(os.environ["BEGAN"]), "rows": encoder.rows, "overhead": encoder.overhead}
         said["cpu"] = time.process_time()
         said["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         print("SAID", json.dumps(said), flush=True)
         if fill:
-            fill_cache(roller.context.conds.cache, roller.context.rows, fill)
+            fill_cache(collector.context.conds.cache, collector.context.rows, fill)
         if dist.is_initialized():
             dist.barrier()
         os._exit(0)
 
-    Roller.sample = first  # type: ignore[method-assign, assignment]
+    RolloutCollector.sample = first  # type: ignore[method-assign, assignment]
     build(load_config(config)).trainer.epoch()
 
 

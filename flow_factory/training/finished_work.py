@@ -22,7 +22,7 @@ from flow_factory.utils.offload import to_cpu, to_device
 from flow_factory.utils.tensor_file import NAMES
 
 if TYPE_CHECKING:
-    from flow_factory.training.rollout import Roller
+    from flow_factory.training.rollout import RolloutCollector
 
 
 @dataclass
@@ -90,7 +90,7 @@ def source_of(row: Row, cond: Cond) -> str:
         raise UnkeptError(str(error)) from error
 
 
-def unpacked(tensors: Mapping[str, Tensor], text: str, roller: "Roller") -> FinishedWork:
+def unpacked(tensors: Mapping[str, Tensor], text: str, collector: "RolloutCollector") -> FinishedWork:
     """What was packed, as the process of that number has it.
 
     Raises:
@@ -98,13 +98,13 @@ def unpacked(tensors: Mapping[str, Tensor], text: str, roller: "Roller") -> Fini
         ValueError, KeyError, TypeError, ...: it was something else; see `packing.MALFORMED`.
     """
     plain = rebuilt(json.loads(text), {int(name): tensor for name, tensor in tensors.items()})
-    rollouts = [_rollout(one, roller) for one in plain["rollouts"]]
-    if [(r.group, r.ids) for r in rollouts] != roller.samples()[: len(rollouts)]:
+    rollouts = [_rollout(one, collector) for one in plain["rollouts"]]
+    if [(r.group, r.ids) for r in rollouts] != collector.samples()[: len(rollouts)]:
         raise ValueError("other samples")
     for group, one in {r.group: r for r in rollouts}.items():
         if plain["sources"][str(group)] != source_of(one.row, one.cond):
             raise CheckpointError(f"{one.row.source}, or its condition, has changed")
-    last = [samples_of(roller.context.rows[row], [_media(media)])[0] for row, media in plain["last"]]
+    last = [samples_of(collector.context.rows[row], [_media(media)])[0] for row, media in plain["last"]]
     waiting = [[last[k] for k in those] for those in plain["waiting"]]
     asked = StreamState(waiting, [[] if found is None else [found] for found in plain["found"]], plain["datasets"])
     kinds: dict[str, Any] = {"asked": Counter, "missing": Counter, "told": Counter, "cause": dict, "seconds": partial(defaultdict, float)}
@@ -122,10 +122,10 @@ def _plain(rollout: Rollout) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _rollout(plain: Mapping[str, Any], roller: "Roller") -> Rollout:
-    train, device = roller.context.config.train, roller.context.accelerator.device
-    epoch, group = roller.context.progress.epoch, plain["group"]
-    row = roller.epoch_groups(epoch)[group].row
+def _rollout(plain: Mapping[str, Any], collector: "RolloutCollector") -> Rollout:
+    train, device = collector.context.config.train, collector.context.accelerator.device
+    epoch, group = collector.context.progress.epoch, plain["group"]
+    row = collector.epoch_groups(epoch)[group].row
 
     def there(value: Any) -> Any:
         """Where the samples of an epoch wait until they are trained on."""
@@ -134,9 +134,8 @@ def _rollout(plain: Mapping[str, Any], roller: "Roller") -> Rollout:
 
     steps = [Step(**{name: there(value) for name, value in step.items()}) for step in plain["steps"]]
     media, ids, schedule = [_media(one) for one in plain["media"]], tuple(plain["ids"]), plain["schedule"]
-    return Rollout(
-        roller.context.rows[row], roller.cond_of(row)[1], steps, media, group, epoch, ids, there(plain["x0"]), schedule, ConditionMemo()
-    )
+    source, cond = collector.context.rows[row], collector.cond_of(row)[1]
+    return Rollout(source, cond, steps, media, group, epoch, ids, there(plain["x0"]), schedule, ConditionMemo())
 
 
 def _laid(value: Any) -> Any:

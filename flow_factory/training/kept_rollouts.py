@@ -64,7 +64,7 @@ def keep(trainer: "Trainer", checkpoint: Path) -> str | None:
     Returns:
         A line that says whether they are kept; None where there is nothing of an epoch.
     """
-    done = trainer.roller.done_so_far()
+    done = trainer.collector.done_so_far()
     if done is None:
         return None
     if trainer.context.accelerator.is_main_process:
@@ -167,7 +167,7 @@ def take_up(trainer: "Trainer", checkpoint: Path) -> str | None:
     epoch, problem = trainer.context.progress.epoch + 1, next((one[0] for one in everyone if one[0]), None)
     if problem is not None:
         return f"the samples of epoch {epoch} that were kept are dropped, and made anew: {problem}"
-    trainer.roller.done = found
+    trainer.collector.done = found
     return f"{sum(one[1] for one in everyone)} micro-batches of epoch {epoch} are there"
 
 
@@ -188,7 +188,7 @@ def _read(trainer: "Trainer", checkpoint: Path) -> FinishedWork:
         with safe_open(folder / name, "pt") as file:
             tensors, text = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()[METADATA]  # noqa: SIM118
         try:
-            return unpacked(tensors, text, trainer.roller)
+            return unpacked(tensors, text, trainer.collector)
         except CheckpointError:
             raise
         except MALFORMED as error:

@@ -60,10 +60,10 @@ def measure(trainer: "Trainer") -> str | None:
 def replayed(trainer: "Trainer") -> list[tuple[Tensor, float] | None]:
     """`Algorithm.on_policy_error` of each replay."""
     train, learner, algorithm = trainer.context.config.train, trainer.learner, trainer.context.algorithm
-    epoch, (group, members) = trainer.context.progress.epoch, trainer.roller.draws()[0]
-    row = trainer.roller.epoch_groups(epoch)[group]
+    epoch, (group, members) = trainer.context.progress.epoch, trainer.collector.draws()[0]
+    row = trainer.collector.epoch_groups(epoch)[group]
     with torch.no_grad(), trainer.context.store.use(algorithm.rolls_out(trainer.context.progress.updates)):
-        rollout = cut(trainer.roller.sample(row, members, epoch), train.per_device_batch_size)[0]
+        rollout = cut(trainer.collector.sample(row, members, epoch), train.per_device_batch_size)[0]
     rollout.advantage = torch.zeros(len(rollout.ids), device=trainer.context.accelerator.device)
 
     def error(point: Point) -> tuple[Tensor, float] | None:

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Roller:
+class RolloutCollector:
     """Everything is built outside and handed in; knows the order in which a process draws its samples, and how each is drawn."""
 
     context: TrainingContext

@@ -121,7 +121,7 @@ class Run:
         if not there:
             self.save(state=True)
         self.saver.wait()
-        untouched = there and self.trainer.roller.done is not None
+        untouched = there and self.trainer.collector.done is not None
         line = kept_rollouts.keep(self.trainer, self.checkpoint()) if not untouched else None
         if line is not None and self.main:
             note(line)

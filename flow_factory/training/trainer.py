@@ -20,7 +20,7 @@ from flow_factory.training.context import TrainingContext
 from flow_factory.training.health import TrainingHealth
 from flow_factory.training.learner import Learner
 from flow_factory.training.overlap import AdvantagesInTime, require_independence
-from flow_factory.training.rollout import Roller
+from flow_factory.training.rollout import RolloutCollector
 from flow_factory.training.throughput import Work, peak_of_device, rates, work_of
 from flow_factory.types import Rollout, Row, Sample
 from flow_factory.utils.signals import Interrupt
@@ -49,7 +49,7 @@ class Trainer:
         for of_dataset in self.advantages.of.values() if self.overlaps else ():
             shape = max(2, context.plan.groups), context.plan.group_size, len(context.rewards.names)
             require_independence(of_dataset, shape, context.config.train.advantage_aggregation)
-        self.roller, self.learner = Roller(context), Learner(context)
+        self.collector, self.learner = RolloutCollector(context), Learner(context)
         self.midway = False
         """Whether weights have changed in an epoch that is not learnt to its end."""
         self.work: dict[str, Work] = {}
@@ -70,7 +70,7 @@ class Trainer:
         with meter.phase("encode"):
             self.encode_ahead(progress.epoch, context.interrupt)
         with context.rewards.dropping():
-            rollouts = self.roller(progress.epoch)
+            rollouts = self.collector(progress.epoch)
             with meter.phase("rollout"):
                 wait_for_everyone("rolling out")
             self.work = self.work or work_of(context, rollouts[0].cond)
@@ -78,7 +78,7 @@ class Trainer:
             report = self.learn_while_judged(rollouts) if self.overlaps else self.judge(rollouts)
         if not self.overlaps:
             self.learn(rollouts)
-        self.roller.forget()
+        self.collector.forget()
         progress.epoch += 1
         self.midway = False
         self.average()
@@ -96,7 +96,7 @@ class Trainer:
 
     def learn_while_judged(self, rollouts: list[Rollout]) -> dict[str, float]:
         """As `judge` and `learn`, but each window of groups is learnt from as soon as it has its scores."""
-        judging = self.roller.judging
+        judging = self.collector.judging
         in_time = AdvantagesInTime(self.context, judging, rollouts, partial(self.advantages, datasets=self.datasets()))
 
         def before(batches: Sequence[Rollout]) -> None:
@@ -146,7 +146,7 @@ class Trainer:
 
     def score(self, rollouts: list[Rollout]) -> dict[str, float]:
         """Fills in `Rollout.rewards`, of which those that were drawn last are not judged yet; what to log."""
-        self.roller.judging.finish(rollouts)
+        self.collector.judging.finish(rollouts)
         return {f"train/{k}": v for k, v in self.context.rewards.finish_epoch().items()}
 
     def weigh(self, rollouts: list[Rollout]) -> None:
@@ -154,7 +154,7 @@ class Trainer:
         context, size = self.context, self.context.config.train.per_device_batch_size
         scores = gather_groups(context.accelerator, context.plan.rolled, torch.stack([r.rewards for r in rollouts]).double())
         advantage, metrics = self.advantages(scores, self.datasets())
-        for rollout, (group, k) in zip(rollouts, self.roller.mine, strict=True):
+        for rollout, (group, k) in zip(rollouts, self.collector.mine, strict=True):
             here = slice(k * size, (k + 1) * size)
             rollout.rewards, rollout.advantage = scores[group, here].float(), advantage[group, here].to(context.accelerator.device)
         if context.algorithm.through_sampler:  # which compares no samples
@@ -166,7 +166,7 @@ class Trainer:
 
     def datasets(self) -> list[str]:
         """Of the epoch's groups."""
-        return [dataset_of(self.context.rows, group.row) for group in self.roller.epoch_groups(self.context.progress.epoch)]
+        return [dataset_of(self.context.rows, group.row) for group in self.collector.epoch_groups(self.context.progress.epoch)]
 
     def groups(self, rollouts: list[Rollout]) -> list[list[Rollout]]:
         """This process's micro-batches of each group."""

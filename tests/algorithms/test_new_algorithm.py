@@ -66,7 +66,7 @@ def test_the_pages_weights_are_those_of_the_whole_group_however_it_is_cut(folder
 
 def test_the_pages_survey_costs_no_forward(folder: Path) -> None:
     run = tiny(folder, *KEYS, "train.max_epochs=1", "eval.eval_freq=0")
-    rollouts = run.trainer.roller(0)
+    rollouts = run.trainer.collector(0)
     run.trainer.judge(rollouts)
     run.context.progress.updates = 1  # the check after a run's first update is not counted
     with forwards(FluxTransformer2DModel) as seen:

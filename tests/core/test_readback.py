@@ -46,7 +46,7 @@ def test_a_deferred_list_is_made_once() -> None:
 def test_a_rollout_makes_its_pictures_while_the_next_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tiny(tmp_path)
     order: list[str] = []
-    draw, make = run.trainer.roller.sample, VaeImageProcessor.postprocess
+    draw, make = run.trainer.collector.sample, VaeImageProcessor.postprocess
 
     def sample(group: Any, members: Sequence[int], epoch: int) -> Any:
         order.append("draw")
@@ -56,9 +56,9 @@ def test_a_rollout_makes_its_pictures_while_the_next_is_drawn(tmp_path: Path, mo
         order.append("make")
         return make(self, *args, **named)
 
-    monkeypatch.setattr(run.trainer.roller, "sample", sample)
+    monkeypatch.setattr(run.trainer.collector, "sample", sample)
     monkeypatch.setattr(VaeImageProcessor, "postprocess", postprocess)
-    rollouts = run.trainer.roller(0)
+    rollouts = run.trainer.collector(0)
     assert order == ["draw", "draw", "make", "draw", "make", "draw", "make", "make"]
     assert all(type(r.media) is list for r in rollouts)
     assert type(run.context.adapter.pipe.image_processor) is VaeImageProcessor, "an evaluation's is the stock one"

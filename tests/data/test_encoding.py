@@ -29,7 +29,7 @@ ALL = SLOW | {
 }
 """Where one of several processes works until the others wait for it, and could go on for hours."""
 ALONE = {
-    "rolling out": "1 flow_factory.training.rollout:Roller.sample 3 dawdle",
+    "rolling out": "1 flow_factory.training.rollout:RolloutCollector.sample 3 dawdle",
     "drawing test rows": "0 flow_factory.training.evaluation:Evaluator._draw 2 dawdle",
     "looking back": "1 flow_factory.training.learner:Learner.look_back 1 dawdle",
 }

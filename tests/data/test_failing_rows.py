@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import ChromaPipeline
 
-from flow_factory.training.rollout import Roller
+from flow_factory.training.rollout import RolloutCollector
 from flow_factory.utils.errors import RowError, RunError, UserError
 from tests.tiny.pipelines import saved
 from tests.tiny.run import TEST, TRAIN, tiny
@@ -65,13 +65,13 @@ def test_a_row_that_cannot_be_drawn_is_named_and_the_state_is_kept(
     picky.error = RuntimeError(LOST)
     with pytest.raises(RuntimeError, match="pair.cc"):
         run.evaluate()
-    picky.prompts, picky.error, roll_out = [], IndexError("out of range"), Roller.__call__
+    picky.prompts, picky.error, roll_out = [], IndexError("out of range"), RolloutCollector.__call__
 
-    def later(self: Roller, epoch: int) -> Any:
+    def later(self: RolloutCollector, epoch: int) -> Any:
         picky.prompts = [TRAIN[4]] if epoch else []
         return roll_out(self, epoch)
 
-    monkeypatch.setattr(Roller, "__call__", later)
+    monkeypatch.setattr(RolloutCollector, "__call__", later)
     with pytest.raises(RowError, match=r"data/train.jsonl:5: ChromaPipeline cannot draw this row: out of range"):
         run()
     assert (run.folder / "checkpoints" / "epoch_1" / "state" / "progress.json").is_file()

@@ -56,9 +56,9 @@ def sizes(run: Run) -> dict[str, int]:
 def sent(run: Run) -> dict[str, Any]:
     """What a rollout gathers, in how many forwards; then, after training, what resuming gathers, and what saving copies."""
     engine, seen = run.context.engine, {}
-    calls = len(run.trainer.roller.draws())
+    calls = len(run.trainer.collector.draws())
     with forwards(WanTransformer3DModel) as made, Gathered() as rolled:
-        run.trainer.roller(0)
+        run.trainer.collector(0)
     seen |= {"rolled": rolled.received, "forwards": len(made), "calls": calls, **sizes(run), "keeps": engine.settings.keep}
     seen |= {"trained_in": sorted({str(p.dtype) for p in run.context.policy.trained().values()})}
     run()

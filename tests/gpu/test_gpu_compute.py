@@ -70,7 +70,7 @@ def test_what_waits_in_main_memory_changes_no_weight(tmp_path: Path) -> None:
 def test_samples_wait_pinned_and_idle_parts_leave_the_device(tmp_path: Path) -> None:
     run = tiny(tmp_path, *WAITING["aside"])
     vae = run.context.adapter.pipe.vae
-    rollouts = run.trainer.roller(0)
+    rollouts = run.trainer.collector(0)
     states = [x for r in rollouts for s in r.steps for x in (s.x, s.x1)]
     assert states and {x.device.type for x in states} == {"cpu"} and all(x.is_pinned() == REAL for x in states)
     assert {p.device.type for p in vae.parameters()} == {DEVICE}

@@ -108,11 +108,11 @@ def test_the_host_waits_for_nothing_inside_a_denoising_loop(name: str, tmp_path:
     transformer = next(iter(run.context.policy.models.values()))
     counted: list[Any] = []
     hook = transformer.register_forward_pre_hook(lambda *_: counted.append(1))
-    draws = len(run.trainer.roller.draws())
-    run.trainer.roller(0)  # what is made at first use has been made
+    draws = len(run.trainer.collector.draws())
+    run.trainer.collector(0)  # what is made at first use has been made
     hook.remove()
     inside = Inside(transformer, len(counted) // draws)
     with inside.watching() as places:
-        run.trainer.roller(0)
+        run.trainer.collector(0)
     assert inside.seen == len(counted) and inside.forwards >= 6
     assert not places and not inside.waits(), (places, inside.waits())

@@ -163,7 +163,7 @@ def test_two_epochs_of_an_algorithm_move_a_model(name: str, algorithm: str, tmp_
     trainer = trainer_of(name, algorithm, tmp_path)
     with small(t.adapter.pipe):
         first = trainer.epoch()
-        rollouts = trainer.roller(1)
+        rollouts = trainer.collector(1)
         trainer.judge(rollouts)
         with counted(t.transformers) as seen:
             trainer.learner.learn(trainer.groups(rollouts))

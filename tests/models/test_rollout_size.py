@@ -32,9 +32,9 @@ def test_a_family_draws_two_micro_batches_at_once(name: str, tmp_path: Path) -> 
     calls: list[int] = []
     with small(trainer.context.adapter.pipe):
         for together in (1, 2):
-            trainer.roller.together = together
+            trainer.collector.together = together
             with counted(policy.components.values()) as forwards:
-                rolled.append(trainer.roller(0))
+                rolled.append(trainer.collector(0))
             calls.append(len(forwards))
         assert calls[0] == 2 * calls[1] > 0
         for one, other in zip(*rolled, strict=True):
@@ -135,6 +135,6 @@ def test_a_run_draws_whole_groups(tmp_path: Path, size: str, caplog: pytest.LogC
     run()
     (line,) = (line for line in logged(run.folder) if "train/on_policy_error" in line)
     assert line["train/on_policy_error"] < 1e-4
-    assert (f"draws {2 * run.trainer.roller.together} of the 4 samples" in caplog.text) == (size == "auto")
+    assert (f"draws {2 * run.trainer.collector.together} of the 4 samples" in caplog.text) == (size == "auto")
     if size == "auto":
         assert line["train/on_policy_error"] == 0

@@ -162,7 +162,7 @@ def test_samples_are_drawn_while_rewards_are_asked(tmp_path: Path, part: str, mo
     """Each reward's first call ends when the last sample is drawn."""
     run = tiny(tmp_path, f"rewards.reward_model={HERE}.Waits", "rewards.async_reward=true", "rewards.batch_size=2", "eval.eval_freq=1")
     drawn: list[int] = []
-    holder, name, many = (run.trainer.roller, "sample", 4) if part == "epoch" else (run.evaluators[0], "_draw", 2)
+    holder, name, many = (run.trainer.collector, "sample", 4) if part == "epoch" else (run.evaluators[0], "_draw", 2)
     draw = getattr(holder, name)
     monkeypatch.setattr(holder, name, lambda *args: (drawn.append(1), draw(*args))[1])
     monkeypatch.setattr(Waits, "until", staticmethod(lambda: len(drawn) >= many))
@@ -234,7 +234,7 @@ def test_what_was_asked_when_a_run_is_stopped_is_asked_again_and_it_ends_as_the_
         answered.append(1)
         return len(answered) < 3 or bool(over)
 
-    sample, drawn = cut.trainer.roller.sample, []
+    sample, drawn = cut.trainer.collector.sample, []
 
     def stopped(*args: Any) -> Any:
         drawn.append(1)
@@ -242,7 +242,7 @@ def test_what_was_asked_when_a_run_is_stopped_is_asked_again_and_it_ends_as_the_
             os.kill(os.getpid(), signal.SIGTERM)
         return sample(*args)
 
-    cut.trainer.roller.sample = stopped  # type: ignore[method-assign]
+    cut.trainer.collector.sample = stopped  # type: ignore[method-assign]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Waits, "until", staticmethod(until))
         try:
@@ -250,7 +250,7 @@ def test_what_was_asked_when_a_run_is_stopped_is_asked_again_and_it_ends_as_the_
                 cut()
         finally:
             over.append(1)
-    done = cut.trainer.roller.done_so_far()
+    done = cut.trainer.collector.done_so_far()
     assert done is not None and done.taken < len(done.rollouts) == 6 and len(done.ids) == 2 * done.taken
     assert all(len(rollout.media) == 2 for rollout in done.rollouts[done.taken :]), "rewards may ask for these pictures again"
     again = tiny(tmp_path / "cut", *keys, "model.resume_path=auto")

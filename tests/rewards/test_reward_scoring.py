@@ -150,8 +150,8 @@ def test_a_reward_that_fails_in_the_midst_of_a_rollout_leaves_the_last_epochs_st
     keys = ("eval.eval_freq=0", "rewards.batch_size=4", "train.unique_sample_num_per_epoch=2", "train.ema_decay=0.9")
     run = tiny(tmp_path, f"rewards.reward_model={__name__}.FailsLater", *keys)
     drawn: list[int] = []
-    sample = run.trainer.roller.sample
-    run.trainer.roller.sample = lambda group, members, epoch: (drawn.append(epoch), sample(group, members, epoch))[1]  # type: ignore[method-assign]
+    sample = run.trainer.collector.sample
+    run.trainer.collector.sample = lambda group, members, epoch: (drawn.append(epoch), sample(group, members, epoch))[1]  # type: ignore[method-assign]
     with pytest.raises(RewardError, match="the third call"):
         run()
     assert drawn.count(0) == 4 and drawn.count(1) == 2, "on a CPU the first group is scored before the second one is drawn"
@@ -170,7 +170,7 @@ def test_each_row_is_opened_once_for_its_group(tmp_path: Path) -> None:
             opened.append((self.name, k))
             return self.conds[k]
 
-    run.trainer.roller.context = replace(run.context, conds=Opens("train", run.context.conds))  # type: ignore[arg-type]
+    run.trainer.collector.context = replace(run.context, conds=Opens("train", run.context.conds))  # type: ignore[arg-type]
     run.evaluators[0].conds = Opens("test", run.evaluators[0].conds)  # type: ignore[union-attr, assignment]
     run.evaluators[0].run()
     assert sorted(opened) == [("test", k) for k in range(len(TEST))]

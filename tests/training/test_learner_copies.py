@@ -68,9 +68,9 @@ def test_dgpos_average_moves_after_every_update(tmp_path: Path) -> None:
 
 def states(run: Run, weights: str, epoch: int) -> list[Tensor]:
     """The final states that these weights draw in an epoch."""
-    groups = run.trainer.roller.epoch_groups(epoch)
+    groups = run.trainer.collector.epoch_groups(epoch)
     with torch.no_grad(), run.context.store.use(weights):
-        rollouts = [run.trainer.roller.sample(group, range(k, k + 2), epoch) for group in groups for k in (0, 2)]
+        rollouts = [run.trainer.collector.sample(group, range(k, k + 2), epoch) for group in groups for k in (0, 2)]
     return [r.x0 for r in rollouts if r.x0 is not None]
 
 
@@ -87,7 +87,7 @@ def states(run: Run, weights: str, epoch: int) -> list[Tensor]:
 def test_pictures_are_those_of_the_weights_that_roll_out(tmp_path: Path, name: str, overrides: tuple[str, ...], weights: list[str]) -> None:
     run = started(tmp_path, name, *SHORT, "train.learning_rate=1e-2", "train.max_epochs=3", *overrides)
     for epoch, who in enumerate(weights):
-        drawn = [r.x0 for r in run.trainer.roller(epoch)]
+        drawn = [r.x0 for r in run.trainer.collector(epoch)]
         assert len(drawn) == 4 and all(map(torch.equal, drawn, states(run, who, epoch))), f"epoch {epoch}"
         others = {"policy", *run.context.store.copies} - {who, "ref"} if epoch else set()
         for other in others - ({"old"} if name == "crd" else set()):

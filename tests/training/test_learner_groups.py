@@ -40,7 +40,7 @@ class Alike(PointwiseRewardModel):
 
 def rolled(run: Run) -> list[Rollout]:
     """An epoch's rollouts with their advantages."""
-    rollouts = run.trainer.roller(run.context.progress.epoch)
+    rollouts = run.trainer.collector(run.context.progress.epoch)
     run.trainer.judge(rollouts)
     return rollouts
 

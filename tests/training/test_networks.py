@@ -70,7 +70,7 @@ FORWARDS = {"dmd2": 4 * (5 * 2 + 2 + 2), "tdm": 4 * 2 * (2 + 2 + 2), "tdm-r1": 4
 @pytest.mark.parametrize("name", NAMES)
 def test_forwards_are_counted(tmp_path: Path, name: str) -> None:
     run = student(tmp_path, name)
-    rollouts = run.trainer.roller(0)
+    rollouts = run.trainer.collector(0)
     run.trainer.judge(rollouts)
     with forwards(FluxTransformer2DModel) as seen:
         run.trainer.learner.learn(run.trainer.groups(rollouts))
@@ -104,7 +104,7 @@ def test_the_generator_is_exported(tmp_path: Path) -> None:
 def test_a_network_that_is_not_at_work_changes_no_velocity(tmp_path: Path) -> None:
     run = student(tmp_path, "tdm-r1")
     context, learner = run.context, run.trainer.learner
-    rollout = run.trainer.roller(0)[0]
+    rollout = run.trainer.collector(0)[0]
     rollout.advantage = torch.zeros(2)
     point = next(iter(learner.points(rollout)))
     with torch.no_grad():

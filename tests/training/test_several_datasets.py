@@ -26,7 +26,7 @@ STATES = ("log.save_freq=1", "log.save_model_only=false", "eval.eval_freq=2")
 
 def weighed(run: Run) -> list[tuple[str, Tensor, Tensor]]:
     """(data set, scores (n, R), advantages (n,)) of each group of the next epoch."""
-    slots, seen = run.trainer.roller.slots(run.context.progress.epoch), list[Any]()
+    slots, seen = run.trainer.collector.slots(run.context.progress.epoch), list[Any]()
     learn = run.trainer.learner.learn
     run.trainer.learner.learn = lambda groups: (seen.extend(groups), learn(groups))[1]  # type: ignore[method-assign]
     run.trainer.epoch()
@@ -92,7 +92,7 @@ def test_one_entry_is_the_run_of_its_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("path", "call"), [
-    ("flow_factory.training.rollout:Roller.sample", 11), ("tests.tiny.two_datasets:OfShapes.__call__", 3),
+    ("flow_factory.training.rollout:RolloutCollector.sample", 11), ("tests.tiny.two_datasets:OfShapes.__call__", 3),
     ("flow_factory.training.learner:Learner.velocity_of", 2), ("flow_factory.training.evaluation:Evaluator._draw", 4),
 ])  # fmt: skip
 def test_a_run_that_is_stopped_goes_on_to_the_bit(tmp_path: Path, path: str, call: int) -> None:

@@ -16,7 +16,7 @@ from flow_factory.rewards.stream import ScoringStream
 from flow_factory.training import meter
 from flow_factory.training.learner import Learner
 from flow_factory.training.meter import Meter
-from flow_factory.training.rollout import Roller
+from flow_factory.training.rollout import RolloutCollector
 from flow_factory.training.run import Run
 from flow_factory.training.slowest import Slowest, Spent, lagging
 from tests.tiny.several import several
@@ -106,7 +106,7 @@ class Clock:
         return time.perf_counter() + cls.ahead
 
 
-SLOW = {"rollout": (Roller, "sample"), "reward": (ScoringStream, "add"), "optimise": (Learner, "velocity_of")}
+SLOW = {"rollout": (RolloutCollector, "sample"), "reward": (ScoringStream, "add"), "optimise": (Learner, "velocity_of")}
 
 
 def dawdle(rank: int) -> None:

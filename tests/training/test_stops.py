@@ -23,7 +23,7 @@ from flow_factory.data.order import EpochGroup
 from flow_factory.train import build
 from flow_factory.training import kept_rollouts
 from flow_factory.training.finished_work import Pool, _laid, _lifted, _media, _plain_media
-from flow_factory.training.rollout import Roller
+from flow_factory.training.rollout import RolloutCollector
 from flow_factory.training.run import Run
 from flow_factory.types import Clip, Rollout
 from flow_factory.utils.signals import Interrupted
@@ -38,7 +38,7 @@ KEYS = (
     "rewards.batch_size=3",
 )  # fmt: skip
 AUTO = "model.resume_path=auto"
-SAMPLE = "flow_factory.training.rollout:Roller.sample"
+SAMPLE = "flow_factory.training.rollout:RolloutCollector.sample"
 SCORE = "flow_factory.rewards.jpeg:JpegCompressibility.__call__"
 LOSS = "flow_factory.algorithms.grpo:GRPO.loss"
 PLACES = {
@@ -76,13 +76,13 @@ def stop(run: Run, path: str, call: int) -> None:
 def draws_of(run: Run) -> list[tuple[int, int, tuple[int, ...]]]:
     """(epoch, group, members of it) of each call that draws, from now on."""
     calls: list[tuple[int, int, tuple[int, ...]]] = []
-    roller = run.trainer.roller
+    collector = run.trainer.collector
 
     def counted(group: EpochGroup, members: Sequence[int], epoch: int) -> Rollout:
         calls.append((epoch, group.number, tuple(members)))
-        return Roller.sample(roller, group, members, epoch)
+        return RolloutCollector.sample(collector, group, members, epoch)
 
-    roller.sample = counted  # type: ignore[method-assign]
+    collector.sample = counted  # type: ignore[method-assign]
     return calls
 
 
@@ -249,15 +249,15 @@ def test_what_is_damaged_or_anothers_is_dropped_with_one_line(tmp_path: Path, un
         line = kept_rollouts.take_up(trainer, checkpoint)
         assert line is not None and "\n" not in line, name
         assert line.startswith("the samples of epoch 1 that were kept are dropped, and made anew: ") and why in line, (name, line)
-        assert trainer.roller.done is None
+        assert trainer.collector.done is None
         shutil.rmtree(checkpoint / "rollouts")
         shutil.copytree(whole, checkpoint / "rollouts")
     others = [replace(row, columns={"seen": k}) for k, row in enumerate(trainer.context.rows)]
-    trainer.roller.context = replace(trainer.context, rows=others)
+    trainer.collector.context = replace(trainer.context, rows=others)
     assert ".jsonl:" in (line := str(kept_rollouts.take_up(trainer, checkpoint))) and "or its condition, has changed" in line
-    trainer.roller.context = trainer.context
+    trainer.collector.context = trainer.context
     assert kept_rollouts.take_up(trainer, checkpoint) == "2 micro-batches of epoch 1 are there"
-    assert trainer.roller.done is not None and len(trainer.roller.done.rollouts) == 2
+    assert trainer.collector.done is not None and len(trainer.collector.done.rollouts) == 2
 
 
 @pytest.mark.exhaustive
@@ -321,7 +321,7 @@ def _stopped(rank: int, processes: int, places: list[str], keys: tuple[str, ...]
             with trapped(*PLACES[place], told(rank == processes - 1)):
                 first()
         except Interrupted as error:
-            said[place] = [str(error), len(first.trainer.roller.drawn()), first.context.progress.epoch]
+            said[place] = [str(error), len(first.trainer.collector.drawn()), first.context.progress.epoch]
         again = run(name, AUTO)
         draws = draws_of(again)
         again()

@@ -39,7 +39,7 @@ def objective(run: Run, group: Any, members: list[int]) -> float:
     """The mean loss of samples that the present weights draw."""
     context = run.trainer.context
     with torch.no_grad():
-        rollout = run.trainer.roller.sample(group, members, 0)
+        rollout = run.trainer.collector.sample(group, members, 0)
         pixels = context.adapter.decode(rollout.x0.float(), rollout.cond, context.call, rollout.memo)
         return float(-score(context.rewards, rollout.row.prompt, pixels).mean())
 
@@ -68,8 +68,8 @@ def test_the_gradient_is_that_of_finite_differences(tmp_path: Path, overrides: t
     with torch.no_grad():
         for k, p in enumerate(params.values()):
             p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(k)))
-    group = run.trainer.roller.epoch_groups(0)[0]
-    rollout = run.trainer.roller.sample(group, [0, 1], 0)
+    group = run.trainer.collector.epoch_groups(0)[0]
+    rollout = run.trainer.collector.sample(group, [0, 1], 0)
     rollout.advantage = torch.zeros(2)
     rollout.slope, _ = slope_of(context, rollout, rollout.cond)
     learner = run.trainer.learner

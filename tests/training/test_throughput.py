@@ -20,7 +20,7 @@ def test_an_epochs_work_is_what_torch_counts(tmp_path: Path) -> None:
     run = tiny(tmp_path, "train.num_inference_steps=2", "train.true_cfg_scale=3.0", "eval.eval_freq=0")
     trainer = run.trainer
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        trainer.roller(0)
+        trainer.collector(0)
     work = work_of(run.context, run.context.conds[0])
     assert work["rollout"].tflop == pytest.approx(sum(counter.get_flop_counts()["Policy.components.transformer"].values()) * 1e-12)
     assert work["rollout"].tokens == 2 * 4 * 2 * 2 * (4 + 16), "rows x samples x steps x passes x (latent and text tokens)"

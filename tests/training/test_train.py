@@ -34,7 +34,7 @@ def epochs(run: Run) -> list[dict[str, float]]:
 
 def rolled_out(run: Run) -> tuple[Trainer, list[Rollout]]:
     """The trainer, and the first epoch's rollouts with their advantages."""
-    rollouts = run.trainer.roller(0)
+    rollouts = run.trainer.collector(0)
     run.trainer.score(rollouts)
     run.trainer.weigh(rollouts)
     return run.trainer, rollouts
@@ -174,7 +174,7 @@ def test_offloading_samples_changes_nothing_and_a_condition_waits_with_them_once
     for run in runs:
         read, conds = [], run.context.conds
         reading = type("", (), {"__getitem__": lambda _, k, read=read, conds=conds: read.append(conds[k]) or read[-1]})()  # type: ignore[misc]
-        run.trainer.roller.context = replace(run.context, conds=reading)
+        run.trainer.collector.context = replace(run.context, conds=reading)
         epochs(run)
         groups = [group for epoch in drawn for group in epoch]
         assert [len(group) for group in groups] == [2] * 4 and [len(set(group)) for group in groups] == [1] * 4
@@ -262,8 +262,8 @@ def test_the_first_update_of_a_warm_up_moves_the_weights(tmp_path: Path, caplog:
 def test_a_group_starts_from_one_noise_if_asked_for(tmp_path: Path, same: bool) -> None:
     """Two groups of four in micro-batches of two, step 0 stochastic."""
     run = tiny(tmp_path, *QUIET, f"train.init_same_noise={same}", "scheduler.sde_steps=[0]")
-    starts = torch.cat([r.steps[0].x for r in run.trainer.roller(0)]).flatten(1)
-    ends = torch.cat([r.steps[0].x1 for r in run.trainer.roller(0)]).flatten(1)
+    starts = torch.cat([r.steps[0].x for r in run.trainer.collector(0)]).flatten(1)
+    ends = torch.cat([r.steps[0].x1 for r in run.trainer.collector(0)]).flatten(1)
     assert len(starts.unique(dim=0)) == (2 if same else 8)
     assert len(ends.unique(dim=0)) == 8
 
