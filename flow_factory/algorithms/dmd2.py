@@ -32,10 +32,10 @@ class FewSteps(Algorithm):
     def guidance(self, weights: str) -> float | None:
         return self.config.real_guidance_scale if weights == "ref" else None
 
-    def noisy(self, epoch: int, slot: int) -> tuple[int, ...]:
+    def noisy(self, epoch: int, group: int) -> tuple[int, ...]:
         return ()
 
-    def kept(self, epoch: int, slot: int) -> tuple[int, ...]:
+    def kept(self, epoch: int, group: int) -> tuple[int, ...]:
         return tuple(range(self.config.first_step, self.config.num_inference_steps))
 
     def turns(self, update: int) -> Sequence[Turn]:

@@ -58,6 +58,7 @@ def test_a_rollout_makes_its_pictures_while_the_next_is_drawn(tmp_path: Path, mo
 
     monkeypatch.setattr(run.trainer.collector, "sample", sample)
     monkeypatch.setattr(VaeImageProcessor, "postprocess", postprocess)
+    run.trainer.collector.behind = 1  # as on a GPU
     rollouts = run.trainer.collector(0)
     assert order == ["draw", "draw", "make", "draw", "make", "draw", "make", "make"]
     assert all(type(r.media) is list for r in rollouts)

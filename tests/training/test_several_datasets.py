@@ -26,11 +26,11 @@ STATES = ("log.save_freq=1", "log.save_model_only=false", "eval.eval_freq=2")
 
 def weighed(run: Run) -> list[tuple[str, Tensor, Tensor]]:
     """(data set, scores (n, R), advantages (n,)) of each group of the next epoch."""
-    slots, seen = run.trainer.collector.slots(run.context.progress.epoch), list[Any]()
+    groups, seen = run.trainer.collector.epoch_groups(run.context.progress.epoch), list[Any]()
     learn = run.trainer.learner.learn
     run.trainer.learner.learn = lambda groups: (seen.extend(groups), learn(groups))[1]  # type: ignore[method-assign]
     run.trainer.epoch()
-    names = [dataset_of(run.context.rows, slot.row) for slot in slots]
+    names = [dataset_of(run.context.rows, group.row) for group in groups]
     return [(n, torch.cat([r.rewards for r in g]), torch.cat([r.advantage for r in g])) for n, g in zip(names, seen, strict=True)]
 
 
