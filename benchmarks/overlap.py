@@ -1,9 +1,10 @@
 """What `async_reward` brings: an epoch's rollout and scoring with a reward that takes as long as the sampling, in line and beside it.
 
-    python benchmarks/overlap.py [--groups 12] [--epochs 3]
+    python benchmarks/overlap.py [--groups 12] [--epochs 3] [--waits 0.5]
 
 The model is the tests' tiny FLUX.1. The reward waits, as for a server, so that it takes no core: first none at all, to see how long
-the sampling of a group takes, then so long for each group.
+the sampling of a group takes, then so long for each group. `--waits`: each call of the pipeline waits so many seconds too, as for a GPU, so
+that a busy machine changes little.
 """
 
 import argparse
@@ -30,11 +31,14 @@ class Waits(GroupwiseRewardModel):
         return RewardModelOutput([float(k) for k in range(len(image))])
 
 
-def seconds(folder: Path, beside: bool, wait: float, groups: int, epochs: int) -> float:
+def seconds(folder: Path, beside: bool, wait: float, groups: int, epochs: int, pause: float) -> float:
     """Of an epoch's rollout and scoring, the median over the epochs after the first."""
-    keys = (f"train.unique_sample_num_per_epoch={groups}", "train.num_inference_steps=20", "eval.eval_freq=0", "rewards.batch_size=1",
+    steps = 2 if pause else 20
+    keys = (f"train.unique_sample_num_per_epoch={groups}", f"train.num_inference_steps={steps}", "eval.eval_freq=0", "rewards.batch_size=1",
             "rewards.reward_model=overlap.Waits", f"rewards.seconds={wait}", f"rewards.async_reward={str(beside).lower()}")  # fmt: skip
     run = tiny(folder, *keys)
+    sample = run.trainer.roller.sample
+    run.trainer.roller.sample = lambda *args: (time.sleep(pause), sample(*args))[1]  # type: ignore[method-assign]
     logged = [run.trainer.epoch() for _ in range(epochs + 1)][1:]
     return statistics.median(epoch["time/rollout_s"] + epoch["time/reward_s"] for epoch in logged)
 
@@ -43,12 +47,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--groups", type=int, default=12)
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--waits", type=float, default=0.0)
     args = parser.parse_args()
     with TemporaryDirectory() as name:
         folder = Path(name)
         write_run(folder)
-        alone = seconds(folder, False, 0.0, args.groups, args.epochs)
-        in_line, beside = (seconds(folder, beside, alone / args.groups, args.groups, args.epochs) for beside in (False, True))
+        alone = seconds(folder, False, 0.0, args.groups, args.epochs, args.waits)
+        in_line, beside = (seconds(folder, beside, alone / args.groups, args.groups, args.epochs, args.waits) for beside in (False, True))
     print(
         f"sampling alone {alone:.2f} s; with a reward as long, in line {in_line:.2f} s, beside it {beside:.2f} s: {in_line / beside:.2f} x"
     )

@@ -80,7 +80,7 @@ def gradient_is_of_present_weights(config: RunConfig) -> Iterator[Problem]:
         key, now = ("gradient_step_per_epoch", train.gradient_step_per_epoch) if auto else ("gradient_accumulation_steps", accumulated)
         text = f"{now}: after an epoch's first step its pictures are of earlier weights, and draft's gradient is of present ones"
         yield Problem(("train", key), f"{text}; write {1 if auto else 'auto, with gradient_step_per_epoch: 1'}")
-    for key in ("best_of_n", "drop_zero_variance"):
+    for key in ("best_of_n", "drop_zero_variance", "reward_optimization_overlap"):
         if getattr(train, key):
             yield Problem(("train", key), f"draft has no advantages; write {'null' if key == 'best_of_n' else 'false'}")
     if config.model.context_parallel > 1:

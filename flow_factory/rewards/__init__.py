@@ -12,7 +12,15 @@ if TYPE_CHECKING:
 
 __all__ = ["REWARDS", "BaseRewardModel", "GroupwiseRewardModel", "PointwiseRewardModel", "RewardModelOutput", "groupwise"]
 
-REFUSED = {"imagebind": "its weights are CC-BY-NC-SA 4.0, not for commercial use; for sound there is clap"}
+_TEMPLATED = "its scores depend on a published instruction that is not part of this project; serve it by its own code and write remote"
+REFUSED = {
+    "imagebind": "its weights are CC-BY-NC-SA 4.0, not for commercial use; for sound there is clap",
+    "hpsv3": f"{_TEMPLATED}, or HPSv2 here",
+    "hpsv3++": f"{_TEMPLATED}, or HPSv2 here",
+    "videoalign": f"{_TEMPLATED}, or vlm_rubric here",
+    "videoreward": f"{_TEMPLATED}, or vlm_rubric here",
+    "deqa": "transformers has no mPLUG-Owl2; serve it by its own code and write remote",
+}
 """Public names that are not here, and why."""
 
 

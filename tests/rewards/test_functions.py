@@ -9,11 +9,12 @@ from PIL import Image
 
 from flow_factory.config import ConfigError, load_config
 from flow_factory.hparams import RewardArguments
-from flow_factory.rewards import PointwiseRewardModel, groupwise
+from flow_factory.rewards import REWARDS, PointwiseRewardModel, groupwise
 from flow_factory.rewards.loading import compares, require_rewards
 from flow_factory.rewards.scoring import RewardSet, load_rewards
 from flow_factory.types import Clip, Row
 from flow_factory.utils.errors import RewardError, UserError
+from flow_factory.utils.registry import UnknownName
 from tests.tiny.run import write_run
 
 GIVEN: list[dict[str, Any]] = []
@@ -124,6 +125,14 @@ def test_what_a_function_raises_names_its_line_and_a_slip_is_found_before_it_is_
     assert load_config("tiny.yaml", ["rewards.reward_model=mine.light"]).rewards[0].reward_model == "mine.light"
     with pytest.raises(ConfigError, match="mine.py has no class or function 'lihgt'. Did you mean 'light'"):
         load_config("tiny.yaml", ["rewards.reward_model=mine.lihgt"])
+
+
+def test_public_names_that_are_not_here_say_why() -> None:
+    for name, text in {"HPSv3": "remote, or HPSv2 here", "VideoAlign": "serve it by its own code", "DeQA": "no mPLUG-Owl2"}.items():
+        with pytest.raises(UnknownName, match=f"no reward '{name}': .*{text}"):
+            REWARDS.path(name)
+    with pytest.raises(UnknownName, match="Did you mean"):
+        REWARDS.path("HPSv4")
 
 
 def test_a_class_stays_one() -> None:
