@@ -61,9 +61,9 @@ def test_it_is_the_chosen_half_of_dpo() -> None:
     assert torch.equal(dpo["error_chosen"], sft["matching_error"])
 
 
-def drawn(per_sample: bool = False, ids: tuple[int, ...] = (0, 1), slot: int = 0, epoch: int = 0, **train: object) -> Tensor:
+def drawn(per_sample: bool = False, ids: tuple[int, ...] = (0, 1), group: int = 0, epoch: int = 0, **train: object) -> Tensor:
     algorithm = made("sft", per_sample, **{"num_train_timesteps": 4, **train})  # type: ignore[arg-type]
-    asked = rollout(torch.ones(len(ids)), ids, slot, epoch, latents(ids))
+    asked = rollout(torch.ones(len(ids)), ids, group, epoch, latents(ids))
     return torch.stack([p.s for p in algorithm.points(asked)])
 
 

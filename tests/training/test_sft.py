@@ -86,8 +86,8 @@ def test_without_rewards_only_what_is_looked_at_is_drawn(tmp_path: Path) -> None
 def test_a_target_is_a_draw_from_the_vaes_distribution_keyed_by_row_and_epoch(tmp_path: Path) -> None:
     write_targets(tmp_path)
     run = sft(tmp_path)
-    groups = run.trainer.roller.epoch_groups(0)
-    first, again, later = (run.trainer.roller.given(groups[0], [0], epoch).x0 for epoch in (0, 0, 1))
+    groups = run.trainer.collector.epoch_groups(0)
+    first, again, later = (run.trainer.collector.given(groups[0], [0], epoch).x0 for epoch in (0, 0, 1))
     assert first is not None and again is not None and later is not None
     assert torch.equal(first, again) and not torch.equal(first, later)
     given, row = run.context.given, run.context.rows[groups[0].row]
@@ -100,7 +100,7 @@ def test_a_target_is_a_draw_from_the_vaes_distribution_keyed_by_row_and_epoch(tm
 def test_samples_of_a_group_are_the_same_target_at_other_noise(tmp_path: Path) -> None:
     write_targets(tmp_path)
     run = sft(tmp_path, "train.group_size=4", "train.per_device_batch_size=2")
-    rollouts = run.trainer.roller(0)
+    rollouts = run.trainer.collector(0)
     assert len(rollouts) == 6 * 2 and rollouts[0].x0 is not None and torch.equal(rollouts[0].x0[0], rollouts[0].x0[1])
     run.trainer.judge(rollouts)
     (point,) = run.context.algorithm.points(rollouts[0])
@@ -158,7 +158,7 @@ def test_an_epoch_is_a_pass_over_the_rows_or_most_of_them(tmp_path: Path) -> Non
     assert sft(tmp_path).context.plan.rows_per_epoch == 6
     few = sft(tmp_path, "train.gradient_accumulation_steps=4", "train.lr_warmup_steps=0.5")
     assert few.context.plan.rows_per_epoch == 4 and few.context.config.train.lr_warmup_steps == 1
-    seen = [group.row for epoch in range(3) for group in few.trainer.roller.epoch_groups(epoch)]
+    seen = [group.row for epoch in range(3) for group in few.trainer.collector.epoch_groups(epoch)]
     assert sorted(seen) == sorted([*range(6), *range(6)]), "each row as often as any"
 
 
