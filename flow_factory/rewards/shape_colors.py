@@ -12,7 +12,7 @@ ASKED = ("red", "green", "blue", "yellow")
 WIDTH = 0.2
 """Distance of colours in [0, 1] at which a pixel counts 0.6."""
 ENOUGH = 0.06
-"""Share of the picture that a colour must fill to count in full."""
+"""Share of the picture that a colour must fill to count 0.63."""
 
 
 class ShapeColorsReward(PointwiseRewardModel):
@@ -32,5 +32,5 @@ class ShapeColorsReward(PointwiseRewardModel):
         distance = (pixels.float()[:, None] - colors[:, :, None, None]).square().sum(2)
         filled = (-distance / (2 * WIDTH**2)).exp().mean((2, 3)) / ENOUGH
         named = torch.tensor([[name in text for name in ASKED] for text in prompt], device=pixels.device)
-        much = 1 - (1 - filled).clamp(min=0)
-        return (much * named).sum(1) / named.sum(1).clamp(min=1) - (filled.clamp(max=1) * ~named).sum(1)
+        much = 1 - (-filled).exp()
+        return (much * named).sum(1) / named.sum(1).clamp(min=1) - (much * ~named).sum(1)
