@@ -64,6 +64,23 @@ def steps_weigh(config: RunConfig) -> Iterator[Problem]:
         yield Problem(here, text)
 
 
+def branches_part(config: RunConfig) -> Iterator[Problem]:
+    train, scheduler = config.train, config.scheduler
+    if not train.stochastic or scheduler.step_selection != "branch":
+        return
+    if scheduler.num_sde_steps != 1:
+        text = f"{show(scheduler.num_sde_steps)}: branch has one stochastic step in a group, at which its samples part"
+        yield Problem(("scheduler", "num_sde_steps"), f"{text}; write 1, or step_selection: stratified")
+    many = scheduler.branches(train.group_size)
+    if train.group_size % many:
+        text = f"{many} must divide train.group_size={train.group_size}"
+        near = next(n for n in range(min(many, train.group_size), 0, -1) if train.group_size % n == 0)
+        yield Problem(("scheduler", "branches_per_seed"), f"{text}; write {near}")
+    elif train.init_same_noise and many != train.group_size:
+        text = f"{many} asks for several initial noises in a group, and train.init_same_noise: true for one"
+        yield Problem(("scheduler", "branches_per_seed"), f"{text}; write null, or init_same_noise: false")
+
+
 def gradient_is_of_present_weights(config: RunConfig) -> Iterator[Problem]:
     train = config.train
     if not isinstance(train, DRaFTConfig):
@@ -204,6 +221,7 @@ ALGORITHM_RULES: tuple[Rule, ...] = (
     dynamics_fit,
     guard_is_defined,
     steps_weigh,
+    branches_part,
     gradient_is_of_present_weights,
     best_of_n_fits,
     silence_is_free,

@@ -18,12 +18,16 @@ class SchedulerConfig(Section):
     noise_level: float = Field(0.7, ge=0, le=10, description="noise strength of the kernel (eta)")
     sde_steps: Steps = Field(None, description="steps that may be stochastic, counted from 0; null = all except the last")
     num_sde_steps: int | None = Field(1, ge=1, description="number of stochastic steps per rollout, chosen from sde_steps; null = all")
-    step_selection: Literal["random", "window", "stratified", "sliding", "fraction"] = Field(
+    step_selection: Literal["random", "window", "stratified", "branch", "sliding", "fraction"] = Field(
         "random",
         description="random: new steps in each epoch; window: consecutive steps, drawn per group (Flow-GRPO-Fast); stratified: "
-        "each step equally often over the groups of an epoch (Flash-GRPO); sliding: a window that moves over the "
+        "each step equally often over the groups of an epoch (Flash-GRPO); branch: as stratified with one step, at which samples of the "
+        "same initial noise part (TempFlow-GRPO); sliding: a window that moves over the "
         "epochs (MixGRPO); fraction: all steps are stochastic, and each group trains on sde_fraction of them "
         "(DanceGRPO)",
+    )
+    branches_per_seed: int | None = Field(
+        None, ge=1, description="branch: samples of a group that share their initial noise; null = all samples of the group"
     )
     sde_fraction: float = Field(0.6, gt=0, le=1, description="fraction: share of sde_steps that a group trains on")
     window_schedule: Literal["progressive", "decay", "exp_decay", "random"] = Field(
@@ -41,6 +45,10 @@ class SchedulerConfig(Section):
     def stochastic_steps(self, num_inference_steps: int, first: int = 0) -> tuple[int, ...]:
         """Steps that may be stochastic: `sde_steps`, by default all from the first of the rollout but the last."""
         return tuple(range(first, num_inference_steps - 1)) if self.sde_steps is None else self.sde_steps
+
+    def branches(self, group_size: int) -> int:
+        """How many samples of a group in a row start from the same noise."""
+        return (self.branches_per_seed or group_size) if self.step_selection == "branch" else 1
 
     def trained_steps(self, num_inference_steps: int, first: int = 0) -> int:
         """How many stochastic steps of a sample are trained on (the most, where a window shrinks)."""

@@ -123,12 +123,14 @@ class SlidingWindow:
 def select_steps(scheduler: "SchedulerConfig", candidates: Sequence[int], seed: int, epoch: int, group: int) -> tuple[int, ...]:
     """The steps that a group trains on, as `scheduler.step_selection` has it; `group` is its place in the epoch.
 
-    "random" and the sliding windows are the epoch's; "window", "stratified" and "fraction" are drawn for each group.
+    "random" and the sliding windows are the epoch's; "window", "stratified", "branch" and "fraction" are drawn for each group.
     """
     size = scheduler.num_sde_steps
     match scheduler.step_selection:
         case "window":
             return random_window(candidates, size, seed, epoch, group)
+        case "branch":
+            return stratified(candidates, 1, seed, epoch, group)
         case "stratified":
             return stratified(candidates, size, seed, epoch, group)
         case "sliding":

@@ -174,8 +174,7 @@ class RolloutCollector:
         ids = tuple(group.number * train.group_size + k for k in members)
         cond, kept = self.cond_of(group.row)
         sampler = self.sampler(group.number, ids, epoch)
-        starts = [group.number * train.group_size] * len(ids) if train.init_same_noise else ids
-        generators = [generator(train.seed, "init", epoch, i) for i in starts]
+        generators = [generator(train.seed, "init", epoch, i) for i in self.starts(ids)]
         memo = ConditionMemo()
         row = context.rows[group.row]
         with named_rows([row], context.adapter, "draw", RowError):
@@ -189,6 +188,13 @@ class RolloutCollector:
             rollout.steps = [replace(s, **to_cpu(vars(s))) for s in rollout.steps]
             rollout.x0 = to_cpu(rollout.x0)
         return rollout
+
+    def starts(self, ids: Sequence[int]) -> list[int]:
+        """The samples whose initial noise these start from: their own, or that of the first of those that share it."""
+        train = self.context.config.train
+        shared = self.context.config.scheduler.branches(train.group_size) if train.stochastic else 1
+        together = train.group_size if train.init_same_noise else shared
+        return [i // together * together for i in ids]
 
     def cond_of(self, row: int) -> tuple[Cond, Cond]:
         """(on the device, as rollouts keep it); read once for the micro-batches of a group, which follow each other, and which share it."""

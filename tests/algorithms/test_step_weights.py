@@ -9,6 +9,7 @@ from torch import Tensor
 from flow_factory.algorithms.grpo import GRPO
 from flow_factory.algorithms.losses import clipped_objective
 from flow_factory.algorithms.losses.steps import step_weights
+from flow_factory.core.advantage import group_advantage
 from flow_factory.core.dynamics import DYNAMICS, like
 from flow_factory.types import Point, Step
 from tests.points import given, made, rollout
@@ -83,6 +84,37 @@ def test_the_weighted_loss_is_flash_grpos_and_its_score_the_same_at_every_step(t
     score = gradient((rectified * log_prob(v_old)).sum(), v_old)
     close(score, g[f"{tag}_score_old"])
     close(score.flatten(1).norm(dim=1), (g["point_noise"] / x[0].numel()).flatten(1).norm(dim=1))
+
+
+def test_branches_are_tempflows_tree_of_one_step_a_group() -> None:
+    """A trunk by the ODE, a stochastic step, the ODE again; advantages over all seeds' branches at a step, or over a seed's own."""
+    g, kernel = golden("19_tempflow"), DYNAMICS["Flow-SDE"]
+    sigmas, eta = g["lin_sigmas"] if torch.allclose(g["branch_std"], g["lin_std"][g["branch_steps"]]) else g["sd3_sigmas"], float(g["eta"])
+
+    def v(x: Tensor, s: Tensor) -> Tensor:
+        return torch.einsum("dc,...chw->...dhw", g["M"], x) + s * g["b"] + g["c"]
+
+    trunk = [g["trunk"][0]]
+    for s, s1 in zip(sigmas[:-1], sigmas[1:], strict=True):
+        trunk.append(DYNAMICS["ODE"].step(trunk[-1], v(trunk[-1], s), s, s1, 0.0, sigmas[1])[0])
+    close(torch.stack(trunk), g["trunk"])
+    for j, k in enumerate(g["branch_steps"].tolist()):
+        mean, std = kernel.step(trunk[k], v(trunk[k], sigmas[k]), sigmas[k], sigmas[k + 1], eta, sigmas[1])
+        close(mean, g["branch_mean"][j]), close(std, g["branch_std"][j])
+        x = mean[:, None] + std * g["branch_noise"][j]
+        close(x, g["branch_next"][j])
+        many = x.flatten(0, 1)
+        close(kernel.log_prob(many, mean.repeat_interleave(x.shape[1], 0), std).view(x.shape[:2]), g["branch_logp"][j])
+        for s, s1 in zip(sigmas[k + 1 : -1], sigmas[k + 2 :], strict=True):
+            x = x + (s1 - s) * v(x, s)
+        close(x, g["branch_final"][j])
+    by_step = g["rewards"].permute(0, 2, 1, 3)  # prompt, step, seed, branch
+    one = torch.ones(1)
+    for scores, wanted in (
+        (by_step.flatten(2).flatten(0, 1), g["adv_prompt"].permute(0, 2, 1, 3)),
+        (g["rewards"].flatten(0, 2), g["adv_seed"]),
+    ):
+        close(group_advantage(scores[..., None], one, False)[0].flatten(), wanted.flatten().float(), 1e-5)
 
 
 # -- in the algorithm -------------------------------------------------------------------------------------------------------------------

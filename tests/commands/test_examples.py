@@ -142,11 +142,13 @@ def small(path: Path, folder: Path) -> list[str]:
         sizes |= {"train.num_frames": 1, "train.height": 32, "train.width": 32}  # 16 would be one token, whose query moves nothing
     students = isinstance(config.train, FewStepConfig)  # evaluated as they are trained
     steps = 3 if config.train.stochastic else 2 if students else 4  # enough for a step in every timestep_range
-    judged = {"reward_model": "jpeg_compressibility"}
+    reward = "tests.tiny.rewards.Warm" if config.train.trainer_type == "draft" else "jpeg_compressibility"  # one with a gradient
+    judged = {"reward_model": reward, "name": "jpeg_compressibility"}
     keys = {
         "num_processes": 1, "config_file": None, "model.context_parallel": 1,
         "model.model_name_or_path": str(saved(name)), "data.cache_dir": f"{folder}/cache",
-        "scheduler.sde_steps": None, "scheduler.num_sde_steps": None, "train.num_inference_steps": steps, "eval.num_inference_steps": 2,
+        "scheduler.sde_steps": None, "scheduler.num_sde_steps": 1 if config.scheduler.step_selection == "branch" else None,
+        "scheduler.branches_per_seed": None, "train.num_inference_steps": steps, "eval.num_inference_steps": 2,
         "train.max_epochs": 2, "train.group_size": 2, "train.per_device_batch_size": 2, "train.unique_sample_num_per_epoch": 2,
         "train.learning_rate": 1e-2, "train.ema_update_interval": 1, "eval.eval_freq": 2, "log.logging_backend": "none",
         "log.save_dir": str(folder), "run_name": "run", "rewards": judged if config.train.judged else None,

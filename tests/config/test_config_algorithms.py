@@ -118,7 +118,7 @@ BAD = [
     ("grpo-guard", "| dynamics_type: CPS", "train.reweight", ["true divides by |dt|", "write false, or scheduler.dynamics_type: Flow-SDE"]),
     ("grpo-guard", "| dynamics_type: ODE", "scheduler.dynamics_type", ["grpo-guard needs log-probabilities", "Flash-SDE or CPS"]),
     ("grpo-guard", "| noise_level: 0", "scheduler.noise_level", ["grpo-guard needs noise", "0.7"]),
-    ("grpo", "| step_selection: some", "scheduler.step_selection", ["random, window, stratified, sliding, fraction"]),
+    ("grpo", "| step_selection: some", "scheduler.step_selection", ["random, window, stratified, branch, sliding, fraction"]),
     ("draft", "draft_steps: 11", "train.draft_steps", ["more than the 10 steps of a rollout", "write 10 or 0"]),
     ("draft", "num_inner_epochs: 2", "train.num_inner_epochs", ["pictures of the present weights", "write 1"]),
     ("draft", "gradient_accumulation_steps: 1", "train.gradient_accumulation_steps", ["of earlier weights", "write auto, with"]),
@@ -157,6 +157,19 @@ def test_cps_has_no_noise_to_be_weighed_by(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"train.step_weight: noise is for a log-probability .* CPS's is not; write rectified or none"):
         load(tmp_path, "grpo", "  step_weight: noise\n", "  dynamics_type: CPS\n")
     assert load(tmp_path, "grpo", "  step_weight: rectified\n", "  dynamics_type: CPS\n").train.step_weight == "rectified"
+
+
+@pytest.mark.parametrize(("train", "scheduler", "says"), [
+    ("", "", r"scheduler.num_sde_steps: null: branch has one stochastic step in a group, .* write 1, or step_selection: stratified"),
+    ("", "  branches_per_seed: 3\n", r"scheduler.branches_per_seed: 3 must divide train.group_size=8; write 2"),
+    ("  init_same_noise: true\n", "  branches_per_seed: 4\n", r"scheduler.branches_per_seed: 4 asks for several initial noises in a group"),
+])  # fmt: skip
+def test_what_cannot_branch_is_refused(tmp_path: Path, train: str, scheduler: str, says: str) -> None:
+    text = YAML.format(name="grpo").replace("train:\n", f"train:\n{train}")
+    text = text.replace("num_sde_steps: null", "num_sde_steps: 1") if scheduler else text
+    (tmp_path / "run.yaml").write_text(text.replace("scheduler:\n", f"scheduler:\n  step_selection: branch\n{scheduler}"))
+    with pytest.raises(ConfigError, match=says):
+        load_config(tmp_path / "run.yaml")
 
 
 @pytest.mark.parametrize(("written", "size"), [("group_size: 1\n  per_device_batch_size: 1", 1), ("group_size: 4", 4)])

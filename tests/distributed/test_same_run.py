@@ -34,6 +34,10 @@ RUNS = {
         "train.step_weight=rectified", "train.clip_range=0.1",
     ),
     "dppo": (*TWO, "train.trainer_type=dppo", "train.kl_mask_threshold=1e-5", "train.kl_beta=0.1"),
+    "branch": (
+        *FOUR, "scheduler.step_selection=branch", "scheduler.branches_per_seed=2", "train.num_inference_steps=4", "train.step_weight=noise",
+        "train.clip_range=0.1",
+    ),
     "draft": (*TWO, *DRAFT, "train.kl_beta=0.01"),
     "draft fsdp2": (*TWO, *DRAFT, f"config_file={ROOT}/examples/launch/fsdp2.yaml"),
     "draft zero2": (*TWO, *DRAFT, f"config_file={ROOT}/examples/launch/deepspeed_zero2.yaml"),
@@ -54,6 +58,7 @@ MORE = NETWORKS | {
     (2, "nft full"),
     (2, "dppo"),
     (2, "flash"),
+    (2, "branch"),
     *((2, f"draft{engine}") for engine in ("", " fsdp2", " zero2", " zero3")),
     (2, "fsdp2"),
     (2, "zero3"),

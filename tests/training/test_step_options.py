@@ -41,3 +41,29 @@ def test_a_run_goes_on_to_the_bit(tmp_path: Path, name: str) -> None:
     tiny(tmp_path, *keys, f"model.resume_path={tmp_path}/save/run/checkpoints/epoch_1", "run_name=resumed")()
     whole, on = (read_state(tmp_path / "save" / run / "checkpoints" / "epoch_3") for run in ("run", "resumed"))
     assert whole.keys() == on.keys() and all(torch.equal(whole[k], on[k]) for k in whole)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("many", "trunks"), [(2, 2), (None, 1), (1, 4)])
+def test_branches_of_a_seed_part_at_their_groups_step_and_were_one_path_before(tmp_path: Path, many: int | None, trunks: int) -> None:
+    """With one branch a seed it is GRPO with a step a group; the trunk is the ODE's own path."""
+    keys = (
+        "scheduler.step_selection=branch",
+        f"scheduler.branches_per_seed={'null' if many is None else many}",
+        "train.num_inference_steps=5",
+    )
+    keys = (*keys, "train.per_device_batch_size=4", "train.gradient_step_per_epoch=1", "scheduler.sde_steps=[2]")
+    run = tiny(tmp_path, "eval.eval_freq=0", "train.ema_decay=0", *keys)
+    roller = run.trainer.roller
+    group = roller.epoch_groups(0)[0]
+    with torch.no_grad():
+        drawn = roller.sample(group, [0, 1, 2, 3], 0)
+    (step,) = drawn.steps
+    paths = {x.numpy().tobytes() for x in step.x}
+    assert len(paths) == trunks and len({x.numpy().tobytes() for x in step.x1}) == 4, "the step's noise is each sample's own"
+    assert run.trainer.epoch()["train/on_policy_error"] == 0
+    if many == 1:
+        same = tiny(tmp_path, "eval.eval_freq=0", "train.ema_decay=0", *keys[2:], "scheduler.step_selection=stratified", "run_name=same")
+        with torch.no_grad():
+            (other,) = same.trainer.roller.sample(group, [0, 1, 2, 3], 0).steps
+        assert torch.equal(other.x, step.x) and torch.equal(other.x1, step.x1)
