@@ -234,6 +234,11 @@ class SFTConfig(TrainConfig):
     time_shift: float = Field(1.0, gt=0, description="above 1 is noisier")
     timestep_range: TimeRange = Field((0.0, 0.99), description="part of the way from noise (0) to data (1) that is trained on")
 
+    sample_targets: bool = Field(
+        True,
+        description="draw a target's latents from the VAE's distribution; false: its mode, if the model was pre-trained on modes",
+    )
+
     @property
     def given(self) -> tuple[str, ...]:
         return TARGET

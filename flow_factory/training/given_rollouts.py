@@ -4,10 +4,16 @@ from collections.abc import Sequence
 
 import torch
 
+from flow_factory.config import SFTConfig, TrainConfig
 from flow_factory.core.condition_memo import ConditionMemo
 from flow_factory.core.randomness import generator
 from flow_factory.data.given import GivenMedia
 from flow_factory.types import Cond, Rollout, Row
+
+
+def draws_targets(train: TrainConfig) -> bool:
+    """Whether media are draws from the VAE's distribution. A pair's are its modes: equal files are to be equal states."""
+    return isinstance(train, SFTConfig) and train.sample_targets
 
 
 def given_rollout(
@@ -17,11 +23,10 @@ def given_rollout(
 
     Args:
         cond: on the device, and as the rollout keeps it.
-        seed: of the draw from the VAE's distribution of a target, keyed by row and epoch; None takes the mode, as a pair always does, of
-            which equal files are to be equal states.
+        seed: of the draw from the VAE's distribution, keyed by row and epoch; None takes the mode.
     """
     here, kept = cond
-    drawn = generator(seed, "target", epoch, row.id) if seed is not None and len(given.columns) == 1 else None
+    drawn = None if seed is None else generator(seed, "target", epoch, row.id)
     states, media = given.states(row, here, drawn)
     which = [k % len(media) for k in range(len(ids))]
     rollout = Rollout(row, kept, [], [media[k] for k in which], group, epoch, tuple(ids), states[which], memo=ConditionMemo())

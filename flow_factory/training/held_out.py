@@ -11,7 +11,7 @@ from flow_factory.data.given import GivenMedia, brings
 from flow_factory.distributed.collectives import in_step
 from flow_factory.models.failures import named_rows
 from flow_factory.training.context import TrainingContext
-from flow_factory.training.given_rollouts import given_rollout
+from flow_factory.training.given_rollouts import draws_targets, given_rollout
 from flow_factory.types import Cond, Point, Row
 from flow_factory.utils.errors import RowError
 from flow_factory.utils.offload import to_device
@@ -31,6 +31,7 @@ class HeldOut:
     def __init__(self, context: TrainingContext, rows: Sequence[Row], conds: Sequence[Cond], name: str = ""):
         config, train, adapter = context.config, context.config.train, context.adapter
         self.context, self.rows, self.conds = context, rows, conds
+        self.seed = config.eval_seed if draws_targets(train) else None
         call = pipeline_kwargs(config.eval)
         self.given = GivenMedia({name: config.data}, adapter, train.given, call)
         fixed = train.model_copy(update={"seed": config.eval_seed})
@@ -56,7 +57,7 @@ class HeldOut:
         context, row, size = self.context, self.rows[k], len(self.given.columns)
         cond = to_device(self.conds[k], context.accelerator.device)
         with named_rows([row], context.adapter, "encode", RowError):
-            rollout = given_rollout(self.given, row, (cond, cond), row.id, 0, range(row.id * size, (row.id + 1) * size), None)
+            rollout = given_rollout(self.given, row, (cond, cond), row.id, 0, range(row.id * size, (row.id + 1) * size), self.seed)
         found = []
         for point in self.algorithm.points(rollout):
             for name in self.algorithm.weights:

@@ -21,7 +21,7 @@ from flow_factory.models.failures import named_rows
 from flow_factory.models.loading import DTYPES
 from flow_factory.training.context import TrainingContext
 from flow_factory.training.finished_work import FinishedWork
-from flow_factory.training.given_rollouts import given_rollout
+from flow_factory.training.given_rollouts import draws_targets, given_rollout
 from flow_factory.training.judging import RolloutScoring
 from flow_factory.training.rollout_size import most_alike
 from flow_factory.types import Cond, Rollout
@@ -166,7 +166,8 @@ class RolloutCollector:
         assert context.given is not None
         ids = [group.number * train.group_size + k for k in members]
         with named_rows([row], context.adapter, "encode", RowError):
-            return given_rollout(context.given, row, self.cond_of(group.row), group.number, epoch, ids, train.seed)
+            seed = train.seed if draws_targets(train) else None
+            return given_rollout(context.given, row, self.cond_of(group.row), group.number, epoch, ids, seed)
 
     def sample(self, group: EpochGroup, members: Sequence[int], epoch: int) -> Rollout:
         """Some members of a group; their noise is keyed by (seed, epoch, global sample id) and depends on nothing else."""
