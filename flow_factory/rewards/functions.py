@@ -1,4 +1,4 @@
-"""A reward that is a plain function, as people write them for TRL: `def reward(images, prompts, **columns) -> list[float]`."""
+"""Rewards that are plain functions, as for TRL: `def reward(images, prompts, **columns) -> list[float]`."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -9,19 +9,19 @@ from flow_factory.rewards.needs import GIVEN
 from flow_factory.utils.errors import UserError
 
 PLURALS = {"prompt": "prompts", "negative_prompt": "negative_prompts", "image": "images", "video": "videos"}
-"""What a function may call what a class calls by the word before it."""
+"""Parameter names of a class's inputs -> their other names in functions."""
 SINGULARS = {many: one for one, many in PLURALS.items()}
 
 
 def class_of_function(said: str, function: Callable[..., Any], keys: Mapping[str, Any]) -> type[BaseRewardModel]:
-    """The reward that calls a function: with lists of n, by the names of its parameters, and with the keys of the entry that it names.
+    """The reward that calls a function with lists of n by parameter name, and with the keys of the entry that it names.
 
     Args:
         said: such as "reward 'it': 'my_rewards.light'".
         keys: of the YAML entry, beyond the common ones.
 
     Raises:
-        UserError: it is async, its parameters cannot be given by name, or they name the same thing twice.
+        UserError: it is async, it has positional-only parameters, or two parameters name the same input.
     """
     if inspect.iscoroutinefunction(function):
         raise UserError(f"{said} is async; write def, and async_reward: true where it is to be called beside the sampling")

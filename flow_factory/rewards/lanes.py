@@ -1,4 +1,4 @@
-"""Threads in which rewards are asked beside the sampling (`async_reward`). Each loaded reward has its own."""
+"""Threads of rewards with `async_reward`, which run during the sampling. Each loaded reward has its own."""
 
 import atexit
 import contextvars

@@ -1,4 +1,4 @@
-"""From the entries of the YAML to rewards: their classes, what those need, and the rewards themselves, each loaded once."""
+"""Loads the rewards of the YAML: imports their classes, checks their requirements, and constructs each model once."""
 
 import inspect
 from collections.abc import Sequence

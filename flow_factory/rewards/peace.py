@@ -1,4 +1,4 @@
-"""A reward's code runs in peace: what of this process it may change is as before afterwards, and a call may have a limit of time."""
+"""Isolation of a reward's call: global state of the process is restored after it, and it may have a time limit."""
 
 import contextvars
 import os
@@ -45,7 +45,7 @@ _process = _Process()
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Gradients on or off, the default dtype and the current folder are afterwards as before; of calls side by side, after the last."""
+    """Restores the gradient mode, the default dtype and the current folder; for parallel calls, after the last one."""
     grad = torch.is_grad_enabled()
     _process.enter()
     try:
@@ -56,7 +56,7 @@ def kept() -> Iterator[None]:
 
 
 def within(seconds: float | None, call: Callable[[], Any], doing: str, module: str) -> Any:
-    """What the call returns or raises. With a limit it runs in a thread of its own, which is left alone when the time is over.
+    """What the call returns or raises. With a limit the call runs in a thread of its own, which is abandoned after the limit.
 
     Raises:
         RewardError: it has not returned in time; begins with `doing` and says where it is.

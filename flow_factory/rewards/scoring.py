@@ -1,4 +1,4 @@
-"""Calls the rewards of a run on groups of samples. A failed score is missing and counted; it never becomes a number."""
+"""Calls the rewards of a run on groups of samples. A failed score is missing and counted, and never replaced by a number."""
 
 import logging
 from collections import Counter

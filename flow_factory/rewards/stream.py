@@ -1,4 +1,4 @@
-"""Scores of samples that come group by group, asked at once or beside the sampling."""
+"""Scores of samples that arrive group by group, computed at once or in parallel with the sampling."""
 
 from collections import deque
 from collections.abc import Callable, Sequence

@@ -1,7 +1,7 @@
-"""Are attention's answers and gradients right, on this machine and in this run's shapes? Asked before a run spends anything on it.
+"""Verifies attention's outputs and gradients at the start, on this machine and in this run's shapes.
 
-Small tests do not tell: a kernel may fail at some sizes, masks and strides alone. So the model's own blocks run forward and backward on
-what the run's first condition brings them, by the kernel and by the formula.
+Small tests are not enough: a kernel may fail only at some sizes, masks and strides. So the model's own blocks run forward and backward on
+the inputs of the run's first condition, with the kernel and with the attention formula.
 """
 
 import hashlib

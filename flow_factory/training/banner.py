@@ -1,4 +1,4 @@
-"""The first lines of a run: what is trained, on what, by which plan, what is kept, and where to look."""
+"""The first lines of a run: the model, the data, the plan, what is saved, and where to look."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""What is trained, and with what: built once (`train.assemble`), and shared by everything that takes part in the training."""
+"""The parts of a training, built once by `train.assemble` and shared by the trainer, the roller and the learner."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""The conditions of a run's rows: encoded ahead, in windows or at the moment of need; shared out over processes, each row once."""
+"""The conditions of a run's rows: encoded ahead, in windows or when drawn. The processes divide the rows, and encode each once."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What is reported: the stock pipeline with its own scheduler, the averaged weights, and fixed noise for each sample of a row."""
+"""Evaluation: the stock pipeline with its own scheduler, the averaged weights, and fixed noise for each sample of a row."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What a process has of an epoch that is not learnt yet, and the same as tensors and text."""
+"""The samples of an unfinished epoch on one process, and their conversion to tensors and text for saving."""
 
 import json
 from collections import Counter, defaultdict

@@ -1,4 +1,4 @@
-"""What a whole run will take, by what a short one of the same sizes took."""
+"""Predicts the time of a whole run from a short one with the same sizes."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What a run says when its numbers show that it learns nothing, or cannot go on."""
+"""Notices and errors when a run's metrics show that it learns nothing, or cannot continue."""
 
 import logging
 from collections.abc import Mapping

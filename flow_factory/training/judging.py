@@ -1,4 +1,4 @@
-"""The rewards of an epoch's samples, asked as pictures come: what every reward has seen leaves main memory, but for what is shown."""
+"""Scores an epoch's samples while they are drawn. Images that every reward has scored leave main memory, except those to be logged."""
 
 from collections import deque
 from collections.abc import Sequence

@@ -30,11 +30,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Trainer:
-    """Everything is built outside (`train.build`) and handed in; this class only knows the order of things."""
+    """`train.build` makes all parts; this class only knows the order of the phases."""
 
     context: TrainingContext
     encode_ahead: Callable[[int, Interrupt], None] = lambda epoch, interrupt: None
-    """Sees to it that the conditions of an epoch's rows, and of some epochs after, are there."""
+    """Encodes the rows of an epoch, and of some later epochs, if they are not encoded yet."""
     identity: dict[str, Any] = field(default_factory=dict)
     """Whose run a saved state is; see `identity.identity_of`."""
 

@@ -1,4 +1,4 @@
-"""What a run checks about its updates: that they begin on-policy, and that the first one has an effect."""
+"""Checks of updates: that each epoch begins on-policy, and that the first update has an effect."""
 
 import logging
 from collections.abc import Callable
