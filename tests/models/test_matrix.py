@@ -131,7 +131,7 @@ def encodes(name: str) -> bool:
 
 
 SINGLE = [name for name, schema in TRAIN_CONFIGS.items() if not schema.networks]
-"""Those of several networks are in test_few_steps."""
+"""Those that train one network."""
 NONE = {("hunyuan_video15", "draft"), *((name, "sft") for name in EACH if not encodes(name))}
 """Cells that are refused, see below."""
 CELLS = [(name, algorithm) for name in EACH for algorithm in SINGLE if (name, algorithm) not in NONE]
