@@ -22,6 +22,7 @@ from flow_factory.utils.signals import Interrupted
 from tests.rewards.test_reward_scoring import colours
 from tests.tiny.run import logged, tiny, trained, write_run
 from tests.tiny.side_by_side import side_by_side
+from tests.tiny.two_datasets import REWARDS, write_two
 
 LONG = 120.0
 KEYS = (
@@ -115,6 +116,21 @@ def test_groups_are_trained_on_in_time_with_the_same_result(tmp_path: Path, monk
     assert logged(tmp_path / "save" / "whole") == logged(tmp_path / "save" / "overlap")
     assert all(torch.equal(trained(whole)[key], p) for key, p in trained(overlap).items())
     assert [(s.prompt, s.rewards) for s in whole.trainer.shown] == [(s.prompt, s.rewards) for s in overlap.trainer.shown]
+
+
+@pytest.mark.exhaustive
+def test_rewards_of_data_sets_of_their_own_come_in_time_too(tmp_path: Path) -> None:
+    """Whose calls of three samples do not end where a group does."""
+    write_two(tmp_path, rewards=[reward | {"async_reward": True} for reward in REWARDS])
+    runs = []
+    for name, more in {"whole": (), "overlap": (OVERLAP,)}.items():
+        keys = [key for key in KEYS if not key.startswith("train.unique")]
+        run = tiny(tmp_path, *keys, "train.unique_sample_num_per_epoch=6", "train.gradient_step_per_epoch=6", f"run_name={name}", *more)
+        runs.append({"metrics": run.trainer.epoch(), "weights": trained(run)})
+    whole, overlap = runs
+    timed = ("time/", "perf/", "train/seconds")
+    assert all(overlap["metrics"][k] == v for k, v in whole["metrics"].items() if not k.startswith(timed))
+    assert all(torch.equal(whole["weights"][key], p) for key, p in overlap["weights"].items())
 
 
 @pytest.mark.exhaustive
