@@ -54,10 +54,10 @@ def test_branches_of_a_seed_part_at_their_groups_step_and_were_one_path_before(t
     )
     keys = (*keys, "train.per_device_batch_size=4", "train.gradient_step_per_epoch=1", "scheduler.sde_steps=[2]")
     run = tiny(tmp_path, "eval.eval_freq=0", "train.ema_decay=0", *keys)
-    roller = run.trainer.roller
-    group = roller.epoch_groups(0)[0]
+    collector = run.trainer.collector
+    group = collector.epoch_groups(0)[0]
     with torch.no_grad():
-        drawn = roller.sample(group, [0, 1, 2, 3], 0)
+        drawn = collector.sample(group, [0, 1, 2, 3], 0)
     (step,) = drawn.steps
     paths = {x.numpy().tobytes() for x in step.x}
     assert len(paths) == trunks and len({x.numpy().tobytes() for x in step.x1}) == 4, "the step's noise is each sample's own"
@@ -65,5 +65,5 @@ def test_branches_of_a_seed_part_at_their_groups_step_and_were_one_path_before(t
     if many == 1:
         same = tiny(tmp_path, "eval.eval_freq=0", "train.ema_decay=0", *keys[2:], "scheduler.step_selection=stratified", "run_name=same")
         with torch.no_grad():
-            (other,) = same.trainer.roller.sample(group, [0, 1, 2, 3], 0).steps
+            (other,) = same.trainer.collector.sample(group, [0, 1, 2, 3], 0).steps
         assert torch.equal(other.x, step.x) and torch.equal(other.x1, step.x1)
