@@ -1,4 +1,4 @@
-"""Trained weights in files: of a LoRA or of all, for diffusers and PEFT, and from them."""
+"""Files of trained weights, LoRA or full, written for diffusers and PEFT, and read from both."""
 
 import json
 from collections.abc import Callable, Container, Mapping

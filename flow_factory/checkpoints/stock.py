@@ -1,4 +1,4 @@
-"""Trained weights on the stock pipeline, by diffusers' own readers: what a user of the checkpoint would have."""
+"""Loads trained weights into the stock pipeline with diffusers' own readers, as a user of the checkpoint would."""
 
 from collections.abc import Sequence
 from pathlib import Path

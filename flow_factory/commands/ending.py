@@ -1,4 +1,4 @@
-"""How a command ends: which line it says, and its exit code."""
+"""How a command ends: its last line and its exit code."""
 
 import logging
 import signal

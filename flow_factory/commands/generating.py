@@ -1,4 +1,4 @@
-"""What `ff-generate` does: the stock pipeline of a run's evaluations, under the base model's weights and each checkpoint's."""
+"""The work of `ff-generate`: the stock pipeline of a run's evaluations, with the base model's and each checkpoint's weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

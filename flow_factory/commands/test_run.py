@@ -1,4 +1,4 @@
-"""`ff-train CONFIG --test-run`: every phase of a run once, in a folder that goes again, and what the run will take by what was measured."""
+"""`ff-train CONFIG --test-run`: every phase of a run once, in a temporary folder, and the predicted cost of the run."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Conditions on disk, found again by content: what changes is encoded anew, nothing else is."""
+"""The cache of encoded rows on disk, keyed by content: only what has changed is encoded again."""
 
 import hashlib
 import json

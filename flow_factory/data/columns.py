@@ -1,4 +1,4 @@
-"""From a data set's columns to a row: which column is the prompt, which name files, and what each may hold."""
+"""Maps a data set's columns to a row: the prompt, the files, and the values that each may have."""
 
 import difflib
 import json

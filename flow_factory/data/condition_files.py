@@ -1,4 +1,4 @@
-"""Pictures of a condition that are a row's own files, as they are read: they are found again there, and need no second place."""
+"""Condition images that equal a row's own files: the cache stores a reference to the file, not a copy."""
 
 from collections.abc import Callable, Sequence
 from functools import cache

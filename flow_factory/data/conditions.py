@@ -1,4 +1,4 @@
-"""The conditions of some rows: read from the cache when they are asked for, and encoded where it lacks them."""
+"""The conditions of some rows: read from the cache on demand, and encoded if missing."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence

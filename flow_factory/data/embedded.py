@@ -1,4 +1,4 @@
-"""Pictures and videos that stand inside a table: as they are, each becomes a file, named by its content, when it is first needed."""
+"""Images and videos inside a table: each is written to a file, named by its content, when it is first needed."""
 
 import datetime
 import hashlib

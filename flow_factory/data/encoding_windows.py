@@ -1,4 +1,4 @@
-"""Which rows are encoded when: a pure function of the config and the number of rows of each data set."""
+"""When each row is encoded: a pure function of the config and the number of rows of each data set."""
 
 from collections.abc import Sequence
 from typing import Literal

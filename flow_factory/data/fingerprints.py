@@ -1,4 +1,4 @@
-"""What tells one thing from another by its content: encoders, tokenizers, files."""
+"""Fingerprints by content: of encoders, tokenizers, files."""
 
 import hashlib
 import json

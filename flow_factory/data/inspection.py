@@ -1,4 +1,4 @@
-"""Looks at every condition file of the rows before a run begins, and remembers which were whole."""
+"""Inspects every condition file of the rows before a run begins, and remembers which were intact."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What was found once, and need not be looked for again: a line of JSON each, in a file that is only appended to."""
+"""An append-only file of JSON lines that remembers results, so that they need not be computed again."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How long a video file must be by what its outermost parts say."""
+"""The minimum length of a video file according to its outermost boxes."""
 
 import struct
 from pathlib import Path

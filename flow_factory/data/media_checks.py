@@ -1,4 +1,4 @@
-"""Whether a file is the image or the video that a row says: there, of this kind, not absurdly large. Needs no torch."""
+"""Checks that a file is the image or the video that a row names: present, of this kind, not too large. Needs no torch."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which rows an epoch takes, in which order: a pure function of the seed and the epoch."""
+"""The rows of an epoch and their order: a pure function of the seed and the epoch."""
 
 import hashlib
 from collections.abc import Sequence

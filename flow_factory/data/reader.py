@@ -1,4 +1,4 @@
-"""Reads a data set: `train` and `test`, each `.jsonl` or `.txt`. Needs no torch, so a check takes a moment."""
+"""Reads a data set: `train` and `test`, each `.jsonl` or `.txt`. Imports no torch, so a check is quick."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""What there is to know of a data set's rows: found out in the pass that checks them, and of the files of some."""
+"""Statistics of a data set's rows, collected in the pass that checks them, and of some rows' files."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Rows of an arrow table, as `datasets` keeps them: mapped memory, checked once by batches, each row made when it is asked for."""
+"""Rows of an arrow table of `datasets`: memory-mapped, checked once by batches, each row made on demand."""
 
 from collections.abc import Iterable, Iterator
 from functools import partial

@@ -1,4 +1,4 @@
-"""Small pictures of a data set's files, for a contact sheet: one that cannot be used is a grey tile with a cross."""
+"""Thumbnails of a data set's files for a contact sheet; an unusable file is a grey tile with a cross."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice

@@ -1,4 +1,4 @@
-"""Waiting for each other after long work, which each process does alone, and which no time limit of the process group is meant for."""
+"""Barriers after long work of single processes, without the time limit of the process group."""
 
 import threading
 import time

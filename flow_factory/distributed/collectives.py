@@ -1,4 +1,4 @@
-"""What processes tell each other."""
+"""Exchange of small values between processes."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext

@@ -1,4 +1,4 @@
-"""This process's `ProcessMonitor`, if it is one of several; each of its functions does nothing where it is not."""
+"""The `ProcessMonitor` of this process, if it is one of several; without one, each function does nothing."""
 
 import os
 import sys

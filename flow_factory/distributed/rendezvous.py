@@ -1,4 +1,4 @@
-"""Machines, and processes, that belong together find each other, or say within a bounded time who is missing."""
+"""Rendezvous of machines and of processes; within a bounded time it names the missing ones."""
 
 import os
 import queue

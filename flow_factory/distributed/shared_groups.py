@@ -1,4 +1,4 @@
-"""Groups that several processes share, for there are fewer of them than processes: what must see a whole group gets it here."""
+"""Groups that several processes share, because there are fewer groups than processes: gathers whole groups."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""How many threads compute in a process, and how they wait for each other: said to OpenMP before torch loads it. Standard library alone."""
+"""The number of threads of a process, and how they wait, told to OpenMP before torch loads it. Standard library alone."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""Where the processes of a run are: command line over environment over YAML. Free of torch."""
+"""The number and place of a run's processes: command line over environment over YAML. Imports no torch."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""When a run's rows are encoded and where the encoders wait, where `auto` leaves that to an estimate; and the lines that say it."""
+"""When rows are encoded and where the encoders are kept, if `auto` leaves it to an estimate; and the lines that say it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

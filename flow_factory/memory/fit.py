@@ -1,4 +1,4 @@
-"""Whether a run fits: the estimate of its memory in lines, on which cards, and what would make it smaller."""
+"""Whether a run fits: the memory estimate in lines, for which GPUs, and keys that make it smaller."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

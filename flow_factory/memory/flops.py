@@ -1,4 +1,4 @@
-"""Operations of a transformer's forward and backward, by a formula."""
+"""Floating-point operations of a transformer's forward and backward, by a formula."""
 
 import math
 import re

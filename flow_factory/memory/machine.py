@@ -1,4 +1,4 @@
-"""What a run takes of a machine's main memory, all its processes together, and of the disk that its checkpoints go to."""
+"""Estimates for a whole machine: main memory of all its processes, and disk space of the checkpoints."""
 
 import os
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What an estimate of a process's memory consists of, and what its parts come to."""
+"""The parts of an estimate of a process's memory, and their sums."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args

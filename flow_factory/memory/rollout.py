@@ -1,4 +1,4 @@
-"""What a rollout or an evaluation takes beside the weights: a forward without gradient or the VAE, and the pictures that wait."""
+"""Memory of a rollout or an evaluation beyond the weights: a forward without gradient or the VAE, and waiting images."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

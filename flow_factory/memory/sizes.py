@@ -1,4 +1,4 @@
-"""What a pipeline's weights take, counted on the meta device: nothing is loaded."""
+"""Sizes of a pipeline's weights, counted on the meta device without loading."""
 
 import copy
 import math

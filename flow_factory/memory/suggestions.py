@@ -1,4 +1,4 @@
-"""Keys that make a run fit a card, in the order of what they cost, each tried on the estimate itself."""
+"""Keys that make a run fit a GPU, cheapest first, each tried on the estimate itself."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A pipeline that fails on a row is the row's by its line in the data set, with what the pipeline said and where."""
+"""Errors of a pipeline on a row: they name the row's line in the data set, the pipeline's message and its place."""
 
 import traceback
 from collections.abc import Iterator, Sequence

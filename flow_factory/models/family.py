@@ -1,4 +1,4 @@
-"""What a model family says about itself, without a checkpoint: for the config's check, for estimates, and for its adapter."""
+"""Facts about a model family that need no checkpoint: for the config's checks, for estimates, and for its adapter."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, get_args, get_type_hints

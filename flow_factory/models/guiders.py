@@ -1,4 +1,4 @@
-"""Guidance that is a part of the pipeline (HunyuanVideo 1.5, HunyuanImage) and no argument of its call."""
+"""Guidance by a guider object of the pipeline (HunyuanVideo 1.5, HunyuanImage), which is not an argument of its call."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""A checkpoint behind its family's adapter: for the trainer, and for scripts and notebooks that want a rollout or a velocity without it."""
+"""Loads a checkpoint with its family's adapter: for the trainer, and for scripts and notebooks."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What adapters share that needs none of them."""
+"""Helpers that adapters share."""
 
 import importlib
 from collections.abc import Mapping, Sequence

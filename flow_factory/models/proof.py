@@ -1,4 +1,4 @@
-"""Does training see what sampling saw? Asked of a pipeline that the tests do not know, before a run spends anything on it."""
+"""Verifies, at the start, that training computes what sampling computed, for pipelines that the test suite does not cover."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""A checkpoint's pipeline without its weights: what it can do is known before gigabytes are read."""
+"""A checkpoint's pipeline without its weights, to learn its limits before gigabytes are read."""
 
 import importlib
 import inspect

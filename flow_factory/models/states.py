@@ -1,4 +1,4 @@
-"""From media to states of the process: what a family's VAE makes of pictures and clips, normalised as its pipeline undoes it."""
+"""States of the sampler from media: VAE latents of images and videos, with the pipeline's own normalisation."""
 
 from collections.abc import Sequence
 from typing import Any

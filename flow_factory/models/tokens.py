@@ -1,4 +1,4 @@
-"""How many tokens a checkpoint makes of a prompt, of its configs and tokenizers alone."""
+"""Counts the tokens of a prompt, with a checkpoint's configs and tokenizers alone."""
 
 import importlib
 from collections.abc import Callable, Mapping

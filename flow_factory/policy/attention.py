@@ -1,4 +1,4 @@
-"""Which kernel computes attention. What it answers is for `attention_proof` to show."""
+"""The choice of the attention kernel. `attention_proof` verifies its results."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

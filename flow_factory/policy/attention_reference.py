@@ -1,4 +1,4 @@
-"""Attention by its formula, in more bits than a kernel has, a few queries at a time: what `attention_proof` compares kernels with."""
+"""Attention by its formula in higher precision, a few queries at a time: the reference of `attention_proof`."""
 
 from collections.abc import Iterator
 from functools import partial

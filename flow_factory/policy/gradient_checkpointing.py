@@ -1,4 +1,4 @@
-"""Gradient checkpointing block by block: the chosen blocks keep no activations, and compute them again in the backward pass."""
+"""Gradient checkpointing block by block: the chosen blocks store no activations, and recompute them in the backward pass."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence

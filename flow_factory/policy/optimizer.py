@@ -1,4 +1,4 @@
-"""The optimiser of what is trained."""
+"""The optimiser of the trained weights."""
 
 from collections.abc import Callable, Iterable
 from typing import Any

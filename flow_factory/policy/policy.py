@@ -1,4 +1,4 @@
-"""What is trained and how it computes: LoRA or full, precision, checkpointing, attention backend, compile."""
+"""The policy: the trained weights (LoRA or full), precision, checkpointing, attention backend, compilation."""
 
 import difflib
 from collections.abc import Iterator, Sequence

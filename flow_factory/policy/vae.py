@@ -1,4 +1,4 @@
-"""How the VAE decodes: in one, picture by picture, or in tiles."""
+"""How the VAE decodes: a batch at once, image by image, or in tiles."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Named copies of the trained weights: the reference, the rollout's, the average."""
+"""Named copies of the trained weights: the reference, the old policy, the average."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext

@@ -1,4 +1,4 @@
-"""What a run shows of itself in its folder."""
+"""The images and curves in a run's folder."""
 
 import logging
 import time

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: what a run has logged, on disk at once."""
+"""`metrics.jsonl`: a run's metrics, flushed to disk at once."""
 
 import json
 import math

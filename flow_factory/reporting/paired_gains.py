@@ -1,4 +1,4 @@
-"""What an evaluation's scores say beyond their mean: each row's is kept, and a change gets an interval."""
+"""Paired statistics of evaluations: scores per row, and confidence intervals of changes."""
 
 import json
 import math

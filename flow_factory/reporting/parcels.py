@@ -1,4 +1,4 @@
-"""Pictures and clips on their way to the main process, which shows them: as the PNG and MP4 files that they will be."""
+"""Images and videos on their way to the main process, as the PNG and MP4 files that they will be."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What a run leaves for its user: grids of pictures and a summary. Needs a run's folder only, not the run."""
+"""The report of a run: grids of images and a summary. Needs only the run's folder."""
 
 import re
 from collections.abc import Mapping, Sequence

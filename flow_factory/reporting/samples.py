@@ -1,4 +1,4 @@
-"""Samples on disk: what later ones are compared with, and clips to play."""
+"""Samples on disk, to compare later ones with, and videos to play."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""A run takes its folder: chosen by the main process, claimed before anything is written, seen by all."""
+"""Claims a run's folder: the main process chooses and locks it before anything is written, and all processes check that they see it."""
 
 from contextlib import nullcontext
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What evaluations take beside the epochs between them, in forwards of the transformer: said before a run begins."""
+"""The cost of evaluations relative to the epochs between them, in transformer forwards; printed before a run begins."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Whose run a training state is: what a run that goes on from it must share, and what it should say if it does not."""
+"""The identity of a run in its training state: what a resumed run must share, and what it reports if it differs."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What a right config does that may surprise: said in the plan of `--check`, and where it costs most, at the start of a run."""
+"""Notices about valid configs with surprising effects, for the plan of `--check` and the start of a run."""
 
 import re
 from collections.abc import Iterator

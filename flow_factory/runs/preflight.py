@@ -1,4 +1,4 @@
-"""What a start asks before it loads weights or writes anything, cheapest first. One list: `--check` goes through it, too."""
+"""The checks of a start before it loads weights or writes anything, cheapest first. `--check` runs the same list."""
 
 import logging
 from collections.abc import Callable, Sequence

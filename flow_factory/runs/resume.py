@@ -1,4 +1,4 @@
-"""What a run starts from: found out, and compared with the run, before anything is loaded or written."""
+"""What a run starts from: resolved, and compared with the run, before anything is loaded or written."""
 
 import time
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Work beside the training."""
+"""Background threads beside the training."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor

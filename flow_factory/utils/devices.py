@@ -1,4 +1,4 @@
-"""Devices by name."""
+"""Validation of device names."""
 
 import torch
 

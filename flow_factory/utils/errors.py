@@ -1,4 +1,4 @@
-"""Errors that the user can mend: shown as one message, without a stack trace."""
+"""Errors that the user can fix: shown as one message, without a stack trace."""
 
 import errno
 import re

@@ -1,4 +1,4 @@
-"""What the file system has at a path, asked before anything waits for it or writes to it. Needs nothing but the standard library."""
+"""Checks of paths before anything waits for them or writes to them. Standard library alone."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""Names of folders and of the hub told apart, and whether the hub can be asked, before anything tries it five times."""
+"""Tells folders from hub names, and tests whether the hub is reachable, before anything tries it five times."""
 
 import os
 import socket

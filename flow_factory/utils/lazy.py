@@ -1,4 +1,4 @@
-"""Sequences whose items are made when they are asked for."""
+"""Sequences that make their items on demand."""
 
 from abc import abstractmethod
 from collections.abc import Sequence

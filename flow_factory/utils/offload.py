@@ -1,4 +1,4 @@
-"""What makes a run fit a smaller card: weights stored in fewer bits, and tensors and parts that wait in main memory."""
+"""Memory savings: weights stored in fewer bits, and tensors and components that are kept in main memory."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""In which dtypes diffusers has the weights of a loaded model."""
+"""The dtypes of weights that diffusers has when it loads a model."""
 
 from typing import Any
 

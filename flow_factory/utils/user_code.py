@@ -1,4 +1,4 @@
-"""Whatever goes wrong in a class of the user's own is that class's by name, with the file and line of its author's."""
+"""Errors in a user's own class: they name the class, and the file and line in its code."""
 
 import sys
 import sysconfig
