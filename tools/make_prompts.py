@@ -1,4 +1,4 @@
-"""Writes the data sets of prompts alone, put together from parts, no two alike: dataset/{prompts,pickscore,t2is,t2is_neg}.
+"""Writes the data sets of prompts alone, put together from parts, no two alike: dataset/{prompts,pickscore,ocr,t2is,t2is_neg}.
 
 python tools/make_prompts.py
 """
@@ -68,6 +68,19 @@ FLAWS = ("different faces", "changing clothes", "mixed styles", "text", "waterma
          "deformed hands", "uneven borders", "low contrast")  # fmt: skip
 
 
+SIGNS = [
+    "a wooden sign beside a forest path that says {text}", "a neon sign in a shop window at night that says {text}",
+    "a chalkboard in front of a cafe that says {text}", "a white mug on a desk with {text} printed on it",
+    "an old poster on a brick wall with the words {text}", "a birthday cake with {text} written in icing",
+    "the cover of a book with the title {text}", "a road sign under a stormy sky that says {text}",
+    "a T-shirt on a washing line with the print {text}", "a paper note on a fridge that says {text}",
+]  # fmt: skip
+TEXTS = [
+    "Open", "Fresh Bread", "Slow Down", "Mind the Gap", "Hello Again", "North Pier", "Two for One", "Keep Left", "Good Morning",
+    "The Last Train", "Warm Milk", "No Swimming", "Happy Day", "Library", "Room 12", "Wet Paint",
+]  # fmt: skip
+
+
 def scenes() -> Iterator[str]:
     """Of dataset/prompts."""
     for subject, place, style in itertools.product(SUBJECTS, PLACES, STYLES):
@@ -86,6 +99,12 @@ def everyday() -> Iterator[str]:
         yield f"{food}, {table}"
     for design, animal in itertools.product(DESIGNS, ANIMALS):
         yield design.format(a=_a(animal), n=animal)
+
+
+def signs() -> Iterator[str]:
+    """With a text to be read in double quotes."""
+    for place, text in itertools.product(SIGNS, TEXTS):
+        yield place.format(text=f'"{text}"')
 
 
 def _a(noun: str) -> str:
@@ -113,9 +132,10 @@ def write(folder: Path, lines: list[str], train: int, suffix: str = "txt") -> No
 
 
 def make(folder: Path) -> None:
-    """All four data sets in the folder."""
+    """All five data sets in the folder."""
     write(folder / "prompts", shuffled(scenes(), 576), 512)
     write(folder / "pickscore", shuffled(everyday(), 240), 200)
+    write(folder / "ocr", shuffled(signs(), 160), 128)
     write(folder / "t2is", sets(80, random.Random(1)), 64)
     rng = random.Random(2)
     rows = [{"prompt": prompt, "negative_prompt": ", ".join(rng.sample(FLAWS, 5))} for prompt in sets(80, rng)]

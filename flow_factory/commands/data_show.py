@@ -38,6 +38,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", metavar="PATH_OR_CONFIG", help="a data set, as in data.dataset_dir, or a run's YAML")
     parser.add_argument("--columns", nargs="+", default=[], metavar="OURS=THEIRS", help="column names, as in data.columns: prompt=caption")
     parser.add_argument("--split", help="the split (default: the training split)")
+    parser.add_argument("--dataset", metavar="NAME", help="of a run's YAML that has several: only this one")
     parser.add_argument("--subset", help="the subset, as in data.subset")
     parser.add_argument("--cache-dir", metavar="DIR", help="the cache folder, as in data.cache_dir")
     parser.add_argument("--model", metavar="NAME", help="count tokens with the tokenizers of this checkpoint")
@@ -62,20 +63,25 @@ def act(args: argparse.Namespace) -> int:
     from flow_factory.data.sources import open_split
     from flow_factory.data.survey import Media, Survey, spread
 
-    data, config = asked(args)
-    survey, split = Survey(), args.split or data.train_split
+    datas, config = asked(args)
+    if args.sheet is not None and len(datas) > 1:
+        raise UserError(f"--sheet: {args.what} has several data sets; choose one with --dataset")
     count = counter(args.model, config)
-    rows = open_split(data, split, None, [survey])
-    some = spread(rows, args.look)
-    print("\n".join(report(data, split, survey, some, Media().see(some), count)))
-    if args.sheet is not None:
-        print(sheet(rows, args.first, args.sheet))
+    for k, data in enumerate(datas):
+        survey, split = Survey(), args.split or data.train_split
+        rows = open_split(data, split, None, [survey])
+        some = spread(rows, args.look)
+        print("\n".join([""] * bool(k) + report(data, split, survey, some, Media().see(some), count)))
+        if args.sheet is not None:
+            print(sheet(rows, args.first, args.sheet))
     return 0
 
 
-def asked(args: argparse.Namespace) -> tuple[DataConfig, RunConfig | None]:
-    """Raises:
-    UserError: what is named is neither a right config nor a data set's name.
+def asked(args: argparse.Namespace) -> tuple[list[DataConfig], RunConfig | None]:
+    """The data sets: one, or all of a config.
+
+    Raises:
+        UserError: what is named is neither a right config nor a data set's name.
     """
     from flow_factory.config import ConfigError, load_config
 
@@ -85,16 +91,27 @@ def asked(args: argparse.Namespace) -> tuple[DataConfig, RunConfig | None]:
         raise UserError(f"--columns: {''.join(wrong)!r}: write ours=theirs, such as prompt=caption")
     keys = {"subset": args.subset, "cache_dir": args.cache_dir, "columns": {ours: theirs for ours, _, theirs in pairs} or None}
     given = {key: value for key, value in keys.items() if value is not None}
-    return _data(given if config else {"dataset_dir": args.what} | given, config, ConfigError), config
+    if config is None:
+        return [_data({"dataset_dir": args.what} | given, None, ConfigError)], None
+    return [_data(given, data, ConfigError) for data in _of_run(config, args.dataset)], config
 
 
-def _data(keys: dict[str, Any], config: RunConfig | None, kind: type[UserError]) -> DataConfig:
+def _of_run(config: RunConfig, name: str | None) -> list[DataConfig]:
+    from flow_factory.config.datasets import datasets_of
+
+    datasets = {dataset.name: dataset.config.data for dataset in datasets_of(config)}
+    if name is not None and name not in datasets:
+        raise UserError(f"--dataset: no data set {name!r}; data.datasets has {', '.join(datasets) if all(datasets) else 'no names'}")
+    return list(datasets.values()) if name is None else [datasets[name]]
+
+
+def _data(keys: dict[str, Any], data: DataConfig | None, kind: type[UserError]) -> DataConfig:
     from pydantic import ValidationError
 
     from flow_factory.config.data import DataConfig
     from flow_factory.config.explain import explain
 
-    before = config.data.model_dump(include=config.data.model_fields_set) if config else {}
+    before = data.model_dump(include=data.model_fields_set) if data else {}
     try:
         return DataConfig.model_validate(before | keys)
     except ValidationError as error:

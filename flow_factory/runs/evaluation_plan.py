@@ -47,16 +47,30 @@ def evaluation_lines(config: RunConfig, tests: Mapping[str, int]) -> list[str]:
     if not tests or not freq:
         return ["evaluation: none"]
     alone = {dataset.name: dataset.config for dataset in datasets_of(config)}
-    return [f"{name}: {line}" if name else line for name, test in tests.items() for line in _lines(alone[name], test)]
+    shares = {name: _share(alone[name], test) for name, test in tests.items()}
+    lines = [f"{name}: {line}" if name else line for name, test in tests.items() for line in _lines(alone[name], test, shares[name])]
+    if sum(shares.values()) > MOST:
+        a_row = [share / -(-len(rows_evaluated(alone[name], tests[name])) // config.teams) for name, share in shares.items()]  # a process
+        fit = int(MOST / sum(a_row))
+        less = f"eval.max_rows: {max(1, fit) * config.teams} {'or' if fit else 'and'} a larger eval.eval_freq"
+        lines.append(f"note: that is more than a tenth; it would be less with {less}")
+    return lines
 
 
-def _lines(config: RunConfig, test: int) -> list[str]:
+def _share(config: RunConfig, test: int) -> float:
+    """Of the epochs between two evaluations of so many test rows, what one takes."""
+    between, family = min(config.eval.eval_freq, config.train.max_epochs or config.eval.eval_freq), MODELS[config.model.model_type]
+    sizes = [family.tokens_of(section.height, section.width, section.call) for section in (config.eval, config.train)]
+    mine = evaluation_forwards(config, len(rows_evaluated(config, test)))
+    return mine * sizes[0] / (between * epoch_forwards(config) * sizes[1])
+
+
+def _lines(config: RunConfig, test: int, share: float) -> list[str]:
     freq, last = config.eval.eval_freq, config.train.max_epochs
     rows, between = len(rows_evaluated(config, test)), min(freq, last or freq)
     mine, epoch = evaluation_forwards(config, rows), epoch_forwards(config)
     family = MODELS[config.model.model_type]
     sizes = [family.tokens_of(section.height, section.width, section.call) for section in (config.eval, config.train)]
-    share = mine * sizes[0] / (between * epoch * sizes[1])
     some = f"{rows} of {test} test rows" if rows < test else f"all {test} test rows"
     many = "the epoch" if between == 1 else f"the {between} epochs"
     lines = [
@@ -65,8 +79,4 @@ def _lines(config: RunConfig, test: int) -> list[str]:
     ]
     if rows < test and config.eval.full_at_end and last is not None:
         lines.append(f"the evaluation at the end takes all {test} test rows: {evaluation_forwards(config, test)} forwards a process")
-    if share > MOST:
-        fit = int(MOST / share * -(-rows // config.teams))  # rows of a process
-        less = f"eval.max_rows: {max(1, fit) * config.teams} {'or' if fit else 'and'} a larger eval.eval_freq"
-        lines.append(f"note: that is more than a tenth; it would be less with {less}")
     return lines

@@ -17,6 +17,7 @@ from torch import Tensor
 from flow_factory.check import check
 from flow_factory.config import RunConfig, load_config
 from flow_factory.config.algorithms import TRAIN_CONFIGS
+from flow_factory.config.datasets import datasets_of
 from flow_factory.config.engine import MACHINES
 from flow_factory.config.few_steps import FewStepConfig
 from flow_factory.memory.fit import ROOM, memory_lines, model_of, settled
@@ -38,7 +39,7 @@ ALGORITHMS = {
 EXAMPLES = sorted(path for name in ALGORITHMS for path in (ROOT / "examples" / name.replace("-", "_")).rglob("*.yaml"))
 TINY = {
     **dict.fromkeys(("flux2_t2i", "flux2_i2i"), "flux2"), **dict.fromkeys(("flux2_klein_base", "flux2_klein_9b"), "flux2_klein_base"),
-    **dict.fromkeys(("sd3_5", "sd3_5_nocfg", "sd3_5_tempflow"), "sd3"),
+    **dict.fromkeys(("sd3_5", "sd3_5_nocfg", "sd3_5_tempflow", "sd3_5_two_datasets"), "sd3"),
     "qwen_image_edit_plus": "qwen_image_edit_2511", "z_image_turbo": "z_image",
     "wan22_t2v": "wan22_a14b_t2v", "wan22_i2v": "wan22_a14b_i2v", "qwen_image_16": "qwen_image",
     **dict.fromkeys(("flux2_t2i_all", "flux2_t2i_all_16"), "flux2"),
@@ -156,7 +157,10 @@ def small(path: Path, folder: Path) -> list[str]:
     }  # fmt: skip
     if config.train.given:
         keys |= {"train.gradient_accumulation_steps": 1}
-    return [f"{k}={json.dumps(v)}" for k, v in {**keys, **sizes, **few_rows(ROOT / config.data.dataset_dir, folder / "data")}.items()]
+    if config.data.datasets is not None:  # one of them, which is trained on alone
+        keys |= {"data.datasets": None}
+    dataset = datasets_of(config)[0].config.data.dataset_dir
+    return [f"{k}={json.dumps(v)}" for k, v in {**keys, **sizes, **few_rows(ROOT / dataset, folder / "data")}.items()]
 
 
 def few_rows(dataset: Path, folder: Path) -> dict[str, str]:

@@ -22,6 +22,7 @@ SIZES = {
     "v2v": (8, 4),
     "prompts": (512, 64),
     "pickscore": (200, 40),
+    "ocr": (128, 32),
     "t2is": (64, 16),
     "t2is_neg": (64, 16),
 }
@@ -103,6 +104,6 @@ def same(a: str, b: str) -> None:
 def test_the_prompts_are_made_again_by_their_script(tmp_path: Path, tools: ModuleType) -> None:
     tools.prompts(tmp_path)
     made = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*.*"))
-    assert len(made) == 8
+    assert len(made) == 10
     for path in made:
         assert (tmp_path / path).read_bytes() == (DATA / path).read_bytes()

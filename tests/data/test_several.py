@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import yaml
 
+from flow_factory.commands.data import main as show
 from flow_factory.config import ConfigError, dump_config, load_config
 from flow_factory.config.datasets import datasets_of
 from flow_factory.data.encoding_windows import order_of
 from flow_factory.data.order import Order
 from flow_factory.data.several import Joined, Named, dataset_of, sizes_of
+from flow_factory.runs.evaluation_plan import evaluation_lines
 from flow_factory.types import Row
 from tests.conftest import ROOT
 
@@ -153,3 +155,29 @@ def test_one_form_or_the_other(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="data.datasets.0.train.weight: 2: dpo learns from the rows themselves, each once in a pass"):
         load_config(written(tmp_path, {"datasets": [A, B]}, trainer_type="dpo", offline=True, group_size=2, per_device_batch_size=2,
                             nft_beta=None))  # fmt: skip
+
+
+def test_all_evaluations_together_are_remarked_on_where_they_take_much(tmp_path: Path) -> None:
+    config = load_config(written(tmp_path, {"datasets": [A | {"eval": {}}, B | {"eval": {}}]}))
+    first, second, note = evaluation_lines(config, {"a": 256, "b": 256})
+    assert first.startswith("a: evaluation: all 256 test rows") and second.startswith("b: evaluation: all 256 test rows")
+    most = int(note.partition("eval.max_rows: ")[2].partition(" ")[0])
+    few, more = (load_config(written(tmp_path, {"datasets": [A | {"eval": {"max_rows": n}}, B | {"eval": {"max_rows": n}}]})) for n in
+                 (most, most + 1))  # fmt: skip
+    assert [len(evaluation_lines(c, {"a": 256, "b": 256})) for c in (few, more)] == [2, 3]
+
+
+def test_a_look_at_a_runs_data_is_a_look_at_each_data_set_or_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, names = ROOT / "examples" / "grpo" / "lora" / "sd3_5_two_datasets.yaml", ("dataset/ocr", "dataset/pickscore")
+    tree = yaml.safe_load(file.read_text())
+    tree["model"]["model_name_or_path"], tree["model"]["model_type"] = str(ROOT / "assets" / "tiny-flux-shapes"), "flux1"
+    for entry, name in zip(tree["data"]["datasets"], names, strict=True):
+        entry["dataset_dir"] = str(ROOT / name)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(tree))
+    assert show(["show", str(tmp_path / "run.yaml")]) == 0
+    assert [name in line for line in capsys.readouterr().out.splitlines() for name in names if ", split train" in line].count(True) == 2
+    assert show(["show", str(tmp_path / "run.yaml"), "--dataset", "ocr"]) == 0
+    said = capsys.readouterr().out
+    assert "dataset/ocr, split train: 128 rows" in said and "pickscore" not in said
+    assert show(["show", str(tmp_path / "run.yaml"), "--dataset", "ocrr"]) == 2
+    assert "--dataset: no data set 'ocrr'; data.datasets has ocr, pickscore" in capsys.readouterr().err
