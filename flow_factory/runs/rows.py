@@ -92,16 +92,16 @@ def repeats(config: RunConfig, sizes: Sequence[int]) -> Iterator[str]:
 
 @contextmanager
 def said_of(dataset: Dataset) -> Iterator[None]:
-    """Messages about keys of `data:` name those of this data set."""
+    """Messages name this data set, and its own keys instead of those of `data:`."""
     try:
         yield
     except UserError as error:
         theirs = {"train_split": "train.split", "test_split": "eval.split"}
         own = re.compile(rf"\bdata\.({'|'.join(ALONE)})\b")
         said = own.sub(lambda key: f"{dataset.key}.{theirs.get(key[1], key[1])}", str(error))
-        if not dataset.name or said == str(error):
+        if not dataset.name:
             raise
-        raise type(error)(said) from error
+        raise type(error)(said if dataset.key in said else f"{dataset.key}: {said}") from error
 
 
 def looks(config: RunConfig, needs: Iterable[Needs], trained: bool, share: tuple[int, int] = (0, 1)) -> list[Look]:

@@ -11,10 +11,12 @@ import yaml
 from flow_factory.commands.data import main as show
 from flow_factory.config import ConfigError, dump_config, load_config
 from flow_factory.config.datasets import datasets_of
+from flow_factory.data.columns import DataError
 from flow_factory.data.encoding_windows import order_of
 from flow_factory.data.order import Order
 from flow_factory.data.several import Joined, Named, dataset_of, sizes_of
 from flow_factory.runs.evaluation_plan import evaluation_lines
+from flow_factory.runs.rows import read_tests, read_training
 from flow_factory.types import Row
 from tests.conftest import ROOT
 
@@ -181,3 +183,20 @@ def test_a_look_at_a_runs_data_is_a_look_at_each_data_set_or_one(tmp_path: Path,
     assert "dataset/ocr, split train: 128 rows" in said and "pickscore" not in said
     assert show(["show", str(tmp_path / "run.yaml"), "--dataset", "ocrr"]) == 2
     assert "--dataset: no data set 'ocrr'; data.datasets has ocr, pickscore" in capsys.readouterr().err
+
+
+def test_what_is_wrong_with_a_data_set_is_said_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "empty").mkdir()
+    for entry, said in (
+        ({"dataset_dir": str(tmp_path / "empty")}, f"data.datasets.1: no train split in {tmp_path}/empty, which has nothing in it"),
+        ({"dataset_dir": str(tmp_path / "gone")}, "data.datasets.1.dataset_dir names a folder with train.jsonl or .txt"),
+        ({"train": {"split": "tain"}}, "data.datasets.1: no tain split in dataset/pickscore, which has test.txt, train.txt"),
+        ({"eval": {"split": "tst"}}, "data.datasets.1: no tst split in dataset/pickscore, which has test.txt, train.txt"),
+        ({"subset": "a"}, "data.datasets.1.subset: dataset/pickscore has lines of our own, and no parts; remove it"),
+    ):
+        config = load_config(written(tmp_path, {"datasets": [A, B | entry]}))
+        with pytest.raises(DataError) as error:
+            read_training(config, lambda dataset: ())
+            read_tests(config, lambda dataset: ())
+        assert said in str(error.value)
