@@ -58,11 +58,12 @@ class FewSteps(Algorithm):
         return torch.stack(drawn).to(step.x.device)
 
     def levels(self, rollout: Rollout, step: Step, draw: Draw) -> Tensor:
-        """Noise levels, (n,) where the model takes a time a sample, else 0-dim."""
-        ids = rollout.ids if self.per_sample_times else rollout.ids[:1]
+        """Noise levels: (n,) where the model takes a time a sample and no network is guided, which doubles samples; else 0-dim."""
+        each = self.per_sample_times and (self.config.real_guidance_scale or 1.0) == 1
+        ids = rollout.ids if each else rollout.ids[:1]
         draws = [generator(self.config.seed, "score levels", *draw, rollout.epoch, i, step.index) for i in ids]
         u = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in draws])
-        tau = self.level(u if self.per_sample_times else u[0], step.s.cpu().double(), step.s1.cpu().double())
+        tau = self.level(u if each else u[0], step.s.cpu().double(), step.s1.cpu().double())
         return tau.float().to(step.x.device)
 
     def level(self, u: Tensor, s: Tensor, s1: Tensor) -> Tensor:
