@@ -27,7 +27,7 @@ KEYS = {
     ],
     "nft": ["train.kl_beta=0.1"],
     "awm": ["train.kl_beta=0.1", "train.ema_kl_beta=0.1", "train.off_policy=true"],
-    "draft": ["rewards.reward_model=tests.tiny.rewards.Warm"],
+    "draft": ["rewards.reward_model=tests.tiny.rewards.Warm", "train.gradient_step_per_epoch=1"],
     "dgpo": ["train.kl_beta=0.1", "train.per_device_batch_size=4"],
     **dict.fromkeys(("dmd2", "tdm"), ["rewards=null", "eval_rewards.reward_model=jpeg_compressibility"]),
 }
