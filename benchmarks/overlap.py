@@ -37,8 +37,8 @@ def seconds(folder: Path, beside: bool, wait: float, groups: int, epochs: int, p
     keys = (f"train.unique_sample_num_per_epoch={groups}", f"train.num_inference_steps={steps}", "eval.eval_freq=0", "rewards.batch_size=1",
             "rewards.reward_model=overlap.Waits", f"rewards.seconds={wait}", f"rewards.async_reward={str(beside).lower()}")  # fmt: skip
     run = tiny(folder, *keys)
-    sample = run.trainer.roller.sample
-    run.trainer.roller.sample = lambda *args: (time.sleep(pause), sample(*args))[1]  # type: ignore[method-assign]
+    sample = run.trainer.collector.sample
+    run.trainer.collector.sample = lambda *args: (time.sleep(pause), sample(*args))[1]  # type: ignore[method-assign]
     logged = [run.trainer.epoch() for _ in range(epochs + 1)][1:]
     return statistics.median(epoch["time/rollout_s"] + epoch["time/reward_s"] for epoch in logged)
 

@@ -1,4 +1,4 @@
-"""The parts of a training, built once by `train.assemble` and shared by the trainer, the roller and the learner."""
+"""The parts of a training, built once by `train.assemble` and shared by the trainer, the collector and the learner."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -95,7 +95,7 @@ def test_a_target_is_a_draw_from_the_vaes_distribution_keyed_by_row_and_epoch(tm
     drawn = given.states(row, {}, generator(run.context.config.train.seed, "target", 0, row.id))[0]
     mode = given.states(row, {})[0]
     assert torch.equal(first, drawn) and not torch.equal(first, mode)
-    fixed = sft(tmp_path, "train.sample_targets=false", "run_name=fixed").trainer.roller.given(groups[0], [0], 0).x0
+    fixed = sft(tmp_path, "train.sample_targets=false", "run_name=fixed").trainer.collector.given(groups[0], [0], 0).x0
     assert fixed is not None and torch.equal(fixed, mode)
 
 
