@@ -40,7 +40,7 @@ SDES = ["Flow-SDE", "Dance-SDE", "CPS"]
 # -- which tests run, and where ---------------------------------------------------------------------------------------------------------
 
 ROOT = Path(__file__).parents[1]
-SHARES = 8
+SHARES = 24
 """Of the exhaustive tests, the gate runs one of so many."""
 
 

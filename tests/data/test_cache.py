@@ -91,7 +91,7 @@ def test_a_strangers_row_that_names_no_hash_is_none(tmp_path: Path, caplog: pyte
 
 
 def test_a_dtype_that_files_do_not_have_is_named(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"cond.x.0 is a tensor of torch.complex64, which is not kept"):
+    with pytest.raises(TypeError, match=r"cond.x.0 is a tensor of torch.complex64, which is not cacheable"):
         ConditionCache(tmp_path, "v1").put(Row(0, "p"), {"x": [torch.zeros(2, dtype=torch.complex64)]})
 
 

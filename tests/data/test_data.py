@@ -432,7 +432,7 @@ def test_what_cannot_be_kept_is_named(tmp_path):
 
 
 def test_an_image_that_is_not_rgb_is_not_kept(tmp_path):
-    with pytest.raises(TypeError, match=r"cond.image is a RGBA image, which is not kept"):
+    with pytest.raises(TypeError, match=r"cond.image is a RGBA image, which is not cacheable"):
         ConditionCache(tmp_path, "v1").put(Row(0, "p"), {"image": Image.new("RGBA", (2, 2))})
 
 

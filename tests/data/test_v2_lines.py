@@ -53,7 +53,7 @@ def test_a_line_becomes_a_row_of_ours(tmp_path: Path) -> None:
     ({"input": "a"}, "input wants an object, not a text"), ({"input": {"prompt": " "}}, "'prompt' must be a text with something in it"),
     ({"supervision": None}, "supervision.type wants one of demonstration, preference, not null"),
     ({"supervision": {"type": "preference", "chosen": {"media": [image("a")]}}}, "no supervision.rejected"),
-    ({"supervision": {"type": "demonstration", "target": {"media": [image("a")] * 2}}}, "2 media in target; one picture"),
+    ({"supervision": {"type": "demonstration", "target": {"media": [image("a")] * 2}}}, "2 media in target; one image"),
     ({"supervision": {"type": "demonstration", "target": {"media": [{"type": "audio", "path": "a"}]}}}, "type wants one of image, video"),
     ({"supervision": line()["supervision"] | {"chosen": {"media": [{"type": "video", "path": "a"}]}}}, "both sides must be of one kind"),
     ({"input": {"prompt": "a", "media": [image("a", fps=2)]}}, "input.media.fps: unknown key"),

@@ -117,7 +117,7 @@ def test_rows_with_a_negative_prompt_and_rows_without_do_not_go_with_shared_weig
     unknown = load_config(write_run(tmp_path), ["model.model_type=diffusers", *sharded])
 
     def asked(config: RunConfig, rows: list[Row]) -> None:
-        for one, look in product(rows, looks(config, (), paired=False)):
+        for one, look in product(rows, looks(config, (), trained=True)):
             look(one)
 
     for rows in (both, both[::-1]):
