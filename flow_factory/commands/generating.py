@@ -19,7 +19,7 @@ from flow_factory.models.loading import load_adapter
 from flow_factory.policy.attention import without_cudnn
 from flow_factory.reporting.pictures import contact_sheet
 from flow_factory.reporting.samples import words
-from flow_factory.runs.rows import checkpoint_of
+from flow_factory.runs.fitting import checkpoint_of
 from flow_factory.types import Clip, Cond, Row, Sample
 from flow_factory.utils.errors import UserError, file_errors
 from flow_factory.utils.offload import to_cpu, to_device

@@ -9,15 +9,11 @@ from flow_factory.config.algorithms import (
     CRDConfig,
     DGPOConfig,
     DPOConfig,
-    DPPOConfig,
     DRaFTConfig,
     ForwardConfig,
-    GRPOConfig,
-    GRPOGuardConfig,
     NFTConfig,
     OldPolicyConfig,
     SFTConfig,
-    TransitionConfig,
 )
 from flow_factory.config.base import ConfigError, Section
 from flow_factory.config.data import DataConfig
@@ -33,6 +29,7 @@ from flow_factory.config.rewards import RewardConfig
 from flow_factory.config.run import RunConfig
 from flow_factory.config.scheduler import SchedulerConfig
 from flow_factory.config.train import TrainConfig
+from flow_factory.config.transition import DPPOConfig, GRPOConfig, GRPOGuardConfig, TransitionConfig
 
 __all__ = [
     "TRAIN_CONFIGS",

@@ -3,23 +3,13 @@
 import math
 from collections.abc import Callable, Iterator
 
-from flow_factory.config.algorithms import (
-    AWMConfig,
-    CRDConfig,
-    DGPOConfig,
-    DPOConfig,
-    DRaFTConfig,
-    ForwardConfig,
-    GRPOGuardConfig,
-    NFTConfig,
-    SFTConfig,
-    TransitionConfig,
-)
+from flow_factory.config.algorithms import AWMConfig, CRDConfig, DGPOConfig, DPOConfig, DRaFTConfig, ForwardConfig, NFTConfig, SFTConfig
 from flow_factory.config.base import show
 from flow_factory.config.datasets import trained_on
 from flow_factory.config.nodes import Problem
 from flow_factory.config.plan import micro_batches_per_update
 from flow_factory.config.run import RunConfig
+from flow_factory.config.transition import GRPOGuardConfig, TransitionConfig
 
 Rule = Callable[[RunConfig], Iterator[Problem]]
 

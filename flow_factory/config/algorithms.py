@@ -1,110 +1,17 @@
 """`train:` of each algorithm, by `train.trainer_type`."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import BeforeValidator, Field
 
-from flow_factory.config.base import DERIVED, Batch, Device, Interval, Shown, derived, show
+from flow_factory.config.algorithm_fields import ADVANTAGE_CLIP, Decay, Levels, TimeRange, TimeStrategy
+from flow_factory.config.base import DERIVED, Batch, Device, Interval, Shown, derived
 from flow_factory.config.data import PAIR, TARGET
 from flow_factory.config.few_steps import DMD2Config, TDMConfig, TDMR1Config
 from flow_factory.config.scheduler import SchedulerConfig
 from flow_factory.config.train import Accumulation, TrainConfig
+from flow_factory.config.transition import DPPOConfig, GRPOConfig, GRPOGuardConfig
 from flow_factory.core.step_range import index_window
-
-
-def _range(value: Any) -> Any:
-    """A lone share f stands for (0, f)."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = (0.0, value)
-    if not isinstance(value, (list, tuple)) or len(value) != 2:
-        raise ValueError(f"wants a share f for (0, f), or [low, high], got {show(value)}; e.g. 0.9")
-    return tuple(map(float, value))
-
-
-def _ordered(value: tuple[float, float]) -> tuple[float, float]:
-    low, high = value
-    if not 0 <= low < high <= 1:
-        raise ValueError(f"wants 0 <= low < high <= 1, got {show(value)}; e.g. 0.9 or [0.0, 0.9]")
-    return value
-
-
-def _ramp(value: str | int) -> str:
-    from flow_factory.core.ema import ramp  # light: no torch in it
-
-    ramp(value)
-    return str(value)
-
-
-TimeRange = Annotated[tuple[float, float], BeforeValidator(_range), AfterValidator(_ordered), Shown("float or [low, high]")]
-Decay = Annotated[str | int, AfterValidator(_ramp), Shown("preset or start_step-start-slope-cap")]
-TimeStrategy = Literal["discrete", "discrete_with_init", "discrete_wo_init", "uniform", "logit_normal"]
-Levels = Annotated[int, BeforeValidator(lambda value: 0 if value is None else value)]
-ADVANTAGE_CLIP = Field((-5.0, 5.0), description="clip of the advantage")
-
-
-class TransitionConfig(TrainConfig):
-    """What algorithms share that learn from the stochastic steps of a rollout."""
-
-    stochastic: ClassVar[bool] = True
-    smallest_group: ClassVar[int] = 2
-
-    adv_clip_range: Interval = ADVANTAGE_CLIP
-    kl_type: Literal["x-based", "v-based", "exact"] = Field(
-        "x-based", description="distance to the reference: x-based = of the means, v-based = of the velocities, exact = Gaussian KL"
-    )
-    kl_beta: float = Field(0.0, ge=0, le=1e6, description="weight of the KL term to the reference; 0 = no reference")
-    step_weight: Literal["none", "noise", "rectified"] = Field(
-        "none",
-        description="weight of a trained step, 1 on average: none = equal; noise = by its noise (TempFlow-GRPO); rectified = equal "
-        "gradient size at every step (Flash-GRPO)",
-    )
-    kl_guidance_scale: float | None = Field(
-        None, ge=1, le=1000, description="classifier-free guidance of the reference; 1 = none, null = that of the rollout"
-    )
-
-    def points_per_batch(self, scheduler: SchedulerConfig) -> int:
-        return scheduler.trained_steps(self.num_inference_steps, self.first_step)
-
-
-class GRPOConfig(TransitionConfig):
-    """Flow-GRPO: clipped policy gradient on the stochastic steps of a rollout."""
-
-    trainer_type: str = Field("grpo", description="algorithm")
-    clip_range: Interval = Field(
-        (-1e-4, 1e-4), description="clip of ratio - 1; it is small because log-probabilities are means over the latent"
-    )
-
-
-class GRPOGuardConfig(GRPOConfig):
-    """GRPO-Guard: GRPO whose ratio has the same mean and scale at every step."""
-
-    trainer_type: str = Field("grpo-guard", description="algorithm")
-    clip_range: Interval = Field((-2e-6, 2e-6), description="clip of the normalised ratio - 1, which is far smaller than GRPO's")
-    reweight: bool = Field(
-        True, description="divide by |dt|, so that all steps have equal weight (the paper); false = as the public Flow-Factory"
-    )
-
-
-class DPPOConfig(TransitionConfig):
-    """Flow-DPPO: policy gradient that leaves out samples whose transition has moved far enough, by its KL."""
-
-    refused: ClassVar[Mapping[str, str]] = {
-        "clip_range": "dppo does not clip the ratio: it masks by divergence; write kl_mask_threshold, e.g. 1.0e-6, or trainer_type: grpo"
-    }
-
-    trainer_type: str = Field("dppo", description="algorithm")
-    kl_mask_type: Literal["exact", "v-based", "x-based"] = Field(
-        "exact", description="distance from the policy that sampled: exact = Gaussian KL, v-based = of the velocities; x-based means exact"
-    )
-    kl_mask_threshold: float = Field(
-        1e-6, ge=0, le=1e6, description="a sample at this distance is masked if its advantage would move it further away"
-    )
-    direction: Literal["ratio", "normalised"] = Field(
-        "ratio",
-        description="how the direction of a sample's move is measured: ratio = by its likelihood; normalised = by the mean's move "
-        "along the noise, which has no bias",
-    )
 
 
 class ForwardConfig(TrainConfig):
@@ -184,7 +91,23 @@ class AWMConfig(OldPolicyConfig):
     kl_weight: Literal["Uniform", "ELBO"] = Field("Uniform", description="weights of the KL terms over the noise levels")
 
 
-class DPOConfig(TrainConfig):
+class NoisedConfig(TrainConfig):
+    """Learns from noised samples at noise levels of a density of its own (SD3, arXiv 2403.03206)."""
+
+    num_train_timesteps: Annotated[int, BeforeValidator(lambda value: 1 if value is None else value)] = Field(
+        1, ge=1, le=1000, description="noise levels per pair, or per target"
+    )
+    weighting_scheme: Literal["logit_normal", "uniform"] = Field("logit_normal", description="density of the noise levels")
+    logit_mean: float = Field(0.0, description="logit_normal: above 0 gives cleaner levels")
+    logit_std: float = Field(1.0, gt=0, description="logit_normal: standard deviation")
+    time_shift: float = Field(1.0, gt=0, description="above 1 gives noisier levels")
+    timestep_range: TimeRange = Field((0.0, 0.99), description="trained part of the path from noise (0) to data (1)")
+
+    def points_per_batch(self, scheduler: SchedulerConfig) -> int:
+        return self.num_train_timesteps
+
+
+class DPOConfig(NoisedConfig):
     """Diffusion-DPO: the best of a group is preferred to its worst, relative to the untrained model; or given pairs."""
 
     smallest_group: ClassVar[int] = 2
@@ -192,14 +115,6 @@ class DPOConfig(TrainConfig):
     trainer_type: str = Field("dpo", description="algorithm")
     beta: float = Field(2000.0, gt=0, description="strength of the preference (the paper's beta times its number of steps)")
     offline: bool = Field(False, description="learn from the data set's pairs (columns chosen, rejected) instead of from rollouts")
-    num_train_timesteps: Annotated[int, BeforeValidator(lambda value: 1 if value is None else value)] = Field(
-        1, ge=1, le=1000, description="noise levels per pair"
-    )
-    weighting_scheme: Literal["logit_normal", "uniform"] = Field("logit_normal", description="density of the noise levels")
-    logit_mean: float = Field(0.0, description="logit_normal: above 0 gives cleaner levels")
-    logit_std: float = Field(1.0, gt=0, description="logit_normal: standard deviation")
-    time_shift: float = Field(1.0, gt=0, description="above 1 gives noisier levels")
-    timestep_range: TimeRange = Field((0.0, 0.99), description="trained part of the path from noise (0) to data (1)")
 
     @property
     def given(self) -> tuple[str, ...]:
@@ -209,11 +124,8 @@ class DPOConfig(TrainConfig):
     def trained_batches_per_group(self) -> int:
         return 1
 
-    def points_per_batch(self, scheduler: SchedulerConfig) -> int:
-        return self.num_train_timesteps
 
-
-class SFTConfig(TrainConfig):
+class SFTConfig(NoisedConfig):
     """Supervised fine-tuning: flow matching on the data set's own pictures or videos (column target)."""
 
     judged: ClassVar[bool] = False
@@ -225,15 +137,6 @@ class SFTConfig(TrainConfig):
     gradient_accumulation_steps: Accumulation = Field(
         1, description="micro-batches of an optimiser step on each process; auto = by gradient_step_per_epoch"
     )
-    num_train_timesteps: Annotated[int, BeforeValidator(lambda value: 1 if value is None else value)] = Field(
-        1, ge=1, le=1000, description="noise levels a target is trained at"
-    )
-    weighting_scheme: Literal["logit_normal", "uniform"] = Field("logit_normal", description="density of the noise levels")
-    logit_mean: float = Field(0.0, description="logit_normal: above 0 is cleaner")
-    logit_std: float = Field(1.0, gt=0, description="logit_normal: spread")
-    time_shift: float = Field(1.0, gt=0, description="above 1 is noisier")
-    timestep_range: TimeRange = Field((0.0, 0.99), description="part of the way from noise (0) to data (1) that is trained on")
-
     sample_targets: bool = Field(
         True,
         description="draw a target's latents from the VAE's distribution; false: its mode, if the model was pre-trained on modes",
@@ -242,9 +145,6 @@ class SFTConfig(TrainConfig):
     @property
     def given(self) -> tuple[str, ...]:
         return TARGET
-
-    def points_per_batch(self, scheduler: SchedulerConfig) -> int:
-        return self.num_train_timesteps
 
 
 class DGPOConfig(ForwardConfig):

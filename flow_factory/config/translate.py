@@ -3,10 +3,10 @@
 from itertools import chain, count
 
 from flow_factory.config.algorithm_rules import best_of_n_fits, rounded
-from flow_factory.config.algorithms import DPPOConfig
 from flow_factory.config.engine_rules import engine_said
 from flow_factory.config.plan import plan_of
 from flow_factory.config.run import RunConfig
+from flow_factory.config.transition import DPPOConfig
 
 Translated = tuple[RunConfig, tuple[str, ...]]
 """A configuration, and the lines that say what was changed."""

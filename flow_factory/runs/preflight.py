@@ -22,18 +22,10 @@ from flow_factory.models.quantized import check_quantization
 from flow_factory.policy.gradient_checkpointing import blocks_of, require_blocks
 from flow_factory.reporting.trackers import require_trackers
 from flow_factory.rewards.loading import arguments, require_files, require_gradients, require_rewards, try_constructors
+from flow_factory.runs.fitting import checkpoint_of, fitted
 from flow_factory.runs.identity import DataFingerprint, identity_of
 from flow_factory.runs.resume import Choice, Finished, Start, find_start
-from flow_factory.runs.rows import (
-    check_files,
-    check_limits,
-    checkpoint_of,
-    fitted,
-    looks,
-    read_tests,
-    read_training,
-    repeats,
-)
+from flow_factory.runs.rows import check_files, check_limits, looks, read_tests, read_training, repeats
 from flow_factory.runs.run_folder import require_free
 from flow_factory.types import Row
 from flow_factory.utils.devices import require_device

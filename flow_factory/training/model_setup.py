@@ -18,8 +18,8 @@ from flow_factory.models.proof import prove
 from flow_factory.policy.context_parallel import split_sequences
 from flow_factory.policy.optimizer import make_optimizer
 from flow_factory.policy.policy import Policy, build_policy
+from flow_factory.runs.fitting import checkpoint_of
 from flow_factory.runs.resume import Start
-from flow_factory.runs.rows import checkpoint_of
 from flow_factory.training.attention_proof import prove_attention
 from flow_factory.training.text_encoders import loaded_later
 from flow_factory.types import Cond

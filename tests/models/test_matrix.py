@@ -24,7 +24,7 @@ from flow_factory.models import MODELS
 from flow_factory.models.loading import load_adapter, sketch_adapter
 from flow_factory.policy.optimizer import make_optimizer
 from flow_factory.rewards.scoring import load_rewards
-from flow_factory.runs.rows import checkpoint_of, fitted
+from flow_factory.runs.fitting import checkpoint_of, fitted
 from flow_factory.runs.training_state import Progress
 from flow_factory.train import arguments
 from flow_factory.training.context import TrainingContext

@@ -13,7 +13,7 @@ from flow_factory.config import ConfigError, RunConfig, load_config, plan_of
 from flow_factory.models.loading import sketch_adapter
 from flow_factory.policy.attention import attending_by
 from flow_factory.policy.context_parallel import refuse_uneven, split_sequences
-from flow_factory.runs.rows import checkpoint_of, fitted
+from flow_factory.runs.fitting import checkpoint_of, fitted
 from flow_factory.utils.errors import UserError
 from tests.conftest import cells, chosen
 from tests.distributed.test_same_run import FOUR, NFT, ONE

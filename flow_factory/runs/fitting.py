@@ -1,0 +1,110 @@
+"""What a checkpoint can do of what the config asks for: sizes, guidance, experts."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flow_factory.config import (
+    DPOConfig,
+    DRaFTConfig,
+    EvalConfig,
+    FewStepConfig,
+    ForwardConfig,
+    RunConfig,
+    TrainConfig,
+    TransitionConfig,
+    pipeline_kwargs,
+)
+from flow_factory.config.datasets import evaluations
+from flow_factory.models.base import ModelAdapter
+from flow_factory.policy.context_parallel import check_splits
+from flow_factory.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def checkpoint_of(config: RunConfig) -> tuple[str, str, dict[str, Any], str | None]:
+    """What a checkpoint is found by: name, family, overrides of its scheduler, pipeline."""
+    return config.model.model_name_or_path, config.model.model_type, config.scheduler.overrides, config.model.pipeline_class
+
+
+def fitted(config: RunConfig, sketch: ModelAdapter) -> RunConfig:
+    """The config, checked against what the checkpoint can do, without the stochastic steps that no trained expert draws.
+
+    Args:
+        sketch: the checkpoint without its weights.
+
+    Raises:
+        UserError: a size that it cannot make; `scheduler.sde_steps` names a step of an expert that is not trained, or none is left.
+    """
+    sections: list[TrainConfig | EvalConfig] = [config.train, *evaluations(config)]
+    for section in sections:
+        sketch.check_call(pipeline_kwargs(section))
+    check_splits(sketch, config.model.context_parallel)
+    train, scheduler, trained = config.train, config.scheduler, config.model.target_components
+    check_guidance(train, sketch)
+    others = sketch.out_of_reach(trained, train.num_inference_steps)
+    candidates = scheduler.stochastic_steps(train.num_inference_steps, train.first_step)
+    if not train.stochastic and others:
+        check_noise_levels(train, others, trained)
+        return config
+    lost = [k for k in candidates if k in others]
+    if not lost:
+        return config
+    left = [k for k in candidates if k not in others]
+    both = both_experts(trained, others[lost[0]])
+    if scheduler.sde_steps is not None or not left or (scheduler.num_sde_steps or 1) > len(left):
+        write = f"write {left}, or " if left else ""
+        raise UserError(f"scheduler.sde_steps: {others[lost[0]]} draws steps {lost} and is not trained; {write}{both}")
+    logger.warning("scheduler.sde_steps: %s draws steps %s and is not trained: %s remain; or %s", others[lost[0]], lost, left, both)
+    return config.model_copy(update={"scheduler": scheduler.model_copy(update={"sde_steps": tuple(left)})})
+
+
+def both_experts(trained: Sequence[str], other: str) -> str:
+    return f"train both experts: model.target_components: {json.dumps([*trained, other])}"
+
+
+def check_guidance(train: TrainConfig, sketch: ModelAdapter) -> None:
+    """Raises:
+    UserError: the reference is to be guided by a negative prompt, and the family takes none; a student of few steps would be drawn
+        with one; media are to be encoded, and it cannot; the gradient would go through classifier-free guidance.
+    """
+    if isinstance(train, DRaFTConfig) and (sketch.guided(pipeline_kwargs(train)) or getattr(sketch.pipe, "guider", None) is not None):
+        key = sketch.cfg if sketch.cfg in train.call else "guidance_scale"
+        text = "is classifier-free guidance here: draft's gradient would train the answer to the negative prompt against itself"
+        raise UserError(f"train.{key}: {text}; write 1 (0 for Z-Image), or another trainer_type")
+    key = "kl_guidance_scale" if isinstance(train, TransitionConfig) else "kl_cfg"
+    if isinstance(train, FewStepConfig):
+        key = "real_guidance_scale"
+        if sketch.guided(pipeline_kwargs(train)):
+            text = f"{train.guidance_scale:g}: a student of few steps is drawn without classifier-free guidance"
+            raise UserError(f"train.guidance_scale: {text}; write 1.0 (0 for Z-Image): {key} is the base's, which it learns")
+    scale = getattr(train, key, None) or 1.0
+    if scale > 1 and not sketch.guided(sketch.with_guidance(pipeline_kwargs(train), scale)):
+        raise UserError(f"train.{key}: this {type(sketch).__name__} has no classifier-free guidance; write 1.0")
+    if scale > 1 and sketch.cfg != sketch.guidance:
+        logger.warning("train.%s: the reference has %s %g beside its embedded guidance; 1.0 removes that", key, sketch.cfg, scale)
+    if train.given and sketch.encodes_media is not None:
+        key = "offline" if isinstance(train, DPOConfig) else "trainer_type"
+        raise UserError(f"train.{key}: media cannot be encoded for {type(sketch).__name__}: {sketch.encodes_media}")
+
+
+def check_noise_levels(train: TrainConfig, others: Mapping[int, str], trained: Sequence[str]) -> None:
+    """Raises:
+    UserError: some of the noise levels that are trained on belong to an expert that is not trained.
+    """
+    both = both_experts(trained, next(iter(others.values())))
+    if isinstance(train, DRaFTConfig):
+        if lost := [k for k in train.last_steps if k in others]:
+            raise UserError(f"train.draft_steps: {others[lost[0]]} draws steps {lost} and is not trained; {both}")
+        return
+    if not isinstance(train, ForwardConfig) or not train.time_sampling_strategy.startswith("discrete"):
+        kind = "train.time_sampling_strategy" if isinstance(train, ForwardConfig) else "train.timestep_range"
+        raise UserError(f"{kind}: some noise levels would belong to an expert that is not trained; {both}")
+    first, last = train.index_window
+    steps = train.num_inference_steps
+    mine = [k for k in range(first, last) if k not in others]
+    if len(mine) < last - first:
+        write = f"write [{mine[0] / steps:g}, {(mine[-1] + 1) / steps:g}], or " if mine else ""
+        raise UserError(f"train.timestep_range: some of steps {first} to {last - 1} belong to an expert that is not trained; {write}{both}")
