@@ -26,7 +26,7 @@ from flow_factory.distributed.threads import settle
 from flow_factory.distributed.topology import FLAGS, overrides_of, resolve_topology, srun_task
 from flow_factory.reporting.metric_names import metrics_help
 from flow_factory.utils.signals import Interrupted, Listener, Stopped
-from flow_factory.utils.terminal import hide_bars, log_to_terminal, note, quiet_libraries
+from flow_factory.utils.terminal import hide_bars, log_to_terminal, note, quiet_libraries, tell
 
 RESERVED = {"examples": "flow_factory.commands.examples", "init": "flow_factory.commands.init"}
 """First words that are commands of their own. A file of this name is `./init`."""
@@ -128,10 +128,10 @@ def listen(listener: Listener, argv: Sequence[str] | None) -> int:
         settle_allocator(os.environ)
         log_to_terminal(logging.WARNING if first() else logging.ERROR)
         if args.help_config is not None:
-            print(config_help(args.help_config or None))
+            tell(config_help(args.help_config or None))
             return 0
         if args.help_metrics is not None:
-            print(metrics_help(args.help_metrics or None))
+            tell(metrics_help(args.help_metrics or None))
             return 0
         if args.config is None:
             parser().print_help()
@@ -148,7 +148,7 @@ def listen(listener: Listener, argv: Sequence[str] | None) -> int:
 def act(config: RunConfig, args: argparse.Namespace, listener: Listener) -> int:
     """Does what the flags ask for, with a valid config."""
     if args.print_config:
-        print(dump_config(config), end="")
+        tell(dump_config(config).removesuffix("\n"))
         return 0
     require_places(config, args.config)
     placement = resolve_topology(config, vars(args), os.environ)
@@ -180,7 +180,7 @@ def act(config: RunConfig, args: argparse.Namespace, listener: Listener) -> int:
             said, fits = report(config, args.gpu)
         finally:
             del os.environ[MACHINES]
-        print(said)
+        tell(said)
         return 0 if fits else 1
     return work(config, listener, args.test_run)
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from functools import cache
@@ -44,6 +45,28 @@ SHARES = 24
 """Of the exhaustive tests, the gate runs one of so many."""
 
 
+THINNED = {
+    "test_an_example_is_for_gpus_of_80_gb_and_every_key_in_it_has_an_effect": 3,
+    "test_an_epoch_costs": 2,
+    "test_evaluation_draws_the_stock_pipelines_pictures": 2,
+    "test_the_log_prob_of_a_replay_is_that_of_the_rollout": 2,
+    "test_the_gradient_of_full_training_misses_the_dead_ends_and_nothing_else": 2,
+    "test_a_saved_lora_in_a_stock_pipeline_draws_what_a_run_evaluates": 2,
+    "test_a_row_encoded_twice_and_a_row_from_the_cache_have_the_same_velocity": 2,
+    "test_rows_of_other_pictures_and_prompts_replay_exactly_in_any_order": 2,
+    "test_an_ode_rollout_ends_where_the_stock_loop_ends": 2,
+    "test_a_saved_lora_comes_back_into_a_fresh_policy": 2,
+    "test_the_old_policy_is_the_one_that_sampled_to_the_bit": 2,
+    "test_groups_of_no_variance_are_left_out_and_the_update_is_the_same": 2,
+    "test_pictures_are_those_of_the_weights_that_roll_out": 2,
+    "test_a_checkpoint_draws_what_its_pipeline_draws": 2,
+    "test_samples_depend_on_all_that_is_asked_for": 2,
+    "test_damaged_files_are_taken_or_refused_in_a_line": 3,
+    "test_an_answer_that_is_none_is_asked_for_again_then_masked_or_the_run_stops": 2,
+}
+"""Grids of the fast part of which it runs every n-th cell; the others are exhaustive."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     share = os.environ.get("SHARE") or str(date.today().toordinal())
     parser.addoption("--share", default=share, help=f"the exhaustive tests of share N (modulo {SHARES}), or all; $SHARE, else the date's")
@@ -54,14 +77,27 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"exhaustive tests: {'all' if share == 'all' else f'one of {SHARES}; the same ones again by --share {share}'}"
 
 
+@pytest.hookimpl(tryfirst=True)  # before marks are asked for
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out the exhaustive tests of other shares, each of which comes up within `SHARES` days; those on a GPU want one."""
     for item in items:
         if item.get_closest_marker("gpu") and not (torch.cuda.is_available() or os.environ.get("FF_TEST_DEVICE") == "cpu"):
             item.add_marker(pytest.mark.skip("no GPU; FF_TEST_DEVICE=cpu runs what a CPU can of it"))
+    thin(items)
     out = [item for item in items if item.get_closest_marker("exhaustive") and not in_share(item.nodeid, config.getoption("share"))]
     items[:] = [item for item in items if item not in out]
     config.hook.pytest_deselected(items=out)
+
+
+def thin(items: list[pytest.Item]) -> None:
+    """Marks the cells that `THINNED` leaves to the exhaustive part."""
+    seen = Counter[str]()
+    for item in items:
+        name = item.nodeid.rpartition("::")[2].partition("[")[0]
+        if name in THINNED and not any(map(item.get_closest_marker, ("exhaustive", "slow"))):
+            if seen[name] % THINNED[name]:
+                item.add_marker(pytest.mark.exhaustive)
+            seen[name] += 1
 
 
 def in_share(test: str, share: str) -> bool:

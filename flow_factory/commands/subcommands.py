@@ -1,13 +1,13 @@
 """What `ff-data` and `ff-reward` have in common: commands in modules of their own, one line for what is wrong, and the exit code."""
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
 from flow_factory.utils.errors import RunError, UserError, plain
+from flow_factory.utils.terminal import let_reader_go
 
 
 def parser_of(prog: str, description: str, examples: str, modules: Mapping[str, str]) -> argparse.ArgumentParser:
@@ -52,8 +52,8 @@ def done(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, RunError) else 2
-    except BrokenPipeError:  # `| head` has seen enough; Python would say so once more at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # `| head` has seen enough
+        let_reader_go()
         return 0
     except OSError as error:
         print(f"error: {plain(f'{error.filename}: {error.strerror}' if error.filename else str(error))}", file=sys.stderr)

@@ -50,6 +50,7 @@ REWARDS = _Rewards(
         "rational_rewards_t2i": "flow_factory.rewards.judges.published:RationalRewardsT2I",
         "rational_rewards_edit": "flow_factory.rewards.judges.published:RationalRewardsEdit",
         "UnifiedReward": "flow_factory.rewards.judges.published:UnifiedReward",
+        "UnifiedReward_pairwise": "flow_factory.rewards.judges.published:UnifiedRewardPairwise",
         "GenEval2": "flow_factory.rewards.judges.published:GenEval2",
         "remote": "flow_factory.rewards.remote:RemotePointwiseRewardModel",
         "remote_group": "flow_factory.rewards.remote:RemoteGroupwiseRewardModel",

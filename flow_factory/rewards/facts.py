@@ -47,6 +47,9 @@ FACTS: dict[str, Facts] = {
     "UnifiedReward": Facts(
         "pointwise", "image, video, prompt", "a judge, CodeGoat24/UnifiedReward-2.0-qwen3vl-8b", "MIT", "0 to 1", JUDGE
     ),
+    "UnifiedReward_pairwise": Facts(
+        "groupwise", "image, video, prompt", "a judge, CodeGoat24/UnifiedReward-qwen-7b", "see its card", "0 to 1", JUDGE
+    ),
     "GenEval2": Facts("pointwise", "image, video, column vqa_list", "a judge, Qwen/Qwen3-VL-8B-Instruct", "Apache-2.0", "0 to 1", JUDGE),
     "remote": Facts("pointwise", *_REMOTE),
     "remote_group": Facts("groupwise", *_REMOTE),

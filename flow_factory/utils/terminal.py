@@ -37,6 +37,19 @@ def say(line: str) -> None:
     sys.stderr.flush()
 
 
+def tell(text: str) -> None:
+    """What was asked for, on stdout. A reader that has left, such as `| head`, has seen enough."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        let_reader_go()
+
+
+def let_reader_go() -> None:
+    """Keeps Python from complaining of a reader that has left once more, at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def note(*lines: object) -> None:
     """What a user may want to know, a line each."""
     for line in lines:

@@ -16,7 +16,7 @@ import pytest
 
 from flow_factory.training.banner import banner
 from flow_factory.utils import terminal
-from flow_factory.utils.terminal import Epochs, bar, format_duration, log_to_terminal, quiet_libraries
+from flow_factory.utils.terminal import Epochs, bar, format_duration, log_to_terminal, quiet_libraries, tell
 from tests.tiny.run import ROOT, environment, ff_train, tiny, write_run
 
 
@@ -109,3 +109,13 @@ def test_the_bar_is_off_and_silent_on_other_processes(capfd: pytest.CaptureFixtu
     with Epochs(2, 0, shown=False) as bar:
         bar.tell({"train/reward_mean": 1.0})
     assert not capfd.readouterr().err
+
+
+def test_a_reader_that_has_left_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in `ff-train --help-config | head`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as out:  # noqa: PTH123
+        monkeypatch.setattr(sys, "stdout", out)
+        tell("line\n" * 10)
+        monkeypatch.undo()

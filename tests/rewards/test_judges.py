@@ -293,6 +293,25 @@ def test_a_preference_is_read_strictly(answer: str, score: float | None) -> None
     assert isinstance(found, Failed) if score is None else found == score
 
 
+@pytest.mark.parametrize(("answer", "score"), [
+    ("Image 1 is better", 1), ("Both are good.\n**Image 2 is better than Image 1.**", 0), ("Image 1 is betterish", None),
+    ("Image 3 is better", None), ("I think Image 1 is better", None), ("tie", 0.5),
+])  # fmt: skip
+def test_a_preference_in_several_words_is_read_strictly(answer: str, score: float | None) -> None:
+    found = preferred(answer, ("Image 1 is better", "Image 2 is better"))
+    assert isinstance(found, Failed) if score is None else found == score
+
+
+def test_unified_reward_compares_the_pictures_of_a_group() -> None:
+    def better(body: dict[str, Any]) -> dict[str, Any]:
+        a, b = (brightness(part) for part in seen(body) if isinstance(part, Image.Image))
+        return text(f"Both show it.\nImage {1 if a > b else 2} is better than Image {2 if a > b else 1}.")
+
+    with judge(better) as (address, _):
+        found = scored("UnifiedReward_pairwise", address, SHADES[:4])
+    assert found.tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1])
+
+
 def test_a_judge_that_says_neither_yes_nor_no_gives_no_score() -> None:
     assert one_word((0.3, 0.1), ("Yes", "No")) == pytest.approx(0.75)
     for both in ((0.0, 0.0), (0.03, 0.01), (math.nan, 0.5)):

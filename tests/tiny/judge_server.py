@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 MODELS = ("judge", "Qwen3-VL", "Qwen/Qwen3-VL-8B-Instruct", "RationalRewards-8B-T2I", "RationalRewards-8B-Edit",
-          "CodeGoat24/UnifiedReward-2.0-qwen3vl-8b")  # fmt: skip
+          "CodeGoat24/UnifiedReward-2.0-qwen3vl-8b", "CodeGoat24/UnifiedReward-qwen-7b")  # fmt: skip
 
 TITLES = ("Text Faithfulness", "Image Faithfulness", "Physical and Visual Quality", "Text Rendering", "Alignment", "Quality", "Final Score")
 

@@ -11,7 +11,7 @@ from flow_factory.rewards.base import RewardModelOutput
 from flow_factory.rewards.failures import Failed, Verdict, told
 from flow_factory.rewards.judges.base import PointwiseJudge
 from flow_factory.rewards.judges.question import Template
-from flow_factory.rewards.judges.rewards import RubricJudge, YesNoJudge
+from flow_factory.rewards.judges.rewards import PairwiseJudge, RubricJudge, YesNoJudge
 from flow_factory.utils.errors import UserError
 
 
@@ -53,6 +53,18 @@ class UnifiedReward(RubricJudge):
     """
 
     template_name, vlm_model = "unified_reward", "CodeGoat24/UnifiedReward-2.0-qwen3vl-8b"
+
+
+class UnifiedRewardPairwise(PairwiseJudge):
+    """UnifiedReward in pairs (arXiv 2503.05236; Pref-GRPO, arXiv 2508.20751): the share of comparisons in its group that a picture wins.
+
+    The judge explains itself and ends with "Image 1 is better" or "Image 2 is better", as the first versions of the model do. The template
+    asks for that form in words of its own.
+    """
+
+    template_name, vlm_model = "unified_reward_pairwise", "CodeGoat24/UnifiedReward-qwen-7b"
+    by = "answer"
+    tokens = 2048
 
 
 class GenEval2(PointwiseJudge):

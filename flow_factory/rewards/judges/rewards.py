@@ -1,7 +1,7 @@
 """Three kinds of judges: yes or no, a rubric, and pairs in a group."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image
 
@@ -56,13 +56,15 @@ class PairwiseJudge(Judge, GroupwiseRewardModel):
 
     own = ("by", "opponents")
     template_name = "which"
+    by: ClassVar[str] = "token"
+    """What is read where the entry does not say it."""
 
     @classmethod
     def asks(cls, config: RewardArguments) -> Template:
         opponents = config.extra_kwargs.get("opponents", 1)
         if isinstance(opponents, bool) or not isinstance(opponents, int) or opponents < 1:
             raise UserError(f"reward {config.name!r}: opponents: wants a number of at least 1, got {opponents!r}")
-        if config.extra_kwargs.get("by", "token") not in ("token", "answer"):
+        if config.extra_kwargs.get("by", cls.by) not in ("token", "answer"):
             raise UserError(f"reward {config.name!r}: by: wants token or answer, got {config.extra_kwargs['by']!r}")
         return super().asks(config)
 
@@ -91,7 +93,7 @@ class PairwiseJudge(Judge, GroupwiseRewardModel):
         return RewardModelOutput(output.rewards, {"error": list(dict.fromkeys(reasons))})
 
     def _compared(self, questions: Sequence[Question]) -> list[Verdict]:
-        if self.config.extra_kwargs.get("by", "token") == "answer":
+        if self.config.extra_kwargs.get("by", self.by) == "answer":
             answers = self.vlm.answers(questions)
             return [one if isinstance(one, Failed) else preferred(one, self.template.answers) for one in answers]
         likely = self.vlm.first([(question, [spellings(word) for word in self.template.answers]) for question in questions])

@@ -94,11 +94,17 @@ def _read(line: str) -> list[float | None]:
 
 
 def preferred(answer: str, answers: tuple[str, str]) -> float | Failed:
-    """1 where the answer's last line names the first, 0 the second, 0.5 a tie; `Winner: A`, `Better: B`, or the word alone."""
+    """1 where the answer's last line names the first, 0 the second, 0.5 a tie; `Winner: A`, `Better: B`, or the word alone.
+
+    Answers of several words may go on: `Image 1 is better than Image 2`.
+    """
     text = answer.rpartition("</think>")[2].strip()
     last = text.splitlines()[-1] if text else ""
     bare = re.sub(r"(?i)^[^\w]*(?:(?:final\s+)?(?:winner|better|answer|choice|verdict)(?:\s+is)?\s*:?)?[^\w]*", "", last).strip(
         " \t*[]()`.\"'"
     )
     scores = {answers[0].lower(): 1.0, answers[1].lower(): 0.0, "tie": 0.5, "equal": 0.5}
+    for said, score in zip(answers, (1.0, 0.0), strict=True):
+        if " " in said and re.match(rf"{re.escape(said)}\b", bare, re.IGNORECASE):
+            return score
     return scores.get(bare.lower(), Failed(f"the judge's last line names neither {answers[0]} nor {answers[1]}: {last[:80]!r}"))
