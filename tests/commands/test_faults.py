@@ -233,7 +233,7 @@ def test_a_loss_scale_may_halve_until_it_fits_and_no_further() -> None:
     layer, accelerator = nn.Linear(2, 2), Accelerator(cpu=True)
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     engine = Engine(EngineSettings(), accelerator, 1.0)
-    engine.policy = SimpleNamespace(components=[layer], trained=lambda: dict(layer.named_parameters()))  # type: ignore[assignment]
+    engine.policy = SimpleNamespace(components=[layer], trained=lambda *_: dict(layer.named_parameters()))  # type: ignore[assignment]
     engine.stepper = accelerator.prepare(torch.optim.AdamW(layer.parameters(), lr=0.1))
     before = layer.weight.detach().clone()
     for scale in (4.0, 2.0, 1.0, 0.5):

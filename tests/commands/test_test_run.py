@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.state import AcceleratorState
 
 from flow_factory.commands.test_run import rehearse
 from flow_factory.config import RunConfig, load_config, plan_of
@@ -14,6 +15,13 @@ from flow_factory.training.forecast import Paces, forecast, shrunk, times
 from flow_factory.training.learner import Learner
 from flow_factory.utils.errors import UserError
 from tests.tiny.run import ROOT, ff_train, write_run
+
+
+@pytest.fixture(autouse=True)
+def _new_process() -> None:
+    """What accelerate keeps of an earlier run's precision."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
 
 EXAMPLES = ("quickstart", "quickstart/dpo", "grpo/lora/flux1", "nft/lora/wan22_t2v", "dgpo/lora/sd3_5")
 

@@ -69,7 +69,7 @@ def test_cheap_keys_come_first_and_none_that_is_set_or_refused(monkeypatch: pyte
     assert "enable_gradient_checkpointing" in "".join(lines) and "quantization" not in "".join(lines)
     config, model = example("lora/flux1", "model.quantization=bnb_4bit")
     said = "\n".join(proposals(config, model.parts, 5.0))
-    assert "quantization" not in said and "layerwise" not in said and "finetune_type" not in said and "it stays too large" in said
+    assert "quantization" not in said and "layerwise" not in said and "finetune_type" not in said and "it remains too large" in said
 
 
 def test_a_card_that_is_large_enough_has_no_proposals(monkeypatch: pytest.MonkeyPatch) -> None:
