@@ -234,7 +234,8 @@ def test_a_loss_scale_may_halve_until_it_fits_and_no_further() -> None:
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     engine = Engine(EngineSettings(), accelerator, 1.0)
     engine.policy = SimpleNamespace(components=[layer], trained=lambda *_: dict(layer.named_parameters()))  # type: ignore[assignment]
-    engine.stepper = accelerator.prepare(torch.optim.AdamW(layer.parameters(), lr=0.1))
+    engine.optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1)
+    engine.stepper = accelerator.prepare(engine.optimizer)
     before = layer.weight.detach().clone()
     for scale in (4.0, 2.0, 1.0, 0.5):
         assert accelerator.scaler.get_scale() == scale
