@@ -68,9 +68,7 @@ PHASES = {
 }
 
 
-@pytest.mark.parametrize(
-    "place", [p if p in ("scoring", "beside one that hangs") else pytest.param(p, marks=pytest.mark.exhaustive) for p in PHASES]
-)
+@pytest.mark.parametrize("place", [p if p == "scoring" else pytest.param(p, marks=pytest.mark.exhaustive) for p in PHASES])
 def test_a_death_ends_all_and_is_told_with_what_the_process_was_doing(tmp_path: Path, place: str) -> None:
     """Without any limit that would end it."""
     fault, at = PHASES[place]
@@ -93,6 +91,7 @@ def test_a_collective_that_one_process_does_not_come_to_says_which_and_where_it_
     assert last == "error: process 0 of 2 stopped with exit code 1; its message is above"
 
 
+@pytest.mark.exhaustive
 def test_a_process_that_a_watchdog_aborts_is_told_with_where_the_others_were(tmp_path: Path) -> None:
     """As NCCL's does where a collective takes too long."""
     fault = "0 flow_factory.rewards.stream:call_reward 1 abort;1 flow_factory.training.judging:RolloutScoring._ask 1 hang"

@@ -118,6 +118,7 @@ def test_who_waits_in_vain_says_so_in_a_line(
     assert "Traceback" not in done.stderr and "frame #" not in done.stderr
 
 
+@pytest.mark.exhaustive
 def test_a_stranger_at_the_port_is_told_from_the_run(tmp_path: Path) -> None:
     """Machine 0 cannot listen there; machine 1 is answered by nobody, and torch alone would wait without end."""
     write_run(tmp_path)
@@ -131,6 +132,7 @@ def test_a_stranger_at_the_port_is_told_from_the_run(tmp_path: Path) -> None:
             assert "Traceback" not in done.stderr
 
 
+@pytest.mark.exhaustive
 def test_two_machines_of_one_number_are_told(tmp_path: Path) -> None:
     write_run(tmp_path)
     port = free_port()
@@ -177,6 +179,7 @@ def test_all_machines_restart_when_a_process_of_one_died(tmp_path: Path, unbroke
     assert_same(tmp_path / "save" / "run", unbroken)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("dies", [0, 1])
 def test_a_launcher_that_died_and_is_started_anew_joins_the_others(tmp_path: Path, unbroken: Path, dies: int) -> None:
