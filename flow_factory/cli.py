@@ -15,6 +15,7 @@ from pathlib import Path
 
 from flow_factory import __version__
 from flow_factory.commands.ending import complain, disk_full, ended_by, explain
+from flow_factory.commands.subcommands import size_of_gpu
 from flow_factory.config import RunConfig, config_help, dump_config, load_config
 from flow_factory.config.engine import MACHINES
 from flow_factory.config.places import require_places
@@ -94,11 +95,8 @@ def gigabytes(text: str) -> float:
     """Raises:
     argparse.ArgumentTypeError: no number of GB above 0.
     """
-    try:
-        size = float(text.lower().removesuffix("gb"))
-    except ValueError:
-        size = 0.0
-    if not 0 < size < 10_000:
+    size = size_of_gpu(text)
+    if size is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a GPU size in GB; write e.g. 24")
     return size
 

@@ -94,10 +94,20 @@ def _load_lora(path: Path, component: str, module: Any) -> Callable[[], object]:
     return lambda: set_peft_model_state_dict(module, dict(saved.tensors))
 
 
-def _lora_of(path: Path, component: str) -> tuple[Path, Lora]:
+def lora_of_component(path: Path, component: str) -> Path:
+    """The file of one transformer's LoRA; the first transformer's may stand at the root.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     file = path if path.is_file() else lora_file(path / component) or (lora_file(path) if component == "transformer" else None)
     if file is None:
         raise CheckpointError(f"{path} has no LoRA of {component}, which model.target_components names")
+    return file
+
+
+def _lora_of(path: Path, component: str) -> tuple[Path, Lora]:
+    file = lora_of_component(path, component)
     with plainly(file, "is damaged"):
         saved = read_lora(file)
     if saved.unlike is not None:

@@ -8,8 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from flow_factory.checkpoints.checkpoint import CheckpointError, model_kind, plainly
-from flow_factory.checkpoints.lora_file import lora_file
-from flow_factory.checkpoints.model_files import full_files
+from flow_factory.checkpoints.model_files import full_files, lora_of_component
 
 
 def put_weights(pipe: Any, checkpoint: Path, components: Sequence[str]) -> None:
@@ -31,11 +30,7 @@ def put_weights(pipe: Any, checkpoint: Path, components: Sequence[str]) -> None:
 
 def _put_lora(pipe: Any, checkpoint: Path, name: str) -> None:
     module = getattr(pipe, name)
-    file = (
-        checkpoint if checkpoint.is_file() else lora_file(checkpoint / name) or (lora_file(checkpoint) if name == "transformer" else None)
-    )
-    if file is None:
-        raise CheckpointError(f"{checkpoint} has no LoRA of {name}")
+    file = lora_of_component(checkpoint, name)
     if getattr(module, "peft_config", None):
         module.unload_lora()
     with plainly(file, "does not fit this pipeline"):

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from flow_factory.commands.examples import copy, listed, needed, root
-from flow_factory.commands.subcommands import done
+from flow_factory.commands.subcommands import done, size_of_gpu
 from flow_factory.utils.errors import UserError, file_errors
 from flow_factory.utils.registry import nearest
 
@@ -109,11 +109,8 @@ def number(text: str) -> float:
     """Raises:
     UserError: no number of GB above 0.
     """
-    try:
-        size = float(text.lower().removesuffix("gb"))
-    except ValueError:
-        size = 0.0
-    if not 0 < size < 10_000:
+    size = size_of_gpu(text)
+    if size is None:
         raise UserError(f"--gpu: {text!r} is no size of a card in GB, such as 24")
     return size
 
@@ -163,8 +160,7 @@ def written(tree: Mapping[str, Any]) -> str:
     said: set[str] = set()
     lines = []
     for key, value in sorted(tree.items(), key=lambda item: isinstance(item[1], (dict, list))):
-        part = yaml.safe_dump({key: value}, sort_keys=False, default_flow_style=None if key != "rewards" else False, allow_unicode=True)
-        for k, line in enumerate(part.splitlines() if isinstance(value, list) else _block(key, value).splitlines()):
+        for k, line in enumerate(_block(key, value)):
             name = line.strip().partition(":")[0]
             comment = COMMENTS.get(name) if name not in said else None
             said.add(name)
@@ -173,14 +169,16 @@ def written(tree: Mapping[str, Any]) -> str:
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
-def _block(key: str, value: Any) -> str:
-    """A section's keys a line each, lists and mappings among them in one line."""
-    if not isinstance(value, dict):
-        return yaml.safe_dump({key: value}).strip()
-    inner = yaml.safe_dump(value, sort_keys=False, default_flow_style=None, width=1000, allow_unicode=True)
-    if all(not isinstance(v, (dict, list)) for v in value.values()):
-        inner = yaml.safe_dump(value, sort_keys=False, default_flow_style=False, width=1000, allow_unicode=True)
-    return f"{key}:\n" + "".join(f"  {line}\n" for line in inner.splitlines())
+def _block(key: str, value: Any) -> list[str]:
+    """The lines of a top-level key; of a section each key has its own, with a list or a mapping in it."""
+    if isinstance(value, dict):
+        return [f"{key}:", *(f"  {line}" for name, one in value.items() for line in _lines(name, one, isinstance(one, (dict, list))))]
+    return _lines(key, value, key != "rewards" and isinstance(value, list))
+
+
+def _lines(key: str, value: Any, inline: bool) -> list[str]:
+    flow = None if inline else False
+    return yaml.safe_dump({key: value}, sort_keys=False, default_flow_style=flow, width=1000, allow_unicode=True).splitlines()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -33,6 +33,15 @@ def take_rewards(parser: argparse.ArgumentParser, example: str = "rewards.0.batc
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=f"set keys of the file, for example {example}")
 
 
+def size_of_gpu(text: str) -> float | None:
+    """GB, of `24` or `24GB`; None where the text is no such size."""
+    try:
+        size = float(text.lower().removesuffix("gb"))
+    except ValueError:
+        return None
+    return size if 0 < size < 10_000 else None
+
+
 def table(lines: Sequence[Sequence[str]], widest: int = 1000) -> list[str]:
     """Lines of cells, in columns; a cell of more than `widest` characters is cut."""
     cut = [[cell if len(cell) <= widest else f"{cell[: widest - 3]}..." for cell in line] for line in lines]

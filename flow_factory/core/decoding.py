@@ -7,14 +7,13 @@ from torch import Tensor
 
 from flow_factory.core.condition_memo import ConditionMemo
 from flow_factory.core.latents import filled
-from flow_factory.core.velocity import Seam, VelocityField
+from flow_factory.core.scheduler_seam import FixedSchedule
+from flow_factory.core.velocity import VelocityField
 from flow_factory.types import Cond
 
 
-class Decoder(Seam):
+class Decoder(FixedSchedule):
     """Visits one time: its step() returns the state that is given, which the pipeline then decodes."""
-
-    OWN = ("timesteps", "sigmas")
 
     def __init__(self, stock: Any, field: VelocityField, x: Tensor, t: Tensor, s: Tensor):
         super().__init__(stock)
@@ -23,21 +22,6 @@ class Decoder(Seam):
 
     def fork(self) -> "Decoder":
         return Decoder(self.stock, self.field, self.x, self.timesteps[0], self.sigmas[0])
-
-    def set_timesteps(
-        self, num_inference_steps: Any = None, device: Any = None, sigmas: Any = None, mu: Any = None, timesteps: Any = None
-    ) -> None:
-        """Set already. The names are spelled out because pipelines look for them."""
-
-    def set_begin_index(self, begin_index: int = 0) -> None:
-        """The stock scheduler must not remember where a decoding began."""
-
-    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
-        """Image- and video-to-video: the initial state is not looked at."""
-        return noise
-
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        return noise
 
     def step(self, v: Tensor, t: Tensor, x: Tensor, return_dict: bool = True, **_: Any) -> tuple[Tensor]:
         mine = self.x

@@ -118,10 +118,29 @@ class Probed(Protocol):
     sampled: Sampled
 
 
-class Probe(Seam):
-    """A schedule with one time, twice: the first step() returns the latents of the velocity call, the second keeps their velocity."""
+class FixedSchedule(Seam):
+    """A seam whose times are set when it is made, and whose initial state comes from elsewhere."""
 
     OWN = ("timesteps", "sigmas")
+
+    def set_timesteps(
+        self, num_inference_steps: Any = None, device: Any = None, sigmas: Any = None, mu: Any = None, timesteps: Any = None
+    ) -> None:
+        """Does nothing: the schedule is already set. The parameters are spelled out because pipelines inspect them."""
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Does nothing: the stock scheduler must not store where this call began."""
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """Image-to-image and video-to-video: the initial state is not used."""
+        return noise
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        return noise
+
+
+class Probe(FixedSchedule):
+    """A schedule with one time, twice: the first step() returns the latents of the velocity call, the second keeps their velocity."""
 
     def __init__(self, stock: Any, field: "Probed", x: Tensor, t: Tensor, s: Tensor):
         super().__init__(stock)
@@ -132,21 +151,6 @@ class Probe(Seam):
 
     def fork(self) -> "Probe":
         return Probe(self.stock, self.field, self.x, self.timesteps[0], self.sigmas[0])
-
-    def set_timesteps(
-        self, num_inference_steps: Any = None, device: Any = None, sigmas: Any = None, mu: Any = None, timesteps: Any = None
-    ) -> None:
-        """Does nothing: the schedule is already set. The parameters are spelled out because pipelines inspect them."""
-
-    def set_begin_index(self, begin_index: int = 0) -> None:
-        """Does nothing: the stock scheduler must not store where a velocity call began."""
-
-    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
-        """Image-to-image and video-to-video: the initial state of a velocity call is not used."""
-        return noise
-
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        return noise
 
     def step(self, v: Tensor, t: Tensor, x: Tensor, return_dict: bool = True, **_: Any) -> tuple[Tensor]:
         if self.asked:
