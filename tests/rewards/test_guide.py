@@ -68,9 +68,9 @@ def test_each_reward_of_the_page_is_short_and_scores() -> None:
 
 
 def test_each_reward_that_comes_along_is_told_in_three_lines() -> None:
-    """What it measures, its scale, its licence, and how it is cheated."""
+    """Each paragraph says what the reward measures, its scale, its licence, and how a model exploits it."""
     told = [part.split("\n") for part in PAGE.partition("\n## A judge\n")[0].split("\n\n") if part.startswith("`")]
-    assert all(len(lines) <= 3 and re.search("[Cc]heated (as|by)", " ".join(lines)) for lines in told)
+    assert all(len(lines) <= 3 and re.search("[Ee]xploited by|[Cc]heated by", " ".join(lines)) for lines in told)
     names = {name for lines in told for name in re.findall(r"`(\w+)`", re.split(r"(?<!\d)[:.]", lines[0])[0])}
     assert names == set(FACTS) - {"remote", "remote_group", "PickScore_Rank"}
 
