@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flow_factory.commands.data_show import many
-from flow_factory.commands.subcommands import done
+from flow_factory.commands.subcommands import done, settle_terminal
 from flow_factory.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,22 +35,27 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="ff-generate", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("checkpoints", nargs="*", type=Path, metavar="CHECKPOINT", help="a run's folder, a checkpoint, or a LoRA file")
+    take_weights(p)
     p.add_argument("--prompts", nargs="+", required=True, metavar="TEXT|FILE", help="prompts, or .txt and .jsonl files")
     p.add_argument("--negative", metavar="TEXT", help="negative prompt of rows that have none")
     p.add_argument("--seeds", type=seeds, default=seeds("0-3"), metavar="N|N-M|N,M", help="seeds of the noise (default: 0-3)")
-    p.add_argument("--base", action="store_true", help="also draw with the base model, first")
     p.add_argument("--config", type=Path, metavar="FILE", help="the run's YAML (default: config.yaml in the run's folder)")
+    p.add_argument("--out", type=Path, default=Path("generated"), metavar="DIR", help="output folder, empty or new (default: %(default)s)")
+    p.set_defaults(act=act)
+    return p
+
+
+def take_weights(p: argparse.ArgumentParser) -> None:
+    """The arguments that say which weights draw, and how."""
+    p.add_argument("checkpoints", nargs="*", type=Path, metavar="CHECKPOINT", help="a run's folder, a checkpoint, or a LoRA file")
+    p.add_argument("--base", action="store_true", help="also draw with the base model, first")
     p.add_argument("--model", metavar="NAME|FOLDER", help="the base model, if it is not where the run found it")
     p.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="keys of eval:, including arguments of the pipeline")
     p.add_argument("--batch", type=many, metavar="N", help="images per call (default: the run's eval.per_device_batch_size)")
-    p.add_argument("--out", type=Path, default=Path("generated"), metavar="DIR", help="output folder, empty or new (default: %(default)s)")
     p.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the first accelerator)")
     p.add_argument(
         "--offload", action="store_true", help="keep components in main memory until they are called: less GPU memory, more time"
     )
-    p.set_defaults(act=act)
-    return p
 
 
 def seeds(text: str) -> list[int]:
@@ -71,38 +76,37 @@ def seeds(text: str) -> list[int]:
 
 def act(args: argparse.Namespace) -> int:
     """Draws, writes the files and a contact sheet, and says where they are."""
-    from flow_factory.checkpoints.checkpoint import model_kind, newest
-    from flow_factory.utils.terminal import quiet_libraries
-
-    if not args.checkpoints and not args.base:
-        raise UserError("name a checkpoint, or --base with --config")
-    chosen = [newest(path) for path in args.checkpoints]
-    for path in chosen:
-        model_kind(path)
-    config = config_of(args, chosen)
+    settle_terminal()
+    weights = weights_of(args.checkpoints, args.base)
+    config = config_of(args.config, [path for path, _ in weights if path is not None], overrides_of(args))
     rows = rows_of(args.prompts, args.negative)
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise UserError(f"--out: {args.out} is not an empty folder; name another, or delete what is there")
-    quiet_libraries()
     from flow_factory.commands.generating import Job, draw
 
-    labels = [(None, "base")] * args.base + list(zip(chosen, labels_of(chosen), strict=True))
     batch = args.batch or config.eval.per_device_batch_size
-    sheet = draw(Job(config, labels, rows, args.seeds, batch, args.out, args.device, args.offload))
-    print(f"{len(labels) * len(rows) * len(args.seeds)} drawn: {args.out}; side by side: {sheet}")
+    sheet = draw(Job(config, weights, rows, args.seeds, batch, args.out, args.device, args.offload))
+    print(f"{len(weights) * len(rows) * len(args.seeds)} drawn: {args.out}; side by side: {sheet}")
     return 0
 
 
-def config_of(args: argparse.Namespace, checkpoints: Sequence[Path]) -> RunConfig:
+def overrides_of(args: argparse.Namespace) -> list[str]:
+    """Of the run's YAML, by `--set` and `--model`."""
+    return [f"eval.{text}" for text in args.set] + ([f"model.model_name_or_path={args.model}"] if args.model else [])
+
+
+def config_of(file: Path | None, checkpoints: Sequence[Path], overrides: Sequence[str]) -> RunConfig:
     """The run's, with what the command line changes.
+
+    Args:
+        file: the run's YAML; None: the one beside each checkpoint.
 
     Raises:
         UserError: there is none, or the checkpoints are of several base models.
     """
     from flow_factory.config import load_config
 
-    overrides = [f"eval.{text}" for text in args.set] + ([f"model.model_name_or_path={args.model}"] if args.model else [])
-    files = [args.config] if args.config else [config_beside(path) for path in checkpoints]
+    files = [file] if file else [config_beside(path) for path in checkpoints]
     if not files:
         raise UserError("--base alone: name the YAML of a run with --config")
     configs = [load_config(file, overrides) for file in dict.fromkeys(files)]
@@ -110,6 +114,22 @@ def config_of(args: argparse.Namespace, checkpoints: Sequence[Path]) -> RunConfi
     if len(bases) > 1:
         raise UserError(f"the checkpoints are of several base models, of {' and '.join(map(str, bases.values()))}; name those of one")
     return configs[0]
+
+
+def weights_of(checkpoints: Sequence[Path], base: bool) -> list[tuple[Path | None, str]]:
+    """Each checkpoint, of a run's folder the newest one, and its label; the base model, None, comes first.
+
+    Raises:
+        UserError: there is none, or a path is no checkpoint.
+    """
+    from flow_factory.checkpoints.checkpoint import model_kind, newest
+
+    if not checkpoints and not base:
+        raise UserError("name a checkpoint, or --base with --config")
+    chosen = [newest(path) for path in checkpoints]
+    for path in chosen:
+        model_kind(path)
+    return [(None, "base")] * base + list(zip(chosen, labels_of(chosen), strict=True))
 
 
 def config_beside(checkpoint: Path) -> Path:

@@ -5,25 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import accelerate
 import diffusers
 import torch
 from PIL.PngImagePlugin import PngInfo
 
-from flow_factory.checkpoints.stock import put_weights
+from flow_factory.commands.drawing import StockPipeline
 from flow_factory.config import RunConfig, pipeline_kwargs
 from flow_factory.data.mp4 import save_video
-from flow_factory.models.base import ModelAdapter
-from flow_factory.models.failures import named_rows
-from flow_factory.models.loading import load_adapter
-from flow_factory.policy.attention import without_cudnn
 from flow_factory.reporting.pictures import contact_sheet
 from flow_factory.reporting.samples import words
-from flow_factory.runs.fitting import checkpoint_of
-from flow_factory.types import Clip, Cond, Row, Sample
-from flow_factory.utils.errors import UserError, file_errors
-from flow_factory.utils.offload import to_cpu, to_device
-from flow_factory.utils.terminal import bar, hide_bars
+from flow_factory.types import Clip, Row, Sample
+from flow_factory.utils.errors import file_errors
+from flow_factory.utils.terminal import bar
 
 
 @dataclass(frozen=True)
@@ -47,27 +40,18 @@ def draw(job: Job) -> Path:
     Raises:
         UserError: the pipeline does not load or cannot take a row; a checkpoint does not fit; the folder cannot be written.
     """
-    hide_bars()
-    without_cudnn()
-    device = torch.device(job.device) if job.device else accelerate.PartialState().device
-    name, kind, overrides, pipeline = checkpoint_of(job.config)
-    adapter = load_adapter(name, kind, job.config.mixed_precision, None, overrides, pipeline)
-    call = pipeline_kwargs(job.config.eval)
-    adapter.check_call(call)
-    _place(adapter, device, job.offload)
-    with torch.no_grad():
-        conds = [_encoded(adapter, row, call) for row in job.rows]
-    drawn: dict[tuple[int, int], list[Sample]] = {}
+    section, pipeline = job.config.eval, StockPipeline(job.config, job.device, job.offload)
+    conds = pipeline.encoded(job.rows, section)
+    work = [(k, seed) for k in range(len(job.rows)) for seed in job.seeds]
+    drawn: dict[tuple[int, int], list[Sample]] = {pair: [] for pair in work}
     for checkpoint, label in job.weights:
-        if checkpoint is not None:
-            put_weights(adapter.pipe, checkpoint, job.config.model.target_components)
-            for part in job.config.model.target_components:
-                getattr(adapter.pipe, part).eval()
-        work = [(k, job.seeds[n : n + job.batch]) for k in range(len(job.rows)) for n in range(0, len(job.seeds), job.batch)]
-        for k, seeds in bar(work, label, "batch"):
-            for seed, media in zip(seeds, _drawn(adapter, job, call, conds[k], k, seeds, device), strict=True):
-                _write(job, label, job.rows[k], seed, media, call)
-                drawn.setdefault((k, seed), []).append(Sample(f"{label}, seed {seed}: {job.rows[k].prompt}", media, {}))
+        pipeline.take(checkpoint)
+        for some in bar(pipeline.batches(work, job.batch, lambda pair: conds[pair[0]]), label, "batch"):
+            noise = [torch.Generator("cpu").manual_seed(seed) for _, seed in some]
+            rows = [job.rows[k] for k, _ in some]
+            for (k, seed), media in zip(some, pipeline.draw(rows, [conds[k] for k, _ in some], section, noise), strict=True):
+                _write(job, label, job.rows[k], seed, media)
+                drawn[k, seed].append(Sample(f"{label}, seed {seed}: {job.rows[k].prompt}", media, {}))
     sheet = job.out / "sheet.png"
     with file_errors("--out", sheet, "name a folder that can be written"):
         contact_sheet([sample for samples in drawn.values() for sample in samples], columns=_columns(job)).save(sheet, "PNG")
@@ -79,30 +63,7 @@ def _columns(job: Job) -> int:
     return len(job.weights) if len(job.weights) > 1 else min(len(job.seeds), 8)
 
 
-def _place(adapter: ModelAdapter, device: torch.device, offload: bool) -> None:
-    if offload and device.type == "cpu":
-        raise UserError("--offload: there is no accelerator to bring parts to; leave it out")
-    if offload:
-        adapter.pipe.enable_model_cpu_offload(device=device)
-    else:
-        adapter.pipe.to(device)
-
-
-def _encoded(adapter: ModelAdapter, row: Row, call: dict[str, Any]) -> Cond:
-    with named_rows([row], adapter, "encode", UserError):
-        return to_cpu(adapter.encode(row, call))
-
-
-def _drawn(
-    adapter: ModelAdapter, job: Job, call: dict[str, Any], cond: Cond, k: int, seeds: Sequence[int], device: torch.device
-) -> list[Any]:
-    """The media of one row, from the noise of these seeds."""
-    noise = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    with named_rows([job.rows[k]], adapter, "draw", UserError):
-        return adapter.evaluate(adapter.repeat(to_device(cond, device), len(seeds)), call, job.config.eval.num_inference_steps, noise)
-
-
-def _write(job: Job, label: str, row: Row, seed: int, media: Any, call: dict[str, Any]) -> None:
+def _write(job: Job, label: str, row: Row, seed: int, media: Any) -> None:
     folder = job.out / label
     stem = f"{row.id:04d}_{words(row.prompt)}_seed{seed}"
     with file_errors("--out", folder, "name a folder that can be written"):
@@ -113,7 +74,7 @@ def _write(job: Job, label: str, row: Row, seed: int, media: Any, call: dict[str
         told = PngInfo()
         known = {"prompt": row.prompt, "negative_prompt": row.negative_prompt, "seed": seed, "weights": label}
         known |= {"model": job.config.model.model_name_or_path, "num_inference_steps": job.config.eval.num_inference_steps}
-        known |= {"diffusers": diffusers.__version__, **call}
+        known |= {"diffusers": diffusers.__version__, **pipeline_kwargs(job.config.eval)}
         for key, value in known.items():
             if value is not None:
                 told.add_itxt(key, str(value))

@@ -1,13 +1,15 @@
-"""What `ff-data` and `ff-reward` have in common: commands in modules of their own, one line for what is wrong, and the exit code."""
+"""What the other commands have in common: commands in modules of their own, one line for what is wrong, and the exit code."""
 
 import argparse
+import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
 from flow_factory.utils.errors import RunError, UserError, plain
-from flow_factory.utils.terminal import let_reader_go
+from flow_factory.utils.terminal import let_reader_go, log_to_terminal, quiet_libraries
 
 
 def parser_of(prog: str, description: str, examples: str, modules: Mapping[str, str]) -> argparse.ArgumentParser:
@@ -49,6 +51,12 @@ def table(lines: Sequence[Sequence[str]], widest: int = 1000) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cut]
 
 
+def settle_terminal() -> None:
+    """Log records as lines, of other processes than the first only errors, and no remarks of the libraries: before they are imported."""
+    log_to_terminal(logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    quiet_libraries()
+
+
 def done(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     """Does what the command line asks. Exit code: 0 done, 1 failed, 2 bad arguments or data, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -59,7 +67,10 @@ def done(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     try:
         return int(args.act(args))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        from flow_factory.distributed.launch import already_reported  # imports the whole config
+
+        if not already_reported():
+            print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, RunError) else 2
     except BrokenPipeError:  # `| head` has seen enough
         let_reader_go()

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,22 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         ValueError: a whole line is not JSON, or has no step.
     """
     records = []
+    for number, record in whole_lines(path):
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            raise ValueError(f"{path}:{number}: no metrics of a step")
+        records.append(record)
+    return records
+
+
+def whole_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """(number from 1, value) of each whole line of a file of JSON lines: the last one may be half-written.
+
+    Raises:
+        ValueError: a whole line is not JSON.
+    """
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
         if line.endswith("\n"):
             try:
-                records.append(json.loads(line))
+                yield number, json.loads(line)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}:{number}: not JSON: {error.msg}") from error
-            if not isinstance(records[-1], dict) or not isinstance(records[-1].get("step"), int):
-                raise ValueError(f"{path}:{number}: no metrics of a step")
-    return records

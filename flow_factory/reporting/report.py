@@ -89,7 +89,7 @@ def write_summary(
     rows = [(plain(n), _number(first.get(n)), _number(last[n]), _change(first.get(n), last[n]), ends.get(n, "-")) for n in sorted(last)]
     columns = 5 if ends else 4
     head = ("evaluation", "before", "after", "change", "95 % interval")[:columns]
-    parts.append(_table(head, [row[:columns] for row in rows]) if rows else "No evaluation was run (`eval.eval_freq`).")
+    parts.append(markdown_table(head, [row[:columns] for row in rows]) if rows else "No evaluation was run (`eval.eval_freq`).")
     there = [(label, str(file)) for label, file in files.items() if file.exists()]
     if there:
         parts.append("## Files\n\n" + _listing(there))
@@ -109,7 +109,8 @@ def _change(before: float | None, after: float) -> str:
     return "-" if before is None else f"{after - before:+.3g}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table that reads well as plain text: the first column to the left, the others to the right."""
     widths = [max(len(row[k]) for row in (head, *rows)) for k in range(len(head))]
 
     def line(cells: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from json.encoder import encode_basestring_ascii
 from pathlib import Path
@@ -115,7 +115,21 @@ def base_fingerprint(name: str, component: str) -> str | None:
         with suppress(HFValidationError):  # no hub name either, as loading will say
             found = try_to_load_from_cache(name, f"{component}/config.json")
             folder = Path(found).parent if isinstance(found, str) else folder
-    files = sorted(folder.glob("*.safetensors"))
+    return _fingerprint(sorted(folder.glob("*.safetensors")))
+
+
+def checkpoint_fingerprint(checkpoint: Path) -> str | None:
+    """The same of the weights of a checkpoint: a LoRA's file, or a folder of either kind.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    state = checkpoint / "state"
+    files = [file for file in sorted(checkpoint.rglob("*.safetensors")) if state not in file.parents]
+    return _fingerprint([checkpoint] if checkpoint.is_file() else files)
+
+
+def _fingerprint(files: Sequence[Path]) -> str | None:
     plain = [file for file in files if file.name.count(".") == 1]  # a variant, as .fp16.safetensors, only where there is nothing else
     samples = sorted(sample for file in plain or files for sample in _samples(file))
     return hashlib.sha256(b"".join(samples)).hexdigest() if samples else None

@@ -1,0 +1,99 @@
+"""The folder of an evaluation: its protocol, the origin of the weights, and every score, kept as soon as it is there."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flow_factory.reporting.metrics import whole_lines
+from flow_factory.types import Row
+from flow_factory.utils.errors import UserError, file_errors
+
+PROTOCOL = "protocol.json"
+RIGHT = "name a folder that can be written"
+Known = dict[tuple[str, str, int], dict[str, list[float | None]]]
+"""By label of the weights, data set and id of a row: of each reward, the scores of all seeds; None where one is missing."""
+
+
+class EvaluationFolder:
+    """Of one protocol, with the scores of any number of weights.
+
+    Args:
+        protocol: all on which a score depends, beside the weights.
+        weights: by label, `checkpoint` (a path) and `sha256`.
+        process: the number of this process, which writes into a file of its own; process 0 writes the protocol.
+
+    Raises:
+        UserError: the folder has another protocol, or other weights of one of these labels; or it cannot be written.
+    """
+
+    def __init__(self, path: Path, protocol: Mapping[str, Any], weights: Mapping[str, Any], process: int):
+        self.path, self.protocol = path, protocol
+        with file_errors("--out", path, RIGHT):
+            path.mkdir(parents=True, exist_ok=True)
+            there = self._there()
+            self._require_same(there, weights)
+            number = max((int(file.stem.partition("-")[2]) for file in self.files()), default=-1) + 1
+            self.file = path / f"scores-{number + process}.jsonl"
+            if process == 0:
+                beside = (path / PROTOCOL).with_suffix(".tmp")
+                text = json.dumps({"protocol": protocol, "weights": there["weights"] | dict(weights)}, indent=1, ensure_ascii=False)
+                beside.write_text(text + "\n", "utf-8")
+                beside.replace(path / PROTOCOL)
+
+    def files(self) -> list[Path]:
+        """Those of scores: one for each process of each start."""
+        return sorted(self.path.glob("scores-[0-9]*.jsonl"))
+
+    def _there(self) -> dict[str, Any]:
+        file = self.path / PROTOCOL
+        if not file.is_file():
+            return {"protocol": self.protocol, "weights": {}}
+        try:
+            found = json.loads(file.read_text("utf-8"))
+            return {"protocol": dict(found["protocol"]), "weights": dict(found["weights"])}
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"--out: {file} is damaged ({error}); name another folder") from error
+
+    def _require_same(self, there: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
+        file = self.path / PROTOCOL
+        if other := difference(there["protocol"], self.protocol):
+            key, before, now = other
+            raise UserError(f"--out: {file} has {key}: {before}, and this evaluation {now}; name another folder")
+        for label in weights.keys() & there["weights"].keys():
+            if there["weights"][label]["sha256"] != weights[label]["sha256"]:
+                was = there["weights"][label]["checkpoint"]
+                raise UserError(f"--out: {file}: {label} was {was} with other weights; name another folder")
+
+    def keep(self, label: str, dataset: str, rows: Sequence[Row], scores: Mapping[str, Sequence[Sequence[float]]]) -> None:
+        """Appends the scores of some rows: of each reward, for each row those of all seeds, NaN where one is missing."""
+        known = {name: [[v if math.isfinite(v) else None for v in of] for of in its] for name, its in scores.items()}
+        record = {"weights": label, "dataset": dataset, "rows": [row.id for row in rows], "scores": known}
+        with file_errors("--out", self.file, RIGHT), self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+
+    def scores(self) -> Known:
+        """All that were kept; a line that a killed process left half-written does not count.
+
+        Raises:
+            UserError: a whole line is damaged.
+        """
+        found: Known = {}
+        for path in self.files():
+            try:
+                for _, line in whole_lines(path):
+                    for k, row in enumerate(line["rows"]):
+                        found[line["weights"], line["dataset"], row] = {name: scores[k] for name, scores in line["scores"].items()}
+            except (ValueError, KeyError, TypeError, IndexError) as error:
+                raise UserError(f"--out: {path} is damaged ({error}); delete it, and what it had is scored again") from error
+        return found
+
+
+def difference(there: Any, here: Any, key: str = "") -> tuple[str, str, str] | None:
+    """(dotted key, value there, value here) of the first thing that is not the same; None where all is."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        names = dict.fromkeys((*here, *there))
+        found = (difference(there.get(name), here.get(name), f"{key}.{name}" if key and name else key or name) for name in names)
+        return next(filter(None, found), None)
+    return None if there == here else (key, json.dumps(there)[:80], json.dumps(here)[:80])

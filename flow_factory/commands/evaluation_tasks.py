@@ -1,0 +1,86 @@
+"""What `ff-eval` judges on: the rows of each data set, with the rewards that score them."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from flow_factory.config import RewardConfig, RunConfig
+from flow_factory.config.datasets import Dataset, datasets_of, for_dataset
+from flow_factory.data.encoding_windows import rows_evaluated
+from flow_factory.data.reader import Look
+from flow_factory.data.sources import open_split
+from flow_factory.models import MODELS
+from flow_factory.rewards.loading import arguments, left_out, require_files, require_rewards
+from flow_factory.runs.identity import DataFingerprint
+from flow_factory.runs.rows import looks, read_tests
+from flow_factory.types import Row
+from flow_factory.utils.errors import UserError
+from flow_factory.utils.terminal import note
+
+OF_SPEED = ("batch_size", "device", "max_seconds", "async_reward", "num_workers")
+"""Keys of a reward that change no score."""
+
+
+class Task(NamedTuple):
+    """A data set that is evaluated."""
+
+    name: str
+    """"" where it has none."""
+    config: RunConfig
+    """Of the run with it alone."""
+    rows: Sequence[Row]
+    entries: Sequence[RewardConfig]
+    """Those that score it."""
+
+
+def tasks_of(config: RunConfig, rewards: Sequence[RewardConfig] | None, given: bool, noises: int) -> list[Task]:
+    """The data sets with the rows of an evaluation (`eval.max_rows`), each of which was looked at.
+
+    Args:
+        rewards: None: the run's own, of its evaluations.
+        given: whether `data.dataset_dir` was named on the command line: its test split must be there.
+        noises: at one, rewards that compare several samples of a row are left out.
+
+    Raises:
+        UserError: there are no test rows or no rewards; or a row, a file or a reward is not right.
+    """
+    family, found = MODELS[config.model.model_type], []
+
+    def entries(dataset: Dataset) -> Sequence[RewardConfig]:
+        return dataset.config.evaluated_by if rewards is None else for_dataset(rewards, dataset.name)
+
+    def asked(dataset: Dataset) -> list[Look]:
+        return looks(dataset.config, require_rewards(arguments(entries(dataset)), family.draws, family.sounds), trained=False)
+
+    datasets = {dataset.name: dataset for dataset in datasets_of(config)}
+    if given:
+        tests: Mapping[str, Sequence[Row]] = {"": open_split(config.data, config.data.test_split, None, asked(datasets[""]))}
+    else:
+        tests = read_tests(config, asked)
+    if not tests:
+        raise UserError(f"{config.data.dataset_dir}: the run has no test rows; name some with --data")
+    for name, rows in tests.items():
+        alone, its = datasets[name].config, entries(datasets[name])
+        note(*left_out(its) if noises == 1 else ())
+        if not its:
+            raise UserError(f"there is no reward{f' for {name}' if name else ''}; name a YAML of rewards with --config")
+        require_files(arguments(its), now=True)
+        found.append(Task(name, alone, [rows[k] for k in rows_evaluated(alone, len(rows))], its))
+    return found
+
+
+def described(task: Task) -> dict[str, Any]:
+    """What of the protocol is a data set's own."""
+    section, prompts, columns = task.config.eval, DataFingerprint(), hashlib.sha256()
+    for row in task.rows:
+        prompts(row)
+        columns.update(json.dumps([row.id, row.columns], sort_keys=True, default=str).encode())
+    rewards = {}
+    for entry in task.entries:
+        rewards[entry.name] = {k: v for k, v in entry.model_dump(mode="json").items() if k not in ("name", *OF_SPEED)}
+    sizes = {key: getattr(section, key) for key in ("guidance_scale", "height", "width", "call")}
+    return {
+        "dataset": task.config.data.dataset_dir, "rows": len(task.rows), "prompts": prompts.hexdigest(), "columns": columns.hexdigest(),
+        "steps": section.num_inference_steps, **sizes, "rewards": rewards,
+    }  # fmt: skip
