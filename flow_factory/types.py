@@ -138,6 +138,8 @@ class Point:
     """(n, ...) gradient of each sample's loss in the state that the sampler's step from here leads to."""
     factor: Tensor | None = None
     """A leaf of 0 in the loss: its gradient is the factor with which the loss was multiplied before its backward."""
+    dataset: str = ""
+    """The name of its row's data set."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,16 @@ class Average:
 
 
 @dataclass(frozen=True)
+class LoraFile:
+    """Kept weights that a file has, as a LoRA over the run's base."""
+
+    path: str
+    key: str
+    """The config key that names it."""
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
 class Turn:
     """One optimiser step of an update: the network that it trains, on which points, by which loss."""
 
@@ -45,9 +55,10 @@ class Algorithm:
 
     Attributes:
         weights: names of other weights than the policy's whose velocities the loss needs: "ref" (untrained), "ema" (the run's average),
-            one of `averages`, or "old", which without an average is the policy at the beginning of the epoch, and costs no copy.
+            one of `averages` or `files`, or "old", which without an average is the policy at the beginning of the epoch, and costs no copy.
         looks_back: whether these are known for an epoch's points before anything is learned of them.
         averages: copies that follow the policy.
+        files: weights of files, such as a teacher's, that stay what they are.
         scope: which points the loss compares: "group", the same noise level in all micro-batches of a group; "times", all noise levels
             of a micro-batch; None, none. `survey` gets them first, if there is more than one.
         with_mean: whether the transitions' means are stored.
@@ -59,6 +70,7 @@ class Algorithm:
     Config: ClassVar[type[TrainConfig]]
     weights: tuple[str, ...] = ()
     averages: Mapping[str, Average] = {}
+    files: Mapping[str, LoraFile] = {}
     scope: Literal["group", "times"] | None = None
     with_mean: ClassVar[bool] = False
     looks_back: ClassVar[bool] = True
@@ -78,6 +90,10 @@ class Algorithm:
     def guidance(self, weights: str) -> float | None:
         """Scale of the classifier-free guidance of these weights' velocity, 1 for none; None: the rollout's."""
         return None
+
+    def asks(self, weights: str, dataset: str) -> bool:
+        """Whether the loss needs the velocity of these of `weights` for the rows of a data set ("": the only one)."""
+        return True
 
     def rolls_out(self, updates: int) -> str:
         """The weights that sample after `updates` optimiser steps."""

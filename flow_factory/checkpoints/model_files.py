@@ -87,7 +87,7 @@ def load_model(path: Path, policy: Policy) -> None:
 def _load_lora(path: Path, component: str, module: Any) -> Callable[[], object]:
     """Checks one transformer's LoRA; returns what writes it into the model."""
     here = lora_in(module)
-    file, saved = _lora_of(path, component)
+    file, saved = lora_at(path, component)
     if problem := _difference(here.tensors, saved.tensors):
         raise CheckpointError(f"{file} does not fit this model: {problem}; it has {saved}; this run has {here}")
     require_scale(file, saved, here.scaled)
@@ -106,7 +106,12 @@ def lora_of_component(path: Path, component: str) -> Path:
     return file
 
 
-def _lora_of(path: Path, component: str) -> tuple[Path, Lora]:
+def lora_at(path: Path, component: str) -> tuple[Path, Lora]:
+    """One transformer's LoRA, and its file.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or of another kind.
+    """
     file = lora_of_component(path, component)
     with plainly(file, "is damaged"):
         saved = read_lora(file)
@@ -121,7 +126,7 @@ def require_lora(path: Path, component: str, rank: int, alpha: int) -> None:
     Raises:
         CheckpointError: it is damaged, of another kind, rank or scale.
     """
-    file, saved = _lora_of(path, component)
+    file, saved = lora_at(path, component)
     if saved.ranks != [rank]:
         raise CheckpointError(f"{file} does not fit this model: it has {saved}; this run has lora_rank {rank}, lora_alpha {alpha}")
     require_scale(file, saved, alpha)

@@ -17,6 +17,7 @@ from flow_factory.config.algorithms import (
 )
 from flow_factory.config.base import ConfigError, Section
 from flow_factory.config.data import DataConfig
+from flow_factory.config.distillation import OPDConfig, TeacherConfig
 from flow_factory.config.dump import config_tree, dump_config
 from flow_factory.config.eval import EvalConfig, pipeline_kwargs
 from flow_factory.config.few_steps import DMD2Config, FewStepConfig, PathConfig, TDMConfig, TDMR1Config
@@ -51,6 +52,7 @@ __all__ = [
     "LogConfig",
     "ModelConfig",
     "NFTConfig",
+    "OPDConfig",
     "OldPolicyConfig",
     "PathConfig",
     "RewardConfig",
@@ -60,6 +62,7 @@ __all__ = [
     "Section",
     "TDMConfig",
     "TDMR1Config",
+    "TeacherConfig",
     "TrainConfig",
     "TransitionConfig",
     "config_help",

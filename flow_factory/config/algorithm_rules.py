@@ -20,13 +20,13 @@ def rounded(value: int, by: int) -> int:
 
 
 def dynamics_fit(config: RunConfig) -> Iterator[Problem]:
-    if not config.train.stochastic:
+    if not config.train.draws_noise(config.scheduler):
         return
     name = config.train.trainer_type
     if config.scheduler.dynamics_type == "ODE":
         text = f"{name} needs log-probabilities, and ODE has none; write Flow-SDE, Dance-SDE, Flash-SDE or CPS"
         yield Problem(("scheduler", "dynamics_type"), text)
-    if config.scheduler.noise_level == 0:
+    if config.scheduler.noise_level == 0 and config.train.stochastic:
         yield Problem(("scheduler", "noise_level"), f"{name} needs noise, and 0 is the ODE; write e.g. 0.7")
     if config.scheduler.dynamics_type == "CPS" and config.scheduler.noise_level > 1:
         text = f"{config.scheduler.noise_level:g} is more than the noise that CPS has to keep (1 makes all of it new); write 1 or less"
@@ -56,7 +56,7 @@ def steps_weigh(config: RunConfig) -> Iterator[Problem]:
 
 def branches_part(config: RunConfig) -> Iterator[Problem]:
     train, scheduler = config.train, config.scheduler
-    if not train.stochastic or scheduler.step_selection != "branch":
+    if not train.draws_noise(scheduler) or scheduler.step_selection != "branch":
         return
     if scheduler.num_sde_steps != 1:
         text = f"{show(scheduler.num_sde_steps)}: branch has one stochastic step in a group, at which its samples part"

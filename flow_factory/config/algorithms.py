@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field
 from flow_factory.config.algorithm_fields import ADVANTAGE_CLIP, Decay, Levels, TimeRange, TimeStrategy
 from flow_factory.config.base import DERIVED, Batch, Device, Interval, Shown, derived
 from flow_factory.config.data import PAIR, TARGET
+from flow_factory.config.distillation import OPDConfig
 from flow_factory.config.few_steps import DMD2Config, TDMConfig, TDMR1Config
 from flow_factory.config.scheduler import SchedulerConfig
 from flow_factory.config.train import Accumulation, TrainConfig
@@ -226,6 +227,7 @@ TRAIN_CONFIGS: dict[str, type[TrainConfig]] = {
     "dgpo": DGPOConfig,
     "crd": CRDConfig,
     "draft": DRaFTConfig,
+    "diffusion-opd": OPDConfig,
     "dmd2": DMD2Config,
     "tdm": TDMConfig,
     "tdm-r1": TDMR1Config,

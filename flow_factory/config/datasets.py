@@ -155,6 +155,11 @@ def _routed(reward: RewardConfig, keys: Keys, names: Sequence[str]) -> Iterator[
             yield Problem((*keys, "weight"), text if not reward.weight.keys() - set(names) else f"{text}, or leave it out")
 
 
+def known_datasets(keys: Keys, asked: Sequence[str], config: RunConfig) -> Iterator[Problem]:
+    """Of the names that a key lists, those that no data set has."""
+    return _known(keys, asked, [entry.name for entry in config.data.datasets or ()])
+
+
 def _known(keys: Keys, asked: Sequence[str] | Mapping[str, float], names: Sequence[str]) -> Iterator[Problem]:
     for name in asked:
         if name not in names:

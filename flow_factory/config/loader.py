@@ -13,6 +13,7 @@ from flow_factory.config.arguments import gather_arguments, homes, sections
 from flow_factory.config.base import ConfigError, Section, show
 from flow_factory.config.data import ALONE, PARTS, DatasetConfig
 from flow_factory.config.datasets import overrides_fit
+from flow_factory.config.distillation import TeacherConfig
 from flow_factory.config.explain import explain, unknown_key
 from flow_factory.config.few_steps import FewStepConfig
 from flow_factory.config.log import MOVABLE
@@ -169,6 +170,8 @@ def _problem(source: Source, keys: Keys, error: Any, train: type[TrainConfig]) -
     section: type[Section] = sections(train).get(str(keys[0]), RunConfig) if len(keys) > 1 else RunConfig
     if len(keys) > 3 and keys[1] == "datasets":
         return Problem(keys, unknown_key(str(keys[-1]), PARTS.get(str(keys[-2]), DatasetConfig).own_keys(), {}))
+    if len(keys) > 3 and keys[1] == "teachers":
+        return Problem(keys, unknown_key(str(keys[-1]), TeacherConfig.own_keys(), {}))
     if len(keys) > 3 and str(keys[-2]) in INNER:
         return Problem(keys, unknown_key(str(keys[-1]), INNER[str(keys[-2])].own_keys(), {}))
     own = [*section.own_keys(), *(MOVABLE if section is RunConfig else ())]

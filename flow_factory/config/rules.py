@@ -8,6 +8,8 @@ from pathlib import Path
 from flow_factory.config.algorithm_rules import ALGORITHM_RULES, Rule, best_of_n_fits, rounded
 from flow_factory.config.base import show
 from flow_factory.config.datasets import datasets_fit
+from flow_factory.config.distillation import OPDConfig
+from flow_factory.config.distillation_rules import DISTILLATION_RULES
 from flow_factory.config.engine import found
 from flow_factory.config.engine_rules import ENGINE_RULES
 from flow_factory.config.memory_rules import MEMORY_RULES
@@ -49,10 +51,13 @@ def notices(config: RunConfig) -> tuple[str, ...]:
     if clip[0] < -1 and clip[1] > 1:
         lines.append(f"train.clip_range: {show(clip)} clips nothing: a ratio - 1 is never below -1; public values are 1.0e-4 to 0.2")
     last = config.train.num_inference_steps - 1
-    if config.train.stochastic and last in config.scheduler.stochastic_steps(last + 1):
+    if config.train.draws_noise(config.scheduler) and last in config.scheduler.stochastic_steps(last + 1):
         lines.append(f"scheduler.sde_steps: noise of step {last}, the last one, stays in the pictures; without {last} it does not")
-    if not train.stochastic and "dynamics_type" in config.scheduler.model_fields_set and config.scheduler.dynamics_type != "ODE":
+    by_ode = not train.draws_noise(config.scheduler) and "dynamics_type" in config.scheduler.model_fields_set
+    if by_ode and config.scheduler.dynamics_type != "ODE":
         lines.append(f"scheduler.dynamics_type: {config.scheduler.dynamics_type} has no effect: {train.trainer_type} rolls out by the ODE")
+    if isinstance(train, OPDConfig) and train.by_variance(config.scheduler) and "timestep_range" in train.model_fields_set:
+        lines.append("train.timestep_range has no effect: with noise, xt trains on the stochastic steps (scheduler.sde_steps)")
     if config.data.force_reprocess:
         lines.append("data.force_reprocess is not needed: rows are cached by content, so what has changed is always encoded anew")
     if config.data.sampler_type not in (None, "auto"):
@@ -134,7 +139,7 @@ def steps_exist(config: RunConfig) -> Iterator[Problem]:
     total, scheduler = config.train.num_inference_steps, config.scheduler
     first = config.train.first_step
     steps = scheduler.stochastic_steps(total, first)
-    if not config.train.stochastic:
+    if not config.train.draws_noise(scheduler):
         return
     if total - first < 2:
         of = f"{total}, of which strength {config.train.call['strength']} leaves {total - first}," if first else f"{total}"
@@ -238,6 +243,7 @@ RULES: tuple[Rule, ...] = (
     *MEMORY_RULES,
     *OVERLAP_RULES,
     *NETWORK_RULES,
+    *DISTILLATION_RULES,
 )
 
 

@@ -72,6 +72,8 @@ class TrainConfig(Section):
     rest: ClassVar[str | None] = "call"
     stochastic: ClassVar[bool] = False
     """Whether the algorithm learns from the log-probabilities of stochastic steps."""
+    by_dynamics: ClassVar[bool] = False
+    """Whether rollouts are what `scheduler.dynamics_type` says, the ODE included and by default; else that is the algorithm's."""
     smallest_group: ClassVar[int] = 1
     networks: ClassVar[tuple[str, ...]] = ()
     """Networks that are trained beside the policy."""
@@ -190,6 +192,10 @@ class TrainConfig(Section):
     ramp_rate: float = Field(0.001, gt=0, description="piecewise_linear: growth of the decay per epoch")
 
     call: dict[str, Any] = Field(default_factory=dict, description="arguments for the pipeline's __call__")
+
+    def draws_noise(self, scheduler: SchedulerConfig) -> bool:
+        """Whether rollouts have stochastic steps."""
+        return self.stochastic or (self.by_dynamics and scheduler.dynamics_type != "ODE")
 
     @property
     def given(self) -> tuple[str, ...]:

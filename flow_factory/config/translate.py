@@ -78,6 +78,13 @@ def masked_exactly(config: RunConfig) -> Translated:
     return config.model_copy(update={"train": train.model_copy(update={"kl_mask_type": "exact"})}), (said,)
 
 
+def by_ode(config: RunConfig) -> Translated:
+    """With rollouts by the ODE where nothing else is written and the algorithm allows it."""
+    if not config.train.by_dynamics or "dynamics_type" in config.scheduler.model_fields_set:
+        return config, ()
+    return config.model_copy(update={"scheduler": config.scheduler.model_copy(update={"dynamics_type": "ODE"})}), ()
+
+
 def whole_pass(config: RunConfig, rows: int) -> Translated:
     """With the rows of an epoch where it is a pass over all of them: the largest number, or else the least, that can be dealt out."""
     train = config.train
@@ -93,7 +100,7 @@ def whole_pass(config: RunConfig, rows: int) -> Translated:
 def translated(config: RunConfig) -> Translated:
     """All of them, one after the other."""
     lines: tuple[str, ...] = ()
-    for step in (rounded_up, recomputed, trained_alone, warmed_up, masked_exactly):
+    for step in (rounded_up, recomputed, trained_alone, warmed_up, masked_exactly, by_ode):
         config, said = step(config)
         lines += said
     return config, lines

@@ -6,6 +6,7 @@ from typing import Any
 
 from flow_factory.algorithms import ALGORITHMS
 from flow_factory.config import RunConfig, plan_of
+from flow_factory.config.datasets import trained_on
 from flow_factory.config.engine import EngineSettings
 from flow_factory.config.recompute import chosen_blocks, every_block
 from flow_factory.data.encoding_windows import idle_of, in_windows
@@ -96,6 +97,7 @@ def copies_of(config: RunConfig) -> list[str]:
     train = config.train
     algorithm = ALGORITHMS[train.trainer_type](train, config.scheduler)
     devices = [average.device for average in algorithm.averages.values()]
+    devices += [file.device for file in algorithm.files.values()]
     devices += [train.ema_device] * (train.ema_decay > 0)
     kept = "ref" in algorithm.weights and (config.model.finetune_type == "full" or train.reference == "start")
     return devices + [train.ref_param_device] * kept
@@ -176,9 +178,11 @@ def passing(config: RunConfig, engine: EngineSettings, family: type[ModelAdapter
     yield Part("weights brought to mixed_precision, a block at a time", weights.brought * 1e-9, "training")
     yield Part(DRAWING, drawn(config, family, shape), "rollout")
     states = 2 * DTYPES[train.latent_storage_dtype].itemsize * plan.trained_points if train.stochastic else half
-    others = (half * len(algorithm.weights) + 4 * algorithm.with_mean) * plan.trained_points  # velocities of kept weights, means
-    rolled, trained_on = (k * n for k in (plan.micro_batches_per_rank, plan.trained_batches_per_rank))
-    yield Part("kept latents", tokens * 64 * (states * rolled + others * trained_on) * 1e-9, host=train.offload_samples_to_cpu)
+    states += half * plan.trained_points if train.by_dynamics else 0  # a step's end is the next one's begin
+    asked = max(sum(algorithm.asks(name, dataset.name) for name in algorithm.weights) for dataset in trained_on(config))
+    others = (half * asked + 4 * algorithm.with_mean) * plan.trained_points  # velocities of kept weights, means
+    rolled, learnt = (k * n for k in (plan.micro_batches_per_rank, plan.trained_batches_per_rank))
+    yield Part("kept latents", tokens * 64 * (states * rolled + others * learnt) * 1e-9, host=train.offload_samples_to_cpu)
 
 
 def conditions(config: RunConfig, family: type[ModelAdapter], shape: Any) -> Iterator[Part]:

@@ -150,12 +150,11 @@ def build_policy(
         if name not in names:
             wanted |= wanted_dtypes(module, config, frozen)
             continue
-        targets = target_names(module, name, config.target_modules, adapter.targets_in(module))
-        unreached = dead_ends(module, adapter.dead_ends)
         if config.finetune_type == "lora":
-            add_loras(module, [name for name in targets or linear_names(module) if reached(name, unreached)], config, seed, roles)
+            add_loras(module, layers_of_lora(adapter, module, name, config), config, seed, roles)
         else:
-            train_fully(module, targets, unreached)
+            targets = target_names(module, name, config.target_modules, adapter.targets_in(module))
+            train_fully(module, targets, dead_ends(module, adapter.dead_ends))
         wanted |= wanted_dtypes(module, config, frozen)
     policy = Policy(adapter, names, [name for name in adapter.field.bare if shards and name not in names], roles)
     policy.wanted = wanted
@@ -192,6 +191,13 @@ def components_of(adapter: ModelAdapter, config: ModelConfig) -> list[str]:
         if name not in here:
             raise UserError(f"model.target_components: {name!r} is not a trainable part of this checkpoint; it has {', '.join(here)}")
     return wanted
+
+
+def layers_of_lora(adapter: ModelAdapter, module: nn.Module, component: str, config: ModelConfig) -> list[str]:
+    """Full names of one component's linear layers that the run's LoRA is of."""
+    targets = target_names(module, component, config.target_modules, adapter.targets_in(module))
+    unreached = dead_ends(module, adapter.dead_ends)
+    return [name for name in targets or linear_names(module) if reached(name, unreached)]
 
 
 def linear_names(module: nn.Module) -> list[str]:

@@ -37,6 +37,8 @@ class WeightStore:
         self.copies: dict[str, list[Tensor]] = {}
         self.owners: dict[str, str] = {}
         """Of which network each copy is."""
+        self.given: set[str] = set()
+        """Copies whose weights come from files, and are none of the run's state."""
 
     @property
     def live(self) -> list[Tensor]:
@@ -54,6 +56,20 @@ class WeightStore:
             return
         self.copies[name] = [p.to(device or p.device, torch.float32, copy=True) for p in self.live_of(of)]
         self.owners[name] = of
+
+    def keep_given(
+        self, name: str, weights: Mapping[str, Tensor], scatter: Callable[[Tensor, Tensor], None], device: torch.device | str | None = None
+    ) -> None:
+        """Keeps weights of a file under `name`, as a copy of the policy's.
+
+        Args:
+            weights: whole ones, by the names of the policy's.
+            scatter: writes what this process holds of a whole one into its part.
+        """
+        self.keep(name, device)
+        self.given.add(name)
+        for parameter, part in zip(self.networks[MAIN], self.copies[name], strict=True):
+            scatter(weights[parameter], part)
 
     @property
     def reported(self) -> str:
@@ -95,7 +111,8 @@ class WeightStore:
         self.written()
 
     def state_dict(self) -> State:
-        """The parts of the copies by name, and of the live weights by role."""
+        """The parts of the copies by name, but for given ones, and of the live weights by role."""
         live = {role: dict(zip(names, self.live_of(role), strict=True)) for role, names in self.networks.items()}
-        copies = {name: (self.networks[self.owners.get(name, MAIN)], kept) for name, kept in self.copies.items()}
+        own = {name: kept for name, kept in self.copies.items() if name not in self.given}
+        copies = {name: (self.networks[self.owners.get(name, MAIN)], kept) for name, kept in own.items()}
         return live | {name: dict(zip(names, kept, strict=True)) for name, (names, kept) in copies.items()}

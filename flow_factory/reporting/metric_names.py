@@ -73,6 +73,10 @@ METRICS: dict[str, dict[str, str]] = {
         "train/score": "the rewards' weighted sum of what is learnt from, pixels that are not rounded; train/reward_mean is the pictures'",
         "train/slope": "norm of the gradient of a sample's loss in a state, the mean over the steps that are trained on",
     },
+    "diffusion-opd": {
+        "train/teacher_error": "mean square of v - v_teacher at the states of the policy's own path; 0: the policy is its teacher",
+        "train/teacher_error/<teacher>": "the same for the rows of one teacher, if there are several",
+    },
     "dmd2, tdm, tdm-r1": {
         "train/fake_loss": "error of the fake network on noised pictures of the student; rising: it does not keep up",
         "train/score_distance": "mean distance of what the base and the fake network make of a noised picture; 0: the student is the base",

@@ -11,6 +11,7 @@ from flow_factory.config import (
     EvalConfig,
     FewStepConfig,
     ForwardConfig,
+    OPDConfig,
     RunConfig,
     TrainConfig,
     TransitionConfig,
@@ -47,7 +48,7 @@ def fitted(config: RunConfig, sketch: ModelAdapter) -> RunConfig:
     others = sketch.out_of_reach(trained, train.num_inference_steps)
     candidates = scheduler.stochastic_steps(train.num_inference_steps, train.first_step)
     if not train.stochastic and others:
-        check_noise_levels(train, others, trained)
+        check_noise_levels(config, others, trained)
         return config
     lost = [k for k in candidates if k in others]
     if not lost:
@@ -80,24 +81,35 @@ def check_guidance(train: TrainConfig, sketch: ModelAdapter) -> None:
         if sketch.guided(pipeline_kwargs(train)):
             text = f"{train.guidance_scale:g}: a student of few steps is drawn without classifier-free guidance"
             raise UserError(f"train.guidance_scale: {text}; write 1.0 (0 for Z-Image): {key} is the base's, which it learns")
-    scale = getattr(train, key, None) or 1.0
-    if scale > 1 and not sketch.guided(sketch.with_guidance(pipeline_kwargs(train), scale)):
-        raise UserError(f"train.{key}: this {type(sketch).__name__} has no classifier-free guidance; write 1.0")
-    if scale > 1 and sketch.cfg != sketch.guidance:
-        logger.warning("train.%s: the reference has %s %g beside its embedded guidance; 1.0 removes that", key, sketch.cfg, scale)
+    scales = {key: getattr(train, key, None)}
+    if isinstance(train, OPDConfig):
+        scales = {f"teachers.{k}.guidance_scale": teacher.guidance_scale for k, teacher in enumerate(train.teachers)}
+    for key, scale in scales.items():
+        if scale is None or scale <= 1:
+            continue
+        if not sketch.guided(sketch.with_guidance(pipeline_kwargs(train), scale)):
+            raise UserError(f"train.{key}: this {type(sketch).__name__} has no classifier-free guidance; write 1.0")
+        if sketch.cfg != sketch.guidance:
+            who = "teacher" if isinstance(train, OPDConfig) else "reference"
+            logger.warning("train.%s: the %s has %s %g beside its embedded guidance; 1.0 removes that", key, who, sketch.cfg, scale)
     if train.given and sketch.encodes_media is not None:
         key = "offline" if isinstance(train, DPOConfig) else "trainer_type"
         raise UserError(f"train.{key}: media cannot be encoded for {type(sketch).__name__}: {sketch.encodes_media}")
 
 
-def check_noise_levels(train: TrainConfig, others: Mapping[int, str], trained: Sequence[str]) -> None:
+def check_noise_levels(config: RunConfig, others: Mapping[int, str], trained: Sequence[str]) -> None:
     """Raises:
     UserError: some of the noise levels that are trained on belong to an expert that is not trained.
     """
-    both = both_experts(trained, next(iter(others.values())))
-    if isinstance(train, DRaFTConfig):
-        if lost := [k for k in train.last_steps if k in others]:
-            raise UserError(f"train.draft_steps: {others[lost[0]]} draws steps {lost} and is not trained; {both}")
+    train, both = config.train, both_experts(trained, next(iter(others.values())))
+    if isinstance(train, (DRaFTConfig, OPDConfig)):
+        key, path = (
+            ("draft_steps", train.last_steps)
+            if isinstance(train, DRaFTConfig)
+            else ("timestep_range", train.distilled_steps(config.scheduler))
+        )
+        if lost := [k for k in path if k in others]:
+            raise UserError(f"train.{key}: {others[lost[0]]} draws steps {lost} and is not trained; {both}")
         return
     if not isinstance(train, ForwardConfig) or not train.time_sampling_strategy.startswith("discrete"):
         kind = "train.time_sampling_strategy" if isinstance(train, ForwardConfig) else "train.timestep_range"

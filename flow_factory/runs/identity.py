@@ -15,6 +15,7 @@ from flow_factory.checkpoints.checkpoint import CheckpointError, plainly
 from flow_factory.config import RunConfig
 from flow_factory.config.datasets import trained_on
 from flow_factory.data.columns import names_of
+from flow_factory.runs.given_files import teachers_of
 from flow_factory.types import Row
 from flow_factory.utils.tensor_file import read_header
 
@@ -50,6 +51,7 @@ def identity_of(config: RunConfig, data: Mapping[str, str]) -> dict[str, Any]:
     for key in ("height", "width", "num_inference_steps", "guidance_scale", "group_size", "unique_sample_num_per_epoch"):
         may[f"train.{key}"] = getattr(train, key)
     may["rewards"] = {r.name: [r.reward_model, r.weight, *filter(None, [r.applicable_datasets])] for r in config.rewards}
+    may |= {f"train.teachers.{name}": said for name, said in teachers_of(config).items()}
     return json.loads(json.dumps({"must": must, "may": may}))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flow_factory.algorithms import ALGORITHMS
-from flow_factory.config import RunConfig
+from flow_factory.config import OPDConfig, RunConfig
 from flow_factory.config.datasets import Dataset, trained_on
 from flow_factory.config.translate import whole_pass
 from flow_factory.core.advantage import aggregation
@@ -23,6 +23,7 @@ from flow_factory.policy.gradient_checkpointing import blocks_of, require_blocks
 from flow_factory.reporting.trackers import require_trackers
 from flow_factory.rewards.loading import arguments, require_files, require_gradients, require_rewards, try_constructors
 from flow_factory.runs.fitting import checkpoint_of, fitted
+from flow_factory.runs.given_files import require_given_files
 from flow_factory.runs.identity import DataFingerprint, identity_of
 from flow_factory.runs.resume import Choice, Finished, Start, find_start
 from flow_factory.runs.rows import check_files, check_limits, looks, read_tests, read_training, repeats
@@ -91,6 +92,8 @@ def machine(found: Preflight) -> None:
         return
     check_quantization(config.model.quantization)
     named = {"train.ema_device": config.train.ema_device, "train.ref_param_device": config.train.ref_param_device}
+    if isinstance(config.train, OPDConfig):
+        named["train.teacher_param_device"] = config.train.teacher_param_device
     named |= {f"reward {entry.name!r}: device": entry.device for entry in (*config.rewards, *(config.eval_rewards or ()))}
     for key, name in named.items():
         if not (key.startswith("reward") and name == "cuda"):  # which is the device of each process there
@@ -159,6 +162,11 @@ def checkpoint(found: Preflight) -> None:
     found.config = fitted(found.asked, found.sketch)
 
 
+def given_files(found: Preflight) -> None:
+    """Weights that the algorithm has from files."""
+    require_given_files(found.asked, found.sketch)
+
+
 def history(found: Preflight) -> None:
     """What the run starts from, and whether its folder is free for it."""
     try:
@@ -179,4 +187,4 @@ def files(found: Preflight) -> None:
         check_limits(found.config, found.sketch, found.rows, found.tests, found.sizes)
 
 
-CHECKS: tuple[Callable[[Preflight], None], ...] = (machine, folders, classes, data, rewards, checkpoint, history, files)
+CHECKS: tuple[Callable[[Preflight], None], ...] = (machine, folders, classes, data, rewards, checkpoint, given_files, history, files)

@@ -5,7 +5,8 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from flow_factory.algorithms.base import Algorithm
+from flow_factory.algorithms.base import Algorithm, LoraFile
+from flow_factory.checkpoints.given_lora import as_own, read_given
 from flow_factory.config import RunConfig
 from flow_factory.distributed.engines import Engine
 from flow_factory.policy.weight_store import WeightStore
@@ -32,9 +33,23 @@ def keep_copies(config: RunConfig, engine: Engine, algorithm: Algorithm, base: W
         engine.scatter(weights.to(store.params[name].dtype), store.copies["ref"][list(store.params).index(name)])
     for name, average in algorithm.averages.items():
         store.keep(name, device_of(average.device), average.of)
+    for name, file in algorithm.files.items():
+        store.keep_given(name, given_weights(config, engine, file), engine.scatter, device_of(file.device))
     if config.train.ema_decay > 0:
         store.keep("ema", device_of(config.train.ema_device))
     return store
+
+
+def given_weights(config: RunConfig, engine: Engine, file: LoraFile) -> dict[str, Tensor]:
+    """Whole weights of a file, by the names of the policy's."""
+    weights: dict[str, Tensor] = {}
+    for component in engine.policy.models:
+        params = {key: p for key, p in engine.policy.trained().items() if key.startswith(f"{component}.")}
+        names = {key: key.removeprefix(f"{component}.").replace(".default.", ".") for key in params}
+        saved = read_given(file.key, file.path, component)
+        own = as_own(saved, {names[key]: engine.shape(p) for key, p in params.items()}, config.model.lora_rank, config.model.lora_alpha)
+        weights |= {key: own[name] for key, name in names.items()}
+    return weights
 
 
 def device_of(name: str) -> str | None:

@@ -119,11 +119,14 @@ class Learner:
         context = self.context
         for name in context.algorithm.weights if context.algorithm.looks_back else ():
             live = self.is_policy(name)
-            batches = [b for window in windows[1 if live else 0 :] for b in window.batches]
+            batches = self.compared([b for window in windows[1 if live else 0 :] for b in window.batches], chosen)
+            asked = [b for b in batches if context.algorithm.asks(name, b.row.dataset)]
             with torch.no_grad(), context.store.use("policy" if live else name), context.engine.gathered():
-                for batch in self.stoppable(self.as_many(self.compared(batches, chosen))):
+                for batch in self.stoppable(self.as_many(asked, batches)):
                     for k, point in enumerate(self.points(batch)):
-                        batch.frozen[k][name] = self.stored(self.velocity_of(point, name))
+                        v = self.velocity_of(point, name)
+                        if context.algorithm.asks(name, batch.row.dataset):
+                            batch.frozen[k][name] = self.stored(v)
                     context.meter.step("looking back")
 
     def survey(self, window: Window, chosen: dict[int, list[Rollout]]) -> None:
@@ -157,14 +160,18 @@ class Learner:
         """The work of micro-batches; until the epoch's first optimiser step, with an agreement after each on whether to stop."""
         return in_step(self.context.accelerator, self.context.interrupt, work, len(work)) if self.fresh else iter(work)
 
-    def as_many(self, work: list[Work]) -> list[Work]:
-        """As much on every process, where forwards are of all together: of groups that are shared, one may have parts of more than another.
+    def as_many(self, work: list[Work], others: Sequence[Work] = ()) -> list[Work]:
+        """As much on every process, where forwards are of all together: of groups that are shared, one may have parts of more than another,
+        and rows of one data set may all be with another.
 
         The last is then done again, with the same result.
+
+        Args:
+            others: what may be done instead, where there is nothing.
         """
-        if not self.context.engine.collective or self.context.algorithm.scope != "group":
+        if not self.context.engine.collective:
             return work
-        return work + work[-1:] * (most_of_ranks(self.context.accelerator, len(work)) - len(work))
+        return work + (work or list(others))[-1:] * (most_of_ranks(self.context.accelerator, len(work)) - len(work))
 
     def update(self, window: Window, chosen: dict[int, list[Rollout]]) -> None:
         """An optimiser step of each network in its turn, where there are several; then what follows the weights."""

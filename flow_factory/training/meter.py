@@ -191,14 +191,24 @@ class Meter:
     # -- what is told of them --------------------------------------------------------------------------------------------------
 
     def means(self) -> dict[str, float]:
-        """`train/<name>`: the mean over all that was added on all processes; and the spread of the ratio."""
+        """`train/<name>`: the mean over all that was added on all processes; and the spread of the ratio.
+
+        What is of some samples alone, named `<metric>/<of whom>`, may have been added more often on one process than on another.
+        """
         device = self.accelerator.device
         joined = {name: torch.cat([v.reshape(-1).float().to(device) for v in values]) for name, values in self.values.items()}
+        some = {name: joined.pop(name) for name in list(joined) if "/" in name}
         means = {f"train/{name}": values.mean() for name, values in joined.items()}
+        if "ratio" in joined:
+            off = joined["ratio"] - 1  # a spread of 1e-5 is lost in the squares of ratios
+            means |= {"off": off.mean(), "squares": off.square().mean()}
+        counts = {f"count of {name}": torch.tensor(float(len(values)), device=device) for name, values in some.items()}
+        said = mean_over_ranks(self.accelerator, means | {name: values.sum() for name, values in some.items()} | counts)
+        for name in some:
+            total, count = said.pop(name), said.pop(f"count of {name}")
+            said |= {f"train/{name}": total / count} if count else {}
         if "ratio" not in joined:
-            return mean_over_ranks(self.accelerator, means)
-        off = joined["ratio"] - 1  # a spread of 1e-5 is lost in the squares of ratios
-        said = mean_over_ranks(self.accelerator, means | {"off": off.mean(), "squares": off.square().mean()})
+            return said
         off_1, squares = said.pop("off"), said.pop("squares")
         return said | {"train/ratio_std": max(0.0, squares - off_1**2) ** 0.5}
 

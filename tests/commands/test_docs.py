@@ -16,6 +16,7 @@ from flow_factory.commands.reward import parser as reward_parser
 from flow_factory.config import load_config
 from flow_factory.config.service import load_rewards_config
 from tests.tiny.run import environment
+from tests.tiny.teachers import taught
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "guidance").glob("*.md"))]
@@ -44,12 +45,12 @@ def commands() -> list[str]:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_every_example_is_checked_without_network_or_gpu(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_example_is_checked_without_network_or_gpu(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from flow_factory.check import check
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    report = check(load_config(path))
+    report = check(taught(load_config(path), tmp_path))
     for part in ("data:", "rewards:", "checkpoint:", "plan:", "memory of one process:", "at the peak"):
         assert part in report
 

@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from flow_factory.check import check
-from flow_factory.config import RunConfig, load_config
+from flow_factory.config import OPDConfig, RunConfig, load_config
 from flow_factory.config.algorithms import TRAIN_CONFIGS
 from flow_factory.config.datasets import datasets_of
 from flow_factory.config.engine import MACHINES
@@ -29,11 +29,12 @@ from flow_factory.training.run import Run
 from tests.conftest import cells
 from tests.tiny.pipelines import SMALL, saved
 from tests.tiny.run import ROOT, logged, trained
+from tests.tiny.teachers import taught
 
 ALGORITHMS = {
     "grpo": "GRPO", "grpo-guard": "GRPO-Guard", "dppo": "Flow-DPPO", "nft": "DiffusionNFT", "awm": "AWM",
     "dpo": "DPO", "sft": "SFT", "dgpo": "DGPO", "crd": "CRD", "draft": "DRaFT",
-    "dmd2": "DMD2", "tdm": "TDM", "tdm-r1": "TDM-R1",
+    "diffusion-opd": "DiffusionOPD", "dmd2": "DMD2", "tdm": "TDM", "tdm-r1": "TDM-R1",
 }  # fmt: skip
 """What the examples call each `train.trainer_type`."""
 EXAMPLES = sorted(path for name in ALGORITHMS for path in (ROOT / "examples" / name.replace("-", "_")).rglob("*.yaml"))
@@ -48,7 +49,7 @@ TINY = {
 """The tiny checkpoint of an example where it has not the example's name."""
 
 
-NEWER = {"dppo", "draft", "dmd2", "tdm", "tdm-r1", "sft"}
+NEWER = {"dppo", "draft", "diffusion-opd", "dmd2", "tdm", "tdm-r1", "sft"}
 """Algorithms that turn up with the share that changes."""
 
 
@@ -82,13 +83,15 @@ def example(path: Path) -> RunConfig:
 
 
 @cells("name", [(name,) for name in PATHS], OTHERS)
-def test_an_example_is_for_gpus_of_80_gb_and_every_key_in_it_has_an_effect(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_example_is_for_gpus_of_80_gb_and_every_key_in_it_has_an_effect(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Checkpoints are not here: the check says what would be downloaded."""
     path = PATHS[name]
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    config, report = example(path), check(example(path))
+    config, report = example(path), check(taught(example(path), tmp_path))
     assert config.num_processes == (16 if path.stem.endswith("_16") else 8) and not config.notices
     assert not config.log.save_model_only, "what a run that stops needs to go on"
     assert all(part in report for part in ("data:", "rewards:", "checkpoint:", "plan:", "memory of one process:"))
@@ -157,6 +160,8 @@ def small(path: Path, folder: Path) -> list[str]:
     }  # fmt: skip
     if config.train.given:
         keys |= {"train.gradient_accumulation_steps": 1}
+    if isinstance(config.train, OPDConfig):
+        keys |= {"train.teachers": [{"path": "teacher", "guidance_scale": config.train.teachers[0].guidance_scale}]}
     if config.data.datasets is not None:  # one of them, which is trained on alone
         keys |= {"data.datasets": None}
     dataset = datasets_of(config)[0].config.data.dataset_dir
@@ -176,7 +181,7 @@ def few_rows(dataset: Path, folder: Path) -> dict[str, str]:
 def test_an_example_trains_a_tiny_checkpoint_into_weights_that_diffusers_loads(name: str, tmp_path: Path) -> None:
     path = PATHS[name]
     AcceleratorState._reset_state(reset_partial_state=True)
-    run = build(load_config(path, small(path, tmp_path)))
+    run = build(taught(load_config(path, small(path, tmp_path)), tmp_path))
     before = trained(run)
     run()
     lines = logged(run.folder, clock=True)

@@ -39,6 +39,7 @@ from tests.models.cases import CASES, EACH, call_of, row
 from tests.models.harness import STEPS, counted, lora, small
 from tests.tiny.pipelines import saved
 from tests.tiny.run import write_rows
+from tests.tiny.teachers import write_teachers
 
 EARLY_AND_LATE = {"scheduler.sde_steps": [1, 3], "scheduler.num_sde_steps": None}
 """One step of each expert, where there are two."""
@@ -53,14 +54,16 @@ KEYS: dict[str, dict[str, Any]] = {
     "sft": {"train.num_train_timesteps": 4, "train.time_shift": 10.0, "rewards": None},
     "dgpo": {"train.num_train_timesteps": 2, "train.timestep_range": 1.0},
     "crd": {"train.num_train_timesteps": 2},
+    "diffusion-opd": {"train.teachers": [{"path": "{folder}/teacher", "name": "teacher"}], "train.loss_target": "v", "rewards": None},
     "draft": {"train.draft_steps": 4, "train.kl_beta": 0.01, "rewards": {"reward_model": "tests.tiny.rewards.Warm"}},
 }
 VELOCITIES = {
     "grpo": 8, "grpo-guard": 4, "dppo": 4, "nft": 12, "awm": 4 + 2 + 2, "dpo": 8, "sft": 8,
-    "dgpo": 12 + 8, "crd": 12 + 8, "draft": 16,
+    "dgpo": 12 + 8, "crd": 12 + 8, "draft": 16, "diffusion-opd": 16,
 }  # fmt: skip
 """Of an epoch of two micro-batches of two points, each half a group and an update of its own (DPO: one pair of four): the policy's, those
-of kept weights, and those of the survey; AWM has the latter two only after the first update. DRaFT has four points and one update."""
+of kept weights, and those of the survey; AWM has the latter two only after the first update. DRaFT has four points and one
+update; distillation has four points, each of the policy and of its teacher."""
 
 
 def experts(name: str) -> list[str]:
@@ -84,7 +87,10 @@ def config_of(name: str, algorithm: str, folder: Path, **extra: Any) -> RunConfi
     } | {f"train.{k}": v for k, v in (call_of(case) | (case.off if algorithm == "draft" else {})).items()}  # fmt: skip
     file = folder / "cell.yaml"
     file.write_text("{}\n")
-    return load_config(file, [f"{k}={json.dumps(v)}" for k, v in keys.items()])
+    config = load_config(file, [f"{k}={json.dumps(v)}".replace("{folder}", str(folder)) for k, v in keys.items()])
+    if algorithm == "diffusion-opd":
+        write_teachers(config)
+    return config
 
 
 def target_of(name: str, folder: Path) -> str:
@@ -174,8 +180,10 @@ def test_two_epochs_of_an_algorithm_move_a_model(name: str, algorithm: str, tmp_
         assert first["train/on_policy_error"] == metrics["train/on_policy_error"] == 0
     case = CASES[name]
     free = not trainer.context.config.train.stochastic
+    distils = algorithm == "diffusion-opd"
+    guided, left_out = not free or distils, 4 * case.first * distils  # of a video that is given, the first steps are not drawn
     reference = 4 if algorithm == "crd" and free and case.forwards == (1, 1) else 0  # its negative prompts
-    assert len(seen) == VELOCITIES[algorithm] * (1 if free else len(case.forwards)) + reference
+    assert len(seen) == (VELOCITIES[algorithm] - left_out) * (len(case.forwards) if guided else 1) + reference
     still = [k for k, p in policy.trained().items() if torch.equal(p, untrained[k])]
     assert len(still) <= (len(untrained) // 4 if t.adapter.find_unused else 0), still[:3]
 
@@ -201,6 +209,13 @@ HIGH = {"model.target_components": ["transformer"]}
             "awm",
             HIGH | {"train.time_sampling_strategy": "uniform"},
             r"train.time_sampling_strategy: .* train both experts",
+        ),
+        ("wan22-a14b-t2v", "diffusion-opd", HIGH, r"train.timestep_range: transformer_2 draws steps .* train both experts"),
+        (
+            "flux2",
+            "diffusion-opd",
+            {"train.teachers": [{"path": "a", "guidance_scale": 4.0}]},
+            r"train.teachers.0.guidance_scale: this Flux2 has no classifier-free guidance; write 1.0",
         ),
         ("wan22-a14b-t2v", "draft", HIGH, r"train.draft_steps: transformer_2 draws steps .* train both experts"),
         ("hunyuan_video15", "draft", {}, r"train.guidance_scale: is classifier-free guidance here"),

@@ -1,6 +1,7 @@
 """The reference of metrics has every metric that a run of any algorithm logs, and the page is what the program prints."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from flow_factory.reporting.metric_names import METRICS, explained, metrics_help
 from flow_factory.reporting.metrics import read_metrics
 from tests.data.test_given import offline, write_pairs
 from tests.tiny.run import ROOT, tiny
+from tests.training.test_distillation import distilled, write_teaching
 from tests.training.test_sft import sft, write_targets
 
 TWO = "{a: {reward_model: jpeg_compressibility}, b: {reward_model: jpeg_incompressibility}}"
@@ -37,7 +39,7 @@ KEYS = {
 @pytest.mark.slow
 def test_every_metric_of_every_algorithms_run_is_in_it(tmp_path: Path) -> None:
     logged: set[str] = set()
-    for algorithm in (name for name in TRAIN_CONFIGS if name != "sft"):
+    for algorithm in (name for name in TRAIN_CONFIGS if name not in ("sft", "diffusion-opd")):
         times = ["train.num_train_timesteps=2"] if algorithm in ("nft", "awm", "dgpo", "crd") else []
         own = [f"run_name={algorithm}", f"train.trainer_type={algorithm}", *times, *KEYS.get(algorithm, [])]
         run = tiny(tmp_path, "train.max_epochs=2", "log.save_freq=1", *own)
@@ -46,8 +48,9 @@ def test_every_metric_of_every_algorithms_run_is_in_it(tmp_path: Path) -> None:
         else:
             run.log(run.trainer.epoch())
         logged |= {k for record in read_metrics(run.folder / "metrics.jsonl") for k in record} - {"step", "time"}
-    for write, make in ((write_pairs, offline), (write_targets, sft)):  # what learns from given media
-        folder = tmp_path / make.__name__
+    distil = partial(distilled, name="run")
+    for write, make in ((write_pairs, offline), (write_targets, sft), (write_teaching, distil)):  # what needs files of its own
+        folder = tmp_path / write.__name__
         folder.mkdir()
         write(folder)
         (folder / "data" / "test.jsonl").write_text((folder / "data" / "train.jsonl").read_text())
