@@ -14,20 +14,20 @@ from importlib import import_module
 from pathlib import Path
 
 from flow_factory import __version__
-from flow_factory.commands.ending import complain, disk_full, ended_by, explain
-from flow_factory.commands.subcommands import size_of_gpu
+from flow_factory.commands.ending import ended_by, explain
+from flow_factory.commands.subcommands import first, size_of_gpu
+from flow_factory.commands.training import run_errors, run_to_end, settle_process
 from flow_factory.config import RunConfig, config_help, dump_config, load_config
 from flow_factory.config.engine import MACHINES
 from flow_factory.config.places import require_places
 from flow_factory.distributed import liveness
-from flow_factory.distributed.environment import settle_allocator, settled_lines
+from flow_factory.distributed.environment import settled_lines
 from flow_factory.distributed.launch import going_on, launch, stay_with_launcher
 from flow_factory.distributed.process_monitor import FAILED, LEFT
-from flow_factory.distributed.threads import settle
-from flow_factory.distributed.topology import FLAGS, overrides_of, resolve_topology, srun_task
+from flow_factory.distributed.topology import FLAGS, overrides_of, resolve_topology
 from flow_factory.reporting.metric_names import metrics_help
 from flow_factory.utils.signals import Interrupted, Listener, Stopped
-from flow_factory.utils.terminal import hide_bars, log_to_terminal, note, quiet_libraries, tell
+from flow_factory.utils.terminal import log_to_terminal, note, quiet_libraries, tell
 
 RESERVED = {"examples": "flow_factory.commands.examples", "init": "flow_factory.commands.init"}
 """First words that are commands of their own. A file of this name is `./init`."""
@@ -43,15 +43,6 @@ examples:
   ff-train --help-config train                                     explain the keys of a section, or of an algorithm: nft, awm, ...
   ff-train CONFIG model.resume_path=save/RUN                       resume a run that stopped
 """
-FRUGAL = (
-    "To need less: a smaller train.per_device_batch_size, train.enable_gradient_checkpointing: true, train.offload_samples_to_cpu: true, "
-    "or weights sharded by config_file: examples/launch/fsdp2.yaml (fsdp2_offload.yaml keeps them in main memory); --check estimates each"
-)
-
-
-def first() -> bool:
-    """Whether this is the process that prints for all."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def restarts() -> list[str]:
@@ -121,9 +112,7 @@ def listen(listener: Listener, argv: Sequence[str] | None) -> int:
     if args.gpu is not None and not args.check:
         parser().error("--gpu needs --check: a run uses the GPUs of this machine")
     try:
-        os.environ.update(srun_task(vars(args), os.environ))
-        settle(os.environ)
-        settle_allocator(os.environ)
+        settle_process(vars(args))
         log_to_terminal(logging.WARNING if first() else logging.ERROR)
         if args.help_config is not None:
             tell(config_help(args.help_config or None))
@@ -185,40 +174,23 @@ def act(config: RunConfig, args: argparse.Namespace, listener: Listener) -> int:
 
 def work(config: RunConfig, listener: Listener, test: bool) -> int:
     """Trains in this process, or makes a test run."""
-    from safetensors import SafetensorError
-    from torch import OutOfMemoryError
-
-    from flow_factory.algorithms.base import OnPolicyError
-    from flow_factory.commands.test_run import rehearse
     from flow_factory.runs.resume import Finished
-    from flow_factory.train import build
 
-    hide_bars()
     fits = True
     try:
         if test:
-            summary, fits = rehearse(config, listener.check)
+            with run_errors(config):
+                from flow_factory.commands.test_run import rehearse
+
+                summary, fits = rehearse(config, listener.check)
         else:
-            run = build(config)
-            listener.check()
-            summary = run()
+            summary = run_to_end(config, listener.check)[1]
     except Interrupted:
         return 130
     except Finished as finished:
         if first():
             note(finished)
         return 0
-    except OnPolicyError as error:
-        complain(error)
-        return 1
-    except OutOfMemoryError as error:
-        complain(f"{error} {FRUGAL}")
-        return 1
-    except (OSError, SafetensorError) as error:
-        if not disk_full(error):
-            raise
-        complain(f"{error} (a write to {config.log.save_dir} or {config.data.cache_dir}); go on from the last whole checkpoint")
-        return 1
     if summary:
         print("\n" + summary)
     return 0 if fits else 1

@@ -6,15 +6,19 @@ if __name__ == "__main__":  # before anything heavy: a bad config is said in a s
     run()
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
+from types import FunctionType, ModuleType
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list, patch_environment
 
+from flow_factory import train
 from flow_factory.algorithms import ALGORITHMS
 from flow_factory.algorithms.base import Algorithm
 from flow_factory.config import RunConfig, pipeline_kwargs, plan_of
@@ -59,6 +63,17 @@ from flow_factory.training.trainer import Trainer
 from flow_factory.types import Cond, Row
 from flow_factory.utils.errors import UserError
 from flow_factory.utils.terminal import note
+
+
+class _CallableModule(ModuleType):
+    """Importing this module gives its name in the package to it, in the place of the function: so it is that function too."""
+
+    __call__ = staticmethod(train)
+    __signature__ = signature(train)  # which `inspect` would take for that of a method
+
+
+if isinstance(train, FunctionType):  # not where the module is loaded anew
+    sys.modules[__name__].__class__ = _CallableModule
 
 
 def build(config: RunConfig) -> Run:

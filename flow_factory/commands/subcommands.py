@@ -51,9 +51,14 @@ def table(lines: Sequence[Sequence[str]], widest: int = 1000) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cut]
 
 
+def first() -> bool:
+    """Whether this is the process that prints for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def settle_terminal() -> None:
     """Log records as lines, of other processes than the first only errors, and no remarks of the libraries: before they are imported."""
-    log_to_terminal(logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    log_to_terminal(logging.WARNING if first() else logging.ERROR)
     quiet_libraries()
 
 

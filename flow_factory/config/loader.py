@@ -1,6 +1,6 @@
 """YAML file -> RunConfig, or one error with everything that is wrong in it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,24 +22,25 @@ from flow_factory.config.places import elsewhere
 from flow_factory.config.public_keys import bring_public_keys
 from flow_factory.config.rewards import INNER
 from flow_factory.config.run import RunConfig
-from flow_factory.config.source import Source, override, read
+from flow_factory.config.source import Source, override, read, values
 from flow_factory.config.train import TrainConfig
 from flow_factory.config.translate import translated
 from flow_factory.utils.errors import UserError
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(config: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
     """Reads and checks a run's YAML. What can be known without loading a model is known afterwards.
 
     Args:
+        config: the file, or what would be in it.
         overrides: `section.key=value`, applied in order; the value is YAML, and here `1e-4` is a number.
 
     Raises:
         ConfigError: all that is wrong with single keys, or else all that does not fit together.
     """
-    source = read(Path(path))
+    source = values(config) if isinstance(config, Mapping) else read(Path(config))
     if "distributed_type" in source.tree and "model" not in source.tree:
-        raise ConfigError(f"{path}:1: is a file for accelerate; name it as config_file in the YAML of a run")
+        raise ConfigError(f"{source.name}:1: is a file for accelerate; name it as config_file in the YAML of a run")
     _gather_log_keys(source)
     for text in overrides:
         key = text.partition("=")[0].strip()
@@ -60,13 +61,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         source.mapping("train").setdefault("learning_rate", train.lora_rate)
     few_steps(source, train)
     gather_arguments(source, train)
-    config = _validated(source, train)
-    config, said = translated(config)
-    source.problems += rules.broken(config)
-    if source.problems and config.config_file is not None and (there := elsewhere(config.config_file, Path(path))):
+    found, said = translated(_validated(source, train))
+    source.problems += rules.broken(found)
+    if source.problems and found.config_file is not None and (there := elsewhere(found.config_file, Path(source.name))):
         source.problems.append(Problem(("config_file",), there))
     source.fail()
-    return config.noting((*source.notices, *rules.notices(config), *said), source.written)
+    return found.noting((*source.notices, *rules.notices(found), *said), source.written)
 
 
 def few_steps(source: Source, train: type[TrainConfig]) -> None:

@@ -109,7 +109,9 @@ class RewardConfig(Section):
     def _known(cls, name: str) -> str:
         from flow_factory.rewards import REWARDS  # rewards may import this package
 
-        require_reward(REWARDS.path(name))
+        path = REWARDS.path(name)
+        if name not in REWARDS.given:
+            require_reward(path)
         return name
 
 

@@ -1,5 +1,6 @@
 """The YAML as written: its values, and where each key stands."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from flow_factory.config.base import ConfigError, show
 from flow_factory.config.nodes import Keys, Problem, Walk, Written
 from flow_factory.config.secrets import MASK, is_secret, masked_text
-from flow_factory.config.text import parse, text_of
+from flow_factory.config.text import parse, text_of, yaml_of
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,28 @@ def read(path: Path) -> Source:
     source.learn(walk, {keys: Mark(line, f"{path}:{line}", keys) for keys, line in walk.lines.items()})
     source.tree = tree
     return source
+
+
+def values(tree: Mapping[str, Any]) -> Source:
+    """The values of a mapping, as if a file had them.
+
+    Raises:
+        ConfigError: it has values that no file can have.
+    """
+    name = "config"
+    found, walk = parse(yaml_of(dict(tree), name), name, Walk(typed=True))
+    source = Source(name, found, {(): Mark(1, name, ())})
+    source.learn(walk, {keys: Mark(line, name, keys) for keys, line in walk.lines.items()})
+    return source
+
+
+def assignment(key: str, value: Any) -> str:
+    """An override, of a value of Python.
+
+    Raises:
+        ConfigError: a config has no such values.
+    """
+    return f"{key}={yaml_of(value, f'override {show(key)}', inline=True)}"
 
 
 def override(source: Source, text: str) -> None:

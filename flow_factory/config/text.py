@@ -1,14 +1,15 @@
 """YAML text -> values and the lines they stand on, within limits that a config never meets; and back."""
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
 
-from flow_factory.config.base import ConfigError
+from flow_factory.config.base import ConfigError, show
 from flow_factory.config.nodes import LIST, TEXT, Keys, Loader, Walk, Written, scientific
 from flow_factory.utils.errors import UserError
 from flow_factory.utils.files import kind_of_file
@@ -86,6 +87,38 @@ def text_of(path: Path) -> str:
 def dump(tree: dict[str, Any]) -> str:
     """YAML text that `parse` takes back."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _ValueDumper(yaml.SafeDumper):
+    """SafeDumper for values of Python that have a YAML: paths, numbers of NumPy."""
+
+    def other(self, value: Any) -> yaml.Node:
+        if isinstance(value, PurePath):
+            return self.represent_str(str(value))
+        if hasattr(value, "item") and getattr(value, "shape", None) == ():
+            return self.represent_data(value.item())
+        kind = "a function" if callable(value) else f"a value of the type {type(value).__name__}"
+        raise ConfigError(f"{kind}, where a config has text, numbers, true, false, null, lists and mappings: {show(value)}")
+
+
+_ValueDumper.add_multi_representer(object, _ValueDumper.other)
+
+
+def yaml_of(value: Any, where: str, inline: bool = False) -> str:
+    """YAML text of a value of Python, in which `${NAME}` is what it is in a file.
+
+    Args:
+        where: begins a message.
+        inline: in one line.
+
+    Raises:
+        ConfigError: a config has no such values.
+    """
+    try:
+        text = yaml.dump(value, Dumper=_ValueDumper, sort_keys=False, allow_unicode=True, default_flow_style=inline, width=math.inf)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return text.removesuffix("...\n").strip()
 
 
 @contextmanager

@@ -26,6 +26,10 @@ UNSEEN = 180.0
 class Finished(Exception):
     """There is nothing left to train."""
 
+    def __init__(self, text: str, checkpoint: Path, epoch: int):
+        super().__init__(text)
+        self.checkpoint, self.epoch = checkpoint, epoch
+
 
 @dataclass(frozen=True)
 class Start:
@@ -183,7 +187,8 @@ def _from_state(config: RunConfig, folder: Path | None, path: Path) -> Start:
             read_metrics(metrics)  # some of it may be cut
     written = not own or (folder is not None and (folder / "summary.md").is_file())
     if last is not None and saved.epoch >= last and written:
-        raise Finished(f"{path} has {saved.epoch} epochs, and train.max_epochs is {last}: nothing is left to do; raise it to continue")
+        text = f"{path} has {saved.epoch} epochs, and train.max_epochs is {last}: nothing is left to do; raise it to continue"
+        raise Finished(text, path, saved.epoch)
     return Start(folder, path, "state", saved)
 
 

@@ -5,6 +5,7 @@ Nothing heavy is imported here: the command listens from its first line on.
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,7 +49,10 @@ class Listener:
 
     @contextmanager
     def watching(self) -> Iterator["Listener"]:
-        """Handlers are in place inside, and the former ones return after."""
+        """Handlers are in place inside, and the former ones return after. A thread has none: Python hears signals in the first alone."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
         former = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield self

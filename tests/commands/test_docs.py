@@ -91,10 +91,15 @@ def test_the_pages_have_commands_and_each_parses(monkeypatch: pytest.MonkeyPatch
             load_config(args.config, args.overrides)
 
 
-@pytest.mark.parametrize("text", [pytest.param(t, id=i) for i, t in blocks("python") if not i.startswith(("new_model", "rewards"))])
+SCRIPTS = [(i, t, pytest.mark.exhaustive if "flow_factory.train(" in t else ()) for i, t in blocks("python")]
+"""Those that train take longer."""
+
+
+@pytest.mark.parametrize("text", [pytest.param(t, id=i, marks=m) for i, t, m in SCRIPTS if not i.startswith(("new_model", "rewards"))])
 def test_every_script_of_the_pages_runs(text: str, tmp_path: Path) -> None:
     """Two pages have tests of their own: test_new_model and test_guide."""
-    (tmp_path / "assets").symlink_to(ROOT / "assets")
+    for folder in ("assets", "dataset", "examples"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
     done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

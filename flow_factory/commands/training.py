@@ -1,0 +1,233 @@
+"""A run from Python, `flow_factory.train`, and what `ff-train` shares with it."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flow_factory.commands.ending import disk_full
+from flow_factory.commands.subcommands import first, settle_terminal
+from flow_factory.config import RunConfig, load_config
+from flow_factory.config.places import require_places
+from flow_factory.config.source import assignment
+from flow_factory.distributed import liveness
+from flow_factory.distributed.environment import settle_allocator
+from flow_factory.distributed.process_monitor import FAILED
+from flow_factory.distributed.threads import settle
+from flow_factory.distributed.topology import overrides_of, resolve_topology, srun_task
+from flow_factory.rewards import GIVEN, REWARDS
+from flow_factory.utils.errors import RunError, UserError
+from flow_factory.utils.signals import Interrupted
+from flow_factory.utils.terminal import hide_bars, note
+
+if TYPE_CHECKING:
+    from flow_factory.training.run import Run
+
+FRUGAL = (
+    "To need less: a smaller train.per_device_batch_size, train.enable_gradient_checkpointing: true, train.offload_samples_to_cpu: true, "
+    "or weights sharded by config_file: examples/launch/fsdp2.yaml (fsdp2_offload.yaml keeps them in main memory); --check estimates each"
+)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run has come to: the summary of `ff-train` as data."""
+
+    folder: Path
+    """Of the run: metrics.jsonl, curves.png, samples/, before_after.png, config.yaml."""
+    checkpoint: Path
+    """The last weights, which `load_lora_weights` or `from_pretrained` of diffusers takes."""
+    epochs: int
+    before: Mapping[str, float]
+    """Metrics of the first evaluation, such as `reward_PickScore_mean`; empty where there was one alone, or none."""
+    after: Mapping[str, float]
+    """Those of the last evaluation."""
+    intervals: Mapping[str, tuple[float, float]]
+    """By metric, the 95 % interval of its change over the pairs of prompt and noise."""
+    summary: str
+    """The Markdown that `ff-train` prints."""
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """All that was logged: a mapping a line, with `step`, the number of epochs done."""
+        from flow_factory.reporting.metrics import read_metrics
+
+        return read_metrics(self.folder / "metrics.jsonl")
+
+
+def train(
+    config: str | os.PathLike[str] | Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    rewards: Any = None,
+    eval_rewards: Any = None,
+    **keys: Any,
+) -> TrainResult:
+    """See `flow_factory.train`."""
+    settle_process({})
+    settle_terminal()
+    sections, taken = {"rewards": rewards, "eval_rewards": eval_rewards}, dict[str, Any]()
+    if isinstance(config, Mapping):
+        sections = {name: config.get(name) if value is None else value for name, value in sections.items()}
+        config = {key: value for key, value in config.items() if key not in sections}
+    texts = [assignment(name, entries_of(name, value, taken)) for name, value in sections.items() if value is not None]
+    texts += [assignment(key, value) for key, value in {**_flat(keys), **(overrides or {})}.items()]
+    found = load_config(config if isinstance(config, Mapping) else Path(config), overrides_of({}, os.environ, texts))
+    require_places(found, Path("config") if isinstance(config, Mapping) else Path(config))
+    placement = resolve_topology(found, {}, os.environ)
+    if placement.num_processes > 1 and not placement.inside:
+        text = f"num_processes: {placement.num_processes}, and a run from Python is of the process that calls it"
+        raise UserError(f"{text}; write num_processes=1, or start the script with accelerate launch")
+    os.environ["FF_RENDEZVOUS_TIMEOUT"] = str(placement.rendezvous_timeout)
+    note(*(found.notices if first() else ()))
+    return _trained(found)
+
+
+def settle_process(flags: Mapping[str, Any]) -> None:
+    """The environment of a process that trains, before torch is imported.
+
+    Args:
+        flags: of the command line.
+    """
+    os.environ.update(srun_task(flags, os.environ))
+    settle(os.environ)
+    settle_allocator(os.environ)
+
+
+def _trained(config: RunConfig) -> TrainResult:
+    import torch.distributed as dist
+    from accelerate.state import AcceleratorState
+
+    from flow_factory.runs.resume import Finished
+
+    if not dist.is_initialized():  # by an earlier run of this process, which may have had another precision
+        AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        run, _ = run_to_end(config)
+        atexit.register(liveness.leave)  # of several processes; none waits for one that has come to its end
+        return result_of(run.checkpoint(), run.context.progress.epoch, run.main)
+    except Finished as finished:
+        note(*([finished] if first() else []))
+        return result_of(finished.checkpoint, finished.epoch, first())
+    except Interrupted as error:
+        raise KeyboardInterrupt(f"{error}: the run's state is saved; go on with model.resume_path") from error
+    except BaseException:
+        liveness.leave(FAILED)
+        raise
+    finally:
+        gc.collect()  # a run's parts know each other, and a notebook's next one wants their memory
+
+
+def run_to_end(config: RunConfig, heard: Callable[[], None] = lambda: None) -> tuple[Run, str]:
+    """Builds the run and trains. (the run, its summary, which the main process has)
+
+    Args:
+        heard: raises, if a signal has come while the run was built.
+
+    Raises:
+        UserError, RunError: it cannot begin; it failed.
+        Finished: the run that is to go on has all its epochs.
+        Interrupted: on SIGTERM or Ctrl-C, after the training state was saved.
+    """
+    from flow_factory.train import build
+
+    with run_errors(config):
+        run = build(config)
+        heard()
+        return run, run()
+
+
+@contextmanager
+def run_errors(config: RunConfig) -> Iterator[None]:
+    """What ends a run and is no fault of the program, as a line.
+
+    Raises:
+        RunError: training does not compute what sampling computed; memory or the disk is full.
+    """
+    from safetensors import SafetensorError
+    from torch import OutOfMemoryError
+
+    from flow_factory.algorithms.base import OnPolicyError
+
+    hide_bars()
+    try:
+        yield
+    except OnPolicyError as error:
+        raise RunError(str(error)) from error
+    except OutOfMemoryError as error:
+        raise RunError(f"{error} {FRUGAL}") from error
+    except (OSError, SafetensorError) as error:
+        if not disk_full(error):
+            raise
+        places = f"{config.log.save_dir} or {config.data.cache_dir}"
+        raise RunError(f"{error} (a write to {places}); go on from the last whole checkpoint") from error
+
+
+def result_of(checkpoint: Path, epochs: int, main: bool) -> TrainResult:
+    """What the folder of a run says of it; of other processes than the main one nothing, for it may still be written."""
+    from flow_factory.reporting.paired_gains import intervals
+    from flow_factory.reporting.report import eval_metrics
+
+    folder = checkpoint.parent.parent
+    if not (main and (folder / "metrics.jsonl").is_file()):
+        return TrainResult(folder, checkpoint, epochs, {}, {}, {}, "")
+    before, after = eval_metrics(folder / "metrics.jsonl")
+    summary = folder / "summary.md"
+    text = summary.read_text("utf-8") if summary.is_file() else ""
+    return TrainResult(folder, checkpoint, epochs, before, after, intervals(folder), text)
+
+
+# -- what is handed over ----------------------------------------------------------------------------------------------------------------
+
+
+def _flat(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """`train={"max_epochs": 2}` sets a key of `train:`, and leaves the others."""
+    flat: dict[str, Any] = {}
+    for key, value in keys.items():
+        flat |= {f"{key}.{inner}": v for inner, v in value.items()} if isinstance(value, Mapping) else {key: value}
+    return flat
+
+
+def entries_of(section: str, given: Any, taken: dict[str, Any]) -> list[Any]:
+    """The entries of `rewards:`, of one reward or several, each a name, an entry, or a function or class of Python.
+
+    Args:
+        taken: names of functions and classes that the config already has.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    if isinstance(given, Mapping) and "reward_model" not in given:
+        return [{"name": name, **_entry(section, reward, taken)} for name, reward in given.items()]
+    several = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    return [_entry(section, reward, taken) for reward in several]
+
+
+def _entry(section: str, given: Any, taken: dict[str, Any]) -> dict[str, Any]:
+    entry = dict(given) if isinstance(given, Mapping) else {"reward_model": given}
+    reward = entry.get("reward_model")
+    if callable(reward):
+        entry["reward_model"] = _named(reward, taken)
+    elif not isinstance(reward, str):
+        raise UserError(f"{section}: {given!r} is no reward; give a name such as PickScore, an entry with reward_model, or a function")
+    return entry
+
+
+def _named(reward: Any, taken: dict[str, Any]) -> str:
+    """By which name the config finds it: its dotted path, or one that holds as long as this program."""
+    plain, module = getattr(reward, "__name__", type(reward).__name__), getattr(reward, "__module__", "__main__")
+    home = sys.modules.get(module)
+    if module != "__main__" and getattr(home, "__spec__", None) is not None and getattr(home, plain, None) is reward:
+        return f"{module}:{plain}"
+    own = f"{GIVEN}{plain if plain.isidentifier() else 'reward'}"
+    names = (own, *(f"{own}_{number}" for number in range(2, len(taken) + 3)))
+    name = next(name for name in names if taken.get(name, reward) is reward)
+    taken[name] = REWARDS.given[name] = reward
+    return name
