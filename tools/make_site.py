@@ -12,7 +12,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGES = "guidance"
-FIRST = ("workflow", "models", "algorithms", "rewards", "evaluation", "data", "new_model", "hardware", "performance", "scale", "faults")
+FIRST = (
+    "workflow", "models", "algorithms", "rewards", "evaluation", "recipes", "data", "new_model", "hardware", "performance",
+    "scale", "faults",
+)  # fmt: skip
 """The order of the guide; a page that is not named here comes after these."""
 LAST = ("configuration", "metrics", "glossary", "gallery")
 PROJECT = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")

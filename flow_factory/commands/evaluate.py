@@ -38,16 +38,23 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--data", metavar="FOLDER|FILE", help="a data set, whose test split is taken (default: those that the run evaluates)")
     p.add_argument("--seeds", type=seeds, default=seeds("0-7"), metavar="N|N-M|N,M", help="seeds of each prompt's noise (default: 0-7)")
     p.add_argument("--out", type=Path, default=Path("judged"), metavar="DIR", help="output folder (default: %(default)s)")
+    p.add_argument("--compare", metavar="NAME|FILE", help="a recipe, beside whose numbers the results are shown (--recipes lists them)")
+    p.add_argument("--recipes", action="store_true", help="print the recipes, and stop")
     p.set_defaults(act=act)
     return p
 
 
 def act(args: argparse.Namespace) -> int:
     """Scores all, writes the tables, and prints them."""
+    from flow_factory.reporting.recipes import load_recipe, recipes_page
     from flow_factory.utils.files import require_writable
     from flow_factory.utils.terminal import tell
 
     settle_terminal()
+    if args.recipes:
+        tell(recipes_page())
+        return 0
+    recipe = load_recipe(args.compare) if args.compare else None
     weights = weights_of(args.checkpoints, args.base)
     run, rewards = configs_of(args.config)
     overrides = overrides_of(args) + ([f"data.dataset_dir={args.data}", "data.datasets=null"] if args.data else [])
@@ -61,7 +68,7 @@ def act(args: argparse.Namespace) -> int:
     evaluation.run(args.device, args.offload)
     if evaluation.main:
         with file_errors("--out", args.out, "name a folder that can be written"):
-            text = evaluation.results()
+            text = evaluation.results(recipe)
         tell(text)
         tell(f"tables: {args.out / 'results.md'}, {args.out / 'results.csv'}, {args.out / 'results.json'}")
     return 0

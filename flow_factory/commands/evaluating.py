@@ -20,6 +20,7 @@ from flow_factory.config.secrets import masked
 from flow_factory.core.randomness import generator
 from flow_factory.distributed.barriers import wait_for_everyone
 from flow_factory.reporting.judged import judged, write_results
+from flow_factory.reporting.recipes import Recipe, comparison
 from flow_factory.rewards.loading import arguments, load_each
 from flow_factory.rewards.scoring import RewardSet
 from flow_factory.runs.identity import base_fingerprint, checkpoint_fingerprint
@@ -155,8 +156,8 @@ class Evaluation:
 
     # -- what was found -----------------------------------------------------------------------------------------------------------------
 
-    def results(self) -> str:
-        """Writes the tables; the Markdown.
+    def results(self, recipe: Recipe | None = None) -> str:
+        """Writes the tables, beside a recipe's numbers; the Markdown.
 
         Raises:
             RunError: another process's scores are not here.
@@ -171,4 +172,6 @@ class Evaluation:
                 names[task.name] = list(scores[0])
                 tables[label, task.name] = np.stack([np.array([of[n] for of in scores], np.float64) for n in names[task.name]], -1)
         labels = [label for _, label in self.weights]
-        return write_results(self.folder.path, judged(tables, names, labels), self.folder.protocol, self.origins)
+        found, protocol = judged(tables, names, labels), self.folder.protocol
+        beside = "" if recipe is None else f"\n{comparison(recipe, found, protocol)}"
+        return write_results(self.folder.path, found, protocol, self.origins, beside)

@@ -47,6 +47,7 @@ def results(folder: str = "judged") -> dict[tuple[str, str], dict[str, Any]]:
     (["--base", "--config", "trained.yaml"], "the run has no test rows; name some with --data"),
     (["--base", "--config", "tiny.yaml", "wrong.yaml"], "jpeg_compressibilit"),
     (["--base", "--config", "tiny.yaml", "--out", "tiny.yaml"], "--out: tiny.yaml"),
+    (["--base", "--config", "tiny.yaml", "--compare", "nfd"], "no recipe 'nfd'. Did you mean 'nft'?"),
 ])  # fmt: skip
 def test_what_cannot_be_judged_is_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], line: str
@@ -91,8 +92,9 @@ def test_the_seed_of_a_runs_evaluation_gives_its_numbers(tmp_path: Path, capsys:
     run()
     wanted = [line["eval/reward_size_mean"] for line in logged(run.folder) if "eval/reward_size_mean" in line]
     capsys.readouterr()
-    assert main([str(run.folder), "--base", "--seeds", "5", "--device", "cpu"]) == 0
+    assert main([str(run.folder), "--base", "--seeds", "5", "--device", "cpu", "--compare", "nft"]) == 0
     said = capsys.readouterr().out
+    assert "| GenEval score" in said and "The recipe has strict, shapes, and this evaluation size: nothing can be compared." in said
     assert "Protocol: 4 prompts" in said and "3 steps, guidance 3.5, 32 x 32 px" in said
     found = results()
     assert [found["size", label]["mean"]["mean"] for label in ("base", "epoch_2")] == pytest.approx([wanted[0], wanted[-1]], rel=1e-5)
