@@ -114,9 +114,7 @@ class Evaluation:
     def _chunks(self) -> list[Chunk]:
         found = []
         for k, task in enumerate(self.tasks):
-            most = max(self.batch, *(entry.batch_size for entry in task.entries))
-            size = -(-most // len(self.seeds))
-            places = range(len(task.rows))
+            size, places = -(-self.batch // len(self.seeds)), range(len(task.rows))
             found += [Chunk(k, places[n : n + size]) for n in range(0, len(places), size)]
         return found
 

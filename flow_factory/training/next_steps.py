@@ -11,7 +11,8 @@ MODELS = {"flux1": "FLUX.1-dev", "sd3_5": "Stable Diffusion 3.5"}
 def next_steps(config: RunConfig, folder: Path, checkpoint: Path) -> dict[str, str]:
     """Wish -> command; of the quick start's model also the same algorithm on a real one."""
     longer = f"ff-train {folder / 'config.yaml'} run_name={folder.name}-longer model.resume_path={checkpoint} model.resume_type="
-    steps = {"train on from these weights": longer + config.model.finetune_type}
+    steps = {"compare it with the base model, with confidence intervals": f"ff-eval {folder} --base"} if config.evaluated_by else {}
+    steps["train on from these weights"] = longer + config.model.finetune_type
     if config.model.model_name_or_path.startswith("assets/"):
         of_algorithm = Path("examples", config.train.trainer_type.replace("-", "_"), "lora")
         for name, model in MODELS.items():

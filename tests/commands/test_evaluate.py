@@ -153,7 +153,7 @@ def judge(rank: int, words: list[str]) -> None:
 @pytest.mark.exhaustive
 def test_processes_share_the_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tree = yaml.safe_load(write_run(tmp_path).read_text())
-    tree["rewards"] = {"reward_model": "tests.tiny.rewards.Bright", "batch_size": 2}
+    tree["rewards"] = {"reward_model": "tests.tiny.rewards.Bright"}
     Path("bright.yaml").write_text(yaml.safe_dump(tree))
     words = ["--base", "--config", "bright.yaml", "--seeds", "0-1", "--batch", "2"]
     side_by_side(2, tmp_path, judge, words)

@@ -57,6 +57,6 @@ def test_the_quick_start_goes_on_with_its_own_algorithm(algorithm, example, tmp_
     monkeypatch.chdir(ROOT)
     name = "examples/quickstart.yaml" if algorithm == "nft" else f"examples/quickstart/{algorithm}.yaml"
     commands = list(next_steps(load_config(name), tmp_path, tmp_path / "checkpoints/epoch_15").values())
-    assert commands[1] == f"ff-train examples/{example}.yaml --check"
+    assert commands[0] == f"ff-eval {tmp_path} --base" and commands[-1] == f"ff-train examples/{example}.yaml --check"
     monkeypatch.chdir(tmp_path)  # installed from a wheel, there are no examples
-    assert len(next_steps(load_config(ROOT / name, [f"data.dataset_dir={ROOT}/dataset/shapes"]), tmp_path, tmp_path)) == 1
+    assert len(next_steps(load_config(ROOT / name, [f"data.dataset_dir={ROOT}/dataset/shapes"]), tmp_path, tmp_path)) == 2
