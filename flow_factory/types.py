@@ -102,6 +102,8 @@ class Rollout:
     """Results of `Algorithm.survey` for each training point."""
     slope: Tensor | None = None
     """(n, ...) float32 gradient of each sample's loss in `x0`, for algorithms that learn through the sampler."""
+    kl_weight: Tensor | None = None
+    """(n,) weight of each sample's distance to the reference, 1 on average over an epoch, on the CPU; None: 1."""
     rewards: Tensor = field(init=False)
     """(n, R) float32; NaN where a score is missing. Filled in by the trainer, as is `advantage`."""
     advantage: Tensor = field(init=False)
@@ -140,6 +142,10 @@ class Point:
     """A leaf of 0 in the loss: its gradient is the factor with which the loss was multiplied before its backward."""
     dataset: str = ""
     """The name of its row's data set."""
+    kl_weight: Tensor | None = None
+    """The rollout's."""
+    unheld: bool = False
+    """Whether all of that is 0: then nothing asks for the reference."""
 
 
 @dataclass(frozen=True)

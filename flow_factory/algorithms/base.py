@@ -91,8 +91,8 @@ class Algorithm:
         """Scale of the classifier-free guidance of these weights' velocity, 1 for none; None: the rollout's."""
         return None
 
-    def asks(self, weights: str, dataset: str) -> bool:
-        """Whether the loss needs the velocity of these of `weights` for the rows of a data set ("": the only one)."""
+    def asks(self, weights: str, rollout: Rollout) -> bool:
+        """Whether the loss needs the velocities of these of `weights` for this micro-batch."""
         return True
 
     def rolls_out(self, updates: int) -> str:

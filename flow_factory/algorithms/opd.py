@@ -33,8 +33,8 @@ class DiffusionOPD(Algorithm):
     def guidance(self, weights: str) -> float | None:
         return self.teachers[weights].guidance_scale if weights in self.teachers else None
 
-    def asks(self, weights: str, dataset: str) -> bool:
-        return self.teachers[weights].teaches(dataset)
+    def asks(self, weights: str, rollout: Rollout) -> bool:
+        return self.teachers[weights].teaches(rollout.row.dataset)
 
     def noisy(self, epoch: int, group: int) -> tuple[int, ...]:
         if not self.kernel.stochastic:
@@ -59,7 +59,7 @@ class DiffusionOPD(Algorithm):
 
     def loss(self, point: Point, velocity: Velocity) -> tuple[Tensor, Metrics]:
         assert point.step is not None  # `points` makes them so
-        mine = next(name for name in self.weights if self.asks(name, point.dataset))
+        mine = next(name for name, teacher in self.teachers.items() if teacher.teaches(point.dataset))
         v, v_teacher = velocity(point).float(), velocity(point, mine).float()
         factor, std = self._compared(point.step)
         loss = distillation_loss(v, v_teacher, factor, std, self.config.self_normalize).mean()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from flow_factory.algorithms.base import Algorithm
@@ -28,6 +29,9 @@ class OnTransitions(Algorithm):
     def guidance(self, weights: str) -> float | None:
         return self.config.kl_guidance_scale if weights == "ref" else None
 
+    def asks(self, weights: str, rollout: Rollout) -> bool:
+        return not _unheld(rollout)
+
     def noisy(self, epoch: int, group: int) -> tuple[int, ...]:
         if self.scheduler.step_selection == "fraction":
             return self.candidates
@@ -39,8 +43,9 @@ class OnTransitions(Algorithm):
     def points(self, rollout: Rollout) -> Iterator[Point]:
         low, high = self.config.adv_clip_range
         advantage = rollout.advantage.clamp(low, high)
+        known = {"memo": rollout.memo, "schedule": rollout.schedule, "kl_weight": rollout.kl_weight, "unheld": _unheld(rollout)}
         for step in rollout.steps:
-            yield Point(step.x.to(step.dtype), step.t, step.s, rollout.cond, advantage, step, memo=rollout.memo, schedule=rollout.schedule)
+            yield Point(step.x.to(step.dtype), step.t, step.s, rollout.cond, advantage, step, **known)
 
     def size(self, rollout: Rollout) -> int:
         return len(rollout.steps)
@@ -58,10 +63,13 @@ class OnTransitions(Algorithm):
         if weight is not None:
             metrics["step_weight"] = weight
         if self.config.kl_beta > 0:
-            ref = velocity(point, "ref")
-            kl = self._kl(v, ref, mean, self._transition(point, step, ref)[0], std)
+            each = self._distances(point, step, velocity, v, mean, std)
+            kl = (each if point.kl_weight is None else point.kl_weight * each).mean()
             loss = policy + self.config.kl_beta * kl
             metrics |= {"kl_div": kl, "kl_loss": self.config.kl_beta * kl}
+            if self.config.moves_reference:
+                held = torch.ones_like(each) if point.kl_weight is None else (point.kl_weight > 0).to(each)
+                metrics["kl_held"] = (held * each).sum() / held.sum().clamp(min=1)
         return loss, {k: m.detach() for k, m in ({"loss": loss} | metrics | bounded).items()}
 
     def weight(self, point: Point) -> Tensor | None:
@@ -80,7 +88,16 @@ class OnTransitions(Algorithm):
     def _transition(self, point: Point, step: Step, v: Tensor) -> tuple[Tensor, Tensor]:
         return self.kernel.step(point.x.float(), v.float(), point.s, step.s1, self.scheduler.noise_level, step.ceiling)
 
-    def _kl(self, v: Tensor, v_ref: Tensor, mean: Tensor, mean_ref: Tensor, std: Tensor) -> Tensor:
+    def _distances(self, point: Point, step: Step, velocity: Velocity, v: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        """(n,) from the reference; 0 where no sample is held to it, which then is not asked."""
+        if point.unheld:
+            return torch.zeros_like(point.advantage)
+        ref = velocity(point, "ref")
         if self.config.kl_type == "v-based":
-            return kl_v(v.float(), v_ref.float()).mean()
-        return (kl_x(mean, mean_ref) if self.config.kl_type == "x-based" else kl_exact(mean, mean_ref, std)).mean()
+            return kl_v(v.float(), ref.float())
+        mean_ref = self._transition(point, step, ref)[0]
+        return kl_x(mean, mean_ref) if self.config.kl_type == "x-based" else kl_exact(mean, mean_ref, std)
+
+
+def _unheld(rollout: Rollout) -> bool:
+    return rollout.kl_weight is not None and not bool(rollout.kl_weight.any())

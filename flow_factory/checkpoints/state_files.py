@@ -87,6 +87,8 @@ class Saved(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     epoch: NonNegativeInt
     updates: NonNegativeInt
+    memory: dict[str, list[float]] = {}
+    """See `training_state.Progress`."""
     run: dict[str, Any] = {}
     """See `identity.identity_of`."""
 

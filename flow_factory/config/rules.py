@@ -12,6 +12,7 @@ from flow_factory.config.distillation import OPDConfig
 from flow_factory.config.distillation_rules import DISTILLATION_RULES
 from flow_factory.config.engine import found
 from flow_factory.config.engine_rules import ENGINE_RULES
+from flow_factory.config.gate_rules import GATE_RULES
 from flow_factory.config.memory_rules import MEMORY_RULES
 from flow_factory.config.model import AUTO
 from flow_factory.config.network_rules import NETWORK_RULES
@@ -244,6 +245,7 @@ RULES: tuple[Rule, ...] = (
     *OVERLAP_RULES,
     *NETWORK_RULES,
     *DISTILLATION_RULES,
+    *GATE_RULES,
 )
 
 

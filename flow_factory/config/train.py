@@ -198,6 +198,11 @@ class TrainConfig(Section):
         return self.stochastic or (self.by_dynamics and scheduler.dynamics_type != "ODE")
 
     @property
+    def moves_reference(self) -> bool:
+        """Whether the policy becomes the reference of the losses from time to time."""
+        return False
+
+    @property
     def given(self) -> tuple[str, ...]:
         """The data set's columns with the media that are learnt from, instead of rollouts and rewards."""
         return ()

@@ -90,6 +90,30 @@ def gdpo(rewards: Tensor, weights: Tensor, global_std: bool = True) -> tuple[Ten
     return finish(((total - mean) / (std + EPSILON)).where(scored & varies(scores, valid).any(-1), 0.0), scores, scored)
 
 
+def diversity_scaled(rewards: Tensor, weights: Tensor, global_std: bool = True, diversity: int | None = None) -> tuple[Tensor, Metrics]:
+    """GARDO (arXiv 2512.24138): the weighted sum less its group's mean, of samples at or above it times their diversity over its mean.
+
+    There is no division by a standard deviation: the advantage has the scale of the rewards. A group without any diversity, and a sample
+    whose diversity is missing, has the factor 1.
+
+    Args:
+        diversity: the column with each sample's distance to the nearest other one of its group, >= 0; None scales nothing.
+
+    Returns:
+        (G, n) float32 advantages; metrics of `finish`.
+    """
+    scores, used = weighted(rewards, weights)
+    total = (scores * used).sum(-1)
+    valid = total.isfinite()
+    centred = total - moments(total, valid, (1,), ddof=0)[0]
+    factor = torch.ones_like(centred)
+    if diversity is not None:
+        apart = rewards[..., diversity].double()
+        mean, _ = moments(apart, apart.isfinite(), (1,), ddof=0)
+        factor = (apart / mean).where((mean > 0) & apart.isfinite() & (centred >= 0), 1.0)
+    return finish((centred * factor).where(valid & varies(total, valid), 0.0), scores, valid)
+
+
 def combined(own: Callable[..., Any], names: Sequence[str], rewards: Tensor, weights: Tensor, global_std: bool) -> tuple[Tensor, Metrics]:
     """`group_advantage` of the single score that a user's function computes from all rewards.
 
@@ -110,13 +134,18 @@ def combined(own: Callable[..., Any], names: Sequence[str], rewards: Tensor, wei
     return advantage, metrics | {"missing_scores": (~weighted(rewards, weights)[0].isfinite()).sum().float()}
 
 
-def aggregation(name: str, rewards: Sequence[str]) -> Aggregation:
+def aggregation(name: str, rewards: Sequence[str], diversity: str | None = None) -> Aggregation:
     """The aggregation of `train.advantage_aggregation`, for rewards with these names.
+
+    Args:
+        diversity: of `gardo`, the reward that scales.
 
     Raises:
         UserError: a dotted path leads to no function, or its module raises as it is imported.
     """
-    if (known := COMBINATIONS.canonical(name)) in AGGREGATIONS:
+    if (known := COMBINATIONS.canonical(name)) == "gardo":
+        return partial(diversity_scaled, diversity=None if diversity is None else list(rewards).index(diversity))
+    if known in AGGREGATIONS:
         return AGGREGATIONS[known]
     own = COMBINATIONS[name]
     if not callable(own) or isinstance(own, type):

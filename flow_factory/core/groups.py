@@ -100,6 +100,7 @@ def pick(group: Sequence[Rollout], chosen: Sequence[int]) -> Rollout:
         media=[],
         ids=tuple(group[k // size].ids[k % size] for k in chosen),
         x0=None if first.x0 is None else rows(lambda r: r.x0),  # type: ignore[arg-type, return-value]
+        kl_weight=None if first.kl_weight is None else rows(lambda r: r.kl_weight),  # type: ignore[arg-type, return-value]
         memo=first.memo if len(chosen) == size else type(first.memo)(),  # its results are for another number of samples
         frozen=defaultdict(dict),
         peers={},

@@ -6,7 +6,6 @@ from typing import Any
 
 from flow_factory.algorithms import ALGORITHMS
 from flow_factory.config import RunConfig, plan_of
-from flow_factory.config.datasets import trained_on
 from flow_factory.config.engine import EngineSettings
 from flow_factory.config.recompute import chosen_blocks, every_block
 from flow_factory.data.encoding_windows import idle_of, in_windows
@@ -99,7 +98,7 @@ def copies_of(config: RunConfig) -> list[str]:
     devices = [average.device for average in algorithm.averages.values()]
     devices += [file.device for file in algorithm.files.values()]
     devices += [train.ema_device] * (train.ema_decay > 0)
-    kept = "ref" in algorithm.weights and (config.model.finetune_type == "full" or train.reference == "start")
+    kept = "ref" in algorithm.weights and (config.model.finetune_type == "full" or train.reference == "start" or train.moves_reference)
     return devices + [train.ref_param_device] * kept
 
 
@@ -179,7 +178,7 @@ def passing(config: RunConfig, engine: EngineSettings, family: type[ModelAdapter
     yield Part(DRAWING, drawn(config, family, shape), "rollout")
     states = 2 * DTYPES[train.latent_storage_dtype].itemsize * plan.trained_points if train.stochastic else half
     states += half * plan.trained_points if train.by_dynamics else 0  # a step's end is the next one's begin
-    asked = max(sum(algorithm.asks(name, dataset.name) for name in algorithm.weights) for dataset in trained_on(config))
+    asked = len(algorithm.weights) - max(0, len(algorithm.files) - 1)  # a row asks one teacher
     others = (half * asked + 4 * algorithm.with_mean) * plan.trained_points  # velocities of kept weights, means
     rolled, learnt = (k * n for k in (plan.micro_batches_per_rank, plan.trained_batches_per_rank))
     yield Part("kept latents", tokens * 64 * (states * rolled + others * learnt) * 1e-9, host=train.offload_samples_to_cpu)

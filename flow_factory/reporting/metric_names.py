@@ -38,6 +38,13 @@ METRICS: dict[str, dict[str, str]] = {
         "train/ratio_error": "largest abs(ratio - 1) of a micro-batch, the mean over the epoch",
         "train/on_policy_error": "the same before the epoch's first update; 0 if training computes exactly what sampling computed",
     },
+    "gated KL (GARDO)": {
+        "train/kl_gate_share": "k, the share of the samples that are not underrated for which the KL term counts; it adapts",
+        "train/gated_share": "the share of all samples for which it counts",
+        "train/uncertainty": "how much the trained rewards rank a sample above the watched ones, the mean where that is 0 or more",
+        "train/kl_held": "mean KL of a micro-batch's gated samples, 0 without any; one above kl_reset_threshold moves the reference",
+        "train/reference_moved": "1 if the policy becomes the reference of the next epoch, else 0",
+    },
     "dppo": {
         "train/kl_old": "mean distance from the policy that sampled, in the unit of kl_mask_threshold",
         "train/kl_old_max": "largest such distance in a micro-batch, the mean over the epoch",

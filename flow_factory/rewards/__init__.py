@@ -69,6 +69,7 @@ REWARDS = _Rewards(
         "GenEval2": "flow_factory.rewards.judges.published:GenEval2",
         "remote": "flow_factory.rewards.remote:RemotePointwiseRewardModel",
         "remote_group": "flow_factory.rewards.remote:RemoteGroupwiseRewardModel",
+        "diversity": "flow_factory.rewards.diversity:DiversityReward",
         "jpeg_compressibility": "flow_factory.rewards.jpeg:JpegCompressibility",
         "jpeg_incompressibility": "flow_factory.rewards.jpeg:JpegIncompressibility",
         "shapes": "flow_factory.rewards.shapes:ShapesReward",

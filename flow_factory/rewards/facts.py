@@ -53,6 +53,7 @@ FACTS: dict[str, Facts] = {
     "GenEval2": Facts("pointwise", "image, video, column vqa_list", "a judge, Qwen/Qwen3-VL-8B-Instruct", "Apache-2.0", "0 to 1", JUDGE),
     "remote": Facts("pointwise", *_REMOTE),
     "remote_group": Facts("groupwise", *_REMOTE),
+    "diversity": Facts("groupwise", "image, video", f"{CLIP_L}; features: pixels: none", "MIT", "0 to 2", LOCAL),
     "jpeg_compressibility": Facts("pointwise", "image, video", "none", "-", "-kB / 500", LOCAL),
     "jpeg_incompressibility": Facts("pointwise", "image, video", "none", "-", "kB / 500", LOCAL),
     "shapes": Facts("pointwise", "image, column objects", "none", "-", "0 to 1", LOCAL),

@@ -6,7 +6,7 @@ another engine. The tensors are weights/<copy>/<parameter> and optimizer/<key>/<
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ class Progress:
     """The next epoch; all before it are complete."""
     updates: int = 0
     """Optimiser steps taken, which is also where the learning rate's schedule stands."""
+    memory: dict[str, list[float]] = field(default_factory=dict)
+    """What algorithms remember of earlier epochs, see `training.kl_gate`."""
 
 
 def stage(store: WeightStore, engine: Engine) -> Staged:
@@ -71,7 +73,7 @@ def load(folder: Path, store: WeightStore, engine: Engine, schedule: Any) -> Pro
     engine.written()
     engine.adopted()
     advance(schedule, progress.updates)
-    return Progress(progress.epoch, progress.updates)
+    return Progress(progress.epoch, progress.updates, dict(progress.memory))
 
 
 def whole_contents(folder: Path) -> tuple[Index, Saved]:

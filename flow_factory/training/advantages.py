@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from flow_factory.config import TrainConfig
+from flow_factory.config import TrainConfig, TransitionConfig
 from flow_factory.core.advantage import aggregation, varies
+from flow_factory.core.uncertainty import uncertainty
 from flow_factory.rewards.scoring import RewardSet
 from flow_factory.rewards.silence import ConstantRewards
 from flow_factory.rewards.transform import transformed
@@ -29,15 +30,15 @@ class DatasetAdvantages:
     def __init__(self, train: TrainConfig, rewards: RewardSet, dataset: str):
         self.rewards, self.global_std, self.silence = rewards.of(dataset), train.global_std, ConstantRewards()
         self.columns = [k for k, reward in enumerate(rewards.rewards) if reward.scores(dataset)]
-        self.aggregate = aggregation(train.advantage_aggregation, self.rewards.names)
+        self.diversity = train.diversity_reward if isinstance(train, TransitionConfig) else None
+        self.aggregate = aggregation(train.advantage_aggregation, self.rewards.names, self.diversity)
         self.told: list[bool] = []
         """Whether each reward told samples of a group apart in the last call."""
 
     def __call__(self, scores: Tensor) -> tuple[Tensor, Metrics]:
         """Scores (G, n, R) of all rewards -> advantages (G, n), and metrics of its own rewards."""
-        scores, rewards = scores[..., self.columns], self.rewards
-        weights = torch.tensor(rewards.weights, dtype=torch.float64)
-        used = transformed(scores, [reward.config.transform for reward in rewards.rewards])
+        rewards, weights, used = self.rewards, torch.tensor(self.rewards.weights, dtype=torch.float64), self.used(scores)
+        scores = scores[..., self.columns]
         advantage, metrics = self.aggregate(used, weights, self.global_std)
         for name, column in zip(rewards.names, scores.flatten(0, 1).T, strict=True):
             known = column[~column.isnan()]
@@ -47,6 +48,17 @@ class DatasetAdvantages:
                 metrics[f"transformed_{reward.name}_mean"] = column.nanmean()
         self.told = varies(used, used.isfinite()).any(0).flatten().tolist()
         return advantage, metrics | {"reward_mean": (scores.nanmean((0, 1)) * weights).sum()}
+
+    def used(self, scores: Tensor) -> Tensor:
+        """Those of its own rewards, transformed."""
+        return transformed(scores[..., self.columns], [reward.config.transform for reward in self.rewards.rewards])
+
+    def doubts(self, scores: Tensor) -> Tensor:
+        """Scores (G, n, R) of all rewards -> (G, n) how much its trained rewards rank a sample above the watched ones."""
+        used, weights = self.used(scores).flatten(0, 1), torch.tensor(self.rewards.weights, dtype=torch.float64)
+        watched = [k for k, name in enumerate(self.rewards.names) if weights[k] == 0 and name != self.diversity]
+        proxy = (used * weights)[:, weights != 0].sum(-1)
+        return uncertainty(proxy, used[:, watched]).view(scores.shape[:2])
 
     def silent(self, groups: int) -> str | None:
         """What to say of rewards that told no sample of the last call's groups from another."""
@@ -79,6 +91,14 @@ class Advantages:
         for key in ("reward_mean", "zero_variance_share"):
             found[key] = torch.stack([len(self.places[name]) * part[1][key].double() for name, part in parts.items()]).sum() / len(datasets)
         return advantage, found | {key: torch.stack([part[1][key] for part in parts.values()]).sum() for key in COUNTS}
+
+    def doubts(self, scores: Tensor, datasets: Sequence[str]) -> Tensor:
+        """(G, n), see `DatasetAdvantages.doubts`; `datasets` of each group, none of which is compared with another."""
+        found = torch.empty(scores.shape[:2], dtype=torch.float64)
+        for name in dict.fromkeys(datasets):
+            groups = [k for k, dataset in enumerate(datasets) if dataset == name]
+            found[groups] = self.of[name].doubts(scores[groups])
+        return found
 
     def silent(self) -> Iterator[str]:
         """Lines of rewards that told no sample of the last call's groups from another."""

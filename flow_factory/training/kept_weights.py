@@ -9,6 +9,7 @@ from flow_factory.algorithms.base import Algorithm, LoraFile
 from flow_factory.checkpoints.given_lora import as_own, read_given
 from flow_factory.config import RunConfig
 from flow_factory.distributed.engines import Engine
+from flow_factory.policy.lora import MAIN
 from flow_factory.policy.weight_store import WeightStore
 
 Weights = Mapping[str, Tensor]
@@ -25,10 +26,14 @@ def keep_copies(config: RunConfig, engine: Engine, algorithm: Algorithm, base: W
     Args:
         base: the checkpoint's own weights, whole, where the model has others by now and they are the reference.
     """
-    off = engine.policy.adapter_off if config.model.finetune_type == "lora" and config.train.reference == "base" else None
+    base_of_lora = config.model.finetune_type == "lora" and config.train.reference == "base"
+    off = engine.policy.adapter_off if base_of_lora and not config.train.moves_reference else None
     store = WeightStore(engine.policy.trained(), off, engine.part, engine.written, engine.policy.at_work)
     if "ref" in algorithm.weights:
         store.keep("ref", device_of(config.train.ref_param_device))
+    if "ref" in algorithm.weights and base_of_lora and off is None:  # a copy that will move; it begins as a LoRA that changes nothing
+        for key, part in zip(store.networks[MAIN], store.copies["ref"], strict=True):
+            part.mul_(0.0 if ".lora_B." in key else 1.0)
     for name, weights in base.items():
         engine.scatter(weights.to(store.params[name].dtype), store.copies["ref"][list(store.params).index(name)])
     for name, average in algorithm.averages.items():

@@ -120,12 +120,12 @@ class Learner:
         for name in context.algorithm.weights if context.algorithm.looks_back else ():
             live = self.is_policy(name)
             batches = self.compared([b for window in windows[1 if live else 0 :] for b in window.batches], chosen)
-            asked = [b for b in batches if context.algorithm.asks(name, b.row.dataset)]
+            asked = [b for b in batches if context.algorithm.asks(name, b)]
             with torch.no_grad(), context.store.use("policy" if live else name), context.engine.gathered():
                 for batch in self.stoppable(self.as_many(asked, batches)):
                     for k, point in enumerate(self.points(batch)):
                         v = self.velocity_of(point, name)
-                        if context.algorithm.asks(name, batch.row.dataset):
+                        if context.algorithm.asks(name, batch):
                             batch.frozen[k][name] = self.stored(v)
                     context.meter.step("looking back")
 

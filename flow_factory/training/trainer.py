@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from flow_factory.config import TransitionConfig
 from flow_factory.config.datasets import trained_on
 from flow_factory.core.ema import decay_after
 from flow_factory.data.several import dataset_of
@@ -18,6 +19,7 @@ from flow_factory.distributed.shared_groups import share
 from flow_factory.training.advantages import Advantages
 from flow_factory.training.context import TrainingContext
 from flow_factory.training.health import TrainingHealth
+from flow_factory.training.kl_gate import KLGate
 from flow_factory.training.learner import Learner
 from flow_factory.training.overlap import AdvantagesInTime, require_independence
 from flow_factory.training.rollout import RolloutCollector
@@ -50,6 +52,8 @@ class Trainer:
             shape = max(2, context.plan.groups), context.plan.group_size, len(context.rewards.names)
             require_independence(of_dataset, shape, context.config.train.advantage_aggregation)
         self.collector, self.learner = RolloutCollector(context), Learner(context)
+        train = context.config.train
+        self.gate = KLGate(context, train) if isinstance(train, TransitionConfig) else None
         self.midway = False
         """Whether weights have changed in an epoch that is not learnt to its end."""
         self.work: dict[str, Work] = {}
@@ -82,6 +86,8 @@ class Trainer:
         progress.epoch += 1
         self.midway = False
         self.average()
+        if self.gate is not None:
+            self.gate.finish()
         return report | self.measured()
 
     def learn(self, rollouts: list[Rollout]) -> None:
@@ -157,6 +163,11 @@ class Trainer:
         for rollout, (group, k) in zip(rollouts, self.collector.mine, strict=True):
             here = slice(k * size, (k + 1) * size)
             rollout.rewards, rollout.advantage = scores[group, here].float(), advantage[group, here].to(context.accelerator.device)
+        if self.gate is not None and self.gate.train.kl_gate_share is not None:
+            weight, said = self.gate.weights(self.advantages.doubts(scores, self.datasets()))
+            metrics |= said
+            for rollout, (group, k) in zip(rollouts, self.collector.mine, strict=True):
+                rollout.kl_weight = weight[group, k * size : (k + 1) * size]
         if context.algorithm.through_sampler:  # which compares no samples
             metrics = {name: value for name, value in metrics.items() if "zero_variance_share" not in name}
         elif context.accelerator.is_main_process:

@@ -105,7 +105,7 @@ def test_a_row_asks_its_own_teacher_alone() -> None:
             return v if weights == "policy" else p.frozen[weights]
 
         metrics = algorithm.loss(point, velocity)[1]
-        assert asked == {"policy": 1, mine: 1} and [algorithm.asks(name, dataset) for name in algorithm.weights].count(True) == 1
+        assert asked == {"policy": 1, mine: 1} and [t.teaches(dataset) for t in algorithm.teachers.values()].count(True) == 1
         sizes = {name.partition("/")[2]: len(value) for name, value in metrics.items() if "/" in name}
         assert sizes == {"ocr": 4 * (dataset == "words"), "shapes": 4 * (dataset == "shapes")}
 

@@ -17,7 +17,7 @@ from tests.training.test_distillation import distilled, write_teaching
 from tests.training.test_sft import sft, write_targets
 
 TWO = "{a: {reward_model: jpeg_compressibility}, b: {reward_model: jpeg_incompressibility}}"
-KEYS = {
+KEYS: dict[str, list[str]] = {
     "grpo": [
         "train.kl_beta=0.1",
         "train.step_weight=noise",
@@ -26,6 +26,12 @@ KEYS = {
         "eval.full_at_end=true",
         "rewards.transform={rank: true}",
         f"eval_rewards={TWO}",
+    ],
+    "grpo-guard": [
+        "train.kl_beta=0.1",
+        "train.kl_gate_share=0.1",
+        "train.kl_reset_epochs=1",
+        "rewards=[{reward_model: jpeg_compressibility}, {reward_model: jpeg_incompressibility, weight: 0}]",
     ],
     "nft": ["train.kl_beta=0.1"],
     "awm": ["train.kl_beta=0.1", "train.ema_kl_beta=0.1", "train.off_policy=true"],

@@ -220,6 +220,7 @@ SAVERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "PickScore": save_only_clip,
     "PickScore_Rank": save_only_clip,
     "CLIP": save_only_clip,
+    "diversity": save_only_clip,
     "aesthetic": save_aesthetic,
     "HPSv2": save_hps,
     "clap": save_clap,
