@@ -33,16 +33,16 @@ class _Rewards(Registry):
     """Functions and classes by their name here, until the program ends: no module has them by theirs."""
 
     def path(self, name: str) -> str:
-        if name in self.given:
-            return name
         if name.startswith(GIVEN):
-            text = "was handed to flow_factory.train as a function; hand it over again, or write it in a module and name its dotted path"
-            raise UnknownName(f"the reward {name!r} {text}")
+            return name
         if name.lower() in REFUSED:
             raise UnknownName(f"no reward {name!r}: {REFUSED[name.lower()]}")
         return super().path(name)
 
     def __getitem__(self, name: str) -> Any:
+        if name.startswith(GIVEN) and name not in self.given:
+            text = "was handed to flow_factory.train as a function; hand it over again, or write it in a module and name its dotted path"
+            raise UnknownName(f"the reward {name!r} {text}")
         return self.given[name] if name in self.given else super().__getitem__(name)
 
 

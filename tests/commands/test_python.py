@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import flow_factory
+from flow_factory.commands import evaluate, generate
 from flow_factory.commands.training import TrainResult, entries_of
 from flow_factory.config import load_config
 from flow_factory.config.source import assignment
@@ -87,7 +88,7 @@ def test_functions_are_rewards_by_a_path_or_by_a_name_of_this_program() -> None:
     assert [(entry["name"], entry["reward_model"]) for entry in again] == [("dark", "python:reward_2"), ("light", "python:light")]
     assert entries_of("rewards", bright, {}) == [{"reward_model": f"{__name__}:bright"}]
     with pytest.raises(UserError, match="was handed to flow_factory.train as a function"):
-        REWARDS.path("python:gone")
+        REWARDS["python:gone"]
 
 
 @pytest.mark.exhaustive
@@ -114,9 +115,14 @@ def test_a_run_from_python_is_that_of_the_command(tmp_path: Path, capsys: pytest
         assert found.metrics[-1]["step"] == 2
     assert "| reward light" in summary
     capsys.readouterr()
-    with pytest.raises(UserError, match="hand it over again"):
-        REWARDS.given.clear()
-        load_config(told[0].folder / "config.yaml")
+    REWARDS.given.clear()
+    with pytest.raises(UserError, match="the reward 'python:light' was handed to flow_factory.train as a function; hand it over again"):
+        flow_factory.train(told[0].folder / "config.yaml", run_name="again")
+    words = [str(told[0].folder), "--device", "cpu", "--seeds", "0"]
+    assert generate.main([*words, "--prompts", "mars"]) == 0, "pictures need no reward"
+    assert evaluate.main(words) == 2 and "hand it over again" in capsys.readouterr().err
+    Path("rewards.yaml").write_text("rewards:\n  reward_model: tests.commands.test_python.bright\n")
+    assert evaluate.main([*words, "--config", "rewards.yaml"]) == 0
     again = flow_factory.train("tiny.yaml", run_name="dict", model={"resume_path": "auto"}, log={"save_model_only": False}, rewards=light)
     assert "nothing is left to do" in capsys.readouterr().err and again.after == told[1].after
 
