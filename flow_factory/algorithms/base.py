@@ -107,6 +107,11 @@ class Algorithm:
         """The steps whose transitions are stored for training; they may include ODE steps."""
         return self.noisy(epoch, group)
 
+    @property
+    def reads_final(self) -> bool:
+        """Whether it reads a rollout's final states, `Rollout.x0`."""
+        return not self.config.stochastic
+
     def select(self, group: Sequence[Rollout]) -> list[Rollout]:
         """The micro-batches to train on, from a whole group with advantages."""
         keep = self.config.best_of_n

@@ -28,6 +28,7 @@ class FewSteps(Algorithm):
     config: FewStepConfig
     weights = ("ref",)
     looks_back: ClassVar[bool] = False
+    reads_final = False
 
     def guidance(self, weights: str) -> float | None:
         return self.config.real_guidance_scale if weights == "ref" else None

@@ -19,6 +19,7 @@ class DiffusionOPD(Algorithm):
 
     Config: ClassVar[type[TrainConfig]] = OPDConfig
     config: OPDConfig
+    reads_final = False
 
     def __init__(self, config: OPDConfig, scheduler: SchedulerConfig, per_sample_times: bool = False):
         super().__init__(config, scheduler, per_sample_times)

@@ -181,7 +181,7 @@ class RolloutCollector:
         with named_rows([row], context.adapter, "draw", RowError):
             media, recorder = context.engine("sample", cond, context.call, train.num_inference_steps, sampler, generators, memo)
         rollout = Rollout(row, kept, recorder.kept, media, group.number, epoch, ids, memo=memo)
-        if not train.stochastic:
+        if context.algorithm.reads_final:
             rollout.x0 = recorder.final
         if not train.stochastic or context.algorithm.with_schedule:
             rollout.schedule = recorder.timesteps.cpu(), recorder.sigmas.cpu()

@@ -55,6 +55,7 @@ def test_a_row_asks_its_teacher_and_no_velocity_too_many(folder: Path) -> None:
     assert {r.row.dataset for r in rollouts} == set(NAMES)
     assert len(seen) == 4 * 2 * (1 + 1) + 1, "of the student and of one teacher, and one that sees the first update's effect"
     for rollout in rollouts:
+        assert rollout.x0 is None, "which nothing reads"
         assert [step.index for step in rollout.steps] == [0, 1]
         assert all(set(kept) == {f"teacher {rollout.row.dataset}"} for kept in rollout.frozen.values())
         for step, after in zip(rollout.steps, rollout.steps[1:], strict=False):
