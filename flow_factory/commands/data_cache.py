@@ -24,7 +24,7 @@ from flow_factory.commands.subcommands import table
 from flow_factory.utils.errors import UserError, file_errors
 
 if TYPE_CHECKING:
-    from flow_factory.data.cache_folder import Stock
+    from flow_factory.data.cache_folder import CachedRows
 
 HELP = "list or prune the cache of encoded rows, by data set and model"
 UNITS = {"h": 3600, "d": 86400, "w": 7 * 86400}
@@ -61,11 +61,11 @@ def age(text: str) -> float:
 
 def act(args: argparse.Namespace) -> int:
     """Lists or prunes."""
-    from flow_factory.data.cache_folder import old_files, others, remove_old, stocks
+    from flow_factory.data.cache_folder import cached_rows, old_files, others, remove_old
 
     folder = Path(args.cache_dir).expanduser()
     with file_errors("--cache-dir", folder, READABLE):
-        found, old = stocks(folder), old_files(folder)
+        found, old = cached_rows(folder), old_files(folder)
     if args.what == "list":
         print(listing(folder, found, old))
         if beside := [f"{name} {size(count)}" for name, count in others(folder).items()]:
@@ -88,7 +88,7 @@ def act(args: argparse.Namespace) -> int:
     return 0
 
 
-def wanted(stock: Stock, args: argparse.Namespace) -> bool:
+def wanted(stock: CachedRows, args: argparse.Namespace) -> bool:
     """Raises:
     UserError: nothing says what is to be removed.
     """
@@ -120,7 +120,7 @@ def agreed(yes: bool) -> bool:
     return input("remove this? [y/N] ").strip().lower() in ("y", "yes")
 
 
-def listing(folder: Path, found: list[Stock], old: list[Path]) -> str:
+def listing(folder: Path, found: list[CachedRows], old: list[Path]) -> str:
     """A table of what is there, and its sum."""
     from flow_factory.data.cache_folder import size_on_disk
 
@@ -136,7 +136,7 @@ def listing(folder: Path, found: list[Stock], old: list[Path]) -> str:
     return "\n".join([*shown, total])
 
 
-def _model(stock: Stock) -> str:
+def _model(stock: CachedRows) -> str:
     kind = stock.about.get("model_type")
     return f"{stock.about.get('model', '(unknown)')}{f' ({kind})' if kind else ''}"
 

@@ -71,7 +71,7 @@ def act(args: argparse.Namespace) -> int:
         survey, split = Survey(), args.split or data.train_split
         rows = open_split(data, split, None, [survey])
         some = spread(rows, args.look)
-        print("\n".join([""] * bool(k) + report(data, split, survey, some, Media().see(some), count)))
+        print("\n".join([""] * bool(k) + report(data, split, survey, some, Media().read(some), count)))
         if args.sheet is not None:
             print(sheet(rows, args.first, args.sheet))
     return 0

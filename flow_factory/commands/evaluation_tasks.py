@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 from flow_factory.config import RewardConfig, RunConfig
 from flow_factory.config.datasets import Dataset, datasets_of, for_dataset
 from flow_factory.data.encoding_windows import rows_evaluated
-from flow_factory.data.reader import Look
+from flow_factory.data.reader import RowCheck
 from flow_factory.data.sources import open_split
 from flow_factory.models import MODELS
 from flow_factory.rewards.loading import arguments, left_out, require_files, require_rewards
 from flow_factory.runs.identity import DataFingerprint
-from flow_factory.runs.rows import looks, read_tests
+from flow_factory.runs.rows import read_tests, row_checks
 from flow_factory.types import Row
 from flow_factory.utils.errors import UserError
 from flow_factory.utils.terminal import note
@@ -50,8 +50,8 @@ def tasks_of(config: RunConfig, rewards: Sequence[RewardConfig] | None, given: b
     def entries(dataset: Dataset) -> Sequence[RewardConfig]:
         return dataset.config.evaluated_by if rewards is None else for_dataset(rewards, dataset.name)
 
-    def asked(dataset: Dataset) -> list[Look]:
-        return looks(dataset.config, require_rewards(arguments(entries(dataset)), family.draws, family.sounds), trained=False)
+    def asked(dataset: Dataset) -> list[RowCheck]:
+        return row_checks(dataset.config, require_rewards(arguments(entries(dataset)), family.draws, family.sounds), trained=False)
 
     datasets = {dataset.name: dataset for dataset in datasets_of(config)}
     if given:

@@ -1,4 +1,4 @@
-"""Data sets that `datasets` builds: of the hub, or a folder or file of parquet, arrow, csv, json, webdataset. Nothing in one is run."""
+"""Data sets that `datasets` reads: from the hub, or parquet, arrow, csv, json and webdataset files. None of their code is run."""
 
 import logging
 import re
@@ -22,9 +22,9 @@ from flow_factory.utils.registry import nearest
 logger = logging.getLogger(__name__)
 
 READERS = (*FORMATS.values(), "text", "imagefolder", "videofolder", "cache")
-"""Of `datasets`; what else it has are formats of other fields, some of which are programs' own memory (pickle)."""
-TROUBLES: tuple[type[Exception], ...] = (OSError, ValueError, TypeError, KeyError, RuntimeError, tarfile.TarError, HTTPError)
-"""What reading of files, archives and addresses that are not as they should be raises."""
+"""The readers of `datasets` that may be used. Its others are formats of other fields, and some of those can run code (pickle)."""
+READ_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError, TypeError, KeyError, RuntimeError, tarfile.TarError, HTTPError)
+"""The errors that reading of bad files, archives and URLs raises."""
 
 
 class PreparedDataset(NamedTuple):
@@ -33,24 +33,24 @@ class PreparedDataset(NamedTuple):
     name: str
     splits: tuple[str, ...]
     read: Callable[[str], Any]
-    """The `datasets.Dataset` of a split, maybe of a slice of one: `train[:500]`."""
+    """Returns the `datasets.Dataset` of a split, or of a slice such as `train[:500]`."""
 
 
 def prepare_dataset(data: DataConfig) -> PreparedDataset:
-    """The data set, downloaded and turned to arrow files under `cache_dir` where it is not yet.
+    """Downloads the data set and converts it to arrow files under `cache_dir`, unless that was done before.
 
     Raises:
-        DataError: it cannot be.
+        DataError: it cannot be downloaded or read.
     """
     path = Path(data.dataset_dir)
-    signs = (path.stat().st_mtime_ns, path.stat().st_ino) if path.exists() else (0, 0)
-    return _prepare(data.dataset_dir, data.subset, str(Path(data.cache_dir) / "tables"), signs)
+    signature = (path.stat().st_mtime_ns, path.stat().st_ino) if path.exists() else (0, 0)
+    return _prepare(data.dataset_dir, data.subset, str(Path(data.cache_dir) / "tables"), signature)
 
 
 @lru_cache(maxsize=4)
-def _prepare(name: str, subset: str | None, cache_dir: str, signs: tuple[int, int]) -> PreparedDataset:
+def _prepare(name: str, subset: str | None, cache_dir: str, signature: tuple[int, int]) -> PreparedDataset:
     """Args:
-    signs: by which a change of the file or folder is seen.
+    signature: changes with the file or folder, so that the cached result is not used then.
     """
     try:
         import datasets
@@ -72,7 +72,7 @@ def _prepare(name: str, subset: str | None, cache_dir: str, signs: tuple[int, in
 
 
 def _from_disk(datasets: Any, name: str) -> PreparedDataset:
-    """What `save_to_disk` has written."""
+    """A data set that `save_to_disk` has written."""
     with dataset_errors(name):
         found = datasets.load_from_disk(name)
     splits = dict(found) if isinstance(found, dict) else {str(found.split or "train"): found}
@@ -80,8 +80,10 @@ def _from_disk(datasets: Any, name: str) -> PreparedDataset:
 
 
 def _builder(datasets: Any, name: str, subset: str | None, cache_dir: str) -> Any:
-    """Raises:
-    DataError: there is none for it.
+    """The builder of `datasets` for a data set.
+
+    Raises:
+        DataError: there is none.
     """
     path, revision = Path(name), None
     source: dict[str, Any] = {"path": name}
@@ -89,10 +91,10 @@ def _builder(datasets: Any, name: str, subset: str | None, cache_dir: str) -> An
         source["path"], _, revision = name.partition("@")
     elif path.is_file():
         if (reader := FORMATS.get(path.suffix)) is None:
-            raise DataError(f"data.dataset_dir: {name} is a file, and none of {', '.join(dict.fromkeys((*LINES, *FORMATS)))}")
+            raise DataError(f"data.dataset_dir: {name} is a file, but not one of {', '.join(dict.fromkeys((*LINES, *FORMATS)))}")
         source = {"path": reader, "data_files": {"train": name}} | ({"sep": "\t"} if path.suffix == ".tsv" else {})
     else:
-        source["path"] = str(path.absolute())  # a folder may have the name of a reader
+        source["path"] = str(path.absolute())  # a relative folder name may equal the name of a reader
     with dataset_errors(name, lambda: _subsets(datasets, source["path"], revision, subset)):
         builder = datasets.load_dataset_builder(**source, name=subset, revision=revision or None, cache_dir=cache_dir)
     reader = type(builder).__module__.rpartition(".")[2]
@@ -102,7 +104,7 @@ def _builder(datasets: Any, name: str, subset: str | None, cache_dir: str) -> An
 
 
 def _of_hub(datasets: Any, name: str, subset: str | None, cache_dir: str) -> Any:
-    """The builder of a data set of the hub, or of its copy where the hub cannot be asked: of the same revision, or none."""
+    """The builder of a data set of the hub, or of its local copy of the same revision if the hub is unreachable."""
     kept = Ledger(Path(cache_dir) / "hub.jsonl", 1)
     key = name if "@" in name else f"{name}@main"
     if (reason := unreachable()) is None:
@@ -112,29 +114,29 @@ def _of_hub(datasets: Any, name: str, subset: str | None, cache_dir: str) -> Any
                 kept.new[key] = (builder.hash,)
                 kept.save()
             return builder
-        reason = "the hub fails to answer"
+        reason = "the hub does not answer"
     repo, _, revision = name.removeprefix(HUB).partition("@")
     (commit,) = kept.known.get(key, (revision,))
     owner, _, bare = repo.rpartition("/")
     inside = Path(cache_dir, f"{owner}___{datasets.naming.camelcase_to_snakecase(bare)}" if owner else bare)
-    there = [path for path in inside.glob(f"*/*/{commit}") if subset in (None, path.parts[-3])] if commit else []
-    if len(there) != 1:
-        many = f"several copies: {listed(path.parts[-3] for path in there)}; data.subset chooses one" if there else "no copy of it"
-        raise DataError(f"data.dataset_dir: {name}: {reason}, and data.cache_dir has {many}")
+    copies = [path for path in inside.glob(f"*/*/{commit}") if subset in (None, path.parts[-3])] if commit else []
+    if len(copies) != 1:
+        found = f"several copies: {listed(path.parts[-3] for path in copies)}; data.subset chooses one" if copies else "no copy of it"
+        raise DataError(f"data.dataset_dir: {name}: {reason}, and data.cache_dir has {found}")
     logger.warning("data.dataset_dir: %s: %s; its copy in data.cache_dir is used, of commit %s", name, reason, commit)
     from datasets.packaged_modules.cache.cache import Cache
 
-    config, version = there[0].parts[-3:-1]
+    config, version = copies[0].parts[-3:-1]
     return Cache(cache_dir, bare, config, version, commit, repo_id=repo)
 
 
 def _is_copy(builder: Any) -> bool:
-    """Whether `datasets` has found the newest of its copies, of whatever revision, instead of what was asked for."""
+    """Whether `datasets` silently fell back to the newest local copy, which may be of another revision."""
     return type(builder).__module__.endswith(".cache")
 
 
 def _subsets(datasets: Any, path: str, revision: str | None, subset: str | None) -> str | None:
-    """What to say where the data set has other parts than the one that was named, or several and none was."""
+    """The message if `subset` does not exist, or is missing although the data set has several; else None."""
     with dataset_errors(path):
         names = datasets.get_dataset_config_names(path, revision=revision or None)
     if subset in names or (subset is None and len(names) == 1):
@@ -146,10 +148,10 @@ def _subsets(datasets: Any, path: str, revision: str | None, subset: str | None)
 
 @contextmanager
 def dataset_errors(name: str, otherwise: Callable[[], str | None] = lambda: None) -> Iterator[None]:
-    """What `datasets` and what it builds on raise, as one line.
+    """Turns the errors of `datasets` and its dependencies into one-line `DataError`s.
 
     Args:
-        otherwise: asked for what to say instead, where a value is what is wrong.
+        otherwise: called for a ValueError; returns a better message, or None.
 
     Raises:
         DataError: the data set cannot be read.
@@ -160,15 +162,15 @@ def dataset_errors(name: str, otherwise: Callable[[], str | None] = lambda: None
 
     try:
         yield
-    except TROUBLES + (DatasetsError, ArrowException) as error:
+    except READ_ERRORS + (DatasetsError, ArrowException) as error:
         if (full := next((e for e in _chain(error) if isinstance(e, OSError) and e.errno in FULL), None)) is not None:
             raise full from error
-        said = otherwise() if isinstance(error, ValueError) else None
-        raise DataError(said or f"data.dataset_dir: {name}: {_reason(error)}") from error
+        message = otherwise() if isinstance(error, ValueError) else None
+        raise DataError(message or f"data.dataset_dir: {name}: {_reason(error)}") from error
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it comes of."""
+    """The error and its causes."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause
@@ -176,16 +178,16 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _reason(error: BaseException) -> str:
-    """Why, in a sentence."""
-    told = [e for e in _chain(error) if str(e).strip() and "error occurred while generating" not in str(e)] or [error]
-    text = re.sub(r"\s*\(Request ID:[^)]*\)|For more information.*", "", " ".join(str(told[0]).split()))
-    if isinstance(told[0], OSError) and told[0].strerror:
-        text = told[0].strerror
+    """The most specific message of the error's chain, in one line."""
+    first = next((e for e in _chain(error) if str(e).strip() and "error occurred while generating" not in str(e)), error)
+    text = re.sub(r"\s*\(Request ID:[^)]*\)|For more information.*", "", " ".join(str(first).split()))
+    if isinstance(first, OSError) and first.strerror:
+        text = first.strerror
     if "BatchSize must be greater" in text:
         return "a file without rows"
     return text[:400] or type(error).__name__
 
 
 def split_name(split: str) -> str:
-    """Without the slice, as in `train[:500]`."""
+    """The split without a slice: `train` for `train[:500]`."""
     return split.partition("[")[0]

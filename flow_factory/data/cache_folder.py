@@ -1,6 +1,6 @@
-"""What lies in `data.cache_dir`: folders of shards by what encoded them, and in each a description by data set. Needs no torch.
+"""The layout of `data.cache_dir`: a folder of shards for each set of encoders, with one description for each data set. Needs no torch.
 
-rows/FINGERPRINT/FAMILY.json             data set and model; its time of change is that of the last use
+rows/FINGERPRINT/FAMILY.json             data set and model; its modification time is the time of the last use
 rows/FINGERPRINT/FAMILY-WRITER.shard     and .index, see `index`
 """
 
@@ -26,16 +26,16 @@ OLD, OLD_ROW = re.compile(r"[0-9a-f]{2}"), re.compile(r"[0-9a-f]{64}\.safetensor
 """Folders and files of an earlier version's rows."""
 PREFIX = ["high", "low"]
 AGAIN = 3600.0
-"""Seconds after which a use is noted again."""
+"""Seconds after which the next use is recorded."""
 
 
-def place_of(folder: Path, fingerprint: str) -> Path:
-    """Where the rows of one set of encoders are."""
+def rows_folder(folder: Path, fingerprint: str) -> Path:
+    """The folder of the rows of one set of encoders."""
     return folder / ROWS / hashlib.sha256(fingerprint.encode()).hexdigest()[:32]
 
 
 class Family:
-    """The shards of one data set and one set of encoders, by how their names begin; and the note of their last use.
+    """The shards of one data set and one set of encoders, which share a name prefix; and the time of their last use.
 
     Args:
         about: `dataset_dir`, `model`, `model_type`.
@@ -47,10 +47,10 @@ class Family:
         self.noted: dict[str, float] = {}
 
     def describe(self) -> None:
-        """Writes what it is, where that is not said yet.
+        """Writes the description if there is none.
 
         Raises:
-            OSError: the file system refuses.
+            OSError: from the file system.
         """
         path = self.folder / f"{self.name}.json"
         if not path.exists():
@@ -59,18 +59,18 @@ class Family:
             beside.replace(path)
 
     def used(self, shard: str) -> None:
-        """Notes the use of a shard, of this family or another, once an hour."""
+        """Records that a shard of any family was used, at most once an hour."""
         name = shard.partition("-")[0]
         now = time.monotonic()
         if now - self.noted.get(name, -AGAIN) >= AGAIN:
             self.noted[name] = now
-            with suppress(OSError):  # others' files, or a disk that is only read
+            with suppress(OSError):  # files of another user, or a read-only disk
                 os.utime(self.folder / f"{name}.json")
 
 
 @dataclass(frozen=True)
-class Stock:
-    """What is there of one data set and one set of encoders."""
+class CachedRows:
+    """The cached rows of one data set and one set of encoders."""
 
     folder: Path
     family: str
@@ -79,29 +79,29 @@ class Stock:
     size: int
     """Bytes on the disk."""
     used: float
-    """When last, in seconds since 1970."""
+    """Time of the last use, in seconds since 1970."""
 
     def remove(self) -> None:
-        """Its files, indexes first: who reads then finds a row or finds none.
+        """Removes the files, indexes first, so that a reader finds a whole row or none.
 
         Raises:
-            OSError: the file system refuses.
+            OSError: from the file system.
         """
         for suffix in (".index", ".shard", ".json", ".tmp"):
             for path in _files(self.folder, self.family, suffix):
                 path.unlink(missing_ok=True)
-        with suppress(OSError):  # others' rows are there
+        with suppress(OSError):  # the folder has rows of other data sets
             self.folder.rmdir()
 
 
-def stocks(folder: Path) -> list[Stock]:
-    """What a cache has, by folder and family.
+def cached_rows(folder: Path) -> list[CachedRows]:
+    """The contents of a cache, ordered by folder and family.
 
     Raises:
-        OSError: it may not be read.
+        OSError: the cache cannot be read.
     """
-    above = folder / ROWS
-    return [_stock(place, family) for place in sorted(above.iterdir() if above.is_dir() else ()) for family in _families(place)]
+    rows = folder / ROWS
+    return [_cached_rows(place, family) for place in sorted(rows.iterdir() if rows.is_dir() else ()) for family in _families(place)]
 
 
 def _families(place: Path) -> list[str]:
@@ -112,7 +112,7 @@ def _files(place: Path, family: str, suffix: str) -> Iterator[Path]:
     return (path for path in sorted(place.iterdir()) if path.suffix == suffix and re.match(rf"\.?{re.escape(family)}[-.]", path.name))
 
 
-def _stock(place: Path, family: str) -> Stock:
+def _cached_rows(place: Path, family: str) -> CachedRows:
     note, keys = place / f"{family}.json", [np.empty(0, RECORD)[PREFIX]]
     files = [*_files(place, family, ".shard"), *_files(place, family, ".index")]
     for path in files:
@@ -126,11 +126,11 @@ def _stock(place: Path, family: str) -> Stock:
         about = None
     about = {str(k): str(v) for k, v in about.items()} if isinstance(about, dict) else {}
     used = [_stat(path).st_mtime for path in ([note] if note.exists() else files)]
-    return Stock(place, family, about, len(np.unique(np.concatenate(keys))), size_on_disk(files), max(used, default=0.0))
+    return CachedRows(place, family, about, len(np.unique(np.concatenate(keys))), size_on_disk(files), max(used, default=0.0))
 
 
 def _stat(path: Path) -> os.stat_result:
-    """Of a file that may have been removed meanwhile: it has no bytes then."""
+    """The file's `stat`; all zeros if the file was removed meanwhile."""
     try:
         return path.stat()
     except FileNotFoundError:
@@ -138,33 +138,33 @@ def _stat(path: Path) -> os.stat_result:
 
 
 def size_on_disk(files: Iterable[Path]) -> int:
-    """Bytes that files take; less than their length where they have holes."""
+    """Bytes that files take on disk; less than their length if they are sparse."""
     return sum(_stat(path).st_blocks * 512 for path in files)
 
 
 def others(folder: Path) -> dict[str, int]:
-    """Bytes on the disk of what else is there, by name: what data sets of other formats have been turned to, pictures out of them."""
+    """Name -> bytes on disk of everything else in the cache: converted data sets of other formats, and images out of them."""
     names = [path for path in sorted(folder.iterdir() if folder.is_dir() else ()) if path.name != ROWS and not OLD.fullmatch(path.name)]
     return {path.name: size_on_disk([path, *path.rglob("*")] if path.is_dir() else [path]) for path in names}
 
 
 def old_files(folder: Path) -> list[Path]:
-    """An earlier version's rows, a file each in folders of two letters."""
-    above = [path for path in (folder.iterdir() if folder.is_dir() else ()) if OLD.fullmatch(path.name) and path.is_dir()]
-    return sorted(path for place in above for path in place.iterdir() if OLD_ROW.fullmatch(path.name))
+    """The files of an earlier version's rows: one file a row, in folders with names of two letters."""
+    folders = [path for path in (folder.iterdir() if folder.is_dir() else ()) if OLD.fullmatch(path.name) and path.is_dir()]
+    return sorted(path for place in folders for path in place.iterdir() if OLD_ROW.fullmatch(path.name))
 
 
 def remove_old(files: Iterable[Path]) -> None:
-    """Removes an earlier version's rows, and the folders that are empty then.
+    """Removes an earlier version's rows, and their folders if they are then empty.
 
     Raises:
-        OSError: the file system refuses.
+        OSError: from the file system.
     """
     files = list(files)
     for path in files:
         path.unlink(missing_ok=True)
     for place in {path.parent for path in files}:
-        with suppress(OSError):  # something else is in it
+        with suppress(OSError):  # the folder is not empty
             place.rmdir()
 
 
@@ -174,20 +174,20 @@ def has_old(folder: Path) -> bool:
 
 
 def free_space(folder: Path) -> int:
-    """Bytes that are free where a folder is, or would be."""
+    """Free bytes on the disk of a folder, which need not exist yet."""
     whole = folder.expanduser().absolute()
     return shutil.disk_usage(next(p for p in (whole, *whole.parents) if p.is_dir())).free
 
 
 def require_space(folder: Path, size: int) -> None:
-    """Asks whether a cache has room for so many bytes more.
+    """Checks that the disk of a cache has `size` bytes free.
 
     Raises:
-        UserError: it has not; the message says what is missing.
+        UserError: it has less.
     """
     free = free_space(folder)
     if free < size:
         raise UserError(
-            f"data.cache_dir: {folder}: the rows that are to be encoded take {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: "
+            f"data.cache_dir: {folder}: the rows to encode take {size / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free: "
             f"{(size - free) / 1e9:.1f} GB are missing; choose another folder, or see what 'ff-data cache' can remove"
         )

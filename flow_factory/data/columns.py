@@ -17,33 +17,33 @@ EXAMPLE = 'lines such as {"prompt": "a red cube"}'
 
 
 class DataError(UserError):
-    """A data set that cannot be read; the message names the file, the line and what would be right."""
+    """A data set cannot be read. The message names the file, the line and what would be right."""
 
 
 class Deferred:
-    """What a column holds that is read, or written to files of its own, when it is asked for.
+    """A column's value that is read, or written to files, on access.
 
-    No ABC: every value of every row is asked whether it is one.
+    It is no ABC, since `isinstance` is called for every value of every row, and is slower for an ABC.
     """
 
     many = False
-    """Whether it is a list."""
+    """Whether the value is a list."""
 
     def __len__(self) -> int:
-        """How many files it is."""
+        """The number of files that the value stands for."""
         raise NotImplementedError
 
     def files(self, folder: Path) -> tuple[str, ...]:
-        """The names of files with what it holds; relative ones of its own start in the folder."""
+        """The paths of files with the content; the value's own relative names start in `folder`."""
         raise NotImplementedError
 
     def value(self) -> Any:
-        """As rewards get it."""
+        """The value that rewards get."""
         raise NotImplementedError
 
 
 class Files(Sequence[str]):
-    """Names of files that are written when they are asked for; how many there are is known before."""
+    """Names of files that are written on access; their number is known before."""
 
     def __init__(self, cell: Deferred, folder: Path):
         self.cell, self.folder = cell, folder
@@ -63,12 +63,12 @@ class Files(Sequence[str]):
 
 
 def names_of(files: Sequence[str]) -> list[str]:
-    """The files' own names; of those inside a table, which need not have one, their numbers."""
+    """The files' base names; for files inside a table, which may have none, their indices."""
     return [str(k) for k in range(len(files))] if isinstance(files, Files) else [Path(path).name for path in files]
 
 
 class Columns(Mapping[str, Any]):
-    """A row's other columns, of which some are read when they are asked for."""
+    """A row's other columns, some of which are read on access."""
 
     def __init__(self, values: Mapping[str, Any]):
         self.values_of = values
@@ -86,12 +86,12 @@ class Columns(Mapping[str, Any]):
 
 @dataclass(frozen=True)
 class Naming:
-    """How a data set's columns become rows.
+    """Maps a data set's columns to rows.
 
     Args:
-        folders: where relative names of files of each kind ("image", "video") start.
-        columns: our name -> the data set's, as `data.columns` has it; a dot leads into an object, as in `json.caption`.
-        root: the data set's own folder, for lines of schema_version 2.
+        folders: kind ("image", "video") -> the folder of relative file names.
+        columns: our name -> the data set's name, from `data.columns`; a dot selects a key of an object, as in `json.caption`.
+        root: the data set's folder, for lines of schema_version 2.
     """
 
     folders: Mapping[str, Path]
@@ -105,49 +105,49 @@ class Naming:
             where: `file:line`, for messages.
 
         Raises:
-            DataError: one that `data.columns` names is not there; or they are not as `reader.read_rows` describes them.
+            DataError: a column that `data.columns` names is missing, or the columns are not as `reader.read_rows` describes them.
         """
         named = self.renamed(columns, where) if self.columns else dict(columns)
         if "prompt" not in named:
             close = difflib.get_close_matches("prompt", [key.lower() for key in named], n=1)
-            meant = next((f"; is it {key!r}?" for key in named if key.lower() in close), "")
-            raise DataError(f"{where}: no 'prompt' among the columns {listed(named)}{meant or HINT}")
+            guess = next((f"; is it {key!r}?" for key in named if key.lower() in close), "")
+            raise DataError(f"{where}: no 'prompt' among the columns {listed(named)}{guess or HINT}")
         prompt, negative = named.pop("prompt"), named.pop("negative_prompt", None)
         if not isinstance(prompt, str) or not prompt.strip():
-            raise DataError(f"{where}: {self.called('prompt')} must be a text with something in it, not {kind_of(prompt)}")
+            raise DataError(f"{where}: {self.called('prompt')} must be a non-empty text, not {kind_of(prompt)}")
         if negative is not None and not isinstance(negative, str):
             raise DataError(f"{where}: {self.called('negative_prompt')} must be a text or null, not {kind_of(negative)}")
         if "\0" in prompt + (negative or ""):
             raise DataError(f"{where}: the prompt has a NUL character (\\u0000); delete it")
         images, videos = self._files(named, "image", where), self._files(named, "video", where)
-        waits = [name for name, value in named.items() if isinstance(value, Deferred)]
-        inside = type(images) is Files or type(videos) is Files or any(name in (*PAIR, *TARGET) for name in waits)
-        return Row(row_id, prompt, negative, Columns(named) if waits else named, images, videos, where, inside=inside)
+        deferred = [name for name, value in named.items() if isinstance(value, Deferred)]
+        inside = type(images) is Files or type(videos) is Files or any(name in (*PAIR, *TARGET) for name in deferred)
+        return Row(row_id, prompt, negative, Columns(named) if deferred else named, images, videos, where, inside=inside)
 
     def renamed(self, columns: Mapping[str, Any], where: str) -> dict[str, Any]:
-        """By our names; what stands under one of ours that the data set means otherwise is left out."""
-        moved = {ours: self._found(columns, ours, theirs, where) for ours, theirs in self.columns.items()}
-        taken = set(self.columns.values())
-        return {name: value for name, value in columns.items() if name not in taken and name not in moved} | moved
+        """The columns under our names. A column of the data set whose name `columns` gives to another one is left out."""
+        renamed = {name: self._found(columns, name, source, where) for name, source in self.columns.items()}
+        sources = set(self.columns.values())
+        return {name: value for name, value in columns.items() if name not in sources and name not in renamed} | renamed
 
-    def _found(self, columns: Mapping[str, Any], ours: str, theirs: str, where: str) -> Any:
-        if theirs in columns:
-            return columns[theirs]
+    def _found(self, columns: Mapping[str, Any], name: str, source: str, where: str) -> Any:
+        if source in columns:
+            return columns[source]
         value: Any = columns
-        for part in theirs.split("."):
+        for part in source.split("."):
             if not isinstance(value, Mapping) or part not in value:
-                near = nearest(theirs, list(columns))
-                raise DataError(f"{where}: data.columns.{ours}: no column {theirs!r}.{near} There are {listed(columns)}")
+                near = nearest(source, list(columns))
+                raise DataError(f"{where}: data.columns.{name}: no column {source!r}.{near} There are {listed(columns)}")
             value = value[part]
         return value
 
-    def called(self, ours: str) -> str:
-        """A column as the user knows it."""
-        theirs = self.columns.get(ours, ours)
-        return f"{ours!r}" if theirs == ours else f"{theirs!r} (data.columns.{ours})"
+    def called(self, name: str) -> str:
+        """The name that a column has in the user's data set, for messages."""
+        source = self.columns.get(name, name)
+        return f"{name!r}" if source == name else f"{source!r} (data.columns.{name})"
 
     def _files(self, columns: dict[str, Any], kind: str, where: str) -> Sequence[str]:
-        """Takes `image` and `images` (or `video` and `videos`) out of the columns; null is as if they were not there."""
+        """Removes `image` and `images` (or `video` and `videos`) from the columns and returns the files; null counts as missing."""
         one, several = columns.pop(kind, None), columns.pop(f"{kind}s", None)
         if one is None and several is None:
             return ()
@@ -171,14 +171,14 @@ HINT = '; say which one is, as in data.columns: {"prompt": "caption"}'
 
 def require_file_name(name: Any, column: str, kind: str, where: str) -> None:
     """Raises:
-    DataError: it is none.
+    DataError: `name` is not the name of a file.
     """
     if not isinstance(name, str) or not name.strip():
-        raise DataError(f"{where}: {column} names files, and {kind_of(name)} is no file's name")
+        raise DataError(f"{where}: {column} must name a file, not {kind_of(name)}")
     if "\0" in name:
-        raise DataError(f"{where}: {json.dumps(name)} is no file's name: it has a NUL character")
+        raise DataError(f"{where}: {column}: {json.dumps(name)} is no file name: it has a NUL character")
     if "://" in name:
-        raise DataError(f"{where}: {name} is an address; {kind}s are read from disk, so download it and name the file")
+        raise DataError(f"{where}: {column}: {name} is a URL; {kind}s are read from disk, so download it and name the file")
 
 
 def listed(names: Iterable[str], most: int = 12) -> str:
@@ -189,7 +189,7 @@ def listed(names: Iterable[str], most: int = 12) -> str:
 
 
 def kind_of(value: Any) -> str:
-    """A value as a reader of the file would call it."""
+    """The kind of a JSON value in words, with a short example, for messages."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     names = {dict: "an object", list: "a list", str: "an empty text" if value == "" else "a text", int: "a number", float: "a number"}

@@ -1,4 +1,4 @@
-"""The conditions of some rows: read from the cache on demand, and encoded if missing."""
+"""The conditions of a sequence of rows: read from the cache on demand, and encoded if missing."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,25 +15,24 @@ from flow_factory.utils.terminal import bar
 
 logger = logging.getLogger(__name__)
 
-GOES_ON = "the run goes on, and encodes rows anew whenever it asks for them"
+GOES_ON = "the run goes on, and encodes rows again each time it needs them"
 
 
 class Conditions(LazySequence[Cond]):
-    """The conditions of some rows, read from the cache when they are asked for; one that is not there, or not whole, is encoded then.
+    """The conditions of some rows, read from the cache on access. A condition that is missing or damaged is encoded on access.
 
-    Large tensors are mapped memory, which stays on the disk until it is read; there is one map a shard, since Linux has some 65,000 for a
-    process. An image cannot be mapped, since Pillow wants 4 bytes of its own a pixel: it is made when it is asked for, shared by all who
-    hold it, and gone with the last of them. So a data set of any size takes the memory of the rows in use.
-    Neither tensors nor images may be written to.
+    Large tensors are memory-mapped, one map for each shard, since Linux limits a process to about 65,000 maps. Images cannot be mapped,
+    since Pillow needs its own 4 bytes a pixel: an image is built on access, shared by all who hold it, and freed with the last reference.
+    So memory grows with the rows in use, not with the data set. Do not modify the tensors or the images in place.
 
     Args:
-        encode: makes the condition of a row.
-        keys: of rows that were looked up, by their place.
+        encode: returns the condition of a row.
+        keys: the cache keys of rows that were looked up, by index.
     """
 
     def __init__(self, cache: ConditionCache, rows: Sequence[Row], encode: Callable[[Row], Cond], keys: Mapping[int, str] | None = None):
         self.cache, self.rows, self.encode = cache, rows, encode
-        self.keys = dict(keys or {})  # of rows with files, which need not stay as long as the run
+        self.keys = dict(keys or {})  # of rows with files, since a file may be deleted during the run
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -44,14 +43,14 @@ class Conditions(LazySequence[Cond]):
         try:
             cond = self.cache.read(row, key)
         except FileChanged as changed:
-            self.cache.say_changed(row, str(changed))
+            self.cache.warn_changed(row, str(changed))
             key, cond = self.cache.key(row), None
         if row.images or row.videos:
             self.keys[index] = key
         return self._encoded(row, key) if cond is None else cond
 
     def _encoded(self, row: Row, key: str) -> Cond:
-        """Encoded now, and kept where that is possible: a run does not end for its cache."""
+        """Encodes the row and stores the result. If the cache fails, it warns and goes on without it."""
         cond = self.encode(row)
         try:
             self.cache.put(row, cond, key)
@@ -63,24 +62,25 @@ class Conditions(LazySequence[Cond]):
 
 
 def look_up(
-    rows: Sequence[Row], cache: ConditionCache, progress: bool = True, wanted: Iterable[int] | None = None, share: tuple[int, int] = (0, 1)
+    rows: Sequence[Row], cache: ConditionCache, progress: bool = True, needed: Iterable[int] | None = None, share: tuple[int, int] = (0, 1)
 ) -> tuple[dict[int, str], dict[str, int]]:
-    """Keys of rows that have files, by their place; and the place of each key that is missing. Equal rows share one condition.
-
-    Reads the rows' condition files.
+    """Looks rows up in the cache, which reads their condition files. Equal rows share one condition.
 
     Args:
-        wanted: the rows that will be asked for; None: all.
-        share: (k, n): the k-th of n processes, which look up every n-th of them.
+        needed: indices of the rows to look up; None: all.
+        share: (k, n): this is process k of n, and looks up every n-th row.
+
+    Returns:
+        The cache keys of the rows that have files, by index; and for each key that the cache lacks, the index of its row.
     """
-    cache.look()
+    cache.refresh()
     if progress and has_old(cache.folder):
         logger.warning(
             "data.cache_dir: %s has rows of an earlier version, which are not read; 'ff-data cache prune --old' removes them", cache.folder
         )
-    mine = list(range(len(rows)) if wanted is None else wanted)[share[0] :: share[1]]
+    own = list(range(len(rows)) if needed is None else needed)[share[0] :: share[1]]
     keys, missing = dict[int, str](), dict[str, int]()
-    for k in bar(mine, "looking up rows", "row", progress, delay=2):
+    for k in bar(own, "looking up rows", "row", progress, delay=2):
         row = rows[k]
         key = cache.key(row)
         if row.images or row.videos:
@@ -94,14 +94,14 @@ def look_up(
 def encode_missing(
     missing: Iterable[tuple[str, int]], rows: Sequence[Row], encode: Callable[[Row], Cond], cache: ConditionCache, strict: bool = True
 ) -> None:
-    """Encodes what the cache lacks. A row is hashed and written while the next one is encoded.
+    """Encodes the rows that the cache lacks. A row is hashed and written while the next one is encoded.
 
     Args:
-        missing: keys, and the places of their rows.
-        strict: whether a cache that cannot be written to is refused; else it is said, and rows are left to be encoded when they are used.
+        missing: (cache key, index of its row).
+        strict: raise if the cache cannot be written to. Otherwise warn and stop: the remaining rows are encoded when they are used.
 
     Raises:
-        UserError: it is refused, see `ConditionCache.put`.
+        UserError: the cache cannot be written to, see `ConditionCache.put`.
     """
 
     def kept(write: Callable[[], None]) -> bool:

@@ -1,4 +1,4 @@
-"""Images and videos inside a table: each is written to a file, named by its content, when it is first needed."""
+"""Images and videos inside a table: each is written to a file, named by its content hash, when it is first needed."""
 
 import datetime
 import hashlib
@@ -22,19 +22,19 @@ MAGIC = {
     b"BM": "bmp",
     b"\x1a\x45\xdf\xa3": "mkv",
 }
-"""Endings of names, by first bytes: for people who look into the folder, and for nothing else."""
+"""File name extensions by first bytes. They help people who look into the folder; no code depends on them."""
 PARTS = {"bytes", "path"}
-"""How `datasets` stores a picture, a video or a sound."""
+"""The keys with which `datasets` stores an image, a video or audio."""
 
 
 class Store:
-    """Files by content, in a folder."""
+    """A folder of files that are named by the hash of their content."""
 
     def __init__(self, folder: Path):
         self.folder = folder.absolute()
 
     def name(self, content: bytes) -> str:
-        """The path of a file with this content, written now where it is not there: whole or not at all.
+        """The path of the file with this content; it is written atomically if it does not exist.
 
         Raises:
             UserError: the folder cannot be written to.
@@ -51,11 +51,11 @@ class Store:
 
 
 class Cell(Deferred):
-    """What a row has in a column with bytes in it.
+    """A row's value in a column that contains bytes.
 
     Args:
-        read: the cell's value.
-        many: None where it is no list, else the list's length.
+        read: returns the cell's value.
+        many: the length if the value is a list, else None.
         where, column: for messages.
     """
 
@@ -68,7 +68,7 @@ class Cell(Deferred):
 
     def files(self, folder: Path) -> tuple[str, ...]:
         """Raises:
-        DataError: something in it is neither bytes, nor a file's name.
+        DataError: an entry is neither bytes nor a file name.
         """
         value = self.read()
         return tuple(self._file(one, folder) for one in (value if self.many else [value]))
@@ -84,7 +84,7 @@ class Cell(Deferred):
         return str(Path(folder or "", str(name)))
 
     def plain(self, value: Any) -> Any:
-        """The value with a file's name where a picture, a video or a sound stands; else as `plain`."""
+        """The value as `plain`, where each image, video or audio is replaced by a file name."""
         if _is_media(value):
             return None if value["bytes"] is None and value["path"] is None else self._file(value, None)
         if isinstance(value, list):
@@ -95,10 +95,10 @@ class Cell(Deferred):
 
 
 def plain(value: Any, where: str, column: str) -> Any:
-    """Numbers, texts, lists and objects of Python's own: what a reward, a metric and a JSON file can take. Times become ISO texts.
+    """The value as plain Python numbers, strings, lists and dicts, as rewards, metrics and JSON need them. Times become ISO strings.
 
     Raises:
-        DataError: it cannot be one.
+        DataError: the value has another type.
     """
     if value is None or isinstance(value, str | int | float | bytes):
         return value.item() if isinstance(value, np.generic) else value
@@ -114,7 +114,7 @@ def plain(value: Any, where: str, column: str) -> Any:
         return value.total_seconds()
     if isinstance(value, Decimal):
         return float(value)
-    raise DataError(f"{where}: {column!r} has a {type(value).__name__}, which is no number, text, list or object; leave the column out")
+    raise DataError(f"{where}: {column!r} has a {type(value).__name__}, which is no number, text, list or object; remove the column")
 
 
 def _is_media(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""When each row is encoded: a pure function of the config and the number of rows of each data set."""
+"""When each row is encoded. All functions are pure: they depend on the config and the sizes of the data sets only."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -8,33 +8,33 @@ from flow_factory.config.datasets import trained_on
 from flow_factory.data.order import Order, some_rows
 
 FEW = 1024
-"""Rows that `data.encode: auto` encodes before a run begins: minutes of a GPU, and 4 GB of FLUX.1's."""
+"""`data.encode: auto` encodes up to this many rows before a run begins: minutes on a GPU, and 4 GB of embeddings for FLUX.1."""
 WINDOW = 256
-"""Rows of a window, about: bringing 10 GB of encoders to a GPU takes as long as encoding them."""
+"""Approximate rows of a window: encoding them takes as long as moving 10 GB of encoders to a GPU."""
 
 
 Idle = Literal["keep", "offload", "drop"]
-"""Where encoders are while no row is encoded: on the device; in main memory, as they were loaded; nowhere, and they are loaded again."""
+"""Where encoders are between encodings: on the device ("keep"), in main memory ("offload"), or unloaded and loaded again ("drop")."""
 
 
 def in_windows(config: RunConfig) -> bool:
-    """Whether rows are encoded as the run comes to them; `auto` is to be decided before."""
+    """Whether rows are encoded window by window during the run. `data.encode: auto` must be resolved before."""
     return config.data.enable_preprocess and config.data.encode == "window"
 
 
 def idle_of(config: RunConfig) -> Idle:
-    """Where the text encoders are while no row is encoded; `auto` is to be decided before."""
+    """Where the text encoders are between encodings. `data.encode: auto` must be resolved before."""
     if not config.data.enable_preprocess:
         return "keep"
-    asked = config.data.idle_encoders
-    return asked if in_windows(config) and asked != "auto" else "drop"
+    requested = config.data.idle_encoders
+    return requested if in_windows(config) and requested != "auto" else "drop"
 
 
 def order_of(config: RunConfig, sizes: Sequence[int]) -> Order:
-    """Which training rows the epochs draw; where rows bring what is learned from, all data sets are one.
+    """Which training rows each epoch draws. For offline algorithms (sft, offline DPO) all data sets count as one.
 
     Args:
-        sizes: how many rows each data set that is trained on has, here and below.
+        sizes: the number of rows of each training data set, here and below.
     """
     train, datasets = config.train, trained_on(config)
     rows, seed = train.unique_sample_num_per_epoch, train.seed
@@ -44,12 +44,12 @@ def order_of(config: RunConfig, sizes: Sequence[int]) -> Order:
 
 
 def is_short(config: RunConfig, sizes: Sequence[int]) -> bool:
-    """Whether a run draws so few of its rows that it can wait for all of them; or has to, to know what shapes are compiled for."""
+    """Whether all rows that a run draws are encoded before it begins: they are few, or compilation needs their shapes."""
     return len(rows_needed(config, sizes)) <= FEW or (config.model.compile and config.train.max_epochs is not None)
 
 
 def rows_needed(config: RunConfig, sizes: Sequence[int]) -> Sequence[int]:
-    """The training rows whose conditions a run needs: those of the run's epochs, and the first, which is asked for proofs at a start."""
+    """The training rows whose conditions a run needs: those of its epochs, and row 0, which the checks at the start use."""
     train = config.train
     if train.max_epochs is None:
         return range(sum(sizes))
@@ -57,41 +57,46 @@ def rows_needed(config: RunConfig, sizes: Sequence[int]) -> Sequence[int]:
 
 
 def window_epochs(config: RunConfig) -> int:
-    """Epochs of a window."""
+    """The number of epochs of a window."""
     return config.data.encode_epochs or max(1, WINDOW // config.train.unique_sample_num_per_epoch)
 
 
 def window_of(config: RunConfig, epoch: int) -> range:
-    """The epochs, from this one on, until the next window begins, or the run ends: the same windows wherever a run goes on."""
+    """The epochs from this one to the end of its window or of the run. Windows do not depend on where a run was resumed."""
     size, last = window_epochs(config), config.train.max_epochs
     end = (epoch // size + 1) * size
     return range(epoch, end if last is None else min(end, last))
 
 
 def rows_of_start(config: RunConfig, sizes: Sequence[int], epoch: int) -> Sequence[int]:
-    """The training rows that are encoded before a run begins, or goes on, with this epoch."""
+    """The training rows that are encoded before a run begins, or is resumed, with this epoch."""
     if not config.data.enable_preprocess:
         return ()
     return sorted({0, *rows_of_window(config, sizes, epoch)}) if in_windows(config) else rows_needed(config, sizes)
 
 
 def rows_of_window(config: RunConfig, sizes: Sequence[int], epoch: int) -> Sequence[int]:
-    """Those that are drawn from this epoch on until the next window begins."""
+    """The training rows that are drawn from this epoch to the end of its window."""
     order = order_of(config, sizes)
     return sorted({group.row for e in window_of(config, epoch) for group in order.epoch(e)})
 
 
 def rows_evaluated(config: RunConfig, rows: int) -> Sequence[int]:
-    """The test rows of every evaluation of a data set, whose config this is."""
+    """The test rows of a periodic evaluation of one data set.
+
+    Args:
+        config: the config of this data set, here and below.
+        rows: how many test rows there are.
+    """
     return some_rows(rows, config.eval.max_rows, config.eval_seed)
 
 
 def rows_tested(config: RunConfig, rows: int) -> Sequence[int]:
-    """The test rows of all evaluations: the one at the end may take all."""
+    """The test rows of all evaluations: with `eval.full_at_end` the last one takes all rows."""
     full = config.eval.full_at_end and config.train.max_epochs is not None
     return range(rows) if full else rows_evaluated(config, rows)
 
 
 def evaluated(config: RunConfig, rows: int) -> Sequence[int]:
-    """The test rows that are encoded before a run begins: those that it evaluates."""
+    """The test rows that are encoded before a run begins."""
     return rows_tested(config, rows) if config.eval.eval_freq and config.data.enable_preprocess else ()

@@ -1,4 +1,4 @@
-"""Fingerprints by content: of encoders, tokenizers, files."""
+"""Content fingerprints of encoders, tokenizers and files."""
 
 import hashlib
 import json
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from flow_factory.data.ledger import Ledger
 
 PLACES = ("_name_or_path", "name_or_path", "is_local", "local_files_only", "transformers_version", "dtype", "torch_dtype")
-"""Settings that say where a part came from, or what the cache's key has from elsewhere."""
+"""Settings to ignore: they only say where a component was loaded from, or are in the cache's key already."""
 FORMAT = 1
-"""Of the file of hashes."""
+"""Version of the file of hashes."""
 SETTLED = 2.0
-"""Seconds after which a file's time of change is taken for its own: some file systems count in whole seconds."""
+"""Seconds after which a modification time is trusted to identify a file's content, since some file systems count in whole seconds."""
 
 
 def module_fingerprint(module: nn.Module) -> str:
@@ -36,7 +36,7 @@ def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def settings_fingerprint(part: Any) -> str:
-    """sha256 of all that a tokenizer or processor writes of itself, or of a model's config, but for where it was loaded from."""
+    """sha256 of the files that a tokenizer or processor saves, or of a model's config, without the settings in `PLACES`."""
     digest = hashlib.sha256(type(part).__name__.encode())
     if isinstance(part, nn.Module):
         config = getattr(part, "config", {})
@@ -53,7 +53,7 @@ def settings_fingerprint(part: Any) -> str:
 
 
 def _settled(value: Any) -> bytes:
-    """JSON without `PLACES`, keys in order."""
+    """The value as JSON with sorted keys, without `PLACES`."""
 
     def kept(value: Any) -> Any:
         if isinstance(value, dict):
@@ -64,7 +64,7 @@ def _settled(value: Any) -> bytes:
 
 
 def file_sha256(path: str) -> str:
-    """Of the file's bytes; read once while its size and its time of change stay the same."""
+    """sha256 of the file's bytes. The file is read again only when its size or modification time changes."""
     stat = Path(path).stat()
     return _file_sha256(path, stat.st_size, stat.st_mtime_ns)
 
@@ -79,14 +79,16 @@ def _file_sha256(path: str, size: int, changed: int) -> str:
 
 
 class FileHashes(Ledger):
-    """sha256 of files by path, size and time of change, so that a later start need not read them again."""
+    """sha256 of files by path, size and modification time, so that a later start need not read them again."""
 
     def __init__(self, file: Path):
         super().__init__(file, FORMAT)
 
     def of(self, path: str) -> str:
-        """Raises:
-        OSError: there is no such file, or it cannot be read.
+        """The sha256 of a file.
+
+        Raises:
+            OSError: there is no such file, or it cannot be read.
         """
         stat = Path(path).stat()
         key = f"{stat.st_size} {stat.st_mtime_ns} {Path(path).absolute()}"

@@ -1,4 +1,4 @@
-"""Media that are given: demonstrations or pairs of a data set instead of rollouts, for `sft` and offline DPO."""
+"""Images and videos of the data set that are trained on instead of rollouts: demonstrations for `sft`, pairs for offline DPO."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,43 +18,43 @@ if TYPE_CHECKING:
     from flow_factory.models.base import ModelAdapter
 
 
-def brings(row: Row, columns: Sequence[str]) -> bool:
-    """Whether the row has media in all of these columns."""
+def has_media(row: Row, columns: Sequence[str]) -> bool:
+    """Whether the row has all of these columns."""
     return bool(columns) and all(column in row.columns for column in columns)
 
 
 def given_files(data: DataConfig, row: Row, columns: Sequence[str], video: bool) -> list[Path]:
-    """The files that the row names in these columns; relative names start where condition images or videos do.
+    """The files that the row names in these columns; relative names start in `data.video_dir` or `data.image_dir`.
 
     Raises:
-        DataError: a column is missing, or is no file's name.
+        DataError: a column is missing, or is no file name.
     """
     folder = Path((data.video_dir if video else data.image_dir) or Path(data.dataset_dir) / ("videos" if video else "images"))
     for column in columns:
         if not isinstance(row.columns.get(column), str):
-            there = ", ".join(row.columns) or "none"
-            wanted = " and ".join(map(repr, columns))
-            many = "the name of a file" if len(columns) == 1 else "the names of two files"
-            raise DataError(f"{row.source}: what is learnt from wants {many} in {wanted}; columns: {there}")
+            present = ", ".join(row.columns) or "none"
+            expected = " and ".join(map(repr, columns))
+            names = "a file name" if len(columns) == 1 else "two file names"
+            raise DataError(f"{row.source}: training needs {names} in {expected}; columns: {present}")
         require_file_name(row.columns[column], repr(column), "video" if video else "image", row.source)
     return [folder / row.columns[column] for column in columns]
 
 
-def require_frames(row: Row, frames: int, wanted: int) -> None:
+def require_frames(row: Row, frames: int, needed: int) -> None:
     """Raises:
-    DataError: a clip has fewer frames than are trained on.
+    DataError: a clip has fewer frames than training needs.
     """
-    if frames < wanted:
-        raise DataError(f"{row.source}: a clip of {frames} frames, where {wanted} are trained on (num_frames)")
+    if frames < needed:
+        raise DataError(f"{row.source}: the clip has {frames} frames; training needs {needed} (num_frames)")
 
 
 class GivenMedia:
-    """The states of a row's media, encoded when its turn comes: what is kept of a data set are its files.
+    """Encodes the media of rows to latents on demand; nothing but the files is stored.
 
     Args:
-        data: of each data set, by its name.
-        columns: that name a row's media.
-        call: the pipeline's arguments, with the size that media are brought to.
+        data: data set name -> its `data` section.
+        columns: the columns that name a row's media.
+        call: the pipeline's arguments, with the size to which media are scaled.
     """
 
     def __init__(self, data: Mapping[str, DataConfig], adapter: "ModelAdapter", columns: Sequence[str], call: Mapping[str, Any]):
@@ -62,10 +62,10 @@ class GivenMedia:
 
     @torch.no_grad()
     def states(self, row: Row, cond: Cond, generator: Generator | None = None) -> tuple[Tensor, list[Any]]:
-        """((k, ...) float32 states and the media, in the columns' order), each scaled to cover the size that is trained on and cropped.
+        """((k, ...) float32 latents, the k images or clips), in the columns' order, scaled to cover the training size and cropped.
 
         Args:
-            generator: of a draw from the VAE's distribution; None takes its mode.
+            generator: samples from the VAE's distribution; None takes its mode.
         """
         video = self.adapter.draws == "video"
         files = given_files(self.data[row.dataset], row, self.columns, video)
@@ -76,7 +76,7 @@ class GivenMedia:
         size = (self.call["width"], self.call["height"])
         if not isinstance(media, Clip):
             return ImageOps.fit(media, size, Image.Resampling.LANCZOS)
-        given = cond.get("video")  # video to video: as many as that one has
-        wanted = len(given) if given is not None else self.adapter.frames(self.call)
-        require_frames(row, len(media.frames), wanted)
-        return Clip([ImageOps.fit(f, size, Image.Resampling.LANCZOS) for f in media.frames[:wanted]], media.fps)
+        condition = cond.get("video")  # video to video: the target has as many frames as the condition
+        needed = len(condition) if condition is not None else self.adapter.frames(self.call)
+        require_frames(row, len(media.frames), needed)
+        return Clip([ImageOps.fit(f, size, Image.Resampling.LANCZOS) for f in media.frames[:needed]], media.fps)

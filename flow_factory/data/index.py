@@ -1,7 +1,7 @@
-"""Where a cache's rows are: index files of fixed-size records, read into sorted arrays. Needs numpy alone.
+"""Finds rows in the cache: index files of fixed-size records, read into sorted arrays. Needs numpy alone.
 
-A folder has, of each writer, `NAME.shard` with the bytes and `NAME.index`, to which a record is appended once its bytes are there.
-Nobody else writes to either, so no lock is needed, and a network file system will do.
+Each writer has its own `NAME.shard` with the bytes and `NAME.index`, to which it appends a record once the bytes are written.
+Nobody else writes to these files, so no lock is needed, and a network file system is sufficient.
 """
 
 import logging
@@ -16,21 +16,21 @@ import numpy as np
 logger = logging.getLogger(__name__)
 
 RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("offset", "<u8"), ("size", "<u8"), ("kind", "<u8")])
-"""A key's first 16 bytes, and where its bytes are in the shard; kind: `ROW` or `PART`."""
+"""The first 16 bytes of a key, and where its entry is in the shard; kind: `ROW` or `PART`."""
 MAGIC = b"flow_factory shard index, format 1".ljust(RECORD.itemsize)
-"""An index begins with it: to be raised when the format changes."""
+"""The first bytes of an index. Raise the number when the format changes."""
 ROW, PART = 0, 1
-"""A row's structure with its small tensors; a large tensor, by the hash of its content."""
+"""Kinds of entries: a row's structure with its small tensors; a large tensor, whose key is the hash of its content."""
 ENTRY = np.dtype([("low", "<u8"), ("offset", "<u8"), ("size", "<u8"), ("shard", "<u4")])
 MOST_SEGMENTS, MOST_FRESH = 8, 10_000
-"""Sorted arrays that are searched one by one, and records of this process that wait to become one."""
+"""The most sorted arrays that are searched one by one, and the most records of this process that are not in one yet."""
 
 
 class Place(NamedTuple):
-    """Bytes of a shard."""
+    """The position of an entry in a shard."""
 
     shard: int
-    """Its number in `Index.names`."""
+    """Index of the shard in `Index.names`."""
     offset: int
     size: int
 
@@ -40,18 +40,18 @@ class Place(NamedTuple):
 
 
 def halves(key: bytes) -> tuple[int, int]:
-    """The part of a key that the index knows."""
+    """The part of a key that the index stores, as two integers."""
     high, low = struct.unpack("<QQ", key[:16])
     return high, low
 
 
 def read_records(path: Path, known: int = 0) -> tuple[np.ndarray, int]:
-    """The records (n,) of an index behind its first `known` bytes, and how many bytes are known then.
+    """The records (n,) of an index after its first `known` bytes, and how many bytes are known now.
 
-    A record whose bytes the shard has not is none, nor is a torn last one.
+    Records that point outside the shard are left out, and so is a partial last record.
 
     Raises:
-        OSError: the index may not be read.
+        OSError: the index cannot be read.
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -71,7 +71,7 @@ def read_records(path: Path, known: int = 0) -> tuple[np.ndarray, int]:
 
 
 def size_of(path: Path) -> int:
-    """Bytes; 0 where there is no such file. It is opened, since a network file system's `stat` may be a minute old."""
+    """The file's size in bytes; 0 if there is no file. It opens the file, since `stat` on a network file system may be outdated."""
     try:
         with path.open("rb") as file:
             return os.fstat(file.fileno()).st_size
@@ -80,32 +80,32 @@ def size_of(path: Path) -> int:
 
 
 class Index:
-    """What the shards of a folder have, 36 bytes a record."""
+    """The entries of all shards of a folder, in memory: 36 bytes a record."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.names: list[str] = []
         self.numbers: dict[str, int] = {}
-        self.read: dict[str, int] = {}  # bytes of each index that are known
-        self.segments: list[tuple[np.ndarray, np.ndarray]] = []  # the keys' halves "high" (n,), sorted, and the entries (n,)
-        self.fresh: dict[tuple[int, int], Place] = {}  # what this process has added
+        self.read: dict[str, int] = {}  # bytes of each index file that were read
+        self.segments: list[tuple[np.ndarray, np.ndarray]] = []  # the "high" halves of the keys (n,), sorted, and the entries (n,)
+        self.fresh: dict[tuple[int, int], Place] = {}  # added by this process
 
     def path(self, place: Place) -> Path:
-        """The shard."""
+        """The path of the shard."""
         return self.folder / self.names[place.shard]
 
     def number(self, name: str) -> int:
-        """Of a shard, by its file's name."""
+        """The index in `names` of a shard with this file name."""
         if name not in self.numbers:
             self.numbers[name] = len(self.names)
             self.names.append(name)
         return self.numbers[name]
 
     def refresh(self) -> None:
-        """Reads what has been appended since, by any process; a folder that is not there has nothing.
+        """Reads the records that any process has appended since the last call. A missing folder counts as empty.
 
         Raises:
-            OSError: an index may not be read.
+            OSError: an index cannot be read.
         """
         parts = []
         for name, size in self._files():
@@ -129,9 +129,9 @@ class Index:
             return []
 
     def add(self, key: bytes, place: Place) -> None:
-        """What this process has just appended; `read` must say so, too."""
+        """Adds an entry that this process has just appended. The caller must update `read` too."""
         self.fresh[halves(key)] = place
-        if len(self.fresh) >= MOST_FRESH:  # as Python objects they take ten times as much
+        if len(self.fresh) >= MOST_FRESH:  # Python objects take ten times the memory of arrays
             high, low = np.array(list(self.fresh), "<u8").T
             shard, offset, size = np.array(list(self.fresh.values()), "<u8").T
             self._append([(high, _entries(low, offset, size, shard))])
@@ -143,7 +143,7 @@ class Index:
             self.segments = [_sorted(self.segments)]
 
     def find(self, key: bytes) -> Iterator[Place]:
-        """Every place of a key, as several writers may have had it, the last first."""
+        """Every place of a key, the latest first; several writers may have written it."""
         high, low = halves(key)
         if (high, low) in self.fresh:
             yield self.fresh[high, low]

@@ -1,4 +1,4 @@
-"""Inspects every condition file of the rows before a run begins, and remembers which were intact."""
+"""Inspects every condition file of the rows before a run begins, and records which files are intact."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,17 +9,17 @@ from flow_factory.data.media_checks import Extent, Kind
 from flow_factory.utils.terminal import bar
 
 FORMAT = 1
-"""Of the record: to be raised when files are looked at more closely."""
+"""The version of the record. Raise it when files are checked more strictly."""
 
 
 class Record(Ledger):
-    """Files that were decoded to their end, by path, size and time of change, and their sizes."""
+    """The dimensions of files that were fully decoded, by path, size and modification time."""
 
     def __init__(self, file: Path):
         super().__init__(file, FORMAT)
 
     def key(self, path: str, kind: Kind) -> str | None:
-        """What a file is known by; None where there is none."""
+        """The key of a file; None if there is no such file."""
         try:
             stat = Path(path).stat()
         except OSError:
@@ -28,29 +28,29 @@ class Record(Ledger):
 
 
 def inspect_files(
-    files: Mapping[tuple[str, Kind], str], record: Record, mine: Iterable[tuple[str, Kind]] | None = None, progress: bool = True
+    files: Mapping[tuple[str, Kind], str], record: Record, share: Iterable[tuple[str, Kind]] | None = None, progress: bool = True
 ) -> dict[str, Extent]:
-    """Looks at each file once.
+    """Checks each file once.
 
     Args:
         files: (path, kind) -> `file:line` of the data set, for messages.
-        mine: those of them that this process decodes, where several share the work; of the others only the header is read.
+        share: the files that this process decodes, if several processes share the work. Of the others only the header is read.
 
     Returns:
-        The size of each that was decoded, now or for the record.
+        (width, height, frames) of each file that was decoded, now or earlier, by path.
 
     Raises:
         DataError: see `check_media`, `check_whole`.
     """
-    decoded, chosen = dict[str, Extent](), set(files if mine is None else mine)
+    decoded, to_decode = dict[str, Extent](), set(files if share is None else share)
     try:
         for (path, kind), where in bar(files.items(), "checking images and videos", "file", progress, delay=2):
             key = record.key(path, kind)
             if key is not None and key in record.known:
                 decoded[path] = record.known[key]
                 continue
-            check_media(path, where, kind)  # an absurd size is refused before anything is decoded
-            if key is not None and (path, kind) in chosen:
+            check_media(path, where, kind)  # refuses a huge size before anything is decoded
+            if key is not None and (path, kind) in to_decode:
                 decoded[path] = record.new[key] = check_whole(path, where, kind)
     finally:
         record.save()

@@ -1,4 +1,4 @@
-"""An append-only file of JSON lines that remembers results, so that they need not be computed again."""
+"""An append-only file of JSON lines that stores results, so that they are computed only once."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,12 @@ from flow_factory.utils.errors import file_errors
 
 
 class Ledger:
-    """Facts by key.
+    """Results by key.
 
-    A line that cannot be read, or is of another format, counts for nothing: its fact is found again.
+    A line that cannot be read, or that has another format, is ignored: its result is computed again.
 
     Args:
-        form: the format of facts: to be raised when they are found out otherwise.
+        form: the version of the results. Raise it when they are computed in another way.
     """
 
     def __init__(self, file: Path, form: int):
@@ -29,7 +29,7 @@ class Ledger:
                     self.known[key] = tuple(fact)
 
     def save(self) -> None:
-        """Appends what is new, whole lines at once, since other processes append too."""
+        """Appends the new results in one write of whole lines, since other processes append too."""
         lines = "".join(json.dumps([self.form, key, *fact]) + "\n" for key, fact in self.new.items())
         if lines:
             with file_errors("data.cache_dir", self.file, "choose another folder"):

@@ -1,15 +1,15 @@
-"""The minimum length of a video file according to its outermost boxes."""
+"""The minimum length of a video file according to the headers of its top-level boxes."""
 
 import struct
 from pathlib import Path
 from typing import BinaryIO
 
 BOXES = (b"ftyp", b"moov", b"mdat", b"moof", b"free", b"skip", b"wide", b"uuid", b"sidx", b"meta")
-"""The outermost parts of MP4 and MOV files."""
+"""The top-level boxes of MP4 and MOV files."""
 
 
 def stated_size(path: Path) -> int:
-    """How many bytes an MP4, MOV, WebM or MKV must have by the lengths of its outermost parts; 0 where it does not say."""
+    """The bytes that an MP4, MOV, WebM or MKV must have by the lengths of its top-level boxes; 0 if it does not state them."""
     start = 0
     with path.open("rb") as file:
         if file.read(4) == b"\x1a\x45\xdf\xa3":
@@ -29,7 +29,7 @@ def stated_size(path: Path) -> int:
 
 
 def _ebml_number(file: BinaryIO) -> int | None:
-    """As Matroska writes lengths: the zeros before the first 1 tell how many bytes follow. All ones: None, unknown."""
+    """Reads a length in Matroska's format: the zeros before the first 1 say how many bytes follow. None: all ones, unknown."""
     first = file.read(1) or b"\0"
     more = 8 - first[0].bit_length()
     value, most = int.from_bytes(first + file.read(more), "big"), (1 << 7 * (more + 1)) - 1

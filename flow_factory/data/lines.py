@@ -9,7 +9,7 @@ from flow_factory.data.v2 import columns_of
 from flow_factory.types import Row
 
 DEEPEST = 64
-"""Levels of lists and objects in a row: what copies and writes it goes down as deep."""
+"""The deepest nesting of lists and objects in a row, since functions that copy and write it are recursive."""
 
 
 def row_of(row_id: int, line: str, where: str, naming: Naming) -> Row:
@@ -19,7 +19,7 @@ def row_of(row_id: int, line: str, where: str, naming: Naming) -> Row:
         where: `file:line`, for messages.
 
     Raises:
-        DataError: it is not as `reader.read_rows` describes it.
+        DataError: the line does not have the format that `reader.read_rows` describes.
     """
     columns = _parse(line, where)
     if not isinstance(columns, dict):
@@ -31,7 +31,7 @@ def row_of(row_id: int, line: str, where: str, naming: Naming) -> Row:
 
 
 def _parse(line: str, where: str) -> Any:
-    """A line as JSON. NaN and Infinity, which Python writes, are taken as it means them: they can stand in columns for rewards only."""
+    """Parses a line of JSON. NaN and Infinity are accepted as Python writes them; only columns for rewards can have them."""
     try:
         value = _value(line)
         if line.count("[") + line.count("{") > DEEPEST and _deeper(value, DEEPEST):
@@ -42,7 +42,7 @@ def _parse(line: str, where: str) -> Any:
         raise DataError(f"{where}: not JSON at column {error.colno}: {error.msg}; one object a line, {EXAMPLE}") from error
     except RecursionError as error:
         raise DataError(f"{where}: lists and objects are nested more than {DEEPEST} deep; make the row flat") from error
-    except ValueError as error:  # those of the functions below, and Python's own limit
+    except ValueError as error:  # from the functions below, or Python's limit on the digits of a number
         raise DataError(f"{where}: {'a number has more than 4,300 digits' if 'digits' in str(error) else error}") from error
     return value
 
@@ -59,7 +59,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _value(line: str) -> Any:
-    """As `json.loads` has it; that makes a decoder for every line, and has the messages."""
+    """As `json.loads`, which builds a decoder for each line; it is called for its error messages only."""
     try:
         value, end = _DECODER.raw_decode(line)
         if end == len(line):
@@ -70,7 +70,7 @@ def _value(line: str) -> Any:
 
 
 def _deeper(value: Any, most: int) -> bool:
-    """Whether lists and objects stand in one another more than `most` times."""
+    """Whether lists and objects are nested more than `most` levels deep."""
     level = [value]
     for _ in range(most + 1):
         level = [inner for v in level if isinstance(v, dict | list) for inner in (v.values() if isinstance(v, dict) else v)]
@@ -79,7 +79,7 @@ def _deeper(value: Any, most: int) -> bool:
 
 def _require_whole(value: Any) -> None:
     """Raises:
-    ValueError: a text with half of a character, which no UTF-8 can hold: what a cut through an emoji leaves.
+    ValueError: a text contains half of a surrogate pair, which UTF-8 cannot encode (an emoji was cut in two).
     """
     try:
         json.dumps(value, ensure_ascii=False).encode()

@@ -1,6 +1,6 @@
-"""Condition images and videos from disk. Needs no torch; av is imported where it is used, as it takes half a second.
+"""Reads condition images and videos from disk. Needs no torch; av is imported where it is used, since the import takes half a second.
 
-Every complaint is a `DataError` that names the line of the data set, the file, what is wrong with it and what would be right.
+Errors are `DataError`s that name the line of the data set, the file, what is wrong with it and what would be right.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ if TYPE_CHECKING:
     import av
 
 DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, KeyError, EOFError, struct.error, zlib.error)
-"""What Pillow's decoders raise on files that are damaged."""
+"""The errors of Pillow's decoders on damaged files."""
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")
-"""What Pillow may take a file for. Of its others, some run a program (EPS) or are drawn by a library of the system (WMF)."""
+"""The formats that Pillow may open. Some of its others run a program (EPS) or a library of the system (WMF)."""
 CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "gif")
-"""What FFmpeg may take a file for, in its names: none of these opens another file, as a playlist does."""
+"""The formats that FFmpeg may open, by FFmpeg's names. None of them opens other files, as a playlist does."""
 
 
 def check_media(path: str | Path, where: str, kind: Kind) -> Extent:
-    """Reads the header alone: the file is there, is of this kind, and is not absurdly large (`MOST_IMAGE`, `MOST_VIDEO`).
+    """Reads the header: the file must exist, be of this kind, and not be too large (`MOST_IMAGE`, `MOST_VIDEO`).
 
-    An image is one picture of 1, 8 or 16 bits a channel, since floats and 32-bit numbers have no agreed range.
+    An image must have one frame and 1, 8 or 16 bits a channel, since float and 32-bit values have no common range.
 
     Args:
         where: `file:line` of the data set, for the message.
 
     Returns:
-        (width, height, frames) as stored, before it is turned upright; of a video whose header does not say how many, about so many.
+        (width, height, frames) as stored, before the rotation is applied. The number of frames is an estimate if the header lacks it.
 
     Raises:
-        DataError: it is not so.
+        DataError: a condition above does not hold.
     """
     if kind == "image":
         with _image(Path(path), where) as image:
@@ -67,13 +67,13 @@ def check_media(path: str | Path, where: str, kind: Kind) -> Extent:
 
 
 def check_whole(path: str | Path, where: str, kind: Kind) -> Extent:
-    """Decodes all of it, and keeps nothing; see `open_image`, `open_video`.
+    """Decodes the whole file and discards the result.
 
     Returns:
-        (width, height, frames) as it is shown.
+        (width, height, frames) as displayed.
 
     Raises:
-        DataError: see there.
+        DataError: see `open_image`, `open_video`.
     """
     if kind == "image":
         return (*open_image(path, where).size, 1)
@@ -84,12 +84,12 @@ def check_whole(path: str | Path, where: str, kind: Kind) -> Extent:
 
 
 def open_image(path: str | Path, where: str) -> Image.Image:
-    """The whole picture in 8-bit RGB, upright by its EXIF orientation.
+    """The image in 8-bit RGB, rotated by its EXIF orientation.
 
-    Transparent parts show white. 16-bit grey is rounded to 8 bits over its whole range. Colour profiles are not applied.
+    Transparency is composited on white. 16-bit grey is scaled to 8 bits and rounded. Colour profiles are not applied.
 
     Raises:
-        DataError: see `check_media`; or it is damaged or truncated.
+        DataError: see `check_media`; or the file is damaged or truncated.
     """
     with _image(Path(path), where) as image:
         try:
@@ -99,23 +99,23 @@ def open_image(path: str | Path, where: str) -> Image.Image:
 
 
 def first_frame(path: str | Path, where: str) -> Image.Image:
-    """Of a video, see `open_video`.
+    """The first frame of a video.
 
     Raises:
-        DataError: see there.
+        DataError: see `open_video`.
     """
     with closing(_frames(Path(path), where)) as frames:
         return next(frames)
 
 
 def open_video(path: str | Path, where: str) -> Clip:
-    """Every frame of the file's first video stream, upright by its rotation, at its mean frame rate; sound is passed over.
+    """All frames of the file's first video stream, rotated upright, with its mean frame rate; audio is ignored.
 
-    Frames are taken as they come, also where their distances in time differ, and pixels as square. Of a GIF, or of a file that does not
-    state its length, it cannot be seen that frames are missing at its end.
+    Variable frame rates and non-square pixels are ignored. A GIF, or a file that does not state its length, may have lost frames at its
+    end without notice.
 
     Raises:
-        DataError: see `check_media`; or it is damaged or truncated, or has no frame rate.
+        DataError: see `check_media`; or the file is damaged or truncated, or has no frame rate.
     """
     with _video(Path(path), where) as stream:
         rate = _rate(stream)
@@ -123,7 +123,7 @@ def open_video(path: str | Path, where: str) -> Clip:
 
 
 def _frames(path: Path, where: str) -> Generator[Image.Image, None, None]:
-    """See `open_video`."""
+    """Yields the frames one by one; see `open_video`."""
     import av
 
     count = 0
@@ -140,8 +140,8 @@ def _frames(path: Path, where: str) -> Generator[Image.Image, None, None]:
                     check_size(path, where, frame.width, frame.height, count)
                     yield _upright(frame)
         except av.FFmpegError as error:
-            many = f"{count} of {stream.frames or '?'} frames"
-            raise DataError(f"{where}: {path}: damaged or truncated after {many} ({reason_of(error)})") from error
+            decoded_part = f"{count} of {stream.frames or '?'} frames"
+            raise DataError(f"{where}: {path}: damaged or truncated after {decoded_part} ({reason_of(error)})") from error
     if not count:
         raise DataError(f"{where}: {path}: no frame in it can be decoded; it is damaged or truncated")
 
@@ -151,26 +151,26 @@ def _rate(stream: Any) -> Any:
 
 
 def _upright(frame: av.VideoFrame) -> Image.Image:
-    """`rotation` is counter-clockwise, in degrees, as PIL's is."""
+    """The frame, rotated. `rotation` is counter-clockwise in degrees, as in PIL."""
     turns = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
     image, angle = frame.to_image(), round(frame.rotation) % 360
     return image.transpose(turns[angle]) if angle in turns else image
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB on white."""
+    """Converts to 8-bit RGB, with transparency on white."""
     if image.mode.startswith("I;16"):
         grey = np.asarray(image).astype(np.float32)
         return Image.fromarray(np.rint(grey / 257).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
-        picture = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")
 
 
 @contextmanager
 def _image(path: Path, where: str) -> Iterator[Image.Image]:
-    """The image with nothing but its header read."""
+    """Opens the image and reads its header only."""
     check_file(path, where, "image")
     try:
         image = Image.open(path, formats=FORMATS)
@@ -184,40 +184,40 @@ def _image(path: Path, where: str) -> Iterator[Image.Image]:
     with image:
         check_size(path, where, *image.size, 1)
         if animated:
-            raise DataError(f"{where}: {path}: has several pictures ({image.format}), where one belongs")
+            raise DataError(f"{where}: {path}: has several frames ({image.format}); an image must have one")
         if image.mode in ("I", "F"):
-            raise DataError(f"{where}: {path}: numbers of mode {image.mode} have no agreed range; save it with 8 or 16 bits a channel")
+            raise DataError(f"{where}: {path}: pixels of mode {image.mode} have no common range; save it with 8 or 16 bits a channel")
         yield image
 
 
 def _unread(path: Path, error: Exception) -> str:
-    """Why a file is no image."""
+    """Why a file cannot be read as an image."""
     known = image_format(path)
     if known:
         return f"a {known} that is damaged or truncated" + f" ({reason_of(error)})" * (not isinstance(error, UnidentifiedImageError))
     if not isinstance(error, UnidentifiedImageError):
         return f"cannot be read ({reason_of(error)})"
     head = first_bytes(path)
-    return f"not an image that can be read, which PNG, JPEG and WebP are; it begins with {head!r}" if head else "an empty file"
+    return f"not a readable image, such as PNG, JPEG or WebP; it begins with {head!r}" if head else "an empty file"
 
 
 @contextmanager
 def _video(path: Path, where: str) -> Iterator[Any]:
-    """The first video stream, with no packet read."""
+    """Opens the first video stream; no packet is read."""
     import av
 
     check_file(path, where, "video")
-    if (size := path.stat().st_size) < (stated := stated_size(path)):  # av would take this for the end of the video
+    if (size := path.stat().st_size) < (stated := stated_size(path)):  # av would silently end the video there
         raise DataError(f"{where}: {path}: truncated: it has {size:,} bytes of at least {stated:,}")
     try:
         container = av.open(f"file:{path}", options={"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"})
     except (av.FFmpegError, OSError) as error:
         if image_format(path):
-            raise DataError(f"{where}: {path}: an image, where a video belongs; images stand in the column 'image' or 'images'") from error
-        said = "of another kind" if isinstance(error, av.ArgumentError) else reason_of(error)
-        text = f"not a video, or damaged or truncated ({said}); MP4, MOV, WebM, MKV, AVI and GIF can be read"
+            raise DataError(f"{where}: {path}: an image, not a video; images belong in the column 'image' or 'images'") from error
+        reason = "of another kind" if isinstance(error, av.ArgumentError) else reason_of(error)
+        text = f"not a video, or damaged or truncated ({reason}); MP4, MOV, WebM, MKV, AVI and GIF can be read"
         raise DataError(f"{where}: {path}: {text}") from error
     with closing(container):
         if not container.streams.video:
-            raise DataError(f"{where}: {path}: has no video stream, only {', '.join(s.type for s in container.streams) or 'nothing'}")
+            raise DataError(f"{where}: {path}: has no video stream; its streams: {', '.join(s.type for s in container.streams) or 'none'}")
         yield container.streams.video[0]

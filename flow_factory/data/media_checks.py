@@ -1,4 +1,4 @@
-"""Checks that a file is the image or the video that a row names: present, of this kind, not too large. Needs no torch."""
+"""Checks that a file that a row names exists, is an image or a video, and is not too large. Needs no torch."""
 
 import os
 from pathlib import Path
@@ -13,20 +13,20 @@ Kind = Literal["image", "video"]
 Extent = tuple[int, int, int]
 """Width, height, frames."""
 MOST_IMAGE = 64_000_000
-"""Pixels of an image, or of one frame."""
+"""The most pixels of an image, or of one frame."""
 MOST_VIDEO = 1_000_000_000
-"""Pixels of all frames of a video: 4 GB as Pillow keeps them."""
+"""The most pixels of all frames of a video together: 4 GB in Pillow."""
 MAGIC = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"RIFF": "WebP", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"BM": "BMP"}
 
 
 def first_bytes(path: Path) -> bytes:
-    """At most 16."""
+    """The first 16 bytes of a file."""
     with path.open("rb") as file:
         return file.read(16)
 
 
 def image_format(path: Path) -> str | None:
-    """The format of an image, by its first bytes."""
+    """The format of an image by its first bytes; None: it is no known image."""
     head = first_bytes(path)
     known = next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
     return None if known == "WebP" and head[8:12] != b"WEBP" else known
@@ -34,7 +34,7 @@ def image_format(path: Path) -> str | None:
 
 def require_there(path: str, where: str, kind: Kind) -> None:
     """Raises:
-    DataError: no file is at the path; what is in it is for `check_media` to say.
+    DataError: no file is at the path. `check_media` checks its content.
     """
     if not os.path.isfile(path):  # noqa: PTH113 (pathlib raises for a name that is too long)
         check_file(Path(path), where, kind)
@@ -42,15 +42,15 @@ def require_there(path: str, where: str, kind: Kind) -> None:
 
 def check_file(path: Path, where: str, kind: str) -> None:
     """Raises:
-    DataError: no file that can be read is at the path.
+    DataError: there is no readable file at the path.
     """
-    wanted = "an image" if kind == "image" else "a video"
-    with file_errors(where, path, f"{wanted} that can be read belongs there", DataError):
+    expected = "an image" if kind == "image" else "a video"
+    with file_errors(where, path, f"{expected} that can be read belongs there", DataError):
         if os.path.lexists(path):
             if (other := kind_of_file(path)) is not None:
-                raise DataError(f"{where}: {path}: {other}, where {wanted} belongs")
+                raise DataError(f"{where}: {path}: {other}, where {expected} belongs")
             with path.open("rb") as file:
-                file.read(1)  # what is no file of a disk may open, and fail then
+                file.read(1)  # some special files open and fail only when they are read
         elif path.parent.is_dir():
             names = [p.name for p in path.parent.iterdir()]
             raise DataError(f"{where}: {path}: no such {kind}.{nearest(path.name, names)} Its folder has {listing(path.parent)}")
@@ -63,7 +63,7 @@ def check_file(path: Path, where: str, kind: str) -> None:
 
 def check_size(path: Path, where: str, width: int, height: int, frames: int) -> None:
     """Raises:
-    DataError: it is larger than `MOST_IMAGE`, or than `MOST_VIDEO` in all.
+    DataError: a frame is larger than `MOST_IMAGE`, or all frames together are larger than `MOST_VIDEO`.
     """
     if width * height > MOST_IMAGE:
         raise DataError(f"{where}: {path}: {megapixels(width * height)} megapixels ({width} x {height}); at most {megapixels(MOST_IMAGE)}")
@@ -75,10 +75,10 @@ def check_size(path: Path, where: str, width: int, height: int, frames: int) -> 
 
 
 def megapixels(pixels: int) -> str:
-    """In millions."""
+    """Pixels in millions, as text."""
     return f"{round(pixels / 1e6, 1):,g}"
 
 
 def reason_of(error: Exception) -> str:
-    """Without the path and the numbers that av adds."""
+    """The error's text without the path and the numbers that av adds."""
     return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Writes a clip as MP4. av is imported where it is used, as it takes half a second."""
+"""Writes a clip as MP4. av is imported where it is used, since the import takes half a second."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Film(Clip):
-    """A clip that has been written already."""
+    """A clip with its encoded MP4."""
 
     file: bytes = b""
-    """As `save_video` writes it."""
+    """The content that `save_video` writes."""
 
 
 def video_bytes(clip: Clip) -> bytes:
-    """What `save_video` writes, which needs a file that can be read meanwhile.
+    """The clip as MP4. It goes through a temporary file, since `save_video` needs a file that it can seek in.
 
     Raises:
-        ValueError: see there.
-        OSError, av.FFmpegError: it cannot be written, or encoded.
+        ValueError: see `save_video`.
+        OSError, av.FFmpegError: the clip cannot be written or encoded.
     """
     if isinstance(clip, Film):
         return clip.file
@@ -41,12 +41,12 @@ def video_bytes(clip: Clip) -> bytes:
 
 
 def save_video(clip: Clip, path: str | Path) -> None:
-    """Writes an MP4: H.264 (yuv420p, BT.709, crf 17), and AAC where the clip has sound.
+    """Writes an MP4: H.264 (yuv420p, BT.709, crf 17), and AAC if the clip has audio.
 
-    yuv420p has even sides only: an odd width or height grows by one pixel, the last column or row repeated.
+    yuv420p needs even sides: an odd width or height grows by one pixel, which repeats the last column or row.
 
     Raises:
-        ValueError: no frames, frames of different sizes, a rate that is not positive, or sound that is not (1 or 2, samples).
+        ValueError: no frames, frames of different sizes, a frame rate that is not positive, or audio that is not (1 or 2, samples).
     """
     import av
 
@@ -76,7 +76,9 @@ def _sound(clip: Clip, path: str | Path) -> av.AudioFrame:
 
     samples = np.ascontiguousarray(clip.audio, dtype=np.float32)
     if samples.ndim != 2 or len(samples) not in (1, 2) or not clip.sample_rate:
-        raise ValueError(f"{path}: sound is (1 or 2 channels, samples) with a sample rate, not {samples.shape} at {clip.sample_rate} Hz")
+        raise ValueError(
+            f"{path}: audio must be (1 or 2 channels, samples) with a sample rate, not {samples.shape} at {clip.sample_rate} Hz"
+        )
     frame = av.AudioFrame.from_ndarray(samples.clip(-1, 1), format="fltp", layout=("mono", "stereo")[len(samples) - 1])
     frame.sample_rate = clip.sample_rate
     return frame

@@ -11,37 +11,37 @@ from typing import NamedTuple
 import numpy as np
 
 ORDER, SUBSET, MIXED = (int.from_bytes(name, "big") for name in (b"rows", b"some", b"mix"))
-"""Keep these uses of the seed apart from every other."""
+"""Keys that keep these uses of the seed independent of all others."""
 
 
 class EpochGroup(NamedTuple):
-    """One group of samples to be drawn: the place in the epoch, from 0, and the row that stands there."""
+    """One group of samples to draw: its number in the epoch, from 0, and its row."""
 
     number: int
     row: int
 
 
 class Stream(NamedTuple):
-    """One data set's rows in an endless order, one permutation after the other, and how much of it each epoch takes."""
+    """An endless order of one data set's rows, permutation after permutation, and how much of it each epoch takes."""
 
     num_rows: int
     rows_per_epoch: int
-    """Of all data sets together."""
+    """Rows of an epoch over all data sets."""
     seed: int
     weights: tuple[int, ...] = (1,)
     place: int = 0
-    """Of this data set among those with these weights."""
+    """The index of this data set in `weights`."""
     name: str = ""
-    """Keeps its permutations apart from those of other data sets; "" of one that is alone."""
+    """The name of the data set, part of the seed of its permutations; "" if it is the only one."""
 
     def begins(self, epoch: int) -> int:
-        """How many of its rows the epochs before this one take."""
+        """How many positions of the stream the epochs before this one take."""
         turns = _turns(self.weights)
         whole, rest = divmod(epoch * self.rows_per_epoch, len(turns))
         return int(whole * (turns == self.place).sum() + (turns[:rest] == self.place).sum())
 
     def epoch_at(self, position: int) -> int:
-        """The epoch that takes this place of the stream."""
+        """The epoch that takes this position of the stream."""
         epoch = position * sum(self.weights) // (self.weights[self.place] * self.rows_per_epoch)  # off by less than a row
         while self.begins(epoch) > position:
             epoch -= 1
@@ -50,24 +50,24 @@ class Stream(NamedTuple):
         return epoch
 
     def row(self, position: int) -> int:
-        """What stands there."""
+        """The row at this position."""
         cycle, k = divmod(position, self.num_rows)
         return int(_cycle(self, cycle)[k])
 
 
 @dataclass(frozen=True)
 class Order:
-    """Which rows the epochs of a run take; the rows of several data sets are numbered one after the other.
+    """Which rows the epochs of a run take. The rows of several data sets are numbered consecutively.
 
-    Each data set's rows come from an endless stream, one permutation of it after the other, so that every row comes up once a cycle. An
-    epoch that begins in one permutation and ends in the next has no row twice either; only where it takes more rows than there are
-    does a row return within an epoch, in a group of its own: key by its number what must differ.
+    Each data set's rows come from an endless stream of permutations, so each row comes up once a cycle. An epoch that spans two
+    permutations has no row twice either. A row repeats within an epoch only if the epoch takes more rows than there are; it then has
+    several groups, so whatever must differ between groups is keyed by the group's number.
 
-    Groups go to several data sets by their weights: after any number of epochs each has had its share of them to less than one group.
+    The weights share the groups between several data sets: after any number of epochs each data set has had its share to within one group.
     """
 
     sizes: tuple[int, ...]
-    """Rows of each data set."""
+    """The number of rows of each data set."""
     rows_per_epoch: int
     seed: int
     weights: tuple[int, ...] = (1,)
@@ -75,12 +75,12 @@ class Order:
 
     @property
     def streams(self) -> list[Stream]:
-        """One a data set."""
+        """One stream for each data set."""
         each = enumerate(zip(self.sizes, self.names, strict=True))
         return [Stream(size, self.rows_per_epoch, self.seed, self.weights, k, name) for k, (size, name) in each]
 
     def epoch(self, epoch: int) -> list[EpochGroup]:
-        """The groups of an epoch, those of several data sets in a random order."""
+        """The groups of an epoch; the groups of several data sets are shuffled."""
         streams, turns, rows = self.streams, _turns(self.weights), list[int]()
         positions, starts = [stream.begins(epoch) for stream in streams], np.cumsum([0, *self.sizes]).tolist()
         for turn in range(epoch * self.rows_per_epoch, (epoch + 1) * self.rows_per_epoch):
@@ -92,7 +92,7 @@ class Order:
         return [EpochGroup(number, row) for number, row in enumerate(rows)]
 
     def drawn(self, epochs: int) -> set[int]:
-        """The rows that so many epochs take."""
+        """The rows that the first `epochs` epochs take."""
         found, start = set[int](), 0
         for stream in self.streams:
             taken = stream.begins(epochs)
@@ -104,10 +104,10 @@ class Order:
 
 @lru_cache(maxsize=8)
 def _turns(weights: tuple[int, ...]) -> np.ndarray:
-    """(period,) the data set whose turn each group is: after any number of groups each has had its share to less than one.
+    """The data set of each group, (period,): after any number of groups each data set has had its share to within one group.
 
-    Tijdeman's algorithm for the chairman assignment problem (Discrete Mathematics 32, 1980): of those whose share allows another one, the
-    turn is of the one that must have it first.
+    Tijdeman's algorithm for the chairman assignment problem (Discrete Mathematics 32, 1980): among the data sets whose share allows
+    another group, the one with the earliest deadline gets it.
     """
     period = sum(weights) // gcd(*weights)
     turns, had = np.zeros(period, np.int64), [0] * len(weights)
@@ -115,8 +115,8 @@ def _turns(weights: tuple[int, ...]) -> np.ndarray:
         return turns
     total, spare = sum(weights), 2 * len(weights) - 2
     for group in range(period):
-        # of i: the share after this group less what it has had, w (group + 1) / W - had >= 1 / spare, may have it;
-        # and the least (1 - 1 / spare + had - w group / W) / (w / W) must have it first; all in whole numbers of 1 / (W spare)
+        # data set i may have the group if w (group + 1) / W - had >= 1 / spare (its share less what it has had);
+        # its deadline is (1 - 1 / spare + had - w group / W) / (w / W); both in integers, as multiples of 1 / (W spare)
         may = [i for i, w in enumerate(weights) if spare * (w * (group + 1) - had[i] * total) >= total]
         first = min(may, key=lambda i: (Fraction(total * (spare * (had[i] + 1) - 1), spare * weights[i]), i))
         turns[group] = first
@@ -126,7 +126,7 @@ def _turns(weights: tuple[int, ...]) -> np.ndarray:
 
 @lru_cache(maxsize=16)
 def _cycle(stream: Stream, cycle: int) -> np.ndarray:
-    """Permutation (num_rows,) number `cycle` of the stream, its head free of the rows that the same epoch took from the cycle before."""
+    """Permutation (num_rows,) number `cycle` of the stream. Its head has no row that the same epoch took from the previous cycle."""
     first, key = cycle, (stream.num_rows, stream.seed)
     while _carried(stream, first)[0]:
         first -= 1
@@ -138,8 +138,10 @@ def _cycle(stream: Stream, cycle: int) -> np.ndarray:
 
 
 def _carried(stream: Stream, cycle: int) -> tuple[int, int]:
-    """How many rows of the cycle before, and of this one, belong to the epoch that is under way when it begins; (0, 0) where an epoch may
-    repeat rows, or ends there."""
+    """How many rows of the previous cycle and of this one belong to the epoch that spans their border.
+
+    (0, 0) if an epoch ends at the border, or is longer than the data set, so that it may repeat rows.
+    """
     begin = cycle * stream.num_rows
     epoch = stream.epoch_at(begin)
     since, until = stream.begins(epoch), stream.begins(epoch + 1)
@@ -147,7 +149,7 @@ def _carried(stream: Stream, cycle: int) -> tuple[int, int]:
 
 
 def _without(taken: np.ndarray, order: np.ndarray, head: int) -> np.ndarray:
-    """`order` with the rows of `taken` among its first `head` exchanged for the next ones that are not taken."""
+    """`order`, where rows of `taken` among the first `head` are swapped with the next rows that are not taken."""
     clash = np.isin(order, taken)
     there = np.flatnonzero(clash[:head])
     free = head + np.flatnonzero(~clash[head:])[: len(there)]
@@ -156,14 +158,14 @@ def _without(taken: np.ndarray, order: np.ndarray, head: int) -> np.ndarray:
 
 
 def some_rows(num_rows: int, most: int | None, seed: int) -> Sequence[int]:
-    """At most so many of the rows, ascending; all for None. Those of a smaller number are among those of a larger one."""
+    """A random subset of at most `most` rows, ascending; None: all rows. A smaller subset is part of a larger one."""
     if most is None or most >= num_rows:
         return range(num_rows)
     return sorted(_permutation(num_rows, seed, 0, SUBSET)[:most].tolist())
 
 
 def _permutation(num_rows: int, seed: int, cycle: int, purpose: int = ORDER, name: str = "") -> np.ndarray:
-    """A permutation (num_rows,) from the bit generator's raw draws, which numpy keeps the same in every version."""
+    """A permutation (num_rows,) from the bit generator's raw draws, which are the same in all numpy versions."""
     key = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")] if name else []
     raw = np.random.PCG64(np.random.SeedSequence([seed, purpose, cycle, *key])).random_raw(num_rows)
     return np.argsort(raw, kind="stable")

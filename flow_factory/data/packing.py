@@ -1,7 +1,7 @@
-"""A row's condition as bytes: its structure as JSON, small tensors behind it, large ones apart under the hash of their content.
+"""Serialises a row's condition: its structure as JSON, then small tensors; large tensors are stored apart by content hash.
 
-Nothing in it is code. A picture that is one of the row's own files, as it is read, stays there: only its place in the row and the file's
-hash are kept.
+The format contains no code. An image that equals one of the row's own files is stored as a reference: its index in the row and the
+file's hash.
 """
 
 import json
@@ -21,23 +21,23 @@ from flow_factory.utils.tensor_file import NAMES, raw_bytes
 
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
 SMALL, MOST_SMALL = 1 << 16, 1 << 20
-"""Bytes of a tensor that stays with its row, and of all of them."""
+"""Limits in bytes for one tensor that is stored with its row, and for all such tensors of a row."""
 MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, OverflowError)
-"""What comes of taking apart what was made for that."""
+"""Errors that unpacking crafted bytes can raise."""
 
 Known = Callable[[Image.Image], Sequence[Any] | None]
-"""Where among a row's files a picture is found again; None: nowhere."""
+"""Returns the reference of an image to one of the row's files; None: it is in no file."""
 
 
 class MalformedError(Exception):
-    """Bytes that are no condition."""
+    """The bytes are not a packed condition."""
 
 
-def pack(cond: Cond, key: bytes, known: Known = lambda picture: None) -> list[Blob]:
-    """The row's large tensors, and the row.
+def pack(cond: Cond, key: bytes, known: Known = lambda image: None) -> list[Blob]:
+    """The blobs of the row's large tensors, then the blob of the row.
 
     Raises:
-        TypeError: the condition holds something else than tensors, RGB images, JSON values, and lists, tuples or dicts of them.
+        TypeError: the condition holds something other than tensors, RGB images, JSON values, and lists, tuples or dicts of them.
     """
     packer = Packer(known)
     structure = packer.packed(dict(cond), "cond")
@@ -49,18 +49,18 @@ def pack(cond: Cond, key: bytes, known: Known = lambda picture: None) -> list[Bl
 
 
 class Packer:
-    """Takes records apart; small tensors are kept together, see `pack`."""
+    """Replaces tensors and images in nested values by references and collects the tensors, see `pack`."""
 
     def __init__(self, known: Known):
         self.known = known
-        self.tensors: list[tuple[str, list[int], int | str]] = []  # dtype, shape, where: an offset behind the text, or a part's key
+        self.tensors: list[tuple[str, list[int], int | str]] = []  # dtype, shape, place: an offset in `inline`, or the key of a part
         self.inline: list[bytes] = []
         self.size = 0
         self.parts: dict[bytes, Blob] = {}
 
     def packed(self, value: Any, where: str) -> Any:
-        """`value` as JSON in which {"tensor": n}, {"image": n}, {"file": ...}, {"list": [...]}, {"tuple": [...]} and {"dict": {...}} stand
-        for what JSON lacks; an image is a tensor (H, W, 3) of uint8."""
+        """`value` as JSON. {"tensor": n}, {"image": n}, {"file": ...}, {"list": [...]}, {"tuple": [...]} and {"dict": {...}} represent
+        what JSON lacks; an image is a tensor (H, W, 3) of uint8."""
         if isinstance(value, Tensor) and value.dtype in NAMES:
             return {"tensor": self._tensor(value)}
         if isinstance(value, Image.Image) and value.mode == "RGB":
@@ -78,7 +78,7 @@ class Packer:
         raise TypeError(f"{where} is a {what}, which is not cacheable: only tensors, RGB images, numbers, texts and lists are")
 
     def _tensor(self, tensor: Tensor) -> int:
-        """Its number."""
+        """Adds a tensor and returns its number."""
         data = raw_bytes(tensor)
         place: int | str
         if len(data) < SMALL and self.size + len(data) <= MOST_SMALL:
@@ -94,27 +94,27 @@ class Packer:
 
 
 def in_memory(blobs: Sequence[Blob]) -> Cond:
-    """What `pack` has made of a condition, taken apart again without having been anywhere."""
+    """Unpacks the result of `pack` directly, without a cache."""
     *parts, row = blobs
     data = {blob.key: np.frombuffer(blob.parts[0], np.uint8) for blob in parts}
-    cond = unpack(b"".join(row.parts)[DIGEST:], lambda key, size: data[key], _picture, _nowhere)
+    cond = unpack(b"".join(row.parts)[DIGEST:], lambda key, size: data[key], _image, _nowhere)
     assert cond is not None
     return cond
 
 
-def _picture(number: int, pixels: Tensor) -> Image.Image:
-    return picture_of(pixels)
+def _image(number: int, pixels: Tensor) -> Image.Image:
+    return image_of(pixels)
 
 
 def _nowhere(found: Sequence[Any]) -> Image.Image:
     raise AssertionError(found)
 
 
-def picture_of(pixels: Tensor) -> Image.Image:
-    """From (H, W, 3) uint8.
+def image_of(pixels: Tensor) -> Image.Image:
+    """The image of (H, W, 3) uint8 pixels.
 
     Raises:
-        ValueError: they are something else.
+        ValueError: another shape or dtype.
     """
     if pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError
@@ -127,21 +127,21 @@ def unpack(
     image: Callable[[int, Tensor], Image.Image],
     file: Callable[[Sequence[Any]], Image.Image],
 ) -> Cond | None:
-    """The condition; None where a part of it is missing.
+    """The condition; None if a large tensor is missing.
 
     Args:
-        part: the bytes of a large tensor, by hash and size.
-        image: of the tensor with that number.
-        file: the picture that `known` has found.
+        part: returns the bytes of a large tensor, by hash and size.
+        image: returns the image of a tensor's number and pixels.
+        file: returns the image for a reference made by `known`.
 
     Raises:
-        MalformedError: it is no condition, though it has the right hash.
+        MalformedError: the bytes are not a packed condition, though they have the right hash.
     """
     try:
         length = int.from_bytes(data[:8], "little")
         structure, tensors = json.loads(data[8 : 8 + length])
-        behind = 8 + length + -(DIGEST + 8 + length) % ALIGNED
-        inline = bytearray(data[behind:])
+        inline_start = 8 + length + -(DIGEST + 8 + length) % ALIGNED
+        inline = bytearray(data[inline_start:])
         made: dict[int, Tensor] = {}
         for number, (dtype, shape, place) in enumerate(tensors):
             tensor = _tensor(DTYPES[dtype], shape, place, inline, part)
@@ -151,7 +151,7 @@ def unpack(
         found = rebuilt(structure, made, image, file)
         if not isinstance(found, dict):
             raise TypeError
-    except UserError:  # of a file
+    except UserError:  # from `file`
         raise
     except MALFORMED as error:
         raise MalformedError from error
@@ -161,29 +161,29 @@ def unpack(
 def _tensor(
     dtype: torch.dtype, shape: list[int], place: int | str, inline: bytearray, part: Callable[[bytes, int], np.ndarray | None]
 ) -> Tensor | None:
-    many = 1
+    numel = 1
     for side in shape:
         if side < 0:
             raise ValueError
-        many *= side
-    if not many:
+        numel *= side
+    if not numel:
         return torch.empty(shape, dtype=dtype)
     if isinstance(place, str):
         key = bytes.fromhex(place)
         if len(key) != DIGEST:
             raise ValueError
-        found = part(key, many * dtype.itemsize)
+        found = part(key, numel * dtype.itemsize)
         return None if found is None else torch.frombuffer(found, dtype=dtype).view(shape)
     if place < 0:
         raise ValueError
-    return torch.frombuffer(inline, dtype=dtype, count=many, offset=place).view(shape).clone()  # in memory of its own, aligned as torch's
+    return torch.frombuffer(inline, dtype=dtype, count=numel, offset=place).view(shape).clone()  # the copy is aligned
 
 
-def rebuilt(value: Any, tensors: Mapping[int, Tensor], image: Any = _picture, file: Any = _nowhere) -> Any:
+def rebuilt(value: Any, tensors: Mapping[int, Tensor], image: Any = _image, file: Any = _nowhere) -> Any:
     """The inverse of `Packer.packed`.
 
     Raises:
-        ValueError, KeyError, TypeError, ...: it was something else; see `MALFORMED`.
+        ValueError, KeyError, TypeError, ...: `value` was not made by it; see `MALFORMED`.
     """
     if not isinstance(value, dict):
         return value

@@ -1,4 +1,4 @@
-"""Reads a data set: `train` and `test`, each `.jsonl` or `.txt`. Imports no torch, so a check is quick."""
+"""Reads a split of a data set from a `.jsonl` or `.txt` file. Imports no torch, so that a check is quick."""
 
 import logging
 import math
@@ -24,12 +24,12 @@ from flow_factory.utils.lazy import LazySequence
 logger = logging.getLogger(__name__)
 
 LONGEST = 1 << 24
-"""Bytes of a line: a data set that is one JSON document is no data set of one row."""
+"""The most bytes of a line. A longer one is probably a whole data set that was written as one JSON document."""
 READABLE = "the user that runs this must be able to read it"
-EVERY = 60
-"""Seconds between two looks at whether a file has changed."""
-Look = Callable[[Row], object]
-"""Is handed every row once, in order, and raises `UserError` where it is not right."""
+CHANGE_CHECK_S = 60
+"""Seconds between two checks whether a file has changed."""
+RowCheck = Callable[[Row], object]
+"""Called with each row once, in order. It raises `UserError` for a bad row, or collects statistics."""
 
 
 def read_rows(
@@ -38,59 +38,59 @@ def read_rows(
     max_size: int | None = None,
     image_dir: str | Path | None = None,
     video_dir: str | Path | None = None,
-    looks: Iterable[Look] = (),
+    checks: Iterable[RowCheck] = (),
     columns: Mapping[str, str] | None = None,
 ) -> "RowFile":
-    """The rows of `{split}.jsonl` or `{split}.txt` of a folder, or of one such file, numbered from 0; reading stops after `max_size`.
+    """The rows of `{split}.jsonl` or `{split}.txt` in a folder, or of one such file, numbered from 0; reading stops after `max_size`.
 
-    A line of the .txt is a prompt. A line of the .jsonl is an object with `prompt`, maybe `negative_prompt`, `image` (a file name) or
-    `images` (a list of them), `video` or `videos`, and any other columns, which stay with the row. Blank lines are skipped. Equal lines
-    stay rows of their own, since a group belongs to a row, not to a text.
+    A line of a .txt is a prompt. A line of a .jsonl is an object with `prompt`, optionally `negative_prompt`, `image` (a file name) or
+    `images` (a list of them), `video` or `videos`, and any other columns, which are kept in the row. Blank lines are skipped. Equal lines
+    stay separate rows, since a group belongs to a row, not to a text.
 
     Args:
-        image_dir, video_dir: where relative file names start; by default images/ and videos/ in the data set's folder. Whether the files
-            are there is for `inspection` to say.
-        looks: what else is asked of each row, or found out about all of them: all that needs every row is done in the one pass.
+        image_dir, video_dir: the folders of relative file names; by default images/ and videos/ in the data set's folder. `inspection`
+            checks the files.
+        checks: called with each row, so that everything that needs all rows is done in one pass.
         columns: see `Naming`.
 
     Raises:
-        DataError: no such folder or file, both files, an empty file, or a line that is not as described.
-        UserError: what a look raises.
+        DataError: no such folder or file, both files, an empty file, or a line in another format.
+        UserError: from a check.
     """
     folder = Path(dataset_dir)
     with file_errors("data.dataset_dir", folder, READABLE, DataError):
         path = folder if folder.suffix in _EXAMPLES and folder.is_file() else _file_of(folder, split)
     require_readable(path, "data.dataset_dir", READABLE, DataError)
     if columns and path.suffix == ".txt":
-        raise DataError(f"data.columns: {path} is a prompt a line and has no columns; remove data.columns, or write a .jsonl")
+        raise DataError(f"data.columns: {path} has one prompt a line and no columns; remove data.columns, or write a .jsonl")
     folders = {"image": Path(image_dir or path.parent / "images"), "video": Path(video_dir or path.parent / "videos")}
-    return RowFile(path, Naming(folders, columns or {}, path.parent), max_size, looks)
+    return RowFile(path, Naming(folders, columns or {}, path.parent), max_size, checks)
 
 
 class RowFile(LazySequence[Row]):
-    """The rows of a file. Each line is checked once; what is kept of it is where it stands, and it is read again when its row is asked for.
+    """The rows of a file. Each line is checked once; only its offset and hash stay in memory, and it is read again on access.
 
-    A file that another one takes the place of stays what it was for those who have it open, and the run goes on with it. One that is
-    written to is noticed: by a warning where it has changed, and by an error where the line that is asked for has.
+    If the file is replaced, the run goes on with the old one, which stays open. If it is written to, a warning says so, and an access to
+    a changed line raises an error.
 
     Args:
         naming: how its columns become rows.
-        most: rows that are read.
-        looks: see `read_rows`.
+        most: the most rows that are read.
+        checks: see `read_rows`.
     """
 
-    def __init__(self, path: Path, naming: Naming, most: int | None = None, looks: Iterable[Look] = ()):
+    def __init__(self, path: Path, naming: Naming, most: int | None = None, checks: Iterable[RowCheck] = ()):
         self.path, self.naming, self._jsonl = path, naming, path.suffix == ".jsonl"
         with file_errors("data.dataset_dir", path, READABLE, DataError):
             self._file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
-        self._seen, self._next_look = _signs(os.fstat(self._file)), time.monotonic() + EVERY
+        self._signature, self._next_check = _signature(os.fstat(self._file)), time.monotonic() + CHANGE_CHECK_S
         numbers, begins, ends, digests = columns = (array("q"), array("q"), array("q"), array("q"))
-        looks = tuple(looks)
+        checks = tuple(checks)
         for number, begin, end, text in islice(_lines(path, self._file), most):
             row = self._row(len(numbers), number, text)
-            for look in looks:
-                look(row)
+            for check in checks:
+                check(row)
             numbers.append(number)
             begins.append(begin)
             ends.append(end)
@@ -106,11 +106,11 @@ class RowFile(LazySequence[Row]):
 
     def item(self, index: int) -> Row:
         """Raises:
-        RowError: the line is not what it was.
+        RowError: the line has changed since the run began.
         """
-        self._look()
-        where, right = f"{self.path}:{self._numbers[index]}", "put it back and go on with model.resume_path, or begin a run of its own"
-        with file_errors(where, self.path, right, RowError):  # a mapped file would end the process where it is cut short
+        self._warn_if_changed()
+        where, right = f"{self.path}:{self._numbers[index]}", "restore it and resume with model.resume_path, or begin a new run"
+        with file_errors(where, self.path, right, RowError):  # a memory-mapped file that is truncated would kill the process
             raw = os.pread(self._file, int(self._ends[index] - self._begins[index]), int(self._begins[index]))
         text = raw.decode("utf-8-sig", "replace").strip()
         if hash(text) != self._digests[index]:
@@ -121,19 +121,19 @@ class RowFile(LazySequence[Row]):
         where = f"{self.path}:{number}"
         return row_of(k, text, where, self.naming) if self._jsonl else Row(k, text, source=where)
 
-    def _look(self) -> None:
-        """Says once that the file is another, or has been written to."""
-        if (now := time.monotonic()) < self._next_look:
+    def _warn_if_changed(self) -> None:
+        """Warns once if the file was replaced or written to."""
+        if (now := time.monotonic()) < self._next_check:
             return
-        self._next_look = now + EVERY
+        self._next_check = now + CHANGE_CHECK_S
         with suppress(OSError):
-            if self._seen != _signs(self.path.stat()):
-                self._next_look = math.inf
+            if self._signature != _signature(self.path.stat()):
+                self._next_check = math.inf
                 logger.warning("%s has changed; this run goes on with the rows that it began with", self.path)
 
 
-def _signs(stat: os.stat_result) -> tuple[int, int, int]:
-    """By which a change of a file is seen."""
+def _signature(stat: os.stat_result) -> tuple[int, int, int]:
+    """Changes when the file is replaced or written to."""
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
@@ -145,13 +145,13 @@ def _file_of(folder: Path, split: str) -> Path:
         nearest = next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
         what = f"no data set folder {folder}; {nearest} has {listing(nearest)}" if not os.path.lexists(folder) else f"{folder} is no folder"
         raise DataError(f"{what}. data.dataset_dir names a folder with train.jsonl or .txt")
-    there = [path for suffix in _EXAMPLES if os.path.lexists(path := folder / f"{split}{suffix}")]
-    if len(there) == 2:
-        raise DataError(f"{folder} has both {split}.jsonl and {split}.txt: keep the one that is meant")
-    if not there:
-        wanted = " or ".join(f"{split}{suffix} ({example})" for suffix, example in _EXAMPLES.items())
-        raise DataError(f"no {split} split in {folder}, which has {listing(folder)}; it needs {wanted}")
-    return there[0]
+    paths = [path for suffix in _EXAMPLES if os.path.lexists(path := folder / f"{split}{suffix}")]
+    if len(paths) == 2:
+        raise DataError(f"{folder} has both {split}.jsonl and {split}.txt: keep only one of them")
+    if not paths:
+        expected = " or ".join(f"{split}{suffix} ({example})" for suffix, example in _EXAMPLES.items())
+        raise DataError(f"no {split} split in {folder}, which has {listing(folder)}; it needs {expected}")
+    return paths[0]
 
 
 def listing(folder: Path, most: int = 12) -> str:
@@ -161,17 +161,17 @@ def listing(folder: Path, most: int = 12) -> str:
 
 
 def _lines(path: Path, opened: int) -> Iterator[tuple[int, int, int, str]]:
-    """(line number from 1, where it begins and where the next one does, stripped text) of every line that is not blank."""
+    """(line number from 1, offset of the line, offset of the next line, stripped text) of every line that is not blank."""
     end = 0
     with file_errors("data.dataset_dir", path, READABLE, DataError), open(opened, "rb", closefd=False) as file:
         for number, raw in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), start=1):
             begin, end = end, end + len(raw)
             if len(raw) > LONGEST:
                 raise DataError(
-                    f"{path}:{number}: a line of more than {LONGEST >> 20} MB; a row is a line, and a file of rows no JSON list"
+                    f"{path}:{number}: a line of more than {LONGEST >> 20} MB; each row must be one line, not an item of a JSON list"
                 )
             try:
-                text = raw.decode("utf-8-sig").strip()  # files that were joined have marks of byte order inside, too
+                text = raw.decode("utf-8-sig").strip()  # concatenated files have byte order marks inside, too
             except UnicodeDecodeError as error:
                 hint = " (it looks like UTF-16)" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
                 raise DataError(

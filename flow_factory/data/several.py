@@ -1,4 +1,4 @@
-"""Rows of several data sets as one sequence, and what belongs to each row beside them."""
+"""Joins the rows of several data sets, and what belongs to each row, into one sequence."""
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
@@ -13,10 +13,10 @@ Item = TypeVar("Item", covariant=True)
 
 
 class Named(LazySequence[Row]):
-    """A data set's rows, each of which knows its name.
+    """The rows of one data set; each row carries the data set's name.
 
     Args:
-        first: the number of its first row, where rows of several data sets are numbered one after the other.
+        first: the id of its first row. Rows of several data sets are numbered consecutively.
     """
 
     def __init__(self, rows: Sequence[Row], name: str, first: int = 0):
@@ -30,7 +30,7 @@ class Named(LazySequence[Row]):
 
 
 class Joined(LazySequence[Item]):
-    """Sequences one after the other."""
+    """Several sequences, concatenated without copying."""
 
     def __init__(self, parts: Iterable[Sequence[Item]]):
         self.parts = tuple(parts)
@@ -45,17 +45,17 @@ class Joined(LazySequence[Item]):
 
 
 def joined(parts: Sequence[Sequence[Item]]) -> Sequence[Item]:
-    """The sequences one after the other; one alone as it is."""
+    """Concatenates the sequences; a single sequence is returned unchanged."""
     return parts[0] if len(parts) == 1 else Joined(parts)
 
 
 def parts_of(rows: Sequence[Item]) -> tuple[Sequence[Item], ...]:
-    """What was joined."""
+    """The sequences that `joined` concatenated."""
     return rows.parts if isinstance(rows, Joined) else (rows,)
 
 
 def sizes_of(rows: Sequence[object]) -> tuple[int, ...]:
-    """Rows of each data set."""
+    """The number of rows of each data set."""
     return tuple(map(len, parts_of(rows)))
 
 

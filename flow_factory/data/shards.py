@@ -1,6 +1,7 @@
-"""Bytes by key in files of some hundred megabytes, which are only appended to: whole or not at all, for several runs and machines at once.
+"""A key-value store in append-only files of a few hundred megabytes. Writes are atomic; several runs and machines can share it.
 
-What is read is compared with its hash once a process: a shard that was cut, changed or removed is as one that never was.
+A process verifies the hash of each entry when it first reads it. Entries of a shard that was truncated, changed or removed count as
+missing.
 """
 
 import logging
@@ -21,19 +22,19 @@ from flow_factory.data.index import MAGIC, RECORD, ROW, Index, Place, halves
 logger = logging.getLogger(__name__)
 
 SHARD = 256 << 20
-"""Bytes after which a writer begins another shard."""
+"""A writer begins another shard after this many bytes."""
 ALIGNED = 64
-"""Offsets are multiples of it, as torch's own memory is."""
+"""Offsets are multiples of this many bytes, the alignment of torch's own memory."""
 DIGEST = 32
 READ = 1 << 20
 MOST_ROW = 64 << 20
-"""Bytes of a row without its large tensors: what a lying index may have read at once."""
+"""The most bytes of a row without its large tensors: the limit for one read, in case an index is wrong."""
 CUT, CHANGED = "it was cut short", "it is damaged: its bytes are not those that were written"
 Found = TypeVar("Found")
 
 
 def digest(*parts: bytes | memoryview) -> bytes:
-    """Of bytes: BLAKE2b of 32 bytes, which takes 0.7 ms a megabyte on every CPU; SHA-256 takes 0.5 or 2.5, as the CPU can."""
+    """BLAKE2b of 32 bytes. It takes 0.7 ms/MB on every CPU; SHA-256 takes 0.5 or 2.5, depending on the CPU's instructions."""
     state = blake2b(digest_size=DIGEST)
     for part in parts:
         state.update(part)
@@ -41,7 +42,7 @@ def digest(*parts: bytes | memoryview) -> bytes:
 
 
 class Blob(NamedTuple):
-    """What is to be appended under a key."""
+    """An entry to append."""
 
     key: bytes
     kind: int
@@ -49,9 +50,9 @@ class Blob(NamedTuple):
 
 
 class Writer:
-    """A shard and an index of this process alone.
+    """A shard and its index, which only this process writes.
 
-    Both are opened for each write and closed after it: then other machines see it, and a folder that has gone is noticed.
+    Both are opened for each write and closed after it, so that other machines see the write and a removed folder is noticed.
     """
 
     def __init__(self, folder: Path, name: str):
@@ -67,7 +68,7 @@ class Writer:
             raise
 
     def ours(self) -> bool:
-        """Whether it is as it was left: not removed, not cut, and not of the process that this one is a fork of."""
+        """Whether both files are as this process left them: not removed, not truncated, and not opened by the parent of a fork."""
         try:
             whole = self.shard.stat().st_size >= self.end and self.index.stat().st_size >= self.index_end
         except (FileNotFoundError, NotADirectoryError):
@@ -75,10 +76,10 @@ class Writer:
         return whole and self.process == os.getpid()
 
     def append(self, blobs: Sequence[Blob]) -> list[tuple[int, int]]:
-        """Offset and size of each.
+        """Appends the blobs; returns the offset and size of each.
 
         Raises:
-            OSError: the file system refuses; what was begun is cut off.
+            OSError: from the file system; a partial write is truncated.
         """
         places, end = [], self.end
         with self.shard.open("r+b", buffering=0) as shard, self.index.open("r+b", buffering=0) as index:
@@ -91,7 +92,7 @@ class Writer:
                 records = np.array([(*halves(b.key), *place, b.kind) for b, place in zip(blobs, places, strict=True)], RECORD).tobytes()
                 write_at(index.fileno(), records, self.index_end)
             except OSError:
-                with suppress(OSError):  # room for others, no more
+                with suppress(OSError):  # this only frees space
                     index.truncate(self.index_end)
                     shard.truncate(self.end)
                 raise
@@ -100,7 +101,7 @@ class Writer:
 
 
 def write_at(file: int, data: bytes | memoryview, offset: int) -> int:
-    """All of it; the number of bytes."""
+    """Writes all bytes of `data`; returns how many there are."""
     view, done = memoryview(data), 0
     while done < len(view):
         done += os.pwrite(file, view[done:], offset + done)
@@ -108,23 +109,23 @@ def write_at(file: int, data: bytes | memoryview, offset: int) -> int:
 
 
 class Shards:
-    """Rows and parts by key.
+    """The rows and large tensors of a folder, by key.
 
     Args:
-        folder: of one set of encoders.
-        family: how the names of this process's own shards begin.
-        describe: called before a shard is begun.
+        folder: the folder of one set of encoders.
+        family: the prefix of the names of the shards that this process writes.
+        describe: called before a shard is created.
     """
 
     def __init__(self, folder: Path, family: str = "", describe: Callable[[], None] = lambda: None):
         self.folder, self.family, self.describe = folder, family, describe
         self.index, self.lock = Index(folder), threading.RLock()
         self.writer: Writer | None = None
-        self.whole, self.lost = set[Place](), dict[Place, str]()  # what was looked at; and why it cannot be used
+        self.whole, self.lost = set[Place](), dict[Place, str]()  # entries with a verified hash; unusable ones and why
         self.maps: dict[int, np.ndarray] = {}
-        self.said = set[int]()
+        self.warned = set[int]()
         self.grown = 0
-        """Bytes that this process has put here."""
+        """Bytes that this process has appended."""
 
     def refresh(self) -> None:
         """See `Index.refresh`."""
@@ -132,23 +133,23 @@ class Shards:
             self.index.refresh()
 
     def holder(self, key: bytes) -> str | None:
-        """The name of a shard that has a key, as far as is known without reading it."""
+        """The name of a shard that has the key according to the index; the shard is not read."""
         place = next(iter(self._places(key)), None)
         return None if place is None else self.index.names[place.shard]
 
     def row(self, key: bytes) -> tuple[bytes, Place] | None:
-        """What was put under a row's key, and where; None where there is nothing, or nothing whole."""
+        """The bytes stored under a row's key, and their place; None if there are none, or only damaged ones."""
         return self._first(key, lambda place: self._row(place, key))
 
     def part(self, key: bytes, size: int) -> np.ndarray | None:
-        """Bytes (size,) by the hash of their content, mapped; None where they are not, or not whole."""
+        """The bytes (size,) with this content hash, memory-mapped; None if they are missing or damaged."""
         return self._first(key, lambda place: self._mapped(place) if place.size == size and self._right(place, key) else None)
 
     def append(self, blobs: Sequence[Blob]) -> None:
-        """Keeps what is not there yet.
+        """Appends the rows, and those large tensors that are not stored yet.
 
         Raises:
-            OSError: the file system refuses.
+            OSError: from the file system.
         """
         with self.lock:
             new = [blob for blob in blobs if blob.kind == ROW or not any(map(self._there, self._places(blob.key)))]
@@ -160,21 +161,21 @@ class Shards:
                 self.index.add(blob.key, Place(number, offset, size))
             self.index.read[writer.index.name] = writer.index_end
 
-    def lose(self, place: Place, reason: str) -> None:
-        """Forgets what is at a place."""
+    def mark_unusable(self, place: Place, reason: str) -> None:
+        """Marks the entry at a place as unusable."""
         self.lost[place] = reason
         self.maps.pop(place.shard, None)
 
-    def tell(self, key: bytes) -> None:
-        """Says why a key's bytes cannot be used, once a shard."""
+    def warn_unusable(self, key: bytes) -> None:
+        """Warns, once for each shard, why a key's bytes cannot be used."""
         for place in self.index.find(key):
-            if place in self.lost and place.shard not in self.said:
-                self.said.add(place.shard)
-                text = "data.cache_dir: %s: %s; what it had is encoded again where it is needed"
+            if place in self.lost and place.shard not in self.warned:
+                self.warned.add(place.shard)
+                text = "data.cache_dir: %s: %s; its rows are encoded again when they are needed"
                 logger.warning(text, self.index.path(place), self.lost[place])
 
     def _ready(self, size: int) -> Writer:
-        """A writer with room for so many bytes, or one that has none yet."""
+        """The writer of the current shard if `size` bytes still fit into it; else one with a new shard."""
         writer = self.writer
         if writer is None or not writer.ours() or 0 < writer.end > SHARD - size:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -187,11 +188,11 @@ class Shards:
             return [place for place in self.index.find(key) if place not in self.lost]
 
     def _first(self, key: bytes, read: Callable[[Place], Found | None]) -> Found | None:
-        """What is read at the first place of a key that is right, among what is known, or else what others have appended since."""
+        """Reads the first valid place of a key: first among the known ones, then among those that others have appended since."""
         tried = set[Place]()
         for again in (False, True):
             if again:
-                with suppress(OSError):  # then there is nothing
+                with suppress(OSError):  # then nothing new is found
                     self.refresh()
             for place in self._places(key):
                 if place in tried:
@@ -200,48 +201,48 @@ class Shards:
                 try:
                     found = read(place)
                 except OSError as error:
-                    self.lose(place, error.strerror or str(error))
+                    self.mark_unusable(place, error.strerror or str(error))
                     continue
                 if found is not None:
                     return found
-        self.tell(key)
+        self.warn_unusable(key)
         return None
 
     def _there(self, place: Place) -> bool:
-        """Whether the shard still reaches so far."""
+        """Whether the shard is still long enough to have this place."""
         try:
             reaches = self.index.path(place).stat().st_size >= place.end
         except OSError as error:
-            self.lose(place, error.strerror or str(error))
+            self.mark_unusable(place, error.strerror or str(error))
             return False
         if not reaches:
-            self.lose(place, CUT)
+            self.mark_unusable(place, CUT)
         return reaches
 
     def _row(self, place: Place, key: bytes) -> tuple[bytes, Place] | None:
         data = b"".join(self._read(place)) if place.size <= MOST_ROW else b""
         if len(data) == place.size and digest(key, data[DIGEST:]) == data[:DIGEST]:
             return data[DIGEST:], place
-        self.lose(place, CUT if len(data) < place.size <= MOST_ROW else CHANGED)
+        self.mark_unusable(place, CUT if len(data) < place.size <= MOST_ROW else CHANGED)
         return None
 
     def _right(self, place: Place, key: bytes) -> bool:
-        """Whether the bytes are those of the hash; looked at once."""
+        """Whether the bytes have the hash `key`; verified once a process."""
         if place not in self.whole:
             if digest(*self._read(place)) != key:
-                self.lose(place, CHANGED)
+                self.mark_unusable(place, CHANGED)
                 return False
             self.whole.add(place)
         return True
 
     def _read(self, place: Place) -> Iterator[bytes]:
-        """The bytes, as far as they are there: mapped memory whose file was cut would end the process."""
+        """Reads the bytes that are there. Mapped memory of a truncated file would kill the process with SIGBUS."""
         with self.index.path(place).open("rb", buffering=0) as file:
             for begin in range(place.offset, place.end, READ):
                 yield os.pread(file.fileno(), min(READ, place.end - begin), begin)
 
     def _mapped(self, place: Place) -> np.ndarray | None:
-        """The bytes in a map of the shard: one a shard, since Linux has some 65,000 for a process; no file stays open for it."""
+        """The bytes in the shard's memory map. There is one map for each shard, since Linux limits a process to about 65,000."""
         if not self._there(place):
             return None
         known = self.maps.get(place.shard)

@@ -1,4 +1,4 @@
-"""Who reads a data set: our own reader of lines, or `datasets`, see `builders`."""
+"""Opens a split of a data set, with our own reader of .jsonl and .txt or with Hugging Face `datasets`, see `builders`."""
 
 import logging
 import os
@@ -10,32 +10,32 @@ from flow_factory.config.data import FORMATS, HUB, LINES, DataConfig
 from flow_factory.data.builders import dataset_errors, prepare_dataset, split_name
 from flow_factory.data.columns import DataError, Naming, listed
 from flow_factory.data.embedded import Store
-from flow_factory.data.reader import Look, read_rows
+from flow_factory.data.reader import RowCheck, read_rows
 from flow_factory.types import Row
 from flow_factory.utils.registry import nearest
 
 logger = logging.getLogger(__name__)
 
 LOOKED_AT = 10_000
-"""Files of a folder among which one of `FORMATS` is looked for."""
+"""How many files of a folder are searched for one of `FORMATS`."""
 
 
-def open_split(data: DataConfig, split: str, most: int | None = None, looks: Iterable[Look] = ()) -> Sequence[Row]:
-    """The rows of a split, whoever reads them; see `read_rows`, `open_table`."""
+def open_split(data: DataConfig, split: str, most: int | None = None, checks: Iterable[RowCheck] = ()) -> Sequence[Row]:
+    """The rows of a split; see `read_rows`, `open_table`."""
     if is_table(data):
-        return open_table(data, split, most, looks)
+        return open_table(data, split, most, checks)
     if data.subset is not None:
-        raise DataError(f"data.subset: {data.dataset_dir} has lines of our own, and no parts; remove it")
-    return read_rows(Path(data.dataset_dir), split, most, data.image_dir, data.video_dir, looks, data.columns)
+        raise DataError(f"data.subset: {data.dataset_dir} is a data set of .jsonl or .txt, which has no subsets; remove the key")
+    return read_rows(Path(data.dataset_dir), split, most, data.image_dir, data.video_dir, checks, data.columns)
 
 
 def has_split(data: DataConfig, split: str) -> bool:
-    """Whether there is such a split; see `has_table`."""
+    """Whether the data set has this split; see `has_table`."""
     return has_table(data, split) if is_table(data) else any(os.path.lexists(Path(data.dataset_dir) / f"{split}{end}") for end in LINES)
 
 
 def is_table(data: DataConfig) -> bool:
-    """Whether `datasets` reads it, not `reader.read_rows`: our own files come first, where a folder has some."""
+    """Whether `datasets` reads the data set. A folder with .jsonl or .txt files of the splits is read by `reader.read_rows` instead."""
     path = Path(data.dataset_dir)
     if data.dataset_dir.startswith(HUB):
         return True
@@ -48,31 +48,30 @@ def is_table(data: DataConfig) -> bool:
 
 
 def has_table(data: DataConfig, split: str) -> bool:
-    """Whether the data set has this split; to be evaluated on, one that the user names must be there.
+    """Whether the data set has this split.
 
     Raises:
-        DataError: it is not, or the data set cannot be read.
+        DataError: the user named a test split that does not exist, or the data set cannot be read.
     """
     found = prepare_dataset(data)
     there = split_name(split) in found.splits
     if not there and "test_split" in data.model_fields_set:
         raise DataError(f"data.test_split: {found.name} has no split {split!r}, but {listed(found.splits)}")
     if not there and (others := tuple(name for name in found.splits if name != split_name(data.train_split))):
-        _say(f"data.test_split: {found.name} has no split {split!r}, and nothing is evaluated; it has {listed(others)}")
+        _warn_once(f"data.test_split: {found.name} has no split {split!r}, and nothing is evaluated; it has {listed(others)}")
     return there
 
 
 @lru_cache
-def _say(line: str) -> None:
-    """Says it once."""
+def _warn_once(line: str) -> None:
     logger.warning("%s", line)
 
 
-def open_table(data: DataConfig, split: str, most: int | None = None, looks: Iterable[Look] = ()) -> Sequence[Row]:
-    """The rows of a split, a `Table`.
+def open_table(data: DataConfig, split: str, most: int | None = None, checks: Iterable[RowCheck] = ()) -> Sequence[Row]:
+    """The rows of a split that `datasets` reads, a `Table`.
 
     Raises:
-        DataError: it cannot be read, has no such split, or is not as `Table` wants it.
+        DataError: the data set cannot be read, has no such split, or has a row that `Table` refuses.
     """
     from flow_factory.data.table import Table
 
@@ -86,4 +85,4 @@ def open_table(data: DataConfig, split: str, most: int | None = None, looks: Ite
     several = len(found.splits) > 1 or data.dataset_dir.startswith(HUB) or split != "train"
     where = f"{found.name}: split {split}" if several else found.name
     naming = Naming({"image": Path(data.image_dir), "video": Path(data.video_dir)}, data.columns)
-    return Table(table, where, naming, Store(Path(data.cache_dir) / "media"), most, looks)
+    return Table(table, where, naming, Store(Path(data.cache_dir) / "media"), most, checks)

@@ -1,4 +1,4 @@
-"""Statistics of a data set's rows, collected in the pass that checks them, and of some rows' files."""
+"""Statistics of a data set's rows, collected in the pass that checks them, and of a subset's files."""
 
 import math
 import re
@@ -22,18 +22,18 @@ KINDS = {str: "text", bool: "truth", int: "number", float: "number", list: "list
 
 @dataclass
 class Column:
-    """Of one column: the kinds of its values, how many are not null, and the first that is not."""
+    """Statistics of one column: how many values of each kind it has, and its first value that is not null."""
 
     kinds: Counter[str] = field(default_factory=Counter)
     example: Any = None
 
     @property
     def filled(self) -> int:
-        return sum(many for kind, many in self.kinds.items() if kind != "null")
+        return sum(count for kind, count in self.kinds.items() if kind != "null")
 
 
 class Survey:
-    """Called with every row, one after the other."""
+    """Collects statistics of rows; call it with each row."""
 
     def __init__(self) -> None:
         self.rows, self.columns = 0, dict[str, Column]()
@@ -43,16 +43,16 @@ class Survey:
         self.rows += 1
         self.lengths.append(len(row.prompt))
         self._digests.append(hash(row.prompt))
-        self._see("prompt", row.prompt, "text")
+        self._add("prompt", row.prompt, "text")
         if row.negative_prompt is not None:
-            self._see("negative_prompt", row.negative_prompt, "text")
+            self._add("negative_prompt", row.negative_prompt, "text")
         for name, files in (("images", row.images), ("videos", row.videos)):
             if files:
-                self._see(name, files if row.inside else list(files), f"{len(files)} file{'s' * (len(files) > 1)}")
+                self._add(name, files if row.inside else list(files), f"{len(files)} file{'s' * (len(files) > 1)}")
         for name, value in (row.columns.values_of if isinstance(row.columns, Columns) else row.columns).items():
-            self._see(name, value, "bytes" if isinstance(value, Deferred) else KINDS.get(type(value), type(value).__name__))
+            self._add(name, value, "bytes" if isinstance(value, Deferred) else KINDS.get(type(value), type(value).__name__))
 
-    def _see(self, name: str, value: Any, kind: str) -> None:
+    def _add(self, name: str, value: Any, kind: str) -> None:
         column = self.columns.setdefault(name, Column())
         column.kinds[kind] += 1
         if column.example is None:
@@ -60,20 +60,20 @@ class Survey:
 
     @property
     def repeated(self) -> int:
-        """Rows whose prompt an earlier row has."""
+        """How many rows repeat the prompt of an earlier row."""
         return self.rows - len(np.unique(np.frombuffer(self._digests, np.int64)))
 
 
 @dataclass
 class Media:
-    """What was found of some rows' files."""
+    """Sizes of the files of some rows, and which files are unusable."""
 
     sizes: dict[tuple[str, Kind], Extent] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
-    """A line for each file that cannot be used."""
+    """A line for each unusable file."""
 
-    def see(self, rows: Sequence[Row]) -> "Media":
-        """Reads the headers of the rows' files."""
+    def read(self, rows: Sequence[Row]) -> "Media":
+        """Reads the headers of the rows' files; returns itself."""
         for row in rows:
             try:
                 files = files_of(row)
@@ -90,48 +90,48 @@ class Media:
 
 
 def files_of(row: Row, kind: Kind = "image") -> list[tuple[str, Kind]]:
-    """The row's condition files, and its target or pair where that has names of files.
+    """The row's condition files, and the files of its target or pair.
 
     Args:
-        kind: of the target or pair.
+        kind: the kind of the target or pair.
     """
-    names = (*PAIR, *(TARGET if is_file(row.columns.get(TARGET[0])) else ()))  # it may be a word for a reward
+    names = (*PAIR, *(TARGET if is_file(row.columns.get(TARGET[0])) else ()))  # the target may be a text for a reward
     given = [(value, kind) for name in names if isinstance(value := row.columns.get(name), str)]
     return [*((path, "image") for path in row.images), *((path, "video") for path in row.videos), *given]
 
 
 def is_file(value: object) -> bool:
-    """Whether it has a name's ending."""
+    """Whether the value is a text that ends like a file name, as in `.png`."""
     return isinstance(value, str) and bool(re.fullmatch(r"\.\w{2,5}", Path(value).suffix))
 
 
 def spread(rows: Sequence[Row], most: int) -> Sequence[Row]:
-    """At most so many of the rows, evenly spaced, the first among them."""
+    """At most `most` of the rows, evenly spaced, from the first on."""
     return rows[:: max(1, math.ceil(len(rows) / most))]
 
 
 def summary(values: Sequence[float]) -> str:
-    """Least, median and most."""
-    least, middle, most = (round(float(v)) for v in np.percentile(np.asarray(values), (0, 50, 100)))
-    return f"{least:,}" if least == most else f"{least:,} to {most:,}, median {middle:,}"
+    """Minimum, maximum and median, as text."""
+    least, median, most = (round(float(v)) for v in np.percentile(np.asarray(values), (0, 50, 100)))
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}, median {median:,}"
 
 
-def tokens_line(rows: Sequence[Row], count: Callable[[Row], tuple[int, int]], whose: str) -> str:
-    """How many tokens prompts have, and how many the encoder cuts.
+def tokens_line(rows: Sequence[Row], count: Callable[[Row], tuple[int, int]], encoder: str) -> str:
+    """How many tokens prompts have, and how many prompts the encoder truncates.
 
     Args:
-        count: a row -> (tokens that it has, tokens that are taken).
+        count: a row -> (its tokens, the most tokens that the encoder takes).
     """
-    counted = [count(row) for row in rows]
-    takes, cut = counted[0][1], sum(has > most for has, most in counted)
-    return f"tokens: {summary([has for has, _ in counted])}; {whose} takes {takes}, which cuts {cut} of {len(counted):,}"
+    counts = [count(row) for row in rows]
+    limit, cut = counts[0][1], sum(tokens > most for tokens, most in counts)
+    return f"tokens: {summary([tokens for tokens, _ in counts])}; {encoder} takes {limit}, which cuts {cut} of {len(counts):,}"
 
 
 def histogram(sizes: Sequence[tuple[int, int]], most: int = 6) -> list[str]:
-    """The commonest sizes, a line each with how many have it."""
-    every = Counter(sizes)
-    common = every.most_common(most)
+    """The most common sizes, one line each with its count."""
+    counts = Counter(sizes)
+    common = counts.most_common(most)
     widest = max(len(f"{w} x {h}") for (w, h), _ in common)
-    lines = [f"{f'{w} x {h}':<{widest}}  {many:,}" for (w, h), many in common]
-    rest = len(sizes) - sum(many for _, many in common)
-    return lines + [f"{len(every) - len(common)} other sizes  {rest:,}"] * (rest > 0)
+    lines = [f"{f'{w} x {h}':<{widest}}  {count:,}" for (w, h), count in common]
+    rest = len(sizes) - sum(count for _, count in common)
+    return lines + [f"{len(counts) - len(common)} other sizes  {rest:,}"] * (rest > 0)

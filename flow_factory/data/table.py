@@ -1,4 +1,4 @@
-"""Rows of an arrow table of `datasets`: memory-mapped, checked once by batches, each row made on demand."""
+"""Rows of an arrow table of `datasets`: memory-mapped, checked once in batches; each row is built on access."""
 
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -10,34 +10,34 @@ import pyarrow.compute as pc
 
 from flow_factory.data.columns import DataError, Naming, listed
 from flow_factory.data.embedded import Cell, Store, plain
-from flow_factory.data.reader import Look
+from flow_factory.data.reader import RowCheck
 from flow_factory.types import Row
 from flow_factory.utils.lazy import LazySequence
 from flow_factory.utils.registry import nearest
 
 VALUES = 16_000
-"""Cells that are turned into Python values at once: a table may have thousands of columns."""
-USUAL = ("caption", "text", "txt", "prompt_text", "instruction", "description", "query")
-"""What others call a prompt."""
+"""The most cells that are converted to Python values at once, since a table may have thousands of columns."""
+PROMPT_NAMES = ("caption", "text", "txt", "prompt_text", "instruction", "description", "query")
+"""Common names of a prompt column."""
 
 
 class Table(LazySequence[Row]):
     """The rows of a table, numbered from 0 as `datasets` numbers them.
 
-    What has bytes in it (pictures, videos) is not read in the one pass that checks every row, only counted: see `Files`.
+    The pass that checks every row does not read columns with bytes (images, videos); it only counts their files, see `Files`.
 
     Args:
-        where: what the table is, for messages: `path` or `hf://...: split train`.
-        most: rows that are read.
-        looks: see `reader.read_rows`.
+        where: the table's source, for messages: `path` or `hf://...: split train`.
+        most: the most rows that are read.
+        checks: see `reader.read_rows`.
 
     Raises:
-        DataError: a column that `data.columns` names is not there; a row is not as `Naming.row` wants it.
-        UserError: what a look raises.
+        DataError: a column that `data.columns` names is missing, or `Naming.row` refuses a row.
+        UserError: from a check.
     """
 
     def __init__(
-        self, table: pa.Table, where: str, naming: Naming, store: Store, most: int | None = None, looks: Iterable[Look] = ()
+        self, table: pa.Table, where: str, naming: Naming, store: Store, most: int | None = None, checks: Iterable[RowCheck] = ()
     ):  # fmt: skip
         self.where, self.naming, self.store, self.names = where, naming, store, table.column_names
         self._require_columns()
@@ -45,12 +45,12 @@ class Table(LazySequence[Row]):
         self._batches = (table if most is None else table.slice(0, most)).to_batches()
         self._ends = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
         if not len(self):
-            raise DataError(f"{where}: no rows in it")
-        looks = tuple(looks)
+            raise DataError(f"{where}: it has no rows")
+        checks = tuple(checks)
         for k, columns in enumerate(self._all()):
             row = naming.row(k, columns, self._place(k))
-            for look in looks:
-                look(row)
+            for check in checks:
+                check(row)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -64,7 +64,7 @@ class Table(LazySequence[Row]):
         return f"{self.where}{',' if '://' in self.where else ':'} row {k}"
 
     def _require_columns(self) -> None:
-        """What is wrong with every row is said of the table."""
+        """Reports what would be wrong with every row once, for the table."""
         names = self.names
         if len(set(names)) < len(names):
             raise DataError(f"{self.where}: two columns are called {next(n for n in names if names.count(n) > 1)!r}; rename one")
@@ -73,7 +73,7 @@ class Table(LazySequence[Row]):
                 near = nearest(theirs, names)
                 raise DataError(f"{self.where}: data.columns.{ours}: no column {theirs!r}.{near} There are {listed(names)}")
         if "prompt" not in {*names, *self.naming.columns}:
-            guess = next((name for name in (*USUAL, *names) if name in names), "caption")
+            guess = next((name for name in (*PROMPT_NAMES, *names) if name in names), "caption")
             raise DataError(
                 f"{self.where}: no column 'prompt' among {listed(names)}; say which one it is, as in data.columns: {{prompt: {guess}}}"
             )
@@ -86,7 +86,7 @@ class Table(LazySequence[Row]):
                 yield from self._rows(batch.slice(k, most), int(start) + k)
 
     def _rows(self, batch: pa.RecordBatch, start: int) -> Iterator[dict[str, Any]]:
-        """The columns of consecutive rows, of which the first is number `start`."""
+        """The columns of consecutive rows, from row number `start` on."""
         values = [self._cells(batch.column(n), name, start) for n, name in enumerate(self.names)]
         return (dict(zip(self.names, row, strict=True)) for row in zip(*values, strict=True))
 
@@ -94,17 +94,17 @@ class Table(LazySequence[Row]):
         if name not in self._heavy:
             values = self._values(array, name, start)
             return values if _is_plain(array.type) else [plain(value, self._place(k), name) for k, value in enumerate(values, start)]
-        there, lengths = array.is_valid().to_pylist(), [None] * len(array)
+        valid, lengths = array.is_valid().to_pylist(), [None] * len(array)
         if pa.types.is_list(array.type) or pa.types.is_large_list(array.type) or pa.types.is_fixed_size_list(array.type):
             lengths = pc.list_value_length(array).to_pylist()
         return [
-            Cell(partial(_value, array, k), lengths[k], self.store, self._place(start + k), name) if there[k] else None
+            Cell(partial(_value, array, k), lengths[k], self.store, self._place(start + k), name) if valid[k] else None
             for k in range(len(array))
         ]
 
     def _values(self, array: pa.Array, name: str, start: int) -> list[Any]:
         """Raises:
-        DataError: a text that is none; the row is named.
+        DataError: a text is not UTF-8; the message names the row.
         """
         try:
             return array.to_pylist()
@@ -124,12 +124,12 @@ def _value(array: pa.Array, k: int) -> Any:
 
 
 def _is_plain(kind: pa.DataType) -> bool:
-    """Whether Python has its values as texts, numbers or truths."""
+    """Whether its values become `str`, numbers or `bool` in Python."""
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_primitive(kind) and not pa.types.is_temporal(kind)
 
 
 def _has_bytes(kind: pa.DataType) -> bool:
-    """Whether bytes stand in it, at any depth."""
+    """Whether the type has bytes, at any depth."""
     if pa.types.is_struct(kind):
         return any(_has_bytes(kind.field(n).type) for n in range(kind.num_fields))
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):

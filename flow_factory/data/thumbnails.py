@@ -13,13 +13,13 @@ from flow_factory.data.survey import files_of
 from flow_factory.types import Row, Sample
 
 SIDE = 320
-"""Pixels of the longer side."""
+"""Pixels of a thumbnail's longer side."""
 LOOKED_AT = 10_000
-"""Rows among which pictures are looked for."""
+"""How many rows are searched for images."""
 
 
 def thumbnails(rows: Sequence[Row], most: int) -> list[Sample]:
-    """The first so many pictures, and first frames of videos, each with its row's prompt."""
+    """Thumbnails of the first images and first frames of videos, at most `most`, each with its row's prompt."""
     return list(islice(_all(islice((rows[k] for k in range(len(rows))), LOOKED_AT)), most))
 
 
@@ -39,17 +39,19 @@ def _all(rows: Iterable[Row]) -> Iterator[Sample]:
 
 
 def small(path: str, where: str, kind: Kind) -> Image.Image:
-    """Raises:
-    DataError: see `check_media`, `open_image`.
+    """The thumbnail of one file.
+
+    Raises:
+        DataError: see `check_media`, `open_image`.
     """
     check_media(path, where, kind)
-    picture = open_image(path, where) if kind == "image" else first_frame(path, where)
-    picture.thumbnail((SIDE, SIDE))
-    return picture
+    image = open_image(path, where) if kind == "image" else first_frame(path, where)
+    image.thumbnail((SIDE, SIDE))
+    return image
 
 
 def crossed() -> Image.Image:
-    """The tile of what cannot be shown."""
+    """The tile for a file that cannot be shown."""
     tile = Image.new("RGB", (SIDE // 2, SIDE // 2), "#d1d9e0")
     for line in ((0, 0, *tile.size), (0, tile.height, tile.width, 0)):
         ImageDraw.Draw(tile).line(line, "#59636e", 2)

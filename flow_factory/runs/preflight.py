@@ -13,7 +13,7 @@ from flow_factory.config.datasets import Dataset, trained_on
 from flow_factory.config.translate import whole_pass
 from flow_factory.core.advantage import aggregation
 from flow_factory.data.media_checks import Extent
-from flow_factory.data.reader import Look
+from flow_factory.data.reader import RowCheck
 from flow_factory.data.several import sizes_of
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
@@ -26,7 +26,7 @@ from flow_factory.runs.fitting import checkpoint_of, fitted
 from flow_factory.runs.given_files import require_given_files
 from flow_factory.runs.identity import DataFingerprint, identity_of
 from flow_factory.runs.resume import Choice, Finished, Start, find_start
-from flow_factory.runs.rows import check_files, check_limits, looks, read_tests, read_training, repeats
+from flow_factory.runs.rows import check_files, check_limits, read_tests, read_training, repeats, row_checks
 from flow_factory.runs.run_folder import require_free
 from flow_factory.types import Row
 from flow_factory.utils.devices import require_device
@@ -121,10 +121,10 @@ def data(found: Preflight) -> None:
     config, given, family = found.asked, found.asked.train.given, MODELS[found.asked.model.model_type]
     prints = {dataset.name: DataFingerprint() for dataset in trained_on(config)}
 
-    def asked_of(dataset: Dataset, trained: bool) -> list[Look]:
+    def asked_of(dataset: Dataset, trained: bool) -> list[RowCheck]:
         entries = dataset.config.rewards if trained else dataset.config.evaluated_by
         needs = require_rewards(arguments(entries), family.draws, family.sounds) if not (trained and given) else ()
-        own = looks(dataset.config, needs, trained, found.share)
+        own = row_checks(dataset.config, needs, trained, found.share)
         return [*own, prints[dataset.name]] if trained else own
 
     found.rows = read_training(config, partial(asked_of, trained=True))

@@ -12,10 +12,10 @@ from flow_factory.config import (
 from flow_factory.config.data import ALONE, PAIR, TARGET
 from flow_factory.config.datasets import Dataset, datasets_of, trained_on
 from flow_factory.data.encoding_windows import order_of, rows_needed, rows_tested
-from flow_factory.data.given import brings, given_files, require_frames
+from flow_factory.data.given import given_files, has_media, require_frames
 from flow_factory.data.inspection import Record, inspect_files
 from flow_factory.data.media_checks import Extent, Kind, require_there
-from flow_factory.data.reader import Look
+from flow_factory.data.reader import RowCheck
 from flow_factory.data.several import Named, joined, sizes_of
 from flow_factory.data.sources import has_split, open_split
 from flow_factory.data.v2 import SIDES
@@ -36,23 +36,23 @@ Tests = Mapping[str, Sequence[Row]]
 """Test rows, by the name of their data set."""
 
 
-def read_training(config: RunConfig, looks: Callable[[Dataset], Iterable[Look]]) -> Sequence[Row]:
+def read_training(config: RunConfig, checks: Callable[[Dataset], Iterable[RowCheck]]) -> Sequence[Row]:
     """The training rows of all data sets, one data set after the other; see `open_split`.
 
     Args:
-        looks: what every row of a data set is asked.
+        checks: returns the checks of a data set's rows.
     """
     found, first = list[Sequence[Row]](), 0
     for dataset in trained_on(config):
         data = dataset.config.data
         with said_of(dataset):
-            rows = open_split(data, data.train_split, data.max_dataset_size, looks(dataset))
+            rows = open_split(data, data.train_split, data.max_dataset_size, checks(dataset))
         found.append(Named(rows, dataset.name, first) if dataset.name else rows)
         first += len(rows)
     return joined(found)
 
 
-def read_tests(config: RunConfig, looks: Callable[[Dataset], Iterable[Look]]) -> dict[str, Sequence[Row]]:
+def read_tests(config: RunConfig, checks: Callable[[Dataset], Iterable[RowCheck]]) -> dict[str, Sequence[Row]]:
     """The test rows of the data sets that are evaluated, by name."""
     found = dict[str, Sequence[Row]]()
     for dataset in datasets_of(config):
@@ -60,7 +60,7 @@ def read_tests(config: RunConfig, looks: Callable[[Dataset], Iterable[Look]]) ->
         if dataset.evaluated is False or (dataset.evaluated is None and not has_split(data, data.test_split)):
             continue
         with said_of(dataset):
-            rows = open_split(data, data.test_split, dataset.most_tested, looks(dataset))
+            rows = open_split(data, data.test_split, dataset.most_tested, checks(dataset))
         found[dataset.name] = Named(rows, dataset.name) if dataset.name else rows
     return found
 
@@ -92,7 +92,7 @@ def said_of(dataset: Dataset) -> Iterator[None]:
         raise type(error)(said if dataset.key in said else f"{dataset.key}: {said}") from error
 
 
-def looks(config: RunConfig, needs: Iterable[Needs], trained: bool, share: tuple[int, int] = (0, 1)) -> list[Look]:
+def row_checks(config: RunConfig, needs: Iterable[Needs], trained: bool, share: tuple[int, int] = (0, 1)) -> list[RowCheck]:
     """What every row of a split is asked while it is read.
 
     Args:
@@ -104,7 +104,7 @@ def looks(config: RunConfig, needs: Iterable[Needs], trained: bool, share: tuple
         Functions that raise `UserError` where a row has not the condition images or videos that the family takes, a column that a reward
         needs, its given media, or one of its files; or where only some rows have a negative prompt, see `SomeNegatives`.
     """
-    found: list[Look] = [MODELS[config.model.model_type].check_row, *(needed.require_columns for needed in needs if needed.of_rows)]
+    found: list[RowCheck] = [MODELS[config.model.model_type].check_row, *(needed.require_columns for needed in needs if needed.of_rows)]
     if config.model.model_type == "diffusers" and config.engine.shards_weights and config.num_processes > 1:
         found.append(SomeNegatives())
 
@@ -171,7 +171,7 @@ def files_of(config: RunConfig, row: Row, trained: bool) -> list[tuple[str, Kind
 def learnt_files(config: RunConfig, row: Row, trained: bool) -> list[Path]:
     """The given media alone, see `files_of`."""
     columns, kind = config.train.given, MODELS[config.model.model_type].draws
-    return given_files(config.data, row, columns, kind == "video") if trained or brings(row, columns) else []
+    return given_files(config.data, row, columns, kind == "video") if trained or has_media(row, columns) else []
 
 
 def check_limits(config: RunConfig, sketch: ModelAdapter, train: Sequence[Row], tests: Tests, sizes: Mapping[str, Extent]) -> None:

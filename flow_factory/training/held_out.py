@@ -7,7 +7,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from flow_factory.config import pipeline_kwargs
-from flow_factory.data.given import GivenMedia, brings
+from flow_factory.data.given import GivenMedia, has_media
 from flow_factory.distributed.collectives import in_step
 from flow_factory.models.failures import named_rows
 from flow_factory.training.context import TrainingContext
@@ -42,7 +42,7 @@ class HeldOut:
     def __call__(self, asked: Sequence[int]) -> dict[str, float]:
         """Means over those of these rows that bring media, by metric; nothing where none does. All processes must come."""
         context = self.context
-        bring = [k for k in asked if brings(self.rows[k], self.given.columns)]
+        bring = [k for k in asked if has_media(self.rows[k], self.given.columns)]
         if not bring:
             return {}
         team, teams = context.config.model.context_parallel, context.config.teams

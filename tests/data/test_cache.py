@@ -216,7 +216,7 @@ def test_a_disk_that_is_full_costs_a_line(tmp_path: Path, monkeypatch: pytest.Mo
         patch.setattr(os, "pwrite", full)
         assert all(map(right, (*conds, *conds), rows * 2))
         (record,) = caplog.records
-        assert record.message.startswith(f"data.cache_dir: {tmp_path}: No space left on device: ") and "encodes rows anew" in record.message
+        assert record.message.startswith(f"data.cache_dir: {tmp_path}: No space left on device") and "encodes rows again" in record.message
         assert [shard_of(tmp_path).with_suffix(suffix).stat().st_size for suffix in (".shard", ".index")] == sizes
         with pytest.raises(RunError, match=rf"^data.cache_dir: {tmp_path}: No space left on device: rows .* before are kept; make room"):
             encode_rows(rows, encode, conds.cache, progress=False)
@@ -320,7 +320,7 @@ def test_a_picture_that_changes_while_the_run_goes_on_is_encoded_anew(tmp_path: 
         assert same(conds[0], decoded(row)) and conds[:1][0]["image"][0].tobytes() != before
     assert calls == [0, 0]
     assert [record.message for record in caplog.records] == [
-        f"train.jsonl:1: {row.images[0]} has changed since the run began; its row is encoded anew"
+        f"train.jsonl:1: {row.images[0]} has changed since the run began; its row is encoded again"
     ]
     Path(row.images[0]).unlink()
     with pytest.raises(UserError, match=rf"^train.jsonl:1: {row.images[0]} cannot be read: No such file or directory; a run needs"):

@@ -79,7 +79,7 @@ BAD = {
     "prompt is a number": (
         "train.jsonl",
         '{"prompt": 3}\n',
-        "train.jsonl:1: 'prompt' must be a text with something in it, not a number (3)",
+        "train.jsonl:1: 'prompt' must be a non-empty text, not a number (3)",
     ),
     "prompt is null": ("train.jsonl", '{"prompt": null}\n', "not null"),
     "prompt is a list": ("train.jsonl", '{"prompt": ["a"]}\n', "not a list"),
@@ -104,7 +104,7 @@ BAD = {
     "a column twice": ("train.jsonl", '{"prompt": "a", "prompt": "b"}', "train.jsonl:1: 'prompt' is written twice; keep one"),
     "a column twice inside": ("train.jsonl", '{"prompt": "a", "x": [{"y": 1, "y": 2}]}', "train.jsonl:1: 'y' is written twice"),
     "nul": ("train.jsonl", r'{"prompt": "a\u0000"}', "train.jsonl:1: the prompt has a NUL character"),
-    "nul in a file's name": ("train.jsonl", r'{"prompt": "a", "image": "a\u0000.png"}', "is no file's name: it has a NUL character"),
+    "nul in a file's name": ("train.jsonl", r'{"prompt": "a", "image": "a\u0000.png"}', "is no file name: it has a NUL character"),
     "utf-16 without a mark": ("train.txt", "a cube\n".encode("utf-16-le"), "train.txt:1: a NUL character (it looks like UTF-16)"),
     "a line without end": ("train.txt", "a\n" + "b" * ((1 << 24) + 1), "train.txt:2: a line of more than 16 MB"),
     "other split": ("test.jsonl", '{"prompt": "a"}\n', "no train split in"),
@@ -174,7 +174,7 @@ def test_reading_needs_no_torch():
 def test_a_row_is_made_when_it_is_asked_for(tmp_path, monkeypatch):
     lines = [b'{"prompt": "a", "image": "x.png"}\r\n', b"\n", b"\xef\xbb\xbf  \n", '{"prompt": "b\u2028ü", "n": [1]}'.encode()]
     seen: list[Row] = []
-    rows = read_rows(write(tmp_path, "train.jsonl", b"".join(lines)), "train", looks=[seen.append, seen.append])
+    rows = read_rows(write(tmp_path, "train.jsonl", b"".join(lines)), "train", checks=[seen.append, seen.append])
     where, picture = tmp_path / "train.jsonl", str(tmp_path / "images" / "x.png")
     wanted = [Row(0, "a", images=(picture,), source=f"{where}:1"), Row(1, "b\u2028ü", columns={"n": [1]}, source=f"{where}:4")]
     assert seen == [wanted[0], wanted[0], wanted[1], wanted[1]]  # each look sees every row once
@@ -213,7 +213,7 @@ OTHER = {
 
 @pytest.mark.parametrize("how", OTHER)
 def test_rows_that_are_edited_while_the_run_goes_on_are_noticed(tmp_path, monkeypatch, caplog, how):
-    monkeypatch.setattr(reader, "EVERY", 0)
+    monkeypatch.setattr(reader, "CHANGE_CHECK_S", 0)
     write(tmp_path, "train.jsonl", "".join(f'{{"prompt": "{word} dogs"}}\n' for word in ("one", "two", "six")))
     rows = read_rows(tmp_path, "train")
     before = list(rows)
@@ -249,13 +249,13 @@ def test_condition_files_start_at_their_folders(tmp_path):
 @pytest.mark.parametrize(("columns", "message"), [
     ('"image": "a", "images": ["b"]', "both 'image' and 'images'; keep 'image' for one file"),
     ('"image": ["a"]', "'image' must be one file's name; a list of them is 'images'"),
-    ('"image": 3', "'image' names files, and a number (3) is no file's name"),
-    ('"image": ""', "'image' names files, and an empty text is no file's name"),
+    ('"image": 3', "'image' must name a file, not a number (3)"),
+    ('"image": ""', "'image' must name a file, not an empty text"),
     ('"images": "a.png"', "'images' must be a list of file names, not a text (\"a.png\"); one file's name is 'image'"),
-    ('"images": ["a.png", null]', "'images' names files, and null is no file's name"),
-    ('"video": {"a": 1}', "'video' names files, and an object is no file's name"),
+    ('"images": ["a.png", null]', "'images' must name a file, not null"),
+    ('"video": {"a": 1}', "'video' must name a file, not an object"),
     ('"videos": true', "'videos' must be a list of file names, not true"),
-    ('"image": "https://x.org/a.png"', "https://x.org/a.png is an address; images are read from disk"),
+    ('"image": "https://x.org/a.png"', "https://x.org/a.png is a URL; images are read from disk"),
 ])  # fmt: skip
 def test_wrong_condition_columns_are_named_by_line(tmp_path, columns, message):
     with pytest.raises(DataError) as error:
@@ -600,7 +600,7 @@ def test_a_cache_that_goes_while_the_run_goes_on_costs_a_line(tmp_path, caplog, 
     for _ in range(2):
         assert [c["note"] for c in conds] == ["a", "b"]
     assert calls == ["a", "b"] * 2 if obstacle == "gone" else len(calls) == 6
-    assert [r.message.count("encodes rows anew") for r in caplog.records] == [0] + [1] * (obstacle == "a file")
+    assert [r.message.count("encodes rows again") for r in caplog.records] == [0] + [1] * (obstacle == "a file")
 
 
 @pytest.mark.parametrize("step", range(4))

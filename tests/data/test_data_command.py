@@ -11,7 +11,7 @@ import torch
 
 from flow_factory.commands.data import main
 from flow_factory.data.cache import ConditionCache
-from flow_factory.data.cache_folder import require_space, stocks
+from flow_factory.data.cache_folder import cached_rows, require_space
 from flow_factory.types import Row
 from flow_factory.utils.errors import UserError
 from tests.data.encoded import encode_rows
@@ -26,7 +26,7 @@ def filled(folder: Path) -> None:
         cache = ConditionCache(folder, model, {"dataset_dir": data, "model": model, "model_type": "flux1"})
         rows = [Row(n, f"{data} {n}") for n in range(k + 1)]
         encode_rows(rows, lambda row: {"x": torch.zeros(9), "y": torch.full((20_000,), row.id)}, cache, progress=False)
-    (note,) = (stock.folder / f"{stock.family}.json" for stock in stocks(folder) if stock.about["dataset_dir"] == "/data/a")
+    (note,) = (stock.folder / f"{stock.family}.json" for stock in cached_rows(folder) if stock.about["dataset_dir"] == "/data/a")
     os.utime(note, (time.time() - 40 * DAY,) * 2)
     (folder / "ab").mkdir()
     (folder / "ab" / f"{'ab' * 32}.safetensors").write_bytes(b"old")
@@ -35,7 +35,7 @@ def filled(folder: Path) -> None:
 
 
 def left(folder: Path) -> set[tuple[str, str, int]]:
-    return {(stock.about["dataset_dir"], stock.about["model"], stock.rows) for stock in stocks(folder)}
+    return {(stock.about["dataset_dir"], stock.about["model"], stock.rows) for stock in cached_rows(folder)}
 
 
 ALL = {("/data/a", "org/small", 1), ("/data/b", "org/small", 2), ("/data/b", "org/large", 3)}
@@ -100,16 +100,16 @@ def test_rows_that_are_pruned_while_a_run_goes_on_are_encoded_again(tmp_path: Pa
 def test_a_start_notes_the_use_of_all_that_it_finds(tmp_path: Path) -> None:
     """Also rows that another data set has brought."""
     filled(tmp_path)
-    (before,) = (stock.used for stock in stocks(tmp_path) if stock.about["dataset_dir"] == "/data/a")
+    (before,) = (stock.used for stock in cached_rows(tmp_path) if stock.about["dataset_dir"] == "/data/a")
     other = ConditionCache(tmp_path, "org/small", {"dataset_dir": "/data/c", "model": "org/small", "model_type": "flux1"})
     encode_rows([Row(0, "/data/a 0")], lambda row: {}, other, progress=False)
-    (after,) = (stock.used for stock in stocks(tmp_path) if stock.about["dataset_dir"] == "/data/a")
+    (after,) = (stock.used for stock in cached_rows(tmp_path) if stock.about["dataset_dir"] == "/data/a")
     assert after - before > 30 * DAY and left(tmp_path) == ALL
 
 
 def test_room_is_asked_for_before(tmp_path: Path) -> None:
     require_space(tmp_path / "new" / "folder", 1000)
-    with pytest.raises(UserError, match=r"^data.cache_dir: .*: the rows .* take 1000000000.0 GB, and .* GB are free: .* are missing; "):
+    with pytest.raises(UserError, match=r"^data.cache_dir: .*: the rows .* take 1000000000.0 GB, but .* GB are free: .* are missing; "):
         require_space(tmp_path / "new", 10**18)
 
 

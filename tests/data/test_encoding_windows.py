@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flow_factory.config import load_config
 from flow_factory.data.cache import ConditionCache
-from flow_factory.data.cache_folder import stocks
+from flow_factory.data.cache_folder import cached_rows
 from flow_factory.data.encoding_windows import FEW, evaluated, idle_of, order_of, rows_needed, rows_of_start, rows_of_window, window_of
 from flow_factory.memory.encoding_plan import encoding_lines, encoding_settled, row_size, with_data
 from flow_factory.memory.fit import Model, model_of
@@ -36,7 +36,7 @@ WINDOW = ("data.encode=window", "data.encode_epochs=1")
 
 
 def rows_in(cache: Path) -> int:
-    return sum(stock.rows for stock in stocks(cache))
+    return sum(stock.rows for stock in cached_rows(cache))
 
 
 def done(folder: Path, *overrides: str) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:

@@ -80,9 +80,9 @@ def test_pictures_of_another_size_are_scaled_to_cover_it_and_cropped(tmp_path: P
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"prompt": "a"}, r"train.jsonl:1: what is learnt from wants the names of two files in 'chosen' and 'rejected'; columns: none"),
+        ({"prompt": "a"}, r"train.jsonl:1: training needs two file names in 'chosen' and 'rejected'; columns: none"),
         ({"prompt": "a", "chosen": "red.png", "rejected": ["blue.png"]}, "columns: chosen, rejected"),
-        ({"prompt": "a", "chosen": "red\0.png", "rejected": "blue.png"}, r"train.jsonl:1: .* is no file's name: it has a NUL character"),
+        ({"prompt": "a", "chosen": "red\0.png", "rejected": "blue.png"}, r"train.jsonl:1: .* is no file name: it has a NUL character"),
         ({"prompt": "a", "chosen": "red.png", "rejected": "green.png"}, r"train.jsonl:1: .*green.png"),
     ],
 )
@@ -113,7 +113,7 @@ def test_clips_are_pairs_too_and_too_short_ones_are_named(tmp_path: Path) -> Non
     write_rows(tmp_path / "data" / "train.jsonl", rows)
     sizes = [f"{section}.{k}={v}" for section in ("train", "eval") for k, v in call.items()]
     model = [f"model.model_name_or_path={saved('wan21_t2v')}", "model.model_type=wan2_t2v"]
-    with pytest.raises(UserError, match=f"train.jsonl:2: a clip of {call['num_frames'] - 1} frames, where {call['num_frames']} are"):
+    with pytest.raises(UserError, match=f"train.jsonl:2: the clip has {call['num_frames'] - 1} frames; training needs "):
         offline(tmp_path, *model, *sizes)
     trainer = offline(tmp_path, *model, *sizes, "data.max_dataset_size=1").trainer
     states, media = trainer.context.given.states(trainer.context.rows[0], {})

@@ -169,4 +169,4 @@ def test_where_the_hub_fails_no_copy_of_another_revision_stands_in(visited: tupl
     """`datasets` itself would take the newest copy, whatever was asked for."""
     with hub({"owner/name": Repo({}, gated=500)}) as address:
         (found,), _ = ask(visited[0], [("name@v9", {})], {"HF_ENDPOINT": address})
-    assert found == "data.dataset_dir: hf://datasets/owner/name@v9: the hub fails to answer, and data.cache_dir has no copy of it"
+    assert found == "data.dataset_dir: hf://datasets/owner/name@v9: the hub does not answer, and data.cache_dir has no copy of it"

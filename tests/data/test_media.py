@@ -119,7 +119,7 @@ def test_every_mode_comes_out_as_it_looks_on_white(tmp_path: Path, case: str) ->
 
 def test_floats_have_no_agreed_range(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.tiff", Image.fromarray(np.zeros((2, 2), np.float32)))
-    assert refused(check_media, path, "image") == "numbers of mode F have no agreed range; save it with 8 or 16 bits a channel"
+    assert refused(check_media, path, "image") == "pixels of mode F have no common range; save it with 8 or 16 bits a channel"
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp"])
@@ -161,7 +161,7 @@ def test_an_absurd_size_is_found_by_the_header(tmp_path: Path, side: int, messag
 
 
 NO_IMAGE = {
-    "text": (b"hello there, world", "not an image that can be read, which PNG, JPEG and WebP are; it begins with b'hello there, wor'"),
+    "text": (b"hello there, world", "not a readable image, such as PNG, JPEG or WebP; it begins with b'hello there, wor'"),
     "nothing": (b"", "an empty file"),
     "a header alone": (b"\x89PNG\r\n\x1a\n", "a PNG that is damaged or truncated"),
 }
@@ -177,7 +177,7 @@ def test_what_is_no_image_is_found_by_the_header(tmp_path: Path, case: str) -> N
 def test_an_animation_is_no_image(tmp_path: Path) -> None:
     one, two = Image.new("RGB", (4, 4)), Image.new("RGB", (4, 4), "red")
     path = saved(tmp_path / "a.gif", one, save_all=True, append_images=[two])
-    assert refused(check_media, path, "image") == "has several pictures (GIF), where one belongs"
+    assert refused(check_media, path, "image") == "has several frames (GIF); an image must have one"
 
 
 def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
@@ -322,15 +322,15 @@ def test_what_is_no_video_is_found_by_the_header(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"hello there, world")
     assert refused(check_media, tmp_path / "a.mp4", "video").startswith("not a video, or damaged or truncated (Invalid data found")
     path = saved(tmp_path / "a.png", picture())
-    assert refused(check_media, path, "video") == "an image, where a video belongs; images stand in the column 'image' or 'images'"
+    assert refused(check_media, path, "video") == "an image, not a video; images belong in the column 'image' or 'images'"
     save_video(Clip(frames(2, 64, 48), 8.0), tmp_path / "b.mp4")
-    assert "not an image" in refused(check_media, tmp_path / "b.mp4", "image")
+    assert "not a readable image" in refused(check_media, tmp_path / "b.mp4", "image")
     with av.open(str(tmp_path / "c.mp4"), "w") as file:
         stream = file.add_stream("aac", rate=16000, layout="mono")
         sound = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
         sound.sample_rate = 16000
         file.mux([*stream.encode(sound), *stream.encode()])
-    assert refused(check_media, tmp_path / "c.mp4", "video") == "has no video stream, only audio"
+    assert refused(check_media, tmp_path / "c.mp4", "video") == "has no video stream; its streams: audio"
 
 
 def test_a_video_that_fills_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,7 +353,7 @@ def test_postscript_reaches_no_interpreter(tmp_path: Path, name: str, monkeypatc
     monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("a program was started"))
     (tmp_path / name).write_bytes(EPS)
     for call in (check_media, check_whole):
-        assert refused(call, tmp_path / name, "image").startswith("not an image that can be read")
+        assert refused(call, tmp_path / name, "image").startswith("not a readable image")
 
 
 @pytest.mark.parametrize("name", ["a.m3u8", "a.mp4", "a.ffconcat", "a.mkv"])

@@ -193,7 +193,10 @@ def test_what_is_wrong_with_a_data_set_is_said_of_it(tmp_path: Path, monkeypatch
         ({"dataset_dir": str(tmp_path / "gone")}, "data.datasets.1.dataset_dir names a folder with train.jsonl or .txt"),
         ({"train": {"split": "tain"}}, "data.datasets.1: no tain split in dataset/pickscore, which has test.txt, train.txt"),
         ({"eval": {"split": "tst"}}, "data.datasets.1: no tst split in dataset/pickscore, which has test.txt, train.txt"),
-        ({"subset": "a"}, "data.datasets.1.subset: dataset/pickscore has lines of our own, and no parts; remove it"),
+        (
+            {"subset": "a"},
+            "data.datasets.1.subset: dataset/pickscore is a data set of .jsonl or .txt, which has no subsets",
+        ),
     ):
         config = load_config(written(tmp_path, {"datasets": [A, B | entry]}))
         with pytest.raises(DataError) as error:

@@ -112,7 +112,7 @@ def test_what_is_no_picture_runs_nothing_on_the_sheet(tmp_path: Path) -> None:
 
 def test_a_survey_keeps_little_of_many_rows(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("".join(f"prompt {k % 900}\n" for k in range(1000)))
-    rows = read_rows(tmp_path, "train", looks=[survey := Survey()])
+    rows = read_rows(tmp_path, "train", checks=[survey := Survey()])
     assert (survey.rows, survey.repeated, len(spread(rows, 300)), spread(rows, 300)[0].id) == (1000, 100, 250, 0)
 
 
@@ -120,7 +120,7 @@ def test_a_survey_keeps_little_of_many_rows(tmp_path: Path) -> None:
 def test_several_pictures_in_one_file_are_refused(tmp_path: Path, form: str, options: dict[str, int]) -> None:
     path = tmp_path / f"x.{form.lower()}"
     Image.new("RGB", (8, 8), "red").save(path, form, save_all=True, append_images=[Image.new("RGB", (8, 8), "blue")], **options)
-    with pytest.raises(DataError, match=f"has several pictures .{form}., where one belongs"):
+    with pytest.raises(DataError, match=f"has several frames .{form}.; an image must have one"):
         check_media(path, "here", "image")
 
 

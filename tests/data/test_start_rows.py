@@ -73,7 +73,7 @@ def test_of_rows_that_the_run_does_not_draw_the_files_are_there_and_are_not_open
         check(config)
     Image.new("RGB", (64, 64)).save(images / other)
     (images / drawn).write_bytes(b"no picture")
-    with pytest.raises(UserError, match=rf"train.jsonl:{int(drawn[0]) + 1}: .*{drawn}: not an image"):
+    with pytest.raises(UserError, match=rf"train.jsonl:{int(drawn[0]) + 1}: .*{drawn}: not a readable image"):
         check(config)
 
 
@@ -89,7 +89,7 @@ def test_a_row_that_is_edited_ends_the_run_with_its_state(tmp_path: Path, monkey
         return metrics
 
     monkeypatch.setattr(run.trainer, "epoch", edited)
-    with pytest.raises(RowError, match=rf"^{file}:\d: the line has changed since the run read it; put it back"):
+    with pytest.raises(RowError, match=rf"^{file}:\d: the line has changed since the run read it; restore it"):
         run()
     done = run.context.progress.epoch
     assert done == 1 and (run.folder / "checkpoints" / f"epoch_{done}" / "state").is_dir()

@@ -131,7 +131,7 @@ def test_what_save_to_disk_has_written_is_read_without_a_decoder(tmp_path: Path)
 @pytest.mark.parametrize(("name", "content", "said"), [
     ("x.parquet", b"hello", "Parquet file size is 5 bytes"), ("x.csv", b"prompt,b\n1,2\n1,2,3\n", "Expected 2 fields in line 3, saw 3"),
     ("x.json", b'[{"prompt": ', "x.json"), ("x.tar", b"hello", "x.tar"), ("x.arrow", b"hello", "x.arrow"),
-    ("x.pkl", b"cos\nsystem\n", "is a file, and none of .jsonl, .txt, .parquet"), ("x.csv", b"", "No columns to parse from file"),
+    ("x.pkl", b"cos\nsystem\n", "is a file, but not one of .jsonl, .txt, .parquet"), ("x.csv", b"", "No columns to parse from file"),
 ])  # fmt: skip
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, name: str, content: bytes, said: str) -> None:
     (tmp_path / name).write_bytes(content)
@@ -171,7 +171,7 @@ def test_columns_of_lines_are_renamed_alike(tmp_path: Path) -> None:
     ):
         read_rows(tmp_path, "train", columns={"prompt": "text", "image": "picture"})
     (tmp_path / "test.txt").write_text("a\n")
-    with pytest.raises(DataError, match="data.columns: .*test.txt is a prompt a line and has no columns"):
+    with pytest.raises(DataError, match="data.columns: .*test.txt has one prompt a line and no columns"):
         read_rows(tmp_path, "test", columns=renamed)
 
 
@@ -181,21 +181,21 @@ def test_a_dot_leads_into_an_object(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("columns", "named", "said"), [
-    ({"prompt": ["a", " "]}, {}, "train.parquet: row 1: 'prompt' must be a text with something in it"),
-    ({"caption": ["a", None]}, {"prompt": "caption"}, "'caption' (data.columns.prompt) must be a text with something in it, not null"),
-    ({"prompt": [1, 2]}, {}, "row 0: 'prompt' must be a text with something in it, not a number (1)"),
-    ({"prompt": [["a"]]}, {}, "row 0: 'prompt' must be a text with something in it, not a list"),
+    ({"prompt": ["a", " "]}, {}, "train.parquet: row 1: 'prompt' must be a non-empty text"),
+    ({"caption": ["a", None]}, {"prompt": "caption"}, "'caption' (data.columns.prompt) must be a non-empty text, not null"),
+    ({"prompt": [1, 2]}, {}, "row 0: 'prompt' must be a non-empty text, not a number (1)"),
+    ({"prompt": [["a"]]}, {}, "row 0: 'prompt' must be a non-empty text, not a list"),
     ({"prompt": ["a", "b\0c"]}, {}, "row 1: the prompt has a NUL character"),
     ({"prompt": ["a"], "negative_prompt": [1.5]}, {}, "row 0: 'negative_prompt' must be a text or null, not a number (1.5)"),
     ({"prompt": ["a"], "image": [["x.png"]]}, {}, "row 0: 'image' must be one file's name; a list of them is 'images'"),
-    ({"prompt": ["a"], "image": [7]}, {}, "row 0: 'image' names files, and a number (7) is no file's name"),
-    ({"prompt": ["a"], "image": ["https://x/y.png"]}, {}, "is an address; images are read from disk"),
+    ({"prompt": ["a"], "image": [7]}, {}, "row 0: 'image' must name a file, not a number (7)"),
+    ({"prompt": ["a"], "image": ["https://x/y.png"]}, {}, "is a URL; images are read from disk"),
     ({"prompt": ["a"], "source": [["x"]]}, {"image": "sorce"}, "data.columns.image: no column 'sorce'. Did you mean 'source'? There are p"),
     ({"caption": ["a"]}, {}, "no column 'prompt' among caption; say which one it is, as in data.columns: {prompt: caption}"),
     ({f"column_{k}": ["a"] for k in range(2000)}, {"prompt": "colum_77"}, "column_11, ... (2000 in all)"),
     ({"prompt": pa.array([], pa.string())}, {}, "a file without rows"),
     ({"prompt": pa.array([b"fine", b"half \xed\xa0\xbd"]).view(pa.string())}, {}, "row 1: 'prompt' is not UTF-8 at byte 6"),
-    ({"prompt": ["a"], "image": pa.array([{"bytes": None, "path": None}], PICTURE)}, {}, "row 0: 'image' names files, and null is no"),
+    ({"prompt": ["a"], "image": pa.array([{"bytes": None, "path": None}], PICTURE)}, {}, "row 0: 'image' must name a file, not null"),
 ])  # fmt: skip
 def test_what_a_row_may_not_have_is_one_line(tmp_path: Path, columns: Mapping[str, Any], named: Mapping[str, str], said: str) -> None:
     with pytest.raises(DataError) as error:

@@ -47,19 +47,19 @@ def test_a_line_becomes_a_row_of_ours(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("keys", "said"), [
-    ({"schema_version": 3}, 'schema_version 3; 2 is known, or lines such as {"prompt": "a red cube"}'),
-    ({"schema_version": True}, "schema_version True; 2 is known"),
+    ({"schema_version": 3}, 'schema_version 3; only 2 can be read, or lines such as {"prompt": "a red cube"}'),
+    ({"schema_version": True}, "schema_version True; only 2 can be read"),
     ({"extra": 1}, "extra: unknown key of schema_version 2"), ({"input": {"promt": "a"}}, "no input.prompt"),
-    ({"input": "a"}, "input wants an object, not a text"), ({"input": {"prompt": " "}}, "'prompt' must be a text with something in it"),
-    ({"supervision": None}, "supervision.type wants one of demonstration, preference, not null"),
+    ({"input": "a"}, "input must be an object, not a text"), ({"input": {"prompt": " "}}, "'prompt' must be a non-empty text"),
+    ({"supervision": None}, "supervision.type must be one of demonstration, preference, not null"),
     ({"supervision": {"type": "preference", "chosen": {"media": [image("a")]}}}, "no supervision.rejected"),
-    ({"supervision": {"type": "demonstration", "target": {"media": [image("a")] * 2}}}, "2 media in target; one image"),
-    ({"supervision": {"type": "demonstration", "target": {"media": [{"type": "audio", "path": "a"}]}}}, "type wants one of image, video"),
+    ({"supervision": {"type": "demonstration", "target": {"media": [image("a")] * 2}}}, "target has 2 media; it must have one image"),
+    ({"supervision": {"type": "demonstration", "target": {"media": [{"type": "audio", "path": "a"}]}}}, "type must be one of image, video"),
     ({"supervision": line()["supervision"] | {"chosen": {"media": [{"type": "video", "path": "a"}]}}}, "both sides must be of one kind"),
     ({"input": {"prompt": "a", "media": [image("a", fps=2)]}}, "input.media.fps: unknown key"),
-    ({"input": {"prompt": "a", "media": [image("https://x/y")]}}, "is an address"),
-    ({"metadata": {"prompt": "b"}}, "'prompt' has a meaning of its own"),
-    ({"metadata": []}, "metadata: wants an object, not a list"),
+    ({"input": {"prompt": "a", "media": [image("https://x/y")]}}, "is a URL"),
+    ({"metadata": {"prompt": "b"}}, "'prompt' is a reserved name"),
+    ({"metadata": []}, "metadata: must be an object, not a list"),
 ])  # fmt: skip
 def test_what_is_wrong_with_a_line_is_one_line(tmp_path: Path, keys: dict[str, Any], said: str) -> None:
     with pytest.raises(DataError) as error:

@@ -19,7 +19,7 @@ from flow_factory.models import MODELS
 from flow_factory.models.loading import load_adapter
 from flow_factory.models.proof import prove
 from flow_factory.policy.policy import dead_ends, target_names
-from flow_factory.runs.rows import looks
+from flow_factory.runs.rows import row_checks
 from flow_factory.training.text_encoders import Encoders, loaded_later
 from flow_factory.types import Clip, Cond, Row
 from flow_factory.utils.errors import UserError
@@ -117,8 +117,8 @@ def test_rows_with_a_negative_prompt_and_rows_without_do_not_go_with_shared_weig
     unknown = load_config(write_run(tmp_path), ["model.model_type=diffusers", *sharded])
 
     def asked(config: RunConfig, rows: list[Row]) -> None:
-        for one, look in product(rows, looks(config, (), trained=True)):
-            look(one)
+        for one, check in product(rows, row_checks(config, (), trained=True)):
+            check(one)
 
     for rows in (both, both[::-1]):
         with pytest.raises(UserError, match="train.jsonl:2: no negative_prompt, and other rows have one"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flow_factory.data.cache_folder import stocks
+from flow_factory.data.cache_folder import cached_rows
 from flow_factory.utils.errors import UserError
 from tests.tiny.run import TRAIN, checkpoint, tiny, write_rows, write_run
 
@@ -50,7 +50,7 @@ def test_rows_are_encoded_anew_where_the_tokenizer_has_changed(tmp_path: Path) -
             file = flux / "tokenizer_2" / "tokenizer.json"
             file.write_text(file.read_text().replace("red", "rid").replace("blue", "red").replace("rid", "blue"))
         tiny(tmp_path, f"model.model_name_or_path={flux}", "train.max_epochs=3")  # which draw every row
-        many.append(sum(stock.rows for stock in stocks(tmp_path / "cache")))
+        many.append(sum(stock.rows for stock in cached_rows(tmp_path / "cache")))
     assert many == [10, 10, 20]
 
 

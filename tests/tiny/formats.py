@@ -24,7 +24,7 @@ from flow_factory.data.index import ROW
 from flow_factory.data.packing import SMALL
 from flow_factory.data.shards import ALIGNED, DIGEST, Blob, Shards, digest
 from flow_factory.models.loading import load_adapter, sketch_adapter
-from flow_factory.runs.rows import check_files, looks, read_training
+from flow_factory.runs.rows import check_files, read_training, row_checks
 from flow_factory.runs.training_state import load
 from flow_factory.types import Row
 from flow_factory.utils.errors import UserError
@@ -112,7 +112,7 @@ def _rows(folder: Path, tree: list[dict[str, Any]], *keys: str) -> Format:
 
     def read(data: bytes) -> None:
         file.write_bytes(data)
-        rows = read_training(right, lambda dataset: looks(right, (), True))
+        rows = read_training(right, lambda dataset: row_checks(right, (), True))
         check_files(right, rows, {"": rows}, progress=False)
         for row in rows:
             ConditionCache(folder / "cache", "").key(row)

@@ -126,8 +126,8 @@ def test_clips_are_targets_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("row", "said"), [
-    ({"prompt": "a"}, r"train.jsonl:1: what is learnt from wants the name of a file in 'target'; columns: none"),
-    ({"prompt": "a", "target": ["red.png"]}, r"train.jsonl:1: what is learnt from wants the name of a file in 'target'; columns: target"),
+    ({"prompt": "a"}, r"train.jsonl:1: training needs a file name in 'target'; columns: none"),
+    ({"prompt": "a", "target": ["red.png"]}, r"train.jsonl:1: training needs a file name in 'target'; columns: target"),
     ({"prompt": "a", "target": "green.png"}, r"train.jsonl:1: .*green.png"),
     ({"prompt": "a", "target": "text.png"}, r"train.jsonl:1: .*text.png"),
 ])  # fmt: skip
