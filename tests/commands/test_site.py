@@ -45,7 +45,7 @@ def test_the_reference_has_every_key_with_its_type_its_default_and_its_meaning()
 def test_the_site_is_built_without_a_broken_link_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     """From a copy of what it reads, for building writes beside it."""
     names = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "LICENSE", "mkdocs.yml"]
-    folders = ["guidance", "tools", "assets", "benchmarks", "dataset", "diffusers", "examples", "tests"]
+    folders = ["guidance", "tools", "assets", "benchmarks", "dataset", "diffusers", "examples", "notebooks", "tests"]
     for name in (*names, *folders):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "guidance").unlink()
