@@ -31,6 +31,12 @@ class Row:
     """Files of the condition images, in the line's order."""
     videos: Sequence[str] = ()
     """Files of the condition videos."""
+    image_inputs: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Files of pictures and masks, by the argument of the pipeline's `__call__` that `data.columns` names, such as `mask_image`."""
+    video_inputs: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Files of videos, likewise."""
+    audio_inputs: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Files of sounds, likewise."""
     source: str = ""
     """`file:line`, for messages."""
     shows: str | None = None
