@@ -48,6 +48,8 @@ class Turn:
     loss: Callable[[Point, Velocity], tuple[Tensor, Metrics]]
     survey: Callable[[Sequence[Point], Velocity], Sequence[Any]] | None = None
     """None: the loss of a point needs nothing of others."""
+    asks: tuple[tuple[str, float | None], ...] = ()
+    """The velocities without gradient that the loss of a point needs, by the names of weights and scales of guidance, see `Velocity`."""
 
 
 class Algorithm:
@@ -122,7 +124,8 @@ class Algorithm:
 
     def turns(self, update: int) -> Sequence[Turn]:
         """The optimiser steps of the run's update of this number, in their order: one, where there is one network."""
-        return (Turn("policy", self.points, self.loss, self.survey if self.scope is not None else None),)
+        others = tuple((name, None) for name in self.weights)
+        return (Turn("policy", self.points, self.loss, self.survey if self.scope is not None else None, others),)
 
     def points(self, rollout: Rollout) -> Iterator[Point]:
         """The micro-batch's training points, each one forward and backward. A pure function; it makes the points lazily."""

@@ -27,6 +27,8 @@ class FewSteps(Algorithm):
     Config: ClassVar[type[TrainConfig]]
     config: FewStepConfig
     weights = ("ref",)
+    scores: tuple[tuple[str, float | None], ...] = (("fake", None), ("ref", None))
+    """What the generator's loss asks, see `Turn.asks`."""
     looks_back: ClassVar[bool] = False
     reads_final = False
 
@@ -41,8 +43,8 @@ class FewSteps(Algorithm):
 
     def turns(self, update: int) -> Sequence[Turn]:
         many = self.config.ttur_fake_updates
-        fakes = [Turn("fake", partial(self.drawn, draw=(update, k)), self.fake_loss) for k in range(many)]
-        return [*fakes, Turn("policy", partial(self.drawn, draw=(update, many)), self.loss)]
+        fakes = [Turn("fake", partial(self.drawn, draw=(update, k)), self.fake_loss, asks=(("policy", None),)) for k in range(many)]
+        return [*fakes, Turn("policy", partial(self.drawn, draw=(update, many)), self.loss, asks=self.scores)]
 
     def drawn(self, rollout: Rollout, draw: Draw) -> Iterator[Point]:
         """Points on the path, each with fresh noise and the noise level at which what the policy makes of it is judged."""
@@ -100,7 +102,7 @@ class DMD2(FewSteps):
 
     def loss(self, point: Point, velocity: Velocity) -> tuple[Tensor, Metrics]:
         x0, at = self._judged(point, velocity)
-        fake, real = (clean(at.x, velocity(at, name).float(), at.s) for name in ("fake", "ref"))
+        fake, real = (clean(at.x, velocity(at, *asked).float(), at.s) for asked in self.scores)
         loss = dmd_loss(x0, real, fake).mean()
         metrics = {"loss": loss, "score_distance": (fake - real).abs().mean()}
         return loss, {k: m.detach() for k, m in metrics.items()}

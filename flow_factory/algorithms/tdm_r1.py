@@ -33,12 +33,13 @@ class TDMR1(OnPath):
     def __init__(self, config: TDMR1Config, scheduler: SchedulerConfig, per_sample_times: bool = False):
         super().__init__(config, scheduler, per_sample_times)
         least, most = config.surrogate_slow_decay_min, config.surrogate_slow_decay_max
+        self.scores = ("fake", None), ("ref", None), ("ref", 1.0), ("surrogate", config.surrogate_guidance_scale)
         self.averages = {"slow": Average(Ramp(0, least, RAMP, max(least, most)), "update", of="surrogate")}
 
     def turns(self, update: int) -> Sequence[Turn]:
         *fakes, policy = super().turns(update)
-        surrogate = Turn("surrogate", partial(self.on_path, draw=(update, len(fakes) + 1)), self.surrogate_loss, self.survey)
-        return [*fakes, surrogate, policy]
+        points, asks = partial(self.on_path, draw=(update, len(fakes) + 1)), (("ref", 1.0), ("slow", 1.0))
+        return [*fakes, Turn("surrogate", points, self.surrogate_loss, self.survey, asks), policy]
 
     # -- the surrogate -----------------------------------------------------------------------------------------------------------
 
@@ -93,8 +94,7 @@ class TDMR1(OnPath):
     def loss(self, point: Point, velocity: Velocity) -> tuple[Tensor, Metrics]:
         config = self.config
         x0, at = self.judged(point, velocity)
-        asked = [("fake", None), ("ref", None), ("ref", 1.0), ("surrogate", config.surrogate_guidance_scale)]
-        fake, guided, base, surrogate = (clean(at.x, velocity(at, name, g).float(), at.s) for name, g in asked)
+        fake, guided, base, surrogate = (clean(at.x, velocity(at, *asked).float(), at.s) for asked in self.scores)
         cfg = config.cfg_reward_scale * (guided - base) / (config.real_guidance_scale - 1)
         sizes = normaliser(x0, guided), normaliser(x0, surrogate)
         loss = rewarded_loss(x0, base - fake, cfg, surrogate - base, sizes, config.tdm_weight).mean()

@@ -196,11 +196,16 @@ class ModelAdapter(Family):
         draw: Draw,
         generators: list[Generator],
         memo: ConditionMemo | None = None,
+        seen: bool = True,
     ) -> tuple[Sequence[Any], Recorder]:
-        """Samples of one row by the recorder's dynamics: (media, which are made when they are looked at, recorder)."""
+        """Samples of one row by the recorder's dynamics: (media, which are made when they are looked at, recorder).
+
+        Args:
+            seen: whether anybody looks at the media; else nothing is decoded, and there are none.
+        """
         arguments = {**self.takes(call), **self.repeat(self.asked(cond, call), len(generators))}
-        out, recorder = self.field.sample(arguments, num_steps, draw, generators, memo=memo)
-        return Deferred(lambda: self.media(out, call)), recorder
+        out, recorder = self.field.sample(arguments, num_steps, draw, generators, "pil" if seen else "latent", memo)
+        return Deferred(lambda: self.media(out, call) if seen else ()), recorder
 
     def velocity(self, x: Tensor, t: Tensor, s: Tensor, cond: Cond, call: Mapping[str, Any], memo: ConditionMemo | None = None) -> Tensor:
         """v(x, t) of the samples x (n, ...) of one row; `t` and `s` 0-dim."""

@@ -141,11 +141,13 @@ class Diffusers(ModelAdapter):
         draw: Draw,
         generators: list[Generator],
         memo: ConditionMemo | None = None,
+        seen: bool = True,
     ) -> tuple[Sequence[Any], Recorder]:
         n, memo = len(generators), memo or ConditionMemo()
         memo.given = self._given(cond, n)
-        out, recorder = self.field.sample({**self.takes(call), **_prompts(cond, n)}, num_steps, draw, generators, memo=memo)
-        return Deferred(lambda: self.media(out, call)), recorder
+        arguments = {**self.takes(call), **_prompts(cond, n)}
+        out, recorder = self.field.sample(arguments, num_steps, draw, generators, "pil" if seen else "latent", memo)
+        return Deferred(lambda: self.media(out, call) if seen else ()), recorder
 
     def velocity(self, x: Tensor, t: Tensor, s: Tensor, cond: Cond, call: Mapping[str, Any], memo: ConditionMemo | None = None) -> Tensor:
         with guiding(self.pipe, call.get(GUIDER)):

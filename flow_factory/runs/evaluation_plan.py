@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from flow_factory.algorithms import ALGORITHMS
+from flow_factory.algorithms.base import Turn
 from flow_factory.config import RunConfig, plan_of
 from flow_factory.config.datasets import datasets_of
 from flow_factory.data.encoding_windows import rows_evaluated
@@ -24,17 +25,32 @@ def evaluation_forwards(config: RunConfig, rows: int) -> int:
 def epoch_forwards(config: RunConfig) -> int:
     """Those of an epoch, in which a backward counts as `BACKWARD` of them, or one more."""
     train, plan, family = config.train, plan_of(config), MODELS[config.model.model_type]
-    algorithm = ALGORITHMS[train.trainer_type](train, config.scheduler)
     rolled = family.passes({"guidance_scale": train.guidance_scale, **train.call})
+    drawn = 0 if train.given else plan.micro_batches_per_rank * train.num_inference_steps * rolled
+    points = plan.trained_batches_per_rank * plan.trained_points
+    return round(plan.per_device_batch_size * (drawn + points * _point_forwards(config, rolled)))
 
-    def passes(weights: str) -> int:
-        scale = algorithm.guidance(weights)
+
+def _point_forwards(config: RunConfig, rolled: int) -> float:
+    """Those of a training point in an epoch, of every network in its turn.
+
+    Args:
+        rolled: forwards of a velocity with the rollout's guidance.
+    """
+    train, plan, family = config.train, plan_of(config), MODELS[config.model.model_type]
+    algorithm = ALGORITHMS[train.trainer_type](train, config.scheduler)
+    again, trained = plan.num_inner_epochs, 1 + BACKWARD + bool(train.enable_gradient_checkpointing)
+
+    def passes(weights: str, guidance: float | None = None) -> int:
+        scale = algorithm.guidance(weights) if guidance is None else guidance
         return rolled if scale is None else 2 if scale > 1 and family.cfg is not None else 1
 
-    drawn = 0 if train.given else plan.micro_batches_per_rank * train.num_inference_steps * rolled
-    learned = plan.num_inner_epochs * (1 + BACKWARD + bool(train.enable_gradient_checkpointing)) * passes("policy")
-    points = plan.trained_batches_per_rank * plan.trained_points
-    return plan.per_device_batch_size * (drawn + points * (learned + sum(map(passes, algorithm.weights))))
+    def cost(turn: Turn) -> float:
+        others = sum(passes(*asked) for asked in turn.asks) * (1 if algorithm.looks_back else again)
+        surveyed = turn.survey is not None and algorithm.scope == "group" and train.group_size > plan.per_device_batch_size
+        return (again * (trained + surveyed) * passes(turn.network) + others) / config.frequency_of(turn.network)
+
+    return sum(map(cost, algorithm.turns(0)))
 
 
 def evaluation_lines(config: RunConfig, tests: Mapping[str, int]) -> list[str]:

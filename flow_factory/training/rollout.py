@@ -44,6 +44,8 @@ class RolloutCollector:
     """What was drawn since."""
     done: FinishedWork | None = field(default=None, init=False)
     """Of the epoch that comes next, where it was begun before this process was there."""
+    shown: int = field(default=0, init=False)
+    """The first of this process's pictures of an epoch, so many, are looked at by people."""
     cond: tuple[int, Cond, Cond] | None = field(default=None, init=False)
     """Of the row that was drawn last: on the device, and as its rollouts keep it."""
 
@@ -85,7 +87,7 @@ class RolloutCollector:
         """Of this epoch nothing is drawn yet, but what an earlier process has kept."""
         context, size = self.context, self.context.config.train.per_device_batch_size
         shown = context.config.log.num_samples if context.accelerator.is_main_process else 0
-        deal = context.plan.rolled
+        deal, self.shown = context.plan.rolled, shown
         self.judging = RolloutScoring(context.accelerator, context.interrupt, context.meter, deal, context.rewards, size, shown)
         self.rollouts, self.waiting = [], []
         if self.done is not None:
@@ -104,6 +106,11 @@ class RolloutCollector:
                 self.context.policy.set_aside()  # what only a rollout needs makes room for the rewards
             self.rollouts += self.judging.heard(drawn)
             self.waiting = self.waiting[count:]
+
+    @property
+    def seen(self) -> bool:
+        """Whether the media that are drawn next are for a reward or for a person; else they are not decoded."""
+        return self.context.judged or sum(len(one.ids) for one in self.rollouts + self.waiting) < self.shown
 
     def drawn(self) -> list[Rollout]:
         """What there is of the epoch, in micro-batches."""
@@ -179,7 +186,8 @@ class RolloutCollector:
         memo = ConditionMemo()
         row = context.rows[group.row]
         with named_rows([row], context.adapter, "draw", RowError):
-            media, recorder = context.engine("sample", cond, context.call, train.num_inference_steps, sampler, generators, memo)
+            asked = cond, context.call, train.num_inference_steps, sampler, generators, memo, self.seen
+            media, recorder = context.engine("sample", *asked)
         rollout = Rollout(row, kept, recorder.kept, media, group.number, epoch, ids, memo=memo)
         if context.algorithm.reads_final:
             rollout.x0 = recorder.final

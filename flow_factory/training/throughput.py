@@ -32,7 +32,7 @@ class Work:
 
 
 def work_of(context: TrainingContext, cond: Cond) -> dict[str, Work]:
-    """Of a rollout and of the training; of the training, what kept weights are asked is not counted, nor what is computed again.
+    """Of a rollout and of the training of all networks; what kept weights are asked is not counted, nor what is computed again.
 
     Args:
         cond: of any row; prompts of other lengths are taken to be as long.
@@ -44,13 +44,33 @@ def work_of(context: TrainingContext, cond: Cond) -> dict[str, Work]:
     steps = 0 if context.given is not None else train.num_inference_steps - train.first_step
     rolled = plan.micro_batches_per_rank * plan.per_device_batch_size * steps * passes / plan.rolled.team
     points = plan.trained_batches_per_rank * plan.per_device_batch_size * plan.trained_points * plan.num_inner_epochs / plan.rolled.team
-    trained = points * (passes if context.algorithm.guidance("policy") is None else 1)
+    trained, asked = (points * count for count in _velocities(context, passes))
     transformer, text = next(iter(context.policy.models.values())), text_of(cond)
     needed = operations(transformer, image, text) if type(transformer).__name__.removeprefix("FSDP") in ATTENTIONS else None
     return {
         "rollout": Work(rolled * (image + text), rolled * needed.forward * 1e-12 if needed else None),
-        "optimise": Work(trained * (image + text), trained * (needed.forward + needed.backward) * 1e-12 if needed else None),
+        "optimise": Work(
+            (trained + asked) * (image + text),
+            (trained * (needed.forward + needed.backward) + asked * needed.forward) * 1e-12 if needed else None,
+        ),
     }
+
+
+def _velocities(context: TrainingContext, passes: int) -> tuple[float, float]:
+    """Forwards of a training point, on the average of the updates: (those of a network in its turn, those of the other networks then).
+
+    Args:
+        passes: of a velocity with the rollout's guidance.
+    """
+    algorithm, networks = context.algorithm, ("policy", *context.config.train.networks)
+
+    def forwards(weights: str, guidance: float | None = None) -> int:
+        scale = algorithm.guidance(weights) if guidance is None else guidance
+        return passes if scale is None else 2 if scale > 1 and context.adapter.cfg is not None else 1
+
+    turns = [(1 / context.config.frequency_of(turn.network), turn) for turn in algorithm.turns(0)]
+    trained = sum(share * forwards(turn.network) for share, turn in turns)
+    return trained, sum(share * forwards(*asked) for share, turn in turns for asked in turn.asks if asked[0] in networks)
 
 
 def text_of(cond: Cond) -> int:

@@ -84,6 +84,7 @@ def test_a_turn_asks_for_no_velocity_too_many(name: str) -> None:
         networks = Networks(fake=0.7, surrogate=0.6)
         networks.gradient(turn, path())
         assert networks.asked == BUDGET[name][turn.network], turn.network
+        assert {*turn.asks, (turn.network, None)} == {(k, g if k != turn.network else None) for k, g in networks.asked}, "as it says"
 
 
 @pytest.mark.parametrize("name", EVERY)

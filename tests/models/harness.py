@@ -66,13 +66,13 @@ class Tiny:
 
     def roll(
         self, k: int = 0, dynamics: str = "Flow-SDE", noisy: Collection[int] | None = None, ids: Sequence[int] = (0, 1),
-        memo: ConditionMemo | None = None,
+        memo: ConditionMemo | None = None, seen: bool = True,
     ) -> tuple[list[Any], Recorder]:  # fmt: skip
         """Samples of row k whose noise is keyed by their ids."""
         noisy = self.noisy if noisy is None else noisy
         sampler = Sampler(DYNAMICS[dynamics], ETA, noisy, keyed_noise(ids), torch.float32)
         with small(self.adapter.pipe):
-            return self.ask("sample", self.conds[k], self.call, STEPS, sampler, [generator(0, "init", i) for i in ids], memo)
+            return self.ask("sample", self.conds[k], self.call, STEPS, sampler, [generator(0, "init", i) for i in ids], memo, seen)
 
     def velocity(self, step: Step, k: int = 0, memo: ConditionMemo | None = None) -> Tensor:
         with small(self.adapter.pipe):

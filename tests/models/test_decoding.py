@@ -36,3 +36,21 @@ def test_final_states_are_decoded_to_the_rollouts_pictures_with_gradient(name: s
         assert (seen.detach() * 255 - levels(theirs)).abs().max() <= 0.51
     (slope,) = torch.autograd.grad(pixels.float().sum(), x)
     assert slope.isfinite().all() and all(one.any() for one in slope)
+
+
+@pytest.mark.parametrize("name", [n if n == "flux1" else pytest.param(n, marks=pytest.mark.exhaustive) for n in EACH])
+def test_what_nobody_looks_at_is_drawn_and_not_decoded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The states are the same."""
+    t = tiny(name)
+    _, known = t.roll()
+    pipe = t.adapter.pipe
+    for part in (getattr(pipe, part, None) for part in ("vae", "audio_vae", "vocoder")):
+        if part is not None:
+            monkeypatch.setattr(part, "decode" if hasattr(part, "decode") else "forward", broken)
+    media, recorder = t.roll(seen=False)
+    assert len(media) == 0 and torch.equal(recorder.final, known.final) and len(recorder.kept) == len(known.kept) > 0
+    assert all(torch.equal(a.x1, b.x1) and torch.equal(a.logp, b.logp) for a, b in zip(recorder.kept, known.kept, strict=True))
+
+
+def broken(*_: object, **__: object) -> None:
+    raise AssertionError("decoded")

@@ -5,10 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
+from diffusers.models.autoencoders.vae import Decoder
 from torch import Tensor
 
 from flow_factory.checkpoints.lora_file import lora_file, read_lora
+from flow_factory.runs import evaluation_plan
+from flow_factory.runs.evaluation_plan import epoch_forwards
 from flow_factory.training.run import Run
+from flow_factory.training.throughput import work_of
 from tests.tiny.run import forwards, read_state, tiny, trained
 
 pytestmark = pytest.mark.exhaustive
@@ -68,13 +72,33 @@ FORWARDS = {"dmd2": 4 * (5 * 2 + 2 + 2), "tdm": 4 * 2 * (2 + 2 + 2), "tdm-r1": 4
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_forwards_are_counted(tmp_path: Path, name: str) -> None:
+def test_forwards_are_counted(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run = student(tmp_path, name)
     rollouts = run.trainer.collector(0)
     run.trainer.judge(rollouts)
     with forwards(FluxTransformer2DModel) as seen:
         run.trainer.learner.learn(run.trainer.groups(rollouts))
     assert len(seen) == FORWARDS[name] + 1, "and one that sees that the first update has changed something"
+    monkeypatch.setattr(evaluation_plan, "BACKWARD", 0)
+    rolled = 4 * 2
+    assert epoch_forwards(run.context.config) == 2 * (FORWARDS[name] + rolled), "samples, of which a micro-batch has two"
+    kept = {"dmd2": 4 * 2, "tdm": 4 * 2 * 2, "tdm-r1": 4 * 2 * (3 + 2 + 1)}[name]  # the base, the slow surrogate, and the survey
+    tokens = work_of(run.context, run.context.conds[0])["optimise"].tokens
+    assert tokens == 2 * (FORWARDS[name] - kept) * (4 + 16), "latent and text tokens of what trained networks are asked"
+
+
+def test_pictures_that_nobody_looks_at_are_not_decoded(tmp_path: Path) -> None:
+    """Three are shown, which are in the first two micro-batches; what is learnt is the same."""
+    run = student(tmp_path, "dmd2", "log.num_samples=3")
+    with forwards(Decoder) as decoded:
+        rollouts = run.trainer.collector(0)
+    run.trainer.judge(rollouts)
+    assert len(decoded) == 2 and len(rollouts) == 4 and len(run.trainer.shown) == 3
+    with forwards(Decoder) as decoded:
+        every = student(tmp_path, "dmd2", "log.num_samples=100").trainer.collector(0)
+    assert len(decoded) == 4 and [len(r.media) for r in every] == [2] * 4
+    for one, other in zip(rollouts, every, strict=True):
+        assert all(torch.equal(a.x, b.x) and torch.equal(a.x1, b.x1) for a, b in zip(one.steps, other.steps, strict=True))
 
 
 @pytest.mark.parametrize("name", ["dmd2", "tdm-r1"])
