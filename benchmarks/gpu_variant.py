@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.product import product_rate
 from flow_factory.config import RunConfig, load_config
-from flow_factory.memory.fit import model_of
+from flow_factory.memory.checkpoint import model_of
 from flow_factory.memory.parts import peak
 from flow_factory.rewards import PointwiseRewardModel, RewardModelOutput
 from flow_factory.train import build
@@ -66,8 +66,8 @@ def memory(trainer: Trainer) -> dict[str, float | None]:
     """In 10^9 bytes, as the estimate."""
     cuda = trainer.context.accelerator.device.type == "cuda"
     return {
-        "peak_allocated_gb": round(trainer.context.meter.peak_memory_gb(), 2),
-        "peak_reserved_gb": round(trainer.context.meter.peak_reserved_gb(), 2) if cuda else None,
+        "peak_allocated_gb": round(trainer.context.meter.memory.allocated_gb(), 2),
+        "peak_reserved_gb": round(trainer.context.meter.memory.reserved_gb(), 2) if cuda else None,
     }
 
 

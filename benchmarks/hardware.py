@@ -13,8 +13,8 @@ from typing import Any
 
 from flow_factory.config import RunConfig, load_config
 from flow_factory.memory.estimate import estimate
-from flow_factory.memory.fit import CARDS, ROOM
 from flow_factory.memory.parts import Part, in_main_memory, peak
+from flow_factory.memory.room import CARDS, ROOM
 from flow_factory.memory.sizes import shape_of
 from flow_factory.models import MODELS
 

@@ -7,8 +7,9 @@ from flow_factory.config.datasets import datasets_of, trained_on
 from flow_factory.core.ema import reported_weights
 from flow_factory.data.encoding_windows import rows_needed
 from flow_factory.data.several import sizes_of
+from flow_factory.memory.checkpoint import model_of
 from flow_factory.memory.encoding_plan import encoding_lines, encoding_settled, row_size
-from flow_factory.memory.fit import memory_lines, model_of
+from flow_factory.memory.fit import memory_lines
 from flow_factory.memory.machine import disk_lines
 from flow_factory.models import MODELS
 from flow_factory.policy.compilation import MOST, describe_blocks

@@ -32,8 +32,9 @@ from flow_factory.distributed import liveness
 from flow_factory.distributed.barriers import wait_for_everyone
 from flow_factory.distributed.engines import Engine, make_engine
 from flow_factory.distributed.rendezvous import join_group, limit_groups
+from flow_factory.memory.auto import decoding, recomputing, resharding, settled
+from flow_factory.memory.checkpoint import model_of
 from flow_factory.memory.encoding_plan import encoding_settled, with_data
-from flow_factory.memory.fit import decoding, model_of, recomputing, resharding, settled
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.policy.attention import without_cudnn

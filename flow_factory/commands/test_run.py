@@ -15,7 +15,7 @@ from flow_factory.config.model import AUTO
 from flow_factory.data.cache_folder import free_space
 from flow_factory.data.encoding_windows import rows_evaluated
 from flow_factory.distributed.barriers import wait_for_everyone
-from flow_factory.memory.fit import model_of
+from flow_factory.memory.checkpoint import model_of
 from flow_factory.memory.parts import peak
 from flow_factory.runs.run_folder import TEST
 from flow_factory.runs.training_state import load
@@ -184,17 +184,17 @@ class Rehearsal:
         """The peak, beside the estimate."""
         meter, model = self.run.context.meter, model_of(self.few)
         if not meter.cuda:
-            yield f"memory: {meter.peak_memory_gb():.2f} GB of main memory for the first process, Python and its libraries included"
+            yield f"memory: {meter.memory.allocated_gb():.2f} GB of main memory for the first process, Python and its libraries included"
             return
         if model is None:
-            yield f"memory: {meter.peak_memory_gb():.2f} GB at the peak; the plan has no estimate"
+            yield f"memory: {meter.memory.allocated_gb():.2f} GB at the peak; the plan has no estimate"
             return
         settled = self.run.context.config
         full = settled.model_copy(update={"train": settled.train.model_copy(update={
             "unique_sample_num_per_epoch": self.config.train.unique_sample_num_per_epoch})})  # fmt: skip
         here, there = peak(model.parts(settled)), peak(model.parts(full))
-        yield f"memory: {meter.peak_memory_gb():.2f} GB at the peak, where the plan estimates {here:.2f}"
-        yield f"memory of the run, with all its groups: {meter.peak_memory_gb() + there - here:.2f} GB, estimated {there:.2f}"
+        yield f"memory: {meter.memory.allocated_gb():.2f} GB at the peak, where the plan estimates {here:.2f}"
+        yield f"memory of the run, with all its groups: {meter.memory.allocated_gb() + there - here:.2f} GB, estimated {there:.2f}"
 
     def disk(self) -> tuple[list[str], bool]:
         """What checkpoints take, and whether they have room."""

@@ -18,6 +18,7 @@ from flow_factory.config.explain import explain, unknown_key
 from flow_factory.config.few_steps import FewStepConfig
 from flow_factory.config.log import MOVABLE
 from flow_factory.config.nodes import Keys, Problem
+from flow_factory.config.notices import notices
 from flow_factory.config.places import elsewhere
 from flow_factory.config.public_keys import bring_public_keys
 from flow_factory.config.rewards import INNER
@@ -66,7 +67,7 @@ def load_config(config: str | Path | Mapping[str, Any], overrides: Sequence[str]
     if source.problems and found.config_file is not None and (there := elsewhere(found.config_file, Path(source.name))):
         source.problems.append(Problem(("config_file",), there))
     source.fail()
-    return found.noting((*source.notices, *rules.notices(found), *said), source.written)
+    return found.noting((*source.notices, *notices(found), *said), source.written)
 
 
 def few_steps(source: Source, train: type[TrainConfig]) -> None:

@@ -3,14 +3,11 @@
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 
 from flow_factory.config.algorithm_rules import ALGORITHM_RULES, Rule, best_of_n_fits, rounded
 from flow_factory.config.base import show
 from flow_factory.config.datasets import datasets_fit
-from flow_factory.config.distillation import OPDConfig
 from flow_factory.config.distillation_rules import DISTILLATION_RULES
-from flow_factory.config.engine import found
 from flow_factory.config.engine_rules import ENGINE_RULES
 from flow_factory.config.gate_rules import GATE_RULES
 from flow_factory.config.memory_rules import MEMORY_RULES
@@ -19,7 +16,6 @@ from flow_factory.config.network_rules import NETWORK_RULES
 from flow_factory.config.nodes import Keys, Problem
 from flow_factory.config.overlap_rules import OVERLAP_RULES
 from flow_factory.config.plan import plan_of
-from flow_factory.config.recompute import every_block
 from flow_factory.config.rewards import RewardConfig
 from flow_factory.config.run import RunConfig
 from flow_factory.config.translate import deals, in_steps, parts_of
@@ -28,66 +24,6 @@ from flow_factory.config.translate import deals, in_steps, parts_of
 def broken(config: RunConfig) -> list[Problem]:
     """All that is wrong with a configuration whose values are right one by one."""
     return [problem for rule in RULES for problem in rule(config)]
-
-
-IDLE = {
-    "preprocessing_batch_size": "rows are encoded one by one, since the bits of a row in a batch depend on its neighbours",
-    "dataloader_num_workers": "encoded rows are read from the cache, without worker processes",
-}
-"""Keys of `data:` that other implementations need and this one does not, and why."""
-
-
-def notices(config: RunConfig) -> tuple[str, ...]:
-    """Keys that were written and have no effect, and a choice that shows in the pictures, a line each."""
-    lines = []
-    train = config.train
-    if train.ema_decay and train.max_epochs is not None and train.max_epochs < train.ema_update_interval:
-        lines.append(
-            f"train.ema_update_interval: {train.ema_update_interval} is more than the {train.max_epochs} epochs of the run: the average, "
-            "which is what is evaluated and saved, stays at the untrained weights; write 1, or ema_decay: 0"
-        )
-    if train.optimizer != "muon" and (idle := sorted(key for key in train.model_fields_set if key.startswith("muon_"))):
-        lines.append(f"train.{', train.'.join(idle)}: no effect with optimizer: {train.optimizer}")
-    clip = getattr(train, "clip_range", (0.0, 0.0))
-    if clip[0] < -1 and clip[1] > 1:
-        lines.append(f"train.clip_range: {show(clip)} clips nothing: a ratio - 1 is never below -1; public values are 1.0e-4 to 0.2")
-    last = config.train.num_inference_steps - 1
-    if config.train.draws_noise(config.scheduler) and last in config.scheduler.stochastic_steps(last + 1):
-        lines.append(f"scheduler.sde_steps: noise of step {last}, the last one, stays in the pictures; without {last} it does not")
-    by_ode = not train.draws_noise(config.scheduler) and "dynamics_type" in config.scheduler.model_fields_set
-    if by_ode and config.scheduler.dynamics_type != "ODE":
-        lines.append(f"scheduler.dynamics_type: {config.scheduler.dynamics_type} has no effect: {train.trainer_type} rolls out by the ODE")
-    if isinstance(train, OPDConfig) and train.by_variance(config.scheduler) and "timestep_range" in train.model_fields_set:
-        lines.append("train.timestep_range has no effect: with noise, xt trains on the stochastic steps (scheduler.sde_steps)")
-    if config.data.force_reprocess:
-        lines.append("data.force_reprocess is not needed: rows are cached by content, so what has changed is always encoded anew")
-    if config.data.sampler_type not in (None, "auto"):
-        lines.append(f"data.sampler_type: {config.data.sampler_type} has no effect: a group always lives on one process")
-    engine = config.engine
-    if config.config_file is not None and config.num_processes == 1 and engine.kind != "fsdp":
-        lines.append(f"config_file: {config.config_file} has no effect on one process")
-    if config.config_file is not None and (file := found(config.config_file)) != Path(config.config_file):
-        lines.append(f"config_file: there is no {config.config_file}; using Flow-Factory's own {file.name}")
-    lines += [f"config_file: {config.config_file}: {line}" for line in engine.idle]
-    if engine.stage == 3 and config.num_processes > 1 and not every_block(train.enable_gradient_checkpointing):
-        lines.append(
-            f"{engine.name} keeps gathered weights from a forward to its backward; train.enable_gradient_checkpointing: true does not"
-        )
-    for key, why in IDLE.items():
-        if getattr(config.data, key) != type(config.data).model_fields[key].default:
-            lines.append(f"data.{key} has no effect: {why}")
-    for section, rewards in (("rewards", config.rewards), ("eval_rewards", config.eval_rewards or ())):
-        for k, reward in enumerate(rewards):
-            if reward.num_workers != 1 and not reward.async_reward:
-                lines.append(f"{section}.{k}.num_workers: {reward.num_workers} has no effect without async_reward: true")
-    if config.eval.full_at_end and (config.eval.max_rows is None or train.max_epochs is None):
-        why = "every evaluation takes all rows" if config.eval.max_rows is None else "a run without max_epochs has no last evaluation"
-        lines.append(f"eval.full_at_end has no effect: {why}")
-    if config.scheduler.seed not in (None, config.train.seed):
-        lines.append(
-            f"scheduler.seed: {config.scheduler.seed} has no effect: every draw depends on train.seed, which is {config.train.seed}"
-        )
-    return tuple(lines)
 
 
 def batches_divide(config: RunConfig) -> Iterator[Problem]:

@@ -75,7 +75,7 @@ def launch(placement: Topology, arguments: Sequence[str], limit: float, ended: C
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    from flow_factory.distributed.machines import run_processes
+    from flow_factory.distributed.agent import run_processes
 
     here = placement.num_processes // placement.num_machines
     if torch.cuda.is_available() and here > (gpus := torch.cuda.device_count()):

@@ -10,9 +10,10 @@ from flow_factory.config import RunConfig
 from flow_factory.config.datasets import datasets_of
 from flow_factory.data.cache_folder import free_space
 from flow_factory.data.encoding_windows import evaluated, in_windows, is_short, rows_needed, rows_of_start, window_epochs
+from flow_factory.memory.checkpoint import Model
 from flow_factory.memory.estimate import row_bytes
-from flow_factory.memory.fit import Model, in_room
 from flow_factory.memory.parts import of_machine, peak
+from flow_factory.memory.room import in_room
 
 
 def encoding_settled(config: RunConfig, sizes: Sequence[int], model: Model | None, gpu: float | None = None) -> RunConfig:

@@ -18,7 +18,7 @@ from flow_factory.config.memory_rules import keeps_no_copy
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import DTYPES
 from flow_factory.models.quantized_linear import DYNAMIC, layers_in_8_bits
-from flow_factory.policy.policy import dead_ends, reached, target_names
+from flow_factory.policy.targets import dead_ends, reached, target_names
 from flow_factory.utils.offload import store_in_8_bits
 from flow_factory.utils.stock_dtypes import stays_precise
 from flow_factory.utils.tensor_file import Stored, read_header

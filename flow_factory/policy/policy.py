@@ -1,6 +1,5 @@
 """The policy: the trained weights (LoRA or full), precision, checkpointing, attention backend, compilation."""
 
-import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,8 +17,8 @@ from flow_factory.policy.compilation import compile_blocks
 from flow_factory.policy.gradient_checkpointing import Setting, checkpoint_blocks
 from flow_factory.policy.lora import MAIN, add_loras, lora_layers, role_of, select, switch
 from flow_factory.policy.precision import wanted_dtypes
+from flow_factory.policy.targets import components_of, dead_ends, layers_of_lora, target_names, train_fully
 from flow_factory.policy.vae import set_vae
-from flow_factory.utils.errors import UserError
 from flow_factory.utils.offload import offload_with_hook, store_in_8_bits
 
 
@@ -139,31 +138,49 @@ def build_policy(
         UserError: no such component, target module or attention backend.
     """
     names = components_of(adapter, config)
-    frozen = DTYPES[precision]
     bare = {name: getattr(part, "bare", part) for name, part in adapter.pipe.components.items()}
     parts = {name: part.requires_grad_(False).eval() for name, part in bare.items() if isinstance(part, nn.Module)}
+    transformers = adapter.field.bare
     if config.quantization in DYNAMIC:
-        for module in adapter.field.bare.values():
+        for module in transformers.values():
             compute_in_8_bits(module, config.quantization, device)
     wanted: dict[nn.Parameter, torch.dtype] = {}
-    for name, module in adapter.field.bare.items():
-        if name not in names:
-            wanted |= wanted_dtypes(module, config, frozen)
-            continue
-        if config.finetune_type == "lora":
-            add_loras(module, layers_of_lora(adapter, module, name, config), config, seed, roles)
-        else:
-            targets = target_names(module, name, config.target_modules, adapter.targets_in(module))
-            train_fully(module, targets, dead_ends(module, adapter.dead_ends))
-        wanted |= wanted_dtypes(module, config, frozen)
-    policy = Policy(adapter, names, [name for name in adapter.field.bare if shards and name not in names], roles)
+    for name, module in transformers.items():
+        if name in names:
+            _make_trainable(adapter, config, name, seed, roles)
+        wanted |= wanted_dtypes(module, config, DTYPES[precision])
+    policy = Policy(adapter, names, [name for name in transformers if shards and name not in names], roles)
     policy.wanted = wanted
     if settled or config.layerwise_casting is not None or config.quantization is not None:
-        for module in adapter.field.bare.values():
+        for module in transformers.values():
             policy.settle(module)
+    _place_frozen(policy, parts, config, DTYPES[precision], device)
+    if config.attn_backend is not None:
+        for module in transformers.values():
+            set_attention(module, config.attn_backend, device, DTYPES[precision])
+    if config.compile:
+        compile_blocks(transformers.values(), config.compile_backend)
+        adapter.field.compiled = True
+    checkpoint_blocks(policy.models.values(), checkpointing)  # around the compiled blocks: they run once more, the same
+    set_vae(adapter.pipe.vae, config)
+    return policy
+
+
+def _make_trainable(adapter: ModelAdapter, config: ModelConfig, name: str, seed: int, roles: Sequence[str]) -> None:
+    """Adds the LoRAs of a component, or makes its own weights trainable."""
+    module = adapter.field.bare[name]
+    if config.finetune_type == "lora":
+        add_loras(module, layers_of_lora(adapter, module, name, config), config, seed, roles)
+    else:
+        targets = target_names(module, name, config.target_modules, adapter.targets_in(module))
+        train_fully(module, targets, dead_ends(module, adapter.dead_ends))
+
+
+def _place_frozen(policy: Policy, parts: dict[str, nn.Module], config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    """Moves the parts that the engine does not place: to the device, or into main memory with `offload_idle`."""
     for name, part in parts.items():
-        if config.layerwise_casting is not None and name in adapter.field.bare:
-            store_in_8_bits(part, config.layerwise_casting, frozen)  # before the device has to hold the whole of it
+        if config.layerwise_casting is not None and name in policy.adapter.field.bare:
+            store_in_8_bits(part, config.layerwise_casting, dtype)  # before the device has to hold the whole of it
         if name in policy.components or name in policy.frozen:
             continue
         if config.offload_idle:
@@ -172,91 +189,3 @@ def build_policy(
         else:
             policy.settle(part, device)
             part.to(device)  # no cast: diffusers keeps some modules in float32
-    for module in adapter.field.bare.values():
-        if config.attn_backend is not None:
-            set_attention(module, config.attn_backend, device, frozen)
-    if config.compile:
-        compile_blocks(adapter.field.bare.values(), config.compile_backend)
-        adapter.field.compiled = True
-    checkpoint_blocks(policy.models.values(), checkpointing)  # around what is compiled: it runs once more, the same
-    set_vae(adapter.pipe.vae, config)
-    return policy
-
-
-def components_of(adapter: ModelAdapter, config: ModelConfig) -> list[str]:
-    """The checkpoint's components that `target_components` names."""
-    wanted = [config.target_components] if isinstance(config.target_components, str) else list(config.target_components)
-    here = list(adapter.field.bare)
-    for name in wanted:
-        if name not in here:
-            raise UserError(f"model.target_components: {name!r} is not a trainable part of this checkpoint; it has {', '.join(here)}")
-    return wanted
-
-
-def layers_of_lora(adapter: ModelAdapter, module: nn.Module, component: str, config: ModelConfig) -> list[str]:
-    """Full names of one component's linear layers that the run's LoRA is of."""
-    targets = target_names(module, component, config.target_modules, adapter.targets_in(module))
-    unreached = dead_ends(module, adapter.dead_ends)
-    return [name for name in targets or linear_names(module) if reached(name, unreached)]
-
-
-def linear_names(module: nn.Module) -> list[str]:
-    """Full names of the linear layers."""
-    return [name for name, m in module.named_modules() if isinstance(m, nn.Linear)]
-
-
-def target_names(module: nn.Module, component: str, target: str | Sequence[str], default: Sequence[str]) -> list[str] | None:
-    """Full names of the linear layers of one component that `target_modules` chooses; None stands for all of them.
-
-    Each entry is `all`, `default`, an ending such as `attn.to_q`, or one of these behind `component.`.
-
-    Raises:
-        UserError: an ending that fits no linear layer; the message has the nearest one.
-    """
-    endings: list[str] = []
-    for written in [target] if isinstance(target, str) else target:
-        entry = written.removeprefix(f"{component}.") if written in (f"{component}.all", f"{component}.default") else written
-        if entry == "all":
-            return None
-        if entry == "default" and not default:
-            raise UserError("model.target_modules: default: the family names no layers (lora_targets); write all, or name endings")
-        endings += default if entry == "default" else [entry]
-    linear = linear_names(module)
-    chosen: set[str] = set()
-    for ending in endings:
-        of, _, rest = ending.partition(".")
-        if rest and of != component and of in ("transformer", "transformer_2"):
-            continue  # meant for the other component
-        want = rest if of == component else ending
-        hits = [name for name in linear if name == want or name.endswith("." + want)]
-        if not hits:
-            ends = (name.split(".")[k:] for name in linear for k in range(name.count(".") + 1))
-            known = sorted({".".join(parts) for parts in ends if not parts[0].isdigit()})
-            near = difflib.get_close_matches(want, known, n=3, cutoff=0.3)
-            raise UserError(
-                f"model.target_modules: {want!r} fits no linear layer of {component}; near ones: {', '.join(near or known[:8])}"
-            )
-        chosen.update(hits)
-    return sorted(chosen)
-
-
-def dead_ends(module: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
-    """Full names of the modules that `ModelAdapter.dead_ends` names, those that this checkpoint lacks left out."""
-    found = []
-    for pattern in patterns:
-        blocks, _, rest = pattern.partition(".-1.")
-        name = f"{blocks}.{len(module.get_submodule(blocks)) - 1}.{rest}" if rest else pattern  # type: ignore[arg-type]
-        if any(n == name for n, _ in module.named_modules()):
-            found.append(name)
-    return tuple(found)
-
-
-def reached(name: str, unreached: Sequence[str]) -> bool:
-    return not any(name == dead or name.startswith(f"{dead}.") for dead in unreached)
-
-
-def train_fully(module: nn.Module, targets: list[str] | None, unreached: Sequence[str]) -> None:
-    for name in targets or [""]:
-        module.get_submodule(name).requires_grad_(True)
-    for name in unreached:
-        module.get_submodule(name).requires_grad_(False)

@@ -6,7 +6,7 @@ from flow_factory.algorithms import ALGORITHMS
 from flow_factory.checkpoints.given_lora import given_digest, read_given, require_fit
 from flow_factory.config import OPDConfig, RunConfig
 from flow_factory.models.base import ModelAdapter
-from flow_factory.policy.policy import components_of, layers_of_lora
+from flow_factory.policy.targets import components_of, layers_of_lora
 
 
 def require_given_files(config: RunConfig, sketch: ModelAdapter | None) -> None:

@@ -1,18 +1,12 @@
 """The conditions of a run's rows: encoded ahead, in windows or when drawn. The processes divide the rows, and encode each once."""
 
-import hashlib
-import json
-import logging
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
-from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import diffusers
 from accelerate import Accelerator
 
 from flow_factory.algorithms.base import Algorithm
@@ -30,27 +24,22 @@ from flow_factory.data.encoding_windows import (
     rows_tested,
     window_of,
 )
-from flow_factory.data.fingerprints import file_sha256
 from flow_factory.data.packing import in_memory, pack
 from flow_factory.data.several import joined, parts_of
 from flow_factory.data.shards import DIGEST
 from flow_factory.distributed.barriers import Work
 from flow_factory.distributed.collectives import all_or_none
 from flow_factory.models.base import ModelAdapter
-from flow_factory.models.failures import named_rows
 from flow_factory.policy.compilation import Shapes
+from flow_factory.training.encoding_fingerprint import about, fingerprint_of
 from flow_factory.training.encoding_pace import Pace
+from flow_factory.training.prompt_lengths import warn_overlong
 from flow_factory.training.text_encoders import Encoders, Identity
 from flow_factory.types import Cond, Row
 from flow_factory.utils.errors import UserError
 from flow_factory.utils.lazy import LazySequence
 from flow_factory.utils.signals import ELSEWHERE, Interrupt, Interrupted
 from flow_factory.utils.terminal import bar
-
-logger = logging.getLogger(__name__)
-
-SAMPLE = 1000
-"""Prompts whose tokens are counted at a start."""
 
 
 class Fresh(LazySequence[Cond]):
@@ -247,44 +236,3 @@ def share_of(config: RunConfig, accelerator: Accelerator) -> tuple[int, int]:
     if (here := os.environ.get("LOCAL_WORLD_SIZE")) is None:  # started by something that does not tell: each does all that is missing
         return 0, 1
     return accelerator.local_process_index, int(here)
-
-
-def fingerprint_of(config: RunConfig, adapter: ModelAdapter, call: dict[str, Any], identity: Identity) -> str:
-    """Of all that a row's condition depends on beside the row.
-
-    Args:
-        identity: what the encoders are.
-    """
-    asked = adapter.encoded_by(call)
-    versions = [diffusers.__version__, version("transformers")]
-    checkpoint = config.model.model_name_or_path if not identity[0] else None  # nothing of it was fingerprinted
-    parts = [source_of(adapter), checkpoint, identity, asked, adapter.guided(call), versions, config.mixed_precision]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def about(config: RunConfig) -> dict[str, str]:
-    """What `ff-data cache` says of the rows; paths as they are from everywhere."""
-    data, model = (str(Path(n).absolute()) if Path(n).exists() else n for n in (config.data.dataset_dir, config.model.model_name_or_path))
-    return {"dataset_dir": data, "model": model, "model_type": config.model.model_type}
-
-
-def source_of(adapter: ModelAdapter) -> list[str]:
-    """Module, name and code of the adapter's classes: an adapter that is changed encodes anew."""
-    classes = [c for c in type(adapter).__mro__ if issubclass(c, ModelAdapter)]
-    files = [sys.modules[c.__module__].__file__ for c in classes]
-    digests = [file_sha256(f) if f else "" for f in files]
-    return [f"{c.__module__}:{c.__qualname__}:{d}" for c, d in zip(classes, digests, strict=True)]
-
-
-def warn_overlong(adapter: ModelAdapter, rows: Sequence[Row], wanted: Sequence[int], call: dict[str, Any]) -> None:
-    """Says once how many prompts the encoder cuts, of a sample where there are many."""
-    sample = [rows[k] for k in wanted[:: -(-len(wanted) // SAMPLE) or 1]]
-    lengths = []
-    for row in sample:
-        with named_rows([row], adapter, "encode", UserError):
-            lengths.append((adapter.tokens(row, call), row))
-    cut = [(has, takes, row) for (has, takes), row in lengths if has > takes]
-    if cut:
-        has, takes, row = max(cut, key=lambda c: c[0])
-        logger.warning("%d of %d prompts are longer than the encoder takes (%d tokens) and are cut; the longest has %d: row %d, %r",
-                       len(cut), len(sample), takes, has, row.id, row.prompt[:60])  # fmt: skip

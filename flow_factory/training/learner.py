@@ -3,33 +3,25 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from flow_factory.algorithms.base import Turn
 from flow_factory.distributed.barriers import wait_for_everyone
-from flow_factory.distributed.collectives import in_step, most_of_ranks
+from flow_factory.distributed.collectives import in_step
 from flow_factory.training.context import TrainingContext
 from flow_factory.training.health import SUSPECTS, diagnosis
 from flow_factory.training.slopes import slope_of
 from flow_factory.training.update_checks import UpdateChecks
+from flow_factory.training.windows import Window, as_many, compared, windows_of
 from flow_factory.types import Cond, Point, Rollout
 from flow_factory.utils.errors import GradientError
 from flow_factory.utils.offload import to_cpu, to_device
 from flow_factory.utils.terminal import bar
 
 Work = TypeVar("Work")
-
-
-class Window(NamedTuple):
-    """The micro-batches between two optimiser steps."""
-
-    batches: list[Rollout]
-    """Those that are computed."""
-    points: int
-    """Training points of all, those that are left out too: what the loss is the mean over."""
 
 
 @dataclass
@@ -65,41 +57,22 @@ class Learner:
         Raises:
             Interrupted: before the first step; from there on the epoch is learnt to its end.
         """
-        context, plan = self.context, self.context.plan
+        context = self.context
         chosen = {g[0].group: context.algorithm.select(g) for g in groups}
-        order = [batch for batches in chosen.values() for batch in batches]
-        if len(order) > plan.trained_batches_per_rank:  # of groups that are shared, and here as a whole
-            order = [chosen[group][k] for group, k in plan.trained.of(context.accelerator.process_index)]
-        size, passes = plan.micro_batches_per_update, context.config.train.num_inner_epochs
-        windows = [self.window(order[k : k + size], chosen) for k in range(0, len(order), size)]
+        windows = windows_of(context, chosen)
         self.fresh = True
         with context.meter.phase("optimise"):
             self.look_at_rewards(windows)
             self.look_back(windows, chosen)
             wait_for_everyone("looking back")
             context.meter.step("looked back")
-            for window in bar(windows * passes, "optimising", shown=context.accelerator.is_main_process, delay=5):
+            for window in bar(
+                windows * context.config.train.num_inner_epochs, "optimising", shown=context.accelerator.is_main_process, delay=5
+            ):
                 before(window.batches)
                 self.update(window, chosen)
         self.cond = None
         self.follow("epoch")
-
-    def window(self, batches: list[Rollout], chosen: dict[int, list[Rollout]]) -> Window:
-        """With `drop_zero_variance`, without the micro-batches that have no advantage; as many are computed on every process."""
-        points = sum(map(self.context.algorithm.size, batches))
-        if not self.context.config.train.drop_zero_variance:
-            return Window(batches, points)
-        silent = [not any(bool(x.advantage.any()) for x in self.compared([b], chosen)) for b in batches]
-        count = max(1, most_of_ranks(self.context.accelerator, silent.count(False)))
-        kept = sorted(sorted(range(len(batches)), key=silent.__getitem__)[:count])
-        self.context.meter.add({"dropped_share": torch.tensor(1 - len(kept) / len(batches))})
-        return Window([batches[k] for k in kept], points)
-
-    def compared(self, batches: Sequence[Rollout], chosen: dict[int, list[Rollout]]) -> list[Rollout]:
-        """These micro-batches, and where the loss compares the samples of a group, the others of their groups."""
-        if self.context.algorithm.scope != "group":
-            return list(batches)
-        return [b for group in dict.fromkeys(b.group for b in batches) for b in chosen[group]]
 
     def look_at_rewards(self, windows: Sequence[Window]) -> None:
         """Their gradient in the final states, for algorithms that learn through the sampler."""
@@ -119,10 +92,10 @@ class Learner:
         context = self.context
         for name in context.algorithm.weights if context.algorithm.looks_back else ():
             live = self.is_policy(name)
-            batches = self.compared([b for window in windows[1 if live else 0 :] for b in window.batches], chosen)
+            batches = compared(context.algorithm, [b for window in windows[1 if live else 0 :] for b in window.batches], chosen)
             asked = [b for b in batches if context.algorithm.asks(name, b)]
             with torch.no_grad(), context.store.use("policy" if live else name), context.engine.gathered():
-                for batch in self.stoppable(self.as_many(asked, batches)):
+                for batch in self.stoppable(as_many(context, asked, batches)):
                     for k, point in enumerate(self.points(batch)):
                         v = self.velocity_of(point, name)
                         if context.algorithm.asks(name, batch):
@@ -136,7 +109,7 @@ class Learner:
             return
         if algorithm.scope == "group":
             groups = [chosen[group] for group in dict.fromkeys(b.group for b in window.batches) if len(chosen[group]) > 1]
-            units = self.as_many(groups)
+            units = as_many(self.context, groups)
         elif algorithm.scope == "times" and not (self.fresh and self.is_policy("old")):  # whose ratios are all 1
             units = [[b] for b in window.batches]
         else:
@@ -159,19 +132,6 @@ class Learner:
     def stoppable(self, work: Sequence[Work]) -> Iterator[Work]:
         """The work of micro-batches; until the epoch's first optimiser step, with an agreement after each on whether to stop."""
         return in_step(self.context.accelerator, self.context.interrupt, work, len(work)) if self.fresh else iter(work)
-
-    def as_many(self, work: list[Work], others: Sequence[Work] = ()) -> list[Work]:
-        """As much on every process, where forwards are of all together: of groups that are shared, one may have parts of more than another,
-        and rows of one data set may all be with another.
-
-        The last is then done again, with the same result.
-
-        Args:
-            others: what may be done instead, where there is nothing.
-        """
-        if not self.context.engine.collective:
-            return work
-        return work + (work or list(others))[-1:] * (most_of_ranks(self.context.accelerator, len(work)) - len(work))
 
     def update(self, window: Window, chosen: dict[int, list[Rollout]]) -> None:
         """An optimiser step of each network in its turn, where there are several; then what follows the weights."""

@@ -1,6 +1,5 @@
 """What an epoch cost and showed: metrics by name, seconds of work and of waiting by phase, memory."""
 
-import resource
 import socket
 import time
 from collections import defaultdict
@@ -15,7 +14,8 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from flow_factory.distributed import barriers, liveness
-from flow_factory.distributed.collectives import mean_over_ranks
+from flow_factory.training.metric_means import means_over_samples
+from flow_factory.training.peak_memory import PeakMemory
 from flow_factory.training.slowest import Slowest, Spent
 
 EPOCH = ("encode", "rollout", "reward", "advantage", "optimise")
@@ -77,8 +77,7 @@ class Meter:
         self.hosts: list[str] = []
         self.observers: list[Observer] = []
         self.began = time.perf_counter()
-        self.most = self.reserved = 0.0
-        """GB that were allocated, and reserved, on the device at the most, but for what is since the last phase."""
+        self.memory = PeakMemory(accelerator.device)
         self._open: list[_Open] = []
 
     def clear(self) -> None:
@@ -181,36 +180,16 @@ class Meter:
         if not self.cuda:
             return
         torch.cuda.synchronize()
-        peak = torch.cuda.max_memory_allocated(self.accelerator.device) / 1e9
-        self.most, self.reserved = self.peak_memory_gb(), self.peak_reserved_gb()
+        peak = self.memory.restart()
         if self._open:
             here = self.here[self._open[-1].name]
             here.peak = max(here.peak, peak)
-        torch.cuda.reset_peak_memory_stats(self.accelerator.device)
 
     # -- what is told of them --------------------------------------------------------------------------------------------------
 
     def means(self) -> dict[str, float]:
-        """`train/<name>`: the mean over all that was added on all processes; and the spread of the ratio.
-
-        What is of some samples alone, named `<metric>/<of whom>`, may have been added more often on one process than on another.
-        """
-        device = self.accelerator.device
-        joined = {name: torch.cat([v.reshape(-1).float().to(device) for v in values]) for name, values in self.values.items()}
-        some = {name: joined.pop(name) for name in list(joined) if "/" in name}
-        means = {f"train/{name}": values.mean() for name, values in joined.items()}
-        if "ratio" in joined:
-            off = joined["ratio"] - 1  # a spread of 1e-5 is lost in the squares of ratios
-            means |= {"off": off.mean(), "squares": off.square().mean()}
-        counts = {f"count of {name}": torch.tensor(float(len(values)), device=device) for name, values in some.items()}
-        said = mean_over_ranks(self.accelerator, means | {name: values.sum() for name, values in some.items()} | counts)
-        for name in some:
-            total, count = said.pop(name), said.pop(f"count of {name}")
-            said |= {f"train/{name}": total / count} if count else {}
-        if "ratio" not in joined:
-            return said
-        off_1, squares = said.pop("off"), said.pop("squares")
-        return said | {"train/ratio_std": max(0.0, squares - off_1**2) ** 0.5}
+        """The means of everything that was added; see `means_over_samples`."""
+        return means_over_samples(self.accelerator, self.values)
 
     def costs(self, samples: int) -> dict[str, float]:
         """Of the epoch: seconds and memory of each phase, samples per second over all processes in each and in all, peak memory."""
@@ -221,7 +200,7 @@ class Meter:
             costs["time/decode_s"] = decode
         took = {phase: float((s.work + s.wait).mean()) for phase, s in spent.items() if phase in SAMPLED}
         costs |= {f"perf/{phase}_samples_per_s": samples / s for phase, s in took.items() if s > 0}
-        return costs | {"perf/samples_per_s": samples / total, "perf/peak_memory_gb": self.peak_memory_gb()}
+        return costs | {"perf/samples_per_s": samples / total, "perf/peak_memory_gb": self.memory.allocated_gb()}
 
     def cost(self, phase: str, parts: Sequence[int] | None = None) -> dict[str, float]:
         """Of a phase between epochs, and forgets it.
@@ -255,21 +234,3 @@ class Meter:
         if self.accelerator.num_processes > 1:
             said |= {f"time/{phase}_wait_s": float(s.wait.mean()) for phase, s in spent.items()}
         return said | {f"perf/{phase}_peak_memory_gb": float(s.peak.max()) for phase, s in spent.items() if self.cuda}
-
-    # -- memory ----------------------------------------------------------------------------------------------------------------
-
-    def share_of_card(self) -> float:
-        """The peak as a share of the device's memory; 0 on a CPU."""
-        if not self.cuda:
-            return 0.0
-        return self.peak_memory_gb() * 1e9 / torch.cuda.get_device_properties(self.accelerator.device).total_memory
-
-    def peak_memory_gb(self) -> float:
-        """Most memory held so far: the device's, or the process's on a CPU."""
-        if self.cuda:
-            return max(self.most, torch.cuda.max_memory_allocated(self.accelerator.device) / 1e9)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-
-    def peak_reserved_gb(self) -> float:
-        """Most of the device's memory that torch's allocator has held so far; 0 on a CPU."""
-        return max(self.reserved, torch.cuda.max_memory_reserved(self.accelerator.device) / 1e9) if self.cuda else 0.0

@@ -4,6 +4,7 @@ import logging
 import re
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from flow_factory.distributed import liveness
@@ -13,17 +14,16 @@ from flow_factory.memory.fit import measured
 from flow_factory.policy.gradient_checkpointing import StepBack
 from flow_factory.reporting.gallery import Gallery
 from flow_factory.reporting.paired_gains import FILE as EVAL_SCORES
-from flow_factory.reporting.paired_gains import intervals, keep_scores
-from flow_factory.reporting.report import eval_metrics, full_evaluation, nothing_learned, write_summary
+from flow_factory.reporting.paired_gains import keep_scores
 from flow_factory.reporting.trackers import Trackers
 from flow_factory.runs.run_folder import RunFolder
 from flow_factory.training import kept_rollouts
-from flow_factory.training.banner import banner, tested
+from flow_factory.training.banner import banner
 from flow_factory.training.context import TrainingContext
 from flow_factory.training.evaluation import Evaluator
-from flow_factory.training.next_steps import next_steps
 from flow_factory.training.replay_error import measure
 from flow_factory.training.saver import Saver
+from flow_factory.training.summary import summarise
 from flow_factory.training.trainer import Trainer
 from flow_factory.utils.errors import RowError, UserError
 from flow_factory.utils.offload import empty_device_cache
@@ -161,7 +161,7 @@ class Run:
             self.weighed = True
         if self.back is not None:
             wait_for_everyone("logging")
-            self.back.look(self.context.meter.share_of_card(), lambda near: most_of_ranks(self.context.accelerator, near) > 0)
+            self.back.look(self.context.meter.memory.share_of_card(), lambda near: most_of_ranks(self.context.accelerator, near) > 0)
 
     def log(self, metrics: dict[str, float]) -> None:
         """Metrics of the epochs done so far, and their curves."""
@@ -215,32 +215,7 @@ class Run:
         self.trackers.finish()
         self.gallery.wait()
         self.gallery.curves()
-        return self.gallery.drawing("summary.md", self.summary) or ""
-
-    def summary(self) -> str:
-        """What became of the run; also written into its folder."""
-        config, folder = self.context.config, self.folder
-        files = {
-            "pictures before and after": folder / "before_after.png", "videos before and after": folder / "videos",
-            "curves": folder / "curves.png", "metrics": folder / "metrics.jsonl",
-            "trained weights": self.checkpoint(), "config": folder / "config.yaml",
-        }  # fmt: skip
-        steps = next_steps(config, folder, self.checkpoint())
-        title = f"{folder.name}: {self.context.progress.epoch} epochs of {config.train.trainer_type}"
-        first, last = ({k: v for k, v in m.items() if _shown(k, v)} for m in eval_metrics(folder / "metrics.jsonl"))
-        facts = [f"{(time.monotonic() - self.started) / 60:.1f} minutes on {self.machines}, evaluations included"]
-        if last and self.evaluators:
-            facts.append(f"evaluated on {tested(self.evaluators)}, each always from the same noise")
-        facts += full_evaluation(folder / "metrics.jsonl")
-        facts += nothing_learned(folder / "metrics.jsonl", self.context.rewards.names)
-        return write_summary(folder / "summary.md", title, (first, last), files, steps, facts, intervals(folder))
-
-    @property
-    def machines(self) -> str:
-        """What ran: the device, and the engine and the number of processes where they are several."""
-        accelerator = self.context.accelerator
-        many = f" ({self.context.engine.name}, {accelerator.num_processes} processes)" if accelerator.num_processes > 1 else ""
-        return f"{accelerator.device}{many}"
+        return self.gallery.drawing("summary.md", partial(summarise, self)) or ""
 
     @property
     def main(self) -> bool:
@@ -248,13 +223,6 @@ class Run:
 
     def checkpoint(self) -> Path:
         return self.folder / "checkpoints" / f"epoch_{self.context.progress.epoch}"
-
-
-def _shown(name: str, value: float) -> bool:
-    """What of an evaluation the summary shows: each reward's mean, the held-out loss, and scores that went missing."""
-    bare = re.sub(r"^[^/]+/(?=reward_|missing/|loss$)", "", name)  # of several data sets
-    reward = bare.startswith("reward_") and bare.endswith("_mean") and bare != "reward_mean"
-    return reward or bare == "loss" or (bare.startswith("missing/") and value > 0)
 
 
 def _due(epoch: int, every: int) -> bool:

@@ -20,8 +20,11 @@ from flow_factory.config.algorithms import TRAIN_CONFIGS
 from flow_factory.config.datasets import datasets_of
 from flow_factory.config.engine import MACHINES
 from flow_factory.config.few_steps import FewStepConfig
-from flow_factory.memory.fit import ROOM, memory_lines, model_of, settled
+from flow_factory.memory.auto import settled
+from flow_factory.memory.checkpoint import model_of
+from flow_factory.memory.fit import memory_lines
 from flow_factory.memory.parts import of_machine, peak
+from flow_factory.memory.room import ROOM
 from flow_factory.models import MODELS
 from flow_factory.models.loading import load_pipeline
 from flow_factory.train import build

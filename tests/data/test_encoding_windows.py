@@ -18,8 +18,8 @@ from flow_factory.config import load_config
 from flow_factory.data.cache import ConditionCache
 from flow_factory.data.cache_folder import cached_rows
 from flow_factory.data.encoding_windows import FEW, evaluated, idle_of, order_of, rows_needed, rows_of_start, rows_of_window, window_of
+from flow_factory.memory.checkpoint import Model, model_of
 from flow_factory.memory.encoding_plan import encoding_lines, encoding_settled, row_size, with_data
-from flow_factory.memory.fit import Model, model_of
 from flow_factory.memory.parts import in_main_memory, peak
 from flow_factory.train import build
 from flow_factory.training import encoding_pace, text_encoders

@@ -9,9 +9,12 @@ import pytest
 from flow_factory.cli import main
 from flow_factory.config import RunConfig, load_config
 from flow_factory.config.recompute import AUTO
-from flow_factory.memory.fit import ROOM, Model, memory_lines, model_of, settled
+from flow_factory.memory.auto import settled
+from flow_factory.memory.checkpoint import Model, model_of
+from flow_factory.memory.fit import memory_lines
 from flow_factory.memory.parts import Part
 from flow_factory.memory.rollout import DRAWING, drawn
+from flow_factory.memory.room import ROOM
 from flow_factory.memory.suggestions import Tried, proposals, tried, with_keys
 from flow_factory.models import MODELS
 from tests.tiny.run import ROOT, write_run

@@ -9,7 +9,7 @@ from flow_factory.check import report
 from flow_factory.config import load_config
 from flow_factory.config.engine import MACHINES
 from flow_factory.memory import machine
-from flow_factory.memory.fit import model_of
+from flow_factory.memory.checkpoint import model_of
 from flow_factory.memory.machine import PROGRAM, checkpoint_sizes, disk_lines, main_memory_lines, written
 from flow_factory.memory.parts import Part
 from tests.tiny.run import ROOT, tiny, write_run

@@ -18,7 +18,7 @@ from flow_factory.memory.sizes import shape_of
 from flow_factory.models import MODELS
 from flow_factory.models.loading import load_adapter
 from flow_factory.models.proof import prove
-from flow_factory.policy.policy import dead_ends, target_names
+from flow_factory.policy.targets import dead_ends, target_names
 from flow_factory.runs.rows import row_checks
 from flow_factory.training.text_encoders import Encoders, loaded_later
 from flow_factory.types import Clip, Cond, Row

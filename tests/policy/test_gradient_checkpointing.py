@@ -10,8 +10,10 @@ import pytest
 from flow_factory.config import ConfigError, dump_config, load_config
 from flow_factory.config.base import show
 from flow_factory.config.recompute import chosen_blocks
-from flow_factory.memory.fit import ROOM, Model, model_of, recomputing, settled
+from flow_factory.memory.auto import recomputing, settled
+from flow_factory.memory.checkpoint import Model, model_of
 from flow_factory.memory.parts import peak
+from flow_factory.memory.room import ROOM
 from flow_factory.policy.gradient_checkpointing import LEVELS, CheckpointedBlock, StepBack, blocks_of, checkpoint_blocks
 from flow_factory.runs.preflight import ready
 from flow_factory.training.banner import banner
@@ -110,7 +112,7 @@ def test_it_steps_back_once_when_the_card_is_nearly_full(caplog: pytest.LogCaptu
 
 
 def test_a_run_says_what_auto_chose_and_steps_back_by_its_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr("flow_factory.training.meter.Meter.share_of_card", lambda self: 0.95)
+    monkeypatch.setattr("flow_factory.training.peak_memory.PeakMemory.share_of_card", lambda self: 0.95)
     run = tiny(tmp_path, f"{KEY}=auto", "train.max_epochs=2")
     assert f"note: {KEY}: auto takes false for this machine: 0 of 4 blocks are computed again" in capsys.readouterr().err
     assert "memory   0 of 4 blocks are computed again in the backward pass (auto)" in banner(run)

@@ -20,7 +20,8 @@ from flow_factory.models.flux1 import Flux1
 from flow_factory.models.loading import load_adapter
 from flow_factory.policy.attention import attention_problem
 from flow_factory.policy.gradient_checkpointing import CheckpointedBlock, blocks_of
-from flow_factory.policy.policy import build_policy, target_names
+from flow_factory.policy.policy import build_policy
+from flow_factory.policy.targets import target_names
 from flow_factory.training.model_setup import open_adapter
 from flow_factory.utils.errors import UserError
 from tests.conftest import CALL, cells, condition, flux, fresh_policy, policy_over, velocity_at

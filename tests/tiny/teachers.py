@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from flow_factory.checkpoints.lora_file import LORA_FILE
 from flow_factory.config import OPDConfig, RunConfig
 from flow_factory.models.loading import sketch_adapter
-from flow_factory.policy.policy import layers_of_lora
+from flow_factory.policy.targets import layers_of_lora
 from flow_factory.runs.fitting import checkpoint_of
 
 

@@ -41,6 +41,12 @@ def make_app(queue: RequestQueue, ended: Callable[[BaseException | None], None] 
             raise Refused(401, "the token is missing or wrong: Authorization: Bearer ...")
 
     app = FastAPI(title="ff-reward", lifespan=lifespan, dependencies=[Depends(authorised)], openapi_url=None)
+    _add_routes(app, queue)
+    return app
+
+
+def _add_routes(app: FastAPI, queue: RequestQueue) -> None:
+    """Adds the endpoints, and the answer to a refused request."""
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:
@@ -72,8 +78,6 @@ def make_app(queue: RequestQueue, ended: Callable[[BaseException | None], None] 
     async def compute(request: Request, reward: str = "") -> Response:
         queue.require_ready()
         return await answered(queue, request, reward or next(iter(queue.rewards)), "", JSON)
-
-    return app
 
 
 async def answered(queue: RequestQueue, request: Request, reward: str, id: str, kind: str | None = None) -> Response:

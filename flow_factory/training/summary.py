@@ -1,0 +1,50 @@
+"""The summary of a run: what it gained, what it left, and what to do next."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import TYPE_CHECKING
+
+from flow_factory.reporting.paired_gains import intervals
+from flow_factory.reporting.report import eval_metrics, full_evaluation, nothing_learned, write_summary
+from flow_factory.training.banner import tested
+from flow_factory.training.next_steps import next_steps
+
+if TYPE_CHECKING:
+    from flow_factory.training.context import TrainingContext
+    from flow_factory.training.run import Run
+
+
+def summarise(run: Run) -> str:
+    """Writes `summary.md` into the run's folder and returns its text."""
+    context, folder = run.context, run.folder
+    config, metrics = context.config, folder / "metrics.jsonl"
+    files = {
+        "pictures before and after": folder / "before_after.png", "videos before and after": folder / "videos",
+        "curves": folder / "curves.png", "metrics": metrics,
+        "trained weights": run.checkpoint(), "config": folder / "config.yaml",
+    }  # fmt: skip
+    steps = next_steps(config, folder, run.checkpoint())
+    title = f"{folder.name}: {context.progress.epoch} epochs of {config.train.trainer_type}"
+    first, last = ({k: v for k, v in m.items() if _shown(k, v)} for m in eval_metrics(metrics))
+    facts = [f"{(time.monotonic() - run.started) / 60:.1f} minutes on {_machines(context)}, evaluations included"]
+    if last and run.evaluators:
+        facts.append(f"evaluated on {tested(run.evaluators)}, each always from the same noise")
+    facts += full_evaluation(metrics)
+    facts += nothing_learned(metrics, context.rewards.names)
+    return write_summary(folder / "summary.md", title, (first, last), files, steps, facts, intervals(folder))
+
+
+def _machines(context: TrainingContext) -> str:
+    """The device; with several processes also the engine and their number."""
+    accelerator = context.accelerator
+    many = f" ({context.engine.name}, {accelerator.num_processes} processes)" if accelerator.num_processes > 1 else ""
+    return f"{accelerator.device}{many}"
+
+
+def _shown(name: str, value: float) -> bool:
+    """Whether the summary shows this metric of an evaluation: a reward's mean, the held-out loss, or missing scores."""
+    bare = re.sub(r"^[^/]+/(?=reward_|missing/|loss$)", "", name)  # without the name of the data set
+    reward = bare.startswith("reward_") and bare.endswith("_mean") and bare != "reward_mean"
+    return reward or bare == "loss" or (bare.startswith("missing/") and value > 0)
