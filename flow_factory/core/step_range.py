@@ -1,4 +1,4 @@
-"""Which steps of a schedule a range of its length has. Free of torch, for configs are checked by it."""
+"""The steps of a schedule that are in a range of its length. The validation of configs uses it, so it does not import torch."""
 
 
 def index_window(steps: int, timestep_range: tuple[float, float]) -> tuple[int, int]:

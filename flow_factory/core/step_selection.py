@@ -1,4 +1,4 @@
-"""Which denoising steps of a rollout are stochastic or trained on: a function of seed, epoch and prompt group, the same on every process.
+"""The denoising steps of a rollout that are stochastic or trained on: a function of seed, epoch and group, the same on every process.
 
 Candidates are step indices in ascending order, by default 0 to n - 2: the last step is left deterministic. The choice is never empty.
 `group` is the global id of a prompt group; without it there is one choice per epoch. A random subset is `randomness.choose_steps`.
@@ -34,7 +34,7 @@ def random_window(candidates: Sequence[int], size: int | None, seed: int, epoch:
 
 
 def random_fraction(candidates: Sequence[int], fraction: float, seed: int, epoch: int, *group: int) -> tuple[int, ...]:
-    """int(fraction * number) of the candidates, ascending (DanceGRPO, arXiv 2505.07818, trains on .6 of its stochastic steps).
+    """int(fraction * number) of the candidates, ascending. DanceGRPO (arXiv 2505.07818) trains on .6 of its stochastic steps.
 
     Raises:
         ValueError: that is none of them, or more than there are.
@@ -65,20 +65,20 @@ def stratified(candidates: Sequence[int], size: int | None, seed: int, epoch: in
 
 @dataclass(frozen=True)
 class SlidingWindow:
-    """MixGRPO (arXiv 2507.21802): the stochastic steps are a window that moves from noise to data as training goes on.
+    """MixGRPO (arXiv 2507.21802): the stochastic steps are a window that moves from noise to data during training.
 
-    The paper's windows are all full, and the last one ends with the last candidate. With `shrink`, as the authors' code has it, the window
-    goes on until a single step is left in it; their empty window after that, which trains nothing, is left out in both.
+    In the paper every window is full, and the last one ends with the last candidate. With `shrink`, as in the authors' code, the window
+    moves on until one step is left in it. Their empty window after that, which trains nothing, is left out in both cases.
     """
 
     size: int = 4
     schedule: Literal["progressive", "decay", "exp_decay", "random"] = "progressive"
-    """The time of the window at a place: `epochs`; linearly fewer; exponentially fewer from `threshold` on; or one epoch at random."""
+    """The epochs at each place: `epochs`; linearly fewer; exponentially fewer from `threshold` on; or a random place every epoch."""
     epochs: int = 25
     stride: int = 1
-    """Steps from one place to the next; the authors' non-overlapping windows are a stride of `size`."""
+    """Steps from one place to the next. The authors' non-overlapping windows have a stride of `size`."""
     roll_back: bool = True
-    """Whether the window returns to the first place after the last, or stays there."""
+    """Whether the window returns to the first place after the last. If not, it stays at the last."""
     shrink: bool = False
     fewest: int | None = None
     """Epochs at the end of "decay"; None: a quarter of `epochs`."""
@@ -102,7 +102,7 @@ class SlidingWindow:
         return self.epochs
 
     def at(self, candidates: Sequence[int], seed: int, epoch: int, *group: int) -> tuple[int, ...]:
-        """The window of this epoch; only "random" looks at `seed` and `group`.
+        """The window of this epoch. Only "random" uses `seed` and `group`.
 
         Raises:
             ValueError: no candidates, an unknown schedule, or a size, stride or epochs below 1.
@@ -121,9 +121,9 @@ class SlidingWindow:
 
 
 def select_steps(scheduler: "SchedulerConfig", candidates: Sequence[int], seed: int, epoch: int, group: int) -> tuple[int, ...]:
-    """The steps that a group trains on, as `scheduler.step_selection` has it; `group` is its place in the epoch.
+    """The steps that a group trains on by `scheduler.step_selection`; `group` is its place in the epoch.
 
-    "random" and the sliding windows are the epoch's; "window", "stratified", "branch" and "fraction" are drawn for each group.
+    "random" and the sliding windows are the same for all groups of an epoch. The other methods choose for each group.
     """
     size = scheduler.num_sde_steps
     match scheduler.step_selection:

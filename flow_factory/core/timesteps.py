@@ -52,7 +52,7 @@ def logit_normal(
 ) -> Tensor:
     """Noise levels with the density of SD3's training (arXiv 2403.03206) within the range, then shifted; a larger mean is noisier.
 
-    The default range stands for the .01 below which AWM lets no noise level fall.
+    The default range leaves out noise levels below .01, as AWM does.
     """
     low, high = timestep_range
     return shifted(truncated_logit_normal(u, 1 - high, 1 - low, mean, std), shift)
@@ -95,7 +95,7 @@ def discrete(u: Tensor, first: int, last: int, strategy: Strategy = "discrete") 
 
 @dataclass(frozen=True)
 class TimeSampler:
-    """The noise levels of one micro-batch's training points, all of its samples at the same ones."""
+    """The noise levels of the training points of a micro-batch. All of its samples have the same levels."""
 
     strategy: Strategy = "discrete"
     count: int | None = None
@@ -104,11 +104,11 @@ class TimeSampler:
     shift: float = 3.0
     """Not used by the discrete strategies, which take the sampler's schedule."""
     mean: float = 0.0
-    """Of logit_normal, as `std`."""
+    """The mean of logit_normal before the sigmoid; `std` is its standard deviation."""
     std: float = 1.0
 
     def draw(self, timesteps: Tensor, sigmas: Tensor, seed: int, epoch: int, *key: int) -> tuple[Tensor, Tensor]:
-        """(T,) float32 model times t in [0, 1000] and noise levels s, on the CPU; they depend on nothing but the arguments.
+        """(T,) float32 model times t in [0, 1000] and noise levels s, on the CPU. They depend only on the arguments.
 
         Args:
             timesteps: (n,) of the sampling schedule, on the CPU; `sigmas` its noise levels, (n,) or (n + 1,).
@@ -126,7 +126,7 @@ class TimeSampler:
         return timesteps[index].float(), sigmas[index].float()
 
     def levels(self, count: int, seed: int, epoch: int, *key: int) -> tuple[Tensor, Tensor]:
-        """The same of a density, one of `count` in each of as many parts of equal probability; needs no schedule.
+        """As `draw`, from a density: one level in each of `count` parts of equal probability. It needs no schedule.
 
         Raises:
             ValueError: no density of this name.

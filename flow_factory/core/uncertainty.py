@@ -1,7 +1,7 @@
-"""GARDO (arXiv 2512.24138): which samples the trained reward overrates, beside auxiliary rewards, and what follows from it over the epochs.
+"""GARDO (arXiv 2512.24138): the samples that the trained reward overrates compared with auxiliary rewards, and the share that is gated.
 
-Scores are (N,) of all samples of an epoch; one that is not finite is missing, and its sample neither counts nor is gated. Only their order
-matters: a monotone map of a reward changes nothing.
+Scores are (N,), of all samples of an epoch. A score that is not finite is missing: its sample is not counted and not gated. Only the
+order of the scores matters, so a monotone map of a reward changes nothing.
 """
 
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 REMEMBERED = 20
-"""Epochs that the share is adapted by."""
+"""The number of past epochs with which an epoch is compared to adapt the share."""
 STEP = 1.1
 
 
 def win_rates(scores: Tensor) -> Tensor:
-    """(N,) float64: the share of the samples that each one beats, half a one for each that it equals; NaN where its score is missing."""
+    """(N,) float64: the share of the samples with a lower score, equal ones counted as half; NaN where the score is missing."""
     scores = scores.double()
     known = scores[scores.isfinite()]
     rates = ((scores[:, None] > known).double() + 0.5 * (scores[:, None] == known)).sum(1) / max(len(known), 1)
@@ -23,15 +23,15 @@ def win_rates(scores: Tensor) -> Tensor:
 
 
 def uncertainty(proxy: Tensor, auxiliaries: Tensor) -> Tensor:
-    """(N,) in [-1, 1]: how much better the trained reward ranks a sample than the auxiliaries (N, A) do on average.
+    """(N,) in [-1, 1]: the win rate of a sample under the trained reward less its mean win rate under the auxiliaries (N, A).
 
-    The authors' code has the opposite sign, and gates what the trained reward underrates; their text says what is here.
+    This follows the authors' text. Their code has the opposite sign, and gates the samples that the trained reward underrates.
     """
     return win_rates(proxy) - torch.stack([win_rates(column) for column in auxiliaries.unbind(1)]).mean(0)
 
 
 def gated(doubts: Tensor, share: float) -> Tensor:
-    """(N,) bool: the `share` of the samples with an uncertainty of 0 or more for which it is largest."""
+    """(N,) bool: of the samples with an uncertainty >= 0, the `share` with the largest."""
     overrated = doubts[doubts >= 0]
     if len(overrated) == 0:
         return torch.zeros_like(doubts, dtype=torch.bool)
@@ -45,7 +45,7 @@ def mean_doubt(doubts: Tensor) -> float:
 
 
 def adapted(share: float, mean: float, before: Sequence[float], bounds: tuple[float, float]) -> float:
-    """The share for an epoch whose `mean_doubt` is `mean`: a tenth more or less where that leaves the range of earlier ones."""
+    """The share for an epoch whose `mean_doubt` is `mean`. It changes by a tenth if `mean` is outside the range of earlier epochs."""
     recent = before[-REMEMBERED:]
     if recent and mean > max(recent):
         share *= STEP
@@ -55,7 +55,7 @@ def adapted(share: float, mean: float, before: Sequence[float], bounds: tuple[fl
 
 
 def nearest(features: Tensor) -> Tensor:
-    """(n,) 1 - the largest cosine to another of the features (n, d), n >= 2; exactly 0 where two are the same but for rounding."""
+    """(n,) 1 - the largest cosine to another of the features (n, d), n >= 2; exactly 0 for features that differ only by rounding."""
     unit = torch.nn.functional.normalize(features.double(), dim=1)
     cosines = (unit @ unit.T).fill_diagonal_(-torch.inf)
     distance = 1 - cosines.amax(1)

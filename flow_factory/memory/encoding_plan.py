@@ -1,4 +1,4 @@
-"""When rows are encoded and where the encoders are kept, if `auto` leaves it to an estimate; and the lines that say it."""
+"""The decisions of `data.encode: auto` and `data.idle_encoders: auto`, and lines about when rows are encoded."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,12 +17,12 @@ from flow_factory.memory.room import in_room
 
 
 def encoding_settled(config: RunConfig, sizes: Sequence[int], model: Model | None, gpu: float | None = None) -> RunConfig:
-    """With `data.encode: auto` and `data.idle_encoders: auto` decided.
+    """Decides `data.encode: auto` and `data.idle_encoders: auto`.
 
     Args:
         sizes: training rows of each data set.
-        model: None, of which nothing can be estimated, is taken to have room for its encoders.
-        gpu: GB of the cards that it is for; None asks this machine.
+        model: None if nothing can be estimated: the encoders are then assumed to fit.
+        gpu: GB of the GPUs; None for this machine's.
     """
     data, n = config.data, config.num_processes
     how, idle = data.encode, data.idle_encoders
@@ -39,12 +39,12 @@ def encoding_settled(config: RunConfig, sizes: Sequence[int], model: Model | Non
 
 
 def with_data(config: RunConfig, encode: str, idle: str) -> RunConfig:
-    """With both decided."""
+    """A copy of the config with these two keys."""
     return config.model_copy(update={"data": config.data.model_copy(update={"encode": encode, "idle_encoders": idle})})
 
 
 def can_wait(config: RunConfig, model: Model, gpu: float | None) -> bool:
-    """Whether this machine's main memory has room for the encoders of its processes; another machine's is not known, and taken to have."""
+    """Whether the encoders of all processes fit this machine's main memory. Another machine's is unknown and assumed to suffice."""
     if gpu is not None:
         return True
     parts, n = model.parts(with_data(config, "window", "offload")), config.num_processes
@@ -54,12 +54,12 @@ def can_wait(config: RunConfig, model: Model, gpu: float | None) -> bool:
 
 
 def row_size(config: RunConfig, model: Model | None) -> float:
-    """Bytes of an encoded row without pictures, at most; 0 where it is not known. A negative prompt that rows share is kept once."""
+    """Bytes of an encoded row without images, at most; 0 if unknown. A negative prompt that rows share is stored once."""
     return 0 if model is None else row_bytes(config, model.family, model.module.config)
 
 
 def encoding_lines(config: RunConfig, sizes: Sequence[int], tests: Mapping[str, int], size: float = 0) -> list[str]:
-    """Which rows are encoded, and when; `auto` is to be decided before.
+    """Lines about which rows are encoded, and when. `auto` must be decided before.
 
     Args:
         sizes: training rows of each data set.

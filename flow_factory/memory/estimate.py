@@ -1,4 +1,4 @@
-"""Estimates of a run's peak memory by part: on the device of one process, and in main memory."""
+"""Estimates of a run's peak memory by part, on the device of one process and in main memory."""
 
 from collections.abc import Iterator, Sequence
 from types import MappingProxyType
@@ -27,9 +27,9 @@ def estimate(
     """Peak memory of one process, by part.
 
     Args:
-        parameters: of each part of the checkpoint.
+        parameters: the number of parameters of each part of the checkpoint.
         module: the (first) trained transformer, on the meta device.
-        files: those of parts that it does not name are taken to be in the run's dtype.
+        files: the stored dtypes of each part. A part that is missing here is assumed to be in the run's dtype.
     """
     engine = config.engine
     weights = weights_of(config, family, parameters, module)
@@ -42,9 +42,9 @@ def estimate(
 
 
 def loading(config: RunConfig, family: type[ModelAdapter], parameters: dict[str, float], weights: Weights, files: Files) -> Iterator[Part]:
-    """The checkpoint's files, which all processes of a machine share, and what a process copies of them until it is on the device.
+    """The checkpoint's files, which all processes of a machine share, and the copies of a process until its weights are on the device.
 
-    Transformers are cast where they will be, a tensor at a time, if their files have one dtype; see `Policy.settle`.
+    A transformer whose files have one dtype is cast on the device, tensor by tensor; see `Policy.settle`.
     """
     model, precision = config.model, DTYPES[config.mixed_precision]
     half, others = precision.itemsize, {part for part in parameters if {*files.get(part, ())} - {NAMES[precision]}}
@@ -64,14 +64,14 @@ def loading(config: RunConfig, family: type[ModelAdapter], parameters: dict[str,
 
 
 def kept_weights(config: RunConfig, engine: EngineSettings, weights: Weights, shared: bool = True) -> Iterator[Part]:
-    """All weights and the copies of those that are trained.
+    """All weights, and the copies of the trained ones.
 
     Args:
         shared: see `later_encoders`.
     """
     model = config.model
     share = 1e-9 / (config.sharers if engine.shards_weights else 1)
-    beside = weights.experts if engine.shards_weights else 0.0  # shared out as well
+    beside = weights.experts if engine.shards_weights else 0.0  # sharded as well
     yield Part("frozen weights", (weights.frozen + beside) * share, host=engine.offload)
     idle, aside = "VAE and other parts of a rollout", (weights.experts - beside + weights.rest) * 1e-9
     if model.offload_idle:
@@ -92,7 +92,7 @@ def kept_weights(config: RunConfig, engine: EngineSettings, weights: Weights, sh
 
 
 def copies_of(config: RunConfig) -> list[str]:
-    """The devices, as they are written, of the copies of trained weights that a run keeps."""
+    """The device, as written in the config, of each copy of trained weights that a run keeps."""
     train = config.train
     algorithm = ALGORITHMS[train.trainer_type](train, config.scheduler)
     devices = [average.device for average in algorithm.averages.values()]
@@ -103,10 +103,10 @@ def copies_of(config: RunConfig) -> list[str]:
 
 
 def later_encoders(config: RunConfig, gb: float, shared: bool) -> Iterator[Part]:
-    """What rows that are encoded during a run ask for.
+    """The text encoders of a run that encodes rows while it trains.
 
     Args:
-        shared: whether they are used as they are in their files.
+        shared: whether the encoders are used in the dtype of their files.
     """
     idle = idle_of(config)
     if idle == "keep":
@@ -118,7 +118,7 @@ def later_encoders(config: RunConfig, gb: float, shared: bool) -> Iterator[Part]
 
 
 def optimised(config: RunConfig, engine: EngineSettings, weights: Weights) -> Iterator[Part]:
-    """Gradients and what the optimiser keeps."""
+    """Gradients and the optimiser's state."""
     zero = engine.kind == "zero"
     master = DTYPES[config.model.master_weight_dtype].itemsize
     host = engine.offload_optimizer or (engine.kind == "fsdp" and engine.offload)
@@ -140,7 +140,7 @@ def optimised(config: RunConfig, engine: EngineSettings, weights: Weights) -> It
 
 
 def gathered(config: RunConfig, engine: EngineSettings, weights: Weights) -> Iterator[Part]:
-    """What engines that share weights out bring together for a while."""
+    """The weights that sharding engines gather temporarily."""
     if engine.kind == "fsdp":
         few = min(weights.gathered, weights.root + 2 * weights.block) * 1e-9
         yield Part("gathered weights: a block and the next", few if engine.reshard else 0.0)
@@ -160,13 +160,13 @@ def gathered(config: RunConfig, engine: EngineSettings, weights: Weights) -> Ite
 
 
 def passing(config: RunConfig, engine: EngineSettings, family: type[ModelAdapter], shape: Any, weights: Weights) -> Iterator[Part]:
-    """What depends on the pictures: activations, kept states, decoding."""
+    """The memory that depends on the size of the images: activations, stored states, decoding."""
     train, half = config.train, DTYPES[config.mixed_precision].itemsize
     algorithm, plan = ALGORITHMS[train.trainer_type](train, config.scheduler), plan_of(config)
     tokens, n = family.tokens_of(train.height, train.width, train.call), train.per_device_batch_size
     between = tokens * width_of(shape) * half * n
     kept = kept_activations(between, weights.layers, chosen_blocks(train.enable_gradient_checkpointing, weights.layers))
-    if algorithm.guidance("policy") is None:  # others train without the negative prompt
+    if algorithm.guidance("policy") is None:  # otherwise training needs no negative prompt
         kept *= family.passes({"guidance_scale": train.guidance_scale, **train.call})
     if engine.in_step and config.num_processes > 1:  # processes whose noise levels are of different experts run all of them
         kept *= len(config.model.target_components)
@@ -177,15 +177,15 @@ def passing(config: RunConfig, engine: EngineSettings, family: type[ModelAdapter
     yield Part("weights brought to mixed_precision, a block at a time", weights.brought * 1e-9, "training")
     yield Part(DRAWING, drawn(config, family, shape), "rollout")
     states = 2 * DTYPES[train.latent_storage_dtype].itemsize * plan.trained_points if train.stochastic else half
-    states += half * plan.trained_points if train.by_dynamics else 0  # a step's end is the next one's begin
-    asked = len(algorithm.weights) - max(0, len(algorithm.files) - 1)  # a row asks one teacher
+    states += half * plan.trained_points if train.by_dynamics else 0  # the end of a step is the start of the next one
+    asked = len(algorithm.weights) - max(0, len(algorithm.files) - 1)  # a row uses one teacher
     others = (half * asked + 4 * algorithm.with_mean) * plan.trained_points  # velocities of kept weights, means
     rolled, learnt = (k * n for k in (plan.micro_batches_per_rank, plan.trained_batches_per_rank))
     yield Part("kept latents", tokens * 64 * (states * rolled + others * learnt) * 1e-9, host=train.offload_samples_to_cpu)
 
 
 def conditions(config: RunConfig, family: type[ModelAdapter], shape: Any) -> Iterator[Part]:
-    """What the encoders made of the prompts of an epoch's rows: once a row, however many micro-batches it has."""
+    """The encoded prompts of an epoch's rows: one for each row, whatever the number of its micro-batches."""
     train, plan, waits = config.train, plan_of(config), config.train.offload_samples_to_cpu
     rows = plan.rows_per_epoch // plan.rolled.teams if plan.rolled.whole else min(plan.rows_per_epoch, plan.micro_batches_per_rank)
     algorithm = ALGORITHMS[train.trainer_type](train, config.scheduler)
@@ -197,7 +197,7 @@ def conditions(config: RunConfig, family: type[ModelAdapter], shape: Any) -> Ite
 
 
 def row_bytes(config: RunConfig, family: type[ModelAdapter], shape: Any) -> float:
-    """Of a prompt's embeddings, at most; condition pictures not counted.
+    """The bytes of a prompt's embeddings, at most. Condition images are not counted.
 
     Args:
         shape: the config of the first transformer.
@@ -207,11 +207,12 @@ def row_bytes(config: RunConfig, family: type[ModelAdapter], shape: Any) -> floa
 
 
 def kept_activations(between: float, layers: int, recomputed: Sequence[int]) -> float:
-    """Bytes that the backward of a transformer needs, where `between` are those of all tokens between two layers.
+    """The bytes of activations that the backward of a transformer needs.
 
     Args:
-        recomputed: numbers of the layers that keep their input alone. While one has its activations again, those of the layers before it
-            are still there, and those behind it are gone.
+        between: the bytes of all tokens between two layers.
+        recomputed: indices of the layers that store only their input. While one of them is recomputed, the activations of earlier layers
+            are still stored, and those of later layers are freed.
     """
     kept = [k for k in range(layers) if k not in recomputed]
     at_once = max([len(kept), *(1 + sum(k < again for k in kept) for again in recomputed)])
@@ -219,5 +220,5 @@ def kept_activations(between: float, layers: int, recomputed: Sequence[int]) -> 
 
 
 def _number(value: Any, default: int) -> float:
-    """DeepSpeed's own files say auto for its defaults."""
+    """A number of a DeepSpeed file, in which `auto` stands for the default."""
     return default if value in (None, "auto") else float(value)

@@ -1,4 +1,4 @@
-"""Whether a run fits: the memory estimate in lines, for which GPUs, and keys that make it smaller."""
+"""The memory estimate as text: the parts, whether the run fits, and keys that make it smaller."""
 
 from collections.abc import Mapping
 
@@ -17,10 +17,10 @@ from flow_factory.utils.errors import UserError
 
 
 def memory_lines(config: RunConfig, gpu: float | None = None) -> tuple[list[str], bool]:
-    """The estimate part by part, what would make it fit, and whether it fits where it would run.
+    """Lines with the estimate of each part and keys that reduce it; and whether the run fits.
 
     Args:
-        gpu: GB of the cards that it is for; None asks this machine.
+        gpu: GB of the GPUs; None for this machine's.
     """
     model = model_of(config)
     config, chosen = settled(config, model, gpu)
@@ -43,7 +43,7 @@ def memory_lines(config: RunConfig, gpu: float | None = None) -> tuple[list[str]
 
 
 def keys_to_fit(config: RunConfig, gpu: float) -> list[str]:
-    """The overrides that make a run fit cards of `gpu` GB, of those that `memory_lines` proposes.
+    """The overrides of `memory_lines` that make a run fit GPUs of `gpu` GB.
 
     Raises:
         UserError: nothing makes it fit.
@@ -59,15 +59,15 @@ def keys_to_fit(config: RunConfig, gpu: float) -> list[str]:
 
 
 PHASES: Mapping[str, Phase] = {"encode": "window", "rollout": "rollout", "optimise": "training"}
-"""What a run's phases are called in an estimate."""
+"""Phases of a run -> their names in an estimate."""
 
 
 def measured(config: RunConfig, peaks: Mapping[str, float]) -> str:
-    """A line with the peaks of phases, beside what is estimated.
+    """A line with the measured peaks of phases and their estimates.
 
     Args:
-        config: as `settled` gave it.
-        peaks: GB of the device, by the meter's names of phases.
+        config: the result of `settled`.
+        peaks: GB on the device, by the meter's names of phases.
     """
     model = model_of(config)
     parts = model.parts(config) if model is not None else []
@@ -76,7 +76,7 @@ def measured(config: RunConfig, peaks: Mapping[str, float]) -> str:
 
 
 def gathering(config: RunConfig, model: Model) -> list[str]:
-    """What FSDP2 sends, and over how many processes it shares out."""
+    """A line with the weights that FSDP2 gathers, and the number of processes that share a weight."""
     if config.engine.kind != "fsdp":
         return []
     much = model.weights(config).gathered * 1e-9
@@ -86,7 +86,7 @@ def gathering(config: RunConfig, model: Model) -> list[str]:
 
 
 def larger(config: RunConfig, model: Model, card: float) -> list[str]:
-    """What to write so that it fits a card that it does not fit."""
+    """Keys that make the run fit a GPU that is too small for it."""
     lines = [f"to fit {card:g} GB, cheapest first; each line is the estimate with this key and those above it:"]
     encoders = encoding(model.parts(config))
     if encoders >= ROOM * card:
@@ -96,7 +96,7 @@ def larger(config: RunConfig, model: Model, card: float) -> list[str]:
 
 
 def quantiser_lines(config: RunConfig) -> list[str]:
-    """Why the weights cannot be quantised on this machine, which need not be the one that trains."""
+    """The reason why weights cannot be quantised on this machine, which may not be the one that trains."""
     try:
         check_quantization(config.model.quantization)
     except UserError as error:
@@ -105,7 +105,7 @@ def quantiser_lines(config: RunConfig) -> list[str]:
 
 
 def verdict(parts: list[Part], gpu: float | None) -> tuple[str, bool, float]:
-    """Where it fits, whether that is where it would run, and GB of the card in question: as asked, here, or the largest."""
+    """A phrase about where the run fits, whether it fits the GPU in question, and that GPU's GB: given, this machine's or the largest."""
     most = peak(parts)
     if gpu is not None or torch.cuda.is_available():
         has = gpu or torch.cuda.get_device_properties(0).total_memory / 1e9
@@ -116,4 +116,4 @@ def verdict(parts: list[Part], gpu: float | None) -> tuple[str, bool, float]:
     said = f"on a GPU it needs {cards[0]} GB" if cards else f"no GPU of {CARDS[-1]} GB holds it"
     memory = psutil.virtual_memory().total / 1e9
     here = "" if in_room(parts, None, 1) else f"; it does NOT fit this machine ({memory:.0f} GB, no GPU)"
-    return said + here, True, CARDS[-1]  # nobody trains a model of that size on a machine without a GPU: it is for another one
+    return said + here, True, CARDS[-1]  # without a GPU the plan is for another machine

@@ -27,7 +27,7 @@ LAYERS: dict[str, Rules] = {
         (r"\.text_embedder\.|\.attn2\.to_[kv]", "text"), (r"^patch_embedding|^proj_out|\.attn[12]\.to_|\.ffn\.", "image"),
     ),
 }  # fmt: skip
-"""Class -> (pattern of a layer's name, the tokens that go through it); the first that fits counts. Others see one vector a sample."""
+"""Class -> (pattern of a layer's name, its tokens). The first match counts. Layers without a match see one vector for each sample."""
 ATTENTIONS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "FluxTransformer2DModel": ((r"transformer_blocks\.\d+\.attn$", "both", "both"),),
     "SD3Transformer2DModel": ((r"^transformer_blocks\.\d+\.attn$", "both", "both"), (r"\.attn2$", "image", "image")),
@@ -39,27 +39,27 @@ ATTENTIONS: dict[str, tuple[tuple[str, str, str], ...]] = {
 
 @dataclass(frozen=True)
 class Operations:
-    """Of one sample, an addition and a multiplication counted as two."""
+    """Operations of one sample. An addition and a multiplication count as two."""
 
     forward: float
     backward: float
 
 
 def operations(transformer: nn.Module, image: int, text: int) -> Operations:
-    """What the mathematics of one sample needs, whichever kernels compute it.
+    """The operations that the mathematics of one sample needs, whichever kernels compute it.
 
     A linear layer or a patch embedding of n x m weights does 2 n m operations for each of its tokens; an attention of q queries, k keys
-    and width w does 4 q k w (scores, then values). The backward does as much again for the input of each layer, as much once more for
-    weights that are trained, and twice the forward of an attention. What gradient checkpointing computes a second time is not counted:
-    what is reached is then comparable between settings. Neither are norms, activations, the text encoders and the VAE.
+    and width w does 4 q k w (scores, then values). The backward adds the same number for the input of each layer, the same again for
+    trained weights, and twice the forward of an attention. Recomputation by gradient checkpointing is not counted, so that results of
+    different settings are comparable. Norms, activations, the text encoders and the VAE are not counted either.
 
     Args:
-        transformer: one of the classes of `LAYERS`, with or without a LoRA, also on the meta device.
-        image: tokens of the picture or video.
+        transformer: one of the classes of `LAYERS`, with or without a LoRA. It may be on the meta device.
+        image: tokens of the image or video.
         text: tokens of the text.
 
     Raises:
-        KeyError: a class without a formula.
+        KeyError: there is no formula for the class.
     """
     tokens = {"image": image, "text": text, "both": image + text}
     kind = type(transformer).__name__.removeprefix("FSDP")
@@ -77,7 +77,7 @@ def operations(transformer: nn.Module, image: int, text: int) -> Operations:
 
 
 def weights_of(layer: Any) -> int:
-    """By its sides: weights in 4 bits are packed, and ZeRO-3 keeps none of them here."""
+    """The number of weights of a layer, from its features: 4-bit weights are packed, and with ZeRO-3 they are elsewhere."""
     if isinstance(layer, nn.Linear):
         return layer.in_features * layer.out_features
     return layer.in_channels * layer.out_channels * math.prod(layer.kernel_size) // layer.groups

@@ -15,21 +15,21 @@ from flow_factory.memory.sizes import Weights
 from flow_factory.models.loading import DTYPES
 
 PROGRAM = 0.7
-"""GB of its own that a process has once torch, diffusers and transformers are imported: measured without a GPU."""
+"""GB of private memory of a process after importing torch, diffusers and transformers, measured without a GPU."""
 LORA_FILES = 2
-"""A LoRA is written for diffusers, and for PEFT."""
+"""The number of files of a LoRA: one for diffusers, one for PEFT."""
 
 
 def here(config: RunConfig) -> int:
-    """Processes of one machine."""
+    """The number of processes of one machine."""
     return -(-config.num_processes // max(1, int(os.environ.get(MACHINES) or 1)))
 
 
 def main_memory_lines(config: RunConfig, parts: Sequence[Part], asked: bool) -> list[str]:
-    """A machine's main memory: what each process has of its own, what all share, and whether it is there.
+    """Lines about a machine's main memory: private memory of each process, shared memory, and whether it suffices.
 
     Args:
-        asked: whether this machine is the one that it is for.
+        asked: whether the run is for this machine, so that its memory is compared.
     """
     n, own, shared = here(config), in_main_memory([*parts]) + PROGRAM, in_main_memory([*parts], shared=True)
     lines = [f"{p.gb:8.2f} GB  of main memory{', once for all processes' * p.shared}: {p.name}{when(p)}" for p in parts if p.host]
@@ -51,7 +51,7 @@ def when(part: Part) -> str:
 
 
 def checkpoint_sizes(config: RunConfig, weights: Weights) -> tuple[float, float]:
-    """GB that a checkpoint takes: (the weights for other programs, the training state)."""
+    """GB of a checkpoint: (the weights for other programs, the training state)."""
     model, zero = config.model, config.engine.kind == "zero"
     master = DTYPES[model.master_weight_dtype].itemsize
     networks = 1 + len(config.train.networks)
@@ -64,7 +64,7 @@ def checkpoint_sizes(config: RunConfig, weights: Weights) -> tuple[float, float]
 
 
 def disk_lines(config: RunConfig, weights: Weights) -> list[str]:
-    """How much of the disk checkpoints take, and whether it is free."""
+    """A line about the disk space of the checkpoints, and whether it is free."""
     log, (saved, state) = config.log, checkpoint_sizes(config, weights)
     free = free_space(Path(log.save_dir)) / 1e9
     each = f"{_gb(saved + state)} GB each" + (f", {_gb(state)} GB of it the training state" if state else "")
@@ -82,7 +82,7 @@ def _gb(size: float) -> str:
 
 
 def written(config: RunConfig) -> int | None:
-    """How many checkpoints are there at a time, at most; None: as many as the run makes until it is stopped."""
+    """The largest number of checkpoints at a time; None if it grows until the run is stopped."""
     log, epochs = config.log, config.train.max_epochs
     made = None if epochs is None else 1 if not log.save_freq else -(-epochs // log.save_freq)
     kept = None if log.keep_last_n is None else log.keep_last_n + 1

@@ -4,25 +4,25 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 ACTIVATIONS = 34
-"""Values of 16 bits kept for the backward of one transformer layer, in units of tokens x width, with an attention that does not keep
-its matrix (Korthikanti et al., arXiv 2205.05198, section 4)."""
+"""16-bit values stored for the backward of one transformer layer, in units of tokens x width, with an attention that does not store its
+matrix (Korthikanti et al., arXiv 2205.05198, section 4)."""
 CONTEXT = 0.8
-"""GB that CUDA, its libraries and their workspaces take before the first tensor: an assumption."""
+"""GB that CUDA, its libraries and their workspaces take before the first tensor (an assumption)."""
 Phase = Literal["always", "encoding", "rollout", "training", "window"]
 
 
 @dataclass(frozen=True)
 class Part:
-    """One line of the estimate, for one process."""
+    """One line of the estimate of one process."""
 
     name: str
     gb: float
     phase: Phase = "always"
-    """Encoding comes before the rest is on the device; rollout, training and a window's encoding are on top of what is there always."""
+    """`encoding` is before the rest is on the device. `rollout`, `training` and `window` are added to `always`."""
     host: bool = False
-    """In main memory."""
+    """Whether the part is in main memory."""
     shared: bool = False
-    """Of a file as it is: there once for all processes of a machine."""
+    """Whether the part is a memory map of a file, which all processes of a machine share."""
 
 
 def peak(parts: list[Part]) -> float:
@@ -37,11 +37,11 @@ def peak_of(parts: list[Part], phase: Phase) -> float:
 
 
 def in_main_memory(parts: list[Part], shared: bool = False) -> float:
-    """GB of main memory in the larger phase: of one process for itself, or what all of a machine share."""
+    """GB of main memory in the larger phase: private memory of one process, or memory that all processes of a machine share."""
     mine = [p for p in parts if p.host and p.shared == shared]
     return max(sum(p.gb for p in mine if (p.phase == "encoding") == early) for early in (False, True))
 
 
 def of_machine(parts: list[Part], processes: int) -> float:
-    """GB of main memory that so many processes of a machine take together, at most."""
+    """GB of main memory of this many processes of a machine together, at most."""
     return processes * in_main_memory(parts) + in_main_memory(parts, shared=True)

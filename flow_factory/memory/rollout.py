@@ -1,4 +1,4 @@
-"""Memory of a rollout or an evaluation beyond the weights: a forward without gradient or the VAE, and waiting images."""
+"""The memory of a rollout or an evaluation beyond the weights: a forward without gradients, the VAE, and waiting images."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,11 +13,11 @@ from flow_factory.models.loading import DTYPES
 from flow_factory.rewards.lanes import AHEAD
 
 DRAWING = "forward or decoding of a rollout or evaluation"
-"""The part that `model.vae_slicing` and `vae_tiling` make smaller."""
+"""The name of the part that `model.vae_slicing` and `vae_tiling` reduce."""
 
 
 def pictures(config: RunConfig, family: type[ModelAdapter]) -> Iterator[Part]:
-    """Those that rewards have not seen yet, and those that are shown."""
+    """The images that wait for rewards, and those that are logged."""
     train, plan = config.train, plan_of(config)
     filled, size = max((reward.batch_size for reward in config.rewards), default=1), train.per_device_batch_size
     heard, ahead = plan.rolled.heard_at_once(size, filled), _ahead(config.rewards, train.group_size)
@@ -31,25 +31,25 @@ def pictures(config: RunConfig, family: type[ModelAdapter]) -> Iterator[Part]:
 
 
 def _ahead(rewards: Sequence[RewardConfig], group_size: int) -> int:
-    """Samples that wait for rewards beside the sampling when more come."""
+    """The number of samples that wait for rewards while more are drawn."""
     return max((AHEAD * reward.num_workers * max(reward.batch_size, group_size) for reward in rewards if reward.async_reward), default=0)
 
 
 def _bytes_of(family: type[ModelAdapter], section: TrainConfig | EvalConfig) -> float:
-    """Of one sample's pictures; Pillow has four a pixel."""
+    """The bytes of one sample's images. Pillow stores four bytes for each pixel."""
     frames = (section.call.get("num_frames") or family.default_frames) if family.draws == "video" else 1
     return 4.0 * section.height * section.width * frames
 
 
 def drawn(config: RunConfig, family: type[ModelAdapter], shape: Any) -> float:
-    """GB that a forward, or the VAE, of a rollout or an evaluation takes, whichever is most."""
+    """GB of a forward or of the VAE in a rollout or an evaluation, whichever is larger."""
     sections: list[TrainConfig | EvalConfig] = [config.train, *evaluations(config)]
     most = max(drawing(config, family, section, width_of(shape)) for section in sections)
     return most * DTYPES[config.mixed_precision].itemsize * 1e-9
 
 
 def drawing(config: RunConfig, family: type[ModelAdapter], section: TrainConfig | EvalConfig, width: int) -> float:
-    """Values of mixed_precision that a layer without gradient, or the VAE, has at a time."""
+    """The number of values, in mixed_precision, that a layer without gradients or the VAE holds at a time."""
     place = section.height, section.width, section.call
     forward = ACTIVATIONS / 2 * family.tokens_of(*place) * width
     together = plan_of(config).drawn_together if isinstance(section, TrainConfig) else 1
@@ -58,12 +58,12 @@ def drawing(config: RunConfig, family: type[ModelAdapter], section: TrainConfig 
 
 
 def decoding(config: RunConfig, family: type[ModelAdapter], section: TrainConfig | EvalConfig) -> float:
-    """Values of mixed_precision that the VAE has at a time for one sample; where it decodes in tiles, for a tile and the whole picture.
+    """The number of values, in mixed_precision, that the VAE holds for one sample. With tiling: for a tile and the whole image.
 
-    An `auto` that nobody has settled decodes one by one, without tiles.
+    An undecided `auto` counts as slicing without tiling.
     """
     height, width, call = section.height, section.width, section.call
     if config.model.vae_tiling is not True:
         return family.decoding_of(height, width, call)
-    whole = 2 * _bytes_of(family, section)  # 3 values a pixel: of the tiles, their blended rows, and all together
+    whole = 2 * _bytes_of(family, section)  # 3 values for each pixel: in the tiles, in their blended rows, and in the whole image
     return min(family.decoding_of(height, width, call), family.decoding_of(min(height, family.tile), min(width, family.tile), call) + whole)

@@ -1,4 +1,4 @@
-"""Sizes of a pipeline's weights, counted on the meta device without loading."""
+"""The sizes of a pipeline's weights, counted on the meta device without loading them."""
 
 import copy
 import math
@@ -24,44 +24,44 @@ from flow_factory.utils.stock_dtypes import stays_precise
 from flow_factory.utils.tensor_file import Stored, read_header
 
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Bytes a weight: 4 bits, a scale of a byte for 64 weights, and one of four bytes for 256 scales."""
+"""Bytes for each weight: 4 bits, a 1-byte scale for 64 weights, and a 4-byte scale for 256 scales."""
 WHOLE = re.compile(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors")
-"""Names of the files that are loaded; others are variants of the same weights."""
+"""The names of the files that are loaded. Other files are variants of the same weights."""
 ROW = {"bnb_8bit": 4, "torchao_int8": 5} | dict.fromkeys(DYNAMIC, 4)
-"""Bytes that a row of 8-bit weights has beside them: a float32 scale, and torchao's zero point."""
+"""Additional bytes for each row of 8-bit weights: a float32 scale, and torchao's zero point."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """In bytes where nothing else is said, before an engine shares them out."""
+    """Sizes in bytes, unless stated otherwise, before an engine shards the weights."""
 
     trained: int
-    """Parameters of all trained components."""
+    """The number of trained parameters of all trained components."""
     frozen: float
-    """Of the trained components."""
+    """Frozen weights of the trained components."""
     experts: float
-    """Transformers that are not trained."""
+    """The transformers that are not trained."""
     rest: float
-    """All other parts that stay: the VAE and its like."""
+    """All other parts that stay loaded, such as the VAE."""
     encoders: float
     layers: int
-    """Blocks of one transformer."""
+    """The number of blocks of one transformer."""
     block: float
-    """The largest of them, its trained weights included, as FSDP2 gathers it: in the dtypes in which it computes."""
+    """The largest block with its trained weights, as FSDP2 gathers it: in the dtypes in which it computes."""
     root: float
-    """What is in none of them, of all transformers."""
+    """The weights outside of blocks, of all transformers."""
     gathered: float
-    """All blocks of all transformers and what is in none, likewise."""
+    """All weights of all transformers, as FSDP2 gathers them."""
     brought: float
-    """What is brought from fewer bits to mixed_precision at a time, while gradients are computed."""
+    """The largest size of weights that are dequantised at a time, while gradients are computed."""
 
 
 Files = Mapping[str, Mapping[str, float]]
-"""Of the parts of a checkpoint: the format's name of a dtype -> bytes of the weights that the files have in it."""
+"""Part of a checkpoint -> safetensors' name of a dtype -> bytes of the weights that the files store in it."""
 
 
 def stored_parameters(checkpoint: Path) -> dict[str, float]:
-    """Parameters of each part of a checkpoint on disk, from the headers of its safetensors files."""
+    """The number of parameters of each part of a checkpoint on disk, from the headers of its safetensors files."""
     counts: dict[str, float] = defaultdict(float)
     for part, tensor in _headers(checkpoint):
         counts[part] += math.prod(tensor.shape)
@@ -69,7 +69,7 @@ def stored_parameters(checkpoint: Path) -> dict[str, float]:
 
 
 def stored_files(checkpoint: Path) -> dict[str, dict[str, float]]:
-    """See `Files`, likewise."""
+    """The `Files` of a checkpoint on disk, from the same headers."""
     sizes: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for part, tensor in _headers(checkpoint):
         sizes[part][tensor.dtype] += tensor.end - tensor.begin
@@ -83,7 +83,7 @@ def _headers(checkpoint: Path) -> Iterator[tuple[str, Stored]]:
 
 
 def shape_of(family: type[ModelAdapter], component: str, checkpoint: Path | None, name: str = "") -> Any:
-    """The transformer without its weights; that of a known checkpoint of this name where there is none on disk."""
+    """The transformer on the meta device; without a checkpoint on disk, that of a known checkpoint of this name."""
     cls = family.transformer_class()
     config: dict[str, Any] = dict(family.published_as(name)[1])
     if checkpoint is not None:
@@ -93,11 +93,11 @@ def shape_of(family: type[ModelAdapter], component: str, checkpoint: Path | None
 
 
 def weights_of(config: RunConfig, family: type[ModelAdapter], parameters: Mapping[str, float], module: Any) -> Weights:
-    """A pipeline's weights under a config.
+    """The sizes of a pipeline's weights under a config.
 
     Args:
-        parameters: of each part of the checkpoint.
-        module: the (first) trained transformer, on the meta device; other experts are its twins.
+        parameters: the number of parameters of each part of the checkpoint.
+        module: the (first) trained transformer, on the meta device. Other experts are assumed to be equal.
     """
     model, half = config.model, DTYPES[config.mixed_precision]
     counts = trained_of(model, family, module)
@@ -105,11 +105,11 @@ def weights_of(config: RunConfig, family: type[ModelAdapter], parameters: Mappin
     dense = stored_bytes(module, half)
     fewer = {name: dense[name] for name, size in stored.items() if size < dense[name]}
     master = DTYPES[model.master_weight_dtype].itemsize
-    frozen = {name: size for name, size in stored.items() if name not in counts}  # a LoRA's names are those of layers
+    frozen = {name: size for name, size in stored.items() if name not in counts}  # the keys of a LoRA's counts are layers
     widths = {name: min(master, 4 if stays_precise(module, name) else half.itemsize) for name in counts}
     blocks = by_block(module, frozen | {name: n * widths[name] for name, n in counts.items()})
     root = blocks.pop("", 0.0)
-    single = keeps_no_copy(model.quantization or "")  # it goes back through the weights as they are kept, layer by layer
+    single = keeps_no_copy(model.quantization or "")  # the backward dequantises layer by layer
     experts = {c: parameters[c] / sum(p.numel() for p in module.parameters()) for c in family.components if parameters.get(c)}
     trained = [c for c in experts if c in model.target_components]
     others = sum(n for part, n in parameters.items() if part not in (*family.encoders, *experts))
@@ -128,11 +128,11 @@ def weights_of(config: RunConfig, family: type[ModelAdapter], parameters: Mappin
 
 
 def stored_bytes(module: Any, dtype: torch.dtype, quantization: str | None = None, casting: str | None = None) -> dict[str, float]:
-    """Bytes of each weight of a frozen transformer as `model.quantization` or `model.layerwise_casting` keeps it.
+    """The bytes of each weight of a frozen transformer under `model.quantization` or `model.layerwise_casting`.
 
     Args:
         module: on the meta device.
-        dtype: mixed_precision's.
+        dtype: the dtype of mixed_precision.
     """
     twin = copy.deepcopy(module)
     for name, p in twin.named_parameters():
@@ -150,7 +150,7 @@ def stored_bytes(module: Any, dtype: torch.dtype, quantization: str | None = Non
 
 
 def by_block(module: nn.Module, sizes: Mapping[str, float]) -> dict[str, float]:
-    """Sums of what is in each of a transformer's blocks; "" is the rest."""
+    """The sum for each block of a transformer; "" is the sum of the rest."""
     lists = {name for name, m in module.named_children() if isinstance(m, nn.ModuleList)}
     sums: dict[str, float] = defaultdict(float)
     for name, size in sizes.items():
@@ -160,13 +160,13 @@ def by_block(module: nn.Module, sizes: Mapping[str, float]) -> dict[str, float]:
 
 
 def width_of(config: Any) -> int:
-    """Values of one token between the transformer's layers, under any of diffusers' names."""
+    """The width of the transformer, under any of diffusers' names for it."""
     heads = config.get("num_attention_heads")
     return heads * config["attention_head_dim"] if heads and "attention_head_dim" in config else config.get("hidden_size") or config["dim"]
 
 
 def trained_of(model: ModelConfig, family: type[ModelAdapter], module: nn.Module) -> dict[str, int]:
-    """How many parameters the config trains in one component: by weight, or beside which layer."""
+    """The number of trained parameters of one component, by weight, or by layer for a LoRA."""
     names = target_names(module, model.target_components[0], model.target_modules, family.targets_in(module))
     dead = dead_ends(module, family.dead_ends)
     linears = {name: m for name, m in module.named_modules() if isinstance(m, nn.Linear) and reached(name, dead)}

@@ -1,4 +1,4 @@
-"""Keys that make a run fit a GPU, cheapest first, each tried on the estimate itself."""
+"""Keys that make a run fit a GPU, cheapest first. Each one is tested with the estimate."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from flow_factory.config import ConfigError, RunConfig, dump_config, load_config
 from flow_factory.memory.parts import Part, in_main_memory, peak
 
 WRITE = "write: "
-"""Before the keys of the way that fits."""
+"""The prefix of the line with the keys that make the run fit."""
 WORTH = 0.01
-"""Share of the peak that a proposal must save."""
+"""The share of the peak that a proposal must save."""
 BATCHES = ("train.per_device_batch_size=1", "eval.per_device_batch_size=1")
 SHARES = (0.25, 0.5, 0.75)
 RECOMPUTED = "train.enable_gradient_checkpointing"
@@ -26,7 +26,7 @@ EXACT: tuple[tuple[tuple[str, ...], str], ...] = (
     ((f"{RECOMPUTED}=true",), "every block is recomputed in the backward: a third more time in training"),
     (BATCHES, "the same samples, fewer at a time: more and smaller forwards"),
 )  # fmt: skip
-"""(keys, what they cost): they change time, and not what is learned. One that sets a key anew stands for the one before."""
+"""(keys, their cost). These keys change the time, not the result. A later entry for the same key replaces the earlier one."""
 HEAVY: tuple[tuple[tuple[str, ...], str], ...] = (
     (("config_file=examples/launch/fsdp2.yaml",), "weights are sharded over the GPUs, and gathered for every forward and backward"),
     (("train.optimizer=adamw8bit",), "the optimiser's state in 8 bits: rounded; needs bitsandbytes"),
@@ -36,14 +36,14 @@ HEAVY: tuple[tuple[tuple[str, ...], str], ...] = (
     (("model.offload_blocks=true",), "nothing is rounded; blocks come from main memory for each forward and backward: a longer epoch"),
     (("model.finetune_type=lora", "model.target_modules=default"), "a LoRA is trained in place of the weights: less can be learned"),
 )  # fmt: skip
-"""Those that round weights, move them all the time, or train something else: one of them, beside the exact ones."""
+"""(keys, their cost) of keys that round weights, move them constantly, or train something else. One is added to the exact ones."""
 
 Estimate = Callable[[RunConfig], list[Part]]
 
 
 @dataclass(frozen=True)
 class Tried:
-    """A config with more keys, and its estimate."""
+    """A config with additional keys, and its estimate."""
 
     config: RunConfig
     parts: list[Part]
@@ -52,19 +52,19 @@ class Tried:
 
     @property
     def gb(self) -> float:
-        """At the peak of rollout and training: the encoders are for `encoding` to say."""
+        """GB at the peak of rollout and training. `encoding` returns the peak of encoding."""
         return peak([p for p in self.parts if p.phase != "encoding"])
 
 
 def encoding(parts: Sequence[Part]) -> float:
-    """GB at the peak while the rows are encoded; no key makes it less, but rows that are in the cache need none."""
+    """GB at the peak while rows are encoded. No key reduces it, but rows in the cache need no encoding."""
     return peak([p for p in parts if p.phase == "encoding"])
 
 
 def proposals(config: RunConfig, estimate: Estimate, room: float) -> Iterator[str]:
-    """Lines: what to write so that the run takes less than `room` GB of a card, what each costs, and how far it comes.
+    """Lines with the keys that bring the run below `room` GB, the cost of each, and the estimate with it.
 
-    Every figure is the estimate of a config that `load_config` has accepted.
+    Every number is the estimate of a config that `load_config` has accepted.
     """
     start = Tried(config, estimate(config))
     chain = [start]
@@ -93,7 +93,7 @@ def proposals(config: RunConfig, estimate: Estimate, room: float) -> Iterator[st
 
 
 def tried(base: Tried, keys: tuple[str, ...], cost: str, estimate: Estimate) -> Tried | None:
-    """With these keys more; None where they are set already, are refused, or save nothing worth it."""
+    """The config with these keys added; None if they are already set, are invalid, or save too little."""
     try:
         config = with_keys(base.config, keys)
     except ConfigError:
@@ -103,10 +103,10 @@ def tried(base: Tried, keys: tuple[str, ...], cost: str, estimate: Estimate) -> 
 
 
 def with_keys(config: RunConfig, keys: Sequence[str]) -> RunConfig:
-    """The config under further overrides, checked as any other.
+    """The config with further overrides, validated like any other.
 
     Raises:
-        ConfigError: they do not go with the rest.
+        ConfigError: they contradict other keys.
     """
     with TemporaryDirectory() as folder:
         file = Path(folder, "config.yaml")
@@ -115,7 +115,7 @@ def with_keys(config: RunConfig, keys: Sequence[str]) -> RunConfig:
 
 
 def line(before: Tried, after: Tried, room: float) -> str:
-    """From how much to how much, the keys, and what they cost."""
+    """A line with the estimate before and after, the keys, and their cost."""
     host = in_main_memory(after.parts) * after.config.num_processes
     memory = f"; {host:.0f} GB of main memory" if host > in_main_memory(before.parts) * before.config.num_processes + 1 else ""
     fits = "; fits" if after.gb < room else ""
@@ -123,10 +123,10 @@ def line(before: Tried, after: Tried, room: float) -> str:
 
 
 def names(step: Tried) -> list[str]:
-    """The keys that it sets."""
+    """The keys that this step sets."""
     return [key.partition("=")[0] for key in step.keys]
 
 
 def written(chain: Sequence[Tried]) -> str:
-    """All keys of the way that fits, to be copied."""
+    """All keys of the steps together, to be copied."""
     return WRITE + " ".join(key for step in chain for key in step.keys)

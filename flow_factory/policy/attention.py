@@ -12,10 +12,10 @@ from flow_factory.utils.errors import UserError
 
 
 def without_cudnn() -> None:
-    """Has torch choose among its other attention kernels, in the whole process.
+    """Excludes cuDNN from torch's choice of attention kernels, in the whole process.
 
-    On Hopper it prefers cuDNN's since 2.11, whose backward gives NaN or ends in an illegal memory access in models like FLUX
-    (pytorch #169849, #196678). `model.attn_backend: _native_cudnn` still names it: diffusers allows it around each call then.
+    Since 2.11 torch prefers cuDNN on Hopper. Its backward gives NaN or an illegal memory access in models like FLUX (pytorch #169849,
+    #196678). `model.attn_backend: _native_cudnn` still selects it, because diffusers enables it around each call.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
 
@@ -24,7 +24,7 @@ def set_attention(module: Any, backend: str, device: torch.device, dtype: torch.
     """Chooses diffusers' attention backend.
 
     Raises:
-        UserError: it does not work here; the message lists those that do.
+        UserError: the backend does not work here; the message lists those that do.
     """
     problem = attention_problem(backend, device, dtype)
     if problem is not None:
@@ -34,12 +34,12 @@ def set_attention(module: Any, backend: str, device: torch.device, dtype: torch.
 
 
 def those_that_work(device: torch.device, dtype: torch.dtype) -> list[str]:
-    """Backends that can be tried without a download."""
+    """The backends that work, of those that need no download."""
     return [b.value for b in AttentionBackendName if "hub" not in b.value and attention_problem(b.value, device, dtype) is None]
 
 
 def attention_problem(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why a backend cannot be trained with here: tried on a small forward and backward. None if it can. A hub kernel is fetched."""
+    """The reason why a backend cannot train here, found by a small forward and backward; None if it can. A hub kernel is downloaded."""
     if backend not in {b.value for b in AttentionBackendName}:
         return "diffusers knows no such backend"
     q, k, v = (torch.zeros(1, 128, 2, 64, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
@@ -57,7 +57,7 @@ def first_line(error: Exception) -> str:
 
 @contextmanager
 def attending_by(module: nn.Module, backend: str) -> Iterator[None]:
-    """The module's attention by this backend, which works here; whatever its choice was, it returns."""
+    """The module uses this attention backend inside the context, and its former one afterwards."""
     processors: list[Any] = [p for m in module.modules() if hasattr(p := getattr(m, "processor", None), "_attention_backend")]
     former = [p._attention_backend for p in processors]
     for p in processors:

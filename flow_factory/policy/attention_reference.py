@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 
 TILE = 2**26
-"""Entries of the attention matrix that are there at a time."""
+"""The number of entries of the attention matrix that are computed at a time."""
 
 
 def wider(dtype: torch.dtype, rounds: bool) -> torch.dtype:
-    """In which sums are taken: in float32 by a kernel, and in more bits than it has by the formula."""
+    """The dtype of sums: float32 as in a kernel with `rounds`, else a wider one than the kernel's."""
     return torch.float64 if dtype == torch.float32 and not rounds else torch.float32
 
 
 class Formula(torch.autograd.Function):
-    """softmax(scale q k^T + mask) v, its sums in the `wider` dtype.
+    """softmax(scale q k^T + mask) v, with sums in the `wider` dtype.
 
-    With `rounds`, what enters a product is rounded to the inputs' dtype, as in FlashAttention-2 (arXiv 2307.08691, algorithms 1 and 2),
-    and what leaves once more than the formula's is: a right kernel is about as far off.
+    With `rounds`, factors of products are rounded to the inputs' dtype, as in FlashAttention-2 (arXiv 2307.08691, algorithms 1 and 2),
+    and results are rounded twice. The error is then about that of a correct kernel.
     """
 
     @staticmethod
@@ -68,7 +68,7 @@ def _probabilities(q: Tensor, k: Tensor, mask: Tensor | None, rows: slice, scale
     if mask is not None:
         here = mask if mask.shape[-2] == 1 else mask[..., rows, :]
         logits = logits.masked_fill(~here, -torch.inf) if here.dtype == torch.bool else logits + here
-    return logits.softmax(-1).nan_to_num(0.0) if mask is not None else logits.softmax(-1)  # a query that may look at nothing: 0
+    return logits.softmax(-1).nan_to_num(0.0) if mask is not None else logits.softmax(-1)  # 0 for a query that is masked completely
 
 
 def _rounded(x: Tensor, dtype: torch.dtype, rounds: bool) -> Tensor:
@@ -76,7 +76,7 @@ def _rounded(x: Tensor, dtype: torch.dtype, rounds: bool) -> Tensor:
 
 
 def _twice(x: Tensor, dtype: torch.dtype, rounds: bool) -> Tensor:
-    """Rounded on another grid, so that rounding it again is off by as much again."""
+    """Rounded on another grid, so that the next rounding adds an error of the same size."""
     return _rounded(x / 1.5, dtype, rounds) * 1.5 if rounds else x
 
 
@@ -84,8 +84,8 @@ def formula(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False,
     scale: float | None = None, enable_gqa: bool = False, *, rounds: bool = False,
 ) -> Tensor:  # fmt: skip
-    """Stands in for `torch.nn.functional.scaled_dot_product_attention`; `dropout_p` is not looked at: nothing here trains with dropout."""
-    if torch.is_autocast_enabled(query.device.type):  # which brings the real one's inputs to its dtype
+    """A replacement of `torch.nn.functional.scaled_dot_product_attention`. It ignores `dropout_p`: nothing here trains with dropout."""
+    if torch.is_autocast_enabled(query.device.type):  # autocast would cast the inputs of the original function
         query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))
     if enable_gqa:
         key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))

@@ -1,8 +1,7 @@
-"""`model.compile`: torch.compile of a transformer's blocks, for each shape that comes, and an end to the shapes.
+"""`model.compile`: torch.compile of a transformer's blocks for each shape of its inputs, with a limit on the number of shapes.
 
-A compiled block is another function with gradient than without: an inference graph here, the first half of a joint graph there, fused each
-in its own way. So what rollouts draw and what training replays runs with gradient in both (`TransformerProxy`), and whatever still
-differs is measured before a run begins (`replay_error`).
+A block that is compiled with gradients rounds differently from one without: the two graphs are fused differently. So rollouts and their
+replay both run with gradients (`TransformerProxy`). Any remaining difference is measured before a run begins (`replay_error`).
 """
 
 from collections.abc import Callable, Iterable
@@ -19,18 +18,18 @@ from flow_factory.types import Cond
 from flow_factory.utils.errors import RunError, UserError
 
 MOST = 64
-"""Shapes of a run's calls that are compiled for: each is seconds to minutes of work for every kind of block."""
+"""The largest number of shapes in a run. Compiling takes seconds to minutes for each shape and kind of block."""
 VARIANTS = 8
-"""Of a kind of block, for one shape: its inputs may need a gradient or not, its LoRA may be off, and a first or last block may have less
-inside; evaluations are without gradient."""
+"""The largest number of variants of a kind of block for one shape: with and without gradients of the inputs, with and without its LoRA,
+a first or last block with fewer layers, and evaluations without gradients."""
 
 
 ROUTED = ("MOEFeedForwardSwiGLU",)
-"""Parts of blocks that share tokens out by what is in them (HiDream): their shapes differ from call to call, and they stay as they are."""
+"""Mixture-of-experts layers (HiDream). They are not compiled, because the shapes of their inputs depend on the tokens."""
 
 
 class Compiled:
-    """Stands for the forward of a block, with the same arguments."""
+    """A replacement of a block's `forward`, with the same arguments."""
 
     def __init__(self, forward: Callable[..., Any], backend: str):
         from torch._dynamo.exc import FailOnRecompileLimitHit  # takes a second to import
@@ -47,9 +46,9 @@ class Compiled:
 
 
 def compile_blocks(modules: Iterable[nn.Module], backend: str) -> None:
-    """Compiles each transformer block by block, or whole where it has no blocks; hooks around them (FSDP's) stay as they are.
+    """Compiles each transformer block by block, or as a whole if it has no blocks. Hooks around blocks (FSDP's) are kept.
 
-    diffusers' `compile_repeated_blocks` is not taken: it knows the blocks of some models only (not SD3.5's).
+    diffusers' `compile_repeated_blocks` is not used: it knows the blocks of some models only (not SD3.5's).
     """
     for module in modules:
         for block in blocks_of(module) or [module]:
@@ -66,13 +65,13 @@ def describe_blocks(modules: Iterable[nn.Module]) -> str:
 
 
 def signature(cond: Cond) -> tuple[Any, ...]:
-    """What of a row decides the shapes that a transformer is called with: sizes of its tensors and pictures."""
+    """The properties of a row that decide the shapes of a transformer's inputs: the sizes of its tensors and images."""
     leaves = [(key, leaf) for key in sorted(cond) for leaf in tree_leaves(cond[key])]
     return tuple((key, tuple(x.shape) if isinstance(x, Tensor) else x.size if isinstance(x, Image.Image) else None) for key, x in leaves)
 
 
 class Shapes:
-    """Has a run that is called in more ways than its rows make end, instead of going on uncompiled."""
+    """Counts the shapes of a run's rows, and sets torch's limit so that a run with further shapes fails instead of running uncompiled."""
 
     def __init__(self, config: RunConfig):
         train = config.train
@@ -80,15 +79,15 @@ class Shapes:
         self.rows, self.evaluated = set[tuple[Any, ...]](), set[tuple[Any, ...]]()
 
     def allow(self, conds: Iterable[Cond], evaluated: Iterable[Cond] = ()) -> int:
-        """Calls of these rows' shapes, too; returns how many shapes training rows make so far.
+        """Adds the shapes of these rows. Returns the number of shapes of training rows so far.
 
         Raises:
-            UserError: more than can be waited for.
+            UserError: more shapes than `MOST`.
         """
         self.rows |= {signature(cond) for cond in conds}
         self.evaluated |= {signature(cond) for cond in evaluated}
         require_few(len(self.rows))
-        # of an evaluation's batches, those of a shape are full but for the last; a negative prompt has a length of its own
+        # of the batches of one shape in an evaluation only the last may be smaller; a negative prompt has its own length
         ways = 2 * (len(self.rows) * (1 + self.drawn) + 2 * len(self.evaluated))
         limits = torch._dynamo.config
         limits.recompile_limit = limits.accumulated_recompile_limit = VARIANTS * ways

@@ -1,7 +1,7 @@
-"""Context parallelism: each process of a team computes its part of the sequence of the same samples, by diffusers' Ulysses attention.
+"""Context parallelism: each process of a team computes its part of the same sequences, with diffusers' Ulysses attention.
 
-A transformer gathers its output, so that every process has the whole velocity, and the same loss. Backwards each gets the gradient of its
-own part: the sum over the team is that of one process.
+A transformer gathers its output, so every process has the whole velocity and the same loss. In the backward pass each process gets the
+gradient of its own part. The sum over the team is the gradient of a single process.
 """
 
 import inspect
@@ -24,7 +24,7 @@ from flow_factory.utils.errors import UserError
 
 def check_splits(adapter: ModelAdapter, team: int) -> None:
     """Raises:
-    UserError: the family's sequences, or the heads of its attention, cannot be shared out among so many processes.
+    UserError: the family's sequences or attention heads cannot be divided among this many processes.
     """
     if team == 1:
         return
@@ -39,12 +39,12 @@ def check_splits(adapter: ModelAdapter, team: int) -> None:
 
 
 def split_sequences(adapter: ModelAdapter, team: int, device: torch.device) -> None:
-    """From now on the transformers of this process compute their part of each sequence, and wait for the others of its team.
+    """Makes the transformers of this process compute their part of each sequence, together with the others of its team.
 
-    To be called by all processes together, after a LoRA was added: it would take the place of the layers that split and gather.
+    All processes call this together, after LoRAs were added: peft replaces layers, and would remove the hooks that split and gather.
 
     Raises:
-        UserError: the attention backend cannot; the message has those that can.
+        UserError: the attention backend does not support it; the message lists those that do.
     """
     if team == 1:
         return
@@ -60,7 +60,7 @@ def split_sequences(adapter: ModelAdapter, team: int, device: torch.device) -> N
 
 @contextmanager
 def counted_devices() -> Iterator[None]:
-    """On a machine without an accelerator diffusers would divide by the number of its devices, 0."""
+    """Gives diffusers a number of devices on a machine without an accelerator, where it would divide by 0."""
     count = torch.accelerator.device_count
     if count() == 0:
         torch.accelerator.device_count = lambda: 1
@@ -71,7 +71,7 @@ def counted_devices() -> Iterator[None]:
 
 
 def refuse_uneven(module: Any, team: int) -> None:
-    """Lets a sequence of a length that does not divide end in a message, where diffusers has a bare assertion."""
+    """Raises a message for a sequence length that the team does not divide, where diffusers has a bare assertion."""
     for name, plan in module._cp_plan.items():
         if isinstance(plan, dict):
             part = module.get_submodule(name)
@@ -84,7 +84,7 @@ def check_lengths(
     inputs: dict[str, ContextParallelInput], parameters: list[str], team: int, part: nn.Module, args: Any, kwargs: dict[str, Any]
 ) -> None:
     """Raises:
-    UserError: an input that is to be split has a length that is no multiple of the team.
+    UserError: the length of an input to be split is not a multiple of the team.
     """
     given = dict(zip(parameters, args, strict=False)) | kwargs
     for name, split in inputs.items():

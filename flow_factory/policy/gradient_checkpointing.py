@@ -14,23 +14,23 @@ from flow_factory.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 NEARLY = 0.92
-"""Of a card's memory: with more than that allocated, the allocator's gaps may fill the rest."""
+"""The share of a GPU's memory above which `auto` steps back: the allocator's gaps may need the rest."""
 
 Setting = bool | str | Mapping[str, Any]
-"""Of `train.enable_gradient_checkpointing`."""
+"""A value of `train.enable_gradient_checkpointing`."""
 LEVELS: tuple[Setting, ...] = (False, {"fraction": 0.25}, {"fraction": 0.5}, {"fraction": 0.75}, True)
-"""What `auto` chooses from: more memory first."""
+"""The values that `auto` chooses from, those that need most memory first."""
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:
-    """A transformer's blocks, in the order of its lists: what is computed again, compiled and estimated one by one."""
+    """The blocks of a transformer, in the order of its lists. Recomputation, compilation and estimates work on these."""
     return [block for blocks in module.children() if isinstance(blocks, nn.ModuleList) for block in blocks]
 
 
 class CheckpointedBlock:
-    """Stands for the forward of a block, with the same arguments.
+    """A replacement of a block's `forward`, with the same arguments.
 
-    diffusers' own way is not taken: it chooses whole models, and gives some blocks (Chroma's) other arguments than they have without.
+    diffusers' own checkpointing is not used: it covers whole models only, and passes other arguments to some blocks (Chroma's).
     """
 
     def __init__(self, forward: Callable[..., Any]):
@@ -39,12 +39,12 @@ class CheckpointedBlock:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return self.forward(*args, **kwargs)
-        # nothing in a policy draws random numbers, and to keep their state would wait for the device
+        # a policy draws no random numbers, and saving their state would wait for the device
         return checkpoint(self.forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
 def checkpoint_blocks(modules: Iterable[nn.Module], setting: Setting) -> None:
-    """Has the chosen blocks of each transformer computed again in the backward pass, and no others; it may be called again.
+    """Makes the chosen blocks of each transformer, and only these, recompute in the backward pass. It may be called again.
 
     Raises:
         UserError: see `require_blocks`.
@@ -60,7 +60,7 @@ def checkpoint_blocks(modules: Iterable[nn.Module], setting: Setting) -> None:
 
 def require_blocks(setting: Setting, blocks: int) -> None:
     """Raises:
-    UserError: `layers` names a block that a transformer of so many does not have.
+    UserError: `layers` names a block that a transformer with this many blocks does not have.
     """
     far = [k for k in setting["layers"] if k >= blocks] if isinstance(setting, Mapping) and "layers" in setting else []
     if far:
@@ -69,26 +69,26 @@ def require_blocks(setting: Setting, blocks: int) -> None:
 
 
 def describe_blocks(setting: Setting, modules: Iterable[nn.Module]) -> str:
-    """How many blocks that are, of each transformer."""
+    """A phrase with the number of chosen blocks of each transformer."""
     counts = [len(blocks_of(module)) for module in modules]
     return " and ".join(f"{len(chosen_blocks(setting, n))} of {n} blocks" for n in counts)
 
 
 @dataclass
 class StepBack:
-    """After a run's first epoch, `auto` takes a level that keeps less where the card has nearly been filled: once."""
+    """After the first epoch, lets `auto` recompute more blocks if the GPU was nearly full. It does so once."""
 
     modules: Sequence[nn.Module]
     setting: Setting
-    """What it has chosen."""
+    """The level that `auto` has chosen."""
     looked: bool = False
 
     def look(self, share: float, agree: Callable[[bool], bool]) -> None:
-        """Once an epoch is done.
+        """Called after each epoch.
 
         Args:
-            share: of the card's memory that the epoch held at its peak.
-            agree: whether it is true on any process.
+            share: the peak of the epoch as a share of the GPU's memory.
+            agree: returns whether its argument is true on any process.
         """
         if self.looked:
             return

@@ -1,7 +1,7 @@
-"""Several trained networks over one frozen base: a LoRA each, one of which computes at a time.
+"""Several trained networks over one frozen base: each is a LoRA, and one is active at a time.
 
-The policy is peft's adapter `default`; another network's adapter has the network's name. All of them stay trainable, so that engines see
-one set of weights whichever is at work.
+The policy is peft's adapter `default`. The adapter of another network has the network's name. All stay trainable, so that engines see the
+same set of weights whichever is active.
 """
 
 import re
@@ -22,7 +22,7 @@ ADAPTER = re.compile(r"\.lora_[AB]\.(\w+)\.")
 
 
 def add_loras(module: Any, targets: Sequence[str], config: ModelConfig, seed: int, roles: Sequence[str] = ()) -> None:
-    """The policy's LoRA, and one for each of the other networks, whose first weights depend on the seed alone."""
+    """Adds the policy's LoRA and one for each other network. Their initial weights depend only on the seed."""
     for number, name in enumerate((DEFAULT, *roles)):
         with torch.random.fork_rng(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # several adapters are meant
@@ -31,12 +31,12 @@ def add_loras(module: Any, targets: Sequence[str], config: ModelConfig, seed: in
             module.add_adapter(kind, name)
     select(lora_layers([module]), MAIN)
     for name, p in module.named_parameters():
-        p.requires_grad_(p.requires_grad or ADAPTER.search(name) is not None)  # peft leaves those of the last one alone trainable
+        p.requires_grad_(p.requires_grad or ADAPTER.search(name) is not None)  # peft leaves only the last adapter trainable
     round_lora(module)
 
 
 def role_of(parameter: str) -> str:
-    """Whose weight this is, by its name in the policy."""
+    """The network of a parameter, by its name in the policy."""
     found = ADAPTER.search(parameter)
     return MAIN if found is None or found[1] == DEFAULT else found[1]
 
@@ -47,12 +47,12 @@ def lora_layers(models: Iterable[nn.Module]) -> list[LoraLayer]:
 
 
 def select(layers: Iterable[LoraLayer], role: str) -> None:
-    """Has the network of this role compute. Unlike peft's `set_adapter` it leaves `requires_grad` alone."""
+    """Activates the adapter of this role. Unlike peft's `set_adapter` it does not change `requires_grad`."""
     for layer in layers:
         layer._active_adapter = [DEFAULT if role == MAIN else role]
 
 
 def switch(layers: Iterable[LoraLayer], on: bool) -> None:
-    """All adapters on, or off: the base alone."""
+    """Enables or disables all adapters; without them the base model computes."""
     for layer in layers:
         layer._disable_adapters = not on

@@ -16,11 +16,11 @@ def make_optimizer(train: TrainConfig, params: Iterable[Any], networks: tuple[Ne
     """The optimiser that the config asks for.
 
     Args:
-        params: the trained weights, or where several networks are trained, a group of them each: see `Policy.groups`.
-        networks: how those beside the policy are trained.
+        params: the trained weights, or a parameter group for each network: see `Policy.groups`.
+        networks: the settings of the networks other than the policy.
 
     Raises:
-        UserError: it needs a package, or a torch, that is not installed.
+        UserError: the optimiser needs a package, or a version of torch, that is not installed.
     """
     keys: dict[str, Any] = {
         "lr": train.learning_rate,
@@ -41,12 +41,12 @@ def make_optimizer(train: TrainConfig, params: Iterable[Any], networks: tuple[Ne
 
 
 def settings(role: str, train: TrainConfig, networks: tuple[NetworkConfig, ...]) -> dict[str, Any]:
-    """Of a network's group, where they are not those of all."""
+    """The settings of a network's parameter group that differ from the policy's."""
     return {"max_grad_norm": train.max_grad_norm} if role == MAIN else group_of(role, train, networks)
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
-    """torch's Muon for matrices, AdamW for all other weights: one optimiser, whose state is that of both (Keller Jordan 2024)."""
+    """torch's Muon for matrices and AdamW for all other weights, as one optimiser with one state (Keller Jordan 2024)."""
 
     def __init__(self, params: Iterable[nn.Parameter], train: TrainConfig, adamw: dict[str, Any]):
         trained = list(params)
@@ -66,7 +66,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
         self._share()
 
     def _share(self) -> None:
-        """The parts step the groups, and keep the state, of the whole: a schedule and `load_state_dict` know of that alone."""
+        """Lets both parts use the groups and the state of this optimiser, which is all that schedules and `load_state_dict` see."""
         for part, group in zip(self.parts, self.param_groups, strict=True):
             part.param_groups, part.state = [group], self.state
 

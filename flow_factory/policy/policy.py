@@ -1,4 +1,4 @@
-"""The policy: the trained weights (LoRA or full), precision, checkpointing, attention backend, compilation."""
+"""The policy: the trained transformers with their LoRAs, precision, gradient checkpointing, attention backend and compilation."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,50 +23,50 @@ from flow_factory.utils.offload import offload_with_hook, store_in_8_bits
 
 
 class Policy(nn.Module):
-    """The trained transformers and what is asked of them: one forward is one whole sampling or one whole velocity.
+    """The trained transformers as one module: one forward is a whole sampling loop, or a whole velocity.
 
-    This, not a transformer, is what DDP, FSDP and DeepSpeed wrap, so that they see one forward for one backward however many
-    guidance calls or experts are inside.
+    DDP, FSDP and DeepSpeed wrap this module, not a transformer. So they see one forward for one backward, whatever the number of
+    guidance calls and experts inside.
     """
 
     def __init__(self, adapter: ModelAdapter, names: Sequence[str], beside: Sequence[str] = (), roles: Sequence[str] = ()):
-        """`names`: the transformers that are trained; `beside`: others that are shared out; `roles`: networks beside the policy."""
+        """`names`: the trained transformers; `beside`: others that the engine shards; `roles`: the networks other than the policy."""
         super().__init__()
         self.adapter = adapter
         self.components = nn.ModuleDict({name: adapter.field.bare[name] for name in names})
         self.frozen = nn.ModuleDict({name: adapter.field.bare[name] for name in beside})
-        """Transformers that are not trained, and are shared out like those that are."""
+        """Transformers that are not trained, but sharded like the trained ones."""
         models = (*self.components.values(), *self.frozen.values())
         blocks = (getattr(m, kind, None) or () for m in models for kind in ("_no_split_modules", "_repeated_blocks"))
         here = {type(m).__name__ for m in self.modules()}
         self._no_split_modules = sorted({name for names in blocks for name in names} & here)  # what FSDP shards one by one
         self.idle: list[UserCpuOffloadHook] = []
-        """Of the parts that wait in main memory (`model.offload_idle`)."""
+        """The hooks of the parts that stay in main memory between rollouts (`model.offload_idle`)."""
         self.wanted: dict[nn.Parameter, torch.dtype] = {}
-        """Of weights that are still as the checkpoint's file has them, in which dtype they are to live: see `settle`."""
+        """The final dtype of each weight that is still as in the checkpoint's file: see `settle`."""
         self.roles = (MAIN, *roles)
         self.role = MAIN
-        """The network that computes now."""
+        """The network that is active."""
 
     @property
     def models(self) -> dict[str, Any]:
-        """The trained diffusers models by the pipeline's names."""
+        """The trained diffusers models, by their names in the pipeline."""
         return dict(self.components.items())
 
     def forward(self, ask: str, *args: Any) -> Any:
-        """Without autocast, which some engines have around this: see `precision`."""
+        """Calls a method of the adapter without autocast, which some engines enable around this: see `precision`."""
         without_cudnn()  # a library may have switched it on
         with torch.autocast(self.adapter.pipe._execution_device.type, enabled=False):
             return getattr(self.adapter, ask)(*args)
 
     def settle(self, part: nn.Module, device: torch.device | None = None, own: bool = False) -> None:
-        """Brings a part's weights to the device, and there to the dtype in which they live, one tensor after the other.
+        """Moves the weights of a part to the device, and casts them there to their final dtype, one tensor after the other.
 
-        A frozen weight that needs neither stays the file's memory, which all processes of a machine share.
+        A frozen weight that needs neither remains a memory map of the file, which all processes of a machine share.
 
         Args:
-            device: None is where they are.
-            own: whether frozen weights, too, become memory of this process, which may be written to.
+            device: None leaves the weights where they are.
+            own: whether frozen weights are copied too, so that they may be written to.
         """
         for module, name, dtype in self.unsettled(part):
             p: nn.Parameter = module._parameters[name]  # type: ignore[assignment]
@@ -76,18 +76,18 @@ class Policy(nn.Module):
                 p.data = read.clone()
 
     def unsettled(self, part: nn.Module) -> list[tuple[nn.Module, str, torch.dtype]]:
-        """Weights of a part that the caller is to settle, each once: (its module, its name there, the dtype in which it is to live)."""
+        """The weights of a part that the caller must settle, each once: (its module, its name there, its final dtype)."""
         named = [(m, name, p) for m in part.modules() for name, p in m._parameters.items()]  # a module that rounds its weights lists others
         return [(m, name, self.wanted.pop(p)) for m, name, p in named if p in self.wanted]
 
     def set_aside(self) -> None:
-        """What only a rollout needs goes back to main memory; it returns when it is called."""
+        """Moves the parts that only a rollout needs to main memory. A part returns to the device when it is called."""
         for hook in self.idle:
             hook.offload()
 
     @contextmanager
     def adapter_off(self) -> Iterator[None]:
-        """The base model without its LoRA."""
+        """The base model computes without its LoRAs inside this context."""
         layers = lora_layers(self.models.values())
         switch(layers, on=False)
         try:
@@ -97,7 +97,7 @@ class Policy(nn.Module):
 
     @contextmanager
     def at_work(self, role: str) -> Iterator[None]:
-        """The network of this role computes. No weight is moved: a backward needs the network at work that its forward had."""
+        """The network of this role is active inside this context. A backward needs the same active network as its forward."""
         if role == self.role:
             yield
             return
@@ -111,11 +111,11 @@ class Policy(nn.Module):
             self.role = before
 
     def trained(self, role: str | None = None) -> dict[str, nn.Parameter]:
-        """The trained weights by name: of one network, or of all."""
+        """The trained weights by name, of one network or of all."""
         return {k: p for k, p in self.components.named_parameters() if p.requires_grad and role in (None, role_of(k))}
 
     def groups(self) -> list[Any]:
-        """What an optimiser is made of: the trained weights, or where several networks are trained, a group of them each."""
+        """The argument of an optimiser: the trained weights; with several networks a parameter group for each."""
         if len(self.roles) == 1:
             return list(self.trained().values())
         return [{"params": list(self.trained(role).values()), "role": role} for role in self.roles]
@@ -125,14 +125,14 @@ def build_policy(
     adapter: ModelAdapter, config: ModelConfig, precision: str, checkpointing: Setting, seed: int, device: torch.device,
     shards: bool = False, settled: bool = True, roles: Sequence[str] = (),
 ) -> Policy:  # fmt: skip
-    """Freezes everything, then makes the chosen components trainable. The engine brings those to the device, whole or in shards.
+    """Freezes everything, then makes the chosen components trainable. The engine moves those to the device, whole or in shards.
 
     Args:
-        precision: mixed_precision of the run; the transformers may have been loaded in another one.
-        checkpointing: which blocks are computed again in the backward pass.
-        shards: whether the engine shares weights out; then those of all transformers.
-        settled: False leaves it to the engine to call `Policy.settle`, a block at a time where it will be.
-        roles: networks that are trained beside the policy, as LoRAs over the same base.
+        precision: mixed_precision of the run. The transformers may have been loaded in another dtype.
+        checkpointing: the blocks that are recomputed in the backward pass.
+        shards: whether the engine shards the weights of all transformers, trained or not.
+        settled: False if the engine calls `Policy.settle` itself, block by block.
+        roles: networks that are trained with the policy, as LoRAs over the same base.
 
     Raises:
         UserError: no such component, target module or attention backend.

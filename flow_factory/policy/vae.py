@@ -1,4 +1,4 @@
-"""How the VAE decodes: a batch at once, image by image, or in tiles."""
+"""The decoding of the VAE: a batch at once, image by image, or in tiles."""
 
 from typing import Any
 
@@ -6,22 +6,22 @@ from flow_factory.config import ModelConfig
 from flow_factory.utils.errors import UserError
 
 DECODING = {"vae_slicing": "enable_slicing", "vae_tiling": "enable_tiling"}
-"""Keys of `model`, and the method of a VAE that each stands for."""
+"""Keys of `model`, and the method of a VAE that each one calls."""
 
 
 def able(vae: Any, config: ModelConfig, asked: ModelConfig) -> tuple[bool, ...]:
-    """The keys of `DECODING`, without what `auto` has chosen and this VAE cannot; what the user has asked for stays, and is refused."""
+    """The values of the keys of `DECODING`. A choice of `auto` that this VAE does not support becomes False; a user's choice is kept."""
     return tuple(getattr(config, key) is True and (getattr(asked, key) is True or hasattr(vae, how)) for key, how in DECODING.items())
 
 
 def set_vae(vae: Any, config: ModelConfig) -> None:
-    """Decoding (and encoding) picture by picture, or tile by tile: less memory, more time.
+    """Makes the VAE decode and encode image by image, or tile by tile, with less memory and more time.
 
     Raises:
-        UserError: this VAE cannot.
+        UserError: this VAE does not support it.
     """
     for key, method in DECODING.items():
-        if getattr(config, key) is not True:  # nor an `auto` that nobody has settled
+        if getattr(config, key) is not True:  # an undecided `auto` is skipped too
             continue
         if not hasattr(vae, method):
             raise UserError(f"model.{key}: {type(vae).__name__} has no {method}; write false")

@@ -12,16 +12,16 @@ State = dict[str, dict[str, Tensor]]
 
 
 class WeightStore:
-    """Keeps float32 copies of the trained parameters under names, and swaps them in.
+    """Keeps float32 copies of the trained parameters under names, and swaps them into the model.
 
-    Where several networks are trained, a copy is of one of them, and a network's own weights go by its role.
+    With several networks, a copy belongs to one of them, and the name of a network's own weights is its role.
 
     Args:
         params: the trained parameters by name, of all networks.
-        adapter_off: for LoRA, a context in which the adapter is off: the base model then is "ref" and costs no copy.
-        part: what this process holds of a parameter, and copies; see `engines.Engine.part`.
-        written: called after parts were written.
-        at_work: a context in which the network of a role computes.
+        adapter_off: for LoRA, a context in which the adapter is disabled: then "ref" is the base model and needs no copy.
+        part: returns the part of a parameter that this process holds and copies; see `engines.Engine.part`.
+        written: called after parts were overwritten.
+        at_work: a context in which the network of a role is active.
     """
 
     def __init__(
@@ -36,22 +36,22 @@ class WeightStore:
             self.networks.setdefault(role_of(name), []).append(name)
         self.copies: dict[str, list[Tensor]] = {}
         self.owners: dict[str, str] = {}
-        """Of which network each copy is."""
+        """The network of each copy."""
         self.given: set[str] = set()
-        """Copies whose weights come from files, and are none of the run's state."""
+        """Copies whose weights come from files. They are not part of the training state."""
 
     @property
     def live(self) -> list[Tensor]:
-        """The policy's own weights, of which the model computes."""
+        """The policy's own weights."""
         return self.live_of(MAIN)
 
     def live_of(self, role: str) -> list[Tensor]:
-        """Those of another network."""
+        """The own weights of another network."""
         return [self.part(self.params[name]).detach() for name in self.networks[role]]
 
     @torch.no_grad()
     def keep(self, name: str, device: torch.device | str | None = None, of: str = MAIN) -> None:
-        """Copies a network's present weights under `name`, to their own device unless another is given. "ref" of a LoRA needs no copy."""
+        """Copies a network's present weights under `name`, to the given device or their own. "ref" of a LoRA needs no copy."""
         if name == "ref" and self.adapter_off is not None:
             return
         self.copies[name] = [p.to(device or p.device, torch.float32, copy=True) for p in self.live_of(of)]
@@ -60,11 +60,11 @@ class WeightStore:
     def keep_given(
         self, name: str, weights: Mapping[str, Tensor], scatter: Callable[[Tensor, Tensor], None], device: torch.device | str | None = None
     ) -> None:
-        """Keeps weights of a file under `name`, as a copy of the policy's.
+        """Keeps the weights of a file under `name`, as if they were a copy of the policy's.
 
         Args:
-            weights: whole ones, by the names of the policy's.
-            scatter: writes what this process holds of a whole one into its part.
+            weights: whole tensors, by the names of the policy's parameters.
+            scatter: writes the part of a whole tensor that this process holds.
         """
         self.keep(name, device)
         self.given.add(name)
@@ -73,12 +73,12 @@ class WeightStore:
 
     @property
     def reported(self) -> str:
-        """The weights that are evaluated and saved: the average, where one is kept."""
+        """The name of the weights that are evaluated and saved: the average, if one is kept."""
         return "ema" if "ema" in self.copies else "policy"
 
     @contextmanager
     def use(self, name: str) -> Iterator[None]:
-        """The model computes with the copy, or as the network of this role; the live weights return afterwards, to the bit.
+        """Inside this context the model computes with the copy, or as the network of this role. Afterwards it has the live weights again.
 
         Swaps with `Tensor.copy_`, so that autograd raises if a swap falls between a forward and its backward.
         """
@@ -111,7 +111,7 @@ class WeightStore:
         self.written()
 
     def state_dict(self) -> State:
-        """The parts of the copies by name, but for given ones, and of the live weights by role."""
+        """This process's parts of the copies by name, except those from files, and of the live weights by role."""
         live = {role: dict(zip(names, self.live_of(role), strict=True)) for role, names in self.networks.items()}
         own = {name: kept for name, kept in self.copies.items() if name not in self.given}
         copies = {name: (self.networks[self.owners.get(name, MAIN)], kept) for name, kept in own.items()}

@@ -1,4 +1,4 @@
-"""Background threads beside the training."""
+"""Jobs in background threads."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,12 +9,12 @@ _all: WeakSet["Background"] = WeakSet()
 
 
 def busy() -> bool:
-    """Whether any job is not done."""
+    """Whether any job is still running."""
     return any(one.pending is not None and not one.pending.done() for one in list(_all))
 
 
 class Background:
-    """One job at a time, in a thread. What goes wrong in it is raised by the next call."""
+    """Runs one job at a time in a thread. An error of a job is raised by the next call."""
 
     def __init__(self, name: str):
         self.threads = ThreadPoolExecutor(1, name)
@@ -22,22 +22,22 @@ class Background:
         _all.add(self)
 
     def start(self, job: Callable[[], None]) -> None:
-        """Begins the job when the one before is done."""
+        """Waits for the previous job and starts this one."""
         self.wait()
         self.pending = self.threads.submit(job)
 
     def check(self) -> None:
-        """Raises what went wrong, where the last job is done; does not wait."""
+        """Raises the error of the last job if it has ended. Does not wait."""
         if self.pending is not None and self.pending.done():
             self.wait()
 
     def settle(self) -> None:
-        """Until the last job is done; what went wrong in it is left to the next call."""
+        """Waits for the last job. Its error is left to the next call."""
         if self.pending is not None:
             until([self.pending])
 
     def wait(self) -> None:
-        """Until the last job is done; raises what went wrong in it."""
+        """Waits for the last job and raises its error."""
         if self.pending is not None:
             pending, self.pending = self.pending, None
             pending.result()

@@ -1,4 +1,4 @@
-"""Errors that the user can fix: shown as one message, without a stack trace."""
+"""Errors that the user can fix. They are shown as one message, without a stack trace."""
 
 import errno
 import re
@@ -10,16 +10,16 @@ from typing import TypeVar
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A full disk, a used-up quota, a limit on the size of files."""
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "remote process exited")
-"""What gloo, NCCL and torch's store say when another process is gone."""
+"""Phrases in messages of gloo, NCCL and torch's store when another process has ended."""
 LATE = ("Timed out waiting", "Application timeout caused pair closure", "collective operation timeout")
-"""What gloo and NCCL say when another process did not come to a collective in time, or has given it up."""
+"""Phrases in messages of gloo and NCCL when another process did not join a collective in time, or aborted it."""
 
 LONGEST = 2000
-"""Characters of a message; what a longer one quotes is cut out of its middle."""
+"""The largest number of characters of a message. The middle of a longer one is left out."""
 
 
 def plain(text: str) -> str:
-    """The text as one line that any terminal shows: it may quote names and values of any kind."""
+    """The text as one printable line. A message may quote names and values with any characters."""
     line = re.sub(r"\s*\n\s*", " ", text.strip())
     if len(line) > LONGEST:
         line = f"{line[: LONGEST * 3 // 4]} ... {line[-LONGEST // 4 :]}"
@@ -27,10 +27,10 @@ def plain(text: str) -> str:
 
 
 class UserError(ValueError):
-    """Says what is wrong, where, and what would be right, in one line.
+    """One line that says what is wrong, where, and what would be right.
 
     Attributes:
-        everywhere: whether all processes stop for it at the same place, and so can still save together.
+        everywhere: whether all processes raise it at the same place, so that they can still save together.
     """
 
     everywhere = False
@@ -43,67 +43,67 @@ Error = TypeVar("Error", bound=UserError)
 
 
 def of_all(error: Error) -> Error:
-    """The error, which all processes raise at the same place."""
+    """Marks an error that all processes raise at the same place, and returns it."""
     error.everywhere = True
     return error
 
 
 class RunError(UserError):
-    """The config is right, and the run failed nevertheless: exit code 1."""
+    """The run failed although the config is valid: exit code 1."""
 
 
 class SaveError(RunError):
-    """A checkpoint could not be written; the message says why, and which is the last whole one."""
+    """A checkpoint could not be written. The message has the reason and the last complete checkpoint."""
 
 
 class GradientError(RunError):
-    """The gradient is no number, and was not stepped."""
+    """The gradient is NaN or infinite. The optimiser did not step."""
 
 
 class NumbersError(RunError):
-    """The model makes NaN or inf."""
+    """The model's output is NaN or infinite."""
 
 
 class RewardError(RunError):
-    """A reward failed, returned what is no score, or missed too many; the message names it."""
+    """A reward failed, returned something that is no score, or has too many missing scores. The message names it."""
 
 
 class FailedElsewhere(RunError):
-    """Something failed on another process, which says what; this one stops with it and is silent."""
+    """Another process failed and reports the error. This process stops without a message."""
 
 
 class RowError(RunError):
-    """A pipeline failed on a row, or its line is no longer what it was; the message has its line in the data set."""
+    """A pipeline failed on a row, or the row's line has changed. The message has its line in the data set."""
 
 
 class MeetingError(RunError):
-    """Processes that did not come together, or no longer are; the message says where, how long was waited, and for whom."""
+    """Processes did not reach a rendezvous or a barrier. The message has the place, the time waited, and the missing processes."""
 
 
 class ProcessLost(MeetingError):
-    """Another process has ended, and this one cannot go on without it; the message says which, and what it was doing."""
+    """Another process has ended, and this one cannot continue without it. The message has its rank and its last activity."""
 
 
 def lost(error: BaseException) -> bool:
-    """Whether it comes of another process's death, or delay."""
+    """Whether the error was caused by the death or the delay of another process."""
     return isinstance(error, RuntimeError) and any(text in str(error) for text in (*LOST, *LATE))
 
 
 def timed_out(error: BaseException) -> bool:
-    """Whether another process did not come to a collective in time."""
+    """Whether another process did not join a collective in time."""
     return isinstance(error, RuntimeError) and any(text in str(error) for text in LATE)
 
 
 @contextmanager
 def file_errors(key: str, path: str | Path, right: str, kind: type[UserError] = UserError) -> Iterator[None]:
-    """The one place that turns what the file system refuses (permissions, names, missing folders) into one line.
+    """Turns errors of the file system (permissions, names, missing folders) into one line.
 
-    A full disk passes: the run says it with the last whole checkpoint.
+    The error of a full disk is passed on: the run reports it with the last complete checkpoint.
 
     Args:
-        key: the config key or the file's role, as the message begins.
-        path: what was to be read or written, where the error does not name it.
-        right: what the user may do.
+        key: the config key or the role of the file, with which the message begins.
+        path: the file or folder, if the error does not name it.
+        right: a hint for the user.
 
     Raises:
         UserError: of the given kind: `key: path: reason; right`.

@@ -1,4 +1,4 @@
-"""Checks of paths before anything waits for them or writes to them. Standard library alone."""
+"""Checks of paths before they are read or written. It imports only the standard library."""
 
 import os
 import stat
@@ -13,17 +13,17 @@ KINDS = {
 
 
 def kind_of_file(path: str | Path) -> str | None:
-    """What stands where a file belongs ("a folder", "a pipe", ...); None for a file.
+    """None for a regular file; else what is there instead ("a folder", "a pipe", ...).
 
     Raises:
-        OSError: nothing is there, or it may not be asked.
+        OSError: the path does not exist, or may not be looked up.
     """
     return KINDS.get(stat.S_IFMT(Path(path).stat().st_mode))
 
 
 def require_readable(path: str | Path, key: str, right: str, kind: type[UserError] = UserError) -> None:
     """Raises:
-    UserError: of the given kind: not there, not a file (a pipe would be waited for, and a device never ends), or not to be read.
+    UserError: of the given kind: the path does not exist, is not readable, or is not a file (reading a pipe or a device may never end).
     """
     with file_errors(key, path, right, kind):
         if (other := kind_of_file(path)) is not None:
@@ -32,16 +32,16 @@ def require_readable(path: str | Path, key: str, right: str, kind: type[UserErro
 
 
 def require_writable(folder: str | Path, key: str, right: str) -> None:
-    """Whether files can be written below a folder, which need not be there; nothing is left.
+    """Checks that files can be written in a folder, which need not exist. It leaves no file behind.
 
     Raises:
-        UserError: they cannot, as `key: path: reason; right`.
+        UserError: `key: path: reason; right`.
     """
     folder = Path(folder)
-    above = next(p for p in (folder, *folder.parents) if os.path.lexists(p))  # a link that leads nowhere is in the way, too
+    above = next(p for p in (folder, *folder.parents) if os.path.lexists(p))  # a dangling link blocks the path, too
     with file_errors(key, folder, right):
         try:
             with TemporaryDirectory(prefix=".probe-", dir=above) as probe:
                 Path(probe, folder.relative_to(above)).mkdir(parents=True, exist_ok=True)
-        except OSError as error:  # it names the probe
+        except OSError as error:  # its own message names the temporary file
             raise type(error)(error.errno, error.strerror) from error

@@ -1,4 +1,4 @@
-"""Tells folders from hub names, and tests whether the hub is reachable, before anything tries it five times."""
+"""Tells folders from hub names, and tests once whether the hub is reachable, because libraries retry five times."""
 
 import os
 import socket
@@ -14,16 +14,16 @@ from flow_factory.utils.errors import UserError
 from flow_factory.utils.registry import nearest
 
 PATIENCE = 5
-"""Seconds in which the hub must take a connection."""
+"""Timeout in seconds of the connection to the hub."""
 
 
 def require_source(name: str, key: str, file: str, kind: type[UserError] = UserError, now: bool = True) -> None:
     """Args:
-        file: of the hub's, in whose cache it may be.
-        now: whether the hub must answer, where it is not.
+        file: a file of the repository, which may be in the hub's cache.
+        now: whether the hub must be reachable if the file is not cached.
 
     Raises:
-        UserError: of the given kind: `name` is neither a folder, nor a hub name that can be read.
+        UserError: of the given kind: `name` is neither a folder nor a hub name that can be read.
     """
     path = Path(name)
     if path.is_dir():
@@ -42,19 +42,19 @@ def require_source(name: str, key: str, file: str, kind: type[UserError] = UserE
 
 
 def cached(name: str, file: str) -> Path | None:
-    """The folder in the hub's cache that holds this file of a hub name; None where it is not there."""
+    """The folder of the hub's cache that has this file of a repository; None if it is not cached."""
     found = try_to_load_from_cache(name, file)
     return Path(found).parent if isinstance(found, str) else None
 
 
 def looks_local(name: str) -> bool:
-    """Whether a name that is no folder was meant as one: a hub name has one slash, and its owner is no folder here."""
+    """Whether a name was meant as a folder: a hub name has one slash, and the part before it is no folder here."""
     owner, slash, _ = name.partition("/")
     return name.startswith((".", "~")) or name.count("/") != 1 or "\\" in name or not slash or not owner or Path(owner).is_dir()
 
 
 def unreachable() -> str | None:
-    """Why the hub cannot be asked from here; None: it can, or only a proxy knows."""
+    """The reason why the hub is unreachable; None if it is reachable, or behind a proxy and so unknown."""
     if constants.is_offline_mode():
         return "HF_HUB_OFFLINE is set"
     address = urlsplit(constants.ENDPOINT)

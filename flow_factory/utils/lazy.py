@@ -1,4 +1,4 @@
-"""Sequences that make their items on demand."""
+"""Sequences that compute their items on demand."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ Item = TypeVar("Item", covariant=True)
 
 
 class LazySequence(Sequence[Item]):
-    """A subclass writes `__len__` and `item`; a slice makes nothing yet."""
+    """A subclass defines `__len__` and `item`. A slice computes nothing yet."""
 
     @abstractmethod
     def item(self, index: int) -> Item:
-        """Makes it; 0 <= index < len(self)."""
+        """Computes the item; 0 <= index < len(self)."""
 
     @overload
     def __getitem__(self, index: int) -> Item: ...
@@ -24,7 +24,7 @@ class LazySequence(Sequence[Item]):
 
 
 class Chosen(LazySequence[Item]):
-    """Some items of a sequence."""
+    """The items of a sequence at the given indices."""
 
     def __init__(self, items: Sequence[Item], which: Sequence[int]):
         self.items, self.which = items, which

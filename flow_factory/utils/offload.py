@@ -1,4 +1,4 @@
-"""Memory savings: weights stored in fewer bits, and tensors and components that are kept in main memory."""
+"""Memory savings: weights stored in fewer bits, and tensors and components in main memory."""
 
 from typing import Any
 
@@ -9,39 +9,39 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 FLOAT8 = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
-"""`model.layerwise_casting` -> the dtype that weights are stored in."""
+"""`model.layerwise_casting` -> the storage dtype of weights."""
 
 
 def store_in_8_bits(transformer: Any, kind: str, dtype: torch.dtype) -> None:
-    """The weights of a frozen diffusers transformer but its norms and embeddings; each layer computes in `dtype`.
+    """Stores the weights of a frozen diffusers transformer, except norms and embeddings, in 8 bits. Each layer computes in `dtype`.
 
-    A LoRA must be there before: it is left as it is, and could not compute in 8 bits.
+    LoRAs must be added before: they keep their dtype, because they cannot compute in 8 bits.
     """
     transformer.enable_layerwise_casting(FLOAT8[kind], dtype)
 
 
 def offload_with_hook(part: nn.Module, device: torch.device) -> UserCpuOffloadHook:
-    """Moves a part of a pipeline to main memory. It comes to the device when it is called, and stays until the hook's `offload()`.
+    """Moves a part of a pipeline to main memory. It moves to the device when it is called, and stays until the hook's `offload()`.
 
-    The pipeline takes the hook's device for its own, wherever the part is.
+    The pipeline uses the hook's device as its own, wherever the part is.
     """
     return cpu_offload_with_hook(part, device)[1]
 
 
 def empty_device_cache(device: torch.device) -> None:
-    """Gives back to the card what torch's allocator keeps of tensors that are gone: between phases whose tensors have other sizes.
+    """Frees the unused memory that torch's allocator holds, between phases whose tensors have other sizes.
 
-    Within a phase it is kept, for taking it anew costs time. On a CPU there is nothing to do.
+    Within a phase it is kept, because allocating it again takes time. On a CPU this does nothing.
     """
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def to_cpu(tensors: Any) -> Any:
-    """The same structure with its tensors in main memory, in the same memory layout; pinned if they were on a GPU: the way back is short.
+    """The same structure with its tensors in main memory, in the same memory layout. Tensors from a GPU are pinned, for a fast way back.
 
-    It waits for each copy, since nothing else would before the values are read. `learner.to_device` need not wait on the way back: kernels
-    that read the values come behind the copy in the stream, and torch does not reuse pinned memory that is still being copied.
+    It waits for each copy, because reading the values does not. `to_device` need not wait: kernels that read the values are behind the copy
+    in the stream, and torch does not reuse pinned memory during a copy.
     """
     return tree_map_only(Tensor, _parked, tensors)
 

@@ -1,4 +1,4 @@
-"""A checkpoint's folder looked at from outside: are all weights there and whole? Headers only; and, once loaded, are they numbers?"""
+"""Checks of a checkpoint: before loading, that all files are there and complete (by headers); after it, that all weights are finite."""
 
 import importlib
 import json
@@ -20,34 +20,34 @@ from flow_factory.utils.tensor_file import read_header
 
 KEY = "model.model_name_or_path"
 WEIGHTS = {"diffusers": "diffusion_pytorch_model.safetensors", "transformers": "model.safetensors"}
-"""What the libraries call a part's weights; those in several files have an index of this name and `.index.json`."""
+"""The libraries' file names of a part's weights. Weights in several files have an index of this name with `.index.json`."""
 BROKEN = (
     OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, ImportError, ArithmeticError, AssertionError,
     SafetensorError,
 )  # fmt: skip
-"""What diffusers and transformers raise for a checkpoint that is damaged or of another kind."""
+"""The errors that diffusers and transformers raise for a damaged checkpoint, or one of another kind."""
 WIDTHS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
-"""The format's names of dtypes -> mixed_precision's."""
+"""safetensors' names of dtypes -> those of mixed_precision."""
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 
 PIECE = 2**22
-"""Weights that are looked at together: a whole tensor's copy in float32 would be gigabytes."""
+"""The number of weights that are checked at a time: a float32 copy of a whole tensor may have gigabytes."""
 
 
 class LoadError(UserError):
-    """A checkpoint that does not load; one sentence says why."""
+    """A checkpoint does not load. The message has the reason in one sentence."""
 
 
 class MissingError(LoadError):
-    """A file is not there."""
+    """A file of a checkpoint is missing."""
 
 
 def on_disk(name: str) -> Path | None:
-    """Where a checkpoint is on this machine: its folder, or a hub name's snapshot in the cache. None: the hub has it, or the rest of it.
+    """The folder of a checkpoint on this machine, which may be a snapshot in the hub's cache. None if it must be downloaded.
 
     Raises:
-        LoadError: the snapshot is damaged; or something is missing there, and the hub cannot be asked.
+        LoadError: the snapshot is damaged, or incomplete while the hub is unreachable.
     """
     if Path(name).is_dir():
         return Path(name)
@@ -64,13 +64,13 @@ def on_disk(name: str) -> Path | None:
 
 
 def check_folder(folder: Path, models: Mapping[str, nn.Module]) -> None:
-    """Whether all parts that model_index.json names are there and whole, by names, sizes and headers.
+    """Checks that all parts of model_index.json are there and complete, by names, sizes and headers.
 
     Args:
-        models: parts on the meta device: their tensors are asked for by name and shape.
+        models: parts on the meta device, whose tensors must be in the files by name and shape.
 
     Raises:
-        LoadError: not so; the message names the file.
+        LoadError: a part is missing or damaged; the message names the file.
     """
     with file_errors(KEY, folder, "the checkpoint must be readable", LoadError):
         for part, entry in read_json(folder / "model_index.json").items():
@@ -94,7 +94,7 @@ def check_folder(folder: Path, models: Mapping[str, nn.Module]) -> None:
 
 def read_json(file: Path) -> dict[str, Any]:
     """Raises:
-    LoadError: it is no JSON object.
+    LoadError: the file is missing or is no JSON object.
     """
     if not file.exists():
         raise MissingError(f"{KEY}: {file}: No such file or directory; download it again")
@@ -108,10 +108,10 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def tensors_of(file: Path, key: str = KEY) -> dict[str, list[int]]:
-    """Name -> shape, from the header of a safetensors file that has all its bytes.
+    """Name -> shape, from the header of a complete safetensors file.
 
     Raises:
-        LoadError: it is damaged or truncated.
+        LoadError: the file is damaged or truncated.
     """
     try:
         return {name: tensor.shape for name, tensor in read_header(file).items()}
@@ -120,7 +120,7 @@ def tensors_of(file: Path, key: str = KEY) -> dict[str, list[int]]:
 
 
 def _check_weights(part: Path, name: str) -> dict[str, list[int]]:
-    """Name -> shape of all of a part's tensors."""
+    """Name -> shape of all tensors of a part."""
     read_json(part / "config.json")
     shapes: dict[str, list[int]] = {}
     for file in weight_files(part, name):
@@ -131,10 +131,10 @@ def _check_weights(part: Path, name: str) -> dict[str, list[int]]:
 
 
 def weight_files(part: Path, name: str) -> list[Path]:
-    """A part's safetensors files: one, or those that an index names; variants beside them are not read.
+    """The safetensors files of a part: one, or those of an index. Other variants in the folder are ignored.
 
     Raises:
-        LoadError: it has neither, or a damaged index.
+        LoadError: there is no such file, or the index is damaged.
     """
     index = part / f"{name}.index.json"
     if (part / name).is_file():
@@ -151,10 +151,10 @@ def weight_files(part: Path, name: str) -> list[Path]:
 
 
 def stored_dtype(part: Path, kept: Sequence[str] = ()) -> str | None:
-    """The one in which a diffusers model's files have its weights ("fp32", "fp16" or "bf16"); None where they have several, or others.
+    """The dtype of a diffusers model's files ("fp32", "fp16" or "bf16"); None if they have several dtypes, or others.
 
     Args:
-        kept: parts of names that do not count, since diffusers brings them to float32.
+        kept: substrings of names that are ignored, because diffusers casts these weights to float32.
 
     Raises:
         LoadError: see `weight_files`.
@@ -176,7 +176,7 @@ def _check_tokenizer(part: Path, cls: type[PreTrainedTokenizerBase]) -> None:
     try:
         cls.from_pretrained(str(part))
     except Exception as error:
-        if not isinstance(error, BROKEN) and type(error) is not Exception:  # the latter is what the tokenizers' Rust raises
+        if not isinstance(error, BROKEN) and type(error) is not Exception:  # the Rust code of tokenizers raises a bare Exception
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise LoadError(f"{KEY}: {part} does not load as {cls.__name__}: {reason}") from error
@@ -191,14 +191,14 @@ def _check_configs(part: Path, *names: str) -> None:
 
 
 def check_loaded(name: str, parts: Mapping[str, Any], precision: torch.dtype) -> None:
-    """Whether every weight of a loaded pipeline came from its files and is a number.
+    """Checks that every weight of a loaded pipeline came from its files and is finite.
 
     Args:
-        name: folder or hub name, for the message.
-        precision: the run's, in which it must be one.
+        name: the folder or hub name, for the message.
+        precision: the dtype in which it must be finite.
 
     Raises:
-        LoadError: one did not, or is NaN or infinite.
+        LoadError: a weight is missing in the files, or is NaN or infinite.
     """
     for part, module in parts.items():
         if not isinstance(module, nn.Module):
@@ -207,7 +207,7 @@ def check_loaded(name: str, parts: Mapping[str, Any], precision: torch.dtype) ->
             raise LoadError(f"{KEY}: {name}/{part} lacks the tensor {lost!r}; download it again")
         for key, weight in module.named_parameters():
             if type(weight.data) is not torch.Tensor or not weight.is_floating_point() or weight.itemsize == 1:
-                continue  # quantised: its numbers are not those of the file, and need not know how to be added
+                continue  # quantised: its values differ from the file's, and may not support sums
             computed = dtype_of(module, key, precision)
             if not all(_finite(piece.to(computed)) for piece in weight.detach().flatten().split(PIECE)):
                 kind = str(computed).removeprefix("torch.")
@@ -218,16 +218,16 @@ def check_loaded(name: str, parts: Mapping[str, Any], precision: torch.dtype) ->
 
 
 def _finite(weights: Tensor) -> bool:
-    """Whether all are numbers; their sum says it soonest, where it is not itself too large."""
+    """Whether all values are finite. Their sum is the fastest test, unless it overflows itself."""
     return bool(weights.sum(dtype=torch.float32).isfinite()) or bool(weights.isfinite().all())
 
 
 def _made_up(folder: Path, module: nn.Module) -> str | None:
-    """A parameter that no file has: left on the meta device, or, by transformers, drawn by chance.
+    """The name of a parameter that no file has: it is on the meta device, or transformers has initialised it randomly.
 
-    Names are compared by their last two words and numbers, since transformers renames what stands before them.
+    Names are compared by their last two words and numbers, because transformers renames the prefixes.
     """
-    named = dict(module.named_parameters())  # of tied ones the first
+    named = dict(module.named_parameters())  # of tied parameters only the first
     if (empty := next((key for key, weight in named.items() if weight.is_meta), None)) is not None:
         return empty
     stored = [_last(key) for file in sorted(folder.glob("*.safetensors")) for key in tensors_of(file)]

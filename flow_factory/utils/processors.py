@@ -1,6 +1,6 @@
-"""Text and picture processors of checkpoints on machines without torchvision, which transformers wants for two of them.
+"""Text and image processors of checkpoints on machines without torchvision, which transformers requires for two of them.
 
-Neither needs it for what the pipelines do: FLUX.2 hands its processor text alone, Qwen-Image-Edit pictures but no videos.
+The pipelines do not need it: FLUX.2 passes only text to its processor, and Qwen-Image-Edit images but no videos.
 """
 
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ from transformers.utils import is_torchvision_available
 
 
 def substitutes(name: str, index: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parts for `from_pretrained`, and parts to register once it has returned.
+    """Parts to pass to `from_pretrained`, and parts to register after it.
 
     Args:
-        name: folder or hub name of a pipeline.
+        name: the folder or hub name of a pipeline.
         index: its model_index.json.
     """
     if is_torchvision_available():
@@ -39,7 +39,7 @@ def _place(name: str, part: str) -> tuple[tuple[str], dict[str, str]]:
 
 
 def without_video(base: type) -> Any:
-    """The processor with no video part: transformers takes a processor's parts from the names of `__init__`'s parameters."""
+    """The processor without its video part. transformers reads the parts of a processor from the parameter names of `__init__`."""
 
     def __init__(self: Any, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **kwargs: Any) -> None:
         for kind in ("image", "video"):

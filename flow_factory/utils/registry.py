@@ -1,4 +1,4 @@
-"""Name, dotted path or entry point -> class, imported at the moment of use."""
+"""Name, dotted path or entry point -> class, imported when it is used."""
 
 import difflib
 import importlib
@@ -15,11 +15,11 @@ from flow_factory.utils.user_code import STRANGERS, user_errors
 
 
 class UnknownName(UserError):
-    """A name that no table knows; the message lists the known ones and the nearest."""
+    """A name is unknown. The message lists the known names and the nearest one."""
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """ " Did you mean 'x'?" where something is near, else nothing."""
+    """ " Did you mean 'x'?" if there is a similar name, else an empty string."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
 
@@ -32,11 +32,11 @@ class Registry:
     """Maps the names of one kind of thing ("model", "reward", ...) to classes.
 
     A name is looked up in the table, ignoring case, hyphens and underscores; then among installed entry points of the group
-    `flow_factory.<kind>`; a name with a dot or colon is a path `package.module.Class` or `package.module:Class`, also of a file in the
-    current directory.
+    `flow_factory.<kind>`. A name with a dot or colon is a path `package.module.Class` or `package.module:Class`, which may be a file of
+    the current directory.
 
     Args:
-        base: `module:Class` that a class must be a subclass of, where there is one.
+        base: `module:Class` of the required base class, or None.
     """
 
     def __init__(self, kind: str, table: dict[str, str], aliases: dict[str, str] | None = None, base: str | None = None):
@@ -46,7 +46,7 @@ class Registry:
         return iter(self.table)
 
     def canonical(self, name: str) -> str:
-        """The table's spelling of a name, of one of its aliases, or of either with other case, hyphens or underscores; else the name."""
+        """The table's spelling of a name or an alias, ignoring case, hyphens and underscores; the name itself if it is unknown."""
         spellings = {_plain(k): k for k in self.table} | {_plain(k): v for k, v in self.aliases.items()}
         return spellings.get(_plain(name), name)
 
@@ -75,7 +75,7 @@ class Registry:
 
         Raises:
             UnknownName: see `path`, or the dotted path does not lead to a class.
-            UserError: its module raises, or ends the program, as it is imported; or the class is none of `base`.
+            UserError: the import of its module raises or exits; or the class is no subclass of `base`.
         """
         module, _, attribute = self.path(name).partition(":")
         if (here := str(Path.cwd())) not in sys.path:
@@ -92,11 +92,11 @@ class Registry:
 
     def _imported(self, name: str, module: str) -> ModuleType:
         try:
-            with redirect_stdout(sys.stderr):  # the output is a plan, a config: what a module prints is none of it
+            with redirect_stdout(sys.stderr):  # stdout has the plan or the config, not a module's prints
                 return importlib.import_module(module)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-                raise  # the module is there, something that it needs is not
+                raise  # a dependency of the module is missing, not the module
             raise UnknownName(f"no {self.kind} {name!r}: there is no module {module!r} (looked in the current directory too)") from error
 
     def _require_base(self, name: str, cls: Any) -> None:

@@ -1,6 +1,6 @@
-"""SIGTERM and Ctrl-C: before a run begins they end the program, then they are a question that the loop asks where it can stop exactly.
+"""SIGTERM and Ctrl-C. Before a run begins they end the program. Later the loop checks for them where it can stop and resume exactly.
 
-Nothing heavy is imported here: the command listens from its first line on.
+It imports nothing heavy, because the command handles signals from its first line on.
 """
 
 import os
@@ -13,33 +13,33 @@ from types import FrameType
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and stands where a resumed run goes on exactly."""
+    """The run was asked to stop, and has stopped where a resumed run continues exactly."""
 
 
 class Stopped(KeyboardInterrupt):
-    """The program was asked to stop at once; says by what."""
+    """The program was asked to stop at once. The message names the signal."""
 
 
 ELSEWHERE = "another process was interrupted"
 ECHO = 5.0
-"""Seconds in which a second SIGTERM is the same one: Slurm signals every process of a step, and the launcher passes on what it gets."""
+"""Seconds in which a second SIGTERM counts as the same one: Slurm signals every process, and the launcher forwards its signals."""
 
 
 class Listener:
-    """The first signal ends the program, as Ctrl-C does any Python program."""
+    """The first signal ends the program, as Ctrl-C ends any Python program."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self.since = 0.0
 
     def check(self) -> None:
-        """Raises `Stopped` if a signal has come: a library may have taken the first one for a failed import."""
+        """Raises `Stopped` if a signal has arrived: a library may have caught the first exception as a failed import."""
         if self.signal is not None:
             raise Stopped(self.signal.name)
 
     @staticmethod
     def close() -> None:
-        """No signal is heard from here on: the program is ending, and says why."""
+        """Ignores signals from here on, while the program ends and reports why."""
         for s in (signal.SIGTERM, signal.SIGINT):
             signal.signal(s, signal.SIG_IGN)
 
@@ -49,7 +49,7 @@ class Listener:
 
     @contextmanager
     def watching(self) -> Iterator["Listener"]:
-        """Handlers are in place inside, and the former ones return after. A thread has none: Python hears signals in the first alone."""
+        """Installs the handlers inside the context. In other threads than the main one it does nothing, as Python requires."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
@@ -62,16 +62,16 @@ class Listener:
 
 
 class Interrupt(Listener):
-    """Set by the first SIGTERM or Ctrl-C; the second Ctrl-C stops at once, and so does a SIGTERM long after the first."""
+    """Set by the first SIGTERM or Ctrl-C. A second Ctrl-C stops at once, and so does a SIGTERM well after the first."""
 
     anywhere = False
-    """Whether the first signal raises where it comes, see `at_once`."""
+    """Whether the first signal raises immediately, see `at_once`."""
     elsewhere: Callable[[], bool] = staticmethod(lambda: False)
-    """Whether another process has been asked to stop, as far as is known here."""
+    """Returns whether another process is known to have been asked to stop."""
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """For code that may hang, and of which nothing remains: the first signal raises `Interrupted` there."""
+        """For code that may block and has no results to keep: inside, the first signal raises `Interrupted` immediately."""
         self.anywhere = True
         try:
             yield
@@ -80,7 +80,7 @@ class Interrupt(Listener):
 
     @contextmanager
     def hearing(self, elsewhere: Callable[[], bool]) -> Iterator[None]:
-        """`look` asks this, inside."""
+        """Inside, `look` also calls this."""
         self.elsewhere, former = elsewhere, self.elsewhere
         try:
             yield
@@ -88,13 +88,13 @@ class Interrupt(Listener):
             self.elsewhere = former
 
     def look(self) -> None:
-        """Raises `Interrupted` if a signal has come here or to another process: between the parts of long work, in `all_or_none`."""
+        """Raises `Interrupted` if a signal has arrived here or at another process. `all_or_none` calls it between parts of long work."""
         self.check()
         if self.elsewhere():
             raise Interrupted(ELSEWHERE)
 
     def check(self) -> None:
-        """Raises `Interrupted` if a signal has come."""
+        """Raises `Interrupted` if a signal has arrived."""
         if self.signal is not None:
             raise Interrupted(self.signal.name)
 
@@ -104,7 +104,7 @@ class Interrupt(Listener):
         if self.signal is None:
             self.signal, self.since = signal.Signals(number), time.monotonic()
             again = "Ctrl-C again stops at once" if number == signal.SIGINT else "a second one after five seconds stops at once"
-            if os.environ.get("RANK", "0") == "0":  # by `os.write`, for `print` may be what was interrupted
+            if os.environ.get("RANK", "0") == "0":  # not `print`, which may itself have been interrupted
                 os.write(2, f"\n{self.signal.name}: stopping where the run can go on exactly, and saving its state; {again}\n".encode())
             if self.anywhere:
                 raise Interrupted(self.signal.name)

@@ -1,4 +1,4 @@
-"""The dtypes of weights that diffusers has when it loads a model."""
+"""The dtypes of a model's weights after diffusers has loaded it."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from torch import nn
 
 
 def stays_precise(module: Any, name: str) -> bool:
-    """Whether diffusers keeps a part of a model in float32 whatever the pipeline's dtype."""
+    """Whether diffusers keeps this part of a model in float32, whatever the pipeline's dtype."""
     return not {*(getattr(module, "_keep_in_fp32_modules", None) or ())}.isdisjoint(name.split("."))
 
 
 def dtype_of(module: nn.Module, name: str, precision: torch.dtype) -> torch.dtype:
-    """In which a stock pipeline has a weight or buffer."""
+    """The dtype of a weight or buffer in a stock pipeline."""
     return torch.float32 if stays_precise(module, name) else precision

@@ -1,6 +1,6 @@
-"""Safetensors files that are equal to the byte where their tensors are, and as readable as the umask says.
+"""A writer of safetensors files: equal tensors give equal bytes, and permissions follow the umask.
 
-The library's own writer orders the metadata by chance, and its files are for their owner alone.
+The library's own writer orders the metadata randomly, and only the owner can read its files.
 """
 
 import hashlib
@@ -19,19 +19,19 @@ NAMES = {
     torch.float8_e5m2: "F8_E5M2", torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
     torch.bool: "BOOL",
 }  # fmt: skip
-"""The format's names of dtypes."""
+"""dtype -> its name in the format."""
 LARGEST = 100_000_000
-"""Bytes of the longest header that the format allows."""
+"""The largest size of a header that the format allows, in bytes."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
-    """Writes a file, tensor by tensor without a copy of those on the CPU; returns its sha256 in hex.
+    """Writes a file tensor by tensor, without copies of tensors on the CPU. Returns its sha256 in hex.
 
     Raises:
         OSError: the file system refuses.
-        KeyError: a dtype that the format does not know.
+        KeyError: the format does not have the dtype.
     """
-    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # the widest first: all are aligned
+    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # the widest first, so that all are aligned
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     end = 0
     for name in names:
@@ -52,7 +52,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor of a file: its dtype by the format's name, its shape, and where in the file it begins and ends."""
+    """A tensor in a file: its dtype by the format's name, its shape, and its first and last byte."""
 
     dtype: str
     shape: list[int]
@@ -61,11 +61,11 @@ class Stored:
 
 
 def read_header(path: Path) -> dict[str, Stored]:
-    """Name -> tensor, of a file that has all its bytes; the tensors are not read.
+    """Name -> tensor of a complete file. It does not read the tensors.
 
     Raises:
         OSError: the file system refuses.
-        ValueError: it is damaged or truncated; the text goes on from the file's name.
+        ValueError: the file is damaged or truncated. The text continues a sentence that begins with the file's name.
     """
     size = path.stat().st_size
     with path.open("rb") as stream:

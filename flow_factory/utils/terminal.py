@@ -1,4 +1,4 @@
-"""What a run shows while it runs: bars on a terminal, plain lines where there is none; and the libraries' remarks kept away."""
+"""The output of a run: progress bars on a terminal, plain lines elsewhere, without the messages of libraries."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 Item = TypeVar("Item")
 EVERY = 60.0
-"""Seconds between two lines about the same work, where there is no terminal."""
+"""Seconds between two progress lines without a terminal."""
 LIBRARIES = (
     "torch",
     "torchao",
@@ -28,17 +28,17 @@ LIBRARIES = (
     "matplotlib",
 )
 SHOWN = {"reward": "train/reward_mean", "clip": "train/clip_frac", "s/epoch": "time/epoch_s"}
-"""Of an epoch's metrics, what stands in its line."""
+"""Label in an epoch's line -> metric."""
 
 
 def say(line: str) -> None:
-    """A line on stderr, above a bar that is being drawn."""
+    """Prints a line on stderr, above the progress bar."""
     tqdm.write(line, file=sys.stderr)
     sys.stderr.flush()
 
 
 def tell(text: str) -> None:
-    """What was asked for, on stdout. A reader that has left, such as `| head`, has seen enough."""
+    """Prints the requested output on stdout. A closed pipe, as with `| head`, is no error."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -46,42 +46,42 @@ def tell(text: str) -> None:
 
 
 def let_reader_go() -> None:
-    """Keeps Python from complaining of a reader that has left once more, at its end."""
+    """Prevents Python's error message about a closed pipe at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def note(*lines: object) -> None:
-    """What a user may want to know, a line each."""
+    """Prints notes for the user, a line each."""
     for line in lines:
         say(f"note: {line}")
 
 
 class Voice(logging.Handler):
-    """Log records as lines above the bar."""
+    """Prints log records as lines above the progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         say(self.format(record))
 
 
 def log_to_terminal(level: int) -> None:
-    """Makes the `Voice` what log records go to."""
+    """Sends log records to `Voice`."""
     voice = Voice()
     voice.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
     logging.basicConfig(handlers=[voice], level=level)
-    os.environ.setdefault("TQDM_DYNAMIC_NCOLS", "1")  # the libraries' bars follow the terminal's size too
+    os.environ.setdefault("TQDM_DYNAMIC_NCOLS", "1")  # for the libraries' bars
 
 
 def quiet_libraries() -> None:
-    """Keeps the libraries' remarks on optional packages and renamed arguments from the terminal; before they are imported."""
+    """Hides the libraries' messages about optional packages and renamed arguments. To be called before they are imported."""
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings of a lost connection are traces of addresses
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings of a lost connection are stack traces
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", module=rf"({'|'.join(LIBRARIES)})(\.|$)")
-    logging.raiseExceptions = False  # of libraries' own log files on a disk that is full
+    logging.raiseExceptions = False  # libraries' own log files may be on a full disk
     for handler in logging.getLogger().handlers:
         handler.addFilter(_matters)
-    logging.getLogger("torch.utils._pytree").addFilter(_matters)  # torch shows its records itself
+    logging.getLogger("torch.utils._pytree").addFilter(_matters)  # torch prints its records itself
 
 
 def _matters(record: logging.LogRecord) -> bool:
@@ -89,7 +89,7 @@ def _matters(record: logging.LogRecord) -> bool:
 
 
 def hide_bars() -> None:
-    """No bars of loading where there is no terminal; once the libraries are imported."""
+    """Hides the libraries' loading bars without a terminal. To be called after the libraries are imported."""
     if not sys.stderr.isatty():
         from diffusers.utils import logging as of_diffusers
         from transformers.utils import logging as of_transformers
@@ -99,10 +99,10 @@ def hide_bars() -> None:
 
 
 def bar(items: Collection[Item], doing: str, unit: str = "it", shown: bool = True, delay: float = 1.0, times: int = 1) -> Iterator[Item]:
-    """The items one by one, with a bar that leaves nothing behind, or a line a minute where there is no terminal.
+    """The items one by one, with a progress bar that disappears at the end, or a line each minute without a terminal.
 
     Args:
-        times: processes that do as much each, and are counted in.
+        times: the number of processes that do the same number of items. The bar shows their sum.
     """
     if not shown:
         yield from items
@@ -120,7 +120,7 @@ def bar(items: Collection[Item], doing: str, unit: str = "it", shown: bool = Tru
 
 
 def speed(rate: float) -> str:
-    """Of so many a second: `12 a second`, `40 s each`."""
+    """A rate in items for each second as text: `12 a second`, `40 s each`."""
     return f"{rate:.3g} a second" if rate > 1 else f"{1 / rate:.3g} s each"
 
 
@@ -133,7 +133,7 @@ def format_duration(seconds: float) -> str:
 
 
 class Epochs:
-    """How far the training is: a bar on a terminal, else a line an epoch."""
+    """The progress of the training: a bar on a terminal, else a line for each epoch."""
 
     def __init__(self, last: int | None, done: int, shown: bool = True):
         self.last, self.done, self.shown = last, done, shown
@@ -148,11 +148,11 @@ class Epochs:
         self.bar.close()
 
     def tell(self, metrics: Mapping[str, float]) -> None:
-        """One epoch more is done, and these are its metrics."""
+        """Reports the end of an epoch and its metrics."""
         self.done += 1
         told = {name: f"{metrics[key]:.3g}" for name, key in SHOWN.items() if key in metrics}
         several = {key.split("/")[1]: value for key, value in metrics.items() if re.fullmatch("train/[^/]+/reward_mean", key)}
-        if several:  # data sets, whose rewards have scales of their own
+        if several:  # several data sets, whose rewards have different scales
             told["reward"] = " and ".join(f"{value:.3g} ({name})" for name, value in several.items())
         self.bar.set_postfix(told, refresh=False)
         self.bar.update()
@@ -161,7 +161,7 @@ class Epochs:
             say(f"epoch {self.done}{f' of {self.last}' if self.last else ''}: {words}{self.left()}")
 
     def left(self) -> str:
-        """The time that the rest takes at the rate so far, evaluations included."""
+        """The remaining time at the rate so far, with evaluations."""
         if self.last is None or self.done >= self.last:
             return ""
         return f"; {format_duration((time.monotonic() - self.since) / (self.done - self.first) * (self.last - self.done))} left"

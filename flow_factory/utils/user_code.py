@@ -1,4 +1,4 @@
-"""Errors in a user's own class: they name the class, and the file and line in its code."""
+"""Errors in a user's own class. Their messages name the class, and the file and line in its code."""
 
 import sys
 import sysconfig
@@ -12,36 +12,36 @@ from flow_factory.utils.errors import RewardError, UserError
 from flow_factory.utils.signals import Interrupted
 
 LONGEST = 400
-"""Characters of another's message: a server's answer may be a page."""
+"""The largest number of characters of a foreign message: the answer of a server may be a whole page."""
 OURS = str(Path(__file__).parent)
 LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}) + ("<",)
-"""Where frames are not the author's; "<frozen importlib>" and the like too."""
+"""Prefixes of files that are not the user's own, with "<frozen importlib>" and the like."""
 
 
 @contextmanager
 def user_errors(doing: str, module: str, kind: type[UserError] = RewardError) -> Iterator[None]:
-    """Runs the code of a class of the user's own. What it raises, an exit among it, becomes a line that begins with `doing`.
+    """Runs the code of a user's own class. Any exception, with exits, becomes a line that begins with `doing`.
 
     Args:
         doing: such as "reward 'it' failed on 2 samples of row 0".
-        module: of the class.
+        module: the module of the class.
 
     Raises:
-        UserError: of the given kind: the code raised. Or the code raised one itself: its message is whole.
+        UserError: of the given kind, if the code raised anything. A UserError of the code itself is passed on.
     """
     try:
         yield
     except (KeyboardInterrupt, Interrupted, UserError):
         raise
-    except BaseException as error:  # SystemExit, GeneratorExit and the panics of Rust libraries end no run as if it were whole
+    except BaseException as error:  # SystemExit, GeneratorExit or a panic of a Rust library would end the run as if it had succeeded
         raise kind(f"{doing}: {describe_error(error)}{place(traceback.extract_tb(error.__traceback__), module)}") from error
 
 
 def describe_error(error: BaseException) -> str:
-    """The type and the message in one line."""
+    """The type and the message of an error in one line."""
     try:
         text = short(error)
-    except Exception:  # a class of errors of the author's own, whose __str__ may be wrong too
+    except Exception:  # the user's own exception class may have a wrong __str__
         text = "its message cannot be shown"
     if isinstance(error, SystemExit):
         return f"it ended the program, by SystemExit({error.code!r})"
@@ -49,24 +49,24 @@ def describe_error(error: BaseException) -> str:
 
 
 def short(text: object) -> str:
-    """In one line of at most LONGEST characters."""
+    """The text as one line of at most LONGEST characters."""
     line = " ".join(str(text).split())
     return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
 
 
 def place(frames: traceback.StackSummary, module: str) -> str:
-    """ " (file:line, in function)" of the last frame of the author's, else of the last one of all; "" without any."""
+    """ " (file:line, in function)" of the last frame in the user's code, else of the last frame; "" without frames."""
     last = next((f for f in reversed(frames) if _authors(f.filename, module)), frames[-1] if frames else None)
     return "" if last is None or last.filename == __file__ else f" ({last.filename}:{last.lineno}, in {last.name})"
 
 
 def _authors(file: str, module: str) -> bool:
-    """Whether a file is the module's own, or anything but this program and libraries."""
+    """Whether a file belongs to the user: the module itself, or anything except this program and libraries."""
     return _own(file, module) or not file.startswith((OURS + "/", *LIBRARIES))
 
 
 def _own(file: str, module: str) -> bool:
-    """Whether a file is the module's, or of its package."""
+    """Whether a file is the module's, or in its package."""
     package = sys.modules.get(module.partition(".")[0])
     root = str(Path(getattr(package, "__file__", None) or "/nowhere/at").parent)
     return file == _file(module) or ("." in module and not module.startswith("flow_factory.") and file.startswith(root + "/"))
@@ -77,32 +77,32 @@ def _file(module: str) -> str:
 
 
 def _module(frames: traceback.StackSummary, modules: Collection[str]) -> str | None:
-    """The one of these modules that a frame is of, the last frame first: by its own file, else by its package."""
+    """The first of these modules that a frame is in, from the last frame on: by its own file, else by its package."""
     files = [frame.filename for frame in reversed(frames)]
     owned = (module for file in files for module in modules if file == _file(module))
     return next(owned, next((module for file in files for module in modules if _own(file, module)), None))
 
 
 STRANGERS: dict[str, str] = {}
-"""Classes of the user's own that the program has imported, such as "model 'my_models.Mine'", by their module."""
+"""Module -> the user's class that was imported from it, such as "model 'my_models.Mine'"."""
 
 
 def owner_of(error: BaseException) -> str | None:
-    """The line of an error that nobody expected, where it came through a class of the user's own: the program calls it everywhere."""
+    """The message of an unexpected error that came through a user's own class, wherever the program called it; else None."""
     frames = traceback.extract_tb(error.__traceback__)
     module = _module(frames, STRANGERS)
     return None if module is None else f"{STRANGERS[module]}: {describe_error(error)}{place(frames, module)}"
 
 
 WATCHED: dict[str, str] = {}
-"""Whose threads are told of in a line, by module."""
+"""Module -> the label of the class whose threads are watched."""
 
 
 def watch_threads(names: Mapping[str, str]) -> None:
-    """A thread of a class of the user's own, or of a library, that dies is said in one line; other threads are told of as before.
+    """Reports the death of a thread of a user's class, or of a library, in one line. Other threads are reported as before.
 
     Args:
-        names: such as "reward 'it'", by the module of the class.
+        names: module of the class -> its label, such as "reward 'it'".
     """
     WATCHED.update(names)
     before = getattr(threading.excepthook, "before", threading.excepthook)
