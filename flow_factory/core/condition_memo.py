@@ -22,10 +22,11 @@ class ConditionMemo:
 
     Args:
         given: results that are known in advance.
+        only: nothing else is kept, and the rest of a call is the stock pipeline's.
     """
 
-    def __init__(self, given: Mapping[str, list[Any]] | None = None) -> None:
-        self.given = dict(given or {})
+    def __init__(self, given: Mapping[str, list[Any]] | None = None, only: bool = False) -> None:
+        self.given, self.only = dict(given or {}), only
         self.kept: dict[str, list[Any]] = {}
         self.full = False
         self.siblings: dict[str, ConditionMemo] = {}
@@ -35,6 +36,11 @@ class ConditionMemo:
         if name not in self.siblings:
             self.siblings[name] = ConditionMemo({k: v for k, v in (self.given | self.kept).items() if self.full and k in UNGUIDED})
         return self.siblings[name]
+
+    def settle(self) -> None:
+        for out in (out for outs in self.kept.values() for out in outs):
+            if isinstance(getattr(out, "latent_dist", None), FixedPosterior):
+                out.latent_dist.settle()
 
     def known(self, name: str) -> list[Any] | None:
         """The stored results of a function, if it need not be called."""
@@ -84,6 +90,7 @@ class MemoTable:
             yield
             if memo is not None:
                 memo.full = True
+                memo.settle()
         finally:
             if memo is not None and not memo.full:
                 memo.kept.clear()
@@ -96,14 +103,16 @@ class MemoTable:
         if known is not None:
             turn = self.turns[name] = self.turns.get(name, -1) + 1
             return known[turn]
+        if self.memo.only:
+            return bare(*args, **kwargs)
         leaves, structure = tree_flatten((args, kwargs))
         # n samples of one row have the same image n times
         twins = (o for n, before, shape, o in self.seen if n == name and shape == structure and all(map(_same, before, leaves)))
         out = next(twins, None)
         if out is None:
-            out = bare(*args, **kwargs)
+            out = _fixed(bare(*args, **kwargs))
             self.seen.append((name, leaves, structure, out))
-        self.memo.kept.setdefault(name, []).append(_slim(out))
+        self.memo.kept.setdefault(name, []).append(out)
         return out
 
 
@@ -113,9 +122,44 @@ def _same(a: Any, b: Any) -> bool:
     return bool(a is b or (type(a) is type(b) and isinstance(a, int | float | str | torch.device | torch.dtype) and a == b))
 
 
-def _slim(out: Any) -> Any:
-    """An encoder's distribution without its variances: a velocity call uses only the mode, or nothing."""
-    if not hasattr(out, "latent_dist"):
-        return out
-    mode = out.latent_dist.mode()
-    return SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: mode, sample=lambda generator=None: mode, mean=mode))
+def _fixed(out: Any) -> Any:
+    """An encoder's distribution as one that answers a replay as it answered the rollout."""
+    return SimpleNamespace(latent_dist=FixedPosterior(out.latent_dist)) if hasattr(out, "latent_dist") else out
+
+
+class FixedPosterior:
+    """An encoder's distribution of which every draw is the same, for every picture of a batch and in every call.
+
+    So a picture's latents depend neither on the other samples of a micro-batch nor on when they are asked for. A distribution without a
+    mean and a standard deviation answers with its mode.
+    """
+
+    def __init__(self, bare: Any):
+        self.bare, self.answers = bare, dict[str, Tensor]()
+
+    def mode(self) -> Tensor:
+        return self._answer("mode", lambda: self.bare.mode())
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        return self._answer("sample", self._draw)
+
+    @property
+    def mean(self) -> Tensor:
+        return self._answer("mean", lambda: self.bare.mean)
+
+    def _answer(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        if name not in self.answers:
+            self.answers[name] = compute()
+        return self.answers[name]
+
+    def _draw(self) -> Tensor:
+        mean, std = (getattr(self.bare, name, None) for name in ("mean", "std"))
+        if not isinstance(mean, Tensor) or not isinstance(std, Tensor):
+            return self.bare.mode()
+        generator = torch.Generator(mean.device).manual_seed(0)
+        return mean + std * torch.randn(mean.shape[1:], generator=generator, device=mean.device, dtype=mean.dtype)
+
+    def settle(self) -> None:
+        """Frees what no later call asks for."""
+        if self.answers:
+            self.bare = None

@@ -3,11 +3,12 @@
 from typing import Any
 
 import torch
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
 from flow_factory.core.condition_memo import ConditionMemo
 from flow_factory.core.latents import filled
-from flow_factory.core.scheduler_seam import FixedSchedule
+from flow_factory.core.scheduler_seam import FixedSchedule, output
 from flow_factory.core.velocity import VelocityField
 from flow_factory.types import Cond
 
@@ -23,11 +24,13 @@ class Decoder(FixedSchedule):
     def fork(self) -> "Decoder":
         return Decoder(self.stock, self.field, self.x, self.timesteps[0], self.sigmas[0])
 
-    def step(self, v: Tensor, t: Tensor, x: Tensor, return_dict: bool = True, **_: Any) -> tuple[Tensor]:
-        mine = self.x
+    def step(
+        self, model_output: Tensor, timestep: Tensor, sample: Tensor, return_dict: bool = True, **_: Any
+    ) -> SchedulerOutput | tuple[Tensor]:
+        mine, dtype = self.x, torch.promote_types(sample.dtype, model_output.dtype)
         if self.twin is not None:  # whose step comes next
-            mine, self.twin.x = self.x.tensor_split([x[0].numel()], dim=1)
-        return (filled(mine.to(x.dtype), x, self.field.sampled(x) if self.twin is None else None),)
+            mine, self.twin.x = self.x.tensor_split([sample[0].numel()], dim=1)
+        return output(filled(mine.to(dtype), sample, self.field.sampled(sample) if self.twin is None else None), return_dict)
 
 
 def decode(field: VelocityField, x: Tensor, cond: Cond, memo: ConditionMemo | None = None) -> Tensor:
@@ -42,7 +45,8 @@ def decode(field: VelocityField, x: Tensor, cond: Cond, memo: ConditionMemo | No
     """
     t = torch.zeros((), device=x.device)
     seam = Decoder(field.pipe.scheduler, field, x, t, t)
-    spare = [torch.Generator(x.device).manual_seed(0)] * len(x)  # for the initial noise nobody looks at
+    spare: Any = torch.Generator(x.device).manual_seed(0)  # for the initial noise nobody looks at
+    spare = spare if field.one_generator else [spare] * len(x)
     with field.scheduler(seam, memo):
         field.priming = True
         out = field.call(field.pipe, **cond, num_inference_steps=1, generator=spare, output_type="pt", return_dict=False)

@@ -26,3 +26,8 @@ def filled(part: Tensor, x: Tensor, drawn: Tensor | None) -> Tensor:
 def joint(a: Tensor, b: Tensor) -> Tensor:
     """(n, ...) and (n, ...) concatenated to (n, D): the state of a pipeline with two modalities."""
     return torch.cat([a.flatten(1), b.flatten(1)], dim=1)
+
+
+def same_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are views of one storage, without a look at their values."""
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()

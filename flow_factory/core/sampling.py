@@ -37,7 +37,7 @@ class Sampler:
         kept: Collection[int] | None = None, with_mean: bool = False,
     ):  # fmt: skip
         self.kernel, self.eta, self.noisy, self.noise = kernel, eta, frozenset(noisy), noise
-        self.storage, self.purpose, self.started = storage, purpose, False
+        self.storage, self.purpose = storage, purpose
         self.kept, self.with_mean = self.noisy if kept is None else frozenset(kept), with_mean
 
     def fork(self) -> "Sampler":
@@ -54,9 +54,10 @@ class Sampler:
         logp = self.kernel.log_prob(x1.float(), mean, std)
         return replace(a, x=x, x1=x1, logp=logp, mean=mean if self.with_mean else None)
 
-    def __call__(self, index: int, t: Tensor, x: Tensor, v: Tensor, s: Tensor, s1: Tensor, ceiling: Tensor) -> tuple[Tensor, Step | None]:
+    def __call__(
+        self, index: int, t: Tensor, x: Tensor, v: Tensor, s: Tensor, s1: Tensor, ceiling: Tensor, drawn: bool = True
+    ) -> tuple[Tensor, Step | None]:
         stored = self.storage if x.dtype == torch.float32 else x.dtype
-        first, self.started = not self.started, True
         if index not in self.noisy:
             x1, _ = DYNAMICS["ODE"].step(x.float(), v.float(), s, s1, 0.0, ceiling)
             x1 = (x1.to(stored) if index + 1 in self.noisy else x1).to(x.dtype)
@@ -64,7 +65,7 @@ class Sampler:
                 return x1, None
             return x1, Step(index, t, s, s1, ceiling, x, x1, x1.new_full((len(x1),), math.nan, dtype=torch.float32), x.dtype)
         noise = self.noise(index, x, self.purpose)
-        seen = x if first else x.to(stored)  # the initial noise was never rounded
+        seen = x.to(stored) if drawn else x  # what was not drawn here was never rounded
         x1, logp, mean = sample(self.kernel, x.float(), v.float(), s, s1, self.eta, ceiling, noise, stored)
         step = Step(index, t, s, s1, ceiling, seen, x1, logp, x.dtype, mean if self.with_mean else None)
         return x1.to(x.dtype), step if index in self.kept else None

@@ -5,17 +5,21 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
 import torch
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
-from flow_factory.core.latents import filled, joint, part_of
+from flow_factory.core.latents import filled, joint, part_of, same_memory
 from flow_factory.types import Step
+from flow_factory.utils.errors import UserError
 
 Sampled = Callable[[Tensor], Tensor | None]
 """The latents (n, ...) that a pipeline steps -> the drawn dimensions of a sample, as indices into its flat form; None: all of them.
 
 The others belong to a condition. They get no noise, and are not part of states, log-probabilities, errors or distances."""
-Draw = Callable[[int, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Step | None]]
-"""(index, t, x, v, s, s1, ceiling) -> the next latents, and the transition if it is kept.
+Draw = Callable[[int, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, bool], tuple[Tensor, Step | None]]
+"""(index, t, x, v, s, s1, ceiling, drawn) -> the next latents, and the transition if it is kept.
+
+`drawn`: x is what the last call returned. Otherwise it is the initial noise, or the pipeline has changed it, as inpainting does.
 
 For pipelines of two modalities it has two more methods, see `sampling.Sampler`: `fork()`, the draw of the second modality with its own
 noise, and `joint(a, b, v)`, both transitions as one."""
@@ -30,6 +34,13 @@ class Seam:
 
     def __init__(self, stock: Any):
         self.stock = stock
+        self.upward = bool(stock.config.get("invert_sigmas")) if hasattr(stock, "config") else False
+        """Whether its noise levels and times count from noise to data (Mochi), so that its velocities have the other sign."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """The stock scheduler's: some pipelines choose by its class what they call."""
+        return type(self.__dict__["stock"]) if "stock" in self.__dict__ else type(self)
 
     def __getattr__(self, name: str) -> Any:
         if name == "stock":  # not there yet while copy builds a twin
@@ -43,13 +54,35 @@ class Seam:
         else:
             super().__setattr__(name, value)
 
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """The stock scheduler's; pipelines that know flow matching by the scheduler's exact class ask others for it."""
+        stock = getattr(self.stock, "scale_model_input", None)
+        return sample if stock is None else stock(sample, timestep)
+
+    def turned(self, t: Tensor) -> Tensor:
+        """A time of the stock scheduler as one that falls with the noise, or the reverse; in float64, so that no bit is lost."""
+        return self.stock.config.num_train_timesteps - t.double() if self.upward else t
+
     def __deepcopy__(self, memo: dict) -> "Seam":
-        """A pipeline of two modalities (LTX-2) copies its scheduler for the second. Each keeps a tape, and together they are one state."""
+        """A pipeline of two modalities (LTX-2) copies its scheduler for the second. Each keeps a tape, and together they are one state.
+
+        Raises:
+            UserError: there is a second copy already: the parts of a state have schedules of their own (diffusion forcing).
+        """
+        if self.twin is not None:
+            raise UserError(
+                "the pipeline steps the parts of a sample, such as its frames, by schedulers of their own: it cannot be trained"
+            )
         self.twin = self.fork()
         return self.twin
 
     def fork(self) -> "Seam":
         raise NotImplementedError
+
+
+def output(x: Tensor, return_dict: bool) -> SchedulerOutput | tuple[Tensor]:
+    """What a scheduler's `step` returns."""
+    return SchedulerOutput(prev_sample=x) if return_dict else (x,)
 
 
 class Recorder(Seam):
@@ -63,6 +96,7 @@ class Recorder(Seam):
         self.kept_v: list[Tensor] | None = None
         self.index = -1
         self.last: Tensor | None = None
+        self.returned: Tensor | None = None
         self.levels: Tensor | None = None
 
     def fork(self) -> "Recorder":
@@ -70,25 +104,38 @@ class Recorder(Seam):
         self.kept_v, twin.kept_v = [], []  # the log-probability of both as one needs both velocities
         return twin
 
-    def step(self, v: Tensor, t: Tensor, x: Tensor, return_dict: bool = True, **_: Any) -> tuple[Tensor]:
+    def step(
+        self, model_output: Tensor, timestep: Tensor, sample: Tensor, return_dict: bool = True, **_: Any
+    ) -> SchedulerOutput | tuple[Tensor]:
         if self.index < 0:  # image-to-image starts inside the schedule
             begin = self.stock.begin_index
-            self.index = place_of(t, self.stock.timesteps) if begin is None else begin
+            self.index = place_of(timestep, self.stock.timesteps) if begin is None else begin
             if self.twin is not None:  # whose schedule is a copy
                 self.twin.index = self.index
         if self.levels is None:
-            self.levels = self.stock.sigmas.to(x.device, non_blocking=True)
-        sigmas, drawn = self.levels, self.sampled(x)
-        v = part_of(v, drawn)
-        x1, step = self.draw(self.index, t, part_of(x, drawn), v, sigmas[self.index], sigmas[self.index + 1], sigmas[1])
+            self.levels = self.schedule[1].to(sample.device, non_blocking=True)
+        latents = sample.to(torch.promote_types(sample.dtype, model_output.dtype))
+        sigmas, part = self.levels, self.sampled(latents)
+        drawn = self.returned is not None and (part is not None or same_memory(latents, self.returned))
+        x, v = part_of(latents, part), part_of(-model_output if self.upward else model_output, part)
+        if x is sample and not drawn:  # the pipeline may write over a tensor of its own
+            x = x.clone()
+        t = self.turned(timestep)
+        x1, step = self.draw(self.index, t, x, v, sigmas[self.index], sigmas[self.index + 1], sigmas[1], drawn)
         if step is not None:
             self.kept.append(step)
             if self.kept_v is not None:
                 self.kept_v.append(v)
         self.index += 1
-        whole = filled(x1, x, drawn)
-        self.last = part_of(whole, drawn)
-        return (whole,)
+        self.returned = filled(x1, latents, part)
+        self.last = part_of(self.returned, part)
+        return output(self.returned, return_dict)
+
+    @property
+    def schedule(self) -> tuple[Tensor, Tensor]:
+        """Times (T,) and noise levels (T + 1,), which fall."""
+        sigmas = self.stock.sigmas
+        return self.turned(self.stock.timesteps), 1 - sigmas if self.upward else sigmas
 
     def finish(self) -> None:
         """Joins the two tapes into one."""
@@ -122,6 +169,8 @@ class FixedSchedule(Seam):
     """A seam whose times are set when it is made, and whose initial state comes from elsewhere."""
 
     OWN = ("timesteps", "sigmas")
+    x: Tensor
+    """The state that the first step() returns."""
 
     def set_timesteps(
         self, num_inference_steps: Any = None, device: Any = None, sigmas: Any = None, mu: Any = None, timesteps: Any = None
@@ -132,8 +181,8 @@ class FixedSchedule(Seam):
         """Does nothing: the stock scheduler must not store where this call began."""
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
-        """Image-to-image and video-to-video: the initial state is not used."""
-        return noise
+        """Image-to-image and video-to-video: the initial state is not used. Inpainting blends the result with the state after a step."""
+        return self.x.to(noise.dtype) if self.x.shape == noise.shape else noise
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         return noise
@@ -146,22 +195,27 @@ class Probe(FixedSchedule):
         super().__init__(stock)
         self.field, self.x = field, x
         self.v: Tensor | None = None
+        self.t, self.s = t, s
+        t, s = self.turned(t).float() if self.upward else t, 1 - s if self.upward else s
         self.timesteps, self.sigmas = torch.stack([t, t]), torch.stack([s, s, torch.zeros_like(s)])
         self.asked = False
 
     def fork(self) -> "Probe":
-        return Probe(self.stock, self.field, self.x, self.timesteps[0], self.sigmas[0])
+        return Probe(self.stock, self.field, self.x, self.t, self.s)
 
-    def step(self, v: Tensor, t: Tensor, x: Tensor, return_dict: bool = True, **_: Any) -> tuple[Tensor]:
+    def step(
+        self, model_output: Tensor, timestep: Tensor, sample: Tensor, return_dict: bool = True, **_: Any
+    ) -> SchedulerOutput | tuple[Tensor]:
+        part = self.field.sampled(sample)
         if self.asked:
-            self.v = part_of(v, self.field.sampled(x))
-            return (x,)
-        self.asked = True
+            self.v = part_of(-model_output if self.upward else model_output, part)
+            return output(sample, return_dict)
+        self.asked, dtype = True, torch.promote_types(sample.dtype, model_output.dtype)
         if self.twin is None:
             self.field.priming = False
-            return (filled(self.x.to(x.dtype), x, self.field.sampled(x)),)
-        mine, self.twin.x = self.x.tensor_split([x[0].numel()], dim=1)  # the second modality's step comes next
-        return (filled(mine.to(x.dtype), x, None),)
+            return output(filled(self.x.to(dtype), sample, part), return_dict)
+        mine, self.twin.x = self.x.tensor_split([sample[0].numel()], dim=1)  # the second modality's step comes next
+        return output(filled(mine.to(dtype), sample, None), return_dict)
 
     def answer(self) -> Tensor | None:
         """The velocity; for two modalities, both as one."""

@@ -11,7 +11,29 @@ if TYPE_CHECKING:
 
 
 class Stop(Exception):
-    """Stops a pipeline at its first transformer call, when nothing after it is needed."""
+    """Stops a pipeline at its first transformer call, when nothing after it is needed.
+
+    Args:
+        shapes: of the latents that the transformer was called with.
+    """
+
+    def __init__(self, shapes: tuple[torch.Size, ...]):
+        super().__init__(shapes)
+        self.shapes = shapes
+
+
+def fills_cache(arguments: dict[str, Any]) -> bool:
+    """Whether this call keeps keys and values of the condition for the calls after it, as diffusers' pipelines ask for."""
+    return arguments.get("kv_cache_mode") == "extract"
+
+
+def shapes_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Size, ...]:
+    """The latents' shapes in the arguments of a transformer.
+
+    Without the prompt's length: it differs between processes, and a forward on one process alone would hang FSDP.
+    """
+    latents = [args[0] if args else next(iter(kwargs.values())), kwargs.get("audio_hidden_states")]
+    return tuple(x.shape for x in tree_leaves(latents) if isinstance(x, Tensor))
 
 
 class TransformerProxy:
@@ -27,13 +49,12 @@ class TransformerProxy:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         field = self.field
+        shapes = shapes_of(args, kwargs)
         if field.ends_here:
-            raise Stop
-        latents = [args[0] if args else next(iter(kwargs.values())), kwargs.get("audio_hidden_states")]
-        # not the prompt's length: it differs between processes, and a forward on one process alone would hang FSDP
-        shapes = tuple(x.shape for x in tree_leaves(latents) if isinstance(x, Tensor))
-        blank = field.blanks.get(shapes) if field.priming else None
-        wanted = torch.is_grad_enabled() and not field.priming
+            raise Stop(shapes)
+        priming = field.priming and not fills_cache(kwargs)
+        blank = field.blanks.get(shapes) if priming else None
+        wanted = torch.is_grad_enabled() and not priming
         with torch.set_grad_enabled(wanted or field.recording):
             outs = {name: field.bare[name](*args, **kwargs) for name in field.called(self.name if blank is None else None)}
         if field.recording and not wanted:  # the recorded graph is freed at once

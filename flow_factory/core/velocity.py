@@ -34,6 +34,7 @@ class VelocityField:
 
     Attributes:
         compiled: whether the transformers run with gradient in rollouts too, so that the compiled function is that of training.
+        one_generator: whether the pipeline takes a generator, not a list, and so draws one sample a call.
         agree: the transformers that this process needs -> those that any process needs. With sharded weights or gradients
             all processes must run the same transformers, although their noise levels may belong to different experts.
     """
@@ -41,7 +42,7 @@ class VelocityField:
     def __init__(self, pipe: Any, components: Sequence[str], memoised: Sequence[str] = (), sampled: Sampled = lambda x: None):
         self.sampled = sampled
         self.pipe, self.probing, self.priming, self.ends_here = pipe, False, False, False
-        self.compiled = self.recording = False
+        self.compiled = self.recording = self.one_generator = False
         self.blanks: dict[tuple, Any] = {}
         self.agree: Callable[[list[bool]], list[bool]] | None = None
         self.call = inspect.unwrap(type(pipe).__call__)  # without its @torch.no_grad
@@ -69,13 +70,13 @@ class VelocityField:
             self.pipe.scheduler, self.probing, self.priming, self.recording = stock, False, False, False
 
     @contextmanager
-    def stopping(self) -> Iterator[None]:
-        """Runs the pipeline up to its first transformer call."""
-        self.ends_here = True
+    def stopping(self) -> Iterator[list[torch.Size]]:
+        """Runs the pipeline up to its first transformer call, of whose latents the list then has the shapes."""
+        self.ends_here, shapes = True, list[torch.Size]()
         try:
-            yield
-        except Stop:
-            pass
+            yield shapes
+        except Stop as stop:
+            shapes.extend(stop.shapes)
         finally:
             self.ends_here = False
 
@@ -101,9 +102,8 @@ class VelocityField:
         """
         recorder = Recorder(self.pipe.scheduler, draw, self.sampled)
         with self.scheduler(recorder, memo), reading_back(self.pipe):
-            out = self.call(
-                self.pipe, **cond, num_inference_steps=num_steps, generator=generators, output_type=output_type, return_dict=False
-            )
+            chance = generators[0] if self.one_generator else generators
+            out = self.call(self.pipe, **cond, num_inference_steps=num_steps, generator=chance, output_type=output_type, return_dict=False)
         recorder.finish()
         return out, recorder
 
@@ -117,7 +117,8 @@ class VelocityField:
             memo: memo of this micro-batch; filled if it is empty.
         """
         probe = Probe(self.pipe.scheduler, self, x, t, s)
-        spare = [torch.Generator(x.device).manual_seed(0)] * len(x)  # for the initial noise, which is not used
+        spare: Any = torch.Generator(x.device).manual_seed(0)  # for the initial noise, which is not used
+        spare = spare if self.one_generator else [spare] * len(x)
         with self.scheduler(probe, memo):
             self.probing = self.priming = True
             self.call(self.pipe, **cond, num_inference_steps=2, generator=spare, output_type="latent", return_dict=False)

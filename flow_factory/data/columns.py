@@ -122,7 +122,7 @@ class Naming:
         images, videos = self._files(named, "image", where), self._files(named, "video", where)
         deferred = [name for name, value in named.items() if isinstance(value, Deferred)]
         inside = type(images) is Files or type(videos) is Files or any(name in (*PAIR, *TARGET) for name in deferred)
-        return Row(row_id, prompt, negative, Columns(named) if deferred else named, images, videos, where, inside=inside)
+        return Row(row_id, prompt, negative, Columns(named) if deferred else named, images, videos, source=where, inside=inside)
 
     def renamed(self, columns: Mapping[str, Any], where: str) -> dict[str, Any]:
         """The columns under our names. A column of the data set whose name `columns` gives to another one is left out."""

@@ -1,13 +1,13 @@
 """Any other flow-matching pipeline of diffusers: no code of its own, found from the checkpoint's model_index.json."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
-from diffusers import ConfigMixin, DiffusionPipeline
+from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
 from torch import Generator, Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from flow_factory.config.pipelines import pipeline_path
 from flow_factory.core.condition_memo import ConditionMemo
@@ -15,6 +15,8 @@ from flow_factory.core.decoding import decode
 from flow_factory.core.readback import Deferred
 from flow_factory.core.scheduler_seam import Draw, Recorder
 from flow_factory.models.base import ModelAdapter
+from flow_factory.models.call_forms import CallForm, forms, found
+from flow_factory.models.growth import Growth, grown, growth_of
 from flow_factory.models.guiders import GUIDER, guiding
 from flow_factory.types import Cond, Row
 from flow_factory.utils.errors import UserError
@@ -23,6 +25,14 @@ PROJECTIONS = (
     "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "to_q_t", "to_k_t", "to_v_t", "to_out_t",
 )  # fmt: skip
 """The attention projections, as diffusers names them."""
+TEXTS = ("encode_prompt", "encode_prompt_multiple_images", "rewire_prompt")
+"""Methods of pipelines that turn texts into what the transformer takes; only they need the text encoders."""
+ONE_AT_A_TIME = ("AutoencoderKLHunyuanVideo15",)
+"""VAEs whose attention takes one sample."""
+CHANCE = ("image_cond_noise_scale",)
+"""Arguments with which a pipeline (LTX's with conditions) adds noise of its own at each step."""
+OWN = ("encoded", "growth", "form")
+"""Entries of a condition that are no call arguments."""
 
 
 class Diffusers(ModelAdapter):
@@ -33,8 +43,10 @@ class Diffusers(ModelAdapter):
 
     pipeline = ""
     """Given by `of`."""
-    memoised = ("vae.encode", "encode_image", "encode_prompt")
+    memoised = ("vae.encode", "encode_image", *TEXTS)
     images = (0, 32)
+    videos = (0, 8)
+    in_velocity: ClassVar[Mapping[str, Any]] = {"strength": 1.0}  # image-to-image leaves out the head of a schedule
     find_unused = True
     encodes_media = "the packing and the normalisation of its latents are unknown"
     pads_prompts = False
@@ -64,7 +76,9 @@ class Diffusers(ModelAdapter):
     def __init__(self, pipe: Any):
         if not self.encoders:  # no model_index.json was read
             self.encoders = tuple(k for k, v in pipe.components.items() if k.startswith("text_encoder") and isinstance(v, nn.Module))
-        self.dims: dict[tuple, list[int | None]] = {}
+        self.seen: dict[tuple, tuple[CallForm, Growth]] = {}
+        if getattr(pipe, "vae", None) is not None:
+            pipe.vae.encode = in_own_dtype(pipe.vae)
         super().__init__(pipe)
         config = pipe.scheduler.config
         flow = "FlowMatch" in type(pipe.scheduler).__name__ or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow"
@@ -72,47 +86,97 @@ class Diffusers(ModelAdapter):
         if missing or not flow:
             lacks = f"it has no {', '.join(missing)}" if missing else f"{type(pipe.scheduler).__name__} is no flow-matching scheduler"
             raise UserError(f"model_type: diffusers cannot train {type(pipe).__name__}: {lacks}")
+        for part in pipe.components.values():
+            if isinstance(part, ModelMixin) and not hasattr(part, "gradient_checkpointing"):
+                part.gradient_checkpointing = False  # type: ignore[attr-defined]  # Z-Image's ControlNet asks for it and never sets it
+        if type(pipe.vae).__name__ in ONE_AT_A_TIME:
+            pipe.vae.enable_slicing()
         if self.field.bare["transformer"].config.get("guidance_embeds"):  # `guidance_scale` is an input of the model then
             self.cfg = "true_cfg_scale" if "true_cfg_scale" in self.parameters else None
+
+    def takes(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        """Noise that the pipeline would add to a condition at each step is off unless it is asked for: a replay cannot draw it again."""
+        return {**{name: 0.0 for name in CHANCE if name in self.parameters and name not in call}, **super().takes(call)}
 
     def encode(self, row: Row, call: Mapping[str, Any]) -> Cond:
         texts = {"prompt": row.prompt} | ({} if row.negative_prompt is None else {"negative_prompt": row.negative_prompt})
         cond = {k: v for k, v in texts.items() if k in self.takes(dict.fromkeys(texts))} | self.conditions(row, call)
         if spare := sorted(set(cond) - set(self.takes(cond))):
             raise UserError(f"{row.source}: {type(self.pipe).__name__} takes no {' or '.join(spare)}")
-        encoded = self._encoded(cond, 1, call)
-        leaves, structure = tree_flatten(encoded)
-        shape = (str(structure), tuple(x.ndim if isinstance(x, Tensor) else -1 for x in leaves))
-        if shape not in self.dims:  # seen once, known for all rows
-            self.dims[shape] = self._batch_dims(leaves, structure, self._encoded(cond, 2, call))
-        return cond | {"encoded": encoded, "batch_dims": self.dims[shape]}
+        kind = tuple((name, type(value), len(value) if isinstance(value, list) else 0) for name, value in cond.items())
+        if kind not in self.seen:  # seen once, known for all rows
+            self.seen[kind] = self._called_with(cond, [*(["video"] if row.videos else []), *row.video_inputs], call)
+        form, growth = self.seen[kind]
+        return cond | {"encoded": self._encoded(cond, 1, form, call)[0], "growth": growth, "form": asdict(form)}
+
+    def conditions(self, row: Row, call: Mapping[str, Any]) -> Cond:
+        from flow_factory.data.media import open_image, open_video
+
+        cond = super().conditions(row, call)
+        cond |= {name: [open_image(path, row.source) for path in paths] for name, paths in row.image_inputs.items()}
+        return cond | {name: list(open_video(paths[0], row.source).frames) for name, paths in row.video_inputs.items()}
 
     def encoded_by(self, call: Mapping[str, Any]) -> dict[str, Any]:
         """All of them: which ones the pipeline hands to its `encode_prompt` is its secret."""
-        return dict(call)
+        return {**call, "encoded as": 2}
 
-    def _batch_dims(self, one: list[Any], structure: Any, twice: list[Any]) -> list[int | None]:
-        """Along which dimension each output of `encode_prompt` grows with the number of prompts."""
-        two, other = tree_flatten(twice)
-        dims = [_batch_dim(a, b) for a, b in zip(one, two, strict=False)]
-        if structure != other or "?" in dims:
-            raise UserError(f"{type(self.pipe).__name__}.encode_prompt does not return tensors with one entry per prompt")
-        return dims  # type: ignore[return-value]
+    def _called_with(self, cond: Cond, videos: Sequence[str], call: Mapping[str, Any]) -> tuple[CallForm, Growth]:
+        """How the pipeline takes several samples of a row like this, and how its encodings grow with their number.
 
-    def _encoded(self, cond: Cond, n: int, call: Mapping[str, Any]) -> list[Any]:
-        """What `encode_prompt` returns for n times the row, call by call: the pipeline runs up to its first transformer call."""
+        Raises:
+            UserError: in no way that is known.
+        """
+        pictures = [len(value) for name, value in cond.items() if isinstance(value, list) and name not in videos]
+        n = 3 if 2 in pictures else 2  # a pipeline may take a row's pictures for those of as many samples
+
+        def attempt(form: CallForm) -> Growth:
+            one, size = self._encoded(cond, 1, form, call)
+            if form.most == 1:
+                return None
+            many, grown_size = self._encoded(cond, n, form, call)
+            if grown_size != n * size:
+                raise ValueError(f"it draws something else than {n} samples where it is asked for them")
+            return growth_of(one, many, n)
+
+        try:
+            return found(forms(cond, videos, self.parameters), attempt)
+        except ValueError as error:
+            raise UserError(f"{type(self.pipe).__name__} cannot be called for a row of the data set: {error}") from error
+
+    def _encoded(self, cond: Cond, n: int, form: CallForm, call: Mapping[str, Any]) -> tuple[dict[str, list[Any]], int]:
+        """What the methods for texts return for n times the row, call by call, and how many values the latents have then.
+
+        The pipeline runs up to its first transformer call.
+        """
         memo = ConditionMemo()
         generators = [torch.Generator(self.pipe._execution_device).manual_seed(0)] * n
-        with self.field.memo_table.using(memo), torch.no_grad(), self.field.stopping(), guiding(self.pipe, call.get(GUIDER)):
-            self.field.call(self.pipe, **self.takes(call), **_prompts(cond, n), num_inference_steps=2, generator=generators)
-        if "encode_prompt" not in memo.kept:
-            raise UserError(f"{type(self.pipe).__name__} did not call its encode_prompt for {str(cond.get('prompt'))[:60]!r}")
-        return memo.kept["encode_prompt"]
+        arguments = {**self.takes(call), **form.arguments(cond, n, self.parameters)}
+        with self.field.memo_table.using(memo), torch.no_grad(), self.field.stopping() as shapes, guiding(self.pipe, call.get(GUIDER)):
+            self.field.call(self.pipe, **arguments, num_inference_steps=2, generator=form.generators(generators))
+        encoded = {name: memo.kept[name] for name in TEXTS if name in memo.kept}
+        if not encoded:
+            raise ValueError(f"it did not call its encode_prompt for {str(cond.get('prompt'))[:60]!r}")
+        return encoded, sum(shape.numel() for shape in shapes)
 
     def _given(self, cond: Cond, n: int) -> dict[str, list[Any]]:
-        leaves, structure = tree_flatten(cond["encoded"])
-        many = [x if d is None else x.repeat_interleave(n, d) for x, d in zip(leaves, cond["batch_dims"], strict=True)]
-        return {"encode_prompt": tree_unflatten(many, structure)}
+        return cond["encoded"] if n == 1 else grown(cond["encoded"], cond["growth"], n)
+
+    def _arguments(self, cond: Cond, call: Mapping[str, Any], n: int) -> dict[str, Any]:
+        """Call arguments of n samples of the row.
+
+        Raises:
+            UserError: the pipeline takes fewer in a call.
+        """
+        form = CallForm(**cond["form"])
+        if n > (form.most or n):
+            name = type(self.pipe).__name__
+            raise UserError(f"{name} cannot draw {n} samples of a row in one call; write train.per_device_batch_size: {form.most}")
+        self.field.one_generator = form.prompts == "alone"
+        bare = {name: value for name, value in cond.items() if name not in OWN}
+        return {**self.takes(call), **form.arguments(bare, n, self.parameters)}
+
+    def _in_velocity(self) -> dict[str, Any]:
+        return {name: value for name, value in self.in_velocity.items() if name in self.parameters}
 
     def tokens(self, row: Row, call: Mapping[str, Any]) -> tuple[int, int]:
         return 0, call.get("max_sequence_length", self.text_length)  # how it counts is the pipeline's secret
@@ -145,39 +209,40 @@ class Diffusers(ModelAdapter):
     ) -> tuple[Sequence[Any], Recorder]:
         n, memo = len(generators), memo or ConditionMemo()
         memo.given = self._given(cond, n)
-        arguments = {**self.takes(call), **_prompts(cond, n)}
+        arguments = self._arguments(cond, call, n)
         out, recorder = self.field.sample(arguments, num_steps, draw, generators, "pil" if seen else "latent", memo)
         return Deferred(lambda: self.media(out, call) if seen else ()), recorder
 
     def velocity(self, x: Tensor, t: Tensor, s: Tensor, cond: Cond, call: Mapping[str, Any], memo: ConditionMemo | None = None) -> Tensor:
+        arguments = {**self._arguments(cond, call, len(x)), **self._in_velocity()}
         with guiding(self.pipe, call.get(GUIDER)):
-            return self.field.velocity(x, t, s, {**self.takes(call), **_prompts(cond, len(x))}, self._knowing(memo, cond, len(x)))
+            return self.field.velocity(x, t, s, arguments, self._knowing(memo, cond, len(x)))
 
     def decode(self, x0: Tensor, cond: Cond, call: Mapping[str, Any], memo: ConditionMemo | None = None) -> Tensor:
-        return decode(self.field, x0, {**self.takes(call), **_prompts(cond, len(x0))}, self._knowing(memo, cond, len(x0)))
+        arguments = {**self._arguments(cond, call, len(x0)), **self._in_velocity()}
+        return decode(self.field, x0, arguments, self._knowing(memo, cond, len(x0)))
 
     def _knowing(self, memo: ConditionMemo | None, cond: Cond, n: int) -> ConditionMemo:
         """The memo of n samples, which knows what `encode_prompt` returns."""
         memo = memo or ConditionMemo()
-        if memo.known("encode_prompt") is None:
+        if not any(memo.known(name) for name in TEXTS):
             memo.given |= self._given(cond, n)
         return memo
 
     def evaluate(self, cond: Cond, call: Mapping[str, Any], num_steps: int, generators: list[Generator]) -> list[Any]:
-        with self.field.memo_table.using(ConditionMemo(self._given(cond, 1))):
-            return super().evaluate(_prompts(cond, 1), call, num_steps, generators)
+        arguments = self._arguments(cond, call, len(generators))
+        alone = self.field.one_generator
+        with torch.no_grad(), self.field.memo_table.using(ConditionMemo(self._given(cond, 1), only=True)):
+            options = {"num_inference_steps": num_steps, "output_type": "pil", "return_dict": False}
+            out = self.pipe(**arguments, **options, generator=generators[0] if alone else generators)
+        return self.media(out, call)
 
 
-def _prompts(cond: Cond, n: int) -> Cond:
-    """Call arguments of n times the row."""
-    return {k: [v] * n if isinstance(v, str) else v for k, v in cond.items() if k not in ("encoded", "batch_dims")}
+def in_own_dtype(vae: Any) -> Callable[..., Any]:
+    """The VAE's `encode`, of pixels in any dtype: some pipelines (Lucy Edit) hand it float32 whatever it is."""
+    encode = vae.encode
 
+    def encode_any(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return encode(x.to(vae.dtype), *args, **kwargs)
 
-def _batch_dim(one: Any, two: Any) -> int | str | None:
-    """Along which dimension an output of one prompt grows with a second one; None: it does not; "?": in no way that can be followed."""
-    if not isinstance(one, Tensor):
-        return None
-    if not isinstance(two, Tensor) or one.ndim != two.ndim:
-        return "?"
-    grown = [d for d, (a, b) in enumerate(zip(one.shape, two.shape, strict=True)) if a != b]
-    return None if not grown else grown[0] if len(grown) == 1 and two.shape[grown[0]] == 2 * one.shape[grown[0]] else "?"
+    return encode_any

@@ -11,7 +11,7 @@ from flow_factory.models.base import ModelAdapter
 from flow_factory.types import Row
 from flow_factory.utils.errors import UserError, lost
 
-FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError)
+FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, NameError)
 """What pipelines raise when they are called in a way that they do not support."""
 OURS, TORCH = str(Path(__file__).parents[1]), str(Path(torch.__file__).parent)
 

@@ -192,7 +192,7 @@ class RolloutCollector:
         if context.algorithm.reads_final:
             rollout.x0 = recorder.final
         if not train.stochastic or context.algorithm.with_schedule:
-            rollout.schedule = recorder.timesteps.cpu(), recorder.sigmas.cpu()
+            rollout.schedule = recorder.schedule[0].cpu(), recorder.schedule[1].cpu()
         if train.offload_samples_to_cpu:
             rollout.steps = [replace(s, **to_cpu(vars(s))) for s in rollout.steps]
             rollout.x0 = to_cpu(rollout.x0)

@@ -23,9 +23,9 @@ WEIGHTS = {"diffusers": "diffusion_pytorch_model.safetensors", "transformers": "
 """The libraries' file names of a part's weights. Weights in several files have an index of this name with `.index.json`."""
 BROKEN = (
     OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, ImportError, ArithmeticError, AssertionError,
-    SafetensorError,
+    NameError, SafetensorError,
 )  # fmt: skip
-"""The errors that diffusers and transformers raise for a damaged checkpoint, or one of another kind."""
+"""The errors that diffusers and transformers raise for a damaged checkpoint, for one of another kind, or without a package they need."""
 WIDTHS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 """safetensors' names of dtypes -> those of mixed_precision."""
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")

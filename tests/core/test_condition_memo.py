@@ -73,13 +73,25 @@ def test_other_inputs_are_computed(pipe: Pipe, memo_table: MemoTable, a: tuple, 
     assert pipe.calls == ["image", "image"] and torch.equal(outs[1], b[0] * b[1])
 
 
-def test_the_rollout_may_draw_from_the_posterior_and_the_memo_keeps_its_mode(pipe: Pipe, memo_table: MemoTable) -> None:
-    memo = ConditionMemo()
+def test_a_replay_sees_the_rollouts_draw_from_the_posterior_and_so_does_every_picture_of_a_batch(pipe: Pipe, memo_table: MemoTable) -> None:
+    memo, pictures = ConditionMemo(), picture(1).expand(3, -1, -1, -1)
     with memo_table.using(memo):
-        drawn = pipe.vae.encode(picture(1)).latent_dist.sample(torch.Generator().manual_seed(0))
+        drawn = pipe.vae.encode(pictures).latent_dist.sample(torch.Generator().manual_seed(5))
     with memo_table.using(memo):
-        out = pipe.vae.encode(picture(1)).latent_dist
-    assert drawn.std() > 0.1 and torch.equal(out.mode(), picture(1)) and torch.equal(out.sample(), picture(1))
+        again = pipe.vae.encode(pictures).latent_dist.sample([torch.Generator().manual_seed(7)])
+    with memo_table.using(ConditionMemo()):
+        alone = pipe.vae.encode(picture(1)).latent_dist.sample()
+    assert drawn.std() > 0.1 and torch.equal(again, drawn) and torch.equal(drawn, alone.expand(3, -1, -1, -1))
+    assert memo.kept["vae.encode"][0].latent_dist.bare is None
+
+
+def test_with_given_answers_only_the_rest_of_a_call_is_the_pipelines_own(pipe: Pipe, memo_table: MemoTable) -> None:
+    memo = ConditionMemo({"encode_image": [picture(5)]}, only=True)
+    for _ in range(2):
+        with memo_table.using(memo):
+            assert pipe.encode_image(picture(1)).mean() == 5
+            assert isinstance(pipe.vae.encode(picture(1)).latent_dist, DiagonalGaussianDistribution)
+    assert pipe.calls == ["vae", "vae"] and not memo.kept
 
 
 def test_two_micro_batches_do_not_mix_and_evaluation_has_no_memo(pipe: Pipe, memo_table: MemoTable) -> None:

@@ -136,7 +136,7 @@ def test_a_recorder_finds_out_where_it_starts(begin: int | None) -> None:
     stock.set_timesteps(4)
     if begin is not None:
         stock.set_begin_index(begin)
-    recorder = Recorder(stock, lambda index, t, x, v, s, s1, ceiling: (seen.append((index, s, s1)), (x, None))[1])
+    recorder = Recorder(stock, lambda index, t, x, v, s, s1, ceiling, drawn: (seen.append((index, s, s1)), (x, None))[1])
     for t in recorder.timesteps[2:]:
         recorder.step(state(), t, state())
     assert seen == [(k, stock.sigmas[k], stock.sigmas[k + 1]) for k in (2, 3)]
@@ -157,7 +157,7 @@ def test_an_error_on_the_way_leaves_nothing_behind() -> None:
     stock, cond = adapter.pipe.scheduler, condition(adapter)
     v = velocity_at(adapter, cond)
 
-    def draw(index: int, t: Tensor, x: Tensor, *_: Tensor) -> tuple[Tensor, None]:
+    def draw(index: int, t: Tensor, x: Tensor, *_: Any) -> tuple[Tensor, None]:
         if index == 2:
             raise ZeroDivisionError
         return x, None

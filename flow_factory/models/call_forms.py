@@ -1,0 +1,81 @@
+"""How pipelines take several samples of one row: a few ways, of which the right one is found by trying."""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Generator
+
+from flow_factory.models.failures import FAILURES, reason
+from flow_factory.types import Cond
+
+Media = Literal["listed", "single", "batch"]
+Prompts = Literal["each", "one", "alone"]
+COUNTS = ("num_images_per_prompt", "num_videos_per_prompt")
+"""Arguments of pipelines for the number of samples of one prompt."""
+PROMPTS: Sequence[Prompts] = ("each", "one")
+ALONE: Sequence[Prompts] = ("each", "alone")
+
+
+@dataclass(frozen=True)
+class CallForm:
+    """How call arguments for n samples of one row are written."""
+
+    media: Media = "listed"
+    """Pictures: the row's list, once; the row's only picture, once; the picture or list of a sample, n times. Frames are always a list."""
+    prompts: Prompts = "each"
+    """Texts: n times; once, with the number of samples; once, for one sample with one generator."""
+    most: int | None = None
+    """Samples that the pipeline takes in a call; None: any number."""
+    videos: Sequence[str] = ()
+    """Arguments that are videos."""
+
+    def arguments(self, cond: Cond, n: int, known: Collection[str]) -> Cond:
+        """
+        Args:
+            cond: texts; pictures and frames as lists of PIL images.
+            known: the names of the pipeline's call arguments.
+        """
+        made = {name: self._value(value, n, name in self.videos) for name, value in cond.items()}
+        if self.prompts == "one":
+            made |= {name: n for name in COUNTS if name in known}
+        return made
+
+    def generators(self, each: list[Generator]) -> Generator | list[Generator]:
+        return each[0] if self.prompts == "alone" else each
+
+    def _value(self, value: Any, n: int, video: bool) -> Any:
+        if isinstance(value, str):
+            return [value] * n if self.prompts == "each" else value
+        if not isinstance(value, list) or self.media == "listed":
+            return value
+        one = value if video or len(value) > 1 else value[0]
+        return one if self.media == "single" else [one] * n
+
+
+def forms(cond: Cond, videos: Sequence[str], known: Collection[str]) -> Iterator[CallForm]:
+    """Those to try, in this order."""
+    lists = [name for name, value in cond.items() if isinstance(value, list)]
+    several = any(len(cond[name]) > 1 for name in lists if name not in videos)
+    media: Sequence[Media] = ("listed",) if not lists else ("listed", "batch") if several else ("listed", "single", "batch")
+    for prompts in PROMPTS:
+        if prompts == "each" or any(name in known for name in COUNTS):
+            yield from (CallForm(kind, prompts, videos=videos) for kind in media)
+    for prompts in ALONE:
+        yield from (CallForm(kind, prompts, most=1, videos=videos) for kind in media)
+
+
+def found(candidates: Iterator[CallForm], attempt: Callable[[CallForm], Any]) -> tuple[CallForm, Any]:
+    """The first form with which an attempt does not fail, and what came of it.
+
+    Raises:
+        ValueError: there is none; the message has why the first failed.
+    """
+    first: BaseException | None = None
+    for form in candidates:
+        try:
+            return form, attempt(form)
+        except (*FAILURES, AssertionError) as failure:
+            first = first or failure
+    assert first is not None  # there is one candidate at least
+    raise ValueError(reason(first)) from first
