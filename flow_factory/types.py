@@ -161,6 +161,10 @@ class Sample:
     prompt: str
     media: Any
     rewards: dict[str, float]
+    advantage: float | None = None
+    """Of a sample of a rollout that is trained on."""
+    group: int | None = None
+    """Its group's place in the epoch."""
 
 
 class Velocity(Protocol):

@@ -25,7 +25,7 @@ from flow_factory.distributed.topology import overrides_of, resolve_topology, sr
 from flow_factory.rewards import GIVEN, REWARDS
 from flow_factory.utils.errors import RunError, UserError
 from flow_factory.utils.signals import Interrupted
-from flow_factory.utils.terminal import hide_bars, note
+from flow_factory.utils.terminal import hide_bars, note, remembering
 
 if TYPE_CHECKING:
     from flow_factory.training.run import Run
@@ -41,7 +41,7 @@ class TrainResult:
     """What a run has come to: the summary of `ff-train` as data."""
 
     folder: Path
-    """Of the run: metrics.jsonl, curves.png, samples/, before_after.png, config.yaml."""
+    """Of the run: report.html, metrics.jsonl, curves.png, samples/, before_after.png, config.yaml."""
     checkpoint: Path
     """The last weights, which `load_lora_weights` or `from_pretrained` of diffusers takes."""
     epochs: int
@@ -138,7 +138,7 @@ def run_to_end(config: RunConfig, heard: Callable[[], None] = lambda: None) -> t
     """
     from flow_factory.train import build
 
-    with run_errors(config):
+    with remembering(), run_errors(config):
         run = build(config)
         heard()
         return run, run()

@@ -131,7 +131,7 @@ def _intro(schema: type[Section]) -> str:
 def _rows(schema: type[Section]) -> list[Row]:
     """(key, type, default, meaning) of its keys."""
     fields = schema.model_fields.items()
-    return [(key, _kind(field), _default(field), field.description or "") for key, field in fields if _is_key(schema, key)]
+    return [(key, _kind(field), default_of(field), field.description or "") for key, field in fields if _is_key(schema, key)]
 
 
 def _is_key(schema: type[Section], key: str) -> bool:
@@ -166,7 +166,8 @@ def _type_name(annotation: Any) -> str:
     return "null" if annotation is type(None) else "text" if annotation is str else annotation.__name__
 
 
-def _default(field: FieldInfo) -> str:
+def default_of(field: FieldInfo) -> str:
+    """As the help shows it."""
     shown = next((m.default for m in field.metadata if isinstance(m, Shown) and m.default), None)
     if shown is not None:
         return shown

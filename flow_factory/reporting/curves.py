@@ -28,15 +28,15 @@ def plot_curves(metrics_jsonl: Path, out: Path) -> None:
     """
     from matplotlib import rc_context
 
-    series = _series(read_metrics(metrics_jsonl))
-    panels = _panels(series)
-    if not panels:
+    series = series_of(read_metrics(metrics_jsonl))
+    found = panels(series)
+    if not found:
         raise ValueError(f"{metrics_jsonl} has no metrics to draw yet")
     steps = [step for values in series.values() for step in values]
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
+    columns = min(3, len(found))
+    rows = -(-len(found) // columns)
     with rc_context({"text.parse_math": False}):  # a reward may be called $x$
-        _draw(panels, series, steps, (rows, columns), out)
+        _draw(found, series, steps, (rows, columns), out)
 
 
 def _draw(panels: Sequence[Panel], series: Mapping[str, Series], steps: Sequence[int], grid: tuple[int, int], out: Path) -> None:
@@ -62,7 +62,8 @@ def _draw(panels: Sequence[Panel], series: Mapping[str, Series], steps: Sequence
     figure.savefig(out, dpi=110)
 
 
-def _series(records: Iterable[Mapping[str, Any]]) -> dict[str, Series]:
+def series_of(records: Iterable[Mapping[str, Any]]) -> dict[str, Series]:
+    """Of the lines of a `metrics.jsonl` the values of each metric that are there."""
     series: dict[str, Series] = {}
     for record in records:
         for name, value in record.items():
@@ -87,7 +88,7 @@ OF_ONE_ALGORITHM = (
 """(title, unit, series) of panels that only some algorithms log."""
 
 
-def _panels(series: Mapping[str, Series]) -> list[Panel]:
+def panels(series: Mapping[str, Series]) -> list[Panel]:
     """(title, unit, drawing function, names of the series) of each panel that has something to show."""
     train, evaluation = (
         {(found[1], found[2]) for name in series if (found := re.fullmatch(rf"{where}/([^/]+/|)reward_(.+)_mean", name))}
@@ -123,7 +124,7 @@ def _time_title(series: Mapping[str, Series]) -> str:
 
 def _draw_reward(axes: Any, series: Mapping[str, Series]) -> None:
     for name, values in series.items():
-        x, y = _arrays(values)
+        x, y = arrays(values)
         if name.startswith("eval/"):
             axes.plot(x, y, "D-", color=ORANGE, markersize=5, linewidth=1.2, label=f"evaluation, last {y[-1]:.3g}", zorder=3)
             continue
@@ -135,7 +136,7 @@ def _draw_reward(axes: Any, series: Mapping[str, Series]) -> None:
 
 def _draw_lines(axes: Any, series: Mapping[str, Series]) -> None:
     for (name, values), color in zip(series.items(), (BLUE, ORANGE, PURPLE), strict=False):
-        x, y = _arrays(values)
+        x, y = arrays(values)
         axes.plot(x, y, ".-" if len(y) < 3 else "-", color=color, linewidth=0.8, alpha=0.35 if _window(y) > 1 else 1)
         axes.plot(*_smooth(x, y, _window(y)), "-", color=color, linewidth=1.8, label=f"{plain(name.split('/', 1)[1])}, last {y[-1]:.6g}")
     axes.ticklabel_format(useOffset=False, axis="y")
@@ -154,7 +155,8 @@ def _draw_times(axes: Any, series: Mapping[str, Series]) -> None:
     axes.set_ylim(0, 1.25 * base.max() or 1)  # room for the legend
 
 
-def _arrays(values: Series) -> tuple[np.ndarray, np.ndarray]:
+def arrays(values: Series) -> tuple[np.ndarray, np.ndarray]:
+    """Steps in order, and the values there."""
     steps = sorted(values)
     return np.array(steps), np.array([values[step] for step in steps])
 

@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import TypeVar
 
 from flow_factory.reporting.curves import plot_curves
+from flow_factory.reporting.page import store
+from flow_factory.reporting.page.write import FILE, write_page
 from flow_factory.reporting.report import save_before_after, save_grid
 from flow_factory.reporting.samples import keep_samples, kept_samples, save_videos
 from flow_factory.types import Sample
 from flow_factory.utils.background import Background
+from flow_factory.utils.terminal import REMARKS
 
 logger = logging.getLogger(__name__)
 Shown = TypeVar("Shown")
 REDRAWN = 30.0
-"""Seconds for which the curves of a run in progress are good enough."""
+"""Seconds for which the curves and the page of a run in progress are good enough."""
 
 
 class Gallery(Background):
@@ -23,12 +26,38 @@ class Gallery(Background):
 
     def __init__(self, folder: Path):
         super().__init__("gallery")
-        self.folder, self.drawn = folder, time.monotonic()
+        self.folder, self.drawn, self.paged = folder, time.monotonic(), time.monotonic()
         self.said: set[str] = set()
 
     def show(self, samples: Sequence[Sample], step: int) -> None:
         """Begins to draw an evaluation; the first one is kept to be compared with."""
-        self.start(lambda: self.drawing("samples", lambda: self._show(samples, step)))
+
+        def work() -> None:
+            self.drawing("samples", lambda: self._show(samples, step))
+            self.drawing(store.FOLDER, lambda: store.keep_evaluation(self.folder, samples, step))
+            self.page()
+
+        self.start(work)
+
+    def keep_groups(self, samples: Sequence[Sample], step: int) -> None:
+        """Begins to keep those of an epoch for the page, which is written anew where it is too old."""
+
+        def work() -> None:
+            self.drawing(store.FOLDER, lambda: store.keep_groups(self.folder, samples, step))
+            if time.monotonic() - self.paged > REDRAWN:
+                self.page()
+
+        self.start(work)
+
+    def page(self) -> None:
+        """Writes the page of what is there so far."""
+
+        def write() -> None:
+            store.keep_remarks(self.folder, [REMARKS.popleft() for _ in range(len(REMARKS))])
+            write_page(self.folder)
+
+        self.drawing(FILE, write)
+        self.paged = time.monotonic()
 
     def _show(self, samples: Sequence[Sample], step: int) -> None:
         folder = self.folder / "samples"

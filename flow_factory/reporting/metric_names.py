@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import cache
 
 from flow_factory.utils.registry import nearest
 
@@ -153,6 +154,7 @@ Every line of a run's `metrics.jsonl` has `step` (the epochs done), `time` (seco
 loss of your own algorithm returns are `train/<name>`. `ff-train --help-metrics` prints this page, or the line of one metric."""
 
 
+@cache
 def explained(name: str) -> str | None:
     """What a logged metric means; None where the reference has no line for it."""
     for metrics in METRICS.values():

@@ -57,7 +57,7 @@ def animation(clip: Clip) -> BytesIO:
     A frame lasts whole hundredths of a second, rounded so that the rest is not lost; of more than 50 frames a second some are left out.
     """
     every = math.ceil(clip.fps / 50)  # browsers play still shorter frames slowly
-    frames = [_reduced(frame.convert("RGB"), ANIMATED) for frame in clip.frames[::every]]
+    frames = [reduced(frame.convert("RGB"), ANIMATED) for frame in clip.frames[::every]]
     ends = [10 * round(100 * k * every / clip.fps) for k in range(len(frames) + 1)]
     file = BytesIO()
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=[b - a for a, b in pairwise(ends)], loop=0)
@@ -161,10 +161,10 @@ def _fit(picture: Image.Image, least: int) -> Image.Image:
     if picture.width < least and picture.height < least:
         factor = math.ceil(least / picture.width)
         return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    return _reduced(picture, 2 * least)
+    return reduced(picture, 2 * least)
 
 
-def _reduced(picture: Image.Image, most: int) -> Image.Image:
+def reduced(picture: Image.Image, most: int) -> Image.Image:
     """With the longer side at most so long."""
     shrink = min(1.0, most / max(picture.size))
     size = (max(1, round(picture.width * shrink)), max(1, round(picture.height * shrink)))

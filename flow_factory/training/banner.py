@@ -1,6 +1,6 @@
 """The first lines of a run: the model, the data, the plan, what is saved, and where to look."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from flow_factory.training.run import Run
 
 
-def banner(run: "Run") -> str:
-    """Aligned lines of a run that is ready to start."""
-    rows = {
+def banner(run: "Run") -> dict[str, str]:
+    """What there is to say of a run that is ready to start, by title."""
+    return {
         "run": f"{run.folder}{f', going on after epoch {run.context.progress.epoch}' if run.goes_on else ''}",
         "model": f"{run.context.config.model.model_name_or_path} ({run.context.config.model.model_type})",
         "trained": trained(run),
@@ -24,8 +24,12 @@ def banner(run: "Run") -> str:
         "plan": plan(run),
         **recomputed(run),
         "weights": f"evaluated and saved: {reported_weights(run.context.config.train)}",
-        "watch": f"{run.folder / 'curves.png'} and, after every epoch, {run.folder / 'metrics.jsonl'}",
+        "watch": f"{run.folder / 'report.html'}, {run.folder / 'curves.png'} and, after every epoch, {run.folder / 'metrics.jsonl'}",
     }
+
+
+def aligned(rows: Mapping[str, str]) -> str:
+    """A line each."""
     return "\n".join(f"{title:<8} {text}" for title, text in rows.items())
 
 

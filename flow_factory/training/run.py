@@ -13,12 +13,15 @@ from flow_factory.distributed.collectives import most_of_ranks
 from flow_factory.memory.fit import measured
 from flow_factory.policy.gradient_checkpointing import StepBack
 from flow_factory.reporting.gallery import Gallery
+from flow_factory.reporting.page.about import about
+from flow_factory.reporting.page.store import begin as begin_page
+from flow_factory.reporting.page.write import FILE as REPORT
 from flow_factory.reporting.paired_gains import FILE as EVAL_SCORES
 from flow_factory.reporting.paired_gains import keep_scores
 from flow_factory.reporting.trackers import Trackers
 from flow_factory.runs.run_folder import RunFolder
 from flow_factory.training import kept_rollouts
-from flow_factory.training.banner import banner
+from flow_factory.training.banner import aligned, banner
 from flow_factory.training.context import TrainingContext
 from flow_factory.training.evaluation import Evaluator
 from flow_factory.training.replay_error import measure
@@ -87,7 +90,9 @@ class Run:
         self.started = self.saved = time.monotonic()
         last, began = config.train.max_epochs, progress.epoch
         if self.main:
-            say(banner(self))
+            said = banner(self)
+            say(aligned(said))
+            self.gallery.drawing(REPORT, lambda: begin_page(self.folder, about(config, said), progress.epoch))
         self.take_up()
         floor = measure(self.trainer)
         if floor is not None and self.main:
@@ -99,6 +104,8 @@ class Run:
                 while last is None or progress.epoch < last:
                     self.tell(self.trainer.epoch() | self.saving)
                     self.saving = {}
+                    if self.main and self.trainer.shown:
+                        self.gallery.keep_groups(self.trainer.shown, progress.epoch)
                     self.saver.check()
                     self.gallery.check()
                     done = progress.epoch == last
@@ -126,6 +133,8 @@ class Run:
         if line is not None and self.main:
             note(line)
         self.gallery.wait()
+        if self.main:
+            self.gallery.page()
 
     def take_up(self) -> None:
         """What the run that it goes on with has done of the epoch in which it was stopped."""
@@ -215,6 +224,7 @@ class Run:
         self.trackers.finish()
         self.gallery.wait()
         self.gallery.curves()
+        self.gallery.page()
         return self.gallery.drawing("summary.md", partial(summarise, self)) or ""
 
     @property

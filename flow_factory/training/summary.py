@@ -6,6 +6,7 @@ import re
 import time
 from typing import TYPE_CHECKING
 
+from flow_factory.reporting.page.write import FILE as REPORT
 from flow_factory.reporting.paired_gains import intervals
 from flow_factory.reporting.report import eval_metrics, full_evaluation, nothing_learned, write_summary
 from flow_factory.training.banner import tested
@@ -21,6 +22,7 @@ def summarise(run: Run) -> str:
     context, folder = run.context, run.folder
     config, metrics = context.config, folder / "metrics.jsonl"
     files = {
+        "report": folder / REPORT,
         "pictures before and after": folder / "before_after.png", "videos before and after": folder / "videos",
         "curves": folder / "curves.png", "metrics": metrics,
         "trained weights": run.checkpoint(), "config": folder / "config.yaml",

@@ -1,7 +1,7 @@
 """The one loop: roll out, score, advantages, learn."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import groupby, islice
@@ -139,8 +139,8 @@ class Trainer:
             report = self.score(rollouts)
             with self.context.meter.phase("advantage"):
                 self.weigh(rollouts)
-        shown = ((r.row, media, row) for r in rollouts for media, row in zip(r.media, r.rewards.tolist(), strict=False))
-        self.shown = [Sample(r.prompt, m, self.told(r, s)) for r, m, s in islice(shown, self.context.config.log.num_samples)]
+        shown = (Sample(r.row.prompt, m, self.told(r.row, s), a, r.group) for r in rollouts for m, s, a in judged_media(r))
+        self.shown = list(islice(shown, self.context.config.log.num_samples))
         return report
 
     def told(self, row: Row, scores: Sequence[float]) -> dict[str, float]:
@@ -192,3 +192,8 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """What is kept beside the training state's tensors."""
         return asdict(self.context.progress) | {"run": self.identity}
+
+
+def judged_media(rollout: Rollout) -> Iterator[tuple[Any, list[float], float]]:
+    """(picture or clip, scores, advantage) of the samples whose media are kept."""
+    return zip(rollout.media, rollout.rewards.tolist(), rollout.advantage.tolist(), strict=False)

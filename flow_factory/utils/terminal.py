@@ -6,8 +6,10 @@ import re
 import sys
 import time
 import warnings
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping
-from typing import TypeVar
+from contextlib import contextmanager
+from typing import NamedTuple, TypeVar
 
 from tqdm import tqdm
 
@@ -29,6 +31,20 @@ LIBRARIES = (
 )
 SHOWN = {"reward": "train/reward_mean", "clip": "train/clip_frac", "s/epoch": "time/epoch_s"}
 """Label in an epoch's line -> metric."""
+
+
+class Remark(NamedTuple):
+    """A line that was shown."""
+
+    time: float
+    """Seconds since 1970."""
+    kind: str
+    """`note`, or the level of a log record: `warning`, `error`."""
+    text: str
+
+
+REMARKS: deque[Remark] = deque(maxlen=500)
+"""What this process has noted, and inside `remembering` warned of, that the page of its run does not have yet."""
 
 
 def say(line: str) -> None:
@@ -53,6 +69,7 @@ def let_reader_go() -> None:
 def note(*lines: object) -> None:
     """Prints notes for the user, a line each."""
     for line in lines:
+        REMARKS.append(Remark(time.time(), "note", str(line)))
         say(f"note: {line}")
 
 
@@ -61,6 +78,26 @@ class Voice(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         say(self.format(record))
+
+
+class _Remembering(logging.Handler):
+    """Log records as remarks."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        REMARKS.append(Remark(record.created, record.levelname.lower(), record.getMessage()))
+
+
+@contextmanager
+def remembering() -> Iterator[None]:
+    """Warnings are kept in `REMARKS` too, which is empty for the next run at the end. Where others handle them: Python shows them else."""
+    keeper = _Remembering(logging.WARNING)
+    keeper.addFilter(_matters)
+    logging.getLogger().addHandler(keeper)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(keeper)
+        REMARKS.clear()
 
 
 def log_to_terminal(level: int) -> None:

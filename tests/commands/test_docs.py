@@ -141,6 +141,7 @@ def test_the_quick_start_runs_an_epoch_and_leaves_what_it_promises(tmp_path: Pat
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "quick"
     for name in (
+        "report.html",
         "metrics.jsonl",
         "config.yaml",
         "curves.png",
@@ -149,5 +150,5 @@ def test_the_quick_start_runs_an_epoch_and_leaves_what_it_promises(tmp_path: Pat
         "checkpoints/epoch_1/pytorch_lora_weights.safetensors",
     ):
         assert (folder / name).is_file(), name
-        if name.endswith((".png", "epoch_1", "jsonl")):
+        if name.endswith((".png", ".html", "epoch_1", "jsonl")):
             assert name in done.stdout

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from flow_factory.training.banner import banner
+from flow_factory.training.banner import aligned, banner
 from flow_factory.utils import terminal
-from flow_factory.utils.terminal import Epochs, bar, format_duration, log_to_terminal, quiet_libraries, tell
+from flow_factory.utils.terminal import Epochs, bar, format_duration, log_to_terminal, note, quiet_libraries, tell
 from tests.tiny.run import ROOT, environment, ff_train, tiny, write_run
 
 
@@ -37,7 +37,7 @@ def test_without_a_terminal_there_is_a_line_an_epoch_and_no_remark_of_a_library(
 
 def test_the_banner_says_what_is_trained_and_which_weights_are_kept(tmp_path: Path) -> None:
     run = tiny(tmp_path)
-    said = banner(run)
+    said = aligned(banner(run))
     many = sum(p.numel() for p in run.context.policy.trained().values()) / 1e6
     assert (
         f"a LoRA of rank {run.context.config.model.lora_rank} for transformer: {many:.3g} M parameters" in said
@@ -58,6 +58,16 @@ def test_our_warnings_are_heard_and_the_libraries_are_not(capfd: pytest.CaptureF
     logging.getLogger("torchao").error("broken")
     said = capfd.readouterr().err.splitlines()
     assert said == ["WARNING of flow_factory.runs.rows", "WARNING of my_rewards", "ERROR broken"]
+
+
+def test_notes_and_our_warnings_are_remembered_for_the_page_of_a_run(capfd: pytest.CaptureFixture[str]) -> None:
+    with terminal.remembering():
+        note("one thing", "another")
+        logging.getLogger("flow_factory.runs.rows").warning("of %s", "rows")
+        logging.getLogger("torchao.kernel").warning("no kernel")
+        logging.getLogger("flow_factory").info("detail")
+        kept = [(remark.kind, remark.text) for remark in terminal.REMARKS]
+    assert kept[-3:] == [("note", "one thing"), ("note", "another"), ("warning", "of rows")] and not terminal.REMARKS
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(0.4, "0 s"), (99, "99 s"), (100, "2 min"), (5940, "99 min"), (12000, "3 h 20 min")])

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from flow_factory.config import ConfigError, config_tree, dump_config, load_config
+from flow_factory.config.changed import settings
 from flow_factory.config.secrets import MASK, is_secret, masked, masked_text
 from tests.config.test_config import GOOD
 
@@ -53,7 +54,7 @@ def test_what_came_from_the_environment_stays_its_name(load, tmp_path: Path, lin
 def test_a_secret_that_was_written_out_is_masked_and_its_mask_is_no_value(load, tmp_path: Path, line: str) -> None:
     config = load(line)
     assert SECRET in str(config.rewards[0].extra_kwargs)
-    assert SECRET not in dump_config(config) + str(config_tree(config)) and MASK in dump_config(config)
+    assert SECRET not in dump_config(config) + str(config_tree(config)) + str(settings(config)) and MASK in dump_config(config)
     assert SECRET in dump_config(config, secrets=True)
     with pytest.raises(ConfigError, match=r"rewards\.0\..*: \*\*\* stands for a secret .*; write \$\{NAME\}, and set NAME"):
         again(config, tmp_path)

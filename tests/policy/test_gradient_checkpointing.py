@@ -16,7 +16,7 @@ from flow_factory.memory.parts import peak
 from flow_factory.memory.room import ROOM
 from flow_factory.policy.gradient_checkpointing import LEVELS, CheckpointedBlock, StepBack, blocks_of, checkpoint_blocks
 from flow_factory.runs.preflight import ready
-from flow_factory.training.banner import banner
+from flow_factory.training.banner import aligned, banner
 from tests.conftest import flux
 from tests.tiny.run import ROOT, tiny, write_run
 
@@ -115,7 +115,7 @@ def test_a_run_says_what_auto_chose_and_steps_back_by_its_peak(tmp_path: Path, m
     monkeypatch.setattr("flow_factory.training.peak_memory.PeakMemory.share_of_card", lambda self: 0.95)
     run = tiny(tmp_path, f"{KEY}=auto", "train.max_epochs=2")
     assert f"note: {KEY}: auto takes false for this machine: 0 of 4 blocks are computed again" in capsys.readouterr().err
-    assert "memory   0 of 4 blocks are computed again in the backward pass (auto)" in banner(run)
+    assert "memory   0 of 4 blocks are computed again in the backward pass (auto)" in aligned(banner(run))
     run()
     assert run.back is not None and run.back.setting == {"fraction": 0.25}
     assert f"{KEY.partition('.')[2]}: auto" in (run.folder / "config.yaml").read_text()

@@ -45,7 +45,15 @@ def test_a_drawing_that_fails_is_said_once_and_ends_nothing(
     assert "curves.png" in summary, "a name that is no formula is drawn as it is"
 
 
-BLOCKED = {"samples": "file", "curves.png": "folder", "before_after.png": "folder", "eval_scores.jsonl": "folder", "summary.md": "folder"}
+BLOCKED = {
+    "samples": "file",
+    "report": "file",
+    "report.html": "folder",
+    "curves.png": "folder",
+    "before_after.png": "folder",
+    "eval_scores.jsonl": "folder",
+    "summary.md": "folder",
+}
 
 
 def test_what_is_only_looked_at_may_be_in_the_way_of_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -55,7 +63,7 @@ def test_what_is_only_looked_at_may_be_in_the_way_of_nothing(tmp_path: Path, cap
         (run.folder / name).touch() if kind == "file" else (run.folder / name).mkdir()
     assert run() == ""
     said = "\n".join(r.getMessage() for r in caplog.records)
-    for name in ("samples", "curves.png", "eval_scores.jsonl", "summary.md"):
+    for name in ("samples", "report", "report.html", "curves.png", "eval_scores.jsonl", "summary.md"):
         assert re.search(rf"^{name} of {run.folder} cannot be written, and the run goes on: \w+Error", said, re.MULTILINE), said
     assert said.count("tracker 'tests.reporting.test_gallery.Fails' failed: KeyError: 'mine'") == 1
     assert (run.folder / "checkpoints/epoch_1/state/progress.json").is_file()

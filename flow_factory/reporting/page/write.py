@@ -1,0 +1,61 @@
+"""`report.html` of a run's folder, from what lies in it."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from flow_factory.reporting.metrics import read_metrics
+from flow_factory.reporting.page import store
+from flow_factory.reporting.page.html import render, rows_of
+from flow_factory.reporting.page.selection import select
+from flow_factory.reporting.page.series import charts
+from flow_factory.reporting.paired_gains import intervals
+from flow_factory.reporting.report import eval_metrics
+
+FILE = "report.html"
+
+
+def write_page(folder: Path) -> None:
+    """Writes it in one step: a reader has the old one or the new one.
+
+    Raises:
+        ValueError: a file that it is made of is damaged.
+    """
+    beside = folder / f".{FILE}"
+    beside.write_text(page_of(folder), encoding="utf-8")
+    beside.replace(folder / FILE)
+
+
+def page_of(folder: Path, live: str = "", running: bool = False) -> str:
+    """The page of a run.
+
+    Args:
+        live: where its scripts ask for what is new; "" for a file, which asks nobody.
+        running: whether the run goes on.
+
+    Raises:
+        ValueError: a file that it is made of is damaged.
+    """
+    file = folder / "metrics.jsonl"
+    records = read_metrics(file) if file.is_file() else []
+    about, pictures = store.about(folder), select(folder)
+    results = rows_of(*eval_metrics(file), intervals(folder)) if records else []
+    step = max((record["step"] for record in records), default=0)
+    return render(
+        "report.html.jinja", {"charts": charts(records), "live": live, "stamp": stamp(folder)}, live,
+        name=folder.name, about=about, results=results, pictures=pictures, remarks=store.remarks(folder)[::-1],
+        state=state(step, about.epochs, running), written=time.time(),
+    )  # fmt: skip
+
+
+def state(step: int, last: int | None, running: bool = False) -> str:
+    """How far a run is."""
+    far = f"epoch {step}{'' if last is None else f' of {last}'}"
+    return f"{far}, {'running' if running else 'finished'}" if running or (last is not None and step >= last) else far
+
+
+def stamp(folder: Path) -> list[Any]:
+    """What changes when there are new pictures or remarks."""
+    file = folder / store.FOLDER / store.REMARKS
+    last = [found[-1][1] if found else -1 for found in (store.evaluations(folder), store.epochs(folder))]
+    return [*last, file.stat().st_size if file.is_file() else 0]
