@@ -1,4 +1,4 @@
-"""From an epoch's scores to advantages and metrics: each data set's by itself, with its own rewards and weights."""
+"""Advantages and metrics from an epoch's scores, for each data set separately, with its own rewards and weights."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -16,15 +16,15 @@ from flow_factory.types import Metrics
 
 logger = logging.getLogger(__name__)
 COUNTS = ("missing_scores", "unscored_samples")
-"""Metrics of which an epoch has the sum of its data sets', not the mean."""
+"""Metrics that are summed over data sets, not averaged."""
 
 
 class DatasetAdvantages:
-    """Of the groups of one data set: no other one's scores enter a statistic of theirs.
+    """The advantages of one data set's groups. The statistics use no scores of other data sets.
 
     Args:
-        rewards: those of all data sets.
-        dataset: its name; "" where it has none.
+        rewards: the rewards of all data sets.
+        dataset: the name of the data set; "" if there is only one.
     """
 
     def __init__(self, train: TrainConfig, rewards: RewardSet, dataset: str):
@@ -33,10 +33,10 @@ class DatasetAdvantages:
         self.diversity = train.diversity_reward if isinstance(train, TransitionConfig) else None
         self.aggregate = aggregation(train.advantage_aggregation, self.rewards.names, self.diversity)
         self.told: list[bool] = []
-        """Whether each reward told samples of a group apart in the last call."""
+        """Whether each reward gave different scores within a group in the last call."""
 
     def __call__(self, scores: Tensor) -> tuple[Tensor, Metrics]:
-        """Scores (G, n, R) of all rewards -> advantages (G, n), and metrics of its own rewards."""
+        """Scores (G, n, R) of all rewards -> advantages (G, n), and metrics of this data set's rewards."""
         rewards, weights, used = self.rewards, torch.tensor(self.rewards.weights, dtype=torch.float64), self.used(scores)
         scores = scores[..., self.columns]
         advantage, metrics = self.aggregate(used, weights, self.global_std)
@@ -50,35 +50,35 @@ class DatasetAdvantages:
         return advantage, metrics | {"reward_mean": (scores.nanmean((0, 1)) * weights).sum()}
 
     def used(self, scores: Tensor) -> Tensor:
-        """Those of its own rewards, transformed."""
+        """The transformed scores of this data set's rewards."""
         return transformed(scores[..., self.columns], [reward.config.transform for reward in self.rewards.rewards])
 
     def doubts(self, scores: Tensor) -> Tensor:
-        """Scores (G, n, R) of all rewards -> (G, n) how much its trained rewards rank a sample above the watched ones."""
+        """Scores (G, n, R) of all rewards -> (G, n): how much higher the trained rewards rank a sample than the watched ones."""
         used, weights = self.used(scores).flatten(0, 1), torch.tensor(self.rewards.weights, dtype=torch.float64)
         watched = [k for k, name in enumerate(self.rewards.names) if weights[k] == 0 and name != self.diversity]
         proxy = (used * weights)[:, weights != 0].sum(-1)
         return uncertainty(proxy, used[:, watched]).view(scores.shape[:2])
 
     def silent(self, groups: int) -> str | None:
-        """What to say of rewards that told no sample of the last call's groups from another."""
+        """A line about rewards that gave equal scores within every group of the last call; else None."""
         line = self.silence.look(self.rewards.names, self.rewards.weights, self.told, groups)
         return f"data set {self.rewards.dataset}: {line}" if line and self.rewards.dataset else line
 
 
 class Advantages:
-    """Of a run."""
+    """The advantages of a run."""
 
     def __init__(self, train: TrainConfig, rewards: RewardSet, datasets: Sequence[str]):
         self.of = {dataset: DatasetAdvantages(train, rewards, dataset) for dataset in datasets}
         self.places: dict[str, list[int]] = {}
-        """Of each data set the groups of the last call."""
+        """Data set -> indices of its groups in the last call."""
 
     def __call__(self, scores: Tensor, datasets: Sequence[str]) -> tuple[Tensor, Metrics]:
-        """Scores (G, n, R) -> advantages (G, n), and metrics: those of several data sets by their names, and some of all.
+        """Scores (G, n, R) -> advantages (G, n), and metrics: with several data sets those of each one under its name, and some of all.
 
         Args:
-            datasets: of each group.
+            datasets: the data set of each group.
         """
         self.places = {name: [k for k, dataset in enumerate(datasets) if dataset == name] for name in dict.fromkeys(datasets)}
         parts = {name: self.of[name](scores[groups]) for name, groups in self.places.items()}
@@ -93,7 +93,7 @@ class Advantages:
         return advantage, found | {key: torch.stack([part[1][key] for part in parts.values()]).sum() for key in COUNTS}
 
     def doubts(self, scores: Tensor, datasets: Sequence[str]) -> Tensor:
-        """(G, n), see `DatasetAdvantages.doubts`; `datasets` of each group, none of which is compared with another."""
+        """(G, n), see `DatasetAdvantages.doubts`. Samples of different data sets are not compared."""
         found = torch.empty(scores.shape[:2], dtype=torch.float64)
         for name in dict.fromkeys(datasets):
             groups = [k for k, dataset in enumerate(datasets) if dataset == name]
@@ -101,7 +101,7 @@ class Advantages:
         return found
 
     def silent(self) -> Iterator[str]:
-        """Lines of rewards that told no sample of the last call's groups from another."""
+        """Lines about rewards that gave equal scores within every group of the last call."""
         for name, groups in self.places.items():
             if line := self.of[name].silent(len(groups)):
                 yield line

@@ -1,7 +1,7 @@
-"""Verifies attention's outputs and gradients at the start, on this machine and in this run's shapes.
+"""Verification of attention's outputs and gradients at the start, on this machine and with this run's shapes.
 
-Small tests are not enough: a kernel may fail only at some sizes, masks and strides. So the model's own blocks run forward and backward on
-the inputs of the run's first condition, with the kernel and with the attention formula.
+A kernel may fail only at some sizes, masks and strides. So the model's own blocks run forward and backward on the inputs of the run's
+first condition, with the kernel and with the attention formula.
 """
 
 import hashlib
@@ -35,27 +35,27 @@ from flow_factory.types import Cond
 from flow_factory.utils.errors import UserError
 
 FORMAT = 1
-"""Of what was proved: to be raised when it is asked otherwise."""
+"""The version of the proof. It must be raised when the proof changes."""
 TIMES = 4
-"""A kernel may be so many times as far from the formula as the formula with its products' inputs rounded."""
+"""The largest error of a kernel, in units of the error of the formula with rounded factors."""
 LEAST = {torch.bfloat16: 2**-7, torch.float16: 2**-9, torch.float32: 1e-4}
-"""What it may be off at least: in float32 the formula does not count what kernels lose in their own sums."""
+"""The error that is always allowed, by dtype. In float32 the formula's error does not contain the rounding of a kernel's own sums."""
 
 Values = dict[str, Tensor]
 Problem = tuple[str, str]
-"""(class of a block, what is wrong there)."""
+"""(class of a block, description of the error)."""
 
 
 def prove_attention(config: RunConfig, engine: Engine, cond: Cond) -> None:
-    """On a GPU, or where a backend is named; not again where the same was proved before (`data.cache_dir`).
+    """Verifies attention on a GPU, or if a backend is named. A proof is recorded in `data.cache_dir` and not repeated.
 
-    Not where blocks cannot run alone: under DeepSpeed ZeRO-3 and `model.context_parallel`.
+    It is skipped with DeepSpeed ZeRO-3 and `model.context_parallel`, where blocks cannot run alone.
 
     Args:
         cond: the run's first condition, on the device.
 
     Raises:
-        UserError: the backend is wrong here; the message says how, and which are right.
+        UserError: the backend is wrong here; the message describes the error and lists the right backends.
     """
     accelerator, name = engine.accelerator, config.model.attn_backend
     alone = config.model.context_parallel == 1 and not (engine.settings.kind == "zero" and engine.settings.stage == 3)
@@ -73,7 +73,7 @@ def prove_attention(config: RunConfig, engine: Engine, cond: Cond) -> None:
 
 
 def key_of(config: RunConfig, engine: Engine, cond: Cond) -> str:
-    """All that a kernel's answer may depend on: machine, versions, model and shapes."""
+    """Everything that a kernel's result may depend on: machine, versions, model and shapes."""
     device, driver = engine.accelerator.device, Path("/proc/driver/nvidia/version")
     cuda = [torch.version.cuda, torch.backends.cudnn.version(), driver.read_text() if driver.is_file() else None]
     card = [torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)] if device.type == "cuda" else platform.machine()
@@ -88,7 +88,7 @@ def key_of(config: RunConfig, engine: Engine, cond: Cond) -> str:
 
 @torch.no_grad()
 def draw(config: RunConfig, engine: Engine, cond: Cond) -> None:
-    """A micro-batch in as few steps as reach a transformer."""
+    """Samples a micro-batch with as few steps as call every transformer."""
 
     device, n, steps = cond_device(cond), config.train.per_device_batch_size, 1
     while int(steps * config.train.call.get("strength", 1.0)) < 1:
@@ -103,7 +103,7 @@ def cond_device(cond: Cond) -> torch.device:
 
 def refuse_wrong(engine: Engine, name: str | None, run: Callable[[], None], dtype: torch.dtype) -> None:
     """Raises:
-    UserError: a block's attention is wrong by this backend.
+    UserError: a block's attention is wrong with this backend.
     """
     policy, device = engine.policy, engine.accelerator.device
     problems = problems_of(policy, [name], run)[name]
@@ -117,10 +117,10 @@ def refuse_wrong(engine: Engine, name: str | None, run: Callable[[], None], dtyp
 
 
 def problems_of(policy: Any, backends: list[Any], run: Callable[[], None]) -> dict[Any, list[Problem]]:
-    """What is wrong with each backend in the blocks that a forward of the run calls, one of each kind.
+    """The errors of each backend in the blocks that a forward of the run calls, one of each kind.
 
     Args:
-        backends: None is what the model has now.
+        backends: None stands for the present one.
     """
     found: dict[Any, list[Problem]] = {name: [] for name in backends}
     seen: set[Any] = set()
@@ -145,7 +145,7 @@ def problems_of(policy: Any, backends: list[Any], run: Callable[[], None]) -> di
 
 
 def blocks_of(policy: Any) -> list[nn.Module]:
-    """The repeated blocks of all transformers; of one that names none, itself."""
+    """The repeated blocks of all transformers, or a transformer itself if it names none."""
     found: list[nn.Module] = []
     for module in policy.adapter.field.bare.values():
         kinds = {name for kind in ("_no_split_modules", "_repeated_blocks") for name in getattr(module, kind, None) or ()}
@@ -154,12 +154,12 @@ def blocks_of(policy: Any) -> list[nn.Module]:
 
 
 def compare(block: nn.Module, args: Any, kwargs: Any, backends: list[Any]) -> Iterator[tuple[Any, str]]:
-    """(backend, what is wrong with it) for those that are."""
+    """(backend, its error) for each wrong backend."""
     ask = partial(values, block, args, kwargs)
     with by_formula(block, rounds=False):
         exact = ask()
     if not all(x.isfinite().all() for x in exact.values()):
-        return  # it makes no numbers, whatever attention does
+        return  # its outputs are not finite with any attention
     with by_formula(block, rounds=True):
         allowed = distances(ask(), exact)
     for name in backends:
@@ -175,13 +175,13 @@ def compare(block: nn.Module, args: Any, kwargs: Any, backends: list[Any]) -> It
 
 @contextmanager
 def by_formula(block: nn.Module, rounds: bool) -> Iterator[None]:
-    """Attention as `attention_reference` computes it, also in processors that know no backend."""
+    """Attention by `attention_reference` inside this context, also in processors that have no choice of backend."""
     with attending_by(block, "native"), mock.patch("torch.nn.functional.scaled_dot_product_attention", partial(formula, rounds=rounds)):
         yield
 
 
 def values(block: nn.Module, args: Any, kwargs: Any) -> Values:
-    """What a block answers, and the gradients of a random sum of it: in its inputs, trained weights and attention's layers."""
+    """The outputs of a block, and the gradients of a random sum of them: in its inputs, its trained weights and attention's layers."""
     args, kwargs, leaves = with_gradient(block, args, kwargs)
     with layer_outputs(block) as (answers, inside):
         answer = block.forward(*args, **kwargs)
@@ -199,7 +199,7 @@ def values(block: nn.Module, args: Any, kwargs: Any) -> Values:
 
 
 def with_gradient(block: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any, Values]:
-    """A block's inputs, and those that training has a gradient in: the first and others of their kind, no mask and no rotation."""
+    """The inputs of a block, and those with a gradient in training: the first and others of its kind, but no mask and no rotation."""
     names = [*inspect.signature(type(block).forward).parameters][1:]
     given = dict(zip(names, args, strict=False)) | kwargs
     chosen = {k: x for k, x in given.items() if (k == names[0] or "hidden_states" in k) and isinstance(x, Tensor)}
@@ -210,7 +210,7 @@ def with_gradient(block: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any, V
 
 @contextmanager
 def layer_outputs(block: nn.Module) -> Iterator[tuple[Values, Values]]:
-    """What the block's attention answers, and what the layers in it do: gradients there have come through attention alone."""
+    """The outputs of the block's attention, and of the layers inside it, whose gradients come through attention only."""
     answers, found = Values(), Values()
 
     def keep(into: Values, name: str, module: nn.Module, args: Any, out: Any) -> None:
@@ -230,7 +230,7 @@ def layer_outputs(block: nn.Module) -> Iterator[tuple[Values, Values]]:
 
 
 def distances(found: Values, exact: Values) -> dict[str, float]:
-    """Relative, by name; inf where something is missing, NaN where it is no number."""
+    """Relative errors by name; inf if a value is missing, NaN if it is not finite."""
     off = {}
     for name, x in exact.items():
         norm = torch.linalg.vector_norm(x, dtype=torch.float64).item()
@@ -245,7 +245,7 @@ def distances(found: Values, exact: Values) -> dict[str, float]:
 
 
 def verdict(found: Values, exact: Values, allowed: dict[str, float]) -> str | None:
-    """What is furthest off beyond what rounding explains, of answers before gradients; None: nothing."""
+    """The largest error above the allowed one, outputs before gradients, as text; None if there is none."""
     least, off = max(LEAST.get(x.dtype, 0.0) for x in exact.values()), distances(found, exact)
     broken = next((name for name, gap in off.items() if not math.isfinite(gap)), None)
     if broken is not None:

@@ -1,4 +1,4 @@
-"""The first lines of a run: the model, the data, the plan, what is saved, and where to look."""
+"""The first lines of a run: the model, the data, the plan, the saved weights, and where to look."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -34,7 +34,7 @@ def aligned(rows: Mapping[str, str]) -> str:
 
 
 def trained(run: "Run") -> str:
-    """What, in which components, and how many parameters."""
+    """The kind of weights, their components, and the number of parameters."""
     model, policy, engine = run.context.config.model, run.context.policy, run.context.engine
     many = sum(engine.shape(p).numel() for p in policy.trained().values())
     what = f"a LoRA of rank {model.lora_rank} for" if model.finetune_type == "lora" else "weights of"
@@ -42,7 +42,7 @@ def trained(run: "Run") -> str:
 
 
 def device(run: "Run") -> str:
-    """What computes."""
+    """The device, and with several processes the engine."""
     accelerator = run.context.accelerator
     cuda = accelerator.device.type == "cuda"
     one = torch.cuda.get_device_name(accelerator.device) if cuda else f"CPU, {torch.get_num_threads()} threads"
@@ -73,7 +73,7 @@ def tested(evaluators: "Sequence[Evaluator]") -> str:
 
 
 def recomputed(run: "Run") -> dict[str, str]:
-    """How many blocks are computed again in the backward pass, if any."""
+    """The number of blocks that are recomputed in the backward pass, if any."""
     setting = run.context.config.train.enable_gradient_checkpointing
     why = " (auto)" * (run.back is not None)
     much = describe_blocks(setting, run.context.policy.models.values())

@@ -23,7 +23,7 @@ from flow_factory.utils.signals import Interrupt
 
 @dataclass(frozen=True)
 class TrainingContext:
-    """The parts of one training on one process. The references do not change; the parts do: weights, progress, measurements."""
+    """The parts of one training on one process. The references stay the same, while the parts change: weights, progress, metrics."""
 
     config: RunConfig
     plan: BatchPlan
@@ -33,15 +33,15 @@ class TrainingContext:
     adapter: ModelAdapter
     algorithm: Algorithm
     engine: Engine
-    """With the trained policy and its optimiser inside."""
+    """The engine, with the policy and its optimiser."""
     store: WeightStore
     """The copies of the trained weights."""
     schedule: LRScheduler
-    """Of the optimiser's learning rate."""
+    """The schedule of the learning rate."""
     rewards: RewardSet
     rows: Sequence[Row]
     conds: Sequence[Cond]
-    """Of the rows."""
+    """The conditions of the rows."""
     given: GivenMedia | None
     """Demonstrations or preferences, instead of rollouts and rewards."""
     progress: Progress
@@ -50,10 +50,10 @@ class TrainingContext:
 
     @property
     def judged(self) -> bool:
-        """Whether what is drawn is given rewards."""
+        """Whether rewards score the samples."""
         return self.given is None and self.config.train.judged
 
     @property
     def policy(self) -> Policy:
-        """What is trained."""
+        """The trained policy."""
         return self.engine.policy

@@ -1,4 +1,4 @@
-"""The conditions of a run's rows: encoded ahead, in windows or when drawn. The processes divide the rows, and encode each once."""
+"""The conditions of a run's rows, encoded ahead, in windows or when drawn. The processes divide the rows and encode each once."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -43,7 +43,7 @@ from flow_factory.utils.terminal import bar
 
 
 class Fresh(LazySequence[Cond]):
-    """Conditions that are encoded whenever they are asked for; the last few are still there."""
+    """Conditions that are encoded at each access, with a small cache of the last ones."""
 
     def __init__(self, rows: Sequence[Row], encode: Any):
         self.rows, self.encode = rows, lru_cache(maxsize=2)(lambda k: as_kept(encode(rows[k])))
@@ -56,18 +56,18 @@ class Fresh(LazySequence[Cond]):
 
 
 def as_kept(cond: Cond) -> Cond:
-    """As it would come from the cache."""
+    """The condition as the cache would return it."""
     return in_memory(pack(cond, bytes(DIGEST)))
 
 
 class Encoding:
-    """The conditions of a run's rows, and when they are encoded.
+    """The conditions of a run's rows, and the times of their encoding.
 
-    Training rows have a negative prompt where any of the algorithm's velocities is guided.
+    Training rows have a negative prompt if any of the algorithm's velocities is guided.
 
     Attributes:
-        conds: of the training rows, under their section's call arguments.
-        eval_conds: of the test rows of each data set that is evaluated, under its own.
+        conds: the conditions of the training rows, under the call arguments of `train:`.
+        eval_conds: the conditions of the test rows of each evaluated data set, under the call arguments of its `eval:`.
     """
 
     def __init__(
@@ -85,11 +85,11 @@ class Encoding:
         self.datasets = {dataset.name: dataset.config for dataset in datasets_of(config)}
         encoders.idle = idle_of(config)
         self.until: int | None = None
-        """The epoch with which the next window begins; None: there is none."""
+        """The first epoch of the next window; None if there is none."""
         identity = self.identity() if config.data.enable_preprocess else None
         trained = zip((dataset.config for dataset in trained_on(config)), parts_of(rows), strict=True)
         self.parts = [self._conditions(alone, its, self.call, identity) for alone, its in trained]
-        """Of each data set's training rows."""
+        """The conditions of each data set's training rows."""
         self.conds: Sequence[Cond] = joined(self.parts)
         self.eval_conds = {
             name: self._conditions(alone := self.datasets[name], its, pipeline_kwargs(alone.eval), identity) for name, its in tests.items()
@@ -103,7 +103,7 @@ class Encoding:
         return Conditions(ConditionCache(Path(self.config.data.cache_dir), fingerprint, about(alone)), rows, encode)
 
     def identity(self) -> Identity:
-        """What the encoders are; found out by one process of the machine, where their files have changed."""
+        """The fingerprints of the encoders. One process of each machine computes them if their files have changed."""
         work = self.work("fingerprints")
         known = self.encoders.known()
         if known is None and share_of(self.config, self.accelerator)[0] == 0:
@@ -112,11 +112,13 @@ class Encoding:
         return known or self.encoders.known() or self.encoders.find_out()
 
     def begin(self, epoch: int) -> None:
-        """Encodes what is to be there before the run begins, or goes on, with this epoch. Processes wait as long as each goes on.
+        """Encodes the rows that must be encoded before the run starts or continues with this epoch.
+
+        Processes wait for each other as long as each makes progress.
 
         Raises:
             UserError: the pipeline cannot encode a row.
-            MeetingError: a process stands still, see `Work`.
+            MeetingError: a process makes no progress, see `Work`.
         """
         if self.accelerator.is_main_process:
             self._warn()
@@ -133,11 +135,11 @@ class Encoding:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Training rows of each data set."""
+        """The number of training rows of each data set."""
         return tuple(map(len, self.parts))
 
     def _warn(self) -> None:
-        """Of prompts that are cut."""
+        """Warns about prompts that the encoder cuts."""
         for conds, wanted in self._by_part(rows_needed(self.config, self.sizes)):
             warn_overlong(self.adapter, conds.rows, wanted, self.call)
         for name, conds in self.eval_conds.items():
@@ -145,17 +147,17 @@ class Encoding:
             warn_overlong(self.adapter, conds.rows, rows_tested(alone, len(conds)), pipeline_kwargs(alone.eval))
 
     def _by_part(self, wanted: Sequence[int]) -> list[tuple[Conditions | Fresh, Sequence[int]]]:
-        """Training rows by their data set, and numbered in it."""
+        """Indices of training rows -> for each data set its conditions and the indices in it."""
         if len(self.parts) == 1:
             return [(self.parts[0], wanted)]
         starts = [0, *accumulate(self.sizes)]
         return [(part, [k - start for k in wanted if 0 <= k - start < len(part)]) for part, start in zip(self.parts, starts, strict=False)]
 
     def reach(self, epoch: int, interrupt: Interrupt) -> None:
-        """Encodes the rows of the window that begins with this epoch, if one does. All processes come here.
+        """Encodes the rows of the window that begins with this epoch, if any. All processes call this together.
 
         Raises:
-            Interrupted: a signal has come to any process: what was encoded until then stays.
+            Interrupted: any process got a signal. Rows that are encoded so far are kept.
             UserError: the pipeline cannot encode a row, here or elsewhere.
         """
         if self.until is None or epoch < self.until:
@@ -184,10 +186,10 @@ class Encoding:
     def _share(
         self, conds: Conditions | Fresh, wanted: Sequence[int], work: Work, interrupt: Interrupt | None = None, later: int = 0
     ) -> None:
-        """Encodes what this process's share of the rows lacks.
+        """Encodes the missing rows of this process's share.
 
         Args:
-            later: how many rows the run draws in later windows.
+            later: the number of rows that the run draws in later windows.
         """
         if not isinstance(conds, Conditions) or not len(wanted):
             return
@@ -210,7 +212,7 @@ class Encoding:
         encode_missing(bar(missing.items(), doing, "row", main, times=share[1]), conds.rows, encode, cache, strict=interrupt is None)
 
     def _count(self, wanted: Sequence[int], tested: Mapping[str, Sequence[int]]) -> None:
-        """Has the compiler allow for their shapes."""
+        """Announces the shapes of these rows to the compiler."""
         if self.shapes is not None:
             evaluation = [self.eval_conds[name][k] for name, rows in tested.items() for k in rows]
             self.shapes.allow([self.conds[k] for k in wanted], evaluation)
@@ -223,16 +225,16 @@ class Encoding:
 
 
 def call_of_training(config: RunConfig, adapter: ModelAdapter, algorithm: Algorithm) -> dict[str, Any]:
-    """The training section's call arguments, with a guidance that any of the algorithm's velocities has."""
+    """The call arguments of `train:`, guided if any of the algorithm's velocities is."""
     call = pipeline_kwargs(config.train)
     scales = [s for s in map(algorithm.guidance, algorithm.weights) if s is not None]
     return next((c for c in (call, *(adapter.with_guidance(call, s) for s in scales)) if adapter.guided(c)), call)
 
 
 def share_of(config: RunConfig, accelerator: Accelerator) -> tuple[int, int]:
-    """(k, n): this process encodes every n-th of the rows, from the k-th on; see `data.preprocess_parallelism`."""
+    """(k, n): this process encodes every n-th row, starting with the k-th; see `data.preprocess_parallelism`."""
     if config.data.preprocess_parallelism == "global":
         return accelerator.process_index, accelerator.num_processes
-    if (here := os.environ.get("LOCAL_WORLD_SIZE")) is None:  # started by something that does not tell: each does all that is missing
+    if (here := os.environ.get("LOCAL_WORLD_SIZE")) is None:  # an unknown launcher: each process encodes all missing rows
         return 0, 1
     return accelerator.local_process_index, int(here)

@@ -1,4 +1,4 @@
-"""Measures the first encoded rows: prints the time and the disk space of all, and checks the free space."""
+"""Measurements of the first encoded rows: the time and disk space of all rows are printed, and the free space is checked."""
 
 import time
 from pathlib import Path
@@ -8,20 +8,20 @@ from flow_factory.data.cache_folder import free_space, require_space
 from flow_factory.utils.terminal import format_duration, note, speed
 
 FIRST = 8
-"""Rows that are measured, behind the one for which encoders are loaded and brought to the device."""
+"""The number of measured rows. The row before them includes the loading of the encoders and is not measured."""
 LONG = 10.0
-"""Seconds from which on it is worth a line."""
+"""The least number of seconds that is reported."""
 
 
 class Pace:
-    """Of one share of rows that are encoded.
+    """Measures the encoding of one process's share of rows.
 
     Args:
-        missing: rows that this process is to encode; each of the others about as many.
-        processes: that share them out.
-        told: whether this one says it.
-        strict: whether the disk must have room; a run that is under way goes on without a cache.
-        later: rows of all processes that the run draws after these.
+        missing: the number of rows that this process encodes. The other processes have about as many.
+        processes: the number of processes that share the rows.
+        told: whether this process prints the line.
+        strict: whether a full disk is an error. A run that has already started continues without a cache.
+        later: the number of rows that the run draws later, over all processes.
     """
 
     def __init__(self, cache: ConditionCache, missing: int, processes: int, told: bool, strict: bool = True, later: int = 0):
@@ -29,21 +29,21 @@ class Pace:
         self.rows, self.since, self.size = -1, 0.0, 0
 
     def row(self) -> None:
-        """A row begins.
+        """Called before each row.
 
         Raises:
-            UserError: the disk has no room for the rest.
+            UserError: the remaining rows do not fit the disk.
         """
         self.rows += 1
         if self.rows in (1, 1 + FIRST):
-            self.cache.writer.settle()  # those before it are counted
+            self.cache.writer.settle()  # so that all earlier rows are on the disk
         if self.rows == 1:
             self.since, self.size = time.monotonic(), self.cache.shards.grown
         if self.rows == 1 + FIRST:
             self._say((time.monotonic() - self.since) / FIRST, (self.cache.shards.grown - self.size) / FIRST)
 
     def _say(self, seconds: float, size: float) -> None:
-        """What is left, by what a row takes."""
+        """Prints the remaining time and space."""
         left = self.missing - self.rows
         if self.told and left * seconds > LONG:
             note(line(left * self.processes, self.processes / seconds, size, self.cache.folder))
@@ -54,11 +54,11 @@ class Pace:
 
 
 def line(rows: int, rate: float, size: float, folder: Path) -> str:
-    """What is left to do.
+    """A line with the remaining rows, their time and their size.
 
     Args:
-        rate: rows a second.
-        size: bytes of a row.
+        rate: rows per second.
+        size: bytes for each row.
     """
     free = free_space(folder) / 1e9
     time = f"{format_duration(rows / rate)} at {speed(rate)}"

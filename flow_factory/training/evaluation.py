@@ -27,15 +27,15 @@ from flow_factory.utils.offload import to_device
 from flow_factory.utils.terminal import bar
 
 Scored = tuple[int, list[list[float]], Any]
-"""A row, the scores of all its samples (n, R), and its first sample where it is shown: a `Parcel`, where it is not the main process's."""
+"""(row, scores (n, R) of its samples, its first sample if it is logged: a `Parcel` unless this is the main process)."""
 Heard = tuple[list[int], list[Any], ScoringStream]
-"""Rows, of each what of it is shown, and the scores of all their samples, which may be on their way."""
+"""(rows, the logged sample of each, the scores of all their samples, which may still be pending)."""
 WAITING = 64
-"""Samples that wait, each with its row's condition, for others whose conditions can share a call."""
+"""The largest number of samples that wait for others whose conditions can share a call."""
 
 
 class Asked(NamedTuple):
-    """A sample that is to be drawn: which one of which row."""
+    """A sample to be drawn: its row, and its number in the row."""
 
     row: int
     member: int
@@ -44,25 +44,25 @@ class Asked(NamedTuple):
 
 @dataclass
 class Evaluator:
-    """Draws `eval.group_size` pictures a test row, always of the same rows and from the same noise, and scores them."""
+    """Draws and scores `eval.group_size` samples for each test row, always of the same rows and from the same noise."""
 
     context: TrainingContext
-    """Of the run with the data set alone."""
+    """The context of the run, restricted to this data set."""
     rewards: RewardSet
-    """`eval_rewards`, where there are any, those that score the data set."""
+    """The rewards that score this data set: those of `eval_rewards`, or of `rewards` without it."""
     rows: Sequence[Row]
-    """Of the data set's test split."""
+    """The rows of the data set's test split."""
     conds: Sequence[Cond]
     name: str = ""
-    """Of the data set, where several are evaluated."""
+    """The name of the data set; "" if there is only one."""
     scores: dict[str, list[float]] = field(default_factory=dict, init=False)
-    """Of the last evaluation, by reward: those of each of its rows."""
+    """Reward -> its score of each row in the last evaluation."""
     held_out: HeldOut | None = field(init=False)
-    """Of test rows that bring what is learnt from."""
+    """The held-out loss, if test rows have demonstrations or preferences."""
     usual: Sequence[int] = field(init=False)
-    """The rows of every evaluation."""
+    """The rows of a usual evaluation."""
     taken: Sequence[int] = field(init=False)
-    """The last evaluation's rows."""
+    """The rows of the last evaluation."""
 
     def __post_init__(self) -> None:
         given = bool(self.context.config.train.given)
@@ -70,16 +70,16 @@ class Evaluator:
         self.usual = self.taken = rows_evaluated(self.context.config, len(self.rows))
 
     def run(self, full: bool = False) -> tuple[dict[str, float], list[Sample]]:
-        """Metrics over all samples, and on the main process the first ones of the first rows, `log.num_samples` of them; elsewhere none.
+        """Metrics over all samples; and on the main process the first samples of the first `log.num_samples` rows.
 
-        Other pictures stay where they were drawn, and are let go as soon as they are scored.
+        All other samples stay on the process that drew them, and are freed as soon as they are scored.
 
         Args:
-            full: takes all rows, not the usual ones alone: metrics of all are `eval_full/`, while those of the usual ones go on.
+            full: whether to evaluate all rows. Their metrics are `eval_full/`, in addition to those of the usual rows.
 
         Raises:
-            Interrupted: a signal has come, of which all processes know after each batch.
-            UserError: a reward failed, see `all_or_none`; or the pipeline did, on a row.
+            Interrupted: any process got a signal. All agree on it after each batch.
+            UserError: a reward failed, see `all_or_none`; or the pipeline failed on a row.
         """
         held_out = self.held_out(self.usual) if self.held_out is not None else {}
         shown = self.usual[: self.context.config.log.num_samples]
@@ -101,7 +101,7 @@ class Evaluator:
         return metrics | report, samples
 
     def _scored(self, rows: Sequence[int]) -> list[Scored]:
-        """Those of this process's share of the rows."""
+        """Draws and scores this process's share of the rows."""
         heard: list[Heard] = []
         waiting: dict[int, list[Any]] = {}
         unchanged = (self.rows[row] for row in self.share(rows))  # a line may have been edited
@@ -122,37 +122,37 @@ class Evaluator:
 
     @property
     def shares(self) -> list[int]:
-        """How many of the rows each process has."""
+        """The number of rows of each process."""
         config = self.context.config
         teams, team = config.teams, config.model.context_parallel
         return [len(range(process // team, len(self.taken), teams)) for process in range(self.context.accelerator.num_processes)]
 
     def _ask(self, waiting: dict[int, list[Any]], before: Sequence[Heard]) -> list[Heard]:
-        """Asks for the scores of the rows all of whose samples are drawn, and takes them out of those that wait."""
+        """Requests the scores of the rows that are drawn completely, and removes these rows from `waiting`."""
         for _, _, asking in before:
             asking.check()
         config, accelerator = self.context.config, self.context.accelerator
         whole = [row for row, media in waiting.items() if len(media) == config.eval.group_size]
         groups = [waiting.pop(row) for row in whole]
         if not whole or accelerator.process_index % config.model.context_parallel:
-            return []  # the first process of the team has the same
+            return []  # the first process of the team does this
         shown, pack = self.usual[: config.log.num_samples], (lambda m: m) if accelerator.is_main_process else packed
         asking = self.rewards.asking(self.context.interrupt.look)
         asking.add([self.rows[row] for row in whole], groups, last=True)
         return [(whole, [pack(group[0]) if row in shown else None for row, group in zip(whole, groups, strict=True)], asking)]
 
     def _answers(self, rows: Sequence[int], shown: Sequence[Any], asking: ScoringStream) -> list[Scored]:
-        """Waits for them."""
+        """Waits for the scores."""
         tables = asking.scores().split(self.context.config.eval.group_size)
         return [(row, table.tolist(), media) for row, media, table in zip(rows, shown, tables, strict=True)]
 
     def share(self, rows: Sequence[int]) -> Sequence[int]:
-        """This process's."""
+        """This process's share of the rows."""
         config = self.context.config
         return rows[self.context.accelerator.process_index // config.model.context_parallel :: config.teams]
 
     def batches(self, rows: Sequence[int]) -> Iterator[list[Asked]]:
-        """This process's samples of these rows, those together whose conditions can share a call; each condition is opened once."""
+        """Batches of this process's samples of these rows. Their conditions can share a call, and each condition is read once."""
         config, main = self.context.config, self.context.accelerator.is_main_process
         size, n = config.eval.per_device_batch_size, config.eval.group_size
         waiting: dict[str, list[Asked]] = {}
@@ -169,7 +169,7 @@ class Evaluator:
         yield from filter(None, waiting.values())
 
     def _draw(self, batch: Sequence[Asked]) -> list[Any]:
-        """Their media; a process that has none left draws what the others' forwards need it for."""
+        """The media of a batch. A process without samples takes part in the others' forwards."""
         context, section = self.context, self.context.config.eval
         if not batch:
             first = self.taken[0]
@@ -182,7 +182,7 @@ class Evaluator:
             return list(context.engine("evaluate", cond, pipeline_kwargs(section), section.num_inference_steps, generators))
 
     def _metrics(self, where: str, table: Tensor) -> dict[str, float]:
-        """Of the scores (rows, group_size, R)."""
+        """The metrics of scores (rows, group_size, R)."""
         out: dict[str, float] = {f"{where}/rows": len(table)}
         for name, column in zip(self.rewards.names, table.flatten(0, 1).T, strict=True):
             known = column[~column.isnan()]

@@ -1,4 +1,4 @@
-"""The samples of an unfinished epoch on one process, and their conversion to tensors and text for saving."""
+"""The samples of an unfinished epoch on one process, and their conversion to tensors and JSON for saving."""
 
 import json
 from collections import Counter, defaultdict
@@ -27,26 +27,26 @@ if TYPE_CHECKING:
 
 @dataclass
 class FinishedWork:
-    """Of one process, in the order of the epoch."""
+    """The finished part of an epoch on one process, in the order of the epoch."""
 
     rollouts: list[Rollout]
-    """Micro-batches."""
+    """The finished micro-batches."""
     taken: int
-    """How many of them rewards were asked for."""
+    """The number of micro-batches for which scores were requested."""
     ids: list[int]
-    """Of the samples that this process has asked rewards for, which may be others' samples."""
+    """The ids of the samples for which this process has requested scores. They may be samples of other processes."""
     asked: StreamState
     counts: Counts
     together: int | None
-    """Micro-batches that a rollout draws in one call."""
+    """The number of micro-batches that one call of the pipeline draws."""
 
 
 class UnkeptError(Exception):
-    """Samples of a kind that is not kept."""
+    """Samples of this kind cannot be saved."""
 
 
 class Pool(Packer):
-    """Tensors by number."""
+    """Tensors by their number."""
 
     def __init__(self) -> None:
         super().__init__(lambda picture: None)
@@ -58,10 +58,10 @@ class Pool(Packer):
 
 
 def packed(done: FinishedWork) -> tuple[dict[str, Tensor], str]:
-    """The tensors, where they are, and what they are.
+    """The tensors on their devices, and JSON that describes them.
 
     Raises:
-        UnkeptError: the samples, or their conditions, are something that is not kept; the message says what.
+        UnkeptError: the samples or their conditions cannot be saved; the message has the reason.
     """
     last = {id(s): s for waiting in done.asked.waiting for s in waiting}
     places = {sample: k for k, sample in enumerate(last)}
@@ -83,7 +83,7 @@ def packed(done: FinishedWork) -> tuple[dict[str, Tensor], str]:
 
 
 def source_of(row: Row, cond: Cond) -> str:
-    """A hash of a row, as it was read, and of its condition."""
+    """A hash of a row as it was read, and of its condition."""
     try:
         return bytes(pack({"row": repr(row), "cond": dict(cond)}, b"")[-1].parts[0]).hex()
     except TypeError as error:
@@ -91,11 +91,11 @@ def source_of(row: Row, cond: Cond) -> str:
 
 
 def unpacked(tensors: Mapping[str, Tensor], text: str, collector: "RolloutCollector") -> FinishedWork:
-    """What was packed, as the process of that number has it.
+    """The inverse of `packed`, on the process of the same number.
 
     Raises:
-        CheckpointError: of other rows.
-        ValueError, KeyError, TypeError, ...: it was something else; see `packing.MALFORMED`.
+        CheckpointError: the rows have changed.
+        ValueError, KeyError, TypeError, ...: the data is malformed; see `packing.MALFORMED`.
     """
     plain = rebuilt(json.loads(text), {int(name): tensor for name, tensor in tensors.items()})
     rollouts = [_rollout(one, collector) for one in plain["rollouts"]]
@@ -128,7 +128,7 @@ def _rollout(plain: Mapping[str, Any], collector: "RolloutCollector") -> Rollout
     row = collector.epoch_groups(epoch)[group].row
 
     def there(value: Any) -> Any:
-        """Where the samples of an epoch wait until they are trained on."""
+        """The device on which samples wait until they are trained on."""
         here = to_device(_lifted(value), device)
         return to_cpu(here) if train.offload_samples_to_cpu else here
 
@@ -139,7 +139,7 @@ def _rollout(plain: Mapping[str, Any], collector: "RolloutCollector") -> Rollout
 
 
 def _laid(value: Any) -> Any:
-    """A tensor with the order of its dimensions in memory: sums over it are in that order."""
+    """A tensor with its memory layout, because the layout determines the order of sums."""
     if isinstance(value, torch.dtype):
         return {"dtype": NAMES[value]}
     if not isinstance(value, Tensor):

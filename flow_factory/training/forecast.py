@@ -1,4 +1,4 @@
-"""Predicts the time of a whole run from a short one with the same sizes."""
+"""The prediction of a run's time from a short run with the same sizes."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,13 @@ from flow_factory.data.encoding_windows import order_of
 from flow_factory.training.meter import Meter
 
 Seconds = Mapping[str, Mapping[str, Sequence[float]]]
-"""Phase -> name of its steps -> seconds of each; "" has what follows the last one."""
+"""Phase -> name of its steps -> seconds of each step; "" has the time after the last step."""
 LEAST = 2
-"""Groups, calls of the pipeline, micro-batches and batches of test rows of the short run: the first tunes, the second is as all others."""
+"""The number of groups, pipeline calls, micro-batches and test batches in the short run. The first includes tuning, the second not."""
 
 
 def shrunk(config: RunConfig) -> RunConfig:
-    """An epoch of a few groups, which are dealt out to the processes as those of the run are; of the same samples, steps and pictures."""
+    """A config with an epoch of a few groups, with the same distribution over processes, samples, steps and image sizes as the run."""
     train, real = config.train, plan_of(config)
     few = next((c for rows in range(LEAST, train.unique_sample_num_per_epoch) if (c := _with_rows(config, rows, real)) is not None), config)
     update = {
@@ -49,7 +49,7 @@ def _shrunk(alone: RunConfig, entry: DatasetConfig) -> DatasetConfig:
 
 
 def _with_rows(config: RunConfig, rows: int, real: BatchPlan) -> RunConfig | None:
-    """With so many groups an epoch; None where a process would have too little to do, or other parts of groups than in the run."""
+    """The config with this many groups; None if a process had too little to do, or other parts of groups than in the run."""
     batches = rows * config.train.trained_batches_per_group // config.teams
     if not deals(config, rows) or batches < LEAST or rows * config.train.group_size // config.teams < LEAST * real.drawn_together:
         return None
@@ -64,14 +64,14 @@ def _with_rows(config: RunConfig, rows: int, real: BatchPlan) -> RunConfig | Non
 
 
 class Paces:
-    """Observes a meter: how long each step of each phase takes, without the phases inside."""
+    """Observes a meter: the duration of each step of each phase, without nested phases."""
 
     def __init__(self, meter: Meter):
         self.meter = meter
         self.open: list[str] = []
         self.since: Any = None
         self.intervals: dict[str, list[tuple[Any, Any, str]]] = defaultdict(list)
-        """Of each phase: from, to, and the name of the step that was done then, or ""."""
+        """Phase -> (start, end, name of the step that ended, or "")."""
 
     def begins(self, phase: str) -> None:
         self._cut("")
@@ -91,9 +91,9 @@ class Paces:
         self.since = now
 
     def seconds(self) -> "Seconds":
-        """Once the phases are over."""
+        """The durations, once the phases have ended."""
         if self.meter.cuda:
-            torch.cuda.synchronize()  # the last ticks may be under way
+            torch.cuda.synchronize()  # the last events may be pending
         found: dict[str, dict[str, list[float]]] = {}
         for phase, intervals in self.intervals.items():
             steps, since = found.setdefault(phase, defaultdict(list)), 0.0
@@ -108,12 +108,12 @@ class Paces:
 
 @dataclass
 class Forecast:
-    """In seconds, on one process.
+    """The prediction, in seconds on one process.
 
     Attributes:
-        phases: of an epoch.
-        once: what the first of each costs beyond those that follow: compiling, tuning, first reads.
-        evaluation: of as many rows as the run takes.
+        phases: phase of an epoch -> seconds.
+        once: additional seconds of the first steps: compilation, tuning, first reads.
+        evaluation: seconds of one evaluation with the run's number of rows.
     """
 
     phases: dict[str, float] = field(default_factory=dict)
@@ -121,7 +121,7 @@ class Forecast:
     evaluation: float = 0.0
 
     def add(self, steps: Sequence[float], many: float, rest: float = 0.0) -> float:
-        """What `many` steps take where these, and in all of them the rest, were measured."""
+        """Seconds of `many` steps, from the measured steps and the rest of the phase."""
         if not steps:
             return rest
         usual = fmean(steps[1:] or steps)
@@ -130,13 +130,13 @@ class Forecast:
 
 
 def forecast(config: RunConfig, few: RunConfig, seconds: Seconds, rows: tuple[int, int], live: Sequence[bool] = ()) -> Forecast:
-    """Of an epoch and an evaluation of a run.
+    """Predicts an epoch and an evaluation of a run.
 
     Args:
-        config: the run's.
-        few: `shrunk`, of which `seconds` were measured.
-        rows: that an evaluation takes in the run, and that it took, or what they cost.
-        live: of each kept copy that the loss asks for, whether it is the policy until the first update.
+        config: the config of the run.
+        few: the `shrunk` config of which `seconds` were measured.
+        rows: (test rows of the run, test rows of the short run), or their costs.
+        live: for each kept copy that the loss uses, whether it equals the policy until the first update.
     """
     real, small, found = plan_of(config), plan_of(few), Forecast()
     more = real.micro_batches_per_rank / small.micro_batches_per_rank
@@ -152,7 +152,7 @@ def forecast(config: RunConfig, few: RunConfig, seconds: Seconds, rows: tuple[in
 
 
 def _learning(plan: BatchPlan, steps: Mapping[str, Sequence[float]], live: Sequence[bool], found: Forecast) -> float:
-    """Of the epoch's second half. A first micro-batch's forward is a third of it, where no forward of kept weights was measured."""
+    """Seconds of the optimise phase. A forward counts as a third of a micro-batch if no forward of kept weights was measured."""
     batches, updates = plan.trained_batches_per_rank, plan.optimiser_steps_per_epoch
     each = found.add(steps.get("micro-batch", ()), 1)
     back = sum(batches - plan.micro_batches_per_update if first else batches for first in live)
@@ -162,7 +162,7 @@ def _learning(plan: BatchPlan, steps: Mapping[str, Sequence[float]], live: Seque
 
 
 def times(config: RunConfig) -> tuple[int, int] | None:
-    """(evaluations, checkpoints) of a run; None of one without an end."""
+    """(evaluations, checkpoints) of a run; None for a run without an end."""
     last = config.train.max_epochs
     if last is None:
         return None

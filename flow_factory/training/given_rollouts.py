@@ -1,4 +1,4 @@
-"""Given media as if they had been sampled."""
+"""Rollouts from the media of the data set instead of samples."""
 
 from collections.abc import Sequence
 
@@ -12,18 +12,18 @@ from flow_factory.types import Cond, Rollout, Row
 
 
 def draws_targets(train: TrainConfig) -> bool:
-    """Whether media are draws from the VAE's distribution. A pair's are its modes: equal files are to be equal states."""
+    """Whether latents are drawn from the VAE's distribution. For pairs its mode is used, so that equal files give equal states."""
     return isinstance(train, SFTConfig) and train.sample_targets
 
 
 def given_rollout(
     given: GivenMedia, row: Row, cond: tuple[Cond, Cond], group: int, epoch: int, ids: Sequence[int], seed: int | None
 ) -> Rollout:
-    """A micro-batch of a row's media: its target as often as there are ids; or of a pair, the chosen one first.
+    """A micro-batch of a row's media: its target, once for each id; or its pair, the chosen one first.
 
     Args:
-        cond: on the device, and as the rollout keeps it.
-        seed: of the draw from the VAE's distribution, keyed by row and epoch; None takes the mode.
+        cond: the condition on the device, and as the rollout stores it.
+        seed: the seed of the draw from the VAE's distribution, keyed by row and epoch; None for the mode.
     """
     here, kept = cond
     drawn = None if seed is None else generator(seed, "target", epoch, row.id)

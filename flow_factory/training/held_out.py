@@ -1,4 +1,4 @@
-"""The loss on test rows that bring what is learnt from, at fixed noise and noise levels, under the weights that are reported."""
+"""The loss on test rows with demonstrations or preferences, at fixed noise and noise levels, under the reported weights."""
 
 from collections.abc import Sequence
 
@@ -20,12 +20,12 @@ REPORTED = ("loss", "margin", "pair_accuracy")
 
 
 class HeldOut:
-    """Of an algorithm that learns from given media. What it draws is keyed by row, so that no other row and no batch size matters.
+    """The held-out loss. Noise is keyed by row, so it does not depend on other rows or on the batch size.
 
     Args:
-        context: of the run with the data set of this name alone.
-        rows: of its test file.
-        conds: theirs, encoded for the evaluation: media are brought to its size.
+        context: the context of the run, restricted to this data set.
+        rows: the rows of its test file.
+        conds: their conditions, encoded for the evaluation. Media are resized to its resolution.
     """
 
     def __init__(self, context: TrainingContext, rows: Sequence[Row], conds: Sequence[Cond], name: str = ""):
@@ -40,14 +40,14 @@ class HeldOut:
         self.calls = {name: call if s is None else adapter.with_guidance(call, s) for name, s in scales.items()}
 
     def __call__(self, asked: Sequence[int]) -> dict[str, float]:
-        """Means over those of these rows that bring media, by metric; nothing where none does. All processes must come."""
+        """Metric -> mean over these rows, of those with media; empty if there are none. All processes call this together."""
         context = self.context
         bring = [k for k in asked if has_media(self.rows[k], self.given.columns)]
         if not bring:
             return {}
         team, teams = context.config.model.context_parallel, context.config.teams
         mine = bring[context.accelerator.process_index // team :: teams]
-        mine += bring[:1] * (-(-len(bring) // teams) - len(mine))  # forwards may be of all together
+        mine += bring[:1] * (-(-len(bring) // teams) - len(mine))  # forwards may be collective
         with torch.no_grad(), context.store.use(context.store.reported), context.engine.gathered():
             local = [(k, self._of_row(k)) for k in in_step(context.accelerator, context.interrupt, mine, len(mine))]
         every = [found for _, found in sorted(dict(gather_object(local)).items())]
@@ -70,5 +70,5 @@ class HeldOut:
         return self._velocity(point, "policy") if weights == "policy" else point.frozen[weights]
 
     def _velocity(self, point: Point, weights: str) -> Tensor:
-        """Of the weights that are in the model now, with the guidance of those named."""
+        """The velocity of the weights that are in the model, with the guidance of the named ones."""
         return self.context.engine("velocity", point.x, point.t, point.s, point.cond, self.calls[weights], None)

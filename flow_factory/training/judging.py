@@ -1,4 +1,4 @@
-"""Scores an epoch's samples while they are drawn. Images that every reward has scored leave main memory, except those to be logged."""
+"""The scoring of an epoch's samples while they are drawn. Scored images are freed, except those to be logged."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -25,11 +25,11 @@ from flow_factory.utils.signals import Interrupt, Interrupted
 
 
 class RolloutScoring:
-    """Of one epoch on one process. Every reward is called as if it were asked for all samples at once, see `ScoringStream`.
+    """The scoring of one epoch on one process. The batches of a reward are those of scoring all samples at once, see `ScoringStream`.
 
     Args:
-        size: samples of a micro-batch.
-        shown: so many of this process's first pictures stay.
+        size: the number of samples of a micro-batch.
+        shown: the number of this process's first images that are kept.
     """
 
     def __init__(self, accelerator: Accelerator, interrupt: Interrupt, meter: Meter, deal: Deal, rewards: RewardSet, size: int, shown: int):
@@ -39,32 +39,32 @@ class RolloutScoring:
         self.enough = deal.heard_at_once(size, rewards.batch)
         self.asking = rewards.asking(interrupt.look)
         self.ids: list[int] = []
-        """Of the samples whose scores all processes have: see `taken`."""
+        """The ids of the samples that all processes have the scores of: see `taken`."""
         self.taken = 0
-        """Micro-batches that were handed in, and whose scores all processes have."""
+        """The number of submitted micro-batches that all processes have the scores of."""
         self.coming: deque[tuple[Sequence[Rollout], list[int]]] = deque()
-        """Those that were handed in later, and the ids of what was asked for with them; as in `ScoringStream.coming`."""
+        """Later submissions, each with the ids of its samples; as in `ScoringStream.coming`."""
         self.counts: Counts | None = None
-        """The epoch's, once all rewards are there."""
+        """The counts of the epoch, once all rewards are there."""
         self.complete = False
-        """Whether all samples of the epoch were handed in."""
+        """Whether all samples of the epoch were submitted."""
 
     def resume(self, done: FinishedWork) -> None:
-        """Goes on where another process of the same run stood."""
+        """Continues from the finished work of an interrupted run."""
         self.ids, self.taken = done.ids, done.taken
         self.asking.asked, self.rewards.counts = done.asked, done.counts
         self.shown -= sum(len(rollout.media) for rollout in done.rollouts[: self.taken])
 
     def due(self, drawn: Sequence[Rollout]) -> bool:
-        """Whether these samples, which no reward has seen, are to be handed in: whole groups, and enough to fill a call of each reward.
+        """Whether to submit these new samples: they must be whole groups, and fill a call of each reward.
 
-        Processes that have drawn as often say the same.
+        The result is the same on all processes that have drawn the same number of times.
         """
         samples = sum(len(rollout.ids) for rollout in drawn)
         return samples > 0 and samples % self.enough == 0
 
     def heard(self, drawn: Sequence[Rollout]) -> list[Rollout]:
-        """The next samples, in micro-batches, in the order of the epoch; every process must come as often.
+        """Submits the next micro-batches, in the order of the epoch. All processes call this together.
 
         Raises:
             UserError, Interrupted: see `all_or_none`.
@@ -80,14 +80,14 @@ class RolloutScoring:
             if self.exchanged:
                 wait_for_everyone("rolling out")
                 groups = whole_groups(self.accelerator, self.deal, groups)
-            elif not self.deal.leads(self.accelerator.process_index):  # the first process of the team has the same
+            elif not self.deal.leads(self.accelerator.process_index):  # the first process of the team does this
                 groups = []
             self._add(groups, last)
         self.coming.append((rollouts, [i for g in groups for i in g.ids]))
         self._take()
 
     def _add(self, groups: Sequence[Group], last: bool) -> None:
-        """Asks for their scores; where a process is stopped or fails, nothing was asked on any."""
+        """Requests the scores of these groups. If any process is stopped or fails, none has requested anything."""
         rows, media = [g.row for g in groups], [g.media for g in groups]
         before = len(self.asking.coming)
         try:
@@ -97,9 +97,9 @@ class RolloutScoring:
             raise
 
     def _take(self) -> None:
-        """What all processes have the scores of: its pictures are let go."""
+        """Takes the scores that all processes have, and frees their images."""
         ready = self.asking.ready()
-        if self.rewards.lanes:  # which are not equally fast everywhere
+        if self.rewards.lanes:  # their speed differs between processes
             ready = -most_of_ranks(self.accelerator, -ready)
         self._took(ready)
 
@@ -112,21 +112,21 @@ class RolloutScoring:
             self.let_go(rollouts)
 
     def let_go(self, rollouts: Sequence[Rollout]) -> None:
-        """Of the next pictures, but those that are shown."""
+        """Frees the images of these micro-batches, except those to be logged."""
         for rollout in rollouts:
             rollout.media = rollout.media[: self.shown]
             self.shown -= len(rollout.media)
 
     def complete_with(self, rollouts: Sequence[Rollout]) -> None:
-        """Hands in what was not of all the epoch's micro-batches."""
+        """Submits those of all the epoch's micro-batches that were not submitted yet."""
         if not self.complete:
             self._ask(rollouts[self.taken + sum(len(part) for part, _ in self.coming) :], last=True)
             self.complete = True
 
     def first(self, samples: int) -> dict[int, Tensor]:
-        """(R,) by id, of this process's first samples, so many at least, once they have all their scores; of what is complete.
+        """Sample id -> scores (R,), of at least this many of this process's first samples, once they are complete.
 
-        Every process waits for as many hand-ins as the others.
+        All processes wait for the same number of submissions.
 
         Raises:
             UserError, Interrupted: see `all_or_none`.
@@ -137,14 +137,14 @@ class RolloutScoring:
         return dict(zip(self.ids, self.asking.scores_so_far(), strict=False))
 
     def go_on(self) -> None:
-        """From here on a signal stops nothing: weights have changed, and the epoch is learnt to its end."""
+        """Ignores signals from here on: weights have changed, and the epoch is trained to its end."""
         self.interrupt = Interrupt()
         self.asking.look = self.interrupt.look
 
     def finish(self, rollouts: Sequence[Rollout]) -> None:
-        """Fills in `Rollout.rewards` of all the epoch's micro-batches, the last ones of which were not handed in before.
+        """Sets `Rollout.rewards` of all the epoch's micro-batches, after submitting the last ones.
 
-        Of a team the first process has them, and the others NaN.
+        In a team of context parallelism the first process has the scores, and the others NaN.
 
         Raises:
             UserError, Interrupted: see `all_or_none`.

@@ -1,7 +1,7 @@
-"""What is done of an epoch in which a run is stopped: its samples, and the scores that they have, kept beside the epoch's state.
+"""The finished part of an interrupted epoch: its samples and their scores, saved next to the training state.
 
-<checkpoint>/rollouts/part-00000.safetensors ...  a file of each process: tensors and pictures, and in its metadata what they are
-<checkpoint>/rollouts/index.json                  whose they are, and size and sha256 of every file; written last
+<checkpoint>/rollouts/part-00000.safetensors ...  a file for each process: tensors and images, described in its metadata
+<checkpoint>/rollouts/index.json                  the identity of the run, and size and sha256 of every file; written last
 """
 
 import hashlib
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 FOLDER, METADATA = "rollouts", "rollouts"
 FORMAT: Literal[1] = 1
-"""Of the files; those of another one are not taken up."""
+"""The version of the files. Files of another version are ignored."""
 NO_PART = ("log", "eval", "eval_rewards", "main_process_port", "distributed_timeout", "model.resume_path", "model.resume_type",
            "train.max_epochs", "data.cache_dir")  # fmt: skip
-"""Keys of a config that may change: no sample and no score depends on them."""
+"""Keys of the config that may change, because no sample and no score depends on them."""
 SHARE = 0.5
-"""Of the disk's free space, what may be taken."""
+"""The share of the disk's free space that may be used."""
 
 
 class Contents(BaseModel):
@@ -52,23 +52,23 @@ class Contents(BaseModel):
     files: dict[str, Stored]
 
 
-# -- as a run is stopped ----------------------------------------------------------------------------------------------------------------
+# -- saving -----------------------------------------------------------------------------------------------------------------------------
 
 
 def keep(trainer: "Trainer", checkpoint: Path) -> str | None:
-    """Keeps what all processes have of the epoch that is under way. They all come here, and stand at the same place.
+    """Saves the finished part of the current epoch. All processes call this at the same place.
 
     Args:
-        checkpoint: with the epoch's state.
+        checkpoint: the checkpoint with the epoch's state.
 
     Returns:
-        A line that says whether they are kept; None where there is nothing of an epoch.
+        A line about the result; None if there is nothing to save.
     """
     done = trainer.collector.done_so_far()
     if done is None:
         return None
     if trainer.context.accelerator.is_main_process:
-        shutil.rmtree(_partial(checkpoint), ignore_errors=True)  # of an earlier cut
+        shutil.rmtree(_partial(checkpoint), ignore_errors=True)  # from an earlier interruption
     try:
         tensors, text, problem = *packed(done), None
     except UnkeptError as error:
@@ -90,7 +90,7 @@ def _too_much(size: float, most: float, free: float) -> str | None:
 
 
 def _write(trainer: "Trainer", checkpoint: Path, tensors: Mapping[str, torch.Tensor], text: str) -> str | None:
-    """Writes this process's file and, on the main one, what leads to all; why it failed, where it did on any."""
+    """Writes this process's file, and on the main process the index. Returns the reason if it failed on any process."""
     main, partial = trainer.context.accelerator.is_main_process, _partial(checkpoint)
     file = partial / f"part-{trainer.context.accelerator.process_index:05d}.safetensors"
     mine: tuple[str, dict[str, Any]] | str
@@ -122,13 +122,13 @@ def _partial(checkpoint: Path) -> Path:
 
 
 def _finish(checkpoint: Path, contents: Contents) -> None:
-    """Brings all to the disk, then puts it in its place."""
+    """Flushes all files to the disk, then renames the folder to its final name."""
     partial, old = _partial(checkpoint), checkpoint / f".old-{FOLDER}"
     (partial / INDEX).write_text(contents.model_dump_json(indent=1), encoding="utf-8")
     for path in partial.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    shutil.rmtree(old, ignore_errors=True)  # of an earlier cut
+    shutil.rmtree(old, ignore_errors=True)  # from an earlier interruption
     if (checkpoint / FOLDER).exists():
         (checkpoint / FOLDER).rename(old)
     partial.rename(checkpoint / FOLDER)
@@ -136,22 +136,22 @@ def _finish(checkpoint: Path, contents: Contents) -> None:
 
 
 def clear(checkpoints: Path, but: Path) -> None:
-    """Removes what checkpoints have of epochs that are done; on the main process, when the checkpoint `but` is whole."""
+    """Removes the rollouts of finished epochs from checkpoints, on the main process, when the checkpoint `but` is complete."""
     for folder in checkpoints.glob(f"**/*{FOLDER}"):
         if folder.parent != but and folder.name in (FOLDER, f".partial-{FOLDER}", f".old-{FOLDER}"):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-# -- as it goes on ----------------------------------------------------------------------------------------------------------------------
+# -- loading ----------------------------------------------------------------------------------------------------------------------------
 
 
 def take_up(trainer: "Trainer", checkpoint: Path) -> str | None:
-    """Hands the trainer what a checkpoint has of the epoch that comes next. Called by all processes together.
+    """Loads the finished part of the next epoch from a checkpoint. All processes call this together.
 
-    What is damaged, or another run's, is taken up by none.
+    If the files are damaged or of another run on any process, no process uses them.
 
     Returns:
-        A line that says whether it is taken up; None where there is nothing.
+        A line about the result; None if there is nothing to load.
     """
     folder, found = checkpoint / FOLDER, None
     wait_for_everyone("looking for rollouts")
@@ -173,7 +173,7 @@ def take_up(trainer: "Trainer", checkpoint: Path) -> str | None:
 
 def _read(trainer: "Trainer", checkpoint: Path) -> FinishedWork:
     """Raises:
-    CheckpointError: it is damaged, or another run's.
+    CheckpointError: the files are damaged, or of another run.
     """
     folder = checkpoint / FOLDER
     with plainly(folder, "is damaged"):
@@ -195,11 +195,11 @@ def _read(trainer: "Trainer", checkpoint: Path) -> FinishedWork:
             raise ValueError(f"{name} holds something else") from error
 
 
-# -- whose it is ------------------------------------------------------------------------------------------------------------------------
+# -- identity ---------------------------------------------------------------------------------------------------------------------------
 
 
 def whose(trainer: "Trainer", checkpoint: Path) -> dict[str, Any]:
-    """What the samples and scores of an epoch depend on, but for the rows: what has changed is named."""
+    """Everything that samples and scores of an epoch depend on, except the rows, in parts that an error message can name."""
     state = checkpoint / "state" / INDEX
     context = trainer.context
     return dict(_config(context.config)) | trainer.identity | {
@@ -210,7 +210,7 @@ def whose(trainer: "Trainer", checkpoint: Path) -> dict[str, Any]:
 
 
 def _config(config: RunConfig) -> Iterator[tuple[str, Any]]:
-    """The keys that count, dotted."""
+    """The dotted keys of the config that count, with their values."""
 
     def spread(tree: Mapping[str, Any], before: str) -> Iterator[tuple[str, Any]]:
         for name, value in tree.items():
@@ -227,12 +227,12 @@ def _config(config: RunConfig) -> Iterator[tuple[str, Any]]:
 
 
 def device_of(device: torch.device) -> str:
-    """Its kind: another one rounds in another way."""
+    """The kind of the device. Another kind rounds differently."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def code_of(trainer: "Trainer") -> str:
-    """sha256 of the program, and of what is the user's own: the modules of the adapter, the algorithm and the rewards."""
+    """sha256 of the program, and of the modules of a user's own adapter, algorithm and rewards."""
     own = [trainer.context.adapter, trainer.context.algorithm, *(reward.model for reward in trainer.context.rewards.rewards)]
     modules = {sys.modules[c.__module__] for one in own for c in type(one).__mro__}
     files = {str(f) for f in Path(__file__).parent.rglob("*.py")} | {f for m in modules if (f := getattr(m, "__file__", None))}

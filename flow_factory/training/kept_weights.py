@@ -1,4 +1,4 @@
-"""Which copies of the trained weights a run keeps, and what the reference is."""
+"""The copies of the trained weights that a run keeps, and the choice of the reference."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -16,22 +16,22 @@ Weights = Mapping[str, Tensor]
 
 
 def copies_base(config: RunConfig, algorithm: Algorithm) -> bool:
-    """Whether the checkpoint's own weights are kept as the reference; of a LoRA they are there, with the adapter off."""
+    """Whether a copy of the checkpoint's own weights is kept as the reference. A LoRA needs none: its base model is the reference."""
     return "ref" in algorithm.weights and config.train.reference == "base" and config.model.finetune_type == "full"
 
 
 def keep_copies(config: RunConfig, engine: Engine, algorithm: Algorithm, base: Weights = MappingProxyType({})) -> WeightStore:
-    """The copies that the run needs: the average, and those that the algorithm compares with or samples from.
+    """Makes the copies that the run needs: the average, and those that the algorithm compares with or samples from.
 
     Args:
-        base: the checkpoint's own weights, whole, where the model has others by now and they are the reference.
+        base: the checkpoint's own weights as whole tensors, if they are the reference and the model has loaded others.
     """
     base_of_lora = config.model.finetune_type == "lora" and config.train.reference == "base"
     off = engine.policy.adapter_off if base_of_lora and not config.train.moves_reference else None
     store = WeightStore(engine.policy.trained(), off, engine.part, engine.written, engine.policy.at_work)
     if "ref" in algorithm.weights:
         store.keep("ref", device_of(config.train.ref_param_device))
-    if "ref" in algorithm.weights and base_of_lora and off is None:  # a copy that will move; it begins as a LoRA that changes nothing
+    if "ref" in algorithm.weights and base_of_lora and off is None:  # a copy that will change; it starts as a LoRA without effect
         for key, part in zip(store.networks[MAIN], store.copies["ref"], strict=True):
             part.mul_(0.0 if ".lora_B." in key else 1.0)
     for name, weights in base.items():
@@ -46,7 +46,7 @@ def keep_copies(config: RunConfig, engine: Engine, algorithm: Algorithm, base: W
 
 
 def given_weights(config: RunConfig, engine: Engine, file: LoraFile) -> dict[str, Tensor]:
-    """Whole weights of a file, by the names of the policy's."""
+    """The weights of a LoRA file as whole tensors, by the names of the policy's parameters."""
     weights: dict[str, Tensor] = {}
     for component in engine.policy.models:
         params = {key: p for key, p in engine.policy.trained().items() if key.startswith(f"{component}.")}
@@ -58,5 +58,5 @@ def given_weights(config: RunConfig, engine: Engine, file: LoraFile) -> dict[str
 
 
 def device_of(name: str) -> str | None:
-    """None, "where the weights are", for auto."""
+    """The device of a copy; None for `auto`, which is the device of the weights."""
     return None if name == "auto" else name

@@ -1,4 +1,4 @@
-"""GARDO (arXiv 2512.24138): which samples are held to the reference, and when the policy becomes the reference itself."""
+"""GARDO (arXiv 2512.24138): which samples have a KL term, and when the reference is reset to the policy."""
 
 import math
 from dataclasses import dataclass, field
@@ -12,20 +12,20 @@ from flow_factory.training.context import TrainingContext
 from flow_factory.types import Metrics
 
 SHARE, MOVED = "kl_gate", "kl_reset"
-"""What `Progress.memory` has: the share and the mean uncertainties of the last epochs; the epoch before which the reference last moved."""
+"""Keys of `Progress.memory`: the share with the mean uncertainties of the last epochs; the epoch before the last reset."""
 
 
 @dataclass
 class KLGate:
-    """Of a run. What it remembers changes at the end of an epoch: a run that is stopped within one does it again."""
+    """The gate of a run. Its memory changes only at the end of an epoch, so an interrupted epoch can be repeated."""
 
     context: TrainingContext
     train: TransitionConfig
     pending: list[float] | None = field(default=None, init=False)
-    """What this epoch will leave in memory."""
+    """The memory after this epoch."""
 
     def weights(self, doubts: Tensor) -> tuple[Tensor, Metrics]:
-        """(G, n) uncertainties of an epoch's samples -> their weights in the KL term, 1 on average or all 0; and metrics."""
+        """(G, n) uncertainties of an epoch's samples -> their weights in the KL term, of mean 1 or all 0; and metrics."""
         assert self.train.kl_gate_share is not None
         share, *before = self.context.progress.memory.get(SHARE, [self.train.kl_gate_share])
         mean = mean_doubt(doubts)
@@ -37,7 +37,7 @@ class KLGate:
         return gate / part.clamp(min=1 / gate.numel()), metrics
 
     def finish(self) -> None:
-        """The epoch is learnt: the policy may become the reference of the next one."""
+        """Called at the end of an epoch. It may reset the reference to the policy."""
         memory = self.context.progress.memory
         if self.pending is not None:
             memory[SHARE], self.pending = self.pending, None

@@ -1,4 +1,4 @@
-"""The second half of an epoch: what rollouts teach the policy."""
+"""The second half of an epoch: the policy is trained on rollouts."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -26,36 +26,36 @@ Work = TypeVar("Work")
 
 @dataclass
 class Learner:
-    """Everything is built outside and handed in; knows the order of forwards, backwards and optimiser steps."""
+    """The order of forwards, backwards and optimiser steps. All parts are built elsewhere and passed in."""
 
     context: TrainingContext
     fresh: bool = field(default=False, init=False)
-    """Whether the policy is still what it was when the epoch began."""
+    """Whether the policy has not changed in this epoch yet."""
     cond: tuple[Cond, Cond] | None = field(default=None, init=False)
-    """Of the row that was learnt from last: as its rollouts keep it, and on the device."""
+    """The last used condition: as the rollouts store it, and on the device."""
     turn: Turn = field(init=False)
-    """The optimiser step that is being computed."""
+    """The current optimiser step."""
 
     def __post_init__(self) -> None:
         context, self.checks = self.context, UpdateChecks(self.context)
         sizes = {name: context.engine.shape(p).numel() for name, p in context.store.params.items()}
         self.roots = {network: sum(map(sizes.__getitem__, names)) ** 0.5 for network, names in context.store.networks.items()}
-        """Of the number of each network's weights."""
+        """Network -> square root of its number of weights."""
         self.calls: dict[float | None, dict[str, Any]] = {None: context.call}
-        """By the scale of their guidance."""
+        """Guidance scale -> call arguments."""
         self.turn = context.algorithm.turns(context.progress.updates)[0]
         vae = getattr(self.context.adapter.pipe, "vae", None)
         if vae is not None and context.algorithm.through_sampler and vae._supports_gradient_checkpointing:
             vae.enable_gradient_checkpointing()
 
     def learn(self, groups: Sequence[Sequence[Rollout]], before: Callable[[Sequence[Rollout]], None] = lambda batches: None) -> None:
-        """`num_inner_epochs` passes over all training points of whole groups, an update after each window of micro-batches.
+        """`num_inner_epochs` passes over all training points of whole groups, with an update after each window of micro-batches.
 
         Args:
-            before: called with a window's micro-batches before anything is computed that depends on their advantages.
+            before: called with a window's micro-batches before their advantages are used.
 
         Raises:
-            Interrupted: before the first step; from there on the epoch is learnt to its end.
+            Interrupted: before the first step. After it the epoch is trained to its end.
         """
         context = self.context
         chosen = {g[0].group: context.algorithm.select(g) for g in groups}
@@ -75,7 +75,7 @@ class Learner:
         self.follow("epoch")
 
     def look_at_rewards(self, windows: Sequence[Window]) -> None:
-        """Their gradient in the final states, for algorithms that learn through the sampler."""
+        """Computes the gradient of the rewards in the final states, for algorithms that learn through the sampler."""
         if not self.context.algorithm.through_sampler:
             return
         for batch in self.stoppable([b for window in windows for b in window.batches]):
@@ -85,9 +85,9 @@ class Learner:
             self.context.meter.step("looking at rewards")
 
     def look_back(self, windows: Sequence[Window], chosen: dict[int, list[Rollout]]) -> None:
-        """The velocities under kept weights, all in one pass: the weights are swapped once, and inner epochs share the forwards.
+        """Computes the velocities under kept weights in one pass: the weights are swapped once, and inner epochs share the forwards.
 
-        "old" weights that nobody keeps are the policy's until the first update, whose own forwards then are the old ones as well.
+        "old" weights without a copy are the policy's until the first update, and the forwards of that update give their velocities.
         """
         context = self.context
         for name in context.algorithm.weights if context.algorithm.looks_back else ():
@@ -103,14 +103,14 @@ class Learner:
                     context.meter.step("looking back")
 
     def survey(self, window: Window, chosen: dict[int, list[Rollout]]) -> None:
-        """Shows the algorithm, without gradient, the points that its loss compares, where they are in more than one forward."""
+        """Gives the algorithm, without gradients, the points that its loss compares, if they are in several forwards."""
         algorithm = self.context.algorithm
         if self.turn.survey is None:
             return
         if algorithm.scope == "group":
             groups = [chosen[group] for group in dict.fromkeys(b.group for b in window.batches) if len(chosen[group]) > 1]
             units = as_many(self.context, groups)
-        elif algorithm.scope == "times" and not (self.fresh and self.is_policy("old")):  # whose ratios are all 1
+        elif algorithm.scope == "times" and not (self.fresh and self.is_policy("old")):  # else all ratios are 1
             units = [[b] for b in window.batches]
         else:
             return
@@ -122,7 +122,7 @@ class Learner:
                         batch.peers[k] = peers
 
     def blocks(self, unit: Sequence[Rollout]) -> Iterator[list[tuple[Rollout, int, Point]]]:
-        """The points that are compared with each other, of a group's micro-batches or of one, each with its number in its micro-batch."""
+        """The points that are compared with each other, as (micro-batch, index in it, point)."""
         if self.context.algorithm.scope == "times":
             yield [(b, k, p) for b in unit for k, p in enumerate(self.points(b))]
         else:
@@ -130,11 +130,11 @@ class Learner:
                 yield [(b, k, p) for b, p in zip(unit, row, strict=True)]
 
     def stoppable(self, work: Sequence[Work]) -> Iterator[Work]:
-        """The work of micro-batches; until the epoch's first optimiser step, with an agreement after each on whether to stop."""
+        """Iterates over work. Until the epoch's first optimiser step, all processes agree after each item on whether to stop."""
         return in_step(self.context.accelerator, self.context.interrupt, work, len(work)) if self.fresh else iter(work)
 
     def update(self, window: Window, chosen: dict[int, list[Rollout]]) -> None:
-        """An optimiser step of each network in its turn, where there are several; then what follows the weights."""
+        """An optimiser step of each network in its turn; then the schedule and the copies that follow the policy."""
         context, progress, norms = self.context, self.context.progress, {}
         rate = float(context.schedule.get_last_lr()[0])
         for self.turn in context.algorithm.turns(progress.updates):
@@ -151,7 +151,7 @@ class Learner:
         context.meter.step("update")
 
     def descend(self, window: Window) -> Tensor:
-        """One optimiser step on the mean loss of the window's points; an epoch's first is checked to be on-policy.
+        """One optimiser step on the mean loss of the window's points. The first of an epoch is checked to be on-policy.
 
         Returns:
             The norm of the gradient.
@@ -169,23 +169,23 @@ class Learner:
                         self.checks.on_policy(metrics)
                     if left == 0:
                         since = meter.mark()
-                    engine.backward(loss / window.points * context.plan.trained.team)  # whose processes have a part of the gradient each
-                if self.fresh and again:  # the old velocities that this forward has found
+                    engine.backward(loss / window.points * context.plan.trained.team)  # each process of a team has a part of the gradient
+                if self.fresh and again:  # the forward's velocities are those of the old policy
                     batch.frozen[k] |= self.stored(point.frozen)
                 meter.add(metrics)
             meter.step("micro-batch")
         norm, network = self.step(), self.turn.network
-        if not engine.collective:  # else every forward is shared, and none of it is one's own
+        if not engine.collective:  # with collective forwards no work is a process's own
             meter.shared(since)
         of = "" if network == "policy" else f"{network}_"
         meter.add({f"{of}grad_norm": norm, f"{of}grad_rms": norm / self.roots[network]})
         return norm
 
     def step(self) -> Tensor:
-        """The engine's; its error gets the place and a way out.
+        """The step of the engine. Its error gets the epoch and a hint.
 
         Raises:
-            GradientError: the gradient is no number.
+            GradientError: the gradient is NaN or infinite.
         """
         engine, progress = self.context.engine, self.context.progress
         try:
@@ -195,7 +195,7 @@ class Learner:
             raise GradientError(f"{here}; {diagnosis(engine, progress.updates) or SUSPECTS}") from error
 
     def follow(self, after: str) -> None:
-        """Moves the copies that follow the policy."""
+        """Updates the copies that follow the policy."""
         for name, average in self.context.algorithm.averages.items():
             if average.after == after:
                 decay = average.decay(self.context.progress.updates)
@@ -205,7 +205,7 @@ class Learner:
     # -- points and velocities -------------------------------------------------------------------------------------------------
 
     def points(self, batch: Rollout) -> Iterator[Point]:
-        """A micro-batch's training points on this process's device, with what is known of them."""
+        """The training points of a micro-batch on the device, with the stored velocities and peers."""
         for k, point in enumerate(self.turn.points(batch)):
             known = {"frozen": batch.frozen[k], "peers": batch.peers.get(k)}
             device = self.context.accelerator.device
@@ -214,7 +214,7 @@ class Learner:
             yield replace(point, **to_device(vars(point) | known | dict.fromkeys(here), device) | here)
 
     def cond_of(self, kept: Cond) -> Cond:
-        """On the device; brought there once for the points of a group, which follow each other, and which share it."""
+        """The condition on the device. Consecutive points of a group share one copy."""
         if self.cond is None or self.cond[0] is not kept:
             self.cond = kept, to_device(kept, self.context.accelerator.device)
         return self.cond[1]
@@ -235,7 +235,7 @@ class Learner:
         return v
 
     def velocity_of(self, point: Point, asked: str = "policy", guidance: float | None = None) -> Tensor:
-        """Of the weights that are in the model now, with the memo and guidance that belong to the named ones, or this guidance."""
+        """The velocity of the weights that are in the model, with the memo and guidance of the named ones, or with this guidance."""
         context = self.context
         scale = context.algorithm.guidance(asked) if guidance is None else guidance
         if scale not in self.calls:
@@ -248,5 +248,5 @@ class Learner:
         return name == "old" and name not in self.context.algorithm.averages
 
     def stored(self, tensors: Any) -> Any:
-        """As they are kept until the next update."""
+        """The tensors on the device where they are kept until the next update."""
         return to_cpu(tensors) if self.context.config.train.offload_samples_to_cpu else tensors

@@ -1,4 +1,4 @@
-"""What an epoch cost and showed: metrics by name, seconds of work and of waiting by phase, memory."""
+"""The measurements of an epoch: metrics by name, seconds of work and of waiting by phase, memory."""
 
 import socket
 import time
@@ -19,54 +19,54 @@ from flow_factory.training.peak_memory import PeakMemory
 from flow_factory.training.slowest import Slowest, Spent
 
 EPOCH = ("encode", "rollout", "reward", "advantage", "optimise")
-"""The phases of an epoch, in their order."""
+"""The phases of an epoch in their order."""
 SAMPLED = ("rollout", "reward", "optimise")
-"""Those that do something for each sample."""
+"""The phases that process every sample."""
 
 
 class Observer(Protocol):
-    """What is told of the phases while they go on."""
+    """An observer of the phases."""
 
     def begins(self, phase: str) -> None: ...
     def steps(self, phase: str, what: str) -> None:
-        """A step of the phase is done: a call of the pipeline, a micro-batch, ..."""
+        """A step of the phase has ended: a call of the pipeline, a micro-batch, ..."""
 
     def ends(self, phase: str) -> None: ...
 
 
 @dataclass
 class _Open:
-    """A phase that is under way."""
+    """A phase that has not ended."""
 
     name: str
     start: float
     waited: float
-    """Seconds that this process had waited for others when it began."""
+    """Seconds that this process had waited for others before the phase."""
     inner: float = 0.0
-    """Seconds of the phases inside it."""
+    """Seconds of nested phases."""
     inner_wait: float = 0.0
 
 
 @dataclass
 class _Here:
-    """What a phase took on this process."""
+    """The cost of a phase on this process."""
 
     work: float = 0.0
     wait: float = 0.0
     shared: list[tuple[Any, Any]] = field(default_factory=list)
-    """Where what all processes end together began and ended: a gradient's reduction and the step after it."""
+    """(start, end) of work that all processes end together: the reduction of a gradient and the step after it."""
     shared_s: float = 0.0
     decode: list[tuple[Any, Any]] = field(default_factory=list)
     decode_s: float = 0.0
     peak: float = 0.0
-    """GB of the device."""
+    """Peak memory of the device in GB."""
 
 
 class Meter:
-    """Collects on the device; `means` and `costs` are the epoch's waits for it.
+    """Collects on the device. Only `means` and `costs` wait for it.
 
     Args:
-        team: so many processes in a row do the same (`model.context_parallel`).
+        team: the number of consecutive processes that do the same work (`model.context_parallel`).
     """
 
     def __init__(self, accelerator: Accelerator, team: int = 1):
@@ -81,14 +81,14 @@ class Meter:
         self._open: list[_Open] = []
 
     def clear(self) -> None:
-        """A new epoch."""
+        """Starts a new epoch."""
         self.values.clear()
         self.here.clear()
         self._open.clear()
         self.began = time.perf_counter()
 
     def add(self, metrics: Mapping[str, Tensor]) -> None:
-        """Scalars or per-sample values, detached."""
+        """Adds scalars or per-sample values, detached."""
         for name, value in metrics.items():
             self.values[name].append(value)
 
@@ -96,9 +96,9 @@ class Meter:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Adds the time inside to a phase of the epoch, which the other processes are told of: work, and waiting for others.
+        """Adds the time inside to a phase, as work and as waiting for others. The other processes are told of the phase.
 
-        What a phase inside another takes is none of that one's.
+        The time of a nested phase is not counted for the outer one.
         """
         liveness.set_activity(f"the {name} phase")
         self._settle()
@@ -119,7 +119,7 @@ class Meter:
             liveness.set_activity(f"the {self._open[-1].name} phase")
 
     def _account(self, mine: _Open) -> None:
-        """What a phase that ends has taken."""
+        """Adds the cost of a phase that ends."""
         whole, waited, here = time.perf_counter() - mine.start, barriers.waited() - mine.waited, self.here[mine.name]
         here.wait += waited - mine.inner_wait
         here.work += whole - mine.inner - (waited - mine.inner_wait)
@@ -130,12 +130,12 @@ class Meter:
             self._open[-2].inner_wait += waited
 
     def step(self, what: str) -> None:
-        """A step of the phase that is under way is done: a call of the pipeline, a micro-batch, ..."""
+        """Reports the end of a step of the current phase: a call of the pipeline, a micro-batch, ..."""
         for observer in self.observers if self._open else ():
             observer.steps(self._open[-1].name, what)
 
     def tick(self) -> Any:
-        """A moment of the device's work, or of a CPU's; nothing waits for it."""
+        """A point in time of the device's stream, or of the CPU. It does not wait."""
         if not self.cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -143,18 +143,18 @@ class Meter:
         return event
 
     def mark(self) -> tuple[Any, float]:
-        """Begins what all processes end together, however late the last one begins; see `shared`."""
+        """The start of work that all processes end together; see `shared`."""
         return self.tick(), barriers.waited()
 
     def shared(self, since: tuple[Any, float]) -> None:
-        """Ends it."""
+        """The end of that work."""
         if self._open:
             here = self.here[self._open[-1].name]
             here.shared.append((since[0], self.tick()))
-            here.shared_s -= barriers.waited() - since[1]  # which is told as waiting already
+            here.shared_s -= barriers.waited() - since[1]  # already counted as waiting
 
     def decoding(self, decode: Callable[..., Any]) -> Callable[..., Any]:
-        """A VAE's `decode`, whose time is part of the phase that is under way."""
+        """Wraps a VAE's `decode`, so that its time is measured as part of the current phase."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             since = self.tick()
@@ -166,17 +166,17 @@ class Meter:
         return timed
 
     def seconds(self, since: Any, until: Any) -> float:
-        """Between two ticks that the device has reached."""
+        """Seconds between two ticks that the device has reached."""
         return since.elapsed_time(until) * 1e-3 if self.cuda else until - since
 
     def _between(self, pairs: list[tuple[Any, Any]]) -> float:
-        """Seconds between ticks, which are forgotten."""
+        """The sum of seconds between pairs of ticks. Clears the list."""
         seconds = sum(self.seconds(*pair) for pair in pairs)
         pairs.clear()
         return seconds
 
     def _settle(self) -> None:
-        """Waits for what the device has been given, and takes its peak down as the phase's that is under way."""
+        """Waits for the device, and records its peak memory for the current phase."""
         if not self.cuda:
             return
         torch.cuda.synchronize()
@@ -185,14 +185,14 @@ class Meter:
             here = self.here[self._open[-1].name]
             here.peak = max(here.peak, peak)
 
-    # -- what is told of them --------------------------------------------------------------------------------------------------
+    # -- results ---------------------------------------------------------------------------------------------------------------
 
     def means(self) -> dict[str, float]:
         """The means of everything that was added; see `means_over_samples`."""
         return means_over_samples(self.accelerator, self.values)
 
     def costs(self, samples: int) -> dict[str, float]:
-        """Of the epoch: seconds and memory of each phase, samples per second over all processes in each and in all, peak memory."""
+        """Metrics of the epoch: seconds and memory of each phase, samples per second over all processes, peak memory."""
         spent = self.spent(EPOCH)
         total = time.perf_counter() - self.began
         costs = self.told(spent) | {"time/epoch_s": total}
@@ -203,20 +203,20 @@ class Meter:
         return costs | {"perf/samples_per_s": samples / total, "perf/peak_memory_gb": self.memory.allocated_gb()}
 
     def cost(self, phase: str, parts: Sequence[int] | None = None) -> dict[str, float]:
-        """Of a phase between epochs, and forgets it.
+        """Metrics of a phase between epochs. Clears the phase.
 
         Args:
-            parts: how much of it each process did; None: all the same.
+            parts: the amount of work of each process; None if it is equal.
         """
         spent = self.spent((phase,), {} if parts is None else {phase: parts})
         del self.here[phase]
         return self.told(spent)
 
     def spent(self, phases: Sequence[str], parts: Mapping[str, Sequence[int]] | None = None) -> dict[str, Spent]:
-        """What these phases took on every process; all call this together. A line names the slowest where it is worth one.
+        """The cost of these phases on every process. All call this together. It may print a line about the slowest process.
 
-        Where processes end something together, as the reduction of a gradient, the least that it took is work, and what it took longer
-        elsewhere was waiting: an estimate.
+        Of work that processes end together, such as the reduction of a gradient, the shortest time counts as work, and the excess of
+        the others as waiting. This is an estimate.
         """
         every = [self.here[phase] for phase in phases]
         mine = torch.tensor([[h.work, h.wait, h.shared_s, h.decode_s, h.peak] for h in every], device=self.accelerator.device)
@@ -229,7 +229,7 @@ class Meter:
         return spent
 
     def told(self, spent: Mapping[str, Spent]) -> dict[str, float]:
-        """Means over the processes, of memory the most."""
+        """Metrics: means over the processes, and the maximum of memory."""
         said = {f"time/{phase}_s": float(s.work.mean()) for phase, s in spent.items()}
         if self.accelerator.num_processes > 1:
             said |= {f"time/{phase}_wait_s": float(s.wait.mean()) for phase, s in spent.items()}

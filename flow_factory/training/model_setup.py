@@ -1,4 +1,4 @@
-"""The model of a run: opened, given the weights that it starts from, brought to the devices, proven."""
+"""The set-up of a run's model: loading, the initial weights, the devices, and the proofs."""
 
 from functools import partial
 from pathlib import Path
@@ -28,13 +28,13 @@ from flow_factory.utils.terminal import note
 
 
 def open_adapter(config: RunConfig) -> ModelAdapter:
-    """The pipeline in the run's precision, behind its family's adapter; its transformers as their files have them, see `Policy.settle`.
+    """The adapter with its pipeline in the run's precision. Transformers are in the dtype of their files, see `Policy.settle`.
 
-    Where those have several dtypes, what is trained in full is loaded in the master weights'. Text encoders are loaded when a row is to be
-    encoded, see `Encoders`.
+    If the files have several dtypes, fully trained transformers are loaded in the dtype of the master weights. Text encoders are loaded
+    when the first row is encoded, see `Encoders`.
 
     Raises:
-        LoadError: it does not load.
+        LoadError: the checkpoint does not load.
     """
     model, (name, kind, overrides, pipeline) = config.model, checkpoint_of(config)
     trained = model.target_components if model.finetune_type == "full" else ()
@@ -48,7 +48,7 @@ def open_adapter(config: RunConfig) -> ModelAdapter:
 
 
 def share_out(config: RunConfig, adapter: ModelAdapter, engine: Engine, start: Start, keep: bool) -> dict[str, Tensor]:
-    """Makes the policy, gives it the weights that it starts from, and brings it to the devices.
+    """Builds the policy, loads its initial weights, and moves it to the devices.
 
     Returns:
         The base model's weights, see `load_weights`.
@@ -73,20 +73,20 @@ def share_out(config: RunConfig, adapter: ModelAdapter, engine: Engine, start: S
 
 
 def load_weights(start: Start, policy: Policy, keep: bool) -> dict[str, Tensor]:
-    """Loads the weights that a new run starts from, where it has any; returns those of the base model by name, if they are to be kept.
+    """Loads the weights from which a new run starts, if any. Returns the base model's trained weights by name if `keep`.
 
     Raises:
-        CheckpointError: they do not fit.
+        CheckpointError: the weights do not fit the model.
     """
     if start.path is None or start.saved is not None:
         return {}
-    base = {name: p.detach() for name, p in policy.trained().items()} if keep else {}  # of files; the saved ones take their place
+    base = {name: p.detach() for name, p in policy.trained().items()} if keep else {}  # mapped files, which the loaded weights replace
     load_model(start.path, policy)
     return base
 
 
 def require_proofs(config: RunConfig, adapter: ModelAdapter, engine: Engine, cond: Cond) -> None:
-    """Of a model that the tests do not know, or whose sequences are shared out, see `prove`; of attention, see `prove_attention`."""
+    """Runs the proof of the model if it is untested or its sequences are split (`prove`), and that of attention (`prove_attention`)."""
     here = to_device(cond, engine.accelerator.device)
     wait_for_everyone("sharing out the policy")
     limit_groups(config.distributed_timeout)  # which libraries have made

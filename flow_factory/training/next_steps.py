@@ -1,15 +1,15 @@
-"""What one may want after a run, and the command for it."""
+"""Commands that are useful after a run."""
 
 from pathlib import Path
 
 from flow_factory.config import RunConfig
 
 MODELS = {"flux1": "FLUX.1-dev", "sd3_5": "Stable Diffusion 3.5"}
-"""Examples of an algorithm at full size, the first that there is."""
+"""Models of full-size examples. The first one that has the algorithm is proposed."""
 
 
 def next_steps(config: RunConfig, folder: Path, checkpoint: Path) -> dict[str, str]:
-    """Wish -> command; of the quick start's model also the same algorithm on a real one."""
+    """Purpose -> command. After the quick start, also the same algorithm on a full-size model."""
     longer = f"ff-train {folder / 'config.yaml'} run_name={folder.name}-longer model.resume_path={checkpoint} model.resume_type="
     steps = {"compare it with the base model, with confidence intervals": f"ff-eval {folder} --base"} if config.evaluated_by else {}
     steps["train on from these weights"] = longer + config.model.finetune_type

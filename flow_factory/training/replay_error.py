@@ -1,4 +1,4 @@
-"""How far a replay is from its rollout before anything is learned, where settings may make them differ: measured at a run's start."""
+"""The difference of a replay from its rollout before any update, measured at the start if settings may cause one."""
 
 from typing import TYPE_CHECKING
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 REPLAYS = 3
 FEW = 3
-"""Floors that a run may be off before it ends: the largest of a few replays is not the largest of all."""
+"""The tolerated multiple of the measured difference: the maximum of a few replays is not the maximum of all."""
 
 
 def inexact(config: RunConfig, plan: BatchPlan) -> list[str]:
-    """The settings of which nobody can promise that a replay computes what the rollout did, as they are written."""
+    """The settings, as written, under which a replay may differ from its rollout."""
     model, train = config.model, config.train
     found = ["model.compile: true"] if model.compile else []
     found += [f"model.attn_backend: {model.attn_backend}"] if model.attn_backend is not None else []
@@ -30,13 +30,13 @@ def inexact(config: RunConfig, plan: BatchPlan) -> list[str]:
 
 
 def measure(trainer: "Trainer") -> str | None:
-    """Replays the transitions of the run's first micro-batch a few times; the learner then ends the run by what was found.
+    """Replays the transitions of the run's first micro-batch a few times. The learner uses the result as its tolerance.
 
     Returns:
-        A line that says it; None where nothing was measured, because all is exact or nothing is compared.
+        A line with the result; None if everything is exact, or the algorithm compares nothing.
 
     Raises:
-        UserError: the algorithm's bound is below what the settings can do.
+        UserError: the algorithm's bound is below the measured difference.
     """
     settings = inexact(trainer.context.config, trainer.context.plan)
     compares = type(trainer.context.algorithm).on_policy_error is not Algorithm.on_policy_error
@@ -67,7 +67,7 @@ def replayed(trainer: "Trainer") -> list[tuple[Tensor, float] | None]:
     rollout.advantage = torch.zeros(len(rollout.ids), device=trainer.context.accelerator.device)
 
     def error(point: Point) -> tuple[Tensor, float] | None:
-        with trainer.context.engine.accumulating(last=False):  # with gradient, as it is trained on, and none is reduced
+        with trainer.context.engine.accumulating(last=False):  # with gradients as in training, but without their reduction
             v = learner.velocity_of(point).detach()
         metrics: Metrics = algorithm.loss(point, lambda point, weights="policy", guidance=None: v)[1]
         return algorithm.on_policy_error(metrics)

@@ -1,4 +1,4 @@
-"""The first half of an epoch: samples are drawn, and judged as they come."""
+"""The first half of an epoch: samples are drawn, and scored meanwhile."""
 
 import logging
 from collections.abc import Sequence
@@ -34,34 +34,34 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class RolloutCollector:
-    """Everything is built outside and handed in; knows the order in which a process draws its samples, and how each is drawn."""
+    """The order in which a process draws its samples, and the way of drawing each. All parts are built elsewhere and passed in."""
 
     context: TrainingContext
     judging: RolloutScoring = field(init=False)
     rollouts: list[Rollout] = field(default_factory=list, init=False)
-    """This epoch's micro-batches whose pictures rewards have seen."""
+    """The micro-batches of this epoch that were submitted to rewards."""
     waiting: list[Rollout] = field(default_factory=list, init=False)
-    """What was drawn since."""
+    """The micro-batches that were drawn since."""
     done: FinishedWork | None = field(default=None, init=False)
-    """Of the epoch that comes next, where it was begun before this process was there."""
+    """The finished part of the next epoch, if an interrupted run has begun it."""
     shown: int = field(default=0, init=False)
-    """The first of this process's pictures of an epoch, so many, are looked at by people."""
+    """The number of this process's first images of an epoch that are logged."""
     cond: tuple[int, Cond, Cond] | None = field(default=None, init=False)
-    """Of the row that was drawn last: on the device, and as its rollouts keep it."""
+    """The last used condition: its row, on the device, and as the rollouts store it."""
 
     def __post_init__(self) -> None:
         measured = self.context.config.train.rollout_batch_size == "auto" and self.context.given is None
         self.together = None if measured else self.context.plan.drawn_together
-        """Micro-batches that a rollout draws in one call."""
+        """The number of micro-batches that one call of the pipeline draws."""
         self.behind = int(self.context.accelerator.device.type != "cpu")
-        """Calls whose pictures are not looked at yet: a GPU draws on meanwhile; on a CPU all is drawn when a call returns."""
+        """The number of calls whose images are not read yet, while a GPU draws the next ones. On a CPU a call returns finished images."""
 
     def __call__(self, epoch: int) -> list[Rollout]:
-        """This process's micro-batches of the epoch, each of one row.
+        """Draws this process's micro-batches of the epoch, each of one row.
 
         Raises:
-            Interrupted: a signal has come, of which all processes know after each call of the pipeline.
-            UserError: the pipeline failed on a row; a reward did, see `all_or_none`.
+            Interrupted: any process got a signal. All agree on it after each call of the pipeline.
+            UserError: the pipeline failed on a row; or a reward failed, see `all_or_none`.
         """
         context, groups = self.context, self.epoch_groups(epoch)
         all_or_none(context.accelerator, context.interrupt, lambda: [context.rows[group.row] for group in groups])  # may be edited
@@ -84,7 +84,7 @@ class RolloutCollector:
         return self.rollouts
 
     def begin(self) -> None:
-        """Of this epoch nothing is drawn yet, but what an earlier process has kept."""
+        """Starts an epoch, with the finished part of an interrupted run if there is one."""
         context, size = self.context, self.context.config.train.per_device_batch_size
         shown = context.config.log.num_samples if context.accelerator.is_main_process else 0
         deal, self.shown = context.plan.rolled, shown
@@ -96,28 +96,28 @@ class RolloutCollector:
             self.rollouts, self.waiting, self.together = done.rollouts[: done.taken], done.rollouts[done.taken :], done.together
 
     def judge(self, count: int) -> None:
-        """Hands in the first so many of those that wait, where they fill the rewards' calls."""
+        """Submits the first `count` waiting micro-batches, if they fill the calls of the rewards."""
         drawn = self.waiting[:count]
         look_at(drawn[-1:])
         if not self.context.judged:
             self.judging.let_go(drawn[-1:])
         elif self.judging.due(drawn):
             if not self.context.rewards.beside:
-                self.context.policy.set_aside()  # what only a rollout needs makes room for the rewards
+                self.context.policy.set_aside()  # frees memory for the rewards
             self.rollouts += self.judging.heard(drawn)
             self.waiting = self.waiting[count:]
 
     @property
     def seen(self) -> bool:
-        """Whether the media that are drawn next are for a reward or for a person; else they are not decoded."""
+        """Whether the next media are scored or logged. Others are not decoded."""
         return self.context.judged or sum(len(one.ids) for one in self.rollouts + self.waiting) < self.shown
 
     def drawn(self) -> list[Rollout]:
-        """What there is of the epoch, in micro-batches."""
+        """All micro-batches of the epoch so far."""
         return self.rollouts + [part for one in self.waiting for part in cut(one, self.context.config.train.per_device_batch_size)]
 
     def done_so_far(self) -> FinishedWork | None:
-        """What of this epoch can be kept; None where nothing is, and of given media, which are quickly there."""
+        """The finished part of this epoch; None if there is nothing, or for media of the data set, which are quick to read."""
         drawn = self.drawn()
         if self.done is not None or not drawn or self.context.given is not None:
             return self.done
@@ -126,16 +126,16 @@ class RolloutCollector:
         return FinishedWork(drawn, judging.taken, judging.ids, judging.asking.asked, counts, self.together)
 
     def forget(self) -> None:
-        """The epoch is learnt."""
+        """Frees the rollouts at the end of an epoch."""
         self.rollouts, self.waiting = [], []
 
     @property
     def mine(self) -> list[tuple[int, int]]:
-        """(group, number in it) of this process's micro-batches."""
+        """(group, index in it) of this process's micro-batches."""
         return self.context.plan.rolled.of(self.context.accelerator.process_index)
 
     def epoch_groups(self, epoch: int) -> list[EpochGroup]:
-        """The groups of an epoch, and their rows."""
+        """The groups of an epoch with their rows."""
         return order_of(self.context.config, sizes_of(self.context.rows)).epoch(epoch)
 
     def samples(self) -> list[tuple[int, tuple[int, ...]]]:
@@ -145,10 +145,10 @@ class RolloutCollector:
         return [(group, tuple(range(group * many + k * size, group * many + (k + 1) * size))) for group, k in self.mine]
 
     def draws(self, done: int = 0) -> list[tuple[int, list[int]]]:
-        """(group, members of it) that one call of the pipeline draws, for each call of this process: one micro-batch or several.
+        """(group, members of it) for each call of the pipeline by this process. A call draws one micro-batch or several.
 
         Args:
-            done: micro-batches that are there, of whole calls.
+            done: the number of finished micro-batches, of whole calls.
         """
         size, together = self.context.config.train.per_device_batch_size, self.together or 1
         taken = [(group, [k for _, k in mine]) for group, mine in groupby(self.mine[done:], key=lambda m: m[0])]
@@ -156,7 +156,7 @@ class RolloutCollector:
         return [(group, [k * size + j for k in ks for j in range(size)]) for group, ks in parts]
 
     def most_alike(self, group: EpochGroup, epoch: int) -> int:
-        """How many micro-batches of a group may be drawn in one call without changing a bit, by this run's own first group."""
+        """The number of micro-batches that one call can draw without changing a bit, measured with the run's first group."""
         context, deal = self.context, self.context.plan.rolled
         size, most, shares = context.config.train.per_device_batch_size, deal.of_a_group, context.engine.collective or deal.team > 1
         with torch.no_grad():
@@ -168,7 +168,7 @@ class RolloutCollector:
         return found
 
     def given(self, group: EpochGroup, members: Sequence[int], epoch: int) -> Rollout:
-        """These members of a group are the row's own media."""
+        """A rollout whose members are the row's own media."""
         context, train, row = self.context, self.context.config.train, self.context.rows[group.row]
         assert context.given is not None
         ids = [group.number * train.group_size + k for k in members]
@@ -177,7 +177,7 @@ class RolloutCollector:
             return given_rollout(context.given, row, self.cond_of(group.row), group.number, epoch, ids, seed)
 
     def sample(self, group: EpochGroup, members: Sequence[int], epoch: int) -> Rollout:
-        """Some members of a group; their noise is keyed by (seed, epoch, global sample id) and depends on nothing else."""
+        """Draws some members of a group. Their noise depends only on (seed, epoch, global sample id)."""
         context, train = self.context, self.context.config.train
         ids = tuple(group.number * train.group_size + k for k in members)
         cond, kept = self.cond_of(group.row)
@@ -199,14 +199,14 @@ class RolloutCollector:
         return rollout
 
     def starts(self, ids: Sequence[int]) -> list[int]:
-        """The samples whose initial noise these start from: their own, or that of the first of those that share it."""
+        """The ids whose initial noise these samples use: their own, or the first of those that share it."""
         train = self.context.config.train
         shared = self.context.config.scheduler.branches(train.group_size) if train.stochastic else 1
         together = train.group_size if train.init_same_noise else shared
         return [i // together * together for i in ids]
 
     def cond_of(self, row: int) -> tuple[Cond, Cond]:
-        """(on the device, as rollouts keep it); read once for the micro-batches of a group, which follow each other, and which share it."""
+        """The condition (on the device, as rollouts store it). Consecutive micro-batches of a group share it."""
         if self.cond is None or self.cond[0] != row:
             read = self.context.conds[row]
             here = to_device(read, self.context.accelerator.device)
@@ -214,13 +214,13 @@ class RolloutCollector:
         return self.cond[1:]
 
     def sampler(self, group: int, ids: Sequence[int], epoch: int) -> Sampler:
-        """How the states of these samples of a group are drawn."""
+        """The sampler of these samples of a group."""
         config, algorithm = self.context.config, self.context.algorithm
         train, scheduler = config.train, config.scheduler
 
         def noise(index: int, x: Tensor, purpose: str) -> Tensor:
             drawn = torch.stack([normal(x.shape[1:], torch.float32, "cpu", train.seed, purpose, epoch, i, index) for i in ids])
-            return to_device(drawn.pin_memory() if x.is_cuda else drawn, x.device)  # behind what the device still has to do, not after it
+            return to_device(drawn.pin_memory() if x.is_cuda else drawn, x.device)  # queued in the device's stream, without waiting for it
 
         return Sampler(
             DYNAMICS[scheduler.dynamics_type], scheduler.noise_level, algorithm.noisy(epoch, group), noise,
@@ -229,6 +229,6 @@ class RolloutCollector:
 
 
 def look_at(rollouts: Sequence[Rollout]) -> None:
-    """Makes their pictures, see `readback`."""
+    """Converts their images, see `readback`."""
     for rollout in rollouts:
         rollout.media = list(rollout.media)

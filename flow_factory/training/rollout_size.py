@@ -1,4 +1,4 @@
-"""`train.rollout_batch_size: auto`: how many micro-batches of a group may be drawn in one call without changing a bit."""
+"""`train.rollout_batch_size: auto`: the number of micro-batches of a group that one call can draw without changing a bit."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,17 +17,17 @@ def most_alike(draw: Draw, size: int, most: int, agree: Callable[[bool], bool], 
     """The largest number of micro-batches whose samples are the same when they are drawn together and one by one.
 
     Args:
-        size: samples of a micro-batch.
-        most: micro-batches that there are; only what divides them is tried.
-        agree: whether it is true on all processes.
-        steps_down: whether a smaller number is tried where the device's memory does not suffice; not where all processes share a forward.
+        size: the number of samples of a micro-batch.
+        most: the number of micro-batches of a group. Only its divisors are tried.
+        agree: returns whether its argument is true on all processes.
+        steps_down: whether to try a smaller number if memory does not suffice. It must be False with collective forwards.
     """
     if most == 1:
         return 1
     alone = [draw(range(k * size, (k + 1) * size)) for k in range(most)]
     for n in (n for n in range(most, 1, -1) if most % n == 0):
         try:
-            same = all(map(same_samples, alone, cut(draw(range(n * size)), size)))  # the first n; the others come in the same shapes
+            same = all(map(same_samples, alone, cut(draw(range(n * size)), size)))  # the others have the same shapes
         except torch.OutOfMemoryError:
             if not steps_down:
                 raise
@@ -48,7 +48,7 @@ def _tensors(rollout: Rollout) -> list[Tensor]:
 
 
 def _bytes(media: Any) -> list[bytes]:
-    """Of a picture, or a clip's frames and sound."""
+    """The bytes of an image, or of a clip's frames and sound."""
     if not isinstance(media, Clip):
         return [media.tobytes()]
     return [frame.tobytes() for frame in media.frames] + ([] if media.audio is None else [media.audio.tobytes()])

@@ -1,4 +1,4 @@
-"""A run around the trainer: evaluations, logs, pictures, checkpoints, the summary at the end."""
+"""A run: the trainer with evaluations, logs, images, checkpoints and the final summary."""
 
 import logging
 import re
@@ -38,44 +38,44 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Run:
-    """Everything of one training, ready to start; built by `train.build`."""
+    """A training that is ready to start; built by `train.build`."""
 
     folder: Path
     context: TrainingContext
     trainer: Trainer
     evaluators: tuple[Evaluator, ...]
-    """One for each data set that is evaluated."""
+    """One for each evaluated data set."""
     trackers: Trackers | None
-    """On the main process."""
+    """The trackers, on the main process only."""
     saver: Saver
     claim: RunFolder | None = None
-    """On the folder; the main process has it."""
+    """The lock of the folder, on the main process only."""
     back: StepBack | None = None
-    """Where the blocks to compute again were chosen by an estimate."""
+    """Set if an estimate has chosen the blocks to recompute."""
     goes_on: bool = False
-    """Whether it starts from a saved training state."""
+    """Whether the run resumes a training state."""
     evaluated: bool = False
-    """Whether the run that it goes on with has evaluated the epochs done so far."""
+    """Whether the resumed run has already evaluated after its last epoch."""
     stated: Path | None = None
     """The last checkpoint with a training state."""
     weighed: bool = field(default=False, init=False)
-    """Whether the first epoch's memory was told beside the estimate."""
+    """Whether the first epoch's memory was printed with the estimate."""
     saving: dict[str, float] = field(default_factory=dict, init=False)
-    """What the checkpoint since the last epoch has cost, told with the next one."""
+    """The cost of the last checkpoint. It is logged with the next epoch."""
     gallery: Gallery = field(init=False)
     bar: Epochs = field(init=False)
     started: float = field(init=False)
     saved: float = field(init=False)
-    """When the last checkpoint was begun."""
+    """The time of the start of the last checkpoint."""
 
     def __post_init__(self) -> None:
         self.gallery = Gallery(self.folder)
 
     def __call__(self) -> str:
-        """Trains to the end and returns the summary; then others may claim the folder.
+        """Trains to the end and returns the summary. Releases the lock of the folder.
 
         Raises:
-            Interrupted: on SIGTERM or Ctrl-C, after the training state was saved.
+            Interrupted: SIGTERM or Ctrl-C, after the training state was saved.
         """
         try:
             self.train()
@@ -85,7 +85,7 @@ class Run:
                 self.claim.release()
 
     def train(self) -> None:
-        """All epochs, with what is due between them."""
+        """All epochs, with evaluations and checkpoints between them."""
         config, progress = self.context.config, self.context.progress
         self.started = self.saved = time.monotonic()
         last, began = config.train.max_epochs, progress.epoch
@@ -123,7 +123,7 @@ class Run:
                 raise
 
     def stop(self) -> None:
-        """Saves the state of the whole epochs where it is not there yet, and beside it what is done of the epoch that is under way."""
+        """Saves the training state after the last whole epoch, unless it is saved already, and the finished part of the current epoch."""
         there = self.stated is not None and self.stated.resolve() == self.checkpoint().resolve()
         if not there:
             self.save(state=True)
@@ -137,7 +137,7 @@ class Run:
             self.gallery.page()
 
     def take_up(self) -> None:
-        """What the run that it goes on with has done of the epoch in which it was stopped."""
+        """Loads the finished part of an interrupted epoch, if the resumed run has saved one."""
         line = None if self.stated is None else kept_rollouts.take_up(self.trainer, self.stated)
         if line is not None and self.main:
             note(line)
@@ -151,7 +151,7 @@ class Run:
         return most_of_ranks(self.context.accelerator, self.main and time.monotonic() - self.saved >= 60 * minutes) > 0
 
     def keep(self, began: int) -> None:
-        """Saves the state of the whole epochs since `began` when a reward or a row has failed, where no weight has changed since."""
+        """Saves the training state after a failed reward or row, if there are epochs since `began` and no weight has changed since."""
         if self.trainer.midway:
             logger.warning("some groups of this epoch were trained on already: no state is saved beside the checkpoints that are there")
         elif self.context.progress.epoch > began:
@@ -160,7 +160,7 @@ class Run:
             logger.warning("the state after epoch %d is saved; go on with model.resume_path=%s", self.context.progress.epoch, self.folder)
 
     def tell(self, metrics: dict[str, float]) -> None:
-        """Logs an epoch and says it."""
+        """Logs and prints the metrics of an epoch."""
         liveness.set_activity("logging")
         self.bar.tell(metrics)
         self.log(metrics)
@@ -173,12 +173,12 @@ class Run:
             self.back.look(self.context.meter.memory.share_of_card(), lambda near: most_of_ranks(self.context.accelerator, near) > 0)
 
     def log(self, metrics: dict[str, float]) -> None:
-        """Metrics of the epochs done so far, and their curves."""
+        """Logs metrics under the current epoch."""
         if self.trackers is not None:
             self.trackers.log(metrics, self.context.progress.epoch)
 
     def evaluate(self) -> None:
-        """Scores the test rows' fixed pictures, and shows them beside the last training samples."""
+        """Evaluates on the test rows, and logs their images and the last training samples."""
         liveness.set_activity("logging")
         if self.trackers is not None:
             self.trackers.log_samples("train", self.trainer.shown, self.context.progress.epoch)
@@ -205,19 +205,19 @@ class Run:
                 self.gallery.show(samples, self.context.progress.epoch)
 
     def keep_scores(self) -> None:
-        """Those of each row of the last evaluation."""
+        """Stores the scores of each row of the last evaluation."""
         for evaluator in self.evaluators:
             keep_scores(self.folder, self.context.progress.epoch, evaluator.taken, evaluator.scores, evaluator.name)
 
     def save(self, state: bool) -> None:
-        """Begins the checkpoint of the epochs done so far: the weights that are evaluated, and the training state if asked for."""
+        """Starts a checkpoint: the evaluated weights, and the training state if `state`."""
         with self.context.meter.phase("save"):
             self.saver.save(self.checkpoint(), self.trainer.state() if state else None)
         self.saving, self.saved = self.context.meter.cost("save"), time.monotonic()
         self.stated = self.checkpoint() if state else self.stated
 
     def finish(self) -> str:
-        """Closes checkpoint and logs; on the main process, the summary."""
+        """Waits for the checkpoint and closes the logs. Returns the summary on the main process."""
         self.saver.wait()
         if self.trackers is None:
             return ""

@@ -1,4 +1,4 @@
-"""The learning rate over a run."""
+"""The learning rate schedule of a run."""
 
 import math
 
@@ -9,22 +9,22 @@ from flow_factory.config import TrainConfig
 
 
 def make_schedule(train: TrainConfig, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> LambdaLR:
-    """The learning rate over the run's optimiser steps."""
+    """The schedule over the run's optimiser steps."""
     total = train.lr_total_steps or (steps_per_epoch * train.max_epochs if train.max_epochs else None)
     return LambdaLR(optimizer, lambda step: rate_share(train, step, total))
 
 
 def rate_share(train: TrainConfig, step: int, total: int | None) -> float:
-    """Learning rate of optimiser step `step`, from 0, as a share of train.learning_rate: a function of the config and the step alone.
+    """The learning rate of an optimiser step, counted from 0, as a share of train.learning_rate. It depends on the config and the step only
 
     Args:
-        total: the step from which linear and cosine stay at their end.
+        total: the step at which linear and cosine schedules end.
     """
     warm = train.lr_warmup_steps
     if step < warm:
         return (step + 1) / warm
     if train.lr_scheduler == "constant":
         return 1.0
-    assert total is not None  # the config's rules see to it
+    assert total is not None  # the config's rules require it
     done = min(1.0, (step - warm) / max(1, total - warm))
     return 1 - done if train.lr_scheduler == "linear" else (1 + math.cos(math.pi * done)) / 2

@@ -1,4 +1,4 @@
-"""The gradient of the rewards in final states, for algorithms that learn through the sampler."""
+"""The gradient of the rewards in the final states, for algorithms that learn through the sampler."""
 
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def score(rewards: RewardSet, prompt: str, pixels: Tensor) -> Tensor:
-    """(n,) weighted sum of the rewards of pictures (n, 3, h, w), or of videos (n, frames, 3, h, w) the mean over frames; with gradient."""
+    """(n,) weighted sum of the rewards of images (n, 3, h, w); for videos (n, frames, 3, h, w) the mean over frames. Differentiable."""
     frames = pixels if pixels.ndim == 4 else pixels.flatten(0, 1)
     texts = [prompt] * len(frames)
     used = [(reward.model, weight) for reward, weight in zip(rewards.rewards, rewards.weights, strict=True) if weight != 0]
@@ -23,12 +23,12 @@ def score(rewards: RewardSet, prompt: str, pixels: Tensor) -> Tensor:
 
 
 def slope_of(context: "TrainingContext", rollout: Rollout, cond: Cond) -> tuple[Tensor, Metrics]:
-    """(gradient of each sample's loss in its final state, (n, ...) float32; what to log of it): one pass through VAE and rewards.
+    """(gradient of each sample's loss in its final state, (n, ...) float32; metrics), in one pass through the VAE and the rewards.
 
     Args:
-        cond: the rollout's, on the device.
+        cond: the condition of the rollout, on the device.
     """
-    assert rollout.x0 is not None  # an ODE rollout has them
+    assert rollout.x0 is not None  # an ODE rollout stores them
     x = to_device(rollout.x0, context.accelerator.device).float().detach().requires_grad_()
     with torch.enable_grad():
         pixels = context.adapter.decode(x, cond, context.call, rollout.memo)

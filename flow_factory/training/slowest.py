@@ -1,4 +1,4 @@
-"""Which process the others wait for: of each phase what it took on every process, and a line that names the slowest."""
+"""The slowest process: the cost of each phase on every process, and a line if others wait for one."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -11,31 +11,31 @@ from flow_factory.utils.terminal import format_duration
 
 logger = logging.getLogger(__name__)
 COMPARED = ("rollout", "reward", "optimise", "eval")
-"""Phases in which all processes have as much to do."""
+"""The phases in which all processes have the same amount of work."""
 LAG = 0.2
-"""What the slowest takes longer than the others do, from which on it is worth a line: a share of their time."""
+"""The least lag that is reported, as a share of the others' time."""
 FEW = 0.02
-"""A share of the time of all phases that this must be, too."""
+"""The least lag that is reported, as a share of the time of all phases."""
 LONG = 60.0
-"""Seconds that it must be to be said at the first time; less may be a first call's, and is said when it comes again."""
+"""The least lag in seconds that is reported at once. A shorter one may be a first call's, and is reported when it is repeated."""
 
 
 @dataclass(frozen=True)
 class Spent:
-    """Of a phase, on every process: (processes,) each, in seconds and GB."""
+    """The cost of a phase on every process: tensors (processes,) in seconds and GB."""
 
     work: Tensor
     wait: Tensor
-    """For the others, behind the work."""
+    """Waiting for the others."""
     decode: Tensor
-    """Of the work, what the VAE took to make pictures of latents."""
+    """The part of the work that is decoding by the VAE."""
     peak: Tensor
-    """Memory of the device."""
+    """Peak memory of the device."""
 
     @classmethod
     def of(cls, table: Tensor) -> "Spent":
         """Args:
-        table: (processes, 5): work, waiting, of the work what all end together, decoding, memory.
+        table: (processes, 5): work, waiting, the part of the work that all end together, decoding, memory.
         """
         work, wait, shared, decode, peak = table.unbind(1)
         late = shared - shared.min()
@@ -43,22 +43,21 @@ class Spent:
 
 
 class Slowest:
-    """Looks at the phases of each epoch, and says when a process lags: at the first time, if it is by a minute, then at the second in a
-    row, the fourth, the eighth.
+    """Reports a process that lags: the first time if by a minute, then the second time in a row, the fourth, the eighth.
 
     Args:
-        team: so many processes in a row do the same work, of which the first is looked at.
+        team: the number of consecutive processes that do the same work. Only the first of them is compared.
     """
 
     def __init__(self, team: int = 1):
         self.team = team
         self.row: dict[str, tuple[int, int]] = {}
-        """Phase -> (the process that lagged the last time, how often in a row)."""
+        """Phase -> (the process that lagged last, the number of times in a row)."""
 
     def look(self, spent: Mapping[str, Spent], hosts: Sequence[str], parts: Mapping[str, Sequence[int]]) -> None:
         """Args:
-        hosts: each process's machine.
-        parts: of phases in which processes have not as much to do as others, how much each has.
+        hosts: the machine of each process.
+        parts: phase -> amount of work of each process, if it differs.
         """
         total = sum(float(s.work.mean()) for s in spent.values())
         for phase in [phase for phase in spent if phase in COMPARED]:
@@ -81,11 +80,11 @@ class Slowest:
 
 
 def lagging(work: Tensor, least: float) -> tuple[int, float, float] | None:
-    """(number of the slowest process, its seconds, the median of the others'), where it lags behind them.
+    """(rank of the slowest process, its seconds, the median of the others') if it lags; else None.
 
     Args:
         work: (processes,) seconds.
-        least: seconds that it must be behind.
+        least: the least lag in seconds.
     """
     if len(work) < 2:
         return None

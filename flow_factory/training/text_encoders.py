@@ -1,4 +1,4 @@
-"""The text encoders' life: loaded when a row is to be encoded, on the device while rows are, and out of the way in between."""
+"""The text encoders: loaded when a row is to be encoded, on the device while rows are encoded, and elsewhere in between."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,13 +27,13 @@ from flow_factory.utils.pretrained import on_disk
 from flow_factory.utils.terminal import note
 
 FORMAT = 1
-"""Of the record of encoders: to be raised when they are fingerprinted otherwise."""
+"""The version of the record of fingerprints. It must be raised when the fingerprint changes."""
 Identity = tuple[list[str], list[str]]
-"""sha256 of the weights of each encoder, and of the settings of each, of the tokenizers and processors."""
+"""(sha256 of the weights of each encoder, sha256 of the settings of each encoder, tokenizer and processor)."""
 
 
 def loaded_later(config: RunConfig) -> tuple[str, ...]:
-    """The parts that a run's pipeline is first loaded without; of a family that is not ours, whose adapter may look at them: none."""
+    """The parts that are not loaded with the pipeline at first. None for a user's own adapter, which may use them."""
     model = config.model
     if model.model_type not in MODELS:
         return ()
@@ -41,19 +41,19 @@ def loaded_later(config: RunConfig) -> tuple[str, ...]:
 
 
 class Encoders:
-    """Encodes rows at any time, to the same bits.
+    """Encodes rows at any time, with the same bits.
 
     Args:
-        adapter: with its encoders, or loaded without them, see `loaded_later`.
-        device: where rows are encoded.
-        told: whether this process says that it loads them again.
+        adapter: an adapter with its encoders, or without them, see `loaded_later`.
+        device: the device on which rows are encoded.
+        told: whether this process reports that it loads them again.
     """
 
     def __init__(self, config: RunConfig, adapter: ModelAdapter, device: torch.device, told: bool = True):
         self.config, self.adapter, self.device, self.told = config, adapter, device, told
         self.idle: Idle = "drop"
         self.running = False
-        """Whether the run has begun: a row that fails then has failed in a run, and not at its door."""
+        """Whether the run has begun. A row that fails then is a `RowError`."""
         self.parts: dict[str, nn.Module] = {name: part for name in adapter.encoders if (part := getattr(adapter.pipe, name)) is not None}
         self.named = tuple(self.parts) or loaded_later(config)
         self.home: dict[str, Tensor] = {}
@@ -72,7 +72,7 @@ class Encoders:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """What the first row inside has brought to the device stays there for the others."""
+        """Inside this context the encoders stay on the device after the first row."""
         self.depth += 1
         try:
             yield
@@ -82,10 +82,10 @@ class Encoders:
                 self.set_aside()
 
     def place(self) -> None:
-        """Brings them to the device, from wherever they are.
+        """Moves the encoders to the device, and loads them if necessary.
 
         Raises:
-            LoadError: they do not load.
+            LoadError: an encoder does not load.
         """
         if self.placed:
             return
@@ -93,50 +93,50 @@ class Encoders:
         self.adapter.pipe.register_modules(**self.parts)
         if self.idle == "offload" and not self.home:
             self.home = dict(self.tensors())
-        without_cudnn()  # as at a start: a library may have switched it on since
+        without_cudnn()  # a library may have enabled it
         self.adapter.place(self.device)
         self.placed = True
 
     def load(self) -> None:
-        """Reads them from the checkpoint where they are not there."""
+        """Loads the encoders from the checkpoint if they are not loaded."""
         if self.parts or not self.named:
             return
         model = self.config.model
         if self.running and self.told:
             note("the text encoders are loaded again, for rows that are yet to be encoded")
-        if self.running and not in_windows(self.config):  # one row that is missing is seldom the only one
+        if self.running and not in_windows(self.config):  # further rows are probably missing too
             self.idle = "offload"
         family = MODELS[model.model_type].of(model.model_name_or_path, model.pipeline_class)
         self.parts = load_parts(model.model_name_or_path, family, self.named, self.config.mixed_precision)
 
     def set_aside(self) -> None:
-        """Out of the pipeline, and off the device if they do not stay there."""
+        """Removes the encoders from the pipeline, and from the device unless they stay there."""
         self.adapter.drop_encoders()
         self.placed = False
         if self.idle == "offload":
             for name, tensor in self.tensors():
                 if name in self.home:
-                    tensor.data = self.home[name]  # no copy: what came from a file as it is, is memory that all processes share
+                    tensor.data = self.home[name]  # no copy: a mapped file is memory that all processes share
         if self.idle == "drop" and self.parts:
             self.parts, self.home = {}, {}
         if self.idle != "keep":
             empty_device_cache(self.device)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Parameters and buffers of all of them."""
+        """The parameters and buffers of all encoders."""
         for part, module in self.parts.items():
             for name, tensor in (*module.named_parameters(), *module.named_buffers()):
                 yield f"{part}.{name}", tensor
 
-    # -- what they are -----------------------------------------------------------------------------------------------------------------
+    # -- fingerprints ------------------------------------------------------------------------------------------------------------------
 
     def known(self) -> Identity | None:
-        """What they are, if it was found out since their files have changed: nothing is loaded for it."""
+        """The recorded fingerprints; None if the files have changed since. It loads nothing."""
         key = self._key()
         return None if key is None else self._others(self._record().known.get(key))
 
     def find_out(self) -> Identity:
-        """What they are, by their content; remembered for the next start."""
+        """Computes the fingerprints from the contents, and records them for later starts."""
         self.load()
         found = [module_fingerprint(m) for m in self.parts.values()], [settings_fingerprint(m) for m in self.parts.values()]
         if (key := self._key()) is not None:
@@ -146,7 +146,7 @@ class Encoders:
         return self._others(found) or ([], [])
 
     def _others(self, found: Sequence[Any] | None) -> Identity | None:
-        """With the tokenizers and processors, which are always there."""
+        """Adds the fingerprints of the tokenizers and processors, which are always loaded."""
         if found is None:
             return None
         parts = ((name, part) for name, part in self.adapter.pipe.components.items() if name not in self.adapter.field.bare)
@@ -157,7 +157,7 @@ class Encoders:
         return Ledger(Path(self.config.data.cache_dir).expanduser() / "encoders.jsonl", FORMAT)
 
     def _key(self) -> str | None:
-        """Their files by path, size and time of change, and what else their weights depend on; None: who knows where they are from."""
+        """The files by path, size and modification time, and what else the weights depend on; None if their origin is unknown."""
         if not loaded_later(self.config) or (folder := on_disk(self.config.model.model_name_or_path)) is None:
             return None
         files = [(file, file.stat()) for part in self.named for file in sorted((folder / part).glob("*")) if file.is_file()]

@@ -1,4 +1,4 @@
-"""Traces of one epoch's first steps, by torch's profiler, in the run's folder."""
+"""Traces of one epoch's first steps by torch's profiler, in the run's folder."""
 
 import logging
 from pathlib import Path
@@ -11,17 +11,17 @@ from flow_factory.utils.terminal import note
 
 logger = logging.getLogger(__name__)
 BEGINS = {"rollout": None, "reward": None, "optimise": "looked back"}
-"""The phases that are traced, and behind which step of theirs: forwards of kept weights, before it, may be those of the whole epoch."""
+"""Traced phase -> the step after which its trace starts. Before it, forwards of kept weights may take the whole epoch."""
 COUNTED = ("call", "micro-batch")
 
 
 class Tracer:
-    """Observes a meter, and records one epoch of a run.
+    """Observes a meter and records one epoch of a run.
 
     Args:
-        folder: the run's.
-        process: number of this one.
-        speaks: whether this one says where the traces are.
+        folder: the folder of the run.
+        process: the rank of this process.
+        speaks: whether this process prints where the traces are.
     """
 
     def __init__(self, config: ProfileConfig, folder: Path, process: int, progress: Progress, cuda: bool, speaks: bool):

@@ -1,4 +1,4 @@
-"""The one loop: roll out, score, advantages, learn."""
+"""The training loop: roll out, score, compute advantages, learn."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -32,13 +32,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Trainer:
-    """`train.build` makes all parts; this class only knows the order of the phases."""
+    """The order of the phases. `train.build` makes all parts."""
 
     context: TrainingContext
     encode_ahead: Callable[[int, Interrupt], None] = lambda epoch, interrupt: None
     """Encodes the rows of an epoch, and of some later epochs, if they are not encoded yet."""
     identity: dict[str, Any] = field(default_factory=dict)
-    """Whose run a saved state is; see `identity.identity_of`."""
+    """The identity of the run in a saved state; see `identity.identity_of`."""
 
     def __post_init__(self) -> None:
         context = self.context
@@ -55,19 +55,19 @@ class Trainer:
         train = context.config.train
         self.gate = KLGate(context, train) if isinstance(train, TransitionConfig) else None
         self.midway = False
-        """Whether weights have changed in an epoch that is not learnt to its end."""
+        """Whether weights have changed in an unfinished epoch."""
         self.work: dict[str, Work] = {}
-        """Of an epoch, once its first rollout is done."""
+        """Phase -> work of the transformers, known after the first rollout."""
         self.peak = peak_of_device(context.accelerator.device, context.config.mixed_precision)
         self.shown: list[Sample] = []
         """The epoch's first samples, for the trackers."""
 
     def epoch(self) -> dict[str, float]:
-        """One epoch, as in the paper's algorithm box; returns what to log.
+        """One epoch, as in the algorithm box of the papers. Returns metrics.
 
         Raises:
             Interrupted: before any weight of this epoch has changed.
-            OnPolicyError, RewardError: see there.
+            OnPolicyError, RewardError: see these classes.
         """
         context, meter, progress = self.context, self.context.meter, self.context.progress
         meter.clear()
@@ -91,7 +91,7 @@ class Trainer:
         return report | self.measured()
 
     def learn(self, rollouts: list[Rollout]) -> None:
-        """From samples whose advantages are known."""
+        """Trains on samples with known advantages."""
         context, plan = self.context, self.context.plan
         agree(context.accelerator, context.interrupt)
         if not plan.rolled.whole and context.algorithm.compares_group:
@@ -101,7 +101,7 @@ class Trainer:
         self.learner.learn(self.groups(rollouts))
 
     def learn_while_judged(self, rollouts: list[Rollout]) -> dict[str, float]:
-        """As `judge` and `learn`, but each window of groups is learnt from as soon as it has its scores."""
+        """As `judge` and `learn`, but trains on each window of groups as soon as it has its scores."""
         judging = self.collector.judging
         in_time = AdvantagesInTime(self.context, judging, rollouts, partial(self.advantages, datasets=self.datasets()))
 
@@ -119,7 +119,7 @@ class Trainer:
         return self.judge(rollouts)
 
     def measured(self) -> dict[str, float]:
-        """Of the epoch that is done, what the meter has, and what follows from it."""
+        """The metrics of the finished epoch."""
         context, meter = self.context, self.context.meter
         rate = {"train/learning_rate": float(context.schedule.get_last_lr()[0])}
         means = meter.means()
@@ -129,7 +129,7 @@ class Trainer:
         return means | rate | costs | rates(costs, self.work, context.accelerator.num_processes, self.peak, dropped)
 
     def judge(self, rollouts: list[Rollout]) -> dict[str, float]:
-        """Fills in `Rollout.rewards` and `Rollout.advantage`, where they are not given; what to log."""
+        """Sets `Rollout.rewards` and `Rollout.advantage`, except for media of the data set. Returns metrics."""
         report: dict[str, float] = {}
         if not self.context.config.train.judged and self.context.given is None:
             for rollout in rollouts:
@@ -144,19 +144,19 @@ class Trainer:
         return report
 
     def told(self, row: Row, scores: Sequence[float]) -> dict[str, float]:
-        """A sample's scores by name, of the rewards that score its data set."""
+        """Reward -> score of a sample, for the rewards of its data set."""
         if self.context.given is not None:
             return dict(zip(self.context.given.columns[:1], scores, strict=True))
         judged = zip(self.context.rewards.rewards, scores, strict=True)
         return {reward.name: score for reward, score in judged if reward.scores(row.dataset)}
 
     def score(self, rollouts: list[Rollout]) -> dict[str, float]:
-        """Fills in `Rollout.rewards`, of which those that were drawn last are not judged yet; what to log."""
+        """Sets `Rollout.rewards`, after scoring the samples that were drawn last. Returns metrics."""
         self.collector.judging.finish(rollouts)
         return {f"train/{k}": v for k, v in self.context.rewards.finish_epoch().items()}
 
     def weigh(self, rollouts: list[Rollout]) -> None:
-        """Fills in `Rollout.advantage`, from the statistics of all processes' groups in their order."""
+        """Sets `Rollout.advantage` from the statistics of all groups of all processes, in the order of the epoch."""
         context, size = self.context, self.context.config.train.per_device_batch_size
         scores = gather_groups(context.accelerator, context.plan.rolled, torch.stack([r.rewards for r in rollouts]).double())
         advantage, metrics = self.advantages(scores, self.datasets())
@@ -168,7 +168,7 @@ class Trainer:
             metrics |= said
             for rollout, (group, k) in zip(rollouts, self.collector.mine, strict=True):
                 rollout.kl_weight = weight[group, k * size : (k + 1) * size]
-        if context.algorithm.through_sampler:  # which compares no samples
+        if context.algorithm.through_sampler:  # it does not compare samples
             metrics = {name: value for name, value in metrics.items() if "zero_variance_share" not in name}
         elif context.accelerator.is_main_process:
             for line in self.advantages.silent():
@@ -176,21 +176,21 @@ class Trainer:
         context.meter.add(metrics)
 
     def datasets(self) -> list[str]:
-        """Of the epoch's groups."""
+        """The data set of each group of the epoch."""
         return [dataset_of(self.context.rows, group.row) for group in self.collector.epoch_groups(self.context.progress.epoch)]
 
     def groups(self, rollouts: list[Rollout]) -> list[list[Rollout]]:
-        """This process's micro-batches of each group."""
+        """This process's micro-batches, by group."""
         return [list(group) for _, group in groupby(rollouts, key=lambda r: r.group)]
 
     def average(self) -> None:
-        """Moves the EMA, every `ema_update_interval` epochs."""
+        """Updates the EMA every `ema_update_interval` epochs."""
         decay = decay_after(self.context.config.train, self.context.progress.epoch)
         if decay is not None:
             self.context.store.blend("ema", decay)
 
     def state(self) -> dict[str, Any]:
-        """What is kept beside the training state's tensors."""
+        """The part of the training state that is not tensors."""
         return asdict(self.context.progress) | {"run": self.identity}
 
 

@@ -19,25 +19,25 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class UpdateChecks:
-    """Of one run on one process."""
+    """The checks of one run on one process."""
 
     context: TrainingContext
     floor: float = 0.0
-    """How far replays were from their rollout at the start, see `replay_error.measure`."""
+    """The difference of replays from their rollout at the start, see `replay_error.measure`."""
     first: tuple[Point, Tensor] | None = None
     """The run's first training point, and its velocity before any update."""
 
     def saw(self, point: Point, velocity: Tensor) -> None:
-        """Keeps the run's first one."""
+        """Stores the run's first point and velocity."""
         if self.context.progress.updates == 0 and self.first is None:
             self.first = point, velocity.detach()
 
     def on_policy(self, metrics: dict[str, Tensor]) -> None:
-        """Before the first update of an epoch, training must see what sampling saw.
+        """Checks before the first update of an epoch that training computes what sampling computed.
 
         Raises:
-            OnPolicyError: it is further off than a tenth of the algorithm's bound, and than a few floors.
-            NumbersError: the model makes no numbers.
+            OnPolicyError: the difference is larger than a tenth of the algorithm's bound, and than a few times `floor`.
+            NumbersError: the model's output is not finite.
         """
         context, progress = self.context, self.context.progress
         found = context.algorithm.on_policy_error(metrics)
@@ -59,11 +59,11 @@ class UpdateChecks:
             )
 
     def effect(self, velocity: Callable[[Point], Tensor], moves: bool) -> None:
-        """After the run's first update the same point has another velocity: a stale copy of the weights would keep it for ever.
+        """Checks that the run's first update has changed the velocity of a point: a stale copy of the weights would not.
 
         Args:
-            velocity: under the weights as they are now.
-            moves: whether the step had a learning rate and a gradient.
+            velocity: returns the velocity under the present weights.
+            moves: whether the learning rate and the gradient were not 0.
         """
         if self.first is None:
             return
