@@ -12,13 +12,9 @@ if TYPE_CHECKING:
 
 __all__ = ["REWARDS", "BaseRewardModel", "GroupwiseRewardModel", "PointwiseRewardModel", "RewardModelOutput", "groupwise"]
 
-_TEMPLATED = "its scores depend on a published instruction that is not part of this project; serve it by its own code and write remote"
 REFUSED = {
     "imagebind": "its weights are CC-BY-NC-SA 4.0, not for commercial use; for sound there is clap",
-    "hpsv3": f"{_TEMPLATED}, or HPSv2 here",
-    "hpsv3++": f"{_TEMPLATED}, or HPSv2 here",
-    "videoalign": f"{_TEMPLATED}, or vlm_rubric here",
-    "videoreward": f"{_TEMPLATED}, or vlm_rubric here",
+    "hpsv3++": "its architecture is not in transformers; serve it by its own code and write remote, or HPSv3 here",
     "deqa": "transformers has no mPLUG-Owl2; serve it by its own code and write remote",
 }
 """Public names that are not here, and why."""
@@ -53,6 +49,8 @@ REWARDS = _Rewards(
         "PickScore_Rank": "flow_factory.rewards.pick_score:PickScoreRank",
         "CLIP": "flow_factory.rewards.clip:CLIPReward",
         "HPSv2": "flow_factory.rewards.hps:HPSv2Reward",
+        "HPSv3": "flow_factory.rewards.hpsv3:HPSv3Reward",
+        "VideoAlign": "flow_factory.rewards.video_align:VideoAlignReward",
         "ImageReward": "flow_factory.rewards.image_reward:ImageReward",
         "GenEval": "flow_factory.rewards.gen_eval:GenEvalReward",
         "OCR": "flow_factory.rewards.ocr:OCRReward",
@@ -75,6 +73,7 @@ REWARDS = _Rewards(
         "shapes": "flow_factory.rewards.shapes:ShapesReward",
         "shape_colors": "flow_factory.rewards.shape_colors:ShapeColorsReward",
     },
+    aliases={"VideoReward": "VideoAlign"},
 )
 
 

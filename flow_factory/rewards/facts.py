@@ -30,6 +30,10 @@ FACTS: dict[str, Facts] = {
     "PickScore_Rank": Facts("groupwise", *_PICK, "the rank in the group, from 0 to below 1", LOCAL),
     "CLIP": Facts("pointwise", "image, video, prompt", CLIP_L, "MIT", "cosine, about 0.15 to 0.35", LOCAL),
     "HPSv2": Facts("pointwise", "image, video, prompt", f"xswu/HPSv2 (2.1) on {CLIP_H}", "Apache-2.0", "cosine, about 0.20 to 0.35", LOCAL),
+    "HPSv3": Facts("pointwise", "image, video, prompt", "MizzenAI/HPSv3 on Qwen/Qwen2-VL-7B-Instruct", "MIT", "about -1 to 12", LOCAL),
+    "VideoAlign": Facts(
+        "pointwise", "video, prompt", "KwaiVGI/VideoReward on Qwen/Qwen2-VL-2B-Instruct", "Apache-2.0", "about -9 to 9", LOCAL
+    ),
     "ImageReward": Facts("pointwise", "image, video, prompt", "THUDM/ImageReward", "Apache-2.0", "about -2 to 2", LOCAL),
     "GenEval": Facts(
         "pointwise", "image, video, column include", f"facebook/mask2former-swin-small-coco-instance, {CLIP_L}",

@@ -124,8 +124,11 @@ def lacking(config: RewardArguments, key: str, name: str, tensor: str) -> UserEr
     return UserError(f"reward {config.name!r}: {key}: {name!r} lacks the tensor {tensor!r}: it is of another architecture")
 
 
-def fill(model: nn.Module, tensors: Mapping[str, Tensor], config: RewardArguments, key: str, name: str) -> None:
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], config: RewardArguments, key: str, name: str, assign: bool = False) -> None:
     """Loads tensors into the model of their names and shapes, which it then is: frozen, in evaluation.
+
+    Args:
+        assign: whether the model's parameters, which may be without memory, become these tensors, of their dtype.
 
     Raises:
         UserError: one is missing, has another shape, or is no number.
@@ -139,5 +142,5 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], config: RewardArgument
             raise UserError(f"{said}: {wanted!r} is {shapes}: it is of another architecture")
         if tensors[wanted].is_floating_point() and not tensors[wanted].isfinite().all():
             raise UserError(f"{said}: {wanted!r} is not a number (NaN or infinite): the file is damaged")
-    model.load_state_dict({wanted: tensors[wanted] for wanted in model.state_dict()})
+    model.load_state_dict({wanted: tensors[wanted] for wanted in model.state_dict()}, assign=assign)
     model.eval().requires_grad_(False)

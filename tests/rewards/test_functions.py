@@ -1,5 +1,6 @@
 """A plain function as a reward, by its dotted path."""
 
+import re
 from typing import Any
 
 import pytest
@@ -128,8 +129,8 @@ def test_what_a_function_raises_names_its_line_and_a_slip_is_found_before_it_is_
 
 
 def test_public_names_that_are_not_here_say_why() -> None:
-    for name, text in {"HPSv3": "remote, or HPSv2 here", "VideoAlign": "serve it by its own code", "DeQA": "no mPLUG-Owl2"}.items():
-        with pytest.raises(UnknownName, match=f"no reward '{name}': .*{text}"):
+    for name, text in {"HPSv3++": "remote, or HPSv3 here", "DeQA": "no mPLUG-Owl2"}.items():
+        with pytest.raises(UnknownName, match=f"no reward '{re.escape(name)}': .*{text}"):
             REWARDS.path(name)
     with pytest.raises(UnknownName, match="Did you mean"):
         REWARDS.path("HPSv4")
