@@ -18,7 +18,7 @@ FINAL = (2, 130)
 
 
 class Agent(LocalElasticAgent):
-    """Torch's, but the restarts of all machines are counted together."""
+    """Torch's agent, but the restarts of all machines are counted together."""
 
     def __init__(self, spec: WorkerSpec, machines: Machines, logs: LogsSpecs, shutdown_timeout: int):
         super().__init__(spec, logs, shutdown_timeout=shutdown_timeout)
@@ -33,7 +33,7 @@ class Agent(LocalElasticAgent):
         if result.state == WorkerState.FAILED and ChildFailedError("", result.failures).get_first_failure()[1].exitcode in FINAL:
             self._remaining_restarts = 0
         if result.state == WorkerState.SUCCEEDED and not self.machines.all_done():
-            return RunResult(WorkerState.HEALTHY)  # others may yet have to start anew, and this one with them
+            return RunResult(WorkerState.HEALTHY)  # others may still need a restart, and this machine with them
         return result
 
     def _exit_barrier(self) -> None:
@@ -41,16 +41,16 @@ class Agent(LocalElasticAgent):
 
 
 def run_processes(machines: Machines, here: int, arguments: Sequence[str]) -> None:
-    """Starts `python ARGUMENTS` in so many processes of this machine, and again when one has died, until all have ended well.
+    """Starts `python ARGUMENTS` in `here` processes of this machine, and restarts them after a death, until all have succeeded.
 
     Raises:
-        ChildFailedError: one failed, and no restart is left, or helps.
-        SignalException: SIGTERM or Ctrl-C, which was passed on to them, and they have ended.
+        ChildFailedError: a process failed, and no restart is left, or a restart is useless.
+        SignalException: SIGTERM or Ctrl-C. It was forwarded to the processes, and they have ended.
         MeetingError: see `Machines.meet`.
     """
-    os.environ.setdefault("TORCH_ELASTIC_WORKER_IDENTICAL", "1")  # else torch counts them over the store, and waits there for who has died
+    os.environ.setdefault("TORCH_ELASTIC_WORKER_IDENTICAL", "1")  # else torch counts them over the store, and waits for the dead
     count = machines.place.count
-    with TemporaryDirectory(prefix="ff_launcher_", ignore_cleanup_errors=True) as folder:  # torch's own would stay
+    with TemporaryDirectory(prefix="ff_launcher_", ignore_cleanup_errors=True) as folder:  # torch would not remove its own folder
         logs = DefaultLogsSpecs(folder)
         config = LaunchConfig(count, count, here, max_restarts=machines.max_restarts, logs_specs=logs)
         spec = WorkerSpec(

@@ -13,32 +13,32 @@ from flow_factory.distributed import liveness
 from flow_factory.utils.errors import MeetingError, ProcessLost
 
 STILL = 3 * 3600.0
-"""Seconds without a sign of life after which a process is given up, though it is there: a part of the work, such as one row or one
-download, takes less. One that has ended is noticed at once."""
+"""Seconds without a heartbeat after which a live process counts as stuck. A part of the work, such as a row or a download, takes less. A
+process that has ended is noticed at once."""
 OFTEN = 1.0
-"""Seconds between two signs of life, and between two looks for the others' where they take long."""
+"""Seconds between two heartbeats, and the longest interval between two checks of the others' heartbeats."""
 SHORT = 0.001
-"""Seconds between two looks at first; later a tenth of what was waited, so that a wait is at most a tenth too long."""
+"""The first interval between two checks in seconds. Later it is a tenth of the time waited, so a wait is at most a tenth too long."""
 
 _used: Counter[str] = Counter()
-"""How often each name was used: keys of a store are there once."""
+"""The number of uses of each name, because a key of a store can be used once."""
 _waited = 0.0
 """Seconds that the main thread has waited for other processes."""
 
 
 def waited() -> float:
-    """Seconds that this process's work has waited for other processes so far, but for what waits inside a collective."""
+    """Seconds that this process has waited for others so far, without waits inside collectives."""
     return _waited
 
 
 class Work:
-    """Tells the other processes, over the store through which they met, that this one goes on; `wait` waits until all are done.
+    """Reports to the other processes, over the store of the rendezvous, that this one makes progress; `wait` waits until all are done.
 
     Args:
-        name: what is done; all processes begin work of the same name equally often.
-        store: None: the one by which the processes of the group have met, and nothing is told where this process is alone.
-        place: (number of this process, number of processes), where the store is given.
-        still: seconds, see `STILL`.
+        name: the name of the work. All processes start work of this name the same number of times.
+        store: None for the store of the default group. A single process reports nothing.
+        place: (rank, number of processes), if the store is given.
+        still: the timeout in seconds, see `STILL`.
     """
 
     def __init__(self, name: str, store: Store | None = None, place: tuple[int, int] = (0, 1), still: float = STILL):
@@ -53,13 +53,13 @@ class Work:
         self.count, self.last = 0, -still
         self.seen: dict[int, tuple[str, float]] = {}
         self.stopped = False
-        """Whether a process has asked all to stop, as of the last sign of life."""
+        """Whether a process has asked all to stop, as of the last heartbeat."""
 
     def beat(self, doing: str) -> None:
-        """A sign of life, at most every second.
+        """Sends a heartbeat, at most once a second.
 
         Raises:
-            MeetingError: the others are gone.
+            MeetingError: the other processes have ended.
         """
         _say(doing)
         if self.store is None or time.monotonic() - self.last < OFTEN:
@@ -81,13 +81,13 @@ class Work:
                 self.store.set(f"{self.key}/stop", "")
 
     def wait(self, stops: Callable[[], bool] = lambda: False) -> None:
-        """Done here; returns when all are.
+        """Reports that this process is done, and returns when all are.
 
         Args:
-            stops: whether this process, while it waits, asks all to stop.
+            stops: called while waiting; returns whether this process asks all to stop.
 
         Raises:
-            MeetingError: one of them has ended, or has given no sign of life for `still` seconds, and what it was doing.
+            MeetingError: a process has ended, or sent no heartbeat for `still` seconds. The message has its last activity.
         """
         if self.store is None:
             return
@@ -95,7 +95,7 @@ class Work:
         with self._lost():
             self.store.set(done[self.rank], "")
             self._until(done, stops)
-            for key in (f"{self.former}/{self.rank}", f"{self.former}/{self.rank}/done"):  # all have gone on from there
+            for key in (f"{self.former}/{self.rank}", f"{self.former}/{self.rank}/done"):  # all processes have passed it
                 self.store.delete_key(key)
 
     def _until(self, done: list[str], stops: Callable[[], bool]) -> None:
@@ -129,7 +129,7 @@ class Work:
                 raise MeetingError(f"{self.name}: process {rank} of {self.size} has made no progress for {self.still:g} s, at: {doing}")
 
     def _said(self, rank: int) -> str:
-        """The last sign of life in this work, else what the process has said of itself."""
+        """The last heartbeat of a process in this work, else its last activity."""
         assert self.store is not None
         for key in (f"{self.key}/{rank}", f"doing/{rank}"):
             if self.store.check([key]):
@@ -145,25 +145,25 @@ class Work:
 
 
 def _in_front() -> bool:
-    """Not in a thread beside the training, which waits for nobody's work."""
+    """Whether this is the main thread. Background threads do not count as waiting."""
     return threading.current_thread() is threading.main_thread()
 
 
 def _say(doing: str) -> None:
-    """What the process does; work beside the training speaks for itself alone."""
+    """Sets the activity of the process, but not from background threads."""
     if _in_front():
         liveness.set_activity(doing)
 
 
 def wait_for_everyone(after: str) -> None:
-    """Waits for the other processes where the next thing is a collective, and work that takes longer than a step was before it.
+    """Waits for the other processes after long work, before a collective.
 
-    All processes call this in the same order. A collective has the limit of `distributed_timeout`; this waits for whoever is alive.
+    All processes call this in the same order. A collective is limited by `distributed_timeout`, while this waits as long as all are alive.
 
     Args:
-        after: the work that was done.
+        after: the name of the work.
 
     Raises:
-        MeetingError: as `Work.wait`; `ProcessLost`: one of them has ended.
+        MeetingError: see `Work.wait`; `ProcessLost` if a process has ended.
     """
     Work(after).wait()

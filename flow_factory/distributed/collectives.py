@@ -1,4 +1,4 @@
-"""Exchange of small values between processes."""
+"""The exchange of small values between processes."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
@@ -22,7 +22,7 @@ Item = TypeVar("Item")
 def gather_groups(accelerator: Accelerator, deal: Deal, mine: Tensor) -> Tensor:
     """(micro-batches of this process, n, ...) of every process -> (groups, samples, ...) in the order of the epoch, on the CPU.
 
-    The same order for any number of processes keeps sums over groups the same to the bit.
+    The order is the same for any number of processes, so that sums over groups are equal to the bit.
     """
     everyone = accelerator.gather(mine.to(accelerator.device)).cpu()
     out = torch.empty(deal.groups, deal.batches, *mine.shape[1:], dtype=mine.dtype)
@@ -34,14 +34,14 @@ def gather_groups(accelerator: Accelerator, deal: Deal, mine: Tensor) -> Tensor:
 
 
 def mean_over_ranks(accelerator: Accelerator, values: Mapping[str, Tensor]) -> dict[str, float]:
-    """Mean of each 0-dim value over the processes."""
+    """The mean of each 0-dim value over the processes."""
     stacked = torch.stack([v.float().to(accelerator.device) for v in values.values()])
     means = accelerator.reduce(stacked, "mean").tolist()
     return dict(zip(values, means, strict=True))
 
 
 def most_of_ranks(accelerator: Accelerator, count: int) -> int:
-    """The largest of the processes' counts; told over the CPU, so that nothing waits for the device."""
+    """The maximum of the processes' counts, exchanged on the CPU, so that nothing waits for the device."""
     told = torch.tensor(count)
     if accelerator.num_processes > 1:
         dist.all_reduce(told, dist.ReduceOp.MAX)
@@ -49,19 +49,19 @@ def most_of_ranks(accelerator: Accelerator, count: int) -> int:
 
 
 def agree(accelerator: Accelerator, interrupt: Interrupt) -> None:
-    """To be called by all processes at the same place; nothing waits for the device.
+    """Agrees on whether to stop. All processes call this at the same place. It does not wait for the device.
 
     Raises:
-        Interrupted: on all of them, if a signal has come to any.
+        Interrupted: on all processes, if any has got a signal.
     """
     all_or_none(accelerator, interrupt, lambda: None)
 
 
 def in_step(accelerator: Accelerator, interrupt: Interrupt, items: Iterable[Item], count: int) -> Iterator[Item]:
-    """The items one by one, of which each process may have another number; after each all agree on whether to stop.
+    """The items one by one. After each item all processes agree on whether to stop. Their numbers of items may differ.
 
     Args:
-        count: how many they are here.
+        count: the number of items of this process.
 
     Raises:
         Interrupted: see `agree`.
@@ -75,12 +75,12 @@ def in_step(accelerator: Accelerator, interrupt: Interrupt, items: Iterable[Item
 
 
 def exchange(accelerator: Accelerator, parts: Mapping[int, Any]) -> dict[int, Any]:
-    """Of each process what it has for this one, by its number; from one to the other, so that nobody has what is not meant for it.
+    """Sends an object to each other process, point to point, and returns the received ones by rank. All processes call this together.
 
-    All must come here. Nothing is told of an empty part.
+    Empty parts are not sent.
 
     Args:
-        parts: by the number of the process that they are for.
+        parts: rank of the receiver -> object.
     """
     me, count = accelerator.process_index, accelerator.num_processes
     mine = {me: parts[me]} if parts.get(me) else {}
@@ -93,24 +93,24 @@ def exchange(accelerator: Accelerator, parts: Mapping[int, Any]) -> dict[int, An
     dist.all_reduce(sizes)
     got = {of: torch.empty(int(size), dtype=torch.uint8) for of, size in enumerate(sizes[:, me]) if size}
     for work in [dist.irecv(data, of) for of, data in got.items()] + [dist.isend(data, to) for to, data in sent.items()]:
-        if work is not None:  # which is for processes that are not of the group
+        if work is not None:  # it is None for processes outside of the group
             work.wait()
     return mine | {of: loads(data.numpy().data) for of, data in got.items()}
 
 
 def all_or_none(accelerator: Accelerator, interrupt: Interrupt, call: Callable[[], Answer], at_once: bool = True) -> Answer:
-    """What the call returns, where it goes well on every process; else all raise, and stand at the same place. All must come here.
+    """The result of the call if it succeeds on every process. Otherwise all processes raise. All call this together.
 
-    A signal ends the call at once: it may hang, and nothing remains of it. No process may talk to others in it. It may take as long as it
-    takes: the others wait for it as long as it is alive. Where it is stopped or fails on one of them, the others' calls hear of it by
-    `Interrupt.look`.
+    The call must not communicate with other processes. It may take any time: the others wait as long as the process is alive. A signal
+    ends it at once, because it may block, and its result is dropped. If it is stopped or fails on one process, the calls of the others
+    learn of it by `Interrupt.look`.
 
     Args:
-        at_once: false for a call that looks for signals itself.
+        at_once: False for a call that checks for signals itself.
 
     Raises:
-        UserError: what the call raised here; or `FailedElsewhere`.
-        Interrupted: a signal has come to any process.
+        UserError: the error of the call; or `FailedElsewhere`.
+        Interrupted: any process got a signal.
     """
     trouble: UserError | Interrupted | None = None
     work = Work("work of its own")
@@ -135,12 +135,12 @@ def all_or_none(accelerator: Accelerator, interrupt: Interrupt, call: Callable[[
 
 
 def on_any_rank(accelerator: Accelerator, flag: bool) -> bool:
-    """Whether it is set on any process; told as `any_of_ranks` tells it."""
+    """Whether the flag is set on any process, exchanged as in `any_of_ranks`."""
     return any_of_ranks([flag])[0] if accelerator.num_processes > 1 else flag
 
 
 def any_of_ranks(flags: list[bool]) -> list[bool]:
-    """Each flag, set where any process has set it; told over the CPU, so that nothing waits for the device."""
+    """The elementwise OR of the processes' flags, exchanged on the CPU, so that nothing waits for the device."""
     told = torch.tensor(flags, dtype=torch.uint8)
     dist.all_reduce(told, dist.ReduceOp.MAX)
     return told.bool().tolist()

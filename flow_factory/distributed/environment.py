@@ -1,7 +1,8 @@
-"""What a launcher should have set beside the threads, each where the user has set nothing. Standard library alone, but for psutil.
+"""Environment variables of the allocator and of gloo that are set if the user has not set them. It imports only psutil beside the standard
+library.
 
-Of NCCL nothing: torch ends a process whose collective is late by itself (TORCH_NCCL_ASYNC_ERROR_HANDLING is 3, or 1 from its launcher, and
-its watchdog is watched), and all else depends on the cluster's network.
+No variables of NCCL are set: torch already ends a process whose collective is late (TORCH_NCCL_ASYNC_ERROR_HANDLING is 3, or 1 from its
+launcher, and its watchdog is monitored), and everything else depends on the cluster's network.
 """
 
 import socket
@@ -11,26 +12,26 @@ from pathlib import Path
 from flow_factory.distributed.threads import OURS, processes_here
 
 ALLOCATORS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
-"""Torch reads the first one that is set."""
+"""The variables of the allocator. Torch reads the first one that is set."""
 EXPANDABLE = "expandable_segments:True"
 CHOSEN = "FF_ALLOCATOR"
-"""That this program chose it."""
+"""The variable that records that this program has set the allocator."""
 DRIVER = Path("/proc/driver/nvidia/version")
-"""There with NVIDIA's driver for Linux; not under WSL, where segments cannot grow."""
+"""It exists with NVIDIA's driver for Linux, but not under WSL, where segments cannot grow."""
 MAIN = "FF_MAIN_ADDRESS"
-"""Machine 0 as it was named to the launcher, whose processes on machine 0 itself meet at 127.0.0.1."""
+"""The address of machine 0 as given to the launcher. Processes on machine 0 itself use 127.0.0.1."""
 ELSEWHERE = "192.0.2.1"
-"""An address for documentation (RFC 5737): the way there is the way out. Nothing is sent."""
+"""An address for documentation (RFC 5737), used to find the default route. Nothing is sent."""
 
 
 def settle_allocator(environment: MutableMapping[str, str], driver: Path = DRIVER) -> None:
-    """Lets CUDA segments grow, so that what one phase leaves fits the tensors of the next; to be called before torch is imported."""
+    """Enables expandable CUDA segments, so that memory freed by one phase fits the next. To be called before torch is imported."""
     if driver.exists() and not any(environment.get(name) for name in ALLOCATORS):
         environment[ALLOCATORS[0]] = environment[CHOSEN] = EXPANDABLE
 
 
 def settled_lines(environment: Mapping[str, str]) -> Iterator[str]:
-    """What was set for the user, a line each."""
+    """A line for each variable that was set."""
     here = processes_here(environment)
     if here > 1 and environment.get(OURS) and environment.get(OURS) == environment.get("OMP_NUM_THREADS"):
         yield f"OMP_NUM_THREADS={environment[OURS]}: this machine's cores, divided among its {here} processes; a value that you set is kept"
@@ -39,7 +40,7 @@ def settled_lines(environment: Mapping[str, str]) -> Iterator[str]:
 
 
 def settle_interface(environment: MutableMapping[str, str]) -> str | None:
-    """Gives gloo the interface that leads to machine 0, where there are several and it would take one that leads nowhere; a line on it."""
+    """Sets gloo's interface to the one that reaches machine 0, if gloo would choose an unreachable one. Returns a line about it."""
     several = int(environment.get("WORLD_SIZE", "1")) > processes_here(environment)
     if not several or "LOCAL_WORLD_SIZE" not in environment or environment.get("GLOO_SOCKET_IFNAME"):
         return None
@@ -51,9 +52,9 @@ def settle_interface(environment: MutableMapping[str, str]) -> str | None:
 
 
 def interface_to(address: str) -> str | None:
-    """The interface by which another machine is reached, where the host's own name, which gloo goes by, leads to itself alone.
+    """The interface that reaches another machine, if this host's name, which gloo resolves, is a loopback address.
 
-    None where gloo can do without, where the machines are one, or where no interface is found.
+    None if gloo does not need it, if there is one machine, or if no interface is found.
     """
     import psutil
 
@@ -67,7 +68,7 @@ def interface_to(address: str) -> str | None:
 
 
 def routed(address: str) -> str:
-    """This machine's own address on the way there; "" where there is no way."""
+    """This machine's address on the route to another one; "" without a route."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((address, 9))
@@ -80,7 +81,7 @@ def _resolved(name: str) -> str:
     try:
         return socket.gethostbyname(name)
     except OSError:
-        return "127.0.0.1"  # gloo then takes the loopback
+        return "127.0.0.1"  # gloo then uses the loopback
 
 
 def _loops(address: str) -> bool:

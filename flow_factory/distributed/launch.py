@@ -1,4 +1,4 @@
-"""Starting the processes of a run, by torch's elastic launcher."""
+"""The start of a run's processes by torch's elastic launcher."""
 
 import ctypes
 import os
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from flow_factory.distributed.machines import Machines
 
 LAUNCHER = "FF_LAUNCHER"
-"""The launcher's process, for those that it starts."""
+"""The variable with the process id of the launcher, for the processes that it starts."""
 PR_SET_PDEATHSIG = 1
-"""Of Linux's prctl: the signal that comes when the parent dies."""
+"""Option of Linux's prctl: the signal that a process gets when its parent dies."""
 
 
 def already_reported() -> bool:
-    """Whether another of this machine's processes has said what is wrong; if not, this one is to, and the others will hear True.
+    """Whether another process of this machine has reported an error. The first caller gets False and must report its own.
 
-    They find the same thing wrong, or lose the connection when one has left.
+    The others find the same error, or lose the connection to the first.
     """
-    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # in a folder for each process; the one above is shared
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # each process has its own folder; the parent folder is shared
     if error_file is None:
         return False
     try:
@@ -43,10 +43,10 @@ def already_reported() -> bool:
 
 
 def going_on(config: RunConfig, max_restarts: int) -> list[str]:
-    """The override by which a restarted process goes on where the run stopped.
+    """The override with which a restarted process resumes the run.
 
     Raises:
-        ConfigError: it could not.
+        ConfigError: the config does not allow a restart.
     """
     if not max_restarts:
         return []
@@ -63,12 +63,12 @@ def launch(placement: Topology, arguments: Sequence[str], limit: float, ended: C
     """Starts `ff-train ARGUMENTS` in this machine's processes and waits: 0, or the exit code of the first that failed.
 
     Args:
-        limit: seconds, of one collective.
-        ended: asked before a restart: whether the run has all its epochs.
+        limit: the timeout of a collective in seconds.
+        ended: called before a restart; returns whether the run has finished all epochs.
 
     Raises:
         ConfigError: more processes than GPUs.
-        MeetingError: the other machines did not come, or the first has left.
+        MeetingError: other machines did not join, or machine 0 has left.
     """
     import torch
     from torch.distributed import DistError
@@ -87,7 +87,7 @@ def launch(placement: Topology, arguments: Sequence[str], limit: float, ended: C
     machines = _machines(placement, limit, ended)
     try:
         run_processes(machines, here, ["-u", "-c", worker(), *arguments])
-    except SignalException:  # passed on to them, and they have ended
+    except SignalException:  # it was forwarded to the processes, and they have ended
         return 130
     except ChildFailedError as failed:
         return _complaint(placement, failed, machines)
@@ -109,28 +109,28 @@ def _machines(placement: Topology, limit: float, ended: Callable[[], bool]) -> "
 
 
 def stay_with_launcher() -> None:
-    """In a process of a launcher: it dies with it, however that ends, so that it is in nobody's way when the launcher is started anew.
+    """Makes a process die with its launcher, however that ends, so that it does not block a new start.
 
-    Linux alone can; elsewhere it goes on until it misses the store.
+    This works on Linux. Elsewhere the process runs until it needs the store.
     """
-    launcher = os.environ.pop(LAUNCHER, None)  # which is not that of programs that this one starts
+    launcher = os.environ.pop(LAUNCHER, None)  # not inherited by programs that this process starts
     if launcher is None or sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
         os.kill(int(launcher), 0)
-    except ProcessLookupError:  # before this process could ask for it
+    except ProcessLookupError:  # the launcher died before the call
         os._exit(1)
 
 
 def worker() -> str:
-    """The program of a process: this very package, with neither the current folder nor the package's own in front of Python's modules."""
+    """The program of a process: this package, with neither the current folder nor the package's own folder first on Python's path."""
     home = str(Path(flow_factory.__file__).parents[1])
     return f"import sys; sys.path[0] = {home!r}; import flow_factory; del sys.path[0]; from flow_factory.cli import main; sys.exit(main())"
 
 
 def _complaint(placement: Topology, failed: Any, machines: "Machines") -> int:
-    """Says which process failed first, and what it was doing, and returns its exit code."""
+    """Prints which process failed first and its last activity, and returns its exit code."""
     rank, failure = failed.get_first_failure()
     if failure.exitcode == 130:
         return 130
@@ -146,11 +146,10 @@ def _complaint(placement: Topology, failed: Any, machines: "Machines") -> int:
 
 
 def _doing(placement: Topology, rank: int, machines: "Machines", aborted: bool) -> str:
-    """What a process has told the others before it was killed.
+    """The last activity of a process before it was killed.
 
     Args:
-        aborted: whether it has ended itself, as NCCL does where a collective takes too long: then also what others do, if it is another
-            thing.
+        aborted: whether the process has aborted, as NCCL does after a timeout. Then differing activities of others are added.
     """
     from torch.distributed import DistError, PrefixStore
 
@@ -168,9 +167,9 @@ def _doing(placement: Topology, rank: int, machines: "Machines", aborted: bool) 
 
 
 def _free(port: int) -> int:
-    """The port, or any free one where another run on this machine has it."""
+    """The port, or any free one if another run on this machine uses it."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server will: a port whose last owner just left is free
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: a port is free once its last owner has left
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:

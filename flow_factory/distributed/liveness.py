@@ -1,4 +1,4 @@
-"""The `ProcessMonitor` of this process, if it is one of several; without one, each function does nothing."""
+"""The `ProcessMonitor` of this process. With a single process there is none, and each function does nothing."""
 
 import os
 import sys
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from torch.distributed import Store
 
 LET_GO = 0.5
-"""Seconds, see `let_go`."""
+"""Timeout in seconds, see `let_go`."""
 GLOO = "pt_gloo_runloop"
-"""What torch calls the threads in which gloo's collectives run."""
+"""Torch's name of the threads that run gloo's collectives."""
 
 
 here: ProcessMonitor | None = None
-"""This process's, from its meeting the others on."""
+"""The monitor of this process, from the rendezvous on."""
 
 
 def start_monitor(store: "Store", rank: int, size: int, address: str, limit: float) -> None:
-    """From now on the others know of this process, and it of them. All call this together.
+    """Starts the monitor. All processes call this together.
 
     Raises:
         MeetingError: the first process cannot be reached.
@@ -33,7 +33,7 @@ def start_monitor(store: "Store", rank: int, size: int, address: str, limit: flo
 
 
 def _forget() -> None:
-    """A forked child is none of the processes, and the connections are its parent's."""
+    """Removes the monitor in a forked child, because the connections belong to its parent."""
     global here
     if here is not None:
         here.close()
@@ -44,13 +44,13 @@ os.register_at_fork(after_in_child=_forget)
 
 
 def set_activity(what: str) -> None:
-    """Tells the others what this process does from now on: to be said where a phase begins, not at each step."""
+    """Reports the activity of this process to the others. To be called at the start of a phase, not at each step."""
     if here is not None:
         here.say(what)
 
 
 def current_activity() -> str:
-    """What this process does."""
+    """The activity of this process."""
     return here.now if here is not None else ""
 
 
@@ -61,13 +61,13 @@ def leave(word: str = LEFT) -> None:
 
 
 def let_go(well: bool) -> None:
-    """Before Python goes away, threads of gloo let go of the last collective's tensors: they need Python for it, or abort the process.
+    """Waits before Python exits until gloo's threads have freed the last collective's tensors. They need Python, else they abort.
 
-    The groups take their threads along. Where a library holds the groups (DeepSpeed), or a collective that has failed may still be under
-    way, nothing tells when they have let go; it takes them microseconds.
+    Destroyed groups end their threads. If a library holds the groups (DeepSpeed), or a failed collective may still run, there is no signal
+    when the tensors are freed. It takes microseconds, so a short sleep suffices.
 
     Args:
-        well: whether the run has ended well, on all processes.
+        well: whether the run has succeeded on all processes.
     """
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not distributed.is_initialized():
@@ -80,10 +80,10 @@ def let_go(well: bool) -> None:
 
 
 def _of_gloo() -> int:
-    """How many threads of gloo this process has; 0 also where nothing tells."""
+    """The number of gloo's threads in this process; 0 if it is unknown."""
     names: list[str] = []
     for thread in Path("/proc/self/task").glob("*/comm"):
-        with suppress(OSError):  # it has just ended
+        with suppress(OSError):  # the thread has just ended
             names.append(thread.read_text().strip())
     return names.count(GLOO)
 

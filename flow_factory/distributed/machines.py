@@ -1,6 +1,6 @@
-"""The launchers of a run's machines: where a process or a launcher has died all restart, and agree on which restart it is.
+"""The launchers of a run's machines. After the death of a process or a launcher all restart, and agree on the number of the restart.
 
-What they agree by is on the store that the launcher of machine 0 serves: the number of the attempt, which only grows, and who is there.
+They agree over a store that the launcher of machine 0 serves. It has the number of the attempt, which only grows, and the launchers.
 """
 
 import secrets
@@ -24,22 +24,22 @@ from flow_factory.utils.errors import MeetingError
 from flow_factory.utils.terminal import note
 
 SILENT = 5.0
-"""Seconds without a sign of life after which a launcher is dead; living ones give several a second."""
+"""Seconds without a heartbeat after which a launcher counts as dead. A live one sends several per second."""
 LEAVING = 30.0
-"""Seconds for which machine 0 stays when all are done, for those that have not seen it."""
+"""Seconds for which machine 0 keeps the store after the end, for launchers that have not noticed it."""
 OFTEN = 0.2
 
 
 class Machines(RendezvousHandler):
-    """This machine's launcher among the others.
+    """The launcher of this machine, as one of several.
 
     Args:
-        place: which one this is, and how long all wait for each other at the start.
-        max_restarts: of all machines together.
-        again: seconds for which they wait for each other later, longer than a collective may take: so long may processes of another machine
-            not notice.
-        told: what all must have been started with.
-        ended: whether the run has all its epochs: a process may have died on its way out, and the others have left.
+        place: the number of this machine, and the timeout of the first rendezvous.
+        max_restarts: the number of restarts of all machines together.
+        again: the timeout of later rendezvous in seconds. It must exceed that of a collective, because other machines may notice a death
+            only then.
+        told: the arguments with which all launchers must have been started.
+        ended: returns whether the run has finished all epochs. Then a process may have died while it exited, and the others have left.
     """
 
     def __init__(self, place: Rendezvous, max_restarts: int, again: float, told: str, ended: Callable[[], bool] = lambda: False):
@@ -48,19 +48,19 @@ class Machines(RendezvousHandler):
         self.mine = f"{self.token} {told}"
         self.store: Store | None = None
         self.attempt = -1
-        """The one that this machine's processes are of."""
+        """The attempt of this machine's processes."""
 
     @property
     def left(self) -> int:
-        """How many restarts are left."""
+        """The number of restarts left."""
         return self.max_restarts - self.attempt
 
     def meet(self) -> None:
-        """Waits until all machines are at the same attempt, a later one than this machine's last.
+        """Waits until all machines are at the same attempt, later than this machine's last.
 
         Raises:
-            MeetingError: some did not come, another one has this number, or no restarts are left.
-            RendezvousGracefulExitError: the run has ended meanwhile.
+            MeetingError: some did not join, another one has this number, or no restarts are left.
+            RendezvousGracefulExitError: the run has ended.
         """
         timeout = self.place.timeout if self.attempt < 0 else self.again
         wanted, deadline = self.attempt + 1, time.monotonic() + timeout
@@ -83,7 +83,7 @@ class Machines(RendezvousHandler):
                     raise MeetingError(f"{self.place}: machine 0 left before all had come; its own message says why") from error
 
     def num_nodes_waiting(self) -> int:
-        """Whether others are at a later attempt, or machine 0 has left: asked again and again while the processes run."""
+        """1 if others are at a later attempt, or machine 0 has left. Torch polls this while the processes run."""
         with suppress(DistError):
             if self.store is not None:
                 self._beat(self.store)
@@ -92,7 +92,7 @@ class Machines(RendezvousHandler):
         return int(self.left > 0)
 
     def all_done(self) -> bool:
-        """Whether all machines' processes have ended well, as this one's have; once the run has ended, who is dead counts as done."""
+        """Whether the processes of all machines have succeeded. Once the run has ended, a dead launcher counts as done."""
         with suppress(DistError):
             if self.store is not None:
                 self.store.set(self._done(self.attempt)[self.place.number], "")
@@ -102,7 +102,7 @@ class Machines(RendezvousHandler):
         return self.left == 0
 
     def leave(self) -> None:
-        """When all are done: the store stays until the others have seen it."""
+        """Called at the end. Machine 0 keeps the store until the others have noticed."""
         with suppress(DistError):
             if self.store is not None:
                 gone, end = self.store.add("left", int(self.place.number > 0)), time.monotonic() + LEAVING
@@ -111,14 +111,14 @@ class Machines(RendezvousHandler):
                     gone = self.store.add("left", 0)
 
     def _end(self) -> NoReturn:
-        """In the place of a restart that the run does not need any more."""
+        """Ends instead of a restart that the run no longer needs."""
         self.leave()
         raise RendezvousGracefulExitError("the run has ended")
 
-    # -- one meeting ------------------------------------------------------------------------------------------------------------
+    # -- one rendezvous ---------------------------------------------------------------------------------------------------------
 
     def _join(self, store: Store, wanted: int, timeout: float) -> int:
-        """The attempt at which all are: at least the wanted one, and later where somebody has asked for that meanwhile."""
+        """Joins, and returns the attempt at which all are: the wanted one, or a later one that another launcher has requested."""
         self._ask(store, wanted)
         attempt, deadline = -1, 0.0
         keys: list[str] = []
@@ -137,7 +137,7 @@ class Machines(RendezvousHandler):
         return attempt
 
     def _ask(self, store: Store, attempt: int) -> None:
-        """Makes the number at least this one."""
+        """Raises the number of the attempt to at least this one."""
         if attempt > self.max_restarts:
             raise MeetingError(f"{self.place}: another restart is needed, but --max_restarts {self.max_restarts} are used up")
         store.compare_set("attempt", "", "0")
@@ -145,7 +145,7 @@ class Machines(RendezvousHandler):
             store.compare_set("attempt", str(now), str(attempt))
 
     def _come(self, store: Store, attempt: int) -> list[str]:
-        """Is there for an attempt, or asks for the next one in the place of a launcher that has died; the keys of all that are to come."""
+        """Registers for an attempt, or requests the next one if a dead launcher holds the place. Returns the keys of all launchers."""
         keys = [f"machine/{attempt}/{k}" for k in range(self.place.count)]
         self._beat(store)
         holder = store.compare_set(keys[self.place.number], "", self.mine).decode()
@@ -166,7 +166,7 @@ class Machines(RendezvousHandler):
                 raise MeetingError(f"{self.place}: machine {number} was started with {theirs}, and this one with {mine}; start all alike")
 
     def _is_there(self, store: Store, number: int) -> bool:
-        """Whether another machine's launcher, of this attempt, lives."""
+        """Whether the launcher of another machine is alive in this attempt."""
         return _lives(store, store.get(f"machine/{self.attempt}/{number}").decode().partition(" ")[0])
 
     def _done(self, attempt: int) -> list[str]:
@@ -175,7 +175,7 @@ class Machines(RendezvousHandler):
     def _beat(self, store: Store) -> None:
         store.add(f"alive/{self.token}", 1)
 
-    # -- what torch's agent asks -------------------------------------------------------------------------------------------------
+    # -- the interface of torch's agent ------------------------------------------------------------------------------------------
 
     def next_rendezvous(self) -> RendezvousInfo:
         self.meet()
@@ -208,7 +208,7 @@ def _number(store: Store) -> int:
 
 
 def _lives(store: Store, token: str) -> bool:
-    """Whether a launcher gives signs of life."""
+    """Whether a launcher sends heartbeats."""
     beats, end = store.add(f"alive/{token}", 0), time.monotonic() + SILENT
     while time.monotonic() < end:
         time.sleep(OFTEN)

@@ -1,8 +1,7 @@
-"""Who of a run's processes is there, and what each is doing, as one of them sees it.
+"""The monitor of a run's processes: which are alive, and what each is doing.
 
-Each process keeps a connection to the first one, which the kernel closes when the process ends, however it ends and whatever holds up its
-Python: a death is known to all at once, and one that is busy is told from one that is dead. What each is doing is on the store by which
-they met.
+Each process keeps a connection to the first one. The kernel closes it when the process ends, however it ends and even if its Python is
+blocked. So a death is known at once, and a busy process is distinguished from a dead one. Activities are on the store of the rendezvous.
 """
 
 import os
@@ -24,34 +23,34 @@ if TYPE_CHECKING:
 
 
 STUCK = 15.0
-"""Seconds in which a process whose Python does not move, and of which another has died, ends: a collective may hang for ever then."""
+"""Seconds after another's death within which a blocked process ends itself, because a collective may then block for ever."""
 GRACE = 2.0
-"""Seconds in which a death, or the failure of a collective, is heard of everywhere."""
+"""Seconds within which a death, or the failure of a collective, is known everywhere."""
 START = "its start"
 LEFT, FAILED = "left", "failed"
 DIED = "lost the connection to another process, which has died"
 DISCONNECTED = RuntimeError
-"""What a store raises whose server is gone: torch's DistError, which would take a second to import."""
+"""The error of a store whose server has ended. It is the base class of torch's DistError, whose import takes a second."""
 KEEPALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4))
-"""A machine that has lost its power, or its network, is gone after half a minute."""
+"""Options with which a machine without power or network counts as lost after half a minute."""
 
 
 class ProcessMonitor:
-    """One of the processes, as the others see it, and the others, as it sees them.
+    """Reports this process to the others, and watches them.
 
     Args:
-        store: by which all have met; used by several threads.
-        address: of the first process's machine.
-        limit: seconds, of a collective: `distributed_timeout`.
+        store: the store of the rendezvous. Several threads use it.
+        address: the address of the first process's machine.
+        limit: the timeout of a collective in seconds: `distributed_timeout`.
     """
 
     def __init__(self, store: "Store", rank: int, size: int, address: str, limit: float):
         self.store, self.rank, self.size, self.limit = store, rank, size, limit
         self.began = time.monotonic()
         self.now = ""
-        """What this process is doing."""
+        """The activity of this process."""
         self.gone: dict[int, str] = {}
-        """Those that have ended before the run did: what they said last, "" if nothing."""
+        """Rank of a process that has ended before the run -> its last word, or ""."""
         self.connections: list[socket.socket] = []
         self.closing = False
         if rank == 0:
@@ -60,7 +59,7 @@ class ProcessMonitor:
             self._join(address)
 
     def say(self, doing: str) -> None:
-        """What this process does from now on."""
+        """Sets the activity of this process."""
         if doing == self.now:
             return
         self.now = doing
@@ -68,14 +67,14 @@ class ProcessMonitor:
             self.store.set(f"doing/{self.rank}", f"{time.monotonic() - self.began:.1f} {doing}")
 
     def doing(self, rank: int) -> str:
-        """What a process does, and since when."""
+        """The activity of a process, and since when."""
         with suppress(DISCONNECTED):
             what, since = activity_of(self.store, rank)
             return f"{what}, since {max(0.0, time.monotonic() - self.began - since):.0f} s"
         return START
 
     def who_is_gone(self) -> str | None:
-        """Says which process has ended, if any has."""
+        """A sentence about a process that has ended; None if there is none."""
         if not self.gone:
             return None
         rank, word = next(iter(self.gone.items()))
@@ -83,7 +82,7 @@ class ProcessMonitor:
         return f"process {rank} of {self.size} {how}: {self.doing(rank)}"
 
     def why(self, error: BaseException) -> str:
-        """Says why a collective has failed: who has died, or who did not come to it in time."""
+        """The reason why a collective has failed: the process that has died, or those that did not join in time."""
         if timed_out(error):
             with suppress(DISCONNECTED):
                 self.store.set(f"failed/{self.rank}", "")
@@ -95,7 +94,7 @@ class ProcessMonitor:
         return f"a collective has not ended within distributed_timeout: {self.limit:g} s; {self._missing()}"
 
     def _missing(self) -> str:
-        """Those that have not failed as well, if they do something else than this one: the others wait in the same collective."""
+        """The processes with another activity than this one, which have not failed too. The others wait in the same collective."""
         others = [rank for rank in range(self.size) if rank != self.rank]
         with suppress(DISCONNECTED):
             others = [rank for rank in others if not self.store.check([f"failed/{rank}"])] or others
@@ -105,14 +104,14 @@ class ProcessMonitor:
         return "; ".join(few) + (f"; and {len(away) - 3} more" if len(away) > 3 else "")
 
     def leave(self, word: str = LEFT) -> None:
-        """Before this process ends: that it has done its part, or has said itself what failed."""
+        """Called before this process ends: it has finished, or has reported its failure itself."""
         for connection in self.connections:
             with suppress(OSError):
                 connection.sendall(f"{word}\n".encode())
         self.closing = self.closing or word == LEFT
 
     def close(self) -> None:
-        """Closes what a forked child would keep open."""
+        """Closes the connections that a forked child would keep open."""
         while self.connections:
             os.close(self.connections.pop().detach())  # `close` would wait for the files that threads read
 
@@ -121,7 +120,7 @@ class ProcessMonitor:
     def _receive(self) -> None:
         dual = socket.has_dualstack_ipv6()
         server = socket.create_server(("", 0), family=socket.AF_INET6 if dual else socket.AF_INET, dualstack_ipv6=dual, backlog=self.size)
-        key = secrets.token_hex(8)  # a stranger's connection is nobody's
+        key = secrets.token_hex(8)  # it identifies connections of this run
         self.connections.append(server)
         with _host_there():
             self.store.set("presence", f"{server.getsockname()[1]} {key}")
@@ -134,7 +133,7 @@ class ProcessMonitor:
         _start(accept)
 
     def _follow(self, connection: socket.socket, key: str) -> None:
-        """On the first process: the connection of another one, until it closes."""
+        """On the first process: reads the connection of another one until it closes."""
         _keep_alive(connection)
         last = ""
         with connection.makefile() as lines, suppress(OSError):
@@ -173,7 +172,7 @@ class ProcessMonitor:
         _start(listen)
 
     def _lost(self, rank: int, word: str) -> None:
-        """A process has ended; the first one tells the others, and those that the end does not reach end themselves."""
+        """Handles the end of a process. The first process tells the others. Blocked processes end themselves."""
         if word == LEFT or self.closing or rank in self.gone:
             return
         self.gone[rank] = word
@@ -195,12 +194,12 @@ class ProcessMonitor:
                 if not already_reported():
                     print(f"error: {self.who_is_gone()}", file=sys.stderr, flush=True)
                 os._exit(1)
-            del frame  # which keeps all that is in it alive
+            del frame  # a frame keeps all of its objects alive
             time.sleep(1)
 
 
 def activity_of(store: "Store", rank: int) -> tuple[str, float]:
-    """(what a process has said last that it does, in which second since the meeting)."""
+    """(last activity of a process, its time in seconds since the rendezvous)."""
     if not store.check([key := f"doing/{rank}"]):
         return START, 0.0
     since, _, doing = store.get(key).decode().partition(" ")
@@ -209,7 +208,7 @@ def activity_of(store: "Store", rank: int) -> tuple[str, float]:
 
 @contextmanager
 def _host_there() -> Iterator[None]:
-    """Around what asks the store."""
+    """Turns errors of the store into a MeetingError."""
     try:
         yield
     except DISCONNECTED as error:

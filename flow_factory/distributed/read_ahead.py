@@ -1,6 +1,6 @@
-"""A checkpoint comes to a machine once: one of its processes downloads it and reads the files in order, and the others find them in memory.
+"""Reading of a checkpoint once for each machine: one process downloads it and reads the files in order into the page cache.
 
-Weights are mapped from their files, and would be read page by page as they are first used: by network disks that is slow.
+Weights are mapped from their files, and would otherwise be read page by page at first use, which is slow on network disks.
 """
 
 import logging
@@ -18,9 +18,9 @@ from flow_factory.utils.terminal import bar
 logger = logging.getLogger(__name__)
 
 PIECE = 2**24
-"""Bytes that are read at a time."""
+"""The number of bytes that are read at a time."""
 ROOM = 0.5
-"""Of the main memory that is free, what the files may take: they must not drive out what is used."""
+"""The share of the free main memory that the files may take, so that they do not displace other pages."""
 
 
 def first_here() -> bool:
@@ -29,10 +29,10 @@ def first_here() -> bool:
 
 
 def once_a_machine(fetch: Callable[[], object], missing: Callable[[], bool]) -> None:
-    """Has the first process of each machine fetch what is missing there; the others wait as long as it goes on.
+    """The first process of each machine fetches what is missing there. The others wait as long as it makes progress.
 
     Raises:
-        MeetingError: a process has ended, or stands still.
+        MeetingError: a process has ended, or makes no progress.
     """
     work = Work("downloading")
     work.beat("downloading the checkpoint")
@@ -43,9 +43,9 @@ def once_a_machine(fetch: Callable[[], object], missing: Callable[[], bool]) -> 
 
 @contextmanager
 def read_ahead(files: Sequence[Path]) -> Iterator[None]:
-    """Inside, the first process of the machine reads the files from their begin to their end, beside what is done with them meanwhile.
+    """Inside, the first process of the machine reads the files sequentially in a background thread.
 
-    Where they are larger than `ROOM` of the free memory, none is read: the first pages would be gone before they are used.
+    Files larger than `ROOM` of the free memory are not read, because the first pages would be evicted before they are used.
     """
     sizes = [(file, file.stat().st_size) for file in files]
     if not first_here() or sum(size for _, size in sizes) > ROOM * psutil.virtual_memory().available:
@@ -70,7 +70,7 @@ def _read(sizes: Sequence[tuple[Path, int]], enough: threading.Event) -> None:
                 return
             _piece(file, begin, buffer)
     except OSError as error:
-        logger.warning("%s: %s; it is read page by page", error.filename, error.strerror)  # who uses it will say what is wrong with it
+        logger.warning("%s: %s; it is read page by page", error.filename, error.strerror)  # its user reports the error
 
 
 def _piece(file: Path, begin: int, buffer: bytearray) -> None:

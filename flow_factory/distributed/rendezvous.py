@@ -1,4 +1,4 @@
-"""Rendezvous of machines and of processes; within a bounded time it names the missing ones."""
+"""The rendezvous of machines and of processes. After a timeout it names the missing ones."""
 
 import os
 import queue
@@ -20,34 +20,34 @@ from flow_factory.utils.terminal import note
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """One of several at a place."""
+    """One participant of a rendezvous."""
 
     what: str
-    """machine or process"""
+    """`machine` or `process`."""
     number: int
     count: int
     address: str
     port: int
     timeout: int
-    """In seconds."""
+    """Timeout in seconds."""
     attempt: str = "0"
-    """Which restart this is: those of different ones do not meet."""
+    """The number of the restart. Participants of different restarts do not meet."""
 
     def __str__(self) -> str:
         return f"{self.what} {self.number} of {self.count} at {self.address}:{self.port}"
 
 
 def meet(meeting: Rendezvous, hosts: bool) -> Store:
-    """Waits until all are there.
+    """Waits until all participants have joined.
 
     Args:
-        hosts: whether this process serves the place; one of them has to, or their launcher.
+        hosts: whether this process serves the store. One participant, or their launcher, must do so.
 
     Returns:
-        What they tell each other by, as long as the host lives.
+        A store that all share as long as its host is alive.
 
     Raises:
-        MeetingError: after `timeout` seconds, or sooner where the port is taken or two have the same number.
+        MeetingError: the timeout has passed, the port is in use, or two participants have the same number.
     """
     deadline = time.monotonic() + meeting.timeout
     store = enter(meeting, hosts)
@@ -66,13 +66,13 @@ def meet(meeting: Rendezvous, hosts: bool) -> Store:
 
 
 def enter(meeting: Rendezvous, hosts: bool) -> TCPStore:
-    """The store of the place, whoever else is there.
+    """Connects to the store of the rendezvous without waiting for the others.
 
     Args:
-        hosts: whether this process serves it.
+        hosts: whether this process serves the store.
 
     Raises:
-        MeetingError: nobody does after `timeout` seconds; or the port is taken.
+        MeetingError: nobody serves it within the timeout, or the port is in use.
     """
     if not hosts:
         _knock(meeting, time.monotonic() + meeting.timeout)
@@ -80,7 +80,7 @@ def enter(meeting: Rendezvous, hosts: bool) -> TCPStore:
 
 
 def _knock(meeting: Rendezvous, deadline: float) -> None:
-    """Waits until somebody listens: here torch would print every try, with a trace."""
+    """Waits until the port accepts connections. Torch itself would print each attempt with a stack trace."""
     while True:
         try:
             with socket.create_connection((meeting.address, meeting.port), timeout=max(0.1, deadline - time.monotonic())):
@@ -95,9 +95,9 @@ def _knock(meeting: Rendezvous, deadline: float) -> None:
 
 
 def _connect(meeting: Rendezvous, hosts: bool) -> TCPStore:
-    """In a thread that may be left behind: where a stranger listens and keeps silent, torch waits for its answer without end."""
+    """Connects in a thread that may be abandoned: if another program listens on the port and stays silent, torch waits for ever."""
     box: queue.Queue[TCPStore | DistError] = queue.Queue()
-    address = "127.0.0.1" if hosts else meeting.address  # whether or not the host knows its own name
+    address = "127.0.0.1" if hosts else meeting.address  # the host may not be able to resolve its own name
     timeout = timedelta(seconds=meeting.timeout)
 
     def connect() -> None:
@@ -108,7 +108,7 @@ def _connect(meeting: Rendezvous, hosts: bool) -> TCPStore:
 
     threading.Thread(target=connect, daemon=True).start()
     try:
-        found = box.get(timeout=meeting.timeout + 10)  # torch overruns a little
+        found = box.get(timeout=meeting.timeout + 10)  # torch exceeds its timeout a little
     except queue.Empty:
         raise MeetingError(f"{meeting}: another program listens there; set --main_process_port to a free port") from None
     if isinstance(found, DistError):
@@ -118,26 +118,26 @@ def _connect(meeting: Rendezvous, hosts: bool) -> TCPStore:
 
 
 def join_group(limit: float) -> None:
-    """Makes this process one of torch's default group, whoever started it; nothing where it is alone.
+    """Initialises torch's default process group, whatever launcher started this process. It does nothing for a single process.
 
-    Torch would do so by itself, but a restarted process would then find the addresses of the dead, and the time to wait for a start would
-    be that of every later exchange too.
+    Torch's own initialisation would give a restarted process the addresses of dead ones, and would use the timeout of the start for every
+    later exchange.
 
     Args:
-        limit: seconds, of one collective.
+        limit: the timeout of a collective in seconds.
 
     Raises:
-        MeetingError: as `meet`.
+        MeetingError: see `meet`.
     """
     environment = os.environ
     count = int(environment.get("WORLD_SIZE", "1"))
     if count == 1 or dist.is_initialized():
         return
     number, attempt = int(environment["RANK"]), environment.get("TORCHELASTIC_RESTART_COUNT", "0")
-    hosts = number == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)  # else the launcher does
+    hosts = number == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)  # else the launcher serves it
     timeout = int(environment.get("FF_RENDEZVOUS_TIMEOUT", "600"))
     meeting = Rendezvous("process", number, count, environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), timeout, attempt)
-    store, another = meet(meeting, hosts), _connect(meeting, hosts)  # for threads, which a group's own use of the first may keep waiting
+    store, another = meet(meeting, hosts), _connect(meeting, hosts)  # a second connection for threads, since a group may block the first
     if (line := settle_interface(environment)) is not None and environment.get("LOCAL_RANK") == "0":
         note(line)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -147,15 +147,15 @@ def join_group(limit: float) -> None:
 
 
 def attempt_key(number: object) -> str:
-    """Under which the processes of a start, or of a restart, tell each other things."""
+    """The prefix of the store's keys for one start or restart."""
     return f"attempt_{number}"
 
 
 def limit_groups(limit: float) -> None:
-    """Gives the limit to all groups that this process is in: those that libraries made have torch's own.
+    """Sets the timeout of all groups of this process, because groups of libraries have torch's default.
 
     Args:
-        limit: seconds, of one collective.
+        limit: the timeout of a collective in seconds.
     """
     if dist.is_initialized():
         for group in list(dist.distributed_c10d._world.pg_map):

@@ -1,4 +1,4 @@
-"""Groups that several processes share, because there are fewer groups than processes: gathers whole groups."""
+"""Groups that several processes share, because there are fewer groups than processes."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +15,7 @@ from flow_factory.utils.offload import to_device
 
 
 class Group(NamedTuple):
-    """Samples of one row that are to be scored: those of a process, or the whole group."""
+    """Samples of one row to be scored: those of a process, or the whole group."""
 
     number: int
     row: Row
@@ -24,9 +24,9 @@ class Group(NamedTuple):
 
 
 def whole_groups(accelerator: Accelerator, deal: Deal, parts: Sequence[Group]) -> list[Group]:
-    """The groups that this process scores: each group is scored by one of the processes that have parts of it.
+    """The groups that this process scores. Each group is scored by one of the processes that have parts of it.
 
-    All must come with parts of the same ones. The one place where pictures that are scored go from process to process.
+    All processes call this with parts of the same groups. Only here are images to be scored sent between processes.
     """
     mine: dict[int, list[Group]] = {}
     for part in parts if deal.leads(accelerator.process_index) else ():  # the others of a team have the same
@@ -41,14 +41,14 @@ def whole_groups(accelerator: Accelerator, deal: Deal, parts: Sequence[Group]) -
 
 
 def share(accelerator: Accelerator, deal: Deal, rollouts: Sequence[Rollout], conds: Sequence[Cond], waits: bool = False) -> list[Rollout]:
-    """All micro-batches of the groups that this process has any of, in the order of the epoch; its own ones as they are.
+    """All micro-batches of the groups of which this process has parts, in the order of the epoch. Its own are returned unchanged.
 
-    Latents go from process to process. What was computed from the condition is computed again for the others' ones; the condition itself
-    is one for all micro-batches of a row.
+    Latents are sent between processes. Results that depend on the condition only are computed again. All micro-batches of a row share one
+    condition.
 
     Args:
-        deal: of what is trained on.
-        waits: whether rollouts wait in main memory (`train.offload_samples_to_cpu`).
+        deal: the distribution of the trained micro-batches.
+        waits: whether rollouts are kept in main memory (`train.offload_samples_to_cpu`).
     """
     me, theirs = accelerator.process_index, dict[int, list[Rollout]]()
     for to in range(deal.processes) if deal.leads(me) else ():  # the others of a team have the same
@@ -66,7 +66,7 @@ def share(accelerator: Accelerator, deal: Deal, rollouts: Sequence[Rollout], con
 
 
 def replace_all(rollout: Rollout, device: torch.device | str, **others: Any) -> Rollout:
-    """The rollout with its tensors on the device, and other things exchanged."""
+    """The rollout with its tensors on the device, and with other fields replaced."""
     steps = [replace(s, **to_device(vars(s), device)) for s in rollout.steps]
     new = replace(rollout, steps=steps, x0=to_device(rollout.x0, device), **others)
     new.rewards, new.advantage = rollout.rewards, to_device(rollout.advantage, device)

@@ -1,4 +1,4 @@
-"""The number of threads of a process, and how they wait, told to OpenMP before torch loads it. Standard library alone."""
+"""The number of OpenMP threads of a process and their waiting policy, set before torch is imported. Standard library only."""
 
 import math
 import os
@@ -7,27 +7,27 @@ from pathlib import Path
 
 COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 WAITING = ("OMP_WAIT_POLICY", "GOMP_", "KMP_")
-"""What a user's own variables begin with."""
+"""Prefixes of variables with which a user sets the waiting policy."""
 SPINS = "1000"
-"""Turns of a loop, some tens of microseconds, for which a thread waits before it sleeps. GNU's OpenMP, which torch's wheels have, turns
-300000 times: nothing on an idle machine, and on a busy one most of what the thread that is waited for could have had
+"""Iterations of the spin loop of a waiting thread before it sleeps: some tens of microseconds. The default of GNU's OpenMP, which is in
+torch's wheels, is 300000. That is harmless on an idle machine, but on a busy one it takes most of the time that the awaited thread needs
 (benchmarks/README.md)."""
 OWN_LAUNCHER = "flow-factory"
-"""TORCHELASTIC_RUN_ID of this program's launcher, which sets no threads but by `settle`."""
+"""TORCHELASTIC_RUN_ID of this program's launcher, which sets threads only by `settle`."""
 OURS = "FF_THREADS"
-"""The count that this program chose, so that processes it starts choose their own."""
+"""The variable with the number of threads that this program chose, so that processes it starts choose their own."""
 
 
 def settle(environment: MutableMapping[str, str], cores: float | None = None) -> None:
-    """Sets OpenMP's number of threads and how long they spin, where the user has set neither; to be called before torch is imported.
+    """Sets OpenMP's number of threads and spin count, unless the user has set them. To be called before torch is imported.
 
     Args:
-        cores: that all processes of this machine may use, by default `usable_cores()`.
+        cores: the number of cores for all processes of this machine; `usable_cores()` by default.
     """
     if by_torchrun(environment):
         del environment["OMP_NUM_THREADS"]
     if all(environment.get(name) in (None, environment.get(OURS)) for name in COUNTS):
-        own = "SLURM_CPUS_PER_TASK" in environment  # such a task has its cores for itself
+        own = "SLURM_CPUS_PER_TASK" in environment  # such a task has cores of its own
         share = (usable_cores() if cores is None else cores) / (1 if own else processes_here(environment))
         environment["OMP_NUM_THREADS"] = environment[OURS] = str(max(1, math.floor(share + 0.5)))
     if not any(name.startswith(WAITING) for name in environment):
@@ -35,22 +35,22 @@ def settle(environment: MutableMapping[str, str], cores: float | None = None) ->
 
 
 def usable_cores(root: Path = Path("/")) -> float:
-    """Cores by affinity and by the quotas of the process's cgroups: in a container often fewer than the machine has, and not whole."""
+    """The number of cores by affinity and cgroup quotas. In a container it is often smaller than the machine's, and not an integer."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min([float(allowed), *_quotas(root)])
 
 
 def processes_here(environment: Mapping[str, str]) -> int:
-    """How many of the run's processes this machine has."""
+    """The number of the run's processes on this machine."""
     said = environment.get("LOCAL_WORLD_SIZE", "")
     return max(1, int(said)) if said.isdecimal() else 1
 
 
 def by_torchrun(environment: Mapping[str, str], parent: Path | None = None) -> bool:
-    """Whether torchrun (or accelerate, which starts processes by it) says one thread, and the user has said nothing to it.
+    """Whether OMP_NUM_THREADS=1 was set by torchrun (or by accelerate, which uses it), and not by the user.
 
     Args:
-        parent: the environment that the launcher was started with, as Linux shows it.
+        parent: the file in which Linux shows the environment of the launcher.
     """
     if (
         environment.get("TORCHELASTIC_RUN_ID", OWN_LAUNCHER) == OWN_LAUNCHER
@@ -66,7 +66,7 @@ def by_torchrun(environment: Mapping[str, str], parent: Path | None = None) -> b
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """Of the cgroups of this process and of those above them, of either version, as far as they are visible here."""
+    """The quotas of this process's cgroups and their parents, of both versions, as far as they are visible."""
     for folder, top in _groups(root):
         for group in (folder, *folder.parents):
             if (quota := _quota(group)) is not None:
@@ -76,7 +76,7 @@ def _quotas(root: Path) -> Iterator[float]:
 
 
 def _quota(group: Path) -> float | None:
-    """Cores of one group; None without a limit."""
+    """The number of cores of one cgroup; None without a limit."""
     if (file := group / "cpu.max").is_file():
         most, period = file.read_text().split()
     elif (file := group / "cpu.cfs_quota_us").is_file():
@@ -87,11 +87,11 @@ def _quota(group: Path) -> float | None:
 
 
 def _groups(root: Path) -> Iterator[tuple[Path, Path]]:
-    """(folder of this process's cgroup, where its hierarchy is mounted) of each hierarchy that may limit the CPU."""
+    """(folder of this process's cgroup, mount point of the hierarchy) for each hierarchy that may limit the CPU."""
     try:
         paths = [line.split(":", 2)[1:] for line in (root / "proc/self/cgroup").read_text().splitlines()]
         mounts = [line.split() for line in (root / "proc/self/mountinfo").read_text().splitlines()]
-    except OSError:  # no Linux, or a /proc that is closed
+    except OSError:  # not Linux, or /proc is not readable
         return
     inside = {controller: path for controllers, path in paths for controller in controllers.split(",")}
     for mount in mounts:
@@ -100,5 +100,5 @@ def _groups(root: Path) -> Iterator[tuple[Path, Path]]:
         if controller in inside:
             top = root / mount[4].lstrip("/")
             path = Path(inside[controller])
-            here = path.relative_to(mount[3]) if path.is_relative_to(mount[3]) else Path()  # a container may show its own group as the top
+            here = path.relative_to(mount[3]) if path.is_relative_to(mount[3]) else Path()  # in a container its own cgroup may be the root
             yield top / here, top

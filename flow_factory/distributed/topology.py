@@ -1,4 +1,4 @@
-"""The number and place of a run's processes: command line over environment over YAML. Imports no torch."""
+"""The number and place of a run's processes, from the command line, the environment or the YAML, in this order. Without torch."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -29,15 +29,15 @@ ENVIRONMENT: dict[str, tuple[str, ...]] = {
     "rendezvous_timeout": ("FF_RENDEZVOUS_TIMEOUT",),
     "max_restarts": ("PET_MAX_RESTARTS",),
 }
-"""PET_*: torch's own launcher and Kubeflow. An empty name says nothing, nor does the launcher's `auto`."""
+"""Setting -> environment variables. PET_* is of torch's launcher and Kubeflow. An empty value and `auto` count as unset."""
 
 SLURM_STEP = ("SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES", "SLURM_STEP_NODELIST", "SLURM_NODEID", "SLURM_JOB_ID")
-"""What `srun` sets. In a shell of `salloc` or `sbatch` some are missing, and those that are there say nothing of this process."""
+"""Variables that `srun` sets. In a shell of `salloc` or `sbatch` some are missing, and the others do not describe this process."""
 
 
 @dataclass(frozen=True)
 class Topology:
-    """How many processes, where they meet, and how long they try."""
+    """The number of processes, their rendezvous, and its timeout."""
 
     num_processes: int
     num_machines: int
@@ -45,25 +45,25 @@ class Topology:
     main_process_ip: str
     main_process_port: int
     inside: bool
-    """Whether this already is one of them; the machines are then another launcher's."""
+    """Whether this process is already one of them, started by another launcher."""
     rendezvous_timeout: int = 600
-    """In seconds."""
+    """Timeout in seconds."""
     max_restarts: int = 0
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting's value, and who says it: a flag, or the environment's name."""
+    """The value of a setting and its source: a flag, or an environment variable."""
 
     value: str
     by: str
 
 
 def requested_processes(flags: Mapping[str, Any], environment: Mapping[str, str]) -> int | None:
-    """How many processes the command line or the environment asks for; None leaves it to the YAML. Inside a worker: how many there are.
+    """The number of processes by the command line or the environment; None leaves it to the YAML. In a worker: the present number.
 
     Raises:
-        ConfigError: a value that is no number, or a flag that says other than there are.
+        ConfigError: a value is no number, or a flag contradicts the present number.
     """
     said = _said(flags, environment)
     if _inside(environment):
@@ -79,10 +79,10 @@ def requested_processes(flags: Mapping[str, Any], environment: Mapping[str, str]
 
 
 def overrides_of(flags: Mapping[str, Any], environment: Mapping[str, str], written: Sequence[str]) -> list[str]:
-    """The overrides as written, with `num_processes` where it is told: before them, for the environment, or after them, for a flag.
+    """The overrides with `num_processes`, if it is set: in front of them from the environment, or behind them from a flag.
 
     Raises:
-        ConfigError: as `told_processes`.
+        ConfigError: see `requested_processes`.
     """
     told = requested_processes(flags, environment)
     count = [] if told is None else [f"num_processes={told}"]
@@ -91,10 +91,10 @@ def overrides_of(flags: Mapping[str, Any], environment: Mapping[str, str], writt
 
 
 def resolve_topology(config: RunConfig, flags: Mapping[str, Any], environment: Mapping[str, str]) -> Topology:
-    """Command line > environment > YAML.
+    """The topology. The command line has precedence over the environment, and the environment over the YAML.
 
     Raises:
-        ConfigError: a value that is no number or out of range, one that is missing, or processes that do not divide over the machines.
+        ConfigError: a value is no number, out of range or missing, or the processes do not divide over the machines.
     """
     said = _said(flags, environment)
     port = _number(said, "main_process_port", config.main_process_port, most=65535)
@@ -120,10 +120,10 @@ def resolve_topology(config: RunConfig, flags: Mapping[str, Any], environment: M
 
 
 def srun_task(flags: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, str]:
-    """What torch wants to know in a process that `srun` started as one of several on its machine; empty in any other.
+    """Torch's environment variables for a process that `srun` started as one of several on its machine; empty for any other.
 
     Raises:
-        ConfigError: not the same number of tasks on every machine.
+        ConfigError: the machines have different numbers of tasks.
     """
     if _inside(environment) or not _in_step(environment):
         return {}
@@ -141,7 +141,7 @@ def srun_task(flags: Mapping[str, Any], environment: Mapping[str, str]) -> dict[
 
 
 def first_host(nodelist: str) -> str:
-    """`gpu[003-010,12],login1` -> `gpu003`: the first of Slurm's short form."""
+    """The first host of Slurm's short form: `gpu[003-010,12],login1` -> `gpu003`."""
     name = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodelist)
     if name is None:
         raise ConfigError(f"SLURM_STEP_NODELIST is {nodelist!r}; it must name machines")
@@ -160,7 +160,7 @@ def _said(flags: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str,
     by_name = {
         key: Setting(environment[name], name)
         for key, names in ENVIRONMENT.items()
-        for name in reversed(names)  # the first one wins
+        for name in reversed(names)  # the first name has precedence
         if environment.get(name) not in (None, "", "auto")
     }
     by_flag = {key: Setting(str(flags[key]), f"--{key}") for key in FLAGS if flags.get(key) is not None}
@@ -168,7 +168,7 @@ def _said(flags: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str,
 
 
 def _by_slurm(environment: Mapping[str, str]) -> dict[str, Setting]:
-    """The machines of an `srun` step; the port is from the job's number: jobs seldom share one, and it is below those that systems lend."""
+    """The settings of an `srun` step. The port is computed from the job id: jobs rarely share it, and it is below the ephemeral ports."""
     if not _in_step(environment):
         return {}
     job = _number({"job": Setting(environment["SLURM_JOB_ID"], "SLURM_JOB_ID")}, "job", 0)

@@ -15,7 +15,7 @@ def make_schedule(train: TrainConfig, optimizer: torch.optim.Optimizer, steps_pe
 
 
 def rate_share(train: TrainConfig, step: int, total: int | None) -> float:
-    """The learning rate of an optimiser step, counted from 0, as a share of train.learning_rate. It depends on the config and the step only
+    """The learning rate of an optimiser step, counted from 0, as a share of train.learning_rate. It depends on config and step only.
 
     Args:
         total: the step at which linear and cosine schedules end.
