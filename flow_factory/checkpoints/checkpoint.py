@@ -1,12 +1,12 @@
-"""Checkpoints: folders that are whole or absent.
+"""Checkpoints: folders that are complete or absent.
 
     <run>/checkpoints/epoch_12/            LoRA: pytorch_lora_weights.safetensors, for `pipe.load_lora_weights(folder)`, and
                                            adapter_model.safetensors with its config, for `PeftModel.from_pretrained`
                                            full: transformer/ as `save_pretrained` writes it, for `from_pretrained`
-    <run>/checkpoints/epoch_12/state/      with save_model_only false: what a resumed run needs to go on exactly
-    <run>/checkpoints/abandoned-1/         those after an earlier one that the run went on from; `.abandoned-1-after-2` while they are moved
+    <run>/checkpoints/epoch_12/state/      with save_model_only false: the training state for an exact resumption
+    <run>/checkpoints/abandoned-1/         checkpoints after the one that the run resumed from; `.abandoned-1-after-2` while they are moved
 
-A folder is written beside its place and then renamed.
+A folder is written under another name and then renamed.
 """
 
 import os
@@ -25,37 +25,37 @@ from flow_factory.utils.errors import UserError, file_errors
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 UNDER_WAY = re.compile(r"\.abandoned-(\d+)-after-(\d+)", re.ASCII)
-"""The folder into which checkpoints after an epoch are being moved: number, epoch."""
+"""The name of the folder into which checkpoints after an epoch are being moved: number, epoch."""
 SHARD = re.compile(r"diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors")
 PLACES = (("", "checkpoint-"), ("checkpoints", "checkpoint-"), ("checkpoints", "epoch_"))
-"""Folders and names of checkpoints in a run's folder, ours last."""
+"""(folder, name prefix) of checkpoints in the folder of a run, those of this program last."""
 Kind = Literal["lora", "full", "state"]
 
 
 class CheckpointError(UserError):
-    """A folder that is not what it should be; the message says what it is."""
+    """A folder is not the expected checkpoint. The message says what it is."""
 
 
 def partial_of(folder: Path) -> Path:
-    """Where a checkpoint is written before it has its name; what a cut leaves."""
+    """The folder in which a checkpoint is written before it is renamed. An interruption leaves it behind."""
     return folder.with_name(f".partial-{folder.name}")
 
 
 def begin(partial: Path) -> None:
-    """An empty folder, whatever an earlier cut left there."""
+    """Creates the folder, and removes what an earlier interruption left there."""
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
 
 
 def finish(partial: Path, folder: Path) -> None:
-    """Brings all to the disk, then puts it in its place."""
+    """Flushes all files to the disk, then renames the folder."""
     for path in partial.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
     if folder.exists():
         old = folder.with_name(f".old-{folder.name}")
-        shutil.rmtree(old, ignore_errors=True)  # of an earlier cut
+        shutil.rmtree(old, ignore_errors=True)  # from an earlier interruption
         folder.rename(old)
         partial.rename(folder)
         shutil.rmtree(old)
@@ -64,10 +64,10 @@ def finish(partial: Path, folder: Path) -> None:
 
 
 def kind_of(folder: Path) -> Kind:
-    """What can be resumed from a folder: a training state, a LoRA or full weights.
+    """The kind of a folder to resume from: a training state, a LoRA or full weights.
 
     Raises:
-        CheckpointError: none of them.
+        CheckpointError: it has none of them.
     """
     if has_state(folder):
         return "state"
@@ -75,15 +75,15 @@ def kind_of(folder: Path) -> Kind:
 
 
 def has_state(folder: Path) -> bool:
-    """Or what is left of one, which `training_state.load` will say."""
+    """Whether there is a training state, even an incomplete one, which `training_state.load` reports."""
     return (folder / "state").is_dir()
 
 
 def model_kind(path: Path) -> Literal["lora", "full"]:
-    """What kind of weights a checkpoint has, with or without a training state beside them.
+    """The kind of a checkpoint's weights, with or without a training state.
 
     Raises:
-        CheckpointError: none.
+        CheckpointError: it has no weights.
     """
     with file_errors("model.resume_path", path, "name a checkpoint that can be read", CheckpointError):
         here = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
@@ -100,34 +100,34 @@ def model_kind(path: Path) -> Literal["lora", "full"]:
 
 
 def newest(folder: Path) -> Path:
-    """The last whole checkpoint of a run folder, also of other programs'; any other path as it is."""
+    """The last complete checkpoint in the folder of a run, also of other programs; any other path is returned unchanged."""
     found = [c for place, name in PLACES for c in checkpoints(folder / place, name)]
     return found[-1] if found else folder
 
 
 def newest_state(folder: Path) -> Path | None:
-    """The last whole checkpoint of a run folder that has a training state; None where there is none yet."""
+    """The last complete checkpoint with a training state in the folder of a run; None if there is none."""
     return next((path for path in reversed(checkpoints(folder / "checkpoints")) if has_state(path)), None)
 
 
 def checkpoints(folder: Path, name: str = "epoch_") -> list[Path]:
-    """Whole checkpoints in order of their epochs; of those that were set aside none, nor of those left where a cut stopped the moving."""
+    """Complete checkpoints in the order of their epochs, without abandoned ones, even if an interruption has stopped their move."""
     begun = setting_aside(folder)
     return [path for epoch, path in numbered(folder, name) if begun is None or epoch <= begun[1]]
 
 
 def numbered(folder: Path, name: str = "epoch_") -> list[tuple[int, Path]]:
-    """(epoch, checkpoint) of all that are in a folder, in their order."""
+    """(epoch, checkpoint) of all checkpoints in a folder, in the order of their epochs."""
     return sorted((int(m[1]), p) for p in folder.glob(f"{name}*") if (m := re.fullmatch(rf"{name}(\d+)", p.name, re.ASCII)))
 
 
 def setting_aside(folder: Path) -> tuple[int, int] | None:
-    """(number, epoch) where a start was cut while it moved the checkpoints after the epoch to `abandoned-<number>`."""
+    """(number, epoch) if a start was interrupted while it moved the checkpoints after the epoch to `abandoned-<number>`; else None."""
     return next(((int(m[1]), int(m[2])) for p in folder.glob(".abandoned-*") if (m := UNDER_WAY.fullmatch(p.name))), None)
 
 
 def prune(folder: Path, keep_last_n: int | None, written: Path | None = None) -> None:
-    """Deletes all but the last checkpoints, and never the one that was just written."""
+    """Deletes all checkpoints except the last ones and the one that was just written."""
     if keep_last_n is not None:
         for old in checkpoints(folder)[:-keep_last_n]:
             if old != written:
@@ -136,7 +136,7 @@ def prune(folder: Path, keep_last_n: int | None, written: Path | None = None) ->
 
 @contextmanager
 def plainly(path: Path, what: str) -> Iterator[None]:
-    """Turns what the file system and damaged files raise into a `CheckpointError`."""
+    """Turns errors of the file system and of damaged files into a `CheckpointError`."""
     try:
         yield
     except CheckpointError:

@@ -1,8 +1,8 @@
-"""The files of a training state. All of it is data: nothing that is read can run code.
+"""The files of a training state. They are data only: reading them cannot run code.
 
-<checkpoint>/state/part-00000.safetensors ...  rows of tensors, a file of each process that wrote
-<checkpoint>/state/progress.json               counters, and whose run it is
-<checkpoint>/state/index.json                  where each row is, and size and sha256 of every file; written last
+<checkpoint>/state/part-00000.safetensors ...  rows of tensors, a file for each process that wrote
+<checkpoint>/state/progress.json               counters, and the identity of the run
+<checkpoint>/state/index.json                  the place of each row, and size and sha256 of every file; written last
 """
 
 import hashlib
@@ -26,24 +26,24 @@ from flow_factory.utils.tensor_file import NAMES, write_tensors
 
 INDEX, PROGRESS = "index.json", "progress.json"
 FORMAT: Literal[1] = 1
-"""Of the files of a state; a state of another one is refused."""
+"""The version of the files. A state of another version is refused."""
 
 
 @dataclass(frozen=True)
 class Slab:
-    """Some rows of a tensor, on the CPU: what a process writes of it, or reads."""
+    """Rows of a tensor, on the CPU, that a process writes or reads."""
 
     rows: Tensor
     first: int
-    """The number of the first of them."""
+    """The index of the first row."""
     shape: tuple[int, ...]
-    """Of the whole tensor."""
+    """The shape of the whole tensor."""
 
 
 Staged = Mapping[str, Tensor | Slab]
-"""By name. What is no `Slab` is whole, and the same on every process."""
+"""Name -> tensor. A plain tensor is whole, and the same on every process."""
 Fill = Callable[[str, "Tensor | Slab"], None]
-"""Reads what a saved tensor of this name has into a tensor, or into these rows."""
+"""Reads the saved tensor of this name into a tensor, or into these rows."""
 
 
 class _Part(BaseModel):
@@ -51,14 +51,14 @@ class _Part(BaseModel):
 
 
 class Stored(_Part):
-    """What a file must be."""
+    """The expected size and sha256 of a file."""
 
     size: NonNegativeInt
     sha256: str
 
 
 class Rows(_Part):
-    """Rows `first` to `end` of a tensor, or the whole of one that has none, are in a file."""
+    """The file of rows `first` to `end` of a tensor, or of a whole 0-dim tensor."""
 
     file: str
     first: NonNegativeInt
@@ -66,7 +66,7 @@ class Rows(_Part):
 
 
 class Spread(_Part):
-    """A tensor: its shape, its dtype in safetensors' names, and where it is."""
+    """A tensor: its shape, its dtype by safetensors' name, and the files of its rows."""
 
     shape: list[NonNegativeInt]
     dtype: str
@@ -74,7 +74,7 @@ class Spread(_Part):
 
 
 class Index(_Part):
-    """What is in a state."""
+    """`index.json`."""
 
     format: Literal[1]
     files: dict[str, Stored]
@@ -94,13 +94,13 @@ class Saved(BaseModel):
 
 
 def write(state: Path, staged: Staged, progress: Mapping[str, Any], group: dist.ProcessGroup | None) -> None:
-    """Writes this process's rows, and on the first one what leads to all. Called by all together.
+    """Writes this process's rows, and on the first process the index. All processes call this together.
 
     Args:
-        group: through which they tell each other what they have written; None for one process alone.
+        group: the process group for the exchange of the index; None for a single process.
 
     Raises:
-        CheckpointError: on all of them, if the disk of one is full, or the like.
+        CheckpointError: writing failed on any process, e.g. because its disk is full. All processes raise it.
     """
     rank = 0 if group is None else dist.get_rank(group)
     done: tuple[dict[str, Stored], dict[str, Spread]] | str
@@ -154,10 +154,10 @@ def _write_index(state: Path, parts: list[tuple[dict[str, Stored], dict[str, Spr
 
 
 def contents(folder: Path) -> tuple[Index, Saved]:
-    """What is in a checkpoint's state, all of whose files have their size; tensors are not read.
+    """The index and the progress of a checkpoint's state, after a check of the files' sizes. It does not read tensors.
 
     Raises:
-        CheckpointError: a file is missing, cut off or damaged, or it is of another version.
+        CheckpointError: a file is missing, truncated or damaged, or of another version.
     """
     state = folder / "state"
     if (state / ".metadata").exists() and not (state / INDEX).exists():
@@ -182,7 +182,7 @@ def contents(folder: Path) -> tuple[Index, Saved]:
 
 def _require_whole(name: str, spread: Spread, index: Index) -> None:
     """Raises:
-    ValueError: some rows of a tensor are nowhere, or in a file that has no checksum.
+    ValueError: rows of a tensor are missing, or in a file without a checksum.
     """
     end = 0
     for rows in spread.rows:
@@ -194,15 +194,15 @@ def _require_whole(name: str, spread: Spread, index: Index) -> None:
 
 
 def damaged(state: Path, index: Index, share: slice) -> list[str]:
-    """Of this share of the files, those that are not what was written: all their bytes are read."""
+    """The files of this share whose sha256 is wrong. It reads all their bytes."""
     return [name for name in sorted(index.files)[share] if file_sha256(str(state / name)) != index.files[name].sha256]
 
 
 def read(state: Path, index: Index, targets: Staged) -> None:
-    """Fills each target.
+    """Reads tensors into the targets.
 
     Raises:
-        SafetensorError, ValueError: a file has not what the index says.
+        SafetensorError, ValueError: a file contradicts the index.
     """
     with reading(state, index) as fill:
         for name, target in targets.items():
@@ -211,14 +211,14 @@ def read(state: Path, index: Index, targets: Staged) -> None:
 
 @contextmanager
 def reading(state: Path, index: Index) -> Iterator[Fill]:
-    """What reads tensors one by one, so that no more than one has to be in main memory.
+    """Yields a function that reads tensors one by one, so that only one has to be in main memory.
 
     Raises:
-        SafetensorError, ValueError: a file has not what the index says; nothing has been read.
+        SafetensorError, ValueError: a file contradicts the index. Nothing has been read.
     """
     with ExitStack() as stack:
         files = {name: stack.enter_context(safe_open(state / name, "pt")) for name in index.files if name != PROGRESS}
-        for name, spread in sorted(index.tensors.items(), reverse=True):  # weights before what the optimiser keeps of them
+        for name, spread in sorted(index.tensors.items(), reverse=True):  # weights before the optimiser's state
             for rows in spread.rows:
                 if files[rows.file].get_slice(name).get_shape() != ([rows.end - rows.first, *spread.shape[1:]] if spread.shape else []):
                     raise ValueError(f"{rows.file} has another shape of {name!r} than {INDEX}")
@@ -232,7 +232,7 @@ def reading(state: Path, index: Index) -> Iterator[Fill]:
 
 
 def _fill(mine: Tensor, first: int, rows: Rows, there: Any, name: str) -> None:
-    """Copies those of a file's rows that are this process's."""
+    """Copies the rows of a file that belong to this process."""
     if not mine.ndim:
         mine.copy_(there.get_tensor(name))
         return
@@ -242,5 +242,5 @@ def _fill(mine: Tensor, first: int, rows: Rows, there: Any, name: str) -> None:
 
 
 def _rows_in(target: Tensor | Slab) -> tuple[Tensor, int]:
-    """(rows, number of the first)"""
+    """(rows, index of the first)"""
     return (target.rows, target.first) if isinstance(target, Slab) else (target, 0)

@@ -1,4 +1,4 @@
-"""Loads trained weights into the stock pipeline with diffusers' own readers, as a user of the checkpoint would."""
+"""Loading of trained weights into the stock pipeline with diffusers' own readers, as a user of the checkpoint does."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,16 +12,16 @@ from flow_factory.checkpoints.model_files import full_files, lora_of_component
 
 
 def put_weights(pipe: Any, checkpoint: Path, components: Sequence[str]) -> None:
-    """Gives the pipeline's transformers the checkpoint's weights: a LoRA beside them, or all of them in their place.
+    """Loads the checkpoint's weights into the pipeline's transformers: adds a LoRA, or replaces all weights.
 
-    A LoRA that is there already is taken away. Of weights that were replaced, only loading the pipeline anew brings the first ones back.
+    A present LoRA is removed first. Replaced weights can only be restored by loading the pipeline again.
 
     Args:
-        checkpoint: a folder, or a LoRA's file.
-        components: the transformers that were trained.
+        checkpoint: a folder, or the file of a LoRA.
+        components: the trained transformers.
 
     Raises:
-        CheckpointError: it has no weights of one of them, is damaged, or does not fit.
+        CheckpointError: the checkpoint lacks the weights of a transformer, is damaged, or does not fit.
     """
     kind = model_kind(checkpoint)
     for name in components:

@@ -1,4 +1,4 @@
-"""Claims a run's folder: the main process chooses and locks it before anything is written, and all processes check that they see it."""
+"""The claim of a run's folder: the main process chooses and locks it before anything is written, and all processes check it."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,10 +19,10 @@ from flow_factory.utils.terminal import note
 
 
 def choose_for_all(config: RunConfig, accelerator: Accelerator) -> Choice:
-    """The checkpoint that the main process finds: a network directory may show another process an earlier state of the folder.
+    """The checkpoint that the main process finds. On a network file system another process may see an older state of the folder.
 
     Raises:
-        CheckpointError: it cannot be read, or this process does not see it.
+        CheckpointError: the checkpoint cannot be read, or this process does not see it.
     """
     chosen = choose(config) if accelerator.is_main_process else None
     choice: Choice = broadcast_object_list([chosen])[0]
@@ -31,10 +31,10 @@ def choose_for_all(config: RunConfig, accelerator: Accelerator) -> Choice:
 
 
 def claim_folder(config: RunConfig, start: Start, accelerator: Accelerator) -> tuple[RunFolder | None, Path]:
-    """(the claim, which the main process has, the run's folder).
+    """(the claim on the main process, else None; the folder of the run).
 
     Raises:
-        UserError: another run has it.
+        UserError: another run uses the folder.
     """
     claim = None
     if accelerator.is_main_process:
@@ -42,33 +42,33 @@ def claim_folder(config: RunConfig, start: Start, accelerator: Accelerator) -> t
         claim = RunFolder(Path(config.log.save_dir, default_name(config)) if start.folder is None else start.folder, new)
     with claim or nullcontext():
         if claim is not None:
-            find_start(config)  # again, for nobody else can write there now
+            find_start(config)  # again, because now nobody else can write there
         wait_for_everyone("examining the checkpoint and the run's folder")
         return claim, broadcast_object_list([claim and claim.path])[0]
 
 
 def begin(config: RunConfig, claim: RunFolder, start: Start, progress: Progress) -> Trackers:
-    """Opens the trackers, and makes the folder's history the run's: what came after the state that it starts from is set aside.
+    """Opens the trackers, and sets aside the checkpoints and metrics after the state from which the run starts.
 
     Raises:
-        TrackerError: see `open_trackers`; nothing has changed.
+        TrackerError: see `open_trackers`. Nothing has changed then.
     """
     trackers = open_trackers(config.log.logging_backend, config.log.project, claim.path.name, claim.path, config_tree(config))
     if start.saved is not None and (aside := set_aside(claim.path, progress.epoch)):
         note(aside)
-    trackers.truncate_after(progress.epoch if start.saved is not None else -1)  # a fresh start may follow one that left no checkpoint
+    trackers.truncate_after(progress.epoch if start.saved is not None else -1)  # an earlier start may have left metrics only
     claim.begin(config)
     return trackers
 
 
 def missed(folder: Path, epoch: int) -> bool:
-    """Whether the run in a folder stands after an epoch that it has not evaluated: it was stopped in the middle of that."""
+    """Whether the run was stopped during the evaluation after this epoch."""
     return not any(line["step"] == epoch and "time/eval_s" in line for line in read_metrics(folder / "metrics.jsonl"))
 
 
 def require_shared(folder: Path, accelerator: Accelerator) -> None:
     """Raises:
-    UserError: the main process has made the run's folder, and another one, on another machine, does not see it.
+    UserError: a process on another machine does not see the folder of the run.
     """
     blind = int(accelerator.reduce(torch.tensor(int(not folder.is_dir()), device=accelerator.device)).item())
     if blind:

@@ -12,7 +12,7 @@ from flow_factory.models import MODELS
 MOST = 0.1
 """Of the epochs between two evaluations, what an evaluation may take without a remark."""
 BACKWARD = 2
-"""Forwards that a backward takes, about; where blocks are computed again, it takes one more."""
+"""The approximate cost of a backward in forwards. Recomputation adds one."""
 
 
 def evaluation_forwards(config: RunConfig, rows: int) -> int:

@@ -1,4 +1,4 @@
-"""What a checkpoint can do of what the config asks for: sizes, guidance, experts."""
+"""Checks of the config against the checkpoint: sizes, guidance, experts."""
 
 import json
 import logging
@@ -26,18 +26,18 @@ logger = logging.getLogger(__name__)
 
 
 def checkpoint_of(config: RunConfig) -> tuple[str, str, dict[str, Any], str | None]:
-    """What a checkpoint is found by: name, family, overrides of its scheduler, pipeline."""
+    """The keys that identify a checkpoint: name, family, overrides of its scheduler, pipeline."""
     return config.model.model_name_or_path, config.model.model_type, config.scheduler.overrides, config.model.pipeline_class
 
 
 def fitted(config: RunConfig, sketch: ModelAdapter) -> RunConfig:
-    """The config, checked against what the checkpoint can do, without the stochastic steps that no trained expert draws.
+    """The config, checked against the checkpoint, without the stochastic steps of experts that are not trained.
 
     Args:
         sketch: the checkpoint without its weights.
 
     Raises:
-        UserError: a size that it cannot make; `scheduler.sde_steps` names a step of an expert that is not trained, or none is left.
+        UserError: a size is impossible; or `scheduler.sde_steps` names a step of an expert that is not trained, or none is left.
     """
     sections: list[TrainConfig | EvalConfig] = [config.train, *evaluations(config)]
     for section in sections:
@@ -68,8 +68,8 @@ def both_experts(trained: Sequence[str], other: str) -> str:
 
 def check_guidance(train: TrainConfig, sketch: ModelAdapter) -> None:
     """Raises:
-    UserError: the reference is to be guided by a negative prompt, and the family takes none; a student of few steps would be drawn
-        with one; media are to be encoded, and it cannot; the gradient would go through classifier-free guidance.
+    UserError: the family has no classifier-free guidance for the reference; a few-step student would be sampled with it; the family
+        cannot encode media; or the gradient would go through classifier-free guidance.
     """
     if isinstance(train, DRaFTConfig) and (sketch.guided(pipeline_kwargs(train)) or getattr(sketch.pipe, "guider", None) is not None):
         key = sketch.cfg if sketch.cfg in train.call else "guidance_scale"
@@ -99,7 +99,7 @@ def check_guidance(train: TrainConfig, sketch: ModelAdapter) -> None:
 
 def check_noise_levels(config: RunConfig, others: Mapping[int, str], trained: Sequence[str]) -> None:
     """Raises:
-    UserError: some of the noise levels that are trained on belong to an expert that is not trained.
+    UserError: some trained noise levels belong to an expert that is not trained.
     """
     train, both = config.train, both_experts(trained, next(iter(others.values())))
     if isinstance(train, (DRaFTConfig, OPDConfig)):

@@ -1,4 +1,4 @@
-"""LoRA files whose weights an algorithm compares with, such as a teacher's: that they fit, before the model is loaded."""
+"""Checks of the LoRA files of an algorithm, such as a teacher's, before the model is loaded."""
 
 from torch import nn
 
@@ -11,16 +11,16 @@ from flow_factory.policy.targets import components_of, layers_of_lora
 
 def require_given_files(config: RunConfig, sketch: ModelAdapter | None) -> None:
     """Args:
-        sketch: the checkpoint without its weights; None: it is not on this machine, and layers are not compared.
+        sketch: the checkpoint without its weights; None if it is not on this machine: then layers are not compared.
 
     Raises:
-        CheckpointError: a file is not there, damaged, or of another form than can be kept beside the run's LoRA.
+        CheckpointError: a file is missing or damaged, or cannot be converted to the form of the run's LoRA.
     """
     files = ALGORITHMS[config.train.trainer_type](config.train, config.scheduler).files
     for component in config.model.target_components if files else ():
         model, chosen = {}, {}
         if sketch is not None:
-            components_of(sketch, config.model)  # says which is not there
+            components_of(sketch, config.model)  # its error names the missing component
             module = sketch.field.bare[component]
             model = {name: tuple(m.weight.shape) for name, m in module.named_modules() if isinstance(m, nn.Linear)}
             chosen = {name: model[name] for name in layers_of_lora(sketch, module, component, config.model)}
@@ -30,7 +30,7 @@ def require_given_files(config: RunConfig, sketch: ModelAdapter | None) -> None:
 
 
 def teachers_of(config: RunConfig) -> dict[str, list[str]]:
-    """What tells teachers from others, by their names: of each the beginning of its files' sha256, and its data sets."""
+    """Name of each teacher -> its identity: the first digits of its files' sha256, and its data sets."""
     if not isinstance(config.train, OPDConfig):
         return {}
     components = config.model.target_components

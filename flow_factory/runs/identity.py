@@ -1,4 +1,4 @@
-"""The identity of a run in its training state: what a resumed run must share, and what it reports if it differs."""
+"""The identity of a run in its training state: values that a resumed run must share, and values whose change it reports."""
 
 import hashlib
 import json
@@ -23,16 +23,16 @@ BASE = "model.model_name_or_path"
 DATA, SEVERAL = "data.dataset_dir", "data.datasets"
 REFERENCE = "train.reference"
 SAMPLE = 64
-"""Bytes at the beginning, in the middle and at the end of each tensor that its fingerprint is made of."""
+"""The number of bytes at the start, middle and end of each tensor that enter its fingerprint."""
 
 
 def identity_of(config: RunConfig, data: Mapping[str, str]) -> dict[str, Any]:
-    """What is kept with a state: `must`, which makes the model and the algorithm, and `may`, which a run may change as it goes on.
+    """The identity in a state: `must`, the model and the algorithm, and `may`, values that a resumed run may change.
 
-    Learning rate, betas, weight decay, schedule and clip ranges are in neither: they are the config's.
+    Learning rate, betas, weight decay, schedule and clip ranges are in neither: the config decides them.
 
     Args:
-        data: the `DataFingerprint` of each data set's training rows, by its name.
+        data: name of each data set -> the `DataFingerprint` of its training rows.
     """
     model, train = config.model, config.train
     must: dict[str, Any] = {
@@ -56,7 +56,7 @@ def identity_of(config: RunConfig, data: Mapping[str, str]) -> dict[str, Any]:
 
 
 def other_run(saved: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
-    """Why a saved state is of another model or algorithm; None where it is not."""
+    """The reason why a saved state is of another model or algorithm; None if it is not."""
     there = saved.get("must")
     if not isinstance(there, dict):
         return "it does not say of which run it is"
@@ -65,18 +65,16 @@ def other_run(saved: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
             known = {name: digest for name, digest in value.items() if digest is not None and there[key].get(name) is not None}
             if any(there[key][name] != digest for name, digest in known.items()):
                 return f"{BASE} has other weights than it was trained on"
-        elif there.get(key, "base" if key == REFERENCE else None) != value:  # states of before have no other
+        elif there.get(key, "base" if key == REFERENCE else None) != value:  # older states have no other reference
             return f"{key} was {json.dumps(there.get(key))[:80]}, and is {json.dumps(value)[:80]}"
     return None
 
 
 def changes(saved: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
-    """A line for each thing that is not as it was, and need not be."""
+    """A line for each value of `may` that has changed."""
     there = saved.get("may")
     for key, value in here["may"].items():
-        before = (
-            there.get(key, None if key == SEVERAL else value) if isinstance(there, dict) else value
-        )  # states of before had one data set
+        before = there.get(key, None if key == SEVERAL else value) if isinstance(there, dict) else value  # older states had one data set
         if before == value:
             continue
         rows = "has other rows than before" if key == DATA else "has other rows or another weight than before"
@@ -85,7 +83,7 @@ def changes(saved: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
 
 
 class DataFingerprint:
-    """Of the rows' prompts and files' names, wherever the data set is; called with one row after the other."""
+    """A fingerprint of the prompts and file names of rows, independent of the folder. It is called with each row."""
 
     def __init__(self) -> None:
         self._digest, self._rows = hashlib.sha256(), 0
@@ -104,24 +102,24 @@ class DataFingerprint:
 
 
 def base_fingerprint(name: str, component: str) -> str | None:
-    """sha256 of a component's weights on disk: of each tensor the name, dtype, shape, and 64 bytes at three places.
+    """sha256 of a component's weights on disk: the name, dtype, shape and 64 bytes at three places of each tensor.
 
-    So it tells models of one architecture apart, without reading them, however they are cut into files. None where there are no
-    safetensors files: nothing is compared then.
+    It distinguishes models of one architecture without reading them, and does not depend on the division into files. None without
+    safetensors files: then nothing is compared.
 
     Raises:
         CheckpointError: a file is damaged.
     """
     folder = Path(name) / component
     if not Path(name).is_dir():
-        with suppress(HFValidationError):  # no hub name either, as loading will say
+        with suppress(HFValidationError):  # not a hub name either; loading reports it
             found = try_to_load_from_cache(name, f"{component}/config.json")
             folder = Path(found).parent if isinstance(found, str) else folder
     return _fingerprint(sorted(folder.glob("*.safetensors")))
 
 
 def checkpoint_fingerprint(checkpoint: Path) -> str | None:
-    """The same of the weights of a checkpoint: a LoRA's file, or a folder of either kind.
+    """The same fingerprint of a checkpoint's weights: the file of a LoRA, or a folder of either kind.
 
     Raises:
         CheckpointError: a file is damaged.
@@ -132,7 +130,7 @@ def checkpoint_fingerprint(checkpoint: Path) -> str | None:
 
 
 def _fingerprint(files: Sequence[Path]) -> str | None:
-    plain = [file for file in files if file.name.count(".") == 1]  # a variant, as .fp16.safetensors, only where there is nothing else
+    plain = [file for file in files if file.name.count(".") == 1]  # variants such as .fp16.safetensors count only without others
     samples = sorted(sample for file in plain or files for sample in _samples(file))
     return hashlib.sha256(b"".join(samples)).hexdigest() if samples else None
 

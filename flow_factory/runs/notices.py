@@ -1,4 +1,4 @@
-"""Notices about valid configs with surprising effects, for the plan of `--check` and the start of a run."""
+"""Notices about valid configs with surprising effects, printed by `--check` and at the start of a run."""
 
 import re
 from collections.abc import Iterator
@@ -9,13 +9,13 @@ from flow_factory.config.datasets import trained_on
 from flow_factory.models import MODELS
 
 DISTILLED = re.compile(r"turbo|schnell|lightning|hyper-?sd|\blcm\b|klein-\d+b$", re.IGNORECASE)
-"""Names of checkpoints of few steps."""
+"""Names of checkpoints that are distilled for few steps."""
 MANY_STEPS = 12
-"""More than any of them is made for."""
+"""More steps than any of them is made for."""
 
 
 def guided_rollouts(config: RunConfig) -> Iterator[str]:
-    """Classifier-free guidance that the rollout has and training has not."""
+    """A notice if rollouts use classifier-free guidance and training does not."""
     train, family = config.train, MODELS[config.model.model_type]
     algorithm = ALGORITHMS[train.trainer_type](train, config.scheduler)
     if algorithm.guidance("policy") is None or family.passes({"guidance_scale": train.guidance_scale, **train.call}) < 2:
@@ -27,7 +27,7 @@ def guided_rollouts(config: RunConfig) -> Iterator[str]:
 
 
 def of_loaded_weights(config: RunConfig) -> Iterator[str]:
-    """Which reference the losses compare with, if the run does not start from the checkpoint's weights."""
+    """A notice about the reference, if the run does not start from the checkpoint's weights."""
     train = config.train
     if config.model.resume_type not in ("lora", "full") or "ref" not in ALGORITHMS[train.trainer_type](train, config.scheduler).weights:
         return
@@ -41,7 +41,7 @@ def of_loaded_weights(config: RunConfig) -> Iterator[str]:
 
 
 def few_steps(config: RunConfig) -> Iterator[str]:
-    """A checkpoint that draws in few steps, sampled as if it did not."""
+    """A notice if a checkpoint for few steps is sampled with many."""
     train, name = config.train, config.model.model_name_or_path
     if not DISTILLED.search(name):
         return
@@ -56,7 +56,7 @@ def few_steps(config: RunConfig) -> Iterator[str]:
 
 
 def remarks(config: RunConfig) -> Iterator[str]:
-    """One line each."""
+    """All notices, a line each."""
     yield from guided_rollouts(config)
     yield from of_loaded_weights(config)
     yield from few_steps(config)

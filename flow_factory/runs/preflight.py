@@ -1,4 +1,4 @@
-"""The checks of a start before it loads weights or writes anything, cheapest first. `--check` runs the same list."""
+"""The checks before weights are loaded or anything is written, cheapest first. `--check` runs the same list."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -39,43 +39,43 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Preflight:
-    """What the checks have found so far."""
+    """The results of the checks so far."""
 
     asked: RunConfig
-    """As it was given."""
+    """The given config."""
     share: tuple[int, int] = (0, 1)
-    """This process among those that share out the decoding of files."""
+    """(k, n): this process is the k-th of n that share the decoding of files."""
     remote: bool = True
-    """Whether configs may be fetched from the hub: by a start. A check constructs rewards instead, which a start does next."""
+    """Whether configs may be fetched from the hub, as at a start. `--check` constructs the rewards instead."""
     here: bool = True
-    """Whether this machine is the one that would run it."""
+    """Whether the run would be on this machine."""
     choice: Choice | None = None
-    """What it starts from, where the main process has chosen; None looks for it."""
+    """The checkpoint that the main process has chosen; None to look for it."""
     rows: Sequence[Row] = ()
     tests: dict[str, Sequence[Row]] = field(default_factory=dict)
-    """Of the data sets that are evaluated."""
+    """The test rows of each evaluated data set."""
     sketch: ModelAdapter | None = None
-    """The checkpoint without its weights; None where it is not on this machine and `remote` is false."""
+    """The checkpoint without its weights; None if it is not on this machine and `remote` is false."""
     config: RunConfig = field(init=False)
-    """What the checkpoint can do of it."""
+    """The config, fitted to the checkpoint."""
     start: Start = field(init=False)
     finished: Finished | None = None
-    """Then there is no start."""
+    """Set if the run has already finished, so that there is no start."""
     fingerprints: dict[str, str] = field(default_factory=dict)
-    """Of the training rows of each data set."""
+    """The fingerprint of the training rows of each data set."""
     identity: dict[str, Any] = field(default_factory=dict)
-    """See `identity_of`; of a checkpoint that is yet to be downloaded it does not know the weights."""
+    """See `identity_of`. It lacks the fingerprint of weights that are not downloaded yet."""
     changed: list[str] = field(default_factory=list)
-    """What a run that goes on does otherwise than before."""
+    """The differences of a resumed run from before."""
     sizes: dict[str, Extent] = field(default_factory=dict)
-    """Of the condition files that this process has decoded."""
+    """The sizes of the condition files that this process has decoded."""
 
 
 def ready(
     asked: RunConfig, share: tuple[int, int] = (0, 1), remote: bool = True, here: bool = True, choice: Choice | None = None
 ) -> Preflight:
     """Raises:
-    UserError: the first thing for which a start would be refused.
+    UserError: the first reason to refuse the start.
     """
     found = Preflight(asked, share, remote, here, choice)
     found.config = asked
@@ -85,7 +85,7 @@ def ready(
 
 
 def machine(found: Preflight) -> None:
-    """Packages and devices."""
+    """Checks packages and devices."""
     config = found.asked
     require_trackers(config.log.logging_backend)
     if not found.here:
@@ -96,18 +96,18 @@ def machine(found: Preflight) -> None:
         named["train.teacher_param_device"] = config.train.teacher_param_device
     named |= {f"reward {entry.name!r}: device": entry.device for entry in (*config.rewards, *(config.eval_rewards or ()))}
     for key, name in named.items():
-        if not (key.startswith("reward") and name == "cuda"):  # which is the device of each process there
+        if not (key.startswith("reward") and name == "cuda"):  # on the other machine it is the device of each process
             require_device(key, name)
 
 
 def folders(found: Preflight) -> None:
-    """Where it will write."""
+    """Checks that the folders can be written to."""
     require_writable(found.asked.log.save_dir, "log.save_dir", "choose another folder")
     require_writable(found.asked.data.cache_dir, "data.cache_dir", "choose another folder")
 
 
 def classes(found: Preflight) -> None:
-    """The rewards' classes, and the media that they score; and what combines them."""
+    """Checks the classes of the rewards, the media that they score, and the aggregation."""
     config, family = found.asked, MODELS[found.asked.model.model_type]
     aggregation(config.train.advantage_aggregation, ())
     for entries in (config.rewards, config.evaluated_by):
@@ -117,7 +117,7 @@ def classes(found: Preflight) -> None:
 
 
 def data(found: Preflight) -> None:
-    """The rows, each of which is read once: what they are, what the family and the rewards ask of them, and that their files are there."""
+    """Reads each row once, and checks it against the family and the rewards, and that its files exist."""
     config, given, family = found.asked, found.asked.train.given, MODELS[found.asked.model.model_type]
     prints = {dataset.name: DataFingerprint() for dataset in trained_on(config)}
 
@@ -137,7 +137,7 @@ def data(found: Preflight) -> None:
 
 
 def rewards(found: Preflight) -> None:
-    """What their constructors read; without the network, the constructors themselves."""
+    """Checks the files that the rewards' constructors read; without the network, runs the constructors."""
     config = found.asked
     entries = [arguments(used) for used in (config.rewards, config.evaluated_by)]
     for used in entries:
@@ -147,7 +147,7 @@ def rewards(found: Preflight) -> None:
 
 
 def checkpoint(found: Preflight) -> None:
-    """The base model: configs, and where it is on this machine the headers of all weights; sizes and schedules that it can do."""
+    """Checks the base model: its configs, sizes and schedules, and if it is on this machine the headers of all weights."""
     name, kind, overrides, pipeline = checkpoint_of(found.asked)
     require_source(name, KEY, "model_index.json", LoadError, found.remote)
     folder = on_disk(name)
@@ -163,25 +163,25 @@ def checkpoint(found: Preflight) -> None:
 
 
 def given_files(found: Preflight) -> None:
-    """Weights that the algorithm has from files."""
+    """Checks the files of weights that the algorithm uses."""
     require_given_files(found.asked, found.sketch)
 
 
 def history(found: Preflight) -> None:
-    """What the run starts from, and whether its folder is free for it."""
+    """Checks the start of the run, and that its folder is free."""
     try:
         found.start = find_start(found.asked, found.choice)
     except Finished as note:
         found.finished = note
         return
-    if found.share[0] == 0:  # the one that will claim it; the others would find it claimed
-        require_free(found.start.folder or Path(found.asked.log.save_dir))  # a default name that is taken gets a number
+    if found.share[0] == 0:  # this process will claim the folder; the others would find it claimed
+        require_free(found.start.folder or Path(found.asked.log.save_dir))  # a default name gets a number if it is in use
     found.identity = identity_of(found.asked, found.fingerprints)
     found.changed = found.start.require_same(found.identity)
 
 
 def files(found: Preflight) -> None:
-    """Every condition file of the rows that the run draws, decoded once, and the family's limits."""
+    """Decodes every condition file of the rows that the run draws once, and checks the family's limits."""
     found.sizes = check_files(found.asked, found.rows, found.tests, progress=found.share[0] == 0, share=found.share)
     if found.sketch is not None:
         check_limits(found.config, found.sketch, found.rows, found.tests, found.sizes)

@@ -1,4 +1,4 @@
-"""What a run starts from: resolved, and compared with the run, before anything is loaded or written."""
+"""The start of a run: fresh, or from a checkpoint, which is compared with the run before anything is loaded or written."""
 
 import time
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ from flow_factory.utils.errors import UserError, file_errors
 
 READABLE = "name a checkpoint that can be read"
 UNSEEN = 180.0
-"""Seconds for which a network directory may show a process less than there is: NFS asks again after at most a minute."""
+"""Seconds for which a network file system may show an old state. NFS refreshes after at most a minute."""
 
 
 class Finished(Exception):
-    """There is nothing left to train."""
+    """The run has finished: there is nothing left to train."""
 
     def __init__(self, text: str, checkpoint: Path, epoch: int):
         super().__init__(text)
@@ -33,13 +33,13 @@ class Finished(Exception):
 
 @dataclass(frozen=True)
 class Start:
-    """What a run starts from, and where it goes on.
+    """The start of a run.
 
     Attributes:
-        folder: the run's folder; None for a new one of a default name.
+        folder: the folder of the run; None for a new one with a default name.
         path: the checkpoint; None for a fresh start.
-        kind: what is loaded of it.
-        saved: a training state's progress.
+        kind: the part of the checkpoint that is loaded.
+        saved: the progress of the training state.
     """
 
     folder: Path | None
@@ -49,14 +49,14 @@ class Start:
 
     @property
     def goes_on(self) -> bool:
-        """Whether the folder's own history goes on, and not a new one begins."""
+        """Whether the run continues the history of its folder."""
         return self.saved is not None and self.folder is not None and holds_run(self.folder)
 
     def require_same(self, identity: dict[str, Any]) -> list[str]:
-        """Lines on what has changed, and may.
+        """Lines about values that have changed and may.
 
         Raises:
-            CheckpointError: the state is another model's or algorithm's.
+            CheckpointError: the state is of another model or algorithm.
         """
         if self.saved is None:
             return []
@@ -69,15 +69,15 @@ class Start:
 
 @dataclass(frozen=True)
 class Choice:
-    """The checkpoint that `model.resume_path` stands for; None where there is none, or none yet."""
+    """The checkpoint of `model.resume_path`; None if there is none yet."""
 
     path: Path | None
     there: bool
-    """Whether who has chosen sees it."""
+    """Whether the choosing process sees it."""
 
 
 def choose(config: RunConfig) -> Choice:
-    """Looks for it.
+    """Looks for the checkpoint.
 
     Raises:
         CheckpointError: the path cannot be read.
@@ -94,10 +94,10 @@ def choose(config: RunConfig) -> Choice:
 
 
 def see(choice: Choice, patience: float = UNSEEN) -> None:
-    """Waits until this process, too, sees what the main one has chosen.
+    """Waits until this process sees the checkpoint that the main process has chosen.
 
     Raises:
-        CheckpointError: not after so many seconds.
+        CheckpointError: it does not see it after `patience` seconds.
     """
     end = time.monotonic() + patience
     while choice.path is not None and choice.there and not choice.path.exists():
@@ -108,14 +108,14 @@ def see(choice: Choice, patience: float = UNSEEN) -> None:
 
 
 def find_start(config: RunConfig, choice: Choice | None = None) -> Start:
-    """Looks at what the run starts from.
+    """Finds the start of the run.
 
     Args:
-        choice: what was chosen; None looks for it.
+        choice: the chosen checkpoint; None to look for it.
 
     Raises:
-        UserError: `model.resume_path` is not what `model.resume_type` says; the folder holds another run, or one that cannot go on.
-        Finished: the run has all its epochs.
+        UserError: `model.resume_path` contradicts `model.resume_type`; or the folder has another run, or one that cannot be resumed.
+        Finished: the run has finished all epochs.
     """
     folder, given = named(config), config.model.resume_path
     path = (choice or choose(config)).path
@@ -127,7 +127,7 @@ def find_start(config: RunConfig, choice: Choice | None = None) -> Start:
         assert folder is not None
         if path is None:
             _require_no_weights(folder)
-            return Start(folder)  # also after a start that left no checkpoint
+            return Start(folder)  # an earlier start may have left no checkpoint
         return _from_state(config, folder, path)
     assert path is not None
     with file_errors("model.resume_path", given, READABLE, CheckpointError):
@@ -144,7 +144,7 @@ def find_start(config: RunConfig, choice: Choice | None = None) -> Start:
 
 
 def is_over(config: RunConfig) -> bool:
-    """Whether the run of this folder has ended, as far as the names of its files say: for a launcher, which reads no checkpoint."""
+    """Whether the run of this folder has finished, by the names of its files. A launcher uses it, which reads no checkpoint."""
     folder, last = named(config), config.train.max_epochs
     if folder is None or last is None or not (folder / "summary.md").is_file():
         return False
@@ -154,8 +154,8 @@ def is_over(config: RunConfig) -> bool:
 
 def require_weights(config: RunConfig, path: Path) -> None:
     """Raises:
-    CheckpointError: weights alone are of another kind, rank or scale than the config's, or cannot be read; names and shapes of all of them
-        are compared as they are loaded.
+    CheckpointError: the weights are of another kind, rank or scale than the config's, or cannot be read. All names and shapes are compared
+        when they are loaded.
     """
     kind, wanted = model_kind(path), config.model.finetune_type
     if kind != wanted:
@@ -168,7 +168,7 @@ def require_weights(config: RunConfig, path: Path) -> None:
 
 
 def start_lines(config: RunConfig, start: Start, changed: Sequence[str]) -> list[str]:
-    """What a start would do, for a check."""
+    """Lines about what a start would do, for `--check`."""
     where = start.folder or f"a new folder in {config.log.save_dir}"
     if start.path is None:
         return [f"a new run, in {where}"]
@@ -184,7 +184,7 @@ def _from_state(config: RunConfig, folder: Path | None, path: Path) -> Start:
         _require_other(folder, path)
     if own and folder is not None and (metrics := folder / "metrics.jsonl").is_file():
         with plainly(metrics, "is damaged"):
-            read_metrics(metrics)  # some of it may be cut
+            read_metrics(metrics)  # it may end with a partial line
     written = not own or (folder is not None and (folder / "summary.md").is_file())
     if last is not None and saved.epoch >= last and written:
         text = f"{path} has {saved.epoch} epochs, and train.max_epochs is {last}: nothing is left to do; raise it to continue"
@@ -193,14 +193,14 @@ def _from_state(config: RunConfig, folder: Path | None, path: Path) -> Start:
 
 
 def _home(config: RunConfig, path: Path) -> Path | None:
-    """The run's own folder, for one that was not named: a state goes on where it was saved, if that is in this `log.save_dir`."""
+    """The folder of a run without a name: a state is continued in its own folder, if that is in this `log.save_dir`."""
     run = path.parent.parent
     return run if path.parent.name == "checkpoints" and _same(run.parent, Path(config.log.save_dir)) else None
 
 
 def _require_no_weights(folder: Path) -> None:
     """Raises:
-    UserError: a run has checkpoints and no training state among them.
+    UserError: the folder of a run has checkpoints, but none with a training state.
     """
     if saved := checkpoints(folder / "checkpoints"):
         raise UserError(_weights_only(folder, saved[-1]))
@@ -208,7 +208,7 @@ def _require_no_weights(folder: Path) -> None:
 
 def _require_other(folder: Path, path: Path) -> None:
     """Raises:
-    UserError: always: a folder that holds a run cannot take this checkpoint up.
+    UserError: always: the folder has a run already, which cannot continue from this checkpoint.
     """
     if folder.resolve() not in (path.resolve(), *path.resolve().parents):
         raise UserError(f"{folder} holds a run already: choose another run_name, or go on with model.resume_path={folder}")
@@ -229,6 +229,6 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def has_ended(config: RunConfig, placement: Topology) -> bool:
-    """Whether a run that goes on has ended, for a launcher that is started again: on other machines nobody would come to meet it."""
+    """Whether a resumed run has finished. A restarted launcher checks it, because other machines would not join it."""
     goes_on = placement.max_restarts > 0 or config.model.resume_path == AUTO
     return placement.num_machines > 1 and goes_on and is_over(config)

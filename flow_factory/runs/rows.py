@@ -1,4 +1,4 @@
-"""The rows of a run: read, and checked against the model family before anything heavy."""
+"""The rows of a run: reading, and checks against the model family before anything heavy."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -125,13 +125,13 @@ def row_checks(config: RunConfig, needs: Iterable[Needs], trained: bool, share: 
 def check_files(
     config: RunConfig, train: Sequence[Row], tests: Tests, progress: bool = True, share: tuple[int, int] = (0, 1)
 ) -> dict[str, Extent]:
-    """Every file of the rows that the run draws is decoded once, and remembered in the cache's folder as long as it stays the same.
+    """Decodes every file of the rows that the run draws once. The result is stored in the cache's folder until the file changes.
 
     Args:
-        share: (k, n): the k-th of n processes, which share out the decoding by rows; headers are read by all.
+        share: (k, n): this is the k-th of n processes, which divide the decoding by rows. All processes read headers.
 
     Returns:
-        The sizes of what was decoded: all files of every n-th row.
+        The sizes of the decoded files: those of every n-th row.
 
     Raises:
         UserError: a file cannot be used.
@@ -147,7 +147,7 @@ def check_files(
 
 
 def drawn(config: RunConfig, train: Sequence[Row], tests: Tests) -> Iterator[tuple[RunConfig, Row, bool]]:
-    """The rows that the run needs, with the config of their data set alone, and whether they are trained on."""
+    """The rows that the run needs, with the config restricted to their data set, and whether they are trained on."""
     alone = {dataset.name: dataset.config for dataset in datasets_of(config)}
     for row in (train[k] for k in rows_needed(config, sizes_of(train))):
         yield alone[row.dataset], row, True
@@ -156,26 +156,26 @@ def drawn(config: RunConfig, train: Sequence[Row], tests: Tests) -> Iterator[tup
 
 
 def takes_files(config: RunConfig) -> bool:
-    """Whether rows can have files."""
+    """Whether rows may have files."""
     family = MODELS[config.model.model_type]
     return bool(family.images[1] or family.videos[1] or config.train.given)
 
 
 def files_of(config: RunConfig, row: Row, trained: bool) -> list[tuple[str, Kind]]:
-    """The row's condition files, and the given media that it must bring where it is trained on, and may bring where it is not."""
+    """The row's condition files, and its media, which a training row must have and a test row may have."""
     kind = MODELS[config.model.model_type].draws
     files = [*((path, "image") for path in row.images), *((path, "video") for path in row.videos)]
     return [*files, *((str(path), kind) for path in learnt_files(config, row, trained))]
 
 
 def learnt_files(config: RunConfig, row: Row, trained: bool) -> list[Path]:
-    """The given media alone, see `files_of`."""
+    """Only the media that are trained on, see `files_of`."""
     columns, kind = config.train.given, MODELS[config.model.model_type].draws
     return given_files(config.data, row, columns, kind == "video") if trained or has_media(row, columns) else []
 
 
 def check_limits(config: RunConfig, sketch: ModelAdapter, train: Sequence[Row], tests: Tests, sizes: Mapping[str, Extent]) -> None:
-    """Of the rows that the run draws and whose files' sizes are known.
+    """Checks the family's limits for the rows that the run draws, as far as the sizes of their files are known.
 
     Raises:
         UserError: the checkpoint cannot use a row's condition files, by their number or size.
@@ -191,11 +191,11 @@ def check_limits(config: RunConfig, sketch: ModelAdapter, train: Sequence[Row], 
 
 
 class SomeNegatives:
-    """For processes that share weights out, so that every forward is one of all: a pipeline that is not known here may run its transformer
-    once more for a row that has a negative prompt. Called with one row after the other.
+    """A check for engines with collective forwards: an unknown pipeline may call its transformer once more for a row with a negative
+    prompt. It is called with each row.
 
     Raises:
-        UserError: some rows have one, and others none.
+        UserError: some rows have a negative prompt, and others have none.
     """
 
     def __init__(self) -> None:
@@ -213,11 +213,11 @@ class SomeNegatives:
 
 
 def max_group(config: RunConfig, tests: Tests) -> int:
-    """The most samples of a row that a data set's evaluation draws."""
+    """The largest number of samples of a row in an evaluation of any data set."""
     return max((d.config.eval.group_size for d in datasets_of(config) if d.name in tests), default=config.eval.group_size)
 
 
 def groups_left_out(config: RunConfig, tests: Tests) -> list[str]:
-    """Lines that say which rewards compare groups, and are left out of evaluations that draw none."""
+    """Lines about groupwise rewards that are left out of evaluations without groups."""
     alone = [(d.key, d.config) for d in datasets_of(config) if d.name in tests and d.config.eval.group_size == 1]
     return [line if key == "data" else f"{key}: {line}" for key, config in alone for line in left_out(config.evaluated_by)]

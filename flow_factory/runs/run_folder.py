@@ -1,8 +1,8 @@
-"""A run's folder: one run writes it at a time, and what is in it is one history.
+"""The folder of a run: one run writes it at a time, and its content is one history.
 
-The main process claims it before anything is written: a new folder is its own from its making, and a lock is held while the run goes on.
-The lock is the kernel's (flock, on `.lock`), so a process that dies leaves it free. On NFS the server keeps it, for all machines (unless
-mounted with local_lock or nolock: then for the processes of one machine); where a file system has no locks a line says so.
+The main process claims it before anything is written: it creates a new folder exclusively, and holds a lock during the run. The lock is the
+kernel's (flock, on `.lock`), so the death of the process releases it. On NFS the server holds it for all machines (with the mount options
+local_lock or nolock only for the processes of one machine). If a file system has no locks, a line reports it.
 """
 
 import fcntl
@@ -25,10 +25,10 @@ from flow_factory.utils.terminal import note
 
 LOCK = ".lock"
 TEST = ".test-run"
-"""In the folder of the runs' folders: where test runs are, each in one that goes with its claim."""
+"""The folder of test runs inside `log.save_dir`. Each test run's folder is removed with its claim."""
 WRITABLE = "write a folder that can be written to"
 _held: dict[Path, int] = {}
-"""This process's locks, by the resolved folder: it may claim a folder anew."""
+"""Resolved folder -> the lock of this process, which may claim a folder again."""
 
 
 def _forget() -> None:
@@ -37,41 +37,41 @@ def _forget() -> None:
     _held.clear()
 
 
-os.register_at_fork(after_in_child=_forget)  # a child that outlives a killed run would keep its lock
+os.register_at_fork(after_in_child=_forget)  # else a child that survives a killed run would keep its lock
 
 
 def named(config: RunConfig) -> Path | None:
-    """The run's folder by its name; None for one without.
+    """The folder of a run with a name; None without one.
 
     Raises:
-        UserError: the name leads out of `log.save_dir`.
+        UserError: the name points outside of `log.save_dir`.
     """
     if config.log.run_name is None:
         return None
     folder = Path(config.log.save_dir, config.log.run_name)
-    inside = os.path.relpath(folder, config.log.save_dir)  # by the names alone: the folder may be a link
+    inside = os.path.relpath(folder, config.log.save_dir)  # by names only, because the folder may be a link
     if inside == os.curdir or Path(inside).parts[0] == os.pardir:
         raise UserError(f"log.run_name: {config.log.run_name!r} is not inside log.save_dir ({config.log.save_dir}); write a plain name")
     return folder
 
 
 def default_name(config: RunConfig) -> str:
-    """Model, algorithm and time."""
+    """A name from the model, the algorithm and the time."""
     return f"{config.model.model_type}_{config.model.finetune_type}_{config.train.trainer_type}_{time.strftime('%Y%m%d_%H%M%S')}"
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether a run has left anything that a new one would mix with."""
+    """Whether the folder has files of a run, with which those of a new one would mix."""
     metrics = folder / "metrics.jsonl"
     with file_errors("log.save_dir", folder, WRITABLE):
         return (metrics.is_file() and metrics.stat().st_size > 0) or bool(checkpoints(folder / "checkpoints"))
 
 
 def require_free(folder: Path) -> None:
-    """What `RunFolder` would refuse, for a check, which writes nothing.
+    """Raises the errors of `RunFolder` without writing anything, for `--check`.
 
     Raises:
-        UserError: another run has the folder, or it cannot be written to.
+        UserError: another run uses the folder, or it cannot be written to.
     """
     with file_errors("log.save_dir", folder, WRITABLE):
         here = next(p for p in (folder, *folder.parents) if p.exists())
@@ -86,10 +86,10 @@ def require_free(folder: Path) -> None:
 
 
 class RunFolder:
-    """The claim on a folder. As a context: a start that is refused inside leaves the folder as it was, a new one not at all.
+    """The claim on a folder. As a context manager: an error inside restores the folder, and removes a new one.
 
     Args:
-        path: the run's folder; or a folder of this name and, where there is one, with a number, which nobody has.
+        path: the folder of the run; with `new`, a number is appended to the name if the folder exists.
     """
 
     def __init__(self, path: Path, new: bool = False):
@@ -102,7 +102,7 @@ class RunFolder:
         self.begun = False
 
     def begin(self, config: RunConfig) -> None:
-        """From here on the folder is the run's: its config is written."""
+        """Writes the config. From here on the folder belongs to the run."""
         self.begun = True
         os.ftruncate(self.lock, 0)
         os.pwrite(self.lock, json.dumps({"process": os.getpid(), "machine": socket.gethostname()}).encode(), 0)
@@ -111,7 +111,7 @@ class RunFolder:
         beside.replace(self.path / "config.yaml")
 
     def release(self) -> None:
-        """Lets others claim the folder."""
+        """Releases the claim."""
         if _held.get(self.path.resolve()) != self.lock:
             return
         if self.begun or self.made_lock:
@@ -121,7 +121,7 @@ class RunFolder:
         if self.path.parent.name == TEST:
             shutil.rmtree(self.path, ignore_errors=True)
             for folder in (self.path.parent, *self.made):
-                with suppress(OSError):  # which another one is in
+                with suppress(OSError):  # another run is in it
                     folder.rmdir()
 
     def __enter__(self) -> "RunFolder":
@@ -134,12 +134,12 @@ class RunFolder:
             shutil.rmtree(self.path, ignore_errors=True)
         self.release()
         for folder in self.made if not self.begun else ():
-            with suppress(OSError):  # somebody else's by now
+            with suppress(OSError):  # another run has claimed it meanwhile
                 folder.rmdir()
 
 
 def _create(path: Path) -> Path:
-    """A new folder of this name, or with the first free number."""
+    """Creates a folder of this name, or with the first free number."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for number in range(1, sys.maxsize):
         folder = path if number == 1 else path.with_name(f"{path.name}_{number}")
@@ -163,20 +163,20 @@ def _lock(folder: Path) -> tuple[int, bool]:
         try:
             lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except FileNotFoundError:
-            continue  # a start that was refused has just removed its folder
+            continue  # a refused start has just removed its folder
         if not _take(lock, folder):
             return lock, new
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock), (folder / LOCK).stat()):
                 return lock, new
-        os.close(lock)  # its owner has just removed it: lock the one that is there now
+        os.close(lock)  # its owner has just removed it: lock the new one
 
 
 def _take(lock: int, folder: Path) -> bool:
-    """Locks an open file; False, with a line that says so, where the file system has no locks.
+    """Locks an open file. Prints a line and returns False if the file system has no locks.
 
     Raises:
-        UserError: another process has it; the file is closed.
+        UserError: another process holds the lock. The file is closed then.
     """
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -191,7 +191,7 @@ def _take(lock: int, folder: Path) -> bool:
 
 
 def _owner(lock: int) -> str:
-    """Who has said that the folder is its own."""
+    """A phrase that names the owner of the folder, from the lock file."""
     try:
         said = json.loads(os.pread(lock, 4096, 0))
         return f" (process {int(said['process'])} on {str(said['machine'])[:64]})"
@@ -200,13 +200,13 @@ def _owner(lock: int) -> str:
 
 
 def set_aside(folder: Path, epoch: int) -> str | None:
-    """Moves the checkpoints after an epoch, with a copy of the metrics after it, out of the way of a run that goes on from there.
+    """Moves the checkpoints after an epoch, and a copy of the metrics after it, to an `abandoned-<number>` folder.
 
-    From the first step on, the name of the folder that they go to says which ones are abandoned, so a cut leaves none of them to be taken
-    up; the next start moves the rest.
+    The name of the target folder tells from the first step on which ones are abandoned. So an interruption leaves none of them in use, and
+    the next start moves the rest.
 
     Returns:
-        A line that says where they are; None where there were none.
+        A line that says where they are; None if there were none.
     """
     home = folder / "checkpoints"
     later, begun = [path for number, path in numbered(home) if number > epoch], setting_aside(home)

@@ -1,7 +1,7 @@
-"""What a resumed run needs to go on exactly: weights, their copies, optimiser, counters.
+"""The training state for an exact resumption: weights, their copies, the optimiser's state, counters.
 
-Kept under names and shapes that no engine and no number of processes has a part in: a run may go on in another number of processes, or on
-another engine. The tensors are weights/<copy>/<parameter> and optimizer/<key>/<parameter>; for the files see `state_files`.
+Names and shapes do not depend on the engine or the number of processes, so a run may be resumed with others. The tensors are
+weights/<copy>/<parameter> and optimizer/<key>/<parameter>. For the files see `state_files`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,18 +21,18 @@ from flow_factory.policy.weight_store import WeightStore
 
 @dataclass
 class Progress:
-    """How far the run has come; saved with the training state."""
+    """The progress of the run, saved with the training state."""
 
     epoch: int = 0
-    """The next epoch; all before it are complete."""
+    """The next epoch. All before it are complete."""
     updates: int = 0
-    """Optimiser steps taken, which is also where the learning rate's schedule stands."""
+    """The number of optimiser steps, which is also the position of the learning rate's schedule."""
     memory: dict[str, list[float]] = field(default_factory=dict)
-    """What algorithms remember of earlier epochs, see `training.kl_gate`."""
+    """Values that algorithms remember of earlier epochs, see `training.kl_gate`."""
 
 
 def stage(store: WeightStore, engine: Engine) -> Staged:
-    """What this process writes of all tensors of the state: copies on the CPU. Called by all processes together."""
+    """CPU copies of the tensors, or parts of them, that this process writes. All processes call this together."""
     shapes = {name: engine.shape(p) for name, p in store.params.items()}
     copies = store.state_dict().items()
     out = {f"weights/{copy}/{name}": engine.stage(part, shapes[name]) for copy, parts in copies for name, part in parts.items()}
@@ -40,13 +40,13 @@ def stage(store: WeightStore, engine: Engine) -> Staged:
 
 
 def load(folder: Path, store: WeightStore, engine: Engine, schedule: Any) -> Progress:
-    """Puts the state of a checkpoint into what a run has built. Called by all processes together.
+    """Loads the state of a checkpoint into the parts of a run. All processes call this together.
 
-    Each process reads what it holds, tensor by tensor. Weights, moments and counters are the state's; learning rate, betas, weight decay
-    and schedule stay the run's own.
+    Each process reads its own parts, tensor by tensor. Weights, moments and counters come from the state. Learning rate, betas, weight
+    decay and schedule remain those of the run.
 
     Raises:
-        CheckpointError: it is another run's, or damaged; nothing of the run has changed.
+        CheckpointError: the state is of another run, or damaged. The run has not changed then.
     """
     index, progress = whole_contents(folder)
     with _or_another(folder):
@@ -77,21 +77,21 @@ def load(folder: Path, store: WeightStore, engine: Engine, schedule: Any) -> Pro
 
 
 def whole_contents(folder: Path) -> tuple[Index, Saved]:
-    """`state_files.contents`, whose error says which checkpoint beside it is whole."""
+    """`state_files.contents`, with an error that names another complete checkpoint."""
     with _or_another(folder):
         return contents(folder)
 
 
 def advance(schedule: Any, steps: int) -> None:
-    """Brings a learning rate's schedule, and the optimiser's rate, to where it stands after so many steps."""
+    """Sets the learning rate's schedule, and the optimiser's rate, to their values after this many steps."""
     if steps:
-        schedule.last_epoch, schedule._step_count = steps - 1, steps + 1  # torch's own names; the second keeps its warning on order away
+        schedule.last_epoch, schedule._step_count = steps - 1, steps + 1  # the second avoids a warning of torch
         schedule.step()
 
 
 @contextmanager
 def _or_another(folder: Path) -> Iterator[None]:
-    """Adds to what is wrong with a checkpoint which one beside it is whole."""
+    """Adds the name of another complete checkpoint to the error of a damaged one."""
     try:
         with plainly(folder, "is damaged"):
             yield
@@ -112,11 +112,11 @@ def _is_whole(folder: Path) -> bool:
 
 
 def misfit(saved: Mapping[str, tuple[int, ...]], here: Mapping[str, tuple[int, ...]]) -> str | None:
-    """Why a saved state is not this run's."""
+    """The reason why a saved state does not fit this run."""
     copies = [sorted({k.split("/")[1] for k in names if k.startswith("weights/")}) for names in (saved, here)]
     if copies[0] != copies[1]:
         return f"the saved copies are {copies[0]}, this run keeps {copies[1]}"
-    saved = dict(sorted(saved.items(), reverse=True))  # weights before what the optimiser keeps of them
+    saved = dict(sorted(saved.items(), reverse=True))  # weights before the optimiser's state
     wrong = [k for k in saved if k not in here] + [k for k in here if k not in saved and k.startswith("weights/")]
     wrong += [k for k, size in saved.items() if k in here and here[k] != size]
     return f"first at {wrong[0]!r}: other lora_rank, target_modules or optimizer?" if wrong else None
