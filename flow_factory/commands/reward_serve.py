@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from flow_factory.commands.serving import listening, serve_until_signal
 from flow_factory.commands.subcommands import take_rewards
 from flow_factory.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from flow_factory.config.service import RewardsConfig, ServerConfig
+    from flow_factory.config.service import RewardsConfig
 
 HELP = "serve rewards over HTTP, for runs on this or another machine"
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
@@ -76,35 +76,11 @@ def serve(config: RewardsConfig, path: str, overrides: list[str]) -> int:
         failures.extend([error] if error is not None else [])
         server.should_exit = True
 
-    socket = listening(config.server)
+    socket = listening(config.server.host, config.server.port, "server.host, server.port")
     options: dict[str, Any] = {"log_config": None, "access_log": False, "timeout_graceful_shutdown": config.server.grace}
     server = uvicorn.Server(uvicorn.Config(make_app(queue, ended), timeout_keep_alive=75, **options))
-    former = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}  # uvicorn raises them again
-    host, port = socket.getsockname()[:2]
-    print(f"serving {', '.join(entry.name for entry in config.rewards)} at http://{host}:{port}, {len(devices)} workers", flush=True)
-    try:
-        server.run(sockets=[socket])
-    finally:
-        socket.close()
-        for number, handler in former.items():
-            signal.signal(number, handler)
+    names = ", ".join(entry.name for entry in config.rewards)
+    serve_until_signal(server, socket, f"serving {names}", f"{len(devices)} workers")
     if failures:
         raise failures[0]
     return 0
-
-
-def listening(config: ServerConfig) -> Any:
-    """The socket, before anything is loaded.
-
-    Raises:
-        UserError: the address cannot be listened on.
-    """
-    import socket
-
-    host, port = config.host, config.port
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, UnicodeError) as error:
-        said = getattr(error, "strerror", None) or error
-        raise UserError(f"server.host, server.port: {host}:{port} cannot be listened on: {said}; choose another") from error

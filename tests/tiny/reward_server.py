@@ -14,7 +14,7 @@ from typing import Any
 import uvicorn
 from PIL import Image
 
-from flow_factory.commands.reward_serve import listening
+from flow_factory.commands.serving import listening
 from flow_factory.config.service import ServerConfig
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards import GroupwiseRewardModel, PointwiseRewardModel, RewardModelOutput
@@ -80,7 +80,7 @@ def service(*entries: RewardArguments, wrap: Callable[[Any], Any] = lambda app: 
     """
     config = ServerConfig(**{"port": 0, "grace": 1, **server})
     queue = RequestQueue(config, [ThreadWorker(Scorer(entries or [entry()], "cpu"))])
-    socket = listening(config)
+    socket = listening(config.host, config.port, "server.host, server.port")
     running = uvicorn.Server(uvicorn.Config(wrap(make_app(queue)), log_config=None, access_log=False, timeout_graceful_shutdown=30))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [socket]})
     thread.start()

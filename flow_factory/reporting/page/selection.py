@@ -15,8 +15,8 @@ class Card(NamedTuple):
     """A test row, and its samples in the evaluations that are shown."""
 
     prompt: str
-    shown: list[tuple[int, KeptSample]]
-    """(epochs done, sample)."""
+    shown: list[tuple[str, KeptSample]]
+    """(`epoch 5`, sample)."""
 
 
 class Pictures(NamedTuple):
@@ -45,7 +45,7 @@ def select(folder: Path, most: int = MOST) -> Pictures:
     cards: dict[tuple[int, str], Card] = {}
     for step, samples in steps:
         for k, sample in enumerate(samples):
-            cards.setdefault((k, sample.prompt), Card(sample.prompt, [])).shown.append((step, sample))
+            cards.setdefault((k, sample.prompt), Card(sample.prompt, [])).shown.append((f"epoch {step}", sample))
     parts = [(rows, of_rows, "test rows"), (len(chosen), len(found), "evaluations"), (*of_groups, "groups")]
     said = ", ".join(f"{some} of {every} {what}" for some, every, what in parts if some < every)
     return Pictures(list(cards.values()), epochs, f"{said} fit on this page" if said else "")

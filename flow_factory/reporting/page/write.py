@@ -40,12 +40,27 @@ def page_of(folder: Path, live: str = "", running: bool = False) -> str:
     records = read_metrics(file) if file.is_file() else []
     about, pictures = store.about(folder), select(folder)
     results = rows_of(*eval_metrics(file), intervals(folder)) if records else []
-    step = max((record["step"] for record in records), default=0)
     return render(
         "report.html.jinja", {"charts": charts(records), "live": live, "stamp": stamp(folder)}, live,
         name=folder.name, about=about, results=results, pictures=pictures, remarks=store.remarks(folder)[::-1],
-        state=state(step, about.epochs, running), written=time.time(),
+        state=state(_epoch(records), about.epochs, running), written=time.time(),
     )  # fmt: skip
+
+
+def live_data(folder: Path, running: bool) -> dict[str, Any]:
+    """What the scripts of a run's page ask for while it trains.
+
+    Raises:
+        ValueError: a file of the run is damaged.
+    """
+    file = folder / "metrics.jsonl"
+    records = read_metrics(file) if file.is_file() else []
+    return {"charts": charts(records), "stamp": stamp(folder), "state": state(_epoch(records), store.about(folder).epochs, running)}
+
+
+def _epoch(records: list[dict[str, Any]]) -> int:
+    """How many are done."""
+    return max((record["step"] for record in records), default=0)
 
 
 def state(step: int, last: int | None, running: bool = False) -> str:

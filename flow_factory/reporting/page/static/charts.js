@@ -32,7 +32,7 @@ const Charts = (() => {
       const dash = line.dash ? [6, 4] : undefined;
       if (smoothed) {
         columns.push(spread(line.x, line.y));
-        series.push({label: `${line.label}, each epoch`, stroke: () => `${colour()}55`, width: 1, points: {show: false}, spanGaps: true});
+        series.push({label: `${line.label}, each epoch`, stroke: () => `${colour()}55`, width: 1, points: {show: false}, spanGaps: true, class: "raw"});
       }
       columns.push(spread(line.x, smoothed || line.y));
       series.push({label: line.label, stroke: colour, width: 2, dash, spanGaps: true,
@@ -100,13 +100,17 @@ const Charts = (() => {
   const api = {
     WINDOWS, draw, zoom, first, last, onZoom: null,
     setSmoothing(width) { window_ = width; all.forEach(build); },
-    // New points of charts that are there; returns those of which there was no chart.
+    // New points of charts that are there, known by any of their lines; returns those of which there was no chart.
     update(charts) {
-      const byTitle = new Map(all.map(e => [e.chart.title, e]));
       return charts.filter(chart => {
-        const entry = byTitle.get(chart.title);
+        const names = new Set(chart.lines.map(line => line.name));
+        const entry = all.find(e => e.chart.lines.some(line => names.has(line.name)));
         if (!entry) return true;
-        if (JSON.stringify(entry.chart) !== JSON.stringify(chart)) { entry.chart = chart; build(entry); }
+        if (JSON.stringify(entry.chart) !== JSON.stringify(chart)) {
+          entry.chart = chart;
+          entry.box.querySelector("h3").textContent = chart.title;
+          build(entry);
+        }
         return false;
       });
     },

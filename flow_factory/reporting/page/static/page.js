@@ -55,7 +55,7 @@
     left.width = before.querySelector("img").width; left.height = before.querySelector("img").height;
     const choose = figure => {
       right.src = figure.querySelector("img").src;
-      to.textContent = `epoch ${figure.dataset.step}`;
+      to.textContent = figure.dataset.label;
       figures.forEach(f => f.classList.toggle("chosen", f === figure));
       changes.replaceChildren(...Object.entries(figure.rewards).map(([name, value]) => {
         const change = value === null || before.rewards[name] == null ? null : value - before.rewards[name];
@@ -71,7 +71,7 @@
     });
     choose(after);
     box.append(left, right, slider);
-    legend.append(make("span", "", `epoch ${before.dataset.step}`), to);
+    legend.append(make("span", "", before.dataset.label), to);
     card.querySelector("h3").after(box, legend, changes);
   }
 
@@ -103,6 +103,56 @@
     }));
   }
 
+  const ask = async (path, seconds, use) => {
+    const again = () => setTimeout(() => ask(path, seconds, use), 1000 * seconds);
+    try {
+      if (!document.hidden) use(await (await fetch(path)).text());
+    } catch (error) {
+      console.info(`no answer: ${error.message}`);  // the server has ended, or will be back
+    }
+    again();
+  };
+
+  function follow() {
+    if ($("reload")) $("reload").addEventListener("click", () => location.reload());
+    ask(data.live, 5, text => {
+      const news = JSON.parse(text);
+      if (!news.charts) return;
+      Charts.update(news.charts.main).forEach(chart => Charts.draw(chart, $("charts")));
+      if ($("more").open) Charts.update(news.charts.others).forEach(chart => Charts.draw(chart, $("others")));
+      if ($("state")) $("state").textContent = news.state;
+      if ($("news")) $("news").hidden = JSON.stringify(news.stamp) === JSON.stringify(data.stamp);
+    });
+  }
+
+  function list() {
+    const home = $("runs");
+    if (!home) return;
+    const boxes = () => [...home.querySelectorAll("input[name=run]")];
+    const chosen = () => boxes().filter(box => box.checked);
+    const show = () => {
+      const words = $("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
+      for (const row of home.tBodies[0].rows) {
+        const text = row.textContent.toLowerCase();
+        row.hidden = !words.every(word => text.includes(word)) || ($("live").checked && !("running" in row.dataset));
+      }
+      const many = chosen().length;
+      $("over").disabled = many < 2 || many > data.most;
+      $("count").textContent = many ? `${many} chosen, 2 to ${data.most} can be` : `choose 2 to ${data.most}`;
+    };
+    for (const [id, event] of [["filter", "input"], ["live", "change"], ["runs", "change"]]) $(id).addEventListener(event, show);
+    show();
+    ask("/", 10, text => {
+      const rows = new DOMParser().parseFromString(text, "text/html").querySelectorAll("#runs tbody tr");
+      const kept = new Set(chosen().map(box => box.value));
+      home.tBodies[0].replaceChildren(...rows);
+      boxes().forEach(box => { box.checked = kept.has(box.value); });
+      show();
+    });
+  }
+
   if (data.charts) curves(data.charts);
   cards();
+  if (data.live) follow();
+  if (data.list) list();
 })();
