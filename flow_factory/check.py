@@ -1,11 +1,13 @@
 """`ff-train --check`: is everything there, what will the run do, does it fit. Needs no network and no GPU."""
 
+from collections import Counter
 from pathlib import Path
 
 from flow_factory.config import RunConfig, plan_of
 from flow_factory.config.datasets import datasets_of, trained_on
 from flow_factory.core.ema import reported_weights
 from flow_factory.data.encoding_windows import rows_needed
+from flow_factory.data.inputs import condition_files
 from flow_factory.data.several import sizes_of
 from flow_factory.memory.checkpoint import model_of
 from flow_factory.memory.encoding_plan import encoding_lines, encoding_settled, row_size
@@ -19,6 +21,9 @@ from flow_factory.runs.preflight import Preflight, ready
 from flow_factory.runs.resume import start_lines
 from flow_factory.runs.rows import drawn, groups_left_out, takes_files
 from flow_factory.utils.hub import cached
+
+MANY = {"image": "images", "mask": "masks", "video": "videos", "audio": "sounds"}
+"""Kinds of condition files, several of them."""
 
 
 def check(config: RunConfig) -> str:
@@ -65,12 +70,13 @@ def data_lines(found: Preflight) -> list[str]:
 
 def file_lines(found: Preflight) -> list[str]:
     """Which files of rows were looked at, and how closely."""
-    images, videos, given, learnt = set[str](), set[str](), found.config.train.given, 0
+    files, given, learnt = set[tuple[str, str]](), found.config.train.given, 0
     for _, row, trained in drawn(found.config, found.rows, found.tests):
-        images.update(row.images)
-        videos.update(row.videos)
+        files.update(condition_files(row))
         learnt += trained and bool(given)
-    lines = [f"condition files, all of each decoded: {len(images)} images, {len(videos)} videos"] if images or videos else []
+    counts = Counter(kind for _, kind in files)
+    parts = [f"{counts[kind]} {many}" for kind, many in MANY.items() if counts[kind] or kind in ("image", "video")]
+    lines = [f"condition files, all of each decoded: {', '.join(parts)}"] if files else []
     what = "pairs of chosen and rejected media" if len(given) > 1 else "targets"
     lines += [f"{what}, all of each decoded: {learnt}"] if learnt else []
     if lines and len(rows_needed(found.config, sizes_of(found.rows))) < len(found.rows):
@@ -99,7 +105,7 @@ def compiled_lines(found: Preflight) -> list[str]:
         what += f": {describe_blocks(found.sketch.field.bare.values())}"
     pads = MODELS[config.model.model_type].pads_prompts
     chosen = (found.rows[k] for k in rows_needed(config, sizes_of(found.rows)))
-    rows = {(None if pads else row.prompt, *(found.sizes.get(file) for file in (*row.images, *row.videos))) for row in chosen}
+    rows = {(None if pads else row.prompt, *(found.sizes.get(file) for file, _ in condition_files(row))) for row in chosen}
     much = f"{len(rows)} shape{'s' * (len(rows) > 1)}" if pads else f"as many shapes as prompts have lengths, {len(rows)} at most"
     return [f"{what}; the training rows make {much}, each compiled separately; more than {MOST} are refused"]
 

@@ -61,6 +61,16 @@ class Clip:
     """Sample rate of the audio, in Hz."""
 
 
+@dataclass(frozen=True)
+class Sound:
+    """A sound."""
+
+    samples: Any
+    """(channels, samples) float32 array in [-1, 1]."""
+    sample_rate: int
+    """In Hz."""
+
+
 @dataclass
 class Step:
     """One transition x -> x1 of n samples. `t` is the model's timestep, `s` and `s1` are noise levels in [0, 1]."""

@@ -84,11 +84,15 @@ def asked(args: argparse.Namespace) -> tuple[list[DataConfig], RunConfig | None]
         UserError: what is named is neither a right config nor a data set's name.
     """
     from flow_factory.config import ConfigError, load_config
+    from flow_factory.config.data import OURS
+    from flow_factory.config.media_arguments import columns_problem, media_kind
 
     config = load_config(args.what) if args.what.endswith((".yaml", ".yml")) else None
     pairs = [pair.partition("=") for pair in args.columns]
     if wrong := next((pair for pair in pairs if not all(pair)), None):
         raise UserError(f"--columns: {''.join(wrong)!r}: write ours=theirs, such as prompt=caption")
+    if unknown := next((ours for ours, _, _ in pairs if config is None and ours not in OURS and media_kind(ours) is None), None):
+        raise UserError(f"--columns: {columns_problem(unknown, None, {})}")
     keys = {"subset": args.subset, "cache_dir": args.cache_dir, "columns": {ours: theirs for ours, _, theirs in pairs} or None}
     given = {key: value for key, value in keys.items() if value is not None}
     if config is None:
@@ -175,16 +179,22 @@ def cut(text: str, most: int) -> str:
 
 def media_lines(media: Media, looked: str) -> list[str]:
     """Sizes of pictures and videos, and what is wrong with some."""
+    from flow_factory.data.columns import listed
     from flow_factory.data.survey import histogram, summary
 
     lines = []
-    for kind in ("image", "video"):
+    for kind, many in (("image", "images"), ("mask", "masks"), ("video", "videos")):
         sizes = [size for (_, its), size in media.sizes.items() if its == kind]
         if sizes:
             wide, high, frames = zip(*sizes, strict=True)
-            lines.append(f"{kind}s: {len(sizes):,}{looked}; width {summary(wide)}; height {summary(high)}")
+            lines.append(f"{many}: {len(sizes):,}{looked}; width {summary(wide)}; height {summary(high)}")
             lines[-1] += f"; frames {summary(frames)}" * (kind == "video")
             lines += [f"  {line}" for line in histogram([(w, h) for w, h, _ in sizes])]
+    if sounds := [size for (_, its), size in media.sizes.items() if its == "audio"]:
+        channels, rates = (sorted({sound[k] for sound in sounds}) for k in (0, 1))
+        seconds = [samples / rate for _, rate, samples in sounds]
+        lines.append(f"sounds: {len(sounds):,}{looked}; seconds {summary(seconds)}; Hz {listed(map(str, rates))}")
+        lines[-1] += f"; channels {listed(map(str, channels))}"
     if media.wrong:
         lines += [f"files that cannot be used: {len(media.wrong):,}{looked}", *(f"  {line}" for line in media.wrong[:WRONG])]
         lines += [f"  ... and {len(media.wrong) - WRONG:,} more"] * (len(media.wrong) > WRONG)

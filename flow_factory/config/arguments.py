@@ -101,7 +101,7 @@ def _gather(
     keys: Keys,
     section: type[Section],
     accepted: Callable[[], Accepted],
-    supplied: Callable[[str], str | None] = lambda name: None,
+    supplied: Callable[[Parameter], str | None] = lambda argument: None,
 ) -> None:
     tree = source.mapping(*keys)
     names = [name for name in tree if name not in section.own_keys()]
@@ -139,17 +139,17 @@ def _idle(name: str, section: type[Section], train: Mapping[str, Any]) -> str | 
     return "this model has no such size" if section.rest == "call" and any(name in names for names in extra) else None
 
 
-def _misfit(name: str, value: Any, section: type[Section], arguments: Accepted, supplied: Callable[[str], str | None]) -> str | None:
+def _misfit(name: str, value: Any, section: type[Section], arguments: Accepted, supplied: Callable[[Parameter], str | None]) -> str | None:
     """Why an argument may not stand in a section, or None."""
     if name in section.refused:
         return section.refused[name]
     if arguments is None:
         return None
-    if name in arguments and (reason := supplied(name)) is not None:
+    if name in arguments and (reason := supplied(arguments[name])) is not None:
         return f"cannot be set: {reason}"
     if name in arguments:
         return arguments[name].problem(value) or (_size(name, value, arguments[name].default) if section.rest == "call" else None)
-    open_to = list(dict.fromkeys([*section.own_keys(), *(argument for argument in arguments if not supplied(argument))]))
+    open_to = list(dict.fromkeys([*section.own_keys(), *(n for n, argument in arguments.items() if not supplied(argument))]))
     return unknown_key(name, open_to, homes(TRAIN_CONFIGS["grpo"], open_to))
 
 

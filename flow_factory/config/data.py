@@ -8,12 +8,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from flow_factory.config.base import DERIVED, Folder, Name, Section, Shown, derived, show
-from flow_factory.utils.registry import nearest
 
 HUB = "hf://datasets/"
 PAIR, TARGET = ("chosen", "rejected"), ("target",)
 OURS = ("prompt", "negative_prompt", "image", "images", "video", "videos", *PAIR, *TARGET)
-"""What has a meaning here; every other column is for rewards, by its own name."""
+"""What has a meaning with every model; `data.columns` may name arguments of the pipeline too, and every other column is for rewards."""
 LINES = (".jsonl", ".txt")
 """Endings of files whose lines are rows."""
 FORMATS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".tar": "webdataset"}
@@ -39,9 +38,6 @@ def _place(name: str) -> str:
 
 def _columns(named: dict[str, str]) -> dict[str, str]:
     for ours, theirs in named.items():
-        if ours not in OURS:
-            said = f"no column of ours is called {show(ours)}.{nearest(ours, list(OURS))} Known: {', '.join(OURS)}"
-            raise ValueError(f"{said}; every other column reaches the rewards by its own name")
         if not theirs.strip():
             raise ValueError(f"{ours}: wants the data set's name of the column, got {show(theirs)}")
     return named
@@ -137,7 +133,8 @@ class DataConfig(Section):
     )
     columns: Renamed = Field(
         {},
-        description=f"the data set's names of {', '.join(OURS)}: {{prompt: caption}}; a dot selects a key of an object: json.caption",
+        description=f"the data set's names of {', '.join(OURS)}, and of the pipeline's arguments for pictures, masks, videos and sounds: "
+        "{prompt: caption, mask_image: mask}; a dot selects a key of an object: json.caption",
     )
     train_split: Split = Field("train", description="split to train on, or a part of it: train[200:]")
     test_split: Split = Field("test", description="split to evaluate on, if it exists")

@@ -10,6 +10,7 @@ from flow_factory.config.datasets import datasets_fit
 from flow_factory.config.distillation_rules import DISTILLATION_RULES
 from flow_factory.config.engine_rules import ENGINE_RULES
 from flow_factory.config.gate_rules import GATE_RULES
+from flow_factory.config.media_arguments import columns_fit
 from flow_factory.config.memory_rules import MEMORY_RULES
 from flow_factory.config.model import AUTO
 from flow_factory.config.network_rules import NETWORK_RULES
@@ -175,6 +176,7 @@ RULES: tuple[Rule, ...] = (
     precisions_fit,
     reward_names_differ,
     datasets_fit,
+    columns_fit,
     *ALGORITHM_RULES,
     *ENGINE_RULES,
     *MEMORY_RULES,

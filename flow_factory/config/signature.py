@@ -16,12 +16,18 @@ FLOW_SCHEDULERS = (
     "diffusers.schedulers.scheduling_flow_match_euler_discrete:FlowMatchEulerDiscreteScheduler",
     "diffusers.schedulers.scheduling_unipc_multistep:UniPCMultistepScheduler",
 )
+MEDIA = {
+    "mask": r"((?!.*(attention|embeds|padding)).*_)?mask(_image)?",
+    "image": r"(.*_)?(images?|image_reference)",
+    "video": r"(.*_)?videos?",
+    "audio": r"(.*_)?(audios?|sound|speech)",
+}
+"""Kinds of media, and what arguments that take them are called."""
 SUPPLIED = {
     r"(negative_)?prompt(_\d)?": "prompts are columns of the data set",
     r".*_(embeds|mask|embeds_\d)": "the adapter encodes the prompts",
     r"(.*_)?latents": "the trainer draws the initial noise, keyed by train.seed",
     r"generator": "the trainer draws the initial noise, keyed by train.seed",
-    r"(.*_)?(image|images|video|videos|audio)": "images, videos and sounds are columns of the data set",
     r"num_(images|videos)_per_prompt": "the number of samples is train.group_size",
     r"output_type|return_dict": "the trainer chooses what the pipeline returns",
     r"callback.*": "the trainer needs none, and YAML holds no functions",
@@ -78,9 +84,11 @@ def scheduler_arguments() -> dict[str, Parameter]:
     return merged
 
 
-def supplied_by_trainer(name: str) -> str | None:
+def supplied_by_trainer(argument: Parameter) -> str | None:
     """Why a call argument may not stand in the YAML, or None."""
-    return next((reason for pattern, reason in SUPPLIED.items() if re.fullmatch(pattern, name)), None)
+    if argument.kinds is None and any(re.fullmatch(pattern, argument.name) for pattern in MEDIA.values()):
+        return "images, masks, videos and sounds are columns of the data set: data.columns names them"
+    return next((reason for pattern, reason in SUPPLIED.items() if re.fullmatch(pattern, argument.name)), None)
 
 
 def attention_backends() -> list[str]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from flow_factory.data.cache_folder import Family, rows_folder
 from flow_factory.data.condition_files import FileReferences, ReferencedImages, decoders
 from flow_factory.data.fingerprints import FileHashes
+from flow_factory.data.inputs import inputs_of
 from flow_factory.data.packing import MalformedError, image_of, pack, unpack
 from flow_factory.data.reader import DataError
 from flow_factory.data.shards import CHANGED, Shards
@@ -51,7 +52,8 @@ class ConditionCache:
             DataError: a condition file was removed since it was checked.
         """
         files = [[self.hash_of(row, path) for path in paths] for paths in (row.images, row.videos)]
-        parts = [self.fingerprint, row.prompt, row.negative_prompt, *files, *decoders(row)]
+        inputs = [[kind, name, [self.hash_of(row, path) for path in paths]] for name, kind, paths in inputs_of(row)]
+        parts = [self.fingerprint, row.prompt, row.negative_prompt, *files, *decoders(row), *inputs]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def hash_of(self, row: Row, path: str) -> str:

@@ -8,7 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
-from flow_factory.config.data import PAIR, TARGET
+from flow_factory.config.data import OURS, PAIR, TARGET
+from flow_factory.config.media_arguments import columns_problem, file_kind, media_kind
 from flow_factory.types import Row
 from flow_factory.utils.errors import UserError
 from flow_factory.utils.registry import nearest
@@ -61,6 +62,9 @@ class Files(Sequence[str]):
     def __iter__(self) -> Iterator[str]:
         return iter(self.cell.files(self.folder))
 
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
 
 def names_of(files: Sequence[str]) -> list[str]:
     """The files' base names; for files inside a table, which may have none, their indices."""
@@ -83,20 +87,35 @@ class Columns(Mapping[str, Any]):
         value = self.values_of[name]
         return value.value() if isinstance(value, Deferred) else value
 
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
 
 @dataclass(frozen=True)
 class Naming:
     """Maps a data set's columns to rows.
 
     Args:
-        folders: kind ("image", "video") -> the folder of relative file names.
-        columns: our name -> the data set's name, from `data.columns`; a dot selects a key of an object, as in `json.caption`.
+        folders: kind ("image", "video", "audio") -> the folder of relative file names.
+        columns: our name, or an argument of the pipeline -> the data set's name, from `data.columns`; a dot selects a key of an object, as
+            in `json.caption`.
         root: the data set's folder, for lines of schema_version 2.
+
+    Raises:
+        DataError: a name is neither ours nor one that an argument for pictures, masks, videos or sounds has.
     """
 
     folders: Mapping[str, Path]
     columns: Mapping[str, str] = field(default_factory=dict)
     root: Path = Path()
+    arguments: tuple[str, ...] = field(init=False)
+    """Those keys of `columns` that are no names of ours, sorted."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "arguments", tuple(sorted(name for name in self.columns if name not in OURS)))
+        for name in self.arguments:
+            if media_kind(name) is None:
+                raise DataError(f"data.columns: {columns_problem(name, None, {})}")
 
     def row(self, row_id: int, columns: Mapping[str, Any], where: str) -> Row:
         """The row of these columns.
@@ -120,9 +139,12 @@ class Naming:
         if "\0" in prompt + (negative or ""):
             raise DataError(f"{where}: the prompt has a NUL character (\\u0000); delete it")
         images, videos = self._files(named, "image", where), self._files(named, "video", where)
+        inputs = self._inputs(named, where)
         deferred = [name for name, value in named.items() if isinstance(value, Deferred)]
-        inside = type(images) is Files or type(videos) is Files or any(name in (*PAIR, *TARGET) for name in deferred)
-        return Row(row_id, prompt, negative, Columns(named) if deferred else named, images, videos, source=where, inside=inside)
+        files = [images, videos, *(some for of_kind in inputs.values() for some in of_kind.values())]
+        inside = any(type(some) is Files for some in files) or any(name in (*PAIR, *TARGET) for name in deferred)
+        left, further = Columns(named) if deferred else named, (inputs["image"], inputs["video"], inputs["audio"])
+        return Row(row_id, prompt, negative, left, images, videos, *further, where, inside=inside)
 
     def renamed(self, columns: Mapping[str, Any], where: str) -> dict[str, Any]:
         """The columns under our names. A column of the data set whose name `columns` gives to another one is left out."""
@@ -158,12 +180,28 @@ class Naming:
             raise DataError(f"{where}: {single} must be one file's name; a list of them is '{kind}s'")
         if several is not None and not isinstance(several, list) and not (isinstance(several, Deferred) and several.many):
             raise DataError(f"{where}: {plural} must be a list of file names, not {kind_of(several)}; one file's name is {kind!r}")
-        if isinstance(given := one if several is None else several, Deferred):
+        return self._paths(one if several is None else several, kind, plural if one is None else single, where)
+
+    def _paths(self, given: Any, kind: str, called: str, where: str) -> Sequence[str]:
+        """The paths of one file name or a list of them."""
+        if isinstance(given, Deferred):
             return Files(given, self.folders[kind])
         names: list[Any] = given if isinstance(given, list) else [] if given is None else [given]
         for name in names:
-            require_file_name(name, plural if one is None else single, kind, where)
+            require_file_name(name, called, kind, where)
         return tuple(str(self.folders[kind] / name) for name in names)
+
+    def _inputs(self, columns: dict[str, Any], where: str) -> dict[str, dict[str, Sequence[str]]]:
+        """Removes the columns of the pipeline's arguments; kind -> argument -> files. Null and [] count as missing."""
+        found: dict[str, dict[str, Sequence[str]]] = {"image": {}, "video": {}, "audio": {}}
+        for name in self.arguments:
+            value = columns.pop(name)
+            first = value[0] if isinstance(value, list) and value else value
+            kind = file_kind(name, first if isinstance(first, str) else "")
+            kind = "image" if kind == "mask" else kind
+            if len(files := self._paths(value, kind, self.called(name), where)):
+                found[kind][name] = files
+        return found
 
 
 HINT = '; say which one is, as in data.columns: {"prompt": "caption"}'

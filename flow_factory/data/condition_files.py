@@ -1,5 +1,6 @@
 """Condition images that equal a row's own files: the cache stores a reference to the file, not a copy."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import version
@@ -8,12 +9,13 @@ from weakref import WeakValueDictionary
 
 from PIL import Image
 
-from flow_factory.data.media import check_media, open_image, open_video
+from flow_factory.data.inputs import condition_files, opened
+from flow_factory.data.media import check_media
 from flow_factory.data.media_checks import Kind
 from flow_factory.types import Row
 
 _version = cache(version)
-_opened: WeakValueDictionary[tuple[str, int], Image.Image] = WeakValueDictionary()
+_opened: WeakValueDictionary[tuple[Kind, str, int], Image.Image] = WeakValueDictionary()
 
 
 class FileChanged(Exception):
@@ -22,18 +24,23 @@ class FileChanged(Exception):
 
 def decoders(row: Row) -> list[str]:
     """The package versions on which the pixels of the row's files depend."""
-    return [_version("pillow")] * bool(row.images or row.videos) + [_version("av")] * bool(row.videos)
+    kinds = {kind for _, kind in condition_files(row)}
+    return [_version("pillow")] * bool(kinds - {"audio"}) + [_version("av")] * bool(kinds & {"video", "audio"})
 
 
 def files_of(row: Row) -> list[tuple[Kind, int, str]]:
-    """(kind, index in the row, path) of each file."""
-    images, videos = enumerate(row.images), enumerate(row.videos)
-    return [*(("image", k, path) for k, path in images), *(("video", k, path) for k, path in videos)]
+    """(kind, index among the row's files of this kind, path) of each file with pixels."""
+    seen, files = Counter[Kind](), list[tuple[Kind, int, str]]()
+    for path, kind in condition_files(row):
+        if kind != "audio":
+            files.append((kind, seen[kind], path))
+            seen[kind] += 1
+    return files
 
 
-def frames_of(kind: str, path: str, where: str) -> list[Image.Image]:
+def frames_of(kind: Kind, path: str, where: str) -> list[Image.Image]:
     """All frames of a file, rotated upright."""
-    return [open_image(path, where)] if kind == "image" else list(open_video(path, where).frames)
+    return list(opened(path, where, kind)) if kind == "video" else [opened(path, where, kind)]
 
 
 class FileReferences:
@@ -47,7 +54,7 @@ class FileReferences:
 
     def __init__(self, row: Row, hash_of: Callable[[str], str]):
         self.row, self.hash_of = row, hash_of
-        self.frames: dict[str, list[Image.Image]] = {}
+        self.frames: dict[tuple[Kind, str], list[Image.Image]] = {}
         self.next: dict[str, int] = {}
 
     def __call__(self, image: Image.Image) -> list[Any] | None:
@@ -55,23 +62,26 @@ class FileReferences:
         for kind, k, path in files_of(self.row):
             digest = self.hash_of(path)
             number = self.next.get(path, 0) if kind == "video" else 0
-            if self._size_fits(image, kind, path) and number < len(self.frames[path]) and _same(image, self.frames[path][number]):
+            if not self._size_fits(image, kind, path):
+                continue
+            frames = self.frames[kind, path]
+            if number < len(frames) and _same(image, frames[number]):
                 self.next[path] = number + 1
                 return [kind, k, digest, number]
         return None
 
     def _size_fits(self, image: Image.Image, kind: Kind, path: str) -> bool:
         """Whether the image has the size of the file's frames; if so, they are decoded."""
-        if path not in self.frames:
+        if (kind, path) not in self.frames:
             width, height, _ = check_media(path, self.row.source, kind)
             if sorted((width, height)) != sorted(image.size):  # the stored frame may be rotated
                 return False
-            self.frames[path] = frames_of(kind, path, self.row.source)
+            self.frames[kind, path] = frames_of(kind, path, self.row.source)
         return True
 
 
 def _same(a: Image.Image, b: Image.Image) -> bool:
-    return a.size == b.size and a.tobytes() == b.tobytes()
+    return a.size == b.size and a.mode == b.mode and a.tobytes() == b.tobytes()
 
 
 class ReferencedImages:
@@ -79,7 +89,7 @@ class ReferencedImages:
 
     def __init__(self, row: Row, hash_of: Callable[[str], str]):
         self.row, self.hash_of = row, hash_of
-        self.frames: dict[str, list[Image.Image]] = {}
+        self.frames: dict[tuple[Kind, str], list[Image.Image]] = {}
 
     def __call__(self, reference: Sequence[Any]) -> Image.Image:
         """Raises:
@@ -87,12 +97,12 @@ class ReferencedImages:
         DataError: the file cannot be read.
         """
         kind, k, digest, number = reference
-        path = (self.row.images if kind == "image" else self.row.videos)[k]
+        path = [path for its, _, path in files_of(self.row) if its == kind][k]
         if self.hash_of(path) != digest:
             raise FileChanged(path)
-        image = _opened.get((digest, number))
+        image = _opened.get((kind, digest, number))
         if image is None:
-            if path not in self.frames:
-                self.frames[path] = frames_of(kind, path, self.row.source)
-            image = _opened[digest, number] = self.frames[path][number]
+            if (kind, path) not in self.frames:
+                self.frames[kind, path] = frames_of(kind, path, self.row.source)
+            image = _opened[kind, digest, number] = self.frames[kind, path][number]
         return image

@@ -7,6 +7,7 @@ from functools import partial
 from flow_factory.data.cache import ConditionCache
 from flow_factory.data.cache_folder import has_old
 from flow_factory.data.condition_files import FileChanged
+from flow_factory.data.inputs import condition_files
 from flow_factory.data.packing import in_memory, pack
 from flow_factory.types import Cond, Row
 from flow_factory.utils.errors import UserError
@@ -45,7 +46,7 @@ class Conditions(LazySequence[Cond]):
         except FileChanged as changed:
             self.cache.warn_changed(row, str(changed))
             key, cond = self.cache.key(row), None
-        if row.images or row.videos:
+        if condition_files(row):
             self.keys[index] = key
         return self._encoded(row, key) if cond is None else cond
 
@@ -83,7 +84,7 @@ def look_up(
     for k in bar(own, "looking up rows", "row", progress, delay=2):
         row = rows[k]
         key = cache.key(row)
-        if row.images or row.videos:
+        if condition_files(row):
             keys[k] = key
         if key not in missing and not cache.holds(key):
             missing[key] = k

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from flow_factory.data.lengths import stated_size
@@ -28,7 +27,9 @@ from flow_factory.data.media_checks import (
     reason_of,
 )
 from flow_factory.data.mp4 import save_video as save_video
+from flow_factory.data.pixel_modes import grey, rgb
 from flow_factory.data.reader import DataError
+from flow_factory.data.sounds import check_sound, open_sound
 from flow_factory.types import Clip
 
 if TYPE_CHECKING:
@@ -43,21 +44,24 @@ CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "gif")
 
 
 def check_media(path: str | Path, where: str, kind: Kind) -> Extent:
-    """Reads the header: the file must exist, be of this kind, and not be too large (`MOST_IMAGE`, `MOST_VIDEO`).
+    """Reads the header: the file must exist, be of this kind, and not be too large (`MOST_IMAGE`, `MOST_VIDEO`, `MOST_SOUND`).
 
-    An image must have one frame and 1, 8 or 16 bits a channel, since float and 32-bit values have no common range.
+    An image or a mask must have one frame and 1, 8 or 16 bits a channel, since float and 32-bit values have no common range.
 
     Args:
         where: `file:line` of the data set, for the message.
 
     Returns:
         (width, height, frames) as stored, before the rotation is applied. The number of frames is an estimate if the header lacks it.
+        Of a sound, see `check_sound`.
 
     Raises:
         DataError: a condition above does not hold.
     """
-    if kind == "image":
-        with _image(Path(path), where) as image:
+    if kind == "audio":
+        return check_sound(path, where)
+    if kind != "video":
+        with _image(Path(path), where, kind) as image:
             return (*image.size, 1)
     with _video(Path(path), where) as stream:
         rate, seconds = stream.average_rate, stream.container.duration
@@ -70,13 +74,16 @@ def check_whole(path: str | Path, where: str, kind: Kind) -> Extent:
     """Decodes the whole file and discards the result.
 
     Returns:
-        (width, height, frames) as displayed.
+        (width, height, frames) as displayed; of a sound, (channels, Hz, samples).
 
     Raises:
-        DataError: see `open_image`, `open_video`.
+        DataError: see `open_image`, `open_mask`, `open_video`, `open_sound`.
     """
-    if kind == "image":
-        return (*open_image(path, where).size, 1)
+    if kind == "audio":
+        sound = open_sound(path, where)
+        return len(sound.samples), sound.sample_rate, sound.samples.shape[1]
+    if kind != "video":
+        return (*(open_mask if kind == "mask" else open_image)(path, where).size, 1)
     size, count = (0, 0), 0
     for count, frame in enumerate(_frames(Path(path), where), start=1):  # noqa: B007 (the last one counts)
         size = frame.size
@@ -91,9 +98,31 @@ def open_image(path: str | Path, where: str) -> Image.Image:
     Raises:
         DataError: see `check_media`; or the file is damaged or truncated.
     """
-    with _image(Path(path), where) as image:
+    return _decoded(path, where, "image", rgb)
+
+
+def open_mask(path: str | Path, where: str) -> Image.Image:
+    """The mask in 8-bit grey (mode L), rotated by its EXIF orientation: white is drawn anew, black is kept. Colours become their luma.
+
+    Raises:
+        DataError: see `open_image`; or the mask has transparent parts, or no value above 1, as one that is written with 0 and 1.
+    """
+    mask = _decoded(path, where, "mask", grey)
+    if mask is None:
+        raise DataError(f"{where}: {path}: a mask with transparent parts; save it as grey, white where the picture is drawn anew")
+    if mask.getextrema()[1] == 1:
+        raise DataError(f"{where}: {path}: a mask with the values 0 and 1; white, where the picture is drawn anew, is 255")
+    return mask
+
+
+Converted = TypeVar("Converted")
+
+
+def _decoded(path: str | Path, where: str, kind: Kind, convert: Callable[[Image.Image], Converted]) -> Converted:
+    """The whole image, upright and converted."""
+    with _image(Path(path), where, kind) as image:
         try:
-            return _rgb(ImageOps.exif_transpose(image))
+            return convert(ImageOps.exif_transpose(image))
         except DECODER_ERRORS as error:
             raise DataError(f"{where}: {path}: damaged or truncated ({reason_of(error)})") from error
 
@@ -157,21 +186,10 @@ def _upright(frame: av.VideoFrame) -> Image.Image:
     return image.transpose(turns[angle]) if angle in turns else image
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """Converts to 8-bit RGB, with transparency on white."""
-    if image.mode.startswith("I;16"):
-        grey = np.asarray(image).astype(np.float32)
-        return Image.fromarray(np.rint(grey / 257).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
-
-
 @contextmanager
-def _image(path: Path, where: str) -> Iterator[Image.Image]:
+def _image(path: Path, where: str, kind: Kind) -> Iterator[Image.Image]:
     """Opens the image and reads its header only."""
-    check_file(path, where, "image")
+    check_file(path, where, kind)
     try:
         image = Image.open(path, formats=FORMATS)
         animated = getattr(image, "is_animated", False) and image.format != "MPO"  # MPO: a phone's photo with a second view

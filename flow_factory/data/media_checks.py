@@ -1,17 +1,17 @@
-"""Checks that a file that a row names exists, is an image or a video, and is not too large. Needs no torch."""
+"""Checks that a file that a row names exists, is what it should be, and is not too large. Needs no torch."""
 
 import os
 from pathlib import Path
-from typing import Literal
 
+from flow_factory.config.media_arguments import InputKind as Kind
 from flow_factory.data.reader import DataError, listing
 from flow_factory.utils.errors import file_errors
 from flow_factory.utils.files import kind_of_file
 from flow_factory.utils.registry import nearest
 
-Kind = Literal["image", "video"]
+NOUNS: dict[Kind, str] = {"image": "an image", "mask": "a mask", "video": "a video", "audio": "a sound"}
 Extent = tuple[int, int, int]
-"""Width, height, frames."""
+"""Width, height, frames; of a sound: channels, Hz, samples of a channel."""
 MOST_IMAGE = 64_000_000
 """The most pixels of an image, or of one frame."""
 MOST_VIDEO = 1_000_000_000
@@ -40,11 +40,12 @@ def require_there(path: str, where: str, kind: Kind) -> None:
         check_file(Path(path), where, kind)
 
 
-def check_file(path: Path, where: str, kind: str) -> None:
+def check_file(path: Path, where: str, kind: Kind) -> None:
     """Raises:
     DataError: there is no readable file at the path.
     """
-    expected = "an image" if kind == "image" else "a video"
+    expected = NOUNS[kind]
+    noun = expected.partition(" ")[2]
     with file_errors(where, path, f"{expected} that can be read belongs there", DataError):
         if os.path.lexists(path):
             if (other := kind_of_file(path)) is not None:
@@ -53,11 +54,12 @@ def check_file(path: Path, where: str, kind: str) -> None:
                 file.read(1)  # some special files open and fail only when they are read
         elif path.parent.is_dir():
             names = [p.name for p in path.parent.iterdir()]
-            raise DataError(f"{where}: {path}: no such {kind}.{nearest(path.name, names)} Its folder has {listing(path.parent)}")
+            raise DataError(f"{where}: {path}: no such {noun}.{nearest(path.name, names)} Its folder has {listing(path.parent)}")
         else:
             above = next((p for p in path.absolute().parents if p.is_dir()), Path("/"))
+            base = "image" if kind == "mask" else kind
             raise DataError(
-                f"{where}: {path}: no such {kind}, nor its folder; {above} has {listing(above)}. Relative names start at data.{kind}_dir"
+                f"{where}: {path}: no such {noun}, nor its folder; {above} has {listing(above)}. Relative names start at data.{base}_dir"
             )
 
 

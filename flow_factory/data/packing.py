@@ -22,6 +22,8 @@ from flow_factory.utils.tensor_file import NAMES, raw_bytes
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
 SMALL, MOST_SMALL = 1 << 16, 1 << 20
 """Limits in bytes for one tensor that is stored with its row, and for all such tensors of a row."""
+MODES = ("L", "RGB", "RGBA")
+"""Modes of images that are stored as pixels."""
 MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, OverflowError)
 """Errors that unpacking crafted bytes can raise."""
 
@@ -37,7 +39,7 @@ def pack(cond: Cond, key: bytes, known: Known = lambda image: None) -> list[Blob
     """The blobs of the row's large tensors, then the blob of the row.
 
     Raises:
-        TypeError: the condition holds something other than tensors, RGB images, JSON values, and lists, tuples or dicts of them.
+        TypeError: the condition holds something other than tensors, images of `MODES`, JSON values, and lists, tuples or dicts of them.
     """
     packer = Packer(known)
     structure = packer.packed(dict(cond), "cond")
@@ -60,10 +62,10 @@ class Packer:
 
     def packed(self, value: Any, where: str) -> Any:
         """`value` as JSON. {"tensor": n}, {"image": n}, {"file": ...}, {"list": [...]}, {"tuple": [...]} and {"dict": {...}} represent
-        what JSON lacks; an image is a tensor (H, W, 3) of uint8."""
+        what JSON lacks; an image is a tensor of uint8, (H, W) or (H, W, channels)."""
         if isinstance(value, Tensor) and value.dtype in NAMES:
             return {"tensor": self._tensor(value)}
-        if isinstance(value, Image.Image) and value.mode == "RGB":
+        if isinstance(value, Image.Image) and value.mode in MODES:
             found = self.known(value)
             return {"image": self._tensor(torch.from_numpy(np.array(value)))} if found is None else {"file": found}
         if isinstance(value, list | tuple):
@@ -75,7 +77,7 @@ class Packer:
             return value
         kind = f"{value.mode} image" if isinstance(value, Image.Image) else type(value).__name__
         what = f"tensor of {value.dtype}" if isinstance(value, Tensor) else kind
-        raise TypeError(f"{where} is a {what}, which is not cacheable: only tensors, RGB images, numbers, texts and lists are")
+        raise TypeError(f"{where} is a {what}, which is not cacheable: only tensors, images, numbers, texts and lists are")
 
     def _tensor(self, tensor: Tensor) -> int:
         """Adds a tensor and returns its number."""
@@ -111,12 +113,12 @@ def _nowhere(found: Sequence[Any]) -> Image.Image:
 
 
 def image_of(pixels: Tensor) -> Image.Image:
-    """The image of (H, W, 3) uint8 pixels.
+    """The image of (H, W) or (H, W, channels) uint8 pixels.
 
     Raises:
         ValueError: another shape or dtype.
     """
-    if pixels.ndim != 3 or pixels.shape[2] != 3:
+    if pixels.dtype != torch.uint8 or pixels.shape[2:] not in ((), (3,), (4,)):
         raise ValueError
     return Image.fromarray(pixels.numpy())
 

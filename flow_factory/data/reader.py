@@ -40,6 +40,7 @@ def read_rows(
     video_dir: str | Path | None = None,
     checks: Iterable[RowCheck] = (),
     columns: Mapping[str, str] | None = None,
+    audio_dir: str | Path | None = None,
 ) -> "RowFile":
     """The rows of `{split}.jsonl` or `{split}.txt` in a folder, or of one such file, numbered from 0; reading stops after `max_size`.
 
@@ -48,8 +49,8 @@ def read_rows(
     stay separate rows, since a group belongs to a row, not to a text.
 
     Args:
-        image_dir, video_dir: the folders of relative file names; by default images/ and videos/ in the data set's folder. `inspection`
-            checks the files.
+        image_dir, video_dir, audio_dir: the folders of relative file names; by default images/, videos/ and audios/ in the data set's
+            folder. `inspection` checks the files.
         checks: called with each row, so that everything that needs all rows is done in one pass.
         columns: see `Naming`.
 
@@ -63,7 +64,8 @@ def read_rows(
     require_readable(path, "data.dataset_dir", READABLE, DataError)
     if columns and path.suffix == ".txt":
         raise DataError(f"data.columns: {path} has one prompt a line and no columns; remove data.columns, or write a .jsonl")
-    folders = {"image": Path(image_dir or path.parent / "images"), "video": Path(video_dir or path.parent / "videos")}
+    given = {"image": image_dir, "video": video_dir, "audio": audio_dir}
+    folders = {kind: Path(folder or path.parent / f"{kind}s") for kind, folder in given.items()}
     return RowFile(path, Naming(folders, columns or {}, path.parent), max_size, checks)
 
 

@@ -26,7 +26,7 @@ def open_split(data: DataConfig, split: str, most: int | None = None, checks: It
         return open_table(data, split, most, checks)
     if data.subset is not None:
         raise DataError(f"data.subset: {data.dataset_dir} is a data set of .jsonl or .txt, which has no subsets; remove the key")
-    return read_rows(Path(data.dataset_dir), split, most, data.image_dir, data.video_dir, checks, data.columns)
+    return read_rows(Path(data.dataset_dir), split, most, data.image_dir, data.video_dir, checks, data.columns, data.audio_dir)
 
 
 def has_split(data: DataConfig, split: str) -> bool:
@@ -84,5 +84,6 @@ def open_table(data: DataConfig, split: str, most: int | None = None, checks: It
         table = found.read(split).data.table
     several = len(found.splits) > 1 or data.dataset_dir.startswith(HUB) or split != "train"
     where = f"{found.name}: split {split}" if several else found.name
-    naming = Naming({"image": Path(data.image_dir), "video": Path(data.video_dir)}, data.columns)
+    folders = {"image": Path(data.image_dir), "video": Path(data.video_dir), "audio": Path(data.audio_dir)}
+    naming = Naming(folders, data.columns)
     return Table(table, where, naming, Store(Path(data.cache_dir) / "media"), most, checks)

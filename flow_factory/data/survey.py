@@ -13,6 +13,7 @@ import numpy as np
 
 from flow_factory.config.data import PAIR, TARGET
 from flow_factory.data.columns import Columns, DataError, Deferred
+from flow_factory.data.inputs import condition_files, inputs_of
 from flow_factory.data.media import check_media
 from flow_factory.data.media_checks import Extent, Kind
 from flow_factory.types import Row
@@ -46,7 +47,7 @@ class Survey:
         self._add("prompt", row.prompt, "text")
         if row.negative_prompt is not None:
             self._add("negative_prompt", row.negative_prompt, "text")
-        for name, files in (("images", row.images), ("videos", row.videos)):
+        for name, files in (("images", row.images), ("videos", row.videos), *((name, files) for name, _, files in inputs_of(row))):
             if files:
                 self._add(name, files if row.inside else list(files), f"{len(files)} file{'s' * (len(files) > 1)}")
         for name, value in (row.columns.values_of if isinstance(row.columns, Columns) else row.columns).items():
@@ -97,7 +98,7 @@ def files_of(row: Row, kind: Kind = "image") -> list[tuple[str, Kind]]:
     """
     names = (*PAIR, *(TARGET if is_file(row.columns.get(TARGET[0])) else ()))  # the target may be a text for a reward
     given = [(value, kind) for name in names if isinstance(value := row.columns.get(name), str)]
-    return [*((path, "image") for path in row.images), *((path, "video") for path in row.videos), *given]
+    return [*condition_files(row), *given]
 
 
 def is_file(value: object) -> bool:

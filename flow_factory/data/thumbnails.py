@@ -7,7 +7,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from flow_factory.data.columns import DataError
-from flow_factory.data.media import check_media, first_frame, open_image
+from flow_factory.data.inputs import opened
+from flow_factory.data.media import check_media, first_frame
 from flow_factory.data.media_checks import Kind
 from flow_factory.data.survey import files_of
 from flow_factory.types import Row, Sample
@@ -30,7 +31,7 @@ def _all(rows: Iterable[Row]) -> Iterator[Sample]:
         except DataError as error:
             yield Sample(f"row {row.id}: {str(error).removeprefix(f'{row.source}: ')}", crossed(), {})
             continue
-        for path, kind in files:
+        for path, kind in ((path, kind) for path, kind in files if kind != "audio"):
             try:
                 yield Sample(row.prompt, small(path, row.source, kind), {})
             except DataError as error:
@@ -42,10 +43,10 @@ def small(path: str, where: str, kind: Kind) -> Image.Image:
     """The thumbnail of one file.
 
     Raises:
-        DataError: see `check_media`, `open_image`.
+        DataError: see `check_media`, `opened`.
     """
     check_media(path, where, kind)
-    image = open_image(path, where) if kind == "image" else first_frame(path, where)
+    image = first_frame(path, where) if kind == "video" else opened(path, where, kind)
     image.thumbnail((SIDE, SIDE))
     return image
 

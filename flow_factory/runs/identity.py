@@ -15,6 +15,7 @@ from flow_factory.checkpoints.checkpoint import CheckpointError, plainly
 from flow_factory.config import RunConfig
 from flow_factory.config.datasets import trained_on
 from flow_factory.data.columns import names_of
+from flow_factory.data.inputs import inputs_of
 from flow_factory.runs.given_files import teachers_of
 from flow_factory.types import Row
 from flow_factory.utils.tensor_file import read_header
@@ -90,6 +91,7 @@ class DataFingerprint:
 
     def __call__(self, row: Row) -> None:
         names = [*names_of(row.images), *names_of(row.videos)]
+        names += [text for name, _, files in inputs_of(row) for text in (name, *names_of(files))]
         parts = ("null" if text is None else encode_basestring_ascii(text) for text in (row.prompt, row.negative_prompt, *names))
         self._digest.update(f"{', ' if self._rows else '['}[{', '.join(parts)}]".encode())
         self._rows += 1

@@ -9,10 +9,11 @@ from flow_factory.config import (
     RunConfig,
     pipeline_kwargs,
 )
-from flow_factory.config.data import ALONE, PAIR, TARGET
+from flow_factory.config.data import ALONE, OURS, PAIR, TARGET
 from flow_factory.config.datasets import Dataset, datasets_of, trained_on
 from flow_factory.data.encoding_windows import order_of, rows_needed, rows_tested
 from flow_factory.data.given import given_files, has_media, require_frames
+from flow_factory.data.inputs import check_agreement, condition_files
 from flow_factory.data.inspection import Record, inspect_files
 from flow_factory.data.media_checks import Extent, Kind, require_there
 from flow_factory.data.reader import RowCheck
@@ -158,14 +159,14 @@ def drawn(config: RunConfig, train: Sequence[Row], tests: Tests) -> Iterator[tup
 def takes_files(config: RunConfig) -> bool:
     """Whether rows may have files."""
     family = MODELS[config.model.model_type]
-    return bool(family.images[1] or family.videos[1] or config.train.given)
+    named = any(set(dataset.config.data.columns) - set(OURS) for dataset in datasets_of(config))
+    return bool(family.images[1] or family.videos[1] or config.train.given or named)
 
 
 def files_of(config: RunConfig, row: Row, trained: bool) -> list[tuple[str, Kind]]:
     """The row's condition files, and its media, which a training row must have and a test row may have."""
     kind = MODELS[config.model.model_type].draws
-    files = [*((path, "image") for path in row.images), *((path, "video") for path in row.videos)]
-    return [*files, *((str(path), kind) for path in learnt_files(config, row, trained))]
+    return [*condition_files(row), *((str(path), kind) for path in learnt_files(config, row, trained))]
 
 
 def learnt_files(config: RunConfig, row: Row, trained: bool) -> list[Path]:
@@ -182,7 +183,8 @@ def check_limits(config: RunConfig, sketch: ModelAdapter, train: Sequence[Row], 
     """
     for alone, row, trained in drawn(config, train, tests) if sizes else ():
         call = pipeline_kwargs(config.train if trained else alone.eval)
-        if sizes.keys() >= {*row.images, *row.videos}:
+        if sizes.keys() >= {path for path, _ in condition_files(row)}:
+            check_agreement(row, sizes)
             sketch.check_conditions(row, sizes, call)
         if sketch.draws == "video":
             wanted = sizes[row.videos[0]][2] if row.videos and row.videos[0] in sizes else sketch.frames(call)
