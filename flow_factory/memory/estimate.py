@@ -11,7 +11,7 @@ from flow_factory.config.recompute import chosen_blocks, every_block
 from flow_factory.data.encoding_windows import idle_of, in_windows
 from flow_factory.distributed.engines.zero import BUCKET
 from flow_factory.memory.parts import ACTIVATIONS, CONTEXT, Part
-from flow_factory.memory.rollout import DRAWING, drawn, pictures
+from flow_factory.memory.rollout import DRAWING, drawn, pictures, sloping
 from flow_factory.memory.sizes import Files, Weights, weights_of, width_of
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import DTYPES
@@ -176,6 +176,9 @@ def passing(config: RunConfig, engine: EngineSettings, family: type[ModelAdapter
         yield Part("activations of a compiled forward, let go of after it", kept * plan.drawn_together * 1e-9, "rollout")
     yield Part("weights brought to mixed_precision, a block at a time", weights.brought * 1e-9, "training")
     yield Part(DRAWING, drawn(config, family, shape), "rollout")
+    if algorithm.through_sampler:
+        beside = weights.rest * 1e-9 if config.model.offload_idle else 0.0  # the VAE, which is brought back
+        yield Part("VAE's forward and backward, for the gradient of the rewards", beside + sloping(config, family), "slope")
     states = 2 * DTYPES[train.latent_storage_dtype].itemsize * plan.trained_points if train.stochastic else half
     states += half * plan.trained_points if train.by_dynamics else 0  # the end of a step is the start of the next one
     asked = len(algorithm.weights) - max(0, len(algorithm.files) - 1)  # a row uses one teacher

@@ -58,7 +58,7 @@ def keys_to_fit(config: RunConfig, gpu: float) -> list[str]:
     return last.removeprefix(WRITE).split()
 
 
-PHASES: Mapping[str, Phase] = {"encode": "window", "rollout": "rollout", "optimise": "training"}
+PHASES: Mapping[str, tuple[Phase, ...]] = {"encode": ("window",), "rollout": ("rollout",), "optimise": ("slope", "training")}
 """Phases of a run -> their names in an estimate."""
 
 
@@ -71,7 +71,7 @@ def measured(config: RunConfig, peaks: Mapping[str, float]) -> str:
     """
     model = model_of(config)
     parts = model.parts(config) if model is not None else []
-    known = {phase: f", estimated {peak_of(parts, PHASES[phase]):.1f}" for phase in peaks if parts and phase in PHASES}
+    known = {phase: f", estimated {max(peak_of(parts, p) for p in PHASES[phase]):.1f}" for phase in peaks if parts and phase in PHASES}
     return "memory at the peak: " + "; ".join(f"{phase} {gb:.1f} GB{known.get(phase, '')}" for phase, gb in peaks.items())
 
 

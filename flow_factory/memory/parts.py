@@ -8,7 +8,7 @@ ACTIVATIONS = 34
 matrix (Korthikanti et al., arXiv 2205.05198, section 4)."""
 CONTEXT = 0.8
 """GB that CUDA, its libraries and their workspaces take before the first tensor (an assumption)."""
-Phase = Literal["always", "encoding", "rollout", "training", "window"]
+Phase = Literal["always", "encoding", "rollout", "slope", "training", "window"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Part:
     name: str
     gb: float
     phase: Phase = "always"
-    """`encoding` is before the rest is on the device. `rollout`, `training` and `window` are added to `always`."""
+    """`encoding` is before the rest is on the device. The others, of which `slope` is the rewards' gradient, are added to `always`."""
     host: bool = False
     """Whether the part is in main memory."""
     shared: bool = False
@@ -28,7 +28,7 @@ class Part:
 def peak(parts: list[Part]) -> float:
     """GB of the largest phase on the device."""
     gb = {phase: sum(p.gb for p in parts if p.phase == phase and not p.host) for phase in get_args(Phase)}
-    return max(gb["always"] + max(gb["rollout"], gb["training"], gb["window"]), gb["encoding"] + CONTEXT)
+    return max(gb["always"] + max(gb["rollout"], gb["slope"], gb["training"], gb["window"]), gb["encoding"] + CONTEXT)
 
 
 def peak_of(parts: list[Part], phase: Phase) -> float:

@@ -14,6 +14,9 @@ from flow_factory.rewards.lanes import AHEAD
 
 DRAWING = "forward or decoding of a rollout or evaluation"
 """The name of the part that `model.vae_slicing` and `vae_tiling` reduce."""
+INPUTS, BLOCK, WHOLE = 1.07, 3.0, 7.7
+"""Memory of a VAE's backward in units of `decoding_of`, traced with AutoencoderKL on the meta device. With recomputed blocks: the inputs of
+all blocks, and one block at work. Without: everything."""
 
 
 def pictures(config: RunConfig, family: type[ModelAdapter]) -> Iterator[Part]:
@@ -46,6 +49,18 @@ def drawn(config: RunConfig, family: type[ModelAdapter], shape: Any) -> float:
     sections: list[TrainConfig | EvalConfig] = [config.train, *evaluations(config)]
     most = max(drawing(config, family, section, width_of(shape)) for section in sections)
     return most * DTYPES[config.mixed_precision].itemsize * 1e-9
+
+
+def sloping(config: RunConfig, family: type[ModelAdapter]) -> float:
+    """GB of the VAE's forward and backward for the gradient of the rewards, for one micro-batch. The rewards' own backward is not counted.
+
+    For video models it assumes that no block is recomputed: Wan's VAE does not support that.
+    """
+    train, n = config.train, config.train.per_device_batch_size
+    whole = family.decoding_of(train.height, train.width, train.call) * n
+    again = decoding(config, family, train) * (1 if config.model.vae_slicing else n)
+    values = WHOLE * whole if family.draws == "video" else INPUTS * whole + BLOCK * again
+    return values * DTYPES[config.mixed_precision].itemsize * 1e-9
 
 
 def drawing(config: RunConfig, family: type[ModelAdapter], section: TrainConfig | EvalConfig, width: int) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import init_empty_weights
-from diffusers import FluxTransformer2DModel
+from diffusers import AutoencoderKL, FluxTransformer2DModel
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -23,6 +23,7 @@ from flow_factory.config.recompute import chosen_blocks
 from flow_factory.memory.estimate import estimate, gathered, kept_activations, kept_weights, optimised
 from flow_factory.memory.fit import memory_lines
 from flow_factory.memory.parts import CONTEXT, Part, in_main_memory, peak
+from flow_factory.memory.rollout import sloping
 from flow_factory.memory.sizes import by_block, stored_bytes, stored_parameters, weights_of
 from flow_factory.models import MODELS
 from flow_factory.models.flux1 import Flux1
@@ -121,6 +122,25 @@ def test_activations_are_near_those_of_a_traced_forward_and_backward(setting: Se
     said = kept_activations((tokens + 64) * heads * 128 * 2 * batch, sum(layers), again)
     said += size_of(p.grad for p in model.parameters() if p.grad is not None) * (setting is True)  # else activations go as gradients come
     assert 0.75 < said / live.peak < 1.33
+
+
+@pytest.mark.parametrize("slicing", [False, True])
+def test_the_backward_through_a_vae_is_near_a_traced_one(slicing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of FLUX.1's, on the meta device, by DRaFT's keys."""
+    monkeypatch.chdir(ROOT)
+    keys = ["train.resolution=128", "train.group_size=2", "train.per_device_batch_size=2", f"model.vae_slicing={str(slicing).lower()}"]
+    config = load_config(ROOT / "examples/draft/lora/flux1.yaml", keys)
+    with torch.device("meta"):
+        vae = AutoencoderKL(
+            latent_channels=16, block_out_channels=(128, 256, 512, 512), layers_per_block=2, down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4, use_quant_conv=False, use_post_quant_conv=False,
+        )  # fmt: skip
+        vae.requires_grad_(False).enable_gradient_checkpointing()
+        vae.use_slicing = slicing
+        x = torch.randn(2, 16, 16, 16, requires_grad=True)
+    with Live([*vae.parameters(), x]) as live:
+        vae.decode(x, return_dict=False)[0].sum().backward()
+    assert sloping(config, MODELS["flux1"]) * 1e9 == pytest.approx(live.peak / 2, rel=0.15), "here in 32 bits"
 
 
 @cache
