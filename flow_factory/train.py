@@ -48,6 +48,7 @@ from flow_factory.runs.notices import guided_rollouts
 from flow_factory.runs.preflight import Preflight, ready
 from flow_factory.runs.rows import groups_left_out, max_group
 from flow_factory.runs.run_folder import RunFolder
+from flow_factory.runs.save_formats import SaveFormats
 from flow_factory.runs.training_state import Progress, load
 from flow_factory.training.context import TrainingContext
 from flow_factory.training.encoding import Encoding
@@ -124,7 +125,7 @@ def assemble(found: Preflight, place: tuple[RunFolder | None, Path], accelerator
     trainer = Trainer(context, encoding.reach, identity)
     evaluators = make_evaluators(context, eval_rewards, found.tests, encoding.eval_conds)
     wait_for_everyone("opening trackers")
-    saver = Saver(accelerator, engine, context.store, type(adapter.pipe), config.log.keep_last_n)
+    saver = Saver(accelerator, engine, context.store, type(adapter.pipe), config.log.keep_last_n, SaveFormats(asked, folder))
     auto = asked.train.enable_gradient_checkpointing == AUTO
     back = StepBack(list(context.policy.models.values()), config.train.enable_gradient_checkpointing) if auto else None
     unseen = claim is not None and start.goes_on and missed(folder, context.progress.epoch)

@@ -73,7 +73,7 @@ def read_lora(file: Path) -> Lora:
     if file.name == PEFT_FILE and (file.parent / PEFT_CONFIG).is_file():
         said = _object((file.parent / PEFT_CONFIG).read_text(encoding="utf-8"))
     said = {name.removeprefix("transformer."): value for name, value in said.items()}
-    tensors = {_name(name): tensor for name, tensor in load_file(file).items()}
+    tensors = {plain_name(name): tensor for name, tensor in load_file(file).items()}
     alphas = {float(t) for name, t in tensors.items() if name.endswith(".alpha") and t.numel() == 1}
     unlike = next((key for key in ("use_dora", "use_rslora", "alpha_pattern", "rank_pattern") if said.get(key)), None)
     alpha = said.get("lora_alpha", min(alphas, default=None))
@@ -101,7 +101,8 @@ def save_lora(folder: Path, module: Any, weights: Mapping[str, Tensor], pipeline
     (folder / PEFT_CONFIG).write_text(json.dumps(adapter, indent=2, sort_keys=True), encoding="utf-8")
 
 
-def _name(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Of a LoRA's tensor in a transformer, as `Lora.tensors` has it."""
     for prefix in PREFIXES:
         name = name.removeprefix(prefix)
     return re.sub(r"\.(lora_[AB])\.default\.", r".\1.", name).replace(".lora_down.", ".lora_A.").replace(".lora_up.", ".lora_B.")

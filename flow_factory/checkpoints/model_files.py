@@ -52,10 +52,10 @@ def save_model(
         if lora_of(policy):
             save_lora(folder if name == "transformer" else folder / name, module, weights[name], pipeline)
         else:
-            _save_full(folder / name, module, weights[name])
+            save_full(folder / name, module, weights[name])
 
 
-def _save_full(folder: Path, module: Any, weights: Mapping[str, Tensor]) -> None:
+def save_full(folder: Path, module: Any, weights: Mapping[str, Tensor]) -> None:
     """As `save_pretrained` would, but for the order of the bytes and the files' modes."""
     module.save_config(folder)
     pattern = WEIGHTS.replace(".safetensors", "{suffix}.safetensors")
@@ -158,14 +158,23 @@ def full_files(path: Path, component: str) -> list[Path]:
     return files
 
 
-def _load_full(path: Path, component: str, module: nn.Module, unsettled: Container[nn.Parameter]) -> Callable[[], object]:
-    """The same of all weights. Those that are to be settled yet are the file's memory until then."""
+def full_weights(path: Path, component: str) -> dict[str, Tensor]:
+    """All weights of one transformer.
+
+    Raises:
+        CheckpointError: there are none, or a file is damaged.
+    """
     files = full_files(path, component)
     with plainly(files[0].parent, "is damaged"):
-        saved = {name: tensor for file in files for name, tensor in load_file(file).items()}
+        return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def _load_full(path: Path, component: str, module: nn.Module, unsettled: Container[nn.Parameter]) -> Callable[[], object]:
+    """The same of all weights. Those that are to be settled yet are the file's memory until then."""
+    saved = full_weights(path, component)
     here = module.state_dict()
     if problem := _difference(here, saved):
-        raise CheckpointError(f"{files[0].parent} does not fit this model: {problem}")
+        raise CheckpointError(f"{full_files(path, component)[0].parent} does not fit this model: {problem}")
     mapped = {name: p for name, p in module.named_parameters() if p in unsettled}
     return lambda: _take(here, mapped, saved)
 

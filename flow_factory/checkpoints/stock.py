@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from flow_factory.checkpoints.checkpoint import CheckpointError, model_kind, plainly
-from flow_factory.checkpoints.model_files import full_files, lora_of_component
+from flow_factory.checkpoints.model_files import full_weights, lora_of_component
 
 
 def put_weights(pipe: Any, checkpoint: Path, components: Sequence[str]) -> None:
@@ -43,9 +42,7 @@ def _put_lora(pipe: Any, checkpoint: Path, name: str) -> None:
 
 
 def _put_full(pipe: Any, checkpoint: Path, name: str) -> None:
-    files = full_files(checkpoint, name)
-    with plainly(checkpoint, "is damaged"):
-        tensors = {key: tensor for file in files for key, tensor in load_file(file).items()}
+    tensors = full_weights(checkpoint, name)
     try:
         getattr(pipe, name).load_state_dict(tensors)
     except (RuntimeError, SafetensorError) as error:

@@ -1,6 +1,6 @@
 """`log:` where metrics, images and checkpoints go."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -32,6 +32,13 @@ Backends = Annotated[
 ]
 
 
+Formats = Annotated[
+    tuple[Literal["diffusers", "peft", "comfyui", "kohya"], ...],
+    BeforeValidator(_listed),
+    Shown("diffusers | peft | comfyui | kohya, or several", "none"),
+]
+
+
 class LogConfig(Section):
     """Where metrics, images and checkpoints go."""
 
@@ -55,6 +62,9 @@ class LogConfig(Section):
         True, description="true = save only weights; false = also save the training state that an exact resumption needs"
     )
     keep_last_n: int | None = Field(None, ge=1, description="number of checkpoints to keep; null = all")
+    save_formats: Formats = Field(
+        (), description="formats in which a LoRA is also saved, each time; every checkpoint has those of diffusers and PEFT; see ff-export"
+    )
     rollouts_gb: float = Field(
         20.0,
         ge=0,

@@ -141,6 +141,11 @@ def _goes_on(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def formats_are_of_loras(config: RunConfig) -> Iterator[Problem]:
+    if config.log.save_formats and config.model.finetune_type == "full":
+        yield Problem(("log", "save_formats"), "these are formats of LoRAs, and model.finetune_type is full; write [], or lora")
+
+
 def profile_is_reached(config: RunConfig) -> Iterator[Problem]:
     last, profile = config.train.max_epochs, config.profile
     if profile is not None and last is not None and profile.epoch > last:
@@ -172,6 +177,7 @@ RULES: tuple[Rule, ...] = (
     steps_exist,
     schedules_end,
     resume_is_whole,
+    formats_are_of_loras,
     profile_is_reached,
     precisions_fit,
     reward_names_differ,

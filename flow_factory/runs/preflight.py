@@ -28,6 +28,7 @@ from flow_factory.runs.identity import DataFingerprint, identity_of
 from flow_factory.runs.resume import Choice, Finished, Start, find_start
 from flow_factory.runs.rows import check_files, check_limits, read_tests, read_training, repeats, row_checks
 from flow_factory.runs.run_folder import require_free
+from flow_factory.runs.save_formats import require_formats
 from flow_factory.types import Row
 from flow_factory.utils.devices import require_device
 from flow_factory.utils.files import require_writable
@@ -163,8 +164,9 @@ def checkpoint(found: Preflight) -> None:
 
 
 def given_files(found: Preflight) -> None:
-    """Checks the files of weights that the algorithm uses."""
+    """Checks the files of weights that the algorithm uses, and the formats in which the run's are saved."""
     require_given_files(found.asked, found.sketch)
+    require_formats(found.asked, found.sketch)
 
 
 def history(found: Preflight) -> None:

@@ -16,6 +16,7 @@ from flow_factory.distributed import liveness
 from flow_factory.distributed.barriers import wait_for_everyone
 from flow_factory.distributed.engines import Engine
 from flow_factory.policy.weight_store import WeightStore
+from flow_factory.runs.save_formats import SaveFormats
 from flow_factory.runs.training_state import stage
 from flow_factory.training import kept_rollouts
 from flow_factory.utils.background import Background
@@ -27,13 +28,16 @@ class Saver(Background):
 
     Args:
         keep_last_n: whole checkpoints that stay, None for all.
+        formats: in which the weights are written beside diffusers' and PEFT's.
     """
 
     def __init__(
-        self, accelerator: Accelerator, engine: Engine, store: WeightStore, pipeline: type[DiffusionPipeline], keep_last_n: int | None
-    ):
+        self, accelerator: Accelerator, engine: Engine, store: WeightStore, pipeline: type[DiffusionPipeline], keep_last_n: int | None,
+        formats: SaveFormats,
+    ):  # fmt: skip
         super().__init__("saver")
         self.accelerator, self.engine, self.store, self.pipeline, self.keep_last_n = accelerator, engine, store, pipeline, keep_last_n
+        self.formats = formats
         self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None  # for a thread of its own
 
     def save(self, folder: Path, progress: Mapping[str, Any] | None) -> None:
@@ -63,6 +67,7 @@ class Saver(Background):
                     write(partial / "state", staged, progress, self.group)
                 if main:
                     save_model(partial, self.engine.policy, self.pipeline, model)
+                    self.formats.write(partial, folder.name, self.engine.policy, model)
                     finish(partial, folder)
                     prune(folder.parent, self.keep_last_n, written=folder)
                     kept_rollouts.clear(folder.parent, but=folder)

@@ -1,0 +1,60 @@
+"""What the header of a file of weights says of the run that made them."""
+
+import json
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from flow_factory import __version__
+from flow_factory.config import RunConfig
+from flow_factory.data.sources import has_split, open_split
+from flow_factory.reporting.metrics import read_metrics
+from flow_factory.reporting.report import eval_metrics
+from flow_factory.utils.errors import UserError
+
+PROMPTS = 3
+"""Of the data set that are named."""
+
+
+def provenance(config: RunConfig, folder: Path | None, checkpoint: str) -> dict[str, str]:
+    """Texts for the header of a file of weights: `base_model`, and `flow_factory`, an object as JSON.
+
+    Args:
+        folder: the run's, with its metrics; None: they are not known.
+        checkpoint: its name.
+    """
+    said: dict[str, Any] = {
+        "version": __version__,
+        "base_model": config.model.model_name_or_path,
+        "model_type": config.model.model_type,
+        "trainer_type": config.train.trainer_type,
+        "checkpoint": checkpoint,
+        "data": config.data.dataset_dir,
+        "prompts": _prompts(config),
+        "rewards": {reward.name: reward.weight for reward in config.rewards},
+        "evaluation": _evaluation(folder),
+    }
+    return {"base_model": config.model.model_name_or_path, "flow_factory": json.dumps(said, sort_keys=True)}
+
+
+def _prompts(config: RunConfig) -> list[str]:
+    """The first of the data set, where it is on this machine."""
+    split = config.data.train_split
+    try:
+        rows = open_split(config.data, split, PROMPTS) if has_split(config.data, split) else []
+        return [row.prompt for row in islice(rows, PROMPTS)]
+    except UserError:
+        return []  # of another machine: the weights are what counts
+
+
+def _evaluation(folder: Path | None) -> dict[str, Any]:
+    """Each metric of the first and of the last evaluation, and the trained rewards at the first, the best and the last step."""
+    file = folder / "metrics.jsonl" if folder is not None else None
+    if file is None or not file.is_file():
+        return {}
+    before, after = eval_metrics(file)
+    found: dict[str, Any] = {name: [before.get(name), after[name]] for name in sorted(after) if name.endswith("_mean")}
+    means = [(r["step"], r["train/reward_mean"]) for r in read_metrics(file) if r.get("train/reward_mean") is not None]
+    if means:
+        found["train/reward_mean"] = [list(means[0]), list(max(means, key=lambda pair: pair[1])), list(means[-1])]
+    return found
