@@ -30,7 +30,7 @@ class Average:
 
 @dataclass(frozen=True)
 class LoraFile:
-    """Kept weights that a file has, as a LoRA over the run's base."""
+    """Weights from a file: a LoRA over the run's base."""
 
     path: str
     key: str
@@ -47,9 +47,9 @@ class Turn:
     """See `Algorithm.points`; `loss` and `survey` likewise."""
     loss: Callable[[Point, Velocity], tuple[Tensor, Metrics]]
     survey: Callable[[Sequence[Point], Velocity], Sequence[Any]] | None = None
-    """None: the loss of a point needs nothing of others."""
+    """None if the loss of a point does not depend on others."""
     asks: tuple[tuple[str, float | None], ...] = ()
-    """The velocities without gradient that the loss of a point needs, by the names of weights and scales of guidance, see `Velocity`."""
+    """(name of weights, guidance scale) of the velocities without gradient that the loss of a point needs, see `Velocity`."""
 
 
 class Algorithm:
@@ -58,15 +58,15 @@ class Algorithm:
     Attributes:
         weights: names of other weights than the policy's whose velocities the loss needs: "ref" (untrained), "ema" (the run's average),
             one of `averages` or `files`, or "old", which without an average is the policy at the beginning of the epoch, and costs no copy.
-        looks_back: whether these are known for an epoch's points before anything is learned of them.
+        looks_back: whether these velocities are computed for all points of an epoch before its first update.
         averages: copies that follow the policy.
-        files: weights of files, such as a teacher's, that stay what they are.
+        files: weights from files, such as a teacher's. They never change.
         scope: which points the loss compares: "group", the same noise level in all micro-batches of a group; "times", all noise levels
             of a micro-batch; None, none. `survey` gets them first, if there is more than one.
         with_mean: whether the transitions' means are stored.
         with_schedule: whether a rollout's noise levels are stored; for ODE rollouts they always are.
         bound: the key of `train:` that limits how far the policy may move from the sampling policy; `on_policy_error` may be a tenth of it.
-        through_sampler: whether it learns from the rewards' own gradient: `objective` is what goes back through the sampler's steps.
+        through_sampler: whether it learns from the gradient of the rewards: `objective` is back-propagated through the sampler's steps.
     """
 
     Config: ClassVar[type[TrainConfig]]
@@ -90,11 +90,11 @@ class Algorithm:
         return self.scope == "group" or self.config.best_of_n is not None or type(self).select is not Algorithm.select
 
     def guidance(self, weights: str) -> float | None:
-        """Scale of the classifier-free guidance of these weights' velocity, 1 for none; None: the rollout's."""
+        """The classifier-free guidance scale of these weights' velocity: 1 for none, None for that of the rollout."""
         return None
 
     def asks(self, weights: str, rollout: Rollout) -> bool:
-        """Whether the loss needs the velocities of these of `weights` for this micro-batch."""
+        """Whether the loss needs the velocities under these weights for this micro-batch."""
         return True
 
     def rolls_out(self, updates: int) -> str:
@@ -123,7 +123,7 @@ class Algorithm:
         return [pick(group, part.tolist()) for part in chosen.split(self.config.per_device_batch_size)]
 
     def turns(self, update: int) -> Sequence[Turn]:
-        """The optimiser steps of the run's update of this number, in their order: one, where there is one network."""
+        """The optimiser steps of an update, in their order: one for a single network."""
         others = tuple((name, None) for name in self.weights)
         return (Turn("policy", self.points, self.loss, self.survey if self.scope is not None else None, others),)
 
@@ -136,11 +136,11 @@ class Algorithm:
         return self.config.points_per_batch(self.scheduler)
 
     def objective(self, score: Tensor) -> Tensor:
-        """(n,) loss of samples by their scores (n,), the rewards' weighted sum, both with gradient; see `Rollout.slope`."""
+        """(n,) loss of samples from their scores (n,), the weighted sum of the rewards. Differentiable; see `Rollout.slope`."""
         raise NotImplementedError(f"{type(self).__name__} has no objective of the final pictures")
 
     def survey(self, points: Sequence[Point], velocity: Velocity) -> Sequence[Any]:
-        """What the loss of each of these points needs from the others (`Point.peers`); runs without gradient, before an optimiser step."""
+        """The values that the loss of each point needs from the others (`Point.peers`). Runs without gradient before an optimiser step."""
         raise NotImplementedError(f"{type(self).__name__} has a scope and no survey")
 
     def loss(self, point: Point, velocity: Velocity) -> tuple[Tensor, Metrics]:

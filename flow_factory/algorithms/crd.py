@@ -15,9 +15,9 @@ from flow_factory.core.ema import ramp
 from flow_factory.types import Metrics, Point, Rollout, Velocity
 
 NEUTRAL = 0.5
-"""Of a given reward in [0, 1]."""
+"""The neutral value of a reward in [0, 1]."""
 LEAST = 1e-4
-"""Weight in the loss of a sample of reward 0's KL term, where rewards weigh it."""
+"""The weight of the KL term of a sample with reward 0, if rewards weight it."""
 
 
 class CRD(ForwardProcess):

@@ -1,4 +1,4 @@
-"""DMD2 (arXiv 2405.14867) without data and without a critic: a student of few steps gets the distribution of the guided base."""
+"""DMD2 (arXiv 2405.14867) without data and without a GAN critic: a few-step student learns the distribution of the guided base."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -18,17 +18,17 @@ from flow_factory.core.timesteps import TIMESTEPS, shifted
 from flow_factory.types import Metrics, Point, Rollout, Step, Velocity
 
 Draw = tuple[int, int]
-"""What, beside the sample, keys the random draws of a turn: the update, and the number of the turn in it."""
+"""(update, number of the turn in it): with the sample, the key of a turn's random draws."""
 
 
 class FewSteps(Algorithm):
-    """Rolls out by a few Euler steps, whose states it keeps. An update trains the fake network some steps, and then the generator."""
+    """Rolls out with a few Euler steps and stores their states. An update trains the fake network for some steps, then the generator."""
 
     Config: ClassVar[type[TrainConfig]]
     config: FewStepConfig
     weights = ("ref",)
     scores: tuple[tuple[str, float | None], ...] = (("fake", None), ("ref", None))
-    """What the generator's loss asks, see `Turn.asks`."""
+    """The velocities that the generator's loss needs, see `Turn.asks`."""
     looks_back: ClassVar[bool] = False
     reads_final = False
 
@@ -47,7 +47,7 @@ class FewSteps(Algorithm):
         return [*fakes, Turn("policy", partial(self.drawn, draw=(update, many)), self.loss, asks=self.scores)]
 
     def drawn(self, rollout: Rollout, draw: Draw) -> Iterator[Point]:
-        """Points on the path, each with fresh noise and the noise level at which what the policy makes of it is judged."""
+        """Points on the path, each with fresh noise and the noise level at which the policy's sample is judged."""
         choice = generator(self.config.seed, "steps", *draw, rollout.group, rollout.ids[0])
         chosen = torch.randperm(len(rollout.steps), generator=choice)[: self.size(rollout)].sort().values
         for step in (rollout.steps[k] for k in chosen.tolist()):
@@ -61,7 +61,7 @@ class FewSteps(Algorithm):
         return torch.stack(drawn).to(step.x.device)
 
     def levels(self, rollout: Rollout, step: Step, draw: Draw) -> Tensor:
-        """Noise levels: (n,) where the model takes a time a sample and no network is guided, which doubles samples; else 0-dim."""
+        """Noise levels: (n,) if the model takes a time per sample and no network is guided (guidance doubles the samples); else 0-dim."""
         each = self.per_sample_times and (self.config.real_guidance_scale or 1.0) == 1
         ids = rollout.ids if each else rollout.ids[:1]
         draws = [generator(self.config.seed, "score levels", *draw, rollout.epoch, i, step.index) for i in ids]
@@ -70,16 +70,16 @@ class FewSteps(Algorithm):
         return tau.float().to(step.x.device)
 
     def level(self, u: Tensor, s: Tensor, s1: Tensor) -> Tensor:
-        """Of uniforms, for a step from noise level s to s1."""
+        """Noise levels from uniforms u, for a step from noise level s to s1."""
         raise NotImplementedError(f"{type(self).__name__} does not say at which noise levels pictures are judged")
 
     def fake_loss(self, point: Point, velocity: Velocity) -> tuple[Tensor, Metrics]:
-        """Of the fake network, at a point that the policy's picture was noised to."""
+        """The loss of the fake network, at a point to which the policy's sample was noised."""
         raise NotImplementedError(f"{type(self).__name__} has no loss of its fake network")
 
 
 def asked_at(point: Point, x: Tensor) -> Point:
-    """Another state at the same condition, at the noise level at which pictures are judged."""
+    """The point with another state, at the noise level at which samples are judged."""
     assert point.tau is not None
     return replace(point, x=x, t=TIMESTEPS * point.tau, s=point.tau, frozen={})
 
@@ -108,7 +108,7 @@ class DMD2(FewSteps):
         return loss, {k: m.detach() for k, m in metrics.items()}
 
     def _judged(self, point: Point, velocity: Velocity) -> tuple[Tensor, Point]:
-        """(what the policy makes of the state, that with noise on it)"""
+        """(the policy's sample from the state, the point to which it was noised)."""
         assert point.noise is not None and point.tau is not None
         x0 = clean(point.x.float(), velocity(point).float(), point.s)
         return x0, asked_at(point, mixed(x0.detach(), point.noise, point.tau))

@@ -14,7 +14,7 @@ from flow_factory.core.dynamics import slope
 from flow_factory.types import Metrics, Point, Step
 
 RATIO_ERROR = 1e-5
-"""That still is no error of the replay."""
+"""The error of the ratio that still counts as an exact replay."""
 
 
 class DPPO(OnTransitions):

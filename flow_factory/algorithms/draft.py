@@ -1,8 +1,8 @@
 """ReFL (arXiv 2304.05977) and DRaFT-K (arXiv 2309.17400): the gradient of a differentiable reward through the sampler's last K steps.
 
 For an Euler step x_{i+1} = x_i + dt v(x_i) and lam_i = dL / dx_i, back-propagation is dL/dtheta += dt lam_{i+1} dv/dtheta(x_i) and
-lam_i = lam_{i+1} + dt lam_{i+1} dv/dx(x_i). That is a forward and a backward of one step after the other, from the last one on, at the
-states that the rollout went through: the memory of one step whatever K is, and one forward for one backward, as every engine wants it.
+lam_i = lam_{i+1} + dt lam_{i+1} dv/dx(x_i). That is a forward and a backward of each step, from the last one on, at the states of the
+rollout. It needs the memory of one step for any K, and one forward for each backward, as every engine requires.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from flow_factory.types import Metrics, Point, Rollout, Velocity
 
 
 class DRaFT(Algorithm):
-    """-score of the final pictures, plus kl_beta times the distance to the reference at the steps that are trained on."""
+    """-score of the final images, plus kl_beta times the distance to the reference at the trained steps."""
 
     Config: ClassVar[type[TrainConfig]] = DRaFTConfig
     config: DRaFTConfig
@@ -38,7 +38,7 @@ class DRaFT(Algorithm):
         return -score
 
     def points(self, rollout: Rollout) -> Iterator[Point]:
-        """From the last step back: what a point's backward says of its state is what the next point is asked with."""
+        """The points from the last step back. The gradient of a point in its state is the input of the next point."""
         slope = rollout.slope
         for step in reversed(rollout.steps):
             x = step.x.float().detach().requires_grad_(not self.config.stop_gradient and step is not rollout.steps[0])
@@ -51,7 +51,7 @@ class DRaFT(Algorithm):
         return len(rollout.steps)
 
     def loss(self, point: Point, velocity: Velocity) -> tuple[Tensor, Metrics]:
-        """Times the number of steps, for the mean over points is to be their sum; its value says nothing, but its gradient does."""
+        """The loss times the number of steps, because the mean over points must be their sum. Only its gradient is meaningful."""
         step, many = point.step, len(self.config.last_steps)
         assert step is not None and point.slope is not None and point.factor is not None  # `points` makes them so
         v = velocity(point).float()

@@ -41,10 +41,10 @@ class NoisedSamples(Algorithm):
         raise NotImplementedError(f"{type(self).__name__} does not say at which noise levels it trains")
 
     def drawn(self, rollout: Rollout, draw: Callable[..., tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """As `times`, the samples' own where the model takes them, else the micro-batch's.
+        """As `times`: per sample if the model takes them, else per micro-batch.
 
         Args:
-            draw: the group's number and a sample's -> (T,) times and noise levels.
+            draw: (group, sample) -> (T,) times and noise levels.
         """
         if not self.per_sample_times:
             return draw(rollout.group, rollout.ids[0])

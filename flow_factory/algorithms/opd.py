@@ -15,7 +15,7 @@ from flow_factory.types import Metrics, Point, Rollout, Step, Velocity
 
 
 class DiffusionOPD(Algorithm):
-    """The square of what the policy's velocity and that of its row's teacher differ by, at the states of the policy's own path."""
+    """The squared difference between the policy's velocity and that of the row's teacher, at the states of the policy's own path."""
 
     Config: ClassVar[type[TrainConfig]] = OPDConfig
     config: OPDConfig
@@ -24,7 +24,7 @@ class DiffusionOPD(Algorithm):
     def __init__(self, config: OPDConfig, scheduler: SchedulerConfig, per_sample_times: bool = False):
         super().__init__(config, scheduler, per_sample_times)
         self.teachers = {f"teacher {teacher.name}": teacher for teacher in config.teachers}
-        """By the name of their weights."""
+        """Name of the weights -> teacher."""
         names = enumerate(self.teachers.items())
         self.files = {name: LoraFile(t.path, f"train.teachers.{k}.path", config.teacher_param_device) for k, (name, t) in names}
         self.weights = tuple(self.teachers)
@@ -71,7 +71,7 @@ class DiffusionOPD(Algorithm):
         return loss, metrics
 
     def _compared(self, step: Step) -> tuple[Tensor, Tensor | None]:
-        """d / d v of what is compared, and the standard deviation that it is measured in."""
+        """The derivative of the compared quantity in v, and the standard deviation by which it is divided."""
         if self.config.loss_target == "v":
             return step.s.new_ones(()), None
         if self.config.loss_target == "x0":

@@ -13,7 +13,8 @@ from flow_factory.core.timesteps import between
 from flow_factory.types import Metrics, Point, Velocity
 
 MARGIN = 0.02
-"""How far above a step's end pictures are judged, before the shift: at the end itself they have no fresh noise (the authors' value)."""
+"""The distance above a step's end at which samples are judged, before the shift. At the end itself they have no fresh noise (the
+authors' value)."""
 
 
 class OnPath(FewSteps):
@@ -35,7 +36,7 @@ class OnPath(FewSteps):
         return loss, {"fake_loss": loss.detach()}
 
     def judged(self, point: Point, velocity: Velocity) -> tuple[Tensor, Point]:
-        """(what the policy makes of the state, with gradient where it is trained; the next state of its path with fresh noise on it)"""
+        """(the policy's sample from the state, differentiable if the policy is trained; the next state of its path with fresh noise)."""
         step = point.step
         assert step is not None and point.noise is not None and point.tau is not None
         x, v = point.x.float(), velocity(point).float()

@@ -1,4 +1,4 @@
-"""TDM-R1 (arXiv 2603.07700): TDM with any reward, which a surrogate network learns from groups and hands on with a gradient."""
+"""TDM-R1 (arXiv 2603.07700): TDM with any reward. A surrogate network learns the reward from groups, and is differentiable."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -20,7 +20,7 @@ from flow_factory.core.timesteps import TIMESTEPS
 from flow_factory.types import Metrics, Point, Rollout, Velocity
 
 RAMP = 1e-3
-"""Growth of the slow surrogate's decay in an update."""
+"""The growth of the slow surrogate's decay per update."""
 
 
 class TDMR1(OnPath):
@@ -65,7 +65,7 @@ class TDMR1(OnPath):
         return [(*one, weight) for one in known]
 
     def surrogate_loss(self, point: Point, velocity: Velocity) -> tuple[Tensor, Metrics]:
-        """(i + 1) / K (w A d + beta mean_d (v - v_base)^2), where a sample that has gone far enough, or runs away, pulls no further."""
+        """(i + 1) / K (w A d + beta mean_d (v - v_base)^2), without the terms of samples beyond the clip range or the threshold."""
         config, advantage, step = self.config, point.advantage, point.step
         assert step is not None
         base, d_slow, *weights = self._compared(point, velocity) if point.peers is None else point.peers

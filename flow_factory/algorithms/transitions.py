@@ -89,7 +89,7 @@ class OnTransitions(Algorithm):
         return self.kernel.step(point.x.float(), v.float(), point.s, step.s1, self.scheduler.noise_level, step.ceiling)
 
     def _distances(self, point: Point, step: Step, velocity: Velocity, v: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        """(n,) from the reference; 0 where no sample is held to it, which then is not asked."""
+        """(n,) distances from the reference; 0 if no sample has a KL term: then its velocity is not computed."""
         if point.unheld:
             return torch.zeros_like(point.advantage)
         ref = velocity(point, "ref")

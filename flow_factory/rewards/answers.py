@@ -1,4 +1,4 @@
-"""What a reward returned, as scores. Only what is one number a sample is taken for it."""
+"""The conversion of a reward's result to scores. It must be one number for each sample."""
 
 import math
 import numbers
@@ -16,16 +16,16 @@ RIGHT = "it returns RewardModelOutput(rewards=...) with a list of numbers or Non
 
 
 class AnswerError(ValueError):
-    """What was returned is no scores; the message says what it is."""
+    """The result of a reward is not a list of scores. The message describes it."""
 
 
 def scores_of(output: Any, n: int) -> tuple[Tensor, str]:
-    """((n,) float32 on the CPU, NaN where a score is missing or not finite; what the reward says went wrong, or "").
+    """((n,) float32 on the CPU, NaN where a score is missing or not finite; the reward's own error message, or "").
 
-    Shapes (n,) and (n, 1) are taken, and for one sample a single number.
+    Shapes (n,) and (n, 1) are accepted, and a single number for one sample.
 
     Raises:
-        AnswerError: it is anything else.
+        AnswerError: the result is anything else.
     """
     returned = output.rewards if isinstance(output, RewardModelOutput) else output
     scores = _numbers(returned)
@@ -47,7 +47,7 @@ def _numbers(returned: Any) -> Tensor:
     if returned is None:
         raise AnswerError(f"returned nothing (None); {RIGHT}")
     if hasattr(returned, "close") and hasattr(returned, "send"):
-        returned.close()  # a coroutine that nobody awaits would be told of later
+        returned.close()  # else Python warns later of a coroutine that was never awaited
     raise AnswerError(f"returned {_what(returned)}; {RIGHT}")
 
 
@@ -69,7 +69,7 @@ def _array(returned: Any) -> Tensor:
 
 
 def _number(value: Any, index: int) -> float:
-    """An element of a list: a number, nothing, or what holds one number alone."""
+    """An element of a list: a number, None, or an array or tensor of one number."""
     if value is None:
         return math.nan
     if isinstance(value, list | tuple) and len(value) == 1:
@@ -88,14 +88,14 @@ def _number(value: Any, index: int) -> float:
 
 
 def _what(value: Any) -> str:
-    """Such as "a dict"; of a text or a number its beginning too."""
+    """A description such as "a dict", with the beginning of a text or a number."""
     kind = type(value).__name__
     article = "an" if kind[0].lower() in "aeiou" else "a"
     return f"{article} {kind}" + (f" ({repr(value)[:40]})" if isinstance(value, str | bytes | numbers.Number) else "")
 
 
 def _error(output: Any) -> str:
-    """What the reward says in `extra_info["error"]`, in one line.
+    """The message in `extra_info["error"]`, in one line.
 
     Raises:
         AnswerError: `extra_info` is neither a mapping nor None.

@@ -1,4 +1,4 @@
-"""One call of a reward on a batch of samples, what it answers, and what is counted of it."""
+"""One call of a reward on a batch of samples, its result, and the counts of failures."""
 
 import time
 from collections import Counter, defaultdict
@@ -18,28 +18,28 @@ from flow_factory.utils.user_code import user_errors
 
 @dataclass
 class Counts:
-    """Of each reward since the last report."""
+    """The counts of each reward since the last report."""
 
     asked: Counter[str] = field(default_factory=Counter)
     missing: Counter[str] = field(default_factory=Counter)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     told: Counter[str] = field(default_factory=Counter)
-    """How often it said what went wrong; `cause`: what it said last."""
+    """The number of its error messages; `cause` is the last one."""
     cause: dict[str, str] = field(default_factory=dict)
 
 
 class Answer(NamedTuple):
-    """Of one call."""
+    """The result of one call."""
 
     scores: Tensor
     """(n,) float32 on the CPU, NaN where one is missing."""
     said: str
-    """What went wrong; "" where nothing did."""
+    """The error message; "" without an error."""
     seconds: float
 
 
 def call_reward(reward: LoadedReward, batch: Sequence[Sample]) -> Answer:
-    """One call of a reward; for what it raises see `ScoringStream.add`."""
+    """Calls a reward once. For its errors see `ScoringStream.add`."""
     start = time.perf_counter()
     given = arguments(reward, batch)
     rows = ", ".join(str(k) for k in sorted({s.row.id for s in batch}))
@@ -55,7 +55,7 @@ def call_reward(reward: LoadedReward, batch: Sequence[Sample]) -> Answer:
 
 
 def next_calls(reward: LoadedReward, waiting: list[Sample], groups: Sequence[list[Sample]], last: bool) -> list[list[Sample]]:
-    """The samples of each of a reward's next calls, which are taken out of those that wait for them; see `ScoringStream`."""
+    """The batches of a reward's next calls. Their samples are removed from `waiting`; see `ScoringStream`."""
     if reward.groupwise:
         return [*groups]
     waiting += [sample for group in groups for sample in group]

@@ -1,4 +1,4 @@
-"""What a reward does with pictures: its scale, whether it repeats itself, and whether a score depends on its batch."""
+"""The examination of a reward: its scale, whether scores repeat, and whether a score depends on its batch."""
 
 import math
 import resource
@@ -16,25 +16,25 @@ from flow_factory.rewards.scoring import RewardSet
 from flow_factory.types import Row
 
 ROUNDING, SHARE = 1e-5, 0.01
-"""Two scores of one picture may differ by so much of their size, or of the spread between different pictures: more is no rounding."""
+"""The largest difference of two scores of one image that counts as rounding, relative to their size and to the spread between images."""
 LEAST = 1.0
-"""Seconds in which speed is measured."""
+"""The least number of seconds in which speed is measured."""
 
 
 @dataclass
 class Findings:
-    """Of one reward."""
+    """The findings about one reward."""
 
     scores: dict[str, float]
-    """By the sample's name; NaN where it is missing."""
+    """Name of the sample -> score; NaN if it is missing."""
     said: str
-    """What it says went wrong, last."""
+    """The reward's last error message."""
     latency: float
-    """Seconds of a call of one sample (of a group, for a groupwise reward)."""
+    """Seconds of a call with one sample (with a group, for a groupwise reward)."""
     throughput: float
-    """Samples a second at `batch_size`."""
+    """Samples per second at `batch_size`."""
     moved: dict[str, float] = field(default_factory=dict)
-    """How far a score moved at most: asked again, in another order, alone."""
+    """The largest change of a score in a repeated call, in another order, and alone."""
 
     @property
     def known(self) -> list[float]:
@@ -42,17 +42,17 @@ class Findings:
 
     @property
     def spread(self) -> float:
-        """Standard deviation between the samples."""
+        """The standard deviation over the samples."""
         return torch.tensor(self.known, dtype=torch.float64).std(correction=0).item() if self.known else 0.0
 
     @property
     def bound(self) -> float:
-        """How far a score may move by rounding."""
+        """The largest change that counts as rounding."""
         return max(ROUNDING * max(map(abs, self.known), default=0.0), SHARE * self.spread)
 
     @property
     def problems(self) -> list[str]:
-        """What it fails for."""
+        """The reasons why the reward fails the examination."""
         far = {how: by for how, by in self.moved.items() if by > self.bound}
         found = [f"a score moved by {by:.3g} {how}, more than rounding ({self.bound:.2g})" for how, by in far.items()]
         return found if self.known else ["it has no score for any sample"]
@@ -62,8 +62,8 @@ def examine(rewards: RewardSet, reward: LoadedReward, samples: Sequence[tuple[st
     """Scores (name, row, picture or clip) in several batches.
 
     Raises:
-        UserError: a row lacks what the reward needs, or it scores no such media.
-        RewardError: it raised, or returned what is no scores.
+        UserError: a row lacks an input of the reward, or it does not score such media.
+        RewardError: it raised, or returned no scores.
     """
     for _, row, _ in samples:
         reward.needs.require_columns(row)
@@ -91,7 +91,7 @@ def examine(rewards: RewardSet, reward: LoadedReward, samples: Sequence[tuple[st
 
 
 def _scored(reward: LoadedReward, accelerator: Accelerator, samples: Sequence[tuple[str, Row, Any]]) -> tuple[Tensor, dict[str, str]]:
-    """((n,) scores, what the reward says went wrong); for a groupwise reward all are one group, of the first one's row."""
+    """((n,) scores, the reward's error messages). For a groupwise reward all samples are one group of the first row."""
     rewards = RewardSet([reward], accelerator)
     if reward.groupwise:
         found = rewards.score([samples[0][1]], [[one for _, _, one in samples]])
@@ -101,14 +101,14 @@ def _scored(reward: LoadedReward, accelerator: Accelerator, samples: Sequence[tu
 
 
 def _apart(a: Tensor, b: Tensor) -> float:
-    """The largest distance; infinite where one has a score and the other none."""
+    """The largest difference; infinite if only one of two scores is missing."""
     if not torch.equal(a.isnan(), b.isnan()):
         return math.inf
     return (a - b).abs().nan_to_num().max().item()
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """Of one, the mean over `LEAST` seconds of them."""
+    """Seconds of one call, averaged over `LEAST` seconds of calls."""
     begun, times = time.perf_counter(), 0
     while not times or (time.perf_counter() - begun < LEAST and times < 1000):
         work()

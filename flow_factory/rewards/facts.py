@@ -1,18 +1,18 @@
-"""What people ask of a reward before they choose it: the README's table and `ff-reward list`. Nothing heavy is imported."""
+"""The facts for the choice of a reward, for the README's table and `ff-reward list`. It imports nothing heavy."""
 
 from typing import NamedTuple
 
 
 class Facts(NamedTuple):
-    """Of one reward or of several alike."""
+    """The facts about one reward."""
 
     kind: str
     """pointwise: a sample's score is its own; groupwise: it depends on its group."""
     scores: str
-    """What it looks at."""
+    """The inputs that it scores."""
     weights: str
     licence: str
-    """Of the weights."""
+    """The licence of the weights."""
     scale: str
     where: str
 

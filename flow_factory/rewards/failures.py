@@ -1,4 +1,4 @@
-"""Samples that a reward could not score: why, and what becomes of them. And which failures of a server are worth another try."""
+"""Samples that a reward could not score, and the failures of a server after which a request is repeated."""
 
 import math
 import random
@@ -13,16 +13,16 @@ from flow_factory.utils.errors import RewardError, UserError
 from flow_factory.utils.user_code import short
 
 HOPELESS = (401, 403, 404)
-"""A key, a right or a name is wrong: no request will be answered otherwise."""
+"""Status codes of a wrong key, permission or name: a repetition is useless."""
 AGAIN = (408, 409, 425, 429)
-"""Worth another try, as is anything from 500 on."""
+"""Status codes after which a request is repeated, as after any from 500 on."""
 PAUSE, LONGEST = 0.5, 8.0
-"""Seconds before the second try, then twice as long each time; each is drawn from half to one and a half."""
+"""Seconds before the second try, doubled each time up to the largest; each is multiplied by a random factor from 0.5 to 1.5."""
 
 
 @dataclass(frozen=True)
 class Failed:
-    """What came instead of an answer."""
+    """The reason why there is no answer."""
 
     reason: str
 
@@ -31,7 +31,7 @@ Verdict = float | Failed
 
 
 def pause(k: int, asked: float = 0.0) -> float:
-    """Seconds before the k-th repetition, from 1; no fewer than the server has asked for."""
+    """Seconds before the k-th repetition, counted from 1; at least as many as the server has asked for."""
     by_chance = random.Random()
     return max(min(PAUSE * 2.0 ** min(k - 1, 30), LONGEST) * by_chance.uniform(0.5, 1.5), asked * by_chance.uniform(1.0, 1.5))
 
@@ -42,15 +42,15 @@ def worth_again(status: int) -> bool:
 
 
 def why(error: httpx.HTTPError) -> str:
-    """Of a connection that failed, in one line."""
+    """The reason of a failed connection in one line."""
     return short(error) or type(error).__name__
 
 
 def number(config: RewardArguments, key: str, default: float, least: float) -> float:
-    """Of the entry's own keys.
+    """A number among the entry's own keys.
 
     Raises:
-        UserError: it is no number, or below `least`.
+        UserError: the value is no number, or below `least`.
     """
     value = config.extra_kwargs.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
@@ -59,10 +59,10 @@ def number(config: RewardArguments, key: str, default: float, least: float) -> f
 
 
 def address(config: RewardArguments, key: str, default: str, example: str) -> str:
-    """Of a server, without a slash at its end.
+    """The address of a server, without a slash at its end.
 
     Raises:
-        UserError: it is none of http.
+        UserError: it is no http address.
     """
     url = str(config.extra_kwargs.get(key, default)).rstrip("/")
     try:

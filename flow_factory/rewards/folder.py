@@ -20,7 +20,7 @@ ENDINGS = {
 
 
 class Scored(NamedTuple):
-    """A file, and the row that it was made for."""
+    """A file and its row."""
 
     file: Path
     row: Row
@@ -29,20 +29,20 @@ class Scored(NamedTuple):
         """The picture, or the `Clip`.
 
         Raises:
-            DataError: it is damaged.
+            DataError: the file is damaged.
         """
         return open_image(self.file, "--images") if self.file.suffix.lower() in ENDINGS["image"] else open_video(self.file, "--images")
 
 
 def read_folder(images: Path, prompts: Path | None) -> list[Scored]:
-    """The folder's pictures, or videos, by name, with their prompts.
+    """The images or videos of a folder in the order of their names, with their prompts.
 
     Args:
-        prompts: a .txt with a prompt a line, in the order of the files' names; or a .jsonl whose column `image` (`video`) names the file,
-            the first of `images` where others are conditions. None: the prompt of `a.png` is in `a.txt` beside it, or is empty.
+        prompts: a .txt with a prompt per line, in the order of the files' names; or a .jsonl whose column `image` (`video`) names the
+            file, the first one of `images` if others are conditions. None: the prompt of `a.png` is in `a.txt`, or is empty.
 
     Raises:
-        UserError: there are none, or pictures and videos, or the prompts do not fit them.
+        UserError: there are no files, both images and videos, or the prompts do not match them.
     """
     with file_errors("--images", images, "name a folder of pictures"):
         there = sorted(path for path in images.iterdir() if path.is_file())
@@ -83,7 +83,7 @@ def _named(row: Row, found: Sequence[Path]) -> Scored:
 
 
 def groups_of(scored: Sequence[Scored]) -> Iterator[tuple[Row, list[Scored]]]:
-    """Those of one prompt and the same columns, which are a group, wherever they stand."""
+    """Groups: files with the same prompt and columns, in any order."""
 
     def key(one: Scored) -> str:
         return repr((one.row.prompt, sorted(one.row.columns.items(), key=str), one.row.images, one.row.videos))

@@ -18,7 +18,7 @@ def class_of_function(said: str, function: Callable[..., Any], keys: Mapping[str
 
     Args:
         said: such as "reward 'it': 'my_rewards.light'".
-        keys: of the YAML entry, beyond the common ones.
+        keys: the entry's own keys.
 
     Raises:
         UserError: it is async, it has positional-only parameters, or two parameters name the same input.

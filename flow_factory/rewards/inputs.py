@@ -1,4 +1,4 @@
-"""What a reward is called with: lists of n, of copies that are its own."""
+"""The arguments of a reward's call: lists of n copies."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ OPENED: dict[str, Callable[[Row], list[Any]]] = {"condition_images": condition_i
 
 
 class Sample(NamedTuple):
-    """One picture or video, and all that a reward may ask about it."""
+    """One image or video with all inputs that a reward may take."""
 
     row: Row
     media: Any
@@ -31,7 +31,7 @@ def samples_of(row: Row, group: Sequence[Any]) -> list[Sample]:
 
 
 def arguments(reward: LoadedReward, batch: Sequence[Sample]) -> dict[str, list[Any]]:
-    """Media, conditions and columns that the reward takes.
+    """The media, conditions and columns that the reward takes.
 
     Raises:
         UserError: it does not score this kind of media, or a row lacks a condition that it requires.
@@ -58,7 +58,7 @@ def arguments(reward: LoadedReward, batch: Sequence[Sample]) -> dict[str, list[A
 
 
 def _sound(reward: LoadedReward, batch: Sequence[Sample], sounds: Sequence[Any], device: torch.device | None) -> dict[str, list[Any]]:
-    """(channels, samples) float32 of each clip and its rate in Hz; nothing where clips are silent."""
+    """(channels, samples) float32 of each clip and its rate in Hz; empty for clips without sound."""
     if any(s is None for s in sounds) or not (reward.needs.takes("audio") or reward.needs.takes("audio_sample_rate")):
         return {}
     waves = [s.copy() if device is None else torch.tensor(s, device=device) for s in sounds]
@@ -69,14 +69,14 @@ def _sound(reward: LoadedReward, batch: Sequence[Sample], sounds: Sequence[Any],
 def _conditions(
     batch: Sequence[Sample], opened: Callable[[Row], list[Any]], own: Callable[[Any], Any], device: torch.device | None
 ) -> list[list[Any]]:
-    """Each sample's; one copy a row, for n originals of many megapixels would be too much, and none where tensors are made of them."""
+    """The conditions of each sample. Samples of a row share one copy to save memory; tensors need none."""
     rows = {sample.row.id: sample.row for sample in batch}
     pictures = {key: opened(row) if device is not None else own(opened(row)) for key, row in rows.items()}
     return [list(pictures[sample.row.id]) for sample in batch]
 
 
 def fresh(value: Any) -> Any:
-    """A copy as deep as the value can be changed: pictures, lists and dicts; numbers and texts as they are."""
+    """A deep copy of mutable values: images, lists and dicts. Numbers and texts are returned unchanged."""
     if isinstance(value, Image.Image):
         return value.copy()
     if isinstance(value, list):

@@ -17,17 +17,17 @@ from flow_factory.rewards.loading import LoadedReward
 from flow_factory.rewards.peace import surroundings
 
 AHEAD = 2
-"""Calls for each thread of a reward that may not be over when more samples come; where there are more, the sampling waits."""
+"""The largest number of unfinished calls for each thread of a reward. Beyond it the sampling waits."""
 PATIENCE = 5.0
-"""Seconds that the end of the program waits for calls that are under way: one that comes back into a dead interpreter aborts it."""
+"""Seconds for which the exit of the program waits for running calls: one that returns after Python's shutdown aborts the process."""
 
 
 class Lane:
-    """The threads of one reward. They take its calls in the order in which these came, and end with the program.
+    """The threads of one reward. They run its calls in order, and end with the program.
 
     Args:
-        workers: calls at a time.
-        device: where the reward computes; on a GPU each thread has a stream of its own.
+        workers: the number of simultaneous calls.
+        device: the device of the reward. On a GPU each thread has its own stream.
     """
 
     def __init__(self, workers: int, device: torch.device):
@@ -38,7 +38,7 @@ class Lane:
         _lanes.add(self)
 
     def ask(self, call: Callable[[], Any]) -> Future[Any]:
-        """What the call returns or raises. It finds torch and the context's variables as they are here."""
+        """The future of the call. It runs with torch's state and the context variables of the caller."""
         future: Future[Any] = Future()
         inside, variables = surroundings(), contextvars.copy_context()
         self._queue.put((future, lambda: variables.run(_answer, future, inside, call)))
@@ -50,16 +50,16 @@ class Lane:
 
     @property
     def unfinished(self) -> list[Future[Any]]:
-        """Calls that wait or are under way."""
+        """The calls that are waiting or running."""
         return [future for future in self._asked if not future.done()]
 
     @property
     def under_way(self) -> bool:
-        """Whether a call is."""
+        """Whether a call is running."""
         return any(future.running() for future in self._asked)
 
     def drop(self) -> None:
-        """Those that wait are not begun any more."""
+        """Cancels the waiting calls."""
         for future in self._asked:
             future.cancel()
 
@@ -67,13 +67,13 @@ class Lane:
         with ExitStack() as stack:
             if self.device.type == "cuda":
                 stream = torch.cuda.Stream(self.device)
-                stream.wait_stream(torch.cuda.default_stream(self.device))  # the weights are there
+                stream.wait_stream(torch.cuda.default_stream(self.device))  # so that the weights are loaded
                 stack.enter_context(torch.cuda.stream(stream))
             while True:
                 self._next()
 
     def _next(self) -> None:
-        """A function of its own, so that a thread that waits holds no pictures."""
+        """A separate function, so that a waiting thread holds no images."""
         future, run = self._queue.get()
         if future.set_running_or_notify_cancel():
             run()
@@ -90,20 +90,20 @@ def _answer(future: Future[Any], inside: Callable[[], ExitStack], call: Callable
 
 
 def answered(value: Any) -> Future[Any]:
-    """Of a call that is over."""
+    """The future of a finished call."""
     future: Future[Any] = Future()
     future.set_result(value)
     return future
 
 
 def has_answer(future: Future[Any]) -> bool:
-    """Whether its call is over, and went well."""
+    """Whether the call has finished without an error."""
     return future.done() and not future.cancelled() and future.exception() is None
 
 
 def lanes_of(rewards: Sequence[LoadedReward]) -> dict[int, Lane]:
-    """By the id of the reward. One that several entries share is asked beside the sampling if one of them says so, as often at a time as
-    the most generous says."""
+    """Id of the reward's model -> its lane. A model that several entries share is asynchronous if any entry is, with the largest number of
+    workers."""
     shared: dict[int, list[LoadedReward]] = {}
     for reward in rewards:
         shared.setdefault(id(reward.model), []).append(reward)

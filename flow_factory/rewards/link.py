@@ -1,4 +1,4 @@
-"""The connection to rewards on a server: asks again, waits, gives up, and believes no answer that is not the one to its question."""
+"""The connection to rewards on a server, with repetitions and a deadline. An answer must match its request."""
 
 import asyncio
 import json
@@ -18,27 +18,27 @@ from flow_factory.utils.user_code import short
 Result = TypeVar("Result")
 Scores = list[float | None]
 BUSY = 503
-"""With Retry-After it is no failure: the server says when to come again, and is asked until the deadline."""
+"""The status of a busy server. With Retry-After the request is repeated until the deadline."""
 LARGEST = 3.4e38
-"""What float32 holds."""
+"""The largest value of float32."""
 SPARE, EACH = 65_536, 256
-"""Bytes that an answer may have, and for each sample; more is none."""
+"""The largest size of an answer in bytes: a constant, and for each sample."""
 
 
 class Wrong(ValueError):
-    """What came is no answer to the question; the message says why."""
+    """The answer does not match the request. The message has the reason."""
 
 
 @lru_cache(maxsize=1)
 def _loop() -> asyncio.AbstractEventLoop:
-    """That of a thread of its own: a limit of time on a request holds in it whatever the server does."""
+    """The event loop of a separate thread, in which the timeout of a request holds whatever the server does."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="remote rewards", daemon=True).start()
     return loop
 
 
 def _done(work: Coroutine[Any, Any, Result]) -> Result:
-    """What it returns or raises; an interrupt ends it."""
+    """The result of the coroutine. An interrupt cancels it."""
     future = asyncio.run_coroutine_threadsafe(work, _loop())
     try:
         return future.result()
@@ -47,10 +47,10 @@ def _done(work: Coroutine[Any, Any, Result]) -> Result:
 
 
 def scores_in(content: bytes, id: str | None, n: int) -> Scores:
-    """The scores of an answer: {"id", "scores"}, or the older {"rewards"} where the question has no id.
+    """The scores of an answer: {"id", "scores"}, or in the older protocol {"rewards"}.
 
     Raises:
-        Wrong: it is not JSON of that form, of this id and length, with a finite number or null for each sample.
+        Wrong: it is not such JSON, with this id and length, and a finite number or null for each sample.
     """
     try:
         answer = json.loads(content)
@@ -78,7 +78,7 @@ def _number(score: Any, k: int) -> float | None:
 
 
 class Link:
-    """To one server; see `remote.RemoteReward` for the keys.
+    """The connection to one server; see `remote.RemoteReward` for the keys.
 
     Raises:
         UserError: a key is wrong.
@@ -100,10 +100,10 @@ class Link:
         self.client = httpx.AsyncClient(timeout=None, limits=limits, headers=headers, verify=secure)
 
     def describe(self) -> dict[str, Any] | None:
-        """What the server says of its rewards, by name; None of a server of the older protocol.
+        """The server's description of its rewards by name; None with the older protocol.
 
         Raises:
-            UserError: it does not answer, refuses the token, or is no server of rewards.
+            UserError: the server does not answer, refuses the token, or does not serve rewards.
         """
         status, content = self._look("/rewards")
         if status == BUSY:
@@ -121,7 +121,7 @@ class Link:
         return told
 
     def _look(self, path: str) -> tuple[int, bytes]:
-        """GET: (status, content); while the server loads its rewards it is asked again, until `timeout`."""
+        """GET: (status, content). It is repeated while the server loads its rewards, until `timeout`."""
 
         async def look() -> tuple[int, bytes]:
             for k in range(1, 100):
@@ -139,10 +139,10 @@ class Link:
             raise UserError(line) from error
 
     def ask(self, path: str, questions: Sequence[tuple[Body, str | None, int]]) -> list[Scores | Failed]:
-        """The answers to questions of (body, id, samples), each its own's; asked side by side.
+        """The answers to several requests (body, id, samples), sent concurrently.
 
         Raises:
-            RewardError: the server refuses them all.
+            RewardError: the server refuses all requests.
         """
 
         async def every() -> list[Scores | Failed]:
@@ -151,7 +151,7 @@ class Link:
         return _done(every())
 
     async def _ask(self, path: str, body: Body, id: str | None, n: int) -> Scores | Failed:
-        """The same bytes under the same id each time, so that the server scores them once."""
+        """Sends one request. Repetitions have the same bytes and id, so that the server scores them once."""
         loop = asyncio.get_running_loop()
         ends, failed, k = loop.time() + self.deadline, Failed("no answer"), 0
         while k < self.tries and (left := ends - loop.time()) > 0:
@@ -180,7 +180,7 @@ class Link:
         return Failed(said)
 
     async def _send(self, method: str, path: str, question: tuple[Body, str | None, int] | None, most: int) -> tuple[int, bytes, float]:
-        """(status, content, seconds after which a busy server wants to be asked again).
+        """(status, content, seconds of Retry-After).
 
         Raises:
             Wrong: the answer is longer than `most` bytes.

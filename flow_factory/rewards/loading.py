@@ -1,4 +1,4 @@
-"""Loads the rewards of the YAML: imports their classes, checks their requirements, and constructs each model once."""
+"""The loading of rewards: imports their classes, checks their requirements, and constructs each model once."""
 
 import inspect
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from flow_factory.utils.user_code import user_errors, watch_threads
 
 
 class Entry(Protocol):
-    """Of the YAML, `RewardConfig` or `RewardArguments`."""
+    """An entry of the YAML: `RewardConfig` or `RewardArguments`."""
 
     @property
     def name(self) -> str: ...
@@ -45,11 +45,11 @@ class LoadedReward:
         return self.config.name
 
     def scores(self, dataset: str) -> bool:
-        """Whether it is asked for the samples of a data set."""
+        """Whether it scores the samples of a data set."""
         return self.config.applicable_datasets is None or dataset in self.config.applicable_datasets
 
     def weight(self, dataset: str) -> float:
-        """Its factor in the advantage of a data set's samples."""
+        """Its weight in the advantage of a data set's samples."""
         weight = self.config.weight
         return weight.get(dataset, 0.0) if isinstance(weight, dict) else weight
 
@@ -59,10 +59,10 @@ class LoadedReward:
 
 
 def reward_class(entry: Entry) -> type[BaseRewardModel]:
-    """The class of an entry, imported; of a function, the class that calls it.
+    """The class of an entry; for a function, a class that calls it.
 
     Raises:
-        UnknownName: there is none of this name.
+        UnknownName: there is no reward of this name.
         UserError: its module cannot be imported, it is no reward, or cannot be constructed as one.
     """
     name = entry.reward_model
@@ -82,32 +82,32 @@ def reward_class(entry: Entry) -> type[BaseRewardModel]:
 
 
 def compares(entry: Entry) -> bool:
-    """Whether the entry's reward sees a group at a time."""
+    """Whether the entry's reward is groupwise."""
     return issubclass(reward_class(entry), GroupwiseRewardModel)
 
 
 def left_out(entries: Sequence[Entry]) -> list[str]:
-    """The line that says which rewards of an evaluation with groups of one are left out of it."""
+    """A line about the groupwise rewards, which an evaluation with groups of one leaves out."""
     names = [entry.name for entry in entries if compares(entry)]
     return [f"eval.group_size: 1 leaves {', '.join(names)} out of the evaluation, for groups are compared; write e.g. 4"] if names else []
 
 
 def arguments(entries: Sequence[RewardConfig]) -> list[RewardArguments]:
-    """The rewards' entries as their public interface has them; `device: auto` is this process's."""
+    """The entries as `RewardArguments`, the public interface; `device: auto` becomes this process's device."""
     return [RewardArguments(**{**e.model_dump(), "device": "cuda" if e.device == "auto" else e.device}) for e in entries]
 
 
 def require_rewards(entries: Sequence[RewardArguments], kind: Literal["image", "video"], sounds: bool) -> list[Needs]:
-    """That the entries' classes are there and score what the model makes; nothing is loaded.
+    """Checks that the entries' classes exist and score the model's media, without loading anything.
 
     Args:
-        kind, sounds: what the model makes (`Family.draws`, `Family.sounds`).
+        kind, sounds: the media that the model generates (`ModelAdapter.draws`, `ModelAdapter.sounds`).
 
     Returns:
-        What each must find in every row, see `Needs.require_columns`.
+        The requirements of each reward for every row, see `Needs.require_columns`.
 
     Raises:
-        UserError: it is not so.
+        UserError: a class does not exist, or does not score such media.
     """
     found = [needs_of(config.name, reward_class(config), config) for config in entries]
     for needs in found:
@@ -117,7 +117,7 @@ def require_rewards(entries: Sequence[RewardArguments], kind: Literal["image", "
 
 def require_gradients(entries: Sequence[RewardArguments]) -> None:
     """Raises:
-    UserError: a reward of which a gradient is wanted has none.
+    UserError: a reward has no gradient.
     """
     for entry in entries:
         why = reward_class(entry).no_gradient
@@ -130,7 +130,7 @@ def require_gradients(entries: Sequence[RewardArguments]) -> None:
 def load_each(
     train: Sequence[RewardArguments], evaluation: Sequence[RewardArguments], accelerator: Accelerator
 ) -> list[list[LoadedReward]]:
-    """The rewards of training and of evaluation. A model that entries agree on, all but their name, weight and batching, is loaded once.
+    """The rewards of training and of evaluation. Entries that differ only in name, weight and batching share one model.
 
     Raises:
         UserError: see `reward_class`; or an entry has a key that its class does not take.
@@ -150,7 +150,7 @@ def load_each(
 
 
 def try_constructors(entries: Sequence[RewardArguments]) -> None:
-    """Constructs those that read no model (`loads_weights`), and forgets them.
+    """Constructs the rewards without `loads_weights`, as a test.
 
     Raises:
         UserError: see `load_each`.
@@ -169,10 +169,10 @@ def try_constructors(entries: Sequence[RewardArguments]) -> None:
 
 
 def require_files(entries: Sequence[RewardArguments], now: bool) -> None:
-    """Asks for what the constructors of those that read a model (`loads_weights`) will read.
+    """Checks the files that the constructors of rewards with `loads_weights` will read.
 
     Raises:
-        UserError: see `BaseRewardModel.require_files`; or that raised.
+        UserError: see `BaseRewardModel.require_files`.
     """
     for entry in entries:
         cls = reward_class(entry)
@@ -182,7 +182,7 @@ def require_files(entries: Sequence[RewardArguments], now: bool) -> None:
 
 
 def construct(config: RewardArguments, accelerator: Accelerator) -> BaseRewardModel:
-    """See `load_each`."""
+    """Constructs one reward, see `load_each`."""
     cls = reward_class(config)
     if cls.extra_keys is not None:
         for key in config.extra_kwargs.keys() - set(cls.extra_keys):

@@ -1,4 +1,4 @@
-"""Pictures and videos in the forms that rewards take."""
+"""The conversion of images and videos to the forms that rewards take."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -69,7 +69,7 @@ def condition_images(row: Row) -> list[Image.Image]:
     """The row's condition images.
 
     Raises:
-        DataError: one is damaged.
+        DataError: a file is damaged.
     """
     return [_image(path, row.source) for path in row.images]
 

@@ -1,4 +1,4 @@
-"""What a reward cannot do without, by its class alone; asked before anything is loaded."""
+"""The requirements of a reward, from its class alone, so that they are checked before anything is loaded."""
 
 import inspect
 from collections.abc import Callable
@@ -13,22 +13,22 @@ from flow_factory.utils.registry import nearest
 MEDIA = ("image", "video", "audio")
 CONDITIONS = ("condition_images", "condition_videos")
 GIVEN = ("prompt", "negative_prompt", *MEDIA, "audio_sample_rate", *CONDITIONS)
-"""What no column of the data set is asked for."""
+"""Inputs that are not columns of the data set."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Of one reward: what it must be given, and what its `__call__` takes."""
+    """The requirements of one reward, and the arguments of its `__call__`."""
 
     name: str
     required: tuple[str, ...]
-    """As declared, and parameters without a default."""
+    """The declared fields, and parameters without a default."""
     media: tuple[str, ...]
-    """Of these it must be given one; empty: it does without."""
+    """Media of which it needs one; empty if it needs none."""
     named: tuple[str, ...]
-    """Parameters of its `__call__`."""
+    """The parameters of its `__call__`."""
     open: bool
-    """Whether it takes any other by name too (`**columns`)."""
+    """Whether it takes any further column (`**columns`)."""
     check: Callable[[Row], None] | None = None
     """See `BaseRewardModel.row_check`."""
 
@@ -38,15 +38,15 @@ class Needs:
 
     @property
     def of_rows(self) -> bool:
-        """Whether it must be given anything that not every row has."""
+        """Whether it needs any input that a row may lack."""
         return self.check is not None or any(name not in GIVEN or name in CONDITIONS for name in self.required)
 
     def require_media(self, kind: Literal["image", "video"], sounds: bool) -> None:
         """Raises:
-        UserError: the reward scores what the model does not make.
+        UserError: the model does not generate the media that the reward scores.
 
         Args:
-            kind: what the model makes.
+            kind: the media that the model generates.
             sounds: whether its videos have sound.
         """
         made = (kind, "audio") if sounds else (kind,)
@@ -57,7 +57,7 @@ class Needs:
 
     def require_columns(self, row: Row) -> None:
         """Raises:
-        UserError: the row lacks a column or condition files that the reward requires, or what else it asks for.
+        UserError: the row lacks a column or condition files that the reward requires, or fails its `row_check`.
         """
         for name, files in (("condition_images", row.images), ("condition_videos", row.videos)):
             if name in self.required and not files:
@@ -78,10 +78,10 @@ class Needs:
 
 
 def needs_of(name: str, model: Any, config: RewardArguments | None = None) -> Needs:
-    """What a reward, or its class, needs; with its entry, of the rows too.
+    """The requirements of a reward or its class; with the entry also those for rows.
 
     Raises:
-        UserError: `required_fields` is no tuple of names.
+        UserError: `required_fields` is not a tuple of names.
     """
     cls = model if isinstance(model, type) else type(model)
     parameters = list(inspect.signature(cls.__call__).parameters.values())[1:]
@@ -98,7 +98,7 @@ def needs_of(name: str, model: Any, config: RewardArguments | None = None) -> Ne
 
 
 def _names(reward: str, fields: Any) -> tuple[str, ...] | None:
-    """A class's `required_fields`; a text alone is one name, for `("image")` lacks the comma of a tuple."""
+    """The `required_fields` of a class. A plain text is one name, because `("image")` is no tuple."""
     if fields is None:
         return None
     listed = (fields,) if isinstance(fields, str) else fields

@@ -1,4 +1,4 @@
-"""Isolation of a reward's call: global state of the process is restored after it, and it may have a time limit."""
+"""The isolation of a reward's call: global state is restored after it, and it may have a time limit."""
 
 import contextvars
 import os
@@ -17,7 +17,7 @@ from flow_factory.utils.user_code import place
 
 
 class _Process:
-    """What all threads have together, as it was before the calls that are under way: calls side by side would restore each other's."""
+    """Process-wide state before the running calls. It is restored after the last of parallel calls, since each would restore another's."""
 
     def __init__(self) -> None:
         self.lock, self.calls = threading.Lock(), 0
@@ -56,10 +56,10 @@ def kept() -> Iterator[None]:
 
 
 def within(seconds: float | None, call: Callable[[], Any], doing: str, module: str) -> Any:
-    """What the call returns or raises. With a limit the call runs in a thread of its own, which is abandoned after the limit.
+    """The result of the call. With a limit it runs in a separate thread, which is abandoned after the limit.
 
     Raises:
-        RewardError: it has not returned in time; begins with `doing` and says where it is.
+        RewardError: it has not returned in time. The message begins with `doing` and has the place in its code.
     """
     if seconds is None:
         return call()
@@ -87,7 +87,7 @@ def within(seconds: float | None, call: Callable[[], Any], doing: str, module: s
 
 
 def surroundings() -> Callable[[], ExitStack]:
-    """What torch keeps for each thread, as it is in this one: gradients, inference mode, autocast, the current GPU."""
+    """A context with this thread's state of torch: gradients, inference mode, autocast, the current GPU."""
     grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
     casts = [(kind, torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
     gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None

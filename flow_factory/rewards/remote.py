@@ -1,7 +1,7 @@
-"""A reward that is computed by a server: `ff-reward serve` on another machine, or one of the older public protocol.
+"""A reward on a server: `ff-reward serve` on another machine, or a server of the older public protocol.
 
-The older one (`POST /compute` with base64 pictures, `GET /health`) has no ids: that an answer is the question's own rests on the
-connection alone, and none is told apart from another's of the same length.
+The older protocol (`POST /compute` with base64 images, `GET /health`) has no ids: only the connection tells which request an answer
+belongs to.
 """
 
 import secrets
@@ -27,12 +27,12 @@ MISSING = Failed("the server has no score")
 
 
 class RemoteReward(BaseRewardModel):
-    """What both have. `server_url`, and of a server with several rewards `reward`, the name there; `token`, where it asks for one.
+    """Base of both. Keys: `server_url`; `reward`, its name on a server with several; `token`, if the server needs one.
 
-    `timeout`: seconds of a try (120); `retry_attempts`: tries (5), with growing pauses; `deadline`: seconds in all (600), in which a busy
-    server is waited for. Then the samples are missing, or the run stops (`on_failure`: mask or stop).
-    `body`: msgpack or multipart; `pictures`: raw, png or jpeg, which is smallest and changes them; `columns`: those that every row must
-    have, the only ones that are sent. `max_concurrent`: requests that a pointwise reward's batch is cut into, side by side (4).
+    `timeout`: seconds of a try (120); `retry_attempts`: number of tries (5), with growing pauses; `deadline`: seconds in all (600), also
+    for a busy server. After it the samples are missing, or the run stops (`on_failure`: mask or stop).
+    `body`: msgpack or multipart; `pictures`: raw, png or jpeg (jpeg is the smallest, and lossy); `columns`: the columns to send, which
+    every row must have. `max_concurrent`: the number of concurrent requests for a pointwise reward's batch (4).
     """
 
     required_fields = ("prompt", "image", "video")
@@ -61,7 +61,7 @@ class RemoteReward(BaseRewardModel):
         """(kind of body, form of pictures, columns).
 
         Raises:
-            UserError: a key of the entry's own is wrong.
+            UserError: one of the entry's own keys is wrong.
         """
         require_policy(config)
         extra = config.extra_kwargs
@@ -75,10 +75,10 @@ class RemoteReward(BaseRewardModel):
 
     @classmethod
     def found(cls, config: RewardArguments, there: dict[str, Any] | None) -> tuple[str, dict[str, Any]] | None:
-        """(name, description) of the entry's reward among those of the server; None where it speaks the older protocol.
+        """(name, description) of the entry's reward on the server; None with the older protocol.
 
         Raises:
-            UserError: it is not there, or is of the other kind.
+            UserError: the server does not have it, or it is of the other kind.
         """
         if there is None:
             return None
@@ -102,7 +102,7 @@ class RemoteReward(BaseRewardModel):
             self.pictures = "png"
 
     def takes(self, field: str) -> bool:
-        """Whether it is sent: what the reward over there takes, and of columns those of `columns` where that is said."""
+        """Whether this input is sent: an input that the remote reward takes, or a column in `columns`."""
         if field == "prompt":
             return True
         if self.columns is not None and field not in (*DEPTHS, "audio_sample_rate"):

@@ -1,4 +1,4 @@
-"""Calls the rewards of a run on groups of samples. A failed score is missing and counted, and never replaced by a number."""
+"""The scoring of groups of samples by the rewards of a run. A failed score is missing and counted, and never replaced by a number."""
 
 import logging
 from collections import Counter
@@ -29,10 +29,10 @@ def load_rewards(
     accelerator: Accelerator,
     eval_group_size: int | None = None,
 ) -> tuple["RewardSet", "RewardSet"]:
-    """(training rewards, evaluation rewards); None evaluates with the training rewards. See `load_each`.
+    """(training rewards, evaluation rewards). With None the evaluation uses the training rewards. See `load_each`.
 
     Args:
-        eval_group_size: samples of a row in an evaluation, at most; at 1 groupwise rewards, which compare several, are not loaded for it.
+        eval_group_size: the largest number of samples of a row in an evaluation. With 1 no groupwise rewards are loaded for it.
 
     Raises:
         UserError: two entries share a name.
@@ -48,9 +48,9 @@ class RewardSet:
     """The rewards of one purpose, training or evaluation. See `load_rewards`.
 
     Attributes:
-        names: of the R rewards, in the order of the columns of scores.
-        weights: the same, of those that score `dataset`.
-        lanes: of those that are asked beside the sampling, see `lanes_of`.
+        names: the names of the R rewards, in the order of the columns of scores.
+        weights: the weights of the rewards for `dataset`, in the same order.
+        lanes: the lanes of asynchronous rewards, see `lanes_of`.
     """
 
     def __init__(self, rewards: Sequence[LoadedReward], accelerator: Accelerator, dataset: str = ""):
@@ -66,28 +66,28 @@ class RewardSet:
         """The rewards that score a data set's samples, with their weights for it.
 
         Args:
-            group_size: samples of a row; groupwise rewards, which compare several, are left out at 1.
+            group_size: the number of samples of a row. With 1 groupwise rewards are left out.
         """
         mine = [j for j in self.rewards if j.scores(dataset) and not (group_size == 1 and j.groupwise)]
         return RewardSet(mine, self.accelerator, dataset)
 
     @property
     def beside(self) -> bool:
-        """Whether all are asked beside the sampling."""
+        """Whether all rewards are asynchronous."""
         return all(id(reward.model) in self.lanes for reward in self.rewards)
 
     @property
     def groupwise(self) -> bool:
-        """Whether any reward sees a group at a time."""
+        """Whether any reward is groupwise."""
         return any(reward.groupwise for reward in self.rewards)
 
     @property
     def batch(self) -> int:
-        """Samples that fill a call of every pointwise reward."""
+        """The number of samples that fills a call of every pointwise reward."""
         return max((reward.config.batch_size for reward in self.rewards), default=1)
 
     def check_columns(self, rows: Sequence[Row]) -> None:
-        """See `Needs.require_columns`: to be called when the data set is read."""
+        """Checks rows when the data set is read, see `Needs.require_columns`."""
         for row in rows:
             for reward in self.rewards:
                 reward.needs.require_columns(row)
@@ -99,12 +99,12 @@ class RewardSet:
         return list(asking.scores().split([len(group) for group in media])) if media else []
 
     def asking(self, look: Callable[[], None] = lambda: None) -> "ScoringStream":
-        """For samples that come one after the other."""
+        """A stream for samples that arrive group by group."""
         return ScoringStream(self, look)
 
     @contextmanager
     def dropping(self) -> Iterator[None]:
-        """What raises inside leaves no call waiting that has not begun."""
+        """Cancels waiting calls if the code inside raises."""
         try:
             yield
         except BaseException:
@@ -113,7 +113,7 @@ class RewardSet:
             raise
 
     def count(self, reward: LoadedReward, answers: Sequence[Answer]) -> None:
-        """For the report. `counts` is exchanged, not changed."""
+        """Adds results to the report. It replaces `counts` by a new object."""
         self.counts = counts = deepcopy(self.counts)
         for scores, said, seconds in answers:
             counts.asked[reward.name] += len(scores)

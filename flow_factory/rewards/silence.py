@@ -1,4 +1,4 @@
-"""Rewards that tell no sample of a group from another: nothing is learned from them, and the run says so now and then."""
+"""Warnings about rewards with equal scores within every group, from which nothing is learned."""
 
 import re
 from collections import Counter
@@ -13,11 +13,11 @@ class ConstantRewards:
         self.said: set[str] = set()
 
     def look(self, names: Sequence[str], weights: Sequence[float], told: Sequence[bool], groups: int) -> str | None:
-        """What to say after an epoch: of a reward's first silent epoch, and of its 10th, 100th, ... in a row.
+        """A warning after a reward's first such epoch, and after its 10th, 100th, ... in a row; else None.
 
         Args:
-            told: whether the reward's scores differed within any group, of all processes.
-            groups: how many there were.
+            told: whether each reward's scores differed within any group, over all processes.
+            groups: the number of groups.
         """
         counted = [name for name, weight in zip(names, weights, strict=True) if weight]
         for name, spoke in zip(names, told, strict=True):

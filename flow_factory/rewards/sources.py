@@ -1,4 +1,4 @@
-"""What rewards read: folders of transformers and single files of weights, on this machine or from the hub. No file of either runs code."""
+"""The files of rewards: folders of transformers and single files of weights, on this machine or from the hub. None can run code."""
 
 import pickle
 from collections.abc import Mapping
@@ -17,19 +17,19 @@ from flow_factory.utils.hub import cached, looks_local, require_source, unreacha
 from flow_factory.utils.pretrained import tensors_of
 
 FILES = {"model": "config.json", "processor": "tokenizer_config.json"}
-"""What a folder of each kind cannot be without."""
+"""The file that a folder of each kind must have."""
 
 
 def named(config: RewardArguments, key: str, default: str) -> str:
-    """A folder, a file or a hub name that the entry gives under a key of its own."""
+    """The folder, file or hub name under one of the entry's own keys."""
     return str(config.extra_kwargs.get(key, default))
 
 
 def require_folder(config: RewardArguments, key: str, name: str, file: str, now: bool) -> None:
-    """Names, and of weights that are on this machine the headers; see `BaseRewardModel.require_files`.
+    """Checks a name, and the headers of weights on this machine; see `BaseRewardModel.require_files`.
 
     Args:
-        file: what the folder cannot be without.
+        file: the file that the folder must have.
     """
     said, path = f"reward {config.name!r}: {key}", Path(name).expanduser()
     if not path.is_dir():
@@ -40,14 +40,14 @@ def require_folder(config: RewardArguments, key: str, name: str, file: str, now:
 
 
 def _pretrained(auto: Any, name: str, config: RewardArguments, part: str, **options: Any) -> Any:
-    """`auto.from_pretrained(name)` of a folder or a hub name.
+    """`auto.from_pretrained(name)` for a folder or a hub name.
 
     Raises:
-        UserError: it does not load; one sentence that names the reward and the path.
+        UserError: it does not load. The message names the reward and the path.
     """
     folder = Path(name).expanduser()
     if not folder.is_dir() and unreachable() is not None:
-        options["local_files_only"] = True  # or the hub is asked again and again, for minutes
+        options["local_files_only"] = True  # else the hub is retried for minutes
     try:
         return auto.from_pretrained(folder if folder.is_dir() else name, **options)
     except (OSError, ValueError) as error:
@@ -61,7 +61,7 @@ def processor_of(auto: Any, name: str, config: RewardArguments, part: str, **opt
 
 
 def model_of(auto: Any, name: str, config: RewardArguments, part: str, **options: Any) -> Any:
-    """A model all of whose weights are in its files, in their dtype, frozen.
+    """A frozen model in the dtype of its files, which must have all of its weights.
 
     Raises:
         UserError: it does not load, or lacks weights.
@@ -79,10 +79,10 @@ def _parts(name: str) -> tuple[str, str]:
 
 
 def require_file(config: RewardArguments, key: str, name: str, now: bool) -> None:
-    """That a single file of weights is there, or can be had: a path, or `owner/repository/file` of the hub.
+    """Checks that a single file of weights exists: a path, or `owner/repository/file` of the hub.
 
     Raises:
-        UserError: neither.
+        UserError: it does not exist.
     """
     said, path = f"reward {config.name!r}: {key}", Path(name).expanduser()
     if path.is_file():
@@ -97,12 +97,12 @@ def require_file(config: RewardArguments, key: str, name: str, now: bool) -> Non
 
 
 def tensors_in(config: RewardArguments, key: str, name: str) -> dict[str, Tensor]:
-    """The tensors of a single file, on the CPU; of a checkpoint with a `state_dict` those.
+    """The tensors of a single file on the CPU, or those of its `state_dict`.
 
-    A pickle is read by torch's own reader of nothing but tensors and plain values.
+    A pickle is read by torch's reader that allows only tensors and plain values.
 
     Raises:
-        UserError: it is not there, or no such file.
+        UserError: the file is missing, or has no tensors.
     """
     require_file(config, key, name, now=True)
     path = Path(name).expanduser()
@@ -120,18 +120,18 @@ def tensors_in(config: RewardArguments, key: str, name: str) -> dict[str, Tensor
 
 
 def lacking(config: RewardArguments, key: str, name: str, tensor: str) -> UserError:
-    """The error of a file that has no tensor of this name."""
+    """The error of a file without a tensor of this name."""
     return UserError(f"reward {config.name!r}: {key}: {name!r} lacks the tensor {tensor!r}: it is of another architecture")
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], config: RewardArguments, key: str, name: str, assign: bool = False) -> None:
-    """Loads tensors into the model of their names and shapes, which it then is: frozen, in evaluation.
+    """Loads tensors into a model by name and shape, freezes it, and sets it to evaluation mode.
 
     Args:
-        assign: whether the model's parameters, which may be without memory, become these tensors, of their dtype.
+        assign: whether the tensors replace the model's parameters, which may be on the meta device, and keep their dtype.
 
     Raises:
-        UserError: one is missing, has another shape, or is no number.
+        UserError: a tensor is missing, has another shape, or is not finite.
     """
     said = f"reward {config.name!r}: {key}: {name!r}"
     for wanted, tensor in model.state_dict().items():

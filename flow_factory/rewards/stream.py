@@ -1,4 +1,4 @@
-"""Scores of samples that arrive group by group, computed at once or in parallel with the sampling."""
+"""The scoring of samples that arrive group by group, at once or in parallel with the sampling."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,30 +21,30 @@ if TYPE_CHECKING:
     from flow_factory.rewards.scoring import RewardSet
 
 OFTEN = 0.2
-"""Seconds between two looks for signals and for other processes while calls are waited for."""
+"""Seconds between two checks for signals and other processes while waiting for calls."""
 
 
 class StreamState(NamedTuple):
-    """What is known of the samples that came; not changed, but exchanged for another."""
+    """The state of a stream. It is immutable: changes make a new one."""
 
     waiting: list[list[Sample]]
-    """Of each reward, the last samples, of which it has not been asked yet."""
+    """For each reward, the last samples, which are not in a call yet."""
     found: list[list[Tensor]]
-    """Of each reward, the scores of those before."""
+    """For each reward, the scores of the samples before them."""
     sources: list[str]
-    """The data set of each sample that came."""
+    """The data set of each sample."""
 
 
 @dataclass
 class HandIn:
-    """Samples that came together."""
+    """Samples that were submitted together."""
 
     sources: list[str]
     """The data set of each."""
     waiting: list[list[Sample]]
-    """Of each reward, those of them and of earlier ones for which it is not asked yet."""
+    """For each reward, the samples of this and earlier submissions that are not in a call yet."""
     calls: list[list[Future[Answer]]]
-    """Of each reward, those that they have filled."""
+    """For each reward, the calls that they have filled."""
 
     @property
     def futures(self) -> list[Future[Answer]]:
@@ -52,32 +52,32 @@ class HandIn:
 
 
 class ScoringStream:
-    """Scores of samples that come group by group. Every reward is called as if all came at once: a groupwise one with a group, any other
-    with `batch_size` samples in the order in which they come, and with what is left at the end. What all have seen is let go of.
+    """The scores of samples that arrive group by group. The batches of a reward are the same as if all samples arrived at once: a groupwise
+    reward gets a group, any other `batch_size` samples in their order, and the rest at the end. Scored images are freed.
 
-    A reward that has a lane is called there, and what it raises is raised by whatever of this class comes next; any other at once.
+    A reward with a lane is called there, and its errors are raised by the next method call. Any other reward is called at once.
 
     Args:
-        look: called before each call of a reward and while calls are waited for; what it raises ends the asking.
+        look: called before each call of a reward and while waiting. An exception in it ends the scoring.
     """
 
     def __init__(self, rewards: "RewardSet", look: Callable[[], None]):
         self.rewards, self.look = rewards, look
         self.asked = StreamState([[] for _ in rewards.rewards], [[] for _ in rewards.rewards], [])
         self.coming: deque[HandIn] = deque()
-        """What came later, in the order in which it came."""
+        """The submissions that are not in `asked` yet, in their order."""
 
     @torch.no_grad()
     def add(self, rows: Sequence[Row], media: Sequence[Sequence[Any]], last: bool) -> None:
-        """The next groups; where this raises, nothing was asked.
+        """Submits the next groups. If it raises, nothing was requested.
 
         Args:
-            rows: one a group. Their condition files are opened for the rewards that take them.
-            media: each group's images or videos: all of it where a reward is groupwise.
-            last: no more will come.
+            rows: the row of each group. Their condition files are opened for the rewards that take them.
+            media: the images or videos of each group. It must be the whole group if a reward is groupwise.
+            last: whether these are the last groups.
 
         Raises:
-            RewardError: a reward raised, took longer than its `max_seconds`, or returned something else than one score a sample.
+            RewardError: a reward raised, took longer than its `max_seconds`, or did not return one score per sample.
             UserError: a reward does not score this kind of media, lacks a condition that it requires, or a condition file is damaged.
         """
         self.check()
@@ -90,7 +90,7 @@ class ScoringStream:
         sources = [row.dataset for row, group in zip(rows, groups, strict=True) for _ in group]
         self.coming.append(HandIn(sources, waiting, [[] for _ in rewards]))
         try:
-            for k in sorted(range(len(rewards)), key=lambda k: id(rewards[k].model) not in self.rewards.lanes):  # what is at once is last
+            for k in sorted(range(len(rewards)), key=lambda k: id(rewards[k].model) not in self.rewards.lanes):  # synchronous rewards last
                 self.coming[-1].calls[k] += (self._begin(rewards[k], batch) for batch in calls[k])
         except BaseException:
             self.drop(before)
@@ -105,17 +105,17 @@ class ScoringStream:
         return answered(call_reward(reward, batch))
 
     def drop(self, keep: int) -> None:
-        """Forgets what came after so many of those in `coming`."""
+        """Drops all but the first `keep` submissions of `coming`."""
         while len(self.coming) > keep:
             for future in self.coming.pop().futures:
                 future.cancel()
 
     def ready(self) -> int:
-        """How many of those in `coming` have all scores, and so have those before them."""
+        """The number of leading submissions in `coming` that have all scores."""
         return next((k for k, one in enumerate(self.coming) if not all(map(has_answer, one.futures))), len(self.coming))
 
     def take(self, count: int) -> None:
-        """So many of those in `coming`, which are ready, into `asked` and into the rewards' counts."""
+        """Moves the first `count` submissions of `coming`, which must be ready, to `asked`, and counts them."""
         for _ in range(count):
             hand_in = self.coming.popleft()
             found = [[*those] for those in self.asked.found]
@@ -126,20 +126,20 @@ class ScoringStream:
             self.asked = StreamState(hand_in.waiting, found, self.asked.sources + hand_in.sources)
 
     def wait(self, most: int | None = None) -> None:
-        """Until all calls are over, or those of the first `most` of `coming`; raises what any has raised, as soon as it has."""
+        """Waits for all calls, or for those of the first `most` submissions. Raises the error of a call as soon as it fails."""
         first = list(self.coming)[:most]
         self._wait_until(lambda: [future for one in first for future in one.futures if not future.done()], 0)
 
     @property
     def scored(self) -> int:
-        """How many of the samples that came first have all their scores in `asked`."""
+        """The number of leading samples that have all scores in `asked`."""
         ends = [len(self.asked.sources)]
         for reward, found in zip(self.rewards.rewards, self.asked.found, strict=True):
             ends += self._places(reward)[sum(map(len, found)) :][:1]
         return min(ends)
 
     def _wait_for_room(self) -> None:
-        """Pictures of a reward that is slower than the sampling must not add up; and its threads have enough to do."""
+        """Waits until few calls are pending, so that images do not accumulate for a slow reward."""
         for lane in self.rewards.lanes.values():
             self._wait_until(partial(getattr, lane, "unfinished"), AHEAD * lane.workers)
 
@@ -152,19 +152,19 @@ class ScoringStream:
         self.check()
 
     def check(self) -> None:
-        """Raises what a call beside the sampling has raised."""
+        """Raises the error of an asynchronous call."""
         for future in (future for one in self.coming for future in one.futures if future.done()):
             future.result()
 
     def scores(self) -> Tensor:
-        """(N, R) float32 on the CPU of all samples that came, once the last has come; NaN where a score is missing, and where the reward
-        does not score the sample's data set."""
+        """(N, R) float32 on the CPU of all samples, after the last submission. NaN if a score is missing, or if the reward does not score
+        the sample's data set."""
         self.wait()
         self.take(len(self.coming))
         return self.scores_so_far()
 
     def scores_so_far(self) -> Tensor:
-        """(`scored`, R), of those; NaN likewise."""
+        """(`scored`, R): the scores of the leading samples, as in `scores`."""
         scores = torch.full((len(self.asked.sources), len(self.asked.found)), torch.nan)
         for k, (reward, found) in enumerate(zip(self.rewards.rewards, self.asked.found, strict=True)):
             if found:
@@ -173,5 +173,5 @@ class ScoringStream:
         return scores[: self.scored]
 
     def _places(self, reward: LoadedReward) -> list[int]:
-        """Which of the samples in `asked` it scores."""
+        """The indices of the samples in `asked` that the reward scores."""
         return [k for k, source in enumerate(self.asked.sources) if reward.scores(source)]
