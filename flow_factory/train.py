@@ -110,7 +110,7 @@ def assemble(found: Preflight, place: tuple[RunFolder | None, Path], accelerator
     engine.settings = config.engine
     liveness.set_activity("loading the checkpoint")
     adapter = open_adapter(config)
-    config = decoding(config, *able(adapter.pipe.vae, config.model, asked.model))
+    config = decoding(config, *able(getattr(adapter.pipe, "vae", None), config.model, asked.model))
     identity = found.identity
     if not Path(config.model.model_name_or_path).is_dir():  # it may have been downloaded since
         start.require_same(identity := identity_of(asked, found.fingerprints))

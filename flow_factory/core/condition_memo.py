@@ -73,7 +73,7 @@ class MemoTable:
         self._forget(None)
         for name in names:
             path, _, last = name.rpartition(".")
-            owner = getattr(pipe, path) if path else pipe
+            owner = getattr(pipe, path, None) if path else pipe
             if getattr(owner, last, None) is not None:
                 setattr(owner, last, MemoizedCall(self, name, getattr(owner, last)))
 

@@ -19,6 +19,7 @@ from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import DTYPES
 from flow_factory.models.quantized_linear import DYNAMIC, layers_in_8_bits
 from flow_factory.policy.targets import dead_ends, reached, target_names
+from flow_factory.utils.errors import UserError
 from flow_factory.utils.offload import store_in_8_bits
 from flow_factory.utils.stock_dtypes import stays_precise
 from flow_factory.utils.tensor_file import Stored, read_header
@@ -159,10 +160,23 @@ def by_block(module: nn.Module, sizes: Mapping[str, float]) -> dict[str, float]:
     return sums
 
 
+WIDTHS = ("hidden_size", "dim", "model_dim", "inner_dim", "embed_dim", "joint_attention_dim")
+"""What transformers of diffusers call their width, where it is not that of all heads together; the last is about as much."""
+
+
 def width_of(config: Any) -> int:
-    """The width of the transformer, under any of diffusers' names for it."""
+    """The width of the transformer.
+
+    Raises:
+        UserError: the config has none of the known names for it.
+    """
     heads = config.get("num_attention_heads")
-    return heads * config["attention_head_dim"] if heads and "attention_head_dim" in config else config.get("hidden_size") or config["dim"]
+    if heads and "attention_head_dim" in config:
+        return heads * config["attention_head_dim"]
+    width = next((config[name] for name in WIDTHS if isinstance(config.get(name), int)), None)
+    if width is None:
+        raise UserError(f"{config.get('_class_name', 'the transformer')}: its config names no width ({', '.join(WIDTHS)}): no estimate")
+    return width
 
 
 def trained_of(model: ModelConfig, family: type[ModelAdapter], module: nn.Module) -> dict[str, int]:

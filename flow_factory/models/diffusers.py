@@ -60,7 +60,8 @@ class Diffusers(ModelAdapter):
             raise UserError(
                 f"model.pipeline_class: name the pipeline class: there is no readable model_index.json of {checkpoint!r} can be read here"
             ) from error
-        encoders = tuple(part for part, entry in index.items() if part.startswith("text_encoder") and entry[0])
+        parts = {part: entry for part, entry in index.items() if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)}
+        encoders = tuple(part for part in parts if part.startswith("text_encoder"))
         return type(index["_class_name"], (cls,), {"pipeline": pipeline_path(index["_class_name"]), "encoders": encoders})
 
     @classmethod
@@ -71,7 +72,8 @@ class Diffusers(ModelAdapter):
     def targets_in(cls, module: nn.Module) -> tuple[str, ...]:
         names = [name for name, m in module.named_modules() if isinstance(m, nn.Linear)]
         found = tuple(t for t in cls.lora_targets if any(n.endswith(f".{t}") for n in names))
-        return found or cls.lora_targets[:1]  # it fits nothing, which is said where it is used
+        attention = {name.rpartition(".")[2] for name in names if "attn" in name or "attention" in name}  # under names of their own
+        return found or tuple(sorted(attention)) or cls.lora_targets[:1]  # the last fits nothing, which is said where it is used
 
     def __init__(self, pipe: Any):
         if not self.encoders:  # no model_index.json was read
@@ -82,14 +84,14 @@ class Diffusers(ModelAdapter):
         super().__init__(pipe)
         config = pipe.scheduler.config
         flow = "FlowMatch" in type(pipe.scheduler).__name__ or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow"
-        missing = [k for k in self.components if k not in self.field.bare] + [k for k in ("encode_prompt", "vae") if not hasattr(pipe, k)]
+        missing = [k for k in self.components if k not in self.field.bare] + [k for k in TEXTS[:1] if not hasattr(pipe, k)]
         if missing or not flow:
             lacks = f"it has no {', '.join(missing)}" if missing else f"{type(pipe.scheduler).__name__} is no flow-matching scheduler"
             raise UserError(f"model_type: diffusers cannot train {type(pipe).__name__}: {lacks}")
         for part in pipe.components.values():
             if isinstance(part, ModelMixin) and not hasattr(part, "gradient_checkpointing"):
                 part.gradient_checkpointing = False  # type: ignore[attr-defined]  # Z-Image's ControlNet asks for it and never sets it
-        if type(pipe.vae).__name__ in ONE_AT_A_TIME:
+        if type(getattr(pipe, "vae", None)).__name__ in ONE_AT_A_TIME:
             pipe.vae.enable_slicing()
         if self.field.bare["transformer"].config.get("guidance_embeds"):  # `guidance_scale` is an input of the model then
             self.cfg = "true_cfg_scale" if "true_cfg_scale" in self.parameters else None
@@ -183,15 +185,15 @@ class Diffusers(ModelAdapter):
 
     def size_step(self) -> int:
         """A patch of latents; pipelines that pack latents themselves have told their picture processor."""
-        names = ("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compression_ratio")
-        scale = next(int(getattr(self.pipe, n)) for n in names if hasattr(self.pipe, n))
+        names = ("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_spatial_scale_factor")
+        scale = next((int(getattr(self.pipe, n)) for n in names if hasattr(self.pipe, n)), 1)
         patch = self.field.bare["transformer"].config.get("patch_size", 1)
         processors = [getattr(self.pipe, kind, None) for kind in ("image_processor", "video_processor")]
         told = [p.config.get("vae_scale_factor", 1) for p in processors if isinstance(p, ConfigMixin)]
         return math.lcm(scale * (patch if isinstance(patch, int) else patch[-1]), *told)
 
     def frame_step(self) -> int:
-        names = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
+        names = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "vae_temporal_scale_factor")
         return next((int(getattr(self.pipe, n)) for n in names if hasattr(self.pipe, n)), 0)
 
     def joinable(self, cond: Cond) -> Any:

@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.guiders import BaseGuidance
 
 from flow_factory.models.parts import import_pipeline
+from flow_factory.utils.processors import substitutes
 
 
 def empty_pipeline(checkpoint: str, pipeline: str) -> Any:
@@ -26,7 +27,23 @@ def empty_pipeline(checkpoint: str, pipeline: str) -> Any:
     cls = import_pipeline(pipeline)
     takes = inspect.signature(cls.__init__).parameters
     parts |= {name: None for name, p in takes.items() if name not in parts and p.default is p.empty and name != "self"}
-    return cls(**{name: part for name, part in parts.items() if name in takes})
+    given = {name: part for name, part in parts.items() if name in takes}
+    try:
+        return cls(**given)
+    except AttributeError:  # some (Qwen-Image-2.1) look into their tokenizer or processor
+        return cls(**given | {name: part for name, part in text_parts(checkpoint).items() if name in takes})
+
+
+def text_parts(checkpoint: str) -> dict[str, Any]:
+    """The checkpoint's tokenizers and processors."""
+    index = DiffusionPipeline.load_config(checkpoint)
+    passed, later = substitutes(checkpoint, index)
+    found = {name: part for name, part in (passed | later).items() if part is not None}
+    for name, value in index.items():
+        if name not in found and name.startswith(("tokenizer", "processor")) and isinstance(value, list) and value[0] == "transformers":
+            cls = getattr(importlib.import_module("transformers"), value[1])
+            found[name] = cls.from_pretrained(checkpoint, subfolder=name)
+    return found
 
 
 def _empty(checkpoint: str, name: str, library: str | None, kind: str | None) -> Any:

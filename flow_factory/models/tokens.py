@@ -1,6 +1,5 @@
 """Counts the tokens of a prompt, with a checkpoint's configs and tokenizers alone."""
 
-import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,6 +7,7 @@ from diffusers import DiffusionPipeline
 
 from flow_factory.models import MODELS
 from flow_factory.models.loading import one_sentence, sketch_adapter
+from flow_factory.models.skeleton import text_parts
 from flow_factory.types import Row
 from flow_factory.utils.errors import UserError
 from flow_factory.utils.hub import require_source
@@ -28,10 +28,8 @@ def token_counter(name: str, model_type: str | None, call: Mapping[str, Any]) ->
     kind = model_type or family_of(name)
     adapter = sketch_adapter(name, kind)
     with one_sentence(name, type(adapter)):
-        for part, value in DiffusionPipeline.load_config(name).items():
-            if part.startswith(("tokenizer", "processor")) and isinstance(value, list) and value[0] == "transformers":
-                cls = getattr(importlib.import_module("transformers"), value[1])
-                setattr(adapter.pipe, part, cls.from_pretrained(name, subfolder=part))
+        for part, value in text_parts(name).items():
+            setattr(adapter.pipe, part, value)
     if adapter.tokens(Row(0, "a"), call)[0] == 0:
         raise UserError(f"--model: how {type(adapter.pipe).__name__} counts tokens is not known; leave --model out")
     return lambda row: adapter.tokens(row, call)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
@@ -28,11 +28,18 @@ def add_loras(module: Any, targets: Sequence[str], config: ModelConfig, seed: in
             warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # several adapters are meant
             torch.manual_seed(seed + number)
             kind = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=list(targets), init_lora_weights="gaussian")
-            module.add_adapter(kind, name)
+            _add(module, kind, name)
     select(lora_layers([module]), MAIN)
     for name, p in module.named_parameters():
         p.requires_grad_(p.requires_grad or ADAPTER.search(name) is not None)  # peft leaves only the last adapter trainable
     round_lora(module)
+
+
+def _add(module: Any, config: LoraConfig, name: str) -> None:
+    if hasattr(module, "add_adapter"):
+        module.add_adapter(config, name)
+    else:  # diffusers gives some transformers (Lumina, EasyAnimate, PRX) no methods for adapters
+        inject_adapter_in_model(config, module, name)
 
 
 def role_of(parameter: str) -> str:

@@ -162,7 +162,7 @@ def build_policy(
         compile_blocks(transformers.values(), config.compile_backend)
         adapter.field.compiled = True
     checkpoint_blocks(policy.models.values(), checkpointing)  # around the compiled blocks: they run once more, the same
-    set_vae(adapter.pipe.vae, config)
+    set_vae(getattr(adapter.pipe, "vae", None), config)
     return policy
 
 
