@@ -1,5 +1,6 @@
 """LoRA files: written for diffusers and for PEFT, read from either, and from trainers that write neither's metadata."""
 
+import inspect
 import json
 import re
 from collections.abc import Mapping
@@ -7,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import get_peft_model_state_dict
+from diffusers.utils.peft_utils import recurse_remove_peft_layers
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -93,12 +95,31 @@ def save_lora(folder: Path, module: Any, weights: Mapping[str, Tensor], pipeline
     def write(tensors: Mapping[str, Tensor], path: str) -> None:
         write_tensors(Path(path), tensors, metadata)
 
-    if hasattr(pipeline, "save_lora_weights"):
+    if knows_transformers(pipeline):
         pipeline.save_lora_weights(folder, transformer_lora_layers=layers, save_function=write)
     else:  # for `pipe.transformer.load_lora_adapter(folder, use_safetensors=True)`
         write({f"transformer.{k}": v for k, v in layers.items()}, str(folder / LORA_FILE))
     write_tensors(folder / PEFT_FILE, {f"base_model.model.{k}": v for k, v in layers.items()}, {"format": "pt"})
     (folder / PEFT_CONFIG).write_text(json.dumps(adapter, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def knows_transformers(pipeline: Any) -> bool:
+    """Whether the pipeline's own methods for LoRAs write and read those of a transformer; PRX has only those for a U-Net."""
+    writer = getattr(pipeline, "save_lora_weights", None)
+    return writer is not None and "transformer_lora_layers" in inspect.signature(writer).parameters
+
+
+def put_by_peft(module: Any, file: Path) -> None:
+    """Adds a LoRA of ours to a transformer to which diffusers gives no methods for adapters. A LoRA that is there is removed.
+
+    Raises:
+        OSError, ValueError, SafetensorError, RuntimeError: the file or PEFT's config beside it is missing, damaged or does not fit.
+    """
+    if getattr(module, "peft_config", None):
+        recurse_remove_peft_layers(module)
+        del module.peft_config
+    inject_adapter_in_model(LoraConfig.from_pretrained(str(file.parent)), module, "default")
+    set_peft_model_state_dict(module, dict(read_lora(file).tensors), "default")
 
 
 def plain_name(name: str) -> str:

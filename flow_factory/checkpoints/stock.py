@@ -7,6 +7,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from flow_factory.checkpoints.checkpoint import CheckpointError, model_kind, plainly
+from flow_factory.checkpoints.lora_file import knows_transformers, put_by_peft
 from flow_factory.checkpoints.model_files import full_weights, lora_of_component
 
 
@@ -30,10 +31,12 @@ def put_weights(pipe: Any, checkpoint: Path, components: Sequence[str]) -> None:
 def _put_lora(pipe: Any, checkpoint: Path, name: str) -> None:
     module = getattr(pipe, name)
     file = lora_of_component(checkpoint, name)
-    if getattr(module, "peft_config", None):
+    if getattr(module, "peft_config", None) and hasattr(module, "unload_lora"):
         module.unload_lora()
     with plainly(file, "does not fit this pipeline"):
-        if name == "transformer" and hasattr(pipe, "load_lora_weights"):
+        if not hasattr(module, "load_lora_adapter"):
+            put_by_peft(module, file)
+        elif name == "transformer" and knows_transformers(pipe):
             pipe.load_lora_weights(file.parent, weight_name=file.name)
         else:
             module.load_lora_adapter(file.parent, weight_name=file.name, prefix="transformer", use_safetensors=True)
