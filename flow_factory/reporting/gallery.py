@@ -13,7 +13,7 @@ from flow_factory.reporting.report import save_before_after, save_grid
 from flow_factory.reporting.samples import keep_samples, kept_samples, save_videos
 from flow_factory.types import Sample
 from flow_factory.utils.background import Background
-from flow_factory.utils.terminal import REMARKS
+from flow_factory.utils.terminal import REMARKS, Remark
 
 logger = logging.getLogger(__name__)
 Shown = TypeVar("Shown")
@@ -71,6 +71,13 @@ class Gallery(Background):
         save_videos(samples, self.folder / "videos", "2_after")
         if time.monotonic() - self.drawn > REDRAWN:
             self.curves()
+
+    def close(self, error: Exception | None = None) -> None:
+        """Writes the last page of a run, with the error that has ended it, if any."""
+        self.settle()
+        if error is not None:
+            REMARKS.append(Remark(time.time(), "error", f"{type(error).__name__}: {str(error)[:2000]}"))
+        self.page()
 
     def curves(self) -> None:
         """Draws what was logged so far."""

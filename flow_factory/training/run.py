@@ -80,6 +80,10 @@ class Run:
         try:
             self.train()
             return self.finish()
+        except Exception as error:
+            if self.main:
+                self.gallery.close(None if isinstance(error, Interrupted) else error)
+            raise
         finally:
             if self.claim is not None:
                 self.claim.release()
@@ -133,8 +137,6 @@ class Run:
         if line is not None and self.main:
             note(line)
         self.gallery.wait()
-        if self.main:
-            self.gallery.page()
 
     def take_up(self) -> None:
         """Loads the finished part of an interrupted epoch, if the resumed run has saved one."""
@@ -224,7 +226,7 @@ class Run:
         self.trackers.finish()
         self.gallery.wait()
         self.gallery.curves()
-        self.gallery.page()
+        self.gallery.close()
         return self.gallery.drawing("summary.md", partial(summarise, self)) or ""
 
     @property

@@ -8,6 +8,8 @@ import pytest
 
 from flow_factory.reporting import gallery
 from flow_factory.reporting.curves import plot_curves
+from flow_factory.reporting.page import store
+from flow_factory.reporting.page.write import FILE
 from flow_factory.reporting.report import save_grid
 from tests.tiny.run import logged, tiny
 
@@ -89,3 +91,12 @@ def test_curves_are_drawn_at_the_end_and_now_and_then(tmp_path: Path, monkeypatc
     run = tiny(tmp_path)
     run()
     assert drawn == [run.folder / "curves.png"] * times and drawn[0].is_file()
+
+
+def test_the_error_that_ends_a_run_is_on_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, epoch = tiny(tmp_path, "train.max_epochs=2"), iter([{"train/reward_mean": 1.0}])
+    monkeypatch.setattr(run.trainer, "epoch", lambda: next(epoch))
+    with pytest.raises(StopIteration):
+        run()
+    assert [(r.kind, r.text) for r in store.remarks(run.folder) if r.kind == "error"] == [("error", "StopIteration: ")]
+    assert "StopIteration: " in (run.folder / FILE).read_text("utf-8")

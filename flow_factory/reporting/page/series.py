@@ -32,6 +32,7 @@ def line(name: str, values: Series) -> dict[str, Any]:
     label = {"eval": "evaluation", "train": "training"}[where] if where in ("eval", "train") and "reward_" in rest else plain(rest)
     x, y = arrays(values)
     if len(x) > MOST:
-        parts = np.array_split(np.arange(len(x)), MOST)
-        x, y = np.array([x[part[-1]] for part in parts]), np.array([y[part].mean() for part in parts])
+        starts = np.linspace(0, len(x), MOST, endpoint=False).astype(int)
+        ends = np.append(starts[1:], len(x))
+        x, y = x[ends - 1], np.add.reduceat(y, starts) / (ends - starts)
     return {"name": name, "label": label, "x": x.tolist(), "y": [float(f"{value:.6g}") if math.isfinite(value) else None for value in y]}

@@ -53,6 +53,7 @@
     left.alt = "before"; right.alt = "after";
     left.className = right.className = before.querySelector("img").className;
     left.width = before.querySelector("img").width; left.height = before.querySelector("img").height;
+    box.classList.toggle("broad", left.width > 2 * left.height);  // a row of frames
     const choose = figure => {
       right.src = figure.querySelector("img").src;
       to.textContent = figure.dataset.label;
