@@ -34,17 +34,17 @@ def train(
         result.before, result.after, result.checkpoint
 
     Args:
-        config: a run's YAML file, or what would be in it.
-        overrides: keys of it by their dotted names, and their values.
-        rewards: in place of the config's: names, entries, functions or classes; one, several, or by their names. A function that no
-            module has by its name is lost to a later `ff-train` of the run's config.yaml.
-        eval_rewards: the same, of evaluations.
+        config: a run's YAML file, or its content.
+        overrides: dotted key -> value.
+        rewards: replaces the rewards of the config: names, entries, functions or classes; one, several, or a mapping by name. A later
+            `ff-train` of the run's config.yaml can only find a function that a module has under its name.
+        eval_rewards: the same for evaluations.
         keys: sections and keys of the top level: `train={"max_epochs": 20}, run_name="test"`.
 
     Raises:
-        UserError: what the config asks for is wrong, or not there; nothing was trained.
+        UserError: the config is wrong, or something that it names is missing. Nothing was trained.
         RunError: the run failed.
-        KeyboardInterrupt: it was stopped, and its state is saved.
+        KeyboardInterrupt: the run was stopped, and its state is saved.
     """
     from flow_factory.commands.training import train
 
@@ -52,7 +52,7 @@ def train(
 
 
 def __getattr__(name: str) -> "Any":
-    """The rest, imported at the moment of use: torch takes seconds."""
+    """Imports the rest when it is used, because torch takes seconds."""
     if name == "load_adapter":
         from flow_factory.models.loading import load_adapter
 

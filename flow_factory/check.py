@@ -1,4 +1,4 @@
-"""`ff-train --check`: is everything there, what will the run do, does it fit. Needs no network and no GPU."""
+"""`ff-train --check`: checks the inputs, prints the plan of the run, and estimates its memory. It needs no network and no GPU."""
 
 from collections import Counter
 from pathlib import Path
@@ -27,12 +27,12 @@ MANY = {"image": "images", "mask": "masks", "video": "videos", "audio": "sounds"
 
 
 def check(config: RunConfig) -> str:
-    """A report on a right config; see `report`."""
+    """The report on a valid config; see `report`."""
     return report(config)[0]
 
 
 def report(config: RunConfig, gpu: float | None = None) -> tuple[str, bool]:
-    """What a run would be and need, and whether it fits the cards that it would run on: of `gpu` GB each, or this machine's.
+    """The plan and the requirements of a run, and whether it fits its GPUs: of `gpu` GB each, or this machine's.
 
     Raises:
         UserError: a start would be refused.
@@ -69,7 +69,7 @@ def data_lines(found: Preflight) -> list[str]:
 
 
 def file_lines(found: Preflight) -> list[str]:
-    """Which files of rows were looked at, and how closely."""
+    """Lines about the files of rows, and how they were checked."""
     files, given, learnt = set[tuple[str, str]](), found.config.train.given, 0
     for _, row, trained in drawn(found.config, found.rows, found.tests):
         files.update(condition_files(row))
@@ -96,7 +96,7 @@ def reward_lines(found: Preflight) -> list[str]:
 
 
 def compiled_lines(found: Preflight) -> list[str]:
-    """What `model.compile` will compile, and for how many shapes."""
+    """Lines about the number of shapes for `model.compile`."""
     config = found.config
     if not config.model.compile:
         return []
@@ -111,7 +111,7 @@ def compiled_lines(found: Preflight) -> list[str]:
 
 
 def checkpoint_lines(config: RunConfig) -> list[str]:
-    """Where the checkpoint comes from."""
+    """A line about the place of the checkpoint."""
     name = config.model.model_name_or_path
     folder = Path(name)
     if folder.is_dir():

@@ -1,6 +1,6 @@
-"""`ff-train`: reads a config, then checks it, prints it, or trains, in this process or in several.
+"""`ff-train`: reads a config and checks it, prints it, or trains, in one or several processes.
 
-Nothing heavy is imported before the config is valid.
+It imports nothing heavy before the config is valid.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from flow_factory.utils.signals import Interrupted, Listener, Stopped
 from flow_factory.utils.terminal import log_to_terminal, note, quiet_libraries, tell
 
 RESERVED = {"examples": "flow_factory.commands.examples", "init": "flow_factory.commands.init"}
-"""First words that are commands of their own. A file of this name is `./init`."""
+"""First arguments that are commands. A file with such a name is written `./init`."""
 EXAMPLES = """\
 examples:
   ff-train examples quickstart                                     copy an example into the current folder; without a name, list them
@@ -46,7 +46,7 @@ examples:
 
 
 def restarts() -> list[str]:
-    """The first line of a restarted process; empty otherwise."""
+    """A line about the restart in a restarted process; empty otherwise."""
     done, most = (os.environ.get(f"TORCHELASTIC_{name}", "0") for name in ("RESTART_COUNT", "MAX_RESTARTS"))
     return [f"a process died; this is restart {done} of {most}"] if done != "0" else []
 
@@ -84,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
 
 def gigabytes(text: str) -> float:
     """Raises:
-    argparse.ArgumentTypeError: no number of GB above 0.
+    argparse.ArgumentTypeError: the text is not a positive number.
     """
     size = size_of_gpu(text)
     if size is None:
@@ -127,13 +127,13 @@ def listen(listener: Listener, argv: Sequence[str] | None) -> int:
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         try:
             listener.close()
-        except Stopped:  # as the launcher does to those that are left when one has died
+        except Stopped:  # the launcher signals the remaining processes after a death
             listener.close()
         return explain(ended_by(error, listener))
 
 
 def act(config: RunConfig, args: argparse.Namespace, listener: Listener) -> int:
-    """Does what the flags ask for, with a valid config."""
+    """Runs the command for a valid config."""
     if args.print_config:
         tell(dump_config(config).removesuffix("\n"))
         return 0

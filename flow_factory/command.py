@@ -1,4 +1,4 @@
-"""What `ff-train` and `python -m flow_factory` do. It imports nothing before the current folder is out of the way."""
+"""The entry point of `ff-train` and `python -m flow_factory`. It first moves the current folder behind Python's own modules."""
 
 import os
 import signal
@@ -8,31 +8,31 @@ import time
 from types import FrameType
 
 AT_ONCE = "{}: stopped at once; what is in the run's folder stays as it is"
-"""What is said of a signal that ends the program; its name goes in."""
+"""The message about a signal that ends the program, with a place for its name."""
 
 
 def run() -> None:
-    """The program, with the current folder behind all others: a `queue.py` (or `pathlib.py`) there is nobody's. Does not return."""
+    """Runs the program with the current folder last on the path, so that a `queue.py` there hides no module. It does not return."""
     if sys.path[0] in ("", os.getcwd()):  # noqa: PTH109
         sys.path.append(sys.path.pop(0))
-    former = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGINT)}  # until `main` listens
+    former = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGINT)}  # until `main` installs its own handlers
     from flow_factory.cli import main
 
     code = main()
-    for number, handler in former.items():  # a launcher may end what has ended already, whose code must stay its own
+    for number, handler in former.items():  # a late signal of a launcher must not change the exit code
         signal.signal(number, handler)
     leave(code)
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    """Ends a program that has not begun: an exception could be swallowed by the import that it falls into."""
+    """Ends the program during its imports, where an exception could be swallowed."""
     if os.environ.get("RANK", "0") == "0":
         os.write(2, f"{AT_ONCE.format(signal.Signals(number).name)}\n".encode())
     os._exit(130)
 
 
 def leave(code: int, patience: float = 10.0) -> None:
-    """Ends the process, also where a thread that a reward or a library has left behind does not: Python would wait for it for ever."""
+    """Ends the process even if a thread of a reward or a library is still running, for which Python would wait for ever."""
 
     def cut() -> None:
         time.sleep(patience)

@@ -22,29 +22,29 @@ class Row:
     """One line of the data set."""
 
     id: int
-    """Position among the run's training rows, those of all data sets one after the other, or among one data set's test rows; from 0."""
+    """Index among the training rows of all data sets in order, or among the test rows of one data set; from 0."""
     prompt: str
     negative_prompt: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
-    """All other columns of the line, as read; rewards get them by name."""
+    """All other columns of the line, as read. Rewards get them by name."""
     images: Sequence[str] = ()
     """Files of the condition images, in the line's order."""
     videos: Sequence[str] = ()
     """Files of the condition videos."""
     image_inputs: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Files of pictures and masks, by the argument of the pipeline's `__call__` that `data.columns` names, such as `mask_image`."""
+    """Argument of the pipeline's `__call__` that `data.columns` names, such as `mask_image` -> files of images and masks."""
     video_inputs: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Files of videos, likewise."""
+    """Argument of the call -> files of videos."""
     audio_inputs: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Files of sounds, likewise."""
+    """Argument of the call -> files of sounds."""
     source: str = ""
     """`file:line`, for messages."""
     shows: str | None = None
-    """`demonstration` or `preference`, of a line of the public schema_version 2."""
+    """`demonstration` or `preference` for a line of the public schema_version 2."""
     inside: bool = False
-    """Whether the files are stored inside the data set; they are written to their paths when first needed."""
+    """Whether the files are stored inside the data set. They are written to their paths at first use."""
     dataset: str = ""
-    """The name of its data set (`data.datasets`); "" where that has none."""
+    """The name of its data set in `data.datasets`; "" without one."""
 
 
 @dataclass(frozen=True)
@@ -102,33 +102,33 @@ class Rollout:
     media: Sequence[Any]
     """One PIL image or `Clip` per sample."""
     group: int
-    """The group's place in the epoch, over all processes."""
+    """The index of the group in the epoch, over all processes."""
     epoch: int = 0
     ids: tuple[int, ...] = ()
-    """The samples' numbers in the epoch, over all processes: the keys of their noise."""
+    """The indices of the samples in the epoch, over all processes. They are the keys of the noise."""
     x0: Tensor | None = None
     """(n, ...) final states, for algorithms that learn on the forward process."""
     schedule: tuple[Tensor, Tensor] | None = None
     """Times (T,) and noise levels (T + 1,) of the rollout's schedule, on the CPU; with `x0`, or if the algorithm needs it."""
     memo: Any = None
-    """Results that the pipeline computed from `cond` alone, see `condition_memo.ConditionMemo`."""
+    """Results of the pipeline that depend only on `cond`, see `condition_memo.ConditionMemo`."""
     frozen: dict[int, dict[str, Tensor]] = field(default_factory=lambda: defaultdict(dict))
-    """Velocities under kept weights, by the number of the training point and the weights' name."""
+    """Index of the training point -> name of kept weights -> velocity."""
     peers: dict[int, Any] = field(default_factory=dict)
     """Results of `Algorithm.survey` for each training point."""
     slope: Tensor | None = None
     """(n, ...) float32 gradient of each sample's loss in `x0`, for algorithms that learn through the sampler."""
     kl_weight: Tensor | None = None
-    """(n,) weight of each sample's distance to the reference, 1 on average over an epoch, on the CPU; None: 1."""
+    """(n,) weight of each sample's distance to the reference, of mean 1 over an epoch, on the CPU; None stands for 1."""
     rewards: Tensor = field(init=False)
-    """(n, R) float32; NaN where a score is missing. Filled in by the trainer, as is `advantage`."""
+    """(n, R) float32; NaN where a score is missing. The trainer sets it and `advantage`."""
     advantage: Tensor = field(init=False)
     """(n,) float32."""
 
 
 @dataclass
 class Point:
-    """A training point, one forward and backward: where to compute the velocity, and what else the loss needs."""
+    """A training point: the inputs of one forward and backward, and the values that the loss needs."""
 
     x: Tensor
     """State (n, ...)."""
@@ -138,30 +138,30 @@ class Point:
     cond: Cond
     advantage: Tensor
     step: Step | None = None
-    """On a rollout's path."""
+    """Set for a point on a rollout's path."""
     x0: Tensor | None = None
-    """On the forward process: x = (1 - s) x0 + s noise; both float32."""
+    """Set for a point on the forward process: x = (1 - s) x0 + s noise; both float32."""
     noise: Tensor | None = None
     memo: Any = None
     """The rollout's."""
     schedule: tuple[Tensor, Tensor] | None = None
     """The rollout's."""
     tau: Tensor | None = None
-    """Noise level at which what the policy makes of it is judged, 0-dim or (n,)."""
+    """The noise level at which the policy's sample from this state is judged, 0-dim or (n,)."""
     frozen: dict[str, Tensor] = field(default_factory=dict)
-    """Velocities here under kept weights, by name."""
+    """Name of kept weights -> their velocity here."""
     peers: Any = None
     """Result of `Algorithm.survey`; None if the loss depends on this micro-batch alone."""
     slope: Tensor | None = None
-    """(n, ...) gradient of each sample's loss in the state that the sampler's step from here leads to."""
+    """(n, ...) gradient of each sample's loss in the next state of the sampler."""
     factor: Tensor | None = None
-    """A leaf of 0 in the loss: its gradient is the factor with which the loss was multiplied before its backward."""
+    """A zero leaf in the loss. Its gradient is the factor by which the loss was multiplied before the backward."""
     dataset: str = ""
-    """The name of its row's data set."""
+    """The name of the row's data set."""
     kl_weight: Tensor | None = None
     """The rollout's."""
     unheld: bool = False
-    """Whether all of that is 0: then nothing asks for the reference."""
+    """Whether all of these weights are 0, so that the reference is not needed."""
 
 
 @dataclass(frozen=True)
@@ -172,14 +172,14 @@ class Sample:
     media: Any
     rewards: dict[str, float]
     advantage: float | None = None
-    """Of a sample of a rollout that is trained on."""
+    """The advantage of a training sample."""
     group: int | None = None
-    """Its group's place in the epoch."""
+    """The index of its group in the epoch."""
 
 
 class Velocity(Protocol):
-    """The velocity at a point under named weights: of the network that is trained now ("policy", where it is the only one) with gradient,
-    of others and of kept copies such as "ref" without. `guidance` is asked for where it is not that of `Algorithm.guidance`.
+    """The velocity at a point under named weights: with gradient for the network in its turn ("policy" if there is only one), without for
+    other networks and kept copies such as "ref". `guidance` overrides `Algorithm.guidance`.
     """
 
     def __call__(self, point: Point, weights: str = "policy", guidance: float | None = None) -> Tensor: ...

@@ -1,4 +1,4 @@
-"""The commands `ff-data`, `ff-reward`, `ff-generate`, `ff-eval`, `ff-export` and `ff-view`, and `ff-train init`, `examples` and `--test-run`.
+"""The commands `ff-data`, `ff-reward`, `ff-generate`, `ff-eval`, `ff-export` and `ff-view`; `ff-train init`, `examples`, `--test-run`.
 
 They are thin layers over the rooms.
 """

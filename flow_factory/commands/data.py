@@ -1,6 +1,6 @@
 """`ff-data`, or `python -m flow_factory.commands.data`: inspects data sets and manages their cache.
 
-Nothing heavy is imported before a command needs it.
+It imports nothing heavy before a command needs it.
 """
 
 import argparse

@@ -52,7 +52,7 @@ def age(text: str) -> float:
     """Seconds.
 
     Raises:
-        argparse.ArgumentTypeError: it is no age.
+        argparse.ArgumentTypeError: the text is not an age.
     """
     if not (found := re.fullmatch(r"(\d{1,6})([hdw])", text.strip())):
         raise argparse.ArgumentTypeError(f"{text!r} is not an age; write e.g. 12h, 30d or 4w")
@@ -90,7 +90,7 @@ def act(args: argparse.Namespace) -> int:
 
 def wanted(stock: CachedRows, args: argparse.Namespace) -> bool:
     """Raises:
-    UserError: nothing says what is to be removed.
+    UserError: no condition says what to remove.
     """
     asked = [args.older_than, args.dataset, args.model]
     if asked == [None] * 3:
@@ -108,10 +108,10 @@ def _named(value: str, name: str) -> bool:
 
 
 def agreed(yes: bool) -> bool:
-    """Whether the user wants it.
+    """Whether the user confirms the removal.
 
     Raises:
-        UserError: nobody can be asked.
+        UserError: there is no terminal to ask on.
     """
     if yes:
         return True
@@ -121,7 +121,7 @@ def agreed(yes: bool) -> bool:
 
 
 def listing(folder: Path, found: list[CachedRows], old: list[Path]) -> str:
-    """A table of what is there, and its sum."""
+    """A table of the cached rows, and their sum."""
     from flow_factory.data.cache_folder import size_on_disk
 
     lines = [("data set", "model", "rows", "size", "last use")]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 HELP = "summarise a data set: rows, columns, prompt lengths, image sizes, a contact sheet"
 SHOWN, WRONG, EXAMPLE = 40, 5, 60
-"""Columns, and files that cannot be used, that have a line; characters of an example."""
+"""The largest number of lines for columns, and for unusable files; the largest number of characters of an example."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +51,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def many(text: str) -> int:
     """Raises:
-    argparse.ArgumentTypeError: no whole number above 0.
+    argparse.ArgumentTypeError: the text is not a positive whole number.
     """
     if not text.isdecimal() or not 0 < int(text) < 10**9:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of rows, such as 100")
@@ -78,10 +78,10 @@ def act(args: argparse.Namespace) -> int:
 
 
 def asked(args: argparse.Namespace) -> tuple[list[DataConfig], RunConfig | None]:
-    """The data sets: one, or all of a config.
+    """One data set, or all data sets of a config.
 
     Raises:
-        UserError: what is named is neither a right config nor a data set's name.
+        UserError: the argument is neither a valid config nor the name of a data set.
     """
     from flow_factory.config import ConfigError, load_config
     from flow_factory.config.data import OURS
@@ -124,7 +124,7 @@ def _data(keys: dict[str, Any], data: DataConfig | None, kind: type[UserError]) 
 
 
 def counter(model: str | None, config: RunConfig | None) -> Counter | None:
-    """A checkpoint's name, and how its tokens are counted.
+    """The name of a checkpoint, and a function that counts its tokens.
 
     Raises:
         UserError: its configs or tokenizers cannot be read.
@@ -143,7 +143,7 @@ def counter(model: str | None, config: RunConfig | None) -> Counter | None:
 
 
 def report(data: DataConfig, split: str, survey: Survey, some: Sequence[Row], media: Media, count: Counter | None) -> list[str]:
-    """Lines."""
+    """The lines of the report."""
     from flow_factory.data.survey import summary, tokens_line
 
     looked = "" if len(some) == survey.rows else f" (of {len(some):,} rows)"
@@ -155,7 +155,7 @@ def report(data: DataConfig, split: str, survey: Survey, some: Sequence[Row], me
 
 
 def columns_table(columns: dict[str, Column], rows: int) -> list[str]:
-    """Name, kinds of values, how many rows have one, an example."""
+    """A table of columns: name, kinds of values, number of rows with one, an example."""
     lines = [("column", "kind", "filled", "example")]
     for name, column in list(columns.items())[:SHOWN]:
         kinds = " or ".join(kind for kind, _ in column.kinds.most_common(3) if kind != "null") or "null"
@@ -172,13 +172,13 @@ def example(value: Any) -> str:
 
 
 def cut(text: str, most: int) -> str:
-    """One line of a terminal's own characters."""
+    """The text as one printable line of at most `most` characters."""
     shown = plain(text)
     return shown if len(shown) <= most else f"{shown[: most - 3]}..."
 
 
 def media_lines(media: Media, looked: str) -> list[str]:
-    """Sizes of pictures and videos, and what is wrong with some."""
+    """Lines about the sizes of images and videos, and about unusable files."""
     from flow_factory.data.columns import listed
     from flow_factory.data.survey import histogram, summary
 
@@ -202,10 +202,10 @@ def media_lines(media: Media, looked: str) -> list[str]:
 
 
 def sheet(rows: Sequence[Row], most: int, file: Path) -> str:
-    """Writes the contact sheet; the line that says so.
+    """Writes the contact sheet and returns a line about it.
 
     Raises:
-        UserError: none of the first rows has a picture, or the file cannot be written.
+        UserError: none of the first rows has an image, or the file cannot be written.
     """
     from flow_factory.data.thumbnails import thumbnails
     from flow_factory.reporting.pictures import contact_sheet

@@ -1,4 +1,4 @@
-"""The stock pipeline of a run's evaluations, with the base's or a checkpoint's weights: what `ff-generate` and `ff-eval` draw with."""
+"""The stock pipeline of a run's evaluations, with the weights of the base model or a checkpoint, for `ff-generate` and `ff-eval`."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,14 +22,14 @@ Work = TypeVar("Work")
 
 
 class StockPipeline:
-    """The base model of a config, in evaluation.
+    """The base model of a config, in evaluation mode.
 
     Args:
-        device: its name; None: the first accelerator.
-        offload: keeps components in main memory until they are called.
+        device: the name of the device; None for the first accelerator.
+        offload: whether components stay in main memory until they are called.
 
     Raises:
-        UserError: it does not load, or there is no accelerator to offload from.
+        UserError: the model does not load, or there is no accelerator to offload from.
     """
 
     def __init__(self, config: RunConfig, device: str | None = None, offload: bool = False):
@@ -47,7 +47,7 @@ class StockPipeline:
             self.adapter.pipe.to(self.device)
 
     def take(self, checkpoint: Path | None) -> None:
-        """These weights from now on; None, the base model's, comes before all others.
+        """Loads these weights; None stands for the base model's, which must come first.
 
         Raises:
             CheckpointError: see `put_weights`.
@@ -59,10 +59,10 @@ class StockPipeline:
 
     @torch.no_grad()
     def encoded(self, rows: Sequence[Row], section: EvalConfig) -> list[Cond]:
-        """The rows' conditions, on the CPU.
+        """The conditions of the rows, on the CPU.
 
         Raises:
-            UserError: the pipeline cannot make pictures of this size, or cannot encode a row.
+            UserError: the pipeline does not support this image size, or cannot encode a row.
         """
         call, conds = pipeline_kwargs(section), []
         self.adapter.check_call(call)
@@ -72,7 +72,7 @@ class StockPipeline:
         return conds
 
     def batches(self, work: Sequence[Work], size: int, cond: Callable[[Work], Cond]) -> list[list[Work]]:
-        """At most `size` together whose conditions can share a call: of several rows, or else of one row."""
+        """Batches of at most `size` whose conditions can share a call: of several rows if possible, else of one row."""
         alike: dict[str, list[Work]] = {}
         for one in work:
             key = self.adapter.joinable(found := cond(one))
@@ -80,7 +80,7 @@ class StockPipeline:
         return [some[k : k + size] for some in alike.values() for k in range(0, len(some), size)]
 
     def draw(self, rows: Sequence[Row], conds: Sequence[Cond], section: EvalConfig, noise: list[torch.Generator]) -> list[Any]:
-        """A picture or `Clip` of each row, whose condition has its place, from the noise of its generator; see `batches`.
+        """An image or `Clip` for each row, from its condition and the noise of its generator; see `batches`.
 
         Raises:
             UserError: the pipeline cannot draw a row.

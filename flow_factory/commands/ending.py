@@ -1,4 +1,4 @@
-"""How a command ends: its last line and its exit code."""
+"""The end of a command: its last line and its exit code."""
 
 import logging
 import signal
@@ -16,30 +16,30 @@ from flow_factory.utils.signals import Listener, Stopped
 
 logger = logging.getLogger(__name__)
 SILENT = 10.0
-"""Seconds in which a process that failed on its own has left."""
+"""Seconds within which a process that failed by itself has exited."""
 
 
 def disk_full(error: Exception) -> bool:
-    """Whether it is of a full disk, a used-up quota or a limit on files, as Python says it, or Rust below safetensors."""
+    """Whether the error is a full disk, an exhausted quota or a file size limit, as reported by Python or by safetensors' Rust code."""
     return (isinstance(error, OSError) and error.errno in FULL) or str(error).endswith(tuple(f"(os error {code})" for code in FULL))
 
 
 def ended_by(error: BaseException, listener: Listener) -> BaseException:
-    """What ended the program: an error, or a signal if it came first. A launcher stops those that are left when one has died."""
-    if not isinstance(error, Stopped):  # a library may have taken the signal for an error of its own
+    """The cause of the end: the error, or a signal that came before it. A launcher signals the remaining processes after a death."""
+    if not isinstance(error, Stopped):  # a library may have turned the signal into its own error
         return error if listener.signal is None or isinstance(error, UserError) else Stopped(listener.signal.name)
     overtaken = error.__context__
     return overtaken if overtaken is not None and (isinstance(overtaken, UserError) or lost(overtaken)) else error
 
 
 def complain(error: Exception | str) -> None:
-    """Prints an error, unless another process has."""
+    """Prints an error, unless another process has printed one."""
     if not already_reported():
         print(f"error: {error}", file=sys.stderr)
 
 
 def explain(error: BaseException) -> int:
-    """Says in a line what has ended the program; the exit code. What has no line of its own is raised again."""
+    """Prints a line about the end of the program and returns the exit code. Unexpected errors are raised again."""
     if isinstance(error, FailedElsewhere):
         return second()
     if isinstance(error, ProcessLost) or lost(error):
@@ -52,20 +52,20 @@ def explain(error: BaseException) -> int:
         return 1 if isinstance(error, RunError) else 2
     if isinstance(error, KeyboardInterrupt):
         return stopped(error)
-    if already_reported():  # where several processes fail, only the first shows its trace: the others' come of its leaving
+    if already_reported():  # only the first of several failing processes shows its stack trace: the others fail because of it
         return 1
     if (line := user_code.owner_of(error)) is not None:
         print(f"error: {plain(line)}", file=sys.stderr)
         logger.info("where it comes from:", exc_info=error)
         return 1
-    if isinstance(error, OSError) and error.filename is not None:  # what the file system refused and nobody has asked before
+    if isinstance(error, OSError) and error.filename is not None:  # an error of the file system that no check has found
         print(f"error: {error.filename}: {error.strerror or error}", file=sys.stderr)
         return 1
     raise error
 
 
 def second() -> int:
-    """The exit code of a process that ends because another has: the launcher ends those that are left, and names the first that went."""
+    """The exit code of a process that ends because of another's end. The launcher reports the first one."""
     liveness.leave(FAILED)
     if not busy():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -74,7 +74,7 @@ def second() -> int:
 
 
 def stopped(what: object) -> int:
-    """Says what ended the program, unless another process has; the exit code. A launcher stops those that are left when one has died."""
+    """Prints the signal that ended the program, unless another process has printed it. Returns the exit code."""
     if (gone := liveness.who_is_gone()) is not None:
         complain(gone)
         return second()

@@ -1,4 +1,4 @@
-"""The work of `ff-eval`: draws and scores fixed pairs of prompt and noise, and goes on where an evaluation was stopped."""
+"""The work of `ff-eval`: drawing and scoring fixed pairs of prompt and noise, and resuming an interrupted evaluation."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,17 +30,17 @@ from flow_factory.utils.terminal import bar, note
 
 LIBRARIES = ("torch", "diffusers", "transformers")
 Weights = Sequence[tuple[Path | None, str]]
-"""Each checkpoint and its label; None is the base model, and comes first."""
+"""(checkpoint, label); None is the base model, which comes first."""
 Conds = Mapping[tuple[int, int], Cond]
-"""By number of the task and place of the row in it."""
+"""(index of the task, index of the row in it) -> condition."""
 
 
 class Chunk(NamedTuple):
-    """Rows of a task that are drawn and scored together: the same ones however often the evaluation is stopped, and on any processes."""
+    """Rows of a task that are drawn and scored together. The chunks do not depend on interruptions or the number of processes."""
 
     task: int
     rows: Sequence[int]
-    """Their places in the task."""
+    """Their indices in the task."""
 
     @property
     def places(self) -> Iterator[tuple[int, int]]:
@@ -48,11 +48,11 @@ class Chunk(NamedTuple):
 
 
 class Evaluation:
-    """Of some weights on some data sets.
+    """The evaluation of several weights on several data sets.
 
     Args:
-        seeds: of the noise of each row.
-        batch: samples a call of the pipeline.
+        seeds: the seeds of the noise of each row.
+        batch: the number of samples in a call of the pipeline.
 
     Raises:
         UserError: see `EvaluationFolder`.
@@ -72,7 +72,7 @@ class Evaluation:
         return self.accelerator.is_main_process
 
     def protocol(self) -> dict[str, Any]:
-        """All on which a score depends, beside the weights."""
+        """Everything that a score depends on, except the weights."""
         model = self.config.model
         device = torch.cuda.get_device_name() if self.accelerator.device.type == "cuda" else self.accelerator.device.type
         found = {
@@ -87,7 +87,7 @@ class Evaluation:
     # -- the work -----------------------------------------------------------------------------------------------------------------------
 
     def run(self, device: str | None, offload: bool) -> None:
-        """Draws and scores this process's share of what is left.
+        """Draws and scores this process's share of the remaining chunks.
 
         Raises:
             UserError: the pipeline or a reward does not load, or cannot take a row; a checkpoint does not fit; too many scores are missing.
@@ -126,7 +126,7 @@ class Evaluation:
         return [chunk for chunk in self._chunks() if not done(chunk)]
 
     def _load_rewards(self) -> list[RewardSet]:
-        """Of each task; a model that several name is loaded once."""
+        """The rewards of each task. A model that several name is loaded once."""
         entries = [entry for task in self.tasks for entry in arguments(task.entries)]
         loaded = iter(load_each(entries, (), self.accelerator)[0])
         sets = [RewardSet([next(loaded) for _ in task.entries], self.accelerator) for task in self.tasks]
@@ -152,13 +152,13 @@ class Evaluation:
         scores = torch.stack(rewards.score(rows, [[media[row, seed] for seed in self.seeds] for row in chunk.rows]))
         self.folder.keep(label, task.name, rows, dict(zip(rewards.names, scores.permute(2, 0, 1).tolist(), strict=True)))
 
-    # -- what was found -----------------------------------------------------------------------------------------------------------------
+    # -- results ------------------------------------------------------------------------------------------------------------------------
 
     def results(self, recipe: Recipe | None = None) -> str:
-        """Writes the tables, beside a recipe's numbers; the Markdown.
+        """Writes the tables, with the numbers of a recipe if given, and returns the Markdown.
 
         Raises:
-            RunError: another process's scores are not here.
+            RunError: the scores of another process are missing.
         """
         known, tables, names = self.folder.scores(), dict[tuple[str, str], NDArray[np.float64]](), dict[str, list[str]]()
         for _, label in self.weights:

@@ -1,4 +1,4 @@
-"""The folder of an evaluation: its protocol, the origin of the weights, and every score, kept as soon as it is there."""
+"""The folder of an evaluation: its protocol, the origin of the weights, and every score, written as soon as it is known."""
 
 import json
 import math
@@ -13,19 +13,19 @@ from flow_factory.utils.errors import UserError, file_errors
 PROTOCOL = "protocol.json"
 RIGHT = "name a folder that can be written"
 Known = dict[tuple[str, str, int], dict[str, list[float | None]]]
-"""By label of the weights, data set and id of a row: of each reward, the scores of all seeds; None where one is missing."""
+"""(label of the weights, data set, id of the row) -> reward -> scores of all seeds; None for a missing score."""
 
 
 class EvaluationFolder:
-    """Of one protocol, with the scores of any number of weights.
+    """The scores of any number of weights under one protocol.
 
     Args:
-        protocol: all on which a score depends, beside the weights.
-        weights: by label, `checkpoint` (a path) and `sha256`.
-        process: the number of this process, which writes into a file of its own; process 0 writes the protocol.
+        protocol: everything that a score depends on, except the weights.
+        weights: label -> `checkpoint` (a path) and `sha256`.
+        process: the rank of this process, which has its own file. Process 0 writes the protocol.
 
     Raises:
-        UserError: the folder has another protocol, or other weights of one of these labels; or it cannot be written.
+        UserError: the folder has another protocol, or other weights under one of these labels; or it cannot be written.
     """
 
     def __init__(self, path: Path, protocol: Mapping[str, Any], weights: Mapping[str, Any], process: int):
@@ -43,7 +43,7 @@ class EvaluationFolder:
                 beside.replace(path / PROTOCOL)
 
     def files(self) -> list[Path]:
-        """Those of scores: one for each process of each start."""
+        """The files of scores: one for each process of each start."""
         return sorted(self.path.glob("scores-[0-9]*.jsonl"))
 
     def _there(self) -> dict[str, Any]:
@@ -67,17 +67,17 @@ class EvaluationFolder:
                 raise UserError(f"--out: {file}: {label} was {was} with other weights; name another folder")
 
     def keep(self, label: str, dataset: str, rows: Sequence[Row], scores: Mapping[str, Sequence[Sequence[float]]]) -> None:
-        """Appends the scores of some rows: of each reward, for each row those of all seeds, NaN where one is missing."""
+        """Appends the scores of rows: reward -> for each row the scores of all seeds, NaN for a missing one."""
         known = {name: [[v if math.isfinite(v) else None for v in of] for of in its] for name, its in scores.items()}
         record = {"weights": label, "dataset": dataset, "rows": [row.id for row in rows], "scores": known}
         with file_errors("--out", self.file, RIGHT), self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
 
     def scores(self) -> Known:
-        """All that were kept; a line that a killed process left half-written does not count.
+        """All stored scores. A partial line of a killed process is ignored.
 
         Raises:
-            UserError: a whole line is damaged.
+            UserError: a complete line is damaged.
         """
         found: Known = {}
         for path in self.files():
@@ -91,7 +91,7 @@ class EvaluationFolder:
 
 
 def difference(there: Any, here: Any, key: str = "") -> tuple[str, str, str] | None:
-    """(dotted key, value there, value here) of the first thing that is not the same; None where all is."""
+    """(dotted key, value there, value here) of the first difference; None without one."""
     if isinstance(there, dict) and isinstance(here, dict):
         names = dict.fromkeys((*here, *there))
         found = (difference(there.get(name), here.get(name), f"{key}.{name}" if key and name else key or name) for name in names)

@@ -1,4 +1,4 @@
-"""What `ff-eval` judges on: the rows of each data set, with the rewards that score them."""
+"""The tasks of `ff-eval`: the rows of each data set, and the rewards that score them."""
 
 import hashlib
 import json
@@ -19,31 +19,31 @@ from flow_factory.utils.errors import UserError
 from flow_factory.utils.terminal import note
 
 OF_SPEED = ("batch_size", "device", "max_seconds", "async_reward", "num_workers")
-"""Keys of a reward that change no score."""
+"""Keys of a reward that do not change its scores."""
 
 
 class Task(NamedTuple):
-    """A data set that is evaluated."""
+    """An evaluated data set."""
 
     name: str
-    """"" where it has none."""
+    """The name of the data set; "" without one."""
     config: RunConfig
-    """Of the run with it alone."""
+    """The config of the run, restricted to this data set."""
     rows: Sequence[Row]
     entries: Sequence[RewardConfig]
-    """Those that score it."""
+    """The rewards that score it."""
 
 
 def tasks_of(config: RunConfig, rewards: Sequence[RewardConfig] | None, given: bool, noises: int) -> list[Task]:
-    """The data sets with the rows of an evaluation (`eval.max_rows`), each of which was looked at.
+    """The data sets with the rows of an evaluation (`eval.max_rows`), which are checked.
 
     Args:
-        rewards: None: the run's own, of its evaluations.
-        given: whether `data.dataset_dir` was named on the command line: its test split must be there.
-        noises: at one, rewards that compare several samples of a row are left out.
+        rewards: None for those of the run's evaluations.
+        given: whether `data.dataset_dir` was given on the command line. Its test split must exist then.
+        noises: the number of seeds. With one, groupwise rewards are left out.
 
     Raises:
-        UserError: there are no test rows or no rewards; or a row, a file or a reward is not right.
+        UserError: there are no test rows or no rewards; or a row, a file or a reward is wrong.
     """
     family, found = MODELS[config.model.model_type], []
 
@@ -71,7 +71,7 @@ def tasks_of(config: RunConfig, rewards: Sequence[RewardConfig] | None, given: b
 
 
 def described(task: Task) -> dict[str, Any]:
-    """What of the protocol is a data set's own."""
+    """The part of the protocol that belongs to a data set."""
     section, prompts, columns = task.config.eval, DataFingerprint(), hashlib.sha256()
     for row in task.rows:
         prompts(row)

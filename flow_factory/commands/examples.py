@@ -18,11 +18,11 @@ from flow_factory.commands.subcommands import done, table
 from flow_factory.utils.errors import UserError, file_errors
 
 NAMED = re.compile(r"(?:examples|dataset|assets)(?:/[\w.-]+)+")
-"""Paths of a checkout, as examples write them."""
+"""Paths in a checkout, as they appear in examples."""
 
 
 def root() -> Path:
-    """Where the examples are: in the installed package, or in the checkout around it."""
+    """The folder of the examples: in the installed package, or in the checkout around it."""
     package = Path(__file__).parents[1]
     return package / "bundled" if (package / "bundled").is_dir() else package.parent
 
@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def act(args: argparse.Namespace) -> int:
-    """Lists them, or copies those that are named."""
+    """Lists the examples, or copies the named ones."""
     found = listed()
     if not args.names:
         print("\n".join(table([(f"{name}.yaml", text) for name, text in found.items()], widest=110)))
@@ -54,7 +54,7 @@ def act(args: argparse.Namespace) -> int:
 
 
 def meant(word: str, names: Sequence[str]) -> list[str]:
-    """The example of this name, or else those that have it in their names.
+    """The example of this name, or those whose names contain it.
 
     Raises:
         UserError: there are none.
@@ -67,7 +67,7 @@ def meant(word: str, names: Sequence[str]) -> list[str]:
 
 
 def listed() -> dict[str, str]:
-    """Name, without `examples/` and `.yaml` -> what its first line says."""
+    """Name without `examples/` and `.yaml` -> first comment line."""
     here = root() / "examples"
     files = sorted(file for file in here.rglob("*.yaml") if file.relative_to(here).parts[0] not in ("launch", "cluster"))
     return {file.relative_to(here).with_suffix("").as_posix(): _first(file) for file in files}
@@ -79,9 +79,9 @@ def _first(file: Path) -> str:
 
 
 def needed(path: str) -> Iterator[str]:
-    """The files that an example names, and those that they name, with itself; paths within `root`.
+    """The example and the files that it needs, directly or indirectly, as paths in `root`.
 
-    A folder that it names is all its files; what is not here is the user's own, such as a data set.
+    A folder stands for all of its files. A missing file is the user's own, such as a data set.
     """
     waiting, seen = [path], {path}
     while waiting:
@@ -95,10 +95,10 @@ def needed(path: str) -> Iterator[str]:
 
 
 def copy(files: Sequence[str], to: Path) -> None:
-    """Copies files of `root`; those that are there already and alike stay.
+    """Copies files of `root`. Identical files that exist already are kept.
 
     Raises:
-        UserError: one is there and differs, before anything is written; or the folder cannot be written.
+        UserError: a file exists and differs: nothing was written then; or the folder cannot be written.
     """
     with file_errors("--to", to, "name a folder that can be written"):
         differing = [name for name in files if (to / name).exists() and not filecmp.cmp(root() / name, to / name, shallow=False)]

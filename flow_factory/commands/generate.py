@@ -27,7 +27,7 @@ The model, the sizes, the steps and the guidance are those of the run's evaluati
 The same prompt and seed start from the same noise with all weights. The metadata of each PNG says how it was made.
 """
 DEEP = 4
-"""Folders above a checkpoint, and itself, in which the run's config is looked for."""
+"""The number of folders, from the checkpoint upwards, in which the run's config is searched."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def take_weights(p: argparse.ArgumentParser) -> None:
-    """The arguments that say which weights draw, and how."""
+    """Adds the arguments for the weights and the sampling."""
     p.add_argument("checkpoints", nargs="*", type=Path, metavar="CHECKPOINT", help="a run's folder, a checkpoint, or a LoRA file")
     p.add_argument("--base", action="store_true", help="also draw with the base model, first")
     p.add_argument("--model", metavar="NAME|FOLDER", help="the base model, if it is not where the run found it")
@@ -62,7 +62,7 @@ def seeds(text: str) -> list[int]:
     """`3`, `0-7`, `1,5,9-11`.
 
     Raises:
-        argparse.ArgumentTypeError: it is none of these.
+        argparse.ArgumentTypeError: the text has another form.
     """
     found: list[int] = []
     for part in text.split(","):
@@ -75,7 +75,7 @@ def seeds(text: str) -> list[int]:
 
 
 def act(args: argparse.Namespace) -> int:
-    """Draws, writes the files and a contact sheet, and says where they are."""
+    """Draws, writes the files and a contact sheet, and prints where they are."""
     settle_terminal()
     weights = weights_of(args.checkpoints, args.base)
     config = config_of(args.config, [path for path, _ in weights if path is not None], overrides_of(args))
@@ -91,18 +91,18 @@ def act(args: argparse.Namespace) -> int:
 
 
 def overrides_of(args: argparse.Namespace) -> list[str]:
-    """Of the run's YAML, by `--set` and `--model`."""
+    """The overrides of the run's YAML by `--set` and `--model`."""
     return [f"eval.{text}" for text in args.set] + ([f"model.model_name_or_path={args.model}"] if args.model else [])
 
 
 def config_of(file: Path | None, checkpoints: Sequence[Path], overrides: Sequence[str]) -> RunConfig:
-    """The run's, with what the command line changes.
+    """The config of the run, with the changes of the command line.
 
     Args:
-        file: the run's YAML; None: the one beside each checkpoint.
+        file: the YAML of the run; None for the one next to each checkpoint.
 
     Raises:
-        UserError: there is none, or the checkpoints are of several base models.
+        UserError: there is no config, or the checkpoints are of several base models.
     """
     from flow_factory.config import load_config
 
@@ -117,10 +117,10 @@ def config_of(file: Path | None, checkpoints: Sequence[Path], overrides: Sequenc
 
 
 def weights_of(checkpoints: Sequence[Path], base: bool) -> list[tuple[Path | None, str]]:
-    """Each checkpoint, of a run's folder the newest one, and its label; the base model, None, comes first.
+    """Each checkpoint (the newest one of a run's folder) and its label. The base model, None, comes first.
 
     Raises:
-        UserError: there is none, or a path is no checkpoint.
+        UserError: no checkpoint is given, or a path is no checkpoint.
     """
     from flow_factory.checkpoints.checkpoint import model_kind, newest
 
@@ -146,7 +146,7 @@ def config_beside(checkpoint: Path) -> Path:
 
 
 def labels_of(checkpoints: Sequence[Path]) -> list[str]:
-    """A short name for each, all different: the last folders of its path."""
+    """A unique short name for each checkpoint: the last folders of its path."""
     paths = [path.absolute() for path in checkpoints]
     for count in range(1, max((len(p.parts) for p in paths), default=1) + 1):
         names = ["_".join(part for part in p.with_suffix("").parts[-count:] if part not in ("/", "checkpoints")) for p in paths]
@@ -156,10 +156,10 @@ def labels_of(checkpoints: Sequence[Path]) -> list[str]:
 
 
 def rows_of(texts: Sequence[str], negative: str | None) -> list[Row]:
-    """The rows of files, and a row for each other text.
+    """The rows of the files, and a row for each other text.
 
     Raises:
-        UserError: a file is damaged, or a text looks like a file that is not there.
+        UserError: a file is damaged, or a text looks like a missing file.
     """
     from dataclasses import replace
 

@@ -21,11 +21,11 @@ from flow_factory.utils.terminal import bar
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be drawn."""
+    """The samples to draw."""
 
     config: RunConfig
     weights: Sequence[tuple[Path | None, str]]
-    """Each checkpoint and its label; None is the base model, and comes first."""
+    """(checkpoint, label); None is the base model, which comes first."""
     rows: Sequence[Row]
     seeds: Sequence[int]
     batch: int
@@ -35,10 +35,10 @@ class Job:
 
 
 def draw(job: Job) -> Path:
-    """Draws all, and writes a file a picture and a contact sheet, whose path is returned.
+    """Draws all samples, and writes a file for each and a contact sheet. Returns the path of the sheet.
 
     Raises:
-        UserError: the pipeline does not load or cannot take a row; a checkpoint does not fit; the folder cannot be written.
+        UserError: the pipeline does not load or cannot draw a row; a checkpoint does not fit; the folder cannot be written.
     """
     section, pipeline = job.config.eval, StockPipeline(job.config, job.device, job.offload)
     conds = pipeline.encoded(job.rows, section)
@@ -59,7 +59,7 @@ def draw(job: Job) -> Path:
 
 
 def _columns(job: Job) -> int:
-    """Those of one prompt and seed stand side by side; seeds share a line where there is one kind of weights."""
+    """The number of columns: samples of one prompt and seed are side by side. With one kind of weights, seeds share a line."""
     return len(job.weights) if len(job.weights) > 1 else min(len(job.seeds), 8)
 
 

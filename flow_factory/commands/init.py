@@ -1,6 +1,6 @@
-"""`ff-train init`: a YAML of your own, from the example that is nearest, in sizes that fit your card.
+"""`ff-train init`: writes a YAML from the nearest example, in sizes that fit your GPU.
 
-On a terminal it asks what no flag says; elsewhere the defaults stand. The file passes `ff-train FILE --check --gpu GB`.
+On a terminal it asks for values that no flag sets; elsewhere it uses the defaults. The file passes `ff-train FILE --check --gpu GB`.
 
   ff-train init
   ff-train init --model sd3_5 --gpu 24 --data my_prompts --reward HPSv2 --out sd3.yaml
@@ -35,9 +35,9 @@ COMMENTS = {
     "save_freq": "epochs between two checkpoints",
     "save_model_only": "false: a run that was stopped can go on",
 }
-"""What stands behind a key, where it stands first."""
+"""Key -> the comment behind its first appearance."""
 ONE_GPU = 16
-"""Prompts of an epoch on one GPU."""
+"""The number of prompts of an epoch on one GPU."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def known() -> dict[str, list[str]]:
-    """Algorithm -> models, of which there are LoRA examples."""
+    """Algorithm -> models with a LoRA example."""
     found: dict[str, list[str]] = {}
     for name in listed():
         algorithm, kind, *rest = f"{name}/".split("/")
@@ -65,7 +65,7 @@ def known() -> dict[str, list[str]]:
 
 
 def act(args: argparse.Namespace) -> int:
-    """Asks, works the file out, and writes it."""
+    """Asks for missing values, computes the file, and writes it."""
     if args.out.exists():
         raise UserError(f"--out: {args.out} is there; name another file, or move it away")
     algorithm = asked(args.algorithm, "algorithm", "grpo", list(known()))
@@ -91,10 +91,10 @@ def act(args: argparse.Namespace) -> int:
 
 
 def asked(given: Any, what: str, default: str, choices: Sequence[str] | None = None) -> str:
-    """What a flag says, or the user does, or the default.
+    """The value of a flag, or the user's answer, or the default.
 
     Raises:
-        UserError: it is none of the choices.
+        UserError: the value is none of the choices.
     """
     text = str(given) if given is not None else default
     if given is None and sys.stdin.isatty() and sys.stdout.isatty():
@@ -107,7 +107,7 @@ def asked(given: Any, what: str, default: str, choices: Sequence[str] | None = N
 
 def number(text: str) -> float:
     """Raises:
-    UserError: no number of GB above 0.
+    UserError: the text is not a positive number.
     """
     size = size_of_gpu(text)
     if size is None:
@@ -116,7 +116,7 @@ def number(text: str) -> float:
 
 
 def adapted(tree: dict[str, Any], data: str, reward: str, processes: int) -> dict[str, Any]:
-    """The example with the user's own."""
+    """The example with the user's values."""
     tree["num_processes"] = processes
     if data:
         tree["data"] = {"dataset_dir": data}
@@ -129,10 +129,10 @@ def adapted(tree: dict[str, Any], data: str, reward: str, processes: int) -> dic
 
 
 def fitted(tree: dict[str, Any], gpu: float) -> tuple[str, list[str]]:
-    """The YAML with the keys that make it fit, and these.
+    """The YAML with the keys that make it fit, and these keys.
 
     Raises:
-        UserError: it is no right config, or fits no such card.
+        UserError: the config is invalid, or does not fit such a GPU.
     """
     from tempfile import TemporaryDirectory
 
@@ -156,7 +156,7 @@ def fitted(tree: dict[str, Any], gpu: float) -> tuple[str, list[str]]:
 
 
 def written(tree: Mapping[str, Any]) -> str:
-    """YAML with comments, an empty line between sections."""
+    """The YAML with comments, and an empty line between sections."""
     said: set[str] = set()
     lines = []
     for key, value in sorted(tree.items(), key=lambda item: isinstance(item[1], (dict, list))):
@@ -170,7 +170,7 @@ def written(tree: Mapping[str, Any]) -> str:
 
 
 def _block(key: str, value: Any) -> list[str]:
-    """The lines of a top-level key; of a section each key has its own, with a list or a mapping in it."""
+    """The lines of a top-level key. Each key of a section has its own line, with lists and mappings inline."""
     if isinstance(value, dict):
         return [f"{key}:", *(f"  {line}" for name, one in value.items() for line in _lines(name, one, isinstance(one, (dict, list))))]
     return _lines(key, value, key != "rewards" and isinstance(value, list))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 HELP = "test that rewards load and repeat their scores; print their scale and speed"
 MOST = 64
-"""Of a folder's pictures, so many are looked at, evenly spaced."""
+"""The largest number of images of a folder that are scored, evenly spaced."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def act(args: argparse.Namespace) -> int:
-    """Prints a paragraph for each reward; 1 where one fails."""
+    """Prints a paragraph for each reward. Returns 1 if one fails."""
     from flow_factory.rewards.bench import entries_of
     from flow_factory.rewards.folder import read_folder
 
@@ -50,10 +50,10 @@ def act(args: argparse.Namespace) -> int:
 
 
 def checked(entry: RewardArguments, mine: list[tuple[str, Any, Any]]) -> tuple[list[str], bool]:
-    """The paragraph of one reward, and whether it passes.
+    """The paragraph about one reward, and whether it passes.
 
     Raises:
-        UserError: it does not load, or neither the drawn pictures nor the user's own are what it scores.
+        UserError: the reward does not load, or scores neither the drawn images nor the user's.
     """
     from flow_factory.rewards.bench import loaded
     from flow_factory.rewards.drawn import ROW, drawn
@@ -88,7 +88,7 @@ def checked(entry: RewardArguments, mine: list[tuple[str, Any, Any]]) -> tuple[l
 
 
 def published(entry: RewardArguments) -> list[str]:
-    """The licence and the scale of one that comes along."""
+    """A line with the licence and the scale of a built-in reward."""
     from flow_factory.rewards import REWARDS
     from flow_factory.rewards.facts import FACTS
 
@@ -97,7 +97,7 @@ def published(entry: RewardArguments) -> list[str]:
 
 
 def told(title: str, found: Findings, batch: int) -> list[str]:
-    """What was found with some samples."""
+    """The lines of the findings."""
     from flow_factory.rewards.drawn import WORSE
 
     missing = len(found.scores) - len(found.known)

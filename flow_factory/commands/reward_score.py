@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 HELP = "score the images of a folder; write jsonl, CSV and a contact sheet sorted by score"
 AT_ONCE = 64
-"""Pictures in main memory, where a group has no more."""
+"""The number of images in main memory at a time, unless a group has more."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +44,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def act(args: argparse.Namespace) -> int:
-    """Writes the files, and says what is in them."""
+    """Writes the files, and prints a summary."""
     from flow_factory.rewards.bench import entries_of, loaded
     from flow_factory.rewards.folder import read_folder
 
@@ -64,10 +64,10 @@ def act(args: argparse.Namespace) -> int:
 
 
 def scored(rewards: RewardSet, found: list[Scored]) -> tuple[list[str], list[list[float]]]:
-    """(names of the rewards, for each file its scores, NaN where one is missing).
+    """(names of the rewards, the scores of each file, NaN for a missing one).
 
     Raises:
-        UserError: a row lacks what a reward needs, a file is damaged, or a reward fails.
+        UserError: a row lacks an input of a reward, a file is damaged, or a reward fails.
     """
     from flow_factory.rewards.folder import groups_of
 
@@ -105,7 +105,7 @@ def write(folder: Path, names: list[str], found: list[Scored], scores: list[list
 
 
 def sheet(folder: Path, name: str, found: list[Scored], scores: list[float], most: int) -> Path:
-    """Writes the contact sheet of one reward; of more than `most` pictures the best and the worst half. Its path."""
+    """Writes the contact sheet of one reward, with the best and the worst if there are more than `most` images. Returns its path."""
     from flow_factory.reporting.pictures import contact_sheet
     from flow_factory.types import Sample
 

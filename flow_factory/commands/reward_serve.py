@@ -36,14 +36,14 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def asked(args: argparse.Namespace) -> list[str]:
-    """The overrides, with those that flags stand for."""
+    """The overrides, with those of the flags."""
     flags = {"host": args.host, "port": args.port, "workers": args.workers}
     given = [f"server.{key}={value}" for key, value in flags.items() if value is not None]
     return [*args.overrides, *given, *([f"server.devices=[{', '.join(args.devices)}]"] if args.devices else [])]
 
 
 def act(args: argparse.Namespace) -> int:
-    """Serves until a signal comes; 0 then."""
+    """Serves until a signal arrives. Returns 0."""
     from flow_factory.config.service import load_rewards_config
     from flow_factory.distributed.threads import settle, usable_cores
     from flow_factory.utils.terminal import log_to_terminal
@@ -59,8 +59,8 @@ def act(args: argparse.Namespace) -> int:
 
 def serve(config: RewardsConfig, path: str, overrides: list[str]) -> int:
     """Raises:
-    UserError: the rewards do not load, or the address cannot be listened on.
-    RunError: a worker has died again and again.
+    UserError: the rewards do not load, or the server cannot listen on the address.
+    RunError: a worker has died repeatedly.
     """
     import uvicorn
 

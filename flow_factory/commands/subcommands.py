@@ -1,4 +1,4 @@
-"""What the other commands have in common: commands in modules of their own, one line for what is wrong, and the exit code."""
+"""The common parts of commands with subcommands: the parser, one line for an error, and the exit code."""
 
 import argparse
 import logging
@@ -16,7 +16,7 @@ def parser_of(prog: str, description: str, examples: str, modules: Mapping[str, 
     """The command line.
 
     Args:
-        modules: name of a command -> module with `HELP`, a line; `add(parser)`, which says its arguments; and `act(args)`, which
+        modules: name of a subcommand -> module with `HELP`, a line; `add(parser)`, which adds its arguments; and `act(args)`, which
             returns the exit code.
     """
     p = argparse.ArgumentParser(prog=prog, description=description, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -30,13 +30,13 @@ def parser_of(prog: str, description: str, examples: str, modules: Mapping[str, 
 
 
 def take_rewards(parser: argparse.ArgumentParser, example: str = "rewards.0.batch_size=8") -> None:
-    """The arguments that name a YAML of rewards, and keys of it, such as the example."""
+    """Adds the arguments for a YAML of rewards and for overrides of its keys."""
     parser.add_argument("config", type=Path, help="a YAML file with rewards:, or a run's YAML")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=f"set keys of the file, for example {example}")
 
 
 def size_of_gpu(text: str) -> float | None:
-    """GB, of `24` or `24GB`; None where the text is no such size."""
+    """The GB of `24` or `24GB`; None if the text is no such size."""
     try:
         size = float(text.lower().removesuffix("gb"))
     except ValueError:
@@ -45,25 +45,25 @@ def size_of_gpu(text: str) -> float | None:
 
 
 def table(lines: Sequence[Sequence[str]], widest: int = 1000) -> list[str]:
-    """Lines of cells, in columns; a cell of more than `widest` characters is cut."""
+    """Aligned lines of cells. A cell of more than `widest` characters is cut."""
     cut = [[cell if len(cell) <= widest else f"{cell[: widest - 3]}..." for cell in line] for line in lines]
     widths = [max(len(line[k]) for line in cut) for k in range(len(cut[0]))] if cut else []
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cut]
 
 
 def first() -> bool:
-    """Whether this is the process that prints for all."""
+    """Whether this process prints for all."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def settle_terminal() -> None:
-    """Log records as lines, of other processes than the first only errors, and no remarks of the libraries: before they are imported."""
+    """Prints log records as lines (only errors on other processes than the first), and hides messages of libraries, before their import."""
     log_to_terminal(logging.WARNING if first() else logging.ERROR)
     quiet_libraries()
 
 
 def done(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
-    """Does what the command line asks. Exit code: 0 done, 1 failed, 2 bad arguments or data, 130 interrupted."""
+    """Runs the command line. Exit code: 0 done, 1 failed, 2 bad arguments or data, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments:
         parser.print_help()
@@ -77,7 +77,7 @@ def done(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
         if not already_reported():
             print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, RunError) else 2
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # as with `| head`
         let_reader_go()
         return 0
     except OSError as error:

@@ -29,13 +29,13 @@ from flow_factory.utils.terminal import Epochs
 
 
 def rehearse(config: RunConfig, heard: Callable[[], None]) -> tuple[str, bool]:
-    """(what the run will take, whether the disk has room for it); on the main process.
+    """(the predicted cost of the run, whether the disk has room), on the main process.
 
     Args:
-        heard: raises, if a signal has come.
+        heard: raises if a signal has arrived.
 
     Raises:
-        as a run.
+        see `run_to_end`.
     """
     few = hidden(shrunk(config))
     run = build(few)
@@ -44,11 +44,11 @@ def rehearse(config: RunConfig, heard: Callable[[], None]) -> tuple[str, bool]:
         return Rehearsal(config, few, run)()
     finally:
         if run.claim is not None:
-            run.claim.release()  # with which its folder goes
+            run.claim.release()  # it removes the folder, too
 
 
 def hidden(config: RunConfig) -> RunConfig:
-    """In a new folder beside the runs', so on their disk; a fresh start, or from weights, with no tracker but the run's own files."""
+    """The config with a new folder on the disk of the runs, a fresh start or one from weights, and no external tracker."""
     path = config.model.resume_path
     state = path is not None and (path == AUTO or (config.model.resume_type or kind_of(newest(Path(path)))) == "state")
     log = {"save_dir": str(Path(config.log.save_dir, TEST)), "run_name": None, "logging_backend": ()}
@@ -59,37 +59,37 @@ def hidden(config: RunConfig) -> RunConfig:
 
 
 class Tested(NamedTuple):
-    """The rows of a data set's evaluation."""
+    """The numbers of rows in the evaluation of a data set."""
 
     usual: int
-    """In the run."""
+    """Of the run."""
     taken: int
-    """In this one."""
+    """Of the test run."""
     full: int
-    """In the run's evaluation at the end, where that takes all; else 0."""
+    """Of the run's final evaluation, if that has all rows; else 0."""
     one: int
-    """What a row costs, beside another data set's."""
+    """The relative cost of a row."""
 
 
 @dataclass
 class Rehearsal:
-    """Of a run that is built."""
+    """A test run of a run that is built."""
 
     config: RunConfig
-    """The run's, not the short one's."""
+    """The config of the full run."""
     few: RunConfig
     run: Run
     paces: Paces = field(init=False)
     sizes: tuple[int, int] = field(init=False)
-    """Bytes of a checkpoint: of its weights, of its training state."""
+    """(bytes of a checkpoint's weights, bytes of its training state)."""
     saving: float = field(init=False)
-    """Seconds that it held the run up."""
+    """Seconds for which the checkpoint blocked the run."""
 
     def __post_init__(self) -> None:
         self.paces = Paces(self.run.context.meter)
 
     def __call__(self) -> tuple[str, bool]:
-        """All phases, then what was found."""
+        """Runs all phases and returns the report."""
         run, trainer = self.run, self.run.trainer
         measure(trainer)
         trainer.context.meter.observers.append(self.paces)
@@ -109,7 +109,7 @@ class Rehearsal:
         return "\n".join([self.title(), *self.epochs(everyone), *self.memory(), *lines]), fits
 
     def save(self) -> None:
-        """A checkpoint with its training state, to its end."""
+        """Writes a checkpoint with its training state, and waits for it."""
         self.run.save(state=True)
         self.saving = self.run.saving["time/save_s"]
         self.run.saver.wait()
@@ -119,7 +119,7 @@ class Rehearsal:
 
     def load(self) -> None:
         """Raises:
-        RunError: what comes back is not what was saved.
+        RunError: the loaded weights differ from the saved ones.
         """
         trainer = self.run.trainer
         before = sums(trainer.context.store.state_dict().values())
@@ -127,14 +127,14 @@ class Rehearsal:
         if progress != trainer.context.progress or sums(trainer.context.store.state_dict().values()) != before:
             raise RunError(f"{self.run.checkpoint()} was saved, and other weights came back from it: is the disk in order?")
 
-    # -- what was found --------------------------------------------------------------------------------------------------------
+    # -- results ---------------------------------------------------------------------------------------------------------------
 
     def rows(self) -> tuple[int, int]:
-        """Test rows of an evaluation of the run, and of this one."""
+        """The numbers of test rows in an evaluation of the run, and of the test run."""
         return sum(e.usual for e in self.tested()), sum(e.taken for e in self.tested())
 
     def tested(self) -> list[Tested]:
-        """By data set."""
+        """The numbers of rows for each data set."""
         alone = {dataset.name: dataset.config for dataset in datasets_of(self.config)}
         found = []
         for evaluator in self.run.evaluators:
@@ -145,11 +145,11 @@ class Rehearsal:
         return found
 
     def work(self) -> tuple[int, int]:
-        """What an evaluation of the run does, and this one did."""
+        """The work of an evaluation in the run, and in the test run."""
         return sum(e.usual * e.one for e in self.tested()), sum(e.taken * e.one for e in self.tested())
 
     def more(self) -> float:
-        """Evaluations that `eval.full_at_end` is worth."""
+        """The cost of `eval.full_at_end` in evaluations."""
         usual = self.work()[0]
         return sum((e.full - e.usual) * e.one for e in self.tested() if e.full) / usual if usual else 0.0
 
@@ -160,7 +160,7 @@ class Rehearsal:
         return f"test run: an epoch of {much}{tested}, a checkpoint and its way back; nothing of it is kept but the encoded rows"
 
     def epochs(self, found: Forecast) -> Iterator[str]:
-        """What takes how long; the slowest process's times."""
+        """Lines with the predicted times, of the slowest process."""
         epoch = sum(found.phases.values())
         parts = ", ".join(f"{phase} {precisely(seconds)}" for phase, seconds in found.phases.items() if seconds > 0.005 * epoch)
         yield f"an epoch: {precisely(epoch)} ({parts})"
@@ -181,7 +181,7 @@ class Rehearsal:
         yield f"the run: {precisely(whole)} for {of}, its start not counted{minutes}"
 
     def memory(self) -> Iterator[str]:
-        """The peak, beside the estimate."""
+        """Lines with the measured peak and the estimate."""
         meter, model = self.run.context.meter, model_of(self.few)
         if not meter.cuda:
             yield f"memory: {meter.memory.allocated_gb():.2f} GB of main memory for the first process, Python and its libraries included"
@@ -197,16 +197,16 @@ class Rehearsal:
         yield f"memory of the run, with all its groups: {meter.memory.allocated_gb() + there - here:.2f} GB, estimated {there:.2f}"
 
     def disk(self) -> tuple[list[str], bool]:
-        """What checkpoints take, and whether they have room."""
+        """Lines with the size of checkpoints, and whether the disk has room."""
         log, (weights, state) = self.config.log, self.sizes
         each, many = weights + state * (not log.save_model_only), times(self.config)
-        free = free_space(Path(log.save_dir)) + weights + state  # the one that goes
+        free = free_space(Path(log.save_dir)) + weights + state  # the one that is removed
         said = f"a checkpoint: {amount(weights)} of weights, {amount(state)} of training state"
         said += "" if not log.save_model_only else " (of which one is written when the run is stopped)"
         if many is None and log.keep_last_n is None:
             return [f"{said}; all are kept: {amount(free)} are free in {log.save_dir}, for {free // max(1, each)} of them"], True
         kept = min(n for n in (many[1] if many else None, log.keep_last_n) if n is not None)
-        beside = many is None or many[1] > kept  # the next is whole before the oldest goes
+        beside = many is None or many[1] > kept  # the next is complete before the oldest is removed
         needed = (kept + beside) * each + state * log.save_model_only
         fits = needed < free
         text = f"{amount(needed)} for {kept} of them{' and the next' if beside else ''}, and {amount(free)} are free in {log.save_dir}"
@@ -218,18 +218,18 @@ def counted(many: int, what: str) -> str:
 
 
 def slowest(everyone: list[Forecast]) -> Forecast:
-    """Of each phase, the process that takes longest."""
+    """The largest time of each phase over the processes."""
     phases = {phase: max(one.phases[phase] for one in everyone) for phase in everyone[0].phases}
     return Forecast(phases, max(one.once for one in everyone), max(one.evaluation for one in everyone))
 
 
 def sums(copies: Iterable[Mapping[str, Tensor]]) -> list[float]:
-    """Of the values of each part of each copy: the same for the same bits."""
+    """The sum of each part of each copy. Equal bits give equal sums."""
     return [float(part.detach().double().sum()) for parts in copies for part in parts.values()]
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of the files in it."""
+    """The bytes of the files in a folder."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 

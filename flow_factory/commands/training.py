@@ -1,4 +1,4 @@
-"""A run from Python, `flow_factory.train`, and what `ff-train` shares with it."""
+"""A run from Python, `flow_factory.train`, and its common parts with `ff-train`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FRUGAL = (
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run has come to: the summary of `ff-train` as data."""
+    """The result of a run: the summary of `ff-train` as data."""
 
     folder: Path
     """Of the run: report.html, metrics.jsonl, curves.png, samples/, before_after.png, config.yaml."""
@@ -46,17 +46,17 @@ class TrainResult:
     """The last weights, which `load_lora_weights` or `from_pretrained` of diffusers takes."""
     epochs: int
     before: Mapping[str, float]
-    """Metrics of the first evaluation, such as `reward_PickScore_mean`; empty where there was one alone, or none."""
+    """The metrics of the first evaluation, such as `reward_PickScore_mean`; empty with fewer than two evaluations."""
     after: Mapping[str, float]
-    """Those of the last evaluation."""
+    """The metrics of the last evaluation."""
     intervals: Mapping[str, tuple[float, float]]
-    """By metric, the 95 % interval of its change over the pairs of prompt and noise."""
+    """Metric -> the 95 % interval of its change, over the pairs of prompt and noise."""
     summary: str
     """The Markdown that `ff-train` prints."""
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """All that was logged: a mapping a line, with `step`, the number of epochs done."""
+        """All logged metrics: a mapping for each line, with `step`, the number of finished epochs."""
         from flow_factory.reporting.metrics import read_metrics
 
         return read_metrics(self.folder / "metrics.jsonl")
@@ -91,10 +91,10 @@ def train(
 
 
 def settle_process(flags: Mapping[str, Any]) -> None:
-    """The environment of a process that trains, before torch is imported.
+    """Sets the environment of a training process, before torch is imported.
 
     Args:
-        flags: of the command line.
+        flags: the flags of the command line.
     """
     os.environ.update(srun_task(flags, os.environ))
     settle(os.environ)
@@ -107,11 +107,11 @@ def _trained(config: RunConfig) -> TrainResult:
 
     from flow_factory.runs.resume import Finished
 
-    if not dist.is_initialized():  # by an earlier run of this process, which may have had another precision
+    if not dist.is_initialized():  # an earlier run of this process may have used another precision
         AcceleratorState._reset_state(reset_partial_state=True)
     try:
         run, _ = run_to_end(config)
-        atexit.register(liveness.leave)  # of several processes; none waits for one that has come to its end
+        atexit.register(liveness.leave)  # so that no other process waits for one that has ended
         return result_of(run.checkpoint(), run.context.progress.epoch, run.main)
     except Finished as finished:
         note(*([finished] if first() else []))
@@ -122,19 +122,19 @@ def _trained(config: RunConfig) -> TrainResult:
         liveness.leave(FAILED)
         raise
     finally:
-        gc.collect()  # a run's parts know each other, and a notebook's next one wants their memory
+        gc.collect()  # the parts of a run are reference cycles, and the next run in a notebook needs their memory
 
 
 def run_to_end(config: RunConfig, heard: Callable[[], None] = lambda: None) -> tuple[Run, str]:
-    """Builds the run and trains. (the run, its summary, which the main process has)
+    """Builds the run and trains. Returns the run, and on the main process its summary.
 
     Args:
-        heard: raises, if a signal has come while the run was built.
+        heard: raises if a signal has arrived while the run was built.
 
     Raises:
-        UserError, RunError: it cannot begin; it failed.
-        Finished: the run that is to go on has all its epochs.
-        Interrupted: on SIGTERM or Ctrl-C, after the training state was saved.
+        UserError, RunError: the run cannot start, or failed.
+        Finished: the resumed run has finished all epochs.
+        Interrupted: SIGTERM or Ctrl-C, after the training state was saved.
     """
     from flow_factory.train import build
 
@@ -146,10 +146,10 @@ def run_to_end(config: RunConfig, heard: Callable[[], None] = lambda: None) -> t
 
 @contextmanager
 def run_errors(config: RunConfig) -> Iterator[None]:
-    """What ends a run and is no fault of the program, as a line.
+    """Turns errors that end a run and are no fault of the program into one line.
 
     Raises:
-        RunError: training does not compute what sampling computed; memory or the disk is full.
+        RunError: training does not compute what sampling computed, or memory or the disk is full.
     """
     from safetensors import SafetensorError
     from torch import OutOfMemoryError
@@ -171,7 +171,7 @@ def run_errors(config: RunConfig) -> Iterator[None]:
 
 
 def result_of(checkpoint: Path, epochs: int, main: bool) -> TrainResult:
-    """What the folder of a run says of it; of other processes than the main one nothing, for it may still be written."""
+    """The result from the folder of a run. It is empty on other processes than the main one, which may still be writing."""
     from flow_factory.reporting.paired_gains import intervals
     from flow_factory.reporting.report import eval_metrics
 
@@ -184,7 +184,7 @@ def result_of(checkpoint: Path, epochs: int, main: bool) -> TrainResult:
     return TrainResult(folder, checkpoint, epochs, before, after, intervals(folder), text)
 
 
-# -- what is handed over ----------------------------------------------------------------------------------------------------------------
+# -- arguments --------------------------------------------------------------------------------------------------------------------------
 
 
 def _flat(keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,10 +199,10 @@ def entries_of(section: str, given: Any, taken: dict[str, Any]) -> list[Any]:
     """The entries of `rewards:`, of one reward or several, each a name, an entry, or a function or class of Python.
 
     Args:
-        taken: names of functions and classes that the config already has.
+        taken: names of functions and classes that are already in the config.
 
     Raises:
-        UserError: it is none of these.
+        UserError: an entry is none of these.
     """
     if isinstance(given, Mapping) and "reward_model" not in given:
         return [{"name": name, **_entry(section, reward, taken)} for name, reward in given.items()]
@@ -221,7 +221,7 @@ def _entry(section: str, given: Any, taken: dict[str, Any]) -> dict[str, Any]:
 
 
 def _named(reward: Any, taken: dict[str, Any]) -> str:
-    """By which name the config finds it: its dotted path, or one that holds as long as this program."""
+    """The name of a function or class in the config: its dotted path, or a name that is valid in this process only."""
     plain, module = getattr(reward, "__name__", type(reward).__name__), getattr(reward, "__module__", "__main__")
     home = sys.modules.get(module)
     if module != "__main__" and getattr(home, "__spec__", None) is not None and getattr(home, plain, None) is reward:
