@@ -9,11 +9,13 @@ there, too: the weights as the engine holds them. Linux only.
 
 import argparse
 import ctypes
+import importlib.util
 import json
 import re
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from tests.tiny.several import several
 from tests.tiny.weighed import size_of
 
 ROOT = Path(__file__).parent.parent
-FSDP2 = f"config_file={ROOT}/examples/launch/fsdp2.yaml"
+FSDP2, ZERO3 = (f"config_file={ROOT}/examples/launch/{name}.yaml" for name in ("fsdp2", "deepspeed_zero3"))
 COMMON = (
     "mixed_precision=bf16", "train.unique_sample_num_per_epoch=4", "train.gradient_step_per_epoch=1", "train.ema_decay=0",
     "eval.eval_freq=0", "model.master_weight_dtype=fp32", "model.reshard_after_forward=true",
@@ -36,6 +38,7 @@ CASES = {
     "lora": ("bf16", ("model.finetune_type=lora",)),
     "lora_of_float32": ("fp32", ("model.finetune_type=lora",)),
     "full_by_fsdp2": ("bf16", ("model.finetune_type=full", "model.target_modules=all", FSDP2)),
+    "full_by_zero3": ("bf16", ("model.finetune_type=full", "model.target_modules=all", ZERO3)),
 }
 """Run -> the dtype of the checkpoint's files, and its keys; the weights that are trained are float32, all compute in bf16."""
 OFTEN = 0.02
@@ -60,6 +63,8 @@ class Watch:
 
     def __init__(self) -> None:
         self.low = self.high = anonymous()
+        self.settled: int | None = None
+        """The most until DeepSpeed began."""
         threading.Thread(target=self._look, daemon=True).start()
 
     def _look(self) -> None:
@@ -79,6 +84,19 @@ def begin(rank: int) -> None:
     global watch
     ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, 2**20)  # what the allocator keeps for later is nobody's
     watch = Watch()
+    if importlib.util.find_spec("deepspeed"):
+        deepspeed = importlib.import_module("deepspeed")
+        deepspeed.initialize = marked(deepspeed.initialize)
+
+
+def marked(initialize: Callable[..., Any]) -> Callable[..., Any]:
+    """`deepspeed.initialize`: what it makes of the weights would be on the GPU, and is to be told from what their casts took."""
+
+    def marking(*args: Any, **kwargs: Any) -> Any:
+        watch.settled = watch.high
+        return initialize(*args, **kwargs)
+
+    return marking
 
 
 def held(run: Run) -> dict[str, float]:
@@ -89,9 +107,10 @@ def held(run: Run) -> dict[str, float]:
     own, frozen = ([part(p) for p in params if p.requires_grad == trained] for trained in (True, False))
     copies = [t for kept in run.context.store.copies.values() for t in kept]
     found = {"peak": watch.high - watch.low, "end": now - watch.low, "trained": size_of(own), "copies": size_of(copies)}
+    found["settled"] = (watch.settled or watch.high) - watch.low
     found |= {"frozen": size_of(frozen), "mapped": mapped()}
     dist.barrier()
-    watch.low = 2**62  # the next run's is looked for anew
+    watch.low, watch.settled = 2**62, None  # the next run's is looked for anew
     return {name: round(size / 1e6, 1) for name, size in found.items()}
 
 

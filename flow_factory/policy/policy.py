@@ -68,12 +68,18 @@ class Policy(nn.Module):
             device: None leaves the weights where they are.
             own: whether frozen weights are copied too, so that they may be written to.
         """
+        for _ in self.settling(part, device, own):
+            pass
+
+    def settling(self, part: nn.Module, device: torch.device | None = None, own: bool = False) -> Iterator[nn.Parameter]:
+        """As `settle`; yields each weight once it is cast, before the next one is read."""
         for module, name, dtype in self.unsettled(part):
             p: nn.Parameter = module._parameters[name]  # type: ignore[assignment]
             read = p.data
             p.data = read.to(device or read.device).to(dtype)  # files mostly have fewer bits
             if (own or p.requires_grad) and p.data_ptr() == read.data_ptr():
                 p.data = read.clone()
+            yield p
 
     def unsettled(self, part: nn.Module) -> list[tuple[nn.Module, str, torch.dtype]]:
         """The weights of a part that the caller must settle, each once: (its module, its name there, its final dtype)."""

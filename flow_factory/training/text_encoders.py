@@ -157,10 +157,21 @@ class Encoders:
         return Ledger(Path(self.config.data.cache_dir).expanduser() / "encoders.jsonl", FORMAT)
 
     def _key(self) -> str | None:
-        """The files by path, size and modification time, and what else the weights depend on; None if their origin is unknown."""
+        """The files, as `stated` describes them, and what else the weights depend on; None if their origin is unknown."""
         if not loaded_later(self.config) or (folder := on_disk(self.config.model.model_name_or_path)) is None:
             return None
-        files = [(file, file.stat()) for part in self.named for file in sorted((folder / part).glob("*")) if file.is_file()]
-        stated = [f"{file.absolute()} {stat.st_size} {stat.st_mtime_ns}" for file, stat in files]
+        files = [stated(file) for part in self.named for file in sorted((folder / part).glob("*")) if file.is_file()]
         versions = [diffusers.__version__, transformers.__version__, torch.__version__]
-        return " ".join([*stated, *versions, self.config.mixed_precision]) if stated else None
+        return " ".join([*files, *versions, self.config.mixed_precision]) if files else None
+
+
+def stated(file: Path) -> str:
+    """Identifies a file of a checkpoint by path, size and modification time.
+
+    In the hub's cache it is a link to a blob, whose name is the hash of its content. That hash then stands for path and time, so that a
+    cache elsewhere gives the same text.
+    """
+    blob, stat = file.resolve(), file.stat()
+    if file.is_symlink() and blob.parent.name == "blobs":
+        return f"{file.parent.name}/{file.name} {stat.st_size} {blob.name}"
+    return f"{file.absolute()} {stat.st_size} {stat.st_mtime_ns}"

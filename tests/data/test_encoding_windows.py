@@ -28,6 +28,7 @@ from flow_factory.training.run import Run
 from flow_factory.types import Cond, Row
 from flow_factory.utils.errors import RowError, UserError
 from flow_factory.utils.signals import Interrupted
+from tests.tiny.hub import COMMIT
 from tests.tiny.run import ROOT, checkpoint, ff_train, logged, read_state, tiny, trained, write_rows, write_run
 from tests.tiny.several import several
 
@@ -319,3 +320,17 @@ def test_a_start_does_not_write_or_read_the_transformer_to_know_the_encoders(tmp
     monkeypatch.setattr(type(transformer), "save_pretrained", lambda self, *args, **keys: saved.append(type(self).__name__))
     device = run.context.accelerator.device
     assert text_encoders.Encoders(run.context.config, run.context.adapter, device, True).known() is not None and not saved
+
+
+def test_a_file_of_the_hub_s_cache_is_known_by_its_blob_wherever_the_cache_is(tmp_path: Path) -> None:
+    known = []
+    for cache, content, blob in (("one", "x", "a"), ("two", "x", "a"), ("three", "y", "b")):
+        part = tmp_path / cache / "snapshots" / COMMIT / "text_encoder"
+        blobs = tmp_path / cache / "blobs"
+        part.mkdir(parents=True)
+        blobs.mkdir()
+        (blobs / blob).write_text(content)
+        os.utime(blobs / blob, (len(known), len(known)))
+        (part / "model.safetensors").symlink_to(Path("../../../blobs") / blob)
+        known.append(text_encoders.stated(part / "model.safetensors"))
+    assert known[0] == known[1] != known[2]

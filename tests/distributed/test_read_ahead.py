@@ -1,5 +1,7 @@
 """A checkpoint comes to a machine, and into its main memory, by one process."""
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -8,7 +10,8 @@ import pytest
 from flow_factory.distributed import read_ahead
 from flow_factory.models import loading
 from flow_factory.models.flux1 import Flux1
-from tests.tiny.run import checkpoint
+from tests.tiny.hub import COMMIT, Repo, hub
+from tests.tiny.run import checkpoint, environment, write_run
 
 
 @pytest.fixture
@@ -66,3 +69,18 @@ def test_a_hub_name_is_downloaded_by_one_process_and_only_where_it_is_missing(mo
         monkeypatch.setattr(loading, "on_disk", lambda name, there=there: there)
         loading.download("owner/name", Flux1)
         assert Pipeline.calls == [("owner/name", True)] * expected
+
+
+@pytest.mark.exhaustive
+def test_two_processes_of_a_machine_ask_the_hub_once_for_each_file(tmp_path: Path) -> None:
+    files = {str(file.relative_to(checkpoint())): file.read_bytes() for file in checkpoint().rglob("*") if file.is_file()}
+    repo = Repo({COMMIT: files})
+    write_run(tmp_path)
+    keys = ["model.model_name_or_path=owner/tiny", "train.max_epochs=1", "eval.eval_freq=0"]
+    with hub({"owner/tiny": repo}) as address:
+        mine = environment(HF_ENDPOINT=address, HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="0", NO_PROXY="127.0.0.1")
+        command = [sys.executable, "-m", "flow_factory", "tiny.yaml", "--num_processes", "2", *keys]
+        done = subprocess.run(command, cwd=tmp_path, env=mine, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert sorted(repo.asked) == sorted(set(repo.asked)), "each once"
+    assert {name for name in files if name.endswith(".safetensors")} <= set(repo.asked)

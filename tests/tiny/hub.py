@@ -26,7 +26,7 @@ def cached(name: str, folder: Path, cache: Path) -> Path:
 
 @dataclass
 class Repo:
-    """A data set by commit, and the names of commits."""
+    """A data set or a model by commit, and the names of commits."""
 
     files: Mapping[str, Mapping[str, bytes]]
     names: Mapping[str, str] = field(default_factory=lambda: {"main": COMMIT})
@@ -34,6 +34,9 @@ class Repo:
     """The code with which it is refused."""
     dies: bool = False
     """Whether the connection ends in the middle of each file."""
+
+    asked: list[str] = field(default_factory=list)
+    """Files that were fetched, one entry each time."""
 
     def commit(self, name: str) -> str | None:
         return self.names.get(name, name if name in self.files else None)
@@ -58,7 +61,9 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, path: str) -> None:
         parts = [unquote(part) for part in path.strip("/").split("/")]
         api = parts[0] == "api"
-        if parts[api] != "datasets" or len(parts) < 3 + api:
+        if not api and parts[0] != "datasets":
+            parts.insert(0, "models")
+        if parts[api] not in ("datasets", "models") or len(parts) < 3 + api:
             return self.refuse(404, "EntryNotFound")
         repo = self.repos.get("/".join(parts[1 + api : 3 + api]))
         if repo is None:
@@ -73,6 +78,8 @@ class Handler(BaseHTTPRequestHandler):
         if api:
             return self.listed(kind, commit, files, rest)
         name = "/".join(rest[1:])
+        if name in files and self.command == "GET":
+            repo.asked.append(name)
         return self.file(repo, commit, files[name]) if name in files else self.refuse(404, "EntryNotFound", commit)
 
     def listed(self, kind: str, commit: str, files: Mapping[str, bytes], rest: list[str]) -> None:

@@ -1,7 +1,7 @@
 """DeepSpeed's ZeRO: the optimiser's state is shared out, from stage 2 on gradients, from stage 3 on weights too."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -48,10 +48,8 @@ class Zero(Engine):
         sizes = [p.numel() for p in policy.trained().values()]
         settings = config_of(self.settings, self.max_norm, sum(sizes))
         device, own = self.accelerator.device, self.accelerator.device.type == "cpu"  # DeepSpeed writes to what it shares out
-        if self.settings.stage == 3:  # block by block, before the whole would go to the device
-            blocks = [m for m in policy.modules() if type(m).__name__ in policy._no_split_modules]
-            for part in (*blocks, policy):
-                policy.settle(part, device, own)
+        if self.settings.stage == 3:
+            for part in (OneByOne(policy.settling(policy, device, own)), policy):  # then the weights that needed no cast
                 self.deepspeed.zero.Init(module=part, config_dict_or_path=settings)
         policy.settle(policy, device, own)
         self.policy, trained = policy, policy.trained()
@@ -59,6 +57,14 @@ class Zero(Engine):
         self.wrapped, self.sharded, *_ = self.deepspeed.initialize(
             model=policy, optimizer=self.optimizer, model_parameters=list(trained.values()), config=settings
         )
+        if self.settings.stage == 3 and not self.settings.offload_optimizer:
+            self._share_float32()
+
+    def _share_float32(self) -> None:
+        """Drops DeepSpeed's copy of weights that are float32 and on the device already: it compares a device with a string."""
+        for held, own in zip(self.sharded.fp16_partitioned_groups_flat, self.sharded.fp32_partitioned_groups_flat, strict=True):
+            if held is not None and (held.dtype, held.device) == (own.dtype, own.device):
+                own.data = held.data
 
     @property
     def name(self) -> str:
@@ -184,6 +190,17 @@ class Zero(Engine):
 
     def _stepped(self) -> list[list[Tensor]]:
         return [self.sharded.fp32_partitioned_groups_flat if self.collective else self.sharded.single_partition_of_fp32_groups]
+
+
+class OneByOne(nn.Module):
+    """Lists weights that are cast while they are listed. DeepSpeed shards each one, and frees the whole, before it asks for the next."""
+
+    def __init__(self, weights: Iterator[nn.Parameter]):
+        super().__init__()
+        self.weights = weights
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        return self.weights
 
 
 def config_of(settings: EngineSettings, max_norm: float, trained: int) -> dict[str, Any]:
