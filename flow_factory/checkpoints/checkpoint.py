@@ -12,7 +12,7 @@ A folder is written under another name and then renamed.
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -126,11 +126,11 @@ def setting_aside(folder: Path) -> tuple[int, int] | None:
     return next(((int(m[1]), int(m[2])) for p in folder.glob(".abandoned-*") if (m := UNDER_WAY.fullmatch(p.name))), None)
 
 
-def prune(folder: Path, keep_last_n: int | None, written: Path | None = None) -> None:
-    """Deletes all checkpoints except the last ones and the one that was just written."""
+def prune(folder: Path, keep_last_n: int | None, but: Collection[Path | None] = ()) -> None:
+    """Deletes all checkpoints except the last ones and those that are named."""
     if keep_last_n is not None:
         for old in checkpoints(folder)[:-keep_last_n]:
-            if old != written:
+            if old not in but:
                 shutil.rmtree(old)
 
 

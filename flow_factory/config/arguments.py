@@ -12,6 +12,7 @@ from flow_factory.config.explain import unknown_key
 from flow_factory.config.log import LogConfig
 from flow_factory.config.model import ModelConfig
 from flow_factory.config.modules import SignatureError
+from flow_factory.config.monitor import WatchConfig
 from flow_factory.config.networks import NetworkConfig
 from flow_factory.config.nodes import Keys, Problem
 from flow_factory.config.pipelines import pipeline_name, pipeline_path
@@ -34,7 +35,8 @@ Accepted = Mapping[str, Parameter] | None
 def sections(train: type[TrainConfig]) -> dict[str, type[Section]]:
     """Name -> schema."""
     before: dict[str, type[Section]] = {"data": DataConfig, "model": ModelConfig, "scheduler": SchedulerConfig, "train": train}
-    return before | {"eval": EvalConfig, "log": LogConfig, "profile": ProfileConfig, "optimizers": NetworkConfig}
+    after: dict[str, type[Section]] = {"profile": ProfileConfig, "optimizers": NetworkConfig, "monitor": WatchConfig}
+    return before | {"eval": EvalConfig, "log": LogConfig} | after
 
 
 def homes(train: type[TrainConfig], own: Collection[str]) -> dict[str, str]:

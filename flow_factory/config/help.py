@@ -14,6 +14,7 @@ from flow_factory.config.data import DataConfig
 from flow_factory.config.eval import EvalConfig
 from flow_factory.config.log import MOVABLE, LogConfig
 from flow_factory.config.model import ModelConfig
+from flow_factory.config.monitor import WatchConfig
 from flow_factory.config.networks import NetworkConfig
 from flow_factory.config.profile import ProfileConfig
 from flow_factory.config.rewards import RewardConfig
@@ -25,7 +26,8 @@ WIDTH = 150
 Row = tuple[str, str, str, str]
 HEAD: Row = ("key", "type", "default", "meaning")
 _CELL = 30
-_TITLES = {"run": "Top level", "rewards": "rewards: and eval_rewards: (one mapping, or a list)", "optimizers": "optimizers: (a list)"}
+_TITLES = {"run": "Top level", "rewards": "rewards: and eval_rewards: (one mapping, or a list)", "optimizers": "optimizers: (a list)",
+           "monitor": "monitor: (a list)"}  # fmt: skip
 PAGE_INTRO = """\
 Every key of a YAML, with its type, its default and its meaning. `ff-train --help-config` prints the same; add the name of a section or an
 algorithm for that part alone. An unknown key is an error that names the key, its line and the key you meant."""
@@ -40,6 +42,7 @@ SECTIONS: dict[str, tuple[type[Section], ...]] = {
     "log": (LogConfig,),
     "rewards": (RewardConfig,),
     "optimizers": (NetworkConfig,),
+    "monitor": (WatchConfig,),
     "profile": (ProfileConfig,),
 }
 

@@ -65,6 +65,11 @@ class LogConfig(Section):
     save_formats: Formats = Field(
         (), description="formats in which a LoRA is also saved, each time; every checkpoint has those of diffusers and PEFT; see ff-export"
     )
+    keep_best: Name | None = Field(
+        None,
+        description="metric of an evaluation, such as eval/reward_mean, by which the best checkpoint is kept: a checkpoint is saved after "
+        "each evaluation that is better than all before, and keep_last_n does not delete it; null = none",
+    )
     rollouts_gb: float = Field(
         20.0,
         ge=0,

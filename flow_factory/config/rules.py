@@ -13,6 +13,7 @@ from flow_factory.config.gate_rules import GATE_RULES
 from flow_factory.config.media_arguments import columns_fit
 from flow_factory.config.memory_rules import MEMORY_RULES
 from flow_factory.config.model import AUTO
+from flow_factory.config.monitor_rules import MONITOR_RULES
 from flow_factory.config.network_rules import NETWORK_RULES
 from flow_factory.config.nodes import Keys, Problem
 from flow_factory.config.overlap_rules import OVERLAP_RULES
@@ -190,6 +191,7 @@ RULES: tuple[Rule, ...] = (
     *NETWORK_RULES,
     *DISTILLATION_RULES,
     *GATE_RULES,
+    *MONITOR_RULES,
 )
 
 

@@ -13,6 +13,7 @@ from flow_factory.config.engine import EngineSettings, engine_of
 from flow_factory.config.eval import EvalConfig
 from flow_factory.config.log import LogConfig
 from flow_factory.config.model import ModelConfig
+from flow_factory.config.monitor import Watches
 from flow_factory.config.networks import Networks
 from flow_factory.config.nodes import Keys, Written
 from flow_factory.config.profile import ProfileConfig
@@ -50,6 +51,7 @@ class RunConfig(Section, Generic[Train]):
     rewards: Rewards = Field(description="rewards to train on")
     optimizers: Networks = Field((), description="how the networks beside the policy are trained, where an algorithm has any")
     eval_rewards: Rewards | None = Field(None, description="rewards to evaluate with; null = rewards")
+    monitor: Watches = Field((), description="metrics that are watched, and what happens when one crosses its threshold; () = none")
     profile: ProfileConfig | None = Field(None, description="what torch's profiler records: {epoch: 2, steps: 3}; null = nothing")
 
     _notices: tuple[str, ...] = PrivateAttr(())

@@ -108,6 +108,11 @@ METRICS: dict[str, dict[str, str]] = {
         "eval/missing/<reward>": "number of samples without a score",
         "eval/seconds/<reward>": "seconds of a reward's calls, the mean over processes",
     },
+    "monitor, when a watch is out of bounds": {
+        "monitor/alarms": "number of watches of monitor: that warn or act after this epoch or evaluation; monitor.jsonl says what they saw",
+        "monitor/back_to": "the epoch whose weights and optimizer the run has gone back to; -1: there were none",
+        "monitor/lr_factor": "what the monitor has made of the learning rate: a factor of what train: says",
+    },
     "the last evaluation, if eval.full_at_end takes more rows than the others": {
         "eval_full/reward_mean": "weighted sum of the rewards, the mean over all test rows; eval/ still covers the same rows as before",
         "eval_full/reward_<reward>_mean": "mean of one reward over all test rows",

@@ -68,6 +68,8 @@ REWARDS = _Rewards(
         "remote": "flow_factory.rewards.remote:RemotePointwiseRewardModel",
         "remote_group": "flow_factory.rewards.remote:RemoteGroupwiseRewardModel",
         "diversity": "flow_factory.rewards.diversity:DiversityReward",
+        "saturation": "flow_factory.rewards.picture_statistics:Saturation",
+        "high_frequency": "flow_factory.rewards.picture_statistics:HighFrequency",
         "jpeg_compressibility": "flow_factory.rewards.jpeg:JpegCompressibility",
         "jpeg_incompressibility": "flow_factory.rewards.jpeg:JpegIncompressibility",
         "shapes": "flow_factory.rewards.shapes:ShapesReward",

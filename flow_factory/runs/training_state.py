@@ -48,6 +48,17 @@ def load(folder: Path, store: WeightStore, engine: Engine, schedule: Any) -> Pro
     Raises:
         CheckpointError: the state is of another run, or damaged. The run has not changed then.
     """
+    progress = restore(folder, store, engine)
+    advance(schedule, progress.updates)
+    return Progress(progress.epoch, progress.updates, dict(progress.memory))
+
+
+def restore(folder: Path, store: WeightStore, engine: Engine) -> Saved:
+    """The part of `load` that is of weights, their copies and moments: the learning rate's schedule stays where it stands.
+
+    Raises:
+        CheckpointError: as `load`.
+    """
     index, progress = whole_contents(folder)
     with _or_another(folder):
         mine = slice(engine.accelerator.process_index, None, engine.accelerator.num_processes)
@@ -72,8 +83,7 @@ def load(folder: Path, store: WeightStore, engine: Engine, schedule: Any) -> Pro
     wait_for_everyone("reading a training state")
     engine.written()
     engine.adopted()
-    advance(schedule, progress.updates)
-    return Progress(progress.epoch, progress.updates, dict(progress.memory))
+    return progress
 
 
 def whole_contents(folder: Path) -> tuple[Index, Saved]:

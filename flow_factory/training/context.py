@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from accelerate import Accelerator
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from flow_factory.algorithms.base import Algorithm
 from flow_factory.config import BatchPlan, RunConfig
@@ -36,7 +36,7 @@ class TrainingContext:
     """The engine, with the policy and its optimiser."""
     store: WeightStore
     """The copies of the trained weights."""
-    schedule: LRScheduler
+    schedule: LambdaLR
     """The schedule of the learning rate."""
     rewards: RewardSet
     rows: Sequence[Row]

@@ -24,6 +24,7 @@ from flow_factory.training import kept_rollouts
 from flow_factory.training.banner import aligned, banner
 from flow_factory.training.context import TrainingContext
 from flow_factory.training.evaluation import Evaluator
+from flow_factory.training.interventions import Interventions
 from flow_factory.training.replay_error import measure
 from flow_factory.training.saver import Saver
 from flow_factory.training.summary import summarise
@@ -62,6 +63,9 @@ class Run:
     """Whether the first epoch's memory was printed with the estimate."""
     saving: dict[str, float] = field(default_factory=dict, init=False)
     """The cost of the last checkpoint. It is logged with the next epoch."""
+    begun: Path | None = field(default=None, init=False)
+    """The last checkpoint that was begun."""
+    interventions: Interventions = field(init=False)
     gallery: Gallery = field(init=False)
     bar: Epochs = field(init=False)
     started: float = field(init=False)
@@ -70,6 +74,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.gallery = Gallery(self.folder)
+        self.interventions = Interventions(self.context, self.saver, self.folder, self.ensure_saved, self.stated)
 
     def __call__(self) -> str:
         """Trains to the end and returns the summary. Releases the lock of the folder.
@@ -97,6 +102,8 @@ class Run:
             said = banner(self)
             say(aligned(said))
             self.gallery.drawing(REPORT, lambda: begin_page(self.folder, about(config, said), progress.epoch))
+        if self.evaluated:
+            self.interventions.catch_up()
         self.take_up()
         floor = measure(self.trainer)
         if floor is not None and self.main:
@@ -105,18 +112,21 @@ class Run:
             try:
                 if not self.evaluated and (progress.epoch == last or _due(progress.epoch, config.eval.eval_freq)):
                     self.evaluate()
-                while last is None or progress.epoch < last:
-                    self.tell(self.trainer.epoch() | self.saving)
+                while (last is None or progress.epoch < last) and not self.interventions.stopped:
+                    metrics = self.trainer.epoch()
+                    self.tell(metrics | self.saving | self.interventions(metrics, "train"))
                     self.saving = {}
                     if self.main and self.trainer.shown:
                         self.gallery.keep_groups(self.trainer.shown, progress.epoch)
                     self.saver.check()
                     self.gallery.check()
-                    done = progress.epoch == last
+                    done = progress.epoch == last or self.interventions.stopped
                     if done or _due(progress.epoch, config.log.save_freq) or self.minutes_are_over():
                         self.save(state=not config.log.save_model_only)
                     if done or _due(progress.epoch, config.eval.eval_freq):
                         self.evaluate()
+                    if self.interventions.stopped:
+                        self.ensure_saved(state=not config.log.save_model_only)
             except UserError as error:
                 if error.everywhere or (isinstance(error, RowError) and self.context.accelerator.num_processes == 1):
                     self.keep(began)
@@ -128,9 +138,8 @@ class Run:
 
     def stop(self) -> None:
         """Saves the training state after the last whole epoch, unless it is saved already, and the finished part of the current epoch."""
-        there = self.stated is not None and self.stated.resolve() == self.checkpoint().resolve()
-        if not there:
-            self.save(state=True)
+        there = self.is_there(self.stated)
+        self.ensure_saved(state=True)
         self.saver.wait()
         untouched = there and self.trainer.collector.done is not None
         line = kept_rollouts.keep(self.trainer, self.checkpoint()) if not untouched else None
@@ -196,7 +205,7 @@ class Run:
         empty_device_cache(device)
         liveness.set_activity("logging")
         shares = [sum(parts) for parts in zip(*(e.shares for e in self.evaluators), strict=True)]
-        self.log(metrics | self.context.meter.cost("eval", shares))
+        self.log(metrics | self.context.meter.cost("eval", shares) | self.interventions(metrics, "eval"))
         if self.trackers is not None:
             told = {k.removeprefix("eval/"): v for k, v in metrics.items() if re.fullmatch(r"eval/(.*_mean|(.*/)?loss)", k)}
             said = ", ".join(f"{name} {value:.4g}" for name, value in told.items())
@@ -216,7 +225,16 @@ class Run:
         with self.context.meter.phase("save"):
             self.saver.save(self.checkpoint(), self.trainer.state() if state else None)
         self.saving, self.saved = self.context.meter.cost("save"), time.monotonic()
-        self.stated = self.checkpoint() if state else self.stated
+        self.begun, self.stated = self.checkpoint(), self.checkpoint() if state else self.stated
+
+    def ensure_saved(self, state: bool) -> None:
+        """As `save`, unless it is saved, with the state where that is asked for."""
+        if not self.is_there(self.stated if state else self.begun):
+            self.save(state)
+
+    def is_there(self, saved: Path | None) -> bool:
+        """Whether what was saved last is of the epochs done so far, in this run's folder."""
+        return saved is not None and saved.resolve() == self.checkpoint().resolve()
 
     def finish(self) -> str:
         """Waits for the checkpoint and closes the logs. Returns the summary on the main process."""

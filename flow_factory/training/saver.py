@@ -38,6 +38,8 @@ class Saver(Background):
         super().__init__("saver")
         self.accelerator, self.engine, self.store, self.pipeline, self.keep_last_n = accelerator, engine, store, pipeline, keep_last_n
         self.formats = formats
+        self.best: Path | None = None
+        """The checkpoint that stays, however many there are; see `log.keep_best`."""
         self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None  # for a thread of its own
 
     def save(self, folder: Path, progress: Mapping[str, Any] | None) -> None:
@@ -59,6 +61,7 @@ class Saver(Background):
         wait_for_everyone("the checkpoint before")
         with self.store.use(self.store.reported):
             model = collect(self.engine.policy, self.engine.whole, keep=main)
+        stays = folder, self.best
         staged = stage(self.store, self.engine) if progress is not None else None
 
         def work() -> None:
@@ -69,7 +72,7 @@ class Saver(Background):
                     save_model(partial, self.engine.policy, self.pipeline, model)
                     self.formats.write(partial, folder.name, self.engine.policy, model)
                     finish(partial, folder)
-                    prune(folder.parent, self.keep_last_n, written=folder)
+                    prune(folder.parent, self.keep_last_n, but=stays)
                     kept_rollouts.clear(folder.parent, but=folder)
 
         self.start(work)

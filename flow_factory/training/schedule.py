@@ -28,3 +28,13 @@ def rate_share(train: TrainConfig, step: int, total: int | None) -> float:
     assert total is not None  # the config's rules require it
     done = min(1.0, (step - warm) / max(1, total - warm))
     return 1 - done if train.lr_scheduler == "linear" else (1 + math.cos(math.pi * done)) / 2
+
+
+def scale_rate(schedule: LambdaLR, factor: float) -> None:
+    """From here on the learning rates are those of the config times a factor, the next step's included; 1 changes nothing."""
+    groups = schedule.optimizer.param_groups
+    schedule.base_lrs = [group["initial_lr"] * factor for group in groups]
+    rates = [rate * share(schedule.last_epoch) for rate, share in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+    for group, rate in zip(groups, rates, strict=True):
+        group["lr"] = rate
+    schedule._last_lr = rates

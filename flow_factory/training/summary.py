@@ -6,6 +6,7 @@ import re
 import time
 from typing import TYPE_CHECKING
 
+from flow_factory.reporting.alarms import alarm_facts
 from flow_factory.reporting.page.write import FILE as REPORT
 from flow_factory.reporting.paired_gains import intervals
 from flow_factory.reporting.report import eval_metrics, full_evaluation, nothing_learned, write_summary
@@ -24,7 +25,7 @@ def summarise(run: Run) -> str:
     files = {
         "report": folder / REPORT,
         "pictures before and after": folder / "before_after.png", "videos before and after": folder / "videos",
-        "curves": folder / "curves.png", "metrics": metrics,
+        "curves": folder / "curves.png", "metrics": metrics, "alarms": folder / "monitor.jsonl",
         "trained weights": run.checkpoint(), "config": folder / "config.yaml",
     }  # fmt: skip
     steps = next_steps(config, folder, run.checkpoint())
@@ -34,6 +35,8 @@ def summarise(run: Run) -> str:
     if last and run.evaluators:
         facts.append(f"evaluated on {tested(run.evaluators)}, each always from the same noise")
     facts += full_evaluation(metrics)
+    facts += run.interventions.facts()
+    facts += alarm_facts(folder, context.progress.epoch)
     facts += nothing_learned(metrics, context.rewards.names)
     return write_summary(folder / "summary.md", title, (first, last), files, steps, facts, intervals(folder))
 

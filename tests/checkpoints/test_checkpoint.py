@@ -339,7 +339,7 @@ def test_checkpoints_are_in_the_order_of_their_epochs(tmp_path: Path) -> None:
     assert [p.name for p in checkpoints(folder)] == ["epoch_10", "epoch_100"] and (folder / "epoch_x").exists()
     prune(folder, 5)
     assert len(checkpoints(folder)) == 2
-    prune(folder, 1, folder / "epoch_10")
+    prune(folder, 1, [folder / "epoch_10"])
     assert len(checkpoints(folder)) == 2, "what was just written stays"
 
 

@@ -10,6 +10,7 @@ import yaml
 from flow_factory.algorithms import ALGORITHMS
 from flow_factory.config import TRAIN_CONFIGS, ConfigError, GRPOConfig, RunConfig, config_help, dump_config, load_config, plan_of
 from flow_factory.config.help import SECTIONS
+from flow_factory.config.monitor import WatchConfig
 from flow_factory.config.networks import NetworkConfig
 from flow_factory.config.plan import Deal
 from flow_factory.config.signature import call_arguments, scheduler_arguments
@@ -370,7 +371,7 @@ def test_a_dump_loads_to_an_equal_configuration(load, text, monkeypatch):
 
 def test_a_dump_lists_every_key(load):
     tree = yaml.safe_load(dump_config(load(GOOD, "profile={}")))
-    tree["optimizers"] = NetworkConfig.own_keys()  # of an algorithm of several networks
+    tree["optimizers"], tree["monitor"] = NetworkConfig.own_keys(), WatchConfig.own_keys()  # lists that are empty here
     for name, (schema, *_) in SECTIONS.items():
         held = tree if name == "run" else tree["rewards"][0] if name == "rewards" else tree[name]
         assert set(schema.own_keys()) - set(held) <= {"height", "width"}

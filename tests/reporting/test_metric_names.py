@@ -24,6 +24,8 @@ KEYS: dict[str, list[str]] = {
         "train.drop_zero_variance=true",
         "eval.max_rows=2",
         "eval.full_at_end=true",
+        "log.keep_best=eval/reward_mean",
+        "monitor=[{metric: train/loss, above: -99, do: back}]",
         "rewards.transform={rank: true}",
         f"eval_rewards={TWO}",
     ],

@@ -205,6 +205,17 @@ def test_jpeg_rewards_are_the_size_of_the_file() -> None:
     assert scores(rewards("jpeg_incompressibility"), images).tolist() == pytest.approx(sizes)
 
 
+def test_saturation_is_hsvs_and_high_frequency_the_share_of_fine_detail() -> None:
+    images = [*pictures(2), Image.new("RGB", (40, 48), "red"), Image.new("RGB", (40, 48), "grey"), Image.new("RGB", (40, 48))]
+    expected = [np.asarray(image.convert("HSV"))[..., 1].mean() / 255 for image in images]
+    assert scores(rewards("saturation"), images).tolist() == pytest.approx(expected, abs=2e-3)
+    rng, x = np.random.default_rng(0), np.arange(64)
+    waves = [np.broadcast_to(np.rint(127 + 100 * np.cos(2 * np.pi * f * x)), (64, 64)) for f in (0.05, 0.2, 0.3, 0.45)]
+    grey = [*waves, rng.integers(0, 256, (64, 64)), np.full((64, 64), 90)]
+    found = scores(rewards("high_frequency"), [Image.fromarray(g.astype(np.uint8)).convert("RGB") for g in grey]).tolist()
+    assert found[:4] == pytest.approx([0, 0, 1, 1], abs=0.05) and found[4] == pytest.approx(1 - np.pi / 16, abs=0.05) and found[5] == 0
+
+
 def shapes(world: ModuleType, strict: bool, noise: float, per_caption: int) -> Tensor:
     """Scores of every third caption's renders."""
     rng = random.Random(0)
