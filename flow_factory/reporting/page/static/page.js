@@ -37,7 +37,7 @@
     };
   }
 
-  // A slider over the first picture of a prompt and the last one, or the one that was chosen from the strip.
+  // A slider over the first picture of a prompt and the last one, or the one that was chosen from the strip; clips without a slider.
   function comparison(card) {
     const figures = [...card.querySelectorAll("figure")];
     card.figures = figures;
@@ -53,10 +53,11 @@
     left.alt = "before"; right.alt = "after";
     left.className = right.className = before.querySelector("img").className;
     left.width = before.querySelector("img").width; left.height = before.querySelector("img").height;
-    box.classList.toggle("broad", left.width > 2 * left.height);  // a row of frames
+    const broad = left.width > 2 * left.height;  // a row of frames, of which those of one time stand one below the other
+    box.classList.toggle("broad", broad);
     const choose = figure => {
       right.src = figure.querySelector("img").src;
-      to.textContent = figure.dataset.label;
+      to.textContent = `${figure.dataset.label}${broad ? " below" : ""}`;
       figures.forEach(f => f.classList.toggle("chosen", f === figure));
       changes.replaceChildren(...Object.entries(figure.rewards).map(([name, value]) => {
         const change = value === null || before.rewards[name] == null ? null : value - before.rewards[name];
@@ -72,7 +73,7 @@
     });
     choose(after);
     box.append(left, right, slider);
-    legend.append(make("span", "", before.dataset.label), to);
+    legend.append(make("span", "", `${before.dataset.label}${broad ? " above" : ""}`), to);
     card.querySelector("h3").after(box, legend, changes);
   }
 
