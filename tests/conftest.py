@@ -188,11 +188,12 @@ def policy_over(adapter: ModelAdapter, precision: str = "no", checkpointing: Set
 
 
 def fresh_policy(
-    adapter: ModelAdapter, precision: str = "no", checkpointing: Setting = False, seed: int = 0, device: str = "cpu", **model: Any
-) -> Policy:
+    adapter: ModelAdapter, precision: str = "no", checkpointing: Setting = False, seed: int = 0, device: str = "cpu",
+    roles: Sequence[str] = (), **model: Any,
+) -> Policy:  # fmt: skip
     """As a run builds it; what is trained comes to the device by the engine."""
     config = ModelConfig(model_name_or_path="tiny", model_type="flux1", **model)
-    return build_policy(adapter, config, precision, checkpointing, seed, torch.device(device))
+    return build_policy(adapter, config, precision, checkpointing, seed, torch.device(device), roles=roles)
 
 
 def state(n: int = 2, tokens: int = 4, seed: int = 0) -> Tensor:

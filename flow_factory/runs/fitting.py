@@ -13,6 +13,7 @@ from flow_factory.config import (
     ForwardConfig,
     OPDConfig,
     RunConfig,
+    TDMR1Config,
     TrainConfig,
     TransitionConfig,
     pipeline_kwargs,
@@ -78,9 +79,7 @@ def check_guidance(train: TrainConfig, sketch: ModelAdapter) -> None:
     key = "kl_guidance_scale" if isinstance(train, TransitionConfig) else "kl_cfg"
     if isinstance(train, FewStepConfig):
         key = "real_guidance_scale"
-        if sketch.guided(pipeline_kwargs(train)):
-            text = f"{train.guidance_scale:g}: a student of few steps is drawn without classifier-free guidance"
-            raise UserError(f"train.guidance_scale: {text}; write 1.0 (0 for Z-Image): {key} is the base's, which it learns")
+        check_student(train, sketch)
     scales = {key: getattr(train, key, None)}
     if isinstance(train, OPDConfig):
         scales = {f"teachers.{k}.guidance_scale": teacher.guidance_scale for k, teacher in enumerate(train.teachers)}
@@ -88,13 +87,32 @@ def check_guidance(train: TrainConfig, sketch: ModelAdapter) -> None:
         if scale is None or scale <= 1:
             continue
         if not sketch.guided(sketch.with_guidance(pipeline_kwargs(train), scale)):
-            raise UserError(f"train.{key}: this {type(sketch).__name__} has no classifier-free guidance; write 1.0")
+            what = ", which tdm-r1 needs; write trainer_type: tdm" if isinstance(train, TDMR1Config) else "; write 1.0"
+            raise UserError(f"train.{key}: this {type(sketch).__name__} has no classifier-free guidance{what}")
         if sketch.cfg != sketch.guidance:
             who = "teacher" if isinstance(train, OPDConfig) else "reference"
             logger.warning("train.%s: the %s has %s %g beside its embedded guidance; 1.0 removes that", key, who, sketch.cfg, scale)
     if train.given and sketch.encodes_media is not None:
         key = "offline" if isinstance(train, DPOConfig) else "trainer_type"
         raise UserError(f"train.{key}: media cannot be encoded for {type(sketch).__name__}: {sketch.encodes_media}")
+
+
+def check_student(train: FewStepConfig, sketch: ModelAdapter) -> None:
+    """Raises:
+    UserError: the pipeline would sample the student with guidance that takes further forwards.
+    """
+    call, name = pipeline_kwargs(train), type(sketch.pipe).__name__
+    if getattr(sketch.pipe, "guider", None) is not None:
+        text = f"samples with the guider of its checkpoint, and {train.trainer_type} needs samples without classifier-free guidance"
+        raise UserError(f"train.trainer_type: {name} {text}; write another trainer_type")
+    if sketch.guided(call):
+        text = f"{train.guidance_scale:g}: a student of few steps is drawn without classifier-free guidance"
+        raise UserError(
+            f"train.guidance_scale: {text}; write 1.0 (0 for Z-Image): real_guidance_scale is the base's, which the student learns"
+        )
+    if type(sketch).passes({"guidance_scale": train.guidance_scale, **train.call}) > 1:
+        off = [f"{key}: {value:g}" for key, value in sketch.with_guidance({}, 1.0).items() if call.get(key) != value]
+        raise UserError(f"train: {name} would sample the student with further guidance; write {', '.join(off)}, and the same in eval:")
 
 
 def check_noise_levels(config: RunConfig, others: Mapping[int, str], trained: Sequence[str]) -> None:
@@ -113,6 +131,7 @@ def check_noise_levels(config: RunConfig, others: Mapping[int, str], trained: Se
         return
     if not isinstance(train, ForwardConfig) or not train.time_sampling_strategy.startswith("discrete"):
         kind = "train.time_sampling_strategy" if isinstance(train, ForwardConfig) else "train.timestep_range"
+        kind = "model.target_components" if isinstance(train, FewStepConfig) else kind
         raise UserError(f"{kind}: some noise levels would belong to an expert that is not trained; {both}")
     first, last = train.index_window
     steps = train.num_inference_steps

@@ -23,20 +23,22 @@ from flow_factory.distributed.engines import Engine
 from flow_factory.models import MODELS
 from flow_factory.models.loading import load_adapter, sketch_adapter
 from flow_factory.policy.optimizer import make_optimizer
+from flow_factory.policy.policy import Policy
 from flow_factory.rewards.scoring import load_rewards
 from flow_factory.runs.fitting import checkpoint_of, fitted
 from flow_factory.runs.training_state import Progress
 from flow_factory.train import arguments
 from flow_factory.training.context import TrainingContext
+from flow_factory.training.encoding import call_of_training
 from flow_factory.training.kept_weights import keep_copies
 from flow_factory.training.meter import Meter
 from flow_factory.training.schedule import make_schedule
 from flow_factory.training.trainer import Trainer
 from flow_factory.types import Clip
 from flow_factory.utils.errors import UserError
-from tests.conftest import cells
+from tests.conftest import cells, fresh_policy
 from tests.models.cases import CASES, EACH, call_of, row
-from tests.models.harness import STEPS, counted, lora, small
+from tests.models.harness import LORA, STEPS, Tiny, counted, lora, small
 from tests.tiny.pipelines import saved
 from tests.tiny.run import write_rows
 from tests.tiny.teachers import write_teachers
@@ -44,6 +46,7 @@ from tests.tiny.teachers import write_teachers
 EARLY_AND_LATE = {"scheduler.sde_steps": [1, 3], "scheduler.num_sde_steps": None}
 """One step of each expert, where there are two."""
 PAIRED = {"train.gradient_step_per_epoch": 1}
+STUDENT = {"train.learning_rate": 1e-3}
 KEYS: dict[str, dict[str, Any]] = {
     "grpo": EARLY_AND_LATE | {"train.kl_beta": 0.01},
     "grpo-guard": EARLY_AND_LATE,
@@ -56,6 +59,9 @@ KEYS: dict[str, dict[str, Any]] = {
     "crd": {"train.num_train_timesteps": 2},
     "diffusion-opd": {"train.teachers": [{"path": "{folder}/teacher", "name": "teacher"}], "train.loss_target": "v", "rewards": None},
     "draft": {"train.draft_steps": 4, "train.kl_beta": 0.01, "rewards": {"reward_model": "tests.tiny.rewards.Warm"}},
+    "dmd2": STUDENT | {"train.ttur_fake_updates": 2, "rewards": None},
+    "tdm": STUDENT | {"rewards": None},
+    "tdm-r1": STUDENT,
 }
 VELOCITIES = {
     "grpo": 8, "grpo-guard": 4, "dppo": 4, "nft": 12, "awm": 4 + 2 + 2, "dpo": 8, "sft": 8,
@@ -83,8 +89,8 @@ def config_of(name: str, algorithm: str, folder: Path, **extra: Any) -> RunConfi
         "model.target_components": experts(name), "train.trainer_type": algorithm,
         "train.num_inference_steps": STEPS, "train.max_epochs": 2, "train.group_size": 4, "train.per_device_batch_size": 2,
         "train.unique_sample_num_per_epoch": 1, "train.learning_rate": 1e-2, "train.ema_decay": 0,
-        "rewards": {"reward_model": "jpeg_compressibility"}, **KEYS[algorithm], **extra,
-    } | {f"train.{k}": v for k, v in (call_of(case) | (case.off if algorithm == "draft" else {})).items()}  # fmt: skip
+        "rewards": {"reward_model": "jpeg_compressibility"}, **KEYS[algorithm],
+    } | {f"train.{k}": v for k, v in (call_of(case) | (case.off if algorithm in UNGUIDED else {})).items()} | extra  # fmt: skip
     file = folder / "cell.yaml"
     file.write_text("{}\n")
     config = load_config(file, [f"{k}={json.dumps(v)}".replace("{folder}", str(folder)) for k, v in keys.items()])
@@ -113,11 +119,11 @@ def guided_reference(name: str, algorithm: str) -> dict[str, Any]:
     return {"train.kl_cfg": 2.0 if CASES[name].guided else 1.0} if algorithm == "crd" else {}
 
 
-def trainer_of(name: str, algorithm: str, folder: Path) -> Trainer:
-    """As a run builds it, over the one LoRA of this case."""
+def trainer_of(name: str, algorithm: str, folder: Path, made: tuple[Tiny, Policy] | None = None, **keys: Any) -> Trainer:
+    """As a run builds it, over these networks; None: the one LoRA of this case."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    t, policy = lora(name)
-    config = fit(config_of(name, algorithm, folder, **guided_reference(name, algorithm)))
+    t, policy = made or lora(name)
+    config = fit(config_of(name, algorithm, folder, **guided_reference(name, algorithm), **keys))
     accelerator = Accelerator(cpu=True)
     method = ALGORITHMS[algorithm](config.train, config.scheduler, t.adapter.times_per_sample)
     engine = Engine(EngineSettings(), accelerator, config.train.max_grad_norm)
@@ -138,6 +144,10 @@ def encodes(name: str) -> bool:
 
 SINGLE = [name for name, schema in TRAIN_CONFIGS.items() if not schema.networks]
 """Those that train one network."""
+STUDENTS = [name for name in TRAIN_CONFIGS if name not in SINGLE]
+UNGUIDED = ("draft", *STUDENTS)
+UNTAUGHT = {("flux2", "tdm-r1"), ("flux2-klein", "tdm-r1"), *(("hunyuan_video15", name) for name in STUDENTS)}
+TAUGHT = [(name, algorithm) for name in EACH for algorithm in STUDENTS if (name, algorithm) not in UNTAUGHT]
 NONE = {("hunyuan_video15", "draft"), *((name, "sft") for name in EACH if not encodes(name))}
 """Cells that are refused, see below."""
 CELLS = [(name, algorithm) for name in EACH for algorithm in SINGLE if (name, algorithm) not in NONE]
@@ -188,8 +198,28 @@ def test_two_epochs_of_an_algorithm_move_a_model(name: str, algorithm: str, tmp_
     assert len(still) <= (len(untrained) // 4 if t.adapter.find_unused else 0), still[:3]
 
 
+@pytest.mark.slow
+@cells("name", "algorithm", TAUGHT, {*TAUGHT} - {("flux1", "tdm")})
+def test_two_epochs_of_every_network_of_a_student(name: str, algorithm: str, tmp_path: Path) -> None:
+    """Of a base that is guided, where it can be; rows are encoded as a run encodes them."""
+    guided = {"train.real_guidance_scale": 2.0} if CASES[name].guided else {}
+    config = config_of(name, algorithm, tmp_path, **guided)
+    sketch, method = sketch_adapter(*checkpoint_of(config)), ALGORITHMS[algorithm](config.train, config.scheduler)
+    t = Tiny(name, **call_of_training(config, sketch, method))
+    model = LORA | {"target_components": tuple(experts(name))}
+    policy = fresh_policy(t.adapter, roles=TRAIN_CONFIGS[algorithm].networks, **model)
+    trainer = trainer_of(name, algorithm, tmp_path, (t, policy), **guided)
+    before = {k: p.detach().clone() for role in policy.roles for k, p in policy.trained(role).items()}
+    with small(t.adapter.pipe):
+        told = [trainer.epoch() for _ in range(2)]
+    assert all(map(torch.isfinite, map(torch.tensor, (told[0] | told[1]).values())))
+    for role in policy.roles:
+        still = [k for k, p in policy.trained(role).items() if torch.equal(p, before[k])]
+        assert len(still) <= (len(before) // 4 if t.adapter.find_unused else 0), (role, still[:3])
+
+
 def test_the_matrix_has_every_model_type_and_every_algorithm() -> None:
-    assert {CASES[name].model_type for name in EACH} == set(MODELS) and set(KEYS) == set(VELOCITIES) == set(SINGLE)
+    assert {CASES[name].model_type for name in EACH} == set(MODELS) and set(KEYS) == {*SINGLE, *STUDENTS} and set(VELOCITIES) == set(SINGLE)
     assert {name for name, _ in DIAGONAL} == set(EACH) and {algorithm for _, algorithm in DIAGONAL} == set(SINGLE)
 
 
@@ -220,6 +250,10 @@ HIGH = {"model.target_components": ["transformer"]}
         ("wan22-a14b-t2v", "draft", HIGH, r"train.draft_steps: transformer_2 draws steps .* train both experts"),
         ("hunyuan_video15", "draft", {}, r"train.guidance_scale: is classifier-free guidance here"),
         ("wan22-a14b-t2v", "dpo", HIGH, r"train.timestep_range: .* train both experts"),
+        ("hunyuan_video15", "tdm", {}, r"train.trainer_type: HunyuanVideo15Pipeline samples with the guider of its checkpoint, and tdm "),
+        ("ltx2-t2av", "dmd2", {"train.stg_scale": 1.0}, r"train: LTX2Pipeline would sample .* write stg_scale: 0, and the same in eval:"),
+        ("wan22-a14b-t2v", "tdm", HIGH, r"model.target_components: .* train both experts"),
+        ("flux2", "tdm-r1", {}, r"real_guidance_scale: this Flux2 has no .*, which tdm-r1 needs; write trainer_type: tdm"),
     ],
 )
 def test_a_cell_that_cannot_work_is_refused_with_the_reason(

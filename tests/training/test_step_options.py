@@ -16,6 +16,7 @@ FLASH = (
 TEMPFLOW = ("train.step_weight=noise", "train.num_inference_steps=4", "scheduler.num_sde_steps=2", "train.offload_samples_to_cpu=true")
 RUNS: dict[str, tuple[tuple[str, ...], int, int]] = {"flash": (FLASH, 6, 1), "tempflow": (TEMPFLOW, 4, 2)}
 """Keys, micro-batches of an epoch, and trained steps of each."""
+DPPO = ("train.trainer_type=dppo", "train.num_inference_steps=4", "train.direction=normalised", "train.kl_beta=0.1")
 KEPT = ("log.save_freq=1", "log.save_model_only=false", "eval.eval_freq=0", "train.max_epochs=3")
 
 
@@ -34,9 +35,9 @@ def test_an_epoch_costs_what_grpos_does_and_is_on_policy(tmp_path: Path, name: s
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("name", RUNS)
-def test_a_run_goes_on_to_the_bit(tmp_path: Path, name: str) -> None:
-    keys = (*KEPT, *RUNS[name][0])
+@pytest.mark.parametrize("options", [FLASH, TEMPFLOW, DPPO], ids=["flash", "tempflow", "dppo"])
+def test_a_run_goes_on_to_the_bit(tmp_path: Path, options: tuple[str, ...]) -> None:
+    keys = (*KEPT, *options)
     tiny(tmp_path, *keys)()
     tiny(tmp_path, *keys, f"model.resume_path={tmp_path}/save/run/checkpoints/epoch_1", "run_name=resumed")()
     whole, on = (read_state(tmp_path / "save" / run / "checkpoints" / "epoch_3") for run in ("run", "resumed"))
