@@ -14,7 +14,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 UNGUIDED = ("vae.encode", "encode_image")
-"""Functions that a pipeline calls in the same way with and without classifier-free guidance."""
+"""Functions that pipelines call in the same way with and without classifier-free guidance, if with arguments of the same shapes."""
+
+Shapes = tuple[torch.Size, ...]
+"""Of the tensors among a call's arguments."""
 
 
 class ConditionMemo:
@@ -28,16 +31,31 @@ class ConditionMemo:
     def __init__(self, given: Mapping[str, list[Any]] | None = None, only: bool = False) -> None:
         self.given, self.only = dict(given or {}), only
         self.kept: dict[str, list[Any]] = {}
+        self.shapes: dict[str, list[Shapes]] = {}
+        self.shared: dict[str, list[tuple[Shapes, Any]]] = {}
+        """Results of calls with another guidance, for arguments of the same shapes: some pipelines double a picture with the guidance."""
         self.full = False
         self.siblings: dict[str, ConditionMemo] = {}
 
     def sibling(self, name: str) -> "ConditionMemo":
         """A memo for calls of the same micro-batch with another guidance. It shares the results that do not depend on guidance."""
         if name not in self.siblings:
-            self.siblings[name] = ConditionMemo({k: v for k, v in (self.given | self.kept).items() if self.full and k in UNGUIDED})
+            self.siblings[name] = ConditionMemo({k: v for k, v in self.given.items() if self.full and k in UNGUIDED})
+            pairs = {k: list(zip(self.shapes[k], self.kept[k], strict=True)) for k in self.kept if self.full and k in UNGUIDED}
+            self.siblings[name].shared = pairs
         return self.siblings[name]
 
+    def keep(self, name: str, shapes: Shapes, out: Any) -> None:
+        self.kept.setdefault(name, []).append(out)
+        self.shapes.setdefault(name, []).append(shapes)
+
+    def of_sibling(self, name: str, shapes: Shapes) -> Any:
+        """What the same call gave with another guidance; None: it had other arguments, or was not made."""
+        others, turn = self.shared.get(name, []), len(self.kept.get(name, ()))
+        return others[turn][1] if turn < len(others) and others[turn][0] == shapes else None
+
     def settle(self) -> None:
+        """Frees what no later call asks for."""
         for out in (out for outs in self.kept.values() for out in outs):
             if isinstance(getattr(out, "latent_dist", None), FixedPosterior):
                 out.latent_dist.settle()
@@ -94,6 +112,7 @@ class MemoTable:
         finally:
             if memo is not None and not memo.full:
                 memo.kept.clear()
+                memo.shapes.clear()
             self._forget(None)
 
     def answer(self, name: str, bare: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -106,13 +125,14 @@ class MemoTable:
         if self.memo.only:
             return bare(*args, **kwargs)
         leaves, structure = tree_flatten((args, kwargs))
+        shapes = tuple(leaf.shape for leaf in leaves if isinstance(leaf, Tensor))
         # n samples of one row have the same image n times
         twins = (o for n, before, shape, o in self.seen if n == name and shape == structure and all(map(_same, before, leaves)))
-        out = next(twins, None)
+        out = next(twins, self.memo.of_sibling(name, shapes))
         if out is None:
             out = _fixed(bare(*args, **kwargs))
             self.seen.append((name, leaves, structure, out))
-        self.memo.kept.setdefault(name, []).append(out)
+        self.memo.keep(name, shapes, out)
         return out
 
 

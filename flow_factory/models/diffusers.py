@@ -1,7 +1,7 @@
 """Any other flow-matching pipeline of diffusers: no code of its own, found from the checkpoint's model_index.json."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar
 
@@ -9,6 +9,7 @@ import torch
 from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
 from torch import Generator, Tensor, nn
 
+from flow_factory.config.media_arguments import media_arguments
 from flow_factory.config.pipelines import pipeline_path
 from flow_factory.core.condition_memo import ConditionMemo
 from flow_factory.core.decoding import decode
@@ -18,19 +19,10 @@ from flow_factory.models.base import ModelAdapter
 from flow_factory.models.call_forms import CallForm, forms, found
 from flow_factory.models.growth import Growth, grown, growth_of
 from flow_factory.models.guiders import GUIDER, guiding
+from flow_factory.models.pipeline_facts import CHANCE, ONE_AT_A_TIME, PROJECTIONS, TEXTS, in_own_dtype
 from flow_factory.types import Cond, Row
 from flow_factory.utils.errors import UserError
 
-PROJECTIONS = (
-    "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "to_q_t", "to_k_t", "to_v_t", "to_out_t",
-)  # fmt: skip
-"""The attention projections, as diffusers names them."""
-TEXTS = ("encode_prompt", "encode_prompt_multiple_images", "rewire_prompt")
-"""Methods of pipelines that turn texts into what the transformer takes; only they need the text encoders."""
-ONE_AT_A_TIME = ("AutoencoderKLHunyuanVideo15",)
-"""VAEs whose attention takes one sample."""
-CHANCE = ("image_cond_noise_scale",)
-"""Arguments with which a pipeline (LTX's with conditions) adds noise of its own at each step."""
 OWN = ("encoded", "growth", "form")
 """Entries of a condition that are no call arguments."""
 
@@ -104,7 +96,9 @@ class Diffusers(ModelAdapter):
         texts = {"prompt": row.prompt} | ({} if row.negative_prompt is None else {"negative_prompt": row.negative_prompt})
         cond = {k: v for k, v in texts.items() if k in self.takes(dict.fromkeys(texts))} | self.conditions(row, call)
         if spare := sorted(set(cond) - set(self.takes(cond))):
-            raise UserError(f"{row.source}: {type(self.pipe).__name__} takes no {' or '.join(spare)}")
+            media = ", ".join(media_arguments(self.pipeline or pipeline_path(type(self.pipe).__name__))) or "none"
+            advice = f"its arguments for pictures and videos: {media} (data.columns)"
+            raise UserError(f"{row.source}: {type(self.pipe).__name__} takes no {' or '.join(spare)}; {advice}")
         kind = tuple((name, type(value), len(value) if isinstance(value, list) else 0) for name, value in cond.items())
         if kind not in self.seen:  # seen once, known for all rows
             self.seen[kind] = self._called_with(cond, [*(["video"] if row.videos else []), *row.video_inputs], call)
@@ -112,11 +106,20 @@ class Diffusers(ModelAdapter):
         return cond | {"encoded": self._encoded(cond, 1, form, call)[0], "growth": growth, "form": asdict(form)}
 
     def conditions(self, row: Row, call: Mapping[str, Any]) -> Cond:
-        from flow_factory.data.media import open_image, open_video
+        """As for every family; and what the data set has for further arguments, a picture or mask in a list, a video as its frames.
 
-        cond = super().conditions(row, call)
-        cond |= {name: [open_image(path, row.source) for path in paths] for name, paths in row.image_inputs.items()}
-        return cond | {name: list(open_video(paths[0], row.source).frames) for name, paths in row.video_inputs.items()}
+        Raises:
+            UserError: a sound, or several videos for one argument.
+        """
+        from flow_factory.data.inputs import open_inputs
+
+        name = type(self.pipe).__name__
+        if row.audio_inputs:
+            raise UserError(f"{row.source}: {', '.join(row.audio_inputs)}: model_type: diffusers hands no sounds to {name}; leave them out")
+        if several := [argument for argument, paths in row.video_inputs.items() if len(paths) > 1]:
+            raise UserError(f"{row.source}: {several[0]}: {len(row.video_inputs[several[0]])} videos; {name} gets one an argument")
+        opened = open_inputs(row)
+        return super().conditions(row, call) | {k: list(v[0]) if k in row.video_inputs else v for k, v in opened.items()}
 
     def encoded_by(self, call: Mapping[str, Any]) -> dict[str, Any]:
         """All of them: which ones the pipeline hands to its `encode_prompt` is its secret."""
@@ -238,13 +241,3 @@ class Diffusers(ModelAdapter):
             options = {"num_inference_steps": num_steps, "output_type": "pil", "return_dict": False}
             out = self.pipe(**arguments, **options, generator=generators[0] if alone else generators)
         return self.media(out, call)
-
-
-def in_own_dtype(vae: Any) -> Callable[..., Any]:
-    """The VAE's `encode`, of pixels in any dtype: some pipelines (Lucy Edit) hand it float32 whatever it is."""
-    encode = vae.encode
-
-    def encode_any(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return encode(x.to(vae.dtype), *args, **kwargs)
-
-    return encode_any

@@ -94,6 +94,18 @@ def test_with_given_answers_only_the_rest_of_a_call_is_the_pipelines_own(pipe: P
     assert pipe.calls == ["vae", "vae"] and not memo.kept
 
 
+def test_calls_with_another_guidance_share_what_was_encoded_of_the_same_shape(pipe: Pipe, memo_table: MemoTable) -> None:
+    """SD3's ControlNet encodes its picture twice over where there is guidance."""
+    memo = ConditionMemo()
+    with memo_table.using(memo):
+        first = [mode(pipe.vae.encode(picture(v).expand(n, -1, -1, -1))) for v, n in ((1, 1), (2, 2))]
+    for _ in range(2):
+        with memo_table.using(memo.sibling("without")):
+            again = [mode(pipe.vae.encode(picture(v))) for v in (1, 2)]
+        assert again[0] is first[0] and torch.equal(again[1], picture(2))
+    assert pipe.calls == ["vae"] * 3
+
+
 def test_two_micro_batches_do_not_mix_and_evaluation_has_no_memo(pipe: Pipe, memo_table: MemoTable) -> None:
     memos = [ConditionMemo(), ConditionMemo()]
     for value, memo in enumerate(memos):

@@ -1,0 +1,27 @@
+"""Facts about diffusers' pipelines, by the names that they share, for the generic adapter."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+PROJECTIONS = (
+    "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "to_q_t", "to_k_t", "to_v_t", "to_out_t",
+)  # fmt: skip
+"""The attention projections, as diffusers names them."""
+TEXTS = ("encode_prompt", "encode_prompt_multiple_images", "rewire_prompt")
+"""Methods of pipelines that turn texts into what the transformer takes; only they need the text encoders."""
+ONE_AT_A_TIME = ("AutoencoderKLHunyuanVideo15",)
+"""VAEs whose attention takes one sample."""
+CHANCE = ("image_cond_noise_scale",)
+"""Arguments with which a pipeline (LTX's with conditions) adds noise of its own at each step."""
+
+
+def in_own_dtype(vae: Any) -> Callable[..., Any]:
+    """The VAE's `encode`, of pixels in any dtype: some pipelines (Lucy Edit) hand it float32 whatever it is."""
+    encode = vae.encode
+
+    def encode_any(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return encode(x.to(vae.dtype), *args, **kwargs)
+
+    return encode_any
