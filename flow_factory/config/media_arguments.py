@@ -69,7 +69,10 @@ def columns_fit(config: RunConfig) -> Iterator[Problem]:
                 yield Problem((*dataset.keys, "columns"), f"{ours} cannot be looked for among the pipeline's arguments: {error}")
                 return
             takes = media_arguments(pipeline)
-            if ours not in takes:
+            if not class_attribute(MODELS.path(config.model.model_type), "further_inputs"):
+                text = f"{ours} is no column of ours, and {config.model.model_type} takes no others; write model_type: diffusers"
+                yield Problem((*dataset.keys, "columns"), text)
+            elif ours not in takes:
                 yield Problem((*dataset.keys, "columns"), columns_problem(ours, pipeline.rpartition(":")[2], takes))
 
 

@@ -37,6 +37,7 @@ class Diffusers(ModelAdapter):
     """Given by `of`."""
     memoised = ("vae.encode", "encode_image", *TEXTS)
     images = (0, 32)
+    further_inputs = True
     videos = (0, 8)
     in_velocity: ClassVar[Mapping[str, Any]] = {"strength": 1.0}  # image-to-image leaves out the head of a schedule
     find_unused = True

@@ -40,6 +40,8 @@ class Family:
     images: ClassVar[tuple[int, int]] = (0, 0)
     """How many condition images a row may have, at least and at most."""
     videos: ClassVar[tuple[int, int]] = (0, 0)
+    further_inputs: ClassVar[bool] = False
+    """Whether `conditions` hands over the files of other arguments (`data.columns`) too."""
     guidance: ClassVar[str] = "guidance_scale"
     """The pipeline's name for what the config calls `guidance_scale`."""
     cfg: str | None = "guidance_scale"

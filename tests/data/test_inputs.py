@@ -321,3 +321,9 @@ def test_show_and_check_tell_of_them(tmp_path: Path, capsys: pytest.CaptureFixtu
     (folder / "images" / "mask.png").unlink()
     with pytest.raises(DataError, match=r"train.jsonl:1: .*mask.png: no such mask"):
         tiny(tmp_path)
+
+
+def test_a_family_that_hands_over_no_further_inputs_refuses_them(tmp_path: Path) -> None:
+    file = with_pipeline(tmp_path, "FluxInpaintPipeline", ip_adapter_image="x")
+    with pytest.raises(ConfigError, match=r"data.columns: ip_adapter_image is no column of ours, and flux1 takes no others; write"):
+        load_config(file, ["model.model_type=flux1"])
