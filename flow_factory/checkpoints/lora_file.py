@@ -2,14 +2,16 @@
 
 import inspect
 import json
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from diffusers.utils.peft_utils import recurse_remove_peft_layers
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from peft.utils.other import get_pattern_key
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -34,8 +36,22 @@ class Lora:
     """As PEFT names them within the transformer: `<layer>.lora_A.weight` (rank, in), `<layer>.lora_B.weight` (out, rank)."""
     alpha: float | None
     """None where nothing says it: then every layer's scale is 1, as diffusers has it."""
+    alphas: Mapping[str, float] = field(default_factory=dict)
+    """Of layers that have another one."""
+    rslora: bool = False
+    """Whether alpha is divided by the root of the rank."""
     unlike: str | None = None
     """A kind of LoRA that is not computed here."""
+
+    def scale_of(self, layer: str) -> float:
+        """What the product of a layer's matrices is multiplied by."""
+        rank = len(self.tensors[f"{layer}.lora_A.weight"])
+        alpha = self.alphas.get(layer, self.alpha)
+        return 1.0 if alpha is None else alpha / (math.sqrt(rank) if self.rslora else rank)
+
+    @property
+    def layers(self) -> list[str]:
+        return sorted({name.partition(".lora_")[0] for name in self.tensors})
 
     @property
     def ranks(self) -> list[int]:
@@ -75,14 +91,33 @@ def read_lora(file: Path) -> Lora:
     if file.name == PEFT_FILE and (file.parent / PEFT_CONFIG).is_file():
         said = _object((file.parent / PEFT_CONFIG).read_text(encoding="utf-8"))
     said = {name.removeprefix("transformer."): value for name, value in said.items()}
-    tensors = {plain_name(name): tensor for name, tensor in load_file(file).items()}
-    alphas = {float(t) for name, t in tensors.items() if name.endswith(".alpha") and t.numel() == 1}
-    unlike = next((key for key in ("use_dora", "use_rslora", "alpha_pattern", "rank_pattern") if said.get(key)), None)
-    alpha = said.get("lora_alpha", min(alphas, default=None))
+    return read_tensors(load_file(file), said)
+
+
+def read_tensors(named: Mapping[str, Tensor], said: Mapping[str, Any]) -> Lora:
+    """A LoRA from the tensors of a file.
+
+    Args:
+        said: PEFT's config of it, as far as the file has one.
+
+    Raises:
+        ValueError: what it says is damaged.
+    """
+    tensors = {plain_name(name): tensor for name, tensor in named.items()}
+    alphas = {name.removesuffix(".alpha"): float(t) for name, t in tensors.items() if name.endswith(".alpha") and t.numel() == 1}
+    weights = {name: tensor for name, tensor in tensors.items() if not name.endswith(".alpha")}
+    dora = said.get("use_dora") or any(name.endswith((".dora_scale", ".lora_magnitude_vector.weight")) for name in weights)
+    alpha = said.get("lora_alpha")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float | None):
         raise ValueError(f"lora_alpha is {str(alpha)[:40]!r}, no number")
-    weights = {name: tensor for name, tensor in tensors.items() if not name.endswith(".alpha")}
-    return Lora(weights, alpha, unlike or ("an alpha of its own for each layer" if len(alphas) > 1 else None))
+    found = Lora(weights, alpha, rslora=bool(said.get("use_rslora")), unlike="use_dora" if dora else None)
+    pattern = said.get("alpha_pattern") or {}
+    if not isinstance(pattern, dict) or not all(isinstance(value, int | float) for value in pattern.values()):
+        raise ValueError("alpha_pattern is no object of numbers")
+    for layer in found.layers if pattern else ():
+        key = get_pattern_key(list(pattern), layer)
+        alphas |= {layer: float(pattern[key])} if key in pattern else {}
+    return replace(found, alphas=alphas)
 
 
 def save_lora(folder: Path, module: Any, weights: Mapping[str, Tensor], pipeline: Any) -> None:

@@ -1,6 +1,7 @@
 """A trained LoRA in the formats of other programs: diffusers, PEFT, ComfyUI and kohya's trainers."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from flow_factory.checkpoints.checkpoint import CheckpointError
 from flow_factory.checkpoints.lora_file import LORA_FILE, PEFT_CONFIG, PEFT_FILE, Lora
-from flow_factory.checkpoints.original_names import Target, names_of, targets_of
+from flow_factory.checkpoints.original_names import Target, linear_shapes, names_of, targets_of
 from flow_factory.utils.tensor_file import write_tensors
 
 Format = Literal["diffusers", "peft", "comfyui", "kohya"]
@@ -48,7 +49,7 @@ def updates_of(lora: Lora) -> dict[str, Update]:
     ups = {name.removesuffix(".lora_B.weight"): t for name, t in lora.tensors.items() if name.endswith(".lora_B.weight")}
     if downs.keys() != ups.keys() or len(downs) + len(ups) != len(lora.tensors):
         raise CheckpointError("it is no plain LoRA: a layer has other tensors than its two matrices; write diffusers, peft or merged")
-    return {layer: Update(down, ups[layer], lora.scaled / len(down)) for layer, down in downs.items()}
+    return {layer: Update(down, ups[layer], lora.scale_of(layer)) for layer, down in downs.items()}
 
 
 def widths(module: nn.Module) -> Width:
@@ -57,12 +58,12 @@ def widths(module: nn.Module) -> Width:
     Raises:
         CheckpointError: from what is returned: there is no such layer.
     """
-    linear = {name.removesuffix(".base_layer"): m for name, m in module.named_modules() if isinstance(m, nn.Linear)}
+    linear = linear_shapes(module)
 
     def width(layer: str) -> tuple[int, ...]:
         if layer not in linear:
             raise CheckpointError(f"the LoRA is of another model than {type(module).__name__}, which has no layer {layer}")
-        return linear[layer].out_features, linear[layer].in_features
+        return linear[layer]
 
     return width
 
@@ -115,8 +116,15 @@ def place_of(out: Path, format: Format, component: str, several: bool, name: str
 
 def adapter_config(lora: Lora) -> dict[str, Any]:
     """PEFT's config of a LoRA, as JSON has it."""
-    layers = sorted({name.partition(".lora_")[0] for name in lora.tensors})
-    config = LoraConfig(r=lora.ranks[0], lora_alpha=lora.scaled, target_modules=layers).to_dict()
+    ranks = {layer: len(lora.tensors[f"{layer}.lora_A.weight"]) for layer in lora.layers}
+    rank = Counter(ranks.values()).most_common(1)[0][0]
+    scales = {layer: lora.scale_of(layer) * ranks[layer] for layer in lora.layers}
+    alpha: Any = Counter(scales.values()).most_common(1)[0][0]
+    config = LoraConfig(
+        r=rank, lora_alpha=int(alpha) if alpha == int(alpha) else alpha, target_modules=lora.layers,
+        rank_pattern={f"^{re.escape(layer)}": r for layer, r in ranks.items() if r != rank},
+        alpha_pattern={f"^{re.escape(layer)}": a for layer, a in scales.items() if a != alpha},
+    ).to_dict()  # fmt: skip
     return {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
 
 

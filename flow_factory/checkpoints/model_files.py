@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from flow_factory.checkpoints.checkpoint import SHARD, WEIGHTS, CheckpointError, model_kind, plainly
 from flow_factory.checkpoints.lora_file import Lora, lora_file, lora_in, read_lora, save_lora
+from flow_factory.checkpoints.lora_fit import as_own, require_fit
+from flow_factory.checkpoints.lora_names import by_module_names
+from flow_factory.checkpoints.original_names import linear_shapes
 from flow_factory.policy.lora import MAIN, role_of
 from flow_factory.policy.policy import Policy
 from flow_factory.utils.tensor_file import write_tensors
@@ -86,12 +89,14 @@ def load_model(path: Path, policy: Policy) -> None:
 
 def _load_lora(path: Path, component: str, module: Any) -> Callable[[], object]:
     """Checks one transformer's LoRA; returns what writes it into the model."""
-    here = lora_in(module)
     file, saved = lora_at(path, component)
-    if problem := _difference(here.tensors, saved.tensors):
-        raise CheckpointError(f"{file} does not fit this model: {problem}; it has {saved}; this run has {here}")
-    require_scale(file, saved, here.scaled)
-    return lambda: set_peft_model_state_dict(module, dict(saved.tensors))
+    here = lora_in(module)
+    saved = by_module_names(str(file), saved, module)
+    shapes = {name: t.shape for name, t in here.tensors.items()}
+    linear = linear_shapes(module)
+    require_fit("model.resume_path", str(file), saved, here.ranks[0], linear, {name: linear[name] for name in here.layers})
+    own = as_own(saved, shapes, here.ranks[0], here.scaled, start=here.tensors)
+    return lambda: set_peft_model_state_dict(module, own)
 
 
 def lora_of_component(path: Path, component: str) -> Path:
@@ -118,27 +123,6 @@ def lora_at(path: Path, component: str) -> tuple[Path, Lora]:
     if saved.unlike is not None:
         raise CheckpointError(f"{file} is another kind of LoRA: {saved.unlike}; merge it into the model, and name that")
     return file, saved
-
-
-def require_lora(path: Path, component: str, rank: int, alpha: int) -> None:
-    """What can be said of a LoRA before the model is there.
-
-    Raises:
-        CheckpointError: it is damaged, of another kind, rank or scale.
-    """
-    file, saved = lora_at(path, component)
-    if saved.ranks != [rank]:
-        raise CheckpointError(f"{file} does not fit this model: it has {saved}; this run has lora_rank {rank}, lora_alpha {alpha}")
-    require_scale(file, saved, alpha)
-
-
-def require_scale(file: Path, saved: Lora, alpha: float) -> None:
-    """Raises:
-    CheckpointError: the LoRA is meant for another alpha.
-    """
-    if saved.scaled != alpha:
-        origin = "was trained with" if saved.alpha is not None else "says no alpha, which diffusers reads as"
-        raise CheckpointError(f"{file} {origin} model.lora_alpha: {saved.scaled:g}; with {alpha:g} it would be another model")
 
 
 def full_files(path: Path, component: str) -> list[Path]:

@@ -7,13 +7,16 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from torch import nn
+
 from flow_factory.checkpoints.checkpoint import CheckpointError
 
 BLOCK = re.compile(r"([\w.]+?)\.(\d+)\.(.+)", re.ASCII)
 """A layer of a numbered block: list, number, name within the block."""
-SAME = ("", {})
 Rests = Mapping[str, tuple[str, ...]]
 """Original name within a block -> the layers of diffusers that it is; where it is fused, in the order of their outputs."""
+SAME: tuple[str, Rests] = ("", {})
+"""Of blocks in which all names are alike."""
 
 
 @dataclass(frozen=True)
@@ -230,6 +233,12 @@ def targets_of(names: Names, layers: Iterable[str], width: Callable[[str], tuple
         out, into = width(layer)
         found[name] = Target(name, parts, layer.endswith(names.swapped or ("\0",)) and out == 2 * into)
     return list(found.values())
+
+
+def linear_shapes(module: nn.Module) -> dict[str, tuple[int, int]]:
+    """Shapes (out, in) of a transformer's linear layers, also of those that have a LoRA, by their names without one."""
+    linear = ((name.removesuffix(".base_layer"), m) for name, m in module.named_modules() if isinstance(m, nn.Linear))
+    return {name: (m.out_features, m.in_features) for name, m in linear if ".lora_" not in name}
 
 
 def _original(names: Names, layer: str) -> tuple[str, tuple[str, ...]]:

@@ -13,6 +13,7 @@ from flow_factory.checkpoints.checkpoint import CheckpointError, begin, finish, 
 from flow_factory.checkpoints.last_weights import last_weights
 from flow_factory.checkpoints.lora_file import Lora, plain_name
 from flow_factory.checkpoints.lora_formats import EXPERTS, SUFFIX, in_dtype, place_of, widths, write_lora
+from flow_factory.checkpoints.lora_names import by_module_names
 from flow_factory.checkpoints.merging import merge_lora
 from flow_factory.checkpoints.model_files import full_weights, lora_at, save_full
 from flow_factory.config import RunConfig
@@ -106,15 +107,15 @@ def _loras(job: Job, place: Path) -> None:
     sketch = sketch_adapter(*checkpoint_of(job.config))
     for component in job.components:
         module = sketch.field.bare[component]
-        lora = in_dtype(_lora(job, component), None if job.dtype is None else DTYPES[job.dtype], job.scale)
+        lora = in_dtype(_lora(job, component, module), None if job.dtype is None else DTYPES[job.dtype], job.scale)
         file = place_of(place, job.to, component, len(job.components) > 1, job.name)  # type: ignore[arg-type]
         write_lora(file, lora, job.to, component, type(module).__name__, widths(module), job.header)  # type: ignore[arg-type]
 
 
-def _lora(job: Job, component: str) -> Lora:
-    saved = lora_at(job.checkpoint, component)[1]
+def _lora(job: Job, component: str, module: nn.Module) -> Lora:
+    file, saved = lora_at(job.checkpoint, component)
     if not job.last:
-        return saved
+        return by_module_names(str(file), saved, module)
     last = {plain_name(name): tensor for name, tensor in last_weights(job.checkpoint, component).items()}
     return replace(saved, tensors={name: last[name] for name in saved.tensors})
 
@@ -151,7 +152,7 @@ def _merged(job: Job, place: Path, lora: bool) -> None:
         parts = {component: getattr(pipe, component) for component in job.components}
     for component, module in parts.items():
         if lora:
-            merge_lora(module, _lora(job, component), job.scale)
+            merge_lora(module, _lora(job, component, module), job.scale)
         else:
             _take(job, component, module)
         if file:

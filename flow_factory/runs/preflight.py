@@ -172,7 +172,7 @@ def given_files(found: Preflight) -> None:
 def history(found: Preflight) -> None:
     """Checks the start of the run, and that its folder is free."""
     try:
-        found.start = find_start(found.asked, found.choice)
+        found.start = find_start(found.asked, found.choice, found.sketch)
     except Finished as note:
         found.finished = note
         return

@@ -54,7 +54,7 @@ def _evaluation(folder: Path | None) -> dict[str, Any]:
         return {}
     before, after = eval_metrics(file)
     found: dict[str, Any] = {name: [before.get(name), after[name]] for name in sorted(after) if name.endswith("_mean")}
-    means = [(r["step"], r["train/reward_mean"]) for r in read_metrics(file) if r.get("train/reward_mean") is not None]
+    means = [[r["step"], r["train/reward_mean"]] for r in read_metrics(file) if r.get("train/reward_mean") is not None]
     if means:
-        found["train/reward_mean"] = [list(means[0]), list(max(means, key=lambda pair: pair[1])), list(means[-1])]
+        found["train/reward_mean"] = [means[0], max(means, key=lambda pair: pair[1]), means[-1]]
     return found

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from flow_factory.checkpoints.checkpoint import CheckpointError, Kind, checkpoints, kind_of, model_kind, newest, newest_state, plainly
-from flow_factory.checkpoints.model_files import full_files, require_lora
+from flow_factory.checkpoints.lora_fit import require_fit
+from flow_factory.checkpoints.lora_names import by_module_names
+from flow_factory.checkpoints.model_files import full_files, lora_at
 from flow_factory.checkpoints.state_files import Saved
 from flow_factory.config import RunConfig
 from flow_factory.config.model import AUTO
 from flow_factory.distributed.topology import Topology
+from flow_factory.models.base import ModelAdapter
 from flow_factory.reporting.metrics import read_metrics
+from flow_factory.runs.given_files import layers_of
 from flow_factory.runs.identity import changes, other_run
 from flow_factory.runs.run_folder import holds_run, named
 from flow_factory.runs.training_state import whole_contents
@@ -107,11 +111,12 @@ def see(choice: Choice, patience: float = UNSEEN) -> None:
         time.sleep(0.1)
 
 
-def find_start(config: RunConfig, choice: Choice | None = None) -> Start:
+def find_start(config: RunConfig, choice: Choice | None = None, sketch: ModelAdapter | None = None) -> Start:
     """Finds the start of the run.
 
     Args:
         choice: the chosen checkpoint; None to look for it.
+        sketch: see `require_weights`.
 
     Raises:
         UserError: `model.resume_path` contradicts `model.resume_type`; or the folder has another run, or one that cannot be resumed.
@@ -139,7 +144,7 @@ def find_start(config: RunConfig, choice: Choice | None = None) -> Start:
         return _from_state(config, folder or _home(config, path), path)
     if folder is not None and holds_run(folder):
         _require_other(folder, path)
-    require_weights(config, path)
+    require_weights(config, path, sketch)
     return Start(folder, path, kind)
 
 
@@ -152,19 +157,25 @@ def is_over(config: RunConfig) -> bool:
     return path is not None and int(path.name.rpartition("_")[2]) >= last
 
 
-def require_weights(config: RunConfig, path: Path) -> None:
-    """Raises:
-    CheckpointError: the weights are of another kind, rank or scale than the config's, or cannot be read. All names and shapes are compared
-        when they are loaded.
+def require_weights(config: RunConfig, path: Path, sketch: ModelAdapter | None = None) -> None:
+    """Args:
+        sketch: the base model without its weights; None: names and shapes are compared when the weights are loaded.
+
+    Raises:
+        CheckpointError: the weights are of another kind than the config's, cannot be read, or do not fit the run's LoRA.
     """
     kind, wanted = model_kind(path), config.model.finetune_type
     if kind != wanted:
         raise CheckpointError(f"{path} holds {kind} weights, but model.finetune_type is {wanted}")
     for component in config.model.target_components:
-        if kind == "lora":
-            require_lora(path, component, config.model.lora_rank, config.model.lora_alpha)
-        else:
+        if kind == "full":
             full_files(path, component)
+            continue
+        file, saved = lora_at(path, component)
+        if sketch is not None:
+            module, linear, chosen = layers_of(config, sketch, component)
+            named = by_module_names(str(file), saved, module)
+            require_fit("model.resume_path", str(file), named, config.model.lora_rank, linear, chosen)
 
 
 def start_lines(config: RunConfig, start: Start, changed: Sequence[str]) -> list[str]:

@@ -6,7 +6,8 @@ from types import MappingProxyType
 from torch import Tensor
 
 from flow_factory.algorithms.base import Algorithm, LoraFile
-from flow_factory.checkpoints.given_lora import as_own, read_given
+from flow_factory.checkpoints.given_lora import read_given
+from flow_factory.checkpoints.lora_fit import as_own
 from flow_factory.config import RunConfig
 from flow_factory.distributed.engines import Engine
 from flow_factory.policy.lora import MAIN

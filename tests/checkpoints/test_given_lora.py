@@ -8,8 +8,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flow_factory.checkpoints.checkpoint import CheckpointError
-from flow_factory.checkpoints.given_lora import as_own, read_given, require_fit
+from flow_factory.checkpoints.given_lora import read_given
 from flow_factory.checkpoints.lora_file import LORA_FILE, Lora
+from flow_factory.checkpoints.lora_fit import as_own, require_fit
 
 MODEL = {"a.to_q": (6, 4), "a.to_k": (5, 4), "b.proj": (4, 6)}
 KEY = "train.teachers.0.path"
@@ -49,7 +50,7 @@ UNFIT = [
     (lora(2, 4.0, ("a.to_k",)), r"does not fit: model.target_modules leaves out layers that it is of: a.to_k; add them"),
     (Lora({"a.to_q.lora_A.weight": torch.ones(2, 4), "a.to_q.lora_B.weight": torch.ones(9, 2)}, 4.0),
      r"it is of another model: a.to_q is 4 -> 9 there, and 4 -> 6 here"),
-    (Lora({**lora().tensors, **lora(1, 4.0, ("a.to_k",)).tensors}, 4.0), r"its layers have the ranks \[1, 2\], and one is wanted"),
+    (Lora({**lora(4).tensors, **lora(1, 4.0, ("a.to_k",)).tensors}, 4.0), r"it has rank 4, and this run's LoRA 2"),
     (Lora({"a.to_q.lora_A.weight": torch.ones(2, 4)}, 4.0), r"a.to_q lacks"),
 ]  # fmt: skip
 

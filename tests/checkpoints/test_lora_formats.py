@@ -9,8 +9,11 @@ from diffusers.loaders import single_file_utils as stock
 from torch import Tensor, nn
 
 from flow_factory.checkpoints.checkpoint import CheckpointError
-from flow_factory.checkpoints.lora_file import Lora
+from flow_factory.checkpoints.lora_file import Lora, read_tensors
 from flow_factory.checkpoints.lora_formats import original
+from flow_factory.checkpoints.lora_formats import widths as widths_of
+from flow_factory.checkpoints.lora_names import by_module_names
+from flow_factory.checkpoints.original_names import KNOWN
 from tests.tiny.pipelines import PIPELINES
 
 RANK = 2
@@ -86,3 +89,37 @@ def test_a_format_that_does_not_exist_is_refused() -> None:
             original(lora, format, kind, lambda layer: (4, 4))
     with pytest.raises(CheckpointError, match="the layer blocks.0.to_q has no name in the original code"):
         original(lora, "comfyui", "FluxTransformer2DModel", lambda layer: (4, 4))
+
+
+@pytest.mark.parametrize("format", ["comfyui", "kohya"])
+@pytest.mark.parametrize("name", [name if name == "flux1" else pytest.param(name, marks=pytest.mark.exhaustive) for name in READERS])
+def test_a_file_of_another_program_comes_back_to_the_bit(name: str, format: str) -> None:
+    """With an alpha for each layer, also of layers that the original code has in one piece."""
+    module = PIPELINES[name]().transformer
+    lora = lora_of({layer: tuple(m.weight.shape) for layer, m in module.named_modules() if isinstance(m, nn.Linear)})
+    if format == "kohya" and not KNOWN[type(module).__name__].kohya:
+        pytest.skip("there is no such format")
+    raw, _ = original(lora, format, type(module).__name__, widths_of(module))
+    read = by_module_names("file", read_tensors(raw, {}), module)
+    assert read.tensors.keys() == lora.tensors.keys()
+    for layer in lora.layers:
+        change = [found.tensors[f"{layer}.lora_B.weight"] @ found.tensors[f"{layer}.lora_A.weight"] for found in (read, lora)]
+        assert torch.equal(change[0] * read.scale_of(layer), change[1] * lora.scale_of(layer)), layer
+        assert len(read.tensors[f"{layer}.lora_A.weight"]) == RANK
+
+
+def test_a_fused_layer_of_a_trainer_is_split_and_another_models_layer_is_named() -> None:
+    """As trainers write it whose qkv is one layer: the parts share lora_A, and each has its rows of lora_B."""
+    module = PIPELINES["flux1"]().transformer
+    down, up = torch.randn(3, 32), torch.randn(96, 3)
+    raw = {"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": down, "lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight": up}
+    raw["lora_unet_double_blocks_0_img_attn_qkv.alpha"] = torch.tensor(1.5)
+    read = by_module_names("file", read_tensors(raw, {}), module)
+    assert read.layers == [f"transformer_blocks.0.attn.to_{part}" for part in "kqv"]
+    for k, part in enumerate("qkv"):
+        layer = f"transformer_blocks.0.attn.to_{part}"
+        assert torch.equal(read.tensors[f"{layer}.lora_A.weight"], down)
+        assert torch.equal(read.tensors[f"{layer}.lora_B.weight"], up[32 * k : 32 * k + 32]) and read.scale_of(layer) == 0.5
+    raw = {name.replace("double_blocks_0", "joint_blocks_7"): t for name, t in raw.items()}
+    with pytest.raises(CheckpointError, match="it is of another model than FluxTransformer2DModel, with lora_unet_joint_blocks_7_img_attn"):
+        by_module_names("file", read_tensors(raw, {}), module)
