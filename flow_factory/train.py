@@ -38,7 +38,7 @@ from flow_factory.memory.encoding_plan import encoding_settled, with_data
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.policy.attention import without_cudnn
-from flow_factory.policy.gradient_checkpointing import StepBack
+from flow_factory.policy.gradient_checkpointing import RecomputeFallback
 from flow_factory.policy.vae import able
 from flow_factory.rewards.loading import arguments
 from flow_factory.rewards.scoring import RewardSet, load_rewards
@@ -127,8 +127,8 @@ def assemble(found: Preflight, place: tuple[RunFolder | None, Path], accelerator
     wait_for_everyone("opening trackers")
     saver = Saver(accelerator, engine, context.store, type(adapter.pipe), config.log.keep_last_n, SaveFormats(asked, folder))
     auto = asked.train.enable_gradient_checkpointing == AUTO
-    back = StepBack(list(context.policy.models.values()), config.train.enable_gradient_checkpointing) if auto else None
-    unseen = claim is not None and start.goes_on and missed(folder, context.progress.epoch)
+    back = RecomputeFallback(list(context.policy.models.values()), config.train.enable_gradient_checkpointing) if auto else None
+    unseen = claim is not None and start.resumes and missed(folder, context.progress.epoch)
     limit_groups(config.distributed_timeout)
     seen = start.saved is not None and not broadcast_object_list([unseen])[0]
     state = start.path if start.saved is not None else None

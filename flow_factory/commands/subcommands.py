@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 from flow_factory.utils.errors import RunError, UserError, plain
-from flow_factory.utils.terminal import let_reader_go, log_to_terminal, quiet_libraries
+from flow_factory.utils.terminal import ignore_closed_pipe, log_to_terminal, quiet_libraries
 
 
 def parser_of(prog: str, description: str, examples: str, modules: Mapping[str, str]) -> argparse.ArgumentParser:
@@ -78,7 +78,7 @@ def done(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
             print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, RunError) else 2
     except BrokenPipeError:  # as with `| head`
-        let_reader_go()
+        ignore_closed_pipe()
         return 0
     except OSError as error:
         print(f"error: {plain(f'{error.filename}: {error.strerror}' if error.filename else str(error))}", file=sys.stderr)

@@ -20,7 +20,7 @@ from flow_factory.memory.parts import peak
 from flow_factory.runs.run_folder import TEST
 from flow_factory.runs.training_state import load
 from flow_factory.train import build
-from flow_factory.training.forecast import Forecast, Paces, forecast, shrunk, times
+from flow_factory.training.forecast import Forecast, StepTimes, forecast, shrunk, times
 from flow_factory.training.replay_error import measure
 from flow_factory.training.run import Run
 from flow_factory.training.slowest import precisely
@@ -79,14 +79,14 @@ class Rehearsal:
     """The config of the full run."""
     few: RunConfig
     run: Run
-    paces: Paces = field(init=False)
+    paces: StepTimes = field(init=False)
     sizes: tuple[int, int] = field(init=False)
     """(bytes of a checkpoint's weights, bytes of its training state)."""
     saving: float = field(init=False)
     """Seconds for which the checkpoint blocked the run."""
 
     def __post_init__(self) -> None:
-        self.paces = Paces(self.run.context.meter)
+        self.paces = StepTimes(self.run.context.meter)
 
     def __call__(self) -> tuple[str, bool]:
         """Runs all phases and returns the report."""

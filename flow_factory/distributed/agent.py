@@ -46,7 +46,7 @@ def run_processes(machines: Machines, here: int, arguments: Sequence[str]) -> No
     Raises:
         ChildFailedError: a process failed, and no restart is left, or a restart is useless.
         SignalException: SIGTERM or Ctrl-C. It was forwarded to the processes, and they have ended.
-        MeetingError: see `Machines.meet`.
+        RendezvousError: see `Machines.meet`.
     """
     os.environ.setdefault("TORCH_ELASTIC_WORKER_IDENTICAL", "1")  # else torch counts them over the store, and waits for the dead
     count = machines.place.count

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.distributed import DistError, Store
 
 from flow_factory.distributed import liveness
-from flow_factory.utils.errors import MeetingError, ProcessLost
+from flow_factory.utils.errors import ProcessLost, RendezvousError
 
 STILL = 3 * 3600.0
 """Seconds without a heartbeat after which a live process counts as stuck. A part of the work, such as a row or a download, takes less. A
@@ -59,7 +59,7 @@ class Work:
         """Sends a heartbeat, at most once a second.
 
         Raises:
-            MeetingError: the other processes have ended.
+            RendezvousError: the other processes have ended.
         """
         _say(doing)
         if self.store is None or time.monotonic() - self.last < OFTEN:
@@ -87,7 +87,7 @@ class Work:
             stops: called while waiting; returns whether this process asks all to stop.
 
         Raises:
-            MeetingError: a process has ended, or sent no heartbeat for `still` seconds. The message has its last activity.
+            RendezvousError: a process has ended, or sent no heartbeat for `still` seconds. The message has its last activity.
         """
         if self.store is None:
             return
@@ -126,7 +126,7 @@ class Work:
                 self.seen[rank] = (text, now)
             elif now - self.seen[rank][1] > self.still:
                 doing = text.partition(" ")[2]
-                raise MeetingError(f"{self.name}: process {rank} of {self.size} has made no progress for {self.still:g} s, at: {doing}")
+                raise RendezvousError(f"{self.name}: process {rank} of {self.size} has made no progress for {self.still:g} s, at: {doing}")
 
     def _said(self, rank: int) -> str:
         """The last heartbeat of a process in this work, else its last activity."""
@@ -141,7 +141,7 @@ class Work:
         try:
             yield
         except DistError as error:
-            raise MeetingError(f"{self.name}: the process that hosts the rendezvous has ended; see its own message") from error
+            raise RendezvousError(f"{self.name}: the process that hosts the rendezvous has ended; see its own message") from error
 
 
 def _in_front() -> bool:
@@ -164,6 +164,6 @@ def wait_for_everyone(after: str) -> None:
         after: the name of the work.
 
     Raises:
-        MeetingError: see `Work.wait`; `ProcessLost` if a process has ended.
+        RendezvousError: see `Work.wait`; `ProcessLost` if a process has ended.
     """
     Work(after).wait()

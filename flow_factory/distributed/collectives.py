@@ -40,7 +40,7 @@ def mean_over_ranks(accelerator: Accelerator, values: Mapping[str, Tensor]) -> d
     return dict(zip(values, means, strict=True))
 
 
-def most_of_ranks(accelerator: Accelerator, count: int) -> int:
+def max_over_ranks(accelerator: Accelerator, count: int) -> int:
     """The maximum of the processes' counts, exchanged on the CPU, so that nothing waits for the device."""
     told = torch.tensor(count)
     if accelerator.num_processes > 1:
@@ -66,7 +66,7 @@ def in_step(accelerator: Accelerator, interrupt: Interrupt, items: Iterable[Item
     Raises:
         Interrupted: see `agree`.
     """
-    most = most_of_ranks(accelerator, count)
+    most = max_over_ranks(accelerator, count)
     for item in items:
         yield item
         agree(accelerator, interrupt)

@@ -16,7 +16,7 @@ from flow_factory.config.model import AUTO
 from flow_factory.config.rules import resume_is_whole
 from flow_factory.distributed.environment import MAIN
 from flow_factory.distributed.topology import Topology
-from flow_factory.utils.errors import MeetingError
+from flow_factory.utils.errors import RendezvousError
 
 if TYPE_CHECKING:
     from flow_factory.distributed.machines import Machines
@@ -68,7 +68,7 @@ def launch(placement: Topology, arguments: Sequence[str], limit: float, ended: C
 
     Raises:
         ConfigError: more processes than GPUs.
-        MeetingError: other machines did not join, or machine 0 has left.
+        RendezvousError: other machines did not join, or machine 0 has left.
     """
     import torch
     from torch.distributed import DistError
@@ -93,7 +93,7 @@ def launch(placement: Topology, arguments: Sequence[str], limit: float, ended: C
         return _complaint(placement, failed, machines)
     except DistError as error:
         where = f"{placement.main_process_ip}:{placement.main_process_port}"
-        raise MeetingError(f"the launcher lost machine 0 at {where} ({str(error).splitlines()[0]})") from error
+        raise RendezvousError(f"the launcher lost machine 0 at {where} ({str(error).splitlines()[0]})") from error
     return 0
 
 

@@ -26,7 +26,7 @@ def start_monitor(store: "Store", rank: int, size: int, address: str, limit: flo
     """Starts the monitor. All processes call this together.
 
     Raises:
-        MeetingError: the first process cannot be reached.
+        RendezvousError: the first process cannot be reached.
     """
     global here
     here = ProcessMonitor(store, rank, size, address, limit)

@@ -20,7 +20,7 @@ from torch.distributed.elastic.rendezvous.api import (
 
 from flow_factory.distributed.rendezvous import Rendezvous, enter
 from flow_factory.distributed.threads import OWN_LAUNCHER
-from flow_factory.utils.errors import MeetingError
+from flow_factory.utils.errors import RendezvousError
 from flow_factory.utils.terminal import note
 
 SILENT = 5.0
@@ -59,7 +59,7 @@ class Machines(RendezvousHandler):
         """Waits until all machines are at the same attempt, later than this machine's last.
 
         Raises:
-            MeetingError: some did not join, another one has this number, or no restarts are left.
+            RendezvousError: some did not join, another one has this number, or no restarts are left.
             RendezvousGracefulExitError: the run has ended.
         """
         timeout = self.place.timeout if self.attempt < 0 else self.again
@@ -80,7 +80,7 @@ class Machines(RendezvousHandler):
             except DistError as error:
                 self.store = None
                 if not self.max_restarts or time.monotonic() > deadline:
-                    raise MeetingError(f"{self.place}: machine 0 left before all had come; its own message says why") from error
+                    raise RendezvousError(f"{self.place}: machine 0 left before all had come; its own message says why") from error
 
     def num_nodes_waiting(self) -> int:
         """1 if others are at a later attempt, or machine 0 has left. Torch polls this while the processes run."""
@@ -130,7 +130,7 @@ class Machines(RendezvousHandler):
                 keys = self._come(store, attempt)
             if time.monotonic() > deadline:
                 missing = ", ".join(str(k) for k, key in enumerate(keys) if not store.check([key]))
-                raise MeetingError(f"{self.place}: waited {timeout:g} s, and these did not come: {missing}")
+                raise RendezvousError(f"{self.place}: waited {timeout:g} s, and these did not come: {missing}")
             self._beat(store)
             time.sleep(OFTEN)
         self._require_alike([store.get(key).decode() for key in keys])
@@ -139,7 +139,7 @@ class Machines(RendezvousHandler):
     def _ask(self, store: Store, attempt: int) -> None:
         """Raises the number of the attempt to at least this one."""
         if attempt > self.max_restarts:
-            raise MeetingError(f"{self.place}: another restart is needed, but --max_restarts {self.max_restarts} are used up")
+            raise RendezvousError(f"{self.place}: another restart is needed, but --max_restarts {self.max_restarts} are used up")
         store.compare_set("attempt", "", "0")
         while (now := _number(store)) < attempt:
             store.compare_set("attempt", str(now), str(attempt))
@@ -152,7 +152,7 @@ class Machines(RendezvousHandler):
         if holder == self.mine:
             return keys
         if not self.max_restarts or _lives(store, holder.partition(" ")[0]):
-            raise MeetingError(f"{self.place}: another one has this rank, or was started again while the others continued")
+            raise RendezvousError(f"{self.place}: another one has this rank, or was started again while the others continued")
         if any(store.check([key]) for key in self._done(attempt)):
             store.set(self._done(attempt)[self.place.number], "")
             raise RendezvousGracefulExitError("the run has ended")
@@ -163,7 +163,9 @@ class Machines(RendezvousHandler):
         mine = self.mine.partition(" ")[2]
         for number, theirs in enumerate(other.partition(" ")[2] for other in others):
             if theirs != mine:
-                raise MeetingError(f"{self.place}: machine {number} was started with {theirs}, and this one with {mine}; start all alike")
+                raise RendezvousError(
+                    f"{self.place}: machine {number} was started with {theirs}, and this one with {mine}; start all alike"
+                )
 
     def _is_there(self, store: Store, number: int) -> bool:
         """Whether the launcher of another machine is alive in this attempt."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from flow_factory.distributed.launch import already_reported
 from flow_factory.utils.background import busy
-from flow_factory.utils.errors import MeetingError, timed_out
+from flow_factory.utils.errors import RendezvousError, timed_out
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -154,7 +154,7 @@ class ProcessMonitor:
             connection.sendall(f"{key} {self.rank}\n".encode())
         except OSError as error:
             where = f"process 0, at {address}:{port}"
-            raise MeetingError(f"process {self.rank} of {self.size} cannot reach {where} ({error.strerror or error})") from error
+            raise RendezvousError(f"process {self.rank} of {self.size} cannot reach {where} ({error.strerror or error})") from error
         _keep_alive(connection)
         self.connections.append(connection)
 
@@ -208,11 +208,11 @@ def activity_of(store: "Store", rank: int) -> tuple[str, float]:
 
 @contextmanager
 def _host_there() -> Iterator[None]:
-    """Turns errors of the store into a MeetingError."""
+    """Turns errors of the store into a RendezvousError."""
     try:
         yield
     except DISCONNECTED as error:
-        raise MeetingError("the process that hosts the rendezvous has ended; see its own message") from error
+        raise RendezvousError("the process that hosts the rendezvous has ended; see its own message") from error
 
 
 def _start(do: object, *given: object) -> None:

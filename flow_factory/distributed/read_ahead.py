@@ -32,7 +32,7 @@ def once_a_machine(fetch: Callable[[], object], missing: Callable[[], bool]) -> 
     """The first process of each machine fetches what is missing there. The others wait as long as it makes progress.
 
     Raises:
-        MeetingError: a process has ended, or makes no progress.
+        RendezvousError: a process has ended, or makes no progress.
     """
     work = Work("downloading")
     work.beat("downloading the checkpoint")

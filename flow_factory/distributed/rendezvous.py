@@ -14,7 +14,7 @@ from torch.distributed import DistError, Store, TCPStore
 
 from flow_factory.distributed.environment import settle_interface
 from flow_factory.distributed.liveness import start_monitor
-from flow_factory.utils.errors import MeetingError
+from flow_factory.utils.errors import RendezvousError
 from flow_factory.utils.terminal import note
 
 
@@ -47,21 +47,21 @@ def meet(meeting: Rendezvous, hosts: bool) -> Store:
         A store that all share as long as its host is alive.
 
     Raises:
-        MeetingError: the timeout has passed, the port is in use, or two participants have the same number.
+        RendezvousError: the timeout has passed, the port is in use, or two participants have the same number.
     """
     deadline = time.monotonic() + meeting.timeout
     store = enter(meeting, hosts)
     keys = [f"{meeting.what}/{meeting.attempt}/{k}" for k in range(meeting.count)]
     try:
         if store.add(keys[meeting.number], 1) > 1:
-            raise MeetingError(f"{meeting}: another one has this rank, or was started again while the others continued")
+            raise RendezvousError(f"{meeting}: another one has this rank, or was started again while the others continued")
         while not store.check(keys):
             if time.monotonic() > deadline:
                 missing = ", ".join(str(k) for k, key in enumerate(keys) if not store.check([key]))
-                raise MeetingError(f"{meeting}: waited {meeting.timeout} s, and these did not come: {missing}")
+                raise RendezvousError(f"{meeting}: waited {meeting.timeout} s, and these did not come: {missing}")
             time.sleep(0.2)
     except DistError as error:
-        raise MeetingError(f"{meeting}: {meeting.what} 0 left before all had come; its own message says why") from error
+        raise RendezvousError(f"{meeting}: {meeting.what} 0 left before all had come; its own message says why") from error
     return store
 
 
@@ -72,7 +72,7 @@ def enter(meeting: Rendezvous, hosts: bool) -> TCPStore:
         hosts: whether this process serves the store.
 
     Raises:
-        MeetingError: nobody serves it within the timeout, or the port is in use.
+        RendezvousError: nobody serves it within the timeout, or the port is in use.
     """
     if not hosts:
         _knock(meeting, time.monotonic() + meeting.timeout)
@@ -87,7 +87,7 @@ def _knock(meeting: Rendezvous, deadline: float) -> None:
                 return
         except OSError as error:
             if time.monotonic() > deadline:
-                raise MeetingError(
+                raise RendezvousError(
                     f"{meeting}: waited {meeting.timeout} s, and nobody is there ({error.strerror or error}); was number 0 started, "
                     "and are address and port (--main_process_ip, --main_process_port) its own?"
                 ) from error
@@ -110,10 +110,10 @@ def _connect(meeting: Rendezvous, hosts: bool) -> TCPStore:
     try:
         found = box.get(timeout=meeting.timeout + 10)  # torch exceeds its timeout a little
     except queue.Empty:
-        raise MeetingError(f"{meeting}: another program listens there; set --main_process_port to a free port") from None
+        raise RendezvousError(f"{meeting}: another program listens there; set --main_process_port to a free port") from None
     if isinstance(found, DistError):
         why = str(found).splitlines()[0].rpartition("message: ")[2]
-        raise MeetingError(f"{meeting}: {why}; set --main_process_port to a free port, the same for all") from found
+        raise RendezvousError(f"{meeting}: {why}; set --main_process_port to a free port, the same for all") from found
     return found
 
 
@@ -127,7 +127,7 @@ def join_group(limit: float) -> None:
         limit: the timeout of a collective in seconds.
 
     Raises:
-        MeetingError: see `meet`.
+        RendezvousError: see `meet`.
     """
     environment = os.environ
     count = int(environment.get("WORLD_SIZE", "1"))

@@ -9,7 +9,7 @@ from flow_factory.config.memory_rules import keeps_no_copy
 from flow_factory.config.recompute import AUTO
 from flow_factory.memory.checkpoint import Model
 from flow_factory.memory.rollout import DRAWING, drawn
-from flow_factory.memory.room import in_room
+from flow_factory.memory.room import fits_memory
 from flow_factory.policy.gradient_checkpointing import LEVELS, Setting, describe_blocks
 
 WORTH = 0.1
@@ -47,7 +47,7 @@ def _decoded(config: RunConfig, model: Model | None, gpu: float | None) -> tuple
         return ways[0], []
     there = [part for part in model.parts(ways[0]) if part.phase in ("always", "rollout")]
     for found in ways:
-        if in_room([replace(p, gb=_drawn(found, model)) if p.name == DRAWING else p for p in there], gpu, config.num_processes):
+        if fits_memory([replace(p, gb=_drawn(found, model)) if p.name == DRAWING else p for p in there], gpu, config.num_processes):
             break
     else:
         found = ways[1]  # tiling would not make it fit either
@@ -73,7 +73,7 @@ def _recomputed(config: RunConfig, model: Model | None, gpu: float | None) -> tu
     fewer_bits = fewer is not None and not keeps_no_copy(fewer)
     for level in (True,) if model is None or fewer_bits else LEVELS:
         found = recomputing(config, level)
-        if model is not None and in_room(model.parts(found), gpu, config.num_processes):
+        if model is not None and fits_memory(model.parts(found), gpu, config.num_processes):
             break
     much = "all blocks" if model is None else describe_blocks(level, [model.module])
     return found, [f"train.enable_gradient_checkpointing: auto takes {show(level)} for {_place(gpu)}: {much} are computed again"]
@@ -84,7 +84,7 @@ def _kept(config: RunConfig, model: Model | None, gpu: float | None) -> tuple[Ru
     if config.engine.kind != "fsdp" or config.model.reshard_after_forward != AUTO:
         return config, []
     keeps = resharding(config, False)
-    if model is not None and in_room(model.parts(keeps), gpu, config.num_processes):
+    if model is not None and fits_memory(model.parts(keeps), gpu, config.num_processes):
         why = "weights are gathered once a rollout or evaluation, and kept to its end"
         return keeps, [f"model.reshard_after_forward: auto takes false for {_place(gpu)}: {why}"]
     why = "gathered weights are given back block by block, and gathered again for every forward of a rollout"

@@ -13,7 +13,7 @@ from flow_factory.data.encoding_windows import evaluated, in_windows, is_short, 
 from flow_factory.memory.checkpoint import Model
 from flow_factory.memory.estimate import row_bytes
 from flow_factory.memory.parts import of_machine, peak
-from flow_factory.memory.room import in_room
+from flow_factory.memory.room import fits_memory
 
 
 def encoding_settled(config: RunConfig, sizes: Sequence[int], model: Model | None, gpu: float | None = None) -> RunConfig:
@@ -33,7 +33,7 @@ def encoding_settled(config: RunConfig, sizes: Sequence[int], model: Model | Non
     if how == "auto":
         how = "window"
         parts = model.parts(with_data(config, how, idle)) if model is not None else []
-        if model is not None and not in_room(parts, gpu, n) and peak(parts) > peak(model.parts(with_data(config, "ahead", idle))):
+        if model is not None and not fits_memory(parts, gpu, n) and peak(parts) > peak(model.parts(with_data(config, "ahead", idle))):
             how = "ahead"
     return with_data(config, how, idle)
 
@@ -50,7 +50,7 @@ def can_wait(config: RunConfig, model: Model, gpu: float | None) -> bool:
     parts, n = model.parts(with_data(config, "window", "offload")), config.num_processes
     if torch.cuda.is_available():
         return of_machine(parts, n) < 0.8 * psutil.virtual_memory().total / 1e9
-    return in_room(parts, None, n)
+    return fits_memory(parts, None, n)
 
 
 def row_size(config: RunConfig, model: Model | None) -> float:

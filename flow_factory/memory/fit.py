@@ -10,7 +10,7 @@ from flow_factory.memory.auto import settled
 from flow_factory.memory.checkpoint import Model, model_of
 from flow_factory.memory.machine import main_memory_lines, when
 from flow_factory.memory.parts import Part, Phase, peak, peak_of
-from flow_factory.memory.room import CARDS, ROOM, in_room
+from flow_factory.memory.room import CARDS, ROOM, fits_memory
 from flow_factory.memory.suggestions import WRITE, encoding, proposals
 from flow_factory.models.quantized import check_quantization
 from flow_factory.utils.errors import UserError
@@ -115,5 +115,5 @@ def verdict(parts: list[Part], gpu: float | None) -> tuple[str, bool, float]:
     cards = [card for card in CARDS if most < ROOM * card]
     said = f"on a GPU it needs {cards[0]} GB" if cards else f"no GPU of {CARDS[-1]} GB holds it"
     memory = psutil.virtual_memory().total / 1e9
-    here = "" if in_room(parts, None, 1) else f"; it does NOT fit this machine ({memory:.0f} GB, no GPU)"
+    here = "" if fits_memory(parts, None, 1) else f"; it does NOT fit this machine ({memory:.0f} GB, no GPU)"
     return said + here, True, CARDS[-1]  # without a GPU the plan is for another machine

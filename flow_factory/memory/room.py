@@ -11,7 +11,7 @@ ROOM = 0.92
 """The share of a GPU's memory that an estimate may take, because torch's allocator leaves gaps."""
 
 
-def in_room(parts: list[Part], gpu: float | None, processes: int) -> bool:
+def fits_memory(parts: list[Part], gpu: float | None, processes: int) -> bool:
     """Whether a process fits a GPU. Without a GPU: whether all processes fit the main memory of this machine.
 
     Args:

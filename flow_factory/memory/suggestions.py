@@ -42,7 +42,7 @@ Estimate = Callable[[RunConfig], list[Part]]
 
 
 @dataclass(frozen=True)
-class Tried:
+class Candidate:
     """A config with additional keys, and its estimate."""
 
     config: RunConfig
@@ -66,12 +66,12 @@ def proposals(config: RunConfig, estimate: Estimate, room: float) -> Iterator[st
 
     Every number is the estimate of a config that `load_config` has accepted.
     """
-    start = Tried(config, estimate(config))
+    start = Candidate(config, estimate(config))
     chain = [start]
     for keys, cost in EXACT:
         if chain[-1].gb < room:
             break
-        better = tried(chain[-1], keys, cost, estimate)
+        better = try_keys(chain[-1], keys, cost, estimate)
         if better is not None:
             if chain[-1].keys and names(better) == names(chain[-1]):
                 chain.pop()
@@ -81,7 +81,7 @@ def proposals(config: RunConfig, estimate: Estimate, room: float) -> Iterator[st
     if chain[-1].gb < room:
         yield written(chain)
         return
-    heavy = [found for keys, cost in HEAVY if (found := tried(chain[-1], keys, cost, estimate)) is not None]
+    heavy = [found for keys, cost in HEAVY if (found := try_keys(chain[-1], keys, cost, estimate)) is not None]
     fits = [found for found in heavy if found.gb < room]
     if heavy:
         yield "and one of these" if fits else "and of these, none is enough"
@@ -92,13 +92,13 @@ def proposals(config: RunConfig, estimate: Estimate, room: float) -> Iterator[st
         yield "it remains too large: use a larger GPU, a smaller train.resolution, or a smaller model"
 
 
-def tried(base: Tried, keys: tuple[str, ...], cost: str, estimate: Estimate) -> Tried | None:
+def try_keys(base: Candidate, keys: tuple[str, ...], cost: str, estimate: Estimate) -> Candidate | None:
     """The config with these keys added; None if they are already set, are invalid, or save too little."""
     try:
         config = with_keys(base.config, keys)
     except ConfigError:
         return None
-    more = Tried(config, estimate(config), keys, cost)
+    more = Candidate(config, estimate(config), keys, cost)
     return more if more.gb < (1 - WORTH) * base.gb else None
 
 
@@ -114,7 +114,7 @@ def with_keys(config: RunConfig, keys: Sequence[str]) -> RunConfig:
         return load_config(file, keys)
 
 
-def line(before: Tried, after: Tried, room: float) -> str:
+def line(before: Candidate, after: Candidate, room: float) -> str:
     """A line with the estimate before and after, the keys, and their cost."""
     host = in_main_memory(after.parts) * after.config.num_processes
     memory = f"; {host:.0f} GB of main memory" if host > in_main_memory(before.parts) * before.config.num_processes + 1 else ""
@@ -122,11 +122,11 @@ def line(before: Tried, after: Tried, room: float) -> str:
     return f"{before.gb:6.1f} -> {after.gb:.1f} GB  {' '.join(after.keys)}: {after.cost}{memory}{fits}"
 
 
-def names(step: Tried) -> list[str]:
+def names(step: Candidate) -> list[str]:
     """The keys that this step sets."""
     return [key.partition("=")[0] for key in step.keys]
 
 
-def written(chain: Sequence[Tried]) -> str:
+def written(chain: Sequence[Candidate]) -> str:
     """All keys of the steps together, to be copied."""
     return WRITE + " ".join(key for step in chain for key in step.keys)

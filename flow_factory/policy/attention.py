@@ -28,12 +28,12 @@ def set_attention(module: Any, backend: str, device: torch.device, dtype: torch.
     """
     problem = attention_problem(backend, device, dtype)
     if problem is not None:
-        works = ", ".join(those_that_work(device, dtype))
+        works = ", ".join(working_backends(device, dtype))
         raise UserError(f"model.attn_backend: {backend!r} does not work on this {device.type} machine ({problem}). Those that do: {works}")
     module.set_attention_backend(backend)
 
 
-def those_that_work(device: torch.device, dtype: torch.dtype) -> list[str]:
+def working_backends(device: torch.device, dtype: torch.dtype) -> list[str]:
     """The backends that work, of those that need no download."""
     return [b.value for b in AttentionBackendName if "hub" not in b.value and attention_problem(b.value, device, dtype) is None]
 
@@ -56,7 +56,7 @@ def first_line(error: Exception) -> str:
 
 
 @contextmanager
-def attending_by(module: nn.Module, backend: str) -> Iterator[None]:
+def using_backend(module: nn.Module, backend: str) -> Iterator[None]:
     """The module uses this attention backend inside the context, and its former one afterwards."""
     processors: list[Any] = [p for m in module.modules() if hasattr(p := getattr(m, "processor", None), "_attention_backend")]
     former = [p._attention_backend for p in processors]

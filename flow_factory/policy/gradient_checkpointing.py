@@ -75,7 +75,7 @@ def describe_blocks(setting: Setting, modules: Iterable[nn.Module]) -> str:
 
 
 @dataclass
-class StepBack:
+class RecomputeFallback:
     """After the first epoch, lets `auto` recompute more blocks if the GPU was nearly full. It does so once."""
 
     modules: Sequence[nn.Module]

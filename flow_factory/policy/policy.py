@@ -92,7 +92,7 @@ class Policy(nn.Module):
             hook.offload()
 
     @contextmanager
-    def adapter_off(self) -> Iterator[None]:
+    def disable_adapter(self) -> Iterator[None]:
         """The base model computes without its LoRAs inside this context."""
         layers = lora_layers(self.models.values())
         switch(layers, on=False)
@@ -102,7 +102,7 @@ class Policy(nn.Module):
             switch(layers, on=True)
 
     @contextmanager
-    def at_work(self, role: str) -> Iterator[None]:
+    def active_network(self, role: str) -> Iterator[None]:
         """The network of this role is active inside this context. A backward needs the same active network as its forward."""
         if role == self.role:
             yield

@@ -18,18 +18,19 @@ class WeightStore:
 
     Args:
         params: the trained parameters by name, of all networks.
-        adapter_off: for LoRA, a context in which the adapter is disabled: then "ref" is the base model and needs no copy.
+        disable_adapter: for LoRA, a context in which the adapter is disabled: then "ref" is the base model and needs no copy.
         part: returns the part of a parameter that this process holds and copies; see `engines.Engine.part`.
         written: called after parts were overwritten.
-        at_work: a context in which the network of a role is active.
+        active_network: a context in which the network of a role is active.
     """
 
     def __init__(
-        self, params: Mapping[str, nn.Parameter], adapter_off: Callable[[], AbstractContextManager] | None = None,
+        self, params: Mapping[str, nn.Parameter], disable_adapter: Callable[[], AbstractContextManager] | None = None,
         part: Callable[[nn.Parameter], Tensor] = lambda p: p, written: Callable[[], None] = lambda: None,
-        at_work: Callable[[str], AbstractContextManager] = lambda role: nullcontext(),
+        active_network: Callable[[str], AbstractContextManager] = lambda role: nullcontext(),
     ):  # fmt: skip
-        self.params, self.adapter_off, self.part, self.written, self.at_work = params, adapter_off, part, written, at_work
+        self.params, self.part, self.written = params, part, written
+        self.disable_adapter, self.active_network = disable_adapter, active_network
         self.networks: dict[str, list[str]] = {MAIN: []}
         """The names of each network's parameters."""
         for name in params:
@@ -52,7 +53,7 @@ class WeightStore:
     @torch.no_grad()
     def keep(self, name: str, device: torch.device | str | None = None, of: str = MAIN) -> None:
         """Copies a network's present weights under `name`, to the given device or their own. "ref" of a LoRA needs no copy."""
-        if name == "ref" and self.adapter_off is not None:
+        if name == "ref" and self.disable_adapter is not None:
             return
         self.copies[name] = [p.to(device or p.device, torch.float32, copy=True) for p in self.live_of(of)]
         self.owners[name] = of
@@ -83,17 +84,17 @@ class WeightStore:
         Swaps with `Tensor.copy_`, so that autograd raises if a swap falls between a forward and its backward.
         """
         if name in self.networks:
-            with self.at_work(name):
+            with self.active_network(name):
                 yield
-        elif name == "ref" and self.adapter_off is not None:
-            with self.adapter_off():
+        elif name == "ref" and self.disable_adapter is not None:
+            with self.disable_adapter():
                 yield
         else:
             role = self.owners.get(name, MAIN)
             live = [p.clone() for p in self.live_of(role)]
             self._write(self.copies[name], role)
             try:
-                with self.at_work(role):
+                with self.active_network(role):
                     yield
             finally:
                 self._write(live, role)

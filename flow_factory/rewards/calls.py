@@ -10,8 +10,8 @@ from torch import Tensor
 
 from flow_factory.rewards.answers import AnswerError, scores_of
 from flow_factory.rewards.inputs import Sample, arguments
+from flow_factory.rewards.isolation import kept, within
 from flow_factory.rewards.loading import LoadedReward
-from flow_factory.rewards.peace import kept, within
 from flow_factory.utils.errors import RewardError
 from flow_factory.utils.user_code import user_errors
 

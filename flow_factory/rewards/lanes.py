@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from flow_factory.rewards.isolation import surroundings
 from flow_factory.rewards.loading import LoadedReward
-from flow_factory.rewards.peace import surroundings
 
 AHEAD = 2
 """The largest number of unfinished calls for each thread of a reward. Beyond it the sampling waits."""

@@ -14,8 +14,8 @@ from flow_factory.hparams import RewardArguments
 from flow_factory.rewards import REWARDS
 from flow_factory.rewards.base import BaseRewardModel, GroupwiseRewardModel, PointwiseRewardModel
 from flow_factory.rewards.functions import class_of_function
+from flow_factory.rewards.isolation import kept
 from flow_factory.rewards.needs import Needs, needs_of
-from flow_factory.rewards.peace import kept
 from flow_factory.utils.errors import UserError
 from flow_factory.utils.registry import nearest
 from flow_factory.utils.user_code import user_errors, watch_threads

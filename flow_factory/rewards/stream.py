@@ -36,7 +36,7 @@ class StreamState(NamedTuple):
 
 
 @dataclass
-class HandIn:
+class Submission:
     """Samples that were submitted together."""
 
     sources: list[str]
@@ -64,7 +64,7 @@ class ScoringStream:
     def __init__(self, rewards: "RewardSet", look: Callable[[], None]):
         self.rewards, self.look = rewards, look
         self.asked = StreamState([[] for _ in rewards.rewards], [[] for _ in rewards.rewards], [])
-        self.coming: deque[HandIn] = deque()
+        self.coming: deque[Submission] = deque()
         """The submissions that are not in `asked` yet, in their order."""
 
     @torch.no_grad()
@@ -88,7 +88,7 @@ class ScoringStream:
         mine = [[group for row, group in zip(rows, groups, strict=True) if reward.scores(row.dataset)] for reward in rewards]
         calls = [next_calls(reward, those, its, last) for reward, those, its in zip(rewards, waiting, mine, strict=True)]
         sources = [row.dataset for row, group in zip(rows, groups, strict=True) for _ in group]
-        self.coming.append(HandIn(sources, waiting, [[] for _ in rewards]))
+        self.coming.append(Submission(sources, waiting, [[] for _ in rewards]))
         try:
             for k in sorted(range(len(rewards)), key=lambda k: id(rewards[k].model) not in self.rewards.lanes):  # synchronous rewards last
                 self.coming[-1].calls[k] += (self._begin(rewards[k], batch) for batch in calls[k])

@@ -52,7 +52,7 @@ class Start:
     saved: Saved | None = None
 
     @property
-    def goes_on(self) -> bool:
+    def resumes(self) -> bool:
         """Whether the run continues the history of its folder."""
         return self.saved is not None and self.folder is not None and holds_run(self.folder)
 

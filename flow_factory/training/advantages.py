@@ -9,8 +9,8 @@ from torch import Tensor
 from flow_factory.config import TrainConfig, TransitionConfig
 from flow_factory.core.advantage import aggregation, varies
 from flow_factory.core.uncertainty import uncertainty
+from flow_factory.rewards.constant_rewards import ConstantRewards
 from flow_factory.rewards.scoring import RewardSet
-from flow_factory.rewards.silence import ConstantRewards
 from flow_factory.rewards.transform import transformed
 from flow_factory.types import Metrics
 
@@ -28,7 +28,7 @@ class DatasetAdvantages:
     """
 
     def __init__(self, train: TrainConfig, rewards: RewardSet, dataset: str):
-        self.rewards, self.global_std, self.silence = rewards.of(dataset), train.global_std, ConstantRewards()
+        self.rewards, self.global_std, self.constant = rewards.of(dataset), train.global_std, ConstantRewards()
         self.columns = [k for k, reward in enumerate(rewards.rewards) if reward.scores(dataset)]
         self.diversity = train.diversity_reward if isinstance(train, TransitionConfig) else None
         self.aggregate = aggregation(train.advantage_aggregation, self.rewards.names, self.diversity)
@@ -62,7 +62,7 @@ class DatasetAdvantages:
 
     def silent(self, groups: int) -> str | None:
         """A line about rewards that gave equal scores within every group of the last call; else None."""
-        line = self.silence.look(self.rewards.names, self.rewards.weights, self.told, groups)
+        line = self.constant.look(self.rewards.names, self.rewards.weights, self.told, groups)
         return f"data set {self.rewards.dataset}: {line}" if line and self.rewards.dataset else line
 
 

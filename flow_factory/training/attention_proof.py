@@ -26,10 +26,10 @@ from flow_factory.core.dynamics import DYNAMICS
 from flow_factory.core.sampling import Sampler
 from flow_factory.data.ledger import Ledger
 from flow_factory.distributed.barriers import wait_for_everyone
-from flow_factory.distributed.collectives import most_of_ranks
+from flow_factory.distributed.collectives import max_over_ranks
 from flow_factory.distributed.engines import Engine
 from flow_factory.models.loading import DTYPES
-from flow_factory.policy.attention import attending_by, first_line, those_that_work
+from flow_factory.policy.attention import first_line, using_backend, working_backends
 from flow_factory.policy.attention_reference import formula
 from flow_factory.types import Cond
 from flow_factory.utils.errors import UserError
@@ -63,7 +63,7 @@ def prove_attention(config: RunConfig, engine: Engine, cond: Cond) -> None:
         return
     ledger, key = Ledger(Path(config.data.cache_dir) / "attention.jsonl", FORMAT), key_of(config, engine, cond)
     wait_for_everyone("waiting for the verification of attention")
-    if not most_of_ranks(accelerator, key not in ledger.known):
+    if not max_over_ranks(accelerator, key not in ledger.known):
         return
     with engine.accumulating(last=False):
         refuse_wrong(engine, name, partial(draw, config, engine, cond), DTYPES[config.mixed_precision])
@@ -110,7 +110,7 @@ def refuse_wrong(engine: Engine, name: str | None, run: Callable[[], None], dtyp
     if not problems:
         return
     block, text = problems[0]
-    tried = [b for b in those_that_work(device, dtype) if b != name]
+    tried = [b for b in working_backends(device, dtype) if b != name]
     right = [b for b, found in problems_of(policy, tried, run).items() if not found]
     said = name or "null (torch's own choice)"
     raise UserError(f"model.attn_backend: {said} is wrong on this machine: in {block}, {text}. Right here: {', '.join(right) or 'none'}")
@@ -164,7 +164,7 @@ def compare(block: nn.Module, args: Any, kwargs: Any, backends: list[Any]) -> It
         allowed = distances(ask(), exact)
     for name in backends:
         try:
-            with nullcontext() if name is None else attending_by(block, name):
+            with nullcontext() if name is None else using_backend(block, name):
                 found = ask()
             text = verdict(found, exact, allowed)
         except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
@@ -176,7 +176,7 @@ def compare(block: nn.Module, args: Any, kwargs: Any, backends: list[Any]) -> It
 @contextmanager
 def by_formula(block: nn.Module, rounds: bool) -> Iterator[None]:
     """Attention by `attention_reference` inside this context, also in processors that have no choice of backend."""
-    with attending_by(block, "native"), mock.patch("torch.nn.functional.scaled_dot_product_attention", partial(formula, rounds=rounds)):
+    with using_backend(block, "native"), mock.patch("torch.nn.functional.scaled_dot_product_attention", partial(formula, rounds=rounds)):
         yield
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def banner(run: "Run") -> dict[str, str]:
     """What there is to say of a run that is ready to start, by title."""
     return {
-        "run": f"{run.folder}{f', going on after epoch {run.context.progress.epoch}' if run.goes_on else ''}",
+        "run": f"{run.folder}{f', going on after epoch {run.context.progress.epoch}' if run.resumes else ''}",
         "model": f"{run.context.config.model.model_name_or_path} ({run.context.config.model.model_type})",
         "trained": trained(run),
         "device": device(run),

@@ -32,7 +32,7 @@ from flow_factory.distributed.collectives import all_or_none
 from flow_factory.models.base import ModelAdapter
 from flow_factory.policy.compilation import Shapes
 from flow_factory.training.encoding_fingerprint import about, fingerprint_of
-from flow_factory.training.encoding_pace import Pace
+from flow_factory.training.encoding_timer import EncodingTimer
 from flow_factory.training.prompt_lengths import warn_overlong
 from flow_factory.training.text_encoders import Encoders, Identity
 from flow_factory.types import Cond, Row
@@ -42,7 +42,7 @@ from flow_factory.utils.signals import ELSEWHERE, Interrupt, Interrupted
 from flow_factory.utils.terminal import bar
 
 
-class Fresh(LazySequence[Cond]):
+class UncachedConditions(LazySequence[Cond]):
     """Conditions that are encoded at each access, with a small cache of the last ones."""
 
     def __init__(self, rows: Sequence[Row], encode: Any):
@@ -95,10 +95,12 @@ class Encoding:
             name: self._conditions(alone := self.datasets[name], its, pipeline_kwargs(alone.eval), identity) for name, its in tests.items()
         }
 
-    def _conditions(self, alone: RunConfig, rows: Sequence[Row], call: dict[str, Any], identity: Identity | None) -> Conditions | Fresh:
+    def _conditions(
+        self, alone: RunConfig, rows: Sequence[Row], call: dict[str, Any], identity: Identity | None
+    ) -> Conditions | UncachedConditions:
         encode = partial(self.encoders.encode, call=call)
         if identity is None:
-            return Fresh(rows, encode)
+            return UncachedConditions(rows, encode)
         fingerprint = fingerprint_of(self.config, self.adapter, call, identity)
         return Conditions(ConditionCache(Path(self.config.data.cache_dir), fingerprint, about(alone)), rows, encode)
 
@@ -118,7 +120,7 @@ class Encoding:
 
         Raises:
             UserError: the pipeline cannot encode a row.
-            MeetingError: a process makes no progress, see `Work`.
+            RendezvousError: a process makes no progress, see `Work`.
         """
         if self.accelerator.is_main_process:
             self._warn()
@@ -146,7 +148,7 @@ class Encoding:
             alone = self.datasets[name]
             warn_overlong(self.adapter, conds.rows, rows_tested(alone, len(conds)), pipeline_kwargs(alone.eval))
 
-    def _by_part(self, wanted: Sequence[int]) -> list[tuple[Conditions | Fresh, Sequence[int]]]:
+    def _by_part(self, wanted: Sequence[int]) -> list[tuple[Conditions | UncachedConditions, Sequence[int]]]:
         """Indices of training rows -> for each data set its conditions and the indices in it."""
         if len(self.parts) == 1:
             return [(self.parts[0], wanted)]
@@ -184,7 +186,7 @@ class Encoding:
             self._share(conds, rows, work, interrupt, later=len(every) - len(rows))
 
     def _share(
-        self, conds: Conditions | Fresh, wanted: Sequence[int], work: Work, interrupt: Interrupt | None = None, later: int = 0
+        self, conds: Conditions | UncachedConditions, wanted: Sequence[int], work: Work, interrupt: Interrupt | None = None, later: int = 0
     ) -> None:
         """Encodes the missing rows of this process's share.
 
@@ -196,7 +198,7 @@ class Encoding:
         share, main, cache = share_of(self.config, self.accelerator), self.accelerator.is_main_process, conds.cache
         keys, missing = look_up(conds.rows, cache, main, wanted, share)
         conds.keys.update(keys)
-        pace = Pace(cache, len(missing), share[1], main, interrupt is None, later)
+        pace = EncodingTimer(cache, len(missing), share[1], main, interrupt is None, later)
 
         def encode(row: Row) -> Cond:
             work.beat(f"encoding {row.source}")

@@ -34,7 +34,7 @@ WAITING = 64
 """The largest number of samples that wait for others whose conditions can share a call."""
 
 
-class Asked(NamedTuple):
+class SampleRequest(NamedTuple):
     """A sample to be drawn: its row, and its number in the row."""
 
     row: int
@@ -151,16 +151,16 @@ class Evaluator:
         config = self.context.config
         return rows[self.context.accelerator.process_index // config.model.context_parallel :: config.teams]
 
-    def batches(self, rows: Sequence[int]) -> Iterator[list[Asked]]:
+    def batches(self, rows: Sequence[int]) -> Iterator[list[SampleRequest]]:
         """Batches of this process's samples of these rows. Their conditions can share a call, and each condition is read once."""
         config, main = self.context.config, self.context.accelerator.is_main_process
         size, n = config.eval.per_device_batch_size, config.eval.group_size
-        waiting: dict[str, list[Asked]] = {}
+        waiting: dict[str, list[SampleRequest]] = {}
         for row in bar(self.share(rows), "evaluating", "row", main, delay=5, times=config.teams):
             cond = self.conds[row]
             key = self.context.adapter.joinable(cond) if size > 1 else None
             alike = waiting.setdefault(repr(key), [])
-            alike += [Asked(row, member, cond) for member in range(n)]
+            alike += [SampleRequest(row, member, cond) for member in range(n)]
             while len(alike) >= size or (alike and key is None):
                 yield alike[:size]
                 del alike[:size]
@@ -168,12 +168,12 @@ class Evaluator:
                 yield waiting.pop(max(waiting, key=lambda k: len(waiting[k])))
         yield from filter(None, waiting.values())
 
-    def _draw(self, batch: Sequence[Asked]) -> list[Any]:
+    def _draw(self, batch: Sequence[SampleRequest]) -> list[Any]:
         """The media of a batch. A process without samples takes part in the others' forwards."""
         context, section = self.context, self.context.config.eval
         if not batch:
             first = self.taken[0]
-            return self._draw([Asked(first, 0, self.conds[first])])[:0] if context.engine.collective else []
+            return self._draw([SampleRequest(first, 0, self.conds[first])])[:0] if context.engine.collective else []
         cond = to_device(context.adapter.join([asked.cond for asked in batch]), context.accelerator.device)
         rows = [self.rows[asked.row] for asked in batch]
         keys = [(row.id, *([asked.member] if asked.member else [])) for row, asked in zip(rows, batch, strict=True)]

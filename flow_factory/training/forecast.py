@@ -63,7 +63,7 @@ def _with_rows(config: RunConfig, rows: int, real: BatchPlan) -> RunConfig | Non
     return None
 
 
-class Paces:
+class StepTimes:
     """Observes a meter: the duration of each step of each phase, without nested phases."""
 
     def __init__(self, meter: Meter):

@@ -145,7 +145,7 @@ def clear(checkpoints: Path, but: Path) -> None:
 # -- loading ----------------------------------------------------------------------------------------------------------------------------
 
 
-def take_up(trainer: "Trainer", checkpoint: Path) -> str | None:
+def restore(trainer: "Trainer", checkpoint: Path) -> str | None:
     """Loads the finished part of the next epoch from a checkpoint. All processes call this together.
 
     If the files are damaged or of another run on any process, no process uses them.

@@ -28,8 +28,8 @@ def keep_copies(config: RunConfig, engine: Engine, algorithm: Algorithm, base: W
         base: the checkpoint's own weights as whole tensors, if they are the reference and the model has loaded others.
     """
     base_of_lora = config.model.finetune_type == "lora" and config.train.reference == "base"
-    off = engine.policy.adapter_off if base_of_lora and not config.train.moves_reference else None
-    store = WeightStore(engine.policy.trained(), off, engine.part, engine.written, engine.policy.at_work)
+    off = engine.policy.disable_adapter if base_of_lora and not config.train.moves_reference else None
+    store = WeightStore(engine.policy.trained(), off, engine.part, engine.written, engine.policy.active_network)
     if "ref" in algorithm.weights:
         store.keep("ref", device_of(config.train.ref_param_device))
     if "ref" in algorithm.weights and base_of_lora and off is None:  # a copy that will change; it starts as a LoRA without effect

@@ -13,7 +13,7 @@ from flow_factory.distributed.barriers import wait_for_everyone
 from flow_factory.distributed.collectives import in_step
 from flow_factory.training.context import TrainingContext
 from flow_factory.training.health import SUSPECTS, diagnosis
-from flow_factory.training.slopes import slope_of
+from flow_factory.training.reward_gradients import reward_gradient
 from flow_factory.training.update_checks import UpdateChecks
 from flow_factory.training.windows import Window, as_many, compared, windows_of
 from flow_factory.types import Cond, Point, Rollout
@@ -79,7 +79,7 @@ class Learner:
         if not self.context.algorithm.through_sampler:
             return
         for batch in self.stoppable([b for window in windows for b in window.batches]):
-            slope, said = slope_of(self.context, batch, self.cond_of(batch.cond))
+            slope, said = reward_gradient(self.context, batch, self.cond_of(batch.cond))
             batch.slope = self.stored(slope)
             self.context.meter.add(said)
             self.context.meter.step("looking at rewards")

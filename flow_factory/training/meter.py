@@ -16,7 +16,7 @@ from torch import Tensor
 from flow_factory.distributed import barriers, liveness
 from flow_factory.training.metric_means import means_over_samples
 from flow_factory.training.peak_memory import PeakMemory
-from flow_factory.training.slowest import Slowest, Spent
+from flow_factory.training.slowest import PhaseCost, Slowest
 
 EPOCH = ("encode", "rollout", "reward", "advantage", "optimise")
 """The phases of an epoch in their order."""
@@ -212,7 +212,7 @@ class Meter:
         del self.here[phase]
         return self.told(spent)
 
-    def spent(self, phases: Sequence[str], parts: Mapping[str, Sequence[int]] | None = None) -> dict[str, Spent]:
+    def spent(self, phases: Sequence[str], parts: Mapping[str, Sequence[int]] | None = None) -> dict[str, PhaseCost]:
         """The cost of these phases on every process. All call this together. It may print a line about the slowest process.
 
         Of work that processes end together, such as the reduction of a gradient, the shortest time counts as work, and the excess of
@@ -221,14 +221,14 @@ class Meter:
         every = [self.here[phase] for phase in phases]
         mine = torch.tensor([[h.work, h.wait, h.shared_s, h.decode_s, h.peak] for h in every], device=self.accelerator.device)
         table = self.accelerator.gather(mine[None]).cpu().double().unbind(1)
-        spent = {phase: Spent.of(t) for phase, t in zip(phases, table, strict=True)}
+        spent = {phase: PhaseCost.of(t) for phase, t in zip(phases, table, strict=True)}
         if self.accelerator.num_processes > 1:
             self.hosts = self.hosts or gather_object([socket.gethostname()])
             if self.accelerator.is_main_process:
                 self.slowest.look(spent, self.hosts, parts or {})
         return spent
 
-    def told(self, spent: Mapping[str, Spent]) -> dict[str, float]:
+    def told(self, spent: Mapping[str, PhaseCost]) -> dict[str, float]:
         """Metrics: means over the processes, and the maximum of memory."""
         said = {f"time/{phase}_s": float(s.work.mean()) for phase, s in spent.items()}
         if self.accelerator.num_processes > 1:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flow_factory.training.context import TrainingContext
-from flow_factory.training.judging import RolloutScoring
+from flow_factory.training.rollout_scoring import RolloutScoring
 from flow_factory.types import Metrics, Rollout
 from flow_factory.utils.errors import UserError
 

@@ -16,13 +16,13 @@ from flow_factory.core.sampling import Sampler
 from flow_factory.data.encoding_windows import order_of
 from flow_factory.data.order import EpochGroup
 from flow_factory.data.several import sizes_of
-from flow_factory.distributed.collectives import all_or_none, in_step, most_of_ranks
+from flow_factory.distributed.collectives import all_or_none, in_step, max_over_ranks
 from flow_factory.models.failures import named_rows
 from flow_factory.models.loading import DTYPES
 from flow_factory.training.context import TrainingContext
 from flow_factory.training.finished_work import FinishedWork
 from flow_factory.training.given_rollouts import draws_targets, given_rollout
-from flow_factory.training.judging import RolloutScoring
+from flow_factory.training.rollout_scoring import RolloutScoring
 from flow_factory.training.rollout_size import most_alike
 from flow_factory.types import Cond, Rollout
 from flow_factory.utils.errors import RowError
@@ -162,7 +162,7 @@ class RolloutCollector:
         with torch.no_grad():
             found = most_alike(
                 lambda members: self.sample(group, members, epoch), size, most,
-                lambda same: not most_of_ranks(context.accelerator, not same), steps_down=not shares,
+                lambda same: not max_over_ranks(context.accelerator, not same), steps_down=not shares,
             )  # fmt: skip
         logger.info("train.rollout_batch_size: auto draws %d of the %d samples of a group in a call", found * size, most * size)
         return found

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from flow_factory.distributed import liveness
 from flow_factory.distributed.barriers import wait_for_everyone
-from flow_factory.distributed.collectives import most_of_ranks
+from flow_factory.distributed.collectives import max_over_ranks
 from flow_factory.memory.fit import measured
-from flow_factory.policy.gradient_checkpointing import StepBack
+from flow_factory.policy.gradient_checkpointing import RecomputeFallback
 from flow_factory.reporting.gallery import Gallery
 from flow_factory.reporting.page.about import about
 from flow_factory.reporting.page.store import begin as begin_page
@@ -51,9 +51,9 @@ class Run:
     saver: Saver
     claim: RunFolder | None = None
     """The lock of the folder, on the main process only."""
-    back: StepBack | None = None
+    back: RecomputeFallback | None = None
     """Set if an estimate has chosen the blocks to recompute."""
-    goes_on: bool = False
+    resumes: bool = False
     """Whether the run resumes a training state."""
     evaluated: bool = False
     """Whether the resumed run has already evaluated after its last epoch."""
@@ -104,7 +104,7 @@ class Run:
             self.gallery.drawing(REPORT, lambda: begin_page(self.folder, about(config, said), progress.epoch))
         if self.evaluated:
             self.interventions.catch_up()
-        self.take_up()
+        self.restore_rollouts()
         floor = measure(self.trainer)
         if floor is not None and self.main:
             say(floor)
@@ -147,9 +147,9 @@ class Run:
             note(line)
         self.gallery.wait()
 
-    def take_up(self) -> None:
+    def restore_rollouts(self) -> None:
         """Loads the finished part of an interrupted epoch, if the resumed run has saved one."""
-        line = None if self.stated is None else kept_rollouts.take_up(self.trainer, self.stated)
+        line = None if self.stated is None else kept_rollouts.restore(self.trainer, self.stated)
         if line is not None and self.main:
             note(line)
 
@@ -159,7 +159,7 @@ class Run:
         if minutes is None:
             return False
         wait_for_everyone("logging")
-        return most_of_ranks(self.context.accelerator, self.main and time.monotonic() - self.saved >= 60 * minutes) > 0
+        return max_over_ranks(self.context.accelerator, self.main and time.monotonic() - self.saved >= 60 * minutes) > 0
 
     def keep(self, began: int) -> None:
         """Saves the training state after a failed reward or row, if there are epochs since `began` and no weight has changed since."""
@@ -181,7 +181,7 @@ class Run:
             self.weighed = True
         if self.back is not None:
             wait_for_everyone("logging")
-            self.back.look(self.context.meter.memory.share_of_card(), lambda near: most_of_ranks(self.context.accelerator, near) > 0)
+            self.back.look(self.context.meter.memory.share_of_card(), lambda near: max_over_ranks(self.context.accelerator, near) > 0)
 
     def log(self, metrics: dict[str, float]) -> None:
         """Logs metrics under the current epoch."""

@@ -21,7 +21,7 @@ LONG = 60.0
 
 
 @dataclass(frozen=True)
-class Spent:
+class PhaseCost:
     """The cost of a phase on every process: tensors (processes,) in seconds and GB."""
 
     work: Tensor
@@ -33,7 +33,7 @@ class Spent:
     """Peak memory of the device."""
 
     @classmethod
-    def of(cls, table: Tensor) -> "Spent":
+    def of(cls, table: Tensor) -> "PhaseCost":
         """Args:
         table: (processes, 5): work, waiting, the part of the work that all end together, decoding, memory.
         """
@@ -54,7 +54,7 @@ class Slowest:
         self.row: dict[str, tuple[int, int]] = {}
         """Phase -> (the process that lagged last, the number of times in a row)."""
 
-    def look(self, spent: Mapping[str, Spent], hosts: Sequence[str], parts: Mapping[str, Sequence[int]]) -> None:
+    def look(self, spent: Mapping[str, PhaseCost], hosts: Sequence[str], parts: Mapping[str, Sequence[int]]) -> None:
         """Args:
         hosts: the machine of each process.
         parts: phase -> amount of work of each process, if it differs.

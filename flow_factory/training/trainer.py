@@ -79,7 +79,7 @@ class Trainer:
                 wait_for_everyone("rolling out")
             self.work = self.work or work_of(context, rollouts[0].cond)
             context.policy.set_aside()
-            report = self.learn_while_judged(rollouts) if self.overlaps else self.judge(rollouts)
+            report = self.learn_while_scoring(rollouts) if self.overlaps else self.judge(rollouts)
         if not self.overlaps:
             self.learn(rollouts)
         self.collector.forget()
@@ -100,7 +100,7 @@ class Trainer:
                 rollouts = share(context.accelerator, plan.trained, rollouts, context.conds, waits=waits)
         self.learner.learn(self.groups(rollouts))
 
-    def learn_while_judged(self, rollouts: list[Rollout]) -> dict[str, float]:
+    def learn_while_scoring(self, rollouts: list[Rollout]) -> dict[str, float]:
         """As `judge` and `learn`, but trains on each window of groups as soon as it has its scores."""
         judging = self.collector.judging
         in_time = AdvantagesInTime(self.context, judging, rollouts, partial(self.advantages, datasets=self.datasets()))
@@ -138,7 +138,7 @@ class Trainer:
         elif self.context.judged:
             report = self.score(rollouts)
             with self.context.meter.phase("advantage"):
-                self.weigh(rollouts)
+                self.compute_advantages(rollouts)
         shown = (Sample(r.row.prompt, m, self.told(r.row, s), a, r.group) for r in rollouts for m, s, a in judged_media(r))
         self.shown = list(islice(shown, self.context.config.log.num_samples))
         return report
@@ -155,7 +155,7 @@ class Trainer:
         self.collector.judging.finish(rollouts)
         return {f"train/{k}": v for k, v in self.context.rewards.finish_epoch().items()}
 
-    def weigh(self, rollouts: list[Rollout]) -> None:
+    def compute_advantages(self, rollouts: list[Rollout]) -> None:
         """Sets `Rollout.advantage` from the statistics of all groups of all processes, in the order of the epoch."""
         context, size = self.context, self.context.config.train.per_device_batch_size
         scores = gather_groups(context.accelerator, context.plan.rolled, torch.stack([r.rewards for r in rollouts]).double())

@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from flow_factory.algorithms.base import Algorithm
-from flow_factory.distributed.collectives import most_of_ranks
+from flow_factory.distributed.collectives import max_over_ranks
 from flow_factory.training.context import TrainingContext
 from flow_factory.types import Rollout
 
@@ -43,7 +43,7 @@ def _window(context: TrainingContext, batches: list[Rollout], chosen: dict[int, 
     if not context.config.train.drop_zero_variance:
         return Window(batches, points)
     silent = [not any(bool(x.advantage.any()) for x in compared(algorithm, [b], chosen)) for b in batches]
-    count = max(1, most_of_ranks(context.accelerator, silent.count(False)))
+    count = max(1, max_over_ranks(context.accelerator, silent.count(False)))
     kept = sorted(sorted(range(len(batches)), key=silent.__getitem__)[:count])
     context.meter.add({"dropped_share": torch.tensor(1 - len(kept) / len(batches))})
     return Window([batches[k] for k in kept], points)
@@ -67,4 +67,4 @@ def as_many(context: TrainingContext, work: list[Work], others: Sequence[Work] =
     """
     if not context.engine.collective:
         return work
-    return work + (work or list(others))[-1:] * (most_of_ranks(context.accelerator, len(work)) - len(work))
+    return work + (work or list(others))[-1:] * (max_over_ranks(context.accelerator, len(work)) - len(work))

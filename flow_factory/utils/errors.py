@@ -76,11 +76,11 @@ class RowError(RunError):
     """A pipeline failed on a row, or the row's line has changed. The message has its line in the data set."""
 
 
-class MeetingError(RunError):
+class RendezvousError(RunError):
     """Processes did not reach a rendezvous or a barrier. The message has the place, the time waited, and the missing processes."""
 
 
-class ProcessLost(MeetingError):
+class ProcessLost(RendezvousError):
     """Another process has ended, and this one cannot continue without it. The message has its rank and its last activity."""
 
 

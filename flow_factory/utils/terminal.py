@@ -58,10 +58,10 @@ def tell(text: str) -> None:
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        let_reader_go()
+        ignore_closed_pipe()
 
 
-def let_reader_go() -> None:
+def ignore_closed_pipe() -> None:
     """Prevents Python's error message about a closed pipe at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -73,7 +73,7 @@ def note(*lines: object) -> None:
         say(f"note: {line}")
 
 
-class Voice(logging.Handler):
+class TerminalHandler(logging.Handler):
     """Prints log records as lines above the progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -101,8 +101,8 @@ def remembering() -> Iterator[None]:
 
 
 def log_to_terminal(level: int) -> None:
-    """Sends log records to `Voice`."""
-    voice = Voice()
+    """Sends log records to `TerminalHandler`."""
+    voice = TerminalHandler()
     voice.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
     logging.basicConfig(handlers=[voice], level=level)
     os.environ.setdefault("TQDM_DYNAMIC_NCOLS", "1")  # for the libraries' bars

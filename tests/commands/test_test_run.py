@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState
 from flow_factory.commands.test_run import rehearse
 from flow_factory.config import RunConfig, load_config, plan_of
 from flow_factory.rewards.jpeg import JpegCompressibility
-from flow_factory.training.forecast import Paces, forecast, shrunk, times
+from flow_factory.training.forecast import StepTimes, forecast, shrunk, times
 from flow_factory.training.learner import Learner
 from flow_factory.utils.errors import UserError
 from tests.tiny.run import ROOT, ff_train, write_run
@@ -59,7 +59,7 @@ class Hands:
 def played(config: RunConfig, costs: dict[str, float], first: float, live: Sequence[bool]) -> tuple[Any, float]:
     """(what is seen of an epoch in which everything takes what it costs, the first of each `first` times that; the seconds of it all)."""
     plan, hands = plan_of(config), Hands()
-    paces, seen = Paces(hands), set[str]()  # type: ignore[arg-type]
+    paces, seen = StepTimes(hands), set[str]()  # type: ignore[arg-type]
 
     def do(phase: str, what: str) -> None:
         hands.now += costs[what] * (first if what not in seen else 1)

@@ -22,8 +22,8 @@ from flow_factory.memory.checkpoint import Model, model_of
 from flow_factory.memory.encoding_plan import encoding_lines, encoding_settled, row_size, with_data
 from flow_factory.memory.parts import in_main_memory, peak
 from flow_factory.train import build
-from flow_factory.training import encoding_pace, text_encoders
-from flow_factory.training.encoding_pace import FIRST, Pace
+from flow_factory.training import encoding_timer, text_encoders
+from flow_factory.training.encoding_timer import FIRST, EncodingTimer
 from flow_factory.training.run import Run
 from flow_factory.types import Cond, Row
 from flow_factory.utils.errors import RowError, UserError
@@ -164,10 +164,10 @@ def test_a_disk_without_room_for_the_rows_is_said_after_the_first_ones(tmp_path:
 def test_the_pace_counts_all_processes_and_the_rows_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """4 of 100 rows a second each, after a first one that takes a minute."""
     now, said = [0.0], list[str]()
-    monkeypatch.setattr(encoding_pace, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(encoding_pace, "note", said.append)
+    monkeypatch.setattr(encoding_timer, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(encoding_timer, "note", said.append)
     cache = ConditionCache(tmp_path, "encoders")
-    one = Pace(cache, 100, 2, told=True, later=1000)
+    one = EncodingTimer(cache, 100, 2, told=True, later=1000)
     for k in range(100):
         one.row()
         now[0] += 0.25 if k else 60

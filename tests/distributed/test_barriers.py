@@ -7,7 +7,7 @@ from torch.distributed import HashStore
 
 from flow_factory.distributed import barriers
 from flow_factory.distributed.barriers import Work
-from flow_factory.utils.errors import MeetingError
+from flow_factory.utils.errors import RendezvousError
 
 
 class Clock:
@@ -49,7 +49,7 @@ def test_one_that_stands_still_is_named_with_what_it_was_doing(monkeypatch: pyte
     if said:
         Work("encoding", store, (1, 3)).beat(said)
     Work("encoding", store, (2, 3)).store.set("encoding/2/done", "")  # type: ignore[union-attr]
-    with pytest.raises(MeetingError, match=f"encoding: process 1 of 3 has made no progress for 20 s, at: {at}"):
+    with pytest.raises(RendezvousError, match=f"encoding: process 1 of 3 has made no progress for 20 s, at: {at}"):
         Work("encoding", store, (0, 3), still=20).wait()
     assert 20 < clock.now < 30
 

@@ -20,7 +20,7 @@ from flow_factory.distributed import liveness, process_monitor
 from flow_factory.distributed.barriers import Work
 from flow_factory.distributed.process_monitor import FAILED, LEFT, ProcessMonitor
 from flow_factory.distributed.rendezvous import limit_groups
-from flow_factory.utils.errors import MeetingError, ProcessLost
+from flow_factory.utils.errors import ProcessLost, RendezvousError
 from tests.tiny.run import free_port, write_run
 
 
@@ -95,7 +95,7 @@ def test_who_joins_a_run_whose_host_has_left_says_so() -> None:
     host = TCPStore("127.0.0.1", free_port(), is_master=True, wait_for_workers=False)
     guest = TCPStore("127.0.0.1", host.port, is_master=False, wait_for_workers=False)
     del host
-    with pytest.raises(MeetingError, match="the process that hosts the rendezvous has ended"):
+    with pytest.raises(RendezvousError, match="the process that hosts the rendezvous has ended"):
         ProcessMonitor(guest, 1, 2, "127.0.0.1", 60)
 
 

@@ -16,7 +16,7 @@ from flow_factory.distributed.machines import Machines
 from flow_factory.distributed.rendezvous import Rendezvous
 from flow_factory.distributed.topology import Topology
 from flow_factory.runs.resume import has_ended
-from flow_factory.utils.errors import MeetingError
+from flow_factory.utils.errors import RendezvousError
 from tests.tiny.run import free_port, write_run
 
 RESTARTS = 4
@@ -108,11 +108,11 @@ def test_two_that_live_and_have_one_number_are_told(two: Two, monkeypatch: pytes
             two.second.num_nodes_waiting()
 
     alive = two.pool.submit(live)
-    with pytest.raises(MeetingError, match="machine 1 of 2 at .*: another one has this rank"):
+    with pytest.raises(RendezvousError, match="machine 1 of 2 at .*: another one has this rank"):
         two.launcher(1).meet()
     stop.set()
     alive.result(60)
-    with pytest.raises(MeetingError, match="another one has this rank, or was started again while the others continued"):
+    with pytest.raises(RendezvousError, match="another one has this rank, or was started again while the others continued"):
         two.launcher(1, restarts=0).meet()
 
 
@@ -120,14 +120,14 @@ def test_restarts_are_counted_together_and_end(two: Two) -> None:
     for _ in range(RESTARTS):
         two.meet()
     assert two.first.left == two.second.left == 0
-    with pytest.raises(MeetingError, match=f"another restart is needed, but --max_restarts {RESTARTS} are used up"):
+    with pytest.raises(RendezvousError, match=f"another restart is needed, but --max_restarts {RESTARTS} are used up"):
         two.launcher(1).meet()
 
 
 def test_machines_that_were_started_otherwise_are_told(two: Two) -> None:
     two.second = two.launcher(1, "--num_processes 4")
     for done in two.start(two.first, two.second):
-        with pytest.raises(MeetingError, match="machine [01] was started with --num_processes [24], and this one with --num_processes"):
+        with pytest.raises(RendezvousError, match="machine [01] was started with --num_processes [24], and this one with --num_processes"):
             done.result(60)
 
 

@@ -15,7 +15,7 @@ from flow_factory.memory.fit import memory_lines
 from flow_factory.memory.parts import Part
 from flow_factory.memory.rollout import DRAWING, drawn
 from flow_factory.memory.room import ROOM
-from flow_factory.memory.suggestions import Tried, proposals, tried, with_keys
+from flow_factory.memory.suggestions import Candidate, proposals, try_keys, with_keys
 from flow_factory.models import MODELS
 from tests.tiny.run import ROOT, write_run
 
@@ -58,10 +58,10 @@ def test_what_it_says_to_write_fits_by_the_estimate(name: str, keys: tuple[str, 
     wanted = said_to_write(lines)
     assert wanted, lines
     better = load_config(ROOT / "examples/grpo" / f"{name}.yaml", [*ALONE, *keys, *wanted])
-    assert Tried(better, model.parts(better)).gb < ROOM * card
+    assert Candidate(better, model.parts(better)).gb < ROOM * card
     told = [line for line in lines if "fits" in line and wanted[-1] in line]
     gb = float(re.search(r"-> ([\d.]+) GB", told[0])[1])  # type: ignore[index]
-    assert gb == pytest.approx(Tried(better, model.parts(better)).gb, abs=0.06)
+    assert gb == pytest.approx(Candidate(better, model.parts(better)).gb, abs=0.06)
 
 
 @pytest.mark.slow
@@ -90,8 +90,8 @@ def test_encoders_that_are_larger_than_the_card_are_said(monkeypatch: pytest.Mon
 def test_keys_that_do_not_go_with_the_rest_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     config, model = example("lora/flux1", "model.quantization=bnb_4bit")
-    start = Tried(config, model.parts(config))
-    assert tried(start, ("model.offload_blocks=true",), "", model.parts) is None
+    start = Candidate(config, model.parts(config))
+    assert try_keys(start, ("model.offload_blocks=true",), "", model.parts) is None
     assert with_keys(config, ()) == config
 
 

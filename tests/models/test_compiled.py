@@ -54,7 +54,7 @@ def check(name: str, backend: str, closeness: float) -> None:
     checkpoint_blocks(t.transformers, False)
     once = gradients(t, policy, steps[0], memo)
     assert all(torch.equal(again[k], once[k]) for k in once)
-    with policy.adapter_off(), torch.no_grad():
+    with policy.disable_adapter(), torch.no_grad():
         off_v, base = t.velocity(steps[0], memo=memo), tiny(name).velocity(steps[0])
     torch.testing.assert_close(off_v, base, rtol=1e-4, atol=1e-4)
 

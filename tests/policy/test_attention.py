@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from flow_factory.policy import attention_reference
-from flow_factory.policy.attention import attending_by, attention_problem
+from flow_factory.policy.attention import attention_problem, using_backend
 from flow_factory.policy.attention_reference import formula
 from flow_factory.training import attention_proof
 from flow_factory.training.attention_proof import problems_of
@@ -91,7 +91,7 @@ def test_a_choice_for_a_while_leaves_what_was_chosen() -> None:
     model = flux().field.bare["transformer"]
     processor = model.transformer_blocks[0].attn.processor
     processor._attention_backend = AttentionBackendName._NATIVE_FLASH
-    with pytest.raises(ZeroDivisionError), attending_by(model, "_native_math"):
+    with pytest.raises(ZeroDivisionError), using_backend(model, "_native_math"):
         assert processor._attention_backend == AttentionBackendName._NATIVE_MATH
         raise ZeroDivisionError
     assert processor._attention_backend == AttentionBackendName._NATIVE_FLASH

@@ -11,7 +11,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from flow_factory.config import ConfigError, RunConfig, load_config, plan_of
 from flow_factory.models.loading import sketch_adapter
-from flow_factory.policy.attention import attending_by
+from flow_factory.policy.attention import using_backend
 from flow_factory.policy.context_parallel import refuse_uneven, split_sequences
 from flow_factory.runs.fitting import checkpoint_of, fitted
 from flow_factory.utils.errors import UserError
@@ -154,7 +154,7 @@ def test_an_attention_backend_that_cannot_split_names_those_that_can() -> None:
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
     try:
         said = r"model.context_parallel: .*_native_math.* does not support .*'native'"
-        with attending_by(t.transformers[0], "_native_math"), pytest.raises(UserError, match=said):
+        with using_backend(t.transformers[0], "_native_math"), pytest.raises(UserError, match=said):
             split_sequences(t.adapter, 2, torch.device("cpu"))
     finally:
         dist.destroy_process_group()

@@ -14,7 +14,7 @@ from flow_factory.memory.auto import recomputing, settled
 from flow_factory.memory.checkpoint import Model, model_of
 from flow_factory.memory.parts import peak
 from flow_factory.memory.room import ROOM
-from flow_factory.policy.gradient_checkpointing import LEVELS, CheckpointedBlock, StepBack, blocks_of, checkpoint_blocks
+from flow_factory.policy.gradient_checkpointing import LEVELS, CheckpointedBlock, RecomputeFallback, blocks_of, checkpoint_blocks
 from flow_factory.runs.preflight import ready
 from flow_factory.training.banner import aligned, banner
 from tests.conftest import flux
@@ -99,14 +99,14 @@ def test_auto_without_an_estimate_or_with_copies_of_the_weights_takes_all_blocks
 
 def test_it_steps_back_once_when_the_card_is_nearly_full(caplog: pytest.LogCaptureFixture) -> None:
     (model,) = flux().field.bare.values()
-    back = StepBack([model], {"fraction": 0.5})
+    back = RecomputeFallback([model], {"fraction": 0.5})
     with caplog.at_level(logging.WARNING):
         back.look(0.97, bool)
         back.look(0.97, bool)
     assert back.setting == {"fraction": 0.75} and "the first epoch took 97 % of the card; 3 of 4 blocks" in caplog.text
     assert [isinstance(block.forward, CheckpointedBlock) for block in blocks_of(model)] == [True, True, True, False]
     for share, setting in ((0.5, False), (0.97, True)):
-        calm = StepBack([model], setting)
+        calm = RecomputeFallback([model], setting)
         calm.look(share, bool)
         assert calm.setting == setting
 

@@ -210,9 +210,9 @@ def test_with_the_adapter_off_it_is_the_base_model() -> None:
     adapter, base = flux(), flux()
     policy, cond = policy_over(adapter, **LORA), condition(adapter)
     trained, v = set(policy.trained()), velocity_at(adapter, cond)
-    with policy.adapter_off():
+    with policy.disable_adapter():
         assert torch.equal(velocity_at(adapter, cond), velocity_at(base, cond))
-    with pytest.raises(ZeroDivisionError), policy.adapter_off():
+    with pytest.raises(ZeroDivisionError), policy.disable_adapter():
         raise ZeroDivisionError
     assert torch.equal(velocity_at(adapter, cond), v) and not torch.equal(v, velocity_at(base, cond))
     assert set(policy.trained()) == trained

@@ -76,7 +76,7 @@ def test_an_unknown_copy_is_an_error() -> None:
 def test_the_reference_of_a_lora_is_the_base_model_and_costs_no_copy() -> None:
     adapter, base = flux(), flux()
     policy, cond = policy_over(adapter, finetune_type="lora", target_modules=("default",)), condition(adapter)
-    store, v = WeightStore(policy.trained(), policy.adapter_off), velocity_at(adapter, cond)
+    store, v = WeightStore(policy.trained(), policy.disable_adapter), velocity_at(adapter, cond)
     store.keep("ref")
     with store.use("ref"):
         assert torch.equal(velocity_at(adapter, cond), velocity_at(base, cond))

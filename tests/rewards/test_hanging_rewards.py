@@ -15,9 +15,9 @@ from accelerate import Accelerator
 from flow_factory.config import load_config
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards import PointwiseRewardModel
-from flow_factory.rewards.peace import within
+from flow_factory.rewards.constant_rewards import ConstantRewards
+from flow_factory.rewards.isolation import within
 from flow_factory.rewards.scoring import RewardSet, load_rewards
-from flow_factory.rewards.silence import ConstantRewards
 from flow_factory.types import Row
 from flow_factory.utils.errors import RewardError
 from flow_factory.utils.signals import Interrupted

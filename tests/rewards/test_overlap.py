@@ -23,8 +23,8 @@ from torch import nn
 from flow_factory.config import load_config
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards import GroupwiseRewardModel, PointwiseRewardModel
+from flow_factory.rewards.isolation import kept
 from flow_factory.rewards.lanes import AHEAD, Lane
-from flow_factory.rewards.peace import kept
 from flow_factory.rewards.scoring import RewardSet, load_rewards
 from flow_factory.train import build
 from flow_factory.types import Row

@@ -18,16 +18,16 @@ from flow_factory.training.learner import Learner
 from flow_factory.training.meter import Meter
 from flow_factory.training.rollout import RolloutCollector
 from flow_factory.training.run import Run
-from flow_factory.training.slowest import Slowest, Spent, lagging
+from flow_factory.training.slowest import PhaseCost, Slowest, lagging
 from tests.tiny.several import several
 
 HOSTS = ["node1", "node1", "node2", "node2"]
 
 
-def spent(*work: float, shared: tuple[float, ...] = ()) -> Spent:
+def spent(*work: float, shared: tuple[float, ...] = ()) -> PhaseCost:
     """Of a phase in which processes work so long; of it, some time in what they end together."""
     columns = [work, [0.0] * len(work), shared or [0.0] * len(work), [0.0] * len(work), [0.0] * len(work)]
-    return Spent.of(torch.tensor(columns, dtype=torch.float64).T)
+    return PhaseCost.of(torch.tensor(columns, dtype=torch.float64).T)
 
 
 def test_what_all_end_together_is_waiting_but_for_the_least_of_it() -> None:
@@ -58,7 +58,9 @@ def test_one_lags_that_takes_a_fifth_longer_than_the_others(work: tuple[float, .
     assert (found and found[0]) == who
 
 
-def heard(caplog: pytest.LogCaptureFixture, team: int, *epochs: dict[str, Spent], parts: dict[str, list[int]] | None = None) -> list[str]:
+def heard(
+    caplog: pytest.LogCaptureFixture, team: int, *epochs: dict[str, PhaseCost], parts: dict[str, list[int]] | None = None
+) -> list[str]:
     slowest, said = Slowest(team), []
     for number, epoch in enumerate(epochs):
         caplog.clear()

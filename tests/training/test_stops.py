@@ -44,7 +44,7 @@ LOSS = "flow_factory.algorithms.grpo:GRPO.loss"
 PLACES = {
     "drawing": (SAMPLE, 3),
     "scoring": (SCORE, 4),
-    "comparing": ("flow_factory.training.trainer:Trainer.weigh", 1),
+    "comparing": ("flow_factory.training.trainer:Trainer.compute_advantages", 1),
     "looking back": ("flow_factory.training.learner:Learner.velocity_of", 2),
     "learning": (LOSS, 2),
     "evaluating": ("flow_factory.training.evaluation:Evaluator._draw", 1),
@@ -246,7 +246,7 @@ def test_what_is_damaged_or_anothers_is_dropped_with_one_line(tmp_path: Path, un
     shutil.copytree(checkpoint / "rollouts", whole := tmp_path / "whole")
     for name, (damage, why) in DAMAGE.items():
         damage(checkpoint / "rollouts")
-        line = kept_rollouts.take_up(trainer, checkpoint)
+        line = kept_rollouts.restore(trainer, checkpoint)
         assert line is not None and "\n" not in line, name
         assert line.startswith("the samples of epoch 1 that were kept are dropped, and made anew: ") and why in line, (name, line)
         assert trainer.collector.done is None
@@ -254,9 +254,9 @@ def test_what_is_damaged_or_anothers_is_dropped_with_one_line(tmp_path: Path, un
         shutil.copytree(whole, checkpoint / "rollouts")
     others = [replace(row, columns={"seen": k}) for k, row in enumerate(trainer.context.rows)]
     trainer.collector.context = replace(trainer.context, rows=others)
-    assert ".jsonl:" in (line := str(kept_rollouts.take_up(trainer, checkpoint))) and "or its condition, has changed" in line
+    assert ".jsonl:" in (line := str(kept_rollouts.restore(trainer, checkpoint))) and "or its condition, has changed" in line
     trainer.collector.context = trainer.context
-    assert kept_rollouts.take_up(trainer, checkpoint) == "2 micro-batches of epoch 1 are there"
+    assert kept_rollouts.restore(trainer, checkpoint) == "2 micro-batches of epoch 1 are there"
     assert trainer.collector.done is not None and len(trainer.collector.done.rollouts) == 2
 
 

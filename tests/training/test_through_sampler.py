@@ -9,8 +9,8 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
+from flow_factory.training.reward_gradients import reward_gradient, score
 from flow_factory.training.run import Run
-from flow_factory.training.slopes import score, slope_of
 from flow_factory.utils.errors import UserError
 from tests.tiny.run import forwards, read_state, tiny, trained
 
@@ -71,7 +71,7 @@ def test_the_gradient_is_that_of_finite_differences(tmp_path: Path, overrides: t
     group = run.trainer.collector.epoch_groups(0)[0]
     rollout = run.trainer.collector.sample(group, [0, 1], 0)
     rollout.advantage = torch.zeros(2)
-    rollout.slope, _ = slope_of(context, rollout, rollout.cond)
+    rollout.slope, _ = reward_gradient(context, rollout, rollout.cond)
     learner = run.trainer.learner
     for point in learner.points(rollout):
         loss, _ = context.algorithm.loss(point, learner.velocity)

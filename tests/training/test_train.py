@@ -36,7 +36,7 @@ def rolled_out(run: Run) -> tuple[Trainer, list[Rollout]]:
     """The trainer, and the first epoch's rollouts with their advantages."""
     rollouts = run.trainer.collector(0)
     run.trainer.score(rollouts)
-    run.trainer.weigh(rollouts)
+    run.trainer.compute_advantages(rollouts)
     return run.trainer, rollouts
 
 

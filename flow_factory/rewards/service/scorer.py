@@ -9,10 +9,10 @@ from accelerate import Accelerator
 
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.answers import AnswerError, scores_of
+from flow_factory.rewards.isolation import kept, within
 from flow_factory.rewards.loading import LoadedReward, load_each
 from flow_factory.rewards.media import convert, convert_conditions
 from flow_factory.rewards.needs import MEDIA
-from flow_factory.rewards.peace import kept, within
 from flow_factory.rewards.service.reading import Letter, unpacked
 from flow_factory.rewards.wire import DEPTHS, JSON, Body, WireError
 from flow_factory.utils.errors import UserError

@@ -13,7 +13,7 @@ LONG = 10.0
 """The least number of seconds that is reported."""
 
 
-class Pace:
+class EncodingTimer:
     """Measures the encoding of one process's share of rows.
 
     Args:

@@ -22,7 +22,7 @@ def score(rewards: RewardSet, prompt: str, pixels: Tensor) -> Tensor:
     return torch.stack(scores).sum(0).reshape(len(pixels), -1).mean(1)
 
 
-def slope_of(context: "TrainingContext", rollout: Rollout, cond: Cond) -> tuple[Tensor, Metrics]:
+def reward_gradient(context: "TrainingContext", rollout: Rollout, cond: Cond) -> tuple[Tensor, Metrics]:
     """(gradient of each sample's loss in its final state, (n, ...) float32; metrics), in one pass through the VAE and the rewards.
 
     Args:

@@ -13,7 +13,7 @@ from torch import Tensor
 from flow_factory.config.plan import Deal
 from flow_factory.core.groups import cut
 from flow_factory.distributed.barriers import wait_for_everyone
-from flow_factory.distributed.collectives import all_or_none, most_of_ranks
+from flow_factory.distributed.collectives import all_or_none, max_over_ranks
 from flow_factory.distributed.shared_groups import Group, whole_groups
 from flow_factory.rewards.calls import Counts
 from flow_factory.rewards.scoring import RewardSet
@@ -100,7 +100,7 @@ class RolloutScoring:
         """Takes the scores that all processes have, and frees their images."""
         ready = self.asking.ready()
         if self.rewards.lanes:  # their speed differs between processes
-            ready = -most_of_ranks(self.accelerator, -ready)
+            ready = -max_over_ranks(self.accelerator, -ready)
         self._took(ready)
 
     def _took(self, ready: int) -> None:
@@ -131,7 +131,7 @@ class RolloutScoring:
         Raises:
             UserError, Interrupted: see `all_or_none`.
         """
-        while most_of_ranks(self.accelerator, samples - self.asking.scored) > 0:
+        while max_over_ranks(self.accelerator, samples - self.asking.scored) > 0:
             all_or_none(self.accelerator, self.interrupt, partial(self.asking.wait, 1))
             self._took(1)
         return dict(zip(self.ids, self.asking.scores_so_far(), strict=False))
