@@ -2,9 +2,9 @@
 
     python benchmarks/overlap.py [--groups 12] [--epochs 3] [--waits 0.5]
 
-The model is the tests' tiny FLUX.1. The reward waits, as for a server, so that it takes no core: first none at all, to see how long
-the sampling of a group takes, then so long for each group. `--waits`: each call of the pipeline waits so many seconds too, as for a GPU, so
-that a busy machine changes little.
+The model is the tests' tiny FLUX.1. The reward is on a server of this machine (`ff-reward serve`) and waits, so that it takes no core.
+First there is none, to see how long the sampling of a group takes; then it waits so long for each group. `--waits`: each call of the
+pipeline waits so many seconds too, as for a GPU, so that a busy machine changes little.
 """
 
 import argparse
@@ -16,6 +16,8 @@ from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+from rewards import serving  # noqa: E402
 
 from flow_factory.rewards import GroupwiseRewardModel, RewardModelOutput  # noqa: E402 (found beside this file, installed or not)
 from tests.tiny.run import tiny, write_run  # noqa: E402
@@ -31,11 +33,20 @@ class Waits(GroupwiseRewardModel):
         return RewardModelOutput([float(k) for k in range(len(image))])
 
 
-def seconds(folder: Path, beside: bool, wait: float, groups: int, epochs: int, pause: float) -> float:
-    """Of an epoch's rollout and scoring, the median over the epochs after the first."""
+def seconds(folder: Path, reward: tuple[str, ...], groups: int, epochs: int, pause: float) -> float:
+    """Of an epoch's rollout and scoring, the median over the epochs after the first.
+
+    Args:
+        reward: keys of the run's reward.
+    """
     steps = 2 if pause else 20
-    keys = (f"train.unique_sample_num_per_epoch={groups}", f"train.num_inference_steps={steps}", "eval.eval_freq=0", "rewards.batch_size=1",
-            "rewards.reward_model=overlap.Waits", f"rewards.seconds={wait}", f"rewards.async_reward={str(beside).lower()}")  # fmt: skip
+    keys = (
+        f"train.unique_sample_num_per_epoch={groups}",
+        f"train.num_inference_steps={steps}",
+        "eval.eval_freq=0",
+        "rewards.batch_size=1",
+        *reward,
+    )
     run = tiny(folder, *keys)
     sample = run.trainer.collector.sample
     run.trainer.collector.sample = lambda *args: (time.sleep(pause), sample(*args))[1]  # type: ignore[method-assign]
@@ -52,8 +63,12 @@ def main() -> None:
     with TemporaryDirectory() as name:
         folder = Path(name)
         write_run(folder)
-        alone = seconds(folder, False, 0.0, args.groups, args.epochs, args.waits)
-        in_line, beside = (seconds(folder, beside, alone / args.groups, args.groups, args.epochs, args.waits) for beside in (False, True))
+        size = (args.groups, args.epochs, args.waits)
+        alone = seconds(folder, ("rewards.reward_model=overlap.Waits", "rewards.seconds=0"), *size)
+        entry = f"rewards:\n  - {{reward_model: 'overlap:Waits', name: waits, seconds: {alone / args.groups}}}\n"
+        with serving(folder, entry) as (address, _):
+            keys = ("rewards.reward_model=remote_group", f"rewards.server_url={address}", "rewards.reward=waits")
+            in_line, beside = (seconds(folder, (*keys, f"rewards.async_reward={value}"), *size) for value in ("false", "true"))
     print(
         f"sampling alone {alone:.2f} s; with a reward as long, in line {in_line:.2f} s, beside it {beside:.2f} s: {in_line / beside:.2f} x"
     )

@@ -4,7 +4,7 @@
 
 Starts `ff-reward serve` on this machine with one worker. `free` returns zeros, so that its row is the way there and back; `size` is
 jpeg_compressibility. Everything is measured in one run, in turns, so that a busy machine slows all alike;
-its CPU time it hardly changes.
+its CPU time it hardly changes. Last comes the main memory of each process. What a reward costs beside the sampling: overlap.py.
 """
 
 import argparse
@@ -13,11 +13,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import httpx
 import numpy as np
 import psutil
 from accelerate import Accelerator
@@ -111,33 +113,39 @@ def measure(url: str, side: int, seconds: float, cpu: Callable[[], float]) -> No
         print(f"| {way} | {' | '.join(cells)} |", flush=True)
 
 
+@contextmanager
+def serving(folder: Path, yaml: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The address and the process of `ff-reward serve`, which finds classes of this folder's scripts, with one worker on the CPU."""
+    (folder / "rewards.yaml").write_text(yaml)
+    command = [sys.executable, "-m", "flow_factory.commands.reward", "serve", f"{folder}/rewards.yaml", "--port", "0", "--devices", "cpu"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent)
+    try:
+        assert server.stdout is not None
+        address = re.search(r"http://\S+:\d+", server.stdout.readline())
+        assert address is not None
+        while httpx.get(f"{address[0]}/ready", timeout=60).status_code != 200 and server.poll() is None:
+            time.sleep(0.2)
+        yield address[0], server
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def held(server: psutil.Process) -> str:
+    """Megabytes of main memory that each process holds now."""
+    worker, *_ = sorted(server.children(recursive=True), key=lambda process: -process.memory_info().rss)
+    sizes = {"the server": server, "its worker": worker, "the process that asks": psutil.Process()}
+    return ", ".join(f"{name} {process.memory_info().rss / 1e6:,.0f} MB" for name, process in sizes.items())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--seconds", type=float, default=3)
     args = parser.parse_args()
-    with TemporaryDirectory() as folder:
-        (Path(folder) / "rewards.yaml").write_text(YAML)
-        command = [
-            sys.executable,
-            "-m",
-            "flow_factory.commands.reward",
-            "serve",
-            f"{folder}/rewards.yaml",
-            "--port",
-            "0",
-            "--devices",
-            "cpu",
-        ]
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent)
-        try:
-            assert server.stdout is not None
-            address = re.search(r"http://\S+:\d+", server.stdout.readline())
-            assert address is not None
-            measure(address[0], args.side, args.seconds, cpu_of(psutil.Process(server.pid)))
-        finally:
-            server.terminate()
-            server.wait(60)
+    with TemporaryDirectory() as folder, serving(Path(folder), YAML) as (address, server):
+        measure(address, args.side, args.seconds, cpu_of(psutil.Process(server.pid)))
+        print(f"\nmain memory: {held(psutil.Process(server.pid))}")
 
 
 if __name__ == "__main__":

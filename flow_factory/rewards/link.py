@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Coroutine, Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -124,12 +125,13 @@ class Link:
         """GET: (status, content). It is repeated while the server loads its rewards, until `timeout`."""
 
         async def look() -> tuple[int, bytes]:
-            for k in range(1, 100):
+            ends, k = time.monotonic() + self.timeout, 1
+            while True:
                 status, content, _ = await self._send("GET", path, None, SPARE)
-                if status != BUSY or path != "/rewards":
-                    break
+                if status != BUSY or path != "/rewards" or time.monotonic() + pause(k) > ends:
+                    return status, content
                 await asyncio.sleep(pause(k))
-            return status, content
+                k += 1
 
         try:
             return _done(asyncio.wait_for(look(), self.timeout))

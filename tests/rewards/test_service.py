@@ -27,6 +27,7 @@ from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.link import Wrong, scores_in
 from flow_factory.rewards.scoring import RewardSet, load_rewards
 from flow_factory.rewards.service.reading import unpacked
+from flow_factory.rewards.service.request_queue import Refused
 from flow_factory.rewards.wire import JSON, MSGPACK, MULTIPART, Body, WireError, letter, packed
 from flow_factory.types import Clip, Row
 from flow_factory.utils.errors import RewardError, UserError
@@ -356,6 +357,19 @@ def test_a_start_says_what_is_wrong_with_the_server_or_the_entry(served: str) ->
             rewards("remote", **extra)
     with pytest.raises(UserError, match="server_url is missing"):
         load_rewards([RewardArguments(name="it", reward_model="remote")], None, Accelerator(cpu=True))
+
+
+def test_a_start_says_that_a_server_still_loads_its_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not that it does not answer; the next pause would end after `timeout`."""
+    monkeypatch.setattr("flow_factory.rewards.link.pause", lambda k: 1e9)
+    with service(entry()) as (address, queue):
+
+        def loads() -> None:
+            raise Refused(503, "the rewards are being loaded", 2)
+
+        monkeypatch.setattr(queue, "require_ready", loads)
+        with pytest.raises(UserError, match="server_url: http.* is not ready: .*the rewards are being loaded"):
+            rewards("remote", server_url=address)
 
 
 def injected(requests: int, seed: int) -> None:

@@ -20,7 +20,9 @@ from flow_factory.training.run import Run
 from flow_factory.utils.errors import RewardError, UserError
 from flow_factory.utils.signals import Interrupted
 from tests.rewards.test_reward_scoring import colours
-from tests.tiny.run import logged, tiny, trained, write_run
+from tests.tiny.reward_server import entry as served
+from tests.tiny.reward_server import service
+from tests.tiny.run import ROOT, logged, tiny, trained, write_run
 from tests.tiny.side_by_side import side_by_side
 from tests.tiny.two_datasets import REWARDS, write_two
 
@@ -209,18 +211,51 @@ def test_advantages_that_look_at_other_groups_are_found_out() -> None:
             require_independence(across, (3, 4, 2), "mine.all")
 
 
+# -- several rewards on servers ---------------------------------------------------------------------------------------------------------
+
+
+class Dark(PointwiseRewardModel):
+    def __call__(self, image: list, **columns: Any) -> list[float]:
+        return [-float(c) / 300 for c in colours(image)]
+
+
+@pytest.mark.exhaustive
+def test_several_rewards_on_servers_come_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At two addresses, a groupwise one among them: what is learnt and logged is what it is with the same rewards here and in line."""
+    write_run(tmp_path)
+    here = prepared(tmp_path, "here", rewards=entries("Light", "Dark", "Order").replace("async_reward: true", "async_reward: false"))
+    here()
+    monkeypatch.setattr(Light, "calls", 0)
+    monkeypatch.setattr(Light, "after", 1)
+    one, two = ([served(f"{__name__}:{c}", c.lower()) for c in names] for names in (("Light", "Order"), ("Dark",)))
+    with service(*one) as (first, _), service(*two) as (second, _):
+        kinds = {"light": ("remote", first), "dark": ("remote", second), "order": ("remote_group", first)}
+        listed = ", ".join(
+            f"{{reward_model: {kind}, name: {name}, reward: {name}, server_url: '{url}', async_reward: true, batch_size: 4, "
+            f"num_workers: {1 + (name == 'dark')}, on_failure: stop, columns: []}}"
+            for name, (kind, url) in kinds.items()
+        )
+        there = prepared(tmp_path, "there", OVERLAP, rewards=f"rewards=[{listed}]")
+        opens_after(there, 2, monkeypatch)
+        there()
+    assert logged(tmp_path / "save" / "here") == logged(tmp_path / "save" / "there")
+    assert all(torch.equal(trained(here)[key], p) for key, p in trained(there).items())
+
+
 # -- several processes --------------------------------------------------------------------------------------------------------------------
 
 
-def _run(rank: int, processes: int) -> None:
+def _run(rank: int, processes: int, engine: str) -> None:
     found: dict[str, Any] = {}
     for name, more in {"whole": (), "overlap": (OVERLAP,), "fails": (OVERLAP, "rewards.0.fails=true")}.items():
         AcceleratorState._reset_state(reset_partial_state=True)
-        keys = [*KEYS, "train.gradient_step_per_epoch=2", entries("Lags"), f"run_name={name}", f"num_processes={processes}", *more]
+        several = [f"num_processes={processes}", f"config_file={ROOT}/examples/launch/{engine}.yaml"]
+        keys = [*KEYS, "train.gradient_step_per_epoch=2", entries("Lags"), f"run_name={name}", *several, *more]
         run = build(load_config("tiny.yaml", keys))
         try:
             run()
-            found[name] = {key: p.double().sum().item() for key, p in trained(run).items()}
+            found[name] = {key: run.context.engine.whole(p).double().sum().item() for key, p in run.context.policy.trained().items()}
+            found["engine"] = type(run.context.engine).__name__
         except UserError as error:
             found[name] = str(error)
     Path(f"said.{rank}.json").write_text(json.dumps(found))
@@ -238,9 +273,11 @@ class Lags(Light):
 
 
 @pytest.mark.exhaustive
-def test_processes_wait_for_each_others_scores_and_fail_together(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("engine", "name"), [("multi_gpu", "Engine"), ("fsdp2", "FullyShard")])
+def test_processes_wait_for_each_others_scores_and_fail_together(tmp_path: Path, engine: str, name: str) -> None:
     write_run(tmp_path)
-    side_by_side(2, tmp_path, _run, 2)
+    side_by_side(2, tmp_path, _run, 2, engine)
     said = [json.loads((tmp_path / f"said.{rank}.json").read_text()) for rank in range(2)]
     assert all(one["whole"] == one["overlap"] for one in said) and any("the server is gone" in one["fails"] for one in said)
+    assert [one["engine"] for one in said] == [name] * 2
     assert logged(tmp_path / "save" / "whole") == logged(tmp_path / "save" / "overlap")
