@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Generator
 
 from flow_factory.models.failures import FAILURES, reason
@@ -75,6 +76,8 @@ def found(candidates: Iterator[CallForm], attempt: Callable[[CallForm], Any]) ->
     for form in candidates:
         try:
             return form, attempt(form)
+        except torch.OutOfMemoryError:
+            raise
         except (*FAILURES, AssertionError) as failure:
             first = first or failure
     assert first is not None  # there is one candidate at least

@@ -102,7 +102,10 @@ class Diffusers(ModelAdapter):
             raise UserError(f"{row.source}: {type(self.pipe).__name__} takes no {' or '.join(spare)}; {advice}")
         kind = tuple((name, type(value), len(value) if isinstance(value, list) else 0) for name, value in cond.items())
         if kind not in self.seen:  # seen once, known for all rows
-            self.seen[kind] = self._called_with(cond, [*(["video"] if row.videos else []), *row.video_inputs], call)
+            try:
+                self.seen[kind] = self._called_with(cond, [*(["video"] if row.videos else []), *row.video_inputs], call)
+            except ValueError as error:
+                raise UserError(f"{row.source}: {type(self.pipe).__name__} cannot encode this row: {error}") from error
         form, growth = self.seen[kind]
         return cond | {"encoded": self._encoded(cond, 1, form, call)[0], "growth": growth, "form": asdict(form)}
 
@@ -130,7 +133,7 @@ class Diffusers(ModelAdapter):
         """How the pipeline takes several samples of a row like this, and how its encodings grow with their number.
 
         Raises:
-            UserError: in no way that is known.
+            ValueError: in no way that is known.
         """
         pictures = [len(value) for name, value in cond.items() if isinstance(value, list) and name not in videos]
         n = 3 if 2 in pictures else 2  # a pipeline may take a row's pictures for those of as many samples
@@ -144,10 +147,7 @@ class Diffusers(ModelAdapter):
                 raise ValueError(f"it draws something else than {n} samples where it is asked for them")
             return growth_of(one, many, n)
 
-        try:
-            return found(forms(cond, videos, self.parameters), attempt)
-        except ValueError as error:
-            raise UserError(f"{type(self.pipe).__name__} cannot be called for a row of the data set: {error}") from error
+        return found(forms(cond, videos, self.parameters), attempt)
 
     def _encoded(self, cond: Cond, n: int, form: CallForm, call: Mapping[str, Any]) -> tuple[dict[str, list[Any]], int]:
         """What the methods for texts return for n times the row, call by call, and how many values the latents have then.
