@@ -66,11 +66,15 @@ def asked(adapter: ModelAdapter, what: str, *args: Any) -> Any:
 
 def check_size(adapter: ModelAdapter, drawn: Image.Image | Clip, call: Mapping[str, Any]) -> None:
     """Raises:
-    UserError: the pipeline draws another size than it is asked for (HiDream always a megapixel, others what their patches make of it).
+    UserError: the pipeline draws another size than it is asked for (HiDream always a megapixel, others what their patches make of it), or
+        something that no reward takes (LTX-2 HDR: an array of linear light).
     """
-    width, height = (drawn.frames[0] if isinstance(drawn, Clip) else drawn).size
+    name, picture = type(adapter.pipe).__name__, drawn.frames[0] if isinstance(drawn, Clip) else drawn
+    if not isinstance(picture, Image.Image):
+        raise UserError(f"{name} draws a {type(picture).__name__}, no picture or video: no reward can score it")
+    width, height = picture.size
     if (height, width) != (call["height"], call["width"]):
-        name, asked = type(adapter.pipe).__name__, f"height {call['height']}, width {call['width']}"
+        asked = f"height {call['height']}, width {call['width']}"
         raise UserError(f"asked for {asked}, {name} draws height {height}, width {width}: write what it draws")
 
 

@@ -1,0 +1,122 @@
+"""What the pipelines without an adapter of their own are tried for: the replay of a rollout, whole runs, and the LoRA that they save."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import diffusers
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from flow_factory.checkpoints.lora_file import LORA_FILE
+from flow_factory.checkpoints.stock import put_weights
+from flow_factory.config import load_config
+from flow_factory.data.reader import read_rows
+from flow_factory.models.base import ModelAdapter
+from flow_factory.models.loading import load_adapter, load_pipeline
+from flow_factory.models.proof import replay_error
+from flow_factory.train import build
+from flow_factory.training.run import Run
+from flow_factory.types import Cond
+from tests.tiny.breadth import Case
+from tests.tiny.run import write_rows
+
+ALONE = ("wan_vace", "wan_vace_reference", "prx", "prx_pixel")
+"""Cases whose pipeline draws one sample a call: Wan VACE says so, and PRX is wrong with guidance and more."""
+PROMPTS = ("a red circle", "a blue square on the hill", "a red square")
+REFUSED = {
+    "anyflow": "FlowMapEulerDiscreteScheduler is no flow-matching scheduler",
+    "sana_sprint": "SCMScheduler is no flow-matching scheduler",
+    "skyreels_v2_df": "steps the parts of a sample, such as frames, by schedulers of their own",
+    "ltx2_hdr": "LTX2HDRPipeline draws .*, no picture or video",
+    "chroma_inpaint": "has no attribute 'guidance_embeds'",
+    "qwen_layered": "to have 4 channels, but got 3",
+    "joyimage_edit": "draws height 1024, width 1024: write what it draws",
+}
+"""Cases that cannot be trained -> what is said of it."""
+
+
+@contextmanager
+def small(case: Case) -> Iterator[None]:
+    """The pipeline's class and module as the case makes them small."""
+    kind = getattr(diffusers, case.pipeline)
+    init = kind.__init__
+
+    @wraps(init)
+    def reduced(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        for name, value in case.attributes.items():
+            setattr(self, name, value)
+
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(kind, "__init__", reduced))
+        for name, value in case.constants.items():
+            stack.enter_context(mock.patch.object(sys.modules[kind.__module__], name, value))
+        yield
+
+
+def saved(case: Case, folder: Path) -> str:
+    """The checkpoint and a data set of the case in a folder; the checkpoint's path."""
+    place = folder / "checkpoint"
+    if not place.exists():
+        case.build().save_pretrained(place)
+        extra = {"negative_prompt": "ugly"} if case.negative else {}
+        rows = [
+            case.row(folder / "data", prompt=prompt, **extra) for prompt in ("a red circle", "a blue square on the hill", "a red square")
+        ]
+        write_rows(folder / "data" / "train.jsonl", rows[:2])
+        write_rows(folder / "data" / "test.jsonl", rows[2:])
+    return str(place)
+
+
+def replayed(case: Case, folder: Path, dtype: str) -> tuple[float, ModelAdapter, Cond]:
+    """How far the log-probability of a replay is off, with two samples where the pipeline draws more than one."""
+    adapter = load_adapter(saved(case, folder), "diffusers", dtype)
+    row = read_rows(folder / "data", "train", columns=case.renamed())[0]
+    with torch.no_grad():
+        cond = adapter.encode(row, case.call)
+    adapter.drop_encoders()
+    return replay_error(adapter, cond, case.call, 1 if case.name in ALONE else 2), adapter, cond
+
+
+def config_of(case: Case, folder: Path, trainer: str) -> Mapping[str, Any]:
+    """A run of two epochs."""
+    call = dict(case.call)
+    size, steps = [call.pop("height"), call.pop("width")], {"num_inference_steps": case.steps}
+    shared = {"resolution": size, "per_device_batch_size": 1 if case.name in ALONE else 2, **steps, **call}
+    return {
+        "mixed_precision": "no",
+        "data": {"dataset_dir": str(folder / "data"), "cache_dir": str(folder / "cache"), "columns": case.renamed()},
+        "model": {
+            "model_name_or_path": saved(case, folder), "model_type": "diffusers", "finetune_type": "lora", "target_modules": "default",
+            "lora_rank": 2, "lora_alpha": 2},
+        "train": {
+            "trainer_type": trainer, "max_epochs": 2, "group_size": 2, "unique_sample_num_per_epoch": 2, "gradient_step_per_epoch": 1,
+            "learning_rate": 1e-2, **shared},
+        "eval": {"eval_freq": 1, **shared},
+        "log": {"run_name": trainer, "logging_backend": "none", "save_dir": str(folder / "save"), "save_freq": 2},
+        "rewards": {"reward_model": "jpeg_compressibility", "name": "size"},
+    } | ({"scheduler": {"num_sde_steps": 1}} if trainer == "grpo" else {})  # fmt: skip
+
+
+def run_of(case: Case, folder: Path, trainer: str) -> Run:
+    """A run of the case, ready to start."""
+    file = folder / f"{trainer}.yaml"
+    file.write_text(yaml.safe_dump(dict(config_of(case, folder, trainer))))
+    return build(load_config(file, []))
+
+
+def read_back(run: Run, folder: Path, trainer: str) -> tuple[int, int]:
+    """How many tensors of the saved LoRA the stock pipeline has after it has loaded the checkpoint, and how many there are."""
+    (file,) = sorted((folder / "save" / trainer).rglob(LORA_FILE))[-1:]
+    name, *_ = run.context.adapter.field.bare
+    pipe = load_pipeline(str(folder / "checkpoint"), type(run.context.adapter), torch.float32)
+    put_weights(pipe, file.parent, [name])
+    there = [p for key, p in getattr(pipe, name).named_parameters() if ".lora_" in key]
+    written = [tensor for tensor in load_file(file).values() if tensor.ndim > 1]
+    return sum(any(torch.equal(p, tensor) for p in there) for tensor in written), len(written)
