@@ -54,7 +54,7 @@ def test_the_replay_of_a_pipeline_is_its_rollout(name: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("trainer", ["grpo", "nft"])
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_run_trains_a_pipeline_and_its_lora_is_read_back(name: str, trainer: str, tmp_path: Path) -> None:
-    """A third of the weights at least: some have no gradient, such as those of the text in a last block, or of the sound of a clip without one."""
+    """A third of the weights at least; some have no gradient, such as those of the text in a last block, or of sound that is not drawn."""
     case = case_of(name)
     with small(case):
         run = run_of(case, tmp_path, trainer)
