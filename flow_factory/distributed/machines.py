@@ -79,6 +79,8 @@ class Machines(RendezvousHandler):
                 return
             except DistError as error:
                 self.store = None
+                if wanted and self.ended():  # machine 0 has left because nothing is left to do
+                    self._end()
                 if not self.max_restarts or time.monotonic() > deadline:
                     raise RendezvousError(f"{self.place}: machine 0 left before all had come; its own message says why") from error
 

@@ -159,6 +159,20 @@ def test_a_process_that_died_after_the_run_had_ended_is_not_started_anew(two: Tw
             one.result(60)
 
 
+def test_machine_0_that_leaves_as_the_run_ends_is_not_waited_for(two: Two) -> None:
+    """The other one asked for a restart while the run was in its last steps."""
+    asked = threading.Event()
+    over = iter([False, True])
+    two.second.ended = lambda: (asked.set(), next(over))[1]
+    late = two.start(two.second)
+    asked.wait(60)
+    while not two.first.num_nodes_waiting():
+        pass
+    two.first.store = two.first = None  # type: ignore[assignment]
+    with pytest.raises(RendezvousGracefulExitError, match="the run has ended"):
+        late[0].result(20)
+
+
 def test_who_dies_after_the_run_has_ended_is_not_waited_for(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not two.first.all_done(), "the run may have to go on"
     two.first.ended = lambda: True
