@@ -35,6 +35,10 @@ class ModelConfig(Section):
         description="linear layers to train: all, default (the family's choice), or name endings; component.ending limits one to a "
         "component",
     )
+    exclude_modules: Names = Field((), description="only for lora: linear layers that target_modules does not reach, by name endings")
+    init_lora_weights: Literal["gaussian", "kaiming"] = Field(
+        "gaussian", description="first values of lora_A, as peft has them (true there is kaiming); lora_B starts at 0"
+    )
     lora_rank: int = Field(8, ge=1, le=16384, description="rank of the LoRA matrices")
     lora_alpha: Annotated[
         int, Field(ge=1, le=10**6), derived(lambda above: 2 * above.get("lora_rank", 1)), Shown(default="2 x lora_rank")

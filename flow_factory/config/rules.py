@@ -147,6 +147,11 @@ def formats_are_of_loras(config: RunConfig) -> Iterator[Problem]:
         yield Problem(("log", "save_formats"), "these are formats of LoRAs, and model.finetune_type is full; write [], or lora")
 
 
+def exclusions_are_of_loras(config: RunConfig) -> Iterator[Problem]:
+    if config.model.exclude_modules and config.model.finetune_type == "full":
+        yield Problem(("model", "exclude_modules"), "only a LoRA leaves layers out; name the layers in target_modules, or write lora")
+
+
 def profile_is_reached(config: RunConfig) -> Iterator[Problem]:
     last, profile = config.train.max_epochs, config.profile
     if profile is not None and last is not None and profile.epoch > last:
@@ -179,6 +184,7 @@ RULES: tuple[Rule, ...] = (
     schedules_end,
     resume_is_whole,
     formats_are_of_loras,
+    exclusions_are_of_loras,
     profile_is_reached,
     precisions_fit,
     reward_names_differ,

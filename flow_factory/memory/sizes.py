@@ -18,7 +18,7 @@ from flow_factory.config.memory_rules import keeps_no_copy
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import DTYPES
 from flow_factory.models.quantized_linear import DYNAMIC, layers_in_8_bits
-from flow_factory.policy.targets import dead_ends, reached, target_names
+from flow_factory.policy.targets import dead_ends, layers_of_lora, reached, target_names
 from flow_factory.utils.errors import UserError
 from flow_factory.utils.offload import store_in_8_bits
 from flow_factory.utils.stock_dtypes import stays_precise
@@ -181,11 +181,11 @@ def width_of(config: Any) -> int:
 
 def trained_of(model: ModelConfig, family: type[ModelAdapter], module: nn.Module) -> dict[str, int]:
     """The number of trained parameters of one component, by weight, or by layer for a LoRA."""
+    if model.finetune_type == "lora":
+        linears = {name: m for name, m in module.named_modules() if isinstance(m, nn.Linear)}
+        chosen = layers_of_lora(family, module, model.target_components[0], model)
+        return {name: model.lora_rank * (linears[name].in_features + linears[name].out_features) for name in chosen}
     names = target_names(module, model.target_components[0], model.target_modules, family.targets_in(module))
     dead = dead_ends(module, family.dead_ends)
-    linears = {name: m for name, m in module.named_modules() if isinstance(m, nn.Linear) and reached(name, dead)}
-    if model.finetune_type == "lora":
-        chosen = linears if names is None else {name: linears[name] for name in names if name in linears}
-        return {name: model.lora_rank * (m.in_features + m.out_features) for name, m in chosen.items()}
     weights = {name: p.numel() for name, p in module.named_parameters() if reached(name, dead)}
     return weights if names is None else {name: n for name, n in weights.items() if name.rpartition(".")[0] in names}

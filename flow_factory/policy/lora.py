@@ -23,11 +23,12 @@ ADAPTER = re.compile(r"\.lora_[AB]\.(\w+)\.")
 
 def add_loras(module: Any, targets: Sequence[str], config: ModelConfig, seed: int, roles: Sequence[str] = ()) -> None:
     """Adds the policy's LoRA and one for each other network. Their initial weights depend only on the seed."""
+    init: Any = True if config.init_lora_weights == "kaiming" else config.init_lora_weights
     for number, name in enumerate((DEFAULT, *roles)):
         with torch.random.fork_rng(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # several adapters are meant
             torch.manual_seed(seed + number)
-            kind = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=list(targets), init_lora_weights="gaussian")
+            kind = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=list(targets), init_lora_weights=init)
             _add(module, kind, name)
     select(lora_layers([module]), MAIN)
     for name, p in module.named_parameters():

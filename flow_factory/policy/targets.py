@@ -24,11 +24,22 @@ def components_of(adapter: ModelAdapter, config: ModelConfig) -> list[str]:
     return wanted
 
 
-def layers_of_lora(adapter: ModelAdapter, module: nn.Module, component: str, config: ModelConfig) -> list[str]:
-    """Full names of the linear layers of one component that get a LoRA."""
-    targets = target_names(module, component, config.target_modules, adapter.targets_in(module))
+def layers_of_lora(adapter: ModelAdapter | type[ModelAdapter], module: nn.Module, component: str, config: ModelConfig) -> list[str]:
+    """Full names of the linear layers of one component that get a LoRA.
+
+    Raises:
+        UserError: `exclude_modules` leaves none, or an ending fits no layer.
+    """
+    default = adapter.targets_in(module)
+    targets = target_names(module, component, config.target_modules, default) or linear_names(module)
     unreached = dead_ends(module, adapter.dead_ends)
-    return [name for name in targets or linear_names(module) if reached(name, unreached)]
+    chosen = [name for name in targets if reached(name, unreached)]
+    if not config.exclude_modules:
+        return chosen
+    left_out = target_names(module, component, config.exclude_modules, default) or chosen
+    if not (kept := [name for name in chosen if name not in left_out]):
+        raise UserError(f"model.exclude_modules: no linear layer of {component} is left to train; remove some of its entries")
+    return kept
 
 
 def linear_names(module: nn.Module) -> list[str]:

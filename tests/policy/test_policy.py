@@ -311,3 +311,18 @@ def test_fsdp_finds_the_blocks_of_a_family_to_shard_one_by_one(name: str, model_
     assert wraps is not None
     found = Counter(type(m).__name__ for m in policy.modules() if wraps(m))
     assert {k: found[k] for k in blocks} == blocks
+
+
+def test_a_lora_leaves_out_what_is_excluded_and_starts_as_it_is_asked() -> None:
+    """Both inits are uniform or normal noise in lora_A and 0 in lora_B; only the uniform one has a bound."""
+    keys = {"finetune_type": "lora", "target_modules": ("attn.to_q", "attn.to_k")}
+    policy = fresh_policy(
+        flux(), **keys, exclude_modules=("single_transformer_blocks.0.attn.to_q", "attn.to_k"), init_lora_weights="kaiming"
+    )
+    layers = {name.partition(".lora_")[0].removeprefix("transformer.") for name in policy.trained()}
+    assert "single_transformer_blocks.1.attn.to_q" in layers and "single_transformer_blocks.0.attn.to_q" not in layers
+    assert all(layer.endswith("to_q") for layer in layers)
+    for name, p in policy.trained().items():
+        assert not p.any() if ".lora_B." in name else p.abs().max() <= p.shape[1] ** -0.5, name
+    with pytest.raises(UserError, match="model.exclude_modules: no linear layer of transformer is left to train"):
+        fresh_policy(flux(), **keys, exclude_modules=("attn.to_q", "attn.to_k"))
