@@ -16,6 +16,7 @@ examples:
   ff-export save/quickstart --to comfyui --out shapes.safetensors        the newest checkpoint of a run, for ComfyUI's models/loras
   ff-export save/run/checkpoints/epoch_40 --to kohya --out lora.safetensors --dtype bf16
   ff-export save/run --to merged --out my_model --scale 0.8              a whole pipeline, for from_pretrained
+  ff-export save/run --to diffusers --out shapes --push me/shapes        with a model card, onto the hub
   ff-export save/run --to merged --out my_model.safetensors              its transformer, for from_single_file
 
 formats:
@@ -49,6 +50,9 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument("--config", type=Path, metavar="FILE", help="the run's YAML (default: config.yaml in the run's folder)")
     p.add_argument("--model", metavar="NAME|FOLDER", help="the base model, if it is not where the run found it")
+    p.add_argument("--card", action="store_true", help="also write the model card, the config and the run's pictures into the folder")
+    p.add_argument("--push", metavar="OWNER/NAME", help="as --card, and upload the folder to the hub")
+    p.add_argument("--private", action="store_true", help="with --push: a repository that is made is private")
     p.set_defaults(act=act)
     return p
 
@@ -63,10 +67,25 @@ def act(args: argparse.Namespace) -> int:
         raise UserError(f"--out: peft is a folder with its config; write {args.out.with_suffix('')}")
     if args.out.exists() and not (args.out.is_dir() and args.out.suffix != SUFFIX and not any(args.out.iterdir())):
         raise UserError(f"--out: {args.out} is there already; name another, or delete it")
+    carded = args.card or args.push is not None
+    if carded and args.out.suffix == SUFFIX:
+        raise UserError(f"--out: a card is in a folder beside the weights; write {args.out.with_suffix('')}")
+    if args.private and args.push is None:
+        raise UserError("--private: is of a repository that --push makes; name one, or leave it out")
     from flow_factory.commands.exporting import Job, export
+    from flow_factory.reporting.model_card import Published, write_card
+    from flow_factory.runs.provenance import prompts_of
+    from flow_factory.utils.hub import push, require_push
 
-    for path in export(Job(config, checkpoint, args.to, args.out, args.dtype, args.scale, args.weights == "last")):
+    if args.push is not None:
+        require_push(args.push, "--push")
+    job = Job(config, checkpoint, args.to, args.out, args.dtype, args.scale, args.weights == "last")
+    for path in export(job):
         print(path)
+    if carded:
+        print(write_card(Published(config, args.out, job.run, checkpoint.name, args.push, prompts_of(config))))
+    if args.push is not None:
+        print(push(args.out, args.push, "--push", args.private))
     return 0
 
 

@@ -51,7 +51,13 @@ def hidden(config: RunConfig) -> RunConfig:
     """The config with a new folder on the disk of the runs, a fresh start or one from weights, and no external tracker."""
     path = config.model.resume_path
     state = path is not None and (path == AUTO or (config.model.resume_type or kind_of(newest(Path(path)))) == "state")
-    log = {"save_dir": str(Path(config.log.save_dir, TEST)), "run_name": None, "logging_backend": (), "keep_best": None}
+    log = {
+        "save_dir": str(Path(config.log.save_dir, TEST)),
+        "run_name": None,
+        "logging_backend": (),
+        "keep_best": None,
+        "push_to_hub": None,
+    }
     model = {"resume_path": None, "resume_type": None} if state else {}
     return config.model_copy(
         update={"profile": None, "monitor": (), "log": config.log.model_copy(update=log), "model": config.model.model_copy(update=model)}

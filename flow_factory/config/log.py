@@ -65,6 +65,11 @@ class LogConfig(Section):
     save_formats: Formats = Field(
         (), description="formats in which a LoRA is also saved, each time; every checkpoint has those of diffusers and PEFT; see ff-export"
     )
+    push_to_hub: Name | None = Field(
+        None,
+        description="owner/name of a repository on the hub, private if it is made: at the end of the run its last (or best, see keep_best) "
+        "weights are uploaded there, with a model card made from the run; null = none",
+    )
     keep_best: Name | None = Field(
         None,
         description="metric of an evaluation, such as eval/reward_mean, by which the best checkpoint is kept: a checkpoint is saved after "

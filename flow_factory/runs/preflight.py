@@ -32,7 +32,7 @@ from flow_factory.runs.save_formats import require_formats
 from flow_factory.types import Row
 from flow_factory.utils.devices import require_device
 from flow_factory.utils.files import require_writable
-from flow_factory.utils.hub import require_source
+from flow_factory.utils.hub import require_push, require_source
 from flow_factory.utils.pretrained import KEY, LoadError, check_folder, on_disk
 
 logger = logging.getLogger(__name__)
@@ -105,6 +105,8 @@ def folders(found: Preflight) -> None:
     """Checks that the folders can be written to."""
     require_writable(found.asked.log.save_dir, "log.save_dir", "choose another folder")
     require_writable(found.asked.data.cache_dir, "data.cache_dir", "choose another folder")
+    if found.asked.log.push_to_hub is not None and found.remote and found.share[0] == 0:
+        require_push(found.asked.log.push_to_hub, "log.push_to_hub")
 
 
 def classes(found: Preflight) -> None:

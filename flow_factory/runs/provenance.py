@@ -30,14 +30,14 @@ def provenance(config: RunConfig, folder: Path | None, checkpoint: str) -> dict[
         "trainer_type": config.train.trainer_type,
         "checkpoint": checkpoint,
         "data": config.data.dataset_dir,
-        "prompts": _prompts(config),
+        "prompts": prompts_of(config),
         "rewards": {reward.name: reward.weight for reward in config.rewards},
         "evaluation": _evaluation(folder),
     }
     return {"base_model": config.model.model_name_or_path, "flow_factory": json.dumps(said, sort_keys=True)}
 
 
-def _prompts(config: RunConfig) -> list[str]:
+def prompts_of(config: RunConfig) -> list[str]:
     """The first of the data set, where it is on this machine."""
     split = config.data.train_split
     try:

@@ -25,6 +25,7 @@ from flow_factory.training.banner import aligned, banner
 from flow_factory.training.context import TrainingContext
 from flow_factory.training.evaluation import Evaluator
 from flow_factory.training.interventions import Interventions
+from flow_factory.training.publishing import publish
 from flow_factory.training.replay_error import measure
 from flow_factory.training.saver import Saver
 from flow_factory.training.summary import summarise
@@ -245,7 +246,9 @@ class Run:
         self.gallery.wait()
         self.gallery.curves()
         self.gallery.close()
-        return self.gallery.drawing("summary.md", partial(summarise, self)) or ""
+        text = self.gallery.drawing("summary.md", partial(summarise, self)) or ""
+        publish(self)
+        return text
 
     @property
     def main(self) -> bool:

@@ -6,8 +6,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from huggingface_hub import constants, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import ModelCard, constants, create_repo, get_token, model_info, try_to_load_from_cache, upload_folder
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from flow_factory.utils.errors import UserError
@@ -65,3 +65,53 @@ def unreachable() -> str | None:
     except OSError as error:
         return f"{address.hostname} cannot be reached ({error.strerror or error})"
     return None
+
+
+def licence_of(name: str) -> str | None:
+    """The licence that the card of a model names: of a folder, of the hub's cache, or where the hub may be asked, of the hub."""
+    found = str(Path(name, "README.md")) if Path(name).is_dir() else None
+    if found is None and not looks_local(name):
+        cached_card = try_to_load_from_cache(name, "README.md")
+        found = cached_card if isinstance(cached_card, str) else None
+    try:
+        if found is not None and Path(found).is_file():
+            return ModelCard.load(found).data.license
+        if looks_local(name) or Path(name).is_dir() or unreachable() is not None:
+            return None
+        card = model_info(name).card_data
+        return None if card is None else card.license
+    except (HfHubHTTPError, OSError, ValueError):
+        return None  # the card says then that it is not known
+
+
+def require_push(repo: str, key: str) -> None:
+    """Raises:
+    UserError: it is no name of a repository, the hub is not reachable, or nobody is logged in.
+    """
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise UserError(f"{key}: {repo!r} is no name of a repository: {str(error).partition(':')[0]}") from error
+    if repo.count("/") != 1:
+        raise UserError(f"{key}: {repo!r} has no owner; write owner/{repo}")
+    if reason := unreachable():
+        raise UserError(f"{key}: {repo} cannot be uploaded: {reason}")
+    if get_token() is None:
+        raise UserError(f"{key}: nobody is logged in at the hub; run hf auth login, or set HF_TOKEN")
+
+
+def push(folder: Path, repo: str, key: str, private: bool = False) -> str:
+    """Makes the repository, if it is not there, and uploads a folder as one commit; returns the page's address.
+
+    Raises:
+        UserError: the hub refuses it, or the connection is lost; the folder is as it was.
+    """
+    token = get_token() or ""
+    try:
+        create_repo(repo, private=private, exist_ok=True)
+        upload_folder(repo_id=repo, folder_path=folder, commit_message=f"Weights and card of {folder.name}")
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        said = " ".join(str(error).split())
+        said = (said.replace(token, "***") if token else said)[:300]
+        raise UserError(f"{key}: {repo} was not uploaded: {said}; {folder} has all files") from error
+    return f"{constants.ENDPOINT}/{repo}"

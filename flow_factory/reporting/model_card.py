@@ -1,0 +1,175 @@
+"""The model card of a run: what was optimised and how it went, for the page of its weights on the hub."""
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import ModelCardData
+
+from flow_factory import __version__
+from flow_factory.checkpoints.lora_file import LORA_FILE
+from flow_factory.config import RunConfig, dump_config
+from flow_factory.models import MODELS
+from flow_factory.reporting.curves import plain
+from flow_factory.reporting.metrics import read_metrics
+from flow_factory.reporting.paired_gains import intervals
+from flow_factory.reporting.report import markdown_table
+from flow_factory.utils.hub import licence_of, looks_local
+
+PICTURES = ("curves.png", "before_after.png")
+CONFIG, CARD = "config.yaml", "README.md"
+
+
+@dataclass(frozen=True)
+class Published:
+    """What is put on the hub.
+
+    Attributes:
+        folder: with the weights; the card, the config and the pictures are put into it.
+        run: the run's folder; None: nothing is known of how it went.
+        checkpoint: its name in the run.
+        repo: on the hub, owner/name; None where it is not known yet.
+        prompts: a few of the data set.
+        last: the epoch of the weights; None: not known.
+    """
+
+    config: RunConfig
+    folder: Path
+    run: Path | None
+    checkpoint: str
+    repo: str | None
+    prompts: Sequence[str] = ()
+
+    @property
+    def last(self) -> int | None:
+        found = re.fullmatch(r"epoch_(\d+)", self.checkpoint)
+        return None if found is None else int(found[1])
+
+
+def write_card(what: Published) -> Path:
+    """Writes README.md, config.yaml and the run's pictures beside the weights; returns the card."""
+    there = [] if what.run is None else [what.run / name for name in PICTURES]
+    for picture in there:
+        if picture.is_file():
+            shutil.copyfile(picture, what.folder / picture.name)
+    if what.run is not None and (what.run / CONFIG).is_file():
+        shutil.copyfile(what.run / CONFIG, what.folder / CONFIG)
+    else:
+        (what.folder / CONFIG).write_text(dump_config(what.config), "utf-8")
+    card = what.folder / CARD
+    card.write_text(model_card(what), "utf-8")
+    return card
+
+
+def model_card(what: Published) -> str:
+    """Markdown with the hub's metadata at its head."""
+    config, base = what.config, what.config.model.model_name_or_path
+    lora = config.model.finetune_type == "lora" and not (what.folder / "model_index.json").is_file()
+    known, licence = not looks_local(base) and not Path(base).is_dir(), licence_of(base)
+    data = ModelCardData(
+        base_model=base if known else None, library_name="diffusers", license=licence,
+        pipeline_tag=f"text-to-{MODELS[config.model.model_type].draws}",
+        tags=["flow-factory", "diffusers", config.train.trainer_type, "reinforcement-learning", *(["lora"] if lora else [])],
+        base_model_relation=("adapter" if lora else "finetune") if known else None,
+    )  # fmt: skip
+    kind = f"a LoRA of rank {config.model.lora_rank} for" if lora else "a fine-tuned"
+    named = f"[{base}](https://huggingface.co/{base})" if known else f"`{Path(base).name}` (a folder)"
+    terms = f"The licence of the base model, `{licence}`, applies" if licence else "The licence of the base model applies, see there"
+    parts = [
+        f"# {what.repo.partition('/')[2] if what.repo else (what.run or what.folder).name}",
+        f"This is {kind} {named}, trained with `{config.train.trainer_type}` by Flow-Factory {__version__} (weights: {what.checkpoint}).",
+        f"## How to load it\n\n```python\n{_loading(what, lora)}\n```",
+        f"## What was optimised\n\n{_optimised(what)}",
+        *_results(what),
+        f"## Config\n\n[`{CONFIG}`]({CONFIG}) is the whole config of the run.",
+        f"## Licence\n\n{terms}; the terms of the data set and of the reward models may too.",
+    ]
+    return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def _loading(what: Published, lora: bool) -> str:
+    """Python that draws a picture, by what is in the folder."""
+    config, here = what.config, what.repo or what.folder.name
+    base, part, section = config.model.model_name_or_path, config.model.target_components[0], config.eval
+    names, load = "DiffusionPipeline", f'pipe = DiffusionPipeline.from_pretrained("{base}", torch_dtype=torch.bfloat16)'
+    files = sorted(file.name for file in what.folder.glob("*.safetensors"))
+    if (what.folder / "model_index.json").is_file():
+        load = f'pipe = DiffusionPipeline.from_pretrained("{here}", torch_dtype=torch.bfloat16)'
+    elif not lora:
+        names = "AutoModel, DiffusionPipeline"
+        load = f'{part} = AutoModel.from_pretrained("{here}", subfolder="{part}", torch_dtype=torch.bfloat16)\n{load}'
+        load = f"{load[:-1]}, {part}={part})"
+    elif LORA_FILE in files:
+        load += f'\npipe.load_lora_weights("{here}")'
+    elif (what.folder / "adapter_config.json").is_file():
+        load = f'from peft import PeftModel\n\n{load}\npipe.{part} = PeftModel.from_pretrained(pipe.{part}, "{here}")'
+    else:
+        load += "".join(f'\npipe.load_lora_weights("{here}", weight_name="{name}")' for name in files)
+    size = f"height={section.height}, width={section.width}, num_inference_steps={section.num_inference_steps}"
+    call = f"result = pipe(prompt, {size}, guidance_scale={section.guidance_scale:g})"
+    return f"import torch\nfrom diffusers import {names}\n\n{load}\n{call}"
+
+
+def _optimised(what: Published) -> str:
+    config, train = what.config, what.config.train
+    rows = [(reward.name, f"`{reward.reward_model}`", f"{reward.weight}") for reward in config.rewards]
+    held = [reward for reward in config.evaluated_by if reward.name not in {r.name for r in config.rewards if r.weight != 0}]
+    rows += [(reward.name, f"`{reward.reward_model}`", "held out") for reward in held]
+    lines = [markdown_table(("reward", "model", "weight"), rows)] if rows else []
+    many = f"{train.unique_sample_num_per_epoch} prompts an epoch, {train.group_size} samples each"
+    done = f"{what.last} epochs, " if what.last is not None else ""
+    lines.append(f"{done}{many}; learning rate {train.learning_rate:g}; data: `{Path(config.data.dataset_dir).name}`.")
+    if what.prompts:
+        lines.append("Prompts of the data set:\n\n" + "\n".join(f"- {_code(prompt)}" for prompt in what.prompts))
+    return "\n\n".join(lines)
+
+
+def _results(what: Published) -> list[str]:
+    """Curves, the table of evaluations with its protocol, and pictures, as far as the run has them."""
+    if what.run is None or not (what.run / "metrics.jsonl").is_file():
+        return []
+    parts = [f"## Curves\n\n![curves]({PICTURES[0]})"] if (what.folder / PICTURES[0]).is_file() else []
+    (first, before), (last, after), whole = _evaluations(what)
+    names = [name for name in sorted(after) if re.fullmatch(r"(.+/)?(reward_.+_mean|loss)", name)]
+    if names:
+        ends = {n: f"{low:+.3f} to {high:+.3f}" for n, (low, high) in intervals(what.run).items()} if whole else {}
+        rows = [(plain(n), _number(before.get(n) if first < last else None), _number(after[n]), ends.get(n, "-")) for n in names]
+        table = markdown_table(("evaluation", "before", "after", "95 % interval of the change"), rows)
+        parts.append(f"## Evaluation\n\n{table}\n\n{_protocol(what.config, after, (first, last))}")
+    if (what.folder / PICTURES[1]).is_file():
+        parts.append(f"## Before and after\n\nThe same prompts and noise.\n\n![before and after]({PICTURES[1]})")
+    return parts
+
+
+def _evaluations(what: Published) -> tuple[tuple[int, dict[str, float]], tuple[int, dict[str, float]], bool]:
+    """(epoch, metrics) of the first evaluation and of the last one up to the checkpoint; and whether the run made none after it."""
+    assert what.run is not None
+    found: dict[int, dict[str, float]] = {0: {}}
+    for record in read_metrics(what.run / "metrics.jsonl"):
+        mine = {k.removeprefix("eval/"): v for k, v in record.items() if k.startswith("eval/") and v is not None}
+        if mine:
+            found.setdefault(record["step"], {}).update(mine)
+    steps = sorted(step for step in found if found[step]) or [0]
+    last = max((step for step in steps if what.last is None or step <= what.last), default=steps[0])
+    return (steps[0], found[steps[0]]), (last, found[last]), last == steps[-1]
+
+
+def _protocol(config: RunConfig, after: Mapping[str, float], epochs: tuple[int, int]) -> str:
+    section = config.eval
+    rows = sum(int(value) for name, value in after.items() if re.fullmatch(r"(.+/)?rows", name))
+    steps = f"{section.num_inference_steps} steps, guidance {section.guidance_scale:g}, {section.width} x {section.height} px"
+    return (
+        f"Protocol: {rows} test prompts, samples of each: {section.group_size}, always from the same noise (seed {config.eval_seed}), "
+        f"drawn by the stock diffusers pipeline in {steps}; before: epoch {epochs[0]}, after: epoch {epochs[1]}."
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _code(text: str) -> str:
+    """As code, which a page shows as it is."""
+    return "`" + " ".join(text.replace("`", "'").split()) + "`"

@@ -1,0 +1,71 @@
+"""`ff-export --card` and `--push`, and `log.push_to_hub`: the card is the run's, the upload is the folder, and no token is printed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+
+from flow_factory.checkpoints.checkpoint import newest
+from flow_factory.commands.export import main
+from flow_factory.config import load_config
+from flow_factory.reporting.model_card import Published, model_card
+from tests.tiny.push_hub import push_hub
+from tests.tiny.run import environment, tiny, write_run
+
+TOKEN = "hf_" + "s" * 34
+
+
+def test_a_card_names_base_rewards_and_how_to_load(tmp_path: Path) -> None:
+    base = "black-forest-labs/FLUX.1-dev"
+    config = load_config(write_run(tmp_path), [f"model.model_name_or_path={base}", "model.lora_rank=8"])
+    (tmp_path / "pytorch_lora_weights.safetensors").touch()
+    card = ModelCard(model_card(Published(config, tmp_path, None, "epoch_2", "me/shapes", ["a `b`\n# c"])))
+    assert card.data.base_model == base and card.data.base_model_relation == "adapter" and card.data.pipeline_tag == "text-to-image"
+    assert {"lora", "grpo", "flow-factory"} <= set(card.data.tags)
+    text = card.text
+    assert f'from_pretrained("{base}"' in text and 'pipe.load_lora_weights("me/shapes")' in text and "| size " in text
+    assert "- `a 'b' # c`" in text, "no text of a prompt is Markdown"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--push", "shapes"], "--push: 'shapes' has no owner; write owner/shapes"),
+        (["--push", "me/sh apes"], "is no name of a repository"),
+        (["--push", "me/shapes"], "HF_HUB_OFFLINE is set"),
+        (["--private"], "--private: is of a repository that --push makes"),
+    ],
+)
+def test_a_push_that_cannot_be_is_refused_before_anything_is_written(
+    tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path)
+    lora = tmp_path / "lora.safetensors"
+    lora.touch()
+    assert main([str(lora), "--config", str(run), "--to", "diffusers", "--out", str(tmp_path / "out"), *words]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.exhaustive
+def test_a_run_is_pushed_with_its_card_and_the_token_is_not_printed(tmp_path: Path) -> None:
+    made = tiny(tmp_path, "train.max_epochs=2")
+    made()
+    words = ["--to", "diffusers", "--push", "me/shapes", "--private"]
+    command = [sys.executable, "-m", "flow_factory.commands.export", str(made.folder), *words]
+    with push_hub() as hub:
+        open_to = environment(HF_ENDPOINT=hub.address, HF_TOKEN=TOKEN, HF_HUB_DISABLE_XET="1", HF_HUB_OFFLINE="0")
+        done = subprocess.run([*command, "--out", str(tmp_path / "out")], env=open_to, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        hub.refuses = True
+        refused = subprocess.run([*command, "--out", str(tmp_path / "again")], env=open_to, capture_output=True, text=True, check=False)
+    assert f"{hub.address}/me/shapes" in done.stdout and (hub.made[0].get("private") or hub.made[0]["visibility"] == "private")
+    assert hub.files == {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir() if file.is_file()}
+    assert {"README.md", "config.yaml", "curves.png", "pytorch_lora_weights.safetensors"} <= hub.files.keys()
+    mine = load_file(tmp_path / "out" / "pytorch_lora_weights.safetensors")
+    assert mine.keys() == load_file(newest(made.folder) / "pytorch_lora_weights.safetensors").keys()
+    assert refused.returncode == 2 and "me/shapes was not uploaded" in refused.stderr and (tmp_path / "again" / "README.md").is_file()
+    assert hub.tokens == {f"Bearer {TOKEN}"}
+    assert not any(TOKEN in text for text in (done.stdout, done.stderr, refused.stdout, refused.stderr))
