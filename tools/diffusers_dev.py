@@ -18,8 +18,9 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 HERE = ROOT / "diffusers"
-PROOFS = ("tests/core/test_exactness.py", "tests/models/test_seam.py", "tests/models/test_stock.py")
-"""Replays to the bit, forwards counted, and evaluation and saved weights against the stock pipeline, in every family."""
+PROOFS = ("tests/core/test_exactness.py", "tests/models/test_seam.py", "tests/models/test_stock.py", "tests/models/test_breadth.py")
+"""Replays to the bit, forwards counted, and evaluation and saved weights against the stock pipeline, in every family; and pipelines of
+`model_type: diffusers`, two of each kind."""
 
 Look = dict[str, Any]
 """A version, and the names of its pipelines."""

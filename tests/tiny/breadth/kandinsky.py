@@ -5,7 +5,7 @@ from typing import Any
 import diffusers as d
 
 from tests.tiny.breadth.components import hunyuan10_vae, qwen25_vl_processor, talking_processor
-from tests.tiny.breadth.registry import PICTURE, SMALL, VIDEO, case
+from tests.tiny.breadth.registry import IMAGE, PICTURE, SMALL, VIDEO, case
 from tests.tiny.encoders import WIDTH, clip_text, qwen25_vl
 from tests.tiny.parts import euler, kl_vae, lively, seeded
 from tests.tiny.text import clip_tokenizer
@@ -33,7 +33,10 @@ def kandinsky5_i2v() -> Any:
     return _kandinsky("Kandinsky5I2VPipeline", hunyuan10_vae(), 4, visual_cond=True)
 
 
-@case("kandinsky5_i2i", "Kandinsky5I2IPipeline", columns=PICTURE, negative=True, attributes={"resolutions": [(32, 32)]})
+LONG = IMAGE | {"max_sequence_length": 400}  # the template alone, of a tokenizer of letters
+
+
+@case("kandinsky5_i2i", "Kandinsky5I2IPipeline", call=LONG, columns=PICTURE, negative=True, attributes={"resolutions": [(32, 32)]})
 def kandinsky5_i2i() -> Any:
     return _kandinsky("Kandinsky5I2IPipeline", kl_vae(), 4, visual_cond=True)
 
