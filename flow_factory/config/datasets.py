@@ -1,4 +1,4 @@
-"""`data.datasets:` a run of several data sets as runs of one each, and what is asked of the list."""
+"""`data.datasets:` a run of several data sets as runs of one each, and the rules for the list."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -21,36 +21,36 @@ class Dataset(NamedTuple):
     name: str
     """"" where it has none (`data.dataset_dir`)."""
     keys: Keys
-    """Where it stands in the YAML."""
+    """Its position in the YAML."""
     config: RunConfig
-    """The run with this data set alone: with its rewards and their weights for it, and its own `eval:`."""
+    """The config of the run, restricted to this data set: its rewards with their weights, and its own `eval:`."""
     weight: int
     """0: not trained on."""
     evaluated: bool | None
     """None: where it has a test split."""
     most_tested: int | None
-    """So many of its test rows are used; None: all."""
+    """The number of its test rows that are used; None for all."""
 
     @property
     def key(self) -> str:
-        """What its keys begin with in messages."""
+        """The prefix of its keys in messages."""
         return ".".join(map(str, self.keys))
 
 
 def datasets_of(config: RunConfig) -> tuple[Dataset, ...]:
-    """All of them, in the order of the YAML."""
+    """All data sets, in the order of the YAML."""
     if config.data.datasets is None:
         return (Dataset("", ("data",), config, 1, None, None),)
     return tuple(_dataset(config, k, entry) for k, entry in enumerate(config.data.datasets))
 
 
 def trained_on(config: RunConfig) -> tuple[Dataset, ...]:
-    """Those whose rows are trained on."""
+    """The data sets whose rows are trained on."""
     return tuple(dataset for dataset in datasets_of(config) if dataset.weight)
 
 
 def dataset_named(config: RunConfig, name: str) -> Dataset:
-    """The one that a row names."""
+    """The data set of this name."""
     return next(dataset for dataset in datasets_of(config) if dataset.name == name)
 
 
@@ -84,7 +84,7 @@ def for_dataset(rewards: Sequence[RewardConfig], name: str) -> tuple[RewardConfi
 
 
 def overridden(section: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of `eval:` with a data set's own instead; a resolution takes the place of height and width, too."""
+    """The keys of `eval:` with a data set's overrides. A resolution also replaces height and width."""
     own = {key: value for key, value in overrides.items() if key in EvalConfig.own_keys()}
     call = {key: value for key, value in overrides.items() if key not in own}
     kept = {key: value for key, value in section.items() if not ("resolution" in own and key in ("height", "width"))}

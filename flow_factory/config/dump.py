@@ -1,4 +1,4 @@
-"""RunConfig -> YAML, with nothing in it that must not be written down."""
+"""RunConfig -> YAML, without secrets."""
 
 import json
 from collections.abc import Mapping

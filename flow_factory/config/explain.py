@@ -1,4 +1,4 @@
-"""Says what is wrong with a value, and what would be right."""
+"""Messages about wrong values: what is wrong, and what would be right."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -23,7 +23,7 @@ _WANTS = {
 
 
 def explain(error: ErrorDetails) -> str:
-    """One of pydantic's errors in words."""
+    """The message for one of pydantic's errors."""
     kind, value = error["type"], error["input"]
     if kind == "missing":
         return "is required"
@@ -38,7 +38,7 @@ def explain(error: ErrorDetails) -> str:
 
 
 def unknown_key(key: str, known: Collection[str], homes: Mapping[str, str]) -> str:
-    """What to say of a key that a section does not have.
+    """The message about a key that a section does not have.
 
     Args:
         known: what it has.
@@ -51,7 +51,7 @@ def unknown_key(key: str, known: Collection[str], homes: Mapping[str, str]) -> s
 
 
 def _rewritten(kind: str, value: object) -> str:
-    """How the value would be written rightly, where that can be guessed."""
+    """A hint with the correct spelling of the value, if it can be guessed."""
     if isinstance(value, str) and kind.startswith("model") and ":" in value:
         return "; a space follows the colon of a key"
     if isinstance(value, str):

@@ -23,7 +23,7 @@ class NetworkConfig(Section):
     )
     eps: float | None = Field(None, gt=0, description="null = train.adam_epsilon")
     max_grad_norm: float | None = Field(None, gt=0, description="null = train.max_grad_norm")
-    update_frequency: int = Field(1, ge=1, description="it is trained in every so-manieth update of the run")
+    update_frequency: int = Field(1, ge=1, description="number of updates of the run for one of this network; 1 = in each")
 
 
 def group_of(role: str, train: TrainConfig, networks: tuple[NetworkConfig, ...]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The values of a YAML one by one: where each stands, what in it is read otherwise than it looks, and what comes from the environment."""
+"""The nodes of a YAML: their lines, values that YAML reads in an unexpected way, and values from the environment."""
 
 import os
 import re
@@ -11,13 +11,13 @@ from flow_factory.config.base import show
 from flow_factory.config.secrets import is_masked, is_secret
 
 Keys = tuple[str | int, ...]
-"""The way to a value: names of mappings, positions in lists."""
+"""The path to a value: keys of mappings, indices of lists."""
 TEXT, WHOLE, NUMBER, BOOL, LIST, MERGE = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "seq", "merge"))
 TAGS = {TEXT, WHOLE, NUMBER, BOOL, LIST, MERGE, "tag:yaml.org,2002:null", "tag:yaml.org,2002:map"}
 DEEPEST = 32
-"""Levels of mappings and lists."""
+"""The largest depth of mappings and lists."""
 MOST = 50_000
-"""Values of a file, those behind aliases and merges counted each time: ten aliases of ten aliases, ten times, have no end."""
+"""The largest number of values of a file. Values behind aliases are counted each time, because nested aliases grow exponentially."""
 LARGEST = 2**63 - 1
 _SCIENTIFIC = re.compile(r"([-+]?)(\d+\.?\d*|\.\d+)[eE]([-+]?)(\d+)")
 _PLAIN_INT = re.compile(r"[-+]?(0|[1-9]\d*)")
@@ -25,12 +25,12 @@ _PLAIN_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]\d+)?|[-+]?\.(inf|In
 _VARIABLE = re.compile(r"\$(\$?)\{([^{}]*)\}")
 _NAMED = re.compile(r"([A-Za-z_]\w*)(?::-(.*))?", re.DOTALL)
 _UNUSABLE = re.compile(r"[\x00\ud800-\udfff]")
-"""A NUL ends a path, and no file can hold half of a character."""
+"""NUL, which ends a path, and lone surrogates, which no file can store."""
 
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """Something wrong with the value at `keys`."""
+    """An error in the value at `keys`."""
 
     keys: Keys
     text: str
@@ -63,7 +63,7 @@ class Written(str):
 
 
 def scientific(text: str) -> bool:
-    """Whether others than YAML read the text as a number."""
+    """Whether the text is a number for others than YAML."""
     return _SCIENTIFIC.fullmatch(text) is not None
 
 
@@ -72,14 +72,14 @@ class Walk:
     """Goes through a node once; text that others read as a number becomes one, and is a problem."""
 
     environment: Mapping[str, str] | None = field(default_factory=lambda: os.environ)
-    """What `${NAME}` stands for; None leaves it as it is."""
+    """The values of `${NAME}`; None does not replace it."""
     typed: bool = False
     """Whether it was typed on the command line, where 1e-4 is a number without a word."""
     lines: dict[Keys, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     words: dict[Keys, str] = field(default_factory=dict)
-    """yes, no, on, off, which are read as true and false."""
+    """The words yes, no, on and off, which YAML reads as true and false."""
     written: dict[Keys, Written] = field(default_factory=dict)
     """Values that came from the environment."""
     _filled: dict[int, Written] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Relative paths of a YAML start in the current folder. Where one leads nowhere, and another folder has it, that is said."""
+"""Hints about relative paths, which start in the current folder: whether a missing one exists elsewhere."""
 
 from pathlib import Path
 
@@ -8,14 +8,14 @@ from flow_factory.config.run import RunConfig
 from flow_factory.utils.errors import file_errors
 
 ROOTS = (".git", "pyproject.toml")
-"""What a checkout's own folder has."""
+"""Files that mark the root of a checkout."""
 
 
 def elsewhere(path: str, file: Path, inside: str = "") -> str:
-    """What to say of a relative path that is not in the current folder, but in the YAML's or in a folder above it within its checkout.
+    """A hint if a relative path does not exist in the current folder, but in the YAML's folder or one above it in its checkout.
 
     Args:
-        inside: a file by which a folder is known to be what is meant.
+        inside: a file that the folder must have.
     """
     if Path(path).is_absolute() or Path(path).exists():
         return ""
@@ -28,7 +28,7 @@ def elsewhere(path: str, file: Path, inside: str = "") -> str:
 
 
 def require_places(config: RunConfig, file: Path) -> None:
-    """To be asked before a run or a check.
+    """Checks the relative paths before a run or a check.
 
     Raises:
         ConfigError: paths that lead nowhere from here and somewhere from the YAML's folder or its checkout, a line each.

@@ -8,7 +8,7 @@ from flow_factory.config.run import RunConfig
 
 @dataclass(frozen=True)
 class Deal:
-    """Which process takes which of an epoch's micro-batches.
+    """The distribution of an epoch's micro-batches over the processes.
 
     An optimiser step learns from the same micro-batches whatever the number of processes: those that follow each other, group by group.
     A process takes whole groups where the steps' shares allow it, and single micro-batches in turn where they do not.
@@ -16,11 +16,11 @@ class Deal:
 
     groups: int
     batches: int
-    """Micro-batches of a group."""
+    """The number of micro-batches of a group."""
     processes: int
     whole: bool
     team: int = 1
-    """So many processes in a row take the same micro-batches (`model.context_parallel`)."""
+    """The number of consecutive processes that take the same micro-batches (`model.context_parallel`)."""
 
     @property
     def teams(self) -> int:
@@ -57,13 +57,13 @@ class Deal:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How the samples of an epoch are cut up. A micro-batch is `per_device_batch_size` samples of one row."""
+    """The division of an epoch's samples. A micro-batch is `per_device_batch_size` samples of one row."""
 
     rows_per_epoch: int
     rolled: Deal
-    """Of what is rolled out."""
+    """The distribution of the sampled micro-batches."""
     trained: Deal
-    """Of what is trained on: less, where only the best and the worst of a group count."""
+    """The distribution of the trained micro-batches. They are fewer if only the best and the worst of a group count."""
     group_size: int
     per_device_batch_size: int
     samples_per_epoch: int

@@ -90,7 +90,7 @@ class RunConfig(Section, Generic[Train]):
         return -(-self.num_processes // self.model.context_parallel)  # never 0: the rule that they divide is one of many
 
     def frequency_of(self, network: str) -> int:
-        """It is trained in every so-manieth update."""
+        """The number of updates of the run for one of this network."""
         return next((said.update_frequency for said in self.optimizers if said.name == network), 1)
 
     @property
