@@ -175,6 +175,8 @@ class Sample:
     """The advantage of a training sample."""
     group: int | None = None
     """The index of its group in the epoch."""
+    conditions: Sequence[Any] = ()
+    """Small pictures of the row's condition files, shown beside it."""
 
 
 class Velocity(Protocol):

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from flow_factory.data.columns import DataError
-from flow_factory.data.inputs import opened
+from flow_factory.data.inputs import condition_files, opened
 from flow_factory.data.media import check_media, first_frame
 from flow_factory.data.media_checks import Kind
 from flow_factory.data.survey import files_of
@@ -15,6 +15,8 @@ from flow_factory.types import Row, Sample
 
 SIDE = 320
 """Pixels of a thumbnail's longer side."""
+MOST_CONDITIONS = 4
+"""How many condition files are shown beside a sample."""
 LOOKED_AT = 10_000
 """How many rows are searched for images."""
 
@@ -37,6 +39,15 @@ def _all(rows: Iterable[Row]) -> Iterator[Sample]:
             except DataError as error:
                 name = f"row {row.id}" if row.inside else Path(path).name
                 yield Sample(f"{name}: {str(error).removeprefix(f'{row.source}: ').removeprefix(f'{path}: ')}", crossed(), {})
+
+
+def condition_pictures(row: Row) -> tuple[Image.Image, ...]:
+    """Thumbnails of the row's first condition images, masks and first frames of videos, at most `MOST_CONDITIONS`."""
+    try:
+        files = [(path, kind) for path, kind in condition_files(row) if kind != "audio"][:MOST_CONDITIONS]
+        return tuple(small(path, row.source, kind) for path, kind in files)
+    except DataError:  # a file has gone since it was encoded: the run needs it no more
+        return (crossed(),)
 
 
 def small(path: str, where: str, kind: Kind) -> Image.Image:

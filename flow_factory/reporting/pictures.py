@@ -40,6 +40,19 @@ def still(media: Any) -> Image.Image:
     return row
 
 
+def beside_conditions(sample: Sample, picture: Image.Image, top: int = 0) -> Image.Image:
+    """The picture, with the sample's condition pictures in a column at its left, `top` pixels below its upper edge."""
+    given = [_fit(one.convert("RGB"), FRAME) for one in sample.conditions]
+    if not given:
+        return picture
+    width, height = max(one.width for one in given), top + sum(one.height + GAP for one in given)
+    whole = Image.new("RGB", (width + 2 * GAP + picture.width, max(height, picture.height)), PAPER)
+    for k, one in enumerate(given):
+        whole.paste(one, (0, top + sum(other.height + GAP for other in given[:k])))
+    whole.paste(picture, (width + 2 * GAP, 0))
+    return whole
+
+
 def excerpt(clip: Clip) -> Clip:
     """A clip's first frame, its last and two between, evenly spaced, over the same time and without sound; its own excerpt is itself."""
     chosen = excerpted(clip)
@@ -72,7 +85,7 @@ def caption(sample: Sample) -> str:
 
 def contact_sheet(samples: Sequence[Sample], columns: int = 8) -> Image.Image:
     """Every sample's `still`, and under it the prompt, wrapped, and the rewards; at most `columns` in a row, fewer where they are wide."""
-    pictures = [still(s.media) for s in samples]
+    pictures = [beside_conditions(s, still(s.media)) for s in samples]
     width, height = max(p.width for p in pictures), max(p.height for p in pictures)
     texts = [[(line, INK) for line in _wrap(s.prompt, width)] + _scores(s, width) for s in samples]
     cells = []
@@ -103,7 +116,7 @@ def before_after_sheet(
         _verdict(sum(w * (_reward(a, name) - _reward(b, name)) for name, w in weights.items())) for b, a in zip(before, after, strict=True)
     ]
     order = sorted(range(len(after)), key=lambda k: (verdicts[k][0] not in CHANGED, k))[:most]
-    cells = [_pair(before[k], after[k], verdicts[k]) for k in order]
+    cells = [beside_conditions(after[k], _pair(before[k], after[k], verdicts[k]), LINE) for k in order]
     height = max(c.height for c in cells)
     sheet = _tile([_padded(c, height) for c in cells], columns, gap=3 * MARGIN)
     shown = f"   |   {len(order)} shown, those that changed first" if len(order) < len(after) else ""

@@ -14,6 +14,7 @@ from flow_factory.config import pipeline_kwargs
 from flow_factory.core.randomness import generator
 from flow_factory.core.ranking import spearman
 from flow_factory.data.encoding_windows import rows_evaluated
+from flow_factory.data.thumbnails import condition_pictures
 from flow_factory.distributed.collectives import all_or_none, exchange, on_any_rank
 from flow_factory.models.failures import named_rows
 from flow_factory.reporting.parcels import Parcel, packed
@@ -91,7 +92,11 @@ class Evaluator:
         self.scores = dict(zip(names, table.nanmean(1).T.tolist(), strict=True)) if names else {}
         come = exchange(self.context.accelerator, {0: [(row, media) for row, _, media in mine if media is not None]})
         media = sorted(((k, m.opened() if isinstance(m, Parcel) else m) for some in come.values() for k, m in some), key=lambda e: e[0])
-        samples = [Sample(self.rows[k].prompt, m, dict(zip(names, dict(everyone)[k][0], strict=True))) for k, m in media]
+        scores = dict(everyone)
+        samples = [
+            Sample(self.rows[k].prompt, m, dict(zip(names, scores[k][0], strict=True)), conditions=condition_pictures(self.rows[k]))
+            for k, m in media
+        ]
         within = f"/{self.name}" if self.name else ""
         report = {f"eval{within}/{k}": v for k, v in self.rewards.finish_epoch().items() if k.startswith("seconds/")}
         metrics = self._metrics(f"eval{within}", table[[k for k, (row, _) in enumerate(everyone) if row in usual]])

@@ -13,6 +13,7 @@ from flow_factory.config import TransitionConfig
 from flow_factory.config.datasets import trained_on
 from flow_factory.core.ema import decay_after
 from flow_factory.data.several import dataset_of
+from flow_factory.data.thumbnails import condition_pictures
 from flow_factory.distributed.barriers import wait_for_everyone
 from flow_factory.distributed.collectives import agree, gather_groups
 from flow_factory.distributed.shared_groups import share
@@ -139,7 +140,11 @@ class Trainer:
             report = self.score(rollouts)
             with self.context.meter.phase("advantage"):
                 self.compute_advantages(rollouts)
-        shown = (Sample(r.row.prompt, m, self.told(r.row, s), a, r.group) for r in rollouts for m, s, a in judged_media(r))
+        shown = (
+            Sample(r.row.prompt, m, self.told(r.row, s), a, r.group, condition_pictures(r.row))
+            for r in rollouts
+            for m, s, a in judged_media(r)
+        )
         self.shown = list(islice(shown, self.context.config.log.num_samples))
         return report
 

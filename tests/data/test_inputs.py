@@ -20,9 +20,11 @@ from flow_factory.data.inputs import check_agreement, condition_files, inputs_of
 from flow_factory.data.media import check_media, check_whole, open_image, open_mask, save_video
 from flow_factory.data.reader import read_rows
 from flow_factory.data.sounds import open_sound
+from flow_factory.data.thumbnails import condition_pictures
+from flow_factory.reporting.pictures import before_after_sheet, contact_sheet
 from flow_factory.runs.identity import DataFingerprint
 from flow_factory.runs.rows import read_training
-from flow_factory.types import Clip, Row
+from flow_factory.types import Clip, Row, Sample
 from tests.tiny.run import checkpoint, tiny, write_rows, write_run
 from tests.tiny.tables import PICTURE, parquet, picture
 
@@ -327,3 +329,18 @@ def test_a_family_that_hands_over_no_further_inputs_refuses_them(tmp_path: Path)
     file = with_pipeline(tmp_path, "FluxInpaintPipeline", ip_adapter_image="x")
     with pytest.raises(ConfigError, match=r"data.columns: ip_adapter_image is no column of ours, and flux1 takes no others; write"):
         load_config(file, ["model.model_type=flux1"])
+
+
+def test_a_sheet_shows_the_conditions_beside_the_sample(tmp_path: Path) -> None:
+    folder = media(tmp_path)
+    red, green = (str(folder / "images" / f"{color}.png") for color in ("red", "green"))
+    row = row_of(
+        images=(red,), image_inputs={"control_image": (green,)}, audio_inputs={"src_audio": (str(folder / "audios" / "tune.wav"),)}
+    )
+    (first, second), gone = condition_pictures(row), condition_pictures(row_of(images=("gone.png",)))
+    assert (first.getpixel((0, 0)), second.getpixel((0, 0))) == ((255, 0, 0), (0, 128, 0)) and len(gone) == 1
+    sample = Sample("a", Image.new("RGB", (200, 200), "blue"), {"r": 1.0}, conditions=(first, second))
+    for sheet in (contact_sheet([sample]), before_after_sheet([sample], [sample])):
+        colors = [set(sheet.crop(box).get_flattened_data()) for box in ((0, 0, 128, sheet.height), (131, 0, sheet.width, sheet.height))]
+        assert {(255, 0, 0), (0, 128, 0)} <= colors[0] and (0, 0, 255) in colors[1]
+        assert not {(255, 0, 0), (0, 128, 0)} & colors[1] and (0, 0, 255) not in colors[0]
