@@ -31,12 +31,6 @@ class Row:
     """Files of the condition images, in the line's order."""
     videos: Sequence[str] = ()
     """Files of the condition videos."""
-    image_inputs: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Argument of the pipeline's `__call__` that `data.columns` names, such as `mask_image` -> files of images and masks."""
-    video_inputs: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Argument of the call -> files of videos."""
-    audio_inputs: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Argument of the call -> files of sounds."""
     source: str = ""
     """`file:line`, for messages."""
     shows: str | None = None
@@ -45,6 +39,12 @@ class Row:
     """Whether the files are stored inside the data set. They are written to their paths at first use."""
     dataset: str = ""
     """The name of its data set in `data.datasets`; "" without one."""
+    image_inputs: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Argument of the pipeline's `__call__` that `data.columns` names, such as `mask_image` -> files of images and masks."""
+    video_inputs: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Argument of the call -> files of videos."""
+    audio_inputs: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Argument of the call -> files of sounds."""
 
 
 @dataclass(frozen=True)

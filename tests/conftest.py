@@ -41,27 +41,40 @@ SDES = ["Flow-SDE", "Dance-SDE", "CPS"]
 # -- which tests run, and where ---------------------------------------------------------------------------------------------------------
 
 ROOT = Path(__file__).parents[1]
-SHARES = 24
+SHARES = 40
 """Of the exhaustive tests, the gate runs one of so many."""
 
 
 THINNED = {
-    "test_an_example_is_for_gpus_of_80_gb_and_every_key_in_it_has_an_effect": 3,
-    "test_an_epoch_costs": 2,
-    "test_evaluation_draws_the_stock_pipelines_pictures": 2,
-    "test_the_log_prob_of_a_replay_is_that_of_the_rollout": 2,
-    "test_the_gradient_of_full_training_misses_the_dead_ends_and_nothing_else": 2,
-    "test_a_saved_lora_in_a_stock_pipeline_draws_what_a_run_evaluates": 2,
-    "test_a_row_encoded_twice_and_a_row_from_the_cache_have_the_same_velocity": 2,
-    "test_rows_of_other_pictures_and_prompts_replay_exactly_in_any_order": 2,
-    "test_an_ode_rollout_ends_where_the_stock_loop_ends": 2,
+    "test_an_example_is_for_gpus_of_80_gb_and_every_key_in_it_has_an_effect": 6,
+    "test_an_epoch_costs": 4,
+    "test_evaluation_draws_the_stock_pipelines_pictures": 4,
+    "test_the_log_prob_of_a_replay_is_that_of_the_rollout": 4,
+    "test_the_gradient_of_full_training_misses_the_dead_ends_and_nothing_else": 4,
+    "test_a_saved_lora_in_a_stock_pipeline_draws_what_a_run_evaluates": 4,
+    "test_a_row_encoded_twice_and_a_row_from_the_cache_have_the_same_velocity": 4,
+    "test_rows_of_other_pictures_and_prompts_replay_exactly_in_any_order": 4,
+    "test_an_ode_rollout_ends_where_the_stock_loop_ends": 4,
     "test_a_saved_lora_comes_back_into_a_fresh_policy": 2,
-    "test_the_old_policy_is_the_one_that_sampled_to_the_bit": 2,
-    "test_groups_of_no_variance_are_left_out_and_the_update_is_the_same": 2,
-    "test_pictures_are_those_of_the_weights_that_roll_out": 2,
+    "test_the_old_policy_is_the_one_that_sampled_to_the_bit": 4,
+    "test_groups_of_no_variance_are_left_out_and_the_update_is_the_same": 4,
+    "test_pictures_are_those_of_the_weights_that_roll_out": 4,
     "test_a_checkpoint_draws_what_its_pipeline_draws": 2,
     "test_samples_depend_on_all_that_is_asked_for": 2,
     "test_damaged_files_are_taken_or_refused_in_a_line": 3,
+    "test_static_parts_are_what_a_run_holds": 3,
+    "test_training_sees_what_sampling_saw_and_the_update_takes_effect": 3,
+    "test_a_step_and_a_velocity_cost_one_forward_a_guidance_branch": 3,
+    "test_the_size_of_a_micro_batch_does_not_change_the_update": 3,
+    "test_before_any_update_the_policy_is_the_reference_of_start_alone": 3,
+    "test_a_model_that_never_sampled_replays_exactly": 3,
+    "test_a_run_learns_and_is_on_policy": 3,
+    "test_activations_are_near_those_of_a_traced_forward_and_backward": 2,
+    "test_the_gradient_reaches_every_lora_parameter": 3,
+    "test_an_epoch_costs_its_samples_and_its_points_and_nothing_else": 3,
+    "test_a_picture_is_refused_by_its_size_alone_or_drawn": 3,
+    "test_latents_stored_in_fewer_bits_replay_exactly": 3,
+    "test_an_old_policy_moves_after_an_epoch_by_the_optimiser_steps_taken": 3,
     "test_an_answer_that_is_none_is_asked_for_again_then_masked_or_the_run_stops": 2,
 }
 """Grids of the fast part of which it runs every n-th cell; the others are exhaustive."""

@@ -144,7 +144,7 @@ class Naming:
         files = [images, videos, *(some for of_kind in inputs.values() for some in of_kind.values())]
         inside = any(type(some) is Files for some in files) or any(name in (*PAIR, *TARGET) for name in deferred)
         left, further = Columns(named) if deferred else named, (inputs["image"], inputs["video"], inputs["audio"])
-        return Row(row_id, prompt, negative, left, images, videos, *further, where, inside=inside)
+        return Row(row_id, prompt, negative, left, images, videos, where, None, inside, "", *further)
 
     def renamed(self, columns: Mapping[str, Any], where: str) -> dict[str, Any]:
         """The columns under our names. A column of the data set whose name `columns` gives to another one is left out."""

@@ -58,6 +58,8 @@ FACTS: dict[str, Facts] = {
     "remote": Facts("pointwise", *_REMOTE),
     "remote_group": Facts("groupwise", *_REMOTE),
     "diversity": Facts("groupwise", "image, video", f"{CLIP_L}; features: pixels: none", "MIT", "0 to 2", LOCAL),
+    "saturation": Facts("pointwise", "image, video", "none", "-", "0 to 1", LOCAL),
+    "high_frequency": Facts("pointwise", "image, video", "none", "-", "0 to 1", LOCAL),
     "jpeg_compressibility": Facts("pointwise", "image, video", "none", "-", "-kB / 500", LOCAL),
     "jpeg_incompressibility": Facts("pointwise", "image, video", "none", "-", "kB / 500", LOCAL),
     "shapes": Facts("pointwise", "image, column objects", "none", "-", "0 to 1", LOCAL),

@@ -29,6 +29,7 @@ def python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=PATIENCE)
 
 
+@pytest.mark.slow
 def test_a_run_from_the_command_line(tmp_path: Path) -> None:
     """With a reward of the user's own, from a file in the current directory."""
     write_run(tmp_path)

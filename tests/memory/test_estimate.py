@@ -220,6 +220,7 @@ def test_offloaded_weights_are_main_memory_and_a_block_is_on_the_device(monkeypa
     assert peak(parts) < 0.5 * peak(whole) and in_main_memory(parts) > 20 and in_main_memory(whole) == gb(whole, "images")
 
 
+@pytest.mark.exhaustive
 def test_what_is_gathered_computes_in_16_bits_and_may_stay_through_a_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of machines with 8 processes each, each has all weights, unless the file says that they are shared out over all."""
     monkeypatch.chdir(ROOT)
@@ -239,6 +240,7 @@ def test_what_is_gathered_computes_in_16_bits_and_may_stay_through_a_rollout(mon
         assert any(f"reshard_after_forward: auto takes {takes} for a {gpu} GB GPU" in line for line in lines), gpu
 
 
+@pytest.mark.exhaustive
 def test_files_are_shared_and_copied_only_where_they_cannot_be_cast_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     t5 = 2 * 4.762

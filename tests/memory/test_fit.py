@@ -39,7 +39,7 @@ def said_to_write(lines: list[str]) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "keys", "card"),
     [
-        ("lora/flux1", (), 24.0),
+        pytest.param("lora/flux1", (), 24.0, marks=pytest.mark.slow),
         pytest.param(
             "lora/flux1",
             ("train.per_device_batch_size=8", "train.enable_gradient_checkpointing=false", "train.resolution=1024"),

@@ -16,6 +16,7 @@ from tests.tiny.run import logged, tiny
 KEYS = ("log.save_model_only=false", "log.save_freq=1")
 
 
+@pytest.mark.exhaustive
 def test_evaluations_that_were_stopped_are_done_when_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of its three: before training, after an epoch, and at the end."""
     tiny(tmp_path, *KEYS, "run_name=unbroken")()
