@@ -269,7 +269,8 @@ def linked(cell: str) -> list[Path]:
 
 CONDITIONS = {
     ((0, 0), (0, 0)): "text", ((1, 1), (0, 0)): "text, 1 picture", ((1, 2), (0, 0)): "text, 1 or 2 pictures",
-    ((0, 32), (0, 0)): "text, any number of pictures", ((0, 32), (0, 8)): "text, pictures, masks, videos", ((1, 32), (0, 0)): "text, pictures", ((0, 0), (1, 1)): "text, 1 video",
+    ((0, 32), (0, 0)): "text, any number of pictures",
+    ((0, 32), (0, 8)): "text, pictures, masks, videos", ((1, 32), (0, 0)): "text, pictures", ((0, 0), (1, 1)): "text, 1 video",
 }  # fmt: skip
 """(pictures, videos), at least and at most."""
 

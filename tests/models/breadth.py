@@ -32,7 +32,7 @@ PROMPTS = ("a red circle", "a blue square on the hill", "a red square")
 REFUSED = {
     "anyflow": "FlowMapEulerDiscreteScheduler is no flow-matching scheduler",
     "sana_sprint": "SCMScheduler is no flow-matching scheduler",
-    "skyreels_v2_df": "steps the parts of a sample, such as frames, by schedulers of their own",
+    "skyreels_v2_df": "steps the parts of a sample, such as its frames, by schedulers of their own",
     "ltx2_hdr": "LTX2HDRPipeline draws .*, no picture or video",
     "chroma_inpaint": "has no attribute 'guidance_embeds'",
     "qwen_layered": "to have 4 channels, but got 3",
