@@ -62,7 +62,7 @@ def joyimage_edit() -> Any:
     )
 
 
-@case("prx_pixel", "PRXPixelPipeline", call={"height": 32, "width": 32}, negative=True)
+@case("prx_pixel", "PRXPixelPipeline", call={"height": 32, "width": 32, "use_resolution_binning": False}, negative=True)
 def prx_pixel() -> Any:
     parts = prx().components
     transformer = lively(seeded(
