@@ -1,5 +1,6 @@
 """A model family at work: a data row becomes call arguments, and the pipeline a sampler and a velocity field. The rest is the seam's."""
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -273,8 +274,18 @@ class ModelAdapter(Family):
                 part.to(device).eval().requires_grad_(False)
 
     def out_of_reach(self, trained: Sequence[str], num_steps: int) -> dict[int, str]:
-        """Steps of a schedule that no trained component draws, and which component draws them."""
-        return {}
+        """Steps of a schedule that no trained component draws, and which component draws them.
+
+        Wan2.2 A14B and its kin: `transformer` draws the noisy end of the schedule, down to `boundary_ratio`, and `transformer_2` the rest.
+        """
+        boundary = getattr(self.pipe.config, "boundary_ratio", None)
+        if boundary is None:
+            return {}
+        scheduler = copy.deepcopy(self.pipe.scheduler)
+        scheduler.set_timesteps(num_steps)
+        border = boundary * scheduler.config.num_train_timesteps
+        drawn = {k: "transformer" if t >= border else "transformer_2" for k, t in enumerate(scheduler.timesteps.tolist())}
+        return {k: name for k, name in drawn.items() if name not in trained}
 
     def drop_encoders(self) -> None:
         """Frees what only `encode` needs."""

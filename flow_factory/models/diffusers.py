@@ -35,6 +35,7 @@ class Diffusers(ModelAdapter):
 
     pipeline = ""
     """Given by `of`."""
+    components = ("transformer", "transformer_2")
     memoised = ("vae.encode", "encode_image", *TEXTS)
     images = (0, 32)
     further_inputs = True
@@ -77,7 +78,7 @@ class Diffusers(ModelAdapter):
         super().__init__(pipe)
         config = pipe.scheduler.config
         flow = "FlowMatch" in type(pipe.scheduler).__name__ or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow"
-        missing = [k for k in self.components if k not in self.field.bare] + [k for k in TEXTS[:1] if not hasattr(pipe, k)]
+        missing = [k for k in self.components[:1] if k not in self.field.bare] + [k for k in TEXTS[:1] if not hasattr(pipe, k)]
         if missing or not flow:
             lacks = f"it has no {', '.join(missing)}" if missing else f"{type(pipe.scheduler).__name__} is no flow-matching scheduler"
             raise UserError(f"model_type: diffusers cannot train {type(pipe).__name__}: {lacks}")

@@ -1,6 +1,5 @@
 """Wan 2.1 and 2.2: text, image and video to video, with one transformer or two (A14B: one for each end of the schedule)."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -52,17 +51,6 @@ class WanT2V(ModelAdapter):
         super().__init__(pipe)
         small = getattr(pipe.config, "expand_timesteps", False)  # TI2V-5B
         self.fps = 24 if small else 16
-
-    def out_of_reach(self, trained: Sequence[str], num_steps: int) -> dict[int, str]:
-        """A14B: `transformer` draws the noisy end of the schedule, down to `boundary_ratio`, and `transformer_2` the rest."""
-        boundary = getattr(self.pipe.config, "boundary_ratio", None)
-        if boundary is None:
-            return {}
-        scheduler = copy.deepcopy(self.pipe.scheduler)
-        scheduler.set_timesteps(num_steps)
-        border = boundary * scheduler.config.num_train_timesteps
-        drawn = {k: "transformer" if t >= border else "transformer_2" for k, t in enumerate(scheduler.timesteps.tolist())}
-        return {k: name for k, name in drawn.items() if name not in trained}
 
     def embed(self, text: str, pictures: Any, call: Mapping[str, Any]) -> Cond:
         length = call.get("max_sequence_length", self.text_length)

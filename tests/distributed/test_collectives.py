@@ -43,7 +43,7 @@ class Told(JpegCompressibility):
 """
 
 
-@pytest.mark.parametrize("reward", ["Leaves", "Absent"])
+@pytest.mark.parametrize("reward", [pytest.param("Leaves", marks=pytest.mark.exhaustive), "Absent"])
 def test_a_process_that_fails_is_shown_once(tmp_path: Path, reward: str) -> None:
     write_run(tmp_path)
     (tmp_path / "mine.py").write_text(REWARD)

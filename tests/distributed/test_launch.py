@@ -80,6 +80,7 @@ def test_two_machines_train_together(tmp_path: Path, unbroken: Path) -> None:
     assert_same(tmp_path / "save" / "run", unbroken)
 
 
+@pytest.mark.exhaustive
 def test_two_tasks_of_srun_train_together(tmp_path: Path, unbroken: Path) -> None:
     write_run(tmp_path)
     port, command = free_port(), [*COMMAND, *SETTINGS]
@@ -217,6 +218,7 @@ def test_restarts_that_do_not_help_come_to_an_end(tmp_path: Path) -> None:
     assert list(temporary.iterdir()) == [], "the launcher's folder goes with it"
 
 
+@pytest.mark.exhaustive
 def test_a_process_alone_is_restarted_too(tmp_path: Path) -> None:
     write_run(tmp_path)
     (tmp_path / "mine.py").write_text(REWARD.replace('== "1"', '== "0"'))

@@ -28,6 +28,8 @@ from tests.tiny.run import write_rows
 
 ALONE = ("wan_vace", "wan_vace_reference", "prx", "prx_pixel")
 """Cases whose pipeline draws one sample a call: Wan VACE says so, and PRX is wrong with guidance and more."""
+EXPERTS = ("wan22_t2v_generic",)
+"""Cases whose pipeline has two transformers, each for a part of the schedule."""
 PROMPTS = ("a red circle", "a blue square on the hill", "a red square")
 REFUSED = {
     "anyflow": "FlowMapEulerDiscreteScheduler is no flow-matching scheduler",
@@ -94,7 +96,7 @@ def config_of(case: Case, folder: Path, trainer: str) -> Mapping[str, Any]:
         "data": {"dataset_dir": str(folder / "data"), "cache_dir": str(folder / "cache"), "columns": case.renamed()},
         "model": {
             "model_name_or_path": saved(case, folder), "model_type": "diffusers", "finetune_type": "lora", "target_modules": "default",
-            "lora_rank": 2, "lora_alpha": 2},
+            "lora_rank": 2, "lora_alpha": 2, "target_components": ["transformer", *["transformer_2"] * (case.name in EXPERTS)]},
         "train": {
             "trainer_type": trainer, "max_epochs": 2, "group_size": 2, "unique_sample_num_per_epoch": 2, "gradient_step_per_epoch": 1,
             "learning_rate": 1e-2, **shared},

@@ -62,6 +62,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @cells("processes", "name", TEAMS, MORE)
 def test_teams_do_what_one_process_does(runs: dict[int, Path], name: str, processes: int) -> None:
     assert_same_run(runs[processes] / name, runs[1] / name, exact=False)
