@@ -75,6 +75,15 @@ THINNED = {
     "test_a_picture_is_refused_by_its_size_alone_or_drawn": 3,
     "test_latents_stored_in_fewer_bits_replay_exactly": 3,
     "test_an_old_policy_moves_after_an_epoch_by_the_optimiser_steps_taken": 3,
+    "test_every_script_of_the_pages_runs": 3,
+    "test_what_an_epoch_logs": 3,
+    "test_a_size_that_cannot_be_is_refused_and_the_nearest_one_is_drawn": 3,
+    "test_a_published_architecture_has_the_default_targets_and_the_dead_ends": 3,
+    "test_a_hook_that_raises_is_one_line_and_a_trace_where_that_is_asked_for": 3,
+    "test_conditions_are_encoded_once_a_micro_batch": 3,
+    "test_training_without_guidance_costs_one_forward": 3,
+    "test_a_pipeline_whose_last_step_returns_the_state_of_media_decodes_their_latents": 3,
+    "test_a_gradient_reaches_every_linear_layer": 3,
     "test_an_answer_that_is_none_is_asked_for_again_then_masked_or_the_run_stops": 2,
 }
 """Grids of the fast part of which it runs every n-th cell; the others are exhaustive."""

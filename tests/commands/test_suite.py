@@ -39,14 +39,14 @@ def test_every_exhaustive_test_comes_up_within_some_days_and_a_share_is_always_t
 
 def test_only_exhaustive_tests_are_left_to_other_days() -> None:
     items: list[Any] = [
-        SimpleNamespace(nodeid=f"{mark}{k}", get_closest_marker=mark.__eq__) for mark in ("slow", "exhaustive") for k in range(40)
+        SimpleNamespace(nodeid=f"{mark}{k}", get_closest_marker=mark.__eq__) for mark in ("slow", "exhaustive") for k in range(200)
     ]
     out: list[Any] = []
     config: Any = SimpleNamespace(getoption=lambda name: "3", hook=SimpleNamespace(pytest_deselected=lambda items: out.extend(items)))
     pytest_collection_modifyitems(config, items)
     left = {item.nodeid for item in items}
-    assert {f"slow{k}" for k in range(40)} < left and len(items) + len(out) == 80
-    assert {item.nodeid for item in out} == {t for t in (f"exhaustive{k}" for k in range(40)) if not in_share(t, "3")}
+    assert {f"slow{k}" for k in range(200)} < left and len(items) + len(out) == 400
+    assert {item.nodeid for item in out} == {t for t in (f"exhaustive{k}" for k in range(200)) if not in_share(t, "3")}
 
 
 def test_nothing_that_tests_need_is_missing_and_so_none_is_skipped() -> None:
