@@ -19,6 +19,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from flow_factory.checkpoints.lora_file import knows_transformers  # noqa: E402
 from flow_factory.models.base import ModelAdapter  # noqa: E402
 from flow_factory.models.guiders import GUIDER  # noqa: E402
 from flow_factory.utils.errors import UserError  # noqa: E402
@@ -40,7 +41,8 @@ def tried(case: Case, folder: Path) -> str:
         errors = [replayed(case, folder, dtype) for dtype in ("fp32", "bf16")]
         trains = [trainer for trainer in ("grpo", "nft") if moves(case, folder, trainer)]
     except UserError as error:
-        return f"| {name_of(case)} | {columns} | refused: {' '.join(str(error).split())} | | | | | |"
+        reason = " ".join(str(error).split()).partition("train.jsonl:1: ")
+        return f"| {name_of(case)} | {columns} | refused: {reason[2] or reason[0]} | | | | | |"
     off = [error for error, _, _ in errors]
     _, adapter, cond = errors[0]
     exact = "exact" if not any(off) else f"off by {max(off):.0e}"
@@ -65,9 +67,10 @@ def targets_of(adapter: ModelAdapter) -> tuple[str, ...]:
 
 
 def reader(adapter: ModelAdapter) -> str:
-    if hasattr(adapter.pipe, "load_lora_weights"):
-        return "the pipeline"
-    return "the transformer" if hasattr(adapter.field.bare["transformer"], "load_lora_adapter") else "peft"
+    """Whose method loads the LoRA, see `stock.put_weights`."""
+    if not hasattr(adapter.field.bare["transformer"], "load_lora_adapter"):
+        return "peft"
+    return "the pipeline" if knows_transformers(adapter.pipe) else "the transformer"
 
 
 def guidance(adapter: ModelAdapter, case: Case) -> str:
@@ -83,6 +86,15 @@ def name_of(case: Case) -> str:
     return f"{case.pipeline} ({case.name})" if several else case.pipeline
 
 
+def write(lines: list[str]) -> None:
+    """Puts the table into the page."""
+    count = sum("| grpo, nft |" in line for line in lines)
+    said = f"With diffusers {diffusers.__version__}: {count} of {len(lines)} ways of calling a pipeline replay, train and are read back."
+    text = PAGE.read_text()
+    begin, end = text.index(BEGIN) + len(BEGIN), text.index(END)
+    PAGE.write_text(f"{text[:begin]}\n{said}\n\n{HEAD}\n" + "\n".join(sorted(lines)) + f"\n{text[end:]}")
+
+
 def main() -> None:
     warnings.filterwarnings("ignore")
     lines = []
@@ -91,11 +103,7 @@ def main() -> None:
         with TemporaryDirectory() as folder, small(case):
             missing = case.missing()
             lines.append(tried(case, Path(folder)) if missing is None else f"| {name_of(case)} | | not tried: {missing} | | | | | |")
-    count = sum("| grpo, nft |" in line for line in lines)
-    said = f"With diffusers {diffusers.__version__}: {count} of {len(lines)} ways of calling a pipeline replay, train and are read back."
-    text = PAGE.read_text()
-    begin, end = text.index(BEGIN) + len(BEGIN), text.index(END)
-    PAGE.write_text(f"{text[:begin]}\n{said}\n\n{HEAD}\n" + "\n".join(sorted(lines)) + f"\n{text[end:]}")
+    write(lines)
 
 
 if __name__ == "__main__":
