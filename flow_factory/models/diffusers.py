@@ -66,8 +66,10 @@ class Diffusers(ModelAdapter):
     def targets_in(cls, module: nn.Module) -> tuple[str, ...]:
         names = [name for name, m in module.named_modules() if isinstance(m, nn.Linear)]
         found = tuple(t for t in cls.lora_targets if any(n.endswith(f".{t}") for n in names))
-        attention = {name.rpartition(".")[2] for name in names if "attn" in name or "attention" in name}  # under names of their own
-        return found or tuple(sorted(attention)) or cls.lora_targets[:1]  # the last fits nothing, which is said where it is used
+        if "to_q" in found:
+            return found
+        own = {name.rpartition(".")[2] for name in names if "attn" in name or "attention" in name} - {"0"}  # under names of their own
+        return (*found, *sorted(own)) or cls.lora_targets[:1]  # the last fits nothing, which is said where it is used
 
     def __init__(self, pipe: Any):
         if not self.encoders:  # no model_index.json was read
