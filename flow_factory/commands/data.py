@@ -4,10 +4,8 @@ It imports nothing heavy before a command needs it.
 """
 
 import argparse
-import sys
-from collections.abc import Sequence
 
-from flow_factory.commands.subcommands import done, parser_of
+from flow_factory.commands.subcommands import entry_points, parser_of
 
 COMMANDS = {"show": "flow_factory.commands.data_show", "cache": "flow_factory.commands.data_cache"}
 EXAMPLES = """\
@@ -23,15 +21,7 @@ def parser() -> argparse.ArgumentParser:
     return parser_of("ff-data", "Inspect data sets, and manage the cache of encoded rows.", EXAMPLES, COMMANDS)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """See `subcommands.done`."""
-    return done(parser(), argv)
-
-
-def run() -> None:
-    """The console script."""
-    sys.exit(main())
-
+main, run = entry_points(parser)
 
 if __name__ == "__main__":
     run()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flow_factory.commands.generate import config_of, overrides_of, seeds, take_weights, weights_of
-from flow_factory.commands.subcommands import done, settle_terminal
+from flow_factory.commands.subcommands import entry_points, settle_terminal
 from flow_factory.utils.errors import UserError, file_errors
 
 if TYPE_CHECKING:
@@ -93,15 +92,7 @@ def configs_of(files: Sequence[Path]) -> tuple[Path | None, Sequence[RewardConfi
     return (kinds[True][0] if kinds[True] else None), rewards
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """See `subcommands.done`."""
-    return done(parser(), argv)
-
-
-def run() -> None:
-    """The console script."""
-    sys.exit(main())
-
+main, run = entry_points(parser)
 
 if __name__ == "__main__":
     run()

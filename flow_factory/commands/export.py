@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from flow_factory.commands.generate import config_of, weights_of
-from flow_factory.commands.subcommands import done, settle_terminal
+from flow_factory.commands.subcommands import entry_points, settle_terminal
 from flow_factory.utils.errors import UserError
 
 EXAMPLES = """\
@@ -89,15 +87,7 @@ def act(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """See `subcommands.done`."""
-    return done(parser(), argv)
-
-
-def run() -> None:
-    """The console script."""
-    sys.exit(main())
-
+main, run = entry_points(parser)
 
 if __name__ == "__main__":
     run()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flow_factory.commands.data_show import many
-from flow_factory.commands.subcommands import done, settle_terminal
+from flow_factory.commands.subcommands import entry_points, settle_terminal
 from flow_factory.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -180,15 +179,7 @@ def rows_of(texts: Sequence[str], negative: str | None) -> list[Row]:
     return [replace(row, id=k, negative_prompt=text) for k, (row, text) in enumerate(zip(rows, kept, strict=True))]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """See `subcommands.done`."""
-    return done(parser(), argv)
-
-
-def run() -> None:
-    """The console script."""
-    sys.exit(main())
-
+main, run = entry_points(parser)
 
 if __name__ == "__main__":
     run()

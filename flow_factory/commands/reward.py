@@ -4,10 +4,8 @@ Nothing heavy is imported before a command needs it.
 """
 
 import argparse
-import sys
-from collections.abc import Sequence
 
-from flow_factory.commands.subcommands import done, parser_of
+from flow_factory.commands.subcommands import entry_points, parser_of
 
 COMMANDS = {
     "list": "flow_factory.commands.reward_list",
@@ -30,15 +28,7 @@ def parser() -> argparse.ArgumentParser:
     return parser_of("ff-reward", "List, check, apply and serve rewards, without a training run.", EXAMPLES, COMMANDS)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """See `subcommands.done`."""
-    return done(parser(), argv)
-
-
-def run() -> None:
-    """The console script."""
-    sys.exit(main())
-
+main, run = entry_points(parser)
 
 if __name__ == "__main__":
     run()

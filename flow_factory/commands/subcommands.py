@@ -4,7 +4,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -86,3 +86,15 @@ def done(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def entry_points(parser: Callable[[], argparse.ArgumentParser]) -> tuple[Callable[[Sequence[str] | None], int], Callable[[], None]]:
+    """(main, run) of a command: `main(argv)` returns the exit code, see `done`, and `run()` is the console script."""
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        return done(parser(), argv)
+
+    def run() -> None:
+        sys.exit(main())
+
+    return main, run

@@ -1,13 +1,11 @@
 """`ff-view`: look at a folder of runs in a browser, while they train or later."""
 
 import argparse
-import sys
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from flow_factory.commands.serving import listening, serve_until_signal
-from flow_factory.commands.subcommands import done
+from flow_factory.commands.subcommands import entry_points
 from flow_factory.utils.errors import UserError
 
 HOST, PORT = "127.0.0.1", 8095
@@ -57,15 +55,7 @@ def act(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """See `subcommands.done`."""
-    return done(parser(), argv)
-
-
-def run() -> None:
-    """The console script."""
-    sys.exit(main())
-
+main, run = entry_points(parser)
 
 if __name__ == "__main__":
     run()
