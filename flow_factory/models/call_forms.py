@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Generator
 
 from flow_factory.models.failures import FAILURES, reason
 from flow_factory.types import Cond
@@ -41,9 +40,6 @@ class CallForm:
         if self.prompts == "one":
             made |= {name: n for name in COUNTS if name in known}
         return made
-
-    def generators(self, each: list[Generator]) -> Generator | list[Generator]:
-        return each[0] if self.prompts == "alone" else each
 
     def _value(self, value: Any, n: int, video: bool) -> Any:
         if isinstance(value, str):

@@ -25,6 +25,8 @@ from flow_factory.utils.errors import UserError
 
 OWN = ("encoded", "growth", "form")
 """Entries of a condition that are no call arguments."""
+Encoded = dict[str, list[Any]]
+"""What the methods for texts returned, by name and call by call."""
 
 
 class Diffusers(ModelAdapter):
@@ -104,13 +106,16 @@ class Diffusers(ModelAdapter):
             advice = f"its arguments for pictures and videos: {media} (data.columns)"
             raise UserError(f"{row.source}: {type(self.pipe).__name__} takes no {' or '.join(spare)}; {advice}")
         kind = tuple((name, type(value), len(value) if isinstance(value, list) else 0) for name, value in cond.items())
-        if kind not in self.seen:  # seen once, known for all rows
+        if kind in self.seen:
+            form, growth = self.seen[kind]
+            encoded, _ = self._encoded(cond, 1, form, call)
+        else:  # seen once, known for all rows
             try:
-                self.seen[kind] = self._called_with(cond, [*(["video"] if row.videos else []), *row.video_inputs], call)
+                form, (encoded, growth) = self._called_with(cond, [*(["video"] if row.videos else []), *row.video_inputs], call)
             except ValueError as error:
                 raise UserError(f"{row.source}: {type(self.pipe).__name__} cannot encode this row: {error}") from error
-        form, growth = self.seen[kind]
-        return cond | {"encoded": self._encoded(cond, 1, form, call)[0], "growth": growth, "form": asdict(form)}
+            self.seen[kind] = form, growth
+        return cond | {"encoded": encoded, "growth": growth, "form": asdict(form)}
 
     def conditions(self, row: Row, call: Mapping[str, Any]) -> Cond:
         """As for every family; and what the data set has for further arguments, a picture or mask in a list, a video as its frames.
@@ -132,8 +137,8 @@ class Diffusers(ModelAdapter):
         """All of them: which ones the pipeline hands to its `encode_prompt` is its secret."""
         return {**call, "encoded as": 2}
 
-    def _called_with(self, cond: Cond, videos: Sequence[str], call: Mapping[str, Any]) -> tuple[CallForm, Growth]:
-        """How the pipeline takes several samples of a row like this, and how its encodings grow with their number.
+    def _called_with(self, cond: Cond, videos: Sequence[str], call: Mapping[str, Any]) -> tuple[CallForm, tuple[Encoded, Growth]]:
+        """How the pipeline takes several samples of a row like this; its encodings, and how they grow with the number of samples.
 
         Raises:
             ValueError: in no way that is known.
@@ -141,33 +146,33 @@ class Diffusers(ModelAdapter):
         pictures = [len(value) for name, value in cond.items() if isinstance(value, list) and name not in videos]
         n = 3 if 2 in pictures else 2  # a pipeline may take a row's pictures for those of as many samples
 
-        def attempt(form: CallForm) -> Growth:
+        def attempt(form: CallForm) -> tuple[Encoded, Growth]:
             one, size = self._encoded(cond, 1, form, call)
             if form.most == 1:
-                return None
+                return one, None
             many, grown_size = self._encoded(cond, n, form, call)
             if grown_size != n * size:
                 raise ValueError(f"it draws something else than {n} samples where it is asked for them")
-            return growth_of(one, many, n)
+            return one, growth_of(one, many, n)
 
         return found(forms(cond, videos, self.parameters), attempt)
 
-    def _encoded(self, cond: Cond, n: int, form: CallForm, call: Mapping[str, Any]) -> tuple[dict[str, list[Any]], int]:
+    def _encoded(self, cond: Cond, n: int, form: CallForm, call: Mapping[str, Any]) -> tuple[Encoded, int]:
         """What the methods for texts return for n times the row, call by call, and how many values the latents have then.
 
         The pipeline runs up to its first transformer call.
         """
         memo = ConditionMemo()
-        generators = [torch.Generator(self.pipe._execution_device).manual_seed(0)] * n
-        arguments = {**self.takes(call), **form.arguments(cond, n, self.parameters)}
+        arguments = self._called(cond, n, form, call)
+        spare = self.field.spare(n, self.pipe._execution_device)
         with self.field.memo_table.using(memo), torch.no_grad(), self.field.stopping() as shapes, guiding(self.pipe, call.get(GUIDER)):
-            self.field.call(self.pipe, **arguments, num_inference_steps=2, generator=form.generators(generators))
+            self.field.call(self.pipe, **arguments, num_inference_steps=2, generator=spare)
         encoded = {name: memo.kept[name] for name in TEXTS if name in memo.kept}
         if not encoded:
             raise ValueError(f"it did not call its encode_prompt for {str(cond.get('prompt'))[:60]!r}")
         return encoded, sum(shape.numel() for shape in shapes)
 
-    def _given(self, cond: Cond, n: int) -> dict[str, list[Any]]:
+    def _given(self, cond: Cond, n: int) -> Encoded:
         return cond["encoded"] if n == 1 else grown(cond["encoded"], cond["growth"], n)
 
     def _arguments(self, cond: Cond, call: Mapping[str, Any], n: int) -> dict[str, Any]:
@@ -180,9 +185,12 @@ class Diffusers(ModelAdapter):
         if n > (form.most or n):
             name = type(self.pipe).__name__
             raise UserError(f"{name} cannot draw {n} samples of a row in one call; write train.per_device_batch_size: {form.most}")
+        return self._called({name: value for name, value in cond.items() if name not in OWN}, n, form, call)
+
+    def _called(self, cond: Cond, n: int, form: CallForm, call: Mapping[str, Any]) -> dict[str, Any]:
+        """Call arguments in a form, whose kind of generators the field then uses."""
         self.field.one_generator = form.prompts == "alone"
-        bare = {name: value for name, value in cond.items() if name not in OWN}
-        return {**self.takes(call), **form.arguments(bare, n, self.parameters)}
+        return {**self.takes(call), **form.arguments(cond, n, self.parameters)}
 
     def _in_velocity(self) -> dict[str, Any]:
         return {name: value for name, value in self.in_velocity.items() if name in self.parameters}
@@ -240,8 +248,5 @@ class Diffusers(ModelAdapter):
 
     def evaluate(self, cond: Cond, call: Mapping[str, Any], num_steps: int, generators: list[Generator]) -> list[Any]:
         arguments = self._arguments(cond, call, len(generators))
-        alone = self.field.one_generator
-        with torch.no_grad(), self.field.memo_table.using(ConditionMemo(self._given(cond, 1), only=True)):
-            options = {"num_inference_steps": num_steps, "output_type": "pil", "return_dict": False}
-            out = self.pipe(**arguments, **options, generator=generators[0] if alone else generators)
-        return self.media(out, call)
+        with self.field.memo_table.using(ConditionMemo(self._given(cond, 1), only=True)):
+            return super().evaluate(arguments, call, num_steps, generators)
