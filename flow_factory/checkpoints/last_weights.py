@@ -7,9 +7,7 @@ from torch import Tensor
 
 from flow_factory.checkpoints.checkpoint import CheckpointError, has_state, plainly
 from flow_factory.checkpoints.state_files import contents, read
-from flow_factory.utils.tensor_file import NAMES
-
-DTYPES = {name: dtype for dtype, name in NAMES.items()}
+from flow_factory.utils.tensor_file import DTYPES
 
 
 def last_weights(checkpoint: Path, component: str) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ import inspect
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -75,9 +75,15 @@ def lora_file(folder: Path) -> Path | None:
     return next((folder / name for name in (LORA_FILE, PEFT_FILE) if (folder / name).is_file()), None)
 
 
-def lora_in(module: Any) -> Lora:
-    """What a model has."""
-    return Lora(get_peft_model_state_dict(module), module.peft_config["default"].lora_alpha)
+def lora_in(module: Any, weights: Mapping[str, Tensor] | None = None) -> Lora:
+    """What a model has, or these weights of it in its place."""
+    tensors = get_peft_model_state_dict(module, state_dict=None if weights is None else dict(weights))
+    return Lora(tensors, module.peft_config["default"].lora_alpha)
+
+
+def some_of(layers: Sequence[str], most: int = 3) -> str:
+    """The first layers, for a message, and how many more there are."""
+    return ", ".join(layers[:most]) + (f" and {len(layers) - most} more" if len(layers) > most else "")
 
 
 def read_lora(file: Path) -> Lora:
@@ -123,9 +129,9 @@ def read_tensors(named: Mapping[str, Tensor], said: Mapping[str, Any]) -> Lora:
 def save_lora(folder: Path, module: Any, weights: Mapping[str, Tensor], pipeline: Any) -> None:
     """Writes both files, and PEFT's config."""
     folder.mkdir(parents=True, exist_ok=True)
-    layers = {k: v.contiguous() for k, v in get_peft_model_state_dict(module, state_dict=dict(weights)).items()}
-    adapter = {k: sorted(v) if isinstance(v, set) else v for k, v in module.peft_config["default"].to_dict().items()}
-    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps({f"transformer.{k}": v for k, v in adapter.items()}, sort_keys=True)}
+    layers = {k: v.contiguous() for k, v in lora_in(module, weights).tensors.items()}
+    config = module.peft_config["default"]
+    metadata = diffusers_header(config, {"format": "pt"})
 
     def write(tensors: Mapping[str, Tensor], path: str) -> None:
         write_tensors(Path(path), tensors, metadata)
@@ -134,8 +140,29 @@ def save_lora(folder: Path, module: Any, weights: Mapping[str, Tensor], pipeline
         pipeline.save_lora_weights(folder, transformer_lora_layers=layers, save_function=write)
     else:  # for `pipe.transformer.load_lora_adapter(folder, use_safetensors=True)`
         write({f"transformer.{k}": v for k, v in layers.items()}, str(folder / LORA_FILE))
-    write_tensors(folder / PEFT_FILE, {f"base_model.model.{k}": v for k, v in layers.items()}, {"format": "pt"})
-    (folder / PEFT_CONFIG).write_text(json.dumps(adapter, indent=2, sort_keys=True), encoding="utf-8")
+    write_peft(folder, layers, config, {"format": "pt"})
+
+
+def write_peft(folder: Path, layers: Mapping[str, Tensor], config: LoraConfig, metadata: Mapping[str, str]) -> None:
+    """Writes the file and the config that `PeftModel.from_pretrained` reads.
+
+    Args:
+        layers: as `Lora.tensors`.
+        metadata: the header of the file.
+    """
+    write_tensors(folder / PEFT_FILE, {f"base_model.model.{name}": tensor for name, tensor in layers.items()}, metadata)
+    (folder / PEFT_CONFIG).write_text(json.dumps(_plain(config), indent=2, sort_keys=True), encoding="utf-8")
+
+
+def diffusers_header(config: LoraConfig, metadata: Mapping[str, str]) -> dict[str, str]:
+    """The header of a LoRA file with what diffusers reads of its config."""
+    adapter = {f"transformer.{name}": value for name, value in _plain(config).items()}
+    return {**metadata, "lora_adapter_metadata": json.dumps(adapter, sort_keys=True)}
+
+
+def _plain(config: LoraConfig) -> dict[str, Any]:
+    """PEFT's config as JSON has it."""
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in config.to_dict().items()}
 
 
 def knows_transformers(pipeline: Any) -> bool:

@@ -7,10 +7,7 @@ import torch
 from torch import Tensor
 
 from flow_factory.checkpoints.checkpoint import CheckpointError
-from flow_factory.checkpoints.lora_file import Lora
-
-MANY = 3
-"""Layers that a message names."""
+from flow_factory.checkpoints.lora_file import Lora, some_of
 
 
 def require_fit(
@@ -30,16 +27,16 @@ def require_fit(
     outputs = {name.partition(".lora_B.")[0]: len(t) for name, t in saved.tensors.items() if ".lora_B." in name}
     problem = None
     if lone := sorted(layers.keys() ^ outputs.keys()):
-        problem = f"{_named(lone)} lacks one of its two matrices"
+        problem = f"{some_of(lone)} lacks one of its two matrices"
     elif saved.ranks[-1:] > [rank]:
         problem = f"it has rank {saved.ranks[-1]}, and this run's LoRA {rank}; write model.lora_rank: {saved.ranks[-1]} or more"
     elif unknown := [name for name in layers if model and name not in model]:
-        problem = f"it is of another model, with {_named(unknown)}"
+        problem = f"it is of another model, with {some_of(unknown)}"
     elif wrong := [name for name in layers if model and (outputs[name], layers[name]) != model[name]]:
         sizes = f"{layers[wrong[0]]} -> {outputs[wrong[0]]} there, and {model[wrong[0]][1]} -> {model[wrong[0]][0]} here"
         problem = f"it is of another model: {wrong[0]} is {sizes}"
     elif model and (left := [name for name in layers if name not in chosen]):
-        problem = f"model.target_modules leaves out layers that it is of: {_named(left)}; add them"
+        problem = f"model.target_modules leaves out layers that it is of: {some_of(left)}; add them"
     if problem is not None:
         raise CheckpointError(f"{key}: {path} does not fit: {problem}")
 
@@ -65,7 +62,3 @@ def as_own(
             scale = 1.0 if down else saved.scale_of(name.partition(".lora_")[0]) / (alpha / rank)
             weights[name][tuple(map(slice, there.shape))] = there if scale == 1.0 else there * scale
     return weights
-
-
-def _named(layers: list[str]) -> str:
-    return ", ".join(layers[:MANY]) + (f" and {len(layers) - MANY} more" if len(layers) > MANY else "")

@@ -1,6 +1,5 @@
 """A trained LoRA in the formats of other programs: diffusers, PEFT, ComfyUI and kohya's trainers."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -13,7 +12,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from flow_factory.checkpoints.checkpoint import CheckpointError
-from flow_factory.checkpoints.lora_file import LORA_FILE, PEFT_CONFIG, PEFT_FILE, Lora
+from flow_factory.checkpoints.lora_file import LORA_FILE, Lora, diffusers_header, write_peft
 from flow_factory.checkpoints.original_names import Target, linear_shapes, names_of, targets_of
 from flow_factory.utils.tensor_file import write_tensors
 
@@ -89,14 +88,12 @@ def write_lora(
         tensors, more = original(lora, format, kind, width)
         write_tensors(place, tensors, known | more)
         return
-    adapter = adapter_config(lora)
+    config = adapter_config(lora)
     if format == "peft":
         place.mkdir(exist_ok=True)
-        write_tensors(place / PEFT_FILE, {f"base_model.model.{name}": t for name, t in lora.tensors.items()}, known)
-        (place / PEFT_CONFIG).write_text(json.dumps(adapter, indent=2, sort_keys=True), encoding="utf-8")
+        write_peft(place, lora.tensors, config, known)
         return
-    known["lora_adapter_metadata"] = json.dumps({f"transformer.{k}": v for k, v in adapter.items()}, sort_keys=True)
-    write_tensors(place, {f"transformer.{name}": t for name, t in lora.tensors.items()}, known)
+    write_tensors(place, {f"transformer.{name}": t for name, t in lora.tensors.items()}, diffusers_header(config, known))
 
 
 def place_of(out: Path, format: Format, component: str, several: bool, name: str) -> Path:
@@ -111,21 +108,25 @@ def place_of(out: Path, format: Format, component: str, several: bool, name: str
         folder = out if component == "transformer" else out / component
         return folder if format == "peft" else folder / LORA_FILE
     file = out if out.suffix == SUFFIX else out / f"{name}{SUFFIX}"
-    return file.with_name(f"{file.stem}_{EXPERTS.get(component, component)}{SUFFIX}") if several else file
+    return file_of(file, component, several)
 
 
-def adapter_config(lora: Lora) -> dict[str, Any]:
-    """PEFT's config of a LoRA, as JSON has it."""
+def file_of(file: Path, component: str, several: bool) -> Path:
+    """One for each transformer, where there are several."""
+    return file.with_stem(f"{file.stem}_{EXPERTS.get(component, component)}") if several else file
+
+
+def adapter_config(lora: Lora) -> LoraConfig:
+    """PEFT's config of a LoRA."""
     ranks = {layer: len(lora.tensors[f"{layer}.lora_A.weight"]) for layer in lora.layers}
     rank = Counter(ranks.values()).most_common(1)[0][0]
     scales = {layer: lora.scale_of(layer) * ranks[layer] for layer in lora.layers}
     alpha: Any = Counter(scales.values()).most_common(1)[0][0]
-    config = LoraConfig(
+    return LoraConfig(
         r=rank, lora_alpha=int(alpha) if alpha == int(alpha) else alpha, target_modules=lora.layers,
         rank_pattern={f"^{re.escape(layer)}": r for layer, r in ranks.items() if r != rank},
         alpha_pattern={f"^{re.escape(layer)}": a for layer, a in scales.items() if a != alpha},
-    ).to_dict()  # fmt: skip
-    return {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
+    )  # fmt: skip
 
 
 def in_dtype(lora: Lora, dtype: torch.dtype | None, scale: float = 1.0) -> Lora:

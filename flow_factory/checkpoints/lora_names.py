@@ -7,14 +7,12 @@ import torch
 from torch import Tensor
 
 from flow_factory.checkpoints.checkpoint import CheckpointError
-from flow_factory.checkpoints.lora_file import Lora
+from flow_factory.checkpoints.lora_file import Lora, some_of
 from flow_factory.checkpoints.original_names import KNOWN, Target, linear_shapes, targets_of
 
 DOTTED = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.")
 FLAT = ("lora_unet_", "lora_transformer_", "lycoris_")
 """Prefixes of names whose dots are underscores."""
-MANY = 3
-"""Layers that a message names."""
 
 
 def by_module_names(file: str, lora: Lora, module: Any) -> Lora:
@@ -42,8 +40,7 @@ def by_module_names(file: str, lora: Lora, module: Any) -> Lora:
                 tensors |= {f"{part}.lora_A.weight": a, f"{part}.lora_B.weight": b}
                 alphas[part] = lora.scale_of(layer) * len(a)
     if unknown:
-        more = f" and {len(unknown) - MANY} more" if len(unknown) > MANY else ""
-        text = f"it is of another model than {type(module).__name__}, with {', '.join(unknown[:MANY])}{more}"
+        text = f"it is of another model than {type(module).__name__}, with {some_of(unknown)}"
         raise CheckpointError(f"{file} does not fit: {text}; of layers of text encoders none are trained here")
     return replace(lora, tensors=tensors, alpha=None, alphas=alphas, rslora=False)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flow_factory.checkpoints.checkpoint import CheckpointError, begin, finish, model_kind, partial_of
 from flow_factory.checkpoints.last_weights import last_weights
 from flow_factory.checkpoints.lora_file import Lora, plain_name
-from flow_factory.checkpoints.lora_formats import EXPERTS, SUFFIX, in_dtype, place_of, widths, write_lora
+from flow_factory.checkpoints.lora_formats import SUFFIX, file_of, in_dtype, place_of, widths, write_lora
 from flow_factory.checkpoints.lora_names import by_module_names
 from flow_factory.checkpoints.merging import merge_lora
 from flow_factory.checkpoints.model_files import full_weights, lora_at, save_full
@@ -134,7 +134,7 @@ def _full(job: Job, place: Path) -> None:
     for component in job.components:
         weights = _weights(job, component)
         if place.suffix == SUFFIX:
-            write_tensors(_file(job, place, component), weights, job.header | {"format": "pt"})
+            write_tensors(file_of(place, component, len(job.components) > 1), weights, job.header | {"format": "pt"})
         else:
             save_full(place / component, sketch.field.bare[component], weights)
 
@@ -156,7 +156,7 @@ def _merged(job: Job, place: Path, lora: bool) -> None:
         else:
             _take(job, component, module)
         if file:
-            write_tensors(_file(job, place, component), module.state_dict(), job.header | {"format": "pt"})
+            write_tensors(file_of(place, component, len(job.components) > 1), module.state_dict(), job.header | {"format": "pt"})
     if pipe is not None:
         pipe.save_pretrained(place, safe_serialization=True)
 
@@ -166,8 +166,3 @@ def _take(job: Job, component: str, module: nn.Module) -> None:
         module.load_state_dict(_weights(job, component))
     except RuntimeError as error:
         raise CheckpointError(f"{job.checkpoint} does not fit {component}: {' '.join(str(error).split())[:300]}") from error
-
-
-def _file(job: Job, place: Path, component: str) -> Path:
-    """One for each transformer."""
-    return place.with_stem(f"{place.stem}_{EXPERTS.get(component, component)}") if len(job.components) > 1 else place

@@ -17,9 +17,8 @@ from flow_factory.data.index import PART, ROW
 from flow_factory.data.shards import ALIGNED, DIGEST, Blob, digest
 from flow_factory.types import Cond
 from flow_factory.utils.errors import UserError
-from flow_factory.utils.tensor_file import NAMES, raw_bytes
+from flow_factory.utils.tensor_file import DTYPES, NAMES, raw_bytes
 
-DTYPES = {name: dtype for dtype, name in NAMES.items()}
 SMALL, MOST_SMALL = 1 << 16, 1 << 20
 """Limits in bytes for one tensor that is stored with its row, and for all such tensors of a row."""
 MODES = ("L", "RGB", "RGBA")

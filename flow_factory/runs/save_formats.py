@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from peft import get_peft_model_state_dict
 from torch import Tensor
 
 from flow_factory.checkpoints.checkpoint import CheckpointError
-from flow_factory.checkpoints.lora_file import Lora
+from flow_factory.checkpoints.lora_file import lora_in
 from flow_factory.checkpoints.lora_formats import ORIGINAL, place_of, widths, write_lora
 from flow_factory.checkpoints.original_names import names_of, targets_of
 from flow_factory.config import RunConfig
@@ -54,10 +52,6 @@ class SaveFormats:
         header = provenance(self.config, self.run, name) if self.formats else {}
         for format in self.formats:
             for component, module in policy.models.items():
-                lora = _collected(module, weights[component])
+                lora = lora_in(module, weights[component])
                 place = place_of(folder / format, format, component, len(policy.models) > 1, f"{self.run.name}_{name}")
                 write_lora(place, lora, format, component, type(module).__name__, widths(module), header)
-
-
-def _collected(module: Any, weights: Mapping[str, Tensor]) -> Lora:
-    return Lora(get_peft_model_state_dict(module, state_dict=dict(weights)), module.peft_config["default"].lora_alpha)

@@ -20,6 +20,7 @@ NAMES = {
     torch.bool: "BOOL",
 }  # fmt: skip
 """dtype -> its name in the format."""
+DTYPES = {name: dtype for dtype, name in NAMES.items()}
 LARGEST = 100_000_000
 """The largest size of a header that the format allows, in bytes."""
 

@@ -23,11 +23,10 @@ from flow_factory.distributed.topology import ENVIRONMENT, SLURM_STEP
 from flow_factory.reporting.metrics import read_metrics
 from flow_factory.train import build
 from flow_factory.training.run import Run
-from flow_factory.utils.tensor_file import NAMES
+from flow_factory.utils.tensor_file import DTYPES
 from tests.tiny.flux import save_flux
 from tests.tiny.patience import output
 
-DTYPES = {name: dtype for dtype, name in NAMES.items()}
 ROOT = Path(__file__).parents[2]
 LOST = r"error: (lost the connection to another process, which has died|process \d+ of \d+ has died, at: .+)"
 """What a process may say of another one's death, if the launcher does not end it before."""
