@@ -9,6 +9,7 @@ from typing import Any
 from flow_factory.reporting.metrics import whole_lines
 from flow_factory.types import Row
 from flow_factory.utils.errors import UserError, file_errors
+from flow_factory.utils.files import replace_text
 
 PROTOCOL = "protocol.json"
 RIGHT = "name a folder that can be written"
@@ -37,10 +38,8 @@ class EvaluationFolder:
             number = max((int(file.stem.partition("-")[2]) for file in self.files()), default=-1) + 1
             self.file = path / f"scores-{number + process}.jsonl"
             if process == 0:
-                beside = (path / PROTOCOL).with_suffix(".tmp")
                 text = json.dumps({"protocol": protocol, "weights": there["weights"] | dict(weights)}, indent=1, ensure_ascii=False)
-                beside.write_text(text + "\n", "utf-8")
-                beside.replace(path / PROTOCOL)
+                replace_text(path / PROTOCOL, text + "\n")
 
     def files(self) -> list[Path]:
         """The files of scores: one for each process of each start."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from flow_factory.reporting.metrics import whole_lines
+from flow_factory.utils.files import replace_text
 
 FILE = "monitor.jsonl"
 
@@ -13,9 +14,7 @@ def add_alarm(folder: Path, step: int, what: dict[str, Any]) -> None:
     """Appends a line; those of later steps, which a run that goes on makes anew, are dropped, and so is one that is there already."""
     record = {"step": step, **what}
     kept = [alarm for alarm in read_alarms(folder) if alarm["step"] <= step and alarm != record]
-    beside = folder / f".{FILE}.tmp"
-    beside.write_text("".join(json.dumps(alarm) + "\n" for alarm in [*kept, record]), encoding="utf-8")
-    beside.replace(folder / FILE)
+    replace_text(folder / FILE, "".join(json.dumps(alarm) + "\n" for alarm in [*kept, record]))
 
 
 def read_alarms(folder: Path) -> list[dict[str, Any]]:

@@ -4,9 +4,11 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from flow_factory.utils.files import replace_text
 
 
 class MetricsFile:
@@ -33,11 +35,7 @@ class MetricsFile:
     def truncate_after(self, step: int) -> None:
         """Drops the lines of later steps: a resumed run writes them again."""
         self._file.close()
-        beside = self.path.with_suffix(".tmp")
-        beside.write_text(
-            "".join(json.dumps(record) + "\n" for record in read_metrics(self.path) if record["step"] <= step), encoding="utf-8"
-        )
-        beside.replace(self.path)
+        replace_text(self.path, "".join(json.dumps(record) + "\n" for record in read_metrics(self.path) if record["step"] <= step))
         self._file = self.path.open("a", encoding="utf-8")
 
     def finish(self) -> None:
@@ -57,6 +55,26 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             raise ValueError(f"{path}:{number}: no metrics of a step")
         records.append(record)
     return records
+
+
+def records_of(folder: Path) -> list[dict[str, Any]]:
+    """`read_metrics` of a run's folder; nothing where it has none yet.
+
+    Raises:
+        ValueError: see `read_metrics`.
+    """
+    file = folder / "metrics.jsonl"
+    return read_metrics(file) if file.is_file() else []
+
+
+def evaluations_in(records: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, float]]:
+    """Epochs done -> the metrics of the evaluation then, `eval/` taken off their names; those that are no number are left out."""
+    found: dict[int, dict[str, float]] = {}
+    for record in records:
+        mine = {k.removeprefix("eval/"): v for k, v in record.items() if k.startswith("eval/") and v is not None}
+        if mine:
+            found.setdefault(record["step"], {}).update(mine)
+    return found
 
 
 def whole_lines(path: Path) -> Iterator[tuple[int, Any]]:

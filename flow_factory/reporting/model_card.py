@@ -9,11 +9,11 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 
 from flow_factory import __version__
-from flow_factory.checkpoints.lora_file import LORA_FILE
+from flow_factory.checkpoints.lora_file import LORA_FILE, PEFT_CONFIG
 from flow_factory.config import RunConfig, dump_config
 from flow_factory.models import MODELS
 from flow_factory.reporting.curves import plain
-from flow_factory.reporting.metrics import read_metrics
+from flow_factory.reporting.metrics import evaluations_in, read_metrics
 from flow_factory.reporting.paired_gains import intervals
 from flow_factory.reporting.report import markdown_table
 from flow_factory.utils.hub import licence_of, looks_local
@@ -103,7 +103,7 @@ def _loading(what: Published, lora: bool) -> str:
         load = f"{load[:-1]}, {part}={part})"
     elif LORA_FILE in files:
         load += f'\npipe.load_lora_weights("{here}")'
-    elif (what.folder / "adapter_config.json").is_file():
+    elif (what.folder / PEFT_CONFIG).is_file():
         load = f'from peft import PeftModel\n\n{load}\npipe.{part} = PeftModel.from_pretrained(pipe.{part}, "{here}")'
     else:
         load += "".join(f'\npipe.load_lora_weights("{here}", weight_name="{name}")' for name in files)
@@ -146,12 +146,8 @@ def _results(what: Published) -> list[str]:
 def _evaluations(what: Published) -> tuple[tuple[int, dict[str, float]], tuple[int, dict[str, float]], bool]:
     """(epoch, metrics) of the first evaluation and of the last one up to the checkpoint; and whether the run made none after it."""
     assert what.run is not None
-    found: dict[int, dict[str, float]] = {0: {}}
-    for record in read_metrics(what.run / "metrics.jsonl"):
-        mine = {k.removeprefix("eval/"): v for k, v in record.items() if k.startswith("eval/") and v is not None}
-        if mine:
-            found.setdefault(record["step"], {}).update(mine)
-    steps = sorted(step for step in found if found[step]) or [0]
+    found = evaluations_in(read_metrics(what.run / "metrics.jsonl")) or {0: {}}
+    steps = sorted(found)
     last = max((step for step in steps if what.last is None or step <= what.last), default=steps[0])
     return (steps[0], found[steps[0]]), (last, found[last]), last == steps[-1]
 

@@ -3,9 +3,10 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from flow_factory.reporting.curves import plain
-from flow_factory.reporting.metrics import read_metrics
+from flow_factory.reporting.metrics import evaluations_in, read_metrics
 from flow_factory.reporting.pictures import before_after_sheet, contact_sheet
 from flow_factory.types import Sample
 
@@ -33,11 +34,12 @@ _FULL_ROWS = r"eval_full/([^/]+/)?rows"
 
 def eval_metrics(metrics_jsonl: Path) -> tuple[dict[str, float], dict[str, float]]:
     """The metrics of the first and of the last evaluation, `eval/` taken off their names; the first is empty where there was but one."""
-    evaluations: dict[int, dict[str, float]] = {}
-    for record in read_metrics(metrics_jsonl):
-        found = {k.removeprefix("eval/"): v for k, v in record.items() if k.startswith("eval/") and v is not None}
-        if found:
-            evaluations.setdefault(record["step"], {}).update(found)
+    return first_and_last(read_metrics(metrics_jsonl))
+
+
+def first_and_last(records: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, float]]:
+    """`eval_metrics` of records that were read."""
+    evaluations = evaluations_in(records)
     order = sorted(evaluations)
     return (evaluations[order[0]] if len(order) > 1 else {}, evaluations[order[-1]] if order else {})
 

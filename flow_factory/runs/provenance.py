@@ -8,8 +8,8 @@ from typing import Any
 from flow_factory import __version__
 from flow_factory.config import RunConfig
 from flow_factory.data.sources import has_split, open_split
-from flow_factory.reporting.metrics import read_metrics
-from flow_factory.reporting.report import eval_metrics
+from flow_factory.reporting.metrics import records_of
+from flow_factory.reporting.report import first_and_last
 from flow_factory.utils.errors import UserError
 
 PROMPTS = 3
@@ -49,12 +49,10 @@ def prompts_of(config: RunConfig) -> list[str]:
 
 def _evaluation(folder: Path | None) -> dict[str, Any]:
     """Each metric of the first and of the last evaluation, and the trained rewards at the first, the best and the last step."""
-    file = folder / "metrics.jsonl" if folder is not None else None
-    if file is None or not file.is_file():
-        return {}
-    before, after = eval_metrics(file)
+    records = [] if folder is None else records_of(folder)
+    before, after = first_and_last(records)
     found: dict[str, Any] = {name: [before.get(name), after[name]] for name in sorted(after) if name.endswith("_mean")}
-    means = [[r["step"], r["train/reward_mean"]] for r in read_metrics(file) if r.get("train/reward_mean") is not None]
+    means = [[r["step"], r["train/reward_mean"]] for r in records if r.get("train/reward_mean") is not None]
     if means:
         found["train/reward_mean"] = [means[0], max(means, key=lambda pair: pair[1]), means[-1]]
     return found

@@ -10,7 +10,7 @@ from accelerate.utils import broadcast_object_list
 from flow_factory.checkpoints.checkpoint import has_state
 from flow_factory.distributed.barriers import wait_for_everyone
 from flow_factory.reporting.alarms import add_alarm
-from flow_factory.reporting.metrics import read_metrics
+from flow_factory.reporting.metrics import evaluations_in, read_metrics
 from flow_factory.runs.resume import Choice, see
 from flow_factory.runs.training_state import restore
 from flow_factory.training.context import TrainingContext
@@ -152,8 +152,6 @@ def evaluated_at(checkpoint: Path, context: TrainingContext) -> dict[str, float]
     file = checkpoint.parents[1] / "metrics.jsonl"
     found: dict[str, float] = {}
     if context.accelerator.is_main_process and file.is_file():
-        for record in read_metrics(file):
-            if record["step"] == context.progress.epoch:
-                found |= {key: value for key, value in record.items() if key.startswith("eval/") and value is not None}
+        found = {f"eval/{name}": value for name, value in evaluations_in(read_metrics(file)).get(context.progress.epoch, {}).items()}
     wait_for_everyone("reading metrics")
     return broadcast_object_list([found])[0]

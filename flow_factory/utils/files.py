@@ -45,3 +45,14 @@ def require_writable(folder: str | Path, key: str, right: str) -> None:
                 Path(probe, folder.relative_to(above)).mkdir(parents=True, exist_ok=True)
         except OSError as error:  # its own message names the temporary file
             raise type(error)(error.errno, error.strerror) from error
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file in one step: a reader has the old text or the new one.
+
+    Raises:
+        OSError: it cannot be written; the old one is as it was.
+    """
+    beside = path.with_name(f".{path.name}.tmp")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)

@@ -14,14 +14,14 @@ from flow_factory.config import ConfigError
 from flow_factory.config.base import show
 from flow_factory.config.changed import flattened
 from flow_factory.config.text import read_foreign
-from flow_factory.reporting.metrics import read_metrics
+from flow_factory.reporting.metrics import read_metrics, records_of
 from flow_factory.reporting.page import store
 from flow_factory.reporting.page.html import rows_of
-from flow_factory.reporting.page.selection import Card
+from flow_factory.reporting.page.selection import Card, cards_of
 from flow_factory.reporting.page.series import charts
 from flow_factory.reporting.page.store import Evaluation
-from flow_factory.reporting.page.write import state
-from flow_factory.reporting.report import eval_metrics
+from flow_factory.reporting.page.write import epochs_in, state
+from flow_factory.reporting.report import first_and_last
 
 LOCK, LOCKS = ".lock", Path("/proc/locks")
 DEEPEST, MOST = 3, 2000
@@ -84,7 +84,8 @@ def listed(name: str, folder: Path) -> Listed:
 @lru_cache(MOST)
 def _ends(file: Path, modified: int, size: int) -> tuple[int, list[dict[str, Any]]]:
     """(epochs done, results) of a file as it is now."""
-    return max((record["step"] for record in read_metrics(file)), default=0), rows_of(*eval_metrics(file), {})
+    records = read_metrics(file)
+    return epochs_in(records), rows_of(*first_and_last(records), {})
 
 
 def _version(file: Path) -> tuple[int, int]:
@@ -126,7 +127,7 @@ def is_running(folder: Path) -> bool:
 
 def laid_over(chosen: Mapping[str, Path]) -> dict[str, Any]:
     """The charts of runs, each run in a colour of its own, see `series.charts`; the first line of a run whole, its others dashed."""
-    found = {name: charts(_records(folder)) for name, folder in chosen.items()}
+    found = {name: charts(records_of(folder)) for name, folder in chosen.items()}
     together: dict[str, Any] = {}
     for part in ("main", "others"):
         titles: dict[str, dict[str, Any]] = {}
@@ -142,11 +143,6 @@ def laid_over(chosen: Mapping[str, Path]) -> dict[str, Any]:
     return together
 
 
-def _records(folder: Path) -> list[dict[str, Any]]:
-    file = folder / "metrics.jsonl"
-    return read_metrics(file) if file.is_file() else []
-
-
 def differences(chosen: Mapping[str, Path]) -> list[tuple[str, list[str]]]:
     """(key, value in each run) of the keys of config.yaml that the runs do not have alike; a dash where one has none."""
     configs = [settings_of(folder) for folder in chosen.values()]
@@ -157,18 +153,14 @@ def differences(chosen: Mapping[str, Path]) -> list[tuple[str, list[str]]]:
 
 def results_of(chosen: Mapping[str, Path]) -> list[tuple[str, list[Mapping[str, Any] | None]]]:
     """(metric, its row in each run, None where one has none)."""
-    each = [{row["name"]: row for row in rows_of(*eval_metrics(folder / "metrics.jsonl"), {})} if _records(folder) else {}
-            for folder in chosen.values()]  # fmt: skip
+    each = [{row["name"]: row for row in rows_of(*first_and_last(records_of(folder)), {})} for folder in chosen.values()]
     return [(name, [rows.get(name) for rows in each]) for name in dict.fromkeys(name for rows in each for name in rows)]
 
 
 def side_by_side(chosen: Mapping[str, Path], most: int) -> list[Card]:
     """The last evaluation's pictures of the test rows that two or more runs have, as many as fit into `most` bytes."""
-    cards: dict[tuple[int, str], Card] = {}
-    for name, folder in chosen.items():
-        for path, step in store.evaluations(folder)[-1:]:
-            for k, sample in enumerate(store.read(path, Evaluation).samples):
-                cards.setdefault((k, sample.prompt), Card(sample.prompt, [])).shown.append((f"{name}, epoch {step}", sample))
+    last = ((name, *found) for name, folder in chosen.items() for found in store.evaluations(folder)[-1:])
+    cards = cards_of((f"{name}, epoch {step}", store.read(path, Evaluation).samples) for name, path, step in last)
     found = []
     for card in (cards[key] for key in sorted(cards) if len(cards[key].shown) > 1):
         most -= sum(len(sample.src) for _, sample in card.shown)

@@ -1,6 +1,6 @@
 """Which pictures a page holds: as many as fit, first those of the first and of the last evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,14 +41,19 @@ def select(folder: Path, most: int = MOST) -> Pictures:
     epochs, of_groups = _groups(folder, most // 4)
     used = sum(_size(samples[:rows]) for samples in ends) + sum(_size(group.samples) for epoch in epochs for group in epoch.groups)
     chosen = _between(found, most - used)
-    steps = [(step, store.read(path, Evaluation).samples[:rows]) for path, step in chosen]
-    cards: dict[tuple[int, str], Card] = {}
-    for step, samples in steps:
-        for k, sample in enumerate(samples):
-            cards.setdefault((k, sample.prompt), Card(sample.prompt, [])).shown.append((f"epoch {step}", sample))
+    cards = cards_of((f"epoch {step}", store.read(path, Evaluation).samples[:rows]) for path, step in chosen)
     parts = [(rows, of_rows, "test rows"), (len(chosen), len(found), "evaluations"), (*of_groups, "groups")]
     said = ", ".join(f"{some} of {every} {what}" for some, every, what in parts if some < every)
     return Pictures(list(cards.values()), epochs, f"{said} fit on this page" if said else "")
+
+
+def cards_of(evaluations: Iterable[tuple[str, Sequence[KeptSample]]]) -> dict[tuple[int, str], Card]:
+    """(number, prompt) of each test row -> its card, of evaluations with their labels."""
+    cards: dict[tuple[int, str], Card] = {}
+    for label, samples in evaluations:
+        for k, sample in enumerate(samples):
+            cards.setdefault((k, sample.prompt), Card(sample.prompt, [])).shown.append((label, sample))
+    return cards
 
 
 def _size(samples: Sequence[KeptSample]) -> int:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError
 from flow_factory.reporting.metrics import whole_lines
 from flow_factory.reporting.pictures import reduced, still
 from flow_factory.types import Clip, Sample
+from flow_factory.utils.files import replace_text
 from flow_factory.utils.terminal import Remark
 
 FOLDER, ABOUT, REMARKS = "report", "about.json", "remarks.jsonl"
@@ -89,7 +90,7 @@ Kept = TypeVar("Kept", bound=BaseModel)
 def begin(folder: Path, about: About, step: int) -> None:
     """Writes what does not change in a run, and drops what an earlier run in this folder had of later epochs than `step`."""
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-    _write(folder / FOLDER / ABOUT, about)
+    replace_text(folder / FOLDER / ABOUT, about.model_dump_json())
     for path, number in (*evaluations(folder), *epochs(folder)):
         if number > step:
             path.unlink()
@@ -97,14 +98,15 @@ def begin(folder: Path, about: About, step: int) -> None:
 
 def keep_evaluation(folder: Path, samples: Sequence[Sample], step: int) -> None:
     """The samples of an evaluation after `step` epochs."""
-    _write(folder / FOLDER / f"eval_{step:05d}.json", Evaluation(step=step, samples=list(map(_kept, samples))))
+    kept = Evaluation(step=step, samples=list(map(_kept, samples)))
+    replace_text(folder / FOLDER / f"eval_{step:05d}.json", kept.model_dump_json())
 
 
 def keep_groups(folder: Path, samples: Sequence[Sample], step: int) -> None:
     """The samples of epoch `step` (from 1) by group, best advantage first, in place of those of older epochs than the last `EPOCHS`."""
     groups = [sorted(group, key=_rank) for _, group in groupby(samples, key=lambda s: (s.group, s.prompt))]
     kept = [Group(prompt=group[0].prompt, samples=list(map(_kept, group))) for group in groups]
-    _write(folder / FOLDER / f"epoch_{step:05d}.json", Epoch(step=step, groups=kept))
+    replace_text(folder / FOLDER / f"epoch_{step:05d}.json", Epoch(step=step, groups=kept).model_dump_json())
     for path, _ in epochs(folder)[:-EPOCHS]:
         path.unlink()
 
@@ -184,9 +186,3 @@ def _numbered(folder: Path, kind: str) -> list[tuple[Path, int]]:
     """By number; other files are none of this."""
     found = ((path, path.stem.removeprefix(f"{kind}_")) for path in (folder / FOLDER).glob(f"{kind}_*.json"))
     return sorted(((path, int(number)) for path, number in found if number.isdecimal()), key=lambda entry: entry[1])
-
-
-def _write(path: Path, value: BaseModel) -> None:
-    beside = path.with_name(f".{path.name}")
-    beside.write_text(value.model_dump_json(), encoding="utf-8")
-    beside.replace(path)

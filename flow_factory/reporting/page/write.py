@@ -4,13 +4,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from flow_factory.reporting.metrics import read_metrics
+from flow_factory.reporting.metrics import records_of
 from flow_factory.reporting.page import store
 from flow_factory.reporting.page.html import render, rows_of
 from flow_factory.reporting.page.selection import select
 from flow_factory.reporting.page.series import charts
 from flow_factory.reporting.paired_gains import intervals
-from flow_factory.reporting.report import eval_metrics
+from flow_factory.reporting.report import first_and_last
+from flow_factory.utils.files import replace_text
 
 FILE = "report.html"
 
@@ -21,9 +22,7 @@ def write_page(folder: Path) -> None:
     Raises:
         ValueError: a file that it is made of is damaged.
     """
-    beside = folder / f".{FILE}"
-    beside.write_text(page_of(folder), encoding="utf-8")
-    beside.replace(folder / FILE)
+    replace_text(folder / FILE, page_of(folder))
 
 
 def page_of(folder: Path, live: str = "", running: bool = False) -> str:
@@ -36,14 +35,13 @@ def page_of(folder: Path, live: str = "", running: bool = False) -> str:
     Raises:
         ValueError: a file that it is made of is damaged.
     """
-    file = folder / "metrics.jsonl"
-    records = read_metrics(file) if file.is_file() else []
+    records = records_of(folder)
     about, pictures = store.about(folder), select(folder)
-    results = rows_of(*eval_metrics(file), intervals(folder)) if records else []
+    results = rows_of(*first_and_last(records), intervals(folder)) if records else []
     return render(
         "report.html.jinja", {"charts": charts(records), "live": live, "stamp": stamp(folder)}, live,
         name=folder.name, about=about, results=results, pictures=pictures, remarks=store.remarks(folder)[::-1],
-        state=state(_epoch(records), about.epochs, running), written=time.time(),
+        state=state(epochs_in(records), about.epochs, running), written=time.time(),
     )  # fmt: skip
 
 
@@ -53,12 +51,11 @@ def live_data(folder: Path, running: bool) -> dict[str, Any]:
     Raises:
         ValueError: a file of the run is damaged.
     """
-    file = folder / "metrics.jsonl"
-    records = read_metrics(file) if file.is_file() else []
-    return {"charts": charts(records), "stamp": stamp(folder), "state": state(_epoch(records), store.about(folder).epochs, running)}
+    records = records_of(folder)
+    return {"charts": charts(records), "stamp": stamp(folder), "state": state(epochs_in(records), store.about(folder).epochs, running)}
 
 
-def _epoch(records: list[dict[str, Any]]) -> int:
+def epochs_in(records: list[dict[str, Any]]) -> int:
     """How many are done."""
     return max((record["step"] for record in records), default=0)
 
