@@ -1,10 +1,11 @@
 """Loading of trained weights into the stock pipeline with diffusers' own readers, as a user of the checkpoint does."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from torch import Tensor
 
 from flow_factory.checkpoints.checkpoint import CheckpointError, model_kind, plainly
 from flow_factory.checkpoints.lora_file import knows_transformers, put_by_peft
@@ -45,8 +46,16 @@ def _put_lora(pipe: Any, checkpoint: Path, name: str) -> None:
 
 
 def _put_full(pipe: Any, checkpoint: Path, name: str) -> None:
-    tensors = full_weights(checkpoint, name)
+    load_full(getattr(pipe, name), full_weights(checkpoint, name), checkpoint, name)
+
+
+def load_full(module: Any, weights: Mapping[str, Tensor], checkpoint: Path, name: str) -> None:
+    """Replaces all weights of a transformer by those of a checkpoint.
+
+    Raises:
+        CheckpointError: they do not fit.
+    """
     try:
-        getattr(pipe, name).load_state_dict(tensors)
+        module.load_state_dict(weights)
     except (RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{checkpoint} does not fit this pipeline's {name}: {' '.join(str(error).split())[:300]}") from error

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flow_factory.checkpoints.checkpoint import CheckpointError, begin, finish, model_kind, partial_of
+from flow_factory.checkpoints.checkpoint import begin, finish, model_kind, partial_of
 from flow_factory.checkpoints.last_weights import last_weights
 from flow_factory.checkpoints.lora_file import Lora, plain_name
 from flow_factory.checkpoints.lora_formats import SUFFIX, file_of, in_dtype, place_of, widths, write_lora
 from flow_factory.checkpoints.lora_names import by_module_names
 from flow_factory.checkpoints.merging import merge_lora
 from flow_factory.checkpoints.model_files import full_weights, lora_at, save_full
+from flow_factory.checkpoints.stock import load_full
 from flow_factory.config import RunConfig
 from flow_factory.models.loading import DTYPES, family_of, load_parts, load_pipeline, sketch_adapter
 from flow_factory.runs.fitting import checkpoint_of
@@ -154,15 +155,8 @@ def _merged(job: Job, place: Path, lora: bool) -> None:
         if lora:
             merge_lora(module, _lora(job, component, module), job.scale)
         else:
-            _take(job, component, module)
+            load_full(module, _weights(job, component), job.checkpoint, component)
         if file:
             write_tensors(file_of(place, component, len(job.components) > 1), module.state_dict(), job.header | {"format": "pt"})
     if pipe is not None:
         pipe.save_pretrained(place, safe_serialization=True)
-
-
-def _take(job: Job, component: str, module: nn.Module) -> None:
-    try:
-        module.load_state_dict(_weights(job, component))
-    except RuntimeError as error:
-        raise CheckpointError(f"{job.checkpoint} does not fit {component}: {' '.join(str(error).split())[:300]}") from error

@@ -24,6 +24,7 @@ from flow_factory.data.media_checks import (
     first_bytes,
     image_format,
     megapixels,
+    open_container,
     reason_of,
 )
 from flow_factory.data.mp4 import save_video as save_video
@@ -222,19 +223,15 @@ def _unread(path: Path, error: Exception) -> str:
 @contextmanager
 def _video(path: Path, where: str) -> Iterator[Any]:
     """Opens the first video stream; no packet is read."""
-    import av
-
     check_file(path, where, "video")
     if (size := path.stat().st_size) < (stated := stated_size(path)):  # av would silently end the video there
         raise DataError(f"{where}: {path}: truncated: it has {size:,} bytes of at least {stated:,}")
     try:
-        container = av.open(f"file:{path}", options={"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"})
-    except (av.FFmpegError, OSError) as error:
+        container = open_container(path, where, CONTAINERS, "a video", "MP4, MOV, WebM, MKV, AVI and GIF")
+    except DataError as error:
         if image_format(path):
             raise DataError(f"{where}: {path}: an image, not a video; images belong in the column 'image' or 'images'") from error
-        reason = "of another kind" if isinstance(error, av.ArgumentError) else reason_of(error)
-        text = f"not a video, or damaged or truncated ({reason}); MP4, MOV, WebM, MKV, AVI and GIF can be read"
-        raise DataError(f"{where}: {path}: {text}") from error
+        raise
     with closing(container):
         if not container.streams.video:
             raise DataError(f"{where}: {path}: has no video stream; its streams: {', '.join(s.type for s in container.streams) or 'none'}")

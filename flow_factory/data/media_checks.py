@@ -1,7 +1,9 @@
 """Checks that a file that a row names exists, is what it should be, and is not too large. Needs no torch."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from flow_factory.config.media_arguments import InputKind as Kind
 from flow_factory.data.reader import DataError, listing
@@ -84,3 +86,23 @@ def megapixels(pixels: int) -> str:
 def reason_of(error: Exception) -> str:
     """The error's text without the path and the numbers that av adds."""
     return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+
+
+def open_container(path: Path, where: str, formats: Sequence[str], what: str, readable: str) -> Any:
+    """Opens a file with FFmpeg, which may read this file and these formats alone. No packet is read.
+
+    Args:
+        formats: by FFmpeg's names.
+        what: the file should be, for the message.
+        readable: names of the formats, for the message.
+
+    Raises:
+        DataError: it is something else, or damaged.
+    """
+    import av
+
+    try:
+        return av.open(f"file:{path}", options={"format_whitelist": ",".join(formats), "protocol_whitelist": "file"})
+    except (av.FFmpegError, OSError) as error:
+        reason = "of another kind" if isinstance(error, av.ArgumentError) else reason_of(error)
+        raise DataError(f"{where}: {path}: not {what}, or damaged or truncated ({reason}); {readable} can be read") from error

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flow_factory.data.media_checks import Extent, check_file, reason_of
+from flow_factory.data.media_checks import Extent, check_file, open_container, reason_of
 from flow_factory.data.reader import DataError
 from flow_factory.types import Sound
 
@@ -67,15 +67,8 @@ def _check_length(path: str | Path, where: str, values: int) -> None:
 @contextmanager
 def _sound(path: Path, where: str) -> Iterator[Any]:
     """Opens the first sound; no packet is read."""
-    import av
-
     check_file(path, where, "audio")
-    try:
-        container = av.open(f"file:{path}", options={"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"})
-    except (av.FFmpegError, OSError) as error:
-        reason = "of another kind" if isinstance(error, av.ArgumentError) else reason_of(error)
-        text = f"not a sound, or damaged or truncated ({reason}); WAV, FLAC, MP3, Ogg, AAC, AIFF and videos with sound can be read"
-        raise DataError(f"{where}: {path}: {text}") from error
+    container = open_container(path, where, CONTAINERS, "a sound", "WAV, FLAC, MP3, Ogg, AAC, AIFF and videos with sound")
     with closing(container):
         if not container.streams.audio:
             raise DataError(f"{where}: {path}: has no sound; its streams: {', '.join(s.type for s in container.streams) or 'none'}")
