@@ -16,6 +16,8 @@ from flow_factory.types import Cond
 class Decoder(FixedSchedule):
     """Visits one time: its step() returns the state that is given, which the pipeline then decodes."""
 
+    field: VelocityField
+
     def __init__(self, stock: Any, field: VelocityField, x: Tensor, t: Tensor, s: Tensor):
         super().__init__(stock)
         self.field, self.x = field, x

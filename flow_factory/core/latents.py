@@ -1,5 +1,8 @@
 """Conversion between a pipeline's latents and the state that is trained on."""
 
+import inspect
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -31,3 +34,17 @@ def joint(a: Tensor, b: Tensor) -> Tensor:
 def same_memory(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are views of one storage, without a look at their values."""
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+
+
+def before_packing(pipe: Any, x: Tensor, like: Tensor) -> Tensor:
+    """A state of tokens (n, h/2 w/2, 4 c) as the latents (n, c, h, w) that the pipeline packs into them; else x itself.
+
+    Args:
+        like: latents that the pipeline has not packed yet.
+    """
+    unpack = getattr(pipe, "_unpack_latents", None)
+    if unpack is None or x.shape == like.shape or x.numel() != like.numel():
+        return x
+    if [*inspect.signature(unpack).parameters] != ["latents", "height", "width", "vae_scale_factor"]:
+        return x
+    return unpack(x, *like.shape[-2:], 1)

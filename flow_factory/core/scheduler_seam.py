@@ -8,7 +8,7 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
-from flow_factory.core.latents import filled, joint, part_of, same_memory
+from flow_factory.core.latents import before_packing, filled, joint, part_of, same_memory
 from flow_factory.types import Step
 from flow_factory.utils.errors import UserError
 
@@ -97,6 +97,8 @@ class Recorder(Seam):
         self.index = -1
         self.last: Tensor | None = None
         self.returned: Tensor | None = None
+        self.version = 0
+        """Of what was returned, which counts writes to it."""
         self.levels: Tensor | None = None
 
     def fork(self) -> "Recorder":
@@ -116,10 +118,11 @@ class Recorder(Seam):
             self.levels = self.schedule[1].to(sample.device, non_blocking=True)
         latents = sample.to(torch.promote_types(sample.dtype, model_output.dtype))
         sigmas, part = self.levels, self.sampled(latents)
-        drawn = self.returned is not None and (part is not None or same_memory(latents, self.returned))
+        drawn = self.returned is not None and (part is not None or self._is_returned(latents))
         x, v = part_of(latents, part), part_of(-model_output if self.upward else model_output, part)
-        if x is sample and not drawn:  # the pipeline may write over a tensor of its own
-            x = x.clone()
+        if x is sample:  # the pipeline may write over a tensor of its own
+            last = self.last if drawn else None
+            x = x.clone() if last is None or (last.shape, last.stride()) != (x.shape, x.stride()) else last
         t = self.turned(timestep)
         x1, step = self.draw(self.index, t, x, v, sigmas[self.index], sigmas[self.index + 1], sigmas[1], drawn)
         if step is not None:
@@ -129,7 +132,15 @@ class Recorder(Seam):
         self.index += 1
         self.returned = filled(x1, latents, part)
         self.last = part_of(self.returned, part)
+        if self.last is self.returned:  # Kandinsky 6 and JoyImage put pictures of the row into it before the next call
+            self.returned = self.last.clone()
+        self.version = self.returned._version
         return output(self.returned, return_dict)
+
+    def _is_returned(self, latents: Tensor) -> bool:
+        """Whether latents are what the last step returned, and were not written to since."""
+        assert self.returned is not None
+        return same_memory(latents, self.returned) and self.returned._version == self.version
 
     @property
     def schedule(self) -> tuple[Tensor, Tensor]:
@@ -160,6 +171,7 @@ def place_of(t: Tensor, times: Tensor) -> int:
 class Probed(Protocol):
     """The interface of a velocity field that a `Probe` uses."""
 
+    pipe: Any
     priming: bool
     """Whether the state of the velocity call has not been passed in yet."""
     sampled: Sampled
@@ -169,6 +181,7 @@ class FixedSchedule(Seam):
     """A seam whose times are set when it is made, and whose initial state comes from elsewhere."""
 
     OWN = ("timesteps", "sigmas")
+    field: "Probed"
     x: Tensor
     """The state that the first step() returns."""
 
@@ -181,8 +194,12 @@ class FixedSchedule(Seam):
         """Does nothing: the stock scheduler must not store where this call began."""
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
-        """Image-to-image and video-to-video: the initial state is not used. Inpainting blends the result with the state after a step."""
-        return self.x.to(noise.dtype) if self.x.shape == noise.shape else noise
+        """Image-to-image and video-to-video: the initial state is not used. Inpainting blends the result with the state after a step.
+
+        FLUX's inpainting with control blends before it packs.
+        """
+        x = before_packing(self.field.pipe, self.x, noise)
+        return x.to(noise.dtype) if x.shape == noise.shape else noise
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         return noise
@@ -213,7 +230,7 @@ class Probe(FixedSchedule):
         self.asked, dtype = True, torch.promote_types(sample.dtype, model_output.dtype)
         if self.twin is None:
             self.field.priming = False
-            return output(filled(self.x.to(dtype), sample, part), return_dict)
+            return output(filled(self.x.to(dtype, copy=True), sample, part), return_dict)  # the pipeline may write over it
         mine, self.twin.x = self.x.tensor_split([sample[0].numel()], dim=1)  # the second modality's step comes next
         return output(filled(mine.to(dtype), sample, None), return_dict)
 

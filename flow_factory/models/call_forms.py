@@ -4,12 +4,15 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
 
 from flow_factory.models.failures import FAILURES, reason
 from flow_factory.types import Cond
 
-Media = Literal["listed", "single", "batch"]
+Media = Literal["listed", "single", "batch", "lists", "tensor"]
 Prompts = Literal["each", "one", "alone"]
 COUNTS = ("num_images_per_prompt", "num_videos_per_prompt")
 """Arguments of pipelines for the number of samples of one prompt."""
@@ -22,7 +25,8 @@ class CallForm:
     """How call arguments for n samples of one row are written."""
 
     media: Media = "listed"
-    """Pictures: the row's list, once; the row's only picture, once; the picture or list of a sample, n times. Frames are always a list."""
+    """Pictures: the row's list, once; the row's only picture, once; the picture or list of a sample, n times; its list, n times. Frames are
+    a list, or a tensor (1, 3, frames, h, w) in [0, 1], (n, ...) for n texts."""
     prompts: Prompts = "each"
     """Texts: n times; once, with the number of samples; once, for one sample with one generator."""
     most: int | None = None
@@ -46,15 +50,23 @@ class CallForm:
             return [value] * n if self.prompts == "each" else value
         if not isinstance(value, list) or self.media == "listed":
             return value
-        one = value if video or len(value) > 1 else value[0]
+        if self.media == "tensor" and video:
+            return as_tensor(value)[None].expand(n if self.prompts == "each" else 1, -1, -1, -1, -1)
+        one = value if video or len(value) > 1 or self.media == "lists" else value[0]
         return one if self.media == "single" else [one] * n
+
+
+def as_tensor(frames: Sequence[Image.Image]) -> Tensor:
+    """PIL images as (3, frames, h, w) in [0, 1]."""
+    return torch.stack([torch.from_numpy(np.array(frame.convert("RGB"))) for frame in frames]).permute(3, 0, 1, 2) / 255
 
 
 def forms(cond: Cond, videos: Sequence[str], known: Collection[str]) -> Iterator[CallForm]:
     """Those to try, in this order."""
     lists = [name for name, value in cond.items() if isinstance(value, list)]
     several = any(len(cond[name]) > 1 for name in lists if name not in videos)
-    media: Sequence[Media] = ("listed",) if not lists else ("listed", "batch") if several else ("listed", "single", "batch")
+    media: list[Media] = ["listed"] if not lists else ["listed", "batch"] if several else ["listed", "single", "batch", "lists"]
+    media += ["tensor"] * bool(videos)
     for prompts in PROMPTS:
         if prompts == "each" or any(name in known for name in COUNTS):
             yield from (CallForm(kind, prompts, videos=videos) for kind in media)

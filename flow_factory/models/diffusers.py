@@ -19,7 +19,7 @@ from flow_factory.models.base import ModelAdapter
 from flow_factory.models.call_forms import CallForm, forms, found
 from flow_factory.models.growth import Growth, grown, growth_of
 from flow_factory.models.guiders import GUIDER, guiding
-from flow_factory.models.pipeline_facts import CHANCE, ONE_AT_A_TIME, PROJECTIONS, TEXTS, in_own_dtype
+from flow_factory.models.pipeline_facts import ASKED, CHANCE, ONE_AT_A_TIME, PROJECTIONS, TEXTS, in_own_dtype
 from flow_factory.types import Cond, Row
 from flow_factory.utils.errors import UserError
 
@@ -82,10 +82,11 @@ class Diffusers(ModelAdapter):
         super().__init__(pipe)
         config = pipe.scheduler.config
         flow = "FlowMatch" in type(pipe.scheduler).__name__ or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow"
-        missing = [k for k in self.components[:1] if k not in self.field.bare] + [k for k in TEXTS[:1] if not hasattr(pipe, k)]
-        if missing or not flow:
-            lacks = f"it has no {', '.join(missing)}" if missing else f"{type(pipe.scheduler).__name__} is no flow-matching scheduler"
-            raise UserError(f"model_type: diffusers cannot train {type(pipe).__name__}: {lacks}")
+        lacks = [k for k in self.components[:1] if k not in self.field.bare]
+        lacks += [*TEXTS[:1]] * (not any(hasattr(pipe, k) for k in TEXTS)) + [f"argument {k}" for k in ASKED if k not in self.parameters]
+        if lacks or not flow:
+            reason = f"it has no {', '.join(lacks)}" if lacks else f"{type(pipe.scheduler).__name__} is no flow-matching scheduler"
+            raise UserError(f"model_type: diffusers cannot train {type(pipe).__name__}: {reason}")
         for part in pipe.components.values():
             if isinstance(part, ModelMixin) and not hasattr(part, "gradient_checkpointing"):
                 part.gradient_checkpointing = False  # type: ignore[attr-defined]  # Z-Image's ControlNet asks for it and never sets it
@@ -131,7 +132,8 @@ class Diffusers(ModelAdapter):
         if several := [argument for argument, paths in row.video_inputs.items() if len(paths) > 1]:
             raise UserError(f"{row.source}: {several[0]}: {len(row.video_inputs[several[0]])} videos; {name} gets one an argument")
         opened = open_inputs(row)
-        return super().conditions(row, call) | {k: list(v[0]) if k in row.video_inputs else v for k, v in opened.items()}
+        cond = super().conditions(row, call) | {k: list(v[0]) if k in row.video_inputs else v for k, v in opened.items()}
+        return {"images" if k == "image" and not self.takes({k: v}) and self.takes({"images": v}) else k: v for k, v in cond.items()}
 
     def encoded_by(self, call: Mapping[str, Any]) -> dict[str, Any]:
         """All of them: which ones the pipeline hands to its `encode_prompt` is its secret."""

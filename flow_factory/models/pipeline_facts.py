@@ -13,6 +13,8 @@ TEXTS = ("encode_prompt", "encode_prompt_multiple_images", "rewire_prompt")
 """Methods of pipelines that turn texts into what the transformer takes; only they need the text encoders."""
 ONE_AT_A_TIME = ("AutoencoderKLHunyuanVideo15",)
 """VAEs whose attention takes one sample."""
+ASKED = ("prompt", "num_inference_steps", "generator")
+"""Arguments without which a pipeline cannot be trained: some have one schedule, or prompts in parts."""
 CHANCE = ("image_cond_noise_scale",)
 """Arguments with which a pipeline (LTX's with conditions) adds noise of its own at each step."""
 

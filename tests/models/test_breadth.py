@@ -14,18 +14,20 @@ from tests.tiny.run import logged, trained
 
 KINDS = {
     "one picture as a picture": ("chronoedit", "sana_video_i2v"),
-    "noise added at the time asked about": ("sd3_img2img", "qwen_inpaint"),
+    "noise added at the time asked about": ("sd3_img2img", "flux_control_inpaint"),
     "conditions under other names": ("flux_inpaint", "flux_controlnet"),
     "a draw from the posterior is kept": ("cogview4_control", "framepack"),
     "lists of a tensor a prompt": ("z_image_generic", "ernie_image"),
     "pictures repeated with the prompts": ("sd3_img2img", "lucy_edit"),
-    "a state that the pipeline writes over": ("ltx_i2v", "kandinsky5_i2v"),
+    "a state that the pipeline writes over": ("ltx_i2v", "kandinsky6_i2v"),
     "cumulative lengths": ("kandinsky5_t2i", "kandinsky5_i2v"),
     "one prompt with a number": ("longcat_edit", "qwen_edit_plus_generic"),
     "step() with an output object": ("ernie_image", "prx"),
+    "pictures under `images`, a list a sample": ("joyimage_edit_plus",),
+    "frames as a tensor": ("easyanimate_inpaint",),
     "a cache of keys and values": ("qwen_image21", "flux2_klein_kv"),
 }
-"""What stood in the way of pipelines -> two of each kind, which the fast part tries."""
+"""What stood in the way of pipelines -> two of each kind, where there are two, which the fast part tries."""
 FAST = {name for names in KINDS.values() for name in names}
 TRAINED = [name for name in CASES if name not in REFUSED]
 

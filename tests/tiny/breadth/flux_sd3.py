@@ -7,7 +7,7 @@ import diffusers as d
 
 from tests.tiny import image_pipelines as images
 from tests.tiny.breadth.components import kl_vae16
-from tests.tiny.breadth.registry import CONTROL, IMAGE, INPAINT, PICTURE, case, made, reuse
+from tests.tiny.breadth.registry import CONTROL, IMAGE, INPAINT, PICTURE, Medium, case, made, reuse
 from tests.tiny.flux import flux_pipeline
 from tests.tiny.parts import lively, seeded
 
@@ -84,9 +84,37 @@ reuse(
 reuse("sd3_pag", "StableDiffusion3PAGPipeline", images.sd3)
 
 
+def _sd3_controlnet(**kwargs: Any) -> Any:
+    return lively(seeded(
+        d.SD3ControlNetModel, sample_size=32, patch_size=2, in_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=4,
+        joint_attention_dim=64, caption_projection_dim=32, pooled_projection_dim=64, out_channels=4, pos_embed_max_size=32,
+        **kwargs))  # fmt: skip
+
+
 @case("sd3_controlnet", "StableDiffusion3ControlNetPipeline", columns=CONTROL)
 def sd3_controlnet() -> Any:
-    net = seeded(
-        d.SD3ControlNetModel, sample_size=32, patch_size=2, in_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=4,
-        joint_attention_dim=64, caption_projection_dim=32, pooled_projection_dim=64, out_channels=4, pos_embed_max_size=32)  # fmt: skip
-    return made("StableDiffusion3ControlNetPipeline", images.sd3, controlnet=lively(net))
+    return made("StableDiffusion3ControlNetPipeline", images.sd3, controlnet=_sd3_controlnet())
+
+
+reuse(
+    "flux_control_inpaint",
+    "FluxControlInpaintPipeline",
+    partial(flux_pipeline, transformer={"in_channels": 32, "out_channels": 16}),
+    columns=INPAINT | CONTROL,
+)
+
+
+@case("flux_controlnet_inpaint", "FluxControlNetInpaintPipeline", columns=INPAINT | CONTROL)
+def flux_controlnet_inpaint() -> Any:
+    return made("FluxControlNetInpaintPipeline", flux_pipeline, controlnet=_flux_controlnet())
+
+
+reuse("sd3_pag_img2img", "StableDiffusion3PAGImg2ImgPipeline", images.sd3, columns=PICTURE, negative=True)
+
+
+@case("sd3_controlnet_inpaint", "StableDiffusion3ControlNetInpaintingPipeline", columns=CONTROL | {"control_mask": Medium("mask")})
+def sd3_controlnet_inpaint() -> Any:
+    return made("StableDiffusion3ControlNetInpaintingPipeline", images.sd3, controlnet=_sd3_controlnet(extra_conditioning_channels=1))
+
+
+reuse("visualcloze", "VisualClozeGenerationPipeline", partial(flux_pipeline, transformer={"in_channels": 320, "out_channels": 16}))

@@ -7,7 +7,7 @@ import diffusers as d
 from tests.tiny import generic_pipelines as generic
 from tests.tiny.breadth.components import filled, qwen3_vl, qwen3_vl_processor, talking_qwen
 from tests.tiny.breadth.images_t2i import prx
-from tests.tiny.breadth.registry import CONTROL, IMAGE, PICTURE, case, made, reuse
+from tests.tiny.breadth.registry import CONTROL, IMAGE, PICTURE, Medium, case, made, reuse
 from tests.tiny.encoders import WIDTH, language, t5
 from tests.tiny.parts import euler, kl_vae, lively, qwen_vae, seeded, wan_vae
 from tests.tiny.text import gemma_tokenizer, llama_tokenizer, t5_tokenizer
@@ -52,7 +52,10 @@ def omnigen() -> Any:
     return d.OmniGenPipeline(transformer, euler(shift=1.0, invert_sigmas=True), kl_vae(), tokens)
 
 
-@case("joyimage_edit", "JoyImageEditPipeline", call={**IMAGE}, columns=PICTURE, negative=True)
+BUCKETS = {"image_processor.BUCKETS": {1024: [(32, 32)]}}
+
+
+@case("joyimage_edit", "JoyImageEditPipeline", call={**IMAGE}, columns=PICTURE, negative=True, constants=BUCKETS)
 def joyimage_edit() -> Any:
     transformer = lively(seeded(
         d.JoyImageEditTransformer3DModel, in_channels=16, hidden_size=32, num_attention_heads=2, text_dim=WIDTH, num_layers=2,
@@ -99,3 +102,30 @@ def lumina() -> Any:
         num_kv_heads=2, multiple_of=16, cross_attention_dim=WIDTH, learn_sigma=True))  # fmt: skip
     encoder = language("Gemma", "Model", tokens)
     return d.LuminaPipeline(transformer, euler(), kl_vae(), encoder, tokens)
+
+
+@case(
+    "joyimage_edit_plus",
+    "JoyImageEditPlusPipeline",
+    call={**IMAGE},
+    columns={"image": Medium(listed=True)},
+    negative=True,
+    constants=BUCKETS,
+)
+def joyimage_edit_plus() -> Any:
+    transformer = lively(seeded(
+        d.JoyImageEditPlusTransformer3DModel, in_channels=16, hidden_size=32, num_attention_heads=2, text_dim=WIDTH, num_layers=2,
+        rope_dim_list=[4, 6, 6]))  # fmt: skip
+    return d.JoyImageEditPlusPipeline(
+        euler(), wan_vae(), qwen3_vl(), talking_qwen(), transformer, qwen3_vl_processor(), text_token_max_length=64
+    )
+
+
+@case("dreamlite", "DreamLitePipeline", call={**IMAGE}, negative=True)
+def dreamlite() -> Any:
+    unet = lively(seeded(
+        d.DreamLiteUNetModel, sample_size=4, in_channels=4, out_channels=4, block_out_channels=(8, 8), layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=WIDTH, attention_head_dim=2, norm_num_groups=2))  # fmt: skip
+    vae = seeded(d.AutoencoderTiny, latent_channels=4, encoder_block_out_channels=(4,) * 4, decoder_block_out_channels=(4,) * 4)
+    return d.DreamLitePipeline(qwen3_vl(), talking_qwen(), qwen3_vl_processor(), vae, unet, euler(use_dynamic_shifting=True))

@@ -5,8 +5,8 @@ from typing import Any
 import diffusers as d
 import transformers
 
-from tests.tiny.breadth.components import kl_vae16, llama_with_pad, qwen3_vl, talking_processor, talking_qwen
-from tests.tiny.breadth.registry import IMAGE, PICTURE, also, case, made
+from tests.tiny.breadth.components import kl_vae16, llama_with_pad, qwen3_vl, qwen3_vl_processor, talking_processor, talking_qwen
+from tests.tiny.breadth.registry import IMAGE, PICTURE, Medium, also, case, made
 from tests.tiny.encoders import WIDTH, language, mistral3, qwen25_vl, t5
 from tests.tiny.parts import euler, flux2_vae, kl_vae, lively, qwen_vae, seeded, wan22_vae
 from tests.tiny.text import gemma_tokenizer, mistral_tokenizer, qwen_tokenizer, t5_tokenizer
@@ -186,3 +186,49 @@ def prx() -> Any:
         )
     )
     return d.PRXPipeline(transformer, euler(), seeded(transformers.T5GemmaEncoderModel, config), tokens, kl_vae())
+
+
+@case("bria_fibo_edit", "BriaFiboEditPipeline", call={**IMAGE, "height": 64, "width": 64}, columns=PICTURE, negative=True)
+def bria_fibo_edit() -> Any:
+    return made("BriaFiboEditPipeline", bria_fibo)
+
+
+LAYERS = {"text_encoder_out_layers": ((0, 1, 2), (1, 2, 0))}
+
+
+@case("bria_fibo2", "BriaFibo2Pipeline", call={"height": 64, "width": 64}, negative=True, attributes=LAYERS)
+def bria_fibo2() -> Any:
+    transformer = lively(seeded(
+        d.BriaFibo2Transformer2DModel, in_channels=4, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, cap_feat_dim=3 * WIDTH,
+        injection_layer_ids=(1,), perceiver_num_layers=1, min_num_gist_tokens=4, max_num_gist_tokens=8, gist_step=2, gist_min_text_len=4,
+        gist_max_text_len=64, axes_dims=(4, 6, 6)))  # fmt: skip
+    return d.BriaFibo2Pipeline(transformer, euler(use_dynamic_shifting=True), flux2_vae(), qwen3_vl(), qwen3_vl_processor())
+
+
+also(
+    "bria_fibo2_edit",
+    bria_fibo2,
+    "BriaFibo2Pipeline",
+    {"height": 64, "width": 64},
+    columns={"image": Medium(side=64)},
+    negative=True,
+    attributes=LAYERS,
+)
+
+
+@case(
+    "hunyuan_image_refiner",
+    "HunyuanImageRefinerPipeline",
+    call={"height": 32, "width": 32},
+    columns=PICTURE,
+    attributes={"tokenizer_max_length": 16},
+)
+def hunyuan_image_refiner() -> Any:
+    transformer = lively(seeded(
+        d.HunyuanImageTransformer2DModel, in_channels=16, out_channels=8, num_attention_heads=2, attention_head_dim=16, num_layers=1,
+        num_single_layers=1, num_refiner_layers=1, patch_size=(1, 1, 1), text_embed_dim=WIDTH, guidance_embeds=True,
+        rope_axes_dim=(4, 6, 6)))  # fmt: skip
+    vae = seeded(
+        d.AutoencoderKLHunyuanImageRefiner, latent_channels=4, block_out_channels=(16, 16), layers_per_block=1, spatial_compression_ratio=4,
+        temporal_compression_ratio=2, downsample_match_channel=False, upsample_match_channel=False)  # fmt: skip
+    return d.HunyuanImageRefinerPipeline(euler(shift=4.0), vae, qwen25_vl(), qwen_tokenizer(), transformer)

@@ -5,7 +5,7 @@ from typing import Any
 import diffusers as d
 
 from tests.tiny.breadth.components import hunyuan10_vae, qwen25_vl_processor, talking_processor
-from tests.tiny.breadth.registry import IMAGE, PICTURE, SMALL, VIDEO, case
+from tests.tiny.breadth.registry import IMAGE, PICTURE, SMALL, VIDEO, also, case
 from tests.tiny.encoders import WIDTH, clip_text, qwen25_vl
 from tests.tiny.parts import euler, kl_vae, lively, seeded
 from tests.tiny.text import clip_tokenizer
@@ -45,6 +45,10 @@ def kandinsky5_i2i() -> Any:
 def kandinsky6() -> Any:
     transformer = lively(seeded(
         d.Kandinsky6Transformer3DModel, in_visual_dim=4, out_visual_dim=4, in_text_dim=WIDTH, in_text_dim2=32, time_dim=32, model_dim=32,
-        ff_dim=32, num_text_blocks=1, num_visual_blocks=2, axes_dims=(4, 2, 2), in_audio_dim=4, out_audio_dim=4))  # fmt: skip
+        ff_dim=32, num_text_blocks=1, num_visual_blocks=2, axes_dims=(4, 2, 2), in_audio_dim=4, out_audio_dim=4,
+        visual_token_type_num_embeddings=2))  # fmt: skip
     return d.Kandinsky6TI2VAPipeline(
         transformer, hunyuan10_vae(), qwen25_vl(), qwen25_vl_processor(), clip_text(), clip_tokenizer(), euler(shift=5.0))  # fmt: skip
+
+
+also("kandinsky6_i2v", kandinsky6, "Kandinsky6TI2VAPipeline", {**VIDEO, "sample_audio": False}, columns=SMALL, negative=True)

@@ -52,3 +52,7 @@ def mochi() -> Any:
         d.AutoencoderKLMochi, latent_channels=12, out_channels=3, encoder_block_out_channels=(32, 32, 32, 32),
         decoder_block_out_channels=(32, 32, 32, 32), layers_per_block=(1, 1, 1, 1, 1)))  # fmt: skip
     return d.MochiPipeline(euler(shift=1.0, invert_sigmas=True), vae, t5(), t5_tokenizer(), transformer)
+
+
+reuse("ltx_long_multi_prompt", "LTXI2VLongMultiPromptPipeline", ltx_static, call=LTX, negative=True)
+reuse("ltx2_dfr", "LTX2DFRPipeline", ltx2.ltx2_t2av, call={**IMAGE, "num_frames": 9, "max_sequence_length": 16})

@@ -126,3 +126,14 @@ also(
 )
 def qwen_edit_plus_generic() -> Any:
     return images.qwen_image_edit_plus()
+
+
+@case(
+    "qwen_controlnet_inpaint",
+    "QwenImageControlNetInpaintPipeline",
+    call=QWEN,
+    columns=CONTROL | {"control_mask": Medium("mask")},
+    negative=True,
+)
+def qwen_controlnet_inpaint() -> Any:
+    return made("QwenImageControlNetInpaintPipeline", images.qwen_image, controlnet=_qwen_control(4))

@@ -76,7 +76,7 @@ class Case:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     """Attributes of the loaded pipeline that make it small."""
     constants: Mapping[str, Any] = field(default_factory=dict)
-    """Constants of the pipeline's module that make it small."""
+    """Constants of the pipeline's module that make it small; `module.NAME` are those of a module beside it."""
     needs: tuple[str, ...] = ()
     """Packages beyond those of diffusers."""
 

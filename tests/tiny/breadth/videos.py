@@ -7,7 +7,7 @@ import transformers
 
 from tests.tiny import generic_pipelines as generic
 from tests.tiny.breadth.components import hunyuan10_vae, llama_with_pad, talking_qwen
-from tests.tiny.breadth.registry import HUNYUAN, SMALL, also, case, made
+from tests.tiny.breadth.registry import HUNYUAN, SMALL, Medium, also, case, made
 from tests.tiny.encoders import WIDTH, _qwen25_vl_config, clip_text, image_processor, language
 from tests.tiny.parts import euler, lively, seeded, wan_vae
 from tests.tiny.text import clip_tokenizer, gemma_tokenizer
@@ -108,3 +108,23 @@ def easyanimate() -> Any:
         spatial_group_norm=False)  # fmt: skip
     encoder = seeded(transformers.Qwen2VLForConditionalGeneration, qwen2)
     return d.EasyAnimatePipeline(vae, encoder, tokens, transformer, euler(shift=5.0))
+
+
+EASY = {"height": 16, "width": 16, "num_frames": 5}
+
+
+def _easyanimate(pipeline: str, **transformer: Any) -> Any:
+    """A kind of EasyAnimate whose transformer takes conditions beside the latents."""
+    parts = easyanimate().components
+    config = {**parts["transformer"].config, **transformer}
+    return getattr(d, pipeline)(**parts | {"transformer": lively(seeded(d.EasyAnimateTransformer3DModel, **config))})
+
+
+@case("easyanimate_control", "EasyAnimateControlPipeline", call=EASY, columns={"control_video": Medium("video", 16)}, negative=True)
+def easyanimate_control() -> Any:
+    return _easyanimate("EasyAnimateControlPipeline", in_channels=8)
+
+
+@case("easyanimate_inpaint", "EasyAnimateInpaintPipeline", call=EASY, columns={"video": Medium("video", 16)}, negative=True)
+def easyanimate_inpaint() -> Any:
+    return _easyanimate("EasyAnimateInpaintPipeline", in_channels=9)

@@ -131,3 +131,19 @@ def wan_v2v_generic() -> Any:
 @case("wan22_t2v_generic", "WanPipeline", call=VIDEO, negative=True)
 def wan22_t2v_generic() -> Any:
     return wan.wan22_a14b_t2v()
+
+
+@case("skyreels_v2_df_i2v", "SkyReelsV2DiffusionForcingImageToVideoPipeline", call=VIDEO, columns=SMALL, negative=True)
+def skyreels_v2_df_i2v() -> Any:
+    return d.SkyReelsV2DiffusionForcingImageToVideoPipeline(**wan._parts(transformer=_skyreels()))
+
+
+@case(
+    "skyreels_v2_df_v2v",
+    "SkyReelsV2DiffusionForcingVideoToVideoPipeline",
+    call=VIDEO | {"overlap_history": 1},
+    columns={"video": Medium("video", 16)},
+    negative=True,
+)
+def skyreels_v2_df_v2v() -> Any:
+    return d.SkyReelsV2DiffusionForcingVideoToVideoPipeline(**wan._parts(transformer=_skyreels()))

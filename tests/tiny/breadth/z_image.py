@@ -52,14 +52,22 @@ def z_image_omni() -> Any:
     return d.ZImageOmniPipeline(**parts | {"transformer": transformer, "siglip": siglip, "siglip_processor": processor})
 
 
+def _z_image_controlnet(channels: int = 4) -> Any:
+    return lively(seeded(
+        d.ZImageControlNetModel, control_layers_places=[0], control_refiner_layers_places=[0], control_in_dim=channels, dim=32,
+        n_refiner_layers=1, n_heads=2, n_kv_heads=2))  # fmt: skip
+
+
 @case("z_image_controlnet", "ZImageControlNetPipeline", columns=CONTROL, negative=True)
 def z_image_controlnet() -> Any:
-    net = seeded(
-        d.ZImageControlNetModel, control_layers_places=[0], control_refiner_layers_places=[0], control_in_dim=4, dim=32, n_refiner_layers=1,
-        n_heads=2, n_kv_heads=2)  # fmt: skip
-    return made("ZImageControlNetPipeline", images.z_image, controlnet=lively(net))
+    return made("ZImageControlNetPipeline", images.z_image, controlnet=_z_image_controlnet())
 
 
 @case("z_image_generic", "ZImagePipeline", negative=True)
 def z_image_generic() -> Any:
     return images.z_image()
+
+
+@case("z_image_controlnet_inpaint", "ZImageControlNetInpaintPipeline", columns=INPAINT | CONTROL, negative=True)
+def z_image_controlnet_inpaint() -> Any:
+    return made("ZImageControlNetInpaintPipeline", images.z_image, controlnet=_z_image_controlnet(9))
