@@ -1,4 +1,5 @@
-"""Writes the data sets whose rows have pictures or videos, drawn by drawn_scenes.py: dataset/edit, edit_multi, i2v, flf2v and v2v.
+"""Writes the data sets whose rows have pictures or videos, drawn by drawn_scenes.py: dataset/edit, edit_multi, i2v, flf2v, v2v,
+fill and control.
 
     python tools/make_condition_sets.py
 
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))
 from drawn_scenes import Scene, balloon, boat, car, dots, drawn, fish, flowers, house, mug, snowman, swatches, top_hat  # noqa: E402
+from PIL import Image, ImageDraw, ImageFilter, ImageOps  # noqa: E402
 
 from flow_factory.data.media import save_video  # noqa: E402
 from flow_factory.types import Clip  # noqa: E402
@@ -126,6 +128,59 @@ CLIPS: list[tuple[str, Drawing, dict[str, tuple[float, float]]]] = [
 ]  # fmt: skip
 
 
+HOLES: list[tuple[str, Drawing, tuple[float, float, float, float]]] = [
+    ("A wooden chest stands on the table.", of(mug, 320, 320, mug="blue"), (0.3, 0.4, 0.75, 0.8)),
+    ("A lighthouse rises from the water.", of(boat, 384, 320, hull="brown", sail="red", x=0.3), (0.55, 0.15, 0.95, 0.75)),
+    ("A round window in a red frame.", of(house, 384, 288, wall="white", roof="grey", door="blue"), (0.3, 0.5, 0.55, 0.8)),
+    ("A bunch of sunflowers.", of(flowers, 320, 384, vase="blue", petals="red"), (0.15, 0.05, 0.9, 0.55)),
+    ("A penguin with a yellow scarf.", of(snowman, 320, 384, hat="black", scarf="red"), (0.2, 0.15, 0.8, 0.9)),
+    ("A red airship with a golden gondola.", of(balloon, 384, 320, stripes=["blue", "white"]), (0.25, 0.1, 0.8, 0.7)),
+    ("An old steam tractor.", of(car, 448, 288, body="green"), (0.15, 0.35, 0.85, 0.85)),
+    ("A castle of coral.", of(fish, 320, 320, body="orange", x=0.7), (0.2, 0.4, 0.5, 0.8)),
+]  # fmt: skip
+"""What the masked part of a picture shows, and its left, top, right and bottom as shares of the sides."""
+OUTLINES: list[tuple[str, Drawing]] = [
+    ("A stone cottage with a thatched roof, photograph.", of(house, 384, 288, wall="white", roof="red", door="blue")),
+    ("A blue china mug on an oak table, photograph.", of(mug, 320, 320, mug="blue")),
+    ("A fishing boat with tanned sails on a calm sea, oil painting.", of(boat, 384, 320, hull="brown", sail="white")),
+    ("A knitted snowman on a woollen meadow, macro photograph.", of(snowman, 320, 384, hat="black", scarf="red")),
+    ("Dried poppies in a green glass vase, watercolour.", of(flowers, 288, 384, vase="green", petals="red")),
+    ("A rusty delivery van on a desert road, film still.", of(car, 448, 288, body="white")),
+    ("A hot-air balloon of patchwork over lavender fields, photograph.", of(balloon, 320, 384, stripes=["blue", "yellow"])),
+    ("A golden carp in a glass bowl on a window sill, photograph.", of(fish, 320, 320, body="orange")),
+]  # fmt: skip
+
+
+def write_holes(folder: Path) -> None:
+    """{train,test}.jsonl and images/ of `HOLES`: a picture, and a mask that is white where it is drawn anew."""
+    lines: dict[str, list[str]] = {"train": [], "test": []}
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for k, (prompt, drawing, (left, top, right, bottom)) in enumerate(HOLES):
+        picture = drawn(drawing.scene, drawing.size, **drawing.what)
+        mask = Image.new("L", picture.size)
+        w, h = picture.size
+        ImageDraw.Draw(mask).rectangle((left * w, top * h, right * w, bottom * h), fill=255)
+        columns = {}
+        for name, image in (("image", picture), ("mask", mask)):
+            columns[name] = f"{k:02d}_{drawing.scene.__name__}_{name}.png"
+            image.save(folder / "images" / columns[name])
+        lines["test" if is_test(k, 4) else "train"].append(json.dumps({"prompt": prompt, **columns}))
+    _write(folder, lines)
+
+
+def write_outlines(folder: Path) -> None:
+    """{train,test}.jsonl and images/ of `OUTLINES`: white edges on black."""
+    lines: dict[str, list[str]] = {"train": [], "test": []}
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for k, (prompt, drawing) in enumerate(OUTLINES):
+        picture = drawn(drawing.scene, drawing.size, **drawing.what).convert("L").filter(ImageFilter.FIND_EDGES)
+        edges = ImageOps.expand(ImageOps.crop(picture, 2), 2).point(lambda value: 255 * (value > 24))
+        name = f"{k:02d}_{drawing.scene.__name__}_edges.png"
+        edges.save(folder / "images" / name)
+        lines["test" if is_test(k, 4) else "train"].append(json.dumps({"prompt": prompt, "edges": name}))
+    _write(folder, lines)
+
+
 def is_test(k: int, every: int) -> bool:
     """Of each `every` rows one, at another place each time, so that every kind of row is in both splits."""
     return k % every == k // every % every
@@ -168,6 +223,8 @@ def make(folder: Path) -> None:
         write_pictures(folder / one, [line for line in lines if len(line) == 2])
         write_pictures(folder / two, [line for line in lines if len(line) == 3])
     write_clips(folder / "v2v")
+    write_holes(folder / "fill")
+    write_outlines(folder / "control")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from flow_factory.core.latents import part_of
 from flow_factory.core.readback import Deferred
 from flow_factory.core.scheduler_seam import Draw, Recorder
 from flow_factory.core.velocity import VelocityField
-from flow_factory.models.guiders import GUIDER, guiding
+from flow_factory.models.guiders import guiding
 from flow_factory.models.parts import chain, check_sizes, check_words, times
 from flow_factory.models.row_encoding import RowEncoding
 from flow_factory.models.states import check_media, latents, pixels
@@ -70,6 +71,10 @@ class ModelAdapter(RowEncoding):
 
     # -- calls -----------------------------------------------------------------------------------------------------------------
 
+    def guiding(self, call: Mapping[str, Any]) -> AbstractContextManager[None]:
+        """The pipeline's guider as the call asks for it, where it has one."""
+        return guiding(self.pipe, self.guider_scale(call))
+
     def asked(self, cond: Cond, call: Mapping[str, Any]) -> Cond:
         """The condition without the negative prompt, where this call has no use for it."""
         return cond if self.guided(call) else {k: v for k, v in cond.items() if not k.startswith("negative_")}
@@ -110,7 +115,7 @@ class ModelAdapter(RowEncoding):
     def velocity(self, x: Tensor, t: Tensor, s: Tensor, cond: Cond, call: Mapping[str, Any], memo: ConditionMemo | None = None) -> Tensor:
         """v(x, t) of the samples x (n, ...) of one row; `t` and `s` 0-dim."""
         arguments = {**self.takes(call), **self.repeat(self.asked(cond, call), len(x)), **self.in_velocity}
-        with guiding(self.pipe, call.get(GUIDER)):
+        with self.guiding(call):
             return self.field.velocity(x, t, s, arguments, memo)
 
     def decode(self, x0: Tensor, cond: Cond, call: Mapping[str, Any], memo: ConditionMemo | None = None) -> Tensor:

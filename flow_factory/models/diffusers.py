@@ -18,8 +18,7 @@ from flow_factory.core.scheduler_seam import Draw, Recorder
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.call_forms import CallForm, forms, found
 from flow_factory.models.growth import Growth, grown, growth_of
-from flow_factory.models.guiders import GUIDER, guiding
-from flow_factory.models.pipeline_facts import ASKED, CHANCE, ONE_AT_A_TIME, PROJECTIONS, TEXTS, in_own_dtype
+from flow_factory.models.pipeline_facts import ASKED, CHANCE, ONE_AT_A_TIME, PROJECTIONS, TEXTS, in_own_dtype, unguided_scale
 from flow_factory.types import Cond, Row
 from flow_factory.utils.errors import UserError
 
@@ -50,6 +49,8 @@ class Diffusers(ModelAdapter):
 
     @classmethod
     def of(cls, checkpoint: str, pipeline_class: str | None) -> type[ModelAdapter]:
+        if cls.pipeline:  # a family of its own
+            return super().of(checkpoint, pipeline_class)
         try:
             index: Mapping[str, Any] = {"_class_name": pipeline_class} if pipeline_class else DiffusionPipeline.load_config(checkpoint)
         except OSError as error:
@@ -94,6 +95,8 @@ class Diffusers(ModelAdapter):
             pipe.vae.enable_slicing()
         if self.field.bare["transformer"].config.get("guidance_embeds"):  # `guidance_scale` is an input of the model then
             self.cfg = "true_cfg_scale" if "true_cfg_scale" in self.parameters else None
+        elif self.cfg == "guidance_scale":
+            self.unguided = unguided_scale(pipe, self.unguided)
 
     def takes(self, call: Mapping[str, Any]) -> dict[str, Any]:
         """Noise that the pipeline would add to a condition at each step is off unless it is asked for: a replay cannot draw it again."""
@@ -167,7 +170,7 @@ class Diffusers(ModelAdapter):
         memo = ConditionMemo()
         arguments = self._called(cond, n, form, call)
         spare = self.field.spare(n, self.pipe._execution_device)
-        with self.field.memo_table.using(memo), torch.no_grad(), self.field.stopping() as shapes, guiding(self.pipe, call.get(GUIDER)):
+        with self.field.memo_table.using(memo), torch.no_grad(), self.field.stopping() as shapes, self.guiding(call):
             self.field.call(self.pipe, **arguments, num_inference_steps=2, generator=spare)
         encoded = {name: memo.kept[name] for name in TEXTS if name in memo.kept}
         if not encoded:
@@ -229,12 +232,13 @@ class Diffusers(ModelAdapter):
         n, memo = len(generators), memo or ConditionMemo()
         memo.given = self._given(cond, n)
         arguments = self._arguments(cond, call, n)
-        out, recorder = self.field.sample(arguments, num_steps, draw, generators, "pil" if seen else "latent", memo)
+        with self.guiding(call):
+            out, recorder = self.field.sample(arguments, num_steps, draw, generators, "pil" if seen else "latent", memo)
         return Deferred(lambda: self.media(out, call) if seen else ()), recorder
 
     def velocity(self, x: Tensor, t: Tensor, s: Tensor, cond: Cond, call: Mapping[str, Any], memo: ConditionMemo | None = None) -> Tensor:
         arguments = {**self._arguments(cond, call, len(x)), **self._in_velocity()}
-        with guiding(self.pipe, call.get(GUIDER)):
+        with self.guiding(call):
             return self.field.velocity(x, t, s, arguments, self._knowing(memo, cond, len(x)))
 
     def decode(self, x0: Tensor, cond: Cond, call: Mapping[str, Any], memo: ConditionMemo | None = None) -> Tensor:
@@ -250,5 +254,5 @@ class Diffusers(ModelAdapter):
 
     def evaluate(self, cond: Cond, call: Mapping[str, Any], num_steps: int, generators: list[Generator]) -> list[Any]:
         arguments = self._arguments(cond, call, len(generators))
-        with self.field.memo_table.using(ConditionMemo(self._given(cond, 1), only=True)):
+        with self.field.memo_table.using(ConditionMemo(self._given(cond, 1), only=True)), self.guiding(call):
             return super().evaluate(arguments, call, num_steps, generators)

@@ -42,10 +42,14 @@ class Family:
     videos: ClassVar[tuple[int, int]] = (0, 0)
     further_inputs: ClassVar[bool] = False
     """Whether `conditions` hands over the files of other arguments (`data.columns`) too."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Those of the other arguments that every row has to have."""
     guidance: ClassVar[str] = "guidance_scale"
     """The pipeline's name for what the config calls `guidance_scale`."""
     cfg: str | None = "guidance_scale"
     """The argument that, above 1, asks for a second forward with the negative prompt; None: there is no such thing."""
+    unguided: float = 1.0
+    """The value of `cfg` that turns guidance off: 0 where the pipeline adds `cfg` times what the prompt changes."""
     negative: ClassVar[str] = ""
     """The negative prompt of rows that have none."""
     pads_prompts: ClassVar[bool] = True
@@ -56,6 +60,8 @@ class Family:
     """Call arguments that velocity calls need otherwise than rollouts."""
     default_frames: ClassVar[int] = 1
     """Of a sample, where the call does not say `num_frames`, for estimates."""
+    token: ClassVar[tuple[int, int]] = (16, 4)
+    """Pixels each way, and frames after the first, that make a token, for estimates."""
     tile: ClassVar[int] = 1024
     """Pixels each way of a tile, where the VAE decodes in tiles, for estimates; smaller pictures are decoded whole."""
     fps: float = 16
@@ -91,7 +97,9 @@ class Family:
     @classmethod
     def tokens_of(cls, height: int, width: int, call: Mapping[str, Any]) -> int:
         """Tokens of one sample in the transformer, text and one condition picture included, for estimates."""
-        return (height // 16) * (width // 16) + call.get("max_sequence_length", cls.text_length) + cls.condition_tokens(call)
+        (side, step), frames = cls.token, (call.get("num_frames") or cls.default_frames) - 1
+        drawn = (frames // step + 1) * (height // side) * (width // side)
+        return drawn + call.get("max_sequence_length", cls.text_length) + cls.condition_tokens(call)
 
     @classmethod
     def condition_tokens(cls, call: Mapping[str, Any]) -> int:
@@ -121,7 +129,7 @@ class Family:
     def passes(cls, call: Mapping[str, Any]) -> int:
         """Transformer forwards of one velocity, in units of a batch, for estimates."""
         scale = call.get(cls.cfg, call["guidance_scale"] if cls.guidance == cls.cfg else 1.0) if cls.cfg is not None else 1.0
-        return 2 if (scale or 0) > 1 else 1
+        return 2 if (scale or 0) > cls.unguided else 1
 
     @classmethod
     def targets_in(cls, module: nn.Module) -> tuple[str, ...]:
@@ -131,12 +139,15 @@ class Family:
     @classmethod
     def check_row(cls, row: Row) -> None:
         """Raises:
-        UserError: the row has fewer or more condition images or videos than the family takes.
+        UserError: the row has fewer or more condition images or videos than the family takes, or lacks another of its inputs.
         """
         for kind, files, (least, most) in (("image", row.images, cls.images), ("video", row.videos, cls.videos)):
             if not least <= len(files) <= most:
                 wants = f"{least}" if least == most else f"{least} to {most}"
                 raise UserError(f"{row.source}: {len(files)} condition {kind}s; {cls.__name__} takes {wants} (columns {kind}, {kind}s)")
+        if missing := [name for name in cls.needs if name not in {**row.image_inputs, **row.video_inputs}]:
+            name = missing[0]
+            raise UserError(f"{row.source}: no {name}; {cls.__name__} takes one a row; data.columns: {{{name}: the column that has it}}")
 
     @classmethod
     def published_as(cls, name: str) -> tuple[Mapping[str, float], Mapping[str, Any]]:

@@ -20,16 +20,18 @@ def guiding(pipe: Any, scale: float | None) -> Iterator[None]:
     if scale is None:
         yield
         return
-    guider = pipe.guider
-    if scale != 1 and not hasattr(guider, "guidance_scale"):
-        raise UserError(f"{type(pipe).__name__}: its {type(guider).__name__} has no guidance_scale; write train.kl_cfg: 1")
-    before = dict(vars(guider))
-    if scale == 1:
-        guider.disable()
-    else:
-        guider.enable()
-        guider.guidance_scale = scale - 1 if getattr(guider, "use_original_formulation", False) else scale
+    guiders = [g for g in (pipe.guider, getattr(pipe, "ocr_guider", None)) if g is not None]  # HunyuanImage has one for quoted texts
+    before = [dict(vars(guider)) for guider in guiders]
+    for guider in guiders:
+        if scale != 1 and not hasattr(guider, "guidance_scale"):
+            raise UserError(f"{type(pipe).__name__}: its {type(guider).__name__} has no guidance_scale; write train.kl_cfg: 1")
+        if scale == 1:
+            guider.disable()
+        else:
+            guider.enable()
+            guider.guidance_scale = scale - 1 if getattr(guider, "use_original_formulation", False) else scale
     try:
         yield
     finally:
-        vars(guider).update({k: before[k] for k in ("_enabled", "guidance_scale") if k in before})
+        for guider, its in zip(guiders, before, strict=True):
+            vars(guider).update({k: its[k] for k in ("_enabled", "guidance_scale") if k in its})

@@ -31,6 +31,13 @@ class LTX2(ModelAdapter):
         "audio_attn2.to_v", "audio_attn2.to_out.0", "ff.net.0.proj", "ff.net.2", "audio_ff.net.0.proj", "audio_ff.net.2",
     )  # fmt: skip
     published: ClassVar[Mapping[str, float]] = {"transformer": 18.88e9, "text_encoder": 12.19e9, "connectors": 2.9e9, "vae": 1.2e9}
+    variants: ClassVar[Mapping[str, tuple[Mapping[str, float], Mapping[str, Any]]]] = {
+        "LTX-2.3": (
+            {"transformer": 18.99e9, "connectors": 3.172e9, "vae": 0.726e9},
+            dict.fromkeys(("gated_attn", "cross_attn_mod", "audio_gated_attn", "audio_cross_attn_mod", "perturbed_attn"), True)
+            | {"use_prompt_embeddings": False},
+        ),
+    }
     default_frames: ClassVar[int] = 121
     tile: ClassVar[int] = 512
 

@@ -27,3 +27,21 @@ def in_own_dtype(vae: Any) -> Callable[..., Any]:
         return encode(x.to(vae.dtype), *args, **kwargs)
 
     return encode_any
+
+
+def unguided_scale(pipe: Any, known: float) -> float:
+    """The `guidance_scale` that turns classifier-free guidance off: 0 for Z-Image's kin and Krea, whose guidance is on above it.
+
+    Args:
+        known: what it is where the pipeline does not say; 1 for most.
+    """
+    if not hasattr(type(pipe), "do_classifier_free_guidance"):
+        return known
+    before = vars(pipe).get("_guidance_scale")
+    pipe._guidance_scale = 0.5
+    try:
+        return 0.0 if pipe.do_classifier_free_guidance is True else known
+    except (AttributeError, TypeError):  # it depends on more than that
+        return known
+    finally:
+        vars(pipe).pop("_guidance_scale") if before is None else setattr(pipe, "_guidance_scale", before)

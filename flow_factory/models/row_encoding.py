@@ -84,9 +84,13 @@ class RowEncoding(Family):
 
     def guided(self, call: Mapping[str, Any]) -> bool:
         """Whether this call runs the transformer a second time, for the negative prompt."""
-        if GUIDER in call:
-            return call[GUIDER] > 1
-        return self.cfg is not None and (self.takes(call).get(self.cfg) or 0) > 1
+        if (scale := self.guider_scale(call)) is not None:
+            return scale > 1
+        return self.cfg is not None and (self.takes(call).get(self.cfg) or 0) > self.unguided
+
+    def guider_scale(self, call: Mapping[str, Any]) -> float | None:
+        """What the pipeline's guider is set to, see `guiding`; None: to what the checkpoint says."""
+        return call.get(GUIDER)
 
     def with_guidance(self, call: Mapping[str, Any], scale: float) -> dict[str, Any]:
         """The call with classifier-free guidance of this scale, 1 for none. Guidance that is an input of the model stays what it is.
@@ -98,7 +102,7 @@ class RowEncoding(Family):
         if self.cfg is None:
             return dict(call)
         name = "guidance_scale" if self.cfg == self.guidance else self.cfg
-        return {k: v for k, v in call.items() if k not in (self.cfg, f"{self.cfg}_2")} | {name: scale}
+        return {k: v for k, v in call.items() if k not in (self.cfg, f"{self.cfg}_2")} | {name: scale - 1 + self.unguided}
 
     def tokens(self, row: Row, call: Mapping[str, Any]) -> tuple[int, int]:
         """(tokens of the row's prompt, tokens that the encoder takes)."""

@@ -15,17 +15,11 @@ class ZImage(ModelAdapter):
     encodes_media = None
     times_per_sample = True
     pads_prompts = False
+    unguided = 0.0
     lora_targets: ClassVar[tuple[str, ...]] = (
         "attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3",
     )  # fmt: skip
     published: ClassVar[Mapping[str, float]] = {"transformer": 6.155e9, "text_encoder": 4.022e9, "vae": 0.084e9}
-
-    def guided(self, call: Mapping[str, Any]) -> bool:
-        """The pipeline adds `guidance_scale` times what the prompt changes: 0 turns it off, not 1."""
-        return (call.get("guidance_scale") or 0) > 0
-
-    def with_guidance(self, call: Mapping[str, Any], scale: float) -> dict[str, Any]:
-        return super().with_guidance(call, scale - 1)
 
     def embed(self, text: str, pictures: Any, call: Mapping[str, Any]) -> Cond:
         length = call.get("max_sequence_length", self.text_length)

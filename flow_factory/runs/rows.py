@@ -22,6 +22,7 @@ from flow_factory.data.sources import has_split, open_split
 from flow_factory.data.v2 import SIDES
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
+from flow_factory.models.diffusers import Diffusers
 from flow_factory.rewards.loading import left_out
 from flow_factory.rewards.needs import Needs
 from flow_factory.types import Row
@@ -105,8 +106,9 @@ def row_checks(config: RunConfig, needs: Iterable[Needs], trained: bool, share: 
         Functions that raise `UserError` where a row has not the condition images or videos that the family takes, a column that a reward
         needs, its given media, or one of its files; or where only some rows have a negative prompt, see `SomeNegatives`.
     """
-    found: list[RowCheck] = [MODELS[config.model.model_type].check_row, *(needed.require_columns for needed in needs if needed.of_rows)]
-    if config.model.model_type == "diffusers" and config.engine.shards_weights and config.num_processes > 1:
+    family = MODELS[config.model.model_type]
+    found: list[RowCheck] = [family.check_row, *(needed.require_columns for needed in needs if needed.of_rows)]
+    if issubclass(family, Diffusers) and config.engine.shards_weights and config.num_processes > 1:
         found.append(SomeNegatives())
 
     def learns(row: Row) -> None:

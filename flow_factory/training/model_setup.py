@@ -13,6 +13,7 @@ from flow_factory.distributed.engines import Engine
 from flow_factory.distributed.rendezvous import limit_groups
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
+from flow_factory.models.diffusers import Diffusers
 from flow_factory.models.loading import download, family_of, load_adapter, stored_dtypes
 from flow_factory.models.proof import prove
 from flow_factory.policy.context_parallel import split_sequences
@@ -91,7 +92,7 @@ def require_proofs(config: RunConfig, adapter: ModelAdapter, engine: Engine, con
     wait_for_everyone("sharing out the policy")
     limit_groups(config.distributed_timeout)  # which libraries have made
     liveness.set_activity("verifying that training computes what sampling computed")
-    unknown = config.model.model_type not in MODELS or config.model.model_type == "diffusers"
+    unknown = config.model.model_type not in MODELS or isinstance(adapter, Diffusers)
     if unknown or config.model.context_parallel > 1:
         with engine.accumulating(last=False):
             prove(adapter, here, pipeline_kwargs(config.train), config.train.per_device_batch_size, engine)

@@ -26,6 +26,7 @@ from flow_factory.memory.fit import memory_lines
 from flow_factory.memory.parts import of_machine, peak
 from flow_factory.memory.room import ROOM
 from flow_factory.models import MODELS
+from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import load_pipeline
 from flow_factory.train import build
 from flow_factory.training.run import Run
@@ -270,16 +271,21 @@ def linked(cell: str) -> list[Path]:
 CONDITIONS = {
     ((0, 0), (0, 0)): "text", ((1, 1), (0, 0)): "text, 1 picture", ((1, 2), (0, 0)): "text, 1 or 2 pictures",
     ((0, 32), (0, 0)): "text, any number of pictures",
-    ((0, 32), (0, 8)): "text, pictures, masks, videos", ((1, 32), (0, 0)): "text, pictures", ((0, 0), (1, 1)): "text, 1 video",
+    ((0, 32), (0, 8)): "text, pictures, masks, videos", ((0, 10), (0, 0)): "text, up to 10 pictures",
+    ((0, 0), (0, 1)): "text, up to 1 video", ((1, 32), (0, 0)): "text, pictures", ((0, 0), (1, 1)): "text, 1 video",
 }  # fmt: skip
 """(pictures, videos), at least and at most."""
+
+
+def shown_to(family: type[ModelAdapter]) -> str:
+    return ", ".join([CONDITIONS[family.images, family.videos], *(f"`{name}`" for name in family.needs)])
 
 
 def test_the_page_has_every_model_what_it_is_shown_and_the_examples_that_train_it() -> None:
     """LoRA and full are ticked by the examples, and those are what the test above trains."""
     rows = families()
     assert [row.model_type for row in rows] == list(MODELS)
-    assert [row.conditions for row in rows] == [CONDITIONS[MODELS[row.model_type].images, MODELS[row.model_type].videos] for row in rows]
+    assert [row.conditions for row in rows] == [shown_to(MODELS[row.model_type]) for row in rows]
     places = {path: (row, kind) for row in rows for kind, paths in row.examples.items() for path in paths}
     assert sorted(places) == [path for path in EXAMPLES if example(path).train.trainer_type == "grpo"]
     for path, (row, kind) in places.items():

@@ -17,7 +17,9 @@ from flow_factory.checkpoints.lora_file import LORA_FILE
 from flow_factory.checkpoints.stock import put_weights
 from flow_factory.config import load_config
 from flow_factory.data.reader import read_rows
+from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
+from flow_factory.models.diffusers import Diffusers
 from flow_factory.models.loading import load_adapter, load_pipeline
 from flow_factory.models.proof import replay_error
 from flow_factory.train import build
@@ -26,6 +28,8 @@ from flow_factory.types import Cond
 from tests.tiny.breadth import Case
 from tests.tiny.run import write_rows
 
+NAMED = {MODELS[name].pipeline.partition(":")[2]: name for name in MODELS if name != "diffusers" and issubclass(MODELS[name], Diffusers)}
+"""The pipelines of families that are the generic adapter with defaults and sizes of their own -> the family."""
 ALONE = ("wan_vace", "wan_vace_reference", "prx", "prx_pixel")
 """Cases whose pipeline draws one sample a call: Wan VACE says so, and PRX is wrong with guidance and more."""
 EXPERTS = ("wan22_t2v_generic",)
@@ -48,6 +52,11 @@ REFUSED = {
     "hunyuan_image_refiner": "HunyuanImageRefinerPipeline",
 }
 """Cases that cannot be trained -> what is said of it."""
+
+
+def type_of(case: Case) -> str:
+    """Its `model.model_type`."""
+    return NAMED.get(case.pipeline, "diffusers")
 
 
 @contextmanager
@@ -87,7 +96,7 @@ def saved(case: Case, folder: Path) -> str:
 
 def replayed(case: Case, folder: Path, dtype: str) -> tuple[float, ModelAdapter, Cond]:
     """How far the log-probability of a replay is off, with two samples where the pipeline draws more than one."""
-    adapter = load_adapter(saved(case, folder), "diffusers", dtype)
+    adapter = load_adapter(saved(case, folder), type_of(case), dtype)
     row = read_rows(folder / "data", "train", columns=case.renamed())[0]
     with torch.no_grad():
         cond = adapter.encode(row, case.call)
@@ -104,7 +113,7 @@ def config_of(case: Case, folder: Path, trainer: str) -> Mapping[str, Any]:
         "mixed_precision": "no",
         "data": {"dataset_dir": str(folder / "data"), "cache_dir": str(folder / "cache"), "columns": case.renamed()},
         "model": {
-            "model_name_or_path": saved(case, folder), "model_type": "diffusers", "finetune_type": "lora", "target_modules": "default",
+            "model_name_or_path": saved(case, folder), "model_type": type_of(case), "finetune_type": "lora", "target_modules": "default",
             "lora_rank": 2, "lora_alpha": 2, "target_components": ["transformer", *["transformer_2"] * (case.name in EXPERTS)]},
         "train": {
             "trainer_type": trainer, "max_epochs": 2, "group_size": 2, "unique_sample_num_per_epoch": 2, "gradient_step_per_epoch": 1,

@@ -23,9 +23,10 @@ from flow_factory.runs.rows import row_checks
 from flow_factory.training.text_encoders import Encoders, loaded_later
 from flow_factory.types import Clip, Cond, Row
 from flow_factory.utils.errors import UserError
-from tests.conftest import policy_over
+from tests.conftest import cells, policy_over
 from tests.data.encoded import encode_rows
 from tests.data.test_data import same
+from tests.models.breadth import NAMED
 from tests.models.cases import CASES, EACH, SQUARE, call_of, every_case, over, picture, row, video
 from tests.models.harness import Tiny, adapter_of, small, tiny
 from tests.tiny.pipelines import saved
@@ -73,7 +74,7 @@ def test_what_an_encoded_row_takes_is_estimated(name: str) -> None:
     assert embeds.numel() <= most and (embeds.numel() == most or not t.adapter.pads_prompts)
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", [name for name in FAMILIES if name not in NAMED.values()])
 def test_a_row_of_a_published_model_takes_32_megabytes_at_most(model_type: str) -> None:
     """In 16 bits, with its negative prompt; pictures are kept by reference, or at the size that the pipeline uses."""
     family = MODELS[model_type]
@@ -138,8 +139,12 @@ def with_files(images: int, videos: int) -> Row:
 def test_a_wrong_number_of_condition_files_is_refused(model_type: str) -> None:
     family = MODELS[model_type]
     (least, most), (fewest, many) = family.images, family.videos
+    inputs = dict.fromkeys(family.needs, ["there.png"])
     for images in range(least, min(most, 4) + 1):
-        family.check_row(with_files(images, fewest))
+        family.check_row(replace(with_files(images, fewest), image_inputs=inputs))
+        if inputs:
+            with pytest.raises(UserError, match=rf"train.jsonl:7: no {family.needs[0]}; {family.__name__} takes one a row"):
+                family.check_row(with_files(images, fewest))
     wrong = [(least - 1, fewest), (most + 1, fewest), (least, fewest - 1), (least, many + 1)]
     for images, videos in ((i, v) for i, v in wrong if i >= 0 and v >= 0):
         with pytest.raises(UserError, match=r"train.jsonl:7: \d+ condition (image|video)s; \w+ takes \d"):
@@ -218,7 +223,10 @@ def test_a_number_of_frames_that_cannot_be_is_refused_and_its_neighbours_are_dra
 # -- the published architectures --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("model_type", "hub_name"), [(f, name) for f in FAMILIES for name in ("", *MODELS[f].variants)])
+PUBLISHED = [(family, name) for family in FAMILIES for name in ("", *MODELS[family].variants)]
+
+
+@cells("model_type", "hub_name", PUBLISHED, [(family, name) for family, name in PUBLISHED if family in NAMED.values()])
 def test_a_published_architecture_has_the_default_targets_and_the_dead_ends(model_type: str, hub_name: str) -> None:
     family = MODELS[model_type]
     module = shape_of(family, "transformer", None, hub_name)

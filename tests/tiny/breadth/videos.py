@@ -7,7 +7,7 @@ import transformers
 
 from tests.tiny import generic_pipelines as generic
 from tests.tiny.breadth.components import hunyuan10_vae, llama_with_pad, talking_qwen
-from tests.tiny.breadth.registry import HUNYUAN, SMALL, Medium, also, case, made
+from tests.tiny.breadth.registry import HUNYUAN, SMALL, Medium, also, case, made, reuse
 from tests.tiny.encoders import WIDTH, _qwen25_vl_config, clip_text, image_processor, language
 from tests.tiny.parts import euler, lively, seeded, wan_vae
 from tests.tiny.text import clip_tokenizer, gemma_tokenizer
@@ -31,14 +31,14 @@ def hunyuan_video() -> Any:
 also("hunyuan_video_true_cfg", hunyuan_video, "HunyuanVideoPipeline", {**HUNYUAN, "true_cfg_scale": 3.0}, negative=True)
 
 
-@case(
-    "hunyuan_video15_i2v",
-    "HunyuanVideo15ImageToVideoPipeline",
-    call={"height": 16, "width": 16, "num_frames": 5},
-    columns=SMALL,
-    negative=True,
-    attributes={"tokenizer_max_length": 16, "tokenizer_2_max_length": 16, "vision_num_semantic_tokens": 4},
-)
+HUNYUAN15: dict[str, Any] = {
+    "call": {"height": 16, "width": 16, "num_frames": 5}, "negative": True,
+    "attributes": {"tokenizer_max_length": 16, "tokenizer_2_max_length": 16, "vision_num_semantic_tokens": 4},
+}  # fmt: skip
+reuse("hunyuan_video15", "HunyuanVideo15Pipeline", generic.hunyuan_video15, **HUNYUAN15)
+
+
+@case("hunyuan_video15_i2v", "HunyuanVideo15ImageToVideoPipeline", columns=SMALL, **HUNYUAN15)
 def hunyuan_video15_i2v() -> Any:
     size = {"hidden_size": 12, "intermediate_size": 24, "num_attention_heads": 2, "num_hidden_layers": 1}
     vision = seeded(transformers.SiglipVisionModel, transformers.SiglipVisionConfig(image_size=16, patch_size=8, **size))
