@@ -2,13 +2,11 @@
 
 import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from functools import cache
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import pytest
 import torch
@@ -27,6 +25,7 @@ from flow_factory.policy.policy import Policy, build_policy
 from flow_factory.types import Cond, Row, Step
 from flow_factory.utils.user_code import STRANGERS
 from tests.tiny.flux import flux_pipeline, save_flux
+from tests.turns import SHARES, of_other_days
 
 torch.set_num_threads(1)  # the models are tiny: a second thread costs more than it brings, most of all on a busy machine
 
@@ -41,52 +40,6 @@ SDES = ["Flow-SDE", "Dance-SDE", "CPS"]
 # -- which tests run, and where ---------------------------------------------------------------------------------------------------------
 
 ROOT = Path(__file__).parents[1]
-SHARES = 40
-"""Of the exhaustive tests, the gate runs one of so many."""
-
-
-THINNED = {
-    "test_an_example_is_for_gpus_of_80_gb_and_every_key_in_it_has_an_effect": 6,
-    "test_an_epoch_costs": 4,
-    "test_evaluation_draws_the_stock_pipelines_pictures": 4,
-    "test_the_log_prob_of_a_replay_is_that_of_the_rollout": 4,
-    "test_the_gradient_of_full_training_misses_the_dead_ends_and_nothing_else": 4,
-    "test_a_saved_lora_in_a_stock_pipeline_draws_what_a_run_evaluates": 4,
-    "test_a_row_encoded_twice_and_a_row_from_the_cache_have_the_same_velocity": 4,
-    "test_rows_of_other_pictures_and_prompts_replay_exactly_in_any_order": 4,
-    "test_an_ode_rollout_ends_where_the_stock_loop_ends": 4,
-    "test_a_saved_lora_comes_back_into_a_fresh_policy": 2,
-    "test_the_old_policy_is_the_one_that_sampled_to_the_bit": 4,
-    "test_groups_of_no_variance_are_left_out_and_the_update_is_the_same": 4,
-    "test_pictures_are_those_of_the_weights_that_roll_out": 4,
-    "test_a_checkpoint_draws_what_its_pipeline_draws": 2,
-    "test_samples_depend_on_all_that_is_asked_for": 2,
-    "test_damaged_files_are_taken_or_refused_in_a_line": 3,
-    "test_static_parts_are_what_a_run_holds": 3,
-    "test_training_sees_what_sampling_saw_and_the_update_takes_effect": 3,
-    "test_a_step_and_a_velocity_cost_one_forward_a_guidance_branch": 3,
-    "test_the_size_of_a_micro_batch_does_not_change_the_update": 3,
-    "test_before_any_update_the_policy_is_the_reference_of_start_alone": 3,
-    "test_a_model_that_never_sampled_replays_exactly": 3,
-    "test_a_run_learns_and_is_on_policy": 3,
-    "test_activations_are_near_those_of_a_traced_forward_and_backward": 2,
-    "test_the_gradient_reaches_every_lora_parameter": 3,
-    "test_an_epoch_costs_its_samples_and_its_points_and_nothing_else": 3,
-    "test_a_picture_is_refused_by_its_size_alone_or_drawn": 3,
-    "test_latents_stored_in_fewer_bits_replay_exactly": 3,
-    "test_an_old_policy_moves_after_an_epoch_by_the_optimiser_steps_taken": 3,
-    "test_every_script_of_the_pages_runs": 3,
-    "test_what_an_epoch_logs": 3,
-    "test_a_size_that_cannot_be_is_refused_and_the_nearest_one_is_drawn": 3,
-    "test_a_published_architecture_has_the_default_targets_and_the_dead_ends": 3,
-    "test_a_hook_that_raises_is_one_line_and_a_trace_where_that_is_asked_for": 3,
-    "test_conditions_are_encoded_once_a_micro_batch": 3,
-    "test_training_without_guidance_costs_one_forward": 3,
-    "test_a_pipeline_whose_last_step_returns_the_state_of_media_decodes_their_latents": 3,
-    "test_a_gradient_reaches_every_linear_layer": 3,
-    "test_an_answer_that_is_none_is_asked_for_again_then_masked_or_the_run_stops": 2,
-}
-"""Grids of the fast part of which it runs every n-th cell; the others are exhaustive."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -101,29 +54,13 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 @pytest.hookimpl(tryfirst=True)  # before marks are asked for
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out the exhaustive tests of other shares, each of which comes up within `SHARES` days; those on a GPU want one."""
+    """Leaves out the tests of other days, see `turns`; those on a GPU want one."""
     for item in items:
         if item.get_closest_marker("gpu") and not (torch.cuda.is_available() or os.environ.get("FF_TEST_DEVICE") == "cpu"):
             item.add_marker(pytest.mark.skip("no GPU; FF_TEST_DEVICE=cpu runs what a CPU can of it"))
-    thin(items)
-    out = [item for item in items if item.get_closest_marker("exhaustive") and not in_share(item.nodeid, config.getoption("share"))]
+    out = of_other_days(items, config.getoption("share"))
     items[:] = [item for item in items if item not in out]
     config.hook.pytest_deselected(items=out)
-
-
-def thin(items: list[pytest.Item]) -> None:
-    """Marks the cells that `THINNED` leaves to the exhaustive part."""
-    seen = Counter[str]()
-    for item in items:
-        name = item.nodeid.rpartition("::")[2].partition("[")[0]
-        if name in THINNED and not any(map(item.get_closest_marker, ("exhaustive", "slow"))):
-            if seen[name] % THINNED[name]:
-                item.add_marker(pytest.mark.exhaustive)
-            seen[name] += 1
-
-
-def in_share(test: str, share: str) -> bool:
-    return share == "all" or crc32(test.encode()) % SHARES == int(share) % SHARES
 
 
 def cells(*given: Any) -> pytest.MarkDecorator:

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from flow_factory.reporting.trackers import TRACKERS
-from tests.conftest import ROOT, SHARES, in_share, pytest_collection_modifyitems
+from tests.conftest import ROOT, pytest_collection_modifyitems
+from tests.turns import IN_TURN, SHARES, TURNS, in_share, of_other_days
 
 PAGES = [ROOT / "README.md", *(ROOT / "guidance").glob("*.md")]
 
@@ -47,6 +48,15 @@ def test_only_exhaustive_tests_are_left_to_other_days() -> None:
     left = {item.nodeid for item in items}
     assert {f"slow{k}" for k in range(200)} < left and len(items) + len(out) == 400
     assert {item.nodeid for item in out} == {t for t in (f"exhaustive{k}" for k in range(200)) if not in_share(t, "3")}
+
+
+def test_the_dearest_slow_tests_come_up_in_turn_and_there_are_tests_of_these_names() -> None:
+    items: list[Any] = [SimpleNamespace(nodeid=f"tests/test_a.py::{name}", get_closest_marker=lambda mark: None) for name in IN_TURN]
+    runs = [[item for item in items if item not in of_other_days(items, str(day))] for day in range(739000, 739000 + TURNS)]
+    assert sorted(item.nodeid for day in runs for item in day) == sorted(item.nodeid for item in items)
+    assert max(map(len, runs)) - min(map(len, runs)) <= 1 and not of_other_days(items, "all")
+    sources = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
+    assert all(f"def {name}(" in sources for name in IN_TURN)
 
 
 def test_nothing_that_tests_need_is_missing_and_so_none_is_skipped() -> None:
