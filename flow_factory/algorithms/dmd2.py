@@ -62,7 +62,7 @@ class FewSteps(Algorithm):
 
     def levels(self, rollout: Rollout, step: Step, draw: Draw) -> Tensor:
         """Noise levels: (n,) if the model takes a time per sample and no network is guided (guidance doubles the samples); else 0-dim."""
-        each = self.per_sample_times and (self.config.real_guidance_scale or 1.0) == 1
+        each = self.per_sample_times and not self.config.base_guided
         ids = rollout.ids if each else rollout.ids[:1]
         draws = [generator(self.config.seed, "score levels", *draw, rollout.epoch, i, step.index) for i in ids]
         u = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in draws])

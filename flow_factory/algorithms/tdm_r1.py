@@ -33,7 +33,8 @@ class TDMR1(OnPath):
     def __init__(self, config: TDMR1Config, scheduler: SchedulerConfig, per_sample_times: bool = False):
         super().__init__(config, scheduler, per_sample_times)
         least, most = config.surrogate_slow_decay_min, config.surrogate_slow_decay_max
-        self.scores = ("fake", None), ("ref", None), ("ref", 1.0), ("surrogate", config.surrogate_guidance_scale)
+        base = (("ref", None), ("ref", 1.0)) if config.base_guided else (("ref", 1.0),)
+        self.scores = ("fake", None), *base, ("surrogate", config.surrogate_guidance_scale)
         self.averages = {"slow": Average(Ramp(0, least, RAMP, max(least, most)), "update", of="surrogate")}
 
     def turns(self, update: int) -> Sequence[Turn]:
@@ -94,8 +95,9 @@ class TDMR1(OnPath):
     def loss(self, point: Point, velocity: Velocity) -> tuple[Tensor, Metrics]:
         config = self.config
         x0, at = self.judged(point, velocity)
-        fake, guided, base, surrogate = (clean(at.x, velocity(at, *asked).float(), at.s) for asked in self.scores)
-        cfg = config.cfg_reward_scale * (guided - base) / (config.real_guidance_scale - 1)
+        fake, *bases, surrogate = (clean(at.x, velocity(at, *asked).float(), at.s) for asked in self.scores)
+        guided, base = bases[0], bases[-1]
+        cfg = config.cfg_reward_scale * (guided - base) / ((config.real_guidance_scale or 1.0) - 1) if config.base_guided else guided - base
         sizes = normaliser(x0, guided), normaliser(x0, surrogate)
         loss = rewarded_loss(x0, base - fake, cfg, surrogate - base, sizes, config.tdm_weight).mean()
         metrics = {"loss": loss, "score_distance": (fake - base).abs().mean(), "surrogate_pull": (surrogate - base).abs().mean()}

@@ -30,8 +30,8 @@ def explain(error: ErrorDetails) -> str:
     if kind == "value_error":
         return str(error["ctx"]["error"])
     if kind == "literal_error":
-        choices = re.findall(r"'([^']*)'", error["ctx"]["expected"])
-        return f"wants one of {', '.join(choices)}; got {show(value)}.{nearest(str(value), choices)}"
+        choices = re.findall(r"'([^']*)'", error["ctx"]["expected"]) or [error["ctx"]["expected"].lower()]
+        return f"wants {'one of ' * (len(choices) > 1)}{', '.join(choices)}; got {show(value)}.{nearest(str(value), choices)}"
     if kind in _WANTS:
         return f"wants {_WANTS[kind]}, got {show(value)}{_rewritten(kind, value)}"
     return f"{error['msg'].replace('Input should be', 'must be')}, got {show(value)}"

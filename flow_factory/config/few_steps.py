@@ -36,6 +36,11 @@ class FewStepConfig(TrainConfig):
     )
     time_shift: float = Field(1.0, gt=0, description="of the noise levels that networks are asked at: above 1 is noisier")
 
+    @property
+    def base_guided(self) -> bool:
+        """Whether the base is asked with classifier-free guidance."""
+        return (self.real_guidance_scale or 1.0) > 1
+
 
 class DMD2Config(FewStepConfig):
     """DMD2: the student's pictures get the distribution of the guided base's, by the difference of two scores; no data, no rewards."""
@@ -87,7 +92,9 @@ class TDMR1Config(PathConfig):
 
     trainer_type: str = Field("tdm-r1", description="algorithm")
     use_huber: Literal[False] = Field(False, description="always squares here")
-    real_guidance_scale: float = Field(4.5, gt=1, le=1000, description="classifier-free guidance of the base in the generator's normaliser")
+    real_guidance_scale: float | None = Field(
+        4.5, ge=1, le=1000, description="classifier-free guidance of the base in the generator's normaliser; null = none"
+    )
     tdm_weight: float = Field(0.3, ge=0, le=1, description="share of guidance in the generator's pull; the rest is the learned reward's")
     cfg_reward_scale: float = Field(3.5, ge=0, description="how far guidance pulls: times what the prompt changes")
     surrogate_guidance_scale: float = Field(4.5, ge=1, le=1000, description="classifier-free guidance of the surrogate that pulls")

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 from flow_factory.config.algorithm_rules import Rule
+from flow_factory.config.base import show
 from flow_factory.config.engine_rules import engine_said
-from flow_factory.config.few_steps import FewStepConfig
+from flow_factory.config.few_steps import FewStepConfig, TDMR1Config
 from flow_factory.config.nodes import Problem
 from flow_factory.config.run import RunConfig
 
@@ -61,6 +62,11 @@ def students_are_whole(config: RunConfig) -> Iterator[Problem]:
         yield Problem(("train", "best_of_n"), f"{train.best_of_n}: {name} learns from every sample; write null")
     if train.drop_zero_variance:
         yield Problem(("train", "drop_zero_variance"), f"{name} learns from samples of advantage 0 too; write false")
+    if isinstance(train, TDMR1Config) and not train.base_guided:
+        for key, off in (("tdm_weight", 0), ("surrogate_guidance_scale", 1)):
+            if getattr(train, key) > off:
+                text = f"{getattr(train, key):g}: real_guidance_scale: {show(train.real_guidance_scale)} leaves no guidance; write {off}"
+                yield Problem(("train", key), text)
     if not train.judged and config.rewards:
         yield Problem(("rewards",), f"{name} takes no rewards; name them eval_rewards, to see what they say of its pictures")
 

@@ -43,6 +43,8 @@ def _of_noise(config: RunConfig) -> Iterator[str]:
     by_ode = not train.draws_noise(scheduler) and "dynamics_type" in scheduler.model_fields_set
     if by_ode and scheduler.dynamics_type != "ODE":
         yield f"scheduler.dynamics_type: {scheduler.dynamics_type} has no effect: {train.trainer_type} rolls out by the ODE"
+    if not train.draws_noise(scheduler) and scheduler.step_selection != "random":
+        yield f"scheduler.step_selection: {scheduler.step_selection} has no effect: {train.trainer_type} has no stochastic steps"
     if isinstance(train, OPDConfig) and train.by_variance(scheduler) and "timestep_range" in train.model_fields_set:
         yield "train.timestep_range has no effect: with noise, xt trains on the stochastic steps (scheduler.sde_steps)"
 

@@ -181,9 +181,11 @@ def _sampler(source: Source) -> None:
 
 def _training(source: Source) -> None:
     train = source.mapping("train")
-    if train.get("max_epochs") == -1:
+    if type(many := train.get("max_epochs")) is int and many < 0:
         train["max_epochs"] = None
-        source.notices.append("train.max_epochs: -1 is null here: the run goes on until it is stopped")
+        source.notices.append(f"train.max_epochs: {many} is null here: the run goes on until it is stopped")
+    if train.get("ref_param_device") == "same_as_model":
+        train["ref_param_device"] = "auto"
     overlaps = train.get("reward_optimization_overlap") is True
     for key in [key for key in IDLE if key in train]:
         del train[key]

@@ -46,4 +46,5 @@ MODELS = Registry(
              "qwen-image-21": "qwen-image-2.1", "hunyuan-video-1.5_t2v": "hunyuan-video15_t2v",
              "hunyuan-video-1.5_i2v": "hunyuan-video15_i2v", "wan-vace": "wan2_vace", "wan21-vace": "wan2_vace", "krea-2": "krea2"},
     base=f"{HERE}.base:ModelAdapter",
+    otherwise="model_type: diffusers runs most stock pipelines",
 )  # fmt: skip

@@ -87,8 +87,8 @@ def check_guidance(train: TrainConfig, sketch: ModelAdapter) -> None:
         if scale is None or scale <= 1:
             continue
         if not sketch.guided(sketch.with_guidance(pipeline_kwargs(train), scale)):
-            what = ", which tdm-r1 needs; write trainer_type: tdm" if isinstance(train, TDMR1Config) else "; write 1.0"
-            raise UserError(f"train.{key}: this {type(sketch).__name__} has no classifier-free guidance{what}")
+            what = ", with tdm_weight: 0 and surrogate_guidance_scale: 1" if isinstance(train, TDMR1Config) else ""
+            raise UserError(f"train.{key}: this {type(sketch).__name__} has no classifier-free guidance; write 1.0{what}")
         if sketch.cfg != sketch.guidance:
             who = "teacher" if isinstance(train, OPDConfig) else "reference"
             logger.warning("train.%s: the %s has %s %g beside its embedded guidance; 1.0 removes that", key, who, sketch.cfg, scale)

@@ -46,7 +46,7 @@ def few_steps(config: RunConfig) -> Iterator[str]:
     if not DISTILLED.search(name):
         return
     if isinstance(train, FewStepConfig):
-        if (train.real_guidance_scale or 1.0) > 1:
+        if train.base_guided:
             yield f"train.real_guidance_scale: {name} is distilled by its name, and has no guidance to give; null"
     elif train.num_inference_steps > MANY_STEPS or config.eval.num_inference_steps > MANY_STEPS:
         yield (

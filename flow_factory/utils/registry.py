@@ -37,10 +37,14 @@ class Registry:
 
     Args:
         base: `module:Class` of the required base class, or None.
+        otherwise: what an unknown name may be replaced by, for its message.
     """
 
-    def __init__(self, kind: str, table: dict[str, str], aliases: dict[str, str] | None = None, base: str | None = None):
+    def __init__(
+        self, kind: str, table: dict[str, str], aliases: dict[str, str] | None = None, base: str | None = None, otherwise: str = ""
+    ):
         self.kind, self.table, self.aliases, self.base = kind, table, aliases or {}, base
+        self.otherwise = f"; {otherwise}" if otherwise else ""
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.table)
@@ -63,11 +67,12 @@ class Registry:
                 return point.value
         if ":" in name:
             return name
-        if "." in name:
+        if name.rpartition(".")[2].isidentifier() and "." in name:
             return ":".join(name.rsplit(".", 1))
         known = list(self.table)
         raise UnknownName(
-            f"no {self.kind} {name!r}.{nearest(name, known)} Known: {', '.join(known)}; or give a dotted path package.module.Class"
+            f"no {self.kind} {name!r}.{nearest(name, known)} Known: {', '.join(known)}{self.otherwise}; "
+            "or give a dotted path package.module.Class"
         )
 
     def __getitem__(self, name: str) -> Any:

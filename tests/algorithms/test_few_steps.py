@@ -58,6 +58,9 @@ def turns(algorithm: Algorithm, update: int = 0) -> list[str]:
 
 SETTINGS = {"dmd2": {"real_guidance_scale": GUIDED}, "tdm": {"real_guidance_scale": GUIDED}, "tdm-r1": {"real_guidance_scale": GUIDED}}
 EVERY = list(SETTINGS)
+UNGUIDED: dict[str, dict[str, Any]] = {name: {} for name in EVERY} | {
+    "tdm-r1": {"real_guidance_scale": None, "tdm_weight": 0.0, "surrogate_guidance_scale": 1.0}
+}
 
 
 def test_an_update_trains_each_network_in_its_turn() -> None:
@@ -87,13 +90,20 @@ def test_a_turn_asks_for_no_velocity_too_many(name: str) -> None:
         assert {*turn.asks, (turn.network, None)} == {(k, g if k != turn.network else None) for k, g in networks.asked}, "as it says"
 
 
+def test_without_guidance_the_base_is_asked_once_and_pulls_as_the_surrogate_does() -> None:
+    """Where the surrogate and the fake network are the base, nothing pulls; a surrogate of its own does."""
+    policy = made("tdm-r1", **UNGUIDED["tdm-r1"]).turns(0)[-1]
+    networks = Networks(fake=0.5, surrogate=0.5)
+    assert networks.gradient(policy, path()) == 0
+    assert networks.asked == {("policy", None): 4, ("fake", None): 4, ("ref", 1.0): 4, ("surrogate", 1.0): 4}
+    assert Networks(fake=0.5, surrogate=0.6).gradient(policy, path()) != 0
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_noise_and_its_level_are_a_samples_own_and_new_at_each_turn(name: str) -> None:
     algorithm = made(name, per_sample_times=True, **SETTINGS[name])
     assert {p.tau.ndim for t in algorithm.turns(0) for p in t.points(path()) if p.tau is not None} == {0}, "of guided networks, one for all"
-    if name == "tdm-r1":  # which always has some
-        return
-    algorithm = made(name, per_sample_times=True)
+    algorithm = made(name, per_sample_times=True, **UNGUIDED[name])
     first, *others = [list(turn.points(path(ids=(4, 5)))) for turn in algorithm.turns(3) if turn.network != "surrogate"]
     near = next(iter(algorithm.turns(3))).points(path(ids=(5, 6)))
     same = {p.step.index: p for p in near if p.step is not None}

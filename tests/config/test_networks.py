@@ -72,7 +72,7 @@ REFUSED = [
     ("dmd2", "", "train.best_of_n=2", "train.best_of_n", "write null"),
     ("dmd2", REWARDS, "", "rewards", "dmd2 takes no rewards; name them eval_rewards"),
     ("tdm", "", "train.real_guidance_scale=0.5", "train.real_guidance_scale", "greater than or equal to 1"),
-    ("tdm-r1", "", "train.real_guidance_scale=1", "train.real_guidance_scale", "greater than 1"),
+    ("tdm-r1", "", "train.real_guidance_scale=1", "train.tdm_weight", "0.3: real_guidance_scale: 1.0 leaves no guidance; write 0"),
     ("dmd2", "", "train.perturbation_timestep_range=[0.5, 0.2]", "train.perturbation_timestep_range", "low < high"),
     ("dmd2", FAKE.replace("fake", "surrogate"), "", "optimizers.0.name", "dmd2 trains no network of this name; write generator or fake"),
     ("dmd2", FAKE.replace("learning_rate", "lr"), "", "optimizers.0.lr", "unknown key"),

@@ -76,9 +76,11 @@ def test_acceleration_is_keys_of_the_model(tmp_path: Path) -> None:
      ("data.sampler_type: group_tiled has no effect: a group always lives on one process",)),
     ({"train": "shuffle_samples: true"}, ("train.shuffle_samples has no effect: micro-batches keep the order in which they were drawn",)),
     ({"train": "num_frames: null\nframe_rate: null\nenable_gradient_checkpointing: {mode: full}"}, ()),
-    ({"more": "num_machines: 1\n"}, ()),
+    ({"more": "num_machines: 1\n", "train": "ref_param_device: same_as_model"}, ()),
+    ({"overrides": ("train.trainer_type=nft", "scheduler.step_selection=branch", "scheduler.dynamics_type=ODE")},
+     ("scheduler.step_selection: branch has no effect: nft has no stochastic steps",)),
 ])  # fmt: skip
-def test_what_has_another_name_here_is_read(tmp_path: Path, keys: dict[str, str], notices: tuple[str, ...]) -> None:
+def test_what_has_another_name_here_is_read(tmp_path: Path, keys: dict[str, Any], notices: tuple[str, ...]) -> None:
     config = load(tmp_path, **keys)
     assert config.notices == notices
     if "trainable_parameters_dtype" in keys.get("model", ""):
@@ -100,9 +102,10 @@ eval_rewards:
 
 
 def test_no_end_is_written_as_a_negative_number(tmp_path: Path) -> None:
-    config = load(tmp_path, overrides=("train.max_epochs=-1",))
-    assert config.train.max_epochs is None
-    assert config.notices == ("train.max_epochs: -1 is null here: the run goes on until it is stopped",)
+    for many in (-1, -5):
+        config = load(tmp_path, overrides=(f"train.max_epochs={many}",))
+        assert config.train.max_epochs is None
+        assert config.notices == (f"train.max_epochs: {many} is null here: the run goes on until it is stopped",)
 
 
 @pytest.mark.parametrize(("keys", "line"), [
@@ -124,8 +127,10 @@ def test_no_end_is_written_as_a_negative_number(tmp_path: Path) -> None:
     ({"model": "trainable_parameters_dtype: fp32\nmaster_weight_dtype: bf16"}, "run.yaml:5: model.trainable_parameters_dtype: is"),
     ({"data": "sampler_subgroup_size: 2"}, "run.yaml:3: data.sampler_subgroup_size: 2 has no effect here"),
     ({"model": "use_kv_cache: true"}, "model.use_kv_cache: unknown key"),
+    ({"overrides": ("model.model_type=qwen-image-2.1",)}, "model_type: diffusers runs most stock pipelines; or give a dotted path"),
+    ({"overrides": ("train.trainer_type=tdm-r1", "train.use_huber=true")}, "train.use_huber: wants false; got true"),
 ])  # fmt: skip
-def test_what_cannot_work_is_refused_in_one_line(tmp_path: Path, keys: dict[str, str], line: str) -> None:
+def test_what_cannot_work_is_refused_in_one_line(tmp_path: Path, keys: dict[str, Any], line: str) -> None:
     with pytest.raises(ConfigError) as error:
         load(tmp_path, **keys)
     (said,) = str(error.value).splitlines()
