@@ -74,13 +74,11 @@ class Machines(RendezvousHandler):
         while True:
             try:
                 if self.store is None:
-                    self.store = enter(replace(self.place, timeout=int(timeout)), self.place.number == 0)
+                    self.store = enter(replace(self.place, timeout=int(timeout)), self.place.number == 0, self._look)
                 self.attempt = self._join(self.store, wanted, timeout)
                 return
             except DistError as error:
                 self.store = None
-                if wanted and self.ended():  # machine 0 has left because nothing is left to do
-                    self._end()
                 if not self.max_restarts or time.monotonic() > deadline:
                     raise RendezvousError(f"{self.place}: machine 0 left before all had come; its own message says why") from error
 
@@ -112,6 +110,11 @@ class Machines(RendezvousHandler):
                     time.sleep(OFTEN)
                     gone = self.store.add("left", 0)
 
+    def _look(self) -> None:
+        """Ends if the run has ended meanwhile: the machines that are waited for have left, and nothing is left to do."""
+        if self.ended():
+            self._end()
+
     def _end(self) -> NoReturn:
         """Ends instead of a restart that the run no longer needs."""
         self.leave()
@@ -127,6 +130,7 @@ class Machines(RendezvousHandler):
         while not keys or not store.check(keys):
             if store.check(["ended"]):
                 self._end()
+            self._look()
             if (now := _number(store)) != attempt:
                 attempt, deadline = now, time.monotonic() + timeout
                 keys = self._come(store, attempt)
@@ -155,7 +159,7 @@ class Machines(RendezvousHandler):
             return keys
         if not self.max_restarts or _lives(store, holder.partition(" ")[0]):
             raise RendezvousError(f"{self.place}: another one has this rank, or was started again while the others continued")
-        if any(store.check([key]) for key in self._done(attempt)):
+        if self.ended() or store.check([self._done(attempt)[0]]):  # another machine's processes end before the main one
             store.set(self._done(attempt)[self.place.number], "")
             raise RendezvousGracefulExitError("the run has ended")
         self._ask(store, attempt + 1)

@@ -5,6 +5,7 @@ import queue
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -65,21 +66,22 @@ def meet(meeting: Rendezvous, hosts: bool) -> Store:
     return store
 
 
-def enter(meeting: Rendezvous, hosts: bool) -> TCPStore:
+def enter(meeting: Rendezvous, hosts: bool, look: Callable[[], None] = lambda: None) -> TCPStore:
     """Connects to the store of the rendezvous without waiting for the others.
 
     Args:
         hosts: whether this process serves the store.
+        look: called while nobody serves it. An exception in it ends the waiting.
 
     Raises:
         RendezvousError: nobody serves it within the timeout, or the port is in use.
     """
     if not hosts:
-        _knock(meeting, time.monotonic() + meeting.timeout)
+        _knock(meeting, time.monotonic() + meeting.timeout, look)
     return _connect(meeting, hosts)
 
 
-def _knock(meeting: Rendezvous, deadline: float) -> None:
+def _knock(meeting: Rendezvous, deadline: float, look: Callable[[], None]) -> None:
     """Waits until the port accepts connections. Torch itself would print each attempt with a stack trace."""
     while True:
         try:
@@ -91,6 +93,7 @@ def _knock(meeting: Rendezvous, deadline: float) -> None:
                     f"{meeting}: waited {meeting.timeout} s, and nobody is there ({error.strerror or error}); was number 0 started, "
                     "and are address and port (--main_process_ip, --main_process_port) its own?"
                 ) from error
+            look()
             time.sleep(0.2)
 
 

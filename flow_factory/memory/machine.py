@@ -71,7 +71,8 @@ def disk_lines(config: RunConfig, weights: Weights) -> list[str]:
     most = written(config)
     if most is None:
         return [f"checkpoints: {each}; all are kept (log.keep_last_n: null); {_gb(free)} GB are free under {log.save_dir}"]
-    why = f"log.keep_last_n: {log.keep_last_n}, and the one that is written" if log.keep_last_n else "all of them stay"
+    best = ", the best" if log.keep_best else ""
+    why = f"log.keep_last_n: {log.keep_last_n}{best}, and the one that is written" if log.keep_last_n else "all of them stay"
     fits = "" if most * (saved + state) < free else ", which is NOT enough: lower log.keep_last_n, or set log.save_dir to another disk"
     much = f"up to {most} at a time ({why}): {_gb(most * (saved + state))} GB"
     return [f"checkpoints: {each}, {much}; {_gb(free)} GB are free under {log.save_dir}{fits}"]
@@ -84,6 +85,9 @@ def _gb(size: float) -> str:
 def written(config: RunConfig) -> int | None:
     """The largest number of checkpoints at a time; None if it grows until the run is stopped."""
     log, epochs = config.log, config.train.max_epochs
-    made = None if epochs is None else 1 if not log.save_freq else -(-epochs // log.save_freq)
-    kept = None if log.keep_last_n is None else log.keep_last_n + 1
+    every = 1 if log.save_minutes else log.save_freq  # of what is known before, an epoch takes so many minutes
+    made = None if epochs is None else 1 if not every else -(-epochs // every)
+    if made is not None and epochs is not None and log.keep_best and config.eval.eval_freq:
+        made = min(epochs, made + epochs // config.eval.eval_freq)
+    kept = None if log.keep_last_n is None else log.keep_last_n + 1 + bool(log.keep_best)
     return min((n for n in (made, kept) if n is not None), default=None)

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCardData
 from flow_factory import __version__
 from flow_factory.checkpoints.lora_file import LORA_FILE, PEFT_CONFIG
 from flow_factory.config import RunConfig, dump_config
+from flow_factory.config.datasets import trained_on
 from flow_factory.models import MODELS
 from flow_factory.reporting.curves import plain
 from flow_factory.reporting.metrics import evaluations_in, read_metrics
@@ -120,9 +121,10 @@ def _optimised(what: Published) -> str:
     lines = [markdown_table(("reward", "model", "weight"), rows)] if rows else []
     many = f"{train.unique_sample_num_per_epoch} prompts an epoch, {train.group_size} samples each"
     done = f"{what.last} epochs, " if what.last is not None else ""
-    lines.append(f"{done}{many}; learning rate {train.learning_rate:g}; data: `{Path(config.data.dataset_dir).name}`.")
+    data = [Path(dataset.config.data.dataset_dir).name for dataset in trained_on(config)]
+    lines.append(f"{done}{many}; learning rate {train.learning_rate:g}; data: {', '.join(f'`{name}`' for name in data)}.")
     if what.prompts:
-        lines.append("Prompts of the data set:\n\n" + "\n".join(f"- {_code(prompt)}" for prompt in what.prompts))
+        lines.append("Prompts of the data:\n\n" + "\n".join(f"- {_code(prompt)}" for prompt in what.prompts))
     return "\n\n".join(lines)
 
 

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from flow_factory import __version__
-from flow_factory.config import RunConfig
+from flow_factory.config import DataConfig, RunConfig
+from flow_factory.config.datasets import trained_on
 from flow_factory.data.sources import has_split, open_split
 from flow_factory.reporting.metrics import records_of
 from flow_factory.reporting.report import first_and_last
 from flow_factory.utils.errors import UserError
 
 PROMPTS = 3
-"""Of the data set that are named."""
+"""Of each data set that are named."""
 
 
 def provenance(config: RunConfig, folder: Path | None, checkpoint: str) -> dict[str, str]:
@@ -23,13 +24,14 @@ def provenance(config: RunConfig, folder: Path | None, checkpoint: str) -> dict[
         folder: the run's, with its metrics; None: they are not known.
         checkpoint: its name.
     """
+    places = {dataset.name: dataset.config.data.dataset_dir for dataset in trained_on(config)}
     said: dict[str, Any] = {
         "version": __version__,
         "base_model": config.model.model_name_or_path,
         "model_type": config.model.model_type,
         "trainer_type": config.train.trainer_type,
         "checkpoint": checkpoint,
-        "data": config.data.dataset_dir,
+        "data": places if config.data.datasets else config.data.dataset_dir,
         "prompts": prompts_of(config),
         "rewards": {reward.name: reward.weight for reward in config.rewards},
         "evaluation": _evaluation(folder),
@@ -38,10 +40,13 @@ def provenance(config: RunConfig, folder: Path | None, checkpoint: str) -> dict[
 
 
 def prompts_of(config: RunConfig) -> list[str]:
-    """The first of the data set, where it is on this machine."""
-    split = config.data.train_split
+    """The first of each data set that is trained on, where it is on this machine."""
+    return [prompt for dataset in trained_on(config) for prompt in _prompts_of(dataset.config.data)]
+
+
+def _prompts_of(data: DataConfig) -> list[str]:
     try:
-        rows = open_split(config.data, split, PROMPTS) if has_split(config.data, split) else []
+        rows = open_split(data, data.train_split, PROMPTS) if has_split(data, data.train_split) else []
         return [row.prompt for row in islice(rows, PROMPTS)]
     except UserError:
         return []  # of another machine: the weights are what counts

@@ -20,6 +20,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from pydantic import BaseModel, ConfigDict
 from safetensors import safe_open
 
+import flow_factory
 from flow_factory.checkpoints.checkpoint import CheckpointError, plainly
 from flow_factory.checkpoints.state_files import INDEX, Stored
 from flow_factory.config import RunConfig, config_tree
@@ -235,5 +236,5 @@ def code_of(trainer: "Trainer") -> str:
     """sha256 of the program, and of the modules of a user's own adapter, algorithm and rewards."""
     own = [trainer.context.adapter, trainer.context.algorithm, *(reward.model for reward in trainer.context.rewards.rewards)]
     modules = {sys.modules[c.__module__] for one in own for c in type(one).__mro__}
-    files = {str(f) for f in Path(__file__).parent.rglob("*.py")} | {f for m in modules if (f := getattr(m, "__file__", None))}
+    files = {str(f) for f in Path(flow_factory.__file__).parent.rglob("*.py")} | {f for m in modules if (f := getattr(m, "__file__", None))}
     return hashlib.sha256("".join(file_sha256(f) for f in sorted(files)).encode()).hexdigest()

@@ -13,7 +13,7 @@ from flow_factory.utils.signals import Interrupted
 
 LONGEST = 400
 """The largest number of characters of a foreign message: the answer of a server may be a whole page."""
-OURS = str(Path(__file__).parent)
+OURS = str(Path(__file__).parents[1])
 LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}) + ("<",)
 """Prefixes of files that are not the user's own, with "<frozen importlib>" and the like."""
 

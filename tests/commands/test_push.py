@@ -1,5 +1,6 @@
 """`ff-export --card` and `--push`, and `log.push_to_hub`: the card is the run's, the upload is the folder, and no token is printed."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,10 @@ from flow_factory.checkpoints.checkpoint import newest
 from flow_factory.commands.export import main
 from flow_factory.config import load_config
 from flow_factory.reporting.model_card import Published, model_card
+from flow_factory.runs.provenance import prompts_of, provenance
 from tests.tiny.push_hub import push_hub
 from tests.tiny.run import environment, tiny, write_run
+from tests.tiny.two_datasets import DATASETS, write_two
 
 TOKEN = "hf_" + "s" * 34
 
@@ -28,6 +31,14 @@ def test_a_card_names_base_rewards_and_how_to_load(tmp_path: Path) -> None:
     text = card.text
     assert f'from_pretrained("{base}"' in text and 'pipe.load_lora_weights("me/shapes")' in text and "| size " in text
     assert "- `a 'b' # c`" in text, "no text of a prompt is Markdown"
+
+
+def test_a_card_and_a_header_name_each_data_set_that_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where `data`, the default of dataset_dir, is another data set
+    config = load_config(write_two(tmp_path, [DATASETS[0], {key: value for key, value in DATASETS[1].items() if key != "train"}]))
+    said = json.loads(provenance(config, None, "epoch_1")["flow_factory"])
+    assert said["data"] == {"words": f"{tmp_path}/words"} and said["prompts"] == prompts_of(config) == ["word 0", "word 1", "word 2"]
+    assert "data: `words`." in model_card(Published(config, tmp_path, None, "epoch_2", "me/shapes"))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The launchers of several machines, here threads over a real store: they meet at one attempt, whoever asks for a restart, and however."""
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -161,16 +162,42 @@ def test_a_process_that_died_after_the_run_had_ended_is_not_started_anew(two: Tw
 
 def test_machine_0_that_leaves_as_the_run_ends_is_not_waited_for(two: Two) -> None:
     """The other one asked for a restart while the run was in its last steps."""
-    asked = threading.Event()
-    over = iter([False, True])
-    two.second.ended = lambda: (asked.set(), next(over))[1]
     late = two.start(two.second)
-    asked.wait(60)
     while not two.first.num_nodes_waiting():
         pass
     two.first.store = two.first = None  # type: ignore[assignment]
+    assert not late[0].done()
+    two.second.ended = lambda: True
     with pytest.raises(RendezvousGracefulExitError, match="the run has ended"):
         late[0].result(20)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_launcher_that_is_started_as_the_run_ends_does_not_wait_for_who_has_left(
+    two: Two, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It found no end when it began: of the former one, the processes had ended before the main one."""
+    monkeypatch.setattr(module, "LEAVING", 0.0)
+    two.first.store = two.second.store = two.first = two.second = None  # type: ignore[assignment]
+    new = two.launcher(number)
+    late = two.start(new)
+    time.sleep(0.3)
+    assert not late[0].done()
+    new.ended = lambda: True
+    with pytest.raises(RendezvousGracefulExitError, match="the run has ended"):
+        late[0].result(20)
+
+
+def test_a_machine_that_is_done_before_the_main_process_can_be_needed_again(two: Two) -> None:
+    """Its launcher is killed, and started anew, before the main process has ended: that may die, too."""
+    assert not two.second.all_done()
+    two.second = two.launcher(1)
+    (new,) = two.start(two.second)
+    while not two.first.num_nodes_waiting():
+        assert not new.done()
+    two.first.meet()
+    new.result(60)
+    assert two.attempts == (1, 1)
 
 
 def test_who_dies_after_the_run_has_ended_is_not_waited_for(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:

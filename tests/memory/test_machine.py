@@ -56,6 +56,10 @@ def test_a_checkpoint_takes_what_a_check_says(keys: tuple[str, ...], tmp_path: P
     (("train.max_epochs=25", "log.save_freq=10", "log.keep_last_n=null"), 3), (("train.max_epochs=25", "log.save_freq=0"), 1),
     (("train.max_epochs=25", "log.save_freq=5", "log.keep_last_n=2"), 3), (("train.max_epochs=null", "log.keep_last_n=2"), 3),
     (("train.max_epochs=null", "log.keep_last_n=null"), None),
+    (("train.max_epochs=25", "log.save_freq=0", "log.save_minutes=30", "log.keep_last_n=2"), 3),
+    (("train.max_epochs=25", "log.save_freq=10", "log.save_minutes=30", "log.keep_last_n=null"), 25),
+    (("train.max_epochs=25", "log.save_freq=5", "log.keep_best=eval/reward_mean", "log.keep_last_n=2"), 4),
+    (("train.max_epochs=25", "log.save_freq=0", "log.keep_best=eval/reward_mean", "log.keep_last_n=null", "eval.eval_freq=5"), 6),
 ])  # fmt: skip
 def test_the_one_that_is_written_is_there_beside_those_that_stay(keys: tuple[str, ...], many: int | None) -> None:
     assert written(load_config(ROOT / "examples/grpo/lora/flux1.yaml", keys)) == many

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from flow_factory.config import ConfigError, load_config
+from flow_factory.core.ema import decay_after
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards import REWARDS, PointwiseRewardModel, groupwise
 from flow_factory.rewards.loading import compares, require_rewards
@@ -56,6 +57,10 @@ async def later(images: list) -> list[float]:
 
 def raises(images: list) -> list[float]:
     raise ValueError("no such picture")
+
+
+def misuses(images: list) -> list[float]:
+    return [float(decay_after(None, 1))]  # type: ignore[arg-type]
 
 
 class Sized:
@@ -121,6 +126,8 @@ def test_what_cannot_be_called_by_name_is_refused(name: str, message: str) -> No
 def test_what_a_function_raises_names_its_line_and_a_slip_is_found_before_it_is_imported(tmp_path: Any) -> None:
     with pytest.raises(RewardError, match=r"reward 'raises' failed on 1 sample of row 5: ValueError: no such picture \(\S+.py:\d+"):
         loaded(entry("raises")).score([Row(5, "a")], [pictures(1)])
+    with pytest.raises(RewardError, match=r"AttributeError: .* \(\S+/test_functions.py:\d+, in misuses\)"):
+        loaded(entry("misuses")).score([Row(5, "a")], [pictures(1)])
     write_run(tmp_path)
     (tmp_path / "mine.py").write_text("def light(images):\n    return [0.0 for _ in images]\n")
     assert load_config("tiny.yaml", ["rewards.reward_model=mine.light"]).rewards[0].reward_model == "mine.light"

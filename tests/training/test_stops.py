@@ -239,7 +239,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
-def test_what_is_damaged_or_anothers_is_dropped_with_one_line(tmp_path: Path, unbroken: Path) -> None:
+def test_what_is_damaged_or_anothers_is_dropped_with_one_line(tmp_path: Path, unbroken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tiny(tmp_path, *KEYS, "eval.eval_freq=0")
     stop(run, SAMPLE, 2)
     checkpoint = run.folder / "checkpoints" / "epoch_0"
@@ -257,6 +257,11 @@ def test_what_is_damaged_or_anothers_is_dropped_with_one_line(tmp_path: Path, un
     trainer.collector.context = replace(trainer.context, rows=others)
     assert ".jsonl:" in (line := str(kept_rollouts.restore(trainer, checkpoint))) and "or its condition, has changed" in line
     trainer.collector.context = trainer.context
+    read: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(kept_rollouts, "file_sha256", lambda file: read.append(file) or "")
+        kept_rollouts.code_of(trainer)
+    assert {"core", "models", "rewards", "training", "utils"} <= {Path(file).parent.name for file in read}, "of every room"
     assert kept_rollouts.restore(trainer, checkpoint) == "2 micro-batches of epoch 1 are there"
     assert trainer.collector.done is not None and len(trainer.collector.done.rollouts) == 2
 
