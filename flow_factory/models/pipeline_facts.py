@@ -9,8 +9,10 @@ PROJECTIONS = (
     "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "to_q_t", "to_k_t", "to_v_t", "to_out_t",
 )  # fmt: skip
 """The attention projections, as diffusers names them."""
-TEXTS = ("encode_prompt", "encode_prompt_multiple_images", "rewire_prompt")
-"""Methods of pipelines that turn texts into what the transformer takes; only they need the text encoders."""
+TEXTS = ("encode_prompt", "encode_prompt_multiple_images", "rewire_prompt", "generate_prior_tokens")
+"""Methods of pipelines that turn texts into what the transformer takes; only they need the text encoders.
+
+The last, of GLM-Image, draws tokens: a row's samples have the same ones."""
 ONE_AT_A_TIME = ("AutoencoderKLHunyuanVideo15",)
 """VAEs whose attention takes one sample."""
 ASKED = ("prompt", "num_inference_steps", "generator")

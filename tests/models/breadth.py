@@ -46,6 +46,7 @@ REFUSED = {
     "skyreels_v2_df_v2v": "steps the parts of a sample, such as its frames, by schedulers of their own",
     "easyanimate_control": "got an unexpected keyword argument 'text_encoder_index'",
     "ltx_long_multi_prompt": "LTXI2VLongMultiPromptPipeline",
+    "glm_image_edit": "to have 16 channels, but got 1 channels",
     "dreamlite": "it has no transformer",
     "visualcloze": "it has no argument prompt",
     "ltx2_dfr": "it has no argument num_inference_steps",

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from transformers.utils import is_torchvision_available
 
 from tests.tiny.parts import seeded
-from tests.tiny.text import clip_tokenizer, mistral_tokenizer, qwen_tokenizer, t5_tokenizer
+from tests.tiny.text import clip_tokenizer, llava_tokenizer, mistral_tokenizer, qwen_tokenizer, t5_tokenizer
 
 WIDTH = 16
 
@@ -61,6 +61,20 @@ def mistral3() -> PreTrainedModel:
         vision_feature_layer=-1,
     )
     return seeded(transformers.Mistral3ForConditionalGeneration, config)
+
+
+def llava(layers: int = 4) -> PreTrainedModel:
+    """Its pictures have 4 tokens."""
+    tokens = llava_tokenizer()
+    config = transformers.LlavaConfig(
+        text_config={"model_type": "llama", **_decoder(tokens, layers)},
+        vision_config={"model_type": "clip_vision_model", "image_size": 16, "patch_size": 8, **VISION},
+        image_token_index=tokens.convert_tokens_to_ids("<image>"),
+        image_seq_length=4,
+        pad_token_id=tokens.pad_token_id,
+        vision_feature_layer=-1,
+    )
+    return seeded(transformers.LlavaForConditionalGeneration, config)
 
 
 def gemma3(tokens: PreTrainedTokenizerBase) -> PreTrainedModel:

@@ -114,9 +114,24 @@ def llama_tokenizer() -> PreTrainedTokenizerFast:
     return _fast((bos, eos), bos, bos_token=bos, eos_token=eos, model_max_length=512)
 
 
+def llava_tokenizer() -> PreTrainedTokenizerFast:
+    bos, eos, pad = "<|begin_of_text|>", "<|eot_id|>", "<pad>"
+    first = (bos, eos, pad, "<image>", "<|end_header_id|>")
+    return _fast(first, bos, bos_token=bos, eos_token=eos, pad_token=pad, model_max_length=512)
+
+
 def glm_tokenizer() -> PreTrainedTokenizerFast:
     end = "<|endoftext|>"
     return _fast((end, "[gMASK]", "<sop>"), "[gMASK] <sop>", eos_token=end, pad_token=end, padding_side="left", model_max_length=1024)
+
+
+def glm_image_tokenizer() -> PreTrainedTokenizerFast:
+    start, end, pad, named = "<sop>", "<eop>", "<pad>", {"image": "<|image|>", "grid_bos": "<|grid|>", "grid_eos": "<|/grid|>"}
+    return _fast(
+        (start, end, pad, *named.values()), start, bos_token=start, eos_token=end, pad_token=pad, padding_side="left",
+        model_max_length=1024, extra_special_tokens={f"{name}_token": token for name, token in named.items()},
+        chat_template="{%- for m in messages %}{% for c in m.content %}{% if c.type == 'image' %}<|image|>{% else %}{{ c.text }}"
+        "{% endif %}{% endfor %}{% endfor %}")  # fmt: skip
 
 
 def mistral_tokenizer() -> PreTrainedTokenizerFast:

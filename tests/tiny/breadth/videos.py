@@ -8,9 +8,9 @@ import transformers
 from tests.tiny import generic_pipelines as generic
 from tests.tiny.breadth.components import hunyuan10_vae, llama_with_pad, talking_qwen
 from tests.tiny.breadth.registry import HUNYUAN, SMALL, Medium, also, case, made, reuse
-from tests.tiny.encoders import WIDTH, _qwen25_vl_config, clip_text, image_processor, language
+from tests.tiny.encoders import WIDTH, _qwen25_vl_config, clip_images, clip_text, image_processor, language, llava
 from tests.tiny.parts import euler, lively, seeded, wan_vae
-from tests.tiny.text import clip_tokenizer, gemma_tokenizer
+from tests.tiny.text import clip_tokenizer, gemma_tokenizer, llava_tokenizer
 
 
 def _hunyuan(**kwargs: Any) -> Any:
@@ -128,3 +128,24 @@ def easyanimate_control() -> Any:
 @case("easyanimate_inpaint", "EasyAnimateInpaintPipeline", call=EASY, columns={"video": Medium("video", 16)}, negative=True)
 def easyanimate_inpaint() -> Any:
     return _easyanimate("EasyAnimateInpaintPipeline", in_channels=9)
+
+
+LLAVA = {"template": "<image> a<|end_header_id|> a<|end_header_id|>{}<|eot_id|> a a a<|end_header_id|>", "crop_start": 6,
+         "image_emb_start": 1, "image_emb_end": 5, "image_emb_len": 4}  # fmt: skip
+
+
+def _hunyuan_i2v(kind: str, **transformer: Any) -> Any:
+    parts = hunyuan_video().components | {"text_encoder": llava(), "tokenizer": llava_tokenizer()}
+    return d.HunyuanVideoImageToVideoPipeline(
+        **parts | {"transformer": _hunyuan(image_condition_type=kind, **transformer)}, image_processor=clip_images(16)
+    )
+
+
+@case("hunyuan_video_i2v", "HunyuanVideoImageToVideoPipeline", call={**HUNYUAN, "prompt_template": LLAVA}, columns=SMALL)
+def hunyuan_video_i2v() -> Any:
+    return _hunyuan_i2v("latent_concat", in_channels=9)
+
+
+@case("hunyuan_video_i2v_replaced", "HunyuanVideoImageToVideoPipeline", call={**HUNYUAN, "prompt_template": LLAVA}, columns=SMALL)
+def hunyuan_video_i2v_replaced() -> Any:
+    return _hunyuan_i2v("token_replace")
