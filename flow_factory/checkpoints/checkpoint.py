@@ -20,7 +20,7 @@ from typing import Literal
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
-from flow_factory.checkpoints.lora_file import LORA_FILE, PEFT_FILE, lora_file
+from flow_factory.checkpoints.lora_file import LORA_FILE, PEFT_FILE, holds_lora, lora_file
 from flow_factory.utils.errors import UserError, file_errors
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -87,7 +87,10 @@ def model_kind(path: Path) -> Literal["lora", "full"]:
     """
     with file_errors("model.resume_path", path, "name a checkpoint that can be read", CheckpointError):
         here = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
-    if path.suffix == ".safetensors" and path.is_file() or any(map(lora_file, (path, *path.glob("transformer*")))):
+    if path.suffix == ".safetensors" and path.is_file():
+        with plainly(path, "is damaged"):
+            return "lora" if holds_lora(path) else "full"
+    if any(map(lora_file, (path, *path.glob("transformer*")))):
         return "lora"
     if any(path.glob("*/config.json")) or ("config.json" in here and any(map(SHARD.fullmatch, here))):
         return "full"

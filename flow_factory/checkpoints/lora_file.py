@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from flow_factory.utils.tensor_file import write_tensors
+from flow_factory.utils.tensor_file import read_header, write_tensors
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """For `pipe.load_lora_weights(folder)`."""
@@ -24,6 +24,11 @@ PEFT_FILE = "adapter_model.safetensors"
 """For `PeftModel.from_pretrained(model, folder)`, which knows the same tensors by other names only."""
 PEFT_CONFIG = "adapter_config.json"
 PREFIXES = ("base_model.model.", "transformer.")
+MAGNITUDE = ".lora_magnitude_vector"
+UNLIKE = (".dora_scale", ".hada_w1_a", ".lokr_w1", ".lokr_w1_a", ".oft_blocks", ".diff", ".diff_b")
+"""Tensors of which other kinds of adapters are made, and of kohya's DoRA, whose norms may be of columns."""
+ADAPTERS = (".lora", ".alpha.", ".hada_", ".lokr_", ".oft_", ".dora_scale.", "_lora.")
+"""What names of an adapter's tensors have in them."""
 MANY = 6
 """Layers that a message names."""
 
@@ -33,7 +38,8 @@ class Lora:
     """A LoRA of one transformer."""
 
     tensors: Mapping[str, Tensor]
-    """As PEFT names them within the transformer: `<layer>.lora_A.weight` (rank, in), `<layer>.lora_B.weight` (out, rank)."""
+    """As PEFT names them within the transformer: `<layer>.lora_A.weight` (rank, in), `<layer>.lora_B.weight` (out, rank), and of a DoRA
+    `<layer>.lora_magnitude_vector` (out,)."""
     alpha: float | None
     """None where nothing says it: then every layer's scale is 1, as diffusers has it."""
     alphas: Mapping[str, float] = field(default_factory=dict)
@@ -43,11 +49,19 @@ class Lora:
     unlike: str | None = None
     """A kind of LoRA that is not computed here."""
 
+    def rank(self, layer: str) -> int:
+        return len(self.tensors[f"{layer}.lora_A.weight"])
+
     def scale_of(self, layer: str) -> float:
         """What the product of a layer's matrices is multiplied by."""
-        rank = len(self.tensors[f"{layer}.lora_A.weight"])
+        rank = self.rank(layer)
         alpha = self.alphas.get(layer, self.alpha)
         return 1.0 if alpha is None else alpha / (math.sqrt(rank) if self.rslora else rank)
+
+    @property
+    def dora(self) -> bool:
+        """Whether it has magnitudes."""
+        return any(name.endswith(MAGNITUDE) for name in self.tensors)
 
     @property
     def layers(self) -> list[str]:
@@ -75,10 +89,20 @@ def lora_file(folder: Path) -> Path | None:
     return next((folder / name for name in (LORA_FILE, PEFT_FILE) if (folder / name).is_file()), None)
 
 
+def holds_lora(file: Path) -> bool:
+    """Whether a safetensors file is of an adapter, and not of all weights, by the names of its tensors.
+
+    Raises:
+        OSError, ValueError: it cannot be read or is damaged.
+    """
+    names = list(read_header(file))
+    return not names or any(part in f"{name}." for name in names for part in ADAPTERS)
+
+
 def lora_in(module: Any, weights: Mapping[str, Tensor] | None = None) -> Lora:
     """What a model has, or these weights of it in its place."""
     tensors = get_peft_model_state_dict(module, state_dict=None if weights is None else dict(weights))
-    return Lora(tensors, module.peft_config["default"].lora_alpha)
+    return read_tensors(tensors, module.peft_config["default"].to_dict())
 
 
 def some_of(layers: Sequence[str], most: int = 3) -> str:
@@ -112,11 +136,11 @@ def read_tensors(named: Mapping[str, Tensor], said: Mapping[str, Any]) -> Lora:
     tensors = {plain_name(name): tensor for name, tensor in named.items()}
     alphas = {name.removesuffix(".alpha"): float(t) for name, t in tensors.items() if name.endswith(".alpha") and t.numel() == 1}
     weights = {name: tensor for name, tensor in tensors.items() if not name.endswith(".alpha")}
-    dora = said.get("use_dora") or any(name.endswith((".dora_scale", ".lora_magnitude_vector.weight")) for name in weights)
+    unlike = next((name.rpartition(".")[2] for name in weights if name.endswith(UNLIKE)), None)
     alpha = said.get("lora_alpha")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float | None):
         raise ValueError(f"lora_alpha is {str(alpha)[:40]!r}, no number")
-    found = Lora(weights, alpha, rslora=bool(said.get("use_rslora")), unlike="use_dora" if dora else None)
+    found = Lora(weights, alpha, rslora=bool(said.get("use_rslora")), unlike=unlike)
     pattern = said.get("alpha_pattern") or {}
     if not isinstance(pattern, dict) or not all(isinstance(value, int | float) for value in pattern.values()):
         raise ValueError("alpha_pattern is no object of numbers")
@@ -188,12 +212,18 @@ def plain_name(name: str) -> str:
     """Of a LoRA's tensor in a transformer, as `Lora.tensors` has it."""
     for prefix in PREFIXES:
         name = name.removeprefix(prefix)
+    if MAGNITUDE in name:
+        return name.partition(MAGNITUDE)[0] + MAGNITUDE
     return re.sub(r"\.(lora_[AB])\.default\.", r".\1.", name).replace(".lora_down.", ".lora_A.").replace(".lora_up.", ".lora_B.")
 
 
 def _kind_of(name: str) -> str:
     """A layer's name within its block, as `target_modules` has it: `attn.to_q` of `blocks.3.attn.to_q.lora_A.weight`."""
-    layer = re.sub(r"\.lora_[AB]\..*", "", name)
+    return kind_of_layer(name.partition(".lora_")[0])
+
+
+def kind_of_layer(layer: str) -> str:
+    """A layer's name within its block."""
     return re.sub(r"^.*?\.\d+\.", "", layer, count=1)
 
 

@@ -12,7 +12,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from flow_factory.checkpoints.checkpoint import CheckpointError
-from flow_factory.checkpoints.lora_file import LORA_FILE, Lora, diffusers_header, write_peft
+from flow_factory.checkpoints.lora_file import LORA_FILE, MAGNITUDE, Lora, diffusers_header, write_peft
 from flow_factory.checkpoints.original_names import Target, linear_shapes, names_of, targets_of
 from flow_factory.utils.tensor_file import write_tensors
 
@@ -38,16 +38,21 @@ class Update:
     scale: float
 
 
-def updates_of(lora: Lora) -> dict[str, Update]:
+def updates_of(lora: Lora, magnitudes: bool = False) -> dict[str, Update]:
     """Of each layer.
+
+    Args:
+        magnitudes: whether the caller takes those of a DoRA into account.
 
     Raises:
         CheckpointError: a layer has one matrix only, or more than two.
     """
     downs = {name.removesuffix(".lora_A.weight"): t for name, t in lora.tensors.items() if name.endswith(".lora_A.weight")}
     ups = {name.removesuffix(".lora_B.weight"): t for name, t in lora.tensors.items() if name.endswith(".lora_B.weight")}
-    if downs.keys() != ups.keys() or len(downs) + len(ups) != len(lora.tensors):
-        raise CheckpointError("it is no plain LoRA: a layer has other tensors than its two matrices; write diffusers, peft or merged")
+    others = {name for name in lora.tensors if not (magnitudes and name.endswith(MAGNITUDE))}
+    if downs.keys() != ups.keys() or len(downs) + len(ups) != len(others):
+        what = "DoRA, which these formats do not carry as it was trained" if lora.dora else "no plain LoRA: a layer has not two matrices"
+        raise CheckpointError(f"it is {what}; write diffusers, peft or merged")
     return {layer: Update(down, ups[layer], lora.scale_of(layer)) for layer, down in downs.items()}
 
 
@@ -118,12 +123,12 @@ def file_of(file: Path, component: str, several: bool) -> Path:
 
 def adapter_config(lora: Lora) -> LoraConfig:
     """PEFT's config of a LoRA."""
-    ranks = {layer: len(lora.tensors[f"{layer}.lora_A.weight"]) for layer in lora.layers}
+    ranks = {layer: lora.rank(layer) for layer in lora.layers}
     rank = Counter(ranks.values()).most_common(1)[0][0]
     scales = {layer: lora.scale_of(layer) * ranks[layer] for layer in lora.layers}
     alpha: Any = Counter(scales.values()).most_common(1)[0][0]
     return LoraConfig(
-        r=rank, lora_alpha=int(alpha) if alpha == int(alpha) else alpha, target_modules=lora.layers,
+        r=rank, lora_alpha=int(alpha) if alpha == int(alpha) else alpha, target_modules=lora.layers, use_dora=lora.dora,
         rank_pattern={f"^{re.escape(layer)}": r for layer, r in ranks.items() if r != rank},
         alpha_pattern={f"^{re.escape(layer)}": a for layer, a in scales.items() if a != alpha},
     )  # fmt: skip
@@ -158,7 +163,8 @@ def original(lora: Lora, format: str, kind: str, width: Width) -> tuple[dict[str
         if alphas:
             tensors[f"{name}.alpha"] = torch.tensor(update.scale * len(update.down), dtype=torch.float32)
     ranks = Counter(len(u.down) for u in updates.values())
-    return tensors, {"ss_network_dim": str(max(ranks)), "ss_network_alpha": f"{lora.scaled:g}"} if kohya else {}
+    alpha = Counter(u.scale * len(u.down) for u in updates.values()).most_common(1)[0][0]
+    return tensors, {"ss_network_dim": str(max(ranks)), "ss_network_alpha": f"{alpha:g}"} if kohya else {}
 
 
 def _fused(target: Target, updates: Mapping[str, Update], width: Width) -> Update:

@@ -26,6 +26,8 @@ def by_module_names(file: str, lora: Lora, module: Any) -> Lora:
     shapes = linear_shapes(module)
     if all(layer in shapes for layer in lora.layers):
         return lora
+    if lora.dora:
+        raise CheckpointError(f"{file} is a DoRA whose layers have other names than {type(module).__name__}'s; merge it into the model")
     targets, unknown = _spellings(module, shapes), []
     tensors: dict[str, Tensor] = {}
     alphas: dict[str, float] = {}

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from flow_factory.checkpoints.checkpoint import CheckpointError
-from flow_factory.checkpoints.lora_file import Lora
+from flow_factory.checkpoints.lora_file import MAGNITUDE, Lora
 from flow_factory.checkpoints.lora_formats import updates_of
 
 
@@ -20,11 +20,14 @@ def merge_lora(module: Any, lora: Lora, scale: float = 1.0) -> None:
         CheckpointError: a layer is not there, or has another shape.
     """
     linear = dict(module.named_modules())
-    for layer, update in updates_of(lora).items():
+    for layer, update in updates_of(lora, magnitudes=True).items():
         weight = getattr(linear.get(layer), "weight", None)
         shape = (len(update.up), update.down.shape[1])
         if weight is None or tuple(weight.shape) != shape:
             there = "is not there" if weight is None else f"is {list(weight.shape)} and not {list(shape)}"
             raise CheckpointError(f"the LoRA is of another model than {type(module).__name__}: its layer {layer} {there}")
-        change = update.up.float() @ update.down.float() * (scale * update.scale)
-        weight.copy_((weight.float() + change.to(weight.device)).to(weight.dtype))
+        changed = weight.float() + (update.up.float() @ update.down.float() * (scale * update.scale)).to(weight.device)
+        if lora.dora:
+            magnitude = lora.tensors[layer + MAGNITUDE].to(weight.device).float()
+            changed *= (magnitude / torch.linalg.norm(changed, dim=1))[:, None]
+        weight.copy_(changed.to(weight.dtype))

@@ -1,7 +1,7 @@
 """Files of trained weights, LoRA or full, written for diffusers and PEFT, and read from both."""
 
 import json
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from flow_factory.checkpoints.checkpoint import SHARD, WEIGHTS, CheckpointError, model_kind, plainly
 from flow_factory.checkpoints.lora_file import Lora, lora_file, lora_in, read_lora, save_lora
-from flow_factory.checkpoints.lora_fit import as_own, require_fit
+from flow_factory.checkpoints.lora_fit import Form, as_own, require_fit
 from flow_factory.checkpoints.lora_names import by_module_names
 from flow_factory.checkpoints.original_names import linear_shapes
+from flow_factory.checkpoints.single_file import by_own_names, shapes_in
+from flow_factory.models.base import ModelAdapter
 from flow_factory.policy.lora import MAIN, role_of
 from flow_factory.policy.policy import Policy
 from flow_factory.utils.tensor_file import write_tensors
@@ -94,8 +96,10 @@ def _load_lora(path: Path, component: str, module: Any) -> Callable[[], object]:
     saved = by_module_names(str(file), saved, module)
     shapes = {name: t.shape for name, t in here.tensors.items()}
     linear = linear_shapes(module)
-    require_fit("model.resume_path", str(file), saved, here.ranks[0], linear, {name: linear[name] for name in here.layers})
-    own = as_own(saved, shapes, here.ranks[0], here.scaled, start=here.tensors)
+    ranks = dict.fromkeys(linear, here.ranks[-1]) | {layer: here.rank(layer) for layer in here.layers}
+    own_form = Form(lambda layer: ranks.get(layer, here.ranks[-1]), here.scale_of, here.dora)
+    require_fit("model.resume_path", str(file), saved, own_form, linear, {name: linear[name] for name in here.layers})
+    own = as_own(saved, shapes, here.scale_of, start=here.tensors)
     return lambda: set_peft_model_state_dict(module, own)
 
 
@@ -126,11 +130,13 @@ def lora_at(path: Path, component: str) -> tuple[Path, Lora]:
 
 
 def full_files(path: Path, component: str) -> list[Path]:
-    """The files of one transformer's weights; other programs have them at the root.
+    """The files of one transformer's weights; other programs have them at the root, or in one file.
 
     Raises:
         CheckpointError: there are none, or one cannot be read.
     """
+    if path.is_file():
+        return [path]
     folder = path / component if (path / component / "config.json").is_file() else path
     files = [file for file in sorted(folder.glob("*.safetensors")) if SHARD.fullmatch(file.name)]
     with plainly(folder, "is damaged"):
@@ -142,23 +148,43 @@ def full_files(path: Path, component: str) -> list[Path]:
     return files
 
 
-def full_weights(path: Path, component: str) -> dict[str, Tensor]:
-    """All weights of one transformer.
+def full_weights(path: Path, component: str, module: Any) -> dict[str, Tensor]:
+    """All weights of one transformer, by its own names.
 
     Raises:
-        CheckpointError: there are none, or a file is damaged.
+        CheckpointError: there are none, or a file is damaged or of another model.
     """
     files = full_files(path, component)
-    with plainly(files[0].parent, "is damaged"):
-        return {name: tensor for file in files for name, tensor in load_file(file).items()}
+    with plainly(path, "is damaged"):
+        saved = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    return by_own_names(path, saved, module) if path.is_file() else saved
+
+
+def require_full(path: Path, components: Sequence[str], sketch: ModelAdapter | None) -> None:
+    """That there are all weights of these transformers; with a sketch, that those of a single file fit.
+
+    Raises:
+        CheckpointError: see `full_weights`.
+    """
+    if path.is_file() and len(components) > 1:
+        text = f"one file has the weights of one transformer, and model.target_components are {', '.join(components)}"
+        raise CheckpointError(f"{path}: {text}; name a folder with one of each")
+    for component in components:
+        full_files(path, component)
+        module = sketch.field.bare.get(component) if sketch is not None and path.is_file() else None
+        if module is not None:
+            there = by_own_names(path, shapes_in(path), module)
+            if problem := _difference(module.state_dict(), there):
+                raise CheckpointError(f"{path} does not fit this model: {problem}")
 
 
 def _load_full(path: Path, component: str, module: nn.Module, unsettled: Container[nn.Parameter]) -> Callable[[], object]:
     """The same of all weights. Those that are to be settled yet are the file's memory until then."""
-    saved = full_weights(path, component)
+    saved = full_weights(path, component, module)
     here = module.state_dict()
     if problem := _difference(here, saved):
-        raise CheckpointError(f"{full_files(path, component)[0].parent} does not fit this model: {problem}")
+        where = path if path.is_file() else full_files(path, component)[0].parent
+        raise CheckpointError(f"{where} does not fit this model: {problem}")
     mapped = {name: p for name, p in module.named_parameters() if p in unsettled}
     return lambda: _take(here, mapped, saved)
 

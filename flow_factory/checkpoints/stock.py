@@ -46,7 +46,7 @@ def _put_lora(pipe: Any, checkpoint: Path, name: str) -> None:
 
 
 def _put_full(pipe: Any, checkpoint: Path, name: str) -> None:
-    load_full(getattr(pipe, name), full_weights(checkpoint, name), checkpoint, name)
+    load_full(getattr(pipe, name), full_weights(checkpoint, name, getattr(pipe, name)), checkpoint, name)
 
 
 def load_full(module: Any, weights: Mapping[str, Tensor], checkpoint: Path, name: str) -> None:

@@ -121,8 +121,8 @@ def _lora(job: Job, component: str, module: nn.Module) -> Lora:
     return replace(saved, tensors={name: last[name] for name in saved.tensors})
 
 
-def _weights(job: Job, component: str) -> dict[str, Tensor]:
-    saved = full_weights(job.checkpoint, component)
+def _weights(job: Job, component: str, module: nn.Module) -> dict[str, Tensor]:
+    saved = full_weights(job.checkpoint, component, module)
     if job.last:
         saved |= last_weights(job.checkpoint, component)
     dtype = None if job.dtype is None else DTYPES[job.dtype]
@@ -133,7 +133,7 @@ def _full(job: Job, place: Path) -> None:
     """Transformers alone, as `save_pretrained` writes them, or in one file each."""
     sketch = sketch_adapter(*checkpoint_of(job.config))
     for component in job.components:
-        weights = _weights(job, component)
+        weights = _weights(job, component, sketch.field.bare[component])
         if place.suffix == SUFFIX:
             write_tensors(file_of(place, component, len(job.components) > 1), weights, job.header | {"format": "pt"})
         else:
@@ -155,7 +155,7 @@ def _merged(job: Job, place: Path, lora: bool) -> None:
         if lora:
             merge_lora(module, _lora(job, component, module), job.scale)
         else:
-            load_full(module, _weights(job, component), job.checkpoint, component)
+            load_full(module, _weights(job, component, module), job.checkpoint, component)
         if file:
             write_tensors(file_of(place, component, len(job.components) > 1), module.state_dict(), job.header | {"format": "pt"})
     if pipe is not None:

@@ -1,14 +1,32 @@
 """`model:` the pipeline, the weights to train, and how they compute."""
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from flow_factory.config.base import DERIVED, Dtype, Folder, Names, Section, Shown, derived, show
 from flow_factory.config.signature import attention_backends, require_class
 from flow_factory.models import MODELS
 from flow_factory.utils.registry import nearest
 
+Number = TypeVar("Number", int, float)
+
+
+def _patterns(patterns: dict[str, Number]) -> dict[str, Number]:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(
+                f"{show(pattern)} is no ending of a layer's name, such as attn.to_q, and no regular expression: {error}"
+            ) from error
+    return patterns
+
+
+Shares = Shown("mapping, ending: number", "{}")
+Ranks = Annotated[dict[str, Annotated[int, Field(ge=1, le=16384)]], AfterValidator(_patterns), Shares]
+Alphas = Annotated[dict[str, Annotated[float, Field(gt=0, le=1e6)]], AfterValidator(_patterns), Shares]
 AUTO = "auto"
 """Value of `resume_path`: the last training state of this run, or a fresh start if there is none."""
 
@@ -43,6 +61,17 @@ class ModelConfig(Section):
     lora_alpha: Annotated[
         int, Field(ge=1, le=10**6), derived(lambda above: 2 * above.get("lora_rank", 1)), Shown(default="2 x lora_rank")
     ] = Field(DERIVED, description="LoRA scale: the update is multiplied by lora_alpha / lora_rank")
+    use_rslora: bool = Field(False, description="only for lora: the scale is lora_alpha / sqrt(lora_rank)")
+    use_dora: bool = Field(
+        False, description="only for lora: DoRA, which trains the norm of each row of a layer's weights too; slower, and more memory"
+    )
+    rank_pattern: Ranks = Field(
+        default_factory=dict, description="only for lora: ranks of layers that have another than lora_rank, by name endings"
+    )
+    alpha_pattern: Alphas = Field(default_factory=dict, description="only for lora: the same of lora_alpha")
+    lora_dropout: float = Field(
+        0.0, ge=0, lt=1, description="only for lora and sft: share of a layer's inputs that its LoRA does not see, drawn anew at each point"
+    )
     resume_path: Folder | None = Field(
         None,
         description="checkpoint, run folder or LoRA file to start from; auto = this run's last training state, or a fresh start if "

@@ -10,6 +10,7 @@ from flow_factory.config.datasets import datasets_fit
 from flow_factory.config.distillation_rules import DISTILLATION_RULES
 from flow_factory.config.engine_rules import ENGINE_RULES
 from flow_factory.config.gate_rules import GATE_RULES
+from flow_factory.config.lora_rules import LORA_RULES
 from flow_factory.config.media_arguments import columns_fit
 from flow_factory.config.memory_rules import MEMORY_RULES
 from flow_factory.config.model import AUTO
@@ -147,11 +148,6 @@ def formats_are_of_loras(config: RunConfig) -> Iterator[Problem]:
         yield Problem(("log", "save_formats"), "these are formats of LoRAs, and model.finetune_type is full; write [], or lora")
 
 
-def exclusions_are_of_loras(config: RunConfig) -> Iterator[Problem]:
-    if config.model.exclude_modules and config.model.finetune_type == "full":
-        yield Problem(("model", "exclude_modules"), "only a LoRA leaves layers out; name the layers in target_modules, or write lora")
-
-
 def profile_is_reached(config: RunConfig) -> Iterator[Problem]:
     last, profile = config.train.max_epochs, config.profile
     if profile is not None and last is not None and profile.epoch > last:
@@ -184,7 +180,7 @@ RULES: tuple[Rule, ...] = (
     schedules_end,
     resume_is_whole,
     formats_are_of_loras,
-    exclusions_are_of_loras,
+    *LORA_RULES,
     profile_is_reached,
     precisions_fit,
     reward_names_differ,

@@ -174,7 +174,7 @@ def passing(config: RunConfig, engine: EngineSettings, family: type[ModelAdapter
     yield Part("activations", kept * 1e-9, "training")
     if config.model.compile:
         yield Part("activations of a compiled forward, let go of after it", kept * plan.drawn_together * 1e-9, "rollout")
-    yield Part("weights brought to mixed_precision, a block at a time", weights.brought * 1e-9, "training")
+    yield Part("weights brought to mixed_precision or measured, some at a time", weights.brought * 1e-9, "training")
     yield Part(DRAWING, drawn(config, family, shape), "rollout")
     if algorithm.through_sampler:
         beside = weights.rest * 1e-9 if config.model.offload_idle else 0.0  # the VAE, which is brought back

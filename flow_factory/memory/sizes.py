@@ -18,6 +18,7 @@ from flow_factory.config.memory_rules import keeps_no_copy
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import DTYPES
 from flow_factory.models.quantized_linear import DYNAMIC, layers_in_8_bits
+from flow_factory.policy.lora import rank_of
 from flow_factory.policy.targets import dead_ends, layers_of_lora, reached, target_names
 from flow_factory.utils.errors import UserError
 from flow_factory.utils.offload import store_in_8_bits
@@ -54,7 +55,7 @@ class Weights:
     gathered: float
     """All weights of all transformers, as FSDP2 gathers them."""
     brought: float
-    """The largest size of weights that are dequantised at a time, while gradients are computed."""
+    """The largest size of weights that are dequantised, or whose rows are measured for DoRA, at a time while gradients are computed."""
 
 
 Files = Mapping[str, Mapping[str, float]]
@@ -110,6 +111,7 @@ def weights_of(config: RunConfig, family: type[ModelAdapter], parameters: Mappin
     widths = {name: min(master, 4 if stays_precise(module, name) else half.itemsize) for name in counts}
     blocks = by_block(module, frozen | {name: n * widths[name] for name, n in counts.items()})
     root = blocks.pop("", 0.0)
+    dora = (norming(module.get_submodule(name)) for name in counts) if model.use_dora else ()
     single = keeps_no_copy(model.quantization or "")  # the backward dequantises layer by layer
     experts = {c: parameters[c] / sum(p.numel() for p in module.parameters()) for c in family.components if parameters.get(c)}
     trained = [c for c in experts if c in model.target_components]
@@ -124,8 +126,13 @@ def weights_of(config: RunConfig, family: type[ModelAdapter], parameters: Mappin
         block=max(blocks.values(), default=0.0),
         root=root * len(experts),
         gathered=(root + sum(blocks.values())) * len(experts),
-        brought=max((fewer if single else by_block(module, fewer)).values(), default=0.0),
+        brought=max([*(fewer if single else by_block(module, fewer)).values(), *(half.itemsize * n for n in dora)], default=0.0),
     )
+
+
+def norming(layer: Any) -> int:
+    """Elements that are there at once while DoRA takes the norms of a layer's rows: the unit matrix, the product, and two sums with it."""
+    return layer.in_features * (layer.in_features + 3 * layer.out_features)
 
 
 def stored_bytes(module: Any, dtype: torch.dtype, quantization: str | None = None, casting: str | None = None) -> dict[str, float]:
@@ -184,7 +191,8 @@ def trained_of(model: ModelConfig, family: type[ModelAdapter], module: nn.Module
     if model.finetune_type == "lora":
         linears = {name: m for name, m in module.named_modules() if isinstance(m, nn.Linear)}
         chosen = layers_of_lora(family, module, model.target_components[0], model)
-        return {name: model.lora_rank * (linears[name].in_features + linears[name].out_features) for name in chosen}
+        more = {name: linears[name].out_features if model.use_dora else 0 for name in chosen}
+        return {name: rank_of(model, name) * (linears[name].in_features + linears[name].out_features) + more[name] for name in chosen}
     names = target_names(module, model.target_components[0], model.target_modules, family.targets_in(module))
     dead = dead_ends(module, family.dead_ends)
     weights = {name: p.numel() for name, p in module.named_parameters() if reached(name, dead)}

@@ -4,6 +4,7 @@ The policy is peft's adapter `default`. The adapter of another network has the n
 same set of weights whichever is active.
 """
 
+import math
 import re
 import warnings
 from collections.abc import Iterable, Sequence
@@ -12,13 +13,27 @@ from typing import Any
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
+from peft.utils.other import get_pattern_key
 from torch import nn
 
 from flow_factory.config import ModelConfig
 from flow_factory.policy.precision import round_lora
 
 MAIN, DEFAULT = "policy", "default"
-ADAPTER = re.compile(r"\.lora_[AB]\.(\w+)\.")
+ADAPTER = re.compile(r"\.lora_(?:[AB]|magnitude_vector)\.(\w+)\.")
+AS_PEFT = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "lora_dropout")
+"""Keys of `model:` that peft's config has too, with the same meaning."""
+
+
+def rank_of(config: ModelConfig, layer: str) -> int:
+    """The rank of a layer's LoRA."""
+    return config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), layer), config.lora_rank)
+
+
+def scale_of(config: ModelConfig, layer: str) -> float:
+    """What the product of a layer's matrices is multiplied by."""
+    alpha, rank = config.alpha_pattern.get(get_pattern_key(list(config.alpha_pattern), layer), config.lora_alpha), rank_of(config, layer)
+    return alpha / (math.sqrt(rank) if config.use_rslora else rank)
 
 
 def add_loras(module: Any, targets: Sequence[str], config: ModelConfig, seed: int, roles: Sequence[str] = ()) -> None:
@@ -28,7 +43,10 @@ def add_loras(module: Any, targets: Sequence[str], config: ModelConfig, seed: in
         with torch.random.fork_rng(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # several adapters are meant
             torch.manual_seed(seed + number)
-            kind = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=list(targets), init_lora_weights=init)
+            kind = LoraConfig(
+                r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=list(targets), init_lora_weights=init,
+                **{key: getattr(config, key) for key in AS_PEFT},
+            )  # fmt: skip
             _add(module, kind, name)
     select(lora_layers([module]), MAIN)
     for name, p in module.named_parameters():

@@ -14,9 +14,10 @@ from flow_factory.models.loading import DTYPES
 from flow_factory.models.quantized_linear import DYNAMIC, compute_in_8_bits
 from flow_factory.policy.attention import set_attention, without_cudnn
 from flow_factory.policy.compilation import compile_blocks
+from flow_factory.policy.dropout import Masks, key_dropout
 from flow_factory.policy.gradient_checkpointing import Setting, checkpoint_blocks
 from flow_factory.policy.lora import MAIN, add_loras, lora_layers, role_of, select, switch
-from flow_factory.policy.precision import wanted_dtypes
+from flow_factory.policy.precision import begin_as_base, wanted_dtypes
 from flow_factory.policy.targets import components_of, dead_ends, layers_of_lora, target_names, train_fully
 from flow_factory.policy.vae import set_vae
 from flow_factory.utils.offload import offload_with_hook, store_in_8_bits
@@ -47,6 +48,8 @@ class Policy(nn.Module):
         self.roles = (MAIN, *roles)
         self.role = MAIN
         """The network that is active."""
+        self.masks = Masks()
+        """Of `model.lora_dropout`."""
 
     @property
     def models(self) -> dict[str, Any]:
@@ -154,9 +157,10 @@ def build_policy(
     for name, module in transformers.items():
         if name in names:
             _make_trainable(adapter, config, name, seed, roles)
+            begin_as_base(module, DTYPES[precision])
         wanted |= wanted_dtypes(module, config, DTYPES[precision])
     policy = Policy(adapter, names, [name for name in transformers if shards and name not in names], roles)
-    policy.wanted = wanted
+    policy.wanted, policy.masks = wanted, key_dropout(policy.models.values(), config.lora_dropout)
     if settled or config.layerwise_casting is not None or config.quantization is not None:
         for module in transformers.values():
             policy.settle(module)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.dora import DoraLinearLayer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -27,6 +28,27 @@ class Rounded(nn.Linear):
         return nn.functional.linear(x, self.weight.to(x.dtype))
 
 
+class RoundedMagnitude(DoraLinearLayer):
+    """DoRA's magnitudes of a layer (arXiv 2402.09353): they too compute in the dtype of what comes in."""
+
+    computes: torch.dtype | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        p: Any = self._parameters["weight"]
+        return p if self.computes is None or isinstance(p, DTensor) else p.to(self.computes)
+
+    def forward(self, x: Tensor, **rest: Any) -> Tensor:
+        self.computes = x.dtype
+        return super().forward(x, **rest)
+
+    @torch.no_grad()
+    def get_lora_weight(self, lora_A: nn.Module, lora_B: nn.Module, adapter_name: str | None = None) -> Tensor:
+        """(out, in), of which only a norm without gradient is taken."""
+        down: Any = lora_A.weight
+        return lora_B(lora_A(torch.eye(down.shape[1], device=down.device, dtype=self.computes))).T
+
+
 def round_lora(module: nn.Module) -> None:
     """Has every LoRA layer of a model compute as the same weights do once they are saved, and loaded by a stock pipeline."""
     for layer in module.modules():
@@ -34,6 +56,22 @@ def round_lora(module: nn.Module) -> None:
             layer.cast_input_dtype_enabled = False
             for matrix in (*layer.lora_A.values(), *layer.lora_B.values()):
                 matrix.__class__ = Rounded
+            for magnitude in layer.lora_magnitude_vector.values():
+                magnitude.__class__ = RoundedMagnitude
+
+
+@torch.no_grad()
+def begin_as_base(module: Any, precision: torch.dtype) -> None:
+    """Gives DoRA's magnitudes the norms of the weights as they compute: peft took those of the file. So a new LoRA changes nothing.
+
+    Args:
+        module: a transformer, whose LoRAs' products are 0 yet.
+    """
+    for name, layer in module.named_modules():
+        for magnitude in layer.lora_magnitude_vector.values() if isinstance(layer, LoraLayer) else ():
+            base = layer.get_base_layer().weight
+            rows = base.to(dtype_of(module, f"{name}.base_layer.weight", precision))
+            magnitude._parameters["weight"].data = torch.linalg.norm(rows, dim=1)
 
 
 def wanted_dtypes(module: nn.Module, config: ModelConfig, precision: torch.dtype) -> dict[nn.Parameter, torch.dtype]:

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Sequence
 
+from peft.utils.other import get_pattern_key
 from torch import nn
 
 from flow_factory.config import ModelConfig
@@ -28,17 +29,21 @@ def layers_of_lora(adapter: ModelAdapter | type[ModelAdapter], module: nn.Module
     """Full names of the linear layers of one component that get a LoRA.
 
     Raises:
-        UserError: `exclude_modules` leaves none, or an ending fits no layer.
+        UserError: `exclude_modules` leaves none, or an ending or pattern fits no layer.
     """
     default = adapter.targets_in(module)
     targets = target_names(module, component, config.target_modules, default) or linear_names(module)
     unreached = dead_ends(module, adapter.dead_ends)
     chosen = [name for name in targets if reached(name, unreached)]
-    if not config.exclude_modules:
-        return chosen
-    left_out = target_names(module, component, config.exclude_modules, default) or chosen
+    left_out = target_names(module, component, config.exclude_modules, default) or chosen if config.exclude_modules else []
     if not (kept := [name for name in chosen if name not in left_out]):
         raise UserError(f"model.exclude_modules: no linear layer of {component} is left to train; remove some of its entries")
+    for key in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(config, key):
+            if not any(get_pattern_key([pattern], layer) == pattern for layer in kept):
+                near = difflib.get_close_matches(pattern, known_endings(kept), n=3, cutoff=0.3)
+                text = f"{pattern!r} fits no layer of {component} that is trained"
+                raise UserError(f"model.{key}: {text}; near ones: {', '.join(near or known_endings(kept)[:8])}")
     return kept
 
 
@@ -72,14 +77,19 @@ def target_names(module: nn.Module, component: str, target: str | Sequence[str],
         want = rest if of == component else ending
         hits = [name for name in linear if name == want or name.endswith("." + want)]
         if not hits:
-            ends = (name.split(".")[k:] for name in linear for k in range(name.count(".") + 1))
-            known = sorted({".".join(parts) for parts in ends if not parts[0].isdigit()})
+            known = known_endings(linear)
             near = difflib.get_close_matches(want, known, n=3, cutoff=0.3)
             raise UserError(
                 f"model.target_modules: {want!r} fits no linear layer of {component}; near ones: {', '.join(near or known[:8])}"
             )
         chosen.update(hits)
     return sorted(chosen)
+
+
+def known_endings(layers: Sequence[str]) -> list[str]:
+    """All endings of these names that begin with no number."""
+    ends = (name.split(".")[k:] for name in layers for k in range(name.count(".") + 1))
+    return sorted({".".join(parts) for parts in ends if not parts[0].isdigit()})
 
 
 def dead_ends(module: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:

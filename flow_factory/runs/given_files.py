@@ -4,7 +4,7 @@ from typing import Any
 
 from flow_factory.algorithms import ALGORITHMS
 from flow_factory.checkpoints.given_lora import given_digest, read_given
-from flow_factory.checkpoints.lora_fit import require_fit
+from flow_factory.checkpoints.lora_fit import form_of, require_fit
 from flow_factory.checkpoints.original_names import linear_shapes
 from flow_factory.config import OPDConfig, RunConfig
 from flow_factory.models.base import ModelAdapter
@@ -26,7 +26,7 @@ def require_given_files(config: RunConfig, sketch: ModelAdapter | None) -> None:
         _, model, chosen = (None, {}, {}) if sketch is None else layers_of(config, sketch, component)
         for file in files.values():
             saved = read_given(file.key, file.path, component)
-            require_fit(file.key, file.path, saved, config.model.lora_rank, model, chosen)
+            require_fit(file.key, file.path, saved, form_of(config.model), model, chosen)
 
 
 def layers_of(

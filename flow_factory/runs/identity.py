@@ -23,6 +23,10 @@ from flow_factory.utils.tensor_file import read_header
 BASE = "model.model_name_or_path"
 DATA, SEVERAL = "data.dataset_dir", "data.datasets"
 REFERENCE = "train.reference"
+FORMS: dict[str, Any] = {"use_rslora": False, "use_dora": False, "rank_pattern": {}, "alpha_pattern": {}}
+"""Keys of `model:` that decide what a LoRA's numbers mean, and their defaults."""
+FORMER = {REFERENCE: "base", **{f"model.{key}": value for key, value in FORMS.items()}}
+"""What states are of that do not say it, because it was not to be chosen yet."""
 SAMPLE = 64
 """The number of bytes at the start, middle and end of each tensor that enter its fingerprint."""
 
@@ -44,6 +48,7 @@ def identity_of(config: RunConfig, data: Mapping[str, str]) -> dict[str, Any]:
     }  # fmt: skip
     if model.finetune_type == "lora":
         must |= {"model.lora_rank": model.lora_rank, "model.lora_alpha": model.lora_alpha}
+        must |= {f"model.{key}": getattr(model, key) for key in FORMS}
     datasets = trained_on(config)
     names = [dataset.name for dataset in datasets if dataset.name] or None
     may: dict[str, Any] = {SEVERAL: names}
@@ -66,7 +71,7 @@ def other_run(saved: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
             known = {name: digest for name, digest in value.items() if digest is not None and there[key].get(name) is not None}
             if any(there[key][name] != digest for name, digest in known.items()):
                 return f"{BASE} has other weights than it was trained on"
-        elif there.get(key, "base" if key == REFERENCE else None) != value:  # older states have no other reference
+        elif there.get(key, FORMER.get(key)) != value:
             return f"{key} was {json.dumps(there.get(key))[:80]}, and is {json.dumps(value)[:80]}"
     return None
 

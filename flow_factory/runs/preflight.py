@@ -24,8 +24,9 @@ from flow_factory.reporting.trackers import require_trackers
 from flow_factory.rewards.loading import arguments, require_files, require_gradients, require_rewards, try_constructors
 from flow_factory.runs.fitting import checkpoint_of, fitted
 from flow_factory.runs.given_files import require_given_files
+from flow_factory.runs.given_form import with_form
 from flow_factory.runs.identity import DataFingerprint, identity_of
-from flow_factory.runs.resume import Choice, Finished, Start, find_start
+from flow_factory.runs.resume import Choice, Finished, Start, choose, find_start
 from flow_factory.runs.rows import check_files, check_limits, read_tests, read_training, repeats, row_checks
 from flow_factory.runs.run_folder import require_free
 from flow_factory.runs.save_formats import require_formats
@@ -34,6 +35,7 @@ from flow_factory.utils.devices import require_device
 from flow_factory.utils.files import require_writable
 from flow_factory.utils.hub import require_push, require_source
 from flow_factory.utils.pretrained import KEY, LoadError, check_folder, on_disk
+from flow_factory.utils.terminal import note
 
 logger = logging.getLogger(__name__)
 
@@ -162,6 +164,9 @@ def checkpoint(found: Preflight) -> None:
         check_folder(folder, {part: bare[part] for part in found.sketch.components if part in bare})
     for module in found.sketch.field.bare.values():
         require_blocks(found.asked.train.enable_gradient_checkpointing, len(blocks_of(module)))
+    found.asked, said = with_form(found.asked, (found.choice or choose(found.asked)).path, found.sketch)
+    if said is not None and found.share[0] == 0:
+        note(said)
     found.config = fitted(found.asked, found.sketch)
 
 

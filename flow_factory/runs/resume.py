@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from flow_factory.checkpoints.checkpoint import CheckpointError, Kind, checkpoints, kind_of, model_kind, newest, newest_state, plainly
-from flow_factory.checkpoints.lora_fit import require_fit
+from flow_factory.checkpoints.lora_fit import form_of, require_fit
 from flow_factory.checkpoints.lora_names import by_module_names
-from flow_factory.checkpoints.model_files import full_files, lora_at
+from flow_factory.checkpoints.model_files import lora_at, require_full
 from flow_factory.checkpoints.state_files import Saved
 from flow_factory.config import RunConfig
 from flow_factory.config.model import AUTO
@@ -167,15 +167,15 @@ def require_weights(config: RunConfig, path: Path, sketch: ModelAdapter | None =
     kind, wanted = model_kind(path), config.model.finetune_type
     if kind != wanted:
         raise CheckpointError(f"{path} holds {kind} weights, but model.finetune_type is {wanted}")
+    if kind == "full":
+        require_full(path, config.model.target_components, sketch)
+        return
     for component in config.model.target_components:
-        if kind == "full":
-            full_files(path, component)
-            continue
         file, saved = lora_at(path, component)
         if sketch is not None:
             module, linear, chosen = layers_of(config, sketch, component)
             named = by_module_names(str(file), saved, module)
-            require_fit("model.resume_path", str(file), named, config.model.lora_rank, linear, chosen)
+            require_fit("model.resume_path", str(file), named, form_of(config.model), linear, chosen)
 
 
 def start_lines(config: RunConfig, start: Start, changed: Sequence[str]) -> list[str]:

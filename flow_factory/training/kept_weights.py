@@ -1,6 +1,7 @@
 """The copies of the trained weights that a run keeps, and the choice of the reference."""
 
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from flow_factory.checkpoints.given_lora import read_given
 from flow_factory.checkpoints.lora_fit import as_own
 from flow_factory.config import RunConfig
 from flow_factory.distributed.engines import Engine
-from flow_factory.policy.lora import MAIN
+from flow_factory.policy.lora import MAIN, scale_of
 from flow_factory.policy.weight_store import WeightStore
 
 Weights = Mapping[str, Tensor]
@@ -53,7 +54,7 @@ def given_weights(config: RunConfig, engine: Engine, file: LoraFile) -> dict[str
         params = {key: p for key, p in engine.policy.trained().items() if key.startswith(f"{component}.")}
         names = {key: key.removeprefix(f"{component}.").replace(".default.", ".") for key in params}
         saved = read_given(file.key, file.path, component)
-        own = as_own(saved, {names[key]: engine.shape(p) for key, p in params.items()}, config.model.lora_rank, config.model.lora_alpha)
+        own = as_own(saved, {names[key]: engine.shape(p) for key, p in params.items()}, partial(scale_of, config.model))
         weights |= {key: own[name] for key, name in names.items()}
     return weights
 

@@ -162,7 +162,7 @@ class Learner:
         for batch in self.stoppable(window.batches):
             for k, point in enumerate(self.points(batch)):
                 left -= 1
-                with engine.accumulating(last=left == 0):
+                with engine.accumulating(last=left == 0), engine.policy.masks.drawn(*self.place(left)):
                     loss, metrics = self.turn.loss(point, self.velocity)
                     if not checked:
                         checked = True
@@ -180,6 +180,11 @@ class Learner:
         of = "" if network == "policy" else f"{network}_"
         meter.add({f"{of}grad_norm": norm, f"{of}grad_rms": norm / self.roots[network]})
         return norm
+
+    def place(self, left: int) -> tuple[int, ...]:
+        """What is like no other point of the run: seed, update, points that are left of it, process."""
+        context = self.context
+        return context.config.train.seed, context.progress.updates, left, context.accelerator.process_index
 
     def step(self) -> Tensor:
         """The step of the engine. Its error gets the epoch and a hint.

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,20 @@ from flow_factory.checkpoints.checkpoint import (
     partial_of,
     prune,
 )
-from flow_factory.checkpoints.lora_file import LORA_FILE, PEFT_CONFIG, PEFT_FILE
-from flow_factory.checkpoints.model_files import load_model, save_model
+from flow_factory.checkpoints.lora_file import LORA_FILE, PEFT_CONFIG, PEFT_FILE, read_lora, read_tensors
+from flow_factory.checkpoints.lora_formats import widths, write_lora
+from flow_factory.checkpoints.lora_names import by_module_names
+from flow_factory.checkpoints.merging import merge_lora
+from flow_factory.checkpoints.model_files import load_model, lora_at, save_model
+from flow_factory.checkpoints.original_names import LTX2
+from flow_factory.checkpoints.single_file import by_own_names
 from flow_factory.core.randomness import generator
 from flow_factory.models.flux1 import Flux1
 from flow_factory.models.loading import load_pipeline
 from flow_factory.policy.policy import Policy
-from tests.conftest import CALL, condition, flux, fresh_policy, policy_over
+from tests.conftest import CALL, condition, flux, fresh_policy, policy_over, velocity_at
 from tests.tiny.flux import flux_pipeline
+from tests.tiny.pipelines import PIPELINES
 from tests.tiny.run import environment
 
 LORA = {"finetune_type": "lora", "target_modules": ("default",), "lora_rank": 4, "lora_alpha": 12}
@@ -82,6 +89,58 @@ def test_saved_full_weights_are_a_stock_transformer(tmp_path: Path, master: str)
     stock = FluxTransformer2DModel.from_pretrained(saved(tmp_path, policy) / "transformer", torch_dtype=dtype).state_dict()
     mine = policy.models["transformer"].state_dict()
     assert stock.keys() == mine.keys() and all(torch.equal(stock[k], mine[k]) and stock[k].dtype == mine[k].dtype for k in stock)
+
+
+FORMS = {
+    "dora, rslora, ranks": {"use_dora": True, "use_rslora": True, "rank_pattern": {"attn.to_q": 2}},
+    "rslora, ranks, alphas": {"use_rslora": True, "rank_pattern": {"attn.to_q": 2}, "alpha_pattern": {"attn.to_k": 7.5}},
+}
+
+
+@pytest.mark.parametrize("form", [
+    pytest.param(form, marks=() if precision == "bf16" and form.startswith("dora") else pytest.mark.exhaustive, id=f"{form}, {precision}")
+    for form in FORMS for precision in ("bf16", "no")
+])  # fmt: skip
+def test_each_form_of_a_lora_begins_as_the_base_and_is_what_a_stock_pipeline_loads(
+    flux_folder: Path, tmp_path: Path, form: str, request: pytest.FixtureRequest
+) -> None:
+    """And what is loaded again, merged, and written for other programs; DoRA's magnitudes learn too."""
+    precision = request.node.callspec.id.rpartition(", ")[2]
+    dtype, keys = {"bf16": torch.bfloat16, "no": torch.float32}[precision], LORA | FORMS[form]
+
+    def fresh() -> Flux1:
+        return Flux1(load_pipeline(str(flux_folder), Flux1, dtype))
+
+    base, cond = fresh(), condition(fresh())
+    start = velocity_at(base, cond, dtype)
+    fresh_policy(adapter := fresh(), precision, **keys)
+    assert torch.equal(velocity_at(adapter, cond, dtype), start)
+    policy = policy_over(adapter := fresh(), precision, **keys)
+    for name, p in policy.trained().items():
+        p.data *= 1.25 if "magnitude" in name else 1
+    v = velocity_at(adapter, cond, dtype)
+    v.float().square().mean().backward()
+    assert all(p.grad is not None and p.grad.any() for p in policy.trained().values())
+    with policy.disable_adapter():
+        assert torch.equal(velocity_at(adapter, cond, dtype), start)
+    stock = FluxPipeline.from_pretrained(flux_folder, torch_dtype=dtype)
+    stock.load_lora_weights(saved(tmp_path, policy))
+    assert torch.equal(velocity_at(Flux1(stock), cond, dtype), v)
+    again = policy_over(other := fresh(), precision, seed=3, **keys)
+    load_model(tmp_path, again)
+    assert torch.equal(velocity_at(other, cond, dtype), v)
+    lora, module = lora_at(tmp_path, "transformer")[1], load_pipeline(str(flux_folder), Flux1, torch.float32)
+    merge_lora(module.transformer, lora)
+    torch.testing.assert_close(velocity_at(Flux1(module), cond), v.float(), rtol=0, atol=2e-5 if precision == "no" else 0.1)
+    for format in ("kohya", "peft"):
+        with pytest.raises(CheckpointError, match="it is DoRA") if lora.dora and format == "kohya" else nullcontext():
+            kind = type(module.transformer).__name__
+            write_lora(tmp_path / format, lora, format, "transformer", kind, widths(module.transformer))  # type: ignore[arg-type]
+    if not lora.dora:
+        read = by_module_names("kohya", read_tensors(load_file(tmp_path / "kohya"), {}), module.transformer)
+        assert {layer: read.scale_of(layer) for layer in read.layers} == {layer: lora.scale_of(layer) for layer in lora.layers}
+    assert read_lora(tmp_path / "peft" / PEFT_FILE).dora == lora.dora
+    assert read_lora(tmp_path / "peft" / PEFT_FILE).scale_of(lora.layers[0]) == pytest.approx(lora.scale_of(lora.layers[0]))
 
 
 # -- loading ------------------------------------------------------------------------------------------------------------------------
@@ -363,3 +422,32 @@ def test_the_run_folder_of_another_program_has_its_checkpoints_by_another_name(t
     for place in ("checkpoint-9", "checkpoint-10", "checkpoints/checkpoint-20", "checkpoints/abandoned-1/epoch_99"):
         (tmp_path / place).mkdir(parents=True)
         assert newest(tmp_path).name == place.rsplit("/")[-1].replace("epoch_99", "checkpoint-20")
+
+
+def test_all_weights_come_from_one_file_by_diffusers_names_or_those_of_the_original_code(tmp_path: Path) -> None:
+    """LTX-2's, whose names in its authors' files differ in blocks and outside of them; those of another model are one line."""
+    source, target = (policy_over(flux(), seed=seed, **FULL) for seed in (1, 2))
+    with torch.no_grad():
+        for p in source.trained().values():
+            p.mul_(1.5)
+    file = only(
+        tmp_path, "whole.safetensors", {f"model.diffusion_model.{k}": v for k, v in source.models["transformer"].state_dict().items()}
+    )
+    load_model(file / "whole.safetensors", target)
+    assert all(torch.equal(v, target.trained()[k]) for k, v in source.trained().items())
+    module = PIPELINES["ltx2_t2av"]().transformer
+    theirs = {("norm_q", "q_norm"), ("norm_k", "k_norm"), *((f"{ours}.", f"{theirs}.") for ours, theirs in LTX2.top.items())}
+    theirs |= {(f"{kind}_a2v_cross_attn_scale_shift_table", f"scale_shift_table_a2v_ca_{kind}") for kind in ("video", "audio")}
+    renamed = {}
+    for name, tensor in module.state_dict().items():
+        for ours, other in sorted(theirs, key=lambda pair: -len(pair[0])):
+            name = other + name[len(ours) :] if name.startswith(ours) else name.replace(ours, other) if "." not in ours else name
+        renamed[f"model.diffusion_model.{name}"] = tensor
+    assert renamed.keys() != {f"model.diffusion_model.{name}" for name in module.state_dict()}
+    read = by_own_names(tmp_path, renamed, module)
+    assert read.keys() == module.state_dict().keys() and all(torch.equal(read[k], v) for k, v in module.state_dict().items())
+    save_file({"double_blocks.0.x": torch.ones(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(
+        CheckpointError, match="other.safetensors does not fit this model: diffusers cannot convert it to FluxTransformer2D"
+    ):
+        load_model(tmp_path / "other.safetensors", target)

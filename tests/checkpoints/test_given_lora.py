@@ -10,10 +10,11 @@ from torch import Tensor
 from flow_factory.checkpoints.checkpoint import CheckpointError
 from flow_factory.checkpoints.given_lora import read_given
 from flow_factory.checkpoints.lora_file import LORA_FILE, Lora
-from flow_factory.checkpoints.lora_fit import as_own, require_fit
+from flow_factory.checkpoints.lora_fit import Form, as_own, require_fit
 
 MODEL = {"a.to_q": (6, 4), "a.to_k": (5, 4), "b.proj": (4, 6)}
 KEY = "train.teachers.0.path"
+OWN = Form(lambda layer: 2, lambda layer: 2.0)
 
 
 def lora(rank: int = 2, alpha: float | None = 4.0, layers: tuple[str, ...] = ("a.to_q", "b.proj"), seed: int = 0) -> Lora:
@@ -34,7 +35,7 @@ def change(tensors: dict[str, Tensor], layer: str, scale: float) -> Tensor:
 @pytest.mark.parametrize(("rank", "alpha"), [(2, 4.0), (1, 4.0), (2, 1.0), (1, None)])
 def test_a_lora_of_another_rank_scale_or_choice_of_layers_is_the_same_function(rank: int, alpha: float | None) -> None:
     saved = lora(rank, alpha)
-    own = as_own(saved, {name: t.shape for name, t in lora(2, 4.0, tuple(MODEL)).tensors.items()}, 2, 4.0)
+    own = as_own(saved, {name: t.shape for name, t in lora(2, 4.0, tuple(MODEL)).tensors.items()}, lambda layer: 2.0)
     for layer in MODEL:
         if layer == "a.to_k":
             assert not change(own, layer, 2.0).any(), "which the saved one leaves as it is"
@@ -59,9 +60,9 @@ UNFIT = [
 def test_a_lora_that_does_not_fit_is_refused_with_what_would(saved: Lora, said: str) -> None:
     chosen = {name: MODEL[name] for name in ("a.to_q", "b.proj")}
     with pytest.raises(CheckpointError, match=rf"{KEY}: saves/ocr does not fit: .*{said.removeprefix('does not fit: ')}"):
-        require_fit(KEY, "saves/ocr", saved, 2, MODEL, chosen)
-    require_fit(KEY, "saves/ocr", lora(1, None), 2, MODEL, chosen)
-    require_fit(KEY, "saves/ocr", lora(), 2, {}, {})
+        require_fit(KEY, "saves/ocr", saved, OWN, MODEL, chosen)
+    require_fit(KEY, "saves/ocr", lora(1, None), OWN, MODEL, chosen)
+    require_fit(KEY, "saves/ocr", lora(), OWN, {}, {})
 
 
 def test_a_file_that_is_none_is_said_by_its_key(tmp_path: Path) -> None:

@@ -210,6 +210,15 @@ BAD = [
     (TRAIN, "train:\n  clip_range: 0 #!\n", ["train.clip_range", "low < 0 < high"]),
     (TRAIN, "train:\n  adv_clip_range: [1, 5] #!\n", ["train.adv_clip_range", "low < 0 < high", "[-5.0, 5.0]"]),
     (MODEL, "model:\n  lora_rank: 0 #!\n", ["model.lora_rank", "greater than or equal to 1"]),
+    (
+        MODEL,
+        "model:\n  rank_pattern: {'attn.(to_q': 4} #!\n",
+        ["model.rank_pattern", "is no ending of a layer's name"],
+    ),
+    (MODEL, "model:\n  alpha_pattern: {attn.to_q: 0} #!\n", ["model.alpha_pattern.attn.to_q", "must be greater than 0"]),
+    (MODEL, "model:\n  lora_dropout: 0.1 #!\n", ["model.lora_dropout", "0.1: grpo compares velocities of training", "write 0, or sft"]),
+    (MODEL, "model:\n  use_dora: true #!\n  quantization: bnb_4bit\n", ["model.use_dora", "takes the norms of whole weights"]),
+    (MODEL, "model:\n  use_dora: true #!\n  finetune_type: full\n", ["model.use_dora", "is of a LoRA, and model.finetune_type is full"]),
     (SCHEDULER, "scheduler:\n  noise_level: -0.7 #!\n", ["scheduler.noise_level", "greater than or equal to 0"]),
     ("num_processes: 2\n", "num_processes: 2\nmain_process_port: 70000 #!\n", ["main_process_port", "65535"]),
     # what the trainer supplies itself

@@ -326,3 +326,22 @@ def test_a_lora_leaves_out_what_is_excluded_and_starts_as_it_is_asked() -> None:
         assert not p.any() if ".lora_B." in name else p.abs().max() <= p.shape[1] ** -0.5, name
     with pytest.raises(UserError, match="model.exclude_modules: no linear layer of transformer is left to train"):
         fresh_policy(flux(), **keys, exclude_modules=("attn.to_q", "attn.to_k"))
+
+
+def test_a_dropout_draws_by_its_key_and_nothing_outside_of_training() -> None:
+    """The same under recomputation, which runs a forward again in the backward pass; a pattern that fits no layer is named."""
+    keys, found = LORA | {"lora_dropout": 0.5}, []
+    for recomputed in (False, True):
+        policy = policy_over(adapter := flux(), checkpointing=recomputed, **keys)
+        cond = condition(adapter)
+        with policy.masks.drawn(0, 1):
+            v = velocity_at(adapter, cond)
+            v.square().mean().backward()
+        found.append([v, *(p.grad for p in policy.trained().values())])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    with policy.masks.drawn(0, 2):
+        assert not torch.equal(velocity_at(adapter, cond), found[0][0])
+    policy_over(plain := flux(), **LORA)
+    assert torch.equal(velocity_at(adapter, cond), velocity_at(plain, cond))
+    with pytest.raises(UserError, match="model.rank_pattern: 'attn.to_qq' fits no layer of transformer that .*; near ones: attn.to_q"):
+        fresh_policy(flux(), **LORA, rank_pattern={"attn.to_qq": 2})

@@ -66,6 +66,7 @@ REFUSED = {
     "no checkpoint": (("model.resume_path=data", "run_name=new"), "data is no checkpoint"),
     "rank": ((*MORE, "model.lora_rank=4"), "another run's: model.lora_rank was 8, and is 4"),
     "alpha": ((*MORE, "model.lora_alpha=64"), "another run's: model.lora_alpha was 16, and is 64"),
+    "scale": ((*MORE, "model.use_rslora=true"), "another run's: model.use_rslora was false, and is true"),
     "algorithm": ((*MORE, "train.trainer_type=awm"), "another run's: train.trainer_type"),
     "no average": ((*MORE, "train.ema_decay=0"), "does not fit this run: the saved copies"),
     "targets": ((*MORE, "model.target_modules=[attn.to_q]"), "does not fit this run: first at"),
@@ -396,6 +397,21 @@ def test_a_lora_of_a_higher_rank_is_refused_before_anything_is_loaded(home: Path
     assert find_start(load_config(home / "tiny.yaml", keys)).kind == "lora"
     with pytest.raises(UserError, match="mine.safetensors does not fit: it has rank 8, and this run's LoRA 4; write model.lora_rank: 8"):
         ready(load_config(home / "tiny.yaml", [*keys, "model.lora_rank=4"]))
+
+
+def test_what_the_yaml_does_not_say_of_a_lora_is_found_in_its_file(home: Path) -> None:
+    """Its rank, its alpha and its layers; without an alpha that is the rank."""
+    whole = load_file(home / "save/run/checkpoints/epoch_2" / LORA_FILE)
+    some = {name: t[:4] if ".lora_A." in name else t[:, :4] for name, t in whole.items() if "attn.to_q" in name}
+    (home / "few").mkdir()
+    save_file({name: t.contiguous() for name, t in some.items()}, home / "few" / "mine.safetensors")
+    text = (home / "tiny.yaml").read_text()
+    (home / "few.yaml").write_text(text.replace("  target_modules: default\n", ""))
+    keys = ["run_name=b", "model.resume_path=few/mine.safetensors"]
+    model = ready(load_config(home / "few.yaml", keys)).asked.model
+    assert (model.lora_rank, model.lora_alpha, model.target_modules) == (4, 4, ("attn.to_q",)) and not model.rank_pattern
+    model = ready(load_config(home / "few.yaml", [*keys, "model.lora_rank=16", "model.target_modules=attn.to_q, attn.to_k"])).asked.model
+    assert (model.lora_rank, model.lora_alpha) == (16, 32)
 
 
 def test_what_the_summary_advises_is_a_start(home: Path) -> None:
