@@ -8,7 +8,8 @@ from torch import Tensor
 
 from flow_factory.checkpoints.checkpoint import CheckpointError
 from flow_factory.checkpoints.lora_file import Lora, some_of
-from flow_factory.checkpoints.original_names import KNOWN, Target, linear_shapes, targets_of
+from flow_factory.checkpoints.original_names import Target, linear_shapes, targets_of
+from flow_factory.checkpoints.original_tables import KNOWN
 
 DOTTED = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.")
 FLAT = ("lora_unet_", "lora_transformer_", "lycoris_")

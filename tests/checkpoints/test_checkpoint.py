@@ -32,7 +32,7 @@ from flow_factory.checkpoints.lora_formats import widths, write_lora
 from flow_factory.checkpoints.lora_names import by_module_names
 from flow_factory.checkpoints.merging import merge_lora
 from flow_factory.checkpoints.model_files import load_model, lora_at, save_model
-from flow_factory.checkpoints.original_names import LTX2
+from flow_factory.checkpoints.original_tables import LTX2
 from flow_factory.checkpoints.single_file import by_own_names
 from flow_factory.core.randomness import generator
 from flow_factory.models.flux1 import Flux1

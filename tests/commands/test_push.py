@@ -80,3 +80,24 @@ def test_a_run_is_pushed_with_its_card_and_the_token_is_not_printed(tmp_path: Pa
     assert refused.returncode == 2 and "me/shapes was not uploaded" in refused.stderr and (tmp_path / "again" / "README.md").is_file()
     assert hub.tokens == {f"Bearer {TOKEN}"}
     assert not any(TOKEN in text for text in (done.stdout, done.stderr, refused.stdout, refused.stderr))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_run_uploads_itself_at_its_end_and_a_refusal_loses_nothing(tmp_path: Path, refuses: bool) -> None:
+    """`log.push_to_hub`: what is uploaded is the run's folder `hub`, and the token is in no output and no file."""
+    file, run = write_run(tmp_path), tmp_path / "save" / "run"
+    words = [str(file), "log.push_to_hub=me/shapes", "train.max_epochs=1", "eval.eval_freq=0"]
+    with push_hub() as hub:
+        hub.refuses = refuses
+        open_to = environment(HF_ENDPOINT=hub.address, HF_TOKEN=TOKEN, HF_HUB_DISABLE_XET="1", HF_HUB_OFFLINE="0")
+        done = subprocess.run([sys.executable, "-m", "flow_factory", *words], env=open_to, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    there = {file.name: file.read_bytes() for file in (run / "hub").iterdir() if file.is_file()}
+    assert {"README.md", "config.yaml", "pytorch_lora_weights.safetensors"} <= there.keys() and b"me/shapes" in there["README.md"]
+    assert hub.files == ({} if refuses else there)
+    said = f"upload it later: hf upload me/shapes {run / 'hub'}" if refuses else f"uploaded: {hub.address}/me/shapes"
+    assert said in done.stdout + done.stderr
+    assert hub.tokens == {f"Bearer {TOKEN}"} and (run / "summary.md").is_file()
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert TOKEN not in done.stdout + done.stderr and not any(TOKEN.encode() in content for content in written)

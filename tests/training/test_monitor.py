@@ -11,7 +11,8 @@ import yaml
 from flow_factory.checkpoints.state_files import contents
 from flow_factory.config import ConfigError, RunConfig, load_config
 from flow_factory.training.monitor import OWN, Monitor
-from tests.tiny.run import logged, read_state, tiny, write_run
+from flow_factory.training.run import Run
+from tests.tiny.run import ROOT, logged, read_state, tiny, write_run
 from tests.tiny.several import assert_same_run, several
 
 BRIGHT = "tests.tiny.rewards.Bright"
@@ -154,6 +155,32 @@ def test_going_back_takes_weights_copies_and_moments(tmp_path: Path) -> None:
     best, after = read_state(checkpoints / "epoch_1"), read_state(checkpoints / "epoch_3")
     assert best.keys() == after.keys() and all(torch.equal(best[k], after[k]) for k in best)
     assert any(k.startswith("optimizer/") for k in best) and any(k.startswith("weights/ema/") for k in best)
+
+
+def gone_back(run: Run) -> dict[str, float]:
+    """Drives a run on one of several processes to its third epoch, and back to its first; then an epoch more."""
+    for loss in (3.0, 1.0, 2.0):
+        run.interventions({"eval/loss": loss}, "eval")
+        run.trainer.epoch()
+    back = run.interventions({"train/loss": 0.0}, "train")["monitor/back_to"]
+    run.save(state=True), run.saver.wait()
+    run.trainer.epoch()
+    run.save(state=True), run.saver.wait()
+    return {"back_to": back, "rate": run.context.schedule.get_last_lr()[0]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "engine", ["fsdp2", *(pytest.param(e, marks=pytest.mark.exhaustive) for e in ("deepspeed_zero2", "deepspeed_zero3"))]
+)
+def test_processes_that_share_the_weights_go_back_together(tmp_path: Path, engine: str) -> None:
+    """The state that is saved then is the best one's, to the bit, on every engine; and the run learns on from it."""
+    config_of(tmp_path, {"metric": "train/loss", **ALWAYS, "do": "back"}, keep_best="eval/loss")
+    said = several(tmp_path, 2, {"run": [*KEYS, f"config_file={ROOT}/examples/launch/{engine}.yaml"]}, do=gone_back)["run"]
+    assert said == [{"back_to": 1.0, "rate": 5e-4}] * 2
+    best, after, on = (read_state(tmp_path / "save" / "run" / "checkpoints" / f"epoch_{k}") for k in (1, 3, 4))
+    assert best.keys() == after.keys() and all(torch.equal(best[k], after[k]) for k in best)
+    assert any(k.startswith("optimizer/") for k in best) and not all(torch.equal(best[k], on[k]) for k in best)
 
 
 @pytest.mark.exhaustive
