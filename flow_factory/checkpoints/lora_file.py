@@ -137,6 +137,8 @@ def read_tensors(named: Mapping[str, Tensor], said: Mapping[str, Any]) -> Lora:
     alphas = {name.removesuffix(".alpha"): float(t) for name, t in tensors.items() if name.endswith(".alpha") and t.numel() == 1}
     weights = {name: tensor for name, tensor in tensors.items() if not name.endswith(".alpha")}
     unlike = next((name.rpartition(".")[2] for name in weights if name.endswith(UNLIKE)), None)
+    if said.get("use_dora") and not any(name.endswith(MAGNITUDE) for name in weights):
+        unlike = "use_dora, and no magnitudes"
     alpha = said.get("lora_alpha")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float | None):
         raise ValueError(f"lora_alpha is {str(alpha)[:40]!r}, no number")

@@ -33,9 +33,9 @@ def by_own_names(file: Path, tensors: Mapping[str, Tensor], module: Any) -> dict
     if kind is None:
         text = f"its names are not those of {type(module).__name__}, for which diffusers has no other single files"
         raise CheckpointError(f"{file} does not fit this model: {text}; name a folder or file by diffusers' names")
-    convert = SINGLE_FILE_LOADABLE_CLASSES[kind]["checkpoint_mapping_fn"]
+    entry: Any = SINGLE_FILE_LOADABLE_CLASSES[kind]
     try:
-        return dict(convert(checkpoint=found, config=dict(module.config)))
+        return dict(entry["checkpoint_mapping_fn"](checkpoint=found, config=dict(module.config)))
     except (
         KeyError,
         ValueError,

@@ -34,7 +34,7 @@ class RoundedMagnitude(DoraLinearLayer):
     computes: torch.dtype | None = None
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor:  # type: ignore[override]
         p: Any = self._parameters["weight"]
         return p if self.computes is None or isinstance(p, DTensor) else p.to(self.computes)
 
@@ -71,7 +71,8 @@ def begin_as_base(module: Any, precision: torch.dtype) -> None:
         for magnitude in layer.lora_magnitude_vector.values() if isinstance(layer, LoraLayer) else ():
             base = layer.get_base_layer().weight
             rows = base.to(dtype_of(module, f"{name}.base_layer.weight", precision))
-            magnitude._parameters["weight"].data = torch.linalg.norm(rows, dim=1)
+            p: Any = magnitude._parameters["weight"]
+            p.data = torch.linalg.norm(rows, dim=1)
 
 
 def wanted_dtypes(module: nn.Module, config: ModelConfig, precision: torch.dtype) -> dict[nn.Parameter, torch.dtype]:

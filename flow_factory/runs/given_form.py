@@ -67,7 +67,7 @@ def endings(lora: Lora, names: list[str], component: str = "") -> list[str]:
     layers, before = {*lora.layers}, f"{component}." if component else ""
     if layers == {*names}:
         return [f"{before}all"]
-    found = {}
+    found: dict[str, None] = {}
     for layer in lora.layers:
         kind = kind_of_layer(layer)
         alike = {name for name in names if name == kind or name.endswith(f".{kind}")}
