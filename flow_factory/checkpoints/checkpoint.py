@@ -79,27 +79,30 @@ def has_state(folder: Path) -> bool:
     return (folder / "state").is_dir()
 
 
-def model_kind(path: Path) -> Literal["lora", "full"]:
+def model_kind(path: Path, key: str = "model.resume_path") -> Literal["lora", "full"]:
     """The kind of a checkpoint's weights, with or without a training state.
+
+    Args:
+        key: what named it, for messages.
 
     Raises:
         CheckpointError: it has no weights.
     """
-    with file_errors("model.resume_path", path, "name a checkpoint that can be read", CheckpointError):
+    with file_errors(key, path, "name a checkpoint that can be read", CheckpointError):
         here = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
     if path.suffix == ".safetensors" and path.is_file():
-        with plainly(path, "is damaged"):
+        try:
             return "lora" if holds_lora(path) else "full"
+        except ValueError as error:
+            raise CheckpointError(f"{key}: {path} {error}") from error
     if any(map(lora_file, (path, *path.glob("transformer*")))):
         return "lora"
     if any(path.glob("*/config.json")) or ("config.json" in here and any(map(SHARD.fullmatch, here))):
         return "full"
     if any(name.endswith((".pkl", ".bin", ".pt", ".pth", ".ckpt")) for name in here):
-        raise CheckpointError(f"model.resume_path: {path} holds pickles, which can run code and are not read; name safetensors weights")
+        raise CheckpointError(f"{key}: {path} holds pickles, which can run code and are not read; name safetensors weights")
     seen = ", ".join(here[:6]) or ("empty" if path.is_dir() else "no safetensors file" if path.exists() else "no such folder or file")
-    raise CheckpointError(
-        f"model.resume_path: {path} is no checkpoint ({seen}); one holds state/, {LORA_FILE}, {PEFT_FILE} or transformer/config.json"
-    )
+    raise CheckpointError(f"{key}: {path} is no checkpoint ({seen}); one holds state/, {LORA_FILE}, {PEFT_FILE} or transformer/config.json")
 
 
 def newest(folder: Path) -> Path:

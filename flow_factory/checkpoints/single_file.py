@@ -8,7 +8,7 @@ import torch
 from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from torch import Tensor
 
-from flow_factory.checkpoints.checkpoint import CheckpointError, plainly
+from flow_factory.checkpoints.checkpoint import CheckpointError
 from flow_factory.utils.tensor_file import DTYPES, read_header
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.")
@@ -54,5 +54,7 @@ def shapes_in(file: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: it is damaged.
     """
-    with plainly(file, "is damaged"):
+    try:
         return {name: torch.empty(t.shape, dtype=DTYPES.get(t.dtype), device="meta") for name, t in read_header(file).items()}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} {error}") from error

@@ -127,7 +127,7 @@ def weights_of(checkpoints: Sequence[Path], base: bool) -> list[tuple[Path | Non
         raise UserError("name a checkpoint, or --base with --config")
     chosen = [newest(path) for path in checkpoints]
     for path in chosen:
-        model_kind(path)
+        model_kind(path, "CHECKPOINT")
     return [(None, "base")] * base + list(zip(chosen, labels_of(chosen), strict=True))
 
 

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from flow_factory.checkpoints.checkpoint import newest
 from flow_factory.commands.export import main
@@ -55,7 +56,7 @@ def test_a_push_that_cannot_be_is_refused_before_anything_is_written(
 ) -> None:
     run = write_run(tmp_path)
     lora = tmp_path / "lora.safetensors"
-    lora.touch()
+    save_file({"a.lora_A.weight": torch.ones(1, 1)}, lora)
     assert main([str(lora), "--config", str(run), "--to", "diffusers", "--out", str(tmp_path / "out"), *words]) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
 
