@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 from PIL import Image
+from safetensors.torch import save_file
 
 from flow_factory.checkpoints.checkpoint import newest
 from flow_factory.commands import generate
@@ -49,7 +50,7 @@ def test_what_cannot_be_drawn_is_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], line: str
 ) -> None:
     write_run(tmp_path)
-    (tmp_path / "lora.safetensors").write_bytes(b"")
+    save_file({"a.lora_A.weight": torch.ones(1, 1)}, tmp_path / "lora.safetensors")
     monkeypatch.setattr(generate, "DEEP", 2)  # nothing above this folder
     assert main(words) == 2
     said = capsys.readouterr().err.splitlines()[-1]

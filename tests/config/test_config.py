@@ -218,7 +218,11 @@ BAD = [
     (MODEL, "model:\n  alpha_pattern: {attn.to_q: 0} #!\n", ["model.alpha_pattern.attn.to_q", "must be greater than 0"]),
     (MODEL, "model:\n  lora_dropout: 0.1 #!\n", ["model.lora_dropout", "0.1: grpo compares velocities of training", "write 0, or sft"]),
     (MODEL, "model:\n  use_dora: true #!\n  quantization: bnb_4bit\n", ["model.use_dora", "takes the norms of whole weights"]),
-    (MODEL, "model:\n  use_dora: true #!\n  finetune_type: full\n", ["model.use_dora", "is of a LoRA, and model.finetune_type is full"]),
+    (
+        "finetune_type: lora",
+        "finetune_type: full\n  use_dora: true #!",
+        ["model.use_dora", "is of a LoRA, and model.finetune_type is full"],
+    ),
     (SCHEDULER, "scheduler:\n  noise_level: -0.7 #!\n", ["scheduler.noise_level", "greater than or equal to 0"]),
     ("num_processes: 2\n", "num_processes: 2\nmain_process_port: 70000 #!\n", ["main_process_port", "65535"]),
     # what the trainer supplies itself
