@@ -13,7 +13,7 @@ from flow_factory.checkpoints.model_files import lora_at
 from flow_factory.config import RunConfig
 from flow_factory.config.rules import broken
 from flow_factory.models.base import ModelAdapter
-from flow_factory.policy.targets import linear_names
+from flow_factory.policy.targets import components_of, linear_names
 
 RANK, ALPHA = ("lora_rank", "rank_pattern"), ("lora_alpha", "alpha_pattern", "use_rslora")
 
@@ -25,14 +25,14 @@ def with_form(config: RunConfig, path: Path | None, sketch: ModelAdapter) -> tup
         path: what `model.resume_path` chose; None or full weights change nothing.
 
     Raises:
-        CheckpointError: the file is damaged, or of another model.
+        UserError: the file is damaged, or of another model; or the checkpoint has no such component.
     """
     model = config.model
     if path is None or model.finetune_type != "lora" or not path.exists() or model_kind(path) != "lora":
         return config, None
     written = model.model_fields_set
     loras, names = {}, {}
-    for component in model.target_components:
+    for component in components_of(sketch, model):
         module = sketch.field.bare[component]
         file, saved = lora_at(path, component)
         loras[component], names[component] = by_module_names(str(file), saved, module), linear_names(module)
