@@ -1,6 +1,6 @@
 """Writes the table of pipelines in guidance/models.md, from runs on tiny random checkpoints with the installed diffusers.
 
-    python tools/make_models_table.py [CASE ...]      the cases of tests/tiny/breadth; without names, all of them
+    python tools/make_models_table.py [CASE ...]      the rows of these cases of tests/tiny/breadth; without names, of all
 
 Each case is tried as `tests/models/test_breadth.py` does: a rollout and its replay in float32 and in bfloat16, two epochs of GRPO and of
 DiffusionNFT, and the saved LoRA read back by the stock classes. Takes some ten minutes for all.
@@ -86,8 +86,16 @@ def name_of(case: Case) -> str:
     return f"{case.pipeline} ({case.name})" if several else case.pipeline
 
 
+def row_name(line: str) -> str:
+    """The first cell of a row."""
+    return line.removeprefix("| ").partition(" |")[0]
+
+
 def write(lines: list[str]) -> None:
-    """Puts the table into the page."""
+    """Puts the rows into the page's table; those of other cases stay."""
+    known, made = {name_of(case) for case in CASES.values()}, {row_name(line) for line in lines}
+    before = PAGE.read_text().partition(BEGIN)[2].partition(END)[0].splitlines()
+    lines = lines + [line for line in before if row_name(line) in known - made]
     count = sum("| grpo, nft |" in line for line in lines)
     said = f"With diffusers {diffusers.__version__}: {count} of {len(lines)} ways of calling a pipeline replay, train and are read back."
     text = PAGE.read_text()

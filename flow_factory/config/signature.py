@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flow_factory.config.base import show
+from flow_factory.config.block_inputs import block_inputs, of_blocks
 from flow_factory.config.modules import SignatureError, body_of, lineage, source_of, spec_of
 from flow_factory.utils.registry import nearest
 
@@ -169,6 +170,9 @@ def parameters(path: str, method: str) -> Iterator[Parameter]:
     Raises:
         SignatureError: there is no source of such a class and method.
     """
+    if of_blocks(path) and method == "__call__":
+        yield from (Parameter(*given) for given in block_inputs(path))
+        return
     for node in (node for cls in lineage(path) for node in cls.body):
         if isinstance(node, ast.FunctionDef) and node.name == method:
             args = [*node.args.posonlyargs, *node.args.args][1:]

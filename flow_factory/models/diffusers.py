@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
-from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
+from diffusers import ConfigMixin, ModelMixin
 from torch import Generator, Tensor, nn
 
 from flow_factory.config.media_arguments import media_arguments
@@ -16,11 +16,13 @@ from flow_factory.core.decoding import decode
 from flow_factory.core.readback import Deferred
 from flow_factory.core.scheduler_seam import Draw, Recorder
 from flow_factory.models.base import ModelAdapter
+from flow_factory.models.blocks import READERS, require_folder
 from flow_factory.models.call_forms import CallForm, forms, found
 from flow_factory.models.growth import Growth, grown, growth_of
 from flow_factory.models.pipeline_facts import ASKED, CHANCE, ONE_AT_A_TIME, PROJECTIONS, TEXTS, in_own_dtype, unguided_scale
 from flow_factory.types import Cond, Row
 from flow_factory.utils.errors import UserError
+from flow_factory.utils.model_index import model_index
 
 OWN = ("encoded", "growth", "form")
 """Entries of a condition that are no call arguments."""
@@ -52,14 +54,14 @@ class Diffusers(ModelAdapter):
         if cls.pipeline:  # a family of its own
             return super().of(checkpoint, pipeline_class)
         try:
-            index: Mapping[str, Any] = {"_class_name": pipeline_class} if pipeline_class else DiffusionPipeline.load_config(checkpoint)
+            index: Mapping[str, Any] = {"_class_name": pipeline_class} if pipeline_class else model_index(checkpoint)
         except OSError as error:
-            raise UserError(
-                f"model.pipeline_class: name the pipeline class: there is no readable model_index.json of {checkpoint!r} can be read here"
-            ) from error
+            text = f"there is no readable model_index.json of {checkpoint!r}"
+            raise UserError(f"model.pipeline_class: name the pipeline class: {text}") from error
+        require_folder(path := pipeline_path(index["_class_name"]), checkpoint)
         parts = {part: entry for part, entry in index.items() if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)}
-        encoders = tuple(part for part in parts if part.startswith("text_encoder"))
-        return type(index["_class_name"], (cls,), {"pipeline": pipeline_path(index["_class_name"]), "encoders": encoders})
+        encoders = tuple(part for part in parts if part.startswith(READERS))
+        return type(index["_class_name"], (cls,), {"pipeline": path, "encoders": encoders})
 
     @classmethod
     def embedded(cls, shape: Mapping[str, Any], tokens: int) -> int:
@@ -76,7 +78,7 @@ class Diffusers(ModelAdapter):
 
     def __init__(self, pipe: Any):
         if not self.encoders:  # no model_index.json was read
-            self.encoders = tuple(k for k, v in pipe.components.items() if k.startswith("text_encoder") and isinstance(v, nn.Module))
+            self.encoders = tuple(k for k, v in pipe.components.items() if k.startswith(READERS) and isinstance(v, nn.Module))
         self.seen: dict[tuple, tuple[CallForm, Growth]] = {}
         if getattr(pipe, "vae", None) is not None:
             pipe.vae.encode = in_own_dtype(pipe.vae)

@@ -5,6 +5,8 @@ from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 from torch import nn
 
+from flow_factory.config.block_inputs import of_blocks
+from flow_factory.models.blocks import part_class
 from flow_factory.models.parts import import_pipeline
 from flow_factory.types import Row
 from flow_factory.utils.errors import UserError
@@ -90,7 +92,9 @@ class Family:
 
     @classmethod
     def transformer_class(cls) -> Any:
-        """The class of the first component, from the pipeline's own signature."""
+        """The class of the first component, from the pipeline's own signature, or from its blocks."""
+        if of_blocks(cls.pipeline):
+            return part_class(cls.pipeline, cls.components[0])
         hint = get_type_hints(import_pipeline(cls.pipeline).__init__)[cls.components[0]]
         return next((kind for kind in get_args(hint) if kind is not type(None)), hint)  # Wan's may be None
 

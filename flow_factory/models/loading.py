@@ -8,19 +8,21 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import DiffusionPipeline
+from diffusers import ModularPipeline
 from torch import nn
 
 from flow_factory.distributed.read_ahead import once_a_machine, read_ahead
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
+from flow_factory.models.blocks import load_blocks
 from flow_factory.models.parts import call_dtype, import_pipeline
 from flow_factory.models.quantized import quantizer
 from flow_factory.models.quantized_linear import DYNAMIC
 from flow_factory.models.skeleton import empty_pipeline
 from flow_factory.utils.errors import UserError
 from flow_factory.utils.hub import cached, require_source
-from flow_factory.utils.pretrained import BROKEN, KEY, WEIGHTS, LoadError, check_loaded, on_disk, stored_dtype, weight_files
+from flow_factory.utils.model_index import KEY, WEIGHTS, LoadError, model_index
+from flow_factory.utils.pretrained import BROKEN, check_loaded, on_disk, stored_dtype, weight_files
 from flow_factory.utils.processors import substitutes
 from flow_factory.utils.stock_dtypes import dtype_of
 
@@ -135,7 +137,7 @@ def load_parts(name: str, family: type[ModelAdapter], parts: Sequence[str], dtyp
     """
     with one_sentence(name, family):
         others = empty_pipeline(name, family.pipeline).components
-        named = [part for part, entry in DiffusionPipeline.load_config(name).items() if isinstance(entry, list) and len(entry) == 2]
+        named = [part for part, entry in model_index(name).items() if isinstance(entry, list) and len(entry) == 2]
     pipe = load_pipeline(name, family, DTYPES[dtype], **{part: others.get(part) for part in named if part not in parts})
     return {part: module for part in parts if (module := getattr(pipe, part)) is not None}
 
@@ -178,11 +180,12 @@ def load_pipeline(name: str, family: type[ModelAdapter], dtype: torch.dtype | di
     """
     with one_sentence(name, family):
         check_kind(name, family)
-        index = {k: v for k, v in DiffusionPipeline.load_config(name).items() if k not in options}
+        index = {k: v for k, v in model_index(name).items() if k not in options}
         passed, later = substitutes(name, index)
         cls = import_pipeline(family.pipeline)
+        load = partial(load_blocks, cls, index=index) if issubclass(cls, ModularPipeline) else cls.from_pretrained
         with read_ahead(files_of(name, index)):
-            pipe = cls.from_pretrained(name, torch_dtype=dtype, use_safetensors=True, **passed, **options)  # never a pickle
+            pipe = load(name, torch_dtype=dtype, use_safetensors=True, **passed, **options)  # never a pickle
             precision = dtype["default"] if isinstance(dtype, dict) else dtype
             check_loaded(name, {part: module for part, module in pipe.components.items() if part not in options}, precision)
         pipe.register_modules(**later)
@@ -208,7 +211,7 @@ def check_kind(name: str, family: type[ModelAdapter]) -> None:
     LoadError: the checkpoint is another family's; the message says which.
     """
     wanted = family.pipeline.partition(":")[2]
-    made_for = DiffusionPipeline.load_config(name).get("_class_name", wanted)
+    made_for = model_index(name).get("_class_name", wanted)
     if made_for in (wanted, *family.also_loads):
         return
     right = [known for known in MODELS if MODELS[known].pipeline.partition(":")[2] == made_for]

@@ -92,12 +92,17 @@ class RowEncoding(Family):
         """What the pipeline's guider is set to, see `guiding`; None: to what the checkpoint says."""
         return call.get(GUIDER)
 
+    @property
+    def own_guider(self) -> bool:
+        """Whether guidance is a part of the pipeline, its guider, which no argument of its call sets."""
+        return getattr(self.pipe, "guider", None) is not None and not getattr(self.pipe, "scales_guider", False)
+
     def with_guidance(self, call: Mapping[str, Any], scale: float) -> dict[str, Any]:
         """The call with classifier-free guidance of this scale, 1 for none. Guidance that is an input of the model stays what it is.
 
         A pipeline whose guidance is a part of its own, its guider, takes no argument for it: see `guiding`.
         """
-        if getattr(self.pipe, "guider", None) is not None:
+        if self.own_guider:
             return {**call, GUIDER: scale}
         if self.cfg is None:
             return dict(call)

@@ -5,10 +5,12 @@ import inspect
 from typing import Any
 
 from accelerate import init_empty_weights
-from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers import ModelMixin, ModularPipeline, SchedulerMixin
 from diffusers.guiders import BaseGuidance
 
+from flow_factory.models.blocks import blocks_pipeline
 from flow_factory.models.parts import import_pipeline
+from flow_factory.utils.model_index import model_index
 from flow_factory.utils.processors import substitutes
 
 
@@ -19,12 +21,14 @@ def empty_pipeline(checkpoint: str, pipeline: str) -> Any:
         checkpoint: folder or hub name; only its configs are read.
     """
     parts: dict[str, Any] = {}
-    for name, value in DiffusionPipeline.load_config(checkpoint).items():
+    for name, value in model_index(checkpoint).items():
         if isinstance(value, list) and len(value) == 2:
             parts[name] = _empty(checkpoint, name, *value)
         elif not name.startswith("_"):
             parts[name] = value
     cls = import_pipeline(pipeline)
+    if issubclass(cls, ModularPipeline):
+        return blocks_pipeline(cls, checkpoint, parts)
     takes = inspect.signature(cls.__init__).parameters
     parts |= {name: None for name, p in takes.items() if name not in parts and p.default is p.empty and name != "self"}
     given = {name: part for name, part in parts.items() if name in takes}
@@ -36,7 +40,7 @@ def empty_pipeline(checkpoint: str, pipeline: str) -> Any:
 
 def text_parts(checkpoint: str) -> dict[str, Any]:
     """The checkpoint's tokenizers and processors."""
-    index = DiffusionPipeline.load_config(checkpoint)
+    index = model_index(checkpoint)
     passed, later = substitutes(checkpoint, index)
     found = {name: part for name, part in (passed | later).items() if part is not None}
     for name, value in index.items():

@@ -3,14 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from diffusers import DiffusionPipeline
-
 from flow_factory.models import MODELS
 from flow_factory.models.loading import one_sentence, sketch_adapter
 from flow_factory.models.skeleton import text_parts
 from flow_factory.types import Row
 from flow_factory.utils.errors import UserError
 from flow_factory.utils.hub import require_source
+from flow_factory.utils.model_index import model_index
 
 
 def token_counter(name: str, model_type: str | None, call: Mapping[str, Any]) -> Callable[[Row], tuple[int, int]]:
@@ -39,7 +38,7 @@ def family_of(name: str) -> str:
     """Raises:
     UserError: the checkpoint is of none.
     """
-    made_for = DiffusionPipeline.load_config(name).get("_class_name")
+    made_for = model_index(name).get("_class_name")
     found = [kind for kind in MODELS if made_for in (MODELS[kind].pipeline.partition(":")[2], *MODELS[kind].also_loads)]
     if not found:
         raise UserError(f"--model: {name} is a {made_for}, which is none of the families that count tokens")

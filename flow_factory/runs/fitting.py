@@ -72,7 +72,7 @@ def check_guidance(train: TrainConfig, sketch: ModelAdapter) -> None:
     UserError: the family has no classifier-free guidance for the reference; a few-step student would be sampled with it; the family
         cannot encode media; or the gradient would go through classifier-free guidance.
     """
-    if isinstance(train, DRaFTConfig) and (sketch.guided(pipeline_kwargs(train)) or getattr(sketch.pipe, "guider", None) is not None):
+    if isinstance(train, DRaFTConfig) and (sketch.guided(pipeline_kwargs(train)) or sketch.own_guider):
         key = sketch.cfg if sketch.cfg in train.call else "guidance_scale"
         text = "is classifier-free guidance here: draft's gradient would train the answer to the negative prompt against itself"
         raise UserError(f"train.{key}: {text}; write 1 (0 for Z-Image), or another trainer_type")
@@ -102,7 +102,7 @@ def check_student(train: FewStepConfig, sketch: ModelAdapter) -> None:
     UserError: the pipeline would sample the student with guidance that takes further forwards.
     """
     call, name = pipeline_kwargs(train), type(sketch.pipe).__name__
-    if getattr(sketch.pipe, "guider", None) is not None:
+    if sketch.own_guider:
         text = f"samples with the guider of its checkpoint, and {train.trainer_type} needs samples without classifier-free guidance"
         raise UserError(f"train.trainer_type: {name} {text}; write another trainer_type")
     if sketch.guided(call):

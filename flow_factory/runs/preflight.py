@@ -34,7 +34,8 @@ from flow_factory.types import Row
 from flow_factory.utils.devices import require_device
 from flow_factory.utils.files import require_writable
 from flow_factory.utils.hub import require_push, require_source
-from flow_factory.utils.pretrained import KEY, LoadError, check_folder, on_disk
+from flow_factory.utils.model_index import KEY, LoadError
+from flow_factory.utils.pretrained import check_folder, on_disk
 from flow_factory.utils.terminal import note
 
 logger = logging.getLogger(__name__)

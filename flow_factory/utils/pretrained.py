@@ -1,7 +1,6 @@
 """Checks of a checkpoint: before loading, that all files are there and complete (by headers); after it, that all weights are finite."""
 
 import importlib
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,14 +12,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import ImageProcessingMixin, PreTrainedTokenizerBase, ProcessorMixin
 
-from flow_factory.utils.errors import UserError, file_errors
+from flow_factory.utils.errors import file_errors
 from flow_factory.utils.hub import cached, unreachable
+from flow_factory.utils.model_index import INDEX, KEY, WEIGHTS, LoadError, MissingError, modular_index, read_json
 from flow_factory.utils.stock_dtypes import dtype_of
 from flow_factory.utils.tensor_file import read_header
 
-KEY = "model.model_name_or_path"
-WEIGHTS = {"diffusers": "diffusion_pytorch_model.safetensors", "transformers": "model.safetensors"}
-"""The libraries' file names of a part's weights. Weights in several files have an index of this name with `.index.json`."""
 BROKEN = (
     OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, ImportError, ArithmeticError, AssertionError,
     NameError, SafetensorError,
@@ -29,18 +26,8 @@ BROKEN = (
 WIDTHS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 """safetensors' names of dtypes -> those of mixed_precision."""
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-
-
 PIECE = 2**22
 """The number of weights that are checked at a time: a float32 copy of a whole tensor may have gigabytes."""
-
-
-class LoadError(UserError):
-    """A checkpoint does not load. The message has the reason in one sentence."""
-
-
-class MissingError(LoadError):
-    """A file of a checkpoint is missing."""
 
 
 def on_disk(name: str) -> Path | None:
@@ -64,7 +51,7 @@ def on_disk(name: str) -> Path | None:
 
 
 def check_folder(folder: Path, models: Mapping[str, nn.Module]) -> None:
-    """Checks that all parts of model_index.json are there and complete, by names, sizes and headers.
+    """Checks that all parts of the pipeline's index are there and complete, by names, sizes and headers.
 
     Args:
         models: parts on the meta device, whose tensors must be in the files by name and shape.
@@ -73,7 +60,7 @@ def check_folder(folder: Path, models: Mapping[str, nn.Module]) -> None:
         LoadError: a part is missing or damaged; the message names the file.
     """
     with file_errors(KEY, folder, "the checkpoint must be readable", LoadError):
-        for part, entry in read_json(folder / "model_index.json").items():
+        for part, entry in (modular_index(folder) or read_json(folder / INDEX)).items():
             if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(name, str) for name in entry):
                 continue
             library, kind = entry
@@ -90,21 +77,6 @@ def check_folder(folder: Path, models: Mapping[str, nn.Module]) -> None:
                 shapes = _check_weights(folder / part, WEIGHTS[library])
                 if part in models and "quantization_config" not in read_json(folder / part / "config.json"):
                     _check_names(folder / part, models[part], shapes)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Raises:
-    LoadError: the file is missing or is no JSON object.
-    """
-    if not file.exists():
-        raise MissingError(f"{KEY}: {file}: No such file or directory; download it again")
-    try:
-        value = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise LoadError(f"{KEY}: {file} is not JSON: {error}; download it again") from error
-    if not isinstance(value, dict):
-        raise LoadError(f"{KEY}: {file} is no JSON object; download it again")
-    return value
 
 
 def tensors_of(file: Path, key: str = KEY) -> dict[str, list[int]]:

@@ -30,9 +30,9 @@ from tests.tiny.run import write_rows
 
 NAMED = {MODELS[name].pipeline.partition(":")[2]: name for name in MODELS if name != "diffusers" and issubclass(MODELS[name], Diffusers)}
 """The pipelines of families that are the generic adapter with defaults and sizes of their own -> the family."""
-ALONE = ("wan_vace", "wan_vace_reference", "prx", "prx_pixel")
-"""Cases whose pipeline draws one sample a call: Wan VACE says so, and PRX is wrong with guidance and more."""
-EXPERTS = ("wan22_t2v_generic",)
+ALONE = ("wan_vace", "wan_vace_reference", "prx", "prx_pixel", "modular_wan_i2v", "modular_wan22_i2v")
+"""Cases whose pipeline draws one sample a call: Wan VACE says so, as Wan's blocks for a picture; PRX is wrong with more."""
+EXPERTS = ("wan22_t2v_generic", "modular_wan22", "modular_wan22_i2v")
 """Cases whose pipeline has two transformers, each for a part of the schedule."""
 PROMPTS = ("a red circle", "a blue square on the hill", "a red square")
 REFUSED = {
@@ -51,6 +51,7 @@ REFUSED = {
     "visualcloze": "it has no argument prompt",
     "ltx2_dfr": "it has no argument num_inference_steps",
     "hunyuan_image_refiner": "HunyuanImageRefinerPipeline",
+    "modular_ideogram4": "`guidance_schedule` must have length `num_inference_steps`",
 }
 """Cases that cannot be trained -> what is said of it."""
 
@@ -85,7 +86,7 @@ def saved(case: Case, folder: Path) -> str:
     """The checkpoint and a data set of the case in a folder; the checkpoint's path."""
     place = folder / "checkpoint"
     if not place.exists():
-        case.build().save_pretrained(place)
+        case.build().save_pretrained(str(place))
         extra = {"negative_prompt": "ugly"} if case.negative else {}
         rows = [
             case.row(folder / "data", prompt=prompt, **extra) for prompt in ("a red circle", "a blue square on the hill", "a red square")

@@ -26,6 +26,7 @@ KINDS = {
     "pictures under `images`, a list a sample": ("joyimage_edit_plus",),
     "frames as a tensor": ("easyanimate_inpaint",),
     "a cache of keys and values": ("qwen_image21", "flux2_klein_kv"),
+    "blocks": ("modular_qwen",),
 }
 """What stood in the way of pipelines -> two of each kind, where there are two, which the fast part tries."""
 FAST = {name for names in KINDS.values() for name in names}
