@@ -16,6 +16,8 @@ import yaml
 
 from flow_factory.commands.examples import copy, listed, needed, root
 from flow_factory.commands.subcommands import done, size_of_gpu
+from flow_factory.config.signature import require_reward
+from flow_factory.rewards import REWARDS
 from flow_factory.utils.errors import UserError, file_errors
 from flow_factory.utils.registry import nearest
 
@@ -68,11 +70,15 @@ def act(args: argparse.Namespace) -> int:
     """Asks for missing values, computes the file, and writes it."""
     if args.out.exists():
         raise UserError(f"--out: {args.out} is there; name another file, or move it away")
+    if not args.out.absolute().parent.is_dir():
+        raise UserError(f"--out: there is no folder {args.out.parent}; name a file in one that is there")
+    if args.num_processes < 1:
+        raise UserError(f"--num_processes: {args.num_processes} is no number of cards; write 1 or more")
     algorithm = asked(args.algorithm, "algorithm", "grpo", list(known()))
     model = asked(args.model, "model", "flux1", known()[algorithm])
     gpu = number(asked(args.gpu, "memory of a card in GB", "24"))
     data = asked(args.data, "data set (Enter: prompts that come with the package)", "")
-    reward = asked(args.reward, "reward", "PickScore")
+    reward = known_reward(asked(args.reward, "reward", "PickScore"))
     name = f"examples/{algorithm}/lora/{model}.yaml"
     tree = yaml.safe_load((root() / name).read_text("utf-8"))
     if data and not Path(data).exists():
@@ -113,6 +119,17 @@ def number(text: str) -> float:
     if size is None:
         raise UserError(f"--gpu: {text!r} is no size of a card in GB, such as 24")
     return size
+
+
+def known_reward(name: str) -> str:
+    """Raises:
+    UserError: there is no reward of this name.
+    """
+    try:
+        require_reward(REWARDS.path(name))
+    except (UserError, ValueError) as error:
+        raise UserError(f"--reward: {error}") from error
+    return name
 
 
 def adapted(tree: dict[str, Any], data: str, reward: str, processes: int) -> dict[str, Any]:

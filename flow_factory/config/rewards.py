@@ -81,7 +81,7 @@ class RewardConfig(Section):
     reward_model: str = Field(description="a known name, or package.module.Class or package.module.function of your own")
     name: Annotated[
         Name,
-        derived(lambda above: above.get("reward_model", "").replace(":", ".").rpartition(".")[2].lower()),
+        derived(lambda above: above.get("reward_model", "unknown").replace(":", ".").rpartition(".")[2].lower()),
         Shown(default="from reward_model"),
     ] = Field(DERIVED, description="name in logs and metrics")
     weight: Weight = Field(1.0, description="factor of this reward in the advantage; a mapping has one for each of data.datasets")
