@@ -27,10 +27,8 @@ PREFIXES = ("base_model.model.", "transformer.")
 MAGNITUDE = ".lora_magnitude_vector"
 UNLIKE = (".dora_scale", ".hada_w1_a", ".lokr_w1", ".lokr_w1_a", ".oft_blocks", ".diff", ".diff_b")
 """Tensors of which other kinds of adapters are made, and of kohya's DoRA, whose norms may be of columns."""
-ADAPTERS = (".lora", ".alpha.", ".hada_", ".lokr_", ".oft_", ".dora_scale.", "_lora.")
+ADAPTERS = (".lora", "_lora.", ".hada_", ".lokr_", ".oft_", ".dora_scale.")
 """What names of an adapter's tensors have in them."""
-MANY = 6
-"""Layers that a message names."""
 
 
 @dataclass(frozen=True)
@@ -70,18 +68,6 @@ class Lora:
     @property
     def ranks(self) -> list[int]:
         return sorted({len(t) for name, t in self.tensors.items() if ".lora_A." in name})
-
-    @property
-    def scaled(self) -> float:
-        """The alpha that it is applied with."""
-        return max(self.ranks, default=1) if self.alpha is None else self.alpha
-
-    def __str__(self) -> str:
-        """Rank, alpha and layers in the config's terms."""
-        layers = sorted({_kind_of(name) for name in self.tensors if ".lora_A." in name})
-        more = f", {len(layers) - MANY} more" if len(layers) > MANY else ""
-        alpha = f"lora_alpha {self.scaled:g}" if self.alpha is not None else f"no alpha (so {self.scaled:g})"
-        return f"lora_rank {' and '.join(map(str, self.ranks))}, {alpha}, target_modules [{', '.join(layers[:MANY])}{more}]"
 
 
 def lora_file(folder: Path) -> Path | None:
@@ -217,11 +203,6 @@ def plain_name(name: str) -> str:
     if MAGNITUDE in name:
         return name.partition(MAGNITUDE)[0] + MAGNITUDE
     return re.sub(r"\.(lora_[AB])\.default\.", r".\1.", name).replace(".lora_down.", ".lora_A.").replace(".lora_up.", ".lora_B.")
-
-
-def _kind_of(name: str) -> str:
-    """A layer's name within its block, as `target_modules` has it: `attn.to_q` of `blocks.3.attn.to_q.lora_A.weight`."""
-    return kind_of_layer(name.partition(".lora_")[0])
 
 
 def kind_of_layer(layer: str) -> str:
