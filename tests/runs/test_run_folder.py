@@ -410,7 +410,7 @@ def test_what_the_yaml_does_not_say_of_a_lora_is_found_in_its_file(home: Path) -
     keys = ["run_name=b", "model.resume_path=few/mine.safetensors"]
     model = ready(load_config(home / "few.yaml", keys)).asked.model
     assert (model.lora_rank, model.lora_alpha, model.target_modules) == (4, 4, ("attn.to_q",)) and not model.rank_pattern
-    model = ready(load_config(home / "few.yaml", [*keys, "model.lora_rank=16", "model.target_modules=attn.to_q, attn.to_k"])).asked.model
+    model = ready(load_config(home / "few.yaml", [*keys, "model.lora_rank=16", "model.target_modules=[attn.to_q,attn.to_k]"])).asked.model
     assert (model.lora_rank, model.lora_alpha) == (16, 32)
 
 
