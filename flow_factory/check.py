@@ -10,7 +10,7 @@ from flow_factory.data.encoding_windows import rows_needed
 from flow_factory.data.inputs import condition_files
 from flow_factory.data.several import sizes_of
 from flow_factory.memory.checkpoint import model_of
-from flow_factory.memory.encoding_plan import encoding_lines, encoding_settled, row_size
+from flow_factory.memory.encoding_plan import encoding_lines, resolve_encoding, row_size
 from flow_factory.memory.fit import memory_lines
 from flow_factory.memory.machine import disk_lines
 from flow_factory.models import MODELS
@@ -40,7 +40,7 @@ def report(config: RunConfig, gpu: float | None = None) -> tuple[str, bool]:
     found = ready(config, remote=False, here=gpu is None)
     model = model_of(found.config)
     sizes, tests = sizes_of(found.rows), {name: len(rows) for name, rows in found.tests.items()}
-    config = encoding_settled(found.config, sizes, model, gpu)
+    config = resolve_encoding(found.config, sizes, model, gpu)
     memory, fits = memory_lines(config, gpu)
     encoded = encoding_lines(config, sizes, tests, row_size(config, model))
     parts = [("data", [*data_lines(found), *encoded]), ("rewards", reward_lines(found)), ("checkpoint", checkpoint_lines(config))]

@@ -16,13 +16,13 @@ from pathlib import Path
 from flow_factory import __version__
 from flow_factory.commands.ending import ended_by, explain
 from flow_factory.commands.subcommands import first, size_of_gpu
-from flow_factory.commands.training import run_errors, run_to_end, settle_process
+from flow_factory.commands.training import run_errors, run_to_end, set_up_process
 from flow_factory.config import RunConfig, config_help, dump_config, load_config
 from flow_factory.config.engine import MACHINES
 from flow_factory.config.places import require_places
 from flow_factory.distributed import liveness
-from flow_factory.distributed.environment import settled_lines
-from flow_factory.distributed.launch import going_on, launch, stay_with_launcher
+from flow_factory.distributed.environment import environment_lines
+from flow_factory.distributed.launch import launch, restart_overrides, stay_with_launcher
 from flow_factory.distributed.process_monitor import FAILED, LEFT
 from flow_factory.distributed.topology import FLAGS, overrides_of, resolve_topology
 from flow_factory.reporting.metric_names import metrics_help
@@ -112,7 +112,7 @@ def listen(listener: Listener, argv: Sequence[str] | None) -> int:
     if args.gpu is not None and not args.check:
         parser().error("--gpu needs --check: a run uses the GPUs of this machine")
     try:
-        settle_process(vars(args))
+        set_up_process(vars(args))
         log_to_terminal(logging.WARNING if first() else logging.ERROR)
         if args.help_config is not None:
             tell(config_help(args.help_config or None))
@@ -146,7 +146,7 @@ def act(config: RunConfig, args: argparse.Namespace, listener: Listener) -> int:
         if args.test_run:
             arguments = [str(args.config), *args.overrides, "--test-run"]
             return launch(replace(placement, max_restarts=0), arguments, config.distributed_timeout)
-        arguments = [str(args.config), *args.overrides, *going_on(config, placement.max_restarts)]
+        arguments = [str(args.config), *args.overrides, *restart_overrides(config, placement.max_restarts)]
         from flow_factory.runs.resume import has_ended
 
         ended = partial(has_ended, config, placement)
@@ -156,7 +156,7 @@ def act(config: RunConfig, args: argparse.Namespace, listener: Listener) -> int:
             return 0
         return launch(placement, arguments, config.distributed_timeout, ended)
     if first():
-        note(*config.notices, *restarts(), *settled_lines(os.environ))
+        note(*config.notices, *restarts(), *environment_lines(os.environ))
     if config.log.verbose:
         logging.getLogger("flow_factory").setLevel(logging.INFO)
     if args.check:

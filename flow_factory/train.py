@@ -32,9 +32,9 @@ from flow_factory.distributed import liveness
 from flow_factory.distributed.barriers import wait_for_everyone
 from flow_factory.distributed.engines import Engine, make_engine
 from flow_factory.distributed.rendezvous import join_group, limit_groups
-from flow_factory.memory.auto import decoding, recomputing, resharding, settled
+from flow_factory.memory.auto import decoding, recomputing, resharding, resolve_auto
 from flow_factory.memory.checkpoint import model_of
-from flow_factory.memory.encoding_plan import encoding_settled, with_data
+from flow_factory.memory.encoding_plan import resolve_encoding, with_data
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.policy.attention import without_cudnn
@@ -55,7 +55,7 @@ from flow_factory.training.encoding import Encoding
 from flow_factory.training.evaluation import Evaluator
 from flow_factory.training.kept_weights import copies_base, keep_copies
 from flow_factory.training.meter import Meter
-from flow_factory.training.model_setup import open_adapter, require_proofs, share_out
+from flow_factory.training.model_setup import open_adapter, prepare_policy, require_proofs
 from flow_factory.training.run import Run
 from flow_factory.training.saver import Saver
 from flow_factory.training.schedule import make_schedule
@@ -106,7 +106,7 @@ def assemble(found: Preflight, place: tuple[RunFolder | None, Path], accelerator
     """Loads, encodes and wraps, and begins the run. The folder keeps the config as it was asked for."""
     asked, start, (claim, folder) = found.asked, found.start, place
     rewards, eval_rewards = open_rewards(found, accelerator)
-    config = settle(found.config, sizes_of(found.rows), accelerator)
+    config = resolve_config(found.config, sizes_of(found.rows), accelerator)
     engine.settings = config.engine
     liveness.set_activity("loading the checkpoint")
     adapter = open_adapter(config)
@@ -170,7 +170,7 @@ def make_context(
 ) -> TrainingContext:
     """The policy in place, with its copies, optimiser and schedule, as far as the run that it goes on with has come."""
     start, train, accelerator, plan = found.start, config.train, engine.accelerator, plan_of(config)
-    base = share_out(config, adapter, engine, start, copies_base(config, algorithm))
+    base = prepare_policy(config, adapter, engine, start, copies_base(config, algorithm))
     require_proofs(config, adapter, engine, conds[0])
     store = keep_copies(config, engine, algorithm, base)
     schedule = make_schedule(train, engine.optimizer, plan.optimiser_steps_per_epoch)
@@ -183,12 +183,12 @@ def make_context(
     )
 
 
-def settle(config: RunConfig, sizes: Sequence[int], accelerator: Accelerator) -> RunConfig:
+def resolve_config(config: RunConfig, sizes: Sequence[int], accelerator: Accelerator) -> RunConfig:
     """With what `auto` leaves to an estimate decided, for all processes by the main one; it says what."""
     chosen = None
     if accelerator.is_main_process:
         known = model_of(config)
-        found, lines = settled(encoding_settled(config, sizes, known), known)
+        found, lines = resolve_auto(resolve_encoding(config, sizes, known), known)
         model, data = found.model, found.data
         chosen = (
             found.train.enable_gradient_checkpointing, model.reshard_after_forward, (model.vae_slicing, model.vae_tiling),

@@ -115,7 +115,7 @@ class Rollout:
     frozen: dict[int, dict[str, Tensor]] = field(default_factory=lambda: defaultdict(dict))
     """Index of the training point -> name of kept weights -> velocity."""
     peers: dict[int, Any] = field(default_factory=dict)
-    """Results of `Algorithm.survey` for each training point."""
+    """Results of `Algorithm.precompute` for each training point."""
     slope: Tensor | None = None
     """(n, ...) float32 gradient of each sample's loss in `x0`, for algorithms that learn through the sampler."""
     kl_weight: Tensor | None = None
@@ -151,7 +151,7 @@ class Point:
     frozen: dict[str, Tensor] = field(default_factory=dict)
     """Name of kept weights -> their velocity here."""
     peers: Any = None
-    """Result of `Algorithm.survey`; None if the loss depends on this micro-batch alone."""
+    """Result of `Algorithm.precompute`; None if the loss depends on this micro-batch alone."""
     slope: Tensor | None = None
     """(n, ...) gradient of each sample's loss in the next state of the sampler."""
     factor: Tensor | None = None

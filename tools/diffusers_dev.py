@@ -46,7 +46,7 @@ def requirement(source: str) -> str:
         ran(["git", "clone", "--quiet", "--depth", "1", address, str(checkout)])
         return str(checkout)
     raise SystemExit(
-        f"SOURCE: {source!r} is no checkout of diffusers (a folder with pyproject.toml or setup.py), no address and no release number"
+        f"SOURCE: {source!r} is not a checkout of diffusers (a folder with pyproject.toml or setup.py), no address and no release number"
     )
 
 

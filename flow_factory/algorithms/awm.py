@@ -31,7 +31,7 @@ class AWM(AgainstOldPolicy):
     def advantage(self, rollout: Rollout) -> Tensor:
         return scaled_advantage(rollout.advantage, self.config.adv_clip_range[1], self.config.advantage_max)
 
-    def survey(self, points: Sequence[Point], velocity: Velocity) -> Sequence[Tensor]:
+    def precompute(self, points: Sequence[Point], velocity: Velocity) -> Sequence[Tensor]:
         """Log-ratio of the mean log-probability over the noise levels, (n,) and the same for all of them."""
         gaps = [self._log_prob(p, velocity(p)) - self._log_prob(p, velocity(p, "old")) for p in points]
         return [torch.stack(gaps).mean(0)] * len(points)

@@ -44,9 +44,9 @@ class Turn:
 
     network: str
     points: Callable[[Rollout], Iterator[Point]]
-    """See `Algorithm.points`; `loss` and `survey` likewise."""
+    """See `Algorithm.points`; `loss` and `precompute` likewise."""
     loss: Callable[[Point, Velocity], tuple[Tensor, Metrics]]
-    survey: Callable[[Sequence[Point], Velocity], Sequence[Any]] | None = None
+    precompute: Callable[[Sequence[Point], Velocity], Sequence[Any]] | None = None
     """None if the loss of a point does not depend on others."""
     asks: tuple[tuple[str, float | None], ...] = ()
     """(name of weights, guidance scale) of the velocities without gradient that the loss of a point needs, see `Velocity`."""
@@ -58,11 +58,11 @@ class Algorithm:
     Attributes:
         weights: names of other weights than the policy's whose velocities the loss needs: "ref" (untrained), "ema" (the run's average),
             one of `averages` or `files`, or "old", which without an average is the policy at the beginning of the epoch, and costs no copy.
-        looks_back: whether these velocities are computed for all points of an epoch before its first update.
+        precomputes_velocities: whether these velocities are computed for all points of an epoch before its first update.
         averages: copies that follow the policy.
         files: weights from files, such as a teacher's. They never change.
         scope: which points the loss compares: "group", the same noise level in all micro-batches of a group; "times", all noise levels
-            of a micro-batch; None, none. `survey` gets them first, if there is more than one.
+            of a micro-batch; None, none. `precompute` gets them first, if there is more than one.
         with_mean: whether the transitions' means are stored.
         with_schedule: whether a rollout's noise levels are stored; for ODE rollouts they always are.
         bound: the key of `train:` that limits how far the policy may move from the sampling policy; `on_policy_error` may be a tenth of it.
@@ -75,7 +75,7 @@ class Algorithm:
     files: Mapping[str, LoraFile] = {}
     scope: Literal["group", "times"] | None = None
     with_mean: ClassVar[bool] = False
-    looks_back: ClassVar[bool] = True
+    precomputes_velocities: ClassVar[bool] = True
     with_schedule: bool = False
     bound: ClassVar[str] = ""
     through_sampler: ClassVar[bool] = False
@@ -125,7 +125,7 @@ class Algorithm:
     def turns(self, update: int) -> Sequence[Turn]:
         """The optimiser steps of an update, in their order: one for a single network."""
         others = tuple((name, None) for name in self.weights)
-        return (Turn("policy", self.points, self.loss, self.survey if self.scope is not None else None, others),)
+        return (Turn("policy", self.points, self.loss, self.precompute if self.scope is not None else None, others),)
 
     def points(self, rollout: Rollout) -> Iterator[Point]:
         """The micro-batch's training points, each one forward and backward. A pure function; it makes the points lazily."""
@@ -139,9 +139,9 @@ class Algorithm:
         """(n,) loss of samples from their scores (n,), the weighted sum of the rewards. Differentiable; see `Rollout.slope`."""
         raise NotImplementedError(f"{type(self).__name__} has no objective of the final pictures")
 
-    def survey(self, points: Sequence[Point], velocity: Velocity) -> Sequence[Any]:
+    def precompute(self, points: Sequence[Point], velocity: Velocity) -> Sequence[Any]:
         """The values that the loss of each point needs from the others (`Point.peers`). Runs without gradient before an optimiser step."""
-        raise NotImplementedError(f"{type(self).__name__} has a scope and no survey")
+        raise NotImplementedError(f"{type(self).__name__} has a scope and no precompute")
 
     def loss(self, point: Point, velocity: Velocity) -> tuple[Tensor, Metrics]:
         """The scalar loss of one point, and its metrics. It must compute the policy's velocity before any other."""

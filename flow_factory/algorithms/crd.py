@@ -44,7 +44,7 @@ class CRD(ForwardProcess):
         """p, the given reward in [0, 1]."""
         return optimality(rollout.advantage, self.config.adv_clip_range[1])
 
-    def survey(self, points: Sequence[Point], velocity: Velocity) -> Sequence[tuple[Tensor, Tensor]]:
+    def precompute(self, points: Sequence[Point], velocity: Velocity) -> Sequence[tuple[Tensor, Tensor]]:
         """The centres of the implicit and the given reward, the same for all micro-batches of a group."""
         rewards = torch.cat([self._implicit(p, velocity) for p in points])
         return [self._centres(rewards, torch.cat([p.advantage for p in points]))] * len(points)

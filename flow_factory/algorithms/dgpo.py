@@ -45,7 +45,7 @@ class DGPO(ForwardProcess):
         shape = rollout.x0.shape
         return normal(shape[1:], torch.float32, "cpu", self.config.seed, "group noise", rollout.epoch, rollout.group, index).expand(shape)
 
-    def survey(self, points: Sequence[Point], velocity: Velocity) -> Sequence[Tensor]:
+    def precompute(self, points: Sequence[Point], velocity: Velocity) -> Sequence[Tensor]:
         """The group's weight, 0-dim and the same for all its micro-batches."""
         d, d_ref = (torch.cat([self._error(p, velocity, name) for p in points]) for name in ("policy", self.compared))
         return [group_weight(torch.cat([p.advantage for p in points]), d, d_ref, self.config.dpo_beta)] * len(points)

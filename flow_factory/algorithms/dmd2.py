@@ -29,7 +29,7 @@ class FewSteps(Algorithm):
     weights = ("ref",)
     scores: tuple[tuple[str, float | None], ...] = (("fake", None), ("ref", None))
     """The velocities that the generator's loss needs, see `Turn.asks`."""
-    looks_back: ClassVar[bool] = False
+    precomputes_velocities: ClassVar[bool] = False
     reads_final = False
 
     def guidance(self, weights: str) -> float | None:

@@ -40,7 +40,7 @@ class TDMR1(OnPath):
     def turns(self, update: int) -> Sequence[Turn]:
         *fakes, policy = super().turns(update)
         points, asks = partial(self.on_path, draw=(update, len(fakes) + 1)), (("ref", 1.0), ("slow", 1.0))
-        return [*fakes, Turn("surrogate", points, self.surrogate_loss, self.survey, asks), policy]
+        return [*fakes, Turn("surrogate", points, self.surrogate_loss, self.precompute, asks), policy]
 
     # -- the surrogate -----------------------------------------------------------------------------------------------------------
 
@@ -57,7 +57,7 @@ class TDMR1(OnPath):
             x, advantage = renoised(x1, noise, step.s1, tau), rollout.advantage.clamp(low, -low)
             yield Point(x, TIMESTEPS * tau, tau, rollout.cond, advantage, step, noise=noise, memo=rollout.memo)
 
-    def survey(self, points: Sequence[Point], velocity: Velocity) -> Sequence[tuple[Tensor, Tensor, Tensor]]:
+    def precompute(self, points: Sequence[Point], velocity: Velocity) -> Sequence[tuple[Tensor, Tensor, Tensor]]:
         """(the base's velocity, the slow surrogate's error, the group's weight) of each micro-batch."""
         known = [self._compared(p, velocity) for p in points]
         d = torch.cat([self._error(p, velocity(p, "surrogate", 1.0)) for p in points])

@@ -100,9 +100,11 @@ def model_kind(path: Path, key: str = "model.resume_path") -> Literal["lora", "f
     if any(path.glob("*/config.json")) or ("config.json" in here and any(map(SHARD.fullmatch, here))):
         return "full"
     if any(name.endswith((".pkl", ".bin", ".pt", ".pth", ".ckpt")) for name in here):
-        raise CheckpointError(f"{key}: {path} holds pickles, which can run code and are not read; name safetensors weights")
+        raise CheckpointError(f"{key}: {path} holds pickles, which can run code; name safetensors weights")
     seen = ", ".join(here[:6]) or ("empty" if path.is_dir() else "no safetensors file" if path.exists() else "no such folder or file")
-    raise CheckpointError(f"{key}: {path} is no checkpoint ({seen}); one holds state/, {LORA_FILE}, {PEFT_FILE} or transformer/config.json")
+    raise CheckpointError(
+        f"{key}: {path} is not a checkpoint ({seen}); one holds state/, {LORA_FILE}, {PEFT_FILE} or transformer/config.json"
+    )
 
 
 def newest(folder: Path) -> Path:
@@ -118,7 +120,7 @@ def newest_state(folder: Path) -> Path | None:
 
 def checkpoints(folder: Path, name: str = "epoch_") -> list[Path]:
     """Complete checkpoints in the order of their epochs, without abandoned ones, even if an interruption has stopped their move."""
-    begun = setting_aside(folder)
+    begun = unfinished_archive(folder)
     return [path for epoch, path in numbered(folder, name) if begun is None or epoch <= begun[1]]
 
 
@@ -127,7 +129,7 @@ def numbered(folder: Path, name: str = "epoch_") -> list[tuple[int, Path]]:
     return sorted((int(m[1]), p) for p in folder.glob(f"{name}*") if (m := re.fullmatch(rf"{name}(\d+)", p.name, re.ASCII)))
 
 
-def setting_aside(folder: Path) -> tuple[int, int] | None:
+def unfinished_archive(folder: Path) -> tuple[int, int] | None:
     """(number, epoch) if a start was interrupted while it moved the checkpoints after the epoch to `abandoned-<number>`; else None."""
     return next(((int(m[1]), int(m[2])) for p in folder.glob(".abandoned-*") if (m := UNDER_WAY.fullmatch(p.name))), None)
 

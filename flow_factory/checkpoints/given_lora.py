@@ -20,7 +20,7 @@ def given_file(key: str, path: str, component: str) -> Path:
     with file_errors(key, path, READABLE, CheckpointError):
         place = newest(Path(path))
         if not place.exists():
-            raise CheckpointError(f"{key}: {path} is no folder or file; {READABLE}")
+            raise CheckpointError(f"{key}: {path} is not a folder or file; {READABLE}")
         try:
             return lora_of_component(place, component)
         except CheckpointError as error:

@@ -131,7 +131,7 @@ def read_tensors(named: Mapping[str, Tensor], said: Mapping[str, Any]) -> Lora:
     found = Lora(weights, alpha, rslora=bool(said.get("use_rslora")), unlike=unlike)
     pattern = said.get("alpha_pattern") or {}
     if not isinstance(pattern, dict) or not all(isinstance(value, int | float) for value in pattern.values()):
-        raise ValueError("alpha_pattern is no object of numbers")
+        raise ValueError("alpha_pattern must be an object of numbers")
     for layer in found.layers if pattern else ():
         key = get_pattern_key(list(pattern), layer)
         alphas |= {layer: float(pattern[key])} if key in pattern else {}
@@ -212,9 +212,9 @@ def kind_of_layer(layer: str) -> str:
 
 def _object(text: str) -> dict[str, Any]:
     """Raises:
-    ValueError: the text is no JSON object.
+    ValueError: the text is not a JSON object.
     """
     said = json.loads(text)
     if not isinstance(said, dict):
-        raise ValueError("what it says of the LoRA is no JSON object")
+        raise ValueError("its LoRA metadata must be a JSON object")
     return said

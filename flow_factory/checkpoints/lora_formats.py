@@ -66,7 +66,7 @@ def widths(module: nn.Module) -> Width:
 
     def width(layer: str) -> tuple[int, ...]:
         if layer not in linear:
-            raise CheckpointError(f"the LoRA is of another model than {type(module).__name__}, which has no layer {layer}")
+            raise CheckpointError(f"the LoRA was trained on another model than {type(module).__name__}, which has no layer {layer}")
         return linear[layer]
 
     return width

@@ -44,7 +44,7 @@ def by_module_names(file: str, lora: Lora, module: Any) -> Lora:
                 alphas[part] = lora.scale_of(layer) * len(a)
     if unknown:
         text = f"it is of another model than {type(module).__name__}, with {some_of(unknown)}"
-        raise CheckpointError(f"{file} does not fit: {text}; of layers of text encoders none are trained here")
+        raise CheckpointError(f"{file} does not fit: {text}; the layers of text encoders cannot be trained here")
     return replace(lora, tensors=tensors, alpha=None, alphas=alphas, rslora=False)
 
 

@@ -25,7 +25,7 @@ def merge_lora(module: Any, lora: Lora, scale: float = 1.0) -> None:
         shape = (len(update.up), update.down.shape[1])
         if weight is None or tuple(weight.shape) != shape:
             there = "is not there" if weight is None else f"is {list(weight.shape)} and not {list(shape)}"
-            raise CheckpointError(f"the LoRA is of another model than {type(module).__name__}: its layer {layer} {there}")
+            raise CheckpointError(f"the LoRA was trained on another model than {type(module).__name__}: its layer {layer} {there}")
         changed = weight.float() + (update.up.float() @ update.down.float() * (scale * update.scale)).to(weight.device)
         if lora.dora:
             magnitude = lora.tensors[layer + MAGNITUDE].to(weight.device).float()

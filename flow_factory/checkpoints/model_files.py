@@ -84,7 +84,7 @@ def load_model(path: Path, policy: Policy) -> None:
     kind, lora = model_kind(path), lora_of(policy)
     if lora != (kind == "lora"):
         raise CheckpointError(f"{path} holds {kind} weights, but model.finetune_type is {'lora' if lora else 'full'}")
-    load = _load_lora if lora else partial(_load_full, unsettled=policy.wanted)
+    load = _load_lora if lora else partial(_load_full, unmaterialized=policy.wanted)
     for write in [load(path, name, module) for name, module in policy.models.items()]:
         write()
 
@@ -125,7 +125,7 @@ def lora_at(path: Path, component: str) -> tuple[Path, Lora]:
     with plainly(file, "is damaged"):
         saved = read_lora(file)
     if saved.unlike is not None:
-        raise CheckpointError(f"{file} is another kind of LoRA: {saved.unlike}; merge it into the model, and name that")
+        raise CheckpointError(f"{file} is another kind of LoRA: {saved.unlike}; merge it into the model, and name the merged model")
     return file, saved
 
 
@@ -178,14 +178,14 @@ def require_full(path: Path, components: Sequence[str], sketch: ModelAdapter | N
                 raise CheckpointError(f"{path} does not fit this model: {problem}")
 
 
-def _load_full(path: Path, component: str, module: nn.Module, unsettled: Container[nn.Parameter]) -> Callable[[], object]:
-    """The same of all weights. Those that are to be settled yet are the file's memory until then."""
+def _load_full(path: Path, component: str, module: nn.Module, unmaterialized: Container[nn.Parameter]) -> Callable[[], object]:
+    """The same of all weights. Those that are not yet materialized are the file's memory until then."""
     saved = full_weights(path, component, module)
     here = module.state_dict()
     if problem := _difference(here, saved):
         where = path if path.is_file() else full_files(path, component)[0].parent
         raise CheckpointError(f"{where} does not fit this model: {problem}")
-    mapped = {name: p for name, p in module.named_parameters() if p in unsettled}
+    mapped = {name: p for name, p in module.named_parameters() if p in unmaterialized}
     return lambda: _take(here, mapped, saved)
 
 

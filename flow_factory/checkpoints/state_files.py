@@ -171,7 +171,7 @@ def contents(folder: Path) -> tuple[Index, Saved]:
             if Path(name).name != name:
                 raise ValueError(f"{INDEX} names {name!r}, which is in another folder")
             if (size := (state / name).stat().st_size) != stored.size:
-                raise EOFError(f"{name} is cut off or another file: {size} bytes, and {INDEX} says {stored.size}")
+                raise EOFError(f"{name} is truncated or replaced: it has {size} bytes, and {INDEX} says {stored.size}")
         for name, spread in index.tensors.items():
             _require_whole(name, spread, index)
         text = (state / PROGRESS).read_bytes()
@@ -221,7 +221,7 @@ def reading(state: Path, index: Index) -> Iterator[Fill]:
         for name, spread in sorted(index.tensors.items(), reverse=True):  # weights before the optimiser's state
             for rows in spread.rows:
                 if files[rows.file].get_slice(name).get_shape() != ([rows.end - rows.first, *spread.shape[1:]] if spread.shape else []):
-                    raise ValueError(f"{rows.file} has another shape of {name!r} than {INDEX}")
+                    raise ValueError(f"{rows.file} has another shape for {name!r} than {INDEX}")
 
         def fill(name: str, target: Tensor | Slab) -> None:
             mine, first = _rows_in(target)

@@ -95,7 +95,7 @@ def wanted(stock: CachedRows, args: argparse.Namespace) -> bool:
     asked = [args.older_than, args.dataset, args.model]
     if asked == [None] * 3:
         if not (args.all or args.old):
-            raise UserError("ff-data cache prune: say what: --older-than 30d, --dataset NAME, --model NAME, --old, or --all")
+            raise UserError("ff-data cache prune: choose what to remove: --older-than 30d, --dataset NAME, --model NAME, --old, or --all")
         return bool(args.all)
     old = args.older_than is None or time.time() - stock.used > args.older_than
     return old and all(
@@ -116,7 +116,7 @@ def agreed(yes: bool) -> bool:
     if yes:
         return True
     if not sys.stdin.isatty():
-        raise UserError("ff-data cache prune: nobody is there to be asked; write --yes, or --dry-run")
+        raise UserError("ff-data cache prune: there is no terminal to ask on; write --yes, or --dry-run")
     return input("remove this? [y/N] ").strip().lower() in ("y", "yes")
 
 

@@ -54,7 +54,7 @@ def many(text: str) -> int:
     argparse.ArgumentTypeError: the text is not a positive whole number.
     """
     if not text.isdecimal() or not 0 < int(text) < 10**9:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of rows, such as 100")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of rows, such as 100")
     return int(text)
 
 

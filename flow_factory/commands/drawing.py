@@ -38,7 +38,7 @@ class StockPipeline:
         self.config = config
         self.device = torch.device(device) if device else accelerate.PartialState().device
         if offload and self.device.type == "cpu":
-            raise UserError("--offload: there is no accelerator to bring parts to; leave it out")
+            raise UserError("--offload: there is no accelerator to move parts to; leave it out")
         name, kind, overrides, pipeline = checkpoint_of(config)
         self.adapter = load_adapter(name, kind, config.mixed_precision, None, overrides, pipeline)
         if offload:

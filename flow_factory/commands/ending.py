@@ -43,12 +43,12 @@ def explain(error: BaseException) -> int:
     if isinstance(error, FailedElsewhere):
         return second()
     if isinstance(error, ProcessLost) or lost(error):
-        complain(error if isinstance(error, ProcessLost) else liveness.why_lost(error))
+        complain(error if isinstance(error, ProcessLost) else liveness.lost_process(error))
         return second()
     if isinstance(error, UserError):
         complain(error)
         if error.__cause__ is not None:
-            logger.info("where it comes from:", exc_info=error.__cause__)
+            logger.info("the cause of it:", exc_info=error.__cause__)
         return 1 if isinstance(error, RunError) else 2
     if isinstance(error, KeyboardInterrupt):
         return stopped(error)
@@ -56,7 +56,7 @@ def explain(error: BaseException) -> int:
         return 1
     if (line := user_code.owner_of(error)) is not None:
         print(f"error: {plain(line)}", file=sys.stderr)
-        logger.info("where it comes from:", exc_info=error)
+        logger.info("the cause of it:", exc_info=error)
         return 1
     if isinstance(error, OSError) and error.filename is not None:  # an error of the file system that no check has found
         print(f"error: {error.filename}: {error.strerror or error}", file=sys.stderr)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flow_factory.commands.generate import config_of, overrides_of, seeds, take_weights, weights_of
-from flow_factory.commands.subcommands import entry_points, settle_terminal
+from flow_factory.commands.subcommands import entry_points, set_up_terminal
 from flow_factory.utils.errors import UserError, file_errors
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def act(args: argparse.Namespace) -> int:
     from flow_factory.utils.files import require_writable
     from flow_factory.utils.terminal import tell
 
-    settle_terminal()
+    set_up_terminal()
     if args.recipes:
         tell(recipes_page())
         return 0

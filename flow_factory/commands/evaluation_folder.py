@@ -85,7 +85,7 @@ class EvaluationFolder:
                     for k, row in enumerate(line["rows"]):
                         found[line["weights"], line["dataset"], row] = {name: scores[k] for name, scores in line["scores"].items()}
             except (ValueError, KeyError, TypeError, IndexError) as error:
-                raise UserError(f"--out: {path} is damaged ({error}); delete it, and what it had is scored again") from error
+                raise UserError(f"--out: {path} is damaged ({error}); delete it, and its samples are scored again") from error
         return found
 
 

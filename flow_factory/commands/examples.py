@@ -103,7 +103,7 @@ def copy(files: Sequence[str], to: Path) -> None:
     with file_errors("--to", to, "name a folder that can be written"):
         differing = [name for name in files if (to / name).exists() and not filecmp.cmp(root() / name, to / name, shallow=False)]
         if differing:
-            raise UserError(f"--to: {to / differing[0]} is there and differs from the example; name another folder, or move it away")
+            raise UserError(f"--to: {to / differing[0]} exists already and differs from the example; name another folder, or move it away")
         for name in files:
             (to / name).parent.mkdir(parents=True, exist_ok=True)
             if not (to / name).exists():

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from flow_factory.commands.generate import config_of, weights_of
-from flow_factory.commands.subcommands import entry_points, settle_terminal
+from flow_factory.commands.subcommands import entry_points, set_up_terminal
 from flow_factory.utils.errors import UserError
 
 EXAMPLES = """\
@@ -57,19 +57,19 @@ def parser() -> argparse.ArgumentParser:
 
 def act(args: argparse.Namespace) -> int:
     """Writes the files, and says where they are."""
-    settle_terminal()
+    set_up_terminal()
     checkpoint = weights_of([args.checkpoint], base=False)[0][0]
     assert checkpoint is not None
     config = config_of(args.config, [checkpoint], [f"model.model_name_or_path={args.model}"] if args.model else [])
     if args.to == "peft" and args.out.suffix == SUFFIX:
         raise UserError(f"--out: peft is a folder with its config; write {args.out.with_suffix('')}")
     if args.out.exists() and not (args.out.is_dir() and args.out.suffix != SUFFIX and not any(args.out.iterdir())):
-        raise UserError(f"--out: {args.out} is there already; name another, or delete it")
+        raise UserError(f"--out: {args.out} exists already; name another, or delete it")
     carded = args.card or args.push is not None
     if carded and args.out.suffix == SUFFIX:
-        raise UserError(f"--out: a card is in a folder beside the weights; write {args.out.with_suffix('')}")
+        raise UserError(f"--out: a model card needs a folder, beside the weights; write {args.out.with_suffix('')}")
     if args.private and args.push is None:
-        raise UserError("--private: is of a repository that --push makes; name one, or leave it out")
+        raise UserError("--private: only a repository that --push makes can be private; add --push, or leave it out")
     from flow_factory.commands.exporting import Job, export
     from flow_factory.reporting.model_card import Published, write_card
     from flow_factory.runs.provenance import prompts_of

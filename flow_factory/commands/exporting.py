@@ -72,9 +72,9 @@ def export(job: Job) -> list[Path]:
     hide_bars()
     lora = model_kind(job.checkpoint) == "lora"
     if not lora and job.to not in ("merged", "diffusers"):
-        raise UserError(f"--to {job.to}: {job.checkpoint} has full weights, and this is a format of LoRAs; write merged or diffusers")
+        raise UserError(f"--to {job.to}: {job.checkpoint} has full weights, and this format is for LoRAs; write merged or diffusers")
     if not lora and job.scale != 1.0:
-        raise UserError(f"--scale: {job.checkpoint} has full weights, which have no strength; leave it out")
+        raise UserError(f"--scale: {job.checkpoint} has full weights, and only a LoRA can be scaled; leave it out")
     with file_errors("--out", job.out, "name a place that can be written"):
         partial = partial_of(job.out)
         begin(partial)

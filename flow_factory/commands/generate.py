@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flow_factory.commands.data_show import many
-from flow_factory.commands.subcommands import entry_points, settle_terminal
+from flow_factory.commands.subcommands import entry_points, set_up_terminal
 from flow_factory.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -68,14 +68,14 @@ def seeds(text: str) -> list[int]:
         ends = re.fullmatch(r"(\d{1,18})(?:-(\d{1,18}))?", part.strip())
         first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (1, 0)
         if not 0 <= last - first < 10_000:
-            raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds, such as 3, 0-7 or 1,5,9-11")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a list of seeds, such as 3, 0-7 or 1,5,9-11")
         found += range(first, last + 1)
     return list(dict.fromkeys(found))
 
 
 def act(args: argparse.Namespace) -> int:
     """Draws, writes the files and a contact sheet, and prints where they are."""
-    settle_terminal()
+    set_up_terminal()
     weights = weights_of(args.checkpoints, args.base)
     config = config_of(args.config, [path for path, _ in weights if path is not None], overrides_of(args))
     rows = rows_of(args.prompts, args.negative)
@@ -111,7 +111,7 @@ def config_of(file: Path | None, checkpoints: Sequence[Path], overrides: Sequenc
     configs = [load_config(file, overrides) for file in dict.fromkeys(files)]
     bases = {(c.model.model_name_or_path, c.model.target_components): file for c, file in zip(configs, files, strict=False)}
     if len(bases) > 1:
-        raise UserError(f"the checkpoints are of several base models, of {' and '.join(map(str, bases.values()))}; name those of one")
+        raise UserError(f"the checkpoints have different base models: {' and '.join(map(str, bases.values()))}; name those of one")
     return configs[0]
 
 
@@ -119,7 +119,7 @@ def weights_of(checkpoints: Sequence[Path], base: bool) -> list[tuple[Path | Non
     """Each checkpoint (the newest one of a run's folder) and its label. The base model, None, comes first.
 
     Raises:
-        UserError: no checkpoint is given, or a path is no checkpoint.
+        UserError: no checkpoint is given, or a path is not a checkpoint.
     """
     from flow_factory.checkpoints.checkpoint import model_kind, newest
 

@@ -107,7 +107,7 @@ def asked(given: Any, what: str, default: str, choices: Sequence[str] | None = N
         shown = f" ({', '.join(choices)})" if choices else ""
         text = input(f"{what}{shown} [{default}]: ").strip() or default
     if choices and (text := text.replace("-", "_") if text not in choices else text) not in choices:
-        raise UserError(f"{what}: {text!r} is none of {', '.join(choices)}.{nearest(text, list(choices))}")
+        raise UserError(f"{what}: {text!r} is not one of {', '.join(choices)}.{nearest(text, list(choices))}")
     return text
 
 
@@ -117,7 +117,7 @@ def number(text: str) -> float:
     """
     size = size_of_gpu(text)
     if size is None:
-        raise UserError(f"--gpu: {text!r} is no size of a card in GB, such as 24")
+        raise UserError(f"--gpu: {text!r} is not a GPU size in GB, such as 24")
     return size
 
 

@@ -80,7 +80,7 @@ def checked(entry: RewardArguments, mine: list[tuple[str, Any, Any]]) -> tuple[l
                 raise
             lines.append(f"  {title}: {error}{'' if mine else '; score your own by --images and --prompts'}")
             continue
-        lines += told(title, found, reward.config.batch_size)
+        lines += findings_lines(title, found, reward.config.batch_size)
         problems += [f"{title}: {problem}" for problem in found.problems]
     if len(lines) < 2:  # the sets that could not be scored
         problems.append("nothing was scored")
@@ -96,7 +96,7 @@ def published(entry: RewardArguments) -> list[str]:
     return [] if facts is None else [f"  weights {facts.weights}; licence {facts.licence}; scale {facts.scale}"]
 
 
-def told(title: str, found: Findings, batch: int) -> list[str]:
+def findings_lines(title: str, found: Findings, batch: int) -> list[str]:
     """The lines of the findings."""
     from flow_factory.rewards.drawn import WORSE
 

@@ -45,14 +45,14 @@ def asked(args: argparse.Namespace) -> list[str]:
 def act(args: argparse.Namespace) -> int:
     """Serves until a signal arrives. Returns 0."""
     from flow_factory.config.service import load_rewards_config
-    from flow_factory.distributed.threads import settle, usable_cores
+    from flow_factory.distributed.threads import set_thread_counts, usable_cores
     from flow_factory.utils.terminal import log_to_terminal
 
     overrides = asked(args)
     config = load_rewards_config(args.config, overrides)
     if lacking := [name for name in PACKAGES if find_spec(name) is None]:
         raise UserError(f"ff-reward serve needs {' and '.join(lacking)}: pip install 'flow-factory[reward-server]'")
-    settle(os.environ, usable_cores() / (config.server.workers * len(config.server.devices)))
+    set_thread_counts(os.environ, usable_cores() / (config.server.workers * len(config.server.devices)))
     log_to_terminal(30)
     return serve(config, str(args.config.resolve()), overrides)
 

@@ -27,7 +27,7 @@ def listening(host: str, port: int, keys: str) -> Any:
         return socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, UnicodeError) as error:
         said = getattr(error, "strerror", None) or error
-        raise UserError(f"{keys}: {host}:{port} cannot be listened on: {said}; choose another") from error
+        raise UserError(f"{keys}: cannot listen on {host}:{port}: {said}; choose another") from error
 
 
 def serve_until_signal(server: uvicorn.Server, socket: Any, what: str, how: str) -> None:

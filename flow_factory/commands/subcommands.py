@@ -56,7 +56,7 @@ def first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def settle_terminal() -> None:
+def set_up_terminal() -> None:
     """Prints log records as lines (only errors on other processes than the first), and hides messages of libraries, before their import."""
     log_to_terminal(logging.WARNING if first() else logging.ERROR)
     quiet_libraries()

@@ -101,7 +101,7 @@ class Rehearsal:
         trainer.context.meter.observers.append(self.paces)
         with Epochs(1, 0, shown=False) as run.bar:
             run.evaluate()
-            run.tell(trainer.epoch())
+            run.report(trainer.epoch())
         self.save()
         self.load()
         run.gallery.wait()
@@ -117,7 +117,7 @@ class Rehearsal:
     def save(self) -> None:
         """Writes a checkpoint with its training state, and waits for it."""
         self.run.save(state=True)
-        self.saving = self.run.saving["time/save_s"]
+        self.saving = self.run.save_cost["time/save_s"]
         self.run.saver.wait()
         wait_for_everyone("saving")
         state = size_of(self.run.checkpoint() / "state")
@@ -131,7 +131,7 @@ class Rehearsal:
         before = sums(trainer.context.store.state_dict().values())
         progress = load(self.run.checkpoint(), trainer.context.store, trainer.context.engine, trainer.context.schedule)
         if progress != trainer.context.progress or sums(trainer.context.store.state_dict().values()) != before:
-            raise RunError(f"{self.run.checkpoint()} was saved, and other weights came back from it: is the disk in order?")
+            raise RunError(f"{self.run.checkpoint()} was saved, but the weights read back from it differ; check the disk")
 
     # -- results ---------------------------------------------------------------------------------------------------------------
 

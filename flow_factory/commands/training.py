@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flow_factory.commands.ending import disk_full
-from flow_factory.commands.subcommands import first, settle_terminal
+from flow_factory.commands.subcommands import first, set_up_terminal
 from flow_factory.config import RunConfig, load_config
 from flow_factory.config.places import require_places
 from flow_factory.config.source import assignment
 from flow_factory.distributed import liveness
-from flow_factory.distributed.environment import settle_allocator
+from flow_factory.distributed.environment import set_allocator
 from flow_factory.distributed.process_monitor import FAILED
-from flow_factory.distributed.threads import settle
+from flow_factory.distributed.threads import set_thread_counts
 from flow_factory.distributed.topology import overrides_of, resolve_topology, srun_task
 from flow_factory.rewards import GIVEN, REWARDS
 from flow_factory.utils.errors import RunError, UserError
@@ -71,8 +71,8 @@ def train(
     **keys: Any,
 ) -> TrainResult:
     """See `flow_factory.train`."""
-    settle_process({})
-    settle_terminal()
+    set_up_process({})
+    set_up_terminal()
     sections, taken = {"rewards": rewards, "eval_rewards": eval_rewards}, dict[str, Any]()
     if isinstance(config, Mapping):
         sections = {name: config.get(name) if value is None else value for name, value in sections.items()}
@@ -90,15 +90,15 @@ def train(
     return _trained(found)
 
 
-def settle_process(flags: Mapping[str, Any]) -> None:
+def set_up_process(flags: Mapping[str, Any]) -> None:
     """Sets the environment of a training process, before torch is imported.
 
     Args:
         flags: the flags of the command line.
     """
     os.environ.update(srun_task(flags, os.environ))
-    settle(os.environ)
-    settle_allocator(os.environ)
+    set_thread_counts(os.environ)
+    set_allocator(os.environ)
 
 
 def _trained(config: RunConfig) -> TrainResult:
@@ -117,7 +117,7 @@ def _trained(config: RunConfig) -> TrainResult:
         note(*([finished] if first() else []))
         return result_of(finished.checkpoint, finished.epoch, first())
     except Interrupted as error:
-        raise KeyboardInterrupt(f"{error}: the run's state is saved; go on with model.resume_path") from error
+        raise KeyboardInterrupt(f"{error}: the run's state is saved; resume with model.resume_path") from error
     except BaseException:
         liveness.leave(FAILED)
         raise
@@ -167,7 +167,7 @@ def run_errors(config: RunConfig) -> Iterator[None]:
         if not disk_full(error):
             raise
         places = f"{config.log.save_dir} or {config.data.cache_dir}"
-        raise RunError(f"{error} (a write to {places}); go on from the last whole checkpoint") from error
+        raise RunError(f"{error} (a write to {places}); resume from the last complete checkpoint") from error
 
 
 def result_of(checkpoint: Path, epochs: int, main: bool) -> TrainResult:
@@ -216,7 +216,7 @@ def _entry(section: str, given: Any, taken: dict[str, Any]) -> dict[str, Any]:
     if callable(reward):
         entry["reward_model"] = _named(reward, taken)
     elif not isinstance(reward, str):
-        raise UserError(f"{section}: {given!r} is no reward; give a name such as PickScore, an entry with reward_model, or a function")
+        raise UserError(f"{section}: {given!r} is not a reward; give a name such as PickScore, an entry with reward_model, or a function")
     return entry
 
 

@@ -42,7 +42,7 @@ def act(args: argparse.Namespace) -> int:
     if lacking := [name for name in PACKAGES if find_spec(name) is None]:
         raise UserError(f"ff-view needs {' and '.join(lacking)}: pip install 'flow-factory[view]'")
     if not 0 <= args.port <= 65535:
-        raise UserError(f"--port: {args.port} is no port; write 0 to 65535")
+        raise UserError(f"--port: {args.port} is not a port; write 0 to 65535")
     socket = listening(HOST, args.port, "--port")
     import uvicorn
 

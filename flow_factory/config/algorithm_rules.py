@@ -36,7 +36,7 @@ def dynamics_fit(config: RunConfig) -> Iterator[Problem]:
 def guard_is_defined(config: RunConfig) -> Iterator[Problem]:
     train = config.train
     if isinstance(train, GRPOGuardConfig) and train.reweight and config.scheduler.dynamics_type == "CPS":
-        text = "true divides by |dt|, which CPS's mean does not move by; write false, or scheduler.dynamics_type: Flow-SDE"
+        text = "true divides by |dt|, but the mean of CPS does not move by |dt|; write false, or scheduler.dynamics_type: Flow-SDE"
         yield Problem(("train", "reweight"), text)
 
 
@@ -80,18 +80,18 @@ def gradient_is_of_present_weights(config: RunConfig) -> Iterator[Problem]:
             ("train", "draft_steps"), f"{train.draft_steps} is more than the {drawn} steps of a rollout; write {drawn} or 0 (all)"
         )
     if train.num_inner_epochs != 1:
-        yield Problem(("train", "num_inner_epochs"), "draft learns from pictures of the present weights; write 1")
+        yield Problem(("train", "num_inner_epochs"), "draft learns from pictures of the current weights; write 1")
     batches = train.unique_sample_num_per_epoch * train.trained_batches_per_group // config.teams
     if (accumulated := micro_batches_per_update(config)) != batches:
         auto = train.gradient_accumulation_steps == "auto"
         key, now = ("gradient_step_per_epoch", train.gradient_step_per_epoch) if auto else ("gradient_accumulation_steps", accumulated)
-        text = f"{now}: after an epoch's first step its pictures are of earlier weights, and draft's gradient is of present ones"
+        text = f"{now}: after the first step of an epoch its pictures come from earlier weights, and draft needs those of the current ones"
         yield Problem(("train", key), f"{text}; write {1 if auto else 'auto, with gradient_step_per_epoch: 1'}")
     for key in ("best_of_n", "drop_zero_variance", "reward_optimization_overlap"):
         if getattr(train, key):
             yield Problem(("train", key), f"draft has no advantages; write {'null' if key == 'best_of_n' else 'false'}")
     if config.model.context_parallel > 1:
-        yield Problem(("model", "context_parallel"), "draft's gradient in a state is not gathered from the parts of a sequence; write 1")
+        yield Problem(("model", "context_parallel"), "draft does not gather its gradient from the parts of a sequence; write 1")
     for index, reward in enumerate(config.rewards):
         if reward.transform is not None and reward.weight != 0:
             text = "what becomes of all scores together has no gradient of one; write null, and scale by weight"
@@ -182,7 +182,7 @@ def group_has_advantage(config: RunConfig) -> Iterator[Problem]:
 
 def rewards_count(config: RunConfig) -> Iterator[Problem]:
     if isinstance(config.train, SFTConfig) and config.rewards:
-        text = "sft learns from the column target, and asks no reward; write eval_rewards, or delete it"
+        text = "sft learns from the column target, and uses no reward; write eval_rewards, or delete it"
         yield Problem(("rewards",), text)
     if config.train.given or not config.train.judged:
         return
@@ -190,7 +190,7 @@ def rewards_count(config: RunConfig) -> Iterator[Problem]:
         if sum(abs(weight) for reward in dataset.config.rewards if isinstance(weight := reward.weight, float)) >= 1e-6:
             continue
         if dataset.name:
-            text = "no reward with a weight other than 0 scores its samples, so nothing is learned of it; leave its train: out, or see"
+            text = "no reward with a weight other than 0 scores its samples, so nothing is learned from it; leave its train: out, or see"
             yield Problem(dataset.keys, f"{text} rewards.N.applicable_datasets")
         elif isinstance(config.rewards[0].weight, float):
             text = f"{config.rewards[0].weight:g} leaves every advantage 0, so nothing is learned; write e.g. 1"

@@ -203,7 +203,7 @@ class DRaFTConfig(TrainConfig):
     )
     kl_beta: float = Field(0.0, ge=0, le=1e6, description="weight of the KL term; 0 keeps no reference weights")
     gradient_step_per_epoch: Batch = Field(
-        1, description="optimiser steps of an epoch; 1, for the gradient is that of pictures of the present weights"
+        1, description="optimiser steps of an epoch; 1, because the gradient needs pictures of the current weights"
     )
 
     def points_per_batch(self, scheduler: SchedulerConfig) -> int:

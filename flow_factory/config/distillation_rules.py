@@ -35,7 +35,7 @@ def teachers_are_routed(config: RunConfig) -> Iterator[Problem]:
             text = f"no teacher for it; name {dataset.name} in applicable_datasets of one of train.teachers, or leave its train: out"
             yield Problem(dataset.keys, text)
         elif len(mine) > 1:
-            text = f"the {of} has the teacher {names[mine[0]]!r} already, and a row has one; name the data sets of each"
+            text = f"the {of} has the teacher {names[mine[0]]!r} already, and a row has only one; name the data sets of each"
             yield Problem(("train", "teachers", mine[1], "applicable_datasets"), text)
 
 
@@ -47,7 +47,7 @@ def distillation_fits(config: RunConfig) -> Iterator[Problem]:
         text = f"{config.model.finetune_type}: teachers are LoRAs, which are kept beside the policy's own over one frozen base; write lora"
         yield Problem(("model", "finetune_type"), text)
     if config.rewards:
-        yield Problem(("rewards",), "diffusion-opd takes no rewards; name them eval_rewards, to see what they say of its pictures")
+        yield Problem(("rewards",), "diffusion-opd takes no rewards; name them in eval_rewards, to measure its pictures")
     for key in ("best_of_n", "drop_zero_variance", "reward_optimization_overlap"):
         if getattr(train, key):
             yield Problem(("train", key), f"diffusion-opd has no advantages; write {'null' if key == 'best_of_n' else 'false'}")

@@ -174,7 +174,7 @@ def _deepspeed_file(name: Any, file: Path) -> tuple[dict[str, Any], Path]:
     try:
         extra = json.loads(source.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"config_file: {source} is no JSON: {error}") from error
+        raise ConfigError(f"config_file: {source} is not JSON: {error}") from error
     if not isinstance(extra, dict):
         raise ConfigError(f"config_file: {source}: wants an object with DeepSpeed's keys, got {show(extra)}")
     return extra, source
@@ -190,7 +190,7 @@ def _zero(file: Path, said: Mapping[str, Any]) -> EngineSettings:
         raise ConfigError(f"config_file: {source}: {kept} must go: weights that stay gathered would outlive a swap of weights")
     for key, ours in OURS.items():
         if extra.pop(key, "auto") not in ("auto", None):
-            raise ConfigError(f"config_file: {source}: {key} is what {ours} of the run's YAML says; remove it, or write auto")
+            raise ConfigError(f"config_file: {source}: {key} is set by {ours} in the run's YAML; remove it here, or write auto")
     stage = said.get("zero_stage", zero.get("stage", 2))
     stage = int(stage) if isinstance(stage, str) and stage.isdecimal() else stage
     if not isinstance(stage, int) or isinstance(stage, bool) or stage not in (1, 2, 3):
@@ -201,7 +201,7 @@ def _zero(file: Path, said: Mapping[str, Any]) -> EngineSettings:
         if device not in DEVICES:
             raise ConfigError(f"config_file: {file}: offload_{part}_device: {device} does not work here; write cpu or none")
         offload[part] = DEVICES[device]
-    idle = [f"offload_param_device: cpu has no effect with zero_stage: {stage}, which leaves every process the weights whole; 3 has it"]
+    idle = [f"offload_param_device: cpu has no effect with zero_stage: {stage}, where no weights are sharded; write zero_stage: 3"]
     return EngineSettings(
         "zero",
         stage,

@@ -23,7 +23,7 @@ def gate_fits(config: RunConfig) -> Iterator[Problem]:
     if not low <= share <= high:
         yield Problem(("train", "kl_gate_share"), f"{share:g} is outside of kl_gate_bounds {show([low, high])}; write e.g. {low:g}")
     if train.best_of_n is not None:
-        text = f"{train.best_of_n}: the gate is a share of all samples, and the extremes of a group are none of it; write null"
+        text = f"{train.best_of_n}: the gate takes a share of all samples, and best_of_n drops some of them; write null"
         yield Problem(("train", "best_of_n"), text)
     if train.reward_optimization_overlap:
         text = "true: the gate compares the scores of all samples, which the first group that is trained on does not wait for; write false"

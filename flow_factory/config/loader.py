@@ -41,20 +41,8 @@ def load_config(config: str | Path | Mapping[str, Any], overrides: Sequence[str]
     """
     source = values(config) if isinstance(config, Mapping) else read(Path(config))
     if "distributed_type" in source.tree and "model" not in source.tree:
-        raise ConfigError(f"{source.name}:1: is a file for accelerate; name it as config_file in the YAML of a run")
-    _gather_log_keys(source)
-    for text in overrides:
-        key = text.partition("=")[0].strip()
-        override(source, f"log.{text}" if key in MOVABLE else text)
-    _move(source, "ddp_timeout", ("distributed_timeout",), "distributed_timeout")  # as transformers has it
-    for name in ("data", "model", "scheduler", "train", "eval", "log"):
-        if source.tree.get(name) is None:
-            source.tree[name] = {}
-    if source.tree.get("rewards", ()) is None:
-        del source.tree["rewards"]
-    list_rewards(source)
-    bring_public_keys(source)
-    _one_or_several(source)
+        raise ConfigError(f"{source.name}:1: is a config file of accelerate; name it as config_file in the YAML of a run")
+    _normalise(source, overrides)
     train = _train_schema(source)
     if source.tree.get("mixed_precision") in ("no", False) and source.mapping("model").get("finetune_type", "full") == "full":
         source.mapping("model").setdefault("master_weight_dtype", "fp32")  # as the rest of the run has
@@ -68,6 +56,23 @@ def load_config(config: str | Path | Mapping[str, Any], overrides: Sequence[str]
         source.problems.append(Problem(("config_file",), there))
     source.fail()
     return found.noting((*source.notices, *notices(found), *said), source.written)
+
+
+def _normalise(source: Source, overrides: Sequence[str]) -> None:
+    """Applies the overrides, and brings every other spelling of a key to the one of the schemas. Missing sections become empty ones."""
+    _gather_log_keys(source)
+    for text in overrides:
+        key = text.partition("=")[0].strip()
+        override(source, f"log.{text}" if key in MOVABLE else text)
+    _move(source, "ddp_timeout", ("distributed_timeout",), "distributed_timeout")  # the name in transformers
+    for name in ("data", "model", "scheduler", "train", "eval", "log"):
+        if source.tree.get(name) is None:
+            source.tree[name] = {}
+    if source.tree.get("rewards", ()) is None:
+        del source.tree["rewards"]
+    list_rewards(source)
+    bring_public_keys(source)
+    _one_or_several(source)
 
 
 def few_steps(source: Source, train: type[TrainConfig]) -> None:

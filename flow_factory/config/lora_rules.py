@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from flow_factory.config.algorithm_rules import Rule
 from flow_factory.config.algorithms import SFTConfig
 from flow_factory.config.distillation import OPDConfig
-from flow_factory.config.engine_rules import engine_said
+from flow_factory.config.engine_rules import engine_of_file
 from flow_factory.config.nodes import Problem
 from flow_factory.config.run import RunConfig
 
@@ -24,7 +24,7 @@ def forms_are_of_loras(config: RunConfig) -> Iterator[Problem]:
 
 def magnitudes_are_whole(config: RunConfig) -> Iterator[Problem]:
     """What DoRA cannot work with, as it reads the weights of a layer beside the layer's own forward, or has not been proved with."""
-    model, train, engine, here = config.model, config.train, engine_said(config), ("model", "use_dora")
+    model, train, engine, here = config.model, config.train, engine_of_file(config), ("model", "use_dora")
     if not model.use_dora or model.finetune_type == "full":
         return
     for key in ("quantization", "layerwise_casting"):

@@ -55,7 +55,7 @@ def columns_problem(ours: str, pipeline: str | None, takes: Mapping[str, Any]) -
     others = "; a pipeline's arguments for pictures, videos and sounds, such as mask_image, may be named too"
     if pipeline is not None:
         others = f"; arguments of {pipeline} for pictures, videos and sounds: {', '.join(takes) or 'none'}"
-    said = f"no column of ours is called {show(ours)}.{near} Known: {', '.join(known[: len(OURS)])}{others}"
+    said = f"no known column is called {show(ours)}.{near} Known: {', '.join(known[: len(OURS)])}{others}"
     return f"{said}; every other column reaches the rewards by its own name"
 
 
@@ -70,7 +70,7 @@ def columns_fit(config: RunConfig) -> Iterator[Problem]:
                 return
             takes = media_arguments(pipeline)
             if not class_attribute(MODELS.path(config.model.model_type), "further_inputs"):
-                text = f"{ours} is no column of ours, and {config.model.model_type} takes no others; write model_type: diffusers"
+                text = f"{ours} is not a known column, and {config.model.model_type} takes no others; write model_type: diffusers"
                 yield Problem((*dataset.keys, "columns"), text)
             elif ours not in takes:
                 yield Problem((*dataset.keys, "columns"), columns_problem(ours, pipeline.rpartition(":")[2], takes))

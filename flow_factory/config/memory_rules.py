@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from flow_factory.config.algorithm_rules import Rule
-from flow_factory.config.engine_rules import engine_said
+from flow_factory.config.engine_rules import engine_of_file
 from flow_factory.config.nodes import Problem
 from flow_factory.config.recompute import every_block
 from flow_factory.config.run import RunConfig
@@ -44,7 +44,7 @@ def fewer_bits_are_recomputed(config: RunConfig) -> Iterator[Problem]:
 
 
 def fewer_bits_are_whole(config: RunConfig) -> Iterator[Problem]:
-    engine = engine_said(config)
+    engine = engine_of_file(config)
     for key, value in _asked(config):
         if engine is not None and engine.shards_weights:
             text = f"{value} weights cannot be cut into shards, and {engine.name} shards them"

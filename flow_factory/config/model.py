@@ -19,7 +19,7 @@ def _patterns(patterns: dict[str, Number]) -> dict[str, Number]:
             re.compile(pattern)
         except re.error as error:
             raise ValueError(
-                f"{show(pattern)} is no ending of a layer's name, such as attn.to_q, and no regular expression: {error}"
+                f"{show(pattern)} is not an ending of a layer's name, such as attn.to_q, and no regular expression: {error}"
             ) from error
     return patterns
 

@@ -20,7 +20,7 @@ def lineage(path: str, seen: frozenset[ast.AST] = frozenset()) -> Iterator[ast.C
         seen: the statements that led here; a class may have the name of the base that it imports.
 
     Raises:
-        SignatureError: source that is no Python, or an import from above its package.
+        SignatureError: source that is not Python, or an import from above its package.
     """
     module, _, name = path.partition(":")
     spec = spec_of(module)
@@ -88,7 +88,7 @@ def body_of(module: str) -> list[ast.stmt]:
     """The statements of a module; none where it has no source.
 
     Raises:
-        SignatureError: it is no Python.
+        SignatureError: it is not Python.
     """
     spec = spec_of(module)
     return _tree(source_of(module) or "", (spec and spec.origin) or module).body

@@ -41,7 +41,7 @@ class WatchConfig(Section):
         "optimizer of log.keep_best, with a lower learning rate. Each also says what it saw",
     )
     lr_factor: float = Field(0.5, gt=0, lt=1, description="factor of the learning rate for lower_lr and back")
-    times: int = Field(3, ge=1, description="so many times lower_lr or back may act; the next time the run stops")
+    times: int = Field(3, ge=1, description="so many times lower_lr or back may act; the next time, the run stops")
 
     @model_validator(mode="after")
     def _one_condition(self) -> "WatchConfig":

@@ -44,7 +44,7 @@ def _of_metric(config: RunConfig, metric: str, here: Keys) -> Iterator[Problem]:
         yield Problem(here, f"{metric} is logged where train.kl_beta is above 0; write e.g. kl_beta: 1.0e-6 to measure it alone")
 
 
-def back_leads_somewhere(config: RunConfig) -> Iterator[Problem]:
+def back_needs_best_checkpoint(config: RunConfig) -> Iterator[Problem]:
     best = config.log.keep_best
     if best is not None:
         names: Collection[str] = ("eval/loss", "eval/margin", "eval/pair_accuracy")
@@ -58,4 +58,4 @@ def back_leads_somewhere(config: RunConfig) -> Iterator[Problem]:
             yield Problem(("monitor", k, "do"), "back goes back to the best checkpoint; set log.keep_best, e.g. eval/reward_mean")
 
 
-MONITOR_RULES: tuple[Rule, ...] = (watches_see_something, back_leads_somewhere)
+MONITOR_RULES: tuple[Rule, ...] = (watches_see_something, back_needs_best_checkpoint)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from flow_factory.config.algorithm_rules import Rule
 from flow_factory.config.base import show
-from flow_factory.config.engine_rules import engine_said
+from flow_factory.config.engine_rules import engine_of_file
 from flow_factory.config.few_steps import FewStepConfig, TDMR1Config
 from flow_factory.config.nodes import Problem
 from flow_factory.config.run import RunConfig
@@ -26,7 +26,7 @@ def networks_are_trained(config: RunConfig) -> Iterator[Problem]:
 
 def networks_fit(config: RunConfig) -> Iterator[Problem]:
     """What several networks over one base have not been proved with, or cannot work with."""
-    train, model, engine = config.train, config.model, engine_said(config)
+    train, model, engine = config.train, config.model, engine_of_file(config)
     if not train.networks:
         return
     what = f"{train.trainer_type} trains {1 + len(train.networks)} networks"
@@ -36,11 +36,13 @@ def networks_fit(config: RunConfig) -> Iterator[Problem]:
         text = f"{engine.name} steps all weights at once, and {what} in turn; write an FSDP2 file, or null"
         yield Problem(("config_file",), text)
     if train.optimizer == "muon":
-        yield Problem(("train", "optimizer"), f"muon: {what}, each with a step of its own, which muon has not here; write adamw")
+        yield Problem(("train", "optimizer"), f"muon: {what}, each with a step of its own, which muon does not support here; write adamw")
     if model.compile:
-        yield Problem(("model", "compile"), f"true: {what}, which take turns in the compiled blocks: not proved yet; write false")
+        yield Problem(("model", "compile"), f"true: {what}, which take turns in the compiled blocks; this is untested, so write false")
     if model.context_parallel > 1:
-        yield Problem(("model", "context_parallel"), f"{model.context_parallel}: {what}: not proved with shared sequences; write 1")
+        yield Problem(
+            ("model", "context_parallel"), f"{model.context_parallel}: {what}; this is untested with shared sequences, so write 1"
+        )
     if train.reference == "start":
         text = f"start: the base without any of its LoRAs is what {train.trainer_type} compares with; write base"
         yield Problem(("train", "reference"), text)
@@ -68,7 +70,7 @@ def students_are_whole(config: RunConfig) -> Iterator[Problem]:
                 text = f"{getattr(train, key):g}: real_guidance_scale: {show(train.real_guidance_scale)} leaves no guidance; write {off}"
                 yield Problem(("train", key), text)
     if not train.judged and config.rewards:
-        yield Problem(("rewards",), f"{name} takes no rewards; name them eval_rewards, to see what they say of its pictures")
+        yield Problem(("rewards",), f"{name} takes no rewards; name them in eval_rewards, to measure its pictures")
 
 
 NETWORK_RULES: tuple[Rule, ...] = (networks_are_trained, networks_fit, students_are_whole)

@@ -87,7 +87,7 @@ class Walk:
 
     def node(self, node: yaml.Node, keys: Keys = (), within: frozenset[yaml.Node] = frozenset()) -> None:
         """Raises:
-        ConstructorError: a node within itself, too many values, or a key that is no text.
+        ConstructorError: a node within itself, too many values, or a key that is not text.
         """
         self._left -= 1
         if self._left < 0:
@@ -205,7 +205,7 @@ class Walk:
         try:
             return Loader("").construct_yaml_int(node) if node.tag == WHOLE else Loader("").construct_yaml_float(node)
         except (ValueError, IndexError) as error:
-            raise _refused(f"{show(node.value)} is no number", node) from error
+            raise _refused(f"{show(node.value)} is not a number", node) from error
 
 
 def _refused(text: str, node: yaml.Node) -> yaml.constructor.ConstructorError:

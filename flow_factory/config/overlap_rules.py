@@ -19,11 +19,11 @@ def _too_early(config: RunConfig) -> str | None:
     train, weighed = config.train, [reward for reward in config.rewards or () if reward.weight]
     rows, here = train.unique_sample_num_per_epoch, train.trained_batches_per_group
     if not any(reward.async_reward for reward in config.rewards or ()):
-        return "no reward is asked beside anything; write async_reward: true in an entry of rewards:, or false here"
+        return "no reward runs asynchronously; write async_reward: true in an entry of rewards:, or false here"
     if train.global_std:
         return "train.global_std: true divides by a deviation of all groups; write global_std: false, or false here"
     if train.num_inner_epochs > 1:
-        return f"train.num_inner_epochs: {train.num_inner_epochs} goes over the epoch again and again; write 1, or false here"
+        return f"train.num_inner_epochs: {train.num_inner_epochs} goes over the epoch several times; write 1, or false here"
     if len(weighed) > 1 and train.advantage_aggregation == "gdpo":
         return "advantage_aggregation: gdpo divides the sum of several rewards by its deviation in all groups; write sum, or false here"
     if train.drop_zero_variance:
@@ -32,7 +32,7 @@ def _too_early(config: RunConfig) -> str | None:
         what = f"best_of_n: {train.best_of_n}" if train.best_of_n is not None else f"trainer_type: {train.trainer_type}"
         return f"{what} chooses what is trained on by the scores; write false"
     if config.model.context_parallel > 1:
-        return "processes of a team have one's scores; write context_parallel: 1, or false here"
+        return "processes that share a sequence also share its scores; write context_parallel: 1, or false here"
     if rows % config.teams or micro_batches_per_update(config) % here:
         return "a group is shared among processes or optimiser steps, which then need its scores; write more rows an epoch, or false here"
     return None

@@ -221,7 +221,7 @@ def _rewards(source: Source) -> None:
 
 
 def _moved(source: Source, here: Keys, entry: Mapping[str, Any], names: Mapping[str, str], to: Keys, known: Collection[str] = ()) -> None:
-    """Moves the keys of a public mapping to ours; null is no value."""
+    """Moves the keys of a public mapping to ours; null is not a value."""
     for key, value in entry.items():
         if key in names and value is not None:
             _put(source, (*here, key), value, (*to, names[key]))

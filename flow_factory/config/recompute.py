@@ -62,7 +62,7 @@ def every_block(setting: Any) -> bool:
 
 
 def chosen_blocks(setting: bool | str | Mapping[str, Any], blocks: int) -> list[int]:
-    """The numbers of the blocks that are computed again, of so many; all of them for an "auto" that nobody has settled.
+    """The numbers of the blocks that are computed again, of so many; all of them for an "auto" that is not resolved yet.
 
     Those of a fraction are the first ones: the backward comes to them last, when what the others have kept is gone.
     """

@@ -49,7 +49,7 @@ class RunConfig(Section, Generic[Train]):
     eval: EvalConfig
     log: LogConfig
     rewards: Rewards = Field(description="rewards to train on")
-    optimizers: Networks = Field((), description="how the networks beside the policy are trained, where an algorithm has any")
+    optimizers: Networks = Field((), description="how the networks other than the policy are trained, if an algorithm has any")
     eval_rewards: Rewards | None = Field(None, description="rewards to evaluate with; null = rewards")
     monitor: Watches = Field((), description="metrics that are watched, and what happens when one crosses its threshold; () = none")
     profile: ProfileConfig | None = Field(None, description="what torch's profiler records: {epoch: 2, steps: 3}; null = nothing")

@@ -87,12 +87,12 @@ def read(path: Path) -> Source:
     """Reads a YAML file.
 
     Raises:
-        ConfigError: it cannot be read, or is no YAML mapping. Lesser problems are kept in the result.
+        ConfigError: it cannot be read, or is not a YAML mapping. Lesser problems are kept in the result.
     """
     source = Source(str(path), marks={(): Mark(1, f"{path}:1", ())})
     tree, walk = parse(text_of(path), str(path))
     if not isinstance(tree, dict):
-        what = "is empty" if tree is None else "is no mapping of keys to values"
+        what = "is empty" if tree is None else "is not a mapping of keys to values"
         raise ConfigError(f"{path}:1: the file {what}; it wants sections such as model:, train: and rewards:")
     source.learn(walk, {keys: Mark(line, f"{path}:{line}", keys) for keys, line in walk.lines.items()})
     source.tree = tree
@@ -125,7 +125,7 @@ def override(source: Source, text: str) -> None:
     """Applies `section.key=value`; the value is read as YAML, and `1e-4` is a number.
 
     Raises:
-        ConfigError: the text is no override, or its path leads nowhere.
+        ConfigError: the text is not an override, or its path leads nowhere.
     """
     path, equals, value = text.partition("=")
     keys: Keys = tuple(int(key) if key.isdecimal() and len(key) < 10 else key for key in path.strip().split("."))
@@ -149,7 +149,7 @@ def _step(holder: Any, key: str | int, shown: str, so_far: Keys) -> Any:
             raise ConfigError(f"{shown}: {where} has no entry {key}; it has 0 to {len(holder) - 1}")
         return holder[key]
     if not isinstance(holder, dict) or isinstance(key, int):
-        kind = "a mapping" if isinstance(holder, dict) else "a list" if isinstance(holder, list) else "no mapping"
+        kind = "a mapping" if isinstance(holder, dict) else "a list" if isinstance(holder, list) else "not a mapping"
         raise ConfigError(f"{shown}: {where} is {kind}, so {show(key)} leads nowhere")
     if holder.get(key) is None:
         holder[key] = {}

@@ -43,7 +43,7 @@ def parse(text: str, where: str, walk: Walk | None = None, keys: Keys = ()) -> t
         keys: the way to these values.
 
     Raises:
-        ConfigError: it is no YAML, or more than a config needs: deeper than `DEEPEST`, larger than `MOST`, with tags of its own.
+        ConfigError: it is not YAML, or more than a config needs: deeper than `DEEPEST`, larger than `MOST`, with tags of its own.
     """
     walk = walk or Walk()
     with _as_yaml(text, where):
@@ -59,14 +59,14 @@ def read_foreign(path: Path) -> Any:
     """The values of a YAML file that is not the run's own; its keys are text.
 
     Raises:
-        ConfigError: it cannot be read, or is no YAML.
+        ConfigError: it cannot be read, or is not YAML.
     """
     return parse(text_of(path), str(path), Walk(environment=None))[0]
 
 
 def text_of(path: Path) -> str:
     """Raises:
-    ConfigError: the file cannot be read, or is no UTF-8.
+    ConfigError: the file cannot be read, or is not UTF-8.
     """
     try:
         if (other := kind_of_file(path)) is not None:
@@ -142,7 +142,7 @@ def _construct(loader: Loader, node: yaml.Node) -> Any:
     try:
         return loader.construct_document(node)
     except (ValueError, IndexError, KeyError) as error:  # a tag such as !!int before other text; a number without end
-        text = "a value is no number, or not what its tag says, or has more than 4300 digits"
+        text = "a value is not a number, or not what its tag says, or has more than 4300 digits"
         raise yaml.constructor.ConstructorError(None, None, text, node.start_mark) from error
 
 

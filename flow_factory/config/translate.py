@@ -3,7 +3,7 @@
 from itertools import chain, count
 
 from flow_factory.config.algorithm_rules import best_of_n_fits, rounded
-from flow_factory.config.engine_rules import engine_said
+from flow_factory.config.engine_rules import engine_of_file
 from flow_factory.config.plan import plan_of
 from flow_factory.config.run import RunConfig
 from flow_factory.config.transition import DPPOConfig
@@ -32,7 +32,7 @@ def rounded_up(config: RunConfig) -> Translated:
 
 def recomputed(config: RunConfig) -> Translated:
     """With `train.enable_gradient_checkpointing` where the launcher's file asks for it."""
-    engine = engine_said(config)
+    engine = engine_of_file(config)
     if engine is None or not engine.recompute or config.train.enable_gradient_checkpointing:
         return config, ()
     train = config.train.model_copy(update={"enable_gradient_checkpointing": True})

@@ -149,7 +149,7 @@ def aggregation(name: str, rewards: Sequence[str], diversity: str | None = None)
         return AGGREGATIONS[known]
     own = COMBINATIONS[name]
     if not callable(own) or isinstance(own, type):
-        raise UserError(f"train.advantage_aggregation: {name!r} is no function; write one of (rewards, weights, names)")
+        raise UserError(f"train.advantage_aggregation: {name!r} is not a function; write one of (rewards, weights, names)")
     return partial(combined, own, rewards)
 
 

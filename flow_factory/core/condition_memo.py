@@ -54,11 +54,11 @@ class ConditionMemo:
         others, turn = self.shared.get(name, []), len(self.kept.get(name, ()))
         return others[turn][1] if turn < len(others) and others[turn][0] == shapes else None
 
-    def settle(self) -> None:
+    def free_unused(self) -> None:
         """Frees what no later call asks for."""
         for out in (out for outs in self.kept.values() for out in outs):
             if isinstance(getattr(out, "latent_dist", None), FixedPosterior):
-                out.latent_dist.settle()
+                out.latent_dist.free_unused()
 
     def known(self, name: str) -> list[Any] | None:
         """The stored results of a function, if it need not be called."""
@@ -108,7 +108,7 @@ class MemoTable:
             yield
             if memo is not None:
                 memo.full = True
-                memo.settle()
+                memo.free_unused()
         finally:
             if memo is not None and not memo.full:
                 memo.kept.clear()
@@ -179,7 +179,7 @@ class FixedPosterior:
         generator = torch.Generator(mean.device).manual_seed(0)
         return mean + std * torch.randn(mean.shape[1:], generator=generator, device=mean.device, dtype=mean.dtype)
 
-    def settle(self) -> None:
+    def free_unused(self) -> None:
         """Frees what no later call asks for."""
         if self.answers:
             self.bare = None

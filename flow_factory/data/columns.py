@@ -214,7 +214,7 @@ def require_file_name(name: Any, column: str, kind: str, where: str) -> None:
     if not isinstance(name, str) or not name.strip():
         raise DataError(f"{where}: {column} must name a file, not {kind_of(name)}")
     if "\0" in name:
-        raise DataError(f"{where}: {column}: {json.dumps(name)} is no file name: it has a NUL character")
+        raise DataError(f"{where}: {column}: {json.dumps(name)} is not a file name: it has a NUL character")
     if "://" in name:
         raise DataError(f"{where}: {column}: {name} is a URL; {kind}s are read from disk, so download it and name the file")
 

@@ -114,7 +114,7 @@ def plain(value: Any, where: str, column: str) -> Any:
         return value.total_seconds()
     if isinstance(value, Decimal):
         return float(value)
-    raise DataError(f"{where}: {column!r} has a {type(value).__name__}, which is no number, text, list or object; remove the column")
+    raise DataError(f"{where}: {column!r} has a {type(value).__name__}, which is not a number, text, list or object; remove the column")
 
 
 def _is_media(value: Any) -> bool:

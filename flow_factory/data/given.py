@@ -27,7 +27,7 @@ def given_files(data: DataConfig, row: Row, columns: Sequence[str], video: bool)
     """The files that the row names in these columns; relative names start in `data.video_dir` or `data.image_dir`.
 
     Raises:
-        DataError: a column is missing, or is no file name.
+        DataError: a column is missing, or is not a file name.
     """
     folder = Path((data.video_dir if video else data.image_dir) or Path(data.dataset_dir) / ("videos" if video else "images"))
     for column in columns:

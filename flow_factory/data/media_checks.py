@@ -28,7 +28,7 @@ def first_bytes(path: Path) -> bytes:
 
 
 def image_format(path: Path) -> str | None:
-    """The format of an image by its first bytes; None: it is no known image."""
+    """The format of an image by its first bytes; None: it is not a known image."""
     head = first_bytes(path)
     known = next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
     return None if known == "WebP" and head[8:12] != b"WEBP" else known

@@ -145,7 +145,8 @@ _EXAMPLES = {".jsonl": EXAMPLE, ".txt": "a prompt a line"}
 def _file_of(folder: Path, split: str) -> Path:
     if not folder.is_dir():
         nearest = next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
-        what = f"no data set folder {folder}; {nearest} has {listing(nearest)}" if not os.path.lexists(folder) else f"{folder} is no folder"
+        missing = not os.path.lexists(folder)
+        what = f"no data set folder {folder}; {nearest} has {listing(nearest)}" if missing else f"{folder} is not a folder"
         raise DataError(f"{what}. data.dataset_dir names a folder with train.jsonl or .txt")
     paths = [path for suffix in _EXAMPLES if os.path.lexists(path := folder / f"{split}{suffix}")]
     if len(paths) == 2:

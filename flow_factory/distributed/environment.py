@@ -24,13 +24,13 @@ ELSEWHERE = "192.0.2.1"
 """An address for documentation (RFC 5737), used to find the default route. Nothing is sent."""
 
 
-def settle_allocator(environment: MutableMapping[str, str], driver: Path = DRIVER) -> None:
+def set_allocator(environment: MutableMapping[str, str], driver: Path = DRIVER) -> None:
     """Enables expandable CUDA segments, so that memory freed by one phase fits the next. To be called before torch is imported."""
     if driver.exists() and not any(environment.get(name) for name in ALLOCATORS):
         environment[ALLOCATORS[0]] = environment[CHOSEN] = EXPANDABLE
 
 
-def settled_lines(environment: Mapping[str, str]) -> Iterator[str]:
+def environment_lines(environment: Mapping[str, str]) -> Iterator[str]:
     """A line for each variable that was set."""
     here = processes_here(environment)
     if here > 1 and environment.get(OURS) and environment.get(OURS) == environment.get("OMP_NUM_THREADS"):
@@ -39,7 +39,7 @@ def settled_lines(environment: Mapping[str, str]) -> Iterator[str]:
         yield f"{ALLOCATORS[0]}={EXPANDABLE}: memory that one phase frees can be reused by the next; a value that you set is kept"
 
 
-def settle_interface(environment: MutableMapping[str, str]) -> str | None:
+def set_interface(environment: MutableMapping[str, str]) -> str | None:
     """Sets gloo's interface to the one that reaches machine 0, if gloo would choose an unreachable one. Returns a line about it."""
     several = int(environment.get("WORLD_SIZE", "1")) > processes_here(environment)
     if not several or "LOCAL_WORLD_SIZE" not in environment or environment.get("GLOO_SOCKET_IFNAME"):

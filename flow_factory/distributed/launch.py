@@ -42,7 +42,7 @@ def already_reported() -> bool:
     return False
 
 
-def going_on(config: RunConfig, max_restarts: int) -> list[str]:
+def restart_overrides(config: RunConfig, max_restarts: int) -> list[str]:
     """The override with which a restarted process resumes the run.
 
     Raises:
@@ -80,7 +80,7 @@ def launch(placement: Topology, arguments: Sequence[str], limit: float, ended: C
     here = placement.num_processes // placement.num_machines
     if torch.cuda.is_available() and here > (gpus := torch.cuda.device_count()):
         text = f"{here} processes on this machine, which has {gpus} GPU{'s' * (gpus != 1)}"
-        raise ConfigError(f"{text}; set --num_processes {gpus * placement.num_machines}, or say more machines (--num_machines, or srun)")
+        raise ConfigError(f"{text}; set --num_processes {gpus * placement.num_machines}, or name more machines (--num_machines, or srun)")
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "3600")  # seconds from SIGTERM to SIGKILL: a large state takes long to save
     os.environ[LAUNCHER] = str(os.getpid())
     os.environ[MAIN] = placement.main_process_ip

@@ -88,7 +88,7 @@ def _of_gloo() -> int:
     return names.count(GLOO)
 
 
-def why_lost(error: BaseException) -> str:
+def lost_process(error: BaseException) -> str:
     """See `ProcessMonitor.why`."""
     return here.why(error) if here is not None else DIED
 

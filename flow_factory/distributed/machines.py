@@ -80,7 +80,7 @@ class Machines(RendezvousHandler):
             except DistError as error:
                 self.store = None
                 if not self.max_restarts or time.monotonic() > deadline:
-                    raise RendezvousError(f"{self.place}: machine 0 left before all had come; its own message says why") from error
+                    raise RendezvousError(f"{self.place}: machine 0 left before all had joined; see its own message") from error
 
     def num_nodes_waiting(self) -> int:
         """1 if others are at a later attempt, or machine 0 has left. Torch polls this while the processes run."""
@@ -136,7 +136,7 @@ class Machines(RendezvousHandler):
                 keys = self._come(store, attempt)
             if time.monotonic() > deadline:
                 missing = ", ".join(str(k) for k, key in enumerate(keys) if not store.check([key]))
-                raise RendezvousError(f"{self.place}: waited {timeout:g} s, and these did not come: {missing}")
+                raise RendezvousError(f"{self.place}: waited {timeout:g} s, but these did not join: {missing}")
             self._beat(store)
             time.sleep(OFTEN)
         self._require_alike([store.get(key).decode() for key in keys])
@@ -158,7 +158,7 @@ class Machines(RendezvousHandler):
         if holder == self.mine:
             return keys
         if not self.max_restarts or _lives(store, holder.partition(" ")[0]):
-            raise RendezvousError(f"{self.place}: another one has this rank, or was started again while the others continued")
+            raise RendezvousError(f"{self.place}: another process has this rank, or this one was restarted while the others continued")
         if self.ended() or store.check([self._done(attempt)[0]]):  # another machine's processes end before the main one
             store.set(self._done(attempt)[self.place.number], "")
             raise RendezvousGracefulExitError("the run has ended")

@@ -78,7 +78,7 @@ class ProcessMonitor:
         if not self.gone:
             return None
         rank, word = next(iter(self.gone.items()))
-        how = "has failed; its own message says why. It was at" if word == FAILED else "has died, at"
+        how = "has failed; see its own message. It was at" if word == FAILED else "has died, at"
         return f"process {rank} of {self.size} {how}: {self.doing(rank)}"
 
     def why(self, error: BaseException) -> str:

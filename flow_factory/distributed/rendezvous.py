@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import DistError, Store, TCPStore
 
-from flow_factory.distributed.environment import settle_interface
+from flow_factory.distributed.environment import set_interface
 from flow_factory.distributed.liveness import start_monitor
 from flow_factory.utils.errors import RendezvousError
 from flow_factory.utils.terminal import note
@@ -55,14 +55,14 @@ def meet(meeting: Rendezvous, hosts: bool) -> Store:
     keys = [f"{meeting.what}/{meeting.attempt}/{k}" for k in range(meeting.count)]
     try:
         if store.add(keys[meeting.number], 1) > 1:
-            raise RendezvousError(f"{meeting}: another one has this rank, or was started again while the others continued")
+            raise RendezvousError(f"{meeting}: another process has this rank, or this one was restarted while the others continued")
         while not store.check(keys):
             if time.monotonic() > deadline:
                 missing = ", ".join(str(k) for k, key in enumerate(keys) if not store.check([key]))
-                raise RendezvousError(f"{meeting}: waited {meeting.timeout} s, and these did not come: {missing}")
+                raise RendezvousError(f"{meeting}: waited {meeting.timeout} s, but these did not join: {missing}")
             time.sleep(0.2)
     except DistError as error:
-        raise RendezvousError(f"{meeting}: {meeting.what} 0 left before all had come; its own message says why") from error
+        raise RendezvousError(f"{meeting}: {meeting.what} 0 left before all had joined; see its own message") from error
     return store
 
 
@@ -90,8 +90,8 @@ def _knock(meeting: Rendezvous, deadline: float, look: Callable[[], None]) -> No
         except OSError as error:
             if time.monotonic() > deadline:
                 raise RendezvousError(
-                    f"{meeting}: waited {meeting.timeout} s, and nobody is there ({error.strerror or error}); was number 0 started, "
-                    "and are address and port (--main_process_ip, --main_process_port) its own?"
+                    f"{meeting}: waited {meeting.timeout} s, and nothing answers ({error.strerror or error}); was number 0 started, "
+                    "and are address and port (--main_process_ip, --main_process_port) correct?"
                 ) from error
             look()
             time.sleep(0.2)
@@ -141,7 +141,7 @@ def join_group(limit: float) -> None:
     timeout = int(environment.get("FF_RENDEZVOUS_TIMEOUT", "600"))
     meeting = Rendezvous("process", number, count, environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), timeout, attempt)
     store, another = meet(meeting, hosts), _connect(meeting, hosts)  # a second connection for threads, since a group may block the first
-    if (line := settle_interface(environment)) is not None and environment.get("LOCAL_RANK") == "0":
+    if (line := set_interface(environment)) is not None and environment.get("LOCAL_RANK") == "0":
         note(line)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     start_monitor(dist.PrefixStore(attempt_key(attempt), another), number, count, meeting.address, limit)

@@ -13,12 +13,12 @@ SPINS = "1000"
 torch's wheels, is 300000. That is harmless on an idle machine, but on a busy one it takes most of the time that the awaited thread needs
 (benchmarks/README.md)."""
 OWN_LAUNCHER = "flow-factory"
-"""TORCHELASTIC_RUN_ID of this program's launcher, which sets threads only by `settle`."""
+"""TORCHELASTIC_RUN_ID of this program's launcher, which sets threads only by `set_thread_counts`."""
 OURS = "FF_THREADS"
 """The variable with the number of threads that this program chose, so that processes it starts choose their own."""
 
 
-def settle(environment: MutableMapping[str, str], cores: float | None = None) -> None:
+def set_thread_counts(environment: MutableMapping[str, str], cores: float | None = None) -> None:
     """Sets OpenMP's number of threads and spin count, unless the user has set them. To be called before torch is imported.
 
     Args:

@@ -63,7 +63,7 @@ def requested_processes(flags: Mapping[str, Any], environment: Mapping[str, str]
     """The number of processes by the command line or the environment; None leaves it to the YAML. In a worker: the present number.
 
     Raises:
-        ConfigError: a value is no number, or a flag contradicts the present number.
+        ConfigError: a value is not a number, or a flag contradicts the present number.
     """
     said = _said(flags, environment)
     if _inside(environment):
@@ -94,7 +94,7 @@ def resolve_topology(config: RunConfig, flags: Mapping[str, Any], environment: M
     """The topology. The command line has precedence over the environment, and the environment over the YAML.
 
     Raises:
-        ConfigError: a value is no number, out of range or missing, or the processes do not divide over the machines.
+        ConfigError: a value is not a number, out of range or missing, or the processes do not divide over the machines.
     """
     said = _said(flags, environment)
     port = _number(said, "main_process_port", config.main_process_port, most=65535)
@@ -109,7 +109,7 @@ def resolve_topology(config: RunConfig, flags: Mapping[str, Any], environment: M
         _require_place(said, machines, port)
     if config.num_processes % machines:
         right = machines * max(1, config.num_processes // machines)
-        raise ConfigError(f"{config.num_processes} processes do not divide over {machines} machines; use {right}")
+        raise ConfigError(f"{config.num_processes} processes cannot be divided evenly over {machines} machines; use {right}")
     rank = _number(said, "machine_rank", 0)
     if rank >= machines:
         raise ConfigError(
@@ -194,7 +194,7 @@ def _require_place(said: Mapping[str, Setting], machines: int, port: int) -> Non
                 f"{machines} machines ({who}), and nothing says {what}; set --{key}, or {ENVIRONMENT[key][1]} in the environment"
             )
     if port == 0:
-        raise ConfigError(f"{machines} machines ({who}) need a port that all know; set --main_process_port, e.g. 29500")
+        raise ConfigError(f"{machines} machines ({who}) need a port that all of them know; set --main_process_port, e.g. 29500")
 
 
 def _number(said: Mapping[str, Setting], key: str, default: int, least: int = 0, most: int | None = None) -> int:

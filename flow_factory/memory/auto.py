@@ -22,7 +22,7 @@ REASONS = {
 }
 
 
-def settled(config: RunConfig, model: Model | None, gpu: float | None = None) -> tuple[RunConfig, list[str]]:
+def resolve_auto(config: RunConfig, model: Model | None, gpu: float | None = None) -> tuple[RunConfig, list[str]]:
     """Decides the keys that are `auto` by the estimate. Returns the config and a line for each decision.
 
     If memory suffices, images are decoded all at once, as few blocks as possible are recomputed, and FSDP2 keeps gathered weights.
@@ -76,7 +76,7 @@ def _recomputed(config: RunConfig, model: Model | None, gpu: float | None) -> tu
         if model is not None and fits_memory(model.parts(found), gpu, config.num_processes):
             break
     much = "all blocks" if model is None else describe_blocks(level, [model.module])
-    return found, [f"train.enable_gradient_checkpointing: auto takes {show(level)} for {_place(gpu)}: {much} are computed again"]
+    return found, [f"train.enable_gradient_checkpointing: auto takes {show(level)} for {_place(gpu)}: {much} are recomputed"]
 
 
 def _kept(config: RunConfig, model: Model | None, gpu: float | None) -> tuple[RunConfig, list[str]]:

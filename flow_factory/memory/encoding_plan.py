@@ -16,7 +16,7 @@ from flow_factory.memory.parts import of_machine, peak
 from flow_factory.memory.room import fits_memory
 
 
-def encoding_settled(config: RunConfig, sizes: Sequence[int], model: Model | None, gpu: float | None = None) -> RunConfig:
+def resolve_encoding(config: RunConfig, sizes: Sequence[int], model: Model | None, gpu: float | None = None) -> RunConfig:
     """Decides `data.encode: auto` and `data.idle_encoders: auto`.
 
     Args:

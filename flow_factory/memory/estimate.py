@@ -44,7 +44,7 @@ def estimate(
 def loading(config: RunConfig, family: type[ModelAdapter], parameters: dict[str, float], weights: Weights, files: Files) -> Iterator[Part]:
     """The checkpoint's files, which all processes of a machine share, and the copies of a process until its weights are on the device.
 
-    A transformer whose files have one dtype is cast on the device, tensor by tensor; see `Policy.settle`.
+    A transformer whose files have one dtype is cast on the device, tensor by tensor; see `Policy.materialize`.
     """
     model, precision = config.model, DTYPES[config.mixed_precision]
     half, others = precision.itemsize, {part for part in parameters if {*files.get(part, ())} - {NAMES[precision]}}

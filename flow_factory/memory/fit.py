@@ -6,7 +6,7 @@ import psutil
 import torch
 
 from flow_factory.config import RunConfig
-from flow_factory.memory.auto import settled
+from flow_factory.memory.auto import resolve_auto
 from flow_factory.memory.checkpoint import Model, model_of
 from flow_factory.memory.machine import main_memory_lines, when
 from flow_factory.memory.parts import Part, Phase, peak, peak_of
@@ -23,7 +23,7 @@ def memory_lines(config: RunConfig, gpu: float | None = None) -> tuple[list[str]
         gpu: GB of the GPUs; None for this machine's.
     """
     model = model_of(config)
-    config, chosen = settled(config, model, gpu)
+    config, chosen = resolve_auto(config, model, gpu)
     if model is None:
         return [*chosen, "no estimate: the checkpoint is not on disk, and its size is not known here"], True
     parts, n = model.parts(config), config.num_processes
@@ -49,7 +49,7 @@ def keys_to_fit(config: RunConfig, gpu: float) -> list[str]:
         UserError: nothing makes it fit.
     """
     model = model_of(config)
-    config, _ = settled(config, model, gpu)
+    config, _ = resolve_auto(config, model, gpu)
     if model is None or peak(model.parts(config)) < ROOM * gpu:
         return []
     *_, last = proposals(config, model.parts, ROOM * gpu)
@@ -66,7 +66,7 @@ def measured(config: RunConfig, peaks: Mapping[str, float]) -> str:
     """A line with the measured peaks of phases and their estimates.
 
     Args:
-        config: the result of `settled`.
+        config: the result of `resolve_auto`.
         peaks: GB on the device, by the meter's names of phases.
     """
     model = model_of(config)

@@ -182,7 +182,9 @@ def width_of(config: Any) -> int:
         return heads * config["attention_head_dim"]
     width = next((config[name] for name in WIDTHS if isinstance(config.get(name), int)), None)
     if width is None:
-        raise UserError(f"{config.get('_class_name', 'the transformer')}: its config names no width ({', '.join(WIDTHS)}): no estimate")
+        raise UserError(
+            f"{config.get('_class_name', 'the transformer')}: no estimate, because its config names no width ({', '.join(WIDTHS)})"
+        )
     return width
 
 

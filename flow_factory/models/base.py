@@ -35,7 +35,7 @@ class ModelAdapter(RowEncoding):
         """The family that serves a checkpoint; only `diffusers` looks at it."""
         if pipeline_class is not None:
             raise UserError(
-                f"model.pipeline_class: {pipeline_class!r} goes with model_type: diffusers; {cls.__name__} has its own pipeline"
+                f"model.pipeline_class: {pipeline_class!r} is for model_type: diffusers only; {cls.__name__} has its own pipeline"
             )
         return cls
 
@@ -75,7 +75,7 @@ class ModelAdapter(RowEncoding):
         """The pipeline's guider as the call asks for it, where it has one."""
         return guiding(self.pipe, self.guider_scale(call))
 
-    def asked(self, cond: Cond, call: Mapping[str, Any]) -> Cond:
+    def used_condition(self, cond: Cond, call: Mapping[str, Any]) -> Cond:
         """The condition without the negative prompt, where this call has no use for it."""
         return cond if self.guided(call) else {k: v for k, v in cond.items() if not k.startswith("negative_")}
 
@@ -108,19 +108,19 @@ class ModelAdapter(RowEncoding):
         Args:
             seen: whether anybody looks at the media; else nothing is decoded, and there are none.
         """
-        arguments = {**self.takes(call), **self.repeat(self.asked(cond, call), len(generators))}
+        arguments = {**self.takes(call), **self.repeat(self.used_condition(cond, call), len(generators))}
         out, recorder = self.field.sample(arguments, num_steps, draw, generators, "pil" if seen else "latent", memo)
         return Deferred(lambda: self.media(out, call) if seen else ()), recorder
 
     def velocity(self, x: Tensor, t: Tensor, s: Tensor, cond: Cond, call: Mapping[str, Any], memo: ConditionMemo | None = None) -> Tensor:
         """v(x, t) of the samples x (n, ...) of one row; `t` and `s` 0-dim."""
-        arguments = {**self.takes(call), **self.repeat(self.asked(cond, call), len(x)), **self.in_velocity}
+        arguments = {**self.takes(call), **self.repeat(self.used_condition(cond, call), len(x)), **self.in_velocity}
         with self.guiding(call):
             return self.field.velocity(x, t, s, arguments, memo)
 
     def decode(self, x0: Tensor, cond: Cond, call: Mapping[str, Any], memo: ConditionMemo | None = None) -> Tensor:
         """Pixels of final states (n, ...) of one row, with gradient: see `decoding.decode`."""
-        arguments = {**self.takes(call), **self.repeat(self.asked(cond, call), len(x0)), **self.in_velocity}
+        arguments = {**self.takes(call), **self.repeat(self.used_condition(cond, call), len(x0)), **self.in_velocity}
         return decode(self.field, x0, arguments, memo)
 
     @torch.no_grad()

@@ -88,7 +88,7 @@ class Diffusers(ModelAdapter):
         lacks = [k for k in self.components[:1] if k not in self.field.bare]
         lacks += [*TEXTS[:1]] * (not any(hasattr(pipe, k) for k in TEXTS)) + [f"argument {k}" for k in ASKED if k not in self.parameters]
         if lacks or not flow:
-            reason = f"it has no {', '.join(lacks)}" if lacks else f"{type(pipe.scheduler).__name__} is no flow-matching scheduler"
+            reason = f"it has no {', '.join(lacks)}" if lacks else f"{type(pipe.scheduler).__name__} is not a flow-matching scheduler"
             raise UserError(f"model_type: diffusers cannot train {type(pipe).__name__}: {reason}")
         for part in pipe.components.values():
             if isinstance(part, ModelMixin) and not hasattr(part, "gradient_checkpointing"):
@@ -133,9 +133,9 @@ class Diffusers(ModelAdapter):
 
         name = type(self.pipe).__name__
         if row.audio_inputs:
-            raise UserError(f"{row.source}: {', '.join(row.audio_inputs)}: model_type: diffusers hands no sounds to {name}; leave them out")
+            raise UserError(f"{row.source}: {', '.join(row.audio_inputs)}: model_type: diffusers passes no sound to {name}; remove it")
         if several := [argument for argument, paths in row.video_inputs.items() if len(paths) > 1]:
-            raise UserError(f"{row.source}: {several[0]}: {len(row.video_inputs[several[0]])} videos; {name} gets one an argument")
+            raise UserError(f"{row.source}: {several[0]}: {len(row.video_inputs[several[0]])} videos; {name} takes one for each argument")
         opened = open_inputs(row)
         cond = super().conditions(row, call) | {k: list(v[0]) if k in row.video_inputs else v for k, v in opened.items()}
         return {"images" if k == "image" and not self.takes({k: v}) and self.takes({"images": v}) else k: v for k, v in cond.items()}
@@ -159,7 +159,7 @@ class Diffusers(ModelAdapter):
                 return one, None
             many, grown_size = self._encoded(cond, n, form, call)
             if grown_size != n * size:
-                raise ValueError(f"it draws something else than {n} samples where it is asked for them")
+                raise ValueError(f"it does not draw {n} samples when it is asked for {n}")
             return one, growth_of(one, many, n)
 
         return found(forms(cond, videos, self.parameters), attempt)

@@ -1,4 +1,4 @@
-"""Guidance by a guider object of the pipeline (HunyuanVideo 1.5, HunyuanImage, modular pipelines), which is no argument of its call."""
+"""Guidance by a guider object of the pipeline (HunyuanVideo 1.5, HunyuanImage, modular pipelines), which is not an argument of its call."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

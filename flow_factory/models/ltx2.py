@@ -79,7 +79,7 @@ class LTX2(ModelAdapter):
         length = call.get("max_sequence_length", self.text_length)
         if length % (registers := self.pipe.connectors.config.video_connector_num_learnable_registers or 1):
             near = max(1, round(length / registers)) * registers
-            raise UserError(f"max_sequence_length: {length}: LTX-2 fills up texts in multiples of {registers}; write {near}")
+            raise UserError(f"max_sequence_length: {length}: LTX-2 pads texts to a multiple of {registers}; write {near}")
         embeds, mask, _, _ = self.pipe.encode_prompt(text, do_classifier_free_guidance=False, max_sequence_length=length)
         return {"prompt_embeds": embeds, "prompt_attention_mask": mask}
 

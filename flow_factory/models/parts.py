@@ -46,7 +46,7 @@ def check_sizes(pipeline: str, call: Mapping[str, Any], step: int, frame_step: i
     frames, by = call.get("num_frames"), frame_step
     if by and frames is not None and (frames - 1) % by:
         below = max(0, frames - 1) // by * by + 1
-        raise UserError(f"num_frames {frames}: {pipeline} makes multiples of {by} and 1; write {below} or {below + by}")
+        raise UserError(f"num_frames {frames}: {pipeline} makes a multiple of {by}, plus 1; write {below} or {below + by}")
 
 
 def fitted(picture: Image.Image, size: int | Sequence[int] | None) -> Image.Image:

@@ -71,11 +71,11 @@ def check_size(adapter: ModelAdapter, drawn: Image.Image | Clip, call: Mapping[s
     """
     name, picture = type(adapter.pipe).__name__, drawn.frames[0] if isinstance(drawn, Clip) else drawn
     if not isinstance(picture, Image.Image):
-        raise UserError(f"{name} draws a {type(picture).__name__}, no picture or video: no reward can score it")
+        raise UserError(f"{name} draws a {type(picture).__name__}, which is neither a picture nor a video, so no reward can score it")
     width, height = picture.size
     if (height, width) != (call["height"], call["width"]):
         asked = f"height {call['height']}, width {call['width']}"
-        raise UserError(f"asked for {asked}, {name} draws height {height}, width {width}: write what it draws")
+        raise UserError(f"{name} draws height {height}, width {width} when it is asked for {asked}; write what it draws")
 
 
 def prove(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any], n: int, ask: Ask | None = None) -> None:
@@ -96,8 +96,8 @@ def prove(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any], n: int, as
         raise UserError(f"{name} cannot be trained: it computes NaN; another mixed_precision may help")
     if error > LARGEST:
         raise UserError(
-            f"{name} cannot be trained: a velocity call computes something else than the rollout did (log-probability off by {error:.1e}); "
-            "its guidance may depend on the step, or its result on chance"
+            f"{name} cannot be trained: a velocity call does not compute what the rollout did (log-probability off by {error:.1e}); "
+            "its guidance may depend on the step, or its result on random numbers"
         )
     if not getattr(ask, "collective", False) and (share := unseen(adapter, cond, call, ask)) > LITTLE:
         logger.warning(

@@ -32,7 +32,7 @@ class SD3(ModelAdapter):
     published_config: ClassVar[Mapping[str, Any]] = {
         "num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536, "joint_attention_dim": 4096,
         "pooled_projection_dim": 2048, "in_channels": 16, "qk_norm": "rms_norm", "dual_attention_layers": tuple(range(13)),
-        "pos_embed_max_size": 1,  # 384; the table of sines is no parameter, and takes 10 seconds to compute
+        "pos_embed_max_size": 1,  # 384; the table of sines is not a parameter, and takes 10 seconds to compute
     }  # fmt: skip
 
     @classmethod

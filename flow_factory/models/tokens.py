@@ -30,7 +30,7 @@ def token_counter(name: str, model_type: str | None, call: Mapping[str, Any]) ->
         for part, value in text_parts(name).items():
             setattr(adapter.pipe, part, value)
     if adapter.tokens(Row(0, "a"), call)[0] == 0:
-        raise UserError(f"--model: how {type(adapter.pipe).__name__} counts tokens is not known; leave --model out")
+        raise UserError(f"--model: the token count of {type(adapter.pipe).__name__} is not known; leave --model out")
     return lambda row: adapter.tokens(row, call)
 
 

@@ -85,7 +85,7 @@ class WanI2V(WanT2V):
         super().check_call(call)
         length = call.get("max_sequence_length", self.text_length)
         if next(iter(self.field.bare.values())).config.added_kv_proj_dim is not None and length != 512:
-            raise UserError(f"max_sequence_length: {length}: the attention of Wan 2.1 I2V counts on 512 tokens of text; write 512")
+            raise UserError(f"max_sequence_length: {length}: the attention of Wan 2.1 I2V needs 512 tokens of text; write 512")
 
     def conditions(self, row: Row, call: Mapping[str, Any]) -> Cond:
         first, *last = super().conditions(row, call)["image"]

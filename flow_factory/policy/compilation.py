@@ -101,4 +101,4 @@ def require_few(shapes: int) -> None:
     """
     if shapes > MOST:
         text = f"the rows make {shapes} different shapes (prompt lengths, image sizes), and each is compiled separately"
-        raise UserError(f"model.compile: {text}; at most {MOST} are: write false, or bring the rows to fewer")
+        raise UserError(f"model.compile: {text}; at most {MOST} are supported: write false, or use rows with fewer shapes")

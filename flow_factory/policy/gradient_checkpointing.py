@@ -97,5 +97,5 @@ class RecomputeFallback:
         if agree(share > NEARLY) and later:
             self.setting = later[0]
             checkpoint_blocks(self.modules, self.setting)
-            text = "train.enable_gradient_checkpointing: auto: the first epoch took %.0f %% of the card; %s are computed again from now on"
+            text = "train.enable_gradient_checkpointing: auto: the first epoch took %.0f %% of the GPU's memory; now %s are recomputed"
             logger.warning(text, 100 * share, describe_blocks(self.setting, self.modules))

@@ -44,7 +44,7 @@ class Policy(nn.Module):
         self.idle: list[UserCpuOffloadHook] = []
         """The hooks of the parts that stay in main memory between rollouts (`model.offload_idle`)."""
         self.wanted: dict[nn.Parameter, torch.dtype] = {}
-        """The final dtype of each weight that is still as in the checkpoint's file: see `settle`."""
+        """The final dtype of each weight that is still as in the checkpoint's file: see `materialize`."""
         self.roles = (MAIN, *roles)
         self.role = MAIN
         """The network that is active."""
@@ -62,7 +62,7 @@ class Policy(nn.Module):
         with torch.autocast(self.adapter.pipe._execution_device.type, enabled=False):
             return getattr(self.adapter, ask)(*args)
 
-    def settle(self, part: nn.Module, device: torch.device | None = None, own: bool = False) -> None:
+    def materialize(self, part: nn.Module, device: torch.device | None = None, own: bool = False) -> None:
         """Moves the weights of a part to the device, and casts them there to their final dtype, one tensor after the other.
 
         A frozen weight that needs neither remains a memory map of the file, which all processes of a machine share.
@@ -71,12 +71,12 @@ class Policy(nn.Module):
             device: None leaves the weights where they are.
             own: whether frozen weights are copied too, so that they may be written to.
         """
-        for _ in self.settling(part, device, own):
+        for _ in self.materializing(part, device, own):
             pass
 
-    def settling(self, part: nn.Module, device: torch.device | None = None, own: bool = False) -> Iterator[nn.Parameter]:
-        """As `settle`; yields each weight once it is cast, before the next one is read."""
-        for module, name, dtype in self.unsettled(part):
+    def materializing(self, part: nn.Module, device: torch.device | None = None, own: bool = False) -> Iterator[nn.Parameter]:
+        """As `materialize`; yields each weight once it is cast, before the next one is read."""
+        for module, name, dtype in self.unmaterialized(part):
             p: nn.Parameter = module._parameters[name]  # type: ignore[assignment]
             read = p.data
             p.data = read.to(device or read.device).to(dtype)  # files mostly have fewer bits
@@ -84,12 +84,12 @@ class Policy(nn.Module):
                 p.data = read.clone()
             yield p
 
-    def unsettled(self, part: nn.Module) -> list[tuple[nn.Module, str, torch.dtype]]:
-        """The weights of a part that the caller must settle, each once: (its module, its name there, its final dtype)."""
+    def unmaterialized(self, part: nn.Module) -> list[tuple[nn.Module, str, torch.dtype]]:
+        """The weights of a part that the caller must materialize, each once: (its module, its name there, its final dtype)."""
         named = [(m, name, p) for m in part.modules() for name, p in m._parameters.items()]  # a module that rounds its weights lists others
         return [(m, name, self.wanted.pop(p)) for m, name, p in named if p in self.wanted]
 
-    def set_aside(self) -> None:
+    def offload_idle(self) -> None:
         """Moves the parts that only a rollout needs to main memory. A part returns to the device when it is called."""
         for hook in self.idle:
             hook.offload()
@@ -132,7 +132,7 @@ class Policy(nn.Module):
 
 def build_policy(
     adapter: ModelAdapter, config: ModelConfig, precision: str, checkpointing: Setting, seed: int, device: torch.device,
-    shards: bool = False, settled: bool = True, roles: Sequence[str] = (),
+    shards: bool = False, materialized: bool = True, roles: Sequence[str] = (),
 ) -> Policy:  # fmt: skip
     """Freezes everything, then makes the chosen components trainable. The engine moves those to the device, whole or in shards.
 
@@ -140,7 +140,7 @@ def build_policy(
         precision: mixed_precision of the run. The transformers may have been loaded in another dtype.
         checkpointing: the blocks that are recomputed in the backward pass.
         shards: whether the engine shards the weights of all transformers, trained or not.
-        settled: False if the engine calls `Policy.settle` itself, block by block.
+        materialized: False if the engine calls `Policy.materialize` itself, block by block.
         roles: networks that are trained with the policy, as LoRAs over the same base.
 
     Raises:
@@ -161,18 +161,12 @@ def build_policy(
         wanted |= wanted_dtypes(module, config, DTYPES[precision])
     policy = Policy(adapter, names, [name for name in transformers if shards and name not in names], roles)
     policy.wanted, policy.masks = wanted, key_dropout(policy.models.values(), config.lora_dropout)
-    if settled or config.layerwise_casting is not None or config.quantization is not None:
+    if materialized or config.layerwise_casting is not None or config.quantization is not None:
         for module in transformers.values():
-            policy.settle(module)
+            policy.materialize(module)
     _place_frozen(policy, parts, config, DTYPES[precision], device)
-    if config.attn_backend is not None:
-        for module in transformers.values():
-            set_attention(module, config.attn_backend, device, DTYPES[precision])
-    if config.compile:
-        compile_blocks(transformers.values(), config.compile_backend)
-        adapter.field.compiled = True
-    checkpoint_blocks(policy.models.values(), checkpointing)  # around the compiled blocks: they run once more, the same
-    set_vae(getattr(adapter.pipe, "vae", None), config)
+    _set_computation(policy, config, DTYPES[precision], device)
+    checkpoint_blocks(policy.models.values(), checkpointing)  # around the compiled blocks, so that recomputation runs the same code
     return policy
 
 
@@ -186,6 +180,18 @@ def _make_trainable(adapter: ModelAdapter, config: ModelConfig, name: str, seed:
         train_fully(module, targets, dead_ends(module, adapter.dead_ends))
 
 
+def _set_computation(policy: Policy, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    """Sets the attention backend, the compilation of the blocks, and how the VAE decodes."""
+    field = policy.adapter.field
+    if config.attn_backend is not None:
+        for module in field.bare.values():
+            set_attention(module, config.attn_backend, device, dtype)
+    if config.compile:
+        compile_blocks(field.bare.values(), config.compile_backend)
+        field.compiled = True
+    set_vae(getattr(policy.adapter.pipe, "vae", None), config)
+
+
 def _place_frozen(policy: Policy, parts: dict[str, nn.Module], config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
     """Moves the parts that the engine does not place: to the device, or into main memory with `offload_idle`."""
     for name, part in parts.items():
@@ -194,8 +200,8 @@ def _place_frozen(policy: Policy, parts: dict[str, nn.Module], config: ModelConf
         if name in policy.components or name in policy.frozen:
             continue
         if config.offload_idle:
-            policy.settle(part)
+            policy.materialize(part)
             policy.idle.append(offload_with_hook(part, device))
         else:
-            policy.settle(part, device)
+            policy.materialize(part, device)
             part.to(device)  # no cast: diffusers keeps some modules in float32

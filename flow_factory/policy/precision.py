@@ -1,4 +1,4 @@
-"""In which dtype what is trained computes: as a stock pipeline in the run's precision does with the saved weights, to the bit.
+"""The dtypes in which trained modules compute: those of a stock pipeline in the run's precision with the saved weights, to the bit.
 
 Such a pipeline has no autocast. That would bring to 16 bits what diffusers keeps in float32 (Wan's time embedding), and on a GPU to float32
 what it leaves in 16 bits (norms, softmax, powers, sums). So there is none around what is trained. A LoRA that the pipeline loads has
@@ -50,7 +50,7 @@ class RoundedMagnitude(DoraLinearLayer):
 
 
 def round_lora(module: nn.Module) -> None:
-    """Has every LoRA layer of a model compute as the same weights do once they are saved, and loaded by a stock pipeline."""
+    """Makes every LoRA layer of a model compute as the saved weights do in a stock pipeline."""
     for layer in module.modules():
         if isinstance(layer, LoraLayer):
             layer.cast_input_dtype_enabled = False

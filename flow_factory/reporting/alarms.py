@@ -11,14 +11,14 @@ FILE = "monitor.jsonl"
 
 
 def add_alarm(folder: Path, step: int, what: dict[str, Any]) -> None:
-    """Appends a line; those of later steps, which a run that goes on makes anew, are dropped, and so is one that is there already."""
+    """Appends a line. Lines of later steps are dropped, as a resumed run writes them again. An existing line is not repeated."""
     record = {"step": step, **what}
     kept = [alarm for alarm in read_alarms(folder) if alarm["step"] <= step and alarm != record]
     replace_text(folder / FILE, "".join(json.dumps(alarm) + "\n" for alarm in [*kept, record]))
 
 
 def read_alarms(folder: Path) -> list[dict[str, Any]]:
-    """In their order; none where there is no file.
+    """The alarms in order; an empty list without a file.
 
     Raises:
         ValueError: a line is not JSON.

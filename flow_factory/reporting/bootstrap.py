@@ -1,4 +1,4 @@
-"""Bootstrap intervals of means over pairs of prompt and noise: prompts are drawn again, each with all its noises (Efron, 1979)."""
+"""Bootstrap intervals of means over pairs of prompt and noise: prompts are resampled, each with all its noises (Efron, 1979)."""
 
 from typing import NamedTuple
 
@@ -7,14 +7,14 @@ from numpy.typing import NDArray
 from scipy import stats
 
 SURE = 0.95
-"""How often such an interval holds the mean that all prompts of this kind would show."""
+"""The confidence level of an interval."""
 RESAMPLES = 9999
 AT_ONCE = 500
-"""Resamples in memory."""
+"""Number of resamples that are held in memory at a time."""
 
 
 class Estimate(NamedTuple):
-    """A mean and its interval; NaN where there is no score, or one alone."""
+    """A mean and its interval. Both are NaN without a score, and the interval is NaN with a single one."""
 
     mean: float
     low: float
@@ -24,7 +24,7 @@ class Estimate(NamedTuple):
 def estimate(scores: NDArray[np.float64]) -> Estimate:
     """Mean of all scores that are known, with the percentile interval.
 
-    Scores of one prompt are alike, and count as one draw: only with a single prompt are its noises drawn again.
+    Scores of one prompt are correlated, so a prompt is one draw. The noises are resampled only if there is a single prompt.
 
     Args:
         scores: (prompts, noises), NaN where one is missing.
@@ -50,6 +50,6 @@ def _mean(sums: NDArray[np.float64], counts: NDArray[np.int64], axis: int = -1) 
 
 
 def wins(before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of each pair 1 where the score is higher after, 1/2 where it is equal, 0 where it is lower; NaN where one is missing."""
+    """For each pair: 1 if the score is higher after, 1/2 if it is equal, 0 if it is lower, NaN if one is missing."""
     change = after - before
     return np.where(np.isnan(change), np.nan, (np.sign(change) + 1) / 2)

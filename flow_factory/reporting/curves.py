@@ -20,7 +20,7 @@ PHASES = {"rollout": BLUE, "reward": PURPLE, "optimise": ORANGE, "eval": GREEN}
 
 
 def plot_curves(metrics_jsonl: Path, out: Path) -> None:
-    """Draws what the run has logged so far: a panel a reward, then clipping, ratio, KL, gradient norm and time, where there are any.
+    """Draws what the run has logged so far: a panel for each reward, then clipping, ratio, KL, gradient norm and time if they were logged.
 
     Raises:
         FileNotFoundError: no such `metrics.jsonl`.
@@ -63,7 +63,7 @@ def _draw(panels: Sequence[Panel], series: Mapping[str, Series], steps: Sequence
 
 
 def series_of(records: Iterable[Mapping[str, Any]]) -> dict[str, Series]:
-    """Of the lines of a `metrics.jsonl` the values of each metric that are there."""
+    """The values of each metric in the lines of a `metrics.jsonl`."""
     series: dict[str, Series] = {}
     for record in records:
         for name, value in record.items():
@@ -89,7 +89,7 @@ OF_ONE_ALGORITHM = (
 
 
 def panels(series: Mapping[str, Series]) -> list[Panel]:
-    """(title, unit, drawing function, names of the series) of each panel that has something to show."""
+    """(title, unit, drawing function, names of the series) of each panel that has data."""
     train, evaluation = (
         {(found[1], found[2]) for name in series if (found := re.fullmatch(rf"{where}/([^/]+/|)reward_(.+)_mean", name))}
         for where in ("train", "eval")
@@ -143,7 +143,7 @@ def _draw_lines(axes: Any, series: Mapping[str, Series]) -> None:
 
 
 def _draw_times(axes: Any, series: Mapping[str, Series]) -> None:
-    """The phases on top of each other, one step of the stairs an epoch."""
+    """The phases as stacked steps, one step for each epoch."""
     steps = [step for values in series.values() for step in values]
     span = range(min(steps), max(steps) + 1)
     base = np.zeros(len(span))
@@ -156,22 +156,22 @@ def _draw_times(axes: Any, series: Mapping[str, Series]) -> None:
 
 
 def arrays(values: Series) -> tuple[np.ndarray, np.ndarray]:
-    """Steps in order, and the values there."""
+    """The steps in order, and their values."""
     steps = sorted(values)
     return np.array(steps), np.array([values[step] for step in steps])
 
 
 def _window(y: np.ndarray) -> int:
-    """How many epochs a smoothed line averages, an odd number; 1 where there are too few to smooth."""
+    """The number of epochs that a smoothed line averages: odd, and 1 if there are too few epochs."""
     return 2 * max(1, len(y) // 24) + 1 if len(y) > 8 else 1
 
 
 def _smooth(x: np.ndarray, y: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """Centred moving mean (n - window + 1,) and where it stands: no half-filled windows, whose noise would look like a late turn."""
+    """Centred moving mean (n - window + 1,) and its positions. Half-filled windows are left out: their noise looks like a late turn."""
     mean = np.convolve(y, np.full(window, 1 / window), "valid")
     return x[window // 2 :][: len(mean)], mean
 
 
 def plain(name: str) -> str:
-    """A metric's name as a reader says it."""
+    """A metric's name in plain words."""
     return NAMES.get(name, name.removesuffix("_mean").replace("_", " "))

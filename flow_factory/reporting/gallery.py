@@ -18,7 +18,7 @@ from flow_factory.utils.terminal import REMARKS, Remark
 logger = logging.getLogger(__name__)
 Shown = TypeVar("Shown")
 REDRAWN = 30.0
-"""Seconds for which the curves and the page of a run in progress are good enough."""
+"""The least number of seconds between two drawings of the curves and the page of a run in progress."""
 
 
 class Gallery(Background):
@@ -30,7 +30,7 @@ class Gallery(Background):
         self.said: set[str] = set()
 
     def show(self, samples: Sequence[Sample], step: int) -> None:
-        """Begins to draw an evaluation; the first one is kept to be compared with."""
+        """Starts to draw an evaluation. The first one is kept for the comparison."""
 
         def work() -> None:
             self.drawing("samples", lambda: self._show(samples, step))
@@ -40,7 +40,7 @@ class Gallery(Background):
         self.start(work)
 
     def keep_groups(self, samples: Sequence[Sample], step: int) -> None:
-        """Begins to keep those of an epoch for the page, which is written anew where it is too old."""
+        """Starts to store an epoch's groups for the page, and rewrites the page if it is too old."""
 
         def work() -> None:
             self.drawing(store.FOLDER, lambda: store.keep_groups(self.folder, samples, step))
@@ -50,7 +50,7 @@ class Gallery(Background):
         self.start(work)
 
     def page(self) -> None:
-        """Writes the page of what is there so far."""
+        """Writes the page of the run so far."""
 
         def write() -> None:
             store.keep_remarks(self.folder, [REMARKS.popleft() for _ in range(len(REMARKS))])
@@ -74,7 +74,7 @@ class Gallery(Background):
 
     def close(self, error: Exception | None = None) -> None:
         """Writes the last page of a run, with the error that has ended it, if any."""
-        self.settle()
+        self.wait_quietly()
         if error is not None:
             REMARKS.append(Remark(time.time(), "error", f"{type(error).__name__}: {str(error)[:2000]}"))
         self.page()
@@ -85,12 +85,12 @@ class Gallery(Background):
         self.drawn = time.monotonic()
 
     def drawing(self, what: str, draw: Callable[[], Shown]) -> Shown | None:
-        """Draws or writes what is only looked at, or says once why not: nothing of the kind ends a training."""
+        """Draws or writes a file for people. A failure is reported once and does not end the training."""
         try:
             return draw()
         except Exception as error:  # of fonts, codecs, libraries that draw and the file system: none is worth the run
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             if reason not in self.said:
                 self.said.add(reason)
-                logger.warning("%s of %s cannot be written, and the run goes on: %s", what, self.folder, reason)
+                logger.warning("%s of %s cannot be written, and the run continues: %s", what, self.folder, reason)
             return None

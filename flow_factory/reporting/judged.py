@@ -26,7 +26,7 @@ HOW = (
 
 @dataclass(frozen=True)
 class Against:
-    """What changed from other weights, over the pairs that have both scores."""
+    """The change from other weights, over the pairs that have both scores."""
 
     weights: str
     difference: Estimate
@@ -79,7 +79,7 @@ def _against(label: str, before: NDArray[np.float64], after: NDArray[np.float64]
 
 
 def short_protocol(protocol: Mapping[str, Any], dataset: str) -> str:
-    """In a line: what the numbers of a data set are over."""
+    """One line: the prompts, seeds and settings behind the numbers of a data set."""
     data, versions = protocol["data"][dataset], protocol["versions"]
     size = f"{data['width']} x {data['height']} px"
     more = [f"{key} {value}" for key, value in data["call"].items()]
@@ -124,7 +124,7 @@ def write_results(folder: Path, found: Sequence[Judged], protocol: Mapping[str, 
 
 
 def _known(value: Any) -> Any:
-    """With null for NaN, which JSON does not know; estimates by name."""
+    """The results as JSON values: null for NaN, estimates by name."""
     if isinstance(value, Estimate):
         return _known(value._asdict())
     if isinstance(value, Mapping):

@@ -111,7 +111,7 @@ METRICS: dict[str, dict[str, str]] = {
     "monitor, when a watch is out of bounds": {
         "monitor/alarms": "number of watches of monitor: that warn or act after this epoch or evaluation; monitor.jsonl says what they saw",
         "monitor/back_to": "the epoch whose weights and optimizer the run has gone back to; -1: there were none",
-        "monitor/lr_factor": "what the monitor has made of the learning rate: a factor of what train: says",
+        "monitor/lr_factor": "the monitor's factor of the learning rate in train:",
     },
     "the last evaluation, if eval.full_at_end takes more rows than the others": {
         "eval_full/reward_mean": "weighted sum of the rewards, the mean over all test rows; eval/ still covers the same rows as before",
@@ -152,7 +152,7 @@ METRICS: dict[str, dict[str, str]] = {
         "because a CPU's peak cannot be measured per phase",
     },
 }  # fmt: skip
-"""When or by what it is logged -> name -> meaning; <...> stands for a name of the user's or of a copy."""
+"""When a metric is logged -> name -> meaning. <...> stands for a name from the config."""
 
 INTRO = """\
 Every line of a run's `metrics.jsonl` has `step` (the epochs done), `time` (seconds since 1970), and some of these metrics. Metrics that the
@@ -161,7 +161,7 @@ loss of your own algorithm returns are `train/<name>`. `ff-train --help-metrics`
 
 @cache
 def explained(name: str) -> str | None:
-    """What a logged metric means; None where the reference has no line for it."""
+    """The meaning of a logged metric; None if the reference does not have it."""
     for metrics in METRICS.values():
         for pattern, meaning in metrics.items():
             if re.fullmatch(re.sub(r"<\w+>", "(.+)", re.escape(pattern).replace("\\<", "<").replace("\\>", ">")), name):
@@ -187,5 +187,8 @@ def metrics_help(name: str | None = None) -> str:
 
 
 def _table(when: str, metrics: Mapping[str, str]) -> str:
+    from flow_factory.config import TRAIN_CONFIGS
+
     rows = [f"| `{pattern}` | {meaning} |" for pattern, meaning in metrics.items()]
-    return "\n".join([f"## {when[0].upper()}{when[1:]}", "", "| metric | meaning |", "|---|---|", *rows])
+    heading = when if when.replace(",", " ").split()[0] in TRAIN_CONFIGS else when[0].upper() + when[1:]
+    return "\n".join([f"## {heading}", "", "| metric | meaning |", "|---|---|", *rows])

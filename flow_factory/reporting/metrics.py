@@ -68,7 +68,7 @@ def records_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def evaluations_in(records: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, float]]:
-    """Epochs done -> the metrics of the evaluation then, `eval/` taken off their names; those that are no number are left out."""
+    """Epochs done -> the metrics of the evaluation at that time, without `eval/` in their names. NaN and infinity are left out."""
     found: dict[int, dict[str, float]] = {}
     for record in records:
         mine = {k.removeprefix("eval/"): v for k, v in record.items() if k.startswith("eval/") and v is not None}

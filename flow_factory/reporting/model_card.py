@@ -25,7 +25,7 @@ CONFIG, CARD = "config.yaml", "README.md"
 
 @dataclass(frozen=True)
 class Published:
-    """What is put on the hub.
+    """What is uploaded to the hub.
 
     Attributes:
         folder: with the weights; the card, the config and the pictures are put into it.
@@ -169,5 +169,5 @@ def _number(value: float | None) -> str:
 
 
 def _code(text: str) -> str:
-    """As code, which a page shows as it is."""
+    """Markdown code, so that a page shows the text unchanged."""
     return "`" + " ".join(text.replace("`", "'").split()) + "`"

@@ -13,7 +13,7 @@ from flow_factory.reporting.metrics import read_metrics
 
 FILE = "eval_scores.jsonl"
 SURE = 0.95
-"""How often such an interval holds the change that all rows of this kind would show."""
+"""The confidence level of an interval."""
 
 
 def keep_scores(folder: Path, step: int, rows: Sequence[int], scores: Mapping[str, Sequence[float]], dataset: str = "") -> None:
@@ -29,7 +29,7 @@ def keep_scores(folder: Path, step: int, rows: Sequence[int], scores: Mapping[st
 
 
 def intervals(folder: Path) -> dict[str, tuple[float, float]]:
-    """By a reward's metric without `eval/`, the interval of its change from the run's first evaluation to its last.
+    """Metric of a reward, without `eval/` -> the interval of its change from the run's first evaluation to its last.
 
     Row by row, from the same noise.
 

@@ -1,4 +1,4 @@
-"""Images and videos on their way to the main process, as the PNG and MP4 files that they will be."""
+"""Images and videos as PNG and MP4 bytes, in which they are sent to the main process."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ class Parcel:
     stills: Mapping[int, bytes]
     """PNG of the picture, or of the frames of the clip's `excerpt` by their numbers."""
     frames: int = 0
-    """Of a clip."""
+    """0 for a picture; else the number of frames of the clip."""
     fps: float = 0.0
     video: bytes = b""
     """MP4 of the clip, without its sound as it was drawn, which is beside it."""
@@ -81,7 +81,7 @@ def packed(media: Any) -> Parcel:
     try:
         video = video_bytes(media)
     except (ValueError, OSError, av.FFmpegError) as error:
-        logger.warning("a clip is shown by %d of its frames, for it cannot be written: %s", len(stills), error)
+        logger.warning("a clip is shown by %d of its frames, because it cannot be written: %s", len(stills), error)
         return Parcel(dict(enumerate(stills.values())), len(stills), media.fps * len(stills) / len(media.frames))
     return Parcel(stills, len(media.frames), media.fps, video, media.audio, media.sample_rate)
 

@@ -15,7 +15,7 @@ from flow_factory.types import Clip, Sample
 SMALLEST, FRAME = 160, 112
 """A picture, and a frame of a clip, is shown at least so wide and its longer side at most twice as long."""
 FRAMES, GAP = 4, 2
-"""So many frames of a clip stand in a row, so far apart."""
+"""The number of frames of a clip in a row, and the pixels between them."""
 ANIMATED = 320
 """Longer side of an animation."""
 WIDEST = 2000
@@ -178,7 +178,7 @@ def _fit(picture: Image.Image, least: int) -> Image.Image:
 
 
 def reduced(picture: Image.Image, most: int) -> Image.Image:
-    """With the longer side at most so long."""
+    """The picture, reduced so that its longer side has at most `most` pixels."""
     shrink = min(1.0, most / max(picture.size))
     size = (max(1, round(picture.width * shrink)), max(1, round(picture.height * shrink)))
     return picture if size == picture.size else picture.resize(size, Image.Resampling.LANCZOS)

@@ -32,7 +32,7 @@ class Number(Section):
 
 
 class Paper(Section):
-    """What a paper says."""
+    """The protocol and numbers of a paper."""
 
     title: str = Field(description="its title")
     arxiv: str = Field(description="its number")
@@ -55,7 +55,7 @@ class RecipeProtocol(Section):
 
 
 class Band(Section):
-    """What our runs reached by one reward."""
+    """The results of our runs under one reward."""
 
     before: float = Field(description="mean of the base model")
     after: list[float] = Field(min_length=1, description="mean after each run, in the order of seeds")
@@ -85,12 +85,12 @@ class Recipe(Section):
 
 
 def names() -> list[str]:
-    """Of the recipes that are part of the program."""
+    """The names of the bundled recipes."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def load_recipe(name: str) -> Recipe:
-    """A recipe of the program by its name, or a file.
+    """Loads a bundled recipe by its name, or a file.
 
     Raises:
         UserError: there is none, or it is not as `Recipe` says.
@@ -134,7 +134,7 @@ def comparison(recipe: Recipe, found: Sequence[Judged], protocol: Mapping[str, A
 
 
 def verdict(mean: Estimate, band: tuple[float, float]) -> str:
-    """Where a mean is, beside the range of our runs."""
+    """The position of a mean relative to the range of our runs."""
     low, high = band
     if low <= mean.mean <= high:
         return "within"

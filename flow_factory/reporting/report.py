@@ -45,7 +45,7 @@ def first_and_last(records: Sequence[Mapping[str, Any]]) -> tuple[dict[str, floa
 
 
 def full_evaluation(metrics_jsonl: Path) -> list[str]:
-    """The line of a run whose last evaluation took all rows, which the others did not."""
+    """Lines about the last evaluation, if it alone took all rows."""
     last: dict[str, float] = next(
         (r for r in reversed(read_metrics(metrics_jsonl)) if any(re.fullmatch(_FULL_ROWS, name) for name in r)), {}
     )
@@ -60,7 +60,7 @@ def full_evaluation(metrics_jsonl: Path) -> list[str]:
 
 
 def nothing_learned(metrics_jsonl: Path, rewards: Sequence[str]) -> list[str]:
-    """The line of a run in none of whose epochs a reward told the samples of a group apart."""
+    """A line about rewards that gave all samples of every group the same score in every epoch; empty if there are none."""
     shares = [r["train/zero_variance_share"] for r in read_metrics(metrics_jsonl) if "train/zero_variance_share" in r]
     if not shares or any(share != 1 for share in shares):
         return []

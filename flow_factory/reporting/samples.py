@@ -23,7 +23,7 @@ def keep_samples(samples: Sequence[Sample], folder: Path) -> None:
 
 
 def kept_samples(folder: Path) -> list[Sample]:
-    """What `keep_samples` wrote, clips as their `excerpt`; empty where it never did."""
+    """Reads what `keep_samples` wrote, clips as their `excerpt`; empty if there is nothing."""
     file = folder / "samples.json"
     listing = json.loads(file.read_text()) if file.is_file() else []
     return [Sample(s["prompt"], _kept(folder, f"{k:03d}", s.get("fps")), s["rewards"]) for k, s in enumerate(listing)]

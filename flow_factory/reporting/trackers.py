@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 WANDB_ADVICE = "run `wandb login`, set WANDB_API_KEY, or set WANDB_MODE=offline (`wandb sync` later)"
 SWANLAB_ADVICE = "run `swanlab login`, set SWANLAB_API_KEY, or set SWANLAB_MODE=offline (`swanlab sync` later)"
 SWANLAB_FILES = ("swanlab.yaml", "swanlab.yml", ".env", "/etc/swanlab", "/run/secrets/swanlab")
-"""Where it may have its settings from, beside the environment and its two folders `.swanlab`."""
+"""Files in which swanlab may have settings, besides the environment and its two folders `.swanlab`."""
 
 
 class TrackerError(UserError):
@@ -35,7 +35,7 @@ class TrackerError(UserError):
 
 
 class Tracker(Protocol):
-    """What a backend does. A user's own class, named by its dotted path, is constructed with the same four arguments."""
+    """The interface of a tracker. A user's class, named by its dotted path, is constructed with the same four arguments."""
 
     def __init__(self, project: str, run_name: str, run_dir: Path, config: dict[str, Any]): ...
 
@@ -46,11 +46,11 @@ class Tracker(Protocol):
         """Pictures or clips with prompts and rewards under one name."""
 
     def finish(self) -> None:
-        """Writes what is still held back."""
+        """Writes what is still buffered."""
 
 
 class Trackers:
-    """All trackers of a run, fed at once."""
+    """All trackers of a run: each call reaches all of them."""
 
     def __init__(self, metrics_file: MetricsFile, backends: Mapping[str, Tracker]):
         self.metrics_file, self.backends = metrics_file, dict(backends)
@@ -66,7 +66,7 @@ class Trackers:
             self._each(lambda backend: backend.log_samples(name, samples, step))
 
     def truncate_after(self, step: int) -> None:
-        """To be called at a resume: drops what `metrics.jsonl` has of later steps."""
+        """Drops the later steps of `metrics.jsonl`. Called when a run is resumed."""
         self.metrics_file.truncate_after(step)
 
     def finish(self) -> None:
@@ -75,14 +75,14 @@ class Trackers:
         self._each(lambda backend: backend.finish())
 
     def _each(self, do: Callable[[Tracker], None]) -> None:
-        """Of those that have not failed; a server, a full disk or an error in a library is no reason to lose a run."""
+        """Calls every tracker that has not failed. A server, a full disk or an error in a library does not end the run."""
         for name, backend in list(self.backends.items()):
             try:
                 with user_errors(f"tracker {name!r} failed", type(backend).__module__, TrackerError):
                     do(backend)
             except TrackerError as error:
                 del self.backends[name]
-                logger.warning("%s; the run goes on without it, and metrics.jsonl has all that it would have had", error)
+                logger.warning("%s; the run continues without it; metrics.jsonl has all metrics", error)
 
 
 class Wandb:
@@ -182,7 +182,7 @@ class Tensorboard:
 
 PACKAGES = ("wandb", "swanlab", "tensorboard")
 LIBRARIES = {"wandb": "wandb.sdk", "swanlab": "swanlab.sdk", "tensorboard": "tensorboard.summary"}
-"""Where their threads come from."""
+"""Tracker -> the prefix of its modules, from which its threads come."""
 TRACKERS = Registry("tracker", {name: f"{__name__}:{name.title()}" for name in PACKAGES})
 
 
@@ -204,7 +204,7 @@ def require_trackers(names: Sequence[str]) -> None:
 
 
 def wandb_may_start(environment: Mapping[str, str]) -> bool:
-    """Whether it is not online, or has a key in the environment or in the file that `wandb login` writes."""
+    """Whether wandb is offline, or has a key in the environment or in the file that `wandb login` writes."""
     if environment.get("WANDB_MODE", "online") != "online" or any(map(environment.get, ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"))):
         return True
     file = Path(environment.get("NETRC") or Path(environment.get("HOME", "/"), ".netrc"))
@@ -212,7 +212,7 @@ def wandb_may_start(environment: Mapping[str, str]) -> bool:
 
 
 def swanlab_may_start(environment: Mapping[str, str]) -> bool:
-    """Whether it is not online, has a key in the environment, or has settings or what `swanlab login` writes."""
+    """Whether swanlab is offline, or has a key in the environment, in its settings or in the file that `swanlab login` writes."""
     if environment.get("SWANLAB_MODE", "online") != "online" or environment.get("SWANLAB_API_KEY"):
         return True
     home = environment.get("SWANLAB_ROOT") or environment.get("SWANLAB_SAVE_DIR") or Path(environment.get("HOME", "/"), ".swanlab")

@@ -14,8 +14,8 @@ __all__ = ["REWARDS", "BaseRewardModel", "GroupwiseRewardModel", "PointwiseRewar
 
 REFUSED = {
     "imagebind": "its weights are CC-BY-NC-SA 4.0, not for commercial use; for sound there is clap",
-    "hpsv3++": "its architecture is not in transformers; serve it by its own code and write remote, or HPSv3 here",
-    "deqa": "transformers has no mPLUG-Owl2; serve it by its own code and write remote",
+    "hpsv3++": "its architecture is not in transformers; serve it with its own code and write remote, or HPSv3 here",
+    "deqa": "transformers has no mPLUG-Owl2; serve it with its own code and write remote",
 }
 """Public names that are not here, and why."""
 
@@ -37,7 +37,7 @@ class _Rewards(Registry):
 
     def __getitem__(self, name: str) -> Any:
         if name.startswith(GIVEN) and name not in self.given:
-            text = "was handed to flow_factory.train as a function; hand it over again, or write it in a module and name its dotted path"
+            text = "was passed to flow_factory.train as a function; pass it again, or put it in a module and name its dotted path"
             raise UnknownName(f"the reward {name!r} {text}")
         return self.given[name] if name in self.given else super().__getitem__(name)
 

@@ -39,7 +39,7 @@ class CLAPReward(PointwiseRewardModel):
     extra_keys = ("model_name_or_path",)
     loads_weights = True
     changes_inputs = False
-    no_gradient = "it hears, and decoding gives pictures alone"
+    no_gradient = "it scores sound, and decoding gives only pictures"
 
     @classmethod
     def require_files(cls, config: RewardArguments, now: bool) -> None:

@@ -50,7 +50,7 @@ def number(config: RewardArguments, key: str, default: float, least: float) -> f
     """A number among the entry's own keys.
 
     Raises:
-        UserError: the value is no number, or below `least`.
+        UserError: the value is not a number, or below `least`.
     """
     value = config.extra_kwargs.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
@@ -62,7 +62,7 @@ def address(config: RewardArguments, key: str, default: str, example: str) -> st
     """The address of a server, without a slash at its end.
 
     Raises:
-        UserError: it is no http address.
+        UserError: it is not an http address.
     """
     url = str(config.extra_kwargs.get(key, default)).rstrip("/")
     try:
@@ -70,7 +70,7 @@ def address(config: RewardArguments, key: str, default: str, example: str) -> st
     except httpx.InvalidURL:
         parsed = httpx.URL("")
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise UserError(f"reward {config.name!r}: {key}: {url!r} is no address such as {example}")
+        raise UserError(f"reward {config.name!r}: {key}: {url!r} is not an address such as {example}")
     return url
 
 
@@ -82,7 +82,7 @@ def require_policy(config: RewardArguments) -> None:
         raise UserError(f"reward {config.name!r}: on_failure: wants mask or stop, got {said!r}")
 
 
-def told(config: RewardArguments, scores: Sequence[Verdict]) -> RewardModelOutput:
+def reward_output(config: RewardArguments, scores: Sequence[Verdict]) -> RewardModelOutput:
     """Scores, NaN where the judge failed.
 
     Raises:

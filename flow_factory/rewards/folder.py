@@ -50,7 +50,7 @@ def read_folder(images: Path, prompts: Path | None) -> list[Scored]:
     if not any(files.values()):
         raise UserError(f"--images: {images} has no picture ({', '.join(ENDINGS['image'])}) and no video ({', '.join(ENDINGS['video'])})")
     if all(files.values()):
-        raise UserError(f"--images: {images} has pictures and videos: {files['image'][0].name}, {files['video'][0].name}; score them apart")
+        raise UserError(f"--images: {images} has pictures and videos ({files['image'][0].name}, {files['video'][0].name}); separate them")
     found = files["image"] or files["video"]
     if prompts is None:
         return [Scored(path, Row(k, _beside(path), source=str(path))) for k, path in enumerate(found)]
@@ -61,7 +61,9 @@ def read_folder(images: Path, prompts: Path | None) -> list[Scored]:
     if prompts.suffix == ".jsonl":
         return [_named(rows[k], found) for k in range(len(rows))]
     if len(rows) != len(found):
-        raise UserError(f"--prompts: {prompts} has {len(rows)} prompts, and {images} {len(found)} files; write one a file, in their order")
+        raise UserError(
+            f"--prompts: {prompts} has {len(rows)} prompts, and {images} {len(found)} files; write a prompt for each file, in order"
+        )
     return [Scored(path, rows[k]) for k, path in enumerate(found)]
 
 

@@ -24,7 +24,7 @@ def class_of_function(said: str, function: Callable[..., Any], keys: Mapping[str
         UserError: it is async, it has positional-only parameters, or two parameters name the same input.
     """
     if inspect.iscoroutinefunction(function):
-        raise UserError(f"{said} is async; write def, and async_reward: true where it is to be called beside the sampling")
+        raise UserError(f"{said} is async; write a plain def, and async_reward: true to call it during the sampling")
     parameters = _parameters(said, function)
     own = tuple(name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD and SINGULARS.get(name, name) not in GIVEN)
     bound = {name: value for name, value in keys.items() if name in own}
@@ -47,9 +47,9 @@ def _parameters(said: str, function: Callable[..., Any]) -> dict[str, inspect.Pa
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError) as error:
-        raise UserError(f"{said} does not say what it is called with; write it as a function in Python") from error
+        raise UserError(f"{said} has no readable signature; write it as a Python function") from error
     if positional := [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]:
-        raise UserError(f"{said} takes {positional[0]!r} by position alone; rewards are called by name")
+        raise UserError(f"{said} has the positional-only argument {positional[0]!r}; rewards are called with keyword arguments")
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
     named = [p if p.kind is p.VAR_KEYWORD else p.replace(kind=p.KEYWORD_ONLY) for p in parameters if p.kind in kinds]
     return {p.name: p for p in named}

@@ -106,7 +106,7 @@ class GenEvalReward(PointwiseRewardModel):
     extra_keys = ("model_name_or_path", "processor_name_or_path", "detector_name_or_path", "partial")
     loads_weights = True
     changes_inputs = False
-    no_gradient = "it finds objects or does not"
+    no_gradient = "its score is a count of detected objects"
 
     @classmethod
     def require_files(cls, config: RewardArguments, now: bool) -> None:

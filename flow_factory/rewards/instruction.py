@@ -33,7 +33,7 @@ class Instruction:
         """The text that the entry's file has: all of it, or of a Python file, which is read and never run, the constants `names`.
 
         Raises:
-            UserError: the entry names no file; or that cannot be read, or is no such text.
+            UserError: the entry names no file; or that cannot be read, or is not that text.
         """
         said = f"reward {config.name!r}: {KEY}"
         if KEY not in config.extra_kwargs:

@@ -79,7 +79,7 @@ def within(seconds: float | None, call: Callable[[], Any], doing: str, module: s
     thread.start()
     if not ended.wait(seconds):
         frame = sys._current_frames().get(thread.ident or 0)
-        raise RewardError(f"{doing}: longer than its max_seconds: {seconds:g}{place(traceback.extract_stack(frame), module)}")
+        raise RewardError(f"{doing}: it took longer than its max_seconds: {seconds:g}{place(traceback.extract_stack(frame), module)}")
     answer, error = outcome[0]
     if error is not None:
         raise error

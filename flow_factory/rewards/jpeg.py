@@ -23,7 +23,7 @@ class JpegCompressibility(PointwiseRewardModel):
     required_fields = ("image", "video")
     extra_keys = ()
     changes_inputs = False
-    no_gradient = "it is the size of a file"
+    no_gradient = "its score is the size of a file"
     sign: ClassVar[int] = -1
 
     def __call__(self, prompt: list[str], image: list | None = None, video: list | None = None) -> RewardModelOutput:

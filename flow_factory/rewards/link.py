@@ -56,11 +56,11 @@ def scores_in(content: bytes, id: str | None, n: int) -> Scores:
     try:
         answer = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise Wrong(f"answers what is no JSON: {short(content[:60])}") from error
+        raise Wrong(f"answers with something that is not JSON: {short(content[:60])}") from error
     if not isinstance(answer, dict):
-        raise Wrong(f"answers what is no JSON object: {short(content[:60])}")
+        raise Wrong(f"answers with something that is not a JSON object: {short(content[:60])}")
     if id is not None and answer.get("id") != id:
-        raise Wrong(f"answers another request: {short(answer.get('id'))} where {id} was asked")
+        raise Wrong(f"answers another request: {short(answer.get('id'))} instead of {id}")
     if id is None and answer.get("error"):
         raise Wrong(f"answers an error: {short(answer['error'])}")
     scores = answer.get("scores" if id is not None else "rewards")
@@ -74,7 +74,7 @@ def _number(score: Any, k: int) -> float | None:
     if score is None:
         return None
     if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) <= LARGEST:
-        raise Wrong(f"answers a score that is no finite number: {short(repr(score))[:40]} at {k}")
+        raise Wrong(f"answers a score that is not a finite number: {short(repr(score))[:40]} at {k}")
     return float(score)
 
 
@@ -118,7 +118,7 @@ class Link:
         except (ValueError, LookupError, TypeError):
             told = None
         if not isinstance(told, dict) or not all(isinstance(one, dict) for one in told.values()):
-            raise UserError(f"reward {self.name!r}: server_url: {self.url} is no server of rewards: GET /rewards answers {status}")
+            raise UserError(f"reward {self.name!r}: server_url: {self.url} is not a reward server: GET /rewards answers {status}")
         return told
 
     def _look(self, path: str) -> tuple[int, bytes]:

@@ -63,7 +63,7 @@ def reward_class(entry: Entry) -> type[BaseRewardModel]:
 
     Raises:
         UnknownName: there is no reward of this name.
-        UserError: its module cannot be imported, it is no reward, or cannot be constructed as one.
+        UserError: its module cannot be imported, it is not a reward, or cannot be constructed as one.
     """
     name = entry.reward_model
     with kept():
@@ -89,7 +89,7 @@ def compares(entry: Entry) -> bool:
 def left_out(entries: Sequence[Entry]) -> list[str]:
     """A line about the groupwise rewards, which an evaluation with groups of one leaves out."""
     names = [entry.name for entry in entries if compares(entry)]
-    return [f"eval.group_size: 1 leaves {', '.join(names)} out of the evaluation, for groups are compared; write e.g. 4"] if names else []
+    return [f"eval.group_size: 1 leaves {', '.join(names)} out of the evaluation, which compare groups; write e.g. 4"] if names else []
 
 
 def arguments(entries: Sequence[RewardConfig]) -> list[RewardArguments]:

@@ -51,7 +51,7 @@ class Needs:
         """
         made = (kind, "audio") if sounds else (kind,)
         if "audio" in self.required and not sounds:
-            raise UserError(f"reward {self.name!r} scores sound, and the model makes {kind}s without; ltx2_t2av and ltx2_i2av make sound")
+            raise UserError(f"reward {self.name!r} scores sound, and the model makes silent {kind}s; ltx2_t2av and ltx2_i2av make sound")
         if self.media and not set(self.media) & set(made):
             raise UserError(f"reward {self.name!r} scores {' or '.join(self.media)}, and the model makes {kind}s")
 
@@ -98,7 +98,7 @@ def needs_of(name: str, model: Any, config: RewardArguments | None = None) -> Ne
 
 
 def _names(reward: str, fields: Any) -> tuple[str, ...] | None:
-    """The `required_fields` of a class. A plain text is one name, because `("image")` is no tuple."""
+    """The `required_fields` of a class. A plain text is one name, because `("image")` is not a tuple."""
     if fields is None:
         return None
     listed = (fields,) if isinstance(fields, str) else fields

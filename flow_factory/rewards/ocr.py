@@ -141,7 +141,7 @@ def _characters(config: RewardArguments, name: str, count: int) -> list[str]:
         try:
             characters = json.loads(path.read_bytes()).get("character_list")
         except (ValueError, AttributeError) as error:
-            raise UserError(f"{said}: {path} is no JSON object; download it again") from error
+            raise UserError(f"{said}: {path} is not a JSON object; download it again") from error
     if not isinstance(characters, list) or len(characters) != count or not all(isinstance(c, str) for c in characters):
         raise UserError(f"{said}: {path} has no character_list of the network's {count} characters")
     return characters

@@ -37,7 +37,7 @@ class Saturation(PointwiseRewardModel):
     required_fields = ("image", "video")
     extra_keys = ()
     changes_inputs = False
-    no_gradient = "it is there to be watched"
+    no_gradient = "it is meant to be watched only"
 
     def measure(self, pixels: Tensor) -> Tensor:
         """() of one picture (3, h, w) in [0, 1]."""

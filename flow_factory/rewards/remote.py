@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.base import BaseRewardModel, GroupwiseRewardModel, PointwiseRewardModel, RewardModelOutput
-from flow_factory.rewards.failures import Failed, Verdict, require_policy, told
+from flow_factory.rewards.failures import Failed, Verdict, require_policy, reward_output
 from flow_factory.rewards.link import Link
 from flow_factory.rewards.needs import Needs
 from flow_factory.rewards.wire import DEPTHS, JSON, MSGPACK, MULTIPART, Body, WireError, letter, packed
@@ -42,7 +42,7 @@ class RemoteReward(BaseRewardModel):
     )  # fmt: skip
     loads_weights = True
     changes_inputs = False
-    no_gradient = "it is on a server"
+    no_gradient = "it runs on a server"
     groupwise: bool
 
     @classmethod
@@ -131,7 +131,7 @@ class RemoteReward(BaseRewardModel):
         verdicts: list[Verdict] = []
         for answer, (_, _, many) in zip(self.link.ask(path, questions), questions, strict=True):
             verdicts += [answer] * many if isinstance(answer, Failed) else [MISSING if s is None else s for s in answer]
-        return told(self.config, verdicts)
+        return reward_output(self.config, verdicts)
 
     def _question(self, fields: dict[str, list[Any]], n: int) -> tuple[Body, str | None, int]:
         id = None if self.there is None else secrets.token_hex(16)

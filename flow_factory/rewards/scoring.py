@@ -144,7 +144,7 @@ class RewardSet:
             if told:
                 logger.warning("reward %r reported an error %.0f times in these %.0f samples, last: %s", name, told, asked, causes[name])
             if missing > most * asked:
-                cause = f"; it said last: {causes[name]}" if name in causes else ""
+                cause = f"; its last error: {causes[name]}" if name in causes else ""
                 few = f"at most {most:.0%} may be missing{cause}"
                 raise of_all(RewardError(f"reward {name!r} gave no score for {missing:.0f} of {asked:.0f} samples; {few}"))
             report |= {f"missing/{name}": missing, f"seconds/{name}": seconds / self.accelerator.num_processes}

@@ -91,7 +91,7 @@ def require_file(config: RewardArguments, key: str, name: str, now: bool) -> Non
         return
     right = "write the path of a file, or owner/repository/file of the hub"
     if path.exists() or name.count("/") < 2 or looks_local(name.rpartition("/")[0] if name.count("/") == 2 else _parts(name)[0]):
-        raise UserError(f"{said}: {name!r} is no file; {right}")
+        raise UserError(f"{said}: {name!r} is not a file; {right}")
     repository, file = _parts(name)
     require_source(repository, said, file, now=now)
 

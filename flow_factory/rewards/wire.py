@@ -68,7 +68,7 @@ def letter(id: str, fields: Mapping[str, list[Any]], pictures: str) -> dict[str,
     """Of the arguments that a reward is called with.
 
     Raises:
-        WireError: a column holds what is no text, number, list or mapping.
+        WireError: a column holds a value that is not a text, number, list or mapping.
     """
     told = {name: _told(name, values, pictures) for name, values in fields.items()}
     return {"id": id, "n": len(fields["prompt"]), "fields": told}
@@ -78,7 +78,7 @@ def _told(name: str, values: list[Any], pictures: str) -> list[Any]:
     if name in DEPTHS:
         return nested(values, DEPTHS[name] + 1, lambda value: leaf(value, pictures))
     if not _plain(values):
-        raise WireError(f"the column {name!r} holds what cannot be sent: texts, numbers, lists and mappings can")
+        raise WireError(f"the column {name!r} has a value that cannot be sent; texts, numbers, lists and mappings can")
     return values
 
 

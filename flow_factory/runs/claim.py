@@ -12,7 +12,7 @@ from flow_factory.distributed.barriers import wait_for_everyone
 from flow_factory.reporting.metrics import read_metrics
 from flow_factory.reporting.trackers import Trackers, open_trackers
 from flow_factory.runs.resume import Choice, Start, choose, find_start, see
-from flow_factory.runs.run_folder import RunFolder, default_name, set_aside
+from flow_factory.runs.run_folder import RunFolder, archive_later_checkpoints, default_name
 from flow_factory.runs.training_state import Progress
 from flow_factory.utils.errors import UserError
 from flow_factory.utils.terminal import note
@@ -54,7 +54,7 @@ def begin(config: RunConfig, claim: RunFolder, start: Start, progress: Progress)
         TrackerError: see `open_trackers`. Nothing has changed then.
     """
     trackers = open_trackers(config.log.logging_backend, config.log.project, claim.path.name, claim.path, config_tree(config))
-    if start.saved is not None and (aside := set_aside(claim.path, progress.epoch)):
+    if start.saved is not None and (aside := archive_later_checkpoints(claim.path, progress.epoch)):
         note(aside)
     trackers.truncate_after(progress.epoch if start.saved is not None else -1)  # an earlier start may have left metrics only
     claim.begin(config)

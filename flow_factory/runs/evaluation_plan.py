@@ -46,8 +46,8 @@ def _point_forwards(config: RunConfig, rolled: int) -> float:
         return rolled if scale is None else 2 if scale > 1 and family.cfg is not None else 1
 
     def cost(turn: Turn) -> float:
-        others = sum(passes(*asked) for asked in turn.asks) * (1 if algorithm.looks_back else again)
-        surveyed = turn.survey is not None and algorithm.scope == "group" and train.group_size > plan.per_device_batch_size
+        others = sum(passes(*asked) for asked in turn.asks) * (1 if algorithm.precomputes_velocities else again)
+        surveyed = turn.precompute is not None and algorithm.scope == "group" and train.group_size > plan.per_device_batch_size
         return (again * (trained + surveyed) * passes(turn.network) + others) / config.frequency_of(turn.network)
 
     return sum(map(cost, algorithm.turns(0)))

@@ -65,7 +65,7 @@ def other_run(saved: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
     """The reason why a saved state is of another model or algorithm; None if it is not."""
     there = saved.get("must")
     if not isinstance(there, dict):
-        return "it does not say of which run it is"
+        return "it does not name its run"
     for key, value in here["must"].items():
         if key == BASE and isinstance(there.get(key), dict):
             known = {name: digest for name, digest in value.items() if digest is not None and there[key].get(name) is not None}

@@ -66,7 +66,8 @@ class Start:
             return []
         if problem := other_run(self.saved.run, identity):
             raise CheckpointError(
-                f"{self.path} is another run's: {problem}; resume_type: {identity['must']['model.finetune_type']} starts from its weights"
+                f"{self.path} belongs to another run: {problem}; "
+                f"resume_type: {identity['must']['model.finetune_type']} starts from its weights"
             )
         return list(changes(self.saved.run, identity))
 
@@ -126,7 +127,7 @@ def find_start(config: RunConfig, choice: Choice | None = None, sketch: ModelAda
     path = (choice or choose(config)).path
     if given is None:
         if folder is not None and holds_run(folder):
-            raise UserError(f"{folder} holds a run already: choose another run_name, or go on with model.resume_path={folder}")
+            raise UserError(f"{folder} holds a run already: choose another run_name, or resume with model.resume_path={folder}")
         return Start(folder)
     if given == AUTO:
         assert folder is not None
@@ -185,7 +186,7 @@ def start_lines(config: RunConfig, start: Start, changed: Sequence[str]) -> list
         return [f"a new run, in {where}"]
     if start.saved is None:
         return [f"a new run from the weights of {start.path}, in {where}"]
-    return [f"goes on from {start.path}, after epoch {start.saved.epoch}, in {where}", *changed]
+    return [f"resumes from {start.path}, after epoch {start.saved.epoch}, in {where}", *changed]
 
 
 def _from_state(config: RunConfig, folder: Path | None, path: Path) -> Start:
@@ -222,9 +223,9 @@ def _require_other(folder: Path, path: Path) -> None:
     UserError: always: the folder has a run already, which cannot continue from this checkpoint.
     """
     if folder.resolve() not in (path.resolve(), *path.resolve().parents):
-        raise UserError(f"{folder} holds a run already: choose another run_name, or go on with model.resume_path={folder}")
+        raise UserError(f"{folder} holds a run already: choose another run_name, or resume with model.resume_path={folder}")
     if path.parent.name.startswith(("abandoned-", ".abandoned-")):
-        raise UserError(f"{path} was set aside when {folder} went on from an earlier checkpoint: choose another run_name to go on from it")
+        raise UserError(f"{path} was set aside when {folder} was resumed from an earlier one: choose another run_name to resume from it")
     raise UserError(_weights_only(folder, path))
 
 

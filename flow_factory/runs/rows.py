@@ -211,8 +211,8 @@ class SomeNegatives:
         self.without = self.without or (row if row.negative_prompt is None else None)
         if self.has and self.without is not None:
             raise UserError(
-                f"{self.without.source}: no negative_prompt, and other rows have one, which processes that share weights out cannot do "
-                'side by side; give all rows one ("" counts), or none'
+                f"{self.without.source}: no negative_prompt, but other rows have one; processes that shard weights must make equal calls "
+                'at the same time; give every row one ("" counts), or none'
             )
 
 

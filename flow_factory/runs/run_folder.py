@@ -17,7 +17,7 @@ from errno import EACCES, EAGAIN, ENOTDIR
 from pathlib import Path
 from types import TracebackType
 
-from flow_factory.checkpoints.checkpoint import checkpoints, numbered, setting_aside
+from flow_factory.checkpoints.checkpoint import checkpoints, numbered, unfinished_archive
 from flow_factory.config import RunConfig, dump_config
 from flow_factory.reporting.metrics import read_metrics
 from flow_factory.utils.errors import UserError, file_errors
@@ -182,7 +182,7 @@ def _take(lock: int, folder: Path) -> bool:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in (EACCES, EAGAIN):
-            note(f"{folder} cannot be locked ({error.strerror}): start no other run in it")
+            note(f"{folder} cannot be locked ({error.strerror}): do not start another run in it")
             return False
         who = _owner(lock)
         os.close(lock)
@@ -199,7 +199,7 @@ def _owner(lock: int) -> str:
         return ""
 
 
-def set_aside(folder: Path, epoch: int) -> str | None:
+def archive_later_checkpoints(folder: Path, epoch: int) -> str | None:
     """Moves the checkpoints after an epoch, and a copy of the metrics after it, to an `abandoned-<number>` folder.
 
     The name of the target folder tells from the first step on which ones are abandoned. So an interruption leaves none of them in use, and
@@ -209,7 +209,7 @@ def set_aside(folder: Path, epoch: int) -> str | None:
         A line that says where they are; None if there were none.
     """
     home = folder / "checkpoints"
-    later, begun = [path for number, path in numbered(home) if number > epoch], setting_aside(home)
+    later, begun = [path for number, path in numbered(home) if number > epoch], unfinished_archive(home)
     if not later and begun is None:
         return None
     number = begun[0] if begun else next(n for n in range(1, sys.maxsize) if not (home / f"abandoned-{n}").exists())

@@ -32,7 +32,7 @@ class DatasetAdvantages:
         self.columns = [k for k, reward in enumerate(rewards.rewards) if reward.scores(dataset)]
         self.diversity = train.diversity_reward if isinstance(train, TransitionConfig) else None
         self.aggregate = aggregation(train.advantage_aggregation, self.rewards.names, self.diversity)
-        self.told: list[bool] = []
+        self.has_spread: list[bool] = []
         """Whether each reward gave different scores within a group in the last call."""
 
     def __call__(self, scores: Tensor) -> tuple[Tensor, Metrics]:
@@ -46,7 +46,7 @@ class DatasetAdvantages:
         for reward, column in zip(rewards.rewards, used.unbind(-1), strict=True):
             if reward.config.transform is not None:
                 metrics[f"transformed_{reward.name}_mean"] = column.nanmean()
-        self.told = varies(used, used.isfinite()).any(0).flatten().tolist()
+        self.has_spread = varies(used, used.isfinite()).any(0).flatten().tolist()
         return advantage, metrics | {"reward_mean": (scores.nanmean((0, 1)) * weights).sum()}
 
     def used(self, scores: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class DatasetAdvantages:
 
     def silent(self, groups: int) -> str | None:
         """A line about rewards that gave equal scores within every group of the last call; else None."""
-        line = self.constant.look(self.rewards.names, self.rewards.weights, self.told, groups)
+        line = self.constant.look(self.rewards.names, self.rewards.weights, self.has_spread, groups)
         return f"data set {self.rewards.dataset}: {line}" if line and self.rewards.dataset else line
 
 

@@ -113,7 +113,7 @@ def refuse_wrong(engine: Engine, name: str | None, run: Callable[[], None], dtyp
     tried = [b for b in working_backends(device, dtype) if b != name]
     right = [b for b, found in problems_of(policy, tried, run).items() if not found]
     said = name or "null (torch's own choice)"
-    raise UserError(f"model.attn_backend: {said} is wrong on this machine: in {block}, {text}. Right here: {', '.join(right) or 'none'}")
+    raise UserError(f"model.attn_backend: {said} is wrong on this machine: in {block}, {text}. Correct here: {', '.join(right) or 'none'}")
 
 
 def problems_of(policy: Any, backends: list[Any], run: Callable[[], None]) -> dict[Any, list[Problem]]:

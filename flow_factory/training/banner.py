@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def banner(run: "Run") -> dict[str, str]:
     """What there is to say of a run that is ready to start, by title."""
     return {
-        "run": f"{run.folder}{f', going on after epoch {run.context.progress.epoch}' if run.resumes else ''}",
+        "run": f"{run.folder}{f', resumed after epoch {run.context.progress.epoch}' if run.resumes else ''}",
         "model": f"{run.context.config.model.model_name_or_path} ({run.context.config.model.model_type})",
         "trained": trained(run),
         "device": device(run),
@@ -75,9 +75,9 @@ def tested(evaluators: "Sequence[Evaluator]") -> str:
 def recomputed(run: "Run") -> dict[str, str]:
     """The number of blocks that are recomputed in the backward pass, if any."""
     setting = run.context.config.train.enable_gradient_checkpointing
-    why = " (auto)" * (run.back is not None)
+    why = " (auto)" * (run.recompute_fallback is not None)
     much = describe_blocks(setting, run.context.policy.models.values())
-    return {"memory": f"{much} are computed again in the backward pass{why}"} if setting or why else {}
+    return {"memory": f"{much} are recomputed in the backward pass{why}"} if setting or why else {}
 
 
 def counted(epochs: int) -> str:

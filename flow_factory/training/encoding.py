@@ -210,7 +210,7 @@ class Encoding:
             return conds.encode(row)
 
         there = len(wanted) - len(missing) * share[1]
-        doing = f"encoding rows ({there} are there)" if there > 0 else "encoding rows"
+        doing = f"encoding rows ({there} are cached)" if there > 0 else "encoding rows"
         encode_missing(bar(missing.items(), doing, "row", main, times=share[1]), conds.rows, encode, cache, strict=interrupt is None)
 
     def _count(self, wanted: Sequence[int], tested: Mapping[str, Sequence[int]]) -> None:

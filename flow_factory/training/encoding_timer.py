@@ -19,13 +19,13 @@ class EncodingTimer:
     Args:
         missing: the number of rows that this process encodes. The other processes have about as many.
         processes: the number of processes that share the rows.
-        told: whether this process prints the line.
+        verbose: whether this process prints the line.
         strict: whether a full disk is an error. A run that has already started continues without a cache.
         later: the number of rows that the run draws later, over all processes.
     """
 
-    def __init__(self, cache: ConditionCache, missing: int, processes: int, told: bool, strict: bool = True, later: int = 0):
-        self.cache, self.missing, self.processes, self.told, self.strict, self.later = cache, missing, processes, told, strict, later
+    def __init__(self, cache: ConditionCache, missing: int, processes: int, verbose: bool, strict: bool = True, later: int = 0):
+        self.cache, self.missing, self.processes, self.verbose, self.strict, self.later = cache, missing, processes, verbose, strict, later
         self.rows, self.since, self.size = -1, 0.0, 0
 
     def row(self) -> None:
@@ -36,7 +36,7 @@ class EncodingTimer:
         """
         self.rows += 1
         if self.rows in (1, 1 + FIRST):
-            self.cache.writer.settle()  # so that all earlier rows are on the disk
+            self.cache.writer.wait_quietly()  # so that all earlier rows are on the disk
         if self.rows == 1:
             self.since, self.size = time.monotonic(), self.cache.shards.grown
         if self.rows == 1 + FIRST:
@@ -45,10 +45,10 @@ class EncodingTimer:
     def _say(self, seconds: float, size: float) -> None:
         """Prints the remaining time and space."""
         left = self.missing - self.rows
-        if self.told and left * seconds > LONG:
+        if self.verbose and left * seconds > LONG:
             note(line(left * self.processes, self.processes / seconds, size, self.cache.folder))
             if self.later:
-                note(f"the {self.later} rows that the run draws after these take up to {self.later * size / 1e9:.3g} GB more there")
+                note(f"the {self.later} rows that the run draws later take up to {self.later * size / 1e9:.3g} GB more there")
         if self.strict:
             require_space(self.cache.folder, round(left * self.processes * size))
 

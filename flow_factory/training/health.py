@@ -10,18 +10,18 @@ from flow_factory.distributed.engines import Engine
 
 logger = logging.getLogger(__name__)
 STILL = 0.01
-"""Share of the clip range below which the spread of the ratio is no movement."""
-LOWER = "the steps were too large: write a lower train.learning_rate, and go on from an earlier checkpoint"
+"""Share of the clip range below which the spread of the ratio is not a movement."""
+LOWER = "the steps were too large: write a lower train.learning_rate, and resume from an earlier checkpoint"
 SUSPECTS = (
-    "go on from the last checkpoint; a step may have been too large (train.learning_rate), 16 bits too narrow (mixed_precision), or a "
-    "kernel at fault: attention's plainest is model.attn_backend: _native_math"
+    "resume from the last checkpoint; a step may have been too large (train.learning_rate), 16 bits too narrow (mixed_precision), or a "
+    "kernel wrong: the simplest attention is model.attn_backend: _native_math"
 )
 PATIENCE = 3
-"""Epochs of that before it is said."""
+"""Number of such epochs before the notice."""
 
 
 class TrainingHealth:
-    """Looks at each epoch's metrics; says a thing once."""
+    """Checks each epoch's metrics. Each notice is printed once."""
 
     def __init__(self, config: RunConfig):
         self.config = config
@@ -41,7 +41,7 @@ class TrainingHealth:
                 logger.warning(said)
 
     def epsilon_rules(self, metrics: Mapping[str, float]) -> str | None:
-        """Adam divides by the root of the second moment plus epsilon: where that is mostly epsilon, steps are as small as gradients."""
+        """Adam divides by the root of the second moment plus epsilon. If epsilon dominates, the steps are as small as the gradients."""
         rms, epsilon = metrics.get("train/grad_rms", 0.0), self.config.train.adam_epsilon
         if self.asked_epsilon or rms == 0:
             return None
@@ -50,12 +50,12 @@ class TrainingHealth:
             return None
         share = rms / (rms + epsilon)
         return (
-            f"train.adam_epsilon: {show(epsilon)} rules the step: the gradient is {rms:.1e} a weight (train/grad_rms), so an update is "
+            f"train.adam_epsilon: {show(epsilon)} dominates the step: the gradient is {rms:.1e} a weight (train/grad_rms), so an update is "
             f"about {share:.2g} of what train.learning_rate says; write adam_epsilon: 1.0e-15"
         )
 
     def stands_still(self, metrics: Mapping[str, float]) -> str | None:
-        """Whether updates move the ratio nowhere near the clip range; an epoch of one update has nothing to show."""
+        """Whether updates move the ratio far less than the clip range allows. An epoch of one update has no ratio to compare."""
         train = self.config.train
         width, spread = getattr(train, "clip_range", None), metrics.get("train/ratio_std", 0.0)
         if not train.stochastic or width is None or spread == 0 or self.moved:
@@ -71,7 +71,7 @@ class TrainingHealth:
 
 
 def diagnosis(engine: Engine, updates: int) -> str | None:
-    """Which weights are no numbers, and what to do; None where all of this process's are.
+    """A line about weights that are NaN or inf, with advice; None if all of this process's are finite.
 
     Args:
         updates: optimiser steps taken so far.
@@ -84,16 +84,16 @@ def diagnosis(engine: Engine, updates: int) -> str | None:
     if updates and all(params[name].requires_grad for name in broken):
         return f"{after(updates)} the trained weights {which} hold NaN or inf: {LOWER}"
     source = "model.model_name_or_path or model.resume_path"
-    return f"the weights {which} hold NaN or inf from the start: the checkpoint is damaged ({source}); download or save it anew"
+    return f"the weights {which} hold NaN or inf from the start: the checkpoint is damaged ({source}); download or save it again"
 
 
 def no_numbers(engine: Engine, updates: int) -> str:
-    """Why the model's answer holds NaN or inf, and what to do."""
+    """A line about why the model's output is NaN or inf, with advice."""
     found = diagnosis(engine, updates)
     if found is not None:
         return found
-    advice = LOWER if updates else "its activations leave the range of the dtype: write mixed_precision: bf16, or no"
-    return f"{after(updates)} the model's velocity is NaN or inf, though its weights are numbers: {advice}"
+    advice = LOWER if updates else "its activations overflow the dtype: write mixed_precision: bf16, or no"
+    return f"{after(updates)} the model's velocity is NaN or inf, though its weights are finite: {advice}"
 
 
 def after(updates: int) -> str:

@@ -1,4 +1,7 @@
-"""What `monitor:` does to a run: warnings, a lower learning rate, an end, a way back to the best checkpoint. All processes do the same."""
+"""The actions of `monitor:`: a warning, a lower learning rate, the end of the run, a return to the best checkpoint.
+
+All processes do the same.
+"""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -23,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Interventions:
-    """Of a run on one process; the main one decides, by `Monitor`.
+    """The interventions of a run on one process. The main process decides, with `Monitor`.
 
     Args:
         save: saves the epochs done so far, with their training state where it is asked for one, unless that is there.
@@ -49,7 +52,7 @@ class Interventions:
 
     @property
     def factor(self) -> float:
-        """Of the learning rates, by what was done so far."""
+        """The factor of the learning rates, from the interventions so far."""
         return self.memory.get(RATE, [1.0])[0]
 
     @property
@@ -59,7 +62,7 @@ class Interventions:
 
     @property
     def best(self) -> Path | None:
-        """The best checkpoint by `log.keep_best`, which a run that goes on from another's state may have there."""
+        """The best checkpoint by `log.keep_best`. A run that was resumed from another run's state may have it in that run's folder."""
         if (found := self.monitor.best(self.memory)) is None:
             return None
         name = f"epoch_{found[1]}"
@@ -67,7 +70,7 @@ class Interventions:
         return self.origin.parent / name if self.origin is not None and not mine.exists() else mine
 
     def catch_up(self) -> None:
-        """With an evaluation that was done after the state was saved: what followed from it follows again."""
+        """Repeats what followed from an evaluation that was done after the state was saved."""
         metrics = evaluated_at(self.origin, self.context) if self.origin is not None and self.monitor.active else {}
         if metrics and self.memory.get(SEEN, [-1.0, -1.0])[1] < self.context.progress.epoch:
             self(metrics, "eval")
@@ -88,7 +91,9 @@ class Interventions:
         found: tuple[Memory, list[Alarm]] = {}, []
         if self.context.accelerator.is_main_process:
             for metric in self.monitor.missing(metrics, phase):
-                logger.warning("monitor: %s is not logged here, so nothing watches it; ff-train --help-metrics says when it is", metric)
+                logger.warning(
+                    "monitor: %s is not logged in this run, so it is not watched; ff-train --help-metrics says when it is", metric
+                )
             own = {key: list(value) for key, value in self.memory.items() if key.startswith(OWN)}
             found = own, self.monitor.look(own, metrics, phase, self.context.progress.epoch)
         wait_for_everyone("monitoring")
@@ -100,7 +105,7 @@ class Interventions:
         return self.act(alarms) if alarms else {}
 
     def act(self, alarms: list[Alarm]) -> dict[str, float]:
-        """Does what each says, and tells it."""
+        """Carries out each alarm's action, and reports it."""
         epoch, logged = self.context.progress.epoch, {"monitor/alarms": float(len(alarms))}
         for alarm in alarms:
             if epoch == self.context.config.train.max_epochs and alarm.do != "warn":
@@ -121,7 +126,7 @@ class Interventions:
         """Lowers all learning rates for the rest of the run; says so."""
         self.memory[RATE] = [self.factor * factor]
         scale_rate(self.context.schedule, self.factor)
-        return f"; the learning rate is now {self.factor:.3g} of what train: says"
+        return f"; the learning rate is now {self.factor:.3g} times that of train:"
 
     def back(self, alarm: Alarm) -> str:
         """Takes weights, their copies and moments of the best checkpoint, and what algorithms remember; epochs and updates count on."""
@@ -138,10 +143,10 @@ class Interventions:
         own = {key: value for key, value in self.memory.items() if key.startswith(OWN)}
         self.memory.clear()
         self.memory.update(others | own)
-        return f"; the weights and the optimizer are those after epoch {saved.epoch} again{self.lower(alarm.lr_factor)}"
+        return f"; the weights and the optimizer of epoch {saved.epoch} are restored{self.lower(alarm.lr_factor)}"
 
     def facts(self) -> list[str]:
-        """Of the summary: which checkpoint was best."""
+        """A line of the summary: the best checkpoint."""
         if (found := self.monitor.best(self.memory)) is None:
             return []
         return [f"best by log.keep_best ({self.context.config.log.keep_best}): {found[0]:.4g} after epoch {found[1]}, in {self.best}"]

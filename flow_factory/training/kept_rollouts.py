@@ -167,9 +167,9 @@ def restore(trainer: "Trainer", checkpoint: Path) -> str | None:
     everyone = gather_object([(problem, 0 if found is None else len(found.rollouts))])
     epoch, problem = trainer.context.progress.epoch + 1, next((one[0] for one in everyone if one[0]), None)
     if problem is not None:
-        return f"the samples of epoch {epoch} that were kept are dropped, and made anew: {problem}"
+        return f"the samples of epoch {epoch} that were kept cannot be used, and are drawn again: {problem}"
     trainer.collector.done = found
-    return f"{sum(one[1] for one in everyone)} micro-batches of epoch {epoch} are there"
+    return f"{sum(one[1] for one in everyone)} micro-batches of epoch {epoch} are reused"
 
 
 def _read(trainer: "Trainer", checkpoint: Path) -> FinishedWork:

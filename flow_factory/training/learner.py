@@ -62,8 +62,8 @@ class Learner:
         windows = windows_of(context, chosen)
         self.fresh = True
         with context.meter.phase("optimise"):
-            self.look_at_rewards(windows)
-            self.look_back(windows, chosen)
+            self.compute_reward_gradients(windows)
+            self.compute_kept_velocities(windows, chosen)
             wait_for_everyone("looking back")
             context.meter.step("looked back")
             for window in bar(
@@ -74,7 +74,7 @@ class Learner:
         self.cond = None
         self.follow("epoch")
 
-    def look_at_rewards(self, windows: Sequence[Window]) -> None:
+    def compute_reward_gradients(self, windows: Sequence[Window]) -> None:
         """Computes the gradient of the rewards in the final states, for algorithms that learn through the sampler."""
         if not self.context.algorithm.through_sampler:
             return
@@ -84,13 +84,13 @@ class Learner:
             self.context.meter.add(said)
             self.context.meter.step("looking at rewards")
 
-    def look_back(self, windows: Sequence[Window], chosen: dict[int, list[Rollout]]) -> None:
+    def compute_kept_velocities(self, windows: Sequence[Window], chosen: dict[int, list[Rollout]]) -> None:
         """Computes the velocities under kept weights in one pass: the weights are swapped once, and inner epochs share the forwards.
 
         "old" weights without a copy are the policy's until the first update, and the forwards of that update give their velocities.
         """
         context = self.context
-        for name in context.algorithm.weights if context.algorithm.looks_back else ():
+        for name in context.algorithm.weights if context.algorithm.precomputes_velocities else ():
             live = self.is_policy(name)
             batches = compared(context.algorithm, [b for window in windows[1 if live else 0 :] for b in window.batches], chosen)
             asked = [b for b in batches if context.algorithm.asks(name, b)]
@@ -102,10 +102,10 @@ class Learner:
                             batch.frozen[k][name] = self.stored(v)
                     context.meter.step("looking back")
 
-    def survey(self, window: Window, chosen: dict[int, list[Rollout]]) -> None:
+    def precompute(self, window: Window, chosen: dict[int, list[Rollout]]) -> None:
         """Gives the algorithm, without gradients, the points that its loss compares, if they are in several forwards."""
         algorithm = self.context.algorithm
-        if self.turn.survey is None:
+        if self.turn.precompute is None:
             return
         if algorithm.scope == "group":
             groups = [chosen[group] for group in dict.fromkeys(b.group for b in window.batches) if len(chosen[group]) > 1]
@@ -117,7 +117,7 @@ class Learner:
         with torch.no_grad():
             for unit in self.stoppable(units):
                 for block in self.blocks(unit):
-                    said = self.turn.survey([p for _, _, p in block], self.velocity)
+                    said = self.turn.precompute([p for _, _, p in block], self.velocity)
                     for (batch, k, _), peers in zip(block, said, strict=True):
                         batch.peers[k] = peers
 
@@ -141,7 +141,7 @@ class Learner:
             if progress.updates % context.config.frequency_of(self.turn.network):
                 continue
             with context.store.use(self.turn.network):
-                self.survey(window, chosen)
+                self.precompute(window, chosen)
                 norms[self.turn.network] = self.descend(window)
             self.fresh = False
         context.schedule.step()

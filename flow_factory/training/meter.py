@@ -195,7 +195,7 @@ class Meter:
         """Metrics of the epoch: seconds and memory of each phase, samples per second over all processes, peak memory."""
         spent = self.spent(EPOCH)
         total = time.perf_counter() - self.began
-        costs = self.told(spent) | {"time/epoch_s": total}
+        costs = self.as_metrics(spent) | {"time/epoch_s": total}
         if decode := sum(float(s.decode.mean()) for s in spent.values()):
             costs["time/decode_s"] = decode
         took = {phase: float((s.work + s.wait).mean()) for phase, s in spent.items() if phase in SAMPLED}
@@ -210,7 +210,7 @@ class Meter:
         """
         spent = self.spent((phase,), {} if parts is None else {phase: parts})
         del self.here[phase]
-        return self.told(spent)
+        return self.as_metrics(spent)
 
     def spent(self, phases: Sequence[str], parts: Mapping[str, Sequence[int]] | None = None) -> dict[str, PhaseCost]:
         """The cost of these phases on every process. All call this together. It may print a line about the slowest process.
@@ -228,7 +228,7 @@ class Meter:
                 self.slowest.look(spent, self.hosts, parts or {})
         return spent
 
-    def told(self, spent: Mapping[str, PhaseCost]) -> dict[str, float]:
+    def as_metrics(self, spent: Mapping[str, PhaseCost]) -> dict[str, float]:
         """Metrics: means over the processes, and the maximum of memory."""
         said = {f"time/{phase}_s": float(s.work.mean()) for phase, s in spent.items()}
         if self.accelerator.num_processes > 1:

@@ -29,7 +29,7 @@ from flow_factory.utils.terminal import note
 
 
 def open_adapter(config: RunConfig) -> ModelAdapter:
-    """The adapter with its pipeline in the run's precision. Transformers are in the dtype of their files, see `Policy.settle`.
+    """The adapter with its pipeline in the run's precision. Transformers are in the dtype of their files, see `Policy.materialize`.
 
     If the files have several dtypes, fully trained transformers are loaded in the dtype of the master weights. Text encoders are loaded
     when the first row is encoded, see `Encoders`.
@@ -48,7 +48,7 @@ def open_adapter(config: RunConfig) -> ModelAdapter:
     return load_adapter(name, kind, config.mixed_precision, dtypes, overrides, pipeline, model.quantization, loaded_later(config))
 
 
-def share_out(config: RunConfig, adapter: ModelAdapter, engine: Engine, start: Start, keep: bool) -> dict[str, Tensor]:
+def prepare_policy(config: RunConfig, adapter: ModelAdapter, engine: Engine, start: Start, keep: bool) -> dict[str, Tensor]:
     """Builds the policy, loads its initial weights, and moves it to the devices.
 
     Returns:
@@ -58,7 +58,7 @@ def share_out(config: RunConfig, adapter: ModelAdapter, engine: Engine, start: S
     liveness.set_activity("building the policy")
     policy = build_policy(
         adapter, config.model, config.mixed_precision, config.train.enable_gradient_checkpointing, config.train.seed, accelerator.device,
-        shards=config.engine.shards_weights, settled=False, roles=config.train.networks,
+        shards=config.engine.shards_weights, materialized=False, roles=config.train.networks,
     )  # fmt: skip
     wait_for_everyone("building the policy")
     split_sequences(adapter, config.model.context_parallel, accelerator.device)
@@ -89,7 +89,7 @@ def load_weights(start: Start, policy: Policy, keep: bool) -> dict[str, Tensor]:
 def require_proofs(config: RunConfig, adapter: ModelAdapter, engine: Engine, cond: Cond) -> None:
     """Runs the proof of the model if it is untested or its sequences are split (`prove`), and that of attention (`prove_attention`)."""
     here = to_device(cond, engine.accelerator.device)
-    wait_for_everyone("sharing out the policy")
+    wait_for_everyone("sharding the policy")
     limit_groups(config.distributed_timeout)  # which libraries have made
     liveness.set_activity("verifying that training computes what sampling computed")
     unknown = config.model.model_type not in MODELS or isinstance(adapter, Diffusers)

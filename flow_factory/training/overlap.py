@@ -1,4 +1,4 @@
-"""`train.reward_optimization_overlap`: groups are trained on, in their order, while the rewards of later ones are still asked."""
+"""`train.reward_optimization_overlap`: groups are trained on, in order, while the rewards of later ones are still computed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Weigh = Callable[[Tensor], tuple[Tensor, Metrics]]
 
 @dataclass
 class AdvantagesInTime:
-    """Of one epoch on one process: the advantages of a window's groups, as soon as these have all their scores."""
+    """One epoch on one process: computes the advantages of a window's groups as soon as all their scores are known."""
 
     context: TrainingContext
     judging: RolloutScoring
@@ -45,7 +45,7 @@ class AdvantagesInTime:
             self.fill_in([rollout for rollout in self.rollouts[:upto] if rollout.group in groups], known)
 
     def fill_in(self, rollouts: Sequence[Rollout], known: dict[int, Tensor]) -> None:
-        """`Rollout.advantage` of whole groups, by the scores of their samples."""
+        """Sets `Rollout.advantage` of whole groups from the scores of their samples."""
         plan = self.context.plan
         table = torch.full((plan.groups, plan.group_size, len(self.context.rewards.names)), torch.nan, dtype=torch.float64)
         places = [(rollout.group, [i - rollout.group * plan.group_size for i in rollout.ids]) for rollout in rollouts]
@@ -57,7 +57,7 @@ class AdvantagesInTime:
 
 
 def require_independence(weigh: Weigh, shape: tuple[int, int, int], name: str) -> None:
-    """That a group's advantages are the same, to the bit, whether other groups have scores or not.
+    """Checks that a group's advantages are the same, to the bit, with and without the scores of other groups.
 
     Args:
         shape: of the table of an epoch's scores.

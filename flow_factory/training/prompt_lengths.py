@@ -32,5 +32,5 @@ def warn_overlong(adapter: ModelAdapter, rows: Sequence[Row], wanted: Sequence[i
     cut = [(has, takes, row) for (has, takes), row in lengths if has > takes]
     if cut:
         has, takes, row = max(cut, key=lambda c: c[0])
-        logger.warning("%d of %d prompts are longer than the encoder takes (%d tokens) and are cut; the longest has %d: row %d, %r",
+        logger.warning("%d of %d prompts are longer than the encoder takes (%d tokens) and are truncated; the longest has %d: row %d, %r",
                        len(cut), len(sample), takes, has, row.id, row.prompt[:60])  # fmt: skip

@@ -51,7 +51,7 @@ def measure(trainer: "Trainer") -> str | None:
     bound, most = f"train.{trainer.context.algorithm.bound}", 10 * errors[0][1]
     if floor > most:
         works = f"{10 * floor:.0e}".replace("e-0", "e-")
-        text = f"replays of one transition differ by {floor:.1e} under {', '.join(settings)}, more than its {most:.1e}"
+        text = f"replays of one transition differ by {floor:.1e} under {', '.join(settings)}, more than its bound of {most:.1e}"
         raise UserError(f"{bound}: {text}: nothing could be learned; write {works} or more, or leave these settings out")
     trainer.learner.checks.floor = floor
     return f"on-policy floor: {floor:.1e} in {len(errors)} replays, under {', '.join(settings)}; {bound} is {most:.1e}"

@@ -34,5 +34,5 @@ def reward_gradient(context: "TrainingContext", rollout: Rollout, cond: Cond) ->
         pixels = context.adapter.decode(x, cond, context.call, rollout.memo)
         scores = score(context.rewards.of(rollout.row.dataset), rollout.row.prompt, pixels.float())
         (slope,) = torch.autograd.grad(context.algorithm.objective(scores).sum(), x)
-    context.policy.set_aside()
+    context.policy.offload_idle()
     return slope, {"score": scores.detach()}

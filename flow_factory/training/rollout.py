@@ -103,7 +103,7 @@ class RolloutCollector:
             self.judging.let_go(drawn[-1:])
         elif self.judging.due(drawn):
             if not self.context.rewards.beside:
-                self.context.policy.set_aside()  # frees memory for the rewards
+                self.context.policy.offload_idle()  # frees memory for the rewards
             self.rollouts += self.judging.heard(drawn)
             self.waiting = self.waiting[count:]
 

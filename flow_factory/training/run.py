@@ -16,8 +16,6 @@ from flow_factory.reporting.gallery import Gallery
 from flow_factory.reporting.page.about import about
 from flow_factory.reporting.page.store import begin as begin_page
 from flow_factory.reporting.page.write import FILE as REPORT
-from flow_factory.reporting.paired_gains import FILE as EVAL_SCORES
-from flow_factory.reporting.paired_gains import keep_scores
 from flow_factory.reporting.trackers import Trackers
 from flow_factory.runs.run_folder import RunFolder
 from flow_factory.training import kept_rollouts
@@ -27,11 +25,11 @@ from flow_factory.training.evaluation import Evaluator
 from flow_factory.training.interventions import Interventions
 from flow_factory.training.publishing import publish
 from flow_factory.training.replay_error import measure
+from flow_factory.training.run_evaluation import evaluate
 from flow_factory.training.saver import Saver
 from flow_factory.training.summary import summarise
 from flow_factory.training.trainer import Trainer
 from flow_factory.utils.errors import RowError, UserError
-from flow_factory.utils.offload import empty_device_cache
 from flow_factory.utils.signals import Interrupted
 from flow_factory.utils.terminal import Epochs, note, say
 
@@ -52,30 +50,30 @@ class Run:
     saver: Saver
     claim: RunFolder | None = None
     """The lock of the folder, on the main process only."""
-    back: RecomputeFallback | None = None
+    recompute_fallback: RecomputeFallback | None = None
     """Set if an estimate has chosen the blocks to recompute."""
     resumes: bool = False
     """Whether the run resumes a training state."""
     evaluated: bool = False
     """Whether the resumed run has already evaluated after its last epoch."""
-    stated: Path | None = None
+    last_state: Path | None = None
     """The last checkpoint with a training state."""
-    weighed: bool = field(default=False, init=False)
+    memory_reported: bool = field(default=False, init=False)
     """Whether the first epoch's memory was printed with the estimate."""
-    saving: dict[str, float] = field(default_factory=dict, init=False)
-    """The cost of the last checkpoint. It is logged with the next epoch."""
-    begun: Path | None = field(default=None, init=False)
-    """The last checkpoint that was begun."""
+    save_cost: dict[str, float] = field(default_factory=dict, init=False)
+    """The time that the last checkpoint took. It is logged with the next epoch."""
+    last_checkpoint: Path | None = field(default=None, init=False)
+    """The last checkpoint that was started."""
     interventions: Interventions = field(init=False)
     gallery: Gallery = field(init=False)
     bar: Epochs = field(init=False)
     started: float = field(init=False)
-    saved: float = field(init=False)
-    """The time of the start of the last checkpoint."""
+    save_started: float = field(init=False)
+    """When the last checkpoint was started, in seconds of the monotonic clock."""
 
     def __post_init__(self) -> None:
         self.gallery = Gallery(self.folder)
-        self.interventions = Interventions(self.context, self.saver, self.folder, self.ensure_saved, self.stated)
+        self.interventions = Interventions(self.context, self.saver, self.folder, self.ensure_saved, self.last_state)
 
     def __call__(self) -> str:
         """Trains to the end and returns the summary. Releases the lock of the folder.
@@ -96,53 +94,63 @@ class Run:
 
     def train(self) -> None:
         """All epochs, with evaluations and checkpoints between them."""
-        config, progress = self.context.config, self.context.progress
-        self.started = self.saved = time.monotonic()
-        last, began = config.train.max_epochs, progress.epoch
+        progress = self.context.progress
+        began = progress.epoch
+        self.started = self.save_started = time.monotonic()
         if self.main:
-            said = banner(self)
-            say(aligned(said))
-            self.gallery.drawing(REPORT, lambda: begin_page(self.folder, about(config, said), progress.epoch))
+            self.announce()
         if self.evaluated:
             self.interventions.catch_up()
         self.restore_rollouts()
         floor = measure(self.trainer)
         if floor is not None and self.main:
             say(floor)
-        with self.context.interrupt.watching(), Epochs(last, progress.epoch, self.main) as self.bar:
+        with self.context.interrupt.watching(), Epochs(self.context.config.train.max_epochs, began, self.main) as self.bar:
             try:
-                if not self.evaluated and (progress.epoch == last or _due(progress.epoch, config.eval.eval_freq)):
-                    self.evaluate()
-                while (last is None or progress.epoch < last) and not self.interventions.stopped:
-                    metrics = self.trainer.epoch()
-                    self.tell(metrics | self.saving | self.interventions(metrics, "train"))
-                    self.saving = {}
-                    if self.main and self.trainer.shown:
-                        self.gallery.keep_groups(self.trainer.shown, progress.epoch)
-                    self.saver.check()
-                    self.gallery.check()
-                    done = progress.epoch == last or self.interventions.stopped
-                    if done or _due(progress.epoch, config.log.save_freq) or self.minutes_are_over():
-                        self.save(state=not config.log.save_model_only)
-                    if done or _due(progress.epoch, config.eval.eval_freq):
-                        self.evaluate()
-                    if self.interventions.stopped:
-                        self.ensure_saved(state=not config.log.save_model_only)
+                self.epochs()
             except UserError as error:
                 if error.everywhere or (isinstance(error, RowError) and self.context.accelerator.num_processes == 1):
-                    self.keep(began)
+                    self.save_after_failure(began)
                 raise
             except Interrupted as signal:
                 self.stop()
-                logger.warning("%s: stopped before epoch %d; go on with model.resume_path=%s", signal, progress.epoch + 1, self.folder)
+                logger.warning("%s: stopped before epoch %d; resume with model.resume_path=%s", signal, progress.epoch + 1, self.folder)
                 raise
+
+    def announce(self) -> None:
+        """Prints the banner and begins the page of the run."""
+        lines = banner(self)
+        say(aligned(lines))
+        self.gallery.drawing(REPORT, lambda: begin_page(self.folder, about(self.context.config, lines), self.context.progress.epoch))
+
+    def epochs(self) -> None:
+        """Trains epoch after epoch. Evaluates and saves where the config asks for it, and at the end."""
+        config, progress = self.context.config, self.context.progress
+        last, with_state = config.train.max_epochs, not config.log.save_model_only
+        if not self.evaluated and (progress.epoch == last or _due(progress.epoch, config.eval.eval_freq)):
+            self.evaluate()
+        while (last is None or progress.epoch < last) and not self.interventions.stopped:
+            metrics = self.trainer.epoch()
+            self.report(metrics | self.save_cost | self.interventions(metrics, "train"))
+            self.save_cost = {}
+            if self.main and self.trainer.shown:
+                self.gallery.keep_groups(self.trainer.shown, progress.epoch)
+            self.saver.check()
+            self.gallery.check()
+            done = progress.epoch == last or self.interventions.stopped
+            if done or _due(progress.epoch, config.log.save_freq) or self.save_minutes_passed():
+                self.save(state=with_state)
+            if done or _due(progress.epoch, config.eval.eval_freq):
+                self.evaluate()
+            if self.interventions.stopped:
+                self.ensure_saved(state=with_state)
 
     def stop(self) -> None:
         """Saves the training state after the last whole epoch, unless it is saved already, and the finished part of the current epoch."""
-        there = self.is_there(self.stated)
+        had_state = self.is_current(self.last_state)
         self.ensure_saved(state=True)
         self.saver.wait()
-        untouched = there and self.trainer.collector.done is not None
+        untouched = had_state and self.trainer.collector.done is not None
         line = kept_rollouts.keep(self.trainer, self.checkpoint()) if not untouched else None
         if line is not None and self.main:
             note(line)
@@ -150,39 +158,40 @@ class Run:
 
     def restore_rollouts(self) -> None:
         """Loads the finished part of an interrupted epoch, if the resumed run has saved one."""
-        line = None if self.stated is None else kept_rollouts.restore(self.trainer, self.stated)
+        line = None if self.last_state is None else kept_rollouts.restore(self.trainer, self.last_state)
         if line is not None and self.main:
             note(line)
 
-    def minutes_are_over(self) -> bool:
+    def save_minutes_passed(self) -> bool:
         """Whether `log.save_minutes` have passed since the last checkpoint, by the main process's clock."""
         minutes = self.context.config.log.save_minutes
         if minutes is None:
             return False
         wait_for_everyone("logging")
-        return max_over_ranks(self.context.accelerator, self.main and time.monotonic() - self.saved >= 60 * minutes) > 0
+        return max_over_ranks(self.context.accelerator, self.main and time.monotonic() - self.save_started >= 60 * minutes) > 0
 
-    def keep(self, began: int) -> None:
+    def save_after_failure(self, began: int) -> None:
         """Saves the training state after a failed reward or row, if there are epochs since `began` and no weight has changed since."""
         if self.trainer.midway:
-            logger.warning("some groups of this epoch were trained on already: no state is saved beside the checkpoints that are there")
+            logger.warning("some groups of this epoch were trained on already, so no further training state is saved")
         elif self.context.progress.epoch > began:
             self.save(state=True)
             self.saver.wait()
-            logger.warning("the state after epoch %d is saved; go on with model.resume_path=%s", self.context.progress.epoch, self.folder)
+            logger.warning("the state after epoch %d is saved; resume with model.resume_path=%s", self.context.progress.epoch, self.folder)
 
-    def tell(self, metrics: dict[str, float]) -> None:
+    def report(self, metrics: dict[str, float]) -> None:
         """Logs and prints the metrics of an epoch."""
         liveness.set_activity("logging")
         self.bar.tell(metrics)
         self.log(metrics)
         peaks = {found[1]: gb for name, gb in metrics.items() if (found := re.fullmatch(r"perf/(\w+)_peak_memory_gb", name))}
-        if peaks and self.main and not self.weighed:
+        if peaks and self.main and not self.memory_reported:
             say(measured(self.context.config, peaks))
-            self.weighed = True
-        if self.back is not None:
+            self.memory_reported = True
+        if self.recompute_fallback is not None:
             wait_for_everyone("logging")
-            self.back.look(self.context.meter.memory.share_of_card(), lambda near: max_over_ranks(self.context.accelerator, near) > 0)
+            share = self.context.meter.memory.share_of_card()
+            self.recompute_fallback.look(share, lambda nearly_full: max_over_ranks(self.context.accelerator, nearly_full) > 0)
 
     def log(self, metrics: dict[str, float]) -> None:
         """Logs metrics under the current epoch."""
@@ -191,50 +200,24 @@ class Run:
 
     def evaluate(self) -> None:
         """Evaluates on the test rows, and logs their images and the last training samples."""
-        liveness.set_activity("logging")
-        if self.trackers is not None:
-            self.trackers.log_samples("train", self.trainer.shown, self.context.progress.epoch)
-        if not self.evaluators or self.context.config.eval.eval_freq == 0:
-            return
-        device = self.context.accelerator.device
-        empty_device_cache(device)
-        with self.context.meter.phase("eval"):
-            ends = self.context.progress.epoch == self.context.config.train.max_epochs
-            found = [e.run(full=ends and e.context.config.eval.full_at_end) for e in self.evaluators]
-        metrics = {name: value for its, _ in found for name, value in its.items()}
-        samples = [sample for _, its in found for sample in its]
-        empty_device_cache(device)
-        liveness.set_activity("logging")
-        shares = [sum(parts) for parts in zip(*(e.shares for e in self.evaluators), strict=True)]
-        self.log(metrics | self.context.meter.cost("eval", shares) | self.interventions(metrics, "eval"))
-        if self.trackers is not None:
-            told = {k.removeprefix("eval/"): v for k, v in metrics.items() if re.fullmatch(r"eval/(.*_mean|(.*/)?loss)", k)}
-            said = ", ".join(f"{name} {value:.4g}" for name, value in told.items())
-            self.gallery.drawing(EVAL_SCORES, self.keep_scores)
-            say(f"evaluation after epoch {self.context.progress.epoch}: {said}")
-            if samples:
-                self.trackers.log_samples("eval", samples, self.context.progress.epoch)
-                self.gallery.show(samples, self.context.progress.epoch)
-
-    def keep_scores(self) -> None:
-        """Stores the scores of each row of the last evaluation."""
-        for evaluator in self.evaluators:
-            keep_scores(self.folder, self.context.progress.epoch, evaluator.taken, evaluator.scores, evaluator.name)
+        evaluate(self)
 
     def save(self, state: bool) -> None:
         """Starts a checkpoint: the evaluated weights, and the training state if `state`."""
         with self.context.meter.phase("save"):
             self.saver.save(self.checkpoint(), self.trainer.state() if state else None)
-        self.saving, self.saved = self.context.meter.cost("save"), time.monotonic()
-        self.begun, self.stated = self.checkpoint(), self.checkpoint() if state else self.stated
+        self.save_cost, self.save_started = self.context.meter.cost("save"), time.monotonic()
+        self.last_checkpoint = self.checkpoint()
+        if state:
+            self.last_state = self.last_checkpoint
 
     def ensure_saved(self, state: bool) -> None:
-        """As `save`, unless it is saved, with the state where that is asked for."""
-        if not self.is_there(self.stated if state else self.begun):
+        """As `save`, unless the weights of this epoch, and with `state` its training state, are saved already."""
+        if not self.is_current(self.last_state if state else self.last_checkpoint):
             self.save(state)
 
-    def is_there(self, saved: Path | None) -> bool:
-        """Whether what was saved last is of the epochs done so far, in this run's folder."""
+    def is_current(self, saved: Path | None) -> bool:
+        """Whether `saved` is this run's checkpoint of the current epoch."""
         return saved is not None and saved.resolve() == self.checkpoint().resolve()
 
     def finish(self) -> str:

@@ -1,4 +1,4 @@
-"""Checkpoints are written beside the training, one at a time: it waits for copies in main memory, not for the disk."""
+"""Writes checkpoints in a thread, one at a time: the training waits for copies in main memory, not for the disk."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ from flow_factory.utils.errors import SaveError
 
 
 class Saver(Background):
-    """Saves what all processes hold. All of them make each call together.
+    """Saves the weights and states of all processes. All of them make each call together.
 
     Args:
         keep_last_n: whole checkpoints that stay, None for all.
@@ -39,7 +39,7 @@ class Saver(Background):
         self.accelerator, self.engine, self.store, self.pipeline, self.keep_last_n = accelerator, engine, store, pipeline, keep_last_n
         self.formats = formats
         self.best: Path | None = None
-        """The checkpoint that stays, however many there are; see `log.keep_best`."""
+        """The checkpoint that is never deleted; see `log.keep_best`."""
         self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None  # for a thread of its own
 
     def save(self, folder: Path, progress: Mapping[str, Any] | None) -> None:
@@ -80,10 +80,11 @@ class Saver(Background):
 
 @contextmanager
 def kept(folder: Path) -> Iterator[None]:
-    """Turns what goes wrong while a checkpoint is written into a `SaveError` that names the last one that was."""
+    """Turns an error while a checkpoint is written into a `SaveError` that names the last complete one."""
     try:
         with plainly(folder, "cannot be written"):
             yield
     except CheckpointError as error:
         whole = checkpoints(folder.parent)
-        raise SaveError(f"{error}; {f'the last whole checkpoint is {whole[-1]}' if whole else 'there is no whole checkpoint'}") from error
+        last = f"the last complete checkpoint is {whole[-1]}" if whole else "there is no complete checkpoint"
+        raise SaveError(f"{error}; {last}") from error

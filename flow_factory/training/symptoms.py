@@ -10,16 +10,16 @@ from flow_factory.rewards import REWARDS
 Words = tuple[str, str]
 """(what it means, what to do)"""
 
-_HOLD = "hold the policy to its reference (train.kl_beta, train.kl_gate_share), lower train.learning_rate, or end earlier"
+_HOLD = "hold the policy closer to its reference (train.kl_beta, train.kl_gate_share), lower train.learning_rate, or stop earlier"
 _EXPLOITS = f"look at the pictures; add the held-out reward to rewards: with a weight, or {_HOLD}"
 _OF_REWARDS: dict[str, tuple[tuple[str, ...], Words]] = {
     "diversity": (
         ("falls", "below"),
-        ("the samples of a group become alike", f"{_HOLD}, or scale advantages by diversity (train.advantage_aggregation: gardo)"),
+        ("the samples of a group become similar", f"{_HOLD}, or scale advantages by diversity (train.advantage_aggregation: gardo)"),
     ),
     "saturation": (
         ("rises", "above"),
-        ("colours become purer, as when a reward of taste is exploited", f"look at the pictures, and {_HOLD}"),
+        ("colours become more saturated, as when an aesthetic reward is exploited", f"look at the pictures, and {_HOLD}"),
     ),
     "high_frequency": (
         ("rises", "above"),
@@ -32,14 +32,14 @@ _OTHERS: tuple[tuple[str, tuple[str, ...], Words], ...] = (
         r"train/(.+/)?zero_variance_share",
         ("rises", "above"),
         (
-            "the samples of a group score alike, and teach nothing",
-            "take prompts that are neither solved nor hopeless, a larger train.group_size, or a reward with finer steps",
+            "the samples of a group have the same score, so nothing is learned from them",
+            "take prompts that are neither solved nor impossible, a larger train.group_size, or a reward with finer steps",
         ),
     ),
     (
         r"train/(kl_div|kl_loss|kl_held|ema_kl_div|ema_kl_loss|policy_shift)",
         ("rises", "above"),
-        ("the policy is far from where it began", "raise train.kl_beta, lower train.learning_rate, or end earlier"),
+        ("the policy is far from the weights that it started from", "raise train.kl_beta, lower train.learning_rate, or stop earlier"),
     ),
     (
         r"train/(ratio_std|ratio_error|approx_kl|clip_frac\w*|kl_old\w*|far_frac\w*)",
@@ -49,7 +49,7 @@ _OTHERS: tuple[tuple[str, tuple[str, ...], Words], ...] = (
     (
         r"train/\w*grad_(norm|rms)",
         ("rises", "above"),
-        ("the gradient grows: updates diverge, or a few samples rule them", "lower train.learning_rate and train.max_grad_norm"),
+        ("the gradient grows: updates diverge, or a few samples dominate them", "lower train.learning_rate and train.max_grad_norm"),
     ),
     (
         r"train/\w*grad_(norm|rms)",

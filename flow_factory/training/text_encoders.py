@@ -46,11 +46,11 @@ class Encoders:
     Args:
         adapter: an adapter with its encoders, or without them, see `loaded_later`.
         device: the device on which rows are encoded.
-        told: whether this process reports that it loads them again.
+        verbose: whether this process reports that it loads them again.
     """
 
-    def __init__(self, config: RunConfig, adapter: ModelAdapter, device: torch.device, told: bool = True):
-        self.config, self.adapter, self.device, self.told = config, adapter, device, told
+    def __init__(self, config: RunConfig, adapter: ModelAdapter, device: torch.device, verbose: bool = True):
+        self.config, self.adapter, self.device, self.verbose = config, adapter, device, verbose
         self.idle: Idle = "drop"
         self.running = False
         """Whether the run has begun. A row that fails then is a `RowError`."""
@@ -79,7 +79,7 @@ class Encoders:
         finally:
             self.depth -= 1
             if not self.depth:
-                self.set_aside()
+                self.release()
 
     def place(self) -> None:
         """Moves the encoders to the device, and loads them if necessary.
@@ -102,14 +102,14 @@ class Encoders:
         if self.parts or not self.named:
             return
         model = self.config.model
-        if self.running and self.told:
+        if self.running and self.verbose:
             note("the text encoders are loaded again, for rows that are yet to be encoded")
         if self.running and not in_windows(self.config):  # further rows are probably missing too
             self.idle = "offload"
         family = MODELS[model.model_type].of(model.model_name_or_path, model.pipeline_class)
         self.parts = load_parts(model.model_name_or_path, family, self.named, self.config.mixed_precision)
 
-    def set_aside(self) -> None:
+    def release(self) -> None:
         """Removes the encoders from the pipeline, and from the device unless they stay there."""
         self.adapter.drop_encoders()
         self.placed = False

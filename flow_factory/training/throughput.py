@@ -1,4 +1,4 @@
-"""How much of the transformers' work a run gets done in a second, and what share that is of what its card can do."""
+"""The throughput of the transformers: tokens and operations per second, and their share of the GPU's peak."""
 
 import re
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ PEAKS: Mapping[str, float] = {
     "GB200": 2500, "B200": 2250, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "GH200": 989, "H800": 989, "H20": 148,
     "A100": 312, "A800": 312, "A30": 165, "L40S": 362, "L40": 181,
 }  # fmt: skip
-"""Part of a card's name, the first that fits -> TFLOP/s of 16-bit products without sparsity, as NVIDIA's data sheets have them."""
+"""Part of a GPU's name, the first that fits -> TFLOP/s of 16-bit products without sparsity, from NVIDIA's data sheets."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What an epoch's phase asks of the transformers of one process.
+    """The work of one process's transformers in a phase of an epoch.
 
     Attributes:
         tokens: that go through them, once for each forward, with or without a backward.
@@ -74,7 +74,7 @@ def _velocities(context: TrainingContext, passes: int) -> tuple[float, float]:
 
 
 def text_of(cond: Cond) -> int:
-    """Tokens of the prompt, where the pipeline takes its embeddings by their usual name."""
+    """Tokens of the prompt, if the pipeline takes its embeddings by their usual name."""
     embeds: Any = cond.get("prompt_embeds")
     return embeds.shape[1] if torch.is_tensor(embeds) else len(embeds[0]) if embeds else 0
 
@@ -104,10 +104,10 @@ def rates(
 
 
 def peak_of(name: str) -> float | None:
-    """TFLOP/s of a card of this name in 16 bits; None where it is not known."""
+    """TFLOP/s of a GPU of this name in 16 bits; None if it is not known."""
     return next((peak for part, peak in PEAKS.items() if re.search(rf"\b{part}\b", name)), None)
 
 
 def peak_of_device(device: torch.device, precision: str) -> float | None:
-    """The same of a device; None of a CPU, and where the run computes in 32 bits."""
+    """TFLOP/s of a device; None for a CPU, and if the run computes in 32 bits."""
     return peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" and precision != "no" else None

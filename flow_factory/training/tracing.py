@@ -65,7 +65,7 @@ class Tracer:
             self.folder.mkdir(exist_ok=True)
             profiler.export_chrome_trace(str(file))
         except (OSError, RuntimeError) as error:  # kineto's, where it cannot write
-            logger.warning("%s could not be written (%s); the run goes on without it", file, error)
+            logger.warning("%s could not be written (%s); the run continues without it", file, error)
             return
         if self.speaks and self.phase == "optimise":
-            note(f"profile: traces of epoch {self.config.epoch} are in {self.folder}; drag one into https://ui.perfetto.dev to look at it")
+            note(f"profile: traces of epoch {self.config.epoch} are in {self.folder}; open one in https://ui.perfetto.dev")

@@ -79,7 +79,7 @@ class Trainer:
             with meter.phase("rollout"):
                 wait_for_everyone("rolling out")
             self.work = self.work or work_of(context, rollouts[0].cond)
-            context.policy.set_aside()
+            context.policy.offload_idle()
             report = self.learn_while_scoring(rollouts) if self.overlaps else self.judge(rollouts)
         if not self.overlaps:
             self.learn(rollouts)
@@ -141,14 +141,14 @@ class Trainer:
             with self.context.meter.phase("advantage"):
                 self.compute_advantages(rollouts)
         shown = (
-            Sample(r.row.prompt, m, self.told(r.row, s), a, r.group, condition_pictures(r.row))
+            Sample(r.row.prompt, m, self.scores_by_name(r.row, s), a, r.group, condition_pictures(r.row))
             for r in rollouts
             for m, s, a in judged_media(r)
         )
         self.shown = list(islice(shown, self.context.config.log.num_samples))
         return report
 
-    def told(self, row: Row, scores: Sequence[float]) -> dict[str, float]:
+    def scores_by_name(self, row: Row, scores: Sequence[float]) -> dict[str, float]:
         """Reward -> score of a sample, for the rewards of its data set."""
         if self.context.given is not None:
             return dict(zip(self.context.given.columns[:1], scores, strict=True))

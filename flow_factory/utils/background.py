@@ -31,7 +31,7 @@ class Background:
         if self.pending is not None and self.pending.done():
             self.wait()
 
-    def settle(self) -> None:
+    def wait_quietly(self) -> None:
         """Waits for the last job. Its error is left to the next call."""
         if self.pending is not None:
             until([self.pending])

@@ -29,10 +29,10 @@ def require_source(name: str, key: str, file: str, kind: type[UserError] = UserE
     if path.is_dir():
         return
     if os.path.lexists(path):
-        raise kind(f"{key}: {name} is a file or a link to nothing, and a folder is wanted")
+        raise kind(f"{key}: {name} is a file or a broken link; it must be a folder")
     if looks_local(name):
         there = [str(p) for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
-        raise kind(f"{key}: {name!r} is no folder, and no hub name such as black-forest-labs/FLUX.1-dev.{nearest(name, there)}")
+        raise kind(f"{key}: {name!r} is neither a folder nor a hub name such as black-forest-labs/FLUX.1-dev.{nearest(name, there)}")
     try:
         validate_repo_id(name)
     except HFValidationError as error:
@@ -48,7 +48,7 @@ def cached(name: str, file: str) -> Path | None:
 
 
 def looks_local(name: str) -> bool:
-    """Whether a name was meant as a folder: a hub name has one slash, and the part before it is no folder here."""
+    """Whether a name was meant as a folder: a hub name has one slash, and the part before it is not a folder here."""
     owner, slash, _ = name.partition("/")
     return name.startswith((".", "~")) or name.count("/") != 1 or "\\" in name or not slash or not owner or Path(owner).is_dir()
 
@@ -86,18 +86,18 @@ def licence_of(name: str) -> str | None:
 
 def require_push(repo: str, key: str) -> None:
     """Raises:
-    UserError: it is no name of a repository, the hub is not reachable, or nobody is logged in.
+    UserError: it is not the name of a repository, the hub is not reachable, or nobody is logged in.
     """
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise UserError(f"{key}: {repo!r} is no name of a repository: {str(error).partition(':')[0]}") from error
+        raise UserError(f"{key}: {repo!r} is not the name of a repository: {str(error).partition(':')[0]}") from error
     if repo.count("/") != 1:
         raise UserError(f"{key}: {repo!r} has no owner; write owner/{repo}")
     if reason := unreachable():
         raise UserError(f"{key}: {repo} cannot be uploaded: {reason}")
     if get_token() is None:
-        raise UserError(f"{key}: nobody is logged in at the hub; run hf auth login, or set HF_TOKEN")
+        raise UserError(f"{key}: you are not logged in to the hub; run hf auth login, or set HF_TOKEN")
 
 
 def push(folder: Path, repo: str, key: str, private: bool = False) -> str:

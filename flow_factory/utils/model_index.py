@@ -29,7 +29,7 @@ class MissingError(LoadError):
 
 def read_json(file: Path) -> dict[str, Any]:
     """Raises:
-    LoadError: the file is missing or is no JSON object.
+    LoadError: the file is missing or is not a JSON object.
     """
     if not file.exists():
         raise MissingError(f"{KEY}: {file}: No such file or directory; download it again")
@@ -38,7 +38,7 @@ def read_json(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise LoadError(f"{KEY}: {file} is not JSON: {error}; download it again") from error
     if not isinstance(value, dict):
-        raise LoadError(f"{KEY}: {file} is no JSON object; download it again")
+        raise LoadError(f"{KEY}: {file} is not a JSON object; download it again")
     return value
 
 
@@ -53,7 +53,7 @@ def model_index(name: str) -> dict[str, Any]:
 
 
 def modular_index(folder: Path) -> dict[str, Any] | None:
-    """The index of a modular pipeline in the same form; None: this is no folder of one.
+    """The index of a modular pipeline in the same form; None: this is not a folder of one.
 
     Raises:
         LoadError: it is damaged, or names code or parts of somebody else.

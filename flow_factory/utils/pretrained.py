@@ -141,7 +141,7 @@ def _check_names(part: Path, model: nn.Module, shapes: Mapping[str, list[int]]) 
         if name not in shapes:
             raise LoadError(f"{KEY}: {part} lacks the tensor {name!r}, which its config.json asks for; download it again")
         if math.prod(shapes[name]) != tensor.numel():
-            raise LoadError(f"{KEY}: {part}: {name!r} is {shapes[name]} in the file and {list(tensor.shape)} by config.json")
+            raise LoadError(f"{KEY}: {part}: {name!r} is {shapes[name]} in the file and {list(tensor.shape)} in config.json")
 
 
 def _check_tokenizer(part: Path, cls: type[PreTrainedTokenizerBase]) -> None:

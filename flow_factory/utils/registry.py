@@ -80,7 +80,7 @@ class Registry:
 
         Raises:
             UnknownName: see `path`, or the dotted path does not lead to a class.
-            UserError: the import of its module raises or exits; or the class is no subclass of `base`.
+            UserError: the import of its module raises or exits; or the class is not a subclass of `base`.
         """
         module, _, attribute = self.path(name).partition(":")
         if (here := str(Path.cwd())) not in sys.path:
@@ -107,4 +107,4 @@ class Registry:
     def _require_base(self, name: str, cls: Any) -> None:
         module, _, base = (self.base or "").partition(":")
         if base and not (isinstance(cls, type) and issubclass(cls, getattr(importlib.import_module(module), base))):
-            raise UserError(f"{self.kind} {name!r} is no subclass of {base} ({module})")
+            raise UserError(f"{self.kind} {name!r} is not a subclass of {base} ({module})")

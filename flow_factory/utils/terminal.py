@@ -54,7 +54,7 @@ def say(line: str) -> None:
 
 
 def tell(text: str) -> None:
-    """Prints the requested output on stdout. A closed pipe, as with `| head`, is no error."""
+    """Prints the requested output on stdout. A closed pipe, as with `| head`, is not an error."""
     try:
         print(text, flush=True)
     except BrokenPipeError:

@@ -172,7 +172,7 @@ def test_awm_is_the_authors(tag: str, weighting: str, power: float, order: str, 
     )  # fmt: skip
     g, points, v = awm_points(algorithm)
     if algorithm.scope == "times":
-        for point, peers in zip(points, algorithm.survey(points, given), strict=True):
+        for point, peers in zip(points, algorithm.precompute(points, given), strict=True):
             point.peers = peers.detach()
     losses, metrics = zip(*(algorithm.loss(point, given) for point in points), strict=True)
     key, loss = f"{tag}_{order}_clip{clip}_advmax{maximum}_", torch.stack(losses).mean()
@@ -222,7 +222,7 @@ def test_sum_first_point_by_point_is_the_surrogate_of_all_noise_levels_at_once(l
     old, s, advantage = (v + 0.1 * normals(levels, 3, 2, 4, seed=9)).detach(), torch.linspace(0.9, 0.4, levels).double(), normals(3, seed=4)
     algorithm = awm(ratio_order="sum_first", clip_range=0.02, kl_beta=0.0)
     points = [noised(x0[k], noise[k], s[k], advantage, policy=v[k], old=old[k]) for k in range(levels)]
-    for point, peers in zip(points, algorithm.survey(points, given), strict=True):
+    for point, peers in zip(points, algorithm.precompute(points, given), strict=True):
         point.peers = peers.detach()
     whole = [torch.stack([pseudo_log_prob(u[k], x0[k], noise[k], s[k]) for k in range(levels)]) for u in (v, old)]
     objective, _ = surrogate(whole[0], whole[1], advantage, (-0.02, 0.02), "sum_first")

@@ -127,7 +127,7 @@ def cut(algorithm: Algorithm, point: Point, v: Tensor) -> list[Point]:
         noised(point.x0[p], point.noise[p], point.s, point.advantage[p], policy=v[p], **{k: u[p] for k, u in kept.items()}) for p in PARTS
     ]
     with torch.no_grad():
-        surveyed = algorithm.survey(parts, given)
+        surveyed = algorithm.precompute(parts, given)
     for part, peers in zip(parts, surveyed, strict=True):
         part.peers = peers
     return parts

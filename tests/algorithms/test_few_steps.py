@@ -182,8 +182,8 @@ def surrogate(advantage: Tensor, split: bool, factor: float = 0.6, **keys: Any) 
     halves = [half(whole, k) for k in (slice(0, 2), slice(2, 4))] if split else [whole]
     losses, metrics = [], {}
     for points in zip(*map(turn.points, halves), strict=True):
-        assert turn.survey is not None
-        said = turn.survey(points, networks) if split else [None]
+        assert turn.precompute is not None
+        said = turn.precompute(points, networks) if split else [None]
         for point, peers in zip(points, said, strict=True):
             point.peers = peers
             loss, metrics = turn.loss(point, networks)

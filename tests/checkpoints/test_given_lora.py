@@ -71,7 +71,7 @@ def test_a_file_that_is_none_is_said_by_its_key(tmp_path: Path) -> None:
     (tmp_path / "damaged" / LORA_FILE).write_bytes(b"no tensors")
     save_file(dict(lora().tensors), tmp_path / "fine.safetensors")
     for name, said in (
-        ("nowhere", "is no folder or file; name a safetensors file of a LoRA, its folder, or a run's folder"),
+        ("nowhere", "is not a folder or file; name a safetensors file of a LoRA, its folder, or a run's folder"),
         ("empty", "has no LoRA of transformer"),
         ("damaged", "is damaged"),
     ):

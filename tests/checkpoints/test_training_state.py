@@ -212,7 +212,7 @@ def test_an_index_that_lies_is_refused(tmp_path: Path, spoil: Callable[[Path], o
 def test_a_file_that_has_something_else_than_the_index_says_is_refused(tmp_path: Path) -> None:
     """With the right checksum, as somebody who made it would write it."""
     for tensors, message in (
-        ({"weights/policy/weight": torch.zeros(3, 9)}, "has another shape of 'weights/policy/weight'"),
+        ({"weights/policy/weight": torch.zeros(3, 9)}, "has another shape for 'weights/policy/weight'"),
         ({"other": torch.zeros(3)}, "does not contain tensor weights/"),
         ({"weights/policy/weight": torch.zeros(())}, "dimension|shape|slice"),
     ):

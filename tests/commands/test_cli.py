@@ -48,7 +48,7 @@ def test_sigterm_stops_a_run_with_its_own_code(tmp_path: Path) -> None:
     write_run(tmp_path)
     done = ff_train("tiny.yaml", cwd=tmp_path, killed="flow_factory.models.base:ModelAdapter.sample 6 SIGTERM")
     assert done.returncode == 130, done.stderr
-    assert f"SIGTERM: stopped before epoch 2; go on with model.resume_path={tmp_path}/save/run\n" in done.stderr
+    assert f"SIGTERM: stopped before epoch 2; resume with model.resume_path={tmp_path}/save/run\n" in done.stderr
     assert (tmp_path / "save/run/checkpoints/epoch_1/state/progress.json").is_file()
 
 
@@ -172,7 +172,7 @@ def test_check_finds_what_would_stop_the_run(tmp_path: Path, capsys: pytest.Capt
     file = write_run(tmp_path)
     for override, message in (
         (f"model.model_name_or_path={tmp_path}/data", "does not load as FluxPipeline: Error no file named model_index.json"),
-        ("model.model_name_or_path=/nowhere", "'/nowhere' is no folder, and no hub name such as"),
+        ("model.model_name_or_path=/nowhere", "'/nowhere' is neither a folder nor a hub name such as"),
         ("rewards.reward_model=nothing.Here", "no module 'nothing'"),
         ("model.target_modules=attn.to_w", "'attn.to_w' fits no linear layer"),
         (f"data.dataset_dir={tmp_path}/nowhere", "no data set folder"),

@@ -20,7 +20,7 @@ from flow_factory.config.algorithms import TRAIN_CONFIGS
 from flow_factory.config.datasets import datasets_of
 from flow_factory.config.engine import MACHINES
 from flow_factory.config.few_steps import FewStepConfig
-from flow_factory.memory.auto import settled
+from flow_factory.memory.auto import resolve_auto
 from flow_factory.memory.checkpoint import model_of
 from flow_factory.memory.fit import memory_lines
 from flow_factory.memory.parts import of_machine, peak
@@ -132,7 +132,7 @@ def test_a_large_example_fits_its_gpus_and_machines(name: str, monkeypatch: pyte
         monkeypatch.setenv(MACHINES, "2")
     model = model_of(config)
     assert model is not None
-    parts = model.parts(settled(config, model, 80)[0])
+    parts = model.parts(resolve_auto(config, model, 80)[0])
     assert peak(parts) < ROOM * 80 and of_machine(parts, 8) < 1000
     assert memory_lines(config, 80)[1]
 

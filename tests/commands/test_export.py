@@ -78,7 +78,7 @@ def test_the_command_says_the_same_of_a_save_and_refuses_what_does_not_exist(
     assert written.keys() == there.keys() and all(torch.equal(tensor, there[name]) for name, tensor in written.items())
     for words, line in (
         (["--to", "peft", "--out", "lora.safetensors"], "--out: peft is a folder with its config; write lora"),
-        (["--to", "kohya", "--out", str(saved)], "is there already; name another"),
+        (["--to", "kohya", "--out", str(saved)], "exists already; name another"),
         (["--to", "comfyui", "--out", "no/where", "--model", "absent"], "absent"),
     ):
         assert main([str(run.folder), *words]) == 2
@@ -120,4 +120,4 @@ def test_full_weights_are_a_transformer_or_a_pipeline_and_no_lora(tmp_path: Path
         read = FluxTransformer2DModel.from_pretrained(tmp_path / to / "transformer").state_dict()
         assert all(torch.equal(read[name], tensor) for name, tensor in trained.items())
     assert main([str(made.folder), "--to", "kohya", "--out", str(tmp_path / "kohya")]) == 2
-    assert "has full weights, and this is a format of LoRAs; write merged or diffusers" in capsys.readouterr().err
+    assert "has full weights, and this format is for LoRAs; write merged or diffusers" in capsys.readouterr().err

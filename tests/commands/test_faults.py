@@ -138,7 +138,7 @@ def test_a_disk_that_fills_up_during_a_save_leaves_the_checkpoint_before(tmp_pat
     run = faulty(tmp_path, "run", f"{where} 2 full", *keys)
     assert run.code == 1
     folder = run.folder / "checkpoints"
-    said = rf"error: {folder}/\S+ cannot be written: {TOO_LARGE}; the last whole checkpoint is {folder}/epoch_1"
+    said = rf"error: {folder}/\S+ cannot be written: {TOO_LARGE}; the last complete checkpoint is {folder}/epoch_1"
     assert re.fullmatch(said, run.complaints[0]), run.said
     assert len(run.complaints) == (2 if keys else 1), "the launcher says which process it was"
     assert run.kept == ["epoch_1"] and contents(folder / "epoch_1")[1].epoch == 1
@@ -150,7 +150,7 @@ def test_a_disk_that_fills_up_elsewhere_is_one_line(tmp_path: Path) -> None:
     run = faulty(tmp_path, "run", "0 flow_factory.reporting.metrics:MetricsFile.log 4 brimful", "eval.eval_freq=3", "log.save_freq=2")
     assert run.code == 1
     (said,) = run.complaints
-    assert re.fullmatch(r"error: .*File too large.* \(a write to \S+/save or \S+/cache\); go on from the last whole checkpoint", said)
+    assert re.fullmatch(r"error: .*File too large.* \(a write to \S+/save or \S+/cache\); resume from the last complete checkpoint", said)
     assert run.kept == ["epoch_2"]
 
 

@@ -38,7 +38,7 @@ def test_nothing_of_the_users_is_written_over(capsys: pytest.CaptureFixture[str]
     Path("examples").mkdir()
     Path("examples/quickstart.yaml").write_text("mine: true\n")
     assert main(["examples", "quickstart"]) == 2
-    assert "examples/quickstart.yaml is there and differs" in capsys.readouterr().err
+    assert "examples/quickstart.yaml exists already and differs" in capsys.readouterr().err
     assert [path.name for path in Path().rglob("*") if path.is_file()] == ["quickstart.yaml"]
     assert main(["examples", "no_such"]) == 2
     assert "no example has 'no_such' in its name" in capsys.readouterr().err

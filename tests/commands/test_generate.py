@@ -41,7 +41,7 @@ def test_prompts_are_texts_and_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("words", "line"), [
     (["--prompts", "a"], "name a checkpoint, or --base with --config"),
     (["--base", "--prompts", "a"], "--base alone: name the YAML of a run with --config"),
-    (["absent", "--prompts", "a"], "absent is no checkpoint"),
+    (["absent", "--prompts", "a"], "absent is not a checkpoint"),
     (["lora.safetensors", "--prompts", "a"], "lora.safetensors: no config.yaml in its folder"),
     (["--base", "--config", "tiny.yaml", "--prompts", "a", "--set", "num_inference_step=3"], "Did you mean 'num_inference_steps'"),
     (["--base", "--config", "tiny.yaml", "--prompts", "a", "--out", "data"], "--out: data is not an empty folder"),

@@ -96,7 +96,7 @@ def test_a_source_is_a_checkout_or_a_release_and_anything_else_is_refused(tool: 
     (tmp_path / "src" / "diffusers").mkdir(parents=True)
     assert tool.requirement(str(tmp_path)) == str(tmp_path) and tool.requirement("0.41.0") == "diffusers==0.41.0"
     for wrong in ("", "nowhere", str(tmp_path / "absent")):
-        with pytest.raises(SystemExit, match="is no checkout of diffusers"):
+        with pytest.raises(SystemExit, match="is not a checkout of diffusers"):
             tool.requirement(wrong)
 
 

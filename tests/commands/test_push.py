@@ -46,9 +46,9 @@ def test_a_card_and_a_header_name_each_data_set_that_is_trained_on(tmp_path: Pat
     ("words", "said"),
     [
         (["--push", "shapes"], "--push: 'shapes' has no owner; write owner/shapes"),
-        (["--push", "me/sh apes"], "is no name of a repository"),
+        (["--push", "me/sh apes"], "is not the name of a repository"),
         (["--push", "me/shapes"], "HF_HUB_OFFLINE is set"),
-        (["--private"], "--private: is of a repository that --push makes"),
+        (["--private"], "--private: only a repository that --push makes can be private"),
     ],
 )
 def test_a_push_that_cannot_be_is_refused_before_anything_is_written(

@@ -50,7 +50,7 @@ def test_the_package_has_a_function_whatever_was_imported() -> None:
     ({}, {"overrides": {"train.call": {1, 2}}}, "override 'train.call': a value of the type set|a config has no values of the kind"),
     ("tiny.yaml", {"overrides": {"train.learning_rat": 1}}, "train.learning_rat: unknown key. Did you mean 'learning_rate'"),
     ("tiny.yaml", {"train": {"learning_rat": 1}}, "train.learning_rat: unknown key. Did you mean 'learning_rate'"),
-    ({}, {"rewards": [3]}, "rewards: 3 is no reward; give a name such as PickScore, an entry with reward_model, or a function"),
+    ({}, {"rewards": [3]}, "rewards: 3 is not a reward; give a name such as PickScore, an entry with reward_model, or a function"),
     ({}, {"rewards": [lambda images, image: []]}, "model.model_name_or_path"),
     ("tiny.yaml", {"num_processes": 2}, "num_processes: 2, and a run from Python is of the process that calls it; write num_processes=1"),
     ("tiny.yaml", {"rewards": [lambda images, image: []]}, "names both 'image' and 'images'"),
@@ -87,7 +87,7 @@ def test_functions_are_rewards_by_a_path_or_by_a_name_of_this_program() -> None:
     again = entries_of("eval_rewards", {"dark": lambda images: [], "light": light}, taken)
     assert [(entry["name"], entry["reward_model"]) for entry in again] == [("dark", "python:reward_2"), ("light", "python:light")]
     assert entries_of("rewards", bright, {}) == [{"reward_model": f"{__name__}:bright"}]
-    with pytest.raises(UserError, match="was handed to flow_factory.train as a function"):
+    with pytest.raises(UserError, match="was passed to flow_factory.train as a function"):
         REWARDS["python:gone"]
 
 
@@ -116,11 +116,11 @@ def test_a_run_from_python_is_that_of_the_command(tmp_path: Path, capsys: pytest
     assert "| reward light" in summary
     capsys.readouterr()
     REWARDS.given.clear()
-    with pytest.raises(UserError, match="the reward 'python:light' was handed to flow_factory.train as a function; hand it over again"):
+    with pytest.raises(UserError, match="the reward 'python:light' was passed to flow_factory.train as a function; pass it again"):
         flow_factory.train(told[0].folder / "config.yaml", run_name="again")
     words = [str(told[0].folder), "--device", "cpu", "--seeds", "0"]
     assert generate.main([*words, "--prompts", "mars"]) == 0, "pictures need no reward"
-    assert evaluate.main(words) == 2 and "hand it over again" in capsys.readouterr().err
+    assert evaluate.main(words) == 2 and "pass it again" in capsys.readouterr().err
     Path("rewards.yaml").write_text("rewards:\n  reward_model: tests.commands.test_python.bright\n")
     assert evaluate.main([*words, "--config", "rewards.yaml"]) == 0
     again = flow_factory.train("tiny.yaml", run_name="dict", model={"resume_path": "auto"}, log={"save_model_only": False}, rewards=light)

@@ -204,7 +204,7 @@ def test_videos_are_scored_too(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize(("files", "prompts", "text"), [
     ([], None, "has no picture"),
-    (["a.png", "b.mp4"], None, "has pictures and videos: a.png, b.mp4; score them apart"),
+    (["a.png", "b.mp4"], None, "has pictures and videos .a.png, b.mp4.; separate them"),
     (["a.png"], ("p.txt", "x\ny\n"), "has 2 prompts, and .* 1 files"),
     (["a.png"], ("p.csv", "x"), "write a .txt, a prompt a line, or a .jsonl"),
     (["a.png"], ("p.jsonl", '{"prompt": "x"}'), "p.jsonl:1: names no file in the column image or video"),

@@ -213,7 +213,7 @@ BAD = [
     (
         MODEL,
         "model:\n  rank_pattern: {'attn.(to_q': 4} #!\n",
-        ["model.rank_pattern", "is no ending of a layer's name"],
+        ["model.rank_pattern", "is not an ending of a layer's name"],
     ),
     (MODEL, "model:\n  alpha_pattern: {attn.to_q: 0} #!\n", ["model.alpha_pattern.attn.to_q", "must be greater than 0"]),
     (MODEL, "model:\n  lora_dropout: 0.1 #!\n", ["model.lora_dropout", "0.1: grpo compares velocities of training", "write 0, or sft"]),
@@ -307,7 +307,7 @@ def test_all_rules_are_reported_together(load):
     [
         (b"", "is empty"),
         (b"# only a comment\n", "is empty"),
-        (b"- a\n- b\n", "no mapping"),
+        (b"- a\n- b\n", "not a mapping"),
         (b"model: {a: 1\n", "not valid YAML"),
         (b"a: 1\nb: \xe9\n", "run.yaml:2: not UTF-8"),
         (b"? [a]\n: 1\n", "a key must be text"),
@@ -317,7 +317,7 @@ def test_all_rules_are_reported_together(load):
         (b"a: !!python/object:os.system {}\n", "not valid YAML"),
         (b"a: !!set {b}\n", "run.yaml:1: not valid YAML: a config has no values of the kind tag:yaml.org,2002:set"),
         (b"a: 1\nb: " + b"9" * 5000, "b: is too large; a whole number is at most 9223372036854775807"),
-        (b"a: !!bool 3\n", "not valid YAML: a value is no number, or not what its tag says"),
+        (b"a: !!bool 3\n", "not valid YAML: a value is not a number, or not what its tag says"),
         (b"a: 1\nb: " + b"[" * 3000 + b"]" * 3000, "run.yaml:2: not valid YAML: nested more than 32 deep"),
         (
             b"a: &a [x, x, x, x, x, x, x, x]\n"
@@ -464,7 +464,7 @@ def test_overrides_win_and_are_read_as_yaml(load):
         ("train.group_size=6", "train.group_size: 6 must be a multiple"),
         ("rewards.1.weight=2", "rewards has no entry 1; it has 0 to 0"),
         ("rewards.shapes.weight=2", "rewards is a list"),
-        ("train.seed.x=1", "train.seed is no mapping"),
+        ("train.seed.x=1", "train.seed is not a mapping"),
         ("train.adam_betas=[1", "not valid YAML"),
     ],
 )

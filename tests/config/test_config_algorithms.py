@@ -120,8 +120,8 @@ BAD = [
     ("grpo-guard", "| noise_level: 0", "scheduler.noise_level", ["grpo-guard needs noise", "0.7"]),
     ("grpo", "| step_selection: some", "scheduler.step_selection", ["random, window, stratified, branch, sliding, fraction"]),
     ("draft", "draft_steps: 11", "train.draft_steps", ["more than the 10 steps of a rollout", "write 10 or 0"]),
-    ("draft", "num_inner_epochs: 2", "train.num_inner_epochs", ["pictures of the present weights", "write 1"]),
-    ("draft", "gradient_accumulation_steps: 1", "train.gradient_accumulation_steps", ["of earlier weights", "write auto, with"]),
+    ("draft", "num_inner_epochs: 2", "train.num_inner_epochs", ["pictures of the current weights", "write 1"]),
+    ("draft", "gradient_accumulation_steps: 1", "train.gradient_accumulation_steps", ["from earlier weights", "write auto, with"]),
     ("draft", "best_of_n: 4", "train.best_of_n", ["has no advantages", "write null"]),
     ("draft", "drop_zero_variance: true", "train.drop_zero_variance", ["has no advantages", "write false"]),
     ("grpo", "step_weight: 2.25", "train.step_weight", ["none, noise, rectified"]),
@@ -197,7 +197,7 @@ def test_the_neighbours_of_a_mistake_are_fine(tmp_path: Path, name: str, train: 
 
 
 def test_sft_takes_no_rewards_and_the_others_need_some(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"rewards: sft learns from the column target, and asks no reward; write eval_rewards, or delete"):
+    with pytest.raises(ConfigError, match=r"rewards: sft learns from the column target, and uses no reward; write eval_rewards, or delete"):
         load(tmp_path, "sft", "  gradient_accumulation_steps: 1\n")
     file = tmp_path / "run.yaml"
     text = file.read_text().partition("rewards:")[0].replace("unique_sample_num_per_epoch: 2\n", "unique_sample_num_per_epoch: 0\n")

@@ -89,9 +89,9 @@ def test_deepspeeds_own_file(tmp_path: Path) -> None:
     settings = engine_of(written(tmp_path, ZERO % "deepspeed_config_file: ds.json"))
     assert settings.stage == 3 and settings.extra == {"zero_optimization": {"stage": 3, "overlap_comm": True}}
     for text, message in (
-        ('{"bf16": {"enabled": true}}', "bf16 is what mixed_precision of the run's YAML says; remove it, or write auto"),
+        ('{"bf16": {"enabled": true}}', "bf16 is set by mixed_precision in the run's YAML; remove it here, or write auto"),
         ('{"zero_optimization": {"stage3_param_persistence_threshold": 9}}', "stage3_param_persistence_threshold must go"),
-        ("{", "ds.json is no JSON"),
+        ("{", "ds.json is not JSON"),
     ):
         (tmp_path / "ds.json").write_text(text)
         with pytest.raises(ConfigError, match=message):
@@ -100,7 +100,7 @@ def test_deepspeeds_own_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("overrides", "message"), [
     (("mixed_precision=fp16",), "mixed_precision: fp16 needs a loss scale, and FSDP2 has none"),
-    (("train.optimizer=adamw8bit",), "train.optimizer: adamw8bit cannot be shared out by FSDP2; write adamw"),
+    (("train.optimizer=adamw8bit",), "train.optimizer: adamw8bit cannot be sharded by FSDP2; write adamw"),
 ])  # fmt: skip
 def test_what_an_engine_cannot_do_is_said_before_anything_is_loaded(tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError) as error:

@@ -48,7 +48,7 @@ WRONG = [
     ("train.kl_beta=0", r"train.kl_gate_share: is about the KL term, and kl_beta: 0 leaves none; write e.g. kl_beta: 0.04"),
     ("train.kl_gate_share=0.5", r"train.kl_gate_share: 0.5 is outside of kl_gate_bounds \[0.02, 0.2\]"),
     ("train.kl_gate_bounds=[0.2, 0.1]", r"train.kl_gate_bounds: wants \[low, high\] with 0 < low <= high <= 1"),
-    ("train.best_of_n=2", r"train.best_of_n: 2: the gate is a share of all samples"),
+    ("train.best_of_n=2", r"train.best_of_n: 2: the gate takes a share of all samples"),
     ("train.reward_optimization_overlap=true", r"train.reward_optimization_overlap: true: the gate compares the scores of all samples"),
     ("rewards.1.weight=0.5", r"train.kl_gate_share: ranks the trained rewards beside watched ones, and there are none; add rewards"),
     ("rewards.2.weight=0.5", r"rewards.2.weight: 0.5: it scales the others' advantage, and has none itself; write 0"),

@@ -52,7 +52,7 @@ def test_a_component_of_which_no_layer_is_named_is_not_trained(tmp_path: Path) -
     (PUBLIC.replace('"PickScore"', '"imagebind"'), "eval_rewards.reward_model: no reward 'imagebind': its weights are CC-BY-NC-SA"),
     (PUBLIC.replace("batch_size: 2", "batch_size: 24", 1).replace("group_size: 16", "group_size: 4").replace('"auto"', "null"),
      "train.group_size: 4 must be a multiple of train.per_device_batch_size=24; write 24, or per_device_batch_size: 4"),
-    ("distributed_type: FSDP\nfsdp_config: {fsdp_version: 2}\n", "is a file for accelerate; name it as config_file"),
+    ("distributed_type: FSDP\nfsdp_config: {fsdp_version: 2}\n", "is a config file of accelerate; name it as config_file"),
 ])  # fmt: skip
 def test_what_is_not_here_is_refused_in_one_line(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(ConfigError) as error:

@@ -139,7 +139,7 @@ def test_what_cannot_work_is_refused_in_one_line(tmp_path: Path, keys: dict[str,
 
 def test_muon_is_for_whole_matrices(tmp_path: Path) -> None:
     (tmp_path / "fsdp.yaml").write_text("distributed_type: FSDP\nfsdp_config: {fsdp_version: 2}\n")
-    with pytest.raises(ConfigError, match=r"optimizers.0.optimizer: muon cannot be shared out by FSDP2 \(it steps whole matrices\)"):
+    with pytest.raises(ConfigError, match=r"optimizers.0.optimizer: muon cannot be sharded by FSDP2 \(it steps whole matrices\)"):
         load(tmp_path, MUON + f"config_file: {tmp_path}/fsdp.yaml\n")
     line = "train.muon_momentum, train.muon_ns_steps: no effect with optimizer: adamw"
     assert line in load(tmp_path, train="muon_momentum: 0.9\nmuon_ns_steps: 4").notices

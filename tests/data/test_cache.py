@@ -186,7 +186,7 @@ def test_writers_that_are_killed_leave_rows_that_are_right(tmp_path: Path, caplo
         cache = ConditionCache(tmp_path, "v1")
         assert all(found is None or right(found, row) for row in rows for found in [cache.get(row)])
     assert all(map(right, encode_rows(rows, encode, ConditionCache(tmp_path, "v1"), progress=False), rows))
-    assert not caplog.records, "what was begun is no damage"
+    assert not caplog.records, "what was begun is not a damage"
 
 
 def test_a_process_that_is_a_fork_of_another_has_its_own_shard(tmp_path: Path) -> None:

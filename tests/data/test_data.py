@@ -104,7 +104,7 @@ BAD = {
     "a column twice": ("train.jsonl", '{"prompt": "a", "prompt": "b"}', "train.jsonl:1: 'prompt' is written twice; keep one"),
     "a column twice inside": ("train.jsonl", '{"prompt": "a", "x": [{"y": 1, "y": 2}]}', "train.jsonl:1: 'y' is written twice"),
     "nul": ("train.jsonl", r'{"prompt": "a\u0000"}', "train.jsonl:1: the prompt has a NUL character"),
-    "nul in a file's name": ("train.jsonl", r'{"prompt": "a", "image": "a\u0000.png"}', "is no file name: it has a NUL character"),
+    "nul in a file's name": ("train.jsonl", r'{"prompt": "a", "image": "a\u0000.png"}', "is not a file name: it has a NUL character"),
     "utf-16 without a mark": ("train.txt", "a cube\n".encode("utf-16-le"), "train.txt:1: a NUL character (it looks like UTF-16)"),
     "a line without end": ("train.txt", "a\n" + "b" * ((1 << 24) + 1), "train.txt:2: a line of more than 16 MB"),
     "other split": ("test.jsonl", '{"prompt": "a"}\n', "no train split in"),
@@ -134,7 +134,7 @@ def test_files_that_were_joined_have_marks_inside(tmp_path):
 @pytest.mark.parametrize(("kind", "said"), [
     ("pipe", "train.jsonl: a pipe, where a file belongs"), ("folder", "train.jsonl: a folder, where a file belongs"),
     ("link to nothing", "train.jsonl: No such file or directory"), ("loop", "train.jsonl: Too many levels of symbolic links"),
-    ("file as folder", "is no folder. data.dataset_dir names a folder"), ("long", "File name too long"),
+    ("file as folder", "is not a folder. data.dataset_dir names a folder"), ("long", "File name too long"),
 ])  # fmt: skip
 def test_a_data_set_that_is_no_file_is_one_line(tmp_path, kind, said):
     folder, path = tmp_path, tmp_path / "train.jsonl"

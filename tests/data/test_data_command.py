@@ -71,7 +71,7 @@ def test_prune_removes_what_is_asked(tmp_path: Path, asked: list[str], gone: set
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
-    ([], "say what: --older-than 30d"), (["--all"], "nobody is there to be asked; write --yes"), (["--older-than", "soon"], "not an age"),
+    ([], "choose what to remove: --older-than 30d"), (["--all"], "no terminal to ask on"), (["--older-than", "soon"], "not an age"),
 ])  # fmt: skip
 def test_prune_does_not_guess(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
     filled(tmp_path)

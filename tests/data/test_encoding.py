@@ -31,7 +31,7 @@ ALL = SLOW | {
 ALONE = {
     "rolling out": "1 flow_factory.training.rollout:RolloutCollector.sample 3 dawdle",
     "drawing test rows": "0 flow_factory.training.evaluation:Evaluator._draw 2 dawdle",
-    "looking back": "1 flow_factory.training.learner:Learner.look_back 1 dawdle",
+    "looking back": "1 flow_factory.training.learner:Learner.compute_kept_velocities 1 dawdle",
 }
 """The same, but for engines that do this together, step by step."""
 

@@ -19,7 +19,7 @@ from flow_factory.data.cache import ConditionCache
 from flow_factory.data.cache_folder import cached_rows
 from flow_factory.data.encoding_windows import FEW, evaluated, idle_of, order_of, rows_needed, rows_of_start, rows_of_window, window_of
 from flow_factory.memory.checkpoint import Model, model_of
-from flow_factory.memory.encoding_plan import encoding_lines, encoding_settled, row_size, with_data
+from flow_factory.memory.encoding_plan import encoding_lines, resolve_encoding, row_size, with_data
 from flow_factory.memory.parts import in_main_memory, peak
 from flow_factory.train import build
 from flow_factory.training import encoding_timer, text_encoders
@@ -167,13 +167,13 @@ def test_the_pace_counts_all_processes_and_the_rows_to_come(tmp_path: Path, monk
     monkeypatch.setattr(encoding_timer, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(encoding_timer, "note", said.append)
     cache = ConditionCache(tmp_path, "encoders")
-    one = EncodingTimer(cache, 100, 2, told=True, later=1000)
+    one = EncodingTimer(cache, 100, 2, verbose=True, later=1000)
     for k in range(100):
         one.row()
         now[0] += 0.25 if k else 60
         cache.shards.grown += 4_000_000 if k else 8_000_000
     assert said[0].startswith("182 rows are to be encoded: 23 s at 8 a second, and 0.728 GB (4 MB a row) in ")
-    assert said[1:] == ["the 1000 rows that the run draws after these take up to 4 GB more there"]
+    assert said[1:] == ["the 1000 rows that the run draws later take up to 4 GB more there"]
 
 
 # -- which rows, when -------------------------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def flux() -> Model:
 def test_auto_takes_windows_where_rows_are_many_and_the_encoders_fit_beside_the_training(
     rows: int, gpu: float, overrides: list[str], expected: tuple[str, str]
 ) -> None:
-    data = encoding_settled(load_config(FLUX, overrides), (rows,), flux(), gpu).data
+    data = resolve_encoding(load_config(FLUX, overrides), (rows,), flux(), gpu).data
     assert (data.encode, data.idle_encoders) == expected
 
 

@@ -82,7 +82,7 @@ def test_pictures_of_another_size_are_scaled_to_cover_it_and_cropped(tmp_path: P
     [
         ({"prompt": "a"}, r"train.jsonl:1: training needs two file names in 'chosen' and 'rejected'; columns: none"),
         ({"prompt": "a", "chosen": "red.png", "rejected": ["blue.png"]}, "columns: chosen, rejected"),
-        ({"prompt": "a", "chosen": "red\0.png", "rejected": "blue.png"}, r"train.jsonl:1: .* is no file name: it has a NUL character"),
+        ({"prompt": "a", "chosen": "red\0.png", "rejected": "blue.png"}, r"train.jsonl:1: .* is not a file name: it has a NUL character"),
         ({"prompt": "a", "chosen": "red.png", "rejected": "green.png"}, r"train.jsonl:1: .*green.png"),
     ],
 )

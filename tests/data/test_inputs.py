@@ -125,9 +125,9 @@ def with_pipeline(folder: Path, name: str, **columns: str) -> Path:
 @pytest.mark.parametrize(
     ("columns", "said"),
     [
-        ({"control_image": "x"}, "no column of ours is called \"control_image\""),
-        ({"mask_imag": "x"}, "no column of ours is called \"mask_imag\". Did you mean 'mask_image'?"),
-        ({"strength": "x"}, "no column of ours is called \"strength\""),
+        ({"control_image": "x"}, "no known column is called \"control_image\""),
+        ({"mask_imag": "x"}, "no known column is called \"mask_imag\". Did you mean 'mask_image'?"),
+        ({"strength": "x"}, "no known column is called \"strength\""),
     ],
 )  # fmt: skip
 def test_a_name_that_the_pipeline_does_not_take_is_refused_with_those_it_takes(tmp_path: Path, columns: dict[str, str], said: str) -> None:
@@ -300,7 +300,7 @@ def test_each_of_several_data_sets_has_its_own_columns(tmp_path: Path) -> None:
         ("two", ("mask_image",), {}),
     ]
     wrong = sets[1].replace("mask_image", "mask_video")
-    with pytest.raises(ConfigError, match=r"data.datasets.1.columns: no column of ours is called .mask_video.*FluxInpaintPipeline"):
+    with pytest.raises(ConfigError, match=r"data.datasets.1.columns: no known column is called .mask_video.*FluxInpaintPipeline"):
         load_config(file, [f"data.datasets=[{sets[0]}, {wrong}]"])
 
 
@@ -319,7 +319,7 @@ def test_show_and_check_tell_of_them(tmp_path: Path, capsys: pytest.CaptureFixtu
     ]  # fmt: skip
     assert "contact sheet" in out and "4 pictures" in out
     assert data_command(["show", str(folder), "--columns", "strength=area"]) == 2
-    assert 'no column of ours is called "strength"' in capsys.readouterr().err
+    assert 'no known column is called "strength"' in capsys.readouterr().err
     (folder / "images" / "mask.png").unlink()
     with pytest.raises(DataError, match=r"train.jsonl:1: .*mask.png: no such mask"):
         tiny(tmp_path)
@@ -327,7 +327,7 @@ def test_show_and_check_tell_of_them(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_a_family_that_hands_over_no_further_inputs_refuses_them(tmp_path: Path) -> None:
     file = with_pipeline(tmp_path, "FluxInpaintPipeline", ip_adapter_image="x")
-    with pytest.raises(ConfigError, match=r"data.columns: ip_adapter_image is no column of ours, and flux1 takes no others; write"):
+    with pytest.raises(ConfigError, match=r"data.columns: ip_adapter_image is not a known column, and flux1 takes no others; write"):
         load_config(file, ["model.model_type=flux1"])
 
 

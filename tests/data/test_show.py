@@ -69,7 +69,7 @@ def test_a_table_is_shown_by_our_names_and_of_many_columns_some(tmp_path: Path, 
     assert "images: 1 (of 2 rows); width 32; height 24" in lines and len(lines) < 60
     assert "data.columns.image: no column 'picc'. Did you mean 'pic'?" in refused(capsys, file, *here[:3], "prompt=caption", "image=picc")
     assert "--columns: 'prompt': write ours=theirs" in refused(capsys, file, "--columns", "prompt")
-    assert "--columns: no column of ours is called \"promt\". Did you mean 'prompt'" in refused(capsys, file, "--columns", "promt=x")
+    assert "--columns: no known column is called \"promt\". Did you mean 'prompt'" in refused(capsys, file, "--columns", "promt=x")
     assert "no data set folder" in refused(capsys, tmp_path / "nowhere")
 
 
@@ -80,7 +80,7 @@ def test_the_tokens_of_a_run_are_counted_as_its_encoder_counts_them(
     lines = shown(capsys, "examples/quickstart.yaml")
     assert lines[-1] == "tokens: 4 to 9, median 8; assets/tiny-flux-shapes takes 10, which cuts 0 of 212"
     assert shown(capsys, "dataset/shapes", "--model", "assets/tiny-flux-shapes")[-1].startswith("tokens: 4 to 9, median 8; ")
-    assert "'assets/none' is no folder" in refused(capsys, "dataset/shapes", "--model", "assets/none")
+    assert "'assets/none' is neither a folder" in refused(capsys, "dataset/shapes", "--model", "assets/none")
     assert refused(capsys, "README.yaml").startswith("error: README.yaml")
 
 

@@ -8,8 +8,8 @@ import psutil
 import pytest
 
 from flow_factory.distributed import environment
-from flow_factory.distributed.environment import routed, settle_allocator, settle_interface, settled_lines
-from flow_factory.distributed.threads import settle
+from flow_factory.distributed.environment import environment_lines, routed, set_allocator, set_interface
+from flow_factory.distributed.threads import set_thread_counts
 
 GROWS = "expandable_segments:True"
 NAME = "PYTORCH_CUDA_ALLOC_CONF"
@@ -30,21 +30,21 @@ def test_segments_grow_on_nvidia_cards_where_the_user_says_nothing(
     environment = dict(own)
     if driver:
         (tmp_path / "version").touch()
-    settle_allocator(environment, tmp_path / "version")
+    set_allocator(environment, tmp_path / "version")
     assert environment == own | chosen
-    lines = list(settled_lines(environment))
+    lines = list(environment_lines(environment))
     assert len(lines) == bool(chosen) and all(line.startswith(f"{NAME}={GROWS}: ") for line in lines)
 
 
 def test_threads_of_several_processes_are_said_and_the_users_are_not() -> None:
     environment = {"LOCAL_WORLD_SIZE": "4"}
-    settle(environment, 16)
-    (line,) = settled_lines(environment)
+    set_thread_counts(environment, 16)
+    (line,) = environment_lines(environment)
     assert line.startswith("OMP_NUM_THREADS=4: this machine's cores, divided among its 4 processes")
-    assert not list(settled_lines({"LOCAL_WORLD_SIZE": "4", "OMP_NUM_THREADS": "4"}))
+    assert not list(environment_lines({"LOCAL_WORLD_SIZE": "4", "OMP_NUM_THREADS": "4"}))
     alone: dict[str, str] = {}
-    settle(alone, 16)
-    assert not list(settled_lines(alone))
+    set_thread_counts(alone, 16)
+    assert not list(environment_lines(alone))
 
 
 WAYS = {"10.0.0.1": "10.0.0.7", "first": "127.0.1.1", environment.ELSEWHERE: "192.168.1.7", "nowhere": ""}
@@ -74,7 +74,7 @@ def test_gloo_gets_the_interface_that_leads_to_machine_0_where_the_hosts_name_le
     monkeypatch.setattr(socket, "gethostbyname", lambda name: host)
     monkeypatch.setattr(environment, "routed", WAYS.get)
     mine = dict(variables)
-    line = settle_interface(mine)
+    line = set_interface(mine)
     assert mine.get("GLOO_SOCKET_IFNAME") == takes
     assert (line is not None) == (takes not in (None, "mine")) and (
         line is None or line.startswith(f"GLOO_SOCKET_IFNAME={takes}: this machine's name")

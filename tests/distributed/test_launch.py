@@ -100,10 +100,10 @@ def srun_alone(rank: int) -> Callable[[int], tuple[list[str], dict[str, str]]]:
 @pytest.mark.parametrize(
     ("start", "message"),
     [
-        (alone(1), "machine 1 of 2 at 127.0.0.1:{port}: waited 3 s, and nobody is there (Connection refused); was number 0 started"),
-        (alone(0), "machine 0 of 2 at 127.0.0.1:{port}: waited 3 s, and these did not come: 1"),
-        (srun_alone(1), "process 1 of 2 at localhost:{port}: waited 3 s, and nobody is there (Connection refused)"),
-        (srun_alone(0), "process 0 of 2 at localhost:{port}: waited 3 s, and these did not come: 1"),
+        (alone(1), "machine 1 of 2 at 127.0.0.1:{port}: waited 3 s, and nothing answers (Connection refused); was number 0 started"),
+        (alone(0), "machine 0 of 2 at 127.0.0.1:{port}: waited 3 s, but these did not join: 1"),
+        (srun_alone(1), "process 1 of 2 at localhost:{port}: waited 3 s, and nothing answers (Connection refused)"),
+        (srun_alone(0), "process 0 of 2 at localhost:{port}: waited 3 s, but these did not join: 1"),
     ],
     ids=["machine 1", "machine 0", "task 1", "task 0"],
 )  # fmt: skip
@@ -140,7 +140,7 @@ def test_two_machines_of_one_number_are_told(tmp_path: Path) -> None:
     flags = ("--num_machines", "3", "--num_processes", "3", "train.unique_sample_num_per_epoch=3", "--rendezvous_timeout", "15")
     runs = together(tmp_path, *((machine(rank, port, *flags), {}) for rank in (0, 1, 1)))
     assert [done.returncode for done in runs] == [1, 1, 1]
-    assert sum("another one has this rank" in done.stderr for done in runs[1:]) == 1
+    assert sum("another process has this rank" in done.stderr for done in runs[1:]) == 1
 
 
 # -- restarts -----------------------------------------------------------------------------------------------------------------------

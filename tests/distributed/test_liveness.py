@@ -71,7 +71,7 @@ def test_who_has_done_its_part_or_has_said_what_failed_has_not_died(three: list[
     die(three[2])
     soon(lambda: bool(three[0].gone))
     said = three[0].who_is_gone() or ""
-    assert said.startswith("process 2 of 3 has failed; its own message says why. It was at: its start, since ")
+    assert said.startswith("process 2 of 3 has failed; see its own message. It was at: its start, since ")
 
 
 def test_a_stranger_at_the_port_is_nobody(three: list[ProcessMonitor]) -> None:

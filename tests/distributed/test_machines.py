@@ -109,11 +109,11 @@ def test_two_that_live_and_have_one_number_are_told(two: Two, monkeypatch: pytes
             two.second.num_nodes_waiting()
 
     alive = two.pool.submit(live)
-    with pytest.raises(RendezvousError, match="machine 1 of 2 at .*: another one has this rank"):
+    with pytest.raises(RendezvousError, match="machine 1 of 2 at .*: another process has this rank"):
         two.launcher(1).meet()
     stop.set()
     alive.result(60)
-    with pytest.raises(RendezvousError, match="another one has this rank, or was started again while the others continued"):
+    with pytest.raises(RendezvousError, match="another process has this rank, or this one was restarted while the others continued"):
         two.launcher(1, restarts=0).meet()
 
 

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flow_factory.distributed.engines.fsdp import share_out
+from flow_factory.distributed.engines.fsdp import shard
 from flow_factory.distributed.engines.narrow import POLICY
 from flow_factory.policy.policy import Policy
 
@@ -49,7 +49,7 @@ def test_nobody_casts_what_others_hold(group: None) -> None:
     policy.wanted = {p: torch.float32 if p.requires_grad else torch.bfloat16 for p in block.parameters()}
     with Made() as made:
         for part in (block, policy):
-            share_out(part, policy, mesh=init_device_mesh("cpu", (MANY,)), mp_policy=POLICY)
+            shard(part, policy, mesh=init_device_mesh("cpu", (MANY,)), mp_policy=POLICY)
     assert 0 < made.most <= 30 * 8 / MANY and not policy.wanted
     for name, p in block.named_parameters():
         assert isinstance(p, DTensor) and p.requires_grad == name.startswith("1")

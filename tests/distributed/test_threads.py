@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flow_factory.distributed.threads import SPINS, by_torchrun, settle, usable_cores
+from flow_factory.distributed.threads import SPINS, by_torchrun, set_thread_counts, usable_cores
 from tests.tiny.run import ROOT
 
 CORES = len(os.sched_getaffinity(0))
@@ -72,7 +72,7 @@ def test_a_machine_without_proc_has_its_affinity(tmp_path: Path) -> None:
     ],
 )
 def test_processes_share_the_cores_and_the_users_count_rules(environment: dict[str, str], cores: float, threads: str | None) -> None:
-    settle(environment, cores)
+    set_thread_counts(environment, cores)
     assert environment.get("OMP_NUM_THREADS") == threads
 
 
@@ -101,7 +101,7 @@ def test_the_one_thread_that_torchrun_gives_is_nobodys_wish(
 @pytest.mark.parametrize("own", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "GOMP_CPU_AFFINITY", "KMP_BLOCKTIME"])
 def test_the_users_way_of_waiting_rules(own: str) -> None:
     environment = {own: "1"}
-    settle(environment, 2)
+    set_thread_counts(environment, 2)
     assert environment == {own: "1", "OMP_NUM_THREADS": "2", "FF_THREADS": "2"}
 
 

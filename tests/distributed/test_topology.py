@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from flow_factory.config import ConfigError, RunConfig, load_config
-from flow_factory.distributed.launch import going_on
+from flow_factory.distributed.launch import restart_overrides
 from flow_factory.distributed.topology import Topology, first_host, overrides_of, requested_processes, resolve_topology, srun_task
 from tests.tiny.run import write_run
 
@@ -99,13 +99,13 @@ MEET = {"main_process_ip": "a", "machine_rank": 0}
 @pytest.mark.parametrize(
     ("flags", "environ", "message"),
     [
-        ({"num_machines": 3, **MEET}, {}, "4 processes do not divide over 3 machines; use 3"),
+        ({"num_machines": 3, **MEET}, {}, "4 processes cannot be divided evenly over 3 machines; use 3"),
         ({"num_machines": 0}, {}, "--num_machines is '0'; it must be a whole number from 1"),
         ({"num_machines": 2, "machine_rank": 0}, {}, r"2 machines \(--num_machines\), and nothing says where machine 0 is; set --main_"),
         ({"main_process_ip": "a"}, {"NUM_NODES": "2"}, r"2 machines \(NUM_NODES\), .* which one this is; set --machine_rank, or NODE_RANK"),
         ({"num_machines": 2, **MEET, "machine_rank": 2}, {}, "--machine_rank is 2, and 2 machines count from 0; set --machine_rank, or"),
         ({}, {"NODE_RANK": "1"}, "NODE_RANK is 1, and 1 machine is 0; set --machine_rank, or --num_machines"),
-        ({"num_machines": 2, **MEET, "main_process_port": 0}, {}, "need a port that all know; set --main_process_port"),
+        ({"num_machines": 2, **MEET, "main_process_port": 0}, {}, "need a port that all of them know; set --main_process_port"),
         ({"main_process_port": 70000}, {}, "--main_process_port is '70000'; it must be a whole number from 0 to 65535"),
         ({"rendezvous_timeout": 0}, {}, "--rendezvous_timeout is '0'; it must be a whole number from 1"),
         ({}, {"MASTER_PORT": "http"}, "MASTER_PORT is 'http'; it must be a whole number"),
@@ -160,10 +160,10 @@ def test_the_first_host_of_a_list(nodelist: str, host: str) -> None:
 
 def test_a_restart_goes_on_by_itself(tmp_path: Path) -> None:
     state = "log.save_model_only=false"
-    assert going_on(configured(tmp_path), 0) == []
-    assert going_on(configured(tmp_path, state), 1) == ["model.resume_path=auto"]
-    assert going_on(configured(tmp_path, state, "model.resume_path=auto"), 1) == []
-    assert going_on(configured(tmp_path, state, f"model.resume_path={tmp_path}/save/run"), 1) == []
+    assert restart_overrides(configured(tmp_path), 0) == []
+    assert restart_overrides(configured(tmp_path, state), 1) == ["model.resume_path=auto"]
+    assert restart_overrides(configured(tmp_path, state, "model.resume_path=auto"), 1) == []
+    assert restart_overrides(configured(tmp_path, state, f"model.resume_path={tmp_path}/save/run"), 1) == []
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_a_restart_goes_on_by_itself(tmp_path: Path) -> None:
 )
 def test_restarts_that_could_not_go_on(tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        going_on(configured(tmp_path, *overrides), 1)
+        restart_overrides(configured(tmp_path, *overrides), 1)
 
 
 @pytest.mark.parametrize(

@@ -58,5 +58,5 @@ def test_more_processes_than_gpus_are_an_error(monkeypatch: pytest.MonkeyPatch) 
     """As where a job of two machines was started without srun."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    with pytest.raises(ConfigError, match="16 processes on this machine, which has 8 GPUs; set --num_processes 8, or say more machines"):
+    with pytest.raises(ConfigError, match="16 processes on this machine, which has 8 GPUs; set --num_processes 8, or name more machines"):
         launch(Topology(16, 1, 0, "127.0.0.1", 29500, False), [], 600)

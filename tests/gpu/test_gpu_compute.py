@@ -74,6 +74,6 @@ def test_samples_wait_pinned_and_idle_parts_leave_the_device(tmp_path: Path) -> 
     states = [x for r in rollouts for s in r.steps for x in (s.x, s.x1)]
     assert states and {x.device.type for x in states} == {"cpu"} and all(x.is_pinned() == REAL for x in states)
     assert {p.device.type for p in vae.parameters()} == {DEVICE}
-    run.context.policy.set_aside()
+    run.context.policy.offload_idle()
     assert {p.device.type for p in vae.parameters()} == {"cpu"}
     assert {p.device.type for p in trained(run).values()} == {DEVICE}

@@ -9,7 +9,7 @@ import pytest
 from flow_factory.cli import main
 from flow_factory.config import RunConfig, load_config
 from flow_factory.config.recompute import AUTO
-from flow_factory.memory.auto import settled
+from flow_factory.memory.auto import resolve_auto
 from flow_factory.memory.checkpoint import Model, model_of
 from flow_factory.memory.fit import memory_lines
 from flow_factory.memory.parts import Part
@@ -146,8 +146,8 @@ def test_pictures_are_decoded_one_by_one_or_in_tiles_where_they_have_no_room_oth
     four = ("train.per_device_batch_size=4", "eval.per_device_batch_size=4")
     config = load_config(ROOT / "examples/grpo/lora/ltx2_t2av.yaml", [*ALONE, *four, *keys])
     model = Known(MODELS["ltx2_t2av"], {}, SimpleNamespace(config={"num_attention_heads": 1, "attention_head_dim": 64}))
-    found, lines = settled(config, model, card)
+    found, lines = resolve_auto(config, model, card)
     assert (found.model.vae_slicing, found.model.vae_tiling) == takes
     told = [line for line in lines if line.startswith("model.vae_")]
     assert len(told) == said and all(f"auto takes true for a {card} GB GPU" in line for line in told)
-    assert settled(config, None, card)[0].model.vae_tiling is not AUTO
+    assert resolve_auto(config, None, card)[0].model.vae_tiling is not AUTO

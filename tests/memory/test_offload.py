@@ -170,7 +170,7 @@ def test_idle_parts_wait_on_the_cpu_and_come_when_they_are_called(monkeypatch: p
     vae.decode(torch.zeros(1, 4, 4, 4))
     vae.encode(torch.zeros(1, 3, 32, 32))
     assert [torch.device(m).type for m in moves] == ["meta", "meta"]  # by decode and encode themselves, not by forward alone
-    policy.set_aside()
+    policy.offload_idle()
     assert torch.device(moves[-1]).type == "cpu"
 
 

@@ -36,10 +36,10 @@ EXPERTS = ("wan22_t2v_generic", "modular_wan22", "modular_wan22_i2v")
 """Cases whose pipeline has two transformers, each for a part of the schedule."""
 PROMPTS = ("a red circle", "a blue square on the hill", "a red square")
 REFUSED = {
-    "anyflow": "FlowMapEulerDiscreteScheduler is no flow-matching scheduler",
-    "sana_sprint": "SCMScheduler is no flow-matching scheduler",
+    "anyflow": "FlowMapEulerDiscreteScheduler is not a flow-matching scheduler",
+    "sana_sprint": "SCMScheduler is not a flow-matching scheduler",
     "skyreels_v2_df": "steps the parts of a sample, such as its frames, by schedulers of their own",
-    "ltx2_hdr": "LTX2HDRPipeline draws .*, no picture or video",
+    "ltx2_hdr": "LTX2HDRPipeline draws .*, which is neither a picture nor a video",
     "chroma_inpaint": "has no attribute 'guidance_embeds'",
     "qwen_layered": "to have 4 channels, but got 3",
     "skyreels_v2_df_i2v": "steps the parts of a sample, such as its frames, by schedulers of their own",

@@ -32,7 +32,7 @@ def test_other_wans_take_any_length() -> None:
 @pytest.mark.parametrize(("asked", "near"), [(20, 16), (21, 24), (1, 8)])
 def test_ltx2_takes_multiples_of_its_registers(asked: int, near: int) -> None:
     adapter = load_adapter(str(saved("ltx2_t2av")), "ltx2_t2av")
-    with pytest.raises(UserError, match=f"max_sequence_length: {asked}: .* multiples of 8; write {near}"):
+    with pytest.raises(UserError, match=f"max_sequence_length: {asked}: .* a multiple of 8; write {near}"):
         adapter.encode(Row(0, "rain"), {**SMALL["ltx2_t2av"], **GUIDED, "max_sequence_length": asked})
 
 
@@ -100,7 +100,7 @@ def test_chroma_is_exact_with_checkpointing_though_diffusers_then_leaves_out_its
     prove(adapter, cond, call, 2)
     if checkpointing:
         adapter.field.bare["transformer"].enable_gradient_checkpointing()
-        with pytest.raises(UserError, match="ChromaPipeline cannot be trained: .* computes something else than the rollout did"):
+        with pytest.raises(UserError, match="ChromaPipeline cannot be trained: .* does not compute what the rollout did"):
             prove(adapter, cond, call, 2)
 
 

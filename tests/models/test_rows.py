@@ -94,7 +94,7 @@ def test_a_row_encoded_in_the_middle_of_a_run_has_the_bits_of_the_start(name: st
     adapter = load_adapter(model.model_name_or_path, model.model_type, "bf16", without=names)
     assert names and all(getattr(adapter.pipe, part) is None for part in names)
     policy_over(adapter, "bf16", lora_rank=2, target_modules="default", target_components=tuple(adapter.field.bare))
-    late = Encoders(config, adapter, torch.device("cpu"), told=False)
+    late = Encoders(config, adapter, torch.device("cpu"), verbose=False)
     for idle in ("drop", "offload", "keep"):
         late.idle = idle
         with small(adapter.pipe):
@@ -122,7 +122,7 @@ def test_rows_with_a_negative_prompt_and_rows_without_do_not_go_with_shared_weig
             check(one)
 
     for rows in (both, both[::-1]):
-        with pytest.raises(UserError, match="train.jsonl:2: no negative_prompt, and other rows have one"):
+        with pytest.raises(UserError, match="train.jsonl:2: no negative_prompt, but other rows have one"):
             asked(unknown, rows)
     asked(unknown, both[:1]), asked(unknown, both[1:])
     asked(load_config(tmp_path / "tiny.yaml", sharded), both)
@@ -201,7 +201,7 @@ def test_a_size_that_cannot_be_is_refused_and_the_nearest_one_is_drawn(name: str
 
 @pytest.mark.parametrize(("name", "reason"), [
     ("sana", "`height` and `width` have to be divisible by 32 but are 40 and 32"),  # whatever the VAE does; the real one's step is 32
-    ("hidream", "asked for height 48, width 32, HiDreamImagePipeline draws height 32, width 16: write what it draws"),
+    ("hidream", "HiDreamImagePipeline draws height 32, width 16 when it is asked for height 48, width 32; write what it draws"),
 ])  # fmt: skip
 def test_a_size_that_only_the_pipeline_knows_to_be_wrong_is_found_by_a_proof(name: str, reason: str) -> None:
     t = tiny(name)
@@ -214,7 +214,7 @@ def test_a_size_that_only_the_pipeline_knows_to_be_wrong_is_found_by_a_proof(nam
 @over([name for name in EACH if "num_frames" in call_of(CASES[name])])
 def test_a_number_of_frames_that_cannot_be_is_refused_and_its_neighbours_are_drawn(name: str) -> None:
     t = tiny(name)
-    with pytest.raises(UserError, match=r"num_frames 8: \w+ makes multiples of \d and 1; write \d+ or \d+") as error:
+    with pytest.raises(UserError, match=r"num_frames 8: \w+ makes a multiple of \d, plus 1; write \d+ or \d+") as error:
         t.adapter.check_call(t.call | {"num_frames": 8})
     for frames in map(int, re.findall(r"write (\d+) or (\d+)", str(error.value))[0]):
         assert len(shown(t, num_frames=frames).frames) == frames

@@ -96,7 +96,7 @@ def test_the_proof_finds_blocks_that_compute_something_else_when_they_are_checkp
     block = blocks_of(model)[0]
     again = block.forward
     block.forward = lambda *args, **kwargs: tree_map_only(Tensor, lambda x: (1 + 0.1 * x.requires_grad) * x, again(*args, **kwargs))
-    with pytest.raises(UserError, match="a velocity call computes something else than the rollout did"):
+    with pytest.raises(UserError, match="a velocity call does not compute what the rollout did"):
         prove(t.adapter, t.conds[0], t.call, 2)
 
 

@@ -147,7 +147,7 @@ def test_media_of_another_size_are_refused(name: str) -> None:
 @pytest.mark.parametrize(("name", "frames", "reason"), [
     ("wan21-t2v", 9, "sample 0 is a clip of 9 frames, where a clip of num_frames 5 is drawn"),
     ("wan21-i2v", 1, "sample 0 is a clip of 1 frames, where a clip of num_frames 5 is drawn"),
-    ("wan21-v2v", 4, "num_frames 4: WanVideoToVideoPipeline makes multiples of 4 and 1; write 1 or 5"),
+    ("wan21-v2v", 4, "num_frames 4: WanVideoToVideoPipeline makes a multiple of 4, plus 1; write 1 or 5"),
 ])  # fmt: skip
 def test_clips_of_another_length_are_refused(name: str, frames: int, reason: str) -> None:
     t = tiny(name)

@@ -102,7 +102,7 @@ def test_a_choice_for_a_while_leaves_what_was_chosen() -> None:
 
 def test_a_run_refuses_a_named_backend_that_is_wrong_and_says_which_are_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(_AttentionBackendRegistry._backends, AttentionBackendName._NATIVE_FLASH, named("scaled"))
-    said = r"model.attn_backend: _native_flash is wrong on this machine: in Flux\w+, .* Right here: .*\bnative\b"
+    said = r"model.attn_backend: _native_flash is wrong on this machine: in Flux\w+, .* Correct here: .*\bnative\b"
     with pytest.raises(UserError, match=said):
         tiny(tmp_path, "model.attn_backend=_native_flash", "mixed_precision=bf16")
     assert not (tmp_path / "data" / "attention.jsonl").exists()

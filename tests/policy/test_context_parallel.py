@@ -97,7 +97,7 @@ def test_a_team_has_the_velocity_and_the_gradient_of_one_process(compared: list[
     [
         (["num_processes=3"], ["context_parallel: 2 must divide num_processes=3", "write 1, or num_processes: 4"]),
         (["num_processes=1"], ["context_parallel: 2 must divide num_processes=1", "write 1, or num_processes: 2"]),
-        (["num_processes=2", f"config_file={ROOT}/examples/launch/fsdp2.yaml"], ["does not go with FSDP2", "config_file: null"]),
+        (["num_processes=2", f"config_file={ROOT}/examples/launch/fsdp2.yaml"], ["does not work with FSDP2", "config_file: null"]),
         (["num_processes=6"], ["do not divide over num_processes=6 / model.context_parallel=2; write 3"]),
     ],
 )  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 from flow_factory.config import ConfigError, dump_config, load_config
 from flow_factory.config.base import show
 from flow_factory.config.recompute import chosen_blocks
-from flow_factory.memory.auto import recomputing, settled
+from flow_factory.memory.auto import recomputing, resolve_auto
 from flow_factory.memory.checkpoint import Model, model_of
 from flow_factory.memory.parts import peak
 from flow_factory.memory.room import ROOM
@@ -84,17 +84,17 @@ def test_auto_takes_the_fewest_blocks_that_fit(monkeypatch: pytest.MonkeyPatch) 
     sizes = [peak(of) for of in parts]
     assert sizes == sorted(sizes, reverse=True) and sizes[0] - sizes[-1] > 5
     for k, size in enumerate(sizes):
-        found, (line,) = settled(config, known, size / ROOM + 0.01)
+        found, (line,) = resolve_auto(config, known, size / ROOM + 0.01)
         assert found.train.enable_gradient_checkpointing == LEVELS[k]
         assert f"auto takes {show(LEVELS[k])} for a {size / ROOM:.0f} GB GPU: {round(57 * k / 4 + 0.3)} of 57 blocks" in line
-    assert settled(config, known, 1.0)[0].train.enable_gradient_checkpointing is True
+    assert resolve_auto(config, known, 1.0)[0].train.enable_gradient_checkpointing is True
 
 
 def test_auto_without_an_estimate_or_with_copies_of_the_weights_takes_all_blocks(tmp_path: Path) -> None:
     config = load_config(write_run(tmp_path), [f"{KEY}=auto", "model.layerwise_casting=fp8_e4m3"])
-    assert settled(config, model_of(config))[0].train.enable_gradient_checkpointing is True
+    assert resolve_auto(config, model_of(config))[0].train.enable_gradient_checkpointing is True
     config = load_config(write_run(tmp_path), [f"{KEY}=auto"])
-    assert settled(config, None)[0].train.enable_gradient_checkpointing is True
+    assert resolve_auto(config, None)[0].train.enable_gradient_checkpointing is True
 
 
 def test_it_steps_back_once_when_the_card_is_nearly_full(caplog: pytest.LogCaptureFixture) -> None:
@@ -103,7 +103,7 @@ def test_it_steps_back_once_when_the_card_is_nearly_full(caplog: pytest.LogCaptu
     with caplog.at_level(logging.WARNING):
         back.look(0.97, bool)
         back.look(0.97, bool)
-    assert back.setting == {"fraction": 0.75} and "the first epoch took 97 % of the card; 3 of 4 blocks" in caplog.text
+    assert back.setting == {"fraction": 0.75} and "the first epoch took 97 % of the GPU's memory; now 3 of 4 blocks" in caplog.text
     assert [isinstance(block.forward, CheckpointedBlock) for block in blocks_of(model)] == [True, True, True, False]
     for share, setting in ((0.5, False), (0.97, True)):
         calm = RecomputeFallback([model], setting)
@@ -114,8 +114,8 @@ def test_it_steps_back_once_when_the_card_is_nearly_full(caplog: pytest.LogCaptu
 def test_a_run_says_what_auto_chose_and_steps_back_by_its_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr("flow_factory.training.peak_memory.PeakMemory.share_of_card", lambda self: 0.95)
     run = tiny(tmp_path, f"{KEY}=auto", "train.max_epochs=2")
-    assert f"note: {KEY}: auto takes false for this machine: 0 of 4 blocks are computed again" in capsys.readouterr().err
-    assert "memory   0 of 4 blocks are computed again in the backward pass (auto)" in aligned(banner(run))
+    assert f"note: {KEY}: auto takes false for this machine: 0 of 4 blocks are recomputed" in capsys.readouterr().err
+    assert "memory   0 of 4 blocks are recomputed in the backward pass (auto)" in aligned(banner(run))
     run()
-    assert run.back is not None and run.back.setting == {"fraction": 0.25}
+    assert run.recompute_fallback is not None and run.recompute_fallback.setting == {"fraction": 0.25}
     assert f"{KEY.partition('.')[2]}: auto" in (run.folder / "config.yaml").read_text()

@@ -42,7 +42,7 @@ def test_a_drawing_that_fails_is_said_once_and_ends_nothing(
     monkeypatch.setattr(gallery, "save_grid", full)
     summary = tiny(tmp_path, "train.max_epochs=1", r"rewards.name=$\frac$")()
     assert [r.getMessage() for r in caplog.records if "cannot be written" in r.getMessage()] == [
-        f"samples of {tmp_path}/save/run cannot be written, and the run goes on: OSError: No space left on device"
+        f"samples of {tmp_path}/save/run cannot be written, and the run continues: OSError: No space left on device"
     ]
     assert "curves.png" in summary, "a name that is no formula is drawn as it is"
 
@@ -66,7 +66,7 @@ def test_what_is_only_looked_at_may_be_in_the_way_of_nothing(tmp_path: Path, cap
     assert run() == ""
     said = "\n".join(r.getMessage() for r in caplog.records)
     for name in ("samples", "report", "report.html", "curves.png", "eval_scores.jsonl", "summary.md"):
-        assert re.search(rf"^{name} of {run.folder} cannot be written, and the run goes on: \w+Error", said, re.MULTILINE), said
+        assert re.search(rf"^{name} of {run.folder} cannot be written, and the run continues: \w+Error", said, re.MULTILINE), said
     assert said.count("tracker 'tests.reporting.test_gallery.Fails' failed: KeyError: 'mine'") == 1
     assert (run.folder / "checkpoints/epoch_1/state/progress.json").is_file()
     assert [line["step"] for line in logged(run.folder)] == [0, 1, 1]

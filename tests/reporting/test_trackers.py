@@ -177,7 +177,7 @@ def test_a_tracker_that_fails_in_the_middle_is_left_out_with_a_word(tmp_path, pr
     trackers.log_samples("s", SAMPLES, 4)
     trackers.finish()
     (line,) = [r.getMessage() for r in caplog.records]
-    assert re.fullmatch(rf"tracker '{FAULTY}' failed: {said} \(.*test_trackers.py:\d+, in log\); the run goes on without it, .*", line)
+    assert re.fullmatch(rf"tracker '{FAULTY}' failed: {said} \(.*test_trackers.py:\d+, in log\); the run continues without it; .*", line)
     assert [r["a"] for r in lines(tmp_path)] == [0, 1, 2, 3] and list(trackers.backends) == [f"{__name__}.Noted"]
 
 
@@ -206,7 +206,7 @@ def test_tensorboard_whose_folder_goes_is_left_out_and_its_thread_dies_in_a_line
     assert [r.getMessage().partition(";")[2] for r in caplog.records] == [LEFT_OUT] and len(lines(tmp_path)) == 3
 
 
-LEFT_OUT = " the run goes on without it, and metrics.jsonl has all that it would have had"
+LEFT_OUT = " the run continues without it; metrics.jsonl has all metrics"
 SCRIPT = """
 import sys
 from pathlib import Path

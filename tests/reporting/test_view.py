@@ -129,7 +129,7 @@ def test_a_damaged_run_is_told_and_hides_no_other(root: Path, client: TestClient
 
 @pytest.mark.parametrize(("arguments", "said"), [
     (["nowhere"], r"nowhere: there is no such folder; name the log\.save_dir of runs"),
-    ([".", "--port", "70000"], "--port: 70000 is no port; write 0 to 65535"),
+    ([".", "--port", "70000"], "--port: 70000 is not a port; write 0 to 65535"),
 ])  # fmt: skip
 def test_what_cannot_be_served_is_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
@@ -140,7 +140,7 @@ def test_a_port_in_use_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert main([str(tmp_path), "--port", str(port)]) == 2
-    assert f"--port: 127.0.0.1:{port} cannot be listened on" in capsys.readouterr().err
+    assert f"--port: cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
 
 
 @pytest.mark.exhaustive

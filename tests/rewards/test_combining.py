@@ -87,7 +87,7 @@ def test_a_combination_of_ones_own_is_as_one_reward() -> None:
     assert torch.equal(rewards.nan_to_num(9), before.nan_to_num(9)), "it gets copies"
     with pytest.raises(RewardError, match=r"train.advantage_aggregation: \S+broken failed: ValueError: of a \(\S+test_combining.py:\d+"):
         of("broken")
-    with pytest.raises(UserError, match="is no function"):
+    with pytest.raises(UserError, match="is not a function"):
         aggregation(f"{__name__}:TEST", ())
 
 

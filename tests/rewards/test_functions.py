@@ -113,9 +113,9 @@ def test_a_function_says_what_it_needs_before_anything_is_loaded() -> None:
 
 
 @pytest.mark.parametrize(("name", "message"), [
-    ("first", "takes 'prompts' by position alone; rewards are called by name"),
+    ("first", "has the positional-only argument 'prompts'; rewards are called with keyword arguments"),
     ("both", "names both 'image' and 'images', which are the same; write one of them"),
-    ("later", "is async; write def, and async_reward: true"),
+    ("later", "is async; write a plain def, and async_reward: true"),
     ("number", "is neither a PointwiseRewardModel nor a GroupwiseRewardModel, nor a function"),
 ])  # fmt: skip
 def test_what_cannot_be_called_by_name_is_refused(name: str, message: str) -> None:

@@ -68,7 +68,7 @@ def rewarding(name: str, **keys: Any) -> RewardSet:
 def test_a_call_that_hangs_ends_at_its_limit_and_says_where_it_is() -> None:
     begun = time.monotonic()
     with pytest.raises(
-        RewardError, match=r"reward 'it' failed on 2 samples of row 3: longer than its max_seconds: 0.2 \(\S+:\d+, in hang\)"
+        RewardError, match=r"reward 'it' failed on 2 samples of row 3: it took longer than its max_seconds: 0.2 \(\S+:\d+, in hang\)"
     ):
         rewarding("Late", what="hang", max_seconds=0.2).score([Row(3, "x")], [pictures(2)])
     assert time.monotonic() - begun < 10
@@ -104,7 +104,7 @@ def test_a_reward_that_fails_leaves_the_state_of_the_epochs_before(tmp_path: Pat
     with pytest.raises(RewardError, match="OSError: server down"):
         run()
     assert (run.folder / "checkpoints" / "epoch_1" / "state" / "progress.json").is_file()
-    assert f"the state after epoch 1 is saved; go on with model.resume_path={run.folder}" in caplog.text
+    assert f"the state after epoch 1 is saved; resume with model.resume_path={run.folder}" in caplog.text
 
 
 def test_a_reward_that_tells_nothing_apart_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

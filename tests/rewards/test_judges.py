@@ -179,7 +179,7 @@ def test_a_server_that_is_slow_or_gone_gives_no_score_and_says_so(caplog: pytest
     with judge(lambda body: None) as (address, bodies):
         reward = rewards("vlm_yes_no", api_base_url=address, max_retries=2)
         assert reward.score([Row(0, "a")], [SHADES])[0].isnan().all() and len(bodies) == 10
-        with pytest.raises(RewardError, match=f"gave no score for 5 of 5 samples; at most 50% may be missing; it said last: {address}"):
+        with pytest.raises(RewardError, match=f"gave no score for 5 of 5 samples; at most 50% may be missing; its last error: {address}"):
             reward.finish_epoch()
     with pytest.raises(RewardError, match=f"reward 'it': on_failure: stop: {address}"):
         scored("vlm_yes_no", address, max_retries=1, on_failure="stop")
@@ -205,7 +205,7 @@ def test_a_server_is_asked_before_the_run_and_not_by_a_check(server: str) -> Non
 
 
 @pytest.mark.parametrize(("name", "extra", "said"), [
-    ("vlm_yes_no", {"api_base_url": "localhost:8000"}, "api_base_url: 'localhost:8000' is no address such as http://"),
+    ("vlm_yes_no", {"api_base_url": "localhost:8000"}, "api_base_url: 'localhost:8000' is not an address such as http://"),
     ("vlm_yes_no", {"timeout": "long"}, "timeout: wants a number of at least 0.001, got 'long'"),
     ("vlm_yes_no", {"max_retries": 0}, "max_retries: wants a number of at least 1, got 0"),
     ("vlm_yes_no", {"model_name_or_path": "a/b", "vlm_model": "b"}, "vlm_model is for a judge on a server, and model_name_or_path"),
@@ -227,8 +227,8 @@ def test_keys_that_are_wrong_are_said_by_a_check(name: str, extra: dict[str, Any
 @pytest.mark.parametrize(("content", "said"), [
     ("[1]", "has no text under the key user"), ("user: [", "is not YAML"), ("user: a\nusers: b", "has the key 'users'; it takes "),
     ("user: a\nscale: [1]", "scale must be a list of two"), ("user: a\nscale: [1, 1]", "scale must be a list of two"),
-    ("user: a\naspects: [b]", "aspects must map names to the titles"), ("user: a\naspects: {a b: c}", "'a b' is no name of letters"),
-    ("user: a\nsystem: 3", "system is no text"),
+    ("user: a\naspects: [b]", "aspects must map names to the titles"), ("user: a\naspects: {a b: c}", "'a b' must be a name of letters"),
+    ("user: a\nsystem: 3", "system must be a text"),
 ])  # fmt: skip
 def test_a_damaged_template_is_said_in_one_line(tmp_path: Path, content: str, said: str) -> None:
     (tmp_path / "t.yaml").write_text(content)
@@ -368,7 +368,7 @@ def test_soft_tifa_here_and_an_answer_without_an_end(vlm: Path) -> None:
 
 def test_a_checkpoint_of_a_judge_is_looked_at_before_anything_is_loaded(vlm: Path) -> None:
     require_files([RewardArguments(name="it", reward_model="GenEval2", extra_kwargs={"model_name_or_path": str(vlm)})], now=True)
-    with pytest.raises(UserError, match="reward 'it': model_name_or_path: './gone' is no folder"):
+    with pytest.raises(UserError, match="reward 'it': model_name_or_path: './gone' is neither a folder"):
         require_files([RewardArguments(name="it", reward_model="GenEval2", extra_kwargs={"model_name_or_path": "./gone"})], now=True)
 
 

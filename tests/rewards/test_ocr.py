@@ -191,14 +191,14 @@ def test_what_ocr_reads_is_asked_for(keys: Keys, tmp_path: Path) -> None:
     for extra, said in (
         ({"metric": "bleu"}, "metric: wants edit or contains or words, got 'bleu'"),
         ({"by": "word"}, "by: wants whole or line, got 'word'"),
-        ({"detector_name_or_path": "./gone"}, "detector_name_or_path: './gone' is no folder"),
+        ({"detector_name_or_path": "./gone"}, "detector_name_or_path: './gone' is neither a folder"),
     ):
         with pytest.raises(UserError, match=f"reward 'it': {said}"):
             asked(**extra)
     config = Path(keys("OCR")["recognizer_name_or_path"]) / "preprocessor_config.json"
     before = config.read_text()
     try:
-        for text, said in (("{}", "has no character_list of the network's 10 characters"), ("[", "is no JSON object; download it again")):
+        for text, said in (("{}", "has no character_list of the network's 10 characters"), ("[", "is not a JSON object; download it")):
             config.write_text(text)
             with pytest.raises(UserError, match=f"reward 'it': recognizer_name_or_path: .*{said}"):
                 rewards("OCR", **keys("OCR"))

@@ -229,5 +229,5 @@ def test_a_file_of_weights_is_asked_for_before_anything_is_loaded(
     with pytest.raises(UserError, match="'owner/model' is not in the hub's cache, and HF_HUB_OFFLINE is set"):
         asked("owner/model/deep/file.pt", now=True)
     for wrong in ("gone.pt", "./gone/there.pt", "owner/gone.pt", str(tmp_path), f"{tmp_path}/gone/head.pth"):
-        with pytest.raises(UserError, match=f"reward 'it': {key}: '{wrong}' is no file; write the path of a file, or owner/repository"):
+        with pytest.raises(UserError, match=f"reward 'it': {key}: '{wrong}' is not a file; write the path of a file, or owner/repository"):
             asked(wrong)

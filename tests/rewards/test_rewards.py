@@ -47,7 +47,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def world() -> ModuleType:
-    """tools/shapes_world.py, which is no package."""
+    """tools/shapes_world.py, which is not a package."""
     spec = importlib.util.spec_from_file_location("shapes_world", ROOT / "tools" / "shapes_world.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -182,7 +182,7 @@ def test_a_video_scores_the_mean_of_its_frames(clip: Path, name: str, form: Call
 def test_weights_that_do_not_load_are_named_in_one_sentence(path: str, tmp_path: Path) -> None:
     path = str(tmp_path) if path == "here" else path
     with pytest.raises(
-        ValueError, match="reward .it.(: model_name_or_path: .* is no folder, and no hub name| cannot load its CLIP processor from)"
+        ValueError, match="reward .it.(: model_name_or_path: .* is neither a folder nor a hub name| cannot load its CLIP processor from)"
     ) as caught:
         rewards("CLIP", model_name_or_path=path)
     assert path in str(caught.value) and "\n" not in str(caught.value)
@@ -316,7 +316,7 @@ def test_a_rewards_own_model_is_looked_at_before_anything_is_loaded(
     asked("owner/clip", now=True)
     with pytest.raises(UserError, match="'owner/other' is not in the hub's cache, and HF_HUB_OFFLINE is set"):
         asked("owner/other", now=True)
-    with pytest.raises(UserError, match="reward 'it': processor_name_or_path: './gone' is no folder"):
+    with pytest.raises(UserError, match="reward 'it': processor_name_or_path: './gone' is neither a folder"):
         asked(str(clip), processor_name_or_path="./gone")
     with pytest.raises(UserError, match="reward 'it': model_name_or_path: 'a b/c' is neither a folder nor a hub name"):
         asked("a b/c")

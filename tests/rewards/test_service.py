@@ -105,7 +105,7 @@ def test_a_picture_as_jpeg_is_nearly_itself_and_a_column_that_is_no_plain_value_
     (read,) = unpacked(*packed(letter("it", {"prompt": [""], "image": [image]}, "jpeg"), MSGPACK)).fields["image"]
     assert np.abs(np.asarray(read, int) - np.asarray(image, int)).max() < 8
     for value in (object(), b"x", {1: 2}, 2**70, np.float32(1)):
-        with pytest.raises(WireError, match="the column 'odd' holds what cannot be sent"):
+        with pytest.raises(WireError, match="the column 'odd' has a value that cannot be sent"):
             letter("it", {"prompt": [""], "odd": [value]}, "raw")
 
 
@@ -234,7 +234,7 @@ def test_the_service_answers_while_it_scores_and_batches_over_clients_and_its_qu
                 threads.append(ask(id))
                 until(lambda: queue.metrics.repeated._value.get() == 1)
         full = post(address, body("more"), Samples="2")
-        assert full.status_code == 503 and int(full.headers["Retry-After"]) >= 1 and "4 requests wait" in full.json()["error"]
+        assert full.status_code == 503 and int(full.headers["Retry-After"]) >= 1 and "4 requests are waiting" in full.json()["error"]
         long = post(address, Body(MSGPACK, bytes(1_000_001)))
         assert long.status_code == 413 and "server.max_body_mb" in long.json()["error"]
         gate.set()
@@ -282,16 +282,16 @@ SAID: dict[str, tuple[str, Any]] = {
     "500": ("answers 500: it cannot", lambda headers, content: 500),
     "400": ("answers 400: it cannot", lambda headers, content: 400),
     "drops": ("disconnected", lambda headers, content: None),
-    "nothing": ("answers what is no JSON", lambda headers, content: b""),
-    "garbage": ("answers what is no JSON", lambda headers, content: b"\xff{" * 20),
-    "list": ("answers what is no JSON object", lambda headers, content: b"[0.5]"),
+    "nothing": ("answers with something that is not JSON", lambda headers, content: b""),
+    "garbage": ("answers with something that is not JSON", lambda headers, content: b"\xff{" * 20),
+    "list": ("answers with something that is not a JSON object", lambda headers, content: b"[0.5]"),
     "endless": ("answers more than 65792 bytes", lambda headers, content: b"[" * 70_000),
     "short": ("answers 0 scores for 1 sample", lambda headers, content: answer(headers, scores=[])),
     "none": ("answers no list of scores for 1 sample", lambda headers, content: answer(headers, scores=None)),
-    "NaN": ("no finite number: nan at 0", lambda headers, content: answer(headers, scores=[math.nan])),
-    "huge": ("no finite number: 1000", lambda headers, content: answer(headers, scores=[10**400])),
-    "text": ("no finite number: '0.5'", lambda headers, content: answer(headers, scores=["0.5"])),
-    "bool": ("no finite number: True", lambda headers, content: answer(headers, scores=[True])),
+    "NaN": ("not a finite number: nan at 0", lambda headers, content: answer(headers, scores=[math.nan])),
+    "huge": ("not a finite number: 1000", lambda headers, content: answer(headers, scores=[10**400])),
+    "text": ("not a finite number: '0.5'", lambda headers, content: answer(headers, scores=["0.5"])),
+    "bool": ("not a finite number: True", lambda headers, content: answer(headers, scores=[True])),
     "another's": ("answers another request: b", lambda headers, content: answer(headers, id="b")),
     "nobody's": ("answers another request: None", lambda headers, content: answer(headers, id=None)),
 }
@@ -328,7 +328,7 @@ def test_a_server_that_is_slow_or_busy_or_dies_is_waited_for_until_the_deadline(
         held.set()
     scored(reward, [numbered(1)])
     assert "connection" in reward.counts.cause["it"].lower(), "nobody listens any more"
-    with pytest.raises(RewardError, match="reward 'it' gave no score for 2 of 2 samples; at most 50% may be missing; it said last: http"):
+    with pytest.raises(RewardError, match="reward 'it' gave no score for 2 of 2 samples; at most 50% may be missing; its last error: http"):
         reward.finish_epoch()
     refusals = iter([503, 503, 503, 503])
     with says(lambda headers, content: next(refusals, None) or answer(headers), ABOUT) as address:
@@ -343,7 +343,7 @@ def test_a_name_or_token_that_is_wrong_ends_the_run_whatever_is_masked() -> None
 def test_a_start_says_what_is_wrong_with_the_server_or_the_entry(served: str) -> None:
     for extra, text in (
         ({"server_url": "http://127.0.0.1:9"}, "server_url: .* does not answer .*start the server first"),
-        ({"server_url": "gpu-host:8100"}, "server_url: 'gpu-host:8100' is no address such as http://gpu-host:8100"),
+        ({"server_url": "gpu-host:8100"}, "server_url: 'gpu-host:8100' is not an address such as http://gpu-host:8100"),
         ({"server_url": served}, "reward is missing: .* has reads, ranks, bright, size; name one of them"),
         ({"server_url": served, "reward": "read"}, "reward: .* has no 'read'. Did you mean 'reads'"),
         ({"server_url": served, "reward": "ranks"}, "reward_model: 'ranks' of .* scores groups; write remote_group"),
@@ -466,7 +466,7 @@ def test_a_run_with_a_remote_reward_is_the_run_with_that_reward(tmp_path: Path, 
             return well(path, questions)
 
         link.ask = ask
-        with pytest.raises(RewardError, match="reward 'reads' gave no score for .* it said last: http://127.0.0.1:9"):
+        with pytest.raises(RewardError, match="reward 'reads' gave no score for .* its last error: http://127.0.0.1:9"):
             run()
     assert (tmp_path / "save" / "dies" / "checkpoints" / "epoch_1" / "state").is_dir()
 
@@ -497,10 +497,10 @@ def test_the_command_serves_by_several_processes_outlives_one_and_ends_gracefull
     finally:
         process.kill()
     done = subprocess.run([*command, "--host", "256.0.0.1"], cwd=tmp_path, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 2 and re.fullmatch(r"error: server.host, server.port: 256.0.0.1:0 cannot be listened on: .*\n", done.stderr)
+    assert done.returncode == 2 and re.fullmatch(r"error: server.host, server.port: cannot listen on 256.0.0.1:0: .*\n", done.stderr)
     if not torch.cuda.is_available():
         done = subprocess.run([*command, "--devices", "cuda:7"], cwd=tmp_path, env=environment(), capture_output=True, text=True)
         assert done.returncode == 2 and "error: server.devices: cuda:7: this machine has no cuda device; write auto" in done.stderr
     (tmp_path / "rewards.yaml").write_text("rewards:\n  reward_model: CLIP\n  model_name_or_path: ./none\n")
     done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 2 and "error: reward 'clip': model_name_or_path: './none' is no folder" in done.stderr, done.stderr
+    assert done.returncode == 2 and "error: reward 'clip': model_name_or_path: './none' is neither a folder" in done.stderr, done.stderr

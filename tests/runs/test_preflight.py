@@ -134,7 +134,7 @@ SETUPS: dict[str, tuple[Callable[[Path], object] | None, tuple[str, ...], str]] 
     "a folder that holds a run": (held, (), "save/run holds a run already"),
     "no resume_path": (None, ("model.resume_path={here}/nowhere",), "nowhere.*no such folder"),
     "resume_path is a file": (bad_folder, ("model.resume_path={here}/file",), "{here}/file"),
-    "a misspelt local checkpoint": (None, ("model.model_name_or_path=./ckpt",), "'./ckpt' is no folder, and no hub name"),
+    "a misspelt local checkpoint": (None, ("model.model_name_or_path=./ckpt",), "'./ckpt' is neither a folder nor a hub name"),
     "a misspelt local checkpoint beside others": (None, ("model.model_name_or_path={here}/dota",), "Did you mean '{here}/data'"),
     "a device that is not there": (None, ("train.ema_device=cuda",), "train.ema_device: cuda: this machine has no cuda device; write auto"),
     "a reference's device": (None, ("train.ref_param_device=cuda:7",), "train.ref_param_device: cuda:7: this machine has"),

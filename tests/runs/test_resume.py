@@ -146,8 +146,8 @@ def test_weights_alone_do_not_go_on_in_the_folder_of_their_run(tmp_path: Path) -
             "target_modules leaves out layers that it is of: single_transformer_blocks.0.attn.to_k, ",
         ),
         (("model.lora_rank=4",), "does not fit: it has rank 8, and this run's LoRA 4; write model.lora_rank: 8 or more"),
-        (("model.resume_path=data",), "data is no checkpoint .test.jsonl, train.jsonl.; one holds state/"),
-        (("model.resume_path=gone",), "gone is no checkpoint .no such folder or file."),
+        (("model.resume_path=data",), "data is not a checkpoint .test.jsonl, train.jsonl.; one holds state/"),
+        (("model.resume_path=gone",), "gone is not a checkpoint .no such folder or file."),
     ],
 )
 def test_what_cannot_be_resumed_is_one_sentence(
@@ -164,9 +164,9 @@ def test_what_cannot_be_resumed_is_one_sentence(
 OTHERS = {
     "train.ema_decay=0": "does not fit this run: the saved copies are",
     "model.target_modules=[attn.to_q]": "does not fit this run: first at",
-    "model.lora_rank=4": "is another run's: model.lora_rank was 8, and is 4; resume_type: lora starts from its weights",
-    "model.lora_alpha=4": "is another run's: model.lora_alpha was 16, and is 4",
-    "train.trainer_type=awm": "is another run's: train.trainer_type was .grpo., and is .awm.",
+    "model.lora_rank=4": "belongs to another run: model.lora_rank was 8, and is 4; resume_type: lora starts from its weights",
+    "model.lora_alpha=4": "belongs to another run: model.lora_alpha was 16, and is 4",
+    "train.trainer_type=awm": "belongs to another run: train.trainer_type was .grpo., and is .awm.",
 }
 
 

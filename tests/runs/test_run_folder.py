@@ -18,7 +18,7 @@ from flow_factory.checkpoints.lora_file import LORA_FILE
 from flow_factory.config import load_config
 from flow_factory.runs.preflight import ready
 from flow_factory.runs.resume import Finished, find_start, start_lines
-from flow_factory.runs.run_folder import LOCK, RunFolder, default_name, set_aside
+from flow_factory.runs.run_folder import LOCK, RunFolder, archive_later_checkpoints, default_name
 from flow_factory.train import build
 from flow_factory.utils.errors import UserError
 from tests.tiny.killed import trap
@@ -57,20 +57,20 @@ def home(tmp_path: Path, ended: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 OWN = "model.resume_path=save/run"
 MORE = (OWN, "train.max_epochs=3")
 REFUSED = {
-    "another run's name": ((), "save/run holds a run already: choose another run_name, or go on with model.resume_path="),
+    "another run's name": ((), "save/run holds a run already: choose another run_name, or resume with model.resume_path="),
     "another run's checkpoint": (("model.resume_path=save/elsewhere", "train.max_epochs=3"), "save/run holds a run already"),
     "finished": ((OWN,), "epoch_2 has 2 epochs, and train.max_epochs is 2: nothing is left to do; raise it to continue"),
     "finished auto": (("model.resume_path=auto",), "nothing is left to do"),
     "finished in another folder": ((OWN, "run_name=new"), "nothing is left to do"),
-    "gone": (("model.resume_path=gone", "run_name=new"), "gone is no checkpoint .no such folder or file."),
-    "no checkpoint": (("model.resume_path=data", "run_name=new"), "data is no checkpoint"),
-    "rank": ((*MORE, "model.lora_rank=4"), "another run's: model.lora_rank was 8, and is 4"),
-    "alpha": ((*MORE, "model.lora_alpha=64"), "another run's: model.lora_alpha was 16, and is 64"),
-    "scale": ((*MORE, "model.use_rslora=true"), "another run's: model.use_rslora was false, and is true"),
-    "algorithm": ((*MORE, "train.trainer_type=awm"), "another run's: train.trainer_type"),
+    "gone": (("model.resume_path=gone", "run_name=new"), "gone is not a checkpoint .no such folder or file."),
+    "no checkpoint": (("model.resume_path=data", "run_name=new"), "data is not a checkpoint"),
+    "rank": ((*MORE, "model.lora_rank=4"), "another run: model.lora_rank was 8, and is 4"),
+    "alpha": ((*MORE, "model.lora_alpha=64"), "another run: model.lora_alpha was 16, and is 64"),
+    "scale": ((*MORE, "model.use_rslora=true"), "another run: model.use_rslora was false, and is true"),
+    "algorithm": ((*MORE, "train.trainer_type=awm"), "another run: train.trainer_type"),
     "no average": ((*MORE, "train.ema_decay=0"), "does not fit this run: the saved copies"),
     "targets": ((*MORE, "model.target_modules=[attn.to_q]"), "does not fit this run: first at"),
-    "all weights": ((*MORE, "model.master_weight_dtype=fp32", "model.finetune_type=full"), "another run's: model.finetune_type"),
+    "all weights": ((*MORE, "model.master_weight_dtype=fp32", "model.finetune_type=full"), "another run: model.finetune_type"),
     "weights alone in their folder": ((OWN, "model.resume_type=lora"), "save/run cannot go on from .*epoch_2: of it weights are loaded"),
     "no such layer": (("run_name=new", "model.target_modules=attn.to_w"), "fits no linear layer"),
     "no such tracker": (("run_name=new", "log.logging_backend=swanlab"), "swanlab, which is not installed"),
@@ -127,7 +127,7 @@ def test_another_base_model_is_refused(home: Path) -> None:
     tensors = {name: t.clone() for name, t in load_file(file).items()}
     save_file(tensors | {"proj_out.weight": tensors["proj_out.weight"] * 1.01}, file)
     before = tree(home)
-    with pytest.raises(UserError, match="another run's: model.model_name_or_path has other weights than it was trained on"):
+    with pytest.raises(UserError, match="another run: model.model_name_or_path has other weights than it was trained on"):
         tiny(home, *STATES, *MORE, "model.model_name_or_path=other")
     assert tree(home) == before
     shutil.rmtree(home / "other")
@@ -271,7 +271,7 @@ def test_going_on_from_an_earlier_checkpoint_sets_the_later_ones_aside(home: Pat
     again = tiny(home, *STATES, OWN, "train.seed=7", "train.max_epochs=4")
     wanted = json.loads((run / "checkpoints/epoch_2/state/progress.json").read_text())
     assert again.context.progress.updates == wanted["updates"] and wanted["run"]["may"]["train.seed"] == 7
-    with pytest.raises(UserError, match="was set aside when .*/run went on from an earlier checkpoint: choose another run_name"):
+    with pytest.raises(UserError, match="was set aside when .*/run was resumed from an earlier one: choose another run_name"):
         tiny(home, *STATES, f"model.resume_path={aside / 'epoch_2'}", "train.max_epochs=4")
     assert tiny(home, *STATES, f"model.resume_path={aside / 'epoch_2'}", "train.max_epochs=4", "run_name=b").context.progress.epoch == 2
 
@@ -281,7 +281,7 @@ def cut_at(rename: int, folder: Path, epoch: int) -> None:
     child = os.fork()
     if not child:
         trap("pathlib:Path.rename", rename, partial(os.kill, os.getpid(), signal.SIGKILL))
-        set_aside(folder, epoch)
+        archive_later_checkpoints(folder, epoch)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
@@ -300,7 +300,7 @@ def test_a_kill_between_two_renames_leaves_no_abandoned_checkpoint_to_be_taken_u
             cut_at(again, run, epoch=1)
         assert find_start(auto).path == find_start(newest).path == run / "checkpoints" / "epoch_1"
     assert (
-        set_aside(run, 1)
+        archive_later_checkpoints(run, 1)
         == f"goes on after epoch 1: epoch_2 to epoch_4, and the metrics since, are set aside in {run}/checkpoints/abandoned-1"
     )
     assert epochs(run) == ["abandoned-1", "epoch_1"]
@@ -377,7 +377,7 @@ def test_a_check_says_what_a_start_would_do(home: Path) -> None:
     run = home / "save" / "run"
     assert said("run_name=new") == [f"a new run, in {home}/save/new"]
     assert said("run_name=null") == [f"a new run, in a new folder in {home}/save"]
-    assert said(*MORE, "train.seed=1") == [f"goes on from {last}, after epoch 2, in {run}", "train.seed was 42 and is 1"]
+    assert said(*MORE, "train.seed=1") == [f"resumes from {last}, after epoch 2, in {run}", "train.seed was 42 and is 1"]
     assert said(f"model.resume_path={last}", "model.resume_type=lora", "run_name=b") == [
         f"a new run from the weights of {last}, in {home}/save/b"
     ]

@@ -56,7 +56,7 @@ def test_rows_are_encoded_anew_where_the_tokenizer_has_changed(tmp_path: Path) -
 
 def test_the_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     tiny(tmp_path).evaluate()
-    with pytest.raises(UserError, match=r"save/run holds a run already: choose another run_name, or go on with model.resume_path="):
+    with pytest.raises(UserError, match=r"save/run holds a run already: choose another run_name, or resume with model.resume_path="):
         tiny(tmp_path)
     tiny(tmp_path, "run_name=other")
 

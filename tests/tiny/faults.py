@@ -115,7 +115,7 @@ class Faulty(JpegCompressibility):
 
 
 def poisoned(run: Run) -> dict[str, Any]:
-    """An epoch whose second loss is no number on the last process: what is said, and how far the weights moved after it."""
+    """An epoch whose second loss is not a number on the last process: what is said, and how far the weights moved after it."""
     engine, calls = run.context.engine, itertools.count(1)
     parts, backward, rank = [engine.part(p) for p in run.context.policy.trained().values()], engine.backward, run.context.accelerator
     before: list[Tensor] = []

@@ -112,7 +112,7 @@ def test_a_run_lowers_its_rate_and_ends_where_it_is_told(tmp_path: Path, caplog:
     assert [line["monitor/lr_factor"] for line in lines] == [0.5, 0.25, 0.25]
     said = [r.getMessage() for r in caplog.records if r.getMessage().startswith("monitor: ")]
     assert len([line for line in said if "train/nothing is not logged here" in line]) == 1
-    assert "the learning rate is now 0.5 of what train: says; to do:" in said[1] and "the run ends here" in said[-1]
+    assert "the learning rate is now 0.5 times that of train:; to do:" in said[1] and "the run ends here" in said[-1]
     assert "after epoch 3 train/loss is" in summary and "the run ends here" in summary
     assert (tmp_path / "save" / "run" / "checkpoints" / "epoch_3").is_dir()
 

@@ -143,8 +143,8 @@ def test_a_reward_that_fails_after_a_step_saves_no_state_of_half_an_epoch(
     monkeypatch.setattr(Light, "after", 1)
     opens_after(run, 5, monkeypatch, lambda: setattr(Light, "fails", True))
     Light.gate.set()  # in the first epoch
-    ends = run.tell
-    monkeypatch.setattr(run, "tell", lambda metrics: (Light.gate.clear(), ends(metrics)))
+    ends = run.report
+    monkeypatch.setattr(run, "report", lambda metrics: (Light.gate.clear(), ends(metrics)))
     with pytest.raises(RewardError, match="reward 'light' failed on 4 samples .* the server is gone"):
         run()
     assert not (run.folder / "checkpoints").exists() and "some groups of this epoch were trained on already" in caplog.text
@@ -164,14 +164,14 @@ def test_a_signal_after_a_step_is_heard_when_the_epoch_is_learnt(tmp_path: Path,
             opens_after(run, 1, monkeypatch, lambda: os.kill(os.getpid(), signal.SIGTERM))
         else:
             Light.gate.set()
-            look = run.trainer.learner.look_back
+            look = run.trainer.learner.compute_kept_velocities
 
             def stop(*args: Any, run: Run = run, look: Any = look) -> None:
                 if run.context.progress.epoch == 1:
                     os.kill(os.getpid(), signal.SIGTERM)
                 look(*args)
 
-            monkeypatch.setattr(run.trainer.learner, "look_back", stop)
+            monkeypatch.setattr(run.trainer.learner, "compute_kept_velocities", stop)
 
         with pytest.raises(Interrupted, match="SIGTERM"):
             run()
@@ -187,9 +187,9 @@ def test_a_signal_after_a_step_is_heard_when_the_epoch_is_learnt(tmp_path: Path,
 
 
 @pytest.mark.parametrize(("overrides", "text"), [
-    (["rewards.async_reward=false"], "no reward is asked beside anything; write async_reward: true"),
+    (["rewards.async_reward=false"], "no reward runs asynchronously; write async_reward: true"),
     (["train.global_std=true"], "train.global_std: true divides by a deviation of all groups; write global_std: false"),
-    (["train.num_inner_epochs=2"], "train.num_inner_epochs: 2 goes over the epoch again and again; write 1"),
+    (["train.num_inner_epochs=2"], "train.num_inner_epochs: 2 goes over the epoch several times; write 1"),
     (["train.drop_zero_variance=true"], "train.drop_zero_variance leaves out samples by their scores"),
     (["train.best_of_n=2", "train.per_device_batch_size=1"], "best_of_n: 2 chooses what is trained on by the scores; write false"),
     (["train.trainer_type=dpo"], "trainer_type: dpo chooses what is trained on by the scores; write false"),

@@ -52,7 +52,7 @@ def test_a_clip_comes_with_its_file_and_its_excerpt_to_the_bit(frames: int, tmp_
 def test_a_clip_that_cannot_be_written_is_shown_by_its_excerpt(broken: Clip, caplog: pytest.LogCaptureFixture) -> None:
     came = packed(broken).opened()
     assert [f.tobytes() for f in came.frames] == [f.tobytes() for f in excerpt(broken).frames] and type(came) is Clip
-    assert "a clip is shown by 4 of its frames, for it cannot be written: " in caplog.text
+    assert "a clip is shown by 4 of its frames, because it cannot be written: " in caplog.text
 
 
 @pytest.mark.parametrize("deal", [Deal(6, 1, 3, True), Deal(2, 2, 4, False), Deal(3, 4, 2, False), Deal(5, 3, 6, False, 2)])

@@ -249,7 +249,7 @@ def test_what_is_damaged_or_anothers_is_dropped_with_one_line(tmp_path: Path, un
         damage(checkpoint / "rollouts")
         line = kept_rollouts.restore(trainer, checkpoint)
         assert line is not None and "\n" not in line, name
-        assert line.startswith("the samples of epoch 1 that were kept are dropped, and made anew: ") and why in line, (name, line)
+        assert line.startswith("the samples of epoch 1 that were kept cannot be used, and are drawn again: ") and why in line, (name, line)
         assert trainer.collector.done is None
         shutil.rmtree(checkpoint / "rollouts")
         shutil.copytree(whole, checkpoint / "rollouts")
@@ -262,7 +262,7 @@ def test_what_is_damaged_or_anothers_is_dropped_with_one_line(tmp_path: Path, un
         patch.setattr(kept_rollouts, "file_sha256", lambda file: read.append(file) or "")
         kept_rollouts.code_of(trainer)
     assert {"core", "models", "rewards", "training", "utils"} <= {Path(file).parent.name for file in read}, "of every room"
-    assert kept_rollouts.restore(trainer, checkpoint) == "2 micro-batches of epoch 1 are there"
+    assert kept_rollouts.restore(trainer, checkpoint) == "2 micro-batches of epoch 1 are reused"
     assert trainer.collector.done is not None and len(trainer.collector.done.rollouts) == 2
 
 
@@ -302,10 +302,10 @@ def test_the_save_comes_before_the_evaluation_and_after_so_many_minutes(tmp_path
     run = tiny(tmp_path, "log.save_model_only=false", "log.save_freq=0", "log.save_minutes=5", AUTO)
     run()
     assert [line["step"] for line in logged(run.folder) if "eval/reward_size_mean" in line] == [0, 1, 2]
-    run.saved = time.monotonic() - 299
-    assert not run.minutes_are_over()
-    run.saved = time.monotonic() - 301
-    assert run.minutes_are_over()
+    run.save_started = time.monotonic() - 299
+    assert not run.save_minutes_passed()
+    run.save_started = time.monotonic() - 301
+    assert run.save_minutes_passed()
 
 
 # -- several processes ------------------------------------------------------------------------------------------------------------------
@@ -377,7 +377,7 @@ def test_in_another_number_of_processes_the_samples_are_made_anew(tmp_path: Path
     write_run(tmp_path)
     side_by_side(2, tmp_path, _left)
     tiny(tmp_path, *KEYS, AUTO)()
-    assert "the samples of epoch 1 that were kept are dropped, and made anew: num_processes was 2, and is 1" in capsys.readouterr().err
+    assert "that were kept cannot be used, and are drawn again: num_processes was 2, and is 1" in capsys.readouterr().err
 
 
 def _left(rank: int) -> None:

@@ -30,7 +30,7 @@ def test_the_first_steps_of_one_epoch_are_traced(tmp_path: Path, capsys: pytest.
     assert made == [f"epoch_2_{phase}_process_0.json.gz" for phase in ("optimise", "reward", "rollout")]
     rollout, learned = (attentions(run.folder / "profile" / f"epoch_2_{phase}_process_0.json.gz") for phase in ("rollout", "optimise"))
     assert rollout - 1 == 2 * learned > 0, "a call of two steps and the VAE's own attention; and of the training the forward of one point"
-    assert f"note: profile: traces of epoch 2 are in {run.folder}/profile; drag one into" in capsys.readouterr().err
+    assert f"note: profile: traces of epoch 2 are in {run.folder}/profile; open one in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("given", "said"), [

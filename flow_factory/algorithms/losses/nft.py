@@ -12,7 +12,7 @@ AdvantageMode = Literal["all", "positive_only", "negative_only", "one_only", "bi
 
 
 def optimality(advantage: Tensor, clip: float = 5.0, mode: AdvantageMode = "all") -> Tensor:
-    """r = clip(A, -c, c) / (2 c) + 1/2 in [0, 1], the probability (B,) that a sample is a good one; 1/2 is no preference, not "bad".
+    """r = clip(A, -c, c) / (2 c) + 1/2 in [0, 1], the probability (B,) that a sample is a good one; 1/2 is not a preference, not "bad".
 
     `mode` selects the part of the advantage: all of it, its positive or its negative part, only whether it is positive ("one_only": 1 or
     0), or its sign ("binary"). The last two leave r within 1/(2 c) of 1/2.

@@ -1,4 +1,4 @@
-"""What shares a run's work out over its processes: plain data parallel, FSDP2, DeepSpeed. The rest of the program knows `Engine` alone."""
+"""Engines divide a run's work among its processes: plain data parallel, FSDP2, DeepSpeed. The rest of the program uses only `Engine`."""
 
 from accelerate import Accelerator
 

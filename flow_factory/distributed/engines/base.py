@@ -1,4 +1,4 @@
-"""What every engine can do, and plain data parallel, which is one process alone as well."""
+"""The interface of every engine, and plain data parallel, which also serves a single process."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +18,7 @@ from flow_factory.policy.policy import Policy
 from flow_factory.utils.errors import GradientError
 
 MakeOptimizer = Callable[[Iterable[Any]], torch.optim.Optimizer]
-"""Of `Policy.groups`."""
+"""A parameter group of `Policy.groups`."""
 
 
 class Engine:
@@ -43,9 +43,9 @@ class Engine:
     # -- before training -------------------------------------------------------------------------------------------------------
 
     def wrap(self, policy: Policy, make_optimizer: MakeOptimizer) -> None:
-        """Puts the policy on its device and shares it out; then makes the optimiser of what is trained."""
+        """Puts the policy on its device, whole or in shards, then makes the optimiser of the trained weights."""
         device = self.accelerator.device
-        policy.settle(policy, device)
+        policy.materialize(policy, device)
         self.policy = policy.to(device)
         if device.type == "cpu":  # DDP would write to the frozen ones, which are a file's memory that all processes share
             frozen = [name for name, p in policy.named_parameters() if not p.requires_grad]
@@ -55,11 +55,11 @@ class Engine:
 
     @property
     def name(self) -> str:
-        """The engine that is at work, by what was built."""
+        """The name of the engine, from the objects that were built."""
         return "DDP" if isinstance(self.wrapped, DistributedDataParallel) else "one process"
 
     def describe(self) -> str:
-        """The engine at work and what a process holds, counted."""
+        """A line: the engine, and the number of weights on the first process."""
         params = list(self.policy.parameters())
         held, whole = sum(self.part(p).numel() for p in params), sum(self.shape(p).numel() for p in params)
         many = self.accelerator.num_processes
@@ -80,7 +80,7 @@ class Engine:
         return nullcontext()
 
     def backward(self, loss: Tensor) -> None:
-        """Adds the loss's gradient."""
+        """Runs the backward pass of a loss; gradients are added."""
         self.accelerator.backward(loss)
 
     def step(self, role: str = MAIN) -> Tensor:
@@ -89,7 +89,7 @@ class Engine:
         The weights of other networks have no gradient then, and the optimiser passes over them: their moments stay as they are.
 
         Raises:
-            GradientError: it is no number, on all processes alike; no weight has changed.
+            GradientError: it is not a number, on all processes alike; no weight has changed.
         """
         self.complete_gradients(role)
         norm = torch.as_tensor(self.accelerator.clip_grad_norm_(self.policy.trained(role).values(), self.largest(role)))
@@ -101,17 +101,17 @@ class Engine:
         return norm
 
     def needed(self, asked: list[bool]) -> list[bool]:
-        """Transformers that all processes run in a velocity call, of which this process asks for some. Called by all together."""
+        """Which transformers all processes run in a velocity call, given those that this one needs. All processes call it together."""
         return any_of_ranks(asked)
 
     def complete_gradients(self, role: str = MAIN) -> None:
-        """An expert that no point of a step asked for has a gradient of 0, not none: its moments decay on every engine alike."""
+        """Gives an expert that no point of a step used a gradient of 0 instead of None: its moments then decay on every engine alike."""
         if len(self.policy.components) > 1:
             for p in self.policy.trained(role).values():
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
 
     def largest(self, role: str = MAIN) -> float:
-        """The norm that a network's gradient is scaled down to."""
+        """The norm to which a network's gradient is clipped."""
         return next((g["max_grad_norm"] for g in self.optimizer.param_groups if g.get("role") == role), self.max_norm)
 
     # -- the weights -----------------------------------------------------------------------------------------------------------
@@ -121,14 +121,14 @@ class Engine:
         return p
 
     def shape(self, p: nn.Parameter) -> torch.Size:
-        """Of the whole parameter."""
+        """The shape of the whole parameter."""
         return p.shape
 
     def written(self) -> None:
-        """After parts were written: no copy of the old values is left in use."""
+        """Called after parts were written: removes every copy of the old values."""
 
     def adopted(self) -> None:
-        """After parts were written for good: what the optimiser keeps of the weights follows."""
+        """Called after parts were written permanently: updates the optimiser's own copies of the weights."""
 
     def whole(self, p: nn.Parameter, keep: bool = True) -> Tensor | None:
         """All values of a parameter, on the CPU of the processes that keep them. Called by all processes together."""
@@ -162,7 +162,7 @@ class Engine:
         return {f"{key}/{name}": self.stage(part, shape) for name, key, part, shape in self._moments()}
 
     def moment_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of whole tensors, by the same names."""
+        """The shapes of the whole tensors, by the same names."""
         return {f"{key}/{name}": tuple(shape) for name, key, _, shape in self._moments()}
 
     def load_moments(self, saved: Collection[str], fill: Fill) -> None:
@@ -207,7 +207,7 @@ class Engine:
 
 def require_finite(norm: Tensor) -> None:
     """Raises:
-    GradientError: the norm of a gradient is no number.
+    GradientError: the norm of a gradient is not a number.
     """
     if not norm.isfinite():
         raise GradientError(f"the norm of the gradient is {norm.item():g}")

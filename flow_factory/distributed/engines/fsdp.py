@@ -42,15 +42,15 @@ class FullyShard(Engine):
             raise UserError(f"FSDP2: the model has no blocks of the classes {', '.join(names)}; see fsdp_transformer_layer_cls_to_wrap")
         keys: dict[str, Any] = {"mesh": self.mesh, "offload_policy": offload, "mp_policy": POLICY}
         for block in reversed(blocks):  # inner ones first; each goes to the device as it is shared out, not the whole before
-            share_out(block, policy, reshard_after_forward=self.settings.reshard, **keys)
-        share_out(policy, policy, reshard_after_forward=True, **keys)
+            shard(block, policy, reshard_after_forward=self.settings.reshard, **keys)
+        shard(policy, policy, reshard_after_forward=True, **keys)
         self.wrapped = self.policy = policy
         narrow(self.policy, gathered_dtypes(self.policy, DTYPES[self.accelerator.mixed_precision]))
         self.optimizer = make_optimizer(self.policy.groups())
         self.lora = any("lora_" in name for name in self.policy.trained())
 
     def _mesh(self, kind: str) -> DeviceMesh:
-        """Of one dimension, or of machines that have all weights each and their processes."""
+        """The mesh: one dimension, or (machines, processes) if each machine has all weights."""
         many = self.accelerator.num_processes
         self.sharers = self.settings.sharers(many)
         if self.sharers == many:
@@ -71,7 +71,7 @@ class FullyShard(Engine):
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """With `keep`, the first forward gathers the weights, and they are given back at the end."""
+        """With `keep`, the first forward gathers the weights, and the end of the context frees them."""
         if self.settings.keep:
             self.wrapped.set_reshard_after_forward(False)
         try:
@@ -99,7 +99,7 @@ class FullyShard(Engine):
         return _local(p.detach())
 
     def written(self) -> None:
-        """Blocks that were left gathered after a forward are gathered anew."""
+        """Frees blocks that were left gathered after a forward, so that the next one gathers the new weights."""
         for module in self.policy.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
@@ -109,7 +109,7 @@ class FullyShard(Engine):
         return whole.cpu() if keep else None
 
     def stage(self, part: Tensor, shape: Sequence[int]) -> Tensor | Slab:
-        """Of rows that processes on several machines hold alike, each writes a share."""
+        """If several machines hold the same rows, each writes a share of them."""
         if not shape:
             return super().stage(part, shape)
         number, many = self.accelerator.process_index, self.accelerator.num_processes
@@ -122,22 +122,22 @@ class FullyShard(Engine):
         super().unstage(saved, _local(part))
 
     def _first_row(self, shape: Sequence[int]) -> int:
-        """Of those that this process holds."""
+        """The first row that this process holds."""
         return first_of(shape[0], self.accelerator.process_index % self.sharers, self.sharers)
 
     def _moments(self) -> Iterator[tuple[str, str, Tensor, Sequence[int]]]:
         return ((name, key, _local(value), shape) for name, key, value, shape in super()._moments())
 
 
-def share_out(part: nn.Module, policy: Policy, **keys: Any) -> None:
-    """Shards a part as its file has it, then brings each process's rows to the dtype in which they live: nobody casts what others hold.
+def shard(part: nn.Module, policy: Policy, **keys: Any) -> None:
+    """Shards a part in the dtype of its file, then casts each process's rows to their final dtype. So each process casts only its own rows.
 
     Args:
         keys: of `fully_shard`.
     """
-    unsettled = policy.unsettled(part)
+    unmaterialized = policy.unmaterialized(part)
     fully_shard(part, **keys)
-    dtypes = {module._parameters[name]: dtype for module, name, dtype in unsettled}
+    dtypes = {module._parameters[name]: dtype for module, name, dtype in unmaterialized}
     part._apply(lambda rows: rows.to(dtypes.get(rows, rows.dtype)))  # which FSDP2 follows
 
 

@@ -34,7 +34,7 @@ class NarrowParam(FSDPParam):
 
 
 def gathered_dtypes(policy: Policy, precision: torch.dtype) -> dict[Tensor, torch.dtype]:
-    """Of the trained weights that are kept in more bits than they compute in.
+    """The dtypes of the trained weights that are stored in more bits than they compute in.
 
     Args:
         precision: the run's.
@@ -45,7 +45,7 @@ def gathered_dtypes(policy: Policy, precision: torch.dtype) -> dict[Tensor, torc
 
 
 def narrow(policy: Policy, dtypes: Mapping[Tensor, torch.dtype]) -> None:
-    """Has the weights of a policy that is shared out gathered in these dtypes."""
+    """Makes FSDP2 gather the weights of a sharded policy in these dtypes."""
     for module in policy.modules() if ABLE else ():
         group = module._get_fsdp_state()._fsdp_param_group if isinstance(module, FSDPModule) else None
         for param in group.fsdp_params if group is not None else ():

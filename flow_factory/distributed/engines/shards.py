@@ -1,4 +1,4 @@
-"""Which rows of a tensor are whose: cut as `Tensor.chunk` cuts."""
+"""The rows of each process, divided as `Tensor.chunk` divides."""
 
 from collections.abc import Sequence
 
@@ -8,12 +8,12 @@ from flow_factory.checkpoints.state_files import Slab
 
 
 def first_of(rows: int, number: int, shares: int) -> int:
-    """The first row of share `number` of so many; behind the last one where nothing is left for it."""
+    """The first row of share `number`; the number of rows if nothing is left for it."""
     return min(rows, number * -(-rows // shares))
 
 
 def share_of(rows: Tensor, number: int, shares: int) -> Tensor:
-    """Of some rows, this share."""
+    """This share of some rows."""
     return rows[first_of(len(rows), number, shares) : first_of(len(rows), number + 1, shares)]
 
 

@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO: the optimiser's state is shared out, from stage 2 on gradients, from stage 3 on weights too."""
+"""DeepSpeed's ZeRO: the optimiser's state is sharded, from stage 2 also gradients, in stage 3 also weights."""
 
 import math
 from collections.abc import Collection, Iterator, Sequence
@@ -20,7 +20,7 @@ from flow_factory.utils.errors import UserError
 BUCKET = 500_000_000
 """DeepSpeed's default of reduce_bucket_size, in elements; where less is trained, it is that much."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What AdamW keeps of a parameter, beside the number of its steps."""
+"""AdamW's state of a parameter, besides the number of steps."""
 
 
 class Zero(Engine):
@@ -49,9 +49,9 @@ class Zero(Engine):
         settings = config_of(self.settings, self.max_norm, sum(sizes))
         device, own = self.accelerator.device, self.accelerator.device.type == "cpu"  # DeepSpeed writes to what it shares out
         if self.settings.stage == 3:
-            for part in (OneByOne(policy.settling(policy, device, own)), policy):  # then the weights that needed no cast
+            for part in (OneByOne(policy.materializing(policy, device, own)), policy):  # then the weights that needed no cast
                 self.deepspeed.zero.Init(module=part, config_dict_or_path=settings)
-        policy.settle(policy, device, own)
+        policy.materialize(policy, device, own)
         self.policy, trained = policy, policy.trained()
         self.optimizer = make_optimizer(policy.groups())
         self.wrapped, self.sharded, *_ = self.deepspeed.initialize(
@@ -87,7 +87,7 @@ class Zero(Engine):
         self.stepped = False
 
     def step(self, role: str = MAIN) -> Tensor:
-        """DeepSpeed passes a step over whose norm is no number, but for 16-bit weights in stages 1 and 2, and says inf or -1."""
+        """DeepSpeed passes a step over whose norm is not a number, but for 16-bit weights in stages 1 and 2, and says inf or -1."""
         self.wrapped.step()
         self.stepped = True
         self.written()
@@ -104,7 +104,7 @@ class Zero(Engine):
         return p.ds_shape if self.collective else p.shape  # type: ignore[attr-defined]
 
     def written(self) -> None:
-        """Weights that were fetched ahead for the next forward are fetched anew."""
+        """Drops weights that were prefetched for the next forward, so that they are fetched again."""
         if self.collective:
             self.sharded.parameter_offload.partition_all_parameters()
 
@@ -122,7 +122,7 @@ class Zero(Engine):
     # -- the training state ----------------------------------------------------------------------------------------------------
 
     def stage(self, part: Tensor, shape: Sequence[int]) -> Tensor | Slab:
-        """Of a flat shard, which all others are needed for; a whole tensor stays one."""
+        """Stages a flat shard, which needs all processes; a whole tensor is staged as it is."""
         if not self.collective or not shape:
             return super().stage(part, shape)
         flat = part.detach().to(self.accelerator.device).flatten()
@@ -131,7 +131,7 @@ class Zero(Engine):
         return super().stage(everyone[: math.prod(shape)].view(*shape), shape)
 
     def room(self, part: Tensor, shape: Sequence[int]) -> Tensor | Slab:
-        """The rows in which a flat shard lies."""
+        """Room for the rows that a flat shard touches."""
         if not self.collective or not shape:
             return super().room(part, shape)
         begin, long = self._span(part, shape)
@@ -151,7 +151,7 @@ class Zero(Engine):
         return part.numel() * self.accelerator.process_index, max(1, math.prod(shape[1:]))
 
     def moments(self) -> dict[str, Tensor | Slab]:
-        """By DeepSpeed's own access, which gathers one parameter's after the other."""
+        """Uses DeepSpeed's own access, which gathers the state of one parameter after the other."""
         states = list(self.optimizer.state.values())
         if not states:
             return {}
@@ -167,7 +167,7 @@ class Zero(Engine):
         return {f"{key}/{name}": shape for name, shape in shapes.items() for key in MOMENTS} | {f"step/{name}": () for name in shapes}
 
     def load_moments(self, saved: Collection[str], fill: Fill) -> None:
-        """Of stage 3 each process reads its own part; below it DeepSpeed cuts it out of the whole."""
+        """In stage 3 each process reads its own part. In the other stages DeepSpeed takes the part from the whole tensor."""
         if not saved:  # before the first step
             return
         access = self.deepspeed.utils

@@ -1,1 +1,1 @@
-"""A run as a page: `report.html`, from what is kept in the run's folder `report/`; and the pages of `ff-view`."""
+"""`report.html`, the page of a run, made from the folder `report/`; and the pages of `ff-view`."""

@@ -1,4 +1,4 @@
-"""What the page of a run says of its config and of where it ran."""
+"""The config and the environment on the page of a run."""
 
 import platform
 import sys
@@ -14,7 +14,7 @@ PACKAGES = ("flow-factory", "torch", "diffusers", "transformers", "accelerate", 
 
 
 def about(config: RunConfig, facts: Mapping[str, str]) -> About:
-    """What does not change in a run, without secrets.
+    """The facts that do not change in a run, without secrets.
 
     Args:
         facts: what the first lines of the run say.
@@ -24,7 +24,7 @@ def about(config: RunConfig, facts: Mapping[str, str]) -> About:
 
 
 def environment() -> dict[str, str]:
-    """Versions and the system; of packages that are installed."""
+    """The system, and the versions of the installed packages."""
     found = {"Python": sys.version.split()[0], "system": f"{platform.system()} {platform.release()}, {platform.machine()}"}
     for name in PACKAGES:
         try:

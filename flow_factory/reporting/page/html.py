@@ -1,4 +1,4 @@
-"""Pages as text. Whatever comes from data is escaped, and a policy inside the page lets nothing run but the page's own scripts."""
+"""Pages as HTML text. Data is escaped, and the page's content security policy allows only its own scripts."""
 
 import json
 import time
@@ -14,7 +14,7 @@ STYLES, SCRIPTS = ("uPlot.min.css", "page.css"), ("uPlot.iife.min.js", "charts.j
 
 
 def render(template: str, data: Any, live: str = "", **values: Any) -> str:
-    """A whole page, which loads nothing.
+    """A complete page that loads no other file.
 
     Args:
         template: a file of `static/`.
@@ -43,14 +43,14 @@ def in_script(data: Any) -> Any:
 
 @cache
 def static(name: str) -> Any:
-    """A file of `static/`, as it is."""
+    """The text of a file of `static/`."""
     from markupsafe import Markup
 
     return Markup((STATIC / name).read_text(encoding="utf-8"))
 
 
 def number(value: float | None, signed: bool = False) -> str:
-    """Four digits; a dash where there is none."""
+    """A number with four digits; a dash for a missing one."""
     return "–" if value is None else f"{value:+.3g}" if signed else f"{value:.4g}"
 
 
@@ -74,7 +74,7 @@ def _environment() -> Any:
 
 
 def rows_of(first: Mapping[str, float], last: Mapping[str, float], ends: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
-    """Of the rewards and the held-out loss: before, after, change and its interval."""
+    """A row for each reward and for the held-out loss: before, after, change and its interval."""
     names = [name for name in sorted(last) if name.endswith("_mean") or name.rpartition("/")[2] == "loss"]
     return [
         {"name": n, "before": first.get(n), "after": last[n], "change": last[n] - first[n] if n in first else None, "ends": ends.get(n)}

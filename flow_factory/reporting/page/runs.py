@@ -1,4 +1,4 @@
-"""The runs in a folder of runs, and two or more of them laid over each other."""
+"""The runs in a folder, and the comparison of two or more of them."""
 
 import json
 import os
@@ -45,7 +45,7 @@ class Listed:
     results: Sequence[Mapping[str, Any]]
     """See `html.rows_of`."""
     damaged: str = ""
-    """What of its files cannot be read."""
+    """The files of the run that cannot be read."""
 
 
 def folders(root: Path) -> dict[str, Path]:
@@ -70,7 +70,7 @@ def _holds_run(folder: Path) -> bool:
 
 
 def listed(name: str, folder: Path) -> Listed:
-    """What the list says of a run; of one whose files are damaged, which."""
+    """A run's entry in the list. For damaged files it names them."""
     file, running = folder / "metrics.jsonl", is_running(folder)
     changed = file.stat().st_mtime if file.is_file() else folder.stat().st_mtime
     try:
@@ -94,10 +94,10 @@ def _version(file: Path) -> tuple[int, int]:
 
 
 def settings_of(folder: Path) -> dict[str, str]:
-    """Key -> value of its config.yaml, without secrets; empty where there is none.
+    """Key -> value of the run's config.yaml, without secrets; empty without the file.
 
     Raises:
-        ConfigError: it is no YAML.
+        ConfigError: it is not YAML.
     """
     file = folder / "config.yaml"
     tree = read_foreign(file) if file.is_file() else {}
@@ -110,7 +110,7 @@ def _shown(value: Any) -> str:
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a process of this machine holds the run's lock; or one of another machine has said so, and the metrics are fresh."""
+    """Whether a process of this machine holds the run's lock, or another machine's name is in it and the metrics are recent."""
     lock, metrics = folder / LOCK, folder / "metrics.jsonl"
     if not lock.is_file():
         return False
@@ -126,7 +126,7 @@ def is_running(folder: Path) -> bool:
 
 
 def laid_over(chosen: Mapping[str, Path]) -> dict[str, Any]:
-    """The charts of runs, each run in a colour of its own, see `series.charts`; the first line of a run whole, its others dashed."""
+    """The charts of several runs, see `series.charts`. Each run has a colour; its first line is solid, its others are dashed."""
     found = {name: charts(records_of(folder)) for name, folder in chosen.items()}
     together: dict[str, Any] = {}
     for part in ("main", "others"):
@@ -144,7 +144,7 @@ def laid_over(chosen: Mapping[str, Path]) -> dict[str, Any]:
 
 
 def differences(chosen: Mapping[str, Path]) -> list[tuple[str, list[str]]]:
-    """(key, value in each run) of the keys of config.yaml that the runs do not have alike; a dash where one has none."""
+    """(key, value in each run) of the keys of config.yaml that differ between the runs; a dash for a missing key."""
     configs = [settings_of(folder) for folder in chosen.values()]
     keys = dict.fromkeys(key for config in configs for key in config)
     rows = [(key, [config.get(key, "–") for config in configs]) for key in keys]
@@ -152,7 +152,7 @@ def differences(chosen: Mapping[str, Path]) -> list[tuple[str, list[str]]]:
 
 
 def results_of(chosen: Mapping[str, Path]) -> list[tuple[str, list[Mapping[str, Any] | None]]]:
-    """(metric, its row in each run, None where one has none)."""
+    """(metric, its row in each run, or None)."""
     each = [{row["name"]: row for row in rows_of(*first_and_last(records_of(folder)), {})} for folder in chosen.values()]
     return [(name, [rows.get(name) for rows in each]) for name in dict.fromkeys(name for rows in each for name in rows)]
 

@@ -24,9 +24,9 @@ class Pictures(NamedTuple):
 
     cards: list[Card]
     epochs: list[Epoch]
-    """With their groups; the last one first."""
+    """The epochs with their groups, the last epoch first."""
     left_out: str
-    """What did not fit, for the reader; "" where all did."""
+    """A line about what did not fit; "" if everything did."""
 
 
 def select(folder: Path, most: int = MOST) -> Pictures:
@@ -61,7 +61,7 @@ def _size(samples: Sequence[KeptSample]) -> int:
 
 
 def _rows(evaluations: list[list[KeptSample]], most: int) -> tuple[int, int]:
-    """How many rows of these evaluations fit, and how many there are."""
+    """(number of rows of these evaluations that fit, number of all rows)."""
     every, total = max(map(len, evaluations), default=0), 0
     for k in range(every):
         total += sum(_size(samples[k : k + 1]) for samples in evaluations)
@@ -71,7 +71,7 @@ def _rows(evaluations: list[list[KeptSample]], most: int) -> tuple[int, int]:
 
 
 def _groups(folder: Path, most: int) -> tuple[list[Epoch], tuple[int, int]]:
-    """Those of the last epochs, and (how many fit, how many there are)."""
+    """The groups of the last epochs, and (number that fit, number of all)."""
     shown, fit, every, full = [], 0, 0, False
     for path, step in reversed(store.epochs(folder)):
         groups, there = [], store.read(path, Epoch).groups
@@ -87,7 +87,7 @@ def _groups(folder: Path, most: int) -> tuple[list[Epoch], tuple[int, int]]:
 
 
 def _between(found: list[tuple[Path, int]], most: int) -> list[tuple[Path, int]]:
-    """The first and the last, and of those between as many as fit, evenly spaced. By the files' sizes, which are the pictures'."""
+    """The first and the last evaluation, and as many evenly spaced ones between them as fit, by the sizes of their files."""
     inner = found[1:-1]
     largest = max((path.stat().st_size for path, _ in inner), default=1)
     some = min(len(inner), most // largest)

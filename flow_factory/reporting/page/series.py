@@ -10,7 +10,7 @@ from flow_factory.reporting.curves import Series, arrays, panels, plain, series_
 from flow_factory.reporting.metric_names import explained
 
 MOST = 1500
-"""Points of a line; where there are more, each is the mean of some neighbours."""
+"""The most points of a line. If there are more, neighbours are averaged."""
 
 
 def charts(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def _chart(series: Mapping[str, Series], title: str, unit: str, names: list[str]
 
 
 def line(name: str, values: Series) -> dict[str, Any]:
-    """Its name, how it is called in a legend, and at most `MOST` points, in order, of six digits."""
+    """A line: its name, its label in the legend, and at most `MOST` points, in order, with six digits."""
     where, _, rest = name.partition("/")
     label = {"eval": "evaluation", "train": "training"}[where] if where in ("eval", "train") and "reward_" in rest else plain(rest)
     x, y = arrays(values)

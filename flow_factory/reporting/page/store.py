@@ -1,4 +1,4 @@
-"""What the page of a run is made of, in the run's folder `report/`: JSON that holds its pictures as small JPEGs."""
+"""The data of a run's page, in the run's folder `report/`: JSON with the pictures as small JPEGs."""
 
 import json
 import math
@@ -22,11 +22,11 @@ LONGEST = 256
 """Pixels of a picture's longer side; a clip's row of frames is as high as half of it and as wide as it needs."""
 QUALITY = 85
 EPOCHS = 3
-"""Of so many of the last epochs the groups are kept."""
+"""The number of last epochs whose groups are kept."""
 
 
 class ReportError(ValueError):
-    """A file of `report/` is not what `store` has written."""
+    """A file of `report/` does not have the format that `store` writes."""
 
 
 class Picture(BaseModel):
@@ -38,7 +38,7 @@ class Picture(BaseModel):
 
 
 class KeptSample(Picture):
-    """A sample with what it got."""
+    """A sample with its scores and its advantage."""
 
     prompt: str
     rewards: dict[str, float | None]
@@ -76,7 +76,7 @@ class KeptSetting(BaseModel):
 
 
 class About(BaseModel):
-    """What does not change in a run."""
+    """The facts that do not change in a run."""
 
     epochs: int | None = None
     facts: dict[str, str] = {}
@@ -129,21 +129,21 @@ def epochs(folder: Path) -> list[tuple[Path, int]]:
 
 
 def remarks(folder: Path) -> list[Remark]:
-    """Those that were kept.
+    """The stored notes and warnings.
 
     Raises:
-        ReportError: a line is no remark.
+        ReportError: a line is not a remark.
     """
     file = folder / FOLDER / REMARKS
     lines = list(whole_lines(file)) if file.is_file() else []
     try:
         return [Remark(float(line["time"]), str(line["kind"]), str(line["text"])) for _, line in lines]
     except (KeyError, TypeError, ValueError) as error:
-        raise ReportError(f"{file}: a line is no remark") from error
+        raise ReportError(f"{file}: a line is not a remark") from error
 
 
 def about(folder: Path) -> About:
-    """What `begin` was given; empty where there was none."""
+    """The arguments of `begin`; empty if it was not called."""
     file = folder / FOLDER / ABOUT
     return read(file, About) if file.is_file() else About()
 
@@ -160,7 +160,7 @@ def read(path: Path, kind: type[Kept]) -> Kept:
 
 
 def picture(media: Any) -> Picture:
-    """Of a picture or clip."""
+    """A picture, or the still of a clip, as the page stores it."""
     image = still(media) if isinstance(media, Clip) else reduced(media.convert("RGB"), LONGEST)
     file = BytesIO()
     image.save(file, "JPEG", quality=QUALITY, subsampling=0)
@@ -177,12 +177,12 @@ def _finite(value: float | None) -> float | None:
 
 
 def _rank(sample: Sample) -> float:
-    """Best first; those without an advantage last."""
+    """Sort key of a sample: best advantage first, a missing one last."""
     advantage = _finite(sample.advantage)
     return math.inf if advantage is None else -advantage
 
 
 def _numbered(folder: Path, kind: str) -> list[tuple[Path, int]]:
-    """By number; other files are none of this."""
+    """The numbered files of a kind, by number."""
     found = ((path, path.stem.removeprefix(f"{kind}_")) for path in (folder / FOLDER).glob(f"{kind}_*.json"))
     return sorted(((path, int(number)) for path, number in found if number.isdecimal()), key=lambda entry: entry[1])

@@ -1,4 +1,4 @@
-"""`report.html` of a run's folder, from what lies in it."""
+"""Writes `report.html` of a run's folder from the files in it."""
 
 import time
 from pathlib import Path
@@ -17,7 +17,7 @@ FILE = "report.html"
 
 
 def write_page(folder: Path) -> None:
-    """Writes it in one step: a reader has the old one or the new one.
+    """Writes the page atomically: a reader sees the old one or the new one.
 
     Raises:
         ValueError: a file that it is made of is damaged.
@@ -46,7 +46,7 @@ def page_of(folder: Path, live: str = "", running: bool = False) -> str:
 
 
 def live_data(folder: Path, running: bool) -> dict[str, Any]:
-    """What the scripts of a run's page ask for while it trains.
+    """The data that the scripts of a run's page request during the training.
 
     Raises:
         ValueError: a file of the run is damaged.
@@ -56,18 +56,18 @@ def live_data(folder: Path, running: bool) -> dict[str, Any]:
 
 
 def epochs_in(records: list[dict[str, Any]]) -> int:
-    """How many are done."""
+    """The number of epochs done."""
     return max((record["step"] for record in records), default=0)
 
 
 def state(step: int, last: int | None, running: bool = False) -> str:
-    """How far a run is."""
+    """The progress of a run."""
     far = f"epoch {step}{'' if last is None else f' of {last}'}"
     return f"{far}, {'running' if running else 'finished'}" if running or (last is not None and step >= last) else far
 
 
 def stamp(folder: Path) -> list[Any]:
-    """What changes when there are new pictures or remarks."""
+    """A value that changes when there are new pictures or remarks."""
     file = folder / store.FOLDER / store.REMARKS
     last = [found[-1][1] if found else -1 for found in (store.evaluations(folder), store.epochs(folder))]
     return [*last, file.stat().st_size if file.is_file() else 0]

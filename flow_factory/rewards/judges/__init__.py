@@ -1,1 +1,1 @@
-"""A vision-language model as judge: what it is asked, where it runs, and what of its answers is a score."""
+"""Vision-language models as judges: their questions, where they run, and how a score is read from an answer."""

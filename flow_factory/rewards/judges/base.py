@@ -1,4 +1,4 @@
-"""What rewards by a vision-language model as judge have in common.
+"""The base of rewards that ask a vision-language model as judge.
 
 The judge runs where the entry says: `model_name_or_path`, a checkpoint on this machine; otherwise `api_base_url` and `vlm_model`, a
 server. `template` names what it is asked: a file that comes along (`judges/templates/`) or a YAML file of one's own.
@@ -13,7 +13,7 @@ from PIL import Image
 
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.base import BaseRewardModel, PointwiseRewardModel, RewardModelOutput
-from flow_factory.rewards.failures import Verdict, require_policy, told
+from flow_factory.rewards.failures import Verdict, require_policy, reward_output
 from flow_factory.rewards.judges.local import LocalVLM
 from flow_factory.rewards.judges.question import Question, Template, load_template
 from flow_factory.rewards.judges.served import ServedVLM
@@ -37,10 +37,10 @@ class Judge(BaseRewardModel):
         "aspects", "by", "canonicalize", "max_cache_size", "mean", "opponents",
     )  # fmt: skip
     own: ClassVar[tuple[str, ...]] = ()
-    """Those of `OWN` that the class takes."""
+    """The keys of `OWN` that the class takes."""
     loads_weights = True
     changes_inputs = False
-    no_gradient = "it is an answer in words"
+    no_gradient = "its score is an answer in words"
     template_name: ClassVar[str]
     vlm_model: ClassVar[str] = "Qwen/Qwen3-VL-8B-Instruct"
     tokens: ClassVar[int] = 1024
@@ -103,7 +103,7 @@ class Judge(BaseRewardModel):
             self.vlm = ServedVLM(config, ADDRESS, self.vlm_model, self.tokens)
 
     def pictures(self, image: Sequence[Image.Image] | None, video: Sequence[list[Image.Image]] | None) -> list[list[Image.Image]]:
-        """What the judge sees of each sample: the picture, or `frames` frames evenly spread over the video, first and last among them."""
+        """The images that the judge sees of each sample: the picture, or `frames` evenly spaced frames from the first to the last."""
         if image is not None:
             return [[one] for one in image]
         seen = [np.linspace(0, len(v) - 1, min(self.frames, len(v))).round().astype(int) for v in video or []]
@@ -123,7 +123,7 @@ class Judge(BaseRewardModel):
     def judged(
         self, seen: list[list[Image.Image]], conditions: Sequence[list[Image.Image]], rows: Sequence[Mapping[str, Any]]
     ) -> RewardModelOutput:
-        """The scores of samples by what is seen of them, their condition images, and their prompts and columns."""
+        """The scores of samples, from their images, condition images, prompts and columns."""
         raise NotImplementedError
 
     @staticmethod
@@ -134,11 +134,11 @@ class Judge(BaseRewardModel):
 
 class PointwiseJudge(Judge, PointwiseRewardModel):
     def verdicts(self, questions: Sequence[Question], rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
-        """A score, or why there is none, of each question; `rows` are the samples' prompts and columns."""
+        """For each question a score, or the reason why there is none. `rows` are the samples' prompts and columns."""
         raise NotImplementedError
 
     def judged(
         self, seen: list[list[Image.Image]], conditions: Sequence[list[Image.Image]], rows: Sequence[Mapping[str, Any]]
     ) -> RewardModelOutput:
         shown = [{"image": p, "condition_image": c} for p, c in zip(seen, conditions, strict=True)]
-        return told(self.config, self.verdicts([self.template.question(s, row) for s, row in zip(shown, rows, strict=True)], rows))
+        return reward_output(self.config, self.verdicts([self.template.question(s, row) for s, row in zip(shown, rows, strict=True)], rows))

@@ -34,7 +34,7 @@ def vision_processor(name: str, config: RewardArguments) -> Any:
 
 
 class LocalVLM:
-    """Answers one question at a time: what one is answered does not depend on the others, and no padding moves it."""
+    """Answers one question at a time, so an answer does not depend on other questions or on padding."""
 
     KEYS: ClassVar[tuple[str, ...]] = ("model_name_or_path", "max_tokens")
 
@@ -78,9 +78,9 @@ class LocalVLM:
         found: list[str | Failed] = []
         for question in questions:
             inputs = self.inputs(question)
-            told = self.model.generate(**inputs, max_new_tokens=self.tokens, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+            reward_output = self.model.generate(**inputs, max_new_tokens=self.tokens, do_sample=False)[0, inputs["input_ids"].shape[1] :]
             ends = self.model.generation_config.eos_token_id
-            ended = int(told[-1]) in (ends if isinstance(ends, list) else [ends])
-            text = self.processor.tokenizer.decode(told, skip_special_tokens=True)
+            ended = int(reward_output[-1]) in (ends if isinstance(ends, list) else [ends])
+            text = self.processor.tokenizer.decode(reward_output, skip_special_tokens=True)
             found.append(text if ended else Failed(f"the judge's answer is longer than max_tokens ({self.tokens})"))
         return found

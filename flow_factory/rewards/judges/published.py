@@ -1,4 +1,4 @@
-"""What is published of judges: RationalRewards, UnifiedReward, GenEval 2, and Flow-Factory's `vllm_evaluate`, as configs of the kinds."""
+"""Published judges: RationalRewards, UnifiedReward, GenEval 2, and Flow-Factory's `vllm_evaluate`."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from PIL import Image
 
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.base import RewardModelOutput
-from flow_factory.rewards.failures import Failed, Verdict, told
+from flow_factory.rewards.failures import Failed, Verdict, reward_output
 from flow_factory.rewards.judges.base import PointwiseJudge
 from flow_factory.rewards.judges.question import Template
 from flow_factory.rewards.judges.rewards import PairwiseJudge, RubricJudge, YesNoJudge
@@ -80,7 +80,7 @@ class GenEval2(PointwiseJudge):
 
     @classmethod
     def row_check(cls, config: RewardArguments) -> None:  # type: ignore[override]
-        """Its template's place for the question is no column."""
+        """Its template's place for the question is not a column."""
 
     @classmethod
     def asks(cls, config: RewardArguments) -> Template:
@@ -96,7 +96,7 @@ class GenEval2(PointwiseJudge):
             counts.append(len(pairs))
             asked += [(self.template.question({"image": seen}, {"question": q}), [answers_of(q, a)]) for q, a in pairs]
         likely = iter(self.vlm.first(asked))
-        return told(self.config, [self._mean([next(likely) for _ in range(count)]) for count in counts])
+        return reward_output(self.config, [self._mean([next(likely) for _ in range(count)]) for count in counts])
 
     def _mean(self, likely: Sequence[list[float] | Failed]) -> Verdict:
         failed = [one for one in likely if isinstance(one, Failed)]
@@ -112,7 +112,7 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 
 
 def answers_of(question: str, answer: str) -> tuple[str, ...]:
-    """What GenEval 2 takes for right: a count as word or number, else yes."""
+    """The answers that GenEval 2 accepts: a count as word or number, else yes."""
     if not question.startswith("How many"):
         return tuple(space + word for word in ("Yes", "yes") for space in ("", " "))
     number = str(NUMBERS.index(answer)) if answer in NUMBERS else answer

@@ -1,4 +1,4 @@
-"""What a judge is asked, from a template in a file."""
+"""A judge's question, from a template in a file."""
 
 import json
 import re
@@ -37,11 +37,11 @@ class Template:
     user: str
     system: str = ""
     answers: tuple[str, str] = ("Yes", "No")
-    """Of a question that is answered in one word: the word that scores 1 (or picture A), and the one that scores 0."""
+    """For a question that is answered in one word: the word that scores 1 (or picture A), and the word that scores 0."""
     aspects: Mapping[str, str] = field(default_factory=dict)
-    """Of a rubric: name -> its title in the answer."""
+    """For a rubric: name of an aspect -> its title in the answer."""
     scale: tuple[float, float] = (0.0, 1.0)
-    """Of a rubric: what scores 0, and what scores 1."""
+    """For a rubric: the values that score 0 and 1."""
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -50,11 +50,11 @@ class Template:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Those that a row must have, beside its prompt."""
+        """The columns that a row must have, besides its prompt."""
         return tuple(p for p in self.places if p not in (*PICTURES, "prompt"))
 
     def question(self, pictures: Mapping[str, Sequence[Image.Image]], texts: Mapping[str, Any]) -> Question:
-        """Filled in. What a prompt or column contains is never read as a placeholder."""
+        """The question of a sample. Text in a prompt or column is never read as a placeholder."""
 
         def said(place: str) -> str:
             value = texts[place]
@@ -72,7 +72,7 @@ class Template:
 
 
 def load_template(reward: str, name: str) -> Template:
-    """A template that comes along, by its name, or of a YAML file, by its path.
+    """Loads a bundled template by its name, or a YAML file by its path.
 
     Raises:
         UserError: there is none, or it is damaged.
@@ -95,7 +95,7 @@ def load_template(reward: str, name: str) -> Template:
 
 def _checked(value: dict[str, Any], said: str) -> dict[str, Any]:
     if not isinstance(value.get("system", ""), str):
-        raise UserError(f"{said}: system is no text")
+        raise UserError(f"{said}: system must be a text")
     for key, kind in (("answers", str), ("scale", int | float)):
         pair = value.get(key)
         if pair is not None and not (
@@ -106,5 +106,5 @@ def _checked(value: dict[str, Any], said: str) -> dict[str, Any]:
     if not isinstance(aspects, dict) or not all(isinstance(p, str) and p for pair in aspects.items() for p in pair):
         raise UserError(f"{said}: aspects must map names to the titles that they have in the answer")
     if wrong := [name for name in aspects if not name.isidentifier()]:
-        raise UserError(f"{said}: aspects: {wrong[0]!r} is no name of letters, digits and underscores")
+        raise UserError(f"{said}: aspects: {wrong[0]!r} must be a name of letters, digits and underscores")
     return {key: tuple(one) if isinstance(one, list) else one for key, one in value.items()}

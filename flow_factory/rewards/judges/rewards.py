@@ -7,7 +7,7 @@ from PIL import Image
 
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.base import GroupwiseRewardModel, RewardModelOutput
-from flow_factory.rewards.failures import Failed, Verdict, told
+from flow_factory.rewards.failures import Failed, Verdict, reward_output
 from flow_factory.rewards.judges.base import Judge, PointwiseJudge
 from flow_factory.rewards.judges.question import Question, Template
 from flow_factory.rewards.judges.verdict import one_word, preferred, rubric
@@ -57,7 +57,7 @@ class PairwiseJudge(Judge, GroupwiseRewardModel):
     own = ("by", "opponents")
     template_name = "which"
     by: ClassVar[str] = "token"
-    """What is read where the entry does not say it."""
+    """Default of the key `by`: the first token, or the last line of the answer."""
 
     @classmethod
     def asks(cls, config: RewardArguments) -> Template:
@@ -89,7 +89,7 @@ class PairwiseJudge(Judge, GroupwiseRewardModel):
                 won[a].append(verdict)
                 won[b].append(1 - verdict)
         reason = Failed(reasons[0] if reasons else "nothing to compare it with")
-        output = told(self.config, [sum(w) / len(w) if w else reason for w in won])
+        output = reward_output(self.config, [sum(w) / len(w) if w else reason for w in won])
         return RewardModelOutput(output.rewards, {"error": list(dict.fromkeys(reasons))})
 
     def _compared(self, questions: Sequence[Question]) -> list[Verdict]:

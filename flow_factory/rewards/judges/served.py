@@ -21,7 +21,7 @@ Answer = TypeVar("Answer")
 
 
 def data_url(image: Image.Image) -> str:
-    """The picture as PNG, which loses nothing."""
+    """The picture as a data URL with a PNG, which is lossless."""
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, format="PNG", compress_level=1)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
@@ -31,7 +31,7 @@ class ServedVLM:
     """Asks up to `max_concurrent` questions at a time; each answer belongs to its own request.
 
     Raises:
-        UserError: a key is no number in its range, or the address is none of http.
+        UserError: a key is not a number in its range, or the address is none of http.
     """
 
     KEYS: ClassVar[tuple[str, ...]] = (
@@ -126,14 +126,14 @@ def _choice(answer: httpx.Response, read: Callable[[dict[str, Any]], Answer | Fa
     try:
         return read(answer.json()["choices"][0])
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
-        return Failed(f"{url} answers what is no chat completion: {short(answer.text)}")
+        return Failed(f"{url} answers with something that is not a chat completion: {short(answer.text)}")
 
 
 def _text(choice: dict[str, Any]) -> str | Failed:
     if choice.get("finish_reason") == "length":
         return Failed("the judge's answer is longer than max_tokens")
     text = choice["message"]["content"]
-    return text if isinstance(text, str) and text.strip() else Failed("the judge answers nothing")
+    return text if isinstance(text, str) and text.strip() else Failed("the judge's answer is empty")
 
 
 def _likely(choice: dict[str, Any], groups: Sequence[Sequence[str]]) -> list[float] | Failed:

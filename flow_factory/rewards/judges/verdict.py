@@ -1,4 +1,4 @@
-"""What of a judge's answer is a score. An answer that cannot be read, or that says two things, is never a number."""
+"""Reads a score from a judge's answer. An answer that cannot be read, or that is ambiguous, gives no score."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from flow_factory.rewards.failures import Failed
 from flow_factory.rewards.judges.question import Template
 
 LEAST = 0.05
-"""Below this probability of both words together, the judge answered neither."""
+"""If both words together have less than this probability, the judge answered neither."""
 NUMBER = r"[-+]?\d+(?:\.\d+)?"
 MARKS = r"[^\w\n]{0,20}"
 """Of Markdown, around a title."""
@@ -47,12 +47,12 @@ def rubric(answer: str, template: Template, aspects: Sequence[str]) -> float | F
             return Failed(f"the judge's score of {name}, {said[0]:g}, is outside {low:g} to {high:g}")
         found.append(said[0])
     if not found:
-        return Failed("the judge's answer says of every aspect that it does not apply")
+        return Failed("the judge's answer says that no aspect applies")
     return (sum(found) / len(found) - template.scale[0]) / (template.scale[1] - template.scale[0])
 
 
 def _json(text: str, template: Template, aspects: Sequence[str]) -> dict[str, list[float | None]]:
-    """Of an answer that is one JSON object, also in a fence: the aspects that are there; else nothing."""
+    """The aspects in an answer that is one JSON object, also inside a code fence; else an empty mapping."""
     try:
         value = json.loads(re.sub(r"^```(?:json)?\s*|\s*```$", "", text))
     except ValueError:
@@ -85,7 +85,7 @@ def _titled(text: str, titles: Mapping[str, str]) -> dict[str, list[float | None
 
 
 def _read(line: str) -> list[float | None]:
-    """The number that a line is, alone or `x/4`, in brackets or bold; nothing where it is anything else."""
+    """The number in a line that has nothing else: plain or `x/4`, also in brackets or bold; else nothing."""
     bare = line.strip(" \t\r*[]()`.")
     if re.fullmatch(r"(?i)n\s*/\s*a|not applicable", bare):
         return [None]

@@ -1,4 +1,4 @@
-"""The service's HTTP: scores, the older public protocol, health, readiness, metrics. Nothing here reads a picture."""
+"""The HTTP endpoints of the service: scores, the older public protocol, health, readiness, metrics. They decode no picture."""
 
 import asyncio
 import hmac
@@ -13,15 +13,15 @@ from flow_factory.rewards.service.request_queue import MEGA, Refused, RequestQue
 from flow_factory.rewards.wire import JSON, Body
 
 PATIENCE = 60.0
-"""Seconds in which a body must have come."""
+"""Seconds within which a body must arrive."""
 LONGEST = 128
-"""Characters of an id."""
+"""The most characters of an id."""
 OPEN = ("/health", "/ready")
-"""What needs no token: those who ask whether it lives have none."""
+"""The endpoints that need no token: health checks have none."""
 
 
 def make_app(queue: RequestQueue, ended: Callable[[BaseException | None], None] = lambda error: None) -> FastAPI:
-    """The application, which has the queue at work while it runs.
+    """The application. It runs the queue for as long as it runs itself.
 
     Args:
         ended: is called with what has ended the queue, if anything has.
@@ -81,7 +81,7 @@ def _add_routes(app: FastAPI, queue: RequestQueue) -> None:
 
 
 async def answered(queue: RequestQueue, request: Request, reward: str, id: str, kind: str | None = None) -> Response:
-    """The answer to a request to score.
+    """Answers a request to score.
 
     Raises:
         Refused: see `MemoTable`.
@@ -89,7 +89,7 @@ async def answered(queue: RequestQueue, request: Request, reward: str, id: str, 
     said, many = request.headers.get("Content-Length", "0"), request.headers.get("Samples", "1")
     length, samples = (int(text) if text.isdecimal() and len(text) < 16 else -1 for text in (said, many))
     if length < 0 or samples < 0 or len(id) > LONGEST:
-        raise Refused(400, f"Content-Length and Samples are whole numbers, and Idempotency-Key at most {LONGEST} characters")
+        raise Refused(400, f"Content-Length and Samples must be whole numbers, and Idempotency-Key at most {LONGEST} characters")
     with queue.room(reward, length):
         content = await whole(request, queue.config.max_body_mb)
         answer = await queue.ask(reward, id, Body(kind or request.headers.get("Content-Type", ""), content), samples)
@@ -116,5 +116,5 @@ async def whole(request: Request, most: int) -> bytes:
     try:
         await asyncio.wait_for(read(), PATIENCE)
     except asyncio.TimeoutError as error:
-        raise Refused(408, f"the body did not come in {PATIENCE:g} s") from error
+        raise Refused(408, f"the body did not arrive within {PATIENCE:g} s") from error
     return b"".join(chunks)

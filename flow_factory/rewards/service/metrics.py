@@ -1,4 +1,4 @@
-"""What Prometheus may ask of the service."""
+"""The metrics of the service for Prometheus."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """Of one service: registries are not shared, so that a process may have several."""
+    """The metrics of one service. Each has its own registry, so a process may have several services."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -29,7 +29,7 @@ class Metrics:
         self.bytes = named(Gauge, "queue_bytes", "Bytes of their bodies")
 
     def watch(self, requests: Callable[[], int], sizes: Callable[[], int]) -> None:
-        """How many requests wait, and their bytes."""
+        """Sets the number of waiting requests, and their bytes."""
         self.queued.set_function(requests)
         self.bytes.set_function(sizes)
 

@@ -1,4 +1,4 @@
-"""What a request to the service says: the body that `wire.py` writes, read as a stranger's. Never pickle."""
+"""Reads a request to the service: the body that `wire.py` writes. The body is not trusted, and pickle is never used."""
 
 import base64
 import io
@@ -20,7 +20,7 @@ OLDER = {"prompts": "prompt", "images": "image", "videos": "video", "kwargs": "e
 
 
 class Letter(NamedTuple):
-    """What was received: n samples, each field a list of n, media as PIL images, lists of them, and float32 arrays (channels, samples)."""
+    """A received request: n samples. A field is a list of n; media are PIL images, lists of them, or float32 arrays (channels, samples)."""
 
     id: str
     n: int
@@ -28,7 +28,7 @@ class Letter(NamedTuple):
 
 
 def unpacked(kind: str, content: bytes) -> Letter:
-    """What a body says, decoded.
+    """Decodes a body.
 
     Args:
         kind: the header Content-Type.
@@ -39,15 +39,15 @@ def unpacked(kind: str, content: bytes) -> Letter:
     plain = kind.partition(";")[0].strip().lower()
     readers = {MSGPACK: _from_msgpack, MULTIPART: lambda c: _from_multipart(kind, c), JSON: _from_older}
     if plain not in readers:
-        raise WireError(f"Content-Type {plain!r}: a body is {', '.join(readers)}")
+        raise WireError(f"Content-Type {plain!r}: a body must be one of {', '.join(readers)}")
     told = readers[plain](content)
     if not isinstance(told, dict) or not isinstance(told.get("id"), str) or type(told.get("n")) is not int:
-        raise WireError('the letter is a mapping with "id", a text, "n", a whole number, and "fields"')
+        raise WireError('the letter must be a mapping with "id", a text, "n", a whole number, and "fields"')
     n, fields = told["n"], told.get("fields")
     if not isinstance(fields, dict) or not all(isinstance(k, str) and isinstance(v, list) and len(v) == n for k, v in fields.items()):
-        raise WireError(f"fields is a mapping from names to lists of n = {n} values")
+        raise WireError(f"fields must be a mapping from names to lists of n = {n} values")
     if n < 1 or not all(isinstance(text, str) for text in fields.get("prompt", [None])):
-        raise WireError("the field prompt is a list of at least one text")
+        raise WireError("the field prompt must be a list of at least one text")
     return Letter(told["id"], n, _opened(fields))
 
 
@@ -55,14 +55,14 @@ def _from_msgpack(content: bytes) -> Any:
     try:
         return msgpack.unpackb(content)
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
-        raise WireError(f"no msgpack: {_said(error)}") from error
+        raise WireError(f"not msgpack: {_said(error)}") from error
 
 
 def _from_json(content: bytes) -> Any:
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise WireError(f"no JSON: {_said(error)}") from error
+        raise WireError(f"not JSON: {_said(error)}") from error
 
 
 def _from_multipart(kind: str, content: bytes) -> Any:
@@ -95,12 +95,12 @@ def _with(value: dict[str, Any], parts: Mapping[str, bytes]) -> dict[str, Any]:
 def _from_older(content: bytes) -> Any:
     told = _from_json(content)
     if not isinstance(told, dict):
-        raise WireError("the body is a JSON object with prompt, image or video, and extra")
+        raise WireError("the body must be a JSON object with prompt, image or video, and extra")
     told = {OLDER.get(key, key): value for key, value in told.items()}
     extra = told.get("extra") or {}
     fields = {k: v for k, v in told.items() if v is not None and k in ("prompt", *DEPTHS)}
     if not isinstance(fields.get("prompt"), list) or not isinstance(extra, dict):
-        raise WireError("prompt is a list of texts, and extra a mapping from columns to lists")
+        raise WireError("prompt must be a list of texts, and extra a mapping from columns to lists")
     for key in DEPTHS.keys() & fields.keys():
         fields[key] = _leaves(key, fields[key], _from_base64)
     n = len(fields["prompt"])
@@ -111,15 +111,15 @@ def _from_older(content: bytes) -> Any:
 
 def _from_base64(value: Any) -> dict[str, Any]:
     if not isinstance(value, str):
-        raise WireError(f"a picture is base64 of a PNG or JPEG, not a {type(value).__name__}")
+        raise WireError(f"a picture must be base64 of a PNG or JPEG, not a {type(value).__name__}")
     try:
         return {"data": base64.b64decode(value.partition(",")[2] if value.startswith("data:") else value, validate=True)}
     except ValueError as error:
-        raise WireError(f"no base64: {_said(error)}") from error
+        raise WireError(f"not base64: {_said(error)}") from error
 
 
 def _leaves(name: str, value: Any, of: Callable[[Any], Any]) -> Any:
-    """`nested` of a stranger's field."""
+    """`nested` for a field that is not trusted."""
 
     def walk(value: Any, depth: int) -> Any:
         if not depth:
@@ -132,7 +132,7 @@ def _leaves(name: str, value: Any, of: Callable[[Any], Any]) -> Any:
 
 
 def _opened(fields: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """Media decoded, as many pixels as a video may have."""
+    """Decodes media, up to the number of pixels that a video may have."""
     left = MOST_VIDEO
 
     def picture(value: Any) -> Image.Image:
@@ -148,7 +148,7 @@ def _opened(fields: dict[str, list[Any]]) -> dict[str, list[Any]]:
 def _data(value: Any) -> bytes:
     data = value.get("data") if isinstance(value, dict) else None
     if not isinstance(data, bytes):
-        raise WireError('media are mappings with "data", bytes')
+        raise WireError('media must be mappings with "data", bytes')
     return data
 
 
@@ -157,7 +157,7 @@ def _picture(value: Any) -> Image.Image:
     if "size" in value:
         size = value["size"]
         if not isinstance(size, list) or len(size) != 2 or not all(type(side) is int and 0 < side <= MOST_IMAGE for side in size):
-            raise WireError(f"the size of a picture is [width, height] in pixels, not {str(size)[:60]}")
+            raise WireError(f"the size of a picture must be [width, height] in pixels, not {str(size)[:60]}")
         if len(data) != 3 * size[0] * size[1]:
             raise WireError(f"a picture of {size[0]} x {size[1]} has {3 * size[0] * size[1]} bytes of RGB, and {len(data)} came")
         return Image.frombytes("RGB", (size[0], size[1]), data)
@@ -169,7 +169,7 @@ def _picture(value: Any) -> Image.Image:
     except (*DECODER_ERRORS, Image.DecompressionBombError) as error:
         if isinstance(error, WireError):
             raise
-        raise WireError(f"a picture that is none, or damaged: {_said(error)}") from error
+        raise WireError(f"not a picture, or a damaged one: {_said(error)}") from error
 
 
 def _sound(value: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Takes requests, lets workers score them in batches over all clients, and keeps the answers for those that ask again."""
+"""Takes requests, lets workers score them in batches over all clients, and keeps the answers for repeated requests."""
 
 import asyncio
 import hashlib
@@ -18,11 +18,11 @@ from flow_factory.rewards.wire import Body
 logger = logging.getLogger(__name__)
 MEGA = 1_000_000
 TRIES = 3
-"""Starts in a row of a process that dies before it is ready."""
+"""The most starts in a row of a process that dies before it is ready."""
 
 
 class Refused(Exception):
-    """A request that is not scored: status, a line, and for 503 the seconds after which to come again."""
+    """A refused request: the status, a message, and for 503 the seconds until a retry."""
 
     def __init__(self, status: int, text: str, after: int | None = None):
         super().__init__(text)
@@ -38,13 +38,13 @@ class Job:
     body: Body
     samples: int
     mark: bytes
-    """Of the reward and the body: two requests of one id are the same, or one of them is wrong."""
+    """A hash of the reward and the body. Two requests with one id must have the same hash."""
     answer: "asyncio.Future[Answer]"
 
 
 @dataclass
 class RequestQueue:
-    """Of one service. `run` must be at work for anything to be answered."""
+    """The queue of one service. Requests are answered only while `run` is running."""
 
     config: ServerConfig
     workers: Sequence[Worker]
@@ -52,17 +52,17 @@ class RequestQueue:
 
     def __post_init__(self) -> None:
         self.rewards: dict[str, Any] = {}
-        """What the workers have said of them; empty until one is ready."""
+        """The workers' descriptions of the rewards; empty until a worker is ready."""
         self.jobs: deque[Job] = deque()
         self.inside = self.waiting_bytes = self.arriving = 0
         """Requests whose scoring has not begun, their bytes, and those of them whose bodies are on their way."""
         self.asked: dict[str, Job] = {}
-        """Those that have no answer yet, by id."""
+        """The requests without an answer, by id."""
         self.kept: OrderedDict[str, Job] = OrderedDict()
-        """The last that have one."""
+        """The last answered requests, by id."""
         self.changed = asyncio.Condition()
         self.seconds = 1.0
-        """Of a batch, a moving mean."""
+        """Moving mean of the seconds of a batch."""
         self.metrics.watch(lambda: self.inside, lambda: self.waiting_bytes)
 
     def require_ready(self) -> None:
@@ -73,7 +73,7 @@ class RequestQueue:
             raise Refused(503, "the rewards are being loaded", 2)
 
     def after(self) -> int:
-        """Seconds after which a client may find room."""
+        """Seconds after which there may be room for a client's request."""
         return max(1, min(60, math.ceil(self.seconds * len(self.jobs) / max(1, len(self.workers)))))
 
     def require_room(self, reward: str, length: int) -> None:
@@ -86,11 +86,11 @@ class RequestQueue:
         if length > self.config.max_body_mb * MEGA:
             raise Refused(413, f"a body of more than {self.config.max_body_mb} MB (server.max_body_mb)")
         if self.inside >= self.config.max_queue or (self.inside and self.waiting_bytes + length > self.config.max_queue_mb * MEGA):
-            raise Refused(503, f"the queue is full: {self.inside} requests wait", self.after())
+            raise Refused(503, f"the queue is full: {self.inside} requests are waiting", self.after())
 
     @contextmanager
     def room(self, reward: str, length: int) -> Iterator[None]:
-        """Holds a place in the queue while a body of so many bytes comes in; `ask` inside takes it over."""
+        """Reserves a place in the queue while a body of this many bytes arrives. `ask` inside takes the place."""
         self.require_room(reward, length)
         self.inside, self.arriving, self.waiting_bytes = self.inside + 1, self.arriving + 1, self.waiting_bytes + length
         try:
@@ -108,7 +108,7 @@ class RequestQueue:
         mark = await loop.run_in_executor(None, fingerprint, reward, body)
         if id and (known := self.asked.get(id) or self.kept.get(id)) is not None:
             if known.mark != mark:
-                raise Refused(409, f"the id {id!r} was another request's")
+                raise Refused(409, f"the id {id!r} belongs to another request")
             self.metrics.repeated.inc()
             return known.answer
         job = Job(reward, id, body, samples, mark, loop.create_future())
@@ -125,7 +125,7 @@ class RequestQueue:
         return job
 
     async def _batch(self) -> list[Job]:
-        """The next requests of one reward: as many as fill a call of it; a groupwise one's alone."""
+        """The next requests of one reward: as many as fill one call; for a groupwise reward, one."""
         async with self.changed:
             await self.changed.wait_for(lambda: self.jobs)
             first = self._taken(self.jobs.popleft())
@@ -142,7 +142,7 @@ class RequestQueue:
         return batch
 
     async def _change(self, seconds: float) -> bool:
-        """Waits for another request; whether one came."""
+        """Waits for another request, and returns whether one came."""
         try:
             await asyncio.wait_for(self.changed.wait(), max(seconds, 0))
         except asyncio.TimeoutError:
@@ -150,7 +150,7 @@ class RequestQueue:
         return True
 
     async def run(self) -> None:
-        """Starts the workers and keeps them at work, until it is cancelled.
+        """Starts the workers and feeds them, until it is cancelled.
 
         Raises:
             UserError: the rewards do not load, or a worker dies again and again.
@@ -170,7 +170,7 @@ class RequestQueue:
             try:
                 answers = await worker.score(jobs[0].reward, [job.body for job in jobs])
             except WorkerDied as error:
-                logger.error("%s; it is started again", error)
+                logger.error("%s; it is restarted", error)
                 answers, died = [(500, {"error": str(error)})] * len(jobs), True
             for job, answer in zip(jobs, answers, strict=True):
                 self._give(job, answer)
@@ -205,7 +205,7 @@ class RequestQueue:
 
 
 def fingerprint(reward: str, body: Body) -> bytes:
-    """Of what is asked."""
+    """A hash of the content of a request."""
     known = hashlib.blake2b(f"{reward}\0{body.kind}\0".encode(), digest_size=16)
     known.update(body.content)  # which lets go of Python's lock
     return known.digest()

@@ -1,4 +1,4 @@
-"""Rewards in a process of the service: bodies in, scores out. Each body's scores are its own, whatever it was scored beside."""
+"""Rewards in a process of the service: bodies in, scores out. The scores of a body do not depend on the other bodies of its batch."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ from flow_factory.utils.user_code import user_errors
 
 
 class Reply(NamedTuple):
-    """An HTTP status and what becomes the body, JSON."""
+    """An HTTP status, and the JSON body of the response."""
 
     status: int
     content: dict[str, Any]
@@ -48,7 +48,7 @@ class Scorer:
         self.rewards = {reward.name: reward for reward in rewards}
 
     def describe(self) -> dict[str, Any]:
-        """By name, what a client may want to know: what each takes (null: any), needs, and is called with at a time."""
+        """Name -> description for clients: the columns that a reward takes (null: any) and needs, and its batch size."""
         return {
             name: {
                 "reward_model": j.config.reward_model,
@@ -62,7 +62,7 @@ class Scorer:
         }
 
     def score(self, name: str, bodies: Sequence[Body]) -> list[Reply]:
-        """A reply to each body. Samples of pointwise rewards are scored together, and alone where that fails: one may be at fault."""
+        """A reply to each body. Samples of pointwise rewards are scored together. If that fails, each body is scored alone."""
         reward = self.rewards[name]
         read = [self._read(reward, body) for body in bodies]
         replies: dict[int, Reply] = {k: one for k, one in enumerate(read) if isinstance(one, Reply)}
@@ -104,10 +104,10 @@ class Scorer:
 
     @torch.no_grad()
     def _call(self, reward: LoadedReward, fields: dict[str, list[Any]], n: int) -> tuple[list[float | None], str]:
-        """Scores, None where one is missing, and what the reward says went wrong.
+        """The scores, None for a missing one, and the errors that the reward reported.
 
         Raises:
-            UserError: it raised, or returned what is no scores.
+            UserError: it raised, or returned something other than scores.
         """
         device = reward.model.device if reward.model.use_tensor_inputs else None
         given = {name: [_form(name, one, device) for one in values] for name, values in fields.items() if reward.needs.takes(name)}
@@ -122,7 +122,7 @@ class Scorer:
 
     @staticmethod
     def _told(body: Body, read: Letter | Reply, reply: Reply) -> Reply:
-        """With the id that stands in the body itself; in the older protocol's words where the question is."""
+        """The reply with the id from the body, in the protocol of the request."""
         if reply.status != 200 or not isinstance(read, Letter):
             return reply
         if body.kind.lower().startswith(JSON):
@@ -131,7 +131,7 @@ class Scorer:
 
 
 def _form(name: str, value: Any, device: torch.device | None) -> Any:
-    """A sample's field as the reward takes it."""
+    """A sample's field in the form that the reward takes."""
     if device is None or name not in DEPTHS:
         return value
     if name == "audio":

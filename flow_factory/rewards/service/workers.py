@@ -1,4 +1,4 @@
-"""What computes scores beside the event loop: a process for each place, or, in tests, a thread."""
+"""Workers compute scores outside the event loop: a process for each device, or a thread in tests."""
 
 import asyncio
 import json
@@ -13,11 +13,11 @@ from flow_factory.rewards.wire import Body
 from flow_factory.utils.errors import RunError, UserError
 
 Answer = tuple[int, dict[str, Any]]
-"""HTTP status, and what becomes the body; see `scorer.Reply`."""
+"""HTTP status, and the body; see `scorer.Reply`."""
 
 
 class WorkerDied(RunError):
-    """The process is gone; the message says how."""
+    """The process has died; the message says how."""
 
 
 class Worker(Protocol):
@@ -38,7 +38,7 @@ class Worker(Protocol):
         """
 
     def stop(self) -> None:
-        """Ends it."""
+        """Stops the worker."""
 
 
 class ThreadWorker:
@@ -120,7 +120,7 @@ class ProcessWorker:
 
 
 def work(theirs: Connection, path: str, overrides: Sequence[str], device: str) -> None:
-    """What the process does, until the other end of the pipe is closed."""
+    """The main function of the process. It ends when the other end of the pipe is closed."""
     for number in (signal.SIGINT, signal.SIGTERM):  # for the service, which ends this process when all is answered
         signal.signal(number, signal.SIG_IGN)
     from flow_factory.utils.terminal import quiet_libraries
