@@ -69,11 +69,11 @@ def known() -> dict[str, list[str]]:
 def act(args: argparse.Namespace) -> int:
     """Asks for missing values, computes the file, and writes it."""
     if args.out.exists():
-        raise UserError(f"--out: {args.out} is there; name another file, or move it away")
+        raise UserError(f"--out: {args.out} exists already; name another file, or move it away")
     if not args.out.absolute().parent.is_dir():
         raise UserError(f"--out: there is no folder {args.out.parent}; name a file in one that is there")
     if args.num_processes < 1:
-        raise UserError(f"--num_processes: {args.num_processes} is no number of cards; write 1 or more")
+        raise UserError(f"--num_processes: {args.num_processes} is not a number of cards; write 1 or more")
     algorithm = asked(args.algorithm, "algorithm", "grpo", list(known()))
     model = asked(args.model, "model", "flux1", known()[algorithm])
     gpu = number(asked(args.gpu, "memory of a card in GB", "24"))

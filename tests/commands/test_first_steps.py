@@ -63,9 +63,9 @@ def test_what_is_written_fits_the_card(capsys: pytest.CaptureFixture[str], words
 
 
 @pytest.mark.parametrize(("words", "line"), [
-    (["--model", "flux9"], "model: 'flux9' is none of"), (["--algorithm", "ppo"], "algorithm: 'ppo' is none of"),
-    (["--data", "absent"], "--data: there is no absent"), (["--gpu", "0"], "--gpu: '0.0' is no size of a card"),
-    (["--num_processes", "0"], "--num_processes: 0 is no number of cards"), (["--out", "no/run.yaml"], "--out: there is no folder no"),
+    (["--model", "flux9"], "model: 'flux9' is not one of"), (["--algorithm", "ppo"], "algorithm: 'ppo' is not one of"),
+    (["--data", "absent"], "--data: there is no absent"), (["--gpu", "0"], "--gpu: '0.0' is not a GPU size in GB"),
+    (["--num_processes", "0"], "--num_processes: 0 is not a number of cards"), (["--out", "no/run.yaml"], "--out: there is no folder no"),
     (["--reward", "PikScore"], "--reward: no reward 'PikScore'"),
 ])  # fmt: skip
 def test_what_cannot_be_written_is_a_line(capsys: pytest.CaptureFixture[str], words: list[str], line: str) -> None:
