@@ -55,6 +55,8 @@ class TransformerProxy:
         priming = field.priming and not fills_cache(kwargs)
         blank = field.blanks.get(shapes) if priming else None
         wanted = torch.is_grad_enabled() and not priming
+        if wanted and isinstance(latents := kwargs.get("hidden_states"), Tensor):  # pipelines may write into theirs before the backward
+            kwargs["hidden_states"] = latents.clone()
         with torch.set_grad_enabled(wanted or field.recording):
             outs = {name: field.bare[name](*args, **kwargs) for name in field.called(self.name if blank is None else None)}
         if field.recording and not wanted:  # the recorded graph is freed at once

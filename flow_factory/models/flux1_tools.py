@@ -1,10 +1,10 @@
 """FLUX.1 Fill (a masked part of a picture is drawn anew) and Control (a picture drawn after edges or depth)."""
 
-from flow_factory.models.diffusers import Diffusers
 from flow_factory.models.flux1 import Flux1
+from flow_factory.models.named import Named
 
 
-class Flux1Fill(Diffusers):
+class Flux1Fill(Named):
     """https://huggingface.co/black-forest-labs/FLUX.1-Fill-dev, under the FLUX.1 [dev] Non-Commercial License."""
 
     pipeline = "diffusers.pipelines.flux.pipeline_flux_fill:FluxFillPipeline"
@@ -16,12 +16,11 @@ class Flux1Fill(Diffusers):
     published_config = {"in_channels": 384, "out_channels": 64, "guidance_embeds": True}
 
 
-class Flux1Control(Diffusers):
+class Flux1Control(Named):
     """https://huggingface.co/black-forest-labs/FLUX.1-Canny-dev and FLUX.1-Depth-dev, under the FLUX.1 [dev] Non-Commercial License."""
 
     pipeline = "diffusers.pipelines.flux.pipeline_flux_control:FluxControlPipeline"
     encoders = Flux1.encoders
-    images = (0, 0)
     needs = ("control_image",)
     cfg = None
     published = Flux1.published

@@ -4,17 +4,16 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from flow_factory.models.call_forms import CallForm
-from flow_factory.models.diffusers import Diffusers
 from flow_factory.models.guiders import GUIDER
+from flow_factory.models.named import Named
 from flow_factory.types import Cond
 
 
-class HunyuanImage(Diffusers):
+class HunyuanImage(Named):
     """https://huggingface.co/tencent/HunyuanImage-2.1, under the Tencent Hunyuan Community License."""
 
     pipeline = "diffusers.pipelines.hunyuan_image.pipeline_hunyuanimage:HunyuanImagePipeline"
     encoders = ("text_encoder", "text_encoder_2")
-    images = (0, 0)
     guidance = GUIDER
     cfg = GUIDER
     text_length = 1128

@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from flow_factory.models.diffusers import Diffusers
+from flow_factory.models.named import Named
+from flow_factory.utils.errors import UserError
 
 
-class Kandinsky5T2I(Diffusers):
+class Kandinsky5T2I(Named):
     """Kandinsky-5.0-T2I-Lite. https://github.com/kandinskylab/kandinsky-5, under the MIT License."""
 
     pipeline = "diffusers.pipelines.kandinsky5.pipeline_kandinsky_t2i:Kandinsky5T2IPipeline"
     encoders = ("text_encoder", "text_encoder_2")
-    images = (0, 0)
     published: ClassVar[Mapping[str, float]] = {"transformer": 6.022e9, "text_encoder": 8.292e9, "text_encoder_2": 0.123e9, "vae": 0.084e9}
     published_config: ClassVar[Mapping[str, Any]] = {
         "in_visual_dim": 16, "out_visual_dim": 16, "model_dim": 2560, "ff_dim": 10240, "num_visual_blocks": 50, "axes_dims": (32, 48, 48),
@@ -27,12 +27,11 @@ class Kandinsky5I2I(Kandinsky5T2I):
     published_config: ClassVar[Mapping[str, Any]] = {**Kandinsky5T2I.published_config, "visual_cond": True}
 
 
-class Kandinsky5T2V(Diffusers):
+class Kandinsky5T2V(Named):
     """Kandinsky-5.0-T2V-Lite (2B) and -Pro (19B)."""
 
     pipeline = "diffusers.pipelines.kandinsky5.pipeline_kandinsky:Kandinsky5T2VPipeline"
     encoders = ("text_encoder", "text_encoder_2")
-    images = (0, 0)
     draws = "video"
     fps = 24
     default_frames: ClassVar[int] = 121
@@ -59,3 +58,9 @@ class Kandinsky5I2V(Kandinsky5T2V):
 
     pipeline = "diffusers.pipelines.kandinsky5.pipeline_kandinsky_i2v:Kandinsky5I2VPipeline"
     images = (1, 1)
+
+    def check_call(self, call: Mapping[str, Any]) -> None:
+        super().check_call(call)
+        if (frames := self.frames(call)) < (least := 4 * self.frame_step() + 1):
+            reason = "the pipeline levels out its first 4 latent frames by those after them, and without any it draws black"
+            raise UserError(f"num_frames {frames}: {reason}; write {least} or more")

@@ -5,11 +5,11 @@ from typing import Any, ClassVar
 
 from PIL import ImageOps
 
-from flow_factory.models.diffusers import Diffusers
+from flow_factory.models.named import Named
 from flow_factory.types import Cond, Row
 
 
-class LongCatImage(Diffusers):
+class LongCatImage(Named):
     """https://huggingface.co/meituan-longcat/LongCat-Image, under Apache-2.0.
 
     `enable_prompt_rewrite: false` draws the row's own prompt; by default the text encoder rewrites it first.
@@ -17,7 +17,6 @@ class LongCatImage(Diffusers):
 
     pipeline = "diffusers.pipelines.longcat_image.pipeline_longcat_image:LongCatImagePipeline"
     encoders = ("text_encoder",)
-    images = (0, 0)
     published: ClassVar[Mapping[str, float]] = {"transformer": 6.271e9, "text_encoder": 8.292e9, "vae": 0.084e9}
     published_config: ClassVar[Mapping[str, Any]] = {"num_layers": 10, "num_single_layers": 20}
 

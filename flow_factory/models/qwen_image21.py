@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from flow_factory.models.diffusers import Diffusers
+from flow_factory.models.named import Named
 
 
-class QwenImage21(Diffusers):
+class QwenImage21(Named):
     """https://huggingface.co/Qwen/Qwen-Image-2.1, under the Qwen Research License.
 
     Guidance (`true_cfg_scale` above 1) is on for rows with a negative prompt; Qwen recommends none.

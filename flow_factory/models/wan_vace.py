@@ -3,16 +3,15 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from flow_factory.models.diffusers import Diffusers
+from flow_factory.models.named import Named
 from flow_factory.models.wan import WanT2V
 
 
-class WanVACE(Diffusers):
+class WanVACE(Named):
     """https://huggingface.co/Wan-AI/Wan2.1-VACE-14B-diffusers and -1.3B, under Apache-2.0. One sample a call."""
 
     pipeline = "diffusers.pipelines.wan.pipeline_wan_vace:WanVACEPipeline"
     encoders = ("text_encoder",)
-    images = (0, 0)
     videos = (0, 1)
     draws = "video"
     evaluates_by = WanT2V.evaluates_by

@@ -50,7 +50,8 @@ def cached(name: str, file: str) -> Path | None:
 def looks_local(name: str) -> bool:
     """Whether a name was meant as a folder: a hub name has one slash, and the part before it is not a folder here."""
     owner, slash, _ = name.partition("/")
-    return name.startswith((".", "~")) or name.count("/") != 1 or "\\" in name or not slash or not owner or Path(owner).is_dir()
+    folder = Path(owner).is_dir() and owner != "diffusers"  # an owner on the hub, and a folder of this repository
+    return name.startswith((".", "~")) or name.count("/") != 1 or "\\" in name or not slash or not owner or folder
 
 
 def unreachable() -> str | None:

@@ -19,16 +19,17 @@ from flow_factory.config import load_config
 from flow_factory.data.reader import read_rows
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
-from flow_factory.models.diffusers import Diffusers
 from flow_factory.models.loading import load_adapter, load_pipeline
+from flow_factory.models.named import Named
 from flow_factory.models.proof import replay_error
 from flow_factory.train import build
 from flow_factory.training.run import Run
 from flow_factory.types import Cond
-from tests.tiny.breadth import Case
-from tests.tiny.run import write_rows
+from tests.tiny.breadth import CASES as CASES
+from tests.tiny.breadth import Case as Case
+from tests.tiny.run import logged, trained, write_rows
 
-NAMED = {MODELS[name].pipeline.partition(":")[2]: name for name in MODELS if name != "diffusers" and issubclass(MODELS[name], Diffusers)}
+NAMED = {MODELS[name].pipeline.partition(":")[2]: name for name in MODELS if issubclass(MODELS[name], Named)}
 """The pipelines of families that are the generic adapter with defaults and sizes of their own -> the family."""
 ALONE = ("wan_vace", "wan_vace_reference", "prx", "prx_pixel", "modular_wan_i2v", "modular_wan22_i2v")
 """Cases whose pipeline draws one sample a call: Wan VACE says so, as Wan's blocks for a picture; PRX is wrong with more."""
@@ -119,7 +120,7 @@ def config_of(case: Case, folder: Path, trainer: str) -> Mapping[str, Any]:
             "lora_rank": 2, "lora_alpha": 2, "target_components": ["transformer", *["transformer_2"] * (case.name in EXPERTS)]},
         "train": {
             "trainer_type": trainer, "max_epochs": 2, "group_size": 2, "unique_sample_num_per_epoch": 2, "gradient_step_per_epoch": 1,
-            "learning_rate": 1e-2, **shared},
+            "learning_rate": 1e-2, **shared} | ({"kl_cfg": 1.0} if trainer == "crd" else {}),
         "eval": {"eval_freq": 1, **shared},
         "log": {"run_name": trainer, "logging_backend": "none", "save_dir": str(folder / "save"), "save_freq": 2},
         "rewards": {"reward_model": "jpeg_compressibility", "name": "size"},
@@ -131,6 +132,18 @@ def run_of(case: Case, folder: Path, trainer: str) -> Run:
     file = folder / f"{trainer}.yaml"
     file.write_text(yaml.safe_dump(dict(config_of(case, folder, trainer))))
     return build(load_config(file, []))
+
+
+def done(case: Case, folder: Path, trainer: str) -> Run:
+    """A run of the case, done: a third of the weights at least have moved, and what was trained on is what was sampled."""
+    run = run_of(case, folder, trainer)
+    before = trained(run)
+    run()
+    moved = sum(not torch.equal(before[key], weight) for key, weight in trained(run).items())
+    assert 3 * moved >= len(before)
+    errors = [value for line in logged(folder / "save" / trainer) for key, value in line.items() if "on_policy" in key]
+    assert (not run.context.config.train.stochastic or errors) and not any(errors)
+    return run
 
 
 def read_back(run: Run, folder: Path, trainer: str) -> tuple[int, int]:

@@ -28,7 +28,7 @@ def kandinsky5_t2v() -> Any:
     return _kandinsky("Kandinsky5T2VPipeline", hunyuan10_vae(), 4)
 
 
-@case("kandinsky5_i2v", "Kandinsky5I2VPipeline", call=VIDEO, columns=SMALL, negative=True)
+@case("kandinsky5_i2v", "Kandinsky5I2VPipeline", call={**VIDEO, "num_frames": 17}, columns=SMALL, negative=True)
 def kandinsky5_i2v() -> Any:
     return _kandinsky("Kandinsky5I2VPipeline", hunyuan10_vae(), 4, visual_cond=True)
 

@@ -1,0 +1,74 @@
+"""The families that are the generic adapter by name: every algorithm trains them, and runs resume and are shared out as for the others."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from flow_factory.models import MODELS
+from flow_factory.models.loading import load_adapter
+from flow_factory.utils.errors import UserError
+from tests.models.breadth import NAMED, config_of, done, replayed, saved, small, type_of
+from tests.tiny.breadth import CASES
+from tests.tiny.several import SMOOTH, assert_same_run, several, state_of
+
+SEVEN = ("grpo", "grpo-guard", "nft", "awm", "dpo", "dgpo", "crd")
+FIVE = ("qwen_image21_edit", "hunyuan_video15", "flux_fill", "kandinsky5_t2i", "krea2")
+"""An edit, a video with a guider, a mask, embeddings of cumulative lengths, and guidance that 0 turns off."""
+
+
+def test_every_family_by_name_has_a_tiny_checkpoint() -> None:
+    assert set(NAMED) <= {case.pipeline for case in CASES.values()}
+    assert all(MODELS[name].published.keys() >= {"transformer", "text_encoder", "vae"} for name in NAMED.values())
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("trainer", SEVEN)
+@pytest.mark.parametrize("name", FIVE)
+def test_every_algorithm_trains_a_family(name: str, trainer: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    assert type_of(case) in MODELS and type_of(case) != "diffusers"
+    with small(case):
+        done(case, tmp_path, trainer)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("trainer", ["grpo", "nft"])
+@pytest.mark.parametrize("name", ["qwen_image21", "kandinsky5_t2v"])
+def test_a_family_resumes_to_the_bit_and_two_processes_do_what_one_does(name: str, trainer: str, tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(dict(config_of(CASES[name], tmp_path, trainer))))
+    save = tmp_path / "save"
+    several(tmp_path, 2, {"two": SMOOTH})
+    several(tmp_path, 1, {"one": SMOOTH, "resumed": (*SMOOTH, f"model.resume_path={save}/one/checkpoints/epoch_1")})
+    assert_same_run(save / "two", save / "one")
+    here, unbroken = state_of(save / "resumed", 2), state_of(save / "one", 2)
+    assert here.keys() == unbroken.keys() and [key for key in unbroken if not torch.equal(here[key], unbroken[key])] == []
+
+
+@pytest.mark.exhaustive
+def test_too_few_frames_for_kandinsky_are_refused(tmp_path: Path) -> None:
+    """Its pipeline would draw black."""
+    case = CASES["kandinsky5_i2v"]
+    adapter = load_adapter(saved(case, tmp_path), type_of(case))
+    adapter.check_call(case.call)
+    with pytest.raises(UserError, match=r"num_frames 13: .* it draws black; write 17 or more"):
+        adapter.check_call({**case.call, "num_frames": 13})
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("name", "off"), [("krea2", 0.0), ("hunyuan_image_plain_cfg", 1.0), ("kandinsky5_t2i", 1.0)])
+def test_guidance_that_is_off_runs_the_transformer_once(name: str, off: float, tmp_path: Path) -> None:
+    """And guidance that is on changes the picture: the guider of a pipeline is set by `guidance_scale` too."""
+    case, drawn, ran = CASES[name], [], []
+    with small(case):
+        _, adapter, cond = replayed(case, tmp_path, "fp32")
+        hook = adapter.field.bare["transformer"].register_forward_hook(lambda *_: ran.append(1))
+        for scale, times in ((off, 2), (off + 2, 4), (off + 3, 4)):
+            ran.clear()
+            call = {**case.call, "guidance_scale": scale}
+            drawn.append(adapter.evaluate(cond, call, 2, [torch.manual_seed(0)])[0].tobytes())
+            assert adapter.guided(call) == (scale > off) and len(ran) == times
+        hook.remove()
+        assert len(set(drawn)) == 3
+        assert not adapter.guided(adapter.with_guidance(case.call, 1.0)) and adapter.guided(adapter.with_guidance(case.call, 2.0))
