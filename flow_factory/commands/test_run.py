@@ -16,6 +16,7 @@ from flow_factory.data.cache_folder import free_space
 from flow_factory.data.encoding_windows import rows_evaluated
 from flow_factory.distributed.barriers import wait_for_everyone
 from flow_factory.memory.checkpoint import model_of
+from flow_factory.memory.machine import written
 from flow_factory.memory.parts import peak
 from flow_factory.runs.run_folder import TEST
 from flow_factory.runs.training_state import load
@@ -205,17 +206,15 @@ class Rehearsal:
     def disk(self) -> tuple[list[str], bool]:
         """Lines with the size of checkpoints, and whether the disk has room."""
         log, (weights, state) = self.config.log, self.sizes
-        each, many = weights + state * (not log.save_model_only), times(self.config)
+        each, most = weights + state * (not log.save_model_only), written(self.config)
         free = free_space(Path(log.save_dir)) + weights + state  # the one that is removed
         said = f"a checkpoint: {amount(weights)} of weights, {amount(state)} of training state"
         said += "" if not log.save_model_only else " (of which one is written when the run is stopped)"
-        if many is None and log.keep_last_n is None:
+        if most is None:
             return [f"{said}; all are kept: {amount(free)} are free in {log.save_dir}, for {free // max(1, each)} of them"], True
-        kept = min(n for n in (many[1] if many else None, log.keep_last_n) if n is not None)
-        beside = many is None or many[1] > kept  # the next is complete before the oldest is removed
-        needed = (kept + beside) * each + state * log.save_model_only
+        needed = most * each + state * log.save_model_only
         fits = needed < free
-        text = f"{amount(needed)} for {kept} of them{' and the next' if beside else ''}, and {amount(free)} are free in {log.save_dir}"
+        text = f"{amount(needed)} for up to {most} of them at a time, and {amount(free)} are free in {log.save_dir}"
         return [said, f"disk: {text}{'' if fits else ': that does NOT fit; set log.keep_last_n, or a larger log.save_freq'}"], fits
 
 
