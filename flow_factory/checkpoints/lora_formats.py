@@ -51,8 +51,12 @@ def updates_of(lora: Lora, magnitudes: bool = False) -> dict[str, Update]:
     ups = {name.removesuffix(".lora_B.weight"): t for name, t in lora.tensors.items() if name.endswith(".lora_B.weight")}
     others = {name for name in lora.tensors if not (magnitudes and name.endswith(MAGNITUDE))}
     if downs.keys() != ups.keys() or len(downs) + len(ups) != len(others):
-        what = "DoRA, which these formats do not carry as it was trained" if lora.dora else "no plain LoRA: a layer has not two matrices"
-        raise CheckpointError(f"it is {what}; write diffusers, peft or merged")
+        what = (
+            "a DoRA, which files of ComfyUI and kohya's trainers do not carry as it was trained"
+            if lora.dora
+            else "no plain LoRA: a layer has not two matrices"
+        )
+        raise CheckpointError(f"the LoRA is {what}; write diffusers, peft or merged")
     return {layer: Update(down, ups[layer], lora.scale_of(layer)) for layer, down in downs.items()}
 
 

@@ -37,6 +37,9 @@ def magnitudes_are_whole(config: RunConfig) -> Iterator[Problem]:
         yield Problem(here, "true is not proved in compiled blocks; write false for one of them")
     if train.moves_reference:
         yield Problem(here, "true is not proved with a reference that moves, which begins as a LoRA without effect; write false")
+    for format in {*config.log.save_formats} & {"comfyui", "kohya"}:
+        text = f"{format} does not carry a DoRA as it was trained; leave it out, or write model.use_dora: false"
+        yield Problem(("log", "save_formats"), text)
     if isinstance(train, OPDConfig):
         yield Problem(here, "true: the teachers are LoRAs without magnitudes, in whose form the student is; write false")
 

@@ -135,7 +135,7 @@ def test_each_form_of_a_lora_begins_as_the_base_and_is_what_a_stock_pipeline_loa
     near, bare = 2e-5 if precision == "no" else 0.1, merged.field.bare["transformer"]
     torch.testing.assert_close(velocity_at(merged, condition(merged)), v.float(), rtol=0, atol=near)
     for format in ("kohya", "peft"):
-        with pytest.raises(CheckpointError, match="it is DoRA") if lora.dora and format == "kohya" else nullcontext():
+        with pytest.raises(CheckpointError, match="the LoRA is a DoRA") if lora.dora and format == "kohya" else nullcontext():
             write_lora(tmp_path / format, lora, format, "transformer", type(bare).__name__, widths(bare))  # type: ignore[arg-type]
     if not lora.dora:
         read = by_module_names("kohya", read_tensors(load_file(tmp_path / "kohya"), {}), bare)

@@ -217,6 +217,7 @@ BAD = [
     ),
     (MODEL, "model:\n  alpha_pattern: {attn.to_q: 0} #!\n", ["model.alpha_pattern.attn.to_q", "must be greater than 0"]),
     (MODEL, "model:\n  lora_dropout: 0.1 #!\n", ["model.lora_dropout", "0.1: grpo compares velocities of training", "write 0, or sft"]),
+    (MODEL, "log:\n  save_formats: [comfyui] #!\nmodel:\n  use_dora: true\n", ["log.save_formats", "does not carry a DoRA"]),
     (MODEL, "model:\n  use_dora: true #!\n  quantization: bnb_4bit\n", ["model.use_dora", "takes the norms of whole weights"]),
     (
         "finetune_type: lora",
