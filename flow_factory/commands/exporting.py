@@ -22,6 +22,7 @@ from flow_factory.models.loading import DTYPES, family_of, load_parts, load_pipe
 from flow_factory.runs.fitting import checkpoint_of
 from flow_factory.runs.provenance import provenance
 from flow_factory.utils.errors import UserError, file_errors
+from flow_factory.utils.model_index import name_source
 from flow_factory.utils.tensor_file import write_tensors
 from flow_factory.utils.terminal import hide_bars
 
@@ -97,6 +98,7 @@ def _in_place(out: Path, partial: Path) -> list[Path]:
         if out.exists():
             out.rmdir()  # it is empty
         finish(partial, out)
+        name_source(out, str(out))
         return [out]
     written = sorted(partial.iterdir())
     for file in written:
@@ -159,4 +161,4 @@ def _merged(job: Job, place: Path, lora: bool) -> None:
         if file:
             write_tensors(file_of(place, component, len(job.components) > 1), module.state_dict(), job.header | {"format": "pt"})
     if pipe is not None:
-        pipe.save_pretrained(place, safe_serialization=True)
+        pipe.save_pretrained(str(place), safe_serialization=True)  # a modular pipeline takes no Path

@@ -18,6 +18,7 @@ from flow_factory.reporting.metrics import evaluations_in, read_metrics
 from flow_factory.reporting.paired_gains import intervals
 from flow_factory.reporting.report import markdown_table
 from flow_factory.utils.hub import licence_of, looks_local
+from flow_factory.utils.model_index import INDEX, MODULAR, modular_index, name_source
 
 PICTURES = ("curves.png", "before_after.png")
 CONFIG, CARD = "config.yaml", "README.md"
@@ -55,6 +56,8 @@ def write_card(what: Published) -> Path:
     for picture in there:
         if picture.is_file():
             shutil.copyfile(picture, what.folder / picture.name)
+    if what.repo is not None:
+        name_source(what.folder, what.repo)
     if what.run is not None and (what.run / CONFIG).is_file():
         shutil.copyfile(what.run / CONFIG, what.folder / CONFIG)
     else:
@@ -67,7 +70,7 @@ def write_card(what: Published) -> Path:
 def model_card(what: Published) -> str:
     """Markdown with the hub's metadata at its head."""
     config, base = what.config, what.config.model.model_name_or_path
-    lora = config.model.finetune_type == "lora" and not (what.folder / "model_index.json").is_file()
+    lora = config.model.finetune_type == "lora" and not whole_in(what.folder)
     known, licence = not looks_local(base) and not Path(base).is_dir(), licence_of(base)
     data = ModelCardData(
         base_model=base if known else None, library_name="diffusers", license=licence,
@@ -94,14 +97,14 @@ def _loading(what: Published, lora: bool) -> str:
     """Python that draws a picture, by what is in the folder."""
     config, here = what.config, what.repo or what.folder.name
     base, part, section = config.model.model_name_or_path, config.model.target_components[0], config.eval
-    names, load = "DiffusionPipeline", f'pipe = DiffusionPipeline.from_pretrained("{base}", torch_dtype=torch.bfloat16)'
+    whole = whole_in(what.folder)
+    modular = modular_index(what.folder if whole else Path(base)) is not None
+    names, load = _stock(here if whole else base, modular)
     files = sorted(file.name for file in what.folder.glob("*.safetensors"))
-    if (what.folder / "model_index.json").is_file():
-        load = f'pipe = DiffusionPipeline.from_pretrained("{here}", torch_dtype=torch.bfloat16)'
-    elif not lora:
-        names = "AutoModel, DiffusionPipeline"
+    if not lora and not whole:
+        names = f"AutoModel, {names}"
         load = f'{part} = AutoModel.from_pretrained("{here}", subfolder="{part}", torch_dtype=torch.bfloat16)\n{load}'
-        load = f"{load[:-1]}, {part}={part})"
+        load = f"{load}\npipe.update_components({part}={part})" if modular else f"{load[:-1]}, {part}={part})"
     elif LORA_FILE in files:
         load += f'\npipe.load_lora_weights("{here}")'
     elif (what.folder / PEFT_CONFIG).is_file():
@@ -109,8 +112,21 @@ def _loading(what: Published, lora: bool) -> str:
     else:
         load += "".join(f'\npipe.load_lora_weights("{here}", weight_name="{name}")' for name in files)
     size = f"height={section.height}, width={section.width}, num_inference_steps={section.num_inference_steps}"
-    call = f"result = pipe(prompt, {size}, guidance_scale={section.guidance_scale:g})"
+    guided = f"prompt, {size}, guidance_scale={section.guidance_scale:g}"
+    call = f"result = pipe({f'prompt=prompt, {size}' if modular else guided})"
     return f"import torch\nfrom diffusers import {names}\n\n{load}\n{call}"
+
+
+def whole_in(folder: Path) -> bool:
+    """Whether a folder has a whole pipeline."""
+    return any((folder / name).is_file() for name in (INDEX, MODULAR))
+
+
+def _stock(place: str, modular: bool) -> tuple[str, str]:
+    """What to import from diffusers to load a pipeline, and the lines that do it."""
+    if modular:
+        return "ModularPipeline", f'pipe = ModularPipeline.from_pretrained("{place}")\npipe.load_components(torch_dtype=torch.bfloat16)'
+    return "DiffusionPipeline", f'pipe = DiffusionPipeline.from_pretrained("{place}", torch_dtype=torch.bfloat16)'
 
 
 def _optimised(what: Published) -> str:

@@ -66,6 +66,17 @@ def modular_index(folder: Path) -> dict[str, Any] | None:
     return {k: v for k, v in index.items() if k not in parts} | {part: entry for part, entry in parts.items() if entry is not None}
 
 
+def name_source(folder: Path, source: str) -> None:
+    """Has the index of a modular pipeline, if the folder has one, say that its parts come from this folder or repository."""
+    if modular_index(folder) is None:
+        return
+    index = read_json(folder / MODULAR)
+    for entry in index.values():
+        if isinstance(entry, list) and entry[2].get("pretrained_model_name_or_path") is not None:
+            entry[2]["pretrained_model_name_or_path"] = source
+    (folder / MODULAR).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def class_of(library: str, name: str) -> Any:
     """The class of a part, by what an index says of it."""
     return getattr(importlib.import_module(library if library in WEIGHTS else f"diffusers.pipelines.{library}"), name)

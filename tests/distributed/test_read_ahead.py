@@ -48,7 +48,7 @@ def test_the_first_process_reads_all_from_begin_to_end(opened: list, tmp_path: P
 
 def test_the_weights_of_the_parts_that_are_loaded_are_read_in_the_order_of_loading(opened: list) -> None:
     loading.load_adapter(str(checkpoint()), "flux1", without=("text_encoder", "text_encoder_2"))
-    files = loading.files_of(str(checkpoint()), loading.DiffusionPipeline.load_config(str(checkpoint())))
+    files = loading.files_of(str(checkpoint()), loading.model_index(str(checkpoint())))
     names = [file.parent.name for file in files]
     assert sorted(names) == ["text_encoder", "text_encoder_2", "transformer", "vae"]
     assert {name for name, _ in opened} <= {"diffusion_pytorch_model.safetensors"}, "no encoder's"

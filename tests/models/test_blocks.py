@@ -16,7 +16,7 @@ from flow_factory.models.diffusers import Diffusers
 from flow_factory.models.loading import load_adapter
 from flow_factory.types import Clip
 from flow_factory.utils.errors import UserError
-from flow_factory.utils.model_index import MODULAR
+from flow_factory.utils.model_index import MODULAR, name_source
 from tests.models.breadth import saved
 from tests.tiny.breadth import CASES, Case
 
@@ -94,6 +94,16 @@ def test_what_is_not_diffusers_own_or_not_in_the_folder_is_refused(
     with pytest.raises(UserError, match=said) as caught:
         load_adapter(str(tmp_path), "diffusers")
     assert "\n" not in str(caught.value) and not (tmp_path / "ran").exists()
+
+
+def test_an_exported_index_says_that_its_parts_are_where_it_is(tmp_path: Path) -> None:
+    sources = {"vae": "/tmp/partial", "controlnet": None}
+    index = {name: ["diffusers", "AutoencoderKLQwenImage", {"pretrained_model_name_or_path": at}] for name, at in sources.items()}
+    (tmp_path / "vae").mkdir()
+    (tmp_path / MODULAR).write_text(json.dumps({"_blocks_class_name": "QwenImageAutoBlocks", **index}))
+    name_source(tmp_path, "owner/name")
+    said = json.loads((tmp_path / MODULAR).read_text())
+    assert {name: said[name][2]["pretrained_model_name_or_path"] for name in sources} == {"vae": "owner/name", "controlnet": None}
 
 
 def test_a_modular_pipeline_of_the_hub_is_refused_with_how_to_have_it_as_a_folder() -> None:
