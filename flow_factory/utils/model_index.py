@@ -49,7 +49,7 @@ def model_index(name: str) -> dict[str, Any]:
         OSError: there is none, or it is damaged.
         LoadError: see `modular_index`.
     """
-    return modular_index(Path(name)) or dict(DiffusionPipeline.load_config(name))
+    return modular_index(Path(name)) or DiffusionPipeline.load_config(name)
 
 
 def modular_index(folder: Path) -> dict[str, Any] | None:
