@@ -77,7 +77,7 @@ def guidance(adapter: ModelAdapter, case: Case) -> str:
     """The argument that turns classifier-free guidance off."""
     if GUIDER in adapter.with_guidance(case.call, 1.0):
         return "its guider"
-    return f"`{adapter.cfg}: 1`" if adapter.cfg in adapter.parameters else "-"
+    return f"`{adapter.cfg}: {adapter.unguided:g}`" if adapter.cfg in adapter.parameters else "-"
 
 
 def name_of(case: Case) -> str:

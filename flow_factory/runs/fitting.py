@@ -75,7 +75,7 @@ def check_guidance(train: TrainConfig, sketch: ModelAdapter) -> None:
     if isinstance(train, DRaFTConfig) and (sketch.guided(pipeline_kwargs(train)) or sketch.own_guider):
         key = sketch.cfg if sketch.cfg in train.call else "guidance_scale"
         text = "is classifier-free guidance here: draft's gradient would train the answer to the negative prompt against itself"
-        raise UserError(f"train.{key}: {text}; write 1 (0 for Z-Image), or another trainer_type")
+        raise UserError(f"train.{key}: {text}; write {sketch.unguided:g}, or another trainer_type")
     key = "kl_guidance_scale" if isinstance(train, TransitionConfig) else "kl_cfg"
     if isinstance(train, FewStepConfig):
         key = "real_guidance_scale"
@@ -108,7 +108,7 @@ def check_student(train: FewStepConfig, sketch: ModelAdapter) -> None:
     if sketch.guided(call):
         text = f"{train.guidance_scale:g}: a student of few steps is drawn without classifier-free guidance"
         raise UserError(
-            f"train.guidance_scale: {text}; write 1.0 (0 for Z-Image): real_guidance_scale is the base's, which the student learns"
+            f"train.guidance_scale: {text}; write {sketch.unguided:g}: real_guidance_scale is the base's, which the student learns"
         )
     if type(sketch).passes({"guidance_scale": train.guidance_scale, **train.call}) > 1:
         off = [f"{key}: {value:g}" for key, value in sketch.with_guidance({}, 1.0).items() if call.get(key) != value]

@@ -22,7 +22,7 @@ def guided_rollouts(config: RunConfig) -> Iterator[str]:
         return
     yield (
         f"train.guidance_scale: {train.guidance_scale:g}: {train.trainer_type} rolls out with classifier-free guidance and trains without: "
-        "the weights absorb the effect of guidance; the authors of NFT and AWM use none (1 in train: and eval:, 0 for Z-Image)"
+        f"the weights absorb the effect of guidance; the authors of NFT and AWM use none ({family.unguided:g} in train: and eval:)"
     )
 
 
