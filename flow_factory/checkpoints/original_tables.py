@@ -4,7 +4,7 @@ Sources: the key maps of ComfyUI's `comfy/lora.py`, the modules that sd-scripts 
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 Rests = Mapping[str, tuple[str, ...]]
 """Original name within a block -> the layers of diffusers that it is; where it is fused, in the order of their outputs."""
@@ -142,6 +142,14 @@ WAN = Names(
            ((1, 0), (2, 2))},
     },
 )  # fmt: skip
+WAN_VACE = replace(
+    WAN,
+    blocks={
+        **WAN.blocks,
+        "vace_blocks": ("vace_blocks", {**WAN.blocks["blocks"][1], "before_proj": ("proj_in",), "after_proj": ("proj_out",)}),
+    },
+    kohya=False,
+)
 QWEN = Names({"transformer_blocks": SAME}, {k: k for k in ("img_in", "txt_in", "time_text_embed", "norm_out", "proj_out")})
 Z_IMAGE = Names(
     dict.fromkeys(("layers", "noise_refiner", "context_refiner"), SAME),
@@ -207,6 +215,7 @@ KNOWN: Mapping[str, Names] = {
     "ChromaTransformer2DModel": CHROMA,
     "SD3Transformer2DModel": SD3,
     "WanTransformer3DModel": WAN,
+    "WanVACETransformer3DModel": WAN_VACE,
     "QwenImageTransformer2DModel": QWEN,
     "ZImageTransformer2DModel": Z_IMAGE,
     "LTXVideoTransformer3DModel": LTX,

@@ -19,6 +19,7 @@ from flow_factory.checkpoints.lora_names import by_module_names
 from flow_factory.checkpoints.original_names import targets_of
 from flow_factory.checkpoints.original_tables import KNOWN
 from tests.models.harness import lora as with_lora
+from tests.tiny.breadth.wan_kin import wan_vace
 from tests.tiny.pipelines import PIPELINES
 
 RANK = 2
@@ -34,6 +35,7 @@ READERS: dict[str, Callable[..., dict[str, Tensor]]] = {
     "hidream": stock.convert_hidream_transformer_to_diffusers,
     "ltx": stock.convert_ltx_transformer_checkpoint_to_diffusers,
     "hunyuan": stock.convert_hunyuan_video_transformer_to_diffusers,
+    "vace": stock.convert_wan_transformer_to_diffusers,
 }  # fmt: skip
 """What diffusers reads the authors' checkpoints with, for `from_single_file`."""
 
@@ -61,7 +63,8 @@ def ltx() -> Any:
 
 
 def transformer(name: str) -> Any:
-    return {"ltx": ltx, "hunyuan": hunyuan}[name]() if name in ("ltx", "hunyuan") else PIPELINES[name]().transformer
+    own = {"ltx": ltx, "hunyuan": hunyuan, "vace": lambda: wan_vace().transformer}
+    return own[name]() if name in own else PIPELINES[name]().transformer
 
 
 def widths(name: str) -> tuple[str, dict[str, tuple[int, int]]]:

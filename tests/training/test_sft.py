@@ -165,8 +165,10 @@ def test_an_epoch_is_a_pass_over_the_rows_or_most_of_them(tmp_path: Path) -> Non
 
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_never_was(tmp_path: Path) -> None:
+    """With a dropout, whose masks are keyed by the update."""
     write_targets(tmp_path)
     keys = ("log.save_freq=1", "log.save_model_only=false", "train.lr_scheduler=cosine", "train.ema_decay=0.9", "train.max_epochs=3")
+    keys += ("model.lora_dropout=0.2",)
     sft(tmp_path, *keys, "run_name=whole")()
     sft(tmp_path, *keys, "run_name=part", "train.lr_total_steps=9", "train.max_epochs=2")()
     sft(tmp_path, *keys, "run_name=part", f"model.resume_path={tmp_path}/save/part")()
