@@ -4,8 +4,8 @@
     python benchmarks/algorithms.py --algorithms nft awm   some of them; runs that are complete in --save-dir are not repeated
 
 Each run is `ff-train examples/quickstart/<algorithm>.yaml` (NFT: `examples/quickstart.yaml`). Draws `assets/algorithms.png` and prints a
-Markdown table of held-out strict accuracy on the quick start's 256 pairs of caption and noise, and of the seconds of an epoch. DMD2, TDM and
-TDM-R1 are drawn in two steps, before and after, the others in eight.
+Markdown table of held-out strict accuracy on the quick start's 256 pairs of caption and noise, and of the seconds of an epoch. DMD2, TDM
+and TDM-R1 are drawn in two steps, before and after, the others in eight.
 """
 
 import argparse
