@@ -27,7 +27,7 @@ from flow_factory.checkpoints.checkpoint import (
     partial_of,
     prune,
 )
-from flow_factory.checkpoints.lora_file import LORA_FILE, PEFT_CONFIG, PEFT_FILE, read_lora, read_tensors
+from flow_factory.checkpoints.lora_file import LORA_FILE, PEFT_CONFIG, PEFT_FILE, Lora, read_lora, read_tensors
 from flow_factory.checkpoints.lora_formats import widths, write_lora
 from flow_factory.checkpoints.lora_names import by_module_names
 from flow_factory.checkpoints.merging import merge_lora
@@ -91,6 +91,12 @@ def test_saved_full_weights_are_a_stock_transformer(tmp_path: Path, master: str)
     assert stock.keys() == mine.keys() and all(torch.equal(stock[k], mine[k]) and stock[k].dtype == mine[k].dtype for k in stock)
 
 
+def change_of(lora: Lora, layer: str) -> torch.Tensor:
+    """What a LoRA adds to a layer's weight."""
+    up, down = (lora.tensors[f"{layer}.lora_{way}.weight"] for way in "BA")
+    return lora.scale_of(layer) * up @ down
+
+
 FORMS = {
     "dora, rslora, ranks": {"use_dora": True, "use_rslora": True, "rank_pattern": {"attn.to_q": 2}},
     "rslora, ranks, alphas": {"use_rslora": True, "rank_pattern": {"attn.to_q": 2}, "alpha_pattern": {"attn.to_k": 7.5}},
@@ -132,14 +138,17 @@ def test_each_form_of_a_lora_begins_as_the_base_and_is_what_a_stock_pipeline_loa
     lora, module = lora_at(tmp_path, "transformer")[1], load_pipeline(str(flux_folder), Flux1, torch.float32)
     merge_lora(module.transformer, lora)
     merged = Flux1(module)
-    near, bare = 2e-5 if precision == "no" else 0.1, merged.field.bare["transformer"]
-    torch.testing.assert_close(velocity_at(merged, condition(merged)), v.float(), rtol=0, atol=near)
+    bare = merged.field.bare["transformer"]
+    if precision == "no":
+        torch.testing.assert_close(velocity_at(merged, condition(merged)), v, rtol=0, atol=2e-5)
     for format in ("kohya", "peft"):
         with pytest.raises(CheckpointError, match="the LoRA is a DoRA") if lora.dora and format == "kohya" else nullcontext():
             write_lora(tmp_path / format, lora, format, "transformer", type(bare).__name__, widths(bare))  # type: ignore[arg-type]
     if not lora.dora:
         read = by_module_names("kohya", read_tensors(load_file(tmp_path / "kohya"), {}), bare)
-        assert {layer: read.scale_of(layer) for layer in read.layers} == {layer: lora.scale_of(layer) for layer in lora.layers}
+        assert read.layers == lora.layers
+        for layer in lora.layers:  # where layers of other scales are one there, the scale is in the numbers
+            torch.testing.assert_close(change_of(read, layer), change_of(lora, layer), rtol=1e-5, atol=1e-6)
     assert read_lora(tmp_path / "peft" / PEFT_FILE).dora == lora.dora
     assert read_lora(tmp_path / "peft" / PEFT_FILE).scale_of(lora.layers[0]) == pytest.approx(lora.scale_of(lora.layers[0]))
 
