@@ -6,6 +6,7 @@ Each case is tried as `tests/models/test_breadth.py` does: a rollout and its rep
 DiffusionNFT, and the saved LoRA read back by the stock classes. Takes some ten minutes for all.
 """
 
+import inspect
 import sys
 import warnings
 from pathlib import Path
@@ -20,8 +21,10 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from flow_factory.checkpoints.lora_file import knows_transformers  # noqa: E402
+from flow_factory.models import MODELS  # noqa: E402
 from flow_factory.models.base import ModelAdapter  # noqa: E402
 from flow_factory.models.guiders import GUIDER  # noqa: E402
+from flow_factory.models.pipeline_facts import lacking  # noqa: E402
 from flow_factory.utils.errors import UserError  # noqa: E402
 from tests.models.breadth import read_back, replayed, run_of, small  # noqa: E402
 from tests.tiny.breadth import CASES, Case  # noqa: E402
@@ -33,13 +36,20 @@ HEAD = """\
 | pipeline | data columns | replay | trains | LoRA read back by | default LoRA targets | guidance off by | samples a call |
 |---|---|---|---|---|---|---|---|"""
 
+NOT_TRIED = {
+    "SanaWMPipeline": "it asks for camera poses, which no column of a data set is",
+    "CosmosTextToWorldPipeline": "cosmos_guardrail is not installed here",
+    "CosmosVideoToWorldPipeline": "cosmos_guardrail is not installed here",
+}
+"""Pipelines without a case -> why."""
+
 
 def tried(case: Case, folder: Path) -> str:
     """The case's line of the table."""
     columns = ", ".join(f"`{name}`" for name in case.columns) or "text"
     try:
-        errors = [replayed(case, folder, dtype) for dtype in ("fp32", "bf16")]
         trains = [trainer for trainer in ("grpo", "nft") if moves(case, folder, trainer)]
+        errors = [replayed(case, folder, dtype) for dtype in ("fp32", "bf16")]
     except UserError as error:
         reason = " ".join(str(error).split()).partition("train.jsonl:1: ")
         return f"| {name_of(case)} | {columns} | refused: {reason[2] or reason[0]} | | | | | |"
@@ -86,6 +96,21 @@ def name_of(case: Case) -> str:
     return f"{case.pipeline} ({case.name})" if several else case.pipeline
 
 
+def others() -> list[str]:
+    """Rows of the flow-matching pipelines of diffusers that are neither a case nor a family's: the reason, from the class alone."""
+    ours = {case.pipeline for case in CASES.values()} | {MODELS[name].pipeline.rpartition(":")[2] for name in MODELS.table}
+    rows = []
+    for name in sorted(name for name in dir(diffusers) if name.endswith("Pipeline") and name not in ours):
+        kind = getattr(diffusers, name)
+        if "FlowMatchEuler" not in inspect.getsource(sys.modules[kind.__module__]):
+            continue
+        call, parts = (inspect.signature(inspect.unwrap(f)).parameters for f in (kind.__call__, kind.__init__))
+        reason = lacking(kind, parts, call)
+        said = f"not tried: {NOT_TRIED[name]}" if name in NOT_TRIED else f"refused: {reason}" if reason else "not tried"
+        rows.append(f"| {name} | | {said} | | | | | |")
+    return rows
+
+
 def row_name(line: str) -> str:
     """The first cell of a row."""
     return line.removeprefix("| ").partition(" |")[0]
@@ -95,7 +120,7 @@ def write(lines: list[str]) -> None:
     """Puts the rows into the page's table; those of other cases stay."""
     known, made = {name_of(case) for case in CASES.values()}, {row_name(line) for line in lines}
     before = PAGE.read_text().partition(BEGIN)[2].partition(END)[0].splitlines()
-    lines = lines + [line for line in before if row_name(line) in known - made]
+    lines = lines + [line for line in before if row_name(line) in known - made] + others()
     count = sum("| grpo, nft |" in line for line in lines)
     said = f"With diffusers {diffusers.__version__}: {count} of {len(lines)} ways of calling a pipeline replay, train and are read back."
     text = PAGE.read_text()

@@ -19,7 +19,7 @@ from flow_factory.models.base import ModelAdapter
 from flow_factory.models.blocks import READERS, require_folder
 from flow_factory.models.call_forms import CallForm, forms, found
 from flow_factory.models.growth import Growth, grown, growth_of
-from flow_factory.models.pipeline_facts import ASKED, CHANCE, ONE_AT_A_TIME, PROJECTIONS, TEXTS, in_own_dtype, unguided_scale
+from flow_factory.models.pipeline_facts import CHANCE, ONE_AT_A_TIME, PROJECTIONS, TEXTS, in_own_dtype, lacking, unguided_scale
 from flow_factory.types import Cond, Row
 from flow_factory.utils.errors import UserError
 from flow_factory.utils.model_index import model_index
@@ -85,10 +85,10 @@ class Diffusers(ModelAdapter):
         super().__init__(pipe)
         config = pipe.scheduler.config
         flow = "FlowMatch" in type(pipe.scheduler).__name__ or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow"
-        lacks = [k for k in self.components[:1] if k not in self.field.bare]
-        lacks += [*TEXTS[:1]] * (not any(hasattr(pipe, k) for k in TEXTS)) + [f"argument {k}" for k in ASKED if k not in self.parameters]
-        if lacks or not flow:
-            reason = f"it has no {', '.join(lacks)}" if lacks else f"{type(pipe.scheduler).__name__} is not a flow-matching scheduler"
+        reason = lacking(pipe, self.field.bare, self.parameters)
+        if not (reason or flow):
+            reason = f"{type(pipe.scheduler).__name__} is no flow-matching scheduler"
+        if reason:
             raise UserError(f"model_type: diffusers cannot train {type(pipe).__name__}: {reason}")
         for part in pipe.components.values():
             if isinstance(part, ModelMixin) and not hasattr(part, "gradient_checkpointing"):

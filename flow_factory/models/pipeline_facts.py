@@ -1,6 +1,6 @@
 """Facts about diffusers' pipelines, by the names that they share, for the generic adapter."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from torch import Tensor
@@ -17,8 +17,25 @@ ONE_AT_A_TIME = ("AutoencoderKLHunyuanVideo15",)
 """VAEs whose attention takes one sample."""
 ASKED = ("prompt", "num_inference_steps", "generator")
 """Arguments without which a pipeline cannot be trained: some have one schedule, or prompts in parts."""
+SIZES = ("height", "width", "num_frames", "resolution")
+"""Arguments of which a pipeline of pictures or videos has one at least."""
 CHANCE = ("image_cond_noise_scale",)
 """Arguments with which a pipeline (LTX's with conditions) adds noise of its own at each step."""
+
+
+def lacking(pipeline: Any, parts: Collection[str], parameters: Collection[str]) -> str | None:
+    """Why no run can train a pipeline of this class, whatever its weights are; None: nothing of its class says so.
+
+    Args:
+        pipeline: the pipeline, or its class.
+        parts: its components.
+        parameters: of its call.
+    """
+    lacks = [k for k in ("transformer",) if k not in parts] + [f"argument {k}" for k in ASKED if k not in parameters]
+    lacks += [] if any(hasattr(pipeline, k) for k in TEXTS) else [TEXTS[0]]
+    if lacks:
+        return f"it has no {', '.join(lacks)}"
+    return None if any(k in parameters for k in SIZES) else "it draws a sound, no picture or video"
 
 
 def in_own_dtype(vae: Any) -> Callable[..., Any]:

@@ -31,8 +31,8 @@ from tests.tiny.run import logged, trained, write_rows
 
 NAMED = {MODELS[name].pipeline.partition(":")[2]: name for name in MODELS if issubclass(MODELS[name], Named)}
 """The pipelines of families that are the generic adapter with defaults and sizes of their own -> the family."""
-ALONE = ("wan_vace", "wan_vace_reference", "prx", "prx_pixel", "modular_wan_i2v", "modular_wan22_i2v")
-"""Cases whose pipeline draws one sample a call: Wan VACE says so, as Wan's blocks for a picture; PRX is wrong with more."""
+ALONE = ("wan_vace", "wan_vace_reference", "prx", "prx_pixel", "modular_wan_i2v", "modular_wan22_i2v", "ltx_long_multi_prompt")
+"""Cases whose pipeline draws one sample a call: some say so, such as Wan VACE and Wan's blocks for a picture; PRX is wrong with more."""
 EXPERTS = ("wan22_t2v_generic", "modular_wan22", "modular_wan22_i2v")
 """Cases whose pipeline has two transformers, each for a part of the schedule."""
 PROMPTS = ("a red circle", "a blue square on the hill", "a red square")
@@ -89,9 +89,7 @@ def saved(case: Case, folder: Path) -> str:
     if not place.exists():
         case.build().save_pretrained(str(place))
         extra = {"negative_prompt": "ugly"} if case.negative else {}
-        rows = [
-            case.row(folder / "data", prompt=prompt, **extra) for prompt in ("a red circle", "a blue square on the hill", "a red square")
-        ]
+        rows = [case.row(folder / "data", prompt=case.wording.replace("PROMPT", prompt), **extra) for prompt in PROMPTS]
         write_rows(folder / "data" / "train.jsonl", rows[:2])
         write_rows(folder / "data" / "test.jsonl", rows[2:])
     return str(place)

@@ -7,7 +7,7 @@ import diffusers as d
 from tests.tiny import generic_pipelines as generic
 from tests.tiny.breadth.components import filled, qwen3_vl, qwen3_vl_processor, talking_qwen
 from tests.tiny.breadth.images_t2i import prx
-from tests.tiny.breadth.registry import CONTROL, IMAGE, PICTURE, Medium, case, made, reuse
+from tests.tiny.breadth.registry import CONTROL, IMAGE, PICTURE, Medium, also, case, made, reuse
 from tests.tiny.encoders import WIDTH, language, t5
 from tests.tiny.parts import euler, kl_vae, lively, qwen_vae, seeded, wan_vae
 from tests.tiny.text import gemma_tokenizer, llama_tokenizer, t5_tokenizer
@@ -129,3 +129,10 @@ def dreamlite() -> Any:
         cross_attention_dim=WIDTH, attention_head_dim=2, norm_num_groups=2))  # fmt: skip
     vae = seeded(d.AutoencoderTiny, latent_channels=4, encoder_block_out_channels=(4,) * 4, decoder_block_out_channels=(4,) * 4)
     return d.DreamLitePipeline(qwen3_vl(), talking_qwen(), qwen3_vl_processor(), vae, unet, euler(use_dynamic_shifting=True))
+
+
+also("chroma", generic.chroma, "ChromaPipeline", IMAGE, negative=True)
+also("cogview4", generic.cogview4, "CogView4Pipeline", {**IMAGE, "max_sequence_length": 16}, negative=True)
+also("lumina2", generic.lumina2, "Lumina2Pipeline", {**IMAGE, "max_sequence_length": 48}, negative=True)
+also("hidream", generic.hidream, "HiDreamImagePipeline", IMAGE, negative=True, attributes={"default_sample_size": 4})
+also("sana", generic.sana, "SanaPipeline", SANA, negative=True)

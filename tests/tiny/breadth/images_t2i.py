@@ -188,7 +188,14 @@ def prx() -> Any:
     return d.PRXPipeline(transformer, euler(), seeded(transformers.T5GemmaEncoderModel, config), tokens, kl_vae())
 
 
-@case("bria_fibo_edit", "BriaFiboEditPipeline", call={**IMAGE, "height": 64, "width": 64}, columns=PICTURE, negative=True)
+@case(
+    "bria_fibo_edit",
+    "BriaFiboEditPipeline",
+    call={**IMAGE, "height": 64, "width": 64, "_auto_resize": False},
+    columns={"image": Medium(side=64)},
+    wording='{"edit_instruction": "PROMPT"}',
+    negative=True,
+)
 def bria_fibo_edit() -> Any:
     return made("BriaFiboEditPipeline", bria_fibo)
 

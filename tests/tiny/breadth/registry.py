@@ -73,6 +73,8 @@ class Case:
     """Media of a row, by the argument of the pipeline's call."""
     negative: bool = False
     """Whether the call takes a negative prompt."""
+    wording: str = "PROMPT"
+    """How a prompt is written."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
     """Attributes of the loaded pipeline that make it small."""
     constants: Mapping[str, Any] = field(default_factory=dict)
