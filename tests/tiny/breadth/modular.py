@@ -46,7 +46,7 @@ add("qwen", "QwenImageModularPipeline", images.qwen_image, call=IMAGE | SCALE, n
 add("qwen_img2img", "QwenImageModularPipeline", images.qwen_image, call=IMAGE | SCALE, columns=PICTURE, negative=True)
 add("qwen_inpaint", "QwenImageModularPipeline", images.qwen_image, call=IMAGE | SCALE, columns=INPAINT, negative=True)
 add("qwen_control", "QwenImageModularPipeline", of("qwen_controlnet"), call=IMAGE | SCALE, columns=CONTROL, negative=True)
-add("qwen21", "QwenImage21ModularPipeline", of("qwen_image21"), call=IMAGE | SCALE)
+add("qwen21", "QwenImage21ModularPipeline", of("qwen_image21"), call={"height": 32, "width": 32} | SCALE)
 add("sd3", "StableDiffusion3ModularPipeline", images.sd3, call=IMAGE | SCALE, negative=True)
 add("z_image", "ZImageModularPipeline", images.z_image, call=IMAGE | SCALE, negative=True)
 add("ernie", "ErnieImageModularPipeline", of("ernie_image"), call={"height": 32, "width": 32} | SCALE)
