@@ -19,7 +19,7 @@ from flow_factory.models.base import ModelAdapter
 from flow_factory.models.blocks import READERS, require_folder
 from flow_factory.models.call_forms import CallForm, forms, found
 from flow_factory.models.growth import Growth, grown, growth_of
-from flow_factory.models.pipeline_facts import CHANCE, ONE_AT_A_TIME, PROJECTIONS, TEXTS, in_own_dtype, lacking, unguided_scale
+from flow_factory.models.pipeline_facts import CHANCE, ONE_AT_A_TIME, PROJECTIONS, TEXTS, factor, in_own_dtype, lacking, unguided_scale
 from flow_factory.types import Cond, Row
 from flow_factory.utils.errors import UserError
 from flow_factory.utils.model_index import model_index
@@ -194,29 +194,27 @@ class Diffusers(ModelAdapter):
             raise UserError(f"{name} cannot draw {n} samples of a row in one call; write train.per_device_batch_size: {form.most}")
         return self._called({name: value for name, value in cond.items() if name not in OWN}, n, form, call)
 
+    def _of_velocity(self, cond: Cond, call: Mapping[str, Any], n: int) -> dict[str, Any]:
+        return {**self._arguments(cond, call, n), **{k: v for k, v in self.in_velocity.items() if k in self.parameters}}
+
     def _called(self, cond: Cond, n: int, form: CallForm, call: Mapping[str, Any]) -> dict[str, Any]:
         """Call arguments in a form, whose kind of generators the field then uses."""
         self.field.one_generator = form.prompts == "alone"
         return {**self.takes(call), **form.arguments(cond, n, self.parameters)}
-
-    def _in_velocity(self) -> dict[str, Any]:
-        return {name: value for name, value in self.in_velocity.items() if name in self.parameters}
 
     def tokens(self, row: Row, call: Mapping[str, Any]) -> tuple[int, int]:
         return 0, call.get("max_sequence_length", self.text_length)  # how it counts is the pipeline's secret
 
     def size_step(self) -> int:
         """A patch of latents; pipelines that pack latents themselves have told their picture processor."""
-        names = ("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_spatial_scale_factor")
-        scale = next((int(getattr(self.pipe, n)) for n in names if hasattr(self.pipe, n)), 1)
+        scale = factor(self.pipe, "pixels", 1)
         patch = self.field.bare["transformer"].config.get("patch_size", 1)
         processors = [getattr(self.pipe, kind, None) for kind in ("image_processor", "video_processor")]
         told = [p.config.get("vae_scale_factor", 1) for p in processors if isinstance(p, ConfigMixin)]
         return math.lcm(scale * (patch if isinstance(patch, int) else patch[-1]), *told)
 
     def frame_step(self) -> int:
-        names = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "vae_temporal_scale_factor")
-        return next((int(getattr(self.pipe, n)) for n in names if hasattr(self.pipe, n)), 0)
+        return factor(self.pipe, "frames", 0)
 
     def joinable(self, cond: Cond) -> Any:
         return None
@@ -239,12 +237,12 @@ class Diffusers(ModelAdapter):
         return Deferred(lambda: self.media(out, call) if seen else ()), recorder
 
     def velocity(self, x: Tensor, t: Tensor, s: Tensor, cond: Cond, call: Mapping[str, Any], memo: ConditionMemo | None = None) -> Tensor:
-        arguments = {**self._arguments(cond, call, len(x)), **self._in_velocity()}
+        arguments = self._of_velocity(cond, call, len(x))
         with self.guiding(call):
             return self.field.velocity(x, t, s, arguments, self._knowing(memo, cond, len(x)))
 
     def decode(self, x0: Tensor, cond: Cond, call: Mapping[str, Any], memo: ConditionMemo | None = None) -> Tensor:
-        arguments = {**self._arguments(cond, call, len(x0)), **self._in_velocity()}
+        arguments = self._of_velocity(cond, call, len(x0))
         return decode(self.field, x0, arguments, self._knowing(memo, cond, len(x0)))
 
     def _knowing(self, memo: ConditionMemo | None, cond: Cond, n: int) -> ConditionMemo:
@@ -255,6 +253,8 @@ class Diffusers(ModelAdapter):
         return memo
 
     def evaluate(self, cond: Cond, call: Mapping[str, Any], num_steps: int, generators: list[Generator]) -> list[Any]:
-        arguments = self._arguments(cond, call, len(generators))
-        with self.field.memo_table.using(ConditionMemo(self._given(cond, 1), only=True)), self.guiding(call):
+        if (n := len(generators)) > (cond["form"]["most"] or n):
+            return [one for alone in generators for one in self.evaluate(cond, call, num_steps, [alone])]
+        arguments = self._arguments(cond, call, n)
+        with self.field.memo_table.using(ConditionMemo(self._given(cond, n), only=True)), self.guiding(call):
             return super().evaluate(arguments, call, num_steps, generators)

@@ -22,6 +22,21 @@ SIZES = ("height", "width", "num_frames", "resolution")
 CHANCE = ("image_cond_noise_scale",)
 """Arguments with which a pipeline (LTX's with conditions) adds noise of its own at each step."""
 
+FACTORS = {
+    "pixels": ("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_spatial_scale_factor"),
+    "frames": ("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "vae_temporal_scale_factor"),
+}
+"""What pipelines call the pixels each way, and the frames, of a latent."""
+
+
+def factor(pipe: Any, of: str, default: int) -> int:
+    """How many pixels each way, or frames, of a latent the pipeline says.
+
+    Args:
+        of: see `FACTORS`.
+    """
+    return next((int(getattr(pipe, name)) for name in FACTORS[of] if hasattr(pipe, name)), default)
+
 
 def lacking(pipeline: Any, parts: Collection[str], parameters: Collection[str]) -> str | None:
     """Why no run can train a pipeline of this class, whatever its weights are; None: nothing of its class says so.

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -44,6 +45,22 @@ def test_a_family_resumes_to_the_bit_and_two_processes_do_what_one_does(name: st
     assert_same_run(save / "two", save / "one")
     here, unbroken = state_of(save / "resumed", 2), state_of(save / "one", 2)
     assert here.keys() == unbroken.keys() and [key for key in unbroken if not torch.equal(here[key], unbroken[key])] == []
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ["qwen_image21_edit", "wan_vace", "longcat_edit", "hunyuan_video15"])
+def test_two_samples_of_a_row_are_evaluated_as_each_alone(name: str, tmp_path: Path) -> None:
+    """As `ff-eval` and `ff-generate` ask for them, also of a pipeline that draws one a call."""
+    case = CASES[name]
+    with small(case):
+        _, adapter, cond = replayed(case, tmp_path, "fp32")
+        both, *alone = (
+            adapter.evaluate(cond, case.call, 2, [torch.Generator().manual_seed(k) for k in seeds]) for seeds in ((0, 1), (0,), (1,))
+        )
+    for one, other in zip(both, [*alone[0], *alone[1]], strict=True):
+        a, b = (np.asarray(getattr(x, "frames", [x])[-1], np.int16) for x in (one, other))
+        assert abs(a - b).max() <= 2
+    assert both[0] != both[1]
 
 
 @pytest.mark.exhaustive
