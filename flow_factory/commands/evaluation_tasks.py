@@ -59,7 +59,8 @@ def tasks_of(config: RunConfig, rewards: Sequence[RewardConfig] | None, given: b
     else:
         tests = read_tests(config, asked)
     if not tests:
-        raise UserError(f"{config.data.dataset_dir}: the run has no test rows; name some with --data")
+        where = ", ".join(dataset.config.data.dataset_dir for dataset in datasets.values())
+        raise UserError(f"{where}: the run has no test rows; name some with --data")
     for name, rows in tests.items():
         alone, its = datasets[name].config, entries(datasets[name])
         note(*left_out(its) if noises == 1 else ())

@@ -102,13 +102,14 @@ class RunFolder:
         self.begun = False
 
     def begin(self, config: RunConfig) -> None:
-        """Writes the config. From here on the folder belongs to the run."""
+        """Writes the config. From here on the folder belongs to the run, which an earlier summary would say has ended."""
         self.begun = True
         os.ftruncate(self.lock, 0)
         os.pwrite(self.lock, json.dumps({"process": os.getpid(), "machine": socket.gethostname()}).encode(), 0)
         beside = self.path / ".config.yaml"
         beside.write_text(dump_config(config), encoding="utf-8")
         beside.replace(self.path / "config.yaml")
+        (self.path / "summary.md").unlink(missing_ok=True)
 
     def release(self) -> None:
         """Releases the claim."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import diffusers
+import peft
 import torch
 import transformers
 from accelerate.utils import broadcast_object_list, gather_object
@@ -205,7 +206,7 @@ def whose(trainer: "Trainer", checkpoint: Path) -> dict[str, Any]:
     context = trainer.context
     return dict(_config(context.config)) | trainer.identity | {
         "the state": file_sha256(str(state)), "the epoch": context.progress.epoch, "the device": device_of(context.accelerator.device),
-        "torch": torch.__version__, "diffusers": diffusers.__version__, "transformers": transformers.__version__,
+        "torch": torch.__version__, "diffusers": diffusers.__version__, "transformers": transformers.__version__, "peft": peft.__version__,
         "the program": code_of(trainer),
     }  # fmt: skip
 

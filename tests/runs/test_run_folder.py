@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from flow_factory.checkpoints.lora_file import LORA_FILE
 from flow_factory.config import load_config
 from flow_factory.runs.preflight import ready
-from flow_factory.runs.resume import Finished, find_start, start_lines
+from flow_factory.runs.resume import Finished, find_start, is_over, start_lines
 from flow_factory.runs.run_folder import LOCK, RunFolder, archive_later_checkpoints, default_name
 from flow_factory.train import build
 from flow_factory.utils.errors import UserError
@@ -360,9 +360,11 @@ def test_a_lower_learning_rate_is_in_effect_at_the_first_update(home: Path) -> N
     assert moved[1e-7] < 1e-3 * moved[1e-3]
 
 
-def test_the_config_of_the_folder_is_the_running_ones(home: Path) -> None:
+def test_the_config_of_the_folder_is_the_running_ones_and_no_earlier_summary_says_that_it_has_ended(home: Path) -> None:
+    assert is_over(load_config(home / "tiny.yaml", [*STATES, OWN]))
     tiny(home, *STATES, *MORE, "train.learning_rate=1e-5")
     assert "learning_rate: 1.0e-05" in (home / "save/run/config.yaml").read_text()
+    assert not is_over(load_config(home / "tiny.yaml", [*STATES, OWN])), "the last checkpoint comes before its evaluation"
 
 
 # -- a check says the same ---------------------------------------------------------------------------------------------------------
@@ -387,7 +389,7 @@ def test_a_check_says_what_a_start_would_do(home: Path) -> None:
             said(*REFUSED[name][0])
     with children(1, lambda _: claimed(run)), pytest.raises(UserError, match="is in use by another run"):
         said(*MORE)
-    assert not (before.keys() ^ tree(home).keys()) - {"save/run/.lock"}
+    assert not (before.keys() ^ tree(home).keys()) - {"save/run/.lock", "save/run/summary.md"}, "but what the other run has begun with"
 
 
 def test_a_lora_of_a_higher_rank_is_refused_before_anything_is_loaded(home: Path) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torch import Tensor
+from transformers import T5EncoderModel
 
 from flow_factory.check import check
 from flow_factory.commands.test_run import rehearse
@@ -15,9 +17,10 @@ from flow_factory.config import load_config
 from flow_factory.core.advantage import AGGREGATIONS
 from flow_factory.data.several import dataset_of
 from flow_factory.training.run import Run
-from tests.tiny.run import logged, read_state, tiny
+from tests.tiny.run import forwards, logged, read_state, tiny, write_rows, write_run
 from tests.tiny.several import assert_same_run, several
-from tests.tiny.two_datasets import DATASETS, REWARDS, write_two
+from tests.tiny.two_datasets import DATASETS, REWARDS, SHAPES, WORDS, write_two
+from tests.training.test_sft import SFT
 from tests.training.test_stops import AUTO, assert_ends_as, stop
 
 pytestmark = pytest.mark.exhaustive
@@ -113,6 +116,42 @@ def test_a_resume_says_which_data_set_has_changed(tmp_path: Path, capsys: pytest
     said = capsys.readouterr().err
     assert "note: data.datasets.words has other rows or another weight than before" in said
     assert "note: data.datasets.shapes has other rows or another weight than before" in said
+
+
+def write_given(folder: Path) -> None:
+    """Demonstrations in two data sets, whose files have the same names; and in one, whose rows are those of both."""
+    write_run(folder)
+    rows = []
+    for number, (name, prompts) in enumerate({"words": WORDS, "shapes": SHAPES}.items()):
+        (folder / name / "images").mkdir(parents=True)
+        for k in range(2):
+            Image.new("RGB", (32, 32), (90 * number, 200 * k, 40)).save(folder / name / "images" / f"{k}.png")
+        its = [{"prompt": prompt, "target": f"{k % 2}.png"} for k, prompt in enumerate(prompts)]
+        rows += [row | {"target": f"{name}/images/{row['target']}"} for row in its]
+        for split in ("train", "test"):
+            write_rows(folder / name / f"{split}.jsonl", its)
+    write_rows(folder / "data" / "train.jsonl", rows)
+
+
+def test_demonstrations_of_two_data_sets_are_those_of_one_that_has_the_rows_of_both(tmp_path: Path) -> None:
+    """Encoded ahead, from the cache alone, in windows, and where each is encoded when it is drawn."""
+    write_given(tmp_path)
+    keys = (*SFT, "log.save_freq=2", "log.save_model_only=false")
+    tiny(tmp_path, *keys, f"data.image_dir={tmp_path}", "eval.eval_freq=0", "run_name=one")()
+    file = tmp_path / "tiny.yaml"
+    tree = yaml.safe_load(file.read_text())
+    del tree["data"]["dataset_dir"]
+    tree["data"]["datasets"] = [{"name": n, "dataset_dir": str(tmp_path / n), "train": {}, "eval": {}} for n in ("words", "shapes")]
+    file.write_text(yaml.safe_dump(tree))
+    one = read_state(tmp_path / "save" / "one" / "checkpoints" / "epoch_2")
+    ways = {"ahead": "encode=ahead", "again": "encode=ahead", "windows": "encode=window", "drawn": "enable_preprocess=false"}
+    for name, way in ways.items():
+        with forwards(T5EncoderModel) as seen:
+            tiny(tmp_path, *keys, f"data.{way}", f"run_name={name}")()
+        assert bool(seen) == (name == "drawn"), "all rows were encoded by the run of one data set"
+        both = read_state(tmp_path / "save" / name / "checkpoints" / "epoch_2")
+        assert both.keys() == one.keys() and [key for key in one if not torch.equal(one[key], both[key])] == []
+        assert {"eval/words/loss", "eval/shapes/loss"} <= logged(tmp_path / "save" / name)[-1].keys()
 
 
 RUNS: dict[str, Sequence[str]] = {
