@@ -17,7 +17,7 @@ ONE_AT_A_TIME = ("AutoencoderKLHunyuanVideo15",)
 """VAEs whose attention takes one sample."""
 ASKED = ("prompt", "num_inference_steps", "generator")
 """Arguments without which a pipeline cannot be trained: some have one schedule, or prompts in parts."""
-SIZES = ("height", "width", "num_frames", "resolution")
+SIZES = ("height", "width", "num_frames", "resolution", "image")
 """Arguments of which a pipeline of pictures or videos has one at least."""
 CHANCE = ("image_cond_noise_scale",)
 """Arguments with which a pipeline (LTX's with conditions) adds noise of its own at each step."""
