@@ -95,7 +95,7 @@ def model_kind(path: Path, key: str = "model.resume_path") -> Literal["lora", "f
             return "lora" if holds_lora(path) else "full"
         except ValueError as error:
             raise CheckpointError(f"{key}: {path} {error}") from error
-    if any(map(lora_file, (path, *path.glob("transformer*")))):
+    if any(map(lora_file, (path, *path.glob("*")))):
         return "lora"
     if any(path.glob("*/config.json")) or ("config.json" in here and any(map(SHARD.fullmatch, here))):
         return "full"

@@ -1,6 +1,7 @@
 """The sizes of a pipeline's weights, counted on the meta device without loading them."""
 
 import copy
+import json
 import math
 import re
 from collections import defaultdict
@@ -85,7 +86,14 @@ def _headers(checkpoint: Path) -> Iterator[tuple[str, Stored]]:
 
 
 def shape_of(family: type[ModelAdapter], component: str, checkpoint: Path | None, name: str = "") -> Any:
-    """The transformer on the meta device; without a checkpoint on disk, that of a known checkpoint of this name."""
+    """The transformer on the meta device; without a checkpoint on disk, that of a known checkpoint of this name.
+
+    Raises:
+        UserError: the family trains no component of this name.
+    """
+    if component not in family.components:
+        these = json.dumps([*family.components[:1]])
+        raise UserError(f"model.target_components: {family.__name__} trains no {component!r}; write {these}")
     cls = family.transformer_class()
     config: dict[str, Any] = dict(family.published_as(name)[1])
     if checkpoint is not None:
@@ -180,6 +188,8 @@ def width_of(config: Any) -> int:
     heads = config.get("num_attention_heads")
     if heads and "attention_head_dim" in config:
         return heads * config["attention_head_dim"]
+    if config.get("block_out_channels"):  # of a UNet
+        return max(config["block_out_channels"])
     width = next((config[name] for name in WIDTHS if isinstance(config.get(name), int)), None)
     if width is None:
         raise UserError(

@@ -88,10 +88,15 @@ class ModelAdapter(RowEncoding):
         return {k: chain([c[k] for c in conds]) for k in conds[0]}
 
     def joinable(self, cond: Cond) -> Any:
-        """Rows whose keys are equal may share a batch in evaluation; None: this row is drawn alone."""
+        """Rows whose keys are equal may share a batch in evaluation; None: this row is drawn alone.
+
+        A text that is handed to the call as it is, is one for all of a batch.
+        """
         if any(isinstance(leaf, Image.Image) for v in cond.values() for leaf in (v if isinstance(v, list) else [v])):
             return None
-        return tuple((k, tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__) for k, v in sorted(cond.items()))
+        return tuple(
+            (k, tuple(v.shape) if isinstance(v, Tensor) else v if isinstance(v, str) else type(v).__name__) for k, v in sorted(cond.items())
+        )
 
     def sample(
         self,

@@ -89,7 +89,8 @@ class Diffusers(ModelAdapter):
         if not (reason or flow):
             reason = f"{type(pipe.scheduler).__name__} is no flow-matching scheduler"
         if reason:
-            raise UserError(f"model_type: diffusers cannot train {type(pipe).__name__}: {reason}")
+            advice = "; an adapter of your own may train it: guidance/new_model.md"
+            raise UserError(f"model_type: diffusers cannot train {type(pipe).__name__}: {reason}{advice}")
         for part in pipe.components.values():
             if isinstance(part, ModelMixin) and not hasattr(part, "gradient_checkpointing"):
                 part.gradient_checkpointing = False  # type: ignore[attr-defined]  # Z-Image's ControlNet asks for it and never sets it

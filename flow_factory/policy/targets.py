@@ -21,7 +21,8 @@ def components_of(adapter: ModelAdapter, config: ModelConfig) -> list[str]:
     here = list(adapter.field.bare)
     for name in wanted:
         if name not in here:
-            raise UserError(f"model.target_components: {name!r} is not a trainable part of this checkpoint; it has {', '.join(here)}")
+            parts = ", ".join(here) or f"none of {', '.join(adapter.components)}, which {type(adapter).__name__}.components names"
+            raise UserError(f"model.target_components: {name!r} is not a trainable part of this checkpoint; it has {parts}")
     return wanted
 
 

@@ -16,11 +16,16 @@ from flow_factory.models.proof import prove
 from flow_factory.types import Cond, Row
 from flow_factory.utils.errors import UserError
 from tests.commands.test_docs import ROOT
+from tests.models.breadth import saved as breadth_checkpoint
+from tests.tiny.breadth import CASES
 from tests.tiny.pipelines import build, saved
-from tests.tiny.run import logged, tiny
+from tests.tiny.run import logged, tiny, trained
 
-FILE, PROOF = re.findall(r"^```python\n(.*?)^```", (ROOT / "guidance/new_model.md").read_text(), re.MULTILINE | re.DOTALL)
+FILE, TEXTS, PROOF = re.findall(r"^```python\n(.*?)^```", (ROOT / "guidance/new_model.md").read_text(), re.MULTILINE | re.DOTALL)
 CALL = {"height": 32, "width": 32, "guidance_scale": 3.0, "max_sequence_length": 32}
+
+
+HEAD, _, _ = FILE.partition("class ")
 
 
 @pytest.fixture
@@ -46,6 +51,25 @@ def refused(family: type[ModelAdapter], call: Mapping[str, Any] = CALL, n: int =
     with pytest.raises(UserError) as error:
         prove(adapter, cond, call, n)
     return str(error.value)
+
+
+@pytest.mark.exhaustive
+def test_the_pages_family_with_a_unet_trains_and_goes_on_from_its_lora(folder: Path) -> None:
+    """From weights alone, and from its training state, with the bits of a run that never stopped."""
+    (folder / "my_models.py").write_text(HEAD + TEXTS)
+    case = CASES["dreamlite"]
+    model = ["model.model_type=my_models.DreamLite", f"model.model_name_or_path={breadth_checkpoint(case, folder)}"]
+    alone = ["train.per_device_batch_size=1", "eval.per_device_batch_size=1", "train.max_sequence_length=32", "train.learning_rate=0.1"]
+    keys = [*model, *alone, "model.target_components=[unet]", "train.ema_decay=0", "log.save_freq=1", "log.save_model_only=false"]
+    whole = tiny(folder, *keys, "run_name=whole")
+    whole()
+    assert [line["train/on_policy_error"] for line in logged(folder / "save/whole") if "train/on_policy_error" in line] == [0.0, 0.0]
+    epochs = folder / "save/whole/checkpoints"
+    on = tiny(folder, *keys, "run_name=again", f"model.resume_path={epochs / 'epoch_1'}", "model.resume_type=state")
+    on()
+    for key, weight in trained(whole).items():
+        assert torch.equal(weight, trained(on)[key]), key
+    tiny(folder, *keys, "run_name=more", f"model.resume_path={epochs / 'epoch_2'}", "model.resume_type=lora")()
 
 
 def test_the_pages_file_trains_a_lora_that_the_stock_pipeline_loads(folder: Path) -> None:
