@@ -68,7 +68,7 @@ DERIVED: Any = None
 
 
 def derived(compute: Callable[[Mapping[str, Any]], Any]) -> BeforeValidator:
-    """For a field whose null stands for a value computed from the valid ones among the fields above it."""
+    """A field whose null stands for a value that is computed from the valid fields above it."""
 
     def fill(value: Any, info: ValidationInfo) -> Any:
         return compute(info.data) if value is None else value

@@ -95,7 +95,7 @@ def overridden(section: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict
 
 
 def overrides_fit(tree: Mapping[str, Any], explain: Callable[[Keys, Any], Problem]) -> Iterator[Problem]:
-    """Of a data set's `eval:`, whose keys are known.
+    """Checks the values in a data set's `eval:`, whose keys are known.
 
     Args:
         tree: the YAML's values.
@@ -156,7 +156,7 @@ def _routed(reward: RewardConfig, keys: Keys, names: Sequence[str]) -> Iterator[
 
 
 def known_datasets(keys: Keys, asked: Sequence[str], config: RunConfig) -> Iterator[Problem]:
-    """Of the names that a key lists, those that no data set has."""
+    """Yields a problem for each name in a list that no data set has."""
     return _known(keys, asked, [entry.name for entry in config.data.datasets or ()])
 
 

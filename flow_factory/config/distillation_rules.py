@@ -13,7 +13,7 @@ LEAST_NOISE = 1e-3
 
 
 def teachers_are_routed(config: RunConfig) -> Iterator[Problem]:
-    """One teacher for each data set that is trained on, and no other."""
+    """The rule: exactly one teacher for each data set that is trained on."""
     train = config.train
     if not isinstance(train, OPDConfig):
         return

@@ -72,7 +72,7 @@ def _write_back(tree: dict[str, Any], written: Mapping[Keys, Written]) -> None:
 
 
 def _inner(holder: Any, key: str | int) -> Any:
-    """None where there is none: a key that was moved is known by its old place too."""
+    """None without an entry. A key that was moved is also known by its old place."""
     if isinstance(holder, list) and isinstance(key, int):
         return holder[key] if key < len(holder) else None
     return holder.get(key) if isinstance(holder, dict) else None

@@ -19,7 +19,7 @@ RESHARDS = {
 }  # fmt: skip
 """FSDP2's key and the sharding strategies of FSDP1 that are the same."""
 NUMBERS = {"1": "FULL_SHARD", "2": "SHARD_GRAD_OP", "3": "NO_SHARD", "4": "HYBRID_SHARD", "5": "HYBRID_SHARD_ZERO2"}
-"""Of FSDP1's strategies."""
+"""The sharding strategies of FSDP1."""
 MACHINES = "FF_NUM_MACHINES"
 """Environment variable: the number of machines of a run that `--check` examines before any process has started."""
 DEVICES = {"none": False, "cpu": True}
@@ -38,7 +38,7 @@ class EngineSettings:
 
     kind: Literal["ddp", "fsdp", "zero"] = "ddp"
     stage: int = 0
-    """Of ZeRO: 1 shards the optimiser's state, 2 gradients too, 3 weights too."""
+    """The ZeRO stage: 1 shards the optimiser's state, 2 also gradients, 3 also weights."""
     reshard: bool = True
     """FSDP: a block's gathered weights are freed after its forward, and gathered again for its backward."""
     offload: bool = False

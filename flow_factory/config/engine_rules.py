@@ -35,7 +35,7 @@ def teams_fit(config: RunConfig) -> Iterator[Problem]:
 
 
 def engine_of_file(config: RunConfig) -> EngineSettings | None:
-    """None where `engine_fits` has something to say of the file."""
+    """The engine of `config_file`; None if `engine_fits` reports a problem of the file."""
     try:
         return config.engine
     except ConfigError:

@@ -185,7 +185,7 @@ def _problem(source: Source, keys: Keys, error: Any, train: type[TrainConfig]) -
 
 
 def misfit(source: Source, keys: Keys, error: Any) -> Problem:
-    """Of a known key whose value pydantic refuses."""
+    """The problem of a known key whose value pydantic refuses."""
     text = explain(error)
     if keys in source.written:  # what the environment holds may be a secret
         text = text.replace(show(error["input"]), f"what {source.written[keys]} stands for")

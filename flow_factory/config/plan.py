@@ -71,7 +71,7 @@ class BatchPlan:
     """Micro-batches of one row that a rollout draws in one call of the pipeline; `train.rollout_batch_size: auto` may find more."""
     micro_batches_per_rank: int
     trained_batches_per_rank: int
-    """Those that are trained on: fewer than are rolled out where only the best and the worst of a group count."""
+    """Micro-batches that are trained on: fewer than are rolled out if `train.best_of_n` keeps a part of each group."""
     trained_points: int
     """Training points of a micro-batch: its stochastic steps, or its noise levels."""
     micro_batches_per_update: int

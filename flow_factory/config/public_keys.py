@@ -17,7 +17,7 @@ OPTIMIZERS = {
 }  # fmt: skip
 """Keys of an entry of `optimizers:` -> those of `train:`."""
 FIXED = {"ns_coefficients": [3.4445, -4.775, 2.0315], "eps": 1e-7}
-"""Of Muon: torch's own values, the only ones."""
+"""Settings of Muon: torch's own values, and no others."""
 SAMPLERS = ("group_tiled", "subgroup_tile", "global_random", "contiguous_shard", "rank_local", "global_batch", "global_tile")
 IDLE = {
     "replay_rtol": "what is trained on is computed as it was rolled out",

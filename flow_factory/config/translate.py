@@ -31,7 +31,7 @@ def rounded_up(config: RunConfig) -> Translated:
 
 
 def recomputed(config: RunConfig) -> Translated:
-    """With `train.enable_gradient_checkpointing` where the launcher's file asks for it."""
+    """Sets `train.enable_gradient_checkpointing` if the launcher's file asks for it."""
     engine = engine_of_file(config)
     if engine is None or not engine.recompute or config.train.enable_gradient_checkpointing:
         return config, ()
@@ -54,7 +54,7 @@ def trained_alone(config: RunConfig) -> Translated:
 
 
 def warmed_up(config: RunConfig) -> Translated:
-    """With a warm-up in whole optimiser steps that ends before the run does."""
+    """Turns the warm-up into whole optimiser steps that end before the run does."""
     train = config.train
     total = train.lr_total_steps
     if total is None and train.max_epochs is not None and divides(config):
@@ -79,7 +79,7 @@ def masked_exactly(config: RunConfig) -> Translated:
 
 
 def by_ode(config: RunConfig) -> Translated:
-    """With rollouts by the ODE where nothing else is written and the algorithm allows it."""
+    """Lets rollouts follow the ODE if nothing else is written and the algorithm allows it."""
     if not config.train.by_dynamics or "dynamics_type" in config.scheduler.model_fields_set:
         return config, ()
     return config.model_copy(update={"scheduler": config.scheduler.model_copy(update={"dynamics_type": "ODE"})}), ()

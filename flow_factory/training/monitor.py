@@ -30,12 +30,12 @@ class Alarm(NamedTuple):
     """What it saw, and what that means; without what is done."""
     advice: str
     key: str
-    """Of the watch."""
+    """The key of the watch, see `Watch.key`."""
 
 
 @dataclass
 class State:
-    """Of one watch."""
+    """The state of one watch."""
 
     streak: int = 0
     """Times in a row that it was out of bounds."""
@@ -58,7 +58,7 @@ class State:
 
 @dataclass
 class Monitor:
-    """Of a run, on the process that decides for all."""
+    """The watches of a run, on the main process, which decides for all."""
 
     config: RunConfig
     unseen: set[str] = field(default_factory=set)

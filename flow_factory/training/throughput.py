@@ -32,7 +32,7 @@ class Work:
 
 
 def work_of(context: TrainingContext, cond: Cond) -> dict[str, Work]:
-    """Of a rollout and of the training of all networks; what kept weights are asked is not counted, nor what is computed again.
+    """The work of a rollout and of the training of all networks. Forwards of kept weights and recomputation are not counted.
 
     Args:
         cond: of any row; prompts of other lengths are taken to be as long.
