@@ -17,7 +17,7 @@ train.adam_weight_decay: -1, 1.0e+9, .inf
 train.adam_epsilon: 0, -1, .nan
 train.max_grad_norm: 0, -1, .inf, none
 train.ema_decay: 1, -0.1, 2, .nan
-train.max_epochs: 0, -3, 1.5, many, BIG
+train.max_epochs: 0, 1.5, many, BIG
 train.group_size: 0, -8, 10000000000, 8.0, 3, 9
 train.per_device_batch_size: 0, -1, 99999999, 3
 train.unique_sample_num_per_epoch: 0, -6, 1000000000

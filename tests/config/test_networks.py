@@ -70,7 +70,7 @@ REFUSED = [
     ("tdm", "", "eval.guidance_scale=1", "eval.guidance_scale", "write 3.5"),
     ("tdm", "", "train.drop_zero_variance=true", "train.drop_zero_variance", "write false"),
     ("dmd2", "", "train.best_of_n=2", "train.best_of_n", "write null"),
-    ("dmd2", REWARDS, "", "rewards", "dmd2 takes no rewards; name them eval_rewards"),
+    ("dmd2", REWARDS, "", "rewards", "dmd2 takes no rewards; name them in eval_rewards"),
     ("tdm", "", "train.real_guidance_scale=0.5", "train.real_guidance_scale", "greater than or equal to 1"),
     ("tdm-r1", "", "train.real_guidance_scale=1", "train.tdm_weight", "0.3: real_guidance_scale: 1.0 leaves no guidance; write 0"),
     ("dmd2", "", "train.perturbation_timestep_range=[0.5, 0.2]", "train.perturbation_timestep_range", "low < high"),

@@ -127,7 +127,7 @@ def test_no_end_is_written_as_a_negative_number(tmp_path: Path) -> None:
     ({"model": "trainable_parameters_dtype: fp32\nmaster_weight_dtype: bf16"}, "run.yaml:5: model.trainable_parameters_dtype: is"),
     ({"data": "sampler_subgroup_size: 2"}, "run.yaml:3: data.sampler_subgroup_size: 2 has no effect here"),
     ({"model": "use_kv_cache: true"}, "model.use_kv_cache: unknown key"),
-    ({"overrides": ("model.model_type=qwen-image-2.1",)}, "model_type: diffusers runs most stock pipelines; or give a dotted path"),
+    ({"overrides": ("model.model_type=qwen-image-3",)}, "model_type: diffusers runs most stock pipelines; or give a dotted path"),
     ({"overrides": ("train.trainer_type=tdm-r1", "train.use_huber=true")}, "train.use_huber: wants false; got true"),
 ])  # fmt: skip
 def test_what_cannot_work_is_refused_in_one_line(tmp_path: Path, keys: dict[str, Any], line: str) -> None:

@@ -47,7 +47,7 @@ def test_activations_that_leave_the_range_are_not_blamed_on_kernels(tmp_path: Pa
     run = tiny(tmp_path, *QUIET)
     next(p for p in run.context.policy.components.parameters() if not p.requires_grad).data.fill_(3e38)
     said = fails(run)
-    assert "before any optimiser step the model's velocity is NaN or inf, though its weights are numbers" in said
+    assert "before any optimiser step the model's velocity is NaN or inf, though its weights are finite" in said
 
 
 def test_the_gradients_size_is_that_of_a_weight(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_a_run_lowers_its_rate_and_ends_where_it_is_told(tmp_path: Path, caplog:
     assert [line["train/learning_rate"] for line in lines] == [1e-3, 5e-4, 2.5e-4], "and the third alarm ended it"
     assert [line["monitor/lr_factor"] for line in lines] == [0.5, 0.25, 0.25]
     said = [r.getMessage() for r in caplog.records if r.getMessage().startswith("monitor: ")]
-    assert len([line for line in said if "train/nothing is not logged here" in line]) == 1
+    assert len([line for line in said if "train/nothing is not logged in this run" in line]) == 1
     assert "the learning rate is now 0.5 times that of train:; to do:" in said[1] and "the run ends here" in said[-1]
     assert "after epoch 3 train/loss is" in summary and "the run ends here" in summary
     assert (tmp_path / "save" / "run" / "checkpoints" / "epoch_3").is_dir()
@@ -190,7 +190,7 @@ def test_a_run_without_a_best_checkpoint_ends(tmp_path: Path, caplog: pytest.Log
         tiny(tmp_path, *KEYS)()
     assert (tmp_path / "save" / "run" / "checkpoints" / "epoch_1").is_dir()
     assert "there is no best checkpoint with a training state to go back to, so the run ends here" in caplog.text
-    assert "monitor: eval/loss is not logged here" in caplog.text
+    assert "monitor: eval/loss is not logged in this run" in caplog.text
 
 
 @pytest.mark.exhaustive
