@@ -87,7 +87,7 @@ class Diffusers(ModelAdapter):
         flow = "FlowMatch" in type(pipe.scheduler).__name__ or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow"
         reason = lacking(pipe, self.field.bare, self.parameters)
         if not (reason or flow):
-            reason = f"{type(pipe.scheduler).__name__} is no flow-matching scheduler"
+            reason = f"{type(pipe.scheduler).__name__} is not a flow-matching scheduler"
         if reason:
             advice = "; an adapter of your own may train it: guidance/new_model.md"
             raise UserError(f"model_type: diffusers cannot train {type(pipe).__name__}: {reason}{advice}")
