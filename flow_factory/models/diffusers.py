@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ConfigMixin
 from torch import Generator, Tensor, nn
 
 from flow_factory.config.media_arguments import media_arguments
@@ -19,7 +19,7 @@ from flow_factory.models.base import ModelAdapter
 from flow_factory.models.blocks import READERS, require_folder
 from flow_factory.models.call_forms import CallForm, forms, found
 from flow_factory.models.growth import Growth, grown, growth_of
-from flow_factory.models.pipeline_facts import CHANCE, ONE_AT_A_TIME, PROJECTIONS, TEXTS, factor, in_own_dtype, lacking, unguided_scale
+from flow_factory.models.pipeline_facts import CHANCE, PROJECTIONS, TEXTS, complete, factor, lacking, unguided_scale, unlike_flow
 from flow_factory.types import Cond, Row
 from flow_factory.utils.errors import UserError
 from flow_factory.utils.model_index import model_index
@@ -80,22 +80,11 @@ class Diffusers(ModelAdapter):
         if not self.encoders:  # no model_index.json was read
             self.encoders = tuple(k for k, v in pipe.components.items() if k.startswith(READERS) and isinstance(v, nn.Module))
         self.seen: dict[tuple, tuple[CallForm, Growth]] = {}
-        if getattr(pipe, "vae", None) is not None:
-            pipe.vae.encode = in_own_dtype(pipe.vae)
+        complete(pipe)
         super().__init__(pipe)
-        config = pipe.scheduler.config
-        flow = "FlowMatch" in type(pipe.scheduler).__name__ or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow"
-        reason = lacking(pipe, self.field.bare, self.parameters)
-        if not (reason or flow):
-            reason = f"{type(pipe.scheduler).__name__} is not a flow-matching scheduler"
-        if reason:
+        if (reason := lacking(pipe, self.field.bare, self.parameters) or unlike_flow(pipe.scheduler)) is not None:
             advice = "; an adapter of your own may train it: guidance/new_model.md"
             raise UserError(f"model_type: diffusers cannot train {type(pipe).__name__}: {reason}{advice}")
-        for part in pipe.components.values():
-            if isinstance(part, ModelMixin) and not hasattr(part, "gradient_checkpointing"):
-                part.gradient_checkpointing = False  # type: ignore[attr-defined]  # Z-Image's ControlNet asks for it and never sets it
-        if type(getattr(pipe, "vae", None)).__name__ in ONE_AT_A_TIME:
-            pipe.vae.enable_slicing()
         if self.field.bare["transformer"].config.get("guidance_embeds"):  # `guidance_scale` is an input of the model then
             self.cfg = "true_cfg_scale" if "true_cfg_scale" in self.parameters else None
         elif self.cfg == "guidance_scale":

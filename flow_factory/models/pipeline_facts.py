@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection
 from typing import Any
 
+from diffusers import ModelMixin
 from torch import Tensor
 
 PROJECTIONS = (
@@ -51,6 +52,25 @@ def lacking(pipeline: Any, parts: Collection[str], parameters: Collection[str]) 
     if lacks:
         return f"it has no {', '.join(lacks)}"
     return None if any(k in parameters for k in SIZES) else "it draws a sound, no picture or video"
+
+
+def unlike_flow(scheduler: Any) -> str | None:
+    """That a scheduler is not one of flow matching; None: it is."""
+    name, config = type(scheduler).__name__, scheduler.config
+    flow = "FlowMatch" in name or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow"
+    return None if flow else f"{name} is not a flow-matching scheduler"
+
+
+def complete(pipe: Any) -> None:
+    """Adds to a pipeline's parts what some of them miss for the calls of a run."""
+    vae = getattr(pipe, "vae", None)
+    if vae is not None:
+        vae.encode = in_own_dtype(vae)
+        if type(vae).__name__ in ONE_AT_A_TIME:
+            vae.enable_slicing()
+    for part in pipe.components.values():
+        if isinstance(part, ModelMixin) and not hasattr(part, "gradient_checkpointing"):
+            part.gradient_checkpointing = False  # type: ignore[attr-defined]  # Z-Image's ControlNet asks for it and never sets it
 
 
 def in_own_dtype(vae: Any) -> Callable[..., Any]:
