@@ -79,7 +79,12 @@ def test_who_has_failed_twice_meets_who_has_failed_once(two: Two) -> None:
 
 
 def test_a_launcher_that_was_started_anew_joins(two: Two) -> None:
-    two.second = two.launcher(1)  # the former one gives no sign of life any more
+    started_anew(two)
+
+
+def started_anew(two: Two) -> None:
+    """The second launcher, whose former process gives no sign of life any more, joins the first."""
+    two.second = two.launcher(1)
     (new,) = two.start(two.second)
     while not two.first.num_nodes_waiting():
         assert not new.done()
@@ -191,13 +196,7 @@ def test_a_launcher_that_is_started_as_the_run_ends_does_not_wait_for_who_has_le
 def test_a_machine_that_is_done_before_the_main_process_can_be_needed_again(two: Two) -> None:
     """Its launcher is killed, and started anew, before the main process has ended: that may die, too."""
     assert not two.second.all_done()
-    two.second = two.launcher(1)
-    (new,) = two.start(two.second)
-    while not two.first.num_nodes_waiting():
-        assert not new.done()
-    two.first.meet()
-    new.result(60)
-    assert two.attempts == (1, 1)
+    started_anew(two)
 
 
 def test_who_dies_after_the_run_has_ended_is_not_waited_for(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
