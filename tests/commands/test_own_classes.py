@@ -99,7 +99,7 @@ def test_a_hook_that_raises_is_one_line_and_a_trace_where_that_is_asked_for(
     said = capsys.readouterr().err
     (line,), kind = re.findall(r"^error: .*", said, re.MULTILINE), case.partition("'")[0]
     assert re.match(rf"error: {kind} 'mine.Mine': KeyError: 'mine' \({tmp_path}/mine.py:\d+, in \w+\)$", line), said
-    assert "Traceback" not in said and [bool(r.exc_info) for r in caplog.records if "comes from" in r.getMessage()] == [True] * verbose
+    assert "Traceback" not in said and [bool(r.exc_info) for r in caplog.records if "the cause of it" in r.getMessage()] == [True] * verbose
 
 
 def test_a_hook_that_ends_the_program_does_not_end_it_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

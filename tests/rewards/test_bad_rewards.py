@@ -148,7 +148,7 @@ def test_sound_reaches_rewards_with_its_rate_and_not_the_data_sets_column() -> N
     row = Row(0, "x", columns={"audio": "a path", "audio_sample_rate": 1})
     first, second = (reward.score([row], [media])[0].tolist() for _ in range(2))
     assert first == second and first[0] != first[1]
-    with pytest.raises(UserError, match="reward 'hears' scores sound, and the model makes videos without"):
+    with pytest.raises(UserError, match="reward 'hears' scores sound, and the model makes silent videos"):
         require(Hears, "video", sounds=False)
     require(Hears, "video", sounds=True)
 
