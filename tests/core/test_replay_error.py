@@ -55,7 +55,9 @@ def test_the_floor_widens_the_bar_and_changes_nothing_else(tmp_path: Path, monke
 def test_a_floor_above_the_clip_range_is_refused_with_one_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tiny(tmp_path, NAMED, "train.clip_range=1.0e-4")
     off_by(run, monkeypatch, 0.05)
-    with pytest.raises(UserError, match=r"^train.clip_range: replays of one transition differ by .* more than its bound of 1.0e-04.* write "):
+    with pytest.raises(
+        UserError, match=r"^train.clip_range: replays of one transition differ by .* more than its bound of 1.0e-04.* write "
+    ):
         measure(run.trainer)
 
 
