@@ -20,6 +20,17 @@ ASKED = ("prompt", "num_inference_steps", "generator")
 """Arguments without which a pipeline cannot be trained: some have one schedule, or prompts in parts."""
 SIZES = ("height", "width", "num_frames", "resolution", "image")
 """Arguments of which a pipeline of pictures or videos has one at least."""
+FORCING = "it steps the parts of a sample, such as its frames, by schedulers of their own"
+UNTRAINABLE = {
+    "HunyuanImageRefinerPipeline": "it adds noise of its own to its picture, which a replay cannot draw again",
+    "LTX2HDRPipeline": "it draws arrays of linear light, which no reward can score",
+    "LTXI2VLongMultiPromptPipeline": "it draws a video in windows, each by a schedule of its own",
+    "QwenImageLayeredPipeline": "its pictures have an alpha channel, which pictures of a data set lose here",
+    "SkyReelsV2DiffusionForcingPipeline": FORCING,
+    "SkyReelsV2DiffusionForcingImageToVideoPipeline": FORCING,
+    "SkyReelsV2DiffusionForcingVideoToVideoPipeline": FORCING,
+}
+"""Pipelines whose construction stands in the way -> how."""
 CHANCE = ("image_cond_noise_scale",)
 """Arguments with which a pipeline (LTX's with conditions) adds noise of its own at each step."""
 
@@ -40,13 +51,16 @@ def factor(pipe: Any, of: str, default: int) -> int:
 
 
 def lacking(pipeline: Any, parts: Collection[str], parameters: Collection[str]) -> str | None:
-    """Why no run can train a pipeline of this class, whatever its weights are; None: nothing of its class says so.
+    """Why no run can train a pipeline of this class, whatever its weights are; None: nothing of its class tells.
 
     Args:
         pipeline: the pipeline, or its class.
         parts: its components.
         parameters: of its call.
     """
+    name = (pipeline if isinstance(pipeline, type) else type(pipeline)).__name__
+    if name in UNTRAINABLE:
+        return UNTRAINABLE[name]
     lacks = [k for k in ("transformer",) if k not in parts] + [f"argument {k}" for k in ASKED if k not in parameters]
     lacks += [] if any(hasattr(pipeline, k) for k in TEXTS) else [TEXTS[0]]
     if lacks:

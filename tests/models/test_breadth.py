@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from flow_factory.models.loading import sketch_adapter
 from flow_factory.models.proof import prove
 from flow_factory.utils.errors import UserError
-from tests.models.breadth import ALONE, REFUSED, done, read_back, replayed, run_of, small
+from tests.models.breadth import ALONE, AT_THE_START, REFUSED, done, read_back, replayed, run_of, saved, small
 from tests.tiny.breadth import CASES, Case
 
 KINDS = {
@@ -70,6 +71,9 @@ def test_a_pipeline_that_cannot_be_trained_is_refused_with_the_reason(name: str,
     with small(case), pytest.raises(UserError, match=REFUSED[name]) as caught:
         run_of(case, tmp_path, "grpo")()
     assert "\n" not in str(caught.value)
+    if name not in AT_THE_START:
+        with pytest.raises(UserError, match=REFUSED[name]):
+            sketch_adapter(saved(case, tmp_path), "diffusers")
 
 
 @pytest.mark.exhaustive
