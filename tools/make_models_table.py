@@ -52,8 +52,8 @@ def tried(case: Case, folder: Path) -> str:
         errors = [replayed(case, folder, dtype) for dtype in ("fp32", "bf16")]
     except UserError as error:
         before, _, after = " ".join(str(error).split()).partition("train.jsonl:1: ")
-        reason = (after or before).removeprefix(f"model_type: diffusers cannot train {case.pipeline}: ").partition("; an adapter of your own")
-        return f"| {name_of(case)} | {columns} | refused: {reason[0]} | | | | | |"
+        said = (after or before).removeprefix(f"model_type: diffusers cannot train {case.pipeline}: ")
+        return f"| {name_of(case)} | {columns} | refused: {said.partition('; an adapter of your own')[0]} | | | | | |"
     off = [error for error, _, _ in errors]
     _, adapter, cond = errors[0]
     exact = "exact" if not any(off) else f"off by {max(off):.0e}"
