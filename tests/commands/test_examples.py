@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from functools import lru_cache
+from functools import cache
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,7 +91,7 @@ OTHERS = {(name,) for name in PATHS} - representative()
 each_example = pytest.mark.parametrize("path", EXAMPLES, ids=name_of)
 
 
-@lru_cache
+@cache
 def example(path: Path) -> RunConfig:
     return load_config(path)
 
@@ -333,5 +333,6 @@ def test_the_page_has_every_algorithm_and_all_of_its_examples() -> None:
     assert rows.pop("grpo") == {"lora": [], "full": []}  # the table of models has them
     for name, places in rows.items():
         for kind, paths in places.items():
-            here = [path for path in EXAMPLES if example(path).train.trainer_type == name and example(path).model.finetune_type == kind]
-            assert paths == here
+            assert paths == [
+                path for path in EXAMPLES if (example(path).train.trainer_type, example(path).model.finetune_type) == (name, kind)
+            ]
