@@ -68,12 +68,9 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @cells("kind", "engine", CASES, MORE)
 def test_processes_that_have_different_things_to_do_learn_what_one_does(runs: tuple[Path, Path], kind: str, engine: str) -> None:
+    """Both experts, where a run trains two."""
     one, two = runs
     assert_same_run(two / f"{kind}_{engine}", one / kind, exact=kind != "sizes")  # which has no rewards
-
-
-@pytest.mark.parametrize("kind", ["grpo", "nft"])
-def test_both_experts_learn(runs: tuple[Path, Path], kind: str) -> None:
-    state = read_state(runs[0] / kind / "checkpoints" / "epoch_2")
-    for expert in ("transformer", "transformer_2"):
+    state = read_state(one / kind / "checkpoints" / "epoch_2") if kind in ("grpo", "nft") else {}
+    for expert in ("transformer", "transformer_2") if state else ():
         assert any(bool(v.any()) for k, v in state.items() if f"exp_avg/{expert}." in k), expert
