@@ -1,6 +1,7 @@
 """Facts about diffusers' pipelines, by the names that they share, for the generic adapter."""
 
 from collections.abc import Callable, Collection
+from importlib.metadata import version
 from typing import Any
 
 from diffusers import ModelMixin
@@ -31,6 +32,13 @@ UNTRAINABLE = {
     "SkyReelsV2DiffusionForcingVideoToVideoPipeline": FORCING,
 }
 """Pipelines whose construction stands in the way -> how."""
+BROKEN = {
+    "0.42": {
+        "ChromaInpaintPipeline": "diffusers 0.42 reads guidance_embeds in it, which the config of its transformer lacks",
+        "EasyAnimateControlPipeline": "diffusers 0.42 calls its encode_prompt with an argument that it does not take",
+    }
+}
+"""Versions of diffusers -> pipelines that they cannot run, and why."""
 CHANCE = ("image_cond_noise_scale",)
 """Arguments with which a pipeline (LTX's with conditions) adds noise of its own at each step."""
 
@@ -59,8 +67,9 @@ def lacking(pipeline: Any, parts: Collection[str], parameters: Collection[str]) 
         parameters: of its call.
     """
     name = (pipeline if isinstance(pipeline, type) else type(pipeline)).__name__
-    if name in UNTRAINABLE:
-        return UNTRAINABLE[name]
+    known = UNTRAINABLE | BROKEN.get(".".join(version("diffusers").split(".")[:2]), {})
+    if name in known:
+        return known[name]
     lacks = [k for k in ("transformer",) if k not in parts] + [f"argument {k}" for k in ASKED if k not in parameters]
     lacks += [] if any(hasattr(pipeline, k) for k in TEXTS) else [TEXTS[0]]
     if lacks:

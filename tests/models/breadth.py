@@ -41,11 +41,11 @@ REFUSED = {
     "sana_sprint": "SCMScheduler is not a flow-matching scheduler",
     "skyreels_v2_df": "steps the parts of a sample, such as its frames, by schedulers of their own",
     "ltx2_hdr": "it draws arrays of linear light",
-    "chroma_inpaint": "has no attribute 'guidance_embeds'",
+    "chroma_inpaint": "reads guidance_embeds",
     "qwen_layered": "its pictures have an alpha channel",
     "skyreels_v2_df_i2v": "steps the parts of a sample, such as its frames, by schedulers of their own",
     "skyreels_v2_df_v2v": "steps the parts of a sample, such as its frames, by schedulers of their own",
-    "easyanimate_control": "got an unexpected keyword argument 'text_encoder_index'",
+    "easyanimate_control": "calls its encode_prompt with an argument",
     "ltx_long_multi_prompt": "it draws a video in windows",
     "glm_image_edit": "to have 16 channels, but got 1 channels",
     "dreamlite": "it has no transformer",
@@ -55,7 +55,7 @@ REFUSED = {
     "modular_ideogram4": "`guidance_schedule` must have length `num_inference_steps`",
 }
 """Cases that cannot be trained -> what is said of it."""
-AT_THE_START = ("chroma_inpaint", "easyanimate_control", "glm_image_edit", "modular_ideogram4")
+AT_THE_START = ("glm_image_edit", "modular_ideogram4")
 """Those whose reason is seen when a row is encoded or drawn; that of the others is seen without weights, by `--check`."""
 
 
