@@ -12,6 +12,8 @@ from flow_factory.core.latents import before_packing, filled, joint, part_of, sa
 from flow_factory.types import Step
 from flow_factory.utils.errors import UserError
 
+FORCING = "steps the parts of a sample, such as its frames, by schedulers of their own"
+"""What a pipeline of diffusion forcing does."""
 Sampled = Callable[[Tensor], Tensor | None]
 """The latents (n, ...) that a pipeline steps -> the drawn dimensions of a sample, as indices into its flat form; None: all of them.
 
@@ -70,9 +72,7 @@ class Seam:
             UserError: there is a second copy already: the parts of a state have schedules of their own (diffusion forcing).
         """
         if self.twin is not None:
-            raise UserError(
-                "the pipeline steps the parts of a sample, such as its frames, by schedulers of their own: it cannot be trained"
-            )
+            raise UserError(f"the pipeline {FORCING}: it cannot be trained")
         self.twin = self.fork()
         return self.twin
 

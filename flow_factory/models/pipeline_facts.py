@@ -7,6 +7,8 @@ from typing import Any
 from diffusers import ModelMixin
 from torch import Tensor
 
+from flow_factory.core.scheduler_seam import FORCING
+
 PROJECTIONS = (
     "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "to_q_t", "to_k_t", "to_v_t", "to_out_t",
 )  # fmt: skip
@@ -21,15 +23,14 @@ ASKED = ("prompt", "num_inference_steps", "generator")
 """Arguments without which a pipeline cannot be trained: some have one schedule, or prompts in parts."""
 SIZES = ("height", "width", "num_frames", "resolution", "image")
 """Arguments of which a pipeline of pictures or videos has one at least."""
-FORCING = "it steps the parts of a sample, such as its frames, by schedulers of their own"
 UNTRAINABLE = {
     "HunyuanImageRefinerPipeline": "it adds noise of its own to its picture, which a replay cannot draw again",
     "LTX2HDRPipeline": "it draws arrays of linear light, which no reward can score",
     "LTXI2VLongMultiPromptPipeline": "it draws a video in windows, each by a schedule of its own",
     "QwenImageLayeredPipeline": "its pictures have an alpha channel, which pictures of a data set lose here",
-    "SkyReelsV2DiffusionForcingPipeline": FORCING,
-    "SkyReelsV2DiffusionForcingImageToVideoPipeline": FORCING,
-    "SkyReelsV2DiffusionForcingVideoToVideoPipeline": FORCING,
+    "SkyReelsV2DiffusionForcingPipeline": f"it {FORCING}",
+    "SkyReelsV2DiffusionForcingImageToVideoPipeline": f"it {FORCING}",
+    "SkyReelsV2DiffusionForcingVideoToVideoPipeline": f"it {FORCING}",
 }
 """Pipelines whose construction stands in the way -> how."""
 BROKEN = {
