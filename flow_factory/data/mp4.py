@@ -44,6 +44,7 @@ def save_video(clip: Clip, path: str | Path) -> None:
     """Writes an MP4: H.264 (yuv420p, BT.709, crf 17), and AAC if the clip has audio.
 
     yuv420p needs even sides: an odd width or height grows by one pixel, which repeats the last column or row.
+    The encoder has one thread, so a clip gives the same bytes on any number of cores: a reward server scores these bytes.
 
     Raises:
         ValueError: no frames, frames of different sizes, a frame rate that is not positive, or audio that is not (1 or 2, samples).
@@ -58,7 +59,8 @@ def save_video(clip: Clip, path: str | Path) -> None:
         raise ValueError(f"{path}: a video needs frames of one size and a positive rate, not sizes {sorted(sizes)} at {clip.fps} fps")
     width, height = (side + side % 2 for side in sizes.pop())
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        video = container.add_stream("libx264", rate=Fraction(clip.fps).limit_denominator(1001), options={"crf": "17"})
+        settings = {"crf": "17", "threads": "1"}
+        video = container.add_stream("libx264", rate=Fraction(clip.fps).limit_denominator(1001), options=settings)
         video.width, video.height, video.pix_fmt = width, height, "yuv420p"
         context = video.codec_context
         context.colorspace = context.color_primaries = context.color_trc = context.color_range = 1  # BT.709, limited range

@@ -1,5 +1,6 @@
 """What is shown goes to the main process alone, encoded, and what is scored together to the one process that scores it."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -46,6 +47,16 @@ def test_a_clip_comes_with_its_file_and_its_excerpt_to_the_bit(frames: int, tmp_
     assert max(near) < 60, "of noise, which no codec keeps; another frame of it would be 85 off"
     sheets = [contact_sheet([Sample("a", one, {})]).tobytes() for one in (came, sent)]
     assert sheets[0] == sheets[1] and Image.open(BytesIO(animation(came).getvalue())).n_frames == frames  # type: ignore[attr-defined]
+
+
+def test_a_clip_is_encoded_the_same_on_one_core_and_on_all() -> None:
+    cores = os.sched_getaffinity(0)
+    on_all = video_bytes(clip(9, size=(320, 200)))
+    try:
+        os.sched_setaffinity(0, {min(cores)})
+        assert video_bytes(clip(9, size=(320, 200))) == on_all
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 @pytest.mark.parametrize("broken", [clip(fps=0.0), clip(audio=np.zeros((5, 10), np.float32))])
