@@ -52,6 +52,7 @@ def test_the_pages_algorithm_trains_and_logs_its_metrics(folder: Path) -> None:
     assert lines[0]["train/kl_div"] < lines[1]["train/kl_div"]
 
 
+@pytest.mark.slow
 def test_the_pages_weights_are_those_of_the_whole_group_however_it_is_cut(folder: Path) -> None:
     """One number a group: the mean square of its weights depends on nothing but its rewards."""
     found = []

@@ -61,6 +61,7 @@ def test_the_reference_is_the_weights_that_it_says(kind: str, reference: str, en
     assert not all(torch.equal(a, b.detach()) for a, b in zip(store.live, untrained.values(), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "reference"), [("lora", "start"), ("full", "base")])
 def test_a_run_that_goes_on_keeps_its_reference(kind: str, reference: str) -> None:
     keys: Any = ("train.max_epochs=2", "log.save_freq=1", "log.save_model_only=false")

@@ -93,6 +93,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_each_value_that_no_run_can_use_is_a_line_that_names_its_key(file: Path) -> None:
     wrong = []
     for key, value in cases():

@@ -73,6 +73,7 @@ def test_when_rows_are_encoded_changes_no_bit(
     assert rows_in(tmp_path / "cache") == (0 if "data.enable_preprocess=false" in overrides else 10)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_in_a_window_goes_on_to_the_same_weights(
     ahead: tuple[dict[str, Tensor], list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,6 +50,7 @@ def test_the_margin_of_the_given_pairs_rises_without_a_rollout_or_a_score(tmp_pa
     assert [s.rewards for s in run.trainer.shown[:2]] == [{"chosen": 1.0}, {"chosen": 0.0}]
 
 
+@pytest.mark.slow
 def test_a_pair_the_other_way_round_teaches_the_opposite(tmp_path: Path) -> None:
     """The first step's gradients are opposite to the bit but for the order of two samples in a batch."""
     gradients = []

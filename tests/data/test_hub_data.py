@@ -121,6 +121,7 @@ def visited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, di
     yield folder, dict(zip([*(f"{name}{keys.get('subset', '')}" for name, keys in right), *ONLINE], found, strict=True)), address
 
 
+@pytest.mark.slow
 def test_a_data_set_of_the_hub_is_read_by_name_revision_and_part(visited: tuple[Path, dict[str, Any], str]) -> None:
     folder, found, _ = visited
     assert found["name"] == [[["c"]], False] and found[f"name@{COMMIT}"] == found["name@v1"] and found["twobig"] == [[["train"]], False]

@@ -116,6 +116,7 @@ assert torch.get_num_threads() == int(os.environ["OMP_NUM_THREADS"]) == 1
 """
 
 
+@pytest.mark.slow
 def test_the_program_settles_them_before_torch_is_imported() -> None:
     """On one core, whatever the machine has."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_", "KMP_", "MKL_", "FF_"))} | {"PYTHONPATH": str(ROOT)}

@@ -81,6 +81,7 @@ def test_a_card_that_is_large_enough_has_no_proposals(monkeypatch: pytest.Monkey
     assert fits and "fits a 80 GB GPU" in "\n".join(lines) and not said_to_write(lines) and not any("to fit" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_encoders_that_are_larger_than_the_card_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     lines, fits = memory_lines(example("lora/flux2_t2i", "model.quantization=bnb_4bit")[0], 24.0)

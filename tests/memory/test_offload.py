@@ -81,6 +81,7 @@ def test_the_log_prob_of_a_replay_is_that_of_the_rollout(kind: str, dtype: str, 
         assert exact(adapter, steps, cond) and all(step.logp.isfinite().all() for step in steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", FLOAT8)
 def test_velocity_and_gradients_are_those_of_the_rounded_weights(kind: str, dtype: str, flux_folder: Path) -> None:

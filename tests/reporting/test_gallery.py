@@ -82,6 +82,7 @@ class Fails:
         raise KeyError("mine")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seconds", "times"), [(3600.0, 1), (0.0, 3)])
 def test_curves_are_drawn_at_the_end_and_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, times: int) -> None:
     """The first evaluation has no curve yet."""

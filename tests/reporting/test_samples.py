@@ -92,6 +92,7 @@ def moving(run: Run, evaluator: Moving) -> Run:
     return run
 
 
+@pytest.mark.slow
 def test_a_resumed_run_compares_with_the_clips_of_its_first_evaluation(tmp_path: Path) -> None:
     evaluator = Moving()
     keys = "log.save_model_only=false", "train.ema_decay=0"

@@ -100,6 +100,7 @@ def test_sigterm_saves_the_state_even_where_only_weights_are_kept(tmp_path: Path
     assert_same(tmp_path / "save" / "run", unbroken)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["null", "state", "lora"])
 def test_what_is_resumed_is_what_was_saved(tmp_path: Path, kind: str) -> None:
     """The state by itself, or only its weights, in which case the run is a new one that starts from the average."""
@@ -113,6 +114,7 @@ def test_what_is_resumed_is_what_was_saved(tmp_path: Path, kind: str) -> None:
     assert [line["step"] for line in logged(second.folder)] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides", [("model.finetune_type=full", "model.target_modules=all", "model.master_weight_dtype=fp32"), ("train.ema_decay=0",)]
 )

@@ -48,6 +48,7 @@ def test_a_number_of_rows_that_is_none_is_refused(value: str, tmp_path: Path) ->
         load_config(write_run(tmp_path), [f"eval.max_rows={value}"])
 
 
+@pytest.mark.slow
 def test_only_the_chosen_rows_are_encoded_drawn_and_shown(tmp_path: Path) -> None:
     run = tiny(tmp_path, *TWO)
     assert run.evaluators
@@ -68,6 +69,7 @@ def test_only_the_chosen_rows_are_encoded_drawn_and_shown(tmp_path: Path) -> Non
     assert first[0]["eval/rows"] == len(TEST)
 
 
+@pytest.mark.slow
 def test_the_evaluation_at_the_end_takes_all_rows_and_the_others_are_compared_with_the_same(tmp_path: Path) -> None:
     """Of a run that goes on after its first epoch, too."""
     keys = (*TWO, "eval.full_at_end=true", "log.save_model_only=false", "log.save_freq=1")

@@ -15,6 +15,7 @@ from tests.tiny.run import TEST, forwards, tiny, write_run
 NFT = ("train.trainer_type=nft", "train.off_policy=true", "train.kl_beta=0.1", "train.num_train_timesteps=2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [("train.kl_beta=0.1",), pytest.param((*NFT, "train.num_inner_epochs=2"), id="nft")])
 def test_a_run_does_the_forwards_that_are_said(keys: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an epoch after the first, in which the run also looks at what its first update does."""

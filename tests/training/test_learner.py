@@ -161,6 +161,7 @@ def test_the_old_policy_is_the_one_that_sampled_to_the_bit(tmp_path: Path, name:
         assert not any(torch.equal(k["old"], v) for k, v in zip(spy.kept, now, strict=True)), "the policy has moved on"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "overrides", "weights"),
     [

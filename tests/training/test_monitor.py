@@ -127,6 +127,7 @@ WATCHES = (
 BEST = "eval/reward_held_mean"
 
 
+@pytest.mark.slow
 def test_a_run_goes_back_to_its_best_checkpoint(tmp_path: Path) -> None:
     """And counts on: an evaluation after it is that of the best, to the bit, and the epochs that follow draw new noise."""
     config_of(tmp_path, {"metric": BEST, **ALWAYS, "do": "back", "from_epoch": 2}, keep_best=BEST, keep_last_n=1)

@@ -100,6 +100,7 @@ def test_training_on_something_else_than_was_sampled_stops_the_run(tmp_path: Pat
     assert all(torch.equal(p, before[k]) for k, p in trainer.context.policy.trained().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", [0, 0.9])
 def test_evaluation_is_the_stock_pipeline_with_the_saved_checkpoint(tmp_path: Path, decay: float) -> None:
     run = tiny(tmp_path, f"train.ema_decay={decay}", "train.learning_rate=1e-2", "eval.guidance_scale=5.0", "eval.per_device_batch_size=1")
@@ -139,6 +140,7 @@ def test_evaluations_draw_from_the_same_noise(tmp_path: Path) -> None:
     assert len(set(first)) == len(TEST)
 
 
+@pytest.mark.slow
 def test_the_average_is_the_recursion_computed_by_hand(tmp_path: Path) -> None:
     run = tiny(tmp_path, "train.ema_decay=0.7", "train.ema_update_interval=2", "train.max_epochs=5", "train.warmup_steps=3")
     average = trained(run)
