@@ -97,9 +97,9 @@ def member(config: Path, size: int, fill: int) -> None:
     from flow_factory.train import build
     from flow_factory.training.rollout import RolloutCollector
 
-    encoder, asked, sample = Encoder(Flux1.encode, size), Flux1.asked, RolloutCollector.sample
+    encoder, encoded_by, sample = Encoder(Flux1.encode, size), Flux1.encoded_by, RolloutCollector.sample
     Flux1.encode = lambda adapter, row, call: encoder(adapter, row, call)  # type: ignore[method-assign, assignment]
-    Flux1.asked = lambda *given: {k: v for k, v in asked(*given).items() if k != "ballast"}  # type: ignore[method-assign]
+    Flux1.encoded_by = lambda *given: {k: v for k, v in encoded_by(*given).items() if k != "ballast"}  # type: ignore[method-assign]
     torch.set_num_threads(1)
 
     def first(collector: Any, *given: Any) -> Any:

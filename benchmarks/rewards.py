@@ -61,8 +61,8 @@ def loaded(model: str, batch: int, extra: dict[str, Any]) -> RewardSet:
     rewards = load_rewards([entry], (), Accelerator(cpu=True))[0]
     if older:  # as of a server without /rewards; /compute scores with the first reward, or the one that is asked for
         remote: Any = rewards.rewards[0].model
-        remote.there, remote.pictures, name, ask = None, "png", extra["reward"], remote.link.ask
-        remote.link.ask = lambda path, questions: ask(f"{path}?reward={name}", questions)
+        remote.there, remote.pictures, name, ask = None, "png", extra["reward"], remote.link.request
+        remote.link.request = lambda path, questions: ask(f"{path}?reward={name}", questions)
     return rewards
 
 

@@ -27,7 +27,7 @@ from flow_factory.distributed.process_monitor import FAILED, LEFT
 from flow_factory.distributed.topology import FLAGS, overrides_of, resolve_topology
 from flow_factory.reporting.metric_names import metrics_help
 from flow_factory.utils.signals import Interrupted, Listener, Stopped
-from flow_factory.utils.terminal import log_to_terminal, note, quiet_libraries, tell
+from flow_factory.utils.terminal import log_to_terminal, note, print_output, quiet_libraries
 
 RESERVED = {"examples": "flow_factory.commands.examples", "init": "flow_factory.commands.init"}
 """First arguments that are commands. A file with such a name is written `./init`."""
@@ -115,10 +115,10 @@ def listen(listener: Listener, argv: Sequence[str] | None) -> int:
         set_up_process(vars(args))
         log_to_terminal(logging.WARNING if first() else logging.ERROR)
         if args.help_config is not None:
-            tell(config_help(args.help_config or None))
+            print_output(config_help(args.help_config or None))
             return 0
         if args.help_metrics is not None:
-            tell(metrics_help(args.help_metrics or None))
+            print_output(metrics_help(args.help_metrics or None))
             return 0
         if args.config is None:
             parser().print_help()
@@ -135,7 +135,7 @@ def listen(listener: Listener, argv: Sequence[str] | None) -> int:
 def act(config: RunConfig, args: argparse.Namespace, listener: Listener) -> int:
     """Runs the command for a valid config."""
     if args.print_config:
-        tell(dump_config(config).removesuffix("\n"))
+        print_output(dump_config(config).removesuffix("\n"))
         return 0
     require_places(config, args.config)
     placement = resolve_topology(config, vars(args), os.environ)
@@ -164,10 +164,10 @@ def act(config: RunConfig, args: argparse.Namespace, listener: Listener) -> int:
 
         os.environ[MACHINES] = "" if placement.inside else str(placement.num_machines)
         try:
-            said, fits = report(config, args.gpu)
+            report_lines, fits = report(config, args.gpu)
         finally:
             del os.environ[MACHINES]
-        tell(said)
+        print_output(report_lines)
         return 0 if fits else 1
     return work(config, listener, args.test_run)
 

@@ -104,29 +104,29 @@ def build(config: RunConfig) -> Run:
 
 def assemble(found: Preflight, place: tuple[RunFolder | None, Path], accelerator: Accelerator, engine: Engine) -> Run:
     """Loads, encodes and wraps, and begins the run. The folder keeps the config as it was asked for."""
-    asked, start, (claim, folder) = found.asked, found.start, place
+    requested, start, (claim, folder) = found.requested, found.start, place
     rewards, eval_rewards = open_rewards(found, accelerator)
     config = resolve_config(found.config, sizes_of(found.rows), accelerator)
     engine.settings = config.engine
     liveness.set_activity("loading the checkpoint")
     adapter = open_adapter(config)
-    config = decoding(config, *able(getattr(adapter.pipe, "vae", None), config.model, asked.model))
+    config = decoding(config, *able(getattr(adapter.pipe, "vae", None), config.model, requested.model))
     identity = found.identity
     if not Path(config.model.model_name_or_path).is_dir():  # it may have been downloaded since
-        start.require_same(identity := identity_of(asked, found.fingerprints))
+        start.require_same(identity := identity_of(requested, found.fingerprints))
     algorithm = ALGORITHMS[config.train.trainer_type](config.train, config.scheduler, adapter.times_per_sample)
     encoders = Encoders(config, adapter, accelerator.device, accelerator.is_main_process)
     encoding = Encoding(config, encoders, algorithm, found.rows, found.tests, accelerator)
     encoding.begin(start.saved.epoch if start.saved is not None else 0)
     context = make_context(found, config, adapter, algorithm, engine, rewards, encoding.conds)
     liveness.set_activity("opening trackers")
-    trackers = begin(asked, claim, start, context.progress) if claim is not None else None
+    trackers = begin(requested, claim, start, context.progress) if claim is not None else None
     context.meter.observers += tracers(config.profile, folder, context.progress, accelerator)
     trainer = Trainer(context, encoding.reach, identity)
     evaluators = make_evaluators(context, eval_rewards, found.tests, encoding.eval_conds)
     wait_for_everyone("opening trackers")
-    saver = Saver(accelerator, engine, context.store, type(adapter.pipe), config.log.keep_last_n, SaveFormats(asked, folder))
-    auto = asked.train.enable_gradient_checkpointing == AUTO
+    saver = Saver(accelerator, engine, context.store, type(adapter.pipe), config.log.keep_last_n, SaveFormats(requested, folder))
+    auto = requested.train.enable_gradient_checkpointing == AUTO
     back = RecomputeFallback(list(context.policy.models.values()), config.train.enable_gradient_checkpointing) if auto else None
     unseen = claim is not None and start.resumes and missed(folder, context.progress.epoch)
     limit_groups(config.distributed_timeout)
@@ -213,8 +213,8 @@ def contradict(settings: EngineSettings) -> None:
     UserError: `accelerate launch` was told another engine than the run's own `config_file`.
     """
     for variable, kind in (("ACCELERATE_USE_FSDP", "fsdp"), ("ACCELERATE_USE_DEEPSPEED", "zero")):
-        asked = os.environ.pop(variable, "false").lower() == "true"  # accelerate itself is to know of data parallel only
-        if asked and settings.kind != kind:
+        requested = os.environ.pop(variable, "false").lower() == "true"  # accelerate itself is to know of data parallel only
+        if requested and settings.kind != kind:
             text = f"accelerate launch was told {variable.rpartition('_')[2]}, and the run's YAML says {settings.name}"
             raise UserError(f"{text}: name accelerate's file there too, as config_file")
 

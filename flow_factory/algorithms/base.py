@@ -48,7 +48,7 @@ class Turn:
     loss: Callable[[Point, Velocity], tuple[Tensor, Metrics]]
     precompute: Callable[[Sequence[Point], Velocity], Sequence[Any]] | None = None
     """None if the loss of a point does not depend on others."""
-    asks: tuple[tuple[str, float | None], ...] = ()
+    needs: tuple[tuple[str, float | None], ...] = ()
     """(name of weights, guidance scale) of the velocities without gradient that the loss of a point needs, see `Velocity`."""
 
 
@@ -93,7 +93,7 @@ class Algorithm:
         """The classifier-free guidance scale of these weights' velocity: 1 for none, None for that of the rollout."""
         return None
 
-    def asks(self, weights: str, rollout: Rollout) -> bool:
+    def needs(self, weights: str, rollout: Rollout) -> bool:
         """Whether the loss needs the velocities under these weights for this micro-batch."""
         return True
 

@@ -28,7 +28,7 @@ class FewSteps(Algorithm):
     config: FewStepConfig
     weights = ("ref",)
     scores: tuple[tuple[str, float | None], ...] = (("fake", None), ("ref", None))
-    """The velocities that the generator's loss needs, see `Turn.asks`."""
+    """The velocities that the generator's loss needs, see `Turn.needs`."""
     precomputes_velocities: ClassVar[bool] = False
     reads_final = False
 
@@ -43,8 +43,8 @@ class FewSteps(Algorithm):
 
     def turns(self, update: int) -> Sequence[Turn]:
         many = self.config.ttur_fake_updates
-        fakes = [Turn("fake", partial(self.drawn, draw=(update, k)), self.fake_loss, asks=(("policy", None),)) for k in range(many)]
-        return [*fakes, Turn("policy", partial(self.drawn, draw=(update, many)), self.loss, asks=self.scores)]
+        fakes = [Turn("fake", partial(self.drawn, draw=(update, k)), self.fake_loss, needs=(("policy", None),)) for k in range(many)]
+        return [*fakes, Turn("policy", partial(self.drawn, draw=(update, many)), self.loss, needs=self.scores)]
 
     def drawn(self, rollout: Rollout, draw: Draw) -> Iterator[Point]:
         """Points on the path, each with fresh noise and the noise level at which the policy's sample is judged."""
@@ -102,7 +102,7 @@ class DMD2(FewSteps):
 
     def loss(self, point: Point, velocity: Velocity) -> tuple[Tensor, Metrics]:
         x0, at = self._judged(point, velocity)
-        fake, real = (clean(at.x, velocity(at, *asked).float(), at.s) for asked in self.scores)
+        fake, real = (clean(at.x, velocity(at, *query).float(), at.s) for query in self.scores)
         loss = dmd_loss(x0, real, fake).mean()
         metrics = {"loss": loss, "score_distance": (fake - real).abs().mean()}
         return loss, {k: m.detach() for k, m in metrics.items()}

@@ -34,7 +34,7 @@ class DiffusionOPD(Algorithm):
     def guidance(self, weights: str) -> float | None:
         return self.teachers[weights].guidance_scale if weights in self.teachers else None
 
-    def asks(self, weights: str, rollout: Rollout) -> bool:
+    def needs(self, weights: str, rollout: Rollout) -> bool:
         return self.teachers[weights].teaches(rollout.row.dataset)
 
     def noisy(self, epoch: int, group: int) -> tuple[int, ...]:

@@ -52,7 +52,7 @@ class TDM(OnPath):
 
     def loss(self, point: Point, velocity: Velocity) -> tuple[Tensor, Metrics]:
         x0, at = self.judged(point, velocity)
-        fake, real = (clean(at.x, velocity(at, *asked).float(), at.s) for asked in self.scores)
+        fake, real = (clean(at.x, velocity(at, *query).float(), at.s) for query in self.scores)
         loss = tdm_loss(x0, real, fake, self.config.huber_c if self.config.use_huber else None).mean()
         metrics = {"loss": loss, "score_distance": (fake - real).abs().mean()}
         return loss, {k: m.detach() for k, m in metrics.items()}

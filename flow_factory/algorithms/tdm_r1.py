@@ -39,8 +39,8 @@ class TDMR1(OnPath):
 
     def turns(self, update: int) -> Sequence[Turn]:
         *fakes, policy = super().turns(update)
-        points, asks = partial(self.on_path, draw=(update, len(fakes) + 1)), (("ref", 1.0), ("slow", 1.0))
-        return [*fakes, Turn("surrogate", points, self.surrogate_loss, self.precompute, asks), policy]
+        points, needs = partial(self.on_path, draw=(update, len(fakes) + 1)), (("ref", 1.0), ("slow", 1.0))
+        return [*fakes, Turn("surrogate", points, self.surrogate_loss, self.precompute, needs), policy]
 
     # -- the surrogate -----------------------------------------------------------------------------------------------------------
 
@@ -95,7 +95,7 @@ class TDMR1(OnPath):
     def loss(self, point: Point, velocity: Velocity) -> tuple[Tensor, Metrics]:
         config = self.config
         x0, at = self.judged(point, velocity)
-        fake, *bases, surrogate = (clean(at.x, velocity(at, *asked).float(), at.s) for asked in self.scores)
+        fake, *bases, surrogate = (clean(at.x, velocity(at, *query).float(), at.s) for query in self.scores)
         guided, base = bases[0], bases[-1]
         cfg = config.cfg_reward_scale * (guided - base) / ((config.real_guidance_scale or 1.0) - 1) if config.base_guided else guided - base
         sizes = normaliser(x0, guided), normaliser(x0, surrogate)

@@ -29,7 +29,7 @@ class OnTransitions(Algorithm):
     def guidance(self, weights: str) -> float | None:
         return self.config.kl_guidance_scale if weights == "ref" else None
 
-    def asks(self, weights: str, rollout: Rollout) -> bool:
+    def needs(self, weights: str, rollout: Rollout) -> bool:
         return not _unheld(rollout)
 
     def noisy(self, epoch: int, group: int) -> tuple[int, ...]:

@@ -103,18 +103,18 @@ def read_lora(file: Path) -> Lora:
         OSError, SafetensorError, ValueError: the file, its metadata or the config beside it is damaged.
     """
     with safe_open(file, "pt") as opened:
-        said = _object((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))
+        metadata = _object((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))
     if file.name == PEFT_FILE and (file.parent / PEFT_CONFIG).is_file():
-        said = _object((file.parent / PEFT_CONFIG).read_text(encoding="utf-8"))
-    said = {name.removeprefix("transformer."): value for name, value in said.items()}
-    return read_tensors(load_file(file), said)
+        metadata = _object((file.parent / PEFT_CONFIG).read_text(encoding="utf-8"))
+    metadata = {name.removeprefix("transformer."): value for name, value in metadata.items()}
+    return read_tensors(load_file(file), metadata)
 
 
-def read_tensors(named: Mapping[str, Tensor], said: Mapping[str, Any]) -> Lora:
+def read_tensors(named: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Lora:
     """A LoRA from the tensors of a file.
 
     Args:
-        said: PEFT's config of it, as far as the file has one.
+        metadata: PEFT's config of it, as far as the file has one.
 
     Raises:
         ValueError: what it says is damaged.
@@ -123,13 +123,13 @@ def read_tensors(named: Mapping[str, Tensor], said: Mapping[str, Any]) -> Lora:
     alphas = {name.removesuffix(".alpha"): float(t) for name, t in tensors.items() if name.endswith(".alpha") and t.numel() == 1}
     weights = {name: tensor for name, tensor in tensors.items() if not name.endswith(".alpha")}
     unlike = next((name.rpartition(".")[2] for name in weights if name.endswith(UNLIKE)), None)
-    if said.get("use_dora") and not any(name.endswith(MAGNITUDE) for name in weights):
+    if metadata.get("use_dora") and not any(name.endswith(MAGNITUDE) for name in weights):
         unlike = "use_dora, and no magnitudes"
-    alpha = said.get("lora_alpha")
+    alpha = metadata.get("lora_alpha")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float | None):
         raise ValueError(f"lora_alpha is {str(alpha)[:40]!r}, no number")
-    found = Lora(weights, alpha, rslora=bool(said.get("use_rslora")), unlike=unlike)
-    pattern = said.get("alpha_pattern") or {}
+    found = Lora(weights, alpha, rslora=bool(metadata.get("use_rslora")), unlike=unlike)
+    pattern = metadata.get("alpha_pattern") or {}
     if not isinstance(pattern, dict) or not all(isinstance(value, int | float) for value in pattern.values()):
         raise ValueError("alpha_pattern must be an object of numbers")
     for layer in found.layers if pattern else ():
@@ -214,7 +214,7 @@ def _object(text: str) -> dict[str, Any]:
     """Raises:
     ValueError: the text is not a JSON object.
     """
-    said = json.loads(text)
-    if not isinstance(said, dict):
+    parsed = json.loads(text)
+    if not isinstance(parsed, dict):
         raise ValueError("its LoRA metadata must be a JSON object")
-    return said
+    return parsed

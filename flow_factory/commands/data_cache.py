@@ -92,8 +92,8 @@ def wanted(stock: CachedRows, args: argparse.Namespace) -> bool:
     """Raises:
     UserError: no condition says what to remove.
     """
-    asked = [args.older_than, args.dataset, args.model]
-    if asked == [None] * 3:
+    conditions = [args.older_than, args.dataset, args.model]
+    if conditions == [None] * 3:
         if not (args.all or args.old):
             raise UserError("ff-data cache prune: choose what to remove: --older-than 30d, --dataset NAME, --model NAME, --old, or --all")
         return bool(args.all)

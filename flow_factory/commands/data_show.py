@@ -63,7 +63,7 @@ def act(args: argparse.Namespace) -> int:
     from flow_factory.data.sources import open_split
     from flow_factory.data.survey import Media, Survey, spread
 
-    datas, config = asked(args)
+    datas, config = datasets_of(args)
     if args.sheet is not None and len(datas) > 1:
         raise UserError(f"--sheet: {args.what} has several data sets; choose one with --dataset")
     count = counter(args.model, config)
@@ -77,7 +77,7 @@ def act(args: argparse.Namespace) -> int:
     return 0
 
 
-def asked(args: argparse.Namespace) -> tuple[list[DataConfig], RunConfig | None]:
+def datasets_of(args: argparse.Namespace) -> tuple[list[DataConfig], RunConfig | None]:
     """One data set, or all data sets of a config.
 
     Raises:

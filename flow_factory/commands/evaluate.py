@@ -47,11 +47,11 @@ def act(args: argparse.Namespace) -> int:
     """Scores all, writes the tables, and prints them."""
     from flow_factory.reporting.recipes import load_recipe, recipes_page
     from flow_factory.utils.files import require_writable
-    from flow_factory.utils.terminal import tell
+    from flow_factory.utils.terminal import print_output
 
     set_up_terminal()
     if args.recipes:
-        tell(recipes_page())
+        print_output(recipes_page())
         return 0
     recipe = load_recipe(args.compare) if args.compare else None
     weights = weights_of(args.checkpoints, args.base)
@@ -68,8 +68,8 @@ def act(args: argparse.Namespace) -> int:
     if evaluation.main:
         with file_errors("--out", args.out, "name a folder that can be written"):
             text = evaluation.results(recipe)
-        tell(text)
-        tell(f"tables: {args.out / 'results.md'}, {args.out / 'results.csv'}, {args.out / 'results.json'}")
+        print_output(text)
+        print_output(f"tables: {args.out / 'results.md'}, {args.out / 'results.csv'}, {args.out / 'results.json'}")
     return 0
 
 

@@ -50,14 +50,14 @@ def tasks_of(config: RunConfig, rewards: Sequence[RewardConfig] | None, given: b
     def entries(dataset: Dataset) -> Sequence[RewardConfig]:
         return dataset.config.evaluated_by if rewards is None else for_dataset(rewards, dataset.name)
 
-    def asked(dataset: Dataset) -> list[RowCheck]:
+    def checks_of(dataset: Dataset) -> list[RowCheck]:
         return row_checks(dataset.config, require_rewards(arguments(entries(dataset)), family.draws, family.sounds), trained=False)
 
     datasets = {dataset.name: dataset for dataset in datasets_of(config)}
     if given:
-        tests: Mapping[str, Sequence[Row]] = {"": open_split(config.data, config.data.test_split, None, asked(datasets[""]))}
+        tests: Mapping[str, Sequence[Row]] = {"": open_split(config.data, config.data.test_split, None, checks_of(datasets[""]))}
     else:
-        tests = read_tests(config, asked)
+        tests = read_tests(config, checks_of)
     if not tests:
         where = ", ".join(dataset.config.data.dataset_dir for dataset in datasets.values())
         raise UserError(f"{where}: the run has no test rows; name some with --data")

@@ -71,11 +71,11 @@ def _write(job: Job, label: str, row: Row, seed: int, media: Any) -> None:
         if isinstance(media, Clip):
             save_video(media, folder / f"{stem}.mp4")
             return
-        told = PngInfo()
+        metadata = PngInfo()
         known = {"prompt": row.prompt, "negative_prompt": row.negative_prompt, "seed": seed, "weights": label}
         known |= {"model": job.config.model.model_name_or_path, "num_inference_steps": job.config.eval.num_inference_steps}
         known |= {"diffusers": diffusers.__version__, **pipeline_kwargs(job.config.eval)}
         for key, value in known.items():
             if value is not None:
-                told.add_itxt(key, str(value))
-        media.save(folder / f"{stem}.png", pnginfo=told)
+                metadata.add_itxt(key, str(value))
+        media.save(folder / f"{stem}.png", pnginfo=metadata)

@@ -74,11 +74,11 @@ def act(args: argparse.Namespace) -> int:
         raise UserError(f"--out: there is no folder {args.out.parent}; name a file in one that is there")
     if args.num_processes < 1:
         raise UserError(f"--num_processes: {args.num_processes} is not a number of cards; write 1 or more")
-    algorithm = asked(args.algorithm, "algorithm", "grpo", list(known()))
-    model = asked(args.model, "model", "flux1", known()[algorithm])
-    gpu = number(asked(args.gpu, "memory of a card in GB", "24"))
-    data = asked(args.data, "data set (Enter: prompts that come with the package)", "")
-    reward = known_reward(asked(args.reward, "reward", "PickScore"))
+    algorithm = answer(args.algorithm, "algorithm", "grpo", list(known()))
+    model = answer(args.model, "model", "flux1", known()[algorithm])
+    gpu = number(answer(args.gpu, "memory of a card in GB", "24"))
+    data = answer(args.data, "data set (Enter: prompts that come with the package)", "")
+    reward = known_reward(answer(args.reward, "reward", "PickScore"))
     name = f"examples/{algorithm}/lora/{model}.yaml"
     tree = yaml.safe_load((root() / name).read_text("utf-8"))
     if data and not Path(data).exists():
@@ -96,7 +96,7 @@ def act(args: argparse.Namespace) -> int:
     return 0
 
 
-def asked(given: Any, what: str, default: str, choices: Sequence[str] | None = None) -> str:
+def answer(given: Any, what: str, default: str, choices: Sequence[str] | None = None) -> str:
     """The value of a flag, or the user's answer, or the default.
 
     Raises:
@@ -174,13 +174,13 @@ def fitted(tree: dict[str, Any], gpu: float) -> tuple[str, list[str]]:
 
 def written(tree: Mapping[str, Any]) -> str:
     """The YAML with comments, and an empty line between sections."""
-    said: set[str] = set()
+    explained: set[str] = set()
     lines = []
     for key, value in sorted(tree.items(), key=lambda item: isinstance(item[1], (dict, list))):
         for k, line in enumerate(_block(key, value)):
             name = line.strip().partition(":")[0]
-            comment = COMMENTS.get(name) if name not in said else None
-            said.add(name)
+            comment = COMMENTS.get(name) if name not in explained else None
+            explained.add(name)
             lines += [""] if k == 0 and isinstance(value, (dict, list)) else []
             lines.append(f"{line:<40}  # {comment}" if comment else line)
     return "\n".join(lines).lstrip("\n") + "\n"

@@ -102,10 +102,10 @@ def findings_lines(title: str, found: Findings, batch: int) -> list[str]:
 
     missing = len(found.scores) - len(found.known)
     scale = f"{min(found.known):.4g} to {max(found.known):.4g}, spread {found.spread:.3g}" if found.known else "no scores"
-    lines = [f"  {title}: {scale}; {missing} of {len(found.scores)} missing" + (f" ({found.said})" if found.said and missing else "")]
+    lines = [f"  {title}: {scale}; {missing} of {len(found.scores)} missing" + (f" ({found.error})" if found.error and missing else "")]
     if list(found.scores) == list(WORSE):
         lines.append("    " + ", ".join(f"{name} {score:.4g}" for name, score in found.scores.items()))
         pairs = [a > b for a, b in combinations(found.scores.values(), 2) if not math.isnan(a + b)]
         lines.append(f"    {sum(pairs)} of {len(pairs)} pairs in the order in which people see them")
-    lines.append("    moved " + ", ".join(f"{by:.2g} {how}" for how, by in found.moved.items()))
+    lines.append("    moved " + ", ".join(f"{by:.2g} {how}" for how, by in found.changes.items()))
     return [*lines, f"    {found.latency * 1000:.3g} ms one call, {found.throughput:.4g} samples a second at batch_size {batch}"]

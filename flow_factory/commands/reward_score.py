@@ -75,7 +75,7 @@ def scored(rewards: RewardSet, found: list[Scored]) -> tuple[list[str], list[lis
     of_file: dict[int, list[float]] = {}
     waiting: list[tuple[Row, list[Scored]]] = []
 
-    def ask() -> None:
+    def score_waiting() -> None:
         rows, groups = [row for row, _ in waiting], [group for _, group in waiting]
         media = [[one.open() for one in group] for group in groups]
         for group, values in zip(groups, rewards.score(rows, media), strict=True):
@@ -84,9 +84,9 @@ def scored(rewards: RewardSet, found: list[Scored]) -> tuple[list[str], list[lis
 
     for row, group in groups_of(found):
         if waiting and sum(len(one) for _, one in waiting) + len(group) > AT_ONCE:
-            ask()
+            score_waiting()
         waiting.append((row, group))
-    ask()
+    score_waiting()
     return list(rewards.names), [of_file[id(one)] for one in found]
 
 

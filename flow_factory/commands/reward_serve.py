@@ -35,7 +35,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--devices", nargs="+", metavar="DEVICE", help="devices, as server.devices: cuda:0 cuda:1")
 
 
-def asked(args: argparse.Namespace) -> list[str]:
+def overrides_of(args: argparse.Namespace) -> list[str]:
     """The overrides, with those of the flags."""
     flags = {"host": args.host, "port": args.port, "workers": args.workers}
     given = [f"server.{key}={value}" for key, value in flags.items() if value is not None]
@@ -48,7 +48,7 @@ def act(args: argparse.Namespace) -> int:
     from flow_factory.distributed.threads import set_thread_counts, usable_cores
     from flow_factory.utils.terminal import log_to_terminal
 
-    overrides = asked(args)
+    overrides = overrides_of(args)
     config = load_rewards_config(args.config, overrides)
     if lacking := [name for name in PACKAGES if find_spec(name) is None]:
         raise UserError(f"ff-reward serve needs {' and '.join(lacking)}: pip install 'flow-factory[reward-server]'")

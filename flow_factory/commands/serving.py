@@ -26,8 +26,8 @@ def listening(host: str, port: int, keys: str) -> Any:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, UnicodeError) as error:
-        said = getattr(error, "strerror", None) or error
-        raise UserError(f"{keys}: cannot listen on {host}:{port}: {said}; choose another") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{keys}: cannot listen on {host}:{port}: {reason}; choose another") from error
 
 
 def serve_until_signal(server: uvicorn.Server, socket: Any, what: str, how: str) -> None:

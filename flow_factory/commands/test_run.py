@@ -29,11 +29,11 @@ from flow_factory.utils.errors import RunError
 from flow_factory.utils.terminal import Epochs
 
 
-def rehearse(config: RunConfig, heard: Callable[[], None]) -> tuple[str, bool]:
+def rehearse(config: RunConfig, check_signals: Callable[[], None]) -> tuple[str, bool]:
     """(the predicted cost of the run, whether the disk has room), on the main process.
 
     Args:
-        heard: raises if a signal has arrived.
+        check_signals: raises if a signal has arrived.
 
     Raises:
         see `run_to_end`.
@@ -41,7 +41,7 @@ def rehearse(config: RunConfig, heard: Callable[[], None]) -> tuple[str, bool]:
     few = hidden(shrunk(config))
     run = build(few)
     try:
-        heard()
+        check_signals()
         return Rehearsal(config, few, run)()
     finally:
         if run.claim is not None:
@@ -208,14 +208,14 @@ class Rehearsal:
         log, (weights, state) = self.config.log, self.sizes
         each, most = weights + state * (not log.save_model_only), written(self.config)
         free = free_space(Path(log.save_dir)) + weights + state  # the one that is removed
-        said = f"a checkpoint: {amount(weights)} of weights, {amount(state)} of training state"
-        said += "" if not log.save_model_only else " (of which one is written when the run is stopped)"
+        sizes = f"a checkpoint: {amount(weights)} of weights, {amount(state)} of training state"
+        sizes += "" if not log.save_model_only else " (of which one is written when the run is stopped)"
         if most is None:
-            return [f"{said}; all are kept: {amount(free)} are free in {log.save_dir}, for {free // max(1, each)} of them"], True
+            return [f"{sizes}; all are kept: {amount(free)} are free in {log.save_dir}, for {free // max(1, each)} of them"], True
         needed = most * each + state * log.save_model_only
         fits = needed < free
         text = f"{amount(needed)} for up to {most} of them at a time, and {amount(free)} are free in {log.save_dir}"
-        return [said, f"disk: {text}{'' if fits else ': that does NOT fit; set log.keep_last_n, or a larger log.save_freq'}"], fits
+        return [sizes, f"disk: {text}{'' if fits else ': that does NOT fit; set log.keep_last_n, or a larger log.save_freq'}"], fits
 
 
 def counted(many: int, what: str) -> str:

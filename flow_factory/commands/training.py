@@ -125,11 +125,11 @@ def _trained(config: RunConfig) -> TrainResult:
         gc.collect()  # the parts of a run are reference cycles, and the next run in a notebook needs their memory
 
 
-def run_to_end(config: RunConfig, heard: Callable[[], None] = lambda: None) -> tuple[Run, str]:
+def run_to_end(config: RunConfig, check_signals: Callable[[], None] = lambda: None) -> tuple[Run, str]:
     """Builds the run and trains. Returns the run, and on the main process its summary.
 
     Args:
-        heard: raises if a signal has arrived while the run was built.
+        check_signals: raises if a signal has arrived while the run was built.
 
     Raises:
         UserError, RunError: the run cannot start, or failed.
@@ -140,7 +140,7 @@ def run_to_end(config: RunConfig, heard: Callable[[], None] = lambda: None) -> t
 
     with remembering(), run_errors(config):
         run = build(config)
-        heard()
+        check_signals()
         return run, run()
 
 

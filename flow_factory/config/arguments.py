@@ -127,9 +127,9 @@ def _gather(
     for word in [word for word in source.words if word[: len(keys)] == keys and word[len(keys)] in rest]:
         parameter = None if arguments is None else arguments.get(str(word[len(keys)]))
         if parameter is None or parameter.kinds is None:  # nobody else asks what it should be
-            told = source.words[word]
-            read = "true" if told.lower() in ("yes", "on", "y") else "false"
-            source.problems.append(Problem(word, f'YAML reads {told} as {read}; write {read}, or "{told}" where text is meant'))
+            written = source.words[word]
+            read = "true" if written.lower() in ("yes", "on", "y") else "false"
+            source.problems.append(Problem(word, f'YAML reads {written} as {read}; write {read}, or "{written}" where text is meant'))
 
 
 def _idle(name: str, section: type[Section], train: Mapping[str, Any]) -> str | None:

@@ -155,13 +155,13 @@ def _routed(reward: RewardConfig, keys: Keys, names: Sequence[str]) -> Iterator[
             yield Problem((*keys, "weight"), text if not reward.weight.keys() - set(names) else f"{text}, or leave it out")
 
 
-def known_datasets(keys: Keys, asked: Sequence[str], config: RunConfig) -> Iterator[Problem]:
+def known_datasets(keys: Keys, names: Sequence[str], config: RunConfig) -> Iterator[Problem]:
     """Yields a problem for each name in a list that no data set has."""
-    return _known(keys, asked, [entry.name for entry in config.data.datasets or ()])
+    return _known(keys, names, [entry.name for entry in config.data.datasets or ()])
 
 
-def _known(keys: Keys, asked: Sequence[str] | Mapping[str, float], names: Sequence[str]) -> Iterator[Problem]:
-    for name in asked:
+def _known(keys: Keys, given: Sequence[str] | Mapping[str, float], names: Sequence[str]) -> Iterator[Problem]:
+    for name in given:
         if name not in names:
             there = f" There are {', '.join(names)}" if names else " data.dataset_dir has no name: write data.datasets"
             yield Problem(keys, f"no data set {show(name)}.{nearest(name, list(names)) or there}")

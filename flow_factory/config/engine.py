@@ -114,7 +114,7 @@ def engine_of(config_file: str | None, offload_blocks: bool = False) -> EngineSe
     Raises:
         ConfigError: no such file, or one that asks for what does not work here; the message has the key and what would be right.
     """
-    engine = _said(config_file)
+    engine = _from_file(config_file)
     if not offload_blocks:
         return engine
     if config_file is not None and engine.kind != "fsdp":
@@ -123,34 +123,34 @@ def engine_of(config_file: str | None, offload_blocks: bool = False) -> EngineSe
     return replace(engine, kind="fsdp", offload=True)
 
 
-def _said(config_file: str | None) -> EngineSettings:
+def _from_file(config_file: str | None) -> EngineSettings:
     if config_file is None:
         return EngineSettings()
     file = found(config_file)
     try:
-        said = read_foreign(file)
+        settings = read_foreign(file)
     except ConfigError as error:
         raise ConfigError(f"config_file: {error}") from error
-    kind = str(said.get("distributed_type", "NO")).upper() if isinstance(said, dict) else ""
+    kind = str(settings.get("distributed_type", "NO")).upper() if isinstance(settings, dict) else ""
     if kind in DATA_PARALLEL:
         return EngineSettings()
     if kind == "FSDP":
-        return _fsdp(file, _mapping(said, "fsdp_config", file))
+        return _fsdp(file, _mapping(settings, "fsdp_config", file))
     if kind == "DEEPSPEED":
-        return _zero(file, _mapping(said, "deepspeed_config", file))
+        return _zero(file, _mapping(settings, "deepspeed_config", file))
     raise ConfigError(f"config_file: {file}: distributed_type is {kind or 'missing'}; it must be MULTI_GPU, FSDP or DEEPSPEED")
 
 
-def _mapping(said: Mapping[str, Any], key: str, file: Path) -> dict[str, Any]:
+def _mapping(settings: Mapping[str, Any], key: str, file: Path) -> dict[str, Any]:
     """A part of the file; empty where there is none."""
-    part = said.get(key) or {}
+    part = settings.get(key) or {}
     if not isinstance(part, dict):
         raise ConfigError(f"config_file: {file}: {key}: wants a mapping of keys to values, got {show(part)}")
     return dict(part)
 
 
-def _fsdp(file: Path, said: Mapping[str, Any]) -> EngineSettings:
-    keys = {k.removeprefix("fsdp_"): v for k, v in said.items()}
+def _fsdp(file: Path, settings: Mapping[str, Any]) -> EngineSettings:
+    keys = {k.removeprefix("fsdp_"): v for k, v in settings.items()}
     words = [str(keys[key]).upper() for key in ("reshard_after_forward", "sharding_strategy") if keys.get(key) is not None] or ["TRUE"]
     strategy, last = (NUMBERS.get(word, word) for word in (words[0], words[-1]))
     if wrong := next((word for word in (strategy, last) if word not in RESHARDS), None):
@@ -180,10 +180,10 @@ def _deepspeed_file(name: Any, file: Path) -> tuple[dict[str, Any], Path]:
     return extra, source
 
 
-def _zero(file: Path, said: Mapping[str, Any]) -> EngineSettings:
+def _zero(file: Path, settings: Mapping[str, Any]) -> EngineSettings:
     extra: dict[str, Any] = {}
     source = file
-    if (name := said.get("deepspeed_config_file")) is not None:
+    if (name := settings.get("deepspeed_config_file")) is not None:
         extra, source = _deepspeed_file(name, file)
     zero = _mapping(extra, "zero_optimization", source)
     if (kept := "stage3_param_persistence_threshold") in zero:
@@ -191,13 +191,13 @@ def _zero(file: Path, said: Mapping[str, Any]) -> EngineSettings:
     for key, ours in OURS.items():
         if extra.pop(key, "auto") not in ("auto", None):
             raise ConfigError(f"config_file: {source}: {key} is set by {ours} in the run's YAML; remove it here, or write auto")
-    stage = said.get("zero_stage", zero.get("stage", 2))
+    stage = settings.get("zero_stage", zero.get("stage", 2))
     stage = int(stage) if isinstance(stage, str) and stage.isdecimal() else stage
     if not isinstance(stage, int) or isinstance(stage, bool) or stage not in (1, 2, 3):
         raise ConfigError(f"config_file: {file}: zero_stage: {show(stage)}; ZeRO has the stages 1, 2 and 3 (0 is multi_gpu.yaml)")
     offload = {}
     for part in ("param", "optimizer"):
-        device = str(said.get(f"offload_{part}_device") or _mapping(zero, f"offload_{part}", source).get("device") or "none").lower()
+        device = str(settings.get(f"offload_{part}_device") or _mapping(zero, f"offload_{part}", source).get("device") or "none").lower()
         if device not in DEVICES:
             raise ConfigError(f"config_file: {file}: offload_{part}_device: {device} does not work here; write cpu or none")
         offload[part] = DEVICES[device]

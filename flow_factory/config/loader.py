@@ -50,12 +50,12 @@ def load_config(config: str | Path | Mapping[str, Any], overrides: Sequence[str]
         source.mapping("train").setdefault("learning_rate", train.lora_rate)
     few_steps(source, train)
     gather_arguments(source, train)
-    found, said = translated(_validated(source, train))
+    found, notes = translated(_validated(source, train))
     source.problems += rules.broken(found)
     if source.problems and found.config_file is not None and (there := elsewhere(found.config_file, Path(source.name))):
         source.problems.append(Problem(("config_file",), there))
     source.fail()
-    return found.noting((*source.notices, *notices(found), *said), source.written)
+    return found.noting((*source.notices, *notices(found), *notes), source.written)
 
 
 def _normalise(source: Source, overrides: Sequence[str]) -> None:

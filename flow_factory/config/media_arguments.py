@@ -55,8 +55,8 @@ def columns_problem(ours: str, pipeline: str | None, takes: Mapping[str, Any]) -
     others = "; a pipeline's arguments for pictures, videos and sounds, such as mask_image, may be named too"
     if pipeline is not None:
         others = f"; arguments of {pipeline} for pictures, videos and sounds: {', '.join(takes) or 'none'}"
-    said = f"no known column is called {show(ours)}.{near} Known: {', '.join(known[: len(OURS)])}{others}"
-    return f"{said}; every other column reaches the rewards by its own name"
+    message = f"no known column is called {show(ours)}.{near} Known: {', '.join(known[: len(OURS)])}{others}"
+    return f"{message}; every other column reaches the rewards by its own name"
 
 
 def columns_fit(config: RunConfig) -> Iterator[Problem]:

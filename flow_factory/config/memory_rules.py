@@ -12,7 +12,7 @@ FROZEN = ("quantization", "layerwise_casting")
 """Keys of `model:` that keep the frozen transformer in fewer bits."""
 
 
-def _asked(config: RunConfig) -> Iterator[tuple[str, str]]:
+def _set_keys(config: RunConfig) -> Iterator[tuple[str, str]]:
     """(key, value) of those that are set."""
     return ((key, value) for key in FROZEN if (value := getattr(config.model, key)) is not None)
 
@@ -23,21 +23,21 @@ def keeps_no_copy(value: str) -> bool:
 
 
 def fewer_bits_are_frozen(config: RunConfig) -> Iterator[Problem]:
-    for key, value in _asked(config):
+    for key, value in _set_keys(config):
         if config.model.finetune_type == "full":
             text = f"{value} keeps frozen weights in fewer bits, and finetune_type: full trains them; write null, or finetune_type: lora"
             yield Problem(("model", key), text)
 
 
 def fewer_bits_once(config: RunConfig) -> Iterator[Problem]:
-    if len(list(_asked(config))) > 1:
+    if len(list(_set_keys(config))) > 1:
         text = f"{config.model.layerwise_casting} beside quantization: {config.model.quantization}: the weights are in fewer bits already"
         yield Problem(("model", "layerwise_casting"), f"{text}; write null for one of them")
 
 
 def fewer_bits_are_recomputed(config: RunConfig) -> Iterator[Problem]:
     """bitsandbytes and products in 8 bits alone go back through the weights as they are kept."""
-    for key, value in _asked(config):
+    for key, value in _set_keys(config):
         if not keeps_no_copy(value) and not every_block(config.train.enable_gradient_checkpointing):
             text = f"{value} computes with a copy of each layer's weights in mixed_precision, which autograd keeps for the backward pass"
             yield Problem(("model", key), f"{text}: that takes more memory than it saves; write train.enable_gradient_checkpointing: true")
@@ -45,7 +45,7 @@ def fewer_bits_are_recomputed(config: RunConfig) -> Iterator[Problem]:
 
 def fewer_bits_are_whole(config: RunConfig) -> Iterator[Problem]:
     engine = engine_of_file(config)
-    for key, value in _asked(config):
+    for key, value in _set_keys(config):
         if engine is not None and engine.shards_weights:
             text = f"{value} weights cannot be cut into shards, and {engine.name} shards them"
             source = "offload_blocks: false" if config.model.offload_blocks else "config_file: examples/launch/multi_gpu.yaml"
@@ -53,7 +53,7 @@ def fewer_bits_are_whole(config: RunConfig) -> Iterator[Problem]:
 
 
 def fewer_bits_are_not_compiled(config: RunConfig) -> Iterator[Problem]:
-    for key, value in _asked(config):
+    for key, value in _set_keys(config):
         if config.model.compile and not keeps_no_copy(value):
             yield Problem(("model", key), f"torch compiles no backward pass through {value} weights; write null, or compile: false")
 

@@ -53,12 +53,12 @@ def students_are_whole(config: RunConfig) -> Iterator[Problem]:
     if not isinstance(train, FewStepConfig):
         return
     name = train.trainer_type
-    for key, asked, drawn in (
+    for key, requested, drawn in (
         ("num_inference_steps", config.eval.num_inference_steps, train.num_inference_steps),
         ("guidance_scale", config.eval.guidance_scale, train.guidance_scale),
     ):
-        if asked != drawn:
-            text = f"{asked:g}: a student of few steps is evaluated as it is trained, by train.{key}; write {drawn:g}"
+        if requested != drawn:
+            text = f"{requested:g}: a student of few steps is evaluated as it is trained, by train.{key}; write {drawn:g}"
             yield Problem(("eval", key), text)
     if train.best_of_n is not None:
         yield Problem(("train", "best_of_n"), f"{train.best_of_n}: {name} learns from every sample; write null")

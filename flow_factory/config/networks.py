@@ -28,18 +28,18 @@ class NetworkConfig(Section):
 
 def group_of(role: str, train: TrainConfig, networks: tuple[NetworkConfig, ...]) -> dict[str, Any]:
     """What an optimiser is told of a network's weights."""
-    said = next((network for network in networks if network.name == role), NetworkConfig.model_validate({"name": role}))
+    settings = next((network for network in networks if network.name == role), NetworkConfig.model_validate({"name": role}))
     betas = (0.9, 0.999) if role == "surrogate" else train.adam_betas
 
     def first(value: Any, default: Any) -> Any:
         return default if value is None else value
 
     return {
-        "lr": first(said.learning_rate, FASTER * train.learning_rate),
-        "betas": first(said.betas, betas),
-        "eps": first(said.eps, train.adam_epsilon),
-        "weight_decay": first(said.weight_decay, train.adam_weight_decay),
-        "max_grad_norm": first(said.max_grad_norm, train.max_grad_norm),
+        "lr": first(settings.learning_rate, FASTER * train.learning_rate),
+        "betas": first(settings.betas, betas),
+        "eps": first(settings.eps, train.adam_epsilon),
+        "weight_decay": first(settings.weight_decay, train.adam_weight_decay),
+        "max_grad_norm": first(settings.max_grad_norm, train.max_grad_norm),
     }
 
 

@@ -34,13 +34,13 @@ def require_places(config: RunConfig, file: Path) -> None:
         ConfigError: paths that lead nowhere from here and somewhere from the YAML's folder or its checkout, a line each.
     """
     model = config.model
-    asked = [("model.model_name_or_path", model.model_name_or_path, "model_index.json")]
-    asked += [(f"{dataset.key}.dataset_dir", dataset.config.data.dataset_dir, "") for dataset in datasets_of(config)]
+    paths = [("model.model_name_or_path", model.model_name_or_path, "model_index.json")]
+    paths += [(f"{dataset.key}.dataset_dir", dataset.config.data.dataset_dir, "") for dataset in datasets_of(config)]
     if model.resume_path is not None:
-        asked.append(("model.resume_path", model.resume_path, ""))
+        paths.append(("model.resume_path", model.resume_path, ""))
     lines: list[str] = []
-    for key, path, inside in asked:
+    for key, path, inside in paths:
         with file_errors(key, path, "the user that runs this must be able to read it", ConfigError):
-            lines += [f"{key}: {said}"] if (said := elsewhere(path, file, inside)) else []
+            lines += [f"{key}: {message}"] if (message := elsewhere(path, file, inside)) else []
     if lines:
         raise ConfigError("\n".join(lines))

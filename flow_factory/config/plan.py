@@ -31,7 +31,7 @@ class Deal:
         """Micro-batches of a group that each process takes; 1 where they are of different numbers."""
         return self.batches if self.whole else max(1, self.batches // self.teams) if self.batches % self.teams == 0 else 1
 
-    def heard_at_once(self, size: int, fill: int) -> int:
+    def submitted_at_once(self, size: int, fill: int) -> int:
         """Samples that a process draws before their rewards are asked for: whole groups, on every process, and at least `fill`.
 
         Args:

@@ -146,22 +146,24 @@ def _dtypes(source: Source) -> None:
     trained = model.pop("trainable_parameters_dtype", None)
     if trained is not None and not _same(trained, model.get("master_weight_dtype")):
         _put(source, ("model", "trainable_parameters_dtype"), trained, ("model", "master_weight_dtype"))
-    asked = source.tree.get("mixed_precision", "bf16")
+    precision = source.tree.get("mixed_precision", "bf16")
     for key in ("component_load_dtypes", "frozen_parameters_dtype"):
         given = model.pop(key, None)
         for name, dtype in (given if isinstance(given, dict) else {None: given}).items():
             here: Keys = ("model", key) if name is None else ("model", key, name)
-            if dtype is None or _same(dtype, asked):
+            if dtype is None or _same(dtype, precision):
                 continue
             if name == "vae":
                 source.notices.append(f"{_dotted(here)}: {show(dtype)} has no effect: the VAE is loaded as its stock pipeline has it")
             else:
-                text = f"{show(dtype)} is not offered: frozen parts are loaded in mixed_precision ({show(asked)}); write null"
+                text = f"{show(dtype)} is not offered: frozen parts are loaded in mixed_precision ({show(precision)}); write null"
                 source.problems.append(Problem(here, text))
 
 
-def _same(dtype: Any, asked: Any) -> bool:
-    mine, theirs = (PRECISIONS.get(str(d).removeprefix("torch."), str(d)) for d in (dtype, "fp32" if asked in ("no", False) else asked))
+def _same(dtype: Any, precision: Any) -> bool:
+    mine, theirs = (
+        PRECISIONS.get(str(d).removeprefix("torch."), str(d)) for d in (dtype, "fp32" if precision in ("no", False) else precision)
+    )
     return mine == theirs
 
 

@@ -91,7 +91,7 @@ class RunConfig(Section, Generic[Train]):
 
     def frequency_of(self, network: str) -> int:
         """The number of updates of the run for one of this network."""
-        return next((said.update_frequency for said in self.optimizers if said.name == network), 1)
+        return next((settings.update_frequency for settings in self.optimizers if settings.name == network), 1)
 
     @property
     def evaluated_by(self) -> Rewards:

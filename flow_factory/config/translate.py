@@ -26,8 +26,8 @@ def rounded_up(config: RunConfig) -> Translated:
     changed = {key: value for key, value in wanted.items() if value != getattr(train, key)}
     if not changed:
         return config, ()
-    said = ", ".join(f"train.{key} {getattr(train, key)} -> {value}" for key, value in changed.items())
-    return config.model_copy(update={"train": train.model_copy(update=changed)}), (f"data.sampler_type: auto rounded up {said}",)
+    notice = ", ".join(f"train.{key} {getattr(train, key)} -> {value}" for key, value in changed.items())
+    return config.model_copy(update={"train": train.model_copy(update=changed)}), (f"data.sampler_type: auto rounded up {notice}",)
 
 
 def recomputed(config: RunConfig) -> Translated:
@@ -36,8 +36,8 @@ def recomputed(config: RunConfig) -> Translated:
     if engine is None or not engine.recompute or config.train.enable_gradient_checkpointing:
         return config, ()
     train = config.train.model_copy(update={"enable_gradient_checkpointing": True})
-    said = f"config_file: {config.config_file} says fsdp_activation_checkpointing, so train.enable_gradient_checkpointing is true"
-    return config.model_copy(update={"train": train}), (said,)
+    notice = f"config_file: {config.config_file} says fsdp_activation_checkpointing, so train.enable_gradient_checkpointing is true"
+    return config.model_copy(update={"train": train}), (notice,)
 
 
 def trained_alone(config: RunConfig) -> Translated:
@@ -49,8 +49,8 @@ def trained_alone(config: RunConfig) -> Translated:
     left = [c for c in model.target_components if c not in kept]
     if not left or not kept:
         return config, ()
-    said = f"model.target_components: {', '.join(left)} is not trained: target_modules names layers of {', '.join(kept)} alone"
-    return config.model_copy(update={"model": model.model_copy(update={"target_components": kept})}), (said,)
+    notice = f"model.target_components: {', '.join(left)} is not trained: target_modules names layers of {', '.join(kept)} alone"
+    return config.model_copy(update={"model": model.model_copy(update={"target_components": kept})}), (notice,)
 
 
 def warmed_up(config: RunConfig) -> Translated:
@@ -65,8 +65,8 @@ def warmed_up(config: RunConfig) -> Translated:
     steps = int(wanted * total) if isinstance(wanted, float) else min(wanted, total // 2)
     if steps == wanted:
         return config, ()
-    said = f"train.lr_warmup_steps: {wanted} -> {steps}, for the schedule has {total} optimiser steps"
-    return config.model_copy(update={"train": train.model_copy(update={"lr_warmup_steps": steps})}), (said,)
+    notice = f"train.lr_warmup_steps: {wanted} -> {steps}, for the schedule has {total} optimiser steps"
+    return config.model_copy(update={"train": train.model_copy(update={"lr_warmup_steps": steps})}), (notice,)
 
 
 def masked_exactly(config: RunConfig) -> Translated:
@@ -74,8 +74,8 @@ def masked_exactly(config: RunConfig) -> Translated:
     train = config.train
     if not isinstance(train, DPPOConfig) or train.kl_mask_type != "x-based":
         return config, ()
-    said = "train.kl_mask_type: x-based -> exact, which is what it computes: the distance of means divided by 2 std^2"
-    return config.model_copy(update={"train": train.model_copy(update={"kl_mask_type": "exact"})}), (said,)
+    notice = "train.kl_mask_type: x-based -> exact, which is what it computes: the distance of means divided by 2 std^2"
+    return config.model_copy(update={"train": train.model_copy(update={"kl_mask_type": "exact"})}), (notice,)
 
 
 def by_ode(config: RunConfig) -> Translated:
@@ -91,8 +91,8 @@ def whole_pass(config: RunConfig, rows: int) -> Translated:
     if train.unique_sample_num_per_epoch > 0:
         return config, ()
     many = next(n for n in chain(range(rows, 0, -1), count(rows + 1)) if deals(config, n) and in_steps(config, n))
-    said = f"train.unique_sample_num_per_epoch: an epoch is {many} of the {rows} rows, which divide over processes and optimiser steps"
-    lines = (f"{said}; the next goes on where it ends",) if many != rows else ()
+    notice = f"train.unique_sample_num_per_epoch: an epoch is {many} of the {rows} rows, which divide over processes and optimiser steps"
+    lines = (f"{notice}; the next goes on where it ends",) if many != rows else ()
     config, more = translated(config.model_copy(update={"train": train.model_copy(update={"unique_sample_num_per_epoch": many})}))
     return config, lines + more
 
@@ -101,8 +101,8 @@ def translated(config: RunConfig) -> Translated:
     """All of them, one after the other."""
     lines: tuple[str, ...] = ()
     for step in (rounded_up, recomputed, trained_alone, warmed_up, masked_exactly, by_ode):
-        config, said = step(config)
-        lines += said
+        config, notice = step(config)
+        lines += notice
     return config, lines
 
 

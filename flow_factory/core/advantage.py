@@ -123,12 +123,12 @@ def combined(own: Callable[..., Any], names: Sequence[str], rewards: Tensor, wei
     Raises:
         RewardError: it raised, or returned something else.
     """
-    said, groups = f"train.advantage_aggregation: {own.__module__}.{own.__qualname__}", rewards.shape[:2]
-    with user_errors(f"{said} failed", own.__module__):
+    where, groups = f"train.advantage_aggregation: {own.__module__}.{own.__qualname__}", rewards.shape[:2]
+    with user_errors(f"{where} failed", own.__module__):
         score = own(rewards.double().clone(), weights.double().clone(), tuple(names))
     if not isinstance(score, Tensor) or score.shape != groups or score.is_complex():
         what = f"a tensor of shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
-        raise RewardError(f"{said} returned {what}; it must return a tensor {tuple(groups)}, a number a sample")
+        raise RewardError(f"{where} returned {what}; it must return a tensor {tuple(groups)}, a number a sample")
     one = score.detach().to("cpu", torch.float64)[..., None]
     advantage, metrics = group_advantage(one, torch.ones(1), global_std)
     return advantage, metrics | {"missing_scores": (~weighted(rewards, weights)[0].isfinite()).sum().float()}

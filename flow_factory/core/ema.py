@@ -88,8 +88,8 @@ def reported_weights(train: "TrainConfig") -> str:
     """One line that says which weights a run evaluates and saves."""
     if train.ema_decay == 0:
         return "the trained weights themselves (ema_decay: 0)"
-    moved = "every epoch" if train.ema_update_interval == 1 else f"every {train.ema_update_interval} epochs"
-    average = f"an average of the trained weights, moved {moved} (ema_decay: {train.ema_decay:g})"
+    updated = "every epoch" if train.ema_update_interval == 1 else f"every {train.ema_update_interval} epochs"
+    average = f"an average of the trained weights, moved {updated} (ema_decay: {train.ema_decay:g})"
     epochs = train.max_epochs or 10 * train.ema_update_interval
     return f"{average}; after {epochs} epochs {100 * initial_share(train, epochs):.0f} % of it are still the initial weights"
 

@@ -215,7 +215,7 @@ class Probe(FixedSchedule):
         self.t, self.s = t, s
         t, s = self.turned(t).float() if self.upward else t, 1 - s if self.upward else s
         self.timesteps, self.sigmas = torch.stack([t, t]), torch.stack([s, s, torch.zeros_like(s)])
-        self.asked = False
+        self.begun = False
 
     def fork(self) -> "Probe":
         return Probe(self.stock, self.field, self.x, self.t, self.s)
@@ -224,10 +224,10 @@ class Probe(FixedSchedule):
         self, model_output: Tensor, timestep: Tensor, sample: Tensor, return_dict: bool = True, **_: Any
     ) -> SchedulerOutput | tuple[Tensor]:
         part = self.field.sampled(sample)
-        if self.asked:
+        if self.begun:
             self.v = part_of(-model_output if self.upward else model_output, part)
             return output(sample, return_dict)
-        self.asked, dtype = True, torch.promote_types(sample.dtype, model_output.dtype)
+        self.begun, dtype = True, torch.promote_types(sample.dtype, model_output.dtype)
         if self.twin is None:
             self.field.priming = False
             return output(filled(self.x.to(dtype, copy=True), sample, part), return_dict)  # the pipeline may write over it

@@ -54,10 +54,10 @@ class VelocityField:
 
     def called(self, name: str | None) -> list[str]:
         """The transformers that run now: the needed one, and in a velocity call also those that other processes need."""
-        asked = [name == known for known in self.bare]
+        needed = [name == known for known in self.bare]
         if self.probing and self.agree is not None:
-            asked = self.agree(asked)
-        return [known for known, runs in zip(self.bare, asked, strict=True) if runs]
+            needed = self.agree(needed)
+        return [known for known, runs in zip(self.bare, needed, strict=True) if runs]
 
     def chance(self, generators: list[Generator]) -> Generator | list[Generator]:
         """The generators, one a sample, as the pipeline takes them."""

@@ -61,7 +61,7 @@ class Work:
         Raises:
             RendezvousError: the other processes have ended.
         """
-        _say(doing)
+        _set_activity(doing)
         if self.store is None or time.monotonic() - self.last < OFTEN:
             return
         self.count, self.last = self.count + 1, time.monotonic()
@@ -69,7 +69,7 @@ class Work:
             self.store.set(f"{self.key}/{self.rank}", f"{self.count} {doing}")
             self.stopped = self.store.check([f"{self.key}/stop"])
 
-    def asked(self) -> bool:
+    def stop_requested(self) -> bool:
         """Whether a process has asked all to stop, as of at most a second ago."""
         self.beat(liveness.current_activity())
         return self.stopped
@@ -111,24 +111,24 @@ class Work:
                 looked = time.monotonic()
                 if stops():
                     self.stop()
-                _say(f"waiting for the others after {self.name}")
+                _set_activity(f"waiting for the others after {self.name}")
                 self._look([rank for rank, key in enumerate(done) if not self.store.check([key])])
             time.sleep(min(OFTEN, self.still / 10, max(SHORT, (time.monotonic() - since) / 10)))
         if _in_front():
             _waited += time.monotonic() - since
-        _say(before)
+        _set_activity(before)
 
     def _look(self, busy: list[int]) -> None:
         assert self.store is not None
         for rank in busy:
-            now, text = time.monotonic(), self._said(rank)
+            now, text = time.monotonic(), self._activity(rank)
             if rank not in self.seen or self.seen[rank][0] != text:
                 self.seen[rank] = (text, now)
             elif now - self.seen[rank][1] > self.still:
                 doing = text.partition(" ")[2]
                 raise RendezvousError(f"{self.name}: process {rank} of {self.size} has made no progress for {self.still:g} s, at: {doing}")
 
-    def _said(self, rank: int) -> str:
+    def _activity(self, rank: int) -> str:
         """The last heartbeat of a process in this work, else its last activity."""
         assert self.store is not None
         for key in (f"{self.key}/{rank}", f"doing/{rank}"):
@@ -149,7 +149,7 @@ def _in_front() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def _say(doing: str) -> None:
+def _set_activity(doing: str) -> None:
     """Sets the activity of the process, but not from background threads."""
     if _in_front():
         liveness.set_activity(doing)

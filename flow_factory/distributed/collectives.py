@@ -42,10 +42,10 @@ def mean_over_ranks(accelerator: Accelerator, values: Mapping[str, Tensor]) -> d
 
 def max_over_ranks(accelerator: Accelerator, count: int) -> int:
     """The maximum of the processes' counts, exchanged on the CPU, so that nothing waits for the device."""
-    told = torch.tensor(count)
+    maximum = torch.tensor(count)
     if accelerator.num_processes > 1:
-        dist.all_reduce(told, dist.ReduceOp.MAX)
-    return int(told)
+        dist.all_reduce(maximum, dist.ReduceOp.MAX)
+    return int(maximum)
 
 
 def agree(accelerator: Accelerator, interrupt: Interrupt) -> None:
@@ -115,7 +115,7 @@ def all_or_none(accelerator: Accelerator, interrupt: Interrupt, call: Callable[[
     trouble: UserError | Interrupted | None = None
     work = Work("work of its own")
     try:
-        with interrupt.hearing(work.asked), interrupt.at_once() if at_once else nullcontext():
+        with interrupt.watching_others(work.stop_requested), interrupt.at_once() if at_once else nullcontext():
             answer = call()
     except (UserError, Interrupted) as error:
         trouble = error
@@ -141,6 +141,6 @@ def on_any_rank(accelerator: Accelerator, flag: bool) -> bool:
 
 def any_of_ranks(flags: list[bool]) -> list[bool]:
     """The elementwise OR of the processes' flags, exchanged on the CPU, so that nothing waits for the device."""
-    told = torch.tensor(flags, dtype=torch.uint8)
-    dist.all_reduce(told, dist.ReduceOp.MAX)
-    return told.bool().tolist()
+    combined = torch.tensor(flags, dtype=torch.uint8)
+    dist.all_reduce(combined, dist.ReduceOp.MAX)
+    return combined.bool().tolist()

@@ -104,8 +104,8 @@ def _machines(placement: Topology, limit: float, ended: Callable[[], bool]) -> "
     machines, timeout = placement.num_machines, placement.rendezvous_timeout
     port = placement.main_process_port if machines > 1 else _free(placement.main_process_port)
     place = Rendezvous("machine", placement.machine_rank, machines, placement.main_process_ip, port, timeout)
-    told = f"--num_processes {placement.num_processes} --max_restarts {placement.max_restarts}"
-    return Machines(place, placement.max_restarts, timeout + limit, told, ended)
+    arguments = f"--num_processes {placement.num_processes} --max_restarts {placement.max_restarts}"
+    return Machines(place, placement.max_restarts, timeout + limit, arguments, ended)
 
 
 def stay_with_launcher() -> None:

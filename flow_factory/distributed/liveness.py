@@ -46,7 +46,7 @@ os.register_at_fork(after_in_child=_forget)
 def set_activity(what: str) -> None:
     """Reports the activity of this process to the others. To be called at the start of a phase, not at each step."""
     if here is not None:
-        here.say(what)
+        here.set_activity(what)
 
 
 def current_activity() -> str:

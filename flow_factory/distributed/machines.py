@@ -42,10 +42,10 @@ class Machines(RendezvousHandler):
         ended: returns whether the run has finished all epochs. Then a process may have died while it exited, and the others have left.
     """
 
-    def __init__(self, place: Rendezvous, max_restarts: int, again: float, told: str, ended: Callable[[], bool] = lambda: False):
+    def __init__(self, place: Rendezvous, max_restarts: int, again: float, arguments: str, ended: Callable[[], bool] = lambda: False):
         self.place, self.max_restarts, self.again, self.ended = place, max_restarts, again, ended
         self.token = secrets.token_hex(8)
-        self.mine = f"{self.token} {told}"
+        self.mine = f"{self.token} {arguments}"
         self.store: Store | None = None
         self.attempt = -1
         """The attempt of this machine's processes."""
@@ -68,7 +68,7 @@ class Machines(RendezvousHandler):
             note("a process has died, and the run has ended: nothing is left to do")
             with suppress(DistError):
                 if self.store is not None:
-                    self._ask(self.store, wanted)
+                    self._request_start(self.store, wanted)
                     self.store.set("ended", "")
             self._end()
         while True:
@@ -124,7 +124,7 @@ class Machines(RendezvousHandler):
 
     def _join(self, store: Store, wanted: int, timeout: float) -> int:
         """Joins, and returns the attempt at which all are: the wanted one, or a later one that another launcher has requested."""
-        self._ask(store, wanted)
+        self._request_start(store, wanted)
         attempt, deadline = -1, 0.0
         keys: list[str] = []
         while not keys or not store.check(keys):
@@ -142,7 +142,7 @@ class Machines(RendezvousHandler):
         self._require_alike([store.get(key).decode() for key in keys])
         return attempt
 
-    def _ask(self, store: Store, attempt: int) -> None:
+    def _request_start(self, store: Store, attempt: int) -> None:
         """Raises the number of the attempt to at least this one."""
         if attempt > self.max_restarts:
             raise RendezvousError(f"{self.place}: another restart is needed, but --max_restarts {self.max_restarts} are used up")
@@ -162,7 +162,7 @@ class Machines(RendezvousHandler):
         if self.ended() or store.check([self._done(attempt)[0]]):  # another machine's processes end before the main one
             store.set(self._done(attempt)[self.place.number], "")
             raise RendezvousGracefulExitError("the run has ended")
-        self._ask(store, attempt + 1)
+        self._request_start(store, attempt + 1)
         return []
 
     def _require_alike(self, others: Sequence[str]) -> None:

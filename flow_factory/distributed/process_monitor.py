@@ -58,7 +58,7 @@ class ProcessMonitor:
         else:
             self._join(address)
 
-    def say(self, doing: str) -> None:
+    def set_activity(self, doing: str) -> None:
         """Sets the activity of this process."""
         if doing == self.now:
             return
@@ -98,8 +98,8 @@ class ProcessMonitor:
         others = [rank for rank in range(self.size) if rank != self.rank]
         with suppress(DISCONNECTED):
             others = [rank for rank in others if not self.store.check([f"failed/{rank}"])] or others
-        said = {rank: self.doing(rank) for rank in others}
-        away = {rank: what for rank, what in said.items() if what.rpartition(",")[0] != self.now} or said
+        activities = {rank: self.doing(rank) for rank in others}
+        away = {rank: what for rank, what in activities.items() if what.rpartition(",")[0] != self.now} or activities
         few = [f"process {rank} of {self.size} was at: {what}" for rank, what in list(away.items())[:3]]
         return "; ".join(few) + (f"; and {len(away) - 3} more" if len(away) > 3 else "")
 

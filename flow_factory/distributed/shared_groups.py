@@ -52,8 +52,8 @@ def share(accelerator: Accelerator, deal: Deal, rollouts: Sequence[Rollout], con
     """
     me, theirs = accelerator.process_index, dict[int, list[Rollout]]()
     for to in range(deal.processes) if deal.leads(me) else ():  # the others of a team have the same
-        asked = {group for group, _ in deal.of(to)} if to // deal.team != me // deal.team else ()
-        theirs[to] = [replace_all(r, "cpu", cond={}, memo=None, media=[]) for r in rollouts if r.group in asked]
+        requested = {group for group, _ in deal.of(to)} if to // deal.team != me // deal.team else ()
+        theirs[to] = [replace_all(r, "cpu", cond={}, memo=None, media=[]) for r in rollouts if r.group in requested]
     own = {r.ids: r for r in rollouts}
     everyone = {r.ids: r for some in exchange(accelerator, theirs).values() for r in some} | own
     wanted = {group for group, _ in deal.of(me)}

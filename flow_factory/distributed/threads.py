@@ -42,8 +42,8 @@ def usable_cores(root: Path = Path("/")) -> float:
 
 def processes_here(environment: Mapping[str, str]) -> int:
     """The number of the run's processes on this machine."""
-    said = environment.get("LOCAL_WORLD_SIZE", "")
-    return max(1, int(said)) if said.isdecimal() else 1
+    count = environment.get("LOCAL_WORLD_SIZE", "")
+    return max(1, int(count)) if count.isdecimal() else 1
 
 
 def by_torchrun(environment: Mapping[str, str], parent: Path | None = None) -> bool:

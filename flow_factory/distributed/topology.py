@@ -65,17 +65,17 @@ def requested_processes(flags: Mapping[str, Any], environment: Mapping[str, str]
     Raises:
         ConfigError: a value is not a number, or a flag contradicts the present number.
     """
-    said = _said(flags, environment)
+    settings = _settings(flags, environment)
     if _inside(environment):
         there = _number({"processes": Setting(environment["WORLD_SIZE"], "WORLD_SIZE")}, "processes", 1, least=1)
-        if "num_processes" in said and _number(said, "num_processes", 1) != there:
+        if "num_processes" in settings and _number(settings, "num_processes", 1) != there:
             raise ConfigError(
-                f"--num_processes is {said['num_processes'].value}, and this is one of {there} that run already; leave it out"
+                f"--num_processes is {settings['num_processes'].value}, and this is one of {there} that run already; leave it out"
             )
         return there
-    if "num_processes" in said:
-        return _number(said, "num_processes", 1)
-    return _number(said, "num_machines", 1, least=1) * _number(said, "gpus_per_machine", 0) or None
+    if "num_processes" in settings:
+        return _number(settings, "num_processes", 1)
+    return _number(settings, "num_machines", 1, least=1) * _number(settings, "gpus_per_machine", 0) or None
 
 
 def overrides_of(flags: Mapping[str, Any], environment: Mapping[str, str], written: Sequence[str]) -> list[str]:
@@ -84,8 +84,8 @@ def overrides_of(flags: Mapping[str, Any], environment: Mapping[str, str], writt
     Raises:
         ConfigError: see `requested_processes`.
     """
-    told = requested_processes(flags, environment)
-    count = [] if told is None else [f"num_processes={told}"]
+    requested = requested_processes(flags, environment)
+    count = [] if requested is None else [f"num_processes={requested}"]
     last = flags.get("num_processes") is not None or _inside(environment)
     return [*written, *count] if last else [*count, *written]
 
@@ -96,27 +96,27 @@ def resolve_topology(config: RunConfig, flags: Mapping[str, Any], environment: M
     Raises:
         ConfigError: a value is not a number, out of range or missing, or the processes do not divide over the machines.
     """
-    said = _said(flags, environment)
-    port = _number(said, "main_process_port", config.main_process_port, most=65535)
-    timeout = _number(said, "rendezvous_timeout", 600, least=1)
-    address = said["main_process_ip"].value if "main_process_ip" in said else "127.0.0.1"
+    settings = _settings(flags, environment)
+    port = _number(settings, "main_process_port", config.main_process_port, most=65535)
+    timeout = _number(settings, "rendezvous_timeout", 600, least=1)
+    address = settings["main_process_ip"].value if "main_process_ip" in settings else "127.0.0.1"
     if _inside(environment):
         if flags.get("max_restarts"):
             raise ConfigError("--max_restarts: this process was started by another launcher, and only that one can restart it")
         return Topology(config.num_processes, 1, 0, address, port, True, timeout)
-    machines = _number(said, "num_machines", config.num_machines, least=1)
+    machines = _number(settings, "num_machines", config.num_machines, least=1)
     if machines > 1:
-        _require_place(said, machines, port)
+        _require_place(settings, machines, port)
     if config.num_processes % machines:
         right = machines * max(1, config.num_processes // machines)
         raise ConfigError(f"{config.num_processes} processes cannot be divided evenly over {machines} machines; use {right}")
-    rank = _number(said, "machine_rank", 0)
+    rank = _number(settings, "machine_rank", 0)
     if rank >= machines:
         raise ConfigError(
-            f"{said['machine_rank'].by} is {rank}, and {machines} machine{'s count from 0' if machines > 1 else ' is 0'}; "
+            f"{settings['machine_rank'].by} is {rank}, and {machines} machine{'s count from 0' if machines > 1 else ' is 0'}; "
             f"set --machine_rank, or --num_machines and NUM_NODES in the environment"
         )
-    return Topology(config.num_processes, machines, rank, address, port, False, timeout, _number(said, "max_restarts", 0))
+    return Topology(config.num_processes, machines, rank, address, port, False, timeout, _number(settings, "max_restarts", 0))
 
 
 def srun_task(flags: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, str]:
@@ -132,11 +132,12 @@ def srun_task(flags: Mapping[str, Any], environment: Mapping[str, str]) -> dict[
         return {}
     if tasks % nodes:
         raise ConfigError(f"srun started {tasks} tasks on {nodes} machines; give each the same number by --ntasks-per-node")
-    said = _said(flags, environment)
+    settings = _settings(flags, environment)
+    port = _number(settings, "main_process_port", 0, least=1, most=65535)
     return {
         "RANK": environment["SLURM_PROCID"], "LOCAL_RANK": environment["SLURM_LOCALID"],
         "WORLD_SIZE": str(tasks), "LOCAL_WORLD_SIZE": str(tasks // nodes),
-        "MASTER_ADDR": said["main_process_ip"].value, "MASTER_PORT": str(_number(said, "main_process_port", 0, least=1, most=65535)),
+        "MASTER_ADDR": settings["main_process_ip"].value, "MASTER_PORT": str(port),
     }  # fmt: skip
 
 
@@ -156,7 +157,7 @@ def _in_step(environment: Mapping[str, str]) -> bool:
     return all(environment.get(name) for name in SLURM_STEP)
 
 
-def _said(flags: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Setting]:
+def _settings(flags: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Setting]:
     by_name = {
         key: Setting(environment[name], name)
         for key, names in ENVIRONMENT.items()
@@ -172,7 +173,7 @@ def _by_slurm(environment: Mapping[str, str]) -> dict[str, Setting]:
     if not _in_step(environment):
         return {}
     job = _number({"job": Setting(environment["SLURM_JOB_ID"], "SLURM_JOB_ID")}, "job", 0)
-    said = {
+    settings = {
         "num_machines": Setting(environment["SLURM_STEP_NUM_NODES"], "SLURM_STEP_NUM_NODES"),
         "machine_rank": Setting(environment["SLURM_NODEID"], "SLURM_NODEID"),
         "main_process_ip": Setting(first_host(environment["SLURM_STEP_NODELIST"]), "SLURM_STEP_NODELIST"),
@@ -182,14 +183,14 @@ def _by_slurm(environment: Mapping[str, str]) -> dict[str, Setting]:
         if value := environment.get(name):
             counts = [part.rpartition(":")[2] for part in value.split(",")]  # `8`, `h100:8`, `h100:4,a100:2`
             count = str(sum(map(int, counts))) if all(map(str.isdecimal, counts)) else value
-            return said | {"gpus_per_machine": Setting(count, name)}
-    return said
+            return settings | {"gpus_per_machine": Setting(count, name)}
+    return settings
 
 
-def _require_place(said: Mapping[str, Setting], machines: int, port: int) -> None:
-    who = said["num_machines"].by
+def _require_place(settings: Mapping[str, Setting], machines: int, port: int) -> None:
+    who = settings["num_machines"].by
     for key, what in (("main_process_ip", "where machine 0 is"), ("machine_rank", "which one this is")):
-        if key not in said:
+        if key not in settings:
             raise ConfigError(
                 f"{machines} machines ({who}), and nothing says {what}; set --{key}, or {ENVIRONMENT[key][1]} in the environment"
             )
@@ -197,10 +198,10 @@ def _require_place(said: Mapping[str, Setting], machines: int, port: int) -> Non
         raise ConfigError(f"{machines} machines ({who}) need a port that all of them know; set --main_process_port, e.g. 29500")
 
 
-def _number(said: Mapping[str, Setting], key: str, default: int, least: int = 0, most: int | None = None) -> int:
-    if key not in said:
+def _number(settings: Mapping[str, Setting], key: str, default: int, least: int = 0, most: int | None = None) -> int:
+    if key not in settings:
         return default
-    value, by = said[key].value, said[key].by
+    value, by = settings[key].value, settings[key].by
     if not re.fullmatch("[0-9]+", value) or int(value) < least or (most is not None and int(value) > most):
         wanted = f" from {least}" + (f" to {most}" if most is not None else "") if least or most is not None else ""
         raise ConfigError(f"{by} is {value!r}; it must be a whole number{wanted}")

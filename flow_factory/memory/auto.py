@@ -39,10 +39,10 @@ def resolve_auto(config: RunConfig, model: Model | None, gpu: float | None = Non
 
 def _decoded(config: RunConfig, model: Model | None, gpu: float | None) -> tuple[RunConfig, list[str]]:
     """Decides `model.vae_slicing` and `model.vae_tiling`, by what else a rollout has on the device."""
-    asked = (config.model.vae_slicing, config.model.vae_tiling)
-    if AUTO not in asked:
+    given = (config.model.vae_slicing, config.model.vae_tiling)
+    if AUTO not in given:
         return config, []
-    ways = [decoding(config, *(way if key == AUTO else key for key, way in zip(asked, ways, strict=True))) for ways in DECODED]
+    ways = [decoding(config, *(way if key == AUTO else key for key, way in zip(given, ways, strict=True))) for ways in DECODED]
     if model is None or _drawn(ways[0], model) - _drawn(ways[-1], model) < WORTH:
         return ways[0], []
     there = [part for part in model.parts(ways[0]) if part.phase in ("always", "rollout")]
@@ -51,8 +51,10 @@ def _decoded(config: RunConfig, model: Model | None, gpu: float | None) -> tuple
             break
     else:
         found = ways[1]  # tiling would not make it fit either
-    said = [line.format(_place(gpu)) for key, line in REASONS.items() if getattr(found.model, key) and getattr(config.model, key) == AUTO]
-    return found, said
+    reasons = [
+        line.format(_place(gpu)) for key, line in REASONS.items() if getattr(found.model, key) and getattr(config.model, key) == AUTO
+    ]
+    return found, reasons
 
 
 def _drawn(config: RunConfig, model: Model) -> float:

@@ -181,8 +181,8 @@ def passing(config: RunConfig, engine: EngineSettings, family: type[ModelAdapter
         yield Part("VAE's forward and backward, for the gradient of the rewards", beside + sloping(config, family), "slope")
     states = 2 * DTYPES[train.latent_storage_dtype].itemsize * plan.trained_points if train.stochastic else half
     states += half * plan.trained_points if train.by_dynamics else 0  # the end of a step is the start of the next one
-    asked = len(algorithm.weights) - max(0, len(algorithm.files) - 1)  # a row uses one teacher
-    others = (half * asked + 4 * algorithm.with_mean) * plan.trained_points  # velocities of kept weights, means
+    networks = len(algorithm.weights) - max(0, len(algorithm.files) - 1)  # a row uses one teacher
+    others = (half * networks + 4 * algorithm.with_mean) * plan.trained_points  # velocities of kept weights, means
     rolled, learnt = (k * n for k in (plan.micro_batches_per_rank, plan.trained_batches_per_rank))
     yield Part("kept latents", tokens * 64 * (states * rolled + others * learnt) * 1e-9, host=train.offload_samples_to_cpu)
 

@@ -27,9 +27,9 @@ def memory_lines(config: RunConfig, gpu: float | None = None) -> tuple[list[str]
     if model is None:
         return [*chosen, "no estimate: the checkpoint is not on disk, and its size is not known here"], True
     parts, n = model.parts(config), config.num_processes
-    said, fits, card = verdict(parts, gpu)
+    summary, fits, card = verdict(parts, gpu)
     lines = [f"{p.gb:8.2f} GB  {p.name}{when(p)}" for p in parts if not p.host]
-    lines.append(f"{peak(parts):8.2f} GB  at the peak, estimated, rewards not counted; {said}")
+    lines.append(f"{peak(parts):8.2f} GB  at the peak, estimated, rewards not counted; {summary}")
     lines += main_memory_lines(config, parts, gpu is None)
     more = [] if peak(parts) < ROOM * card else larger(config, model, card)
     return [
@@ -113,7 +113,7 @@ def verdict(parts: list[Part], gpu: float | None) -> tuple[str, bool, float]:
         fits = most < ROOM * has
         return f"fits {which}" if fits else f"does NOT fit {which}", fits, has
     cards = [card for card in CARDS if most < ROOM * card]
-    said = f"on a GPU it needs {cards[0]} GB" if cards else f"no GPU of {CARDS[-1]} GB holds it"
+    summary = f"on a GPU it needs {cards[0]} GB" if cards else f"no GPU of {CARDS[-1]} GB holds it"
     memory = psutil.virtual_memory().total / 1e9
     here = "" if fits_memory(parts, None, 1) else f"; it does NOT fit this machine ({memory:.0f} GB, no GPU)"
-    return said + here, True, CARDS[-1]  # without a GPU the plan is for another machine
+    return summary + here, True, CARDS[-1]  # without a GPU the plan is for another machine

@@ -25,11 +25,11 @@ def here(config: RunConfig) -> int:
     return -(-config.num_processes // max(1, int(os.environ.get(MACHINES) or 1)))
 
 
-def main_memory_lines(config: RunConfig, parts: Sequence[Part], asked: bool) -> list[str]:
+def main_memory_lines(config: RunConfig, parts: Sequence[Part], requested: bool) -> list[str]:
     """Lines about a machine's main memory: private memory of each process, shared memory, and whether it suffices.
 
     Args:
-        asked: whether the run is for this machine, so that its memory is compared.
+        requested: whether the run is for this machine, so that its memory is compared.
     """
     n, own, shared = here(config), in_main_memory([*parts]) + PROGRAM, in_main_memory([*parts], shared=True)
     lines = [f"{p.gb:8.2f} GB  of main memory{', once for all processes' * p.shared}: {p.name}{when(p)}" for p in parts if p.host]
@@ -39,9 +39,9 @@ def main_memory_lines(config: RunConfig, parts: Sequence[Part], asked: bool) -> 
         f"{n * own:8.2f} GB  of a machine's main memory{much}, and {shared:.2f} GB that they share: files, as long as there is room"
     )
     has = psutil.virtual_memory().total / 1e9
-    if asked and n * own > has:
+    if requested and n * own > has:
         lines.append(f"{has:8.2f} GB  of main memory are here: it does NOT fit; use fewer processes a machine, or move less there")
-    elif asked and of_machine([*parts], n) + n * PROGRAM > has:
+    elif requested and of_machine([*parts], n) + n * PROGRAM > has:
         lines.append(f"{has:8.2f} GB  of main memory are here: the files do not fit in it, and are read repeatedly during loading")
     return lines
 

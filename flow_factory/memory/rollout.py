@@ -23,8 +23,8 @@ def pictures(config: RunConfig, family: type[ModelAdapter]) -> Iterator[Part]:
     """The images that wait for rewards, and those that are logged."""
     train, plan = config.train, plan_of(config)
     filled, size = max((reward.batch_size for reward in config.rewards), default=1), train.per_device_batch_size
-    heard, ahead = plan.rolled.heard_at_once(size, filled), _ahead(config.rewards, train.group_size)
-    waiting = min((heard if ahead else 0) + ahead + heard + size * plan.drawn_together, size * plan.micro_batches_per_rank)
+    submitted, ahead = plan.rolled.submitted_at_once(size, filled), _ahead(config.rewards, train.group_size)
+    waiting = min((submitted if ahead else 0) + ahead + submitted + size * plan.drawn_together, size * plan.micro_batches_per_rank)
     rewards, sections = config.evaluated_by, evaluations(config)
     called = max((reward.batch_size for reward in rewards), default=1)
     evaluated = [_bytes_of(family, s) * (called + s.per_device_batch_size + s.group_size + _ahead(rewards, s.group_size)) for s in sections]

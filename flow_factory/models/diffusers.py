@@ -200,8 +200,8 @@ class Diffusers(ModelAdapter):
         scale = factor(self.pipe, "pixels", 1)
         patch = self.field.bare["transformer"].config.get("patch_size", 1)
         processors = [getattr(self.pipe, kind, None) for kind in ("image_processor", "video_processor")]
-        told = [p.config.get("vae_scale_factor", 1) for p in processors if isinstance(p, ConfigMixin)]
-        return math.lcm(scale * (patch if isinstance(patch, int) else patch[-1]), *told)
+        factors = [p.config.get("vae_scale_factor", 1) for p in processors if isinstance(p, ConfigMixin)]
+        return math.lcm(scale * (patch if isinstance(patch, int) else patch[-1]), *factors)
 
     def frame_step(self) -> int:
         return factor(self.pipe, "frames", 0)

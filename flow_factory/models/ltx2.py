@@ -59,8 +59,8 @@ class LTX2(ModelAdapter):
     def passes(cls, call: Mapping[str, Any]) -> int:
         """Beside the prompt: the negative prompt, spatio-temporal guidance, and the modalities apart; the pipeline's defaults are on."""
         scales = {"guidance_scale": (7.0, 1), "stg_scale": (1.0, 0), "modality_scale": (3.0, 1)}
-        asked = {k: (call.get(k, d), call.get(f"audio_{k}", d), off) for k, (d, off) in scales.items()}
-        return 1 + sum(max(own or 0, (own if audio is None else audio) or 0) > off for own, audio, off in asked.values())
+        scales_given = {k: (call.get(k, d), call.get(f"audio_{k}", d), off) for k, (d, off) in scales.items()}
+        return 1 + sum(max(own or 0, (own if audio is None else audio) or 0) > off for own, audio, off in scales_given.values())
 
     def guided(self, call: Mapping[str, Any]) -> bool:
         """Picture and sound have a scale each; the pipeline has its own for one that is not given."""

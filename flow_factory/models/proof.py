@@ -25,16 +25,16 @@ LITTLE = 0.01
 """Share of a state whose gradient may be 0 by chance."""
 
 
-Ask = Callable[..., Any]
+Runner = Callable[..., Any]
 """("sample" or "velocity", its arguments) -> what the adapter answers: an engine, where one is around the model."""
 
 
 @torch.no_grad()
-def replay_error(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any], n: int = 2, ask: Ask | None = None) -> float:
+def replay_error(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any], n: int = 2, run: Runner | None = None) -> float:
     """The largest difference between the log-probability of a transition in a short rollout of n samples and in its replay.
 
     Args:
-        ask: None asks the adapter itself.
+        run: None asks the adapter itself.
 
     Returns:
         0.0 where training sees to the bit what sampling saw; NaN where the model makes no numbers.
@@ -42,17 +42,17 @@ def replay_error(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any], n: 
     Raises:
         UserError: see `check_size`.
     """
-    ask, device = ask or partial(asked, adapter), adapter.pipe._execution_device
+    run, device = run or partial(run_adapter, adapter), adapter.pipe._execution_device
     generators = [torch.Generator(device).manual_seed(k) for k in range(n)]
     normal = partial(torch.randn, generator=torch.Generator(device).manual_seed(n), device=device)
     kernel, memo = DYNAMICS["Flow-SDE"], ConditionMemo()
     draw = Sampler(kernel, ETA, range(STEPS - 1), lambda index, x, purpose: normal(x.shape), torch.float32)
-    media, recorder = ask("sample", cond, call, STEPS, draw, generators, memo)
+    media, recorder = run("sample", cond, call, STEPS, draw, generators, memo)
     check_size(adapter, media[0], call)
     errors = []
     for s in recorder.kept:
         with torch.enable_grad():  # as training asks: a block that is checkpointed may compute something else (Chroma's do)
-            v = ask("velocity", s.x.to(s.dtype), s.t, s.s, cond, call, memo).detach()
+            v = run("velocity", s.x.to(s.dtype), s.t, s.s, cond, call, memo).detach()
         logp = kernel.log_prob(s.x1.float(), *kernel.step(s.x.float(), v.float(), s.s, s.s1, ETA, s.ceiling))
         errors.append((logp - s.logp).abs().max())
     if not errors:
@@ -60,7 +60,7 @@ def replay_error(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any], n: 
     return torch.stack(errors).max().item()
 
 
-def asked(adapter: ModelAdapter, what: str, *args: Any) -> Any:
+def run_adapter(adapter: ModelAdapter, what: str, *args: Any) -> Any:
     return getattr(adapter, what)(*args)
 
 
@@ -74,21 +74,21 @@ def check_size(adapter: ModelAdapter, drawn: Image.Image | Clip, call: Mapping[s
         raise UserError(f"{name} draws a {type(picture).__name__}, which is neither a picture nor a video, so no reward can score it")
     width, height = picture.size
     if (height, width) != (call["height"], call["width"]):
-        asked = f"height {call['height']}, width {call['width']}"
-        raise UserError(f"{name} draws height {height}, width {width} when it is asked for {asked}; write what it draws")
+        size = f"height {call['height']}, width {call['width']}"
+        raise UserError(f"{name} draws height {height}, width {width} when it is asked for {size}; write what it draws")
 
 
-def prove(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any], n: int, ask: Ask | None = None) -> None:
+def prove(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any], n: int, run: Runner | None = None) -> None:
     """Raises:
     UserError: the pipeline cannot be trained through its scheduler; the message says why.
     """
     name = type(adapter.pipe).__name__
     try:
-        error = replay_error(adapter, cond, call, n, ask)
+        error = replay_error(adapter, cond, call, n, run)
     except UserError:
         raise
     except FAILURES as failure:
-        several = n > 1 and runs(adapter, cond, call, ask)
+        several = n > 1 and runs(adapter, cond, call, run)
         how = f" with {n} samples of a row at a time" if several else ""
         advice = "; train.per_device_batch_size: 1, or model.vae_slicing: true, may help" if several else ""
         raise UserError(f"{name} cannot be trained{how}: {reason(failure)}{advice}") from failure
@@ -99,7 +99,7 @@ def prove(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any], n: int, as
             f"{name} cannot be trained: a velocity call does not compute what the rollout did (log-probability off by {error:.1e}); "
             "its guidance may depend on the step, or its result on random numbers"
         )
-    if not getattr(ask, "collective", False) and (share := unseen(adapter, cond, call, ask)) > LITTLE:
+    if not getattr(run, "collective", False) and (share := unseen(adapter, cond, call, run)) > LITTLE:
         logger.warning(
             "%s: %.0f %% of its latents change no velocity: a condition fills them, and log-probabilities and errors count them as drawn; "
             "write an adapter that says so (`sampled` in guidance/new_model.md)",
@@ -108,25 +108,25 @@ def prove(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any], n: int, as
         )
 
 
-def unseen(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any], ask: Ask | None = None) -> float:
+def unseen(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any], run: Runner | None = None) -> float:
     """The share of a state's dimensions on which its velocity does not depend, in [0, 1]."""
-    ask, device = ask or partial(asked, adapter), adapter.pipe._execution_device
+    run, device = run or partial(run_adapter, adapter), adapter.pipe._execution_device
     normal = partial(torch.randn, generator=torch.Generator(device).manual_seed(0), device=device)
     draw = Sampler(DYNAMICS["Flow-SDE"], ETA, (1,), lambda index, x, purpose: normal(x.shape), torch.float32)
     with torch.no_grad():
-        _, recorder = ask("sample", cond, call, STEPS, draw, [torch.Generator(device).manual_seed(0)])
+        _, recorder = run("sample", cond, call, STEPS, draw, [torch.Generator(device).manual_seed(0)])
     (step,) = recorder.kept
     x = step.x.to(step.dtype).requires_grad_()
     with torch.enable_grad():
-        v = ask("velocity", x, step.t, step.s, cond, call).float()
+        v = run("velocity", x, step.t, step.s, cond, call).float()
         (gradient,) = torch.autograd.grad((v * normal(v.shape)).sum(), x)
     return float((gradient == 0).float().mean())
 
 
-def runs(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any], ask: Ask | None) -> bool:
+def runs(adapter: ModelAdapter, cond: Cond, call: Mapping[str, Any], run: Runner | None) -> bool:
     """Whether one sample at a time goes through."""
     try:
-        replay_error(adapter, cond, call, 1, ask)
+        replay_error(adapter, cond, call, 1, run)
     except FAILURES:
         return False
     return True

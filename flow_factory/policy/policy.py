@@ -56,11 +56,11 @@ class Policy(nn.Module):
         """The trained diffusers models, by their names in the pipeline."""
         return dict(self.components.items())
 
-    def forward(self, ask: str, *args: Any) -> Any:
+    def forward(self, method: str, *args: Any) -> Any:
         """Calls a method of the adapter without autocast, which some engines enable around this: see `precision`."""
         without_cudnn()  # a library may have switched it on
         with torch.autocast(self.adapter.pipe._execution_device.type, enabled=False):
-            return getattr(self.adapter, ask)(*args)
+            return getattr(self.adapter, method)(*args)
 
     def materialize(self, part: nn.Module, device: torch.device | None = None, own: bool = False) -> None:
         """Moves the weights of a part to the device, and casts them there to their final dtype, one tensor after the other.

@@ -9,9 +9,9 @@ DECODING = {"vae_slicing": "enable_slicing", "vae_tiling": "enable_tiling"}
 """Keys of `model`, and the method of a VAE that each one calls."""
 
 
-def able(vae: Any, config: ModelConfig, asked: ModelConfig) -> tuple[bool, ...]:
+def able(vae: Any, config: ModelConfig, given: ModelConfig) -> tuple[bool, ...]:
     """The values of the keys of `DECODING`. A choice of `auto` that this VAE does not support becomes False; a user's choice is kept."""
-    return tuple(getattr(config, key) is True and (getattr(asked, key) is True or hasattr(vae, how)) for key, how in DECODING.items())
+    return tuple(getattr(config, key) is True and (getattr(given, key) is True or hasattr(vae, how)) for key, how in DECODING.items())
 
 
 def set_vae(vae: Any, config: ModelConfig) -> None:

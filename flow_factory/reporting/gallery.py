@@ -27,7 +27,7 @@ class Gallery(Background):
     def __init__(self, folder: Path):
         super().__init__("gallery")
         self.folder, self.drawn, self.paged = folder, time.monotonic(), time.monotonic()
-        self.said: set[str] = set()
+        self.warned: set[str] = set()
 
     def show(self, samples: Sequence[Sample], step: int) -> None:
         """Starts to draw an evaluation. The first one is kept for the comparison."""
@@ -90,7 +90,7 @@ class Gallery(Background):
             return draw()
         except Exception as error:  # of fonts, codecs, libraries that draw and the file system: none is worth the run
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            if reason not in self.said:
-                self.said.add(reason)
+            if reason not in self.warned:
+                self.warned.add(reason)
                 logger.warning("%s of %s cannot be written, and the run continues: %s", what, self.folder, reason)
             return None

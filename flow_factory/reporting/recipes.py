@@ -147,8 +147,8 @@ def _differences(wanted: RecipeProtocol, protocol: Mapping[str, Any], dataset: s
     here = {key: data[key] for key in ("prompts", "rows", "steps", "guidance_scale", "height", "width")} | {"seeds": protocol["seeds"]}
     for key, value in here.items():
         if (other := getattr(wanted, key)) != value:
-            told = [ranges(v) if key == "seeds" else v[:12] if key == "prompts" else v for v in (value, other)]
-            yield f"{key}: {told[0]}, and {told[1]} in the recipe"
+            shown = [ranges(v) if key == "seeds" else v[:12] if key == "prompts" else v for v in (value, other)]
+            yield f"{key}: {shown[0]}, and {shown[1]} in the recipe"
     if Path(protocol["model"]).name != Path(wanted.model).name:
         yield f"model: {protocol['model']}, and {wanted.model} in the recipe"
 
@@ -177,12 +177,12 @@ def _paper_lines(recipe: Recipe) -> list[str]:
 
 
 def _our_lines(ours: Ours) -> list[str]:
-    told, seeds = ours.protocol, ", ".join(map(str, ours.seeds))
-    how = f"{told.rows} prompts (sha256 {told.prompts[:12]}) x seeds {ranges(told.seeds)}; {told.steps} steps"
+    protocol, seeds = ours.protocol, ", ".join(map(str, ours.seeds))
+    how = f"{protocol.rows} prompts (sha256 {protocol.prompts[:12]}) x seeds {ranges(protocol.seeds)}; {protocol.steps} steps"
     rows = [[name, f"{band.before:.3f}", ", ".join(f"{value:.3f}" for value in band.after)] for name, band in ours.rewards.items()]
     command = " ".join([f"ff-train {ours.config}", *ours.overrides])
     text = f"Our runs: `{command}` with `train.seed` {seeds}. "
-    text += f"Protocol: {how}, guidance {told.guidance_scale:g}, {told.width} x {told.height} px."
+    text += f"Protocol: {how}, guidance {protocol.guidance_scale:g}, {protocol.width} x {protocol.height} px."
     return [text, markdown_table(["reward", "before", "after, each run"], rows)]
 
 

@@ -105,7 +105,7 @@ def _error(output: Any) -> str:
         return ""
     if not isinstance(info, Mapping):
         raise AnswerError(f"returned extra_info that is {_what(info)}; a dict belongs there, or None")
-    said = info.get("error")
-    if isinstance(said, list | tuple):  # one a sample
-        return short("; ".join(dict.fromkeys(str(one) for one in said if one)))
-    return "" if said is None or said is False else short(said)
+    message = info.get("error")
+    if isinstance(message, list | tuple):  # one a sample
+        return short("; ".join(dict.fromkeys(str(one) for one in message if one)))
+    return "" if message is None or message is False else short(message)

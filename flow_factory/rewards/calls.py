@@ -20,10 +20,10 @@ from flow_factory.utils.user_code import user_errors
 class Counts:
     """The counts of each reward since the last report."""
 
-    asked: Counter[str] = field(default_factory=Counter)
+    scored: Counter[str] = field(default_factory=Counter)
     missing: Counter[str] = field(default_factory=Counter)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    told: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
     """The number of its error messages; `cause` is the last one."""
     cause: dict[str, str] = field(default_factory=dict)
 
@@ -33,7 +33,7 @@ class Answer(NamedTuple):
 
     scores: Tensor
     """(n,) float32 on the CPU, NaN where one is missing."""
-    said: str
+    error: str
     """The error message; "" without an error."""
     seconds: float
 
@@ -48,10 +48,10 @@ def call_reward(reward: LoadedReward, batch: Sequence[Sample]) -> Answer:
     with kept(), user_errors(doing, module):
         output = within(limit, lambda: reward.model(**given), doing, module)
     try:
-        scores, said = scores_of(output, len(batch))
+        scores, message = scores_of(output, len(batch))
     except AnswerError as error:
         raise RewardError(f"reward {reward.name!r} {error}") from error
-    return Answer(scores, said, time.perf_counter() - start)
+    return Answer(scores, message, time.perf_counter() - start)
 
 
 def next_calls(reward: LoadedReward, waiting: list[Sample], groups: Sequence[list[Sample]], last: bool) -> list[list[Sample]]:

@@ -10,21 +10,21 @@ class ConstantRewards:
 
     def __init__(self) -> None:
         self.epochs: Counter[str] = Counter()
-        self.said: set[str] = set()
+        self.warned: set[str] = set()
 
-    def look(self, names: Sequence[str], weights: Sequence[float], told: Sequence[bool], groups: int) -> str | None:
+    def look(self, names: Sequence[str], weights: Sequence[float], differed: Sequence[bool], groups: int) -> str | None:
         """A warning after a reward's first such epoch, and after its 10th, 100th, ... in a row; else None.
 
         Args:
-            told: whether each reward's scores differed within any group, over all processes.
+            differed: whether each reward's scores differed within any group, over all processes.
             groups: the number of groups.
         """
         counted = [name for name, weight in zip(names, weights, strict=True) if weight]
-        for name, spoke in zip(names, told, strict=True):
+        for name, spoke in zip(names, differed, strict=True):
             self.epochs[name] = 0 if spoke else self.epochs[name] + 1
         silent = [name for name in counted if self.epochs[name]]
-        due = [n for n in silent if n not in self.said or re.fullmatch("10+", str(self.epochs[n]))]
-        self.said |= set(silent)
+        due = [n for n in silent if n not in self.warned or re.fullmatch("10+", str(self.epochs[n]))]
+        self.warned |= set(silent)
         if not due:
             return None
         long = max(self.epochs[n] for n in due)

@@ -27,13 +27,13 @@ class Findings:
 
     scores: dict[str, float]
     """Name of the sample -> score; NaN if it is missing."""
-    said: str
+    error: str
     """The reward's last error message."""
     latency: float
     """Seconds of a call with one sample (with a group, for a groupwise reward)."""
     throughput: float
     """Samples per second at `batch_size`."""
-    moved: dict[str, float] = field(default_factory=dict)
+    changes: dict[str, float] = field(default_factory=dict)
     """The largest change of a score in a repeated call, in another order, and alone."""
 
     @property
@@ -53,7 +53,7 @@ class Findings:
     @property
     def problems(self) -> list[str]:
         """The reasons why the reward fails the examination."""
-        far = {how: by for how, by in self.moved.items() if by > self.bound}
+        far = {how: by for how, by in self.changes.items() if by > self.bound}
         found = [f"a score moved by {by:.3g} {how}, more than rounding ({self.bound:.2g})" for how, by in far.items()]
         return found if self.known else ["it has no score for any sample"]
 
@@ -68,26 +68,26 @@ def examine(rewards: RewardSet, reward: LoadedReward, samples: Sequence[tuple[st
     for _, row, _ in samples:
         reward.needs.require_columns(row)
 
-    def ask(order: Sequence[int], size: int | None = None) -> Tensor:
+    def score(order: Sequence[int], size: int | None = None) -> Tensor:
         """(n,) in the order of the samples."""
         it = replace(reward, config=replace(reward.config, batch_size=size or reward.config.batch_size))
-        found, told = _scored(it, rewards.accelerator, [samples[k] for k in order])
-        said.update(told)
+        found, found_messages = _scored(it, rewards.accelerator, [samples[k] for k in order])
+        messages.update(found_messages)
         return found[torch.tensor(order).argsort()]
 
-    said: dict[str, str] = {}
+    messages: dict[str, str] = {}
     every = list(range(len(samples)))
-    first = ask(every)
-    moved = {"when asked again": _apart(first, ask(every)), "in another order": _apart(first, ask(every[::-1]))}
+    first = score(every)
+    changes = {"when asked again": _apart(first, score(every)), "in another order": _apart(first, score(every[::-1]))}
     if not reward.groupwise:
-        moved["alone"] = _apart(first, ask(every, 1))
-        moved["between others"] = _apart(first, ask(every[1::2] + every[::2], max(2, reward.config.batch_size // 2)))
-    latency = _seconds(lambda: ask(every if reward.groupwise else every[:1]))
+        changes["alone"] = _apart(first, score(every, 1))
+        changes["between others"] = _apart(first, score(every[1::2] + every[::2], max(2, reward.config.batch_size // 2)))
+    latency = _seconds(lambda: score(every if reward.groupwise else every[:1]))
     many = len(samples) if reward.groupwise else reward.config.batch_size
     full = [samples[k % len(samples)] for k in range(many)]
     seconds = _seconds(lambda: _scored(reward, rewards.accelerator, full))
     names = [name for name, _, _ in samples]
-    return Findings(dict(zip(names, first.tolist(), strict=True)), said.get(reward.name, ""), latency, many / seconds, moved)
+    return Findings(dict(zip(names, first.tolist(), strict=True)), messages.get(reward.name, ""), latency, many / seconds, changes)
 
 
 def _scored(reward: LoadedReward, accelerator: Accelerator, samples: Sequence[tuple[str, Row, Any]]) -> tuple[Tensor, dict[str, str]]:

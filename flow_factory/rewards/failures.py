@@ -30,10 +30,10 @@ class Failed:
 Verdict = float | Failed
 
 
-def pause(k: int, asked: float = 0.0) -> float:
+def pause(k: int, requested: float = 0.0) -> float:
     """Seconds before the k-th repetition, counted from 1; at least as many as the server has asked for."""
     by_chance = random.Random()
-    return max(min(PAUSE * 2.0 ** min(k - 1, 30), LONGEST) * by_chance.uniform(0.5, 1.5), asked * by_chance.uniform(1.0, 1.5))
+    return max(min(PAUSE * 2.0 ** min(k - 1, 30), LONGEST) * by_chance.uniform(0.5, 1.5), requested * by_chance.uniform(1.0, 1.5))
 
 
 def worth_again(status: int) -> bool:
@@ -78,8 +78,8 @@ def require_policy(config: RewardArguments) -> None:
     """Raises:
     UserError: `on_failure` is neither mask nor stop.
     """
-    if (said := config.extra_kwargs.get("on_failure", "mask")) not in ("mask", "stop"):
-        raise UserError(f"reward {config.name!r}: on_failure: wants mask or stop, got {said!r}")
+    if (policy := config.extra_kwargs.get("on_failure", "mask")) not in ("mask", "stop"):
+        raise UserError(f"reward {config.name!r}: on_failure: wants mask or stop, got {policy!r}")
 
 
 def reward_output(config: RewardArguments, scores: Sequence[Verdict]) -> RewardModelOutput:

@@ -164,17 +164,17 @@ class GenEvalReward(PointwiseRewardModel):
         right = True
         parts: list[float] = []
         matched: list[list[Thing] | None] = []
-        for asked in include:
-            name, count = plain(asked["class"]), asked["count"]
+        for wanted in include:
+            name, count = plain(wanted["class"]), wanted["count"]
             all_of_it = there.get(name, [])
             found, fits = all_of_it[:count], len(all_of_it) >= count
             parts.append(max(0.0, 1 - abs(count - len(all_of_it)) / count))
-            if "color" in asked:
-                share = self.colors(image, found, asked["class"]).count(asked["color"]) / count
+            if "color" in wanted:
+                share = self.colors(image, found, wanted["class"]).count(wanted["color"]) / count
                 parts.append(share)
                 fits &= share == 1
-            if "position" in asked:
-                side, other = asked["position"]
+            if "position" in wanted:
+                side, other = wanted["position"]
                 target = matched[other] if other < len(matched) else None
                 holds = bool(target and found) and all(side in where(a, b) for a in found for b in target or ())
                 parts.append(float(holds))
@@ -196,19 +196,19 @@ class GenEvalReward(PointwiseRewardModel):
         pictures, counts = unfold(image, video)
         n = len(prompt)
         rows = list(zip(include, exclude or [None] * n, tag or [None] * n, counts, strict=True))
-        asked = [(wanted, unwanted or [], kind) for wanted, unwanted, kind, count in rows for _ in range(count)]
-        both = torch.tensor([self.judge(picture, *row) for picture, row in zip(pictures, asked, strict=True)], dtype=torch.float32)
+        tasks = [(wanted, unwanted or [], kind) for wanted, unwanted, kind, count in rows for _ in range(count)]
+        both = torch.tensor([self.judge(picture, *row) for picture, row in zip(pictures, tasks, strict=True)], dtype=torch.float32)
         strict, partial = (fold(column, counts) for column in both.unbind(1))
         if self.config.extra_kwargs.get("partial", False):
             return RewardModelOutput(partial, {"strict": strict.tolist()})
         return RewardModelOutput(strict, {"partial": partial.tolist()})
 
 
-def _wrong(asked: Any, key: str) -> str | None:
+def _wrong(objects: Any, key: str) -> str | None:
     """Why a row's list is none that GenEval can judge."""
-    if not isinstance(asked, list) or not all(isinstance(one, Mapping) and isinstance(one.get("class"), str) for one in asked):
+    if not isinstance(objects, list) or not all(isinstance(one, Mapping) and isinstance(one.get("class"), str) for one in objects):
         return "wants a list of mappings with class and count"
-    for k, one in enumerate(asked):
+    for k, one in enumerate(objects):
         if isinstance(one.get("count"), bool) or not isinstance(one.get("count"), int) or one["count"] < 1:
             return f"{one['class']!r} has the count {one.get('count')!r}; write a number of at least 1"
         if one.get("color", COLORS[0]) not in COLORS:
@@ -218,4 +218,4 @@ def _wrong(asked: Any, key: str) -> str | None:
             isinstance(position, list) and len(position) == 2 and position[0] in POSITIONS and position[1] in range(k)
         ):
             return f"{one['class']!r} has the position {position!r}; write [side, index of an earlier object], of {', '.join(POSITIONS)}"
-    return None if asked or key == "exclude" else "is empty"
+    return None if objects or key == "exclude" else "is empty"

@@ -35,10 +35,10 @@ class Instruction:
         Raises:
             UserError: the entry names no file; or that cannot be read, or is not that text.
         """
-        said = f"reward {config.name!r}: {KEY}"
+        where = f"reward {config.name!r}: {KEY}"
         if KEY not in config.extra_kwargs:
             raise UserError(
-                f"{said} is missing: the scores depend on the authors' instruction, which is not part of this project; "
+                f"{where} is missing: the scores depend on the authors' instruction, which is not part of this project; "
                 f"save {self.where}, and write {KEY}: its path"
             )
         path = Path(str(config.extra_kwargs[KEY])).expanduser()
@@ -46,17 +46,17 @@ class Instruction:
             text = path.read_text(encoding="utf-8")
             text = self._constants(text) if path.suffix == ".py" else text
         except (OSError, UnicodeDecodeError, SyntaxError, KeyError) as error:
-            raise UserError(f"{said}: {str(path)!r} cannot be read: {error}; it should be {self.where}, or a text file") from error
+            raise UserError(f"{where}: {str(path)!r} cannot be read: {error}; it should be {self.where}, or a text file") from error
         places = [text.find(part) for part in self.tokens]
         if any(text.count(part) != 1 for part in (PROMPT, *self.tokens)) or places != sorted(places):
-            raise UserError(f"{said}: {str(path)!r} must have {', '.join((PROMPT, *self.tokens))} once each, the tokens in this order")
+            raise UserError(f"{where}: {str(path)!r} must have {', '.join((PROMPT, *self.tokens))} once each, the tokens in this order")
         return text
 
     def compare(self, config: RewardArguments, text: str) -> None:
         """Warns of a text that is not the published one."""
         if hashlib.sha256(text.encode()).hexdigest() != self.sha256:
-            said, file = f"reward {config.name!r}: {KEY}", config.extra_kwargs[KEY]
-            logger.warning("%s: %s is not the published text (sha256); its scores do not compare with published ones", said, file)
+            where, file = f"reward {config.name!r}: {KEY}", config.extra_kwargs[KEY]
+            logger.warning("%s: %s is not the published text (sha256); its scores do not compare with published ones", where, file)
 
     def _constants(self, source: str) -> str:
         found: dict[str, str] = {}

@@ -33,16 +33,16 @@ class Lane:
     def __init__(self, workers: int, device: torch.device):
         self.workers, self.device = workers, device
         self._queue: SimpleQueue[tuple[Future[Any], Callable[[], None]]] = SimpleQueue()
-        self._asked: list[Future[Any]] = []
+        self._futures: list[Future[Any]] = []
         self._threads = 0
         _lanes.add(self)
 
-    def ask(self, call: Callable[[], Any]) -> Future[Any]:
+    def submit(self, call: Callable[[], Any]) -> Future[Any]:
         """The future of the call. It runs with torch's state and the context variables of the caller."""
         future: Future[Any] = Future()
         inside, variables = surroundings(), contextvars.copy_context()
         self._queue.put((future, lambda: variables.run(_answer, future, inside, call)))
-        self._asked = [*self.unfinished, future]
+        self._futures = [*self.unfinished, future]
         if self._threads < self.workers:
             self._threads += 1
             threading.Thread(target=self._work, name="reward beside", daemon=True).start()
@@ -51,16 +51,16 @@ class Lane:
     @property
     def unfinished(self) -> list[Future[Any]]:
         """The calls that are waiting or running."""
-        return [future for future in self._asked if not future.done()]
+        return [future for future in self._futures if not future.done()]
 
     @property
     def under_way(self) -> bool:
         """Whether a call is running."""
-        return any(future.running() for future in self._asked)
+        return any(future.running() for future in self._futures)
 
     def drop(self) -> None:
         """Cancels the waiting calls."""
-        for future in self._asked:
+        for future in self._futures:
             future.cancel()
 
     def _work(self) -> None:

@@ -114,12 +114,12 @@ class Link:
         if status == 404 and self._look("/health")[0] == 200:
             return None
         try:
-            told = json.loads(content)["rewards"] if status == 200 else None
+            described = json.loads(content)["rewards"] if status == 200 else None
         except (ValueError, LookupError, TypeError):
-            told = None
-        if not isinstance(told, dict) or not all(isinstance(one, dict) for one in told.values()):
+            described = None
+        if not isinstance(described, dict) or not all(isinstance(one, dict) for one in described.values()):
             raise UserError(f"reward {self.name!r}: server_url: {self.url} is not a reward server: GET /rewards answers {status}")
-        return told
+        return described
 
     def _look(self, path: str) -> tuple[int, bytes]:
         """GET: (status, content). It is repeated while the server loads its rewards, until `timeout`."""
@@ -136,11 +136,11 @@ class Link:
         try:
             return _done(asyncio.wait_for(look(), self.timeout))
         except (httpx.HTTPError, asyncio.TimeoutError, Wrong) as error:
-            said = why(error) if isinstance(error, httpx.HTTPError) else short(error) or f"no answer in {self.timeout:g} s"
-            line = f"reward {self.name!r}: server_url: {self.url} does not answer ({said}); start the server first"
+            reason = why(error) if isinstance(error, httpx.HTTPError) else short(error) or f"no answer in {self.timeout:g} s"
+            line = f"reward {self.name!r}: server_url: {self.url} does not answer ({reason}); start the server first"
             raise UserError(line) from error
 
-    def ask(self, path: str, questions: Sequence[tuple[Body, str | None, int]]) -> list[Scores | Failed]:
+    def request(self, path: str, questions: Sequence[tuple[Body, str | None, int]]) -> list[Scores | Failed]:
         """The answers to several requests (body, id, samples), sent concurrently.
 
         Raises:
@@ -148,11 +148,11 @@ class Link:
         """
 
         async def every() -> list[Scores | Failed]:
-            return list(await asyncio.gather(*(self._ask(path, *question) for question in questions)))
+            return list(await asyncio.gather(*(self._request(path, *question) for question in questions)))
 
         return _done(every())
 
-    async def _ask(self, path: str, body: Body, id: str | None, n: int) -> Scores | Failed:
+    async def _request(self, path: str, body: Body, id: str | None, n: int) -> Scores | Failed:
         """Sends one request. Repetitions have the same bytes and id, so that the server scores them once."""
         loop = asyncio.get_running_loop()
         ends, failed, k = loop.time() + self.deadline, Failed("no answer"), 0
@@ -176,10 +176,10 @@ class Link:
         return failed
 
     def _refused(self, status: int, content: bytes) -> Failed:
-        said = f"{self.url} answers {status}: {short(content.decode(errors='replace'))}"
+        message = f"{self.url} answers {status}: {short(content.decode(errors='replace'))}"
         if status in HOPELESS:
-            raise RewardError(f"reward {self.name!r}: {said}")
-        return Failed(said)
+            raise RewardError(f"reward {self.name!r}: {message}")
+        return Failed(message)
 
     async def _send(self, method: str, path: str, question: tuple[Body, str | None, int] | None, most: int) -> tuple[int, bytes, float]:
         """(status, content, seconds of Retry-After).

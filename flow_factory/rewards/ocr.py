@@ -115,17 +115,21 @@ class OCRReward(PointwiseRewardModel):
         self.metric = METRICS[config.extra_kwargs.get("metric", "edit")]
         self.column, self.by_line = config.extra_kwargs.get("column"), config.extra_kwargs.get("by", "whole") == "line"
 
-    def score(self, asked: Sequence[str], lines: Sequence[str]) -> float:
+    def score(self, targets: Sequence[str], lines: Sequence[str]) -> float:
         """Of one picture: the mean over its targets."""
         read = list(lines) if self.by_line else [" ".join(lines)]
-        return sum(max((self.metric(target, one) for one in read), default=0.0) for target in asked) / len(asked) if asked else float("nan")
+        return (
+            sum(max((self.metric(target, one) for one in read), default=0.0) for target in targets) / len(targets)
+            if targets
+            else float("nan")
+        )
 
     def __call__(self, prompt: list[str], image: list | None = None, video: list | None = None, **columns: Any) -> RewardModelOutput:
         pictures, counts = unfold(image, video)
         given = [text or "" for text in columns.get(self.column, [""] * len(prompt))] if self.column else [None] * len(prompt)
-        asked = [targets(p, g) for p, g, count in zip(prompt, given, counts, strict=True) for _ in range(count)]
-        scores: Tensor = tensor([self.score(a, self.reader.read(p)) for a, p in zip(asked, pictures, strict=True)])
-        return RewardModelOutput(fold(scores, counts), {"error": "" if all(asked) else "a prompt without a text to read"})
+        wanted = [targets(p, g) for p, g, count in zip(prompt, given, counts, strict=True) for _ in range(count)]
+        scores: Tensor = tensor([self.score(a, self.reader.read(p)) for a, p in zip(wanted, pictures, strict=True)])
+        return RewardModelOutput(fold(scores, counts), {"error": "" if all(wanted) else "a prompt without a text to read"})
 
 
 def _characters(config: RewardArguments, name: str, count: int) -> list[str]:
@@ -134,14 +138,14 @@ def _characters(config: RewardArguments, name: str, count: int) -> list[str]:
     Raises:
         UserError: it has another number of them than the network.
     """
-    said, file = f"reward {config.name!r}: {KEYS[1]}", "preprocessor_config.json"
-    with file_errors(said, name, f"the folder must have a {file}"):
+    where, file = f"reward {config.name!r}: {KEYS[1]}", "preprocessor_config.json"
+    with file_errors(where, name, f"the folder must have a {file}"):
         folder = Path(name).expanduser()
         path = folder / file if folder.is_dir() else Path(hf_hub_download(name, file, local_files_only=unreachable() is not None))
         try:
             characters = json.loads(path.read_bytes()).get("character_list")
         except (ValueError, AttributeError) as error:
-            raise UserError(f"{said}: {path} is not a JSON object; download it again") from error
+            raise UserError(f"{where}: {path} is not a JSON object; download it again") from error
     if not isinstance(characters, list) or len(characters) != count or not all(isinstance(c, str) for c in characters):
-        raise UserError(f"{said}: {path} has no character_list of the network's {count} characters")
+        raise UserError(f"{where}: {path} has no character_list of the network's {count} characters")
     return characters

@@ -92,8 +92,8 @@ class Qwen2VLScorer:
         self.processor = vision_processor(base, config)
         self.processor.tokenizer.add_tokens([AddedToken(token, special=True) for token in self.tokens])
         if len(self.processor.tokenizer) != words:
-            said = f"{base!r} has {len(self.processor.tokenizer)} words with {', '.join(self.tokens)}, and {file!r} {words}"
-            raise UserError(f"reward {config.name!r}: {KEYS[1]}: {said}: it is not what the weights were trained from")
+            message = f"{base!r} has {len(self.processor.tokenizer)} words with {', '.join(self.tokens)}, and {file!r} {words}"
+            raise UserError(f"reward {config.name!r}: {KEYS[1]}: {message}: it is not what the weights were trained from")
         self.model = Scored(processor_of(AutoConfig, base, config, "VLM config"), words, head)
         fill(self.model, tensors, config, KEYS[0], file, assign=True)
         for name, buffer in self.model.named_buffers():

@@ -82,15 +82,15 @@ class RemoteReward(BaseRewardModel):
         """
         if there is None:
             return None
-        said, url, names = f"reward {config.name!r}: ", config.extra_kwargs["server_url"], ", ".join(there)
+        where, url, names = f"reward {config.name!r}: ", config.extra_kwargs["server_url"], ", ".join(there)
         name = config.extra_kwargs.get("reward", next(iter(there)) if len(there) == 1 else None)
         if name is None:
-            raise UserError(f"{said}reward is missing: {url} has {names}; name one of them")
+            raise UserError(f"{where}reward is missing: {url} has {names}; name one of them")
         if name not in there:
-            raise UserError(f"{said}reward: {url} has no {name!r}.{nearest(str(name), list(there))} It has {names}")
+            raise UserError(f"{where}reward: {url} has no {name!r}.{nearest(str(name), list(there))} It has {names}")
         if there[name].get("groupwise", False) != cls.groupwise:
             right, kind = ("remote_group", "groups") if there[name]["groupwise"] else ("remote", "samples")
-            raise UserError(f"{said}reward_model: {name!r} of {url} scores {kind}; write {right}")
+            raise UserError(f"{where}reward_model: {name!r} of {url} scores {kind}; write {right}")
         return name, there[name]
 
     def __init__(self, config: RewardArguments, accelerator: Accelerator):
@@ -129,7 +129,7 @@ class RemoteReward(BaseRewardModel):
         questions = [self._question({k: v[a:b] for k, v in {**given, "prompt": prompt}.items()}, b - a) for a, b in cuts]
         path = "/compute" if self.there is None else f"/score/{quote(self.there[0], safe='')}"
         verdicts: list[Verdict] = []
-        for answer, (_, _, many) in zip(self.link.ask(path, questions), questions, strict=True):
+        for answer, (_, _, many) in zip(self.link.request(path, questions), questions, strict=True):
             verdicts += [answer] * many if isinstance(answer, Failed) else [MISSING if s is None else s for s in answer]
         return reward_output(self.config, verdicts)
 

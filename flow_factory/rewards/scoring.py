@@ -94,11 +94,11 @@ class RewardSet:
 
     def score(self, rows: Sequence[Row], media: Sequence[Sequence[Any]], look: Callable[[], None] = lambda: None) -> list[Tensor]:
         """Scores of whole groups: for each row (n, R) float32 on the CPU, NaN where a score is missing. See `ScoringStream.add`."""
-        asking = self.asking(look)
-        asking.add(rows, media, last=True)
-        return list(asking.scores().split([len(group) for group in media])) if media else []
+        stream = self.stream(look)
+        stream.add(rows, media, last=True)
+        return list(stream.scores().split([len(group) for group in media])) if media else []
 
-    def asking(self, look: Callable[[], None] = lambda: None) -> "ScoringStream":
+    def stream(self, look: Callable[[], None] = lambda: None) -> "ScoringStream":
         """A stream for samples that arrive group by group."""
         return ScoringStream(self, look)
 
@@ -115,13 +115,13 @@ class RewardSet:
     def count(self, reward: LoadedReward, answers: Sequence[Answer]) -> None:
         """Adds results to the report. It replaces `counts` by a new object."""
         self.counts = counts = deepcopy(self.counts)
-        for scores, said, seconds in answers:
-            counts.asked[reward.name] += len(scores)
+        for scores, message, seconds in answers:
+            counts.scored[reward.name] += len(scores)
             counts.missing[reward.name] += int(scores.isnan().sum())
             counts.seconds[reward.name] += seconds
-            if said:
-                counts.cause[reward.name] = said
-                counts.told[reward.name] += 1
+            if message:
+                counts.cause[reward.name] = message
+                counts.errors[reward.name] += 1
 
     def finish_epoch(self) -> dict[str, float]:
         """Missing scores and seconds of each reward since the last call, over all processes (so all must call); then counts from 0.
@@ -135,17 +135,17 @@ class RewardSet:
         if not self.names:
             return {}
         mine, self.counts = self.counts, Counts()
-        local = [[mine.asked[n], mine.missing[n], mine.seconds[n], mine.told[n]] for n in self.names]
+        local = [[mine.scored[n], mine.missing[n], mine.seconds[n], mine.errors[n]] for n in self.names]
         total = self.accelerator.reduce(torch.tensor(local, dtype=torch.float32, device=self.accelerator.device), reduction="sum")
         causes = {k: v for one in gather_object([mine.cause]) for k, v in one.items()} if total[:, 3].any() else {}
         report: dict[str, float] = {}
-        for reward, (asked, missing, seconds, told) in zip(self.rewards, total.tolist(), strict=True):
+        for reward, (scored, missing, seconds, errors) in zip(self.rewards, total.tolist(), strict=True):
             name, most = reward.name, reward.config.max_missing
-            if told:
-                logger.warning("reward %r reported an error %.0f times in these %.0f samples, last: %s", name, told, asked, causes[name])
-            if missing > most * asked:
+            if errors:
+                logger.warning("reward %r reported an error %.0f times in these %.0f samples, last: %s", name, errors, scored, causes[name])
+            if missing > most * scored:
                 cause = f"; its last error: {causes[name]}" if name in causes else ""
                 few = f"at most {most:.0%} may be missing{cause}"
-                raise of_all(RewardError(f"reward {name!r} gave no score for {missing:.0f} of {asked:.0f} samples; {few}"))
+                raise of_all(RewardError(f"reward {name!r} gave no score for {missing:.0f} of {scored:.0f} samples; {few}"))
             report |= {f"missing/{name}": missing, f"seconds/{name}": seconds / self.accelerator.num_processes}
         return report

@@ -103,11 +103,11 @@ def grade(found: Sequence[Found], objects: Sequence[Mapping[str, Any]], relation
     right objects (half for one that has only its colour or only its shape right) in all that are asked or there, the relation
     being half of a picture that asks for one.
     """
-    asked = [(o["color"], o["shape"]) for o in objects for _ in range(o["count"])]
+    wanted = [(o["color"], o["shape"]) for o in objects for _ in range(o["count"])]
     left = list(found)
     exact = 0
     missing = []
-    for want in asked:
+    for want in wanted:
         hit = next((f for f in left if (f.color, f.shape) == want), None)
         if hit is None:
             missing.append(want)
@@ -120,10 +120,10 @@ def grade(found: Sequence[Found], objects: Sequence[Mapping[str, Any]], relation
         if near is not None:
             left.remove(near)
             half += 1
-    soft = (exact + half / 2) / max(len(asked), len(found))
-    strict = exact == len(asked) == len(found)
+    soft = (exact + half / 2) / max(len(wanted), len(found))
+    strict = exact == len(wanted) == len(found)
     if relation is not None:
-        a, b = (next((f for f in found if (f.color, f.shape) == want), None) for want in asked[:2])
+        a, b = (next((f for f in found if (f.color, f.shape) == want), None) for want in wanted[:2])
         holds = a is not None and b is not None and relation_holds(a, b, relation)
         soft, strict = (soft + holds) / 2, strict and holds
     return (1.0, True) if strict else (0.7 * soft, False)

@@ -31,12 +31,12 @@ def require_folder(config: RewardArguments, key: str, name: str, file: str, now:
     Args:
         file: the file that the folder must have.
     """
-    said, path = f"reward {config.name!r}: {key}", Path(name).expanduser()
+    where, path = f"reward {config.name!r}: {key}", Path(name).expanduser()
     if not path.is_dir():
-        require_source(name, said, file, now=now)
+        require_source(name, where, file, now=now)
     folder = path if path.is_dir() else cached(name, file)
     for weights in sorted(folder.glob("model*.safetensors")) if folder is not None and file == FILES["model"] else ():
-        tensors_of(weights, said)
+        tensors_of(weights, where)
 
 
 def _pretrained(auto: Any, name: str, config: RewardArguments, part: str, **options: Any) -> Any:
@@ -84,16 +84,16 @@ def require_file(config: RewardArguments, key: str, name: str, now: bool) -> Non
     Raises:
         UserError: it does not exist.
     """
-    said, path = f"reward {config.name!r}: {key}", Path(name).expanduser()
+    where, path = f"reward {config.name!r}: {key}", Path(name).expanduser()
     if path.is_file():
         if path.suffix == ".safetensors":
-            tensors_of(path, said)
+            tensors_of(path, where)
         return
     right = "write the path of a file, or owner/repository/file of the hub"
     if path.exists() or name.count("/") < 2 or looks_local(name.rpartition("/")[0] if name.count("/") == 2 else _parts(name)[0]):
-        raise UserError(f"{said}: {name!r} is not a file; {right}")
+        raise UserError(f"{where}: {name!r} is not a file; {right}")
     repository, file = _parts(name)
-    require_source(repository, said, file, now=now)
+    require_source(repository, where, file, now=now)
 
 
 def tensors_in(config: RewardArguments, key: str, name: str) -> dict[str, Tensor]:
@@ -133,14 +133,14 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], config: RewardArgument
     Raises:
         UserError: a tensor is missing, has another shape, or is not finite.
     """
-    said = f"reward {config.name!r}: {key}: {name!r}"
+    where = f"reward {config.name!r}: {key}: {name!r}"
     for wanted, tensor in model.state_dict().items():
         if wanted not in tensors:
             raise lacking(config, key, name, wanted)
         if tensors[wanted].shape != tensor.shape:
             shapes = f"{list(tensors[wanted].shape)} where {list(tensor.shape)} is wanted"
-            raise UserError(f"{said}: {wanted!r} is {shapes}: it is of another architecture")
+            raise UserError(f"{where}: {wanted!r} is {shapes}: it is of another architecture")
         if tensors[wanted].is_floating_point() and not tensors[wanted].isfinite().all():
-            raise UserError(f"{said}: {wanted!r} is not a number (NaN or infinite): the file is damaged")
+            raise UserError(f"{where}: {wanted!r} is not a number (NaN or infinite): the file is damaged")
     model.load_state_dict({wanted: tensors[wanted] for wanted in model.state_dict()}, assign=assign)
     model.eval().requires_grad_(False)

@@ -63,9 +63,9 @@ class ScoringStream:
 
     def __init__(self, rewards: "RewardSet", look: Callable[[], None]):
         self.rewards, self.look = rewards, look
-        self.asked = StreamState([[] for _ in rewards.rewards], [[] for _ in rewards.rewards], [])
+        self.taken = StreamState([[] for _ in rewards.rewards], [[] for _ in rewards.rewards], [])
         self.coming: deque[Submission] = deque()
-        """The submissions that are not in `asked` yet, in their order."""
+        """The submissions that are not in `taken` yet, in their order."""
 
     @torch.no_grad()
     def add(self, rows: Sequence[Row], media: Sequence[Sequence[Any]], last: bool) -> None:
@@ -84,7 +84,7 @@ class ScoringStream:
         self._wait_for_room()
         before, rewards = len(self.coming), self.rewards.rewards
         groups = [samples_of(row, group) for row, group in zip(rows, media, strict=True)]
-        waiting = [[*those] for those in (self.coming[-1].waiting if self.coming else self.asked.waiting)]
+        waiting = [[*those] for those in (self.coming[-1].waiting if self.coming else self.taken.waiting)]
         mine = [[group for row, group in zip(rows, groups, strict=True) if reward.scores(row.dataset)] for reward in rewards]
         calls = [next_calls(reward, those, its, last) for reward, those, its in zip(rewards, waiting, mine, strict=True)]
         sources = [row.dataset for row, group in zip(rows, groups, strict=True) for _ in group]
@@ -99,7 +99,7 @@ class ScoringStream:
     def _begin(self, reward: LoadedReward, batch: list[Sample]) -> Future[Answer]:
         lane = self.rewards.lanes.get(id(reward.model))
         if lane is not None:
-            return lane.ask(partial(call_reward, reward, batch))
+            return lane.submit(partial(call_reward, reward, batch))
         self.look()
         liveness.set_activity(f"scoring with {reward.name!r}")
         return answered(call_reward(reward, batch))
@@ -115,15 +115,15 @@ class ScoringStream:
         return next((k for k, one in enumerate(self.coming) if not all(map(has_answer, one.futures))), len(self.coming))
 
     def take(self, count: int) -> None:
-        """Moves the first `count` submissions of `coming`, which must be ready, to `asked`, and counts them."""
+        """Moves the first `count` submissions of `coming`, which must be ready, to `taken`, and counts them."""
         for _ in range(count):
             hand_in = self.coming.popleft()
-            found = [[*those] for those in self.asked.found]
+            found = [[*those] for those in self.taken.found]
             for reward, calls, scores in zip(self.rewards.rewards, hand_in.calls, found, strict=True):
                 answers = [future.result() for future in calls]
                 scores += [answer.scores for answer in answers]
                 self.rewards.count(reward, answers)
-            self.asked = StreamState(hand_in.waiting, found, self.asked.sources + hand_in.sources)
+            self.taken = StreamState(hand_in.waiting, found, self.taken.sources + hand_in.sources)
 
     def wait(self, most: int | None = None) -> None:
         """Waits for all calls, or for those of the first `most` submissions. Raises the error of a call as soon as it fails."""
@@ -132,9 +132,9 @@ class ScoringStream:
 
     @property
     def scored(self) -> int:
-        """The number of leading samples that have all scores in `asked`."""
-        ends = [len(self.asked.sources)]
-        for reward, found in zip(self.rewards.rewards, self.asked.found, strict=True):
+        """The number of leading samples that have all scores in `taken`."""
+        ends = [len(self.taken.sources)]
+        for reward, found in zip(self.rewards.rewards, self.taken.found, strict=True):
             ends += self._places(reward)[sum(map(len, found)) :][:1]
         return min(ends)
 
@@ -165,13 +165,13 @@ class ScoringStream:
 
     def scores_so_far(self) -> Tensor:
         """(`scored`, R): the scores of the leading samples, as in `scores`."""
-        scores = torch.full((len(self.asked.sources), len(self.asked.found)), torch.nan)
-        for k, (reward, found) in enumerate(zip(self.rewards.rewards, self.asked.found, strict=True)):
+        scores = torch.full((len(self.taken.sources), len(self.taken.found)), torch.nan)
+        for k, (reward, found) in enumerate(zip(self.rewards.rewards, self.taken.found, strict=True)):
             if found:
                 known = torch.cat(found)
                 scores[self._places(reward)[: len(known)], k] = known
         return scores[: self.scored]
 
     def _places(self, reward: LoadedReward) -> list[int]:
-        """The indices of the samples in `asked` that the reward scores."""
-        return [k for k, source in enumerate(self.asked.sources) if reward.scores(source)]
+        """The indices of the samples in `taken` that the reward scores."""
+        return [k for k, source in enumerate(self.taken.sources) if reward.scores(source)]

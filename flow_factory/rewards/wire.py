@@ -70,11 +70,11 @@ def letter(id: str, fields: Mapping[str, list[Any]], pictures: str) -> dict[str,
     Raises:
         WireError: a column holds a value that is not a text, number, list or mapping.
     """
-    told = {name: _told(name, values, pictures) for name, values in fields.items()}
-    return {"id": id, "n": len(fields["prompt"]), "fields": told}
+    encoded = {name: _encoded(name, values, pictures) for name, values in fields.items()}
+    return {"id": id, "n": len(fields["prompt"]), "fields": encoded}
 
 
-def _told(name: str, values: list[Any], pictures: str) -> list[Any]:
+def _encoded(name: str, values: list[Any], pictures: str) -> list[Any]:
     if name in DEPTHS:
         return nested(values, DEPTHS[name] + 1, lambda value: leaf(value, pictures))
     if not _plain(values):

@@ -46,7 +46,7 @@ def _point_forwards(config: RunConfig, rolled: int) -> float:
         return rolled if scale is None else 2 if scale > 1 and family.cfg is not None else 1
 
     def cost(turn: Turn) -> float:
-        others = sum(passes(*asked) for asked in turn.asks) * (1 if algorithm.precomputes_velocities else again)
+        others = sum(passes(*query) for query in turn.needs) * (1 if algorithm.precomputes_velocities else again)
         surveyed = turn.precompute is not None and algorithm.scope == "group" and train.group_size > plan.per_device_batch_size
         return (again * (trained + surveyed) * passes(turn.network) + others) / config.frequency_of(turn.network)
 

@@ -50,11 +50,11 @@ def with_form(config: RunConfig, path: Path | None, sketch: ModelAdapter) -> tup
     changed = {key: value for key, value in found.items() if value != getattr(model, key)}
     if not changed:
         return config, None
-    said = ", ".join(f"{key}: {_show(value)}" for key, value in changed.items())
+    summary = ", ".join(f"{key}: {_show(value)}" for key, value in changed.items())
     formed = config.model_copy(update={"model": model.model_copy(update=found)})
     for problem in broken(formed):
         raise CheckpointError(f"{'.'.join(map(str, problem.keys))}: as {path} has it: {problem.text}")
-    return formed, f"model: as {path} has it: {said}"
+    return formed, f"model: as {path} has it: {summary}"
 
 
 def endings(lora: Lora, names: list[str], component: str = "") -> list[str]:

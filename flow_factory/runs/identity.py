@@ -57,7 +57,7 @@ def identity_of(config: RunConfig, data: Mapping[str, str]) -> dict[str, Any]:
     for key in ("height", "width", "num_inference_steps", "guidance_scale", "group_size", "unique_sample_num_per_epoch"):
         may[f"train.{key}"] = getattr(train, key)
     may["rewards"] = {r.name: [r.reward_model, r.weight, *filter(None, [r.applicable_datasets])] for r in config.rewards}
-    may |= {f"train.teachers.{name}": said for name, said in teachers_of(config).items()}
+    may |= {f"train.teachers.{name}": identity for name, identity in teachers_of(config).items()}
     return json.loads(json.dumps({"must": must, "may": may}))
 
 

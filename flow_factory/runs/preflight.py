@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 class Preflight:
     """The results of the checks so far."""
 
-    asked: RunConfig
+    requested: RunConfig
     """The given config."""
     share: tuple[int, int] = (0, 1)
     """(k, n): this process is the k-th of n that share the decoding of files."""
@@ -76,13 +76,13 @@ class Preflight:
 
 
 def ready(
-    asked: RunConfig, share: tuple[int, int] = (0, 1), remote: bool = True, here: bool = True, choice: Choice | None = None
+    config: RunConfig, share: tuple[int, int] = (0, 1), remote: bool = True, here: bool = True, choice: Choice | None = None
 ) -> Preflight:
     """Raises:
     UserError: the first reason to refuse the start.
     """
-    found = Preflight(asked, share, remote, here, choice)
-    found.config = asked
+    found = Preflight(config, share, remote, here, choice)
+    found.config = config
     for check in CHECKS:
         check(found)
     return found
@@ -90,7 +90,7 @@ def ready(
 
 def machine(found: Preflight) -> None:
     """Checks packages and devices."""
-    config = found.asked
+    config = found.requested
     require_trackers(config.log.logging_backend)
     if not found.here:
         return
@@ -106,15 +106,15 @@ def machine(found: Preflight) -> None:
 
 def folders(found: Preflight) -> None:
     """Checks that the folders can be written to."""
-    require_writable(found.asked.log.save_dir, "log.save_dir", "choose another folder")
-    require_writable(found.asked.data.cache_dir, "data.cache_dir", "choose another folder")
-    if found.asked.log.push_to_hub is not None and found.remote and found.share[0] == 0:
-        require_push(found.asked.log.push_to_hub, "log.push_to_hub")
+    require_writable(found.requested.log.save_dir, "log.save_dir", "choose another folder")
+    require_writable(found.requested.data.cache_dir, "data.cache_dir", "choose another folder")
+    if found.requested.log.push_to_hub is not None and found.remote and found.share[0] == 0:
+        require_push(found.requested.log.push_to_hub, "log.push_to_hub")
 
 
 def classes(found: Preflight) -> None:
     """Checks the classes of the rewards, the media that they score, and the aggregation."""
-    config, family = found.asked, MODELS[found.asked.model.model_type]
+    config, family = found.requested, MODELS[found.requested.model.model_type]
     aggregation(config.train.advantage_aggregation, ())
     for entries in (config.rewards, config.evaluated_by):
         require_rewards(arguments(entries), family.draws, family.sounds)
@@ -124,7 +124,7 @@ def classes(found: Preflight) -> None:
 
 def data(found: Preflight) -> None:
     """Reads each row once, and checks it against the family and the rewards, and that its files exist."""
-    config, given, family = found.asked, found.asked.train.given, MODELS[found.asked.model.model_type]
+    config, given, family = found.requested, found.requested.train.given, MODELS[found.requested.model.model_type]
     prints = {dataset.name: DataFingerprint() for dataset in trained_on(config)}
 
     def asked_of(dataset: Dataset, trained: bool) -> list[RowCheck]:
@@ -136,15 +136,15 @@ def data(found: Preflight) -> None:
     found.rows = read_training(config, partial(asked_of, trained=True))
     found.tests = read_tests(config, partial(asked_of, trained=False))
     found.fingerprints = {name: fingerprint.hexdigest() for name, fingerprint in prints.items()}
-    found.asked, lines = whole_pass(config, len(found.rows))
-    found.config = found.asked
-    for line in (*lines, *repeats(found.asked, sizes_of(found.rows))) if found.share[0] == 0 else ():
+    found.requested, lines = whole_pass(config, len(found.rows))
+    found.config = found.requested
+    for line in (*lines, *repeats(found.requested, sizes_of(found.rows))) if found.share[0] == 0 else ():
         logger.warning(line)
 
 
 def rewards(found: Preflight) -> None:
     """Checks the files that the rewards' constructors read; without the network, runs the constructors."""
-    config = found.asked
+    config = found.requested
     entries = [arguments(used) for used in (config.rewards, config.evaluated_by)]
     for used in entries:
         require_files(used, found.remote)
@@ -154,7 +154,7 @@ def rewards(found: Preflight) -> None:
 
 def checkpoint(found: Preflight) -> None:
     """Checks the base model: its configs, sizes and schedules, and if it is on this machine the headers of all weights."""
-    name, kind, overrides, pipeline = checkpoint_of(found.asked)
+    name, kind, overrides, pipeline = checkpoint_of(found.requested)
     require_source(name, KEY, "model_index.json", LoadError, found.remote)
     folder = on_disk(name)
     if not (found.remote or folder):
@@ -164,35 +164,35 @@ def checkpoint(found: Preflight) -> None:
         bare = found.sketch.field.bare
         check_folder(folder, {part: bare[part] for part in found.sketch.components if part in bare})
     for module in found.sketch.field.bare.values():
-        require_blocks(found.asked.train.enable_gradient_checkpointing, len(blocks_of(module)))
-    found.asked, said = with_form(found.asked, (found.choice or choose(found.asked)).path, found.sketch)
-    if said is not None and found.share[0] == 0:
-        note(said)
-    found.config = fitted(found.asked, found.sketch)
+        require_blocks(found.requested.train.enable_gradient_checkpointing, len(blocks_of(module)))
+    found.requested, notice = with_form(found.requested, (found.choice or choose(found.requested)).path, found.sketch)
+    if notice is not None and found.share[0] == 0:
+        note(notice)
+    found.config = fitted(found.requested, found.sketch)
 
 
 def given_files(found: Preflight) -> None:
     """Checks the files of weights that the algorithm uses, and the formats in which the run's are saved."""
-    require_given_files(found.asked, found.sketch)
-    require_formats(found.asked, found.sketch)
+    require_given_files(found.requested, found.sketch)
+    require_formats(found.requested, found.sketch)
 
 
 def history(found: Preflight) -> None:
     """Checks the start of the run, and that its folder is free."""
     try:
-        found.start = find_start(found.asked, found.choice, found.sketch)
+        found.start = find_start(found.requested, found.choice, found.sketch)
     except Finished as note:
         found.finished = note
         return
     if found.share[0] == 0:  # this process will claim the folder; the others would find it claimed
-        require_free(found.start.folder or Path(found.asked.log.save_dir))  # a default name gets a number if it is in use
-    found.identity = identity_of(found.asked, found.fingerprints)
+        require_free(found.start.folder or Path(found.requested.log.save_dir))  # a default name gets a number if it is in use
+    found.identity = identity_of(found.requested, found.fingerprints)
     found.changed = found.start.require_same(found.identity)
 
 
 def files(found: Preflight) -> None:
     """Decodes every condition file of the rows that the run draws once, and checks the family's limits."""
-    found.sizes = check_files(found.asked, found.rows, found.tests, progress=found.share[0] == 0, share=found.share)
+    found.sizes = check_files(found.requested, found.rows, found.tests, progress=found.share[0] == 0, share=found.share)
     if found.sketch is not None:
         check_limits(found.config, found.sketch, found.rows, found.tests, found.sizes)
 

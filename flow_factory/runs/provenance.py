@@ -25,7 +25,7 @@ def provenance(config: RunConfig, folder: Path | None, checkpoint: str) -> dict[
         checkpoint: its name.
     """
     places = {dataset.name: dataset.config.data.dataset_dir for dataset in trained_on(config)}
-    said: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "version": __version__,
         "base_model": config.model.model_name_or_path,
         "model_type": config.model.model_type,
@@ -36,7 +36,7 @@ def provenance(config: RunConfig, folder: Path | None, checkpoint: str) -> dict[
         "rewards": {reward.name: reward.weight for reward in config.rewards},
         "evaluation": _evaluation(folder),
     }
-    return {"base_model": config.model.model_name_or_path, "flow_factory": json.dumps(said, sort_keys=True)}
+    return {"base_model": config.model.model_name_or_path, "flow_factory": json.dumps(facts, sort_keys=True)}
 
 
 def prompts_of(config: RunConfig) -> list[str]:

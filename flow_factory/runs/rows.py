@@ -47,7 +47,7 @@ def read_training(config: RunConfig, checks: Callable[[Dataset], Iterable[RowChe
     found, first = list[Sequence[Row]](), 0
     for dataset in trained_on(config):
         data = dataset.config.data
-        with said_of(dataset):
+        with with_own_keys(dataset):
             rows = open_split(data, data.train_split, data.max_dataset_size, checks(dataset))
         found.append(Named(rows, dataset.name, first) if dataset.name else rows)
         first += len(rows)
@@ -61,7 +61,7 @@ def read_tests(config: RunConfig, checks: Callable[[Dataset], Iterable[RowCheck]
         data = dataset.config.data
         if dataset.evaluated is False or (dataset.evaluated is None and not has_split(data, data.test_split)):
             continue
-        with said_of(dataset):
+        with with_own_keys(dataset):
             rows = open_split(data, data.test_split, dataset.most_tested, checks(dataset))
         found[dataset.name] = Named(rows, dataset.name) if dataset.name else rows
     return found
@@ -71,9 +71,9 @@ def repeats(config: RunConfig, sizes: Sequence[int]) -> Iterator[str]:
     """A line for each data set that has fewer rows than an epoch draws of it."""
     order = order_of(config, sizes)
     for stream in order.streams:
-        asked = max(stream.begins(epoch + 1) - stream.begins(epoch) for epoch in range(8))
-        if asked > stream.num_rows:
-            of = f" of {stream.name}, of which an epoch draws {asked}" * bool(stream.name)
+        largest = max(stream.begins(epoch + 1) - stream.begins(epoch) for epoch in range(8))
+        if largest > stream.num_rows:
+            of = f" of {stream.name}, of which an epoch draws {largest}" * bool(stream.name)
             yield (
                 f"train.unique_sample_num_per_epoch: {order.rows_per_epoch} is more than the {stream.num_rows} rows that there are{of}: "
                 "rows repeat in an epoch"
@@ -81,17 +81,17 @@ def repeats(config: RunConfig, sizes: Sequence[int]) -> Iterator[str]:
 
 
 @contextmanager
-def said_of(dataset: Dataset) -> Iterator[None]:
+def with_own_keys(dataset: Dataset) -> Iterator[None]:
     """Messages name this data set, and its own keys instead of those of `data:`."""
     try:
         yield
     except UserError as error:
         theirs = {"train_split": "train.split", "test_split": "eval.split"}
         own = re.compile(rf"\bdata\.({'|'.join(ALONE)})\b")
-        said = own.sub(lambda key: f"{dataset.key}.{theirs.get(key[1], key[1])}", str(error))
+        message = own.sub(lambda key: f"{dataset.key}.{theirs.get(key[1], key[1])}", str(error))
         if not dataset.name:
             raise
-        raise type(error)(said if dataset.key in said else f"{dataset.key}: {said}") from error
+        raise type(error)(message if dataset.key in message else f"{dataset.key}: {message}") from error
 
 
 def row_checks(config: RunConfig, needs: Iterable[Needs], trained: bool, share: tuple[int, int] = (0, 1)) -> list[RowCheck]:

@@ -194,8 +194,8 @@ def _take(lock: int, folder: Path) -> bool:
 def _owner(lock: int) -> str:
     """A phrase that names the owner of the folder, from the lock file."""
     try:
-        said = json.loads(os.pread(lock, 4096, 0))
-        return f" (process {int(said['process'])} on {str(said['machine'])[:64]})"
+        owner = json.loads(os.pread(lock, 4096, 0))
+        return f" (process {int(owner['process'])} on {str(owner['machine'])[:64]})"
     except (ValueError, KeyError, TypeError, OverflowError):
         return ""
 

@@ -112,8 +112,8 @@ def refuse_wrong(engine: Engine, name: str | None, run: Callable[[], None], dtyp
     block, text = problems[0]
     tried = [b for b in working_backends(device, dtype) if b != name]
     right = [b for b, found in problems_of(policy, tried, run).items() if not found]
-    said = name or "null (torch's own choice)"
-    raise UserError(f"model.attn_backend: {said} is wrong on this machine: in {block}, {text}. Correct here: {', '.join(right) or 'none'}")
+    shown = name or "null (torch's own choice)"
+    raise UserError(f"model.attn_backend: {shown} is wrong on this machine: in {block}, {text}. Correct here: {', '.join(right) or 'none'}")
 
 
 def problems_of(policy: Any, backends: list[Any], run: Callable[[], None]) -> dict[Any, list[Problem]]:
@@ -155,17 +155,17 @@ def blocks_of(policy: Any) -> list[nn.Module]:
 
 def compare(block: nn.Module, args: Any, kwargs: Any, backends: list[Any]) -> Iterator[tuple[Any, str]]:
     """(backend, its error) for each wrong backend."""
-    ask = partial(values, block, args, kwargs)
+    evaluate = partial(values, block, args, kwargs)
     with by_formula(block, rounds=False):
-        exact = ask()
+        exact = evaluate()
     if not all(x.isfinite().all() for x in exact.values()):
         return  # its outputs are not finite with any attention
     with by_formula(block, rounds=True):
-        allowed = distances(ask(), exact)
+        allowed = distances(evaluate(), exact)
     for name in backends:
         try:
             with nullcontext() if name is None else using_backend(block, name):
-                found = ask()
+                found = evaluate()
             text = verdict(found, exact, allowed)
         except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
             text = f"it ends with: {first_line(error)}"
@@ -194,8 +194,8 @@ def values(block: nn.Module, args: Any, kwargs: Any) -> Values:
     numbers = torch.Generator(next(iter(grown.values())).device).manual_seed(0)
     seeds = [torch.randn(x.shape, generator=numbers, device=x.device, dtype=x.dtype) for x in grown.values()]
     gradients = torch.autograd.grad([*grown.values()], [*wanted.values()], seeds, allow_unused=True)
-    told = {f"the gradient of {name}": g for name, g in zip(wanted, gradients, strict=True) if g is not None}
-    return {name: x.detach() for name, x in (outputs | answers).items()} | told
+    slopes = {f"the gradient of {name}": g for name, g in zip(wanted, gradients, strict=True) if g is not None}
+    return {name: x.detach() for name, x in (outputs | answers).items()} | slopes
 
 
 def with_gradient(block: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any, Values]:

@@ -21,10 +21,10 @@ def fingerprint_of(config: RunConfig, adapter: ModelAdapter, call: dict[str, Any
     Args:
         identity: fingerprints of the encoders.
     """
-    asked = adapter.encoded_by(call)
+    inputs = adapter.encoded_by(call)
     versions = [diffusers.__version__, version("transformers")]
     checkpoint = config.model.model_name_or_path if not identity[0] else None  # the name stands for files that have no fingerprint
-    parts = [adapter_sources(adapter), checkpoint, identity, asked, adapter.guided(call), versions, config.mixed_precision]
+    parts = [adapter_sources(adapter), checkpoint, identity, inputs, adapter.guided(call), versions, config.mixed_precision]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -40,9 +40,9 @@ class EncodingTimer:
         if self.rows == 1:
             self.since, self.size = time.monotonic(), self.cache.shards.grown
         if self.rows == 1 + FIRST:
-            self._say((time.monotonic() - self.since) / FIRST, (self.cache.shards.grown - self.size) / FIRST)
+            self._report((time.monotonic() - self.since) / FIRST, (self.cache.shards.grown - self.size) / FIRST)
 
-    def _say(self, seconds: float, size: float) -> None:
+    def _report(self, seconds: float, size: float) -> None:
         """Prints the remaining time and space."""
         left = self.missing - self.rows
         if self.verbose and left * seconds > LONG:

@@ -29,7 +29,7 @@ from flow_factory.utils.terminal import bar
 
 Scored = tuple[int, list[list[float]], Any]
 """(row, scores (n, R) of its samples, its first sample if it is logged: a `Parcel` unless this is the main process)."""
-Heard = tuple[list[int], list[Any], ScoringStream]
+Submitted = tuple[list[int], list[Any], ScoringStream]
 """(rows, the logged sample of each, the scores of all their samples, which may still be pending)."""
 WAITING = 64
 """The largest number of samples that wait for others whose conditions can share a call."""
@@ -107,7 +107,7 @@ class Evaluator:
 
     def _scored(self, rows: Sequence[int]) -> list[Scored]:
         """Draws and scores this process's share of the rows."""
-        heard: list[Heard] = []
+        answered: list[Submitted] = []
         waiting: dict[int, list[Any]] = {}
         unchanged = (self.rows[row] for row in self.share(rows))  # a line may have been edited
         context, together = self.context, partial(all_or_none, self.context.accelerator, self.context.interrupt)
@@ -117,13 +117,13 @@ class Evaluator:
             coming = next(batches, [])
             while more:
                 batch, coming = coming, next(batches, [])
-                for asked, media in zip(batch, self._draw(batch), strict=True):
-                    waiting.setdefault(asked.row, []).append(media)
+                for item, media in zip(batch, self._draw(batch), strict=True):
+                    waiting.setdefault(item.row, []).append(media)
                 enough = not coming or sum(map(len, waiting.values())) >= self.rewards.batch
-                heard += together(partial(self._ask, waiting if enough else {}, heard))
+                answered += together(partial(self._submit, waiting if enough else {}, answered))
                 context.meter.step("batch")
                 more = on_any_rank(context.accelerator, bool(coming))
-            return together(lambda: [scored for part in heard for scored in self._answers(*part)])
+            return together(lambda: [scored for part in answered for scored in self._answers(*part)])
 
     @property
     def shares(self) -> list[int]:
@@ -132,23 +132,23 @@ class Evaluator:
         teams, team = config.teams, config.model.context_parallel
         return [len(range(process // team, len(self.taken), teams)) for process in range(self.context.accelerator.num_processes)]
 
-    def _ask(self, waiting: dict[int, list[Any]], before: Sequence[Heard]) -> list[Heard]:
+    def _submit(self, waiting: dict[int, list[Any]], before: Sequence[Submitted]) -> list[Submitted]:
         """Requests the scores of the rows that are drawn completely, and removes these rows from `waiting`."""
-        for _, _, asking in before:
-            asking.check()
+        for _, _, stream in before:
+            stream.check()
         config, accelerator = self.context.config, self.context.accelerator
         whole = [row for row, media in waiting.items() if len(media) == config.eval.group_size]
         groups = [waiting.pop(row) for row in whole]
         if not whole or accelerator.process_index % config.model.context_parallel:
             return []  # the first process of the team does this
         shown, pack = self.usual[: config.log.num_samples], (lambda m: m) if accelerator.is_main_process else packed
-        asking = self.rewards.asking(self.context.interrupt.look)
-        asking.add([self.rows[row] for row in whole], groups, last=True)
-        return [(whole, [pack(group[0]) if row in shown else None for row, group in zip(whole, groups, strict=True)], asking)]
+        stream = self.rewards.stream(self.context.interrupt.look)
+        stream.add([self.rows[row] for row in whole], groups, last=True)
+        return [(whole, [pack(group[0]) if row in shown else None for row, group in zip(whole, groups, strict=True)], stream)]
 
-    def _answers(self, rows: Sequence[int], shown: Sequence[Any], asking: ScoringStream) -> list[Scored]:
+    def _answers(self, rows: Sequence[int], shown: Sequence[Any], stream: ScoringStream) -> list[Scored]:
         """Waits for the scores."""
-        tables = asking.scores().split(self.context.config.eval.group_size)
+        tables = stream.scores().split(self.context.config.eval.group_size)
         return [(row, table.tolist(), media) for row, media, table in zip(rows, shown, tables, strict=True)]
 
     def share(self, rows: Sequence[int]) -> Sequence[int]:
@@ -179,9 +179,9 @@ class Evaluator:
         if not batch:
             first = self.taken[0]
             return self._draw([SampleRequest(first, 0, self.conds[first])])[:0] if context.engine.collective else []
-        cond = to_device(context.adapter.join([asked.cond for asked in batch]), context.accelerator.device)
-        rows = [self.rows[asked.row] for asked in batch]
-        keys = [(row.id, *([asked.member] if asked.member else [])) for row, asked in zip(rows, batch, strict=True)]
+        cond = to_device(context.adapter.join([item.cond for item in batch]), context.accelerator.device)
+        rows = [self.rows[item.row] for item in batch]
+        keys = [(row.id, *([item.member] if item.member else [])) for row, item in zip(rows, batch, strict=True)]
         generators = [generator(context.config.eval_seed, "eval", *key) for key in keys]
         with named_rows(rows, context.adapter, "draw", RowError):
             return list(context.engine("evaluate", cond, pipeline_kwargs(section), section.num_inference_steps, generators))

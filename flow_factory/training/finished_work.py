@@ -24,6 +24,9 @@ from flow_factory.utils.tensor_file import NAMES
 if TYPE_CHECKING:
     from flow_factory.training.rollout import RolloutCollector
 
+OLDER_COUNTS = {"asked": "scored", "told": "errors"}
+"""Names of `Counts` in the states of earlier versions."""
+
 
 @dataclass
 class FinishedWork:
@@ -35,7 +38,7 @@ class FinishedWork:
     """The number of micro-batches for which scores were requested."""
     ids: list[int]
     """The ids of the samples for which this process has requested scores. They may be samples of other processes."""
-    asked: StreamState
+    stream: StreamState
     counts: Counts
     together: int | None
     """The number of micro-batches that one call of the pipeline draws."""
@@ -63,14 +66,14 @@ def packed(done: FinishedWork) -> tuple[dict[str, Tensor], str]:
     Raises:
         UnkeptError: the samples or their conditions cannot be saved; the message has the reason.
     """
-    last = {id(s): s for waiting in done.asked.waiting for s in waiting}
+    last = {id(s): s for waiting in done.stream.waiting for s in waiting}
     places = {sample: k for k, sample in enumerate(last)}
     plain = {
         "rollouts": [_plain(rollout) for rollout in done.rollouts],
         "sources": {str(group): source_of(r.row, r.cond) for group, r in {r.group: r for r in done.rollouts}.items()},
-        "taken": done.taken, "ids": done.ids, "together": done.together, "datasets": done.asked.sources,
-        "found": [torch.cat(found) if found else None for found in done.asked.found],
-        "waiting": [[places[id(s)] for s in waiting] for waiting in done.asked.waiting],
+        "taken": done.taken, "ids": done.ids, "together": done.together, "datasets": done.stream.sources,
+        "found": [torch.cat(found) if found else None for found in done.stream.found],
+        "waiting": [[places[id(s)] for s in waiting] for waiting in done.stream.waiting],
         "last": [[s.row.id, _plain_media(s.media)] for s in last.values()],
         "counts": {name: dict(values) for name, values in vars(done.counts).items()},
     }  # fmt: skip
@@ -106,10 +109,17 @@ def unpacked(tensors: Mapping[str, Tensor], text: str, collector: "RolloutCollec
             raise CheckpointError(f"{one.row.source}, or its condition, has changed")
     last = [samples_of(collector.context.rows[row], [_media(media)])[0] for row, media in plain["last"]]
     waiting = [[last[k] for k in those] for those in plain["waiting"]]
-    asked = StreamState(waiting, [[] if found is None else [found] for found in plain["found"]], plain["datasets"])
-    kinds: dict[str, Any] = {"asked": Counter, "missing": Counter, "told": Counter, "cause": dict, "seconds": partial(defaultdict, float)}
-    counts = Counts(**{name: kinds[name](values) for name, values in plain["counts"].items()})
-    return FinishedWork(rollouts, plain["taken"], plain["ids"], asked, counts, plain["together"])
+    stream = StreamState(waiting, [[] if found is None else [found] for found in plain["found"]], plain["datasets"])
+    kinds: dict[str, Any] = {
+        "scored": Counter,
+        "missing": Counter,
+        "errors": Counter,
+        "cause": dict,
+        "seconds": partial(defaultdict, float),
+    }
+    named = {OLDER_COUNTS.get(name, name): values for name, values in plain["counts"].items()}
+    counts = Counts(**{name: kinds[name](values) for name, values in named.items()})
+    return FinishedWork(rollouts, plain["taken"], plain["ids"], stream, counts, plain["together"])
 
 
 # -- samples ----------------------------------------------------------------------------------------------------------------------------

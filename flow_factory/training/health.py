@@ -25,7 +25,7 @@ class TrainingHealth:
 
     def __init__(self, config: RunConfig):
         self.config = config
-        self.asked_epsilon = self.moved = False
+        self.checked_epsilon = self.policy_moves = False
         self.still = 0
         """Epochs in which the ratio has not moved."""
 
@@ -36,16 +36,16 @@ class TrainingHealth:
         """
         if updates <= self.config.train.lr_warmup_steps:
             return
-        for said in (self.epsilon_rules(metrics), self.stands_still(metrics)):
-            if said is not None:
-                logger.warning(said)
+        for notice in (self.epsilon_rules(metrics), self.stands_still(metrics)):
+            if notice is not None:
+                logger.warning(notice)
 
     def epsilon_rules(self, metrics: Mapping[str, float]) -> str | None:
         """Adam divides by the root of the second moment plus epsilon. If epsilon dominates, the steps are as small as the gradients."""
         rms, epsilon = metrics.get("train/grad_rms", 0.0), self.config.train.adam_epsilon
-        if self.asked_epsilon or rms == 0:
+        if self.checked_epsilon or rms == 0:
             return None
-        self.asked_epsilon = True
+        self.checked_epsilon = True
         if rms >= 10 * epsilon:
             return None
         share = rms / (rms + epsilon)
@@ -58,10 +58,10 @@ class TrainingHealth:
         """Whether updates move the ratio far less than the clip range allows. An epoch of one update has no ratio to compare."""
         train = self.config.train
         width, spread = getattr(train, "clip_range", None), metrics.get("train/ratio_std", 0.0)
-        if not train.stochastic or width is None or spread == 0 or self.moved:
+        if not train.stochastic or width is None or spread == 0 or self.policy_moves:
             return None
-        self.moved, self.still = spread >= STILL * min(-width[0], width[1]), self.still + 1
-        if self.moved or self.still != PATIENCE:
+        self.policy_moves, self.still = spread >= STILL * min(-width[0], width[1]), self.still + 1
+        if self.policy_moves or self.still != PATIENCE:
             return None
         kind = f"; a LoRA usually takes {show(LORA_RATE)}" if self.config.model.finetune_type == "lora" else ""
         return (

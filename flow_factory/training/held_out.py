@@ -39,10 +39,10 @@ class HeldOut:
         scales = {name: self.algorithm.guidance(name) for name in ("policy", *self.algorithm.weights)}
         self.calls = {name: call if s is None else adapter.with_guidance(call, s) for name, s in scales.items()}
 
-    def __call__(self, asked: Sequence[int]) -> dict[str, float]:
+    def __call__(self, indices: Sequence[int]) -> dict[str, float]:
         """Metric -> mean over these rows, of those with media; empty if there are none. All processes call this together."""
         context = self.context
-        bring = [k for k in asked if has_media(self.rows[k], self.given.columns)]
+        bring = [k for k in indices if has_media(self.rows[k], self.given.columns)]
         if not bring:
             return {}
         team, teams = context.config.model.context_parallel, context.config.teams
@@ -63,10 +63,10 @@ class HeldOut:
             for name in self.algorithm.weights:
                 with context.store.use(name):
                     point.frozen[name] = self._velocity(point, name)
-            found.append(self.algorithm.loss(point, self._asked)[1])
+            found.append(self.algorithm.loss(point, self._kept_velocity)[1])
         return {name: float(torch.stack([m[name].mean() for m in found]).mean()) for name in REPORTED if name in found[0]}
 
-    def _asked(self, point: Point, weights: str = "policy", guidance: float | None = None) -> Tensor:
+    def _kept_velocity(self, point: Point, weights: str = "policy", guidance: float | None = None) -> Tensor:
         return self._velocity(point, "policy") if weights == "policy" else point.frozen[weights]
 
     def _velocity(self, point: Point, weights: str) -> Tensor:

@@ -101,7 +101,7 @@ def _write(trainer: "Trainer", checkpoint: Path, tensors: Mapping[str, torch.Ten
         digest = write_tensors(file, tensors, {METADATA: text})
         mine = file.name, {"size": file.stat().st_size, "sha256": digest}
     except OSError as error:
-        mine = _said(error)
+        mine = _reason(error)
     wait_for_everyone("writing rollouts")
     everyone = gather_object([mine])
     problem = next((one for one in everyone if isinstance(one, str)), None)
@@ -109,13 +109,13 @@ def _write(trainer: "Trainer", checkpoint: Path, tensors: Mapping[str, torch.Ten
         try:
             _finish(checkpoint, Contents(format=FORMAT, of=whose(trainer, checkpoint), files=dict(everyone)))
         except OSError as error:
-            problem = _said(error)
+            problem = _reason(error)
     if main and problem is not None:
         shutil.rmtree(partial, ignore_errors=True)
     return problem
 
 
-def _said(error: OSError) -> str:
+def _reason(error: OSError) -> str:
     return f"{type(error).__name__}: {error}"
 
 

@@ -79,9 +79,9 @@ class Learner:
         if not self.context.algorithm.through_sampler:
             return
         for batch in self.stoppable([b for window in windows for b in window.batches]):
-            slope, said = reward_gradient(self.context, batch, self.cond_of(batch.cond))
+            slope, metrics = reward_gradient(self.context, batch, self.cond_of(batch.cond))
             batch.slope = self.stored(slope)
-            self.context.meter.add(said)
+            self.context.meter.add(metrics)
             self.context.meter.step("looking at rewards")
 
     def compute_kept_velocities(self, windows: Sequence[Window], chosen: dict[int, list[Rollout]]) -> None:
@@ -93,12 +93,12 @@ class Learner:
         for name in context.algorithm.weights if context.algorithm.precomputes_velocities else ():
             live = self.is_policy(name)
             batches = compared(context.algorithm, [b for window in windows[1 if live else 0 :] for b in window.batches], chosen)
-            asked = [b for b in batches if context.algorithm.asks(name, b)]
+            needed = [b for b in batches if context.algorithm.needs(name, b)]
             with torch.no_grad(), context.store.use("policy" if live else name), context.engine.gathered():
-                for batch in self.stoppable(as_many(context, asked, batches)):
+                for batch in self.stoppable(as_many(context, needed, batches)):
                     for k, point in enumerate(self.points(batch)):
                         v = self.velocity_of(point, name)
-                        if context.algorithm.asks(name, batch):
+                        if context.algorithm.needs(name, batch):
                             batch.frozen[k][name] = self.stored(v)
                     context.meter.step("looking back")
 
@@ -117,8 +117,8 @@ class Learner:
         with torch.no_grad():
             for unit in self.stoppable(units):
                 for block in self.blocks(unit):
-                    said = self.turn.precompute([p for _, _, p in block], self.velocity)
-                    for (batch, k, _), peers in zip(block, said, strict=True):
+                    computed = self.turn.precompute([p for _, _, p in block], self.velocity)
+                    for (batch, k, _), peers in zip(block, computed, strict=True):
                         batch.peers[k] = peers
 
     def blocks(self, unit: Sequence[Rollout]) -> Iterator[list[tuple[Rollout, int, Point]]]:
@@ -239,10 +239,10 @@ class Learner:
             point.frozen["old"] = v.detach()
         return v
 
-    def velocity_of(self, point: Point, asked: str = "policy", guidance: float | None = None) -> Tensor:
+    def velocity_of(self, point: Point, weights: str = "policy", guidance: float | None = None) -> Tensor:
         """The velocity of the weights that are in the model, with the memo and guidance of the named ones, or with this guidance."""
         context = self.context
-        scale = context.algorithm.guidance(asked) if guidance is None else guidance
+        scale = context.algorithm.guidance(weights) if guidance is None else guidance
         if scale not in self.calls:
             self.calls[scale] = context.adapter.with_guidance(context.call, scale or 0.0)
         memo = point.memo if scale is None else point.memo.sibling(str(scale))

@@ -230,7 +230,7 @@ class Meter:
 
     def as_metrics(self, spent: Mapping[str, PhaseCost]) -> dict[str, float]:
         """Metrics: means over the processes, and the maximum of memory."""
-        said = {f"time/{phase}_s": float(s.work.mean()) for phase, s in spent.items()}
+        metrics = {f"time/{phase}_s": float(s.work.mean()) for phase, s in spent.items()}
         if self.accelerator.num_processes > 1:
-            said |= {f"time/{phase}_wait_s": float(s.wait.mean()) for phase, s in spent.items()}
-        return said | {f"perf/{phase}_peak_memory_gb": float(s.peak.max()) for phase, s in spent.items() if self.cuda}
+            metrics |= {f"time/{phase}_wait_s": float(s.wait.mean()) for phase, s in spent.items()}
+        return metrics | {f"perf/{phase}_peak_memory_gb": float(s.peak.max()) for phase, s in spent.items() if self.cuda}

@@ -104,7 +104,7 @@ class RolloutCollector:
         elif self.judging.due(drawn):
             if not self.context.rewards.beside:
                 self.context.policy.offload_idle()  # frees memory for the rewards
-            self.rollouts += self.judging.heard(drawn)
+            self.rollouts += self.judging.submit(drawn)
             self.waiting = self.waiting[count:]
 
     @property
@@ -123,7 +123,7 @@ class RolloutCollector:
             return self.done
         look_at(drawn[-1:])
         judging, counts = self.judging, self.judging.counts or self.context.rewards.counts
-        return FinishedWork(drawn, judging.taken, judging.ids, judging.asking.asked, counts, self.together)
+        return FinishedWork(drawn, judging.taken, judging.ids, judging.stream.taken, counts, self.together)
 
     def forget(self) -> None:
         """Frees the rollouts at the end of an epoch."""
@@ -186,8 +186,8 @@ class RolloutCollector:
         memo = ConditionMemo()
         row = context.rows[group.row]
         with named_rows([row], context.adapter, "draw", RowError):
-            asked = cond, context.call, train.num_inference_steps, sampler, generators, memo, self.seen
-            media, recorder = context.engine("sample", *asked)
+            arguments = cond, context.call, train.num_inference_steps, sampler, generators, memo, self.seen
+            media, recorder = context.engine("sample", *arguments)
         rollout = Rollout(row, kept, recorder.kept, media, group.number, epoch, ids, memo=memo)
         if context.algorithm.reads_final:
             rollout.x0 = recorder.final

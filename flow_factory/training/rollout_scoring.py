@@ -36,8 +36,8 @@ class RolloutScoring:
         self.accelerator, self.interrupt, self.meter, self.deal, self.rewards = accelerator, interrupt, meter, deal, rewards
         self.size, self.shown = size, shown
         self.exchanged = rewards.groupwise and not deal.whole
-        self.enough = deal.heard_at_once(size, rewards.batch)
-        self.asking = rewards.asking(interrupt.look)
+        self.enough = deal.submitted_at_once(size, rewards.batch)
+        self.stream = rewards.stream(interrupt.look)
         self.ids: list[int] = []
         """The ids of the samples that all processes have the scores of: see `taken`."""
         self.taken = 0
@@ -52,7 +52,7 @@ class RolloutScoring:
     def resume(self, done: FinishedWork) -> None:
         """Continues from the finished work of an interrupted run."""
         self.ids, self.taken = done.ids, done.taken
-        self.asking.asked, self.rewards.counts = done.asked, done.counts
+        self.stream.taken, self.rewards.counts = done.stream, done.counts
         self.shown -= sum(len(rollout.media) for rollout in done.rollouts[: self.taken])
 
     def due(self, drawn: Sequence[Rollout]) -> bool:
@@ -63,17 +63,17 @@ class RolloutScoring:
         samples = sum(len(rollout.ids) for rollout in drawn)
         return samples > 0 and samples % self.enough == 0
 
-    def heard(self, drawn: Sequence[Rollout]) -> list[Rollout]:
+    def submit(self, drawn: Sequence[Rollout]) -> list[Rollout]:
         """Submits the next micro-batches, in the order of the epoch. All processes call this together.
 
         Raises:
             UserError, Interrupted: see `all_or_none`.
         """
         rollouts = [part for one in drawn for part in cut(one, self.size)]
-        self._ask(rollouts, last=False)
+        self._submit(rollouts, last=False)
         return rollouts
 
-    def _ask(self, rollouts: Sequence[Rollout], last: bool) -> None:
+    def _submit(self, rollouts: Sequence[Rollout], last: bool) -> None:
         parts = [list(part) for _, part in groupby(rollouts, key=lambda r: r.group)]
         groups = [Group(p[0].group, p[0].row, [i for r in p for i in r.ids], [m for r in p for m in r.media]) for p in parts]
         with self.meter.phase("reward"):
@@ -89,22 +89,22 @@ class RolloutScoring:
     def _add(self, groups: Sequence[Group], last: bool) -> None:
         """Requests the scores of these groups. If any process is stopped or fails, none has requested anything."""
         rows, media = [g.row for g in groups], [g.media for g in groups]
-        before = len(self.asking.coming)
+        before = len(self.stream.coming)
         try:
-            all_or_none(self.accelerator, self.interrupt, lambda: self.asking.add(rows, media, last))
+            all_or_none(self.accelerator, self.interrupt, lambda: self.stream.add(rows, media, last))
         except (UserError, Interrupted):
-            self.asking.drop(before)
+            self.stream.drop(before)
             raise
 
     def _take(self) -> None:
         """Takes the scores that all processes have, and frees their images."""
-        ready = self.asking.ready()
+        ready = self.stream.ready()
         if self.rewards.lanes:  # their speed differs between processes
             ready = -max_over_ranks(self.accelerator, -ready)
         self._took(ready)
 
     def _took(self, ready: int) -> None:
-        self.asking.take(ready)
+        self.stream.take(ready)
         for _ in range(ready):
             rollouts, ids = self.coming.popleft()
             self.taken += len(rollouts)
@@ -120,7 +120,7 @@ class RolloutScoring:
     def complete_with(self, rollouts: Sequence[Rollout]) -> None:
         """Submits those of all the epoch's micro-batches that were not submitted yet."""
         if not self.complete:
-            self._ask(rollouts[self.taken + sum(len(part) for part, _ in self.coming) :], last=True)
+            self._submit(rollouts[self.taken + sum(len(part) for part, _ in self.coming) :], last=True)
             self.complete = True
 
     def first(self, samples: int) -> dict[int, Tensor]:
@@ -131,15 +131,15 @@ class RolloutScoring:
         Raises:
             UserError, Interrupted: see `all_or_none`.
         """
-        while max_over_ranks(self.accelerator, samples - self.asking.scored) > 0:
-            all_or_none(self.accelerator, self.interrupt, partial(self.asking.wait, 1))
+        while max_over_ranks(self.accelerator, samples - self.stream.scored) > 0:
+            all_or_none(self.accelerator, self.interrupt, partial(self.stream.wait, 1))
             self._took(1)
-        return dict(zip(self.ids, self.asking.scores_so_far(), strict=False))
+        return dict(zip(self.ids, self.stream.scores_so_far(), strict=False))
 
     def go_on(self) -> None:
         """Ignores signals from here on: weights have changed, and the epoch is trained to its end."""
         self.interrupt = Interrupt()
-        self.asking.look = self.interrupt.look
+        self.stream.look = self.interrupt.look
 
     def finish(self, rollouts: Sequence[Rollout]) -> None:
         """Sets `Rollout.rewards` of all the epoch's micro-batches, after submitting the last ones.
@@ -152,13 +152,13 @@ class RolloutScoring:
         self.complete_with(rollouts)
         if self.rewards.lanes:
             with self.meter.phase("reward"):
-                all_or_none(self.accelerator, self.interrupt, self.asking.wait)
+                all_or_none(self.accelerator, self.interrupt, self.stream.wait)
             self._take()
         self.counts = self.rewards.counts
-        known = dict(zip(self.ids, self.asking.scores(), strict=True))
+        known = dict(zip(self.ids, self.stream.scores(), strict=True))
         if self.exchanged:
             known = {i: scores for part in gather_object([known]) for i, scores in part.items()}
         missing = torch.full((len(self.rewards.names),), torch.nan)
-        heard = self.exchanged or self.deal.leads(self.accelerator.process_index)
+        scored = self.exchanged or self.deal.leads(self.accelerator.process_index)
         for rollout in rollouts:
-            rollout.rewards = torch.stack([known[i] if heard else missing for i in rollout.ids])
+            rollout.rewards = torch.stack([known[i] if scored else missing for i in rollout.ids])

@@ -31,7 +31,7 @@ from flow_factory.training.summary import summarise
 from flow_factory.training.trainer import Trainer
 from flow_factory.utils.errors import RowError, UserError
 from flow_factory.utils.signals import Interrupted
-from flow_factory.utils.terminal import Epochs, note, say
+from flow_factory.utils.terminal import Epochs, note, print_line
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class Run:
         self.restore_rollouts()
         floor = measure(self.trainer)
         if floor is not None and self.main:
-            say(floor)
+            print_line(floor)
         with self.context.interrupt.watching(), Epochs(self.context.config.train.max_epochs, began, self.main) as self.bar:
             try:
                 self.epochs()
@@ -120,7 +120,7 @@ class Run:
     def announce(self) -> None:
         """Prints the banner and begins the page of the run."""
         lines = banner(self)
-        say(aligned(lines))
+        print_line(aligned(lines))
         self.gallery.drawing(REPORT, lambda: begin_page(self.folder, about(self.context.config, lines), self.context.progress.epoch))
 
     def epochs(self) -> None:
@@ -182,11 +182,11 @@ class Run:
     def report(self, metrics: dict[str, float]) -> None:
         """Logs and prints the metrics of an epoch."""
         liveness.set_activity("logging")
-        self.bar.tell(metrics)
+        self.bar.show_epoch(metrics)
         self.log(metrics)
         peaks = {found[1]: gb for name, gb in metrics.items() if (found := re.fullmatch(r"perf/(\w+)_peak_memory_gb", name))}
         if peaks and self.main and not self.memory_reported:
-            say(measured(self.context.config, peaks))
+            print_line(measured(self.context.config, peaks))
             self.memory_reported = True
         if self.recompute_fallback is not None:
             wait_for_everyone("logging")

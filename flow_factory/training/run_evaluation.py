@@ -7,7 +7,7 @@ from flow_factory.distributed import liveness
 from flow_factory.reporting.paired_gains import FILE as EVAL_SCORES
 from flow_factory.reporting.paired_gains import keep_scores
 from flow_factory.utils.offload import empty_device_cache
-from flow_factory.utils.terminal import say
+from flow_factory.utils.terminal import print_line
 
 if TYPE_CHECKING:
     from flow_factory.training.run import Run
@@ -33,7 +33,7 @@ def evaluate(run: "Run") -> None:
     run.log(metrics | meter.cost("eval", shares) | run.interventions(metrics, "eval"))
     if trackers is not None:
         run.gallery.drawing(EVAL_SCORES, lambda: _keep_scores(run))
-        say(f"evaluation after epoch {epoch}: {_in_short(metrics)}")
+        print_line(f"evaluation after epoch {epoch}: {_in_short(metrics)}")
         if samples:
             trackers.log_samples("eval", samples, epoch)
             run.gallery.show(samples, epoch)

@@ -63,11 +63,11 @@ _OTHERS: tuple[tuple[str, tuple[str, ...], Words], ...] = (
 def words(config: RunConfig, watch: WatchConfig) -> Words:
     """What the watch has found, in words."""
     reward = re.fullmatch(r"(?:train|eval)/(?:[^/]+/)?(?:reward|transformed)_(.+)_mean", watch.metric)
-    if reward is not None and (said := _of_reward(config, watch, reward[1])) is not None:
-        return said
-    for pattern, conditions, said in _OTHERS:
+    if reward is not None and (message := _of_reward(config, watch, reward[1])) is not None:
+        return message
+    for pattern, conditions, message in _OTHERS:
         if watch.condition in conditions and re.fullmatch(pattern, watch.metric):
-            return said
+            return message
     return explained(watch.metric) or "the run's own metric", "look at curves.png and at the pictures"
 
 
@@ -80,9 +80,9 @@ def held_out(config: RunConfig, watch: WatchConfig) -> bool:
 def _of_reward(config: RunConfig, watch: WatchConfig, name: str) -> Words | None:
     entries = config.rewards if watch.phase == "train" else config.evaluated_by
     model = next((REWARDS.canonical(reward.reward_model) for reward in entries if reward.name == name), "")
-    conditions, said = _OF_REWARDS.get(model, ((), ("", "")))
+    conditions, message = _OF_REWARDS.get(model, ((), ("", "")))
     if watch.condition in conditions:
-        return said
+        return message
     if watch.condition not in ("falls", "below"):
         return None
     if held_out(config, watch):

@@ -44,14 +44,14 @@ def work_of(context: TrainingContext, cond: Cond) -> dict[str, Work]:
     steps = 0 if context.given is not None else train.num_inference_steps - train.first_step
     rolled = plan.micro_batches_per_rank * plan.per_device_batch_size * steps * passes / plan.rolled.team
     points = plan.trained_batches_per_rank * plan.per_device_batch_size * plan.trained_points * plan.num_inner_epochs / plan.rolled.team
-    trained, asked = (points * count for count in _velocities(context, passes))
+    trained, others = (points * count for count in _velocities(context, passes))
     transformer, text = next(iter(context.policy.models.values())), text_of(cond)
     needed = operations(transformer, image, text) if type(transformer).__name__.removeprefix("FSDP") in ATTENTIONS else None
     return {
         "rollout": Work(rolled * (image + text), rolled * needed.forward * 1e-12 if needed else None),
         "optimise": Work(
-            (trained + asked) * (image + text),
-            (trained * (needed.forward + needed.backward) + asked * needed.forward) * 1e-12 if needed else None,
+            (trained + others) * (image + text),
+            (trained * (needed.forward + needed.backward) + others * needed.forward) * 1e-12 if needed else None,
         ),
     }
 
@@ -70,7 +70,7 @@ def _velocities(context: TrainingContext, passes: int) -> tuple[float, float]:
 
     turns = [(1 / context.config.frequency_of(turn.network), turn) for turn in algorithm.turns(0)]
     trained = sum(share * forwards(turn.network) for share, turn in turns)
-    return trained, sum(share * forwards(*asked) for share, turn in turns for asked in turn.asks if asked[0] in networks)
+    return trained, sum(share * forwards(*query) for share, turn in turns for query in turn.needs if query[0] in networks)
 
 
 def text_of(cond: Cond) -> int:
@@ -89,18 +89,18 @@ def rates(
         peak: TFLOP/s of a card; None where it is not known.
         dropped: the share of the micro-batches that were not trained on.
     """
-    said: dict[str, float] = {}
-    for phase, asked in work.items():
+    metrics: dict[str, float] = {}
+    for phase, amount in work.items():
         seconds, share = costs.get(f"time/{phase}_s", 0.0), 1 - dropped * (phase == "optimise")
-        if seconds <= 0 or asked.tokens <= 0:
+        if seconds <= 0 or amount.tokens <= 0:
             continue
         waited = costs.get(f"time/{phase}_wait_s", 0.0)
-        said[f"perf/{phase}_tokens_per_s"] = asked.tokens * share * processes / (seconds + waited)
-        if asked.tflop is not None:
-            said[f"perf/{phase}_tflops"] = asked.tflop * share / seconds
+        metrics[f"perf/{phase}_tokens_per_s"] = amount.tokens * share * processes / (seconds + waited)
+        if amount.tflop is not None:
+            metrics[f"perf/{phase}_tflops"] = amount.tflop * share / seconds
             if peak is not None:
-                said[f"perf/{phase}_share_of_peak"] = asked.tflop * share / seconds / peak
-    return said
+                metrics[f"perf/{phase}_share_of_peak"] = amount.tflop * share / seconds / peak
+    return metrics
 
 
 def peak_of(name: str) -> float | None:

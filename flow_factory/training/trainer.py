@@ -169,8 +169,8 @@ class Trainer:
             here = slice(k * size, (k + 1) * size)
             rollout.rewards, rollout.advantage = scores[group, here].float(), advantage[group, here].to(context.accelerator.device)
         if self.gate is not None and self.gate.train.kl_gate_share is not None:
-            weight, said = self.gate.weights(self.advantages.doubts(scores, self.datasets()))
-            metrics |= said
+            weight, gate_metrics = self.gate.weights(self.advantages.doubts(scores, self.datasets()))
+            metrics |= gate_metrics
             for rollout, (group, k) in zip(rollouts, self.collector.mine, strict=True):
                 rollout.kl_weight = weight[group, k * size : (k + 1) * size]
         if context.algorithm.through_sampler:  # it does not compare samples

@@ -112,7 +112,7 @@ def push(folder: Path, repo: str, key: str, private: bool = False) -> str:
         create_repo(repo, private=private, exist_ok=True)
         upload_folder(repo_id=repo, folder_path=folder, commit_message=f"Weights and card of {folder.name}")
     except (HfHubHTTPError, OSError, ValueError) as error:
-        said = " ".join(str(error).split())
-        said = (said.replace(token, "***") if token else said)[:300]
-        raise UserError(f"{key}: {repo} was not uploaded: {said}; {folder} has all files") from error
+        message = " ".join(str(error).split())
+        message = (message.replace(token, "***") if token else message)[:300]
+        raise UserError(f"{key}: {repo} was not uploaded: {message}; {folder} has all files") from error
     return f"{constants.ENDPOINT}/{repo}"

@@ -79,7 +79,7 @@ class Interrupt(Listener):
             self.anywhere = False
 
     @contextmanager
-    def hearing(self, elsewhere: Callable[[], bool]) -> Iterator[None]:
+    def watching_others(self, elsewhere: Callable[[], bool]) -> Iterator[None]:
         """Inside, `look` also calls this."""
         self.elsewhere, former = elsewhere, self.elsewhere
         try:

@@ -47,13 +47,13 @@ REMARKS: deque[Remark] = deque(maxlen=500)
 """What this process has noted, and inside `remembering` warned of, that the page of its run does not have yet."""
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     """Prints a line on stderr, above the progress bar."""
     tqdm.write(line, file=sys.stderr)
     sys.stderr.flush()
 
 
-def tell(text: str) -> None:
+def print_output(text: str) -> None:
     """Prints the requested output on stdout. A closed pipe, as with `| head`, is not an error."""
     try:
         print(text, flush=True)
@@ -70,14 +70,14 @@ def note(*lines: object) -> None:
     """Prints notes for the user, a line each."""
     for line in lines:
         REMARKS.append(Remark(time.time(), "note", str(line)))
-        say(f"note: {line}")
+        print_line(f"note: {line}")
 
 
 class TerminalHandler(logging.Handler):
     """Prints log records as lines above the progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(self.format(record))
+        print_line(self.format(record))
 
 
 class _Remembering(logging.Handler):
@@ -152,7 +152,7 @@ def bar(items: Collection[Item], doing: str, unit: str = "it", shown: bool = Tru
                 last = time.monotonic()
                 rate = done / (last - since)
                 left = format_duration((len(items) - done) / rate)
-                say(f"{doing}: {done * times} of {len(items) * times}, {speed(rate * times)}, {left} left")
+                print_line(f"{doing}: {done * times} of {len(items) * times}, {speed(rate * times)}, {left} left")
             yield item
 
 
@@ -184,18 +184,18 @@ class Epochs:
     def __exit__(self, *_: object) -> None:
         self.bar.close()
 
-    def tell(self, metrics: Mapping[str, float]) -> None:
+    def show_epoch(self, metrics: Mapping[str, float]) -> None:
         """Reports the end of an epoch and its metrics."""
         self.done += 1
-        told = {name: f"{metrics[key]:.3g}" for name, key in SHOWN.items() if key in metrics}
+        shown = {name: f"{metrics[key]:.3g}" for name, key in SHOWN.items() if key in metrics}
         several = {key.split("/")[1]: value for key, value in metrics.items() if re.fullmatch("train/[^/]+/reward_mean", key)}
         if several:  # several data sets, whose rewards have different scales
-            told["reward"] = " and ".join(f"{value:.3g} ({name})" for name, value in several.items())
-        self.bar.set_postfix(told, refresh=False)
+            shown["reward"] = " and ".join(f"{value:.3g} ({name})" for name, value in several.items())
+        self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
         if self.shown and self.bar.disable:
-            words = ", ".join(f"{name} {value}" for name, value in told.items())
-            say(f"epoch {self.done}{f' of {self.last}' if self.last else ''}: {words}{self.left()}")
+            words = ", ".join(f"{name} {value}" for name, value in shown.items())
+            print_line(f"epoch {self.done}{f' of {self.last}' if self.last else ''}: {words}{self.left()}")
 
     def left(self) -> str:
         """The remaining time at the rate so far, with evaluations."""

@@ -87,7 +87,7 @@ def test_a_turn_asks_for_no_velocity_too_many(name: str) -> None:
         networks = Networks(fake=0.7, surrogate=0.6)
         networks.gradient(turn, path())
         assert networks.asked == BUDGET[name][turn.network], turn.network
-        assert {*turn.asks, (turn.network, None)} == {(k, g if k != turn.network else None) for k, g in networks.asked}, "as it says"
+        assert {*turn.needs, (turn.network, None)} == {(k, g if k != turn.network else None) for k, g in networks.asked}, "as it says"
 
 
 def test_without_guidance_the_base_is_asked_once_and_pulls_as_the_surrogate_does() -> None:

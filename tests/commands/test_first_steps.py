@@ -78,9 +78,9 @@ def test_a_terminal_is_asked_what_no_flag_says(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     answers = iter(["nft", ""])
     monkeypatch.setattr("builtins.input", lambda question: next(answers))
-    assert init.asked(None, "algorithm", "grpo", ["grpo", "nft"]) == "nft"
-    assert init.asked(None, "model", "flux1", ["flux1"]) == "flux1"
-    assert init.asked("sd3-5", "model", "flux1", ["sd3_5"]) == "sd3_5"
+    assert init.answer(None, "algorithm", "grpo", ["grpo", "nft"]) == "nft"
+    assert init.answer(None, "model", "flux1", ["flux1"]) == "flux1"
+    assert init.answer("sd3-5", "model", "flux1", ["sd3_5"]) == "sd3_5"
 
 
 def test_an_unknown_reward_is_said_before_anything_is_written() -> None:

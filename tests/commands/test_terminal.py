@@ -16,7 +16,7 @@ import pytest
 
 from flow_factory.training.banner import aligned, banner
 from flow_factory.utils import terminal
-from flow_factory.utils.terminal import Epochs, bar, format_duration, log_to_terminal, note, quiet_libraries, tell
+from flow_factory.utils.terminal import Epochs, bar, format_duration, log_to_terminal, note, quiet_libraries, print_output
 from tests.tiny.run import ROOT, environment, ff_train, tiny, write_run
 
 
@@ -90,7 +90,7 @@ from flow_factory.utils.terminal import Epochs
 with Epochs(40, 0) as bar:
     for _ in range(40):
         time.sleep(0.1)
-        bar.tell({"train/reward_mean": 0.5, "time/epoch_s": 0.1})
+        bar.show_epoch({"train/reward_mean": 0.5, "time/epoch_s": 0.1})
 """
 
 
@@ -117,7 +117,7 @@ def test_a_bar_follows_a_terminal_that_is_made_narrower() -> None:
 
 def test_the_bar_is_off_and_silent_on_other_processes(capfd: pytest.CaptureFixture[str]) -> None:
     with Epochs(2, 0, shown=False) as bar:
-        bar.tell({"train/reward_mean": 1.0})
+        bar.show_epoch({"train/reward_mean": 1.0})
     assert not capfd.readouterr().err
 
 
@@ -127,5 +127,5 @@ def test_a_reader_that_has_left_is_no_error(monkeypatch: pytest.MonkeyPatch) -> 
     os.close(reader)
     with open(writer, "w") as out:  # noqa: PTH123
         monkeypatch.setattr(sys, "stdout", out)
-        tell("line\n" * 10)
+        print_output("line\n" * 10)
         monkeypatch.undo()

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 SLOW = {
     "encoding": "1 flow_factory.models.base:ModelAdapter.encode 1 dawdle",
     "evaluating": "1 flow_factory.rewards.jpeg:JpegCompressibility.__call__ 1 dawdle",
-    "scoring": "0 flow_factory.training.rollout_scoring:RolloutScoring._ask 1 dawdle",
+    "scoring": "0 flow_factory.training.rollout_scoring:RolloutScoring._submit 1 dawdle",
     "writing a state": "1 flow_factory.checkpoints.state_files:_write_rows 1 dawdle",
 }
 ALL = SLOW | {
@@ -60,7 +60,7 @@ PHASES = {
     "scoring": ("1 flow_factory.rewards.jpeg:JpegCompressibility.__call__ 1 kill", "scoring with 'size'"),
     "learning": ("1 flow_factory.training.learner:Learner.update 1 kill", "the optimise phase"),
     "saving": ("1 flow_factory.training.saver:collect 1 kill", "saving"),
-    "the first one": ("0 flow_factory.training.rollout_scoring:RolloutScoring._ask 1 kill", "the rollout phase"),
+    "the first one": ("0 flow_factory.training.rollout_scoring:RolloutScoring._submit 1 kill", "the rollout phase"),
     "beside one that hangs": (
         "0 flow_factory.training.learner:Learner.update 1 hang;1 flow_factory.training.learner:Learner.update 1 kill",
         "the optimise phase",
@@ -94,7 +94,7 @@ def test_a_collective_that_one_process_does_not_come_to_says_which_and_where_it_
 @pytest.mark.exhaustive
 def test_a_process_that_a_watchdog_aborts_is_told_with_where_the_others_were(tmp_path: Path) -> None:
     """As NCCL's does where a collective takes too long."""
-    fault = "0 flow_factory.rewards.stream:call_reward 1 abort;1 flow_factory.training.rollout_scoring:RolloutScoring._ask 1 hang"
+    fault = "0 flow_factory.rewards.stream:call_reward 1 abort;1 flow_factory.training.rollout_scoring:RolloutScoring._submit 1 hang"
     run = faulty(tmp_path, "run", fault, "num_processes=2", "eval.eval_freq=0")
     assert run.code == 128 + signal.SIGABRT
     at, other = "scoring with 'size'", "the (rollout|reward) phase"

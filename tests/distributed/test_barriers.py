@@ -59,7 +59,7 @@ def test_one_that_waits_can_ask_the_others_to_stop(monkeypatch: pytest.MonkeyPat
     store = HashStore()
 
     def meanwhile(now: float) -> None:
-        if worker.asked() or now > 100:
+        if worker.stop_requested() or now > 100:
             store.set("scoring/1/done", "")
 
     clock = Clock(meanwhile)

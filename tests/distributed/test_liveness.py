@@ -55,7 +55,7 @@ def die(one: ProcessMonitor) -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_death_is_known_to_all_and_told_with_what_was_done(three: list[ProcessMonitor], rank: int) -> None:
     others = [one for one in three if one.rank != rank]
-    three[rank].say("scoring")
+    three[rank].set_activity("scoring")
     assert [one.who_is_gone() for one in three] == [None, None, None]
     die(three[rank])
     for one in others:
@@ -102,7 +102,7 @@ def test_who_joins_a_run_whose_host_has_left_says_so() -> None:
 def test_of_a_late_collective_those_are_named_that_do_something_else(three: list[ProcessMonitor], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_monitor, "GRACE", 0.0)
     for rank, what in enumerate(("learning", "learning", "scoring")):
-        three[rank].say(what)
+        three[rank].set_activity(what)
     late = RuntimeError("[unbound_buffer.cc:78] Timed out waiting 60000ms for recv operation to complete")
     missing = r"process 2 of 3 was at: scoring, since \d+ s"
     assert re.fullmatch(f"a collective has not ended within distributed_timeout: 60 s; {missing}", three[0].why(late))

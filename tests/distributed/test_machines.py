@@ -72,7 +72,7 @@ def test_who_has_failed_twice_meets_who_has_failed_once(two: Two) -> None:
     (early,) = two.start(two.second)  # and again, and it asks for the next attempt before the first has come to this one
     while not two.first.num_nodes_waiting():
         pass
-    two.first._ask(two.first.store, 3)  # type: ignore[arg-type]
+    two.first._request_start(two.first.store, 3)  # type: ignore[arg-type]
     two.first.meet()
     early.result(60)
     assert two.attempts == (3, 3)

@@ -25,11 +25,11 @@ def test_processes_of_a_machine_have_their_own_and_share_files(has: float, said:
     monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: SimpleNamespace(total=has * 1e9))
     monkeypatch.setenv(MACHINES, "2")
     config = load_config(ROOT / "examples/grpo/lora/flux1.yaml", ["num_processes=16", "config_file=null"])
-    lines = [line.strip() for line in main_memory_lines(config, PARTS, asked=True)]
+    lines = [line.strip() for line in main_memory_lines(config, PARTS, requested=True)]
     assert f"{8 * (10 + PROGRAM):.2f} GB  of a machine's main memory for 8 processes, and 30.00 GB that they share" in lines[4]
     assert lines[2] == "30.00 GB  of main memory, once for all processes: files (encoding)"
     assert len(lines) == 5 + (said is not None) and (said is None or said in lines[5])
-    assert len(main_memory_lines(config, PARTS, asked=False)) == 5, "another machine is not known"
+    assert len(main_memory_lines(config, PARTS, requested=False)) == 5, "another machine is not known"
 
 
 @pytest.mark.parametrize("keys", [

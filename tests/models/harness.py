@@ -22,7 +22,7 @@ from flow_factory.data.media import open_video
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import DTYPES, load_adapter, load_pipeline
-from flow_factory.models.proof import asked
+from flow_factory.models.proof import run_adapter
 from flow_factory.policy.gradient_checkpointing import Setting
 from flow_factory.policy.policy import Policy
 from flow_factory.types import Clip, Cond, Step
@@ -47,7 +47,7 @@ class Tiny:
         self.adapter.drop_encoders()
         if self.case.slicing:
             self.adapter.pipe.vae.enable_slicing()
-        self.ask: Callable[..., Any] = partial(asked, self.adapter)
+        self.ask: Callable[..., Any] = partial(run_adapter, self.adapter)
         """("sample", "velocity" or "evaluate", arguments): of what is trained, as a run asks its policy."""
 
     @property

@@ -376,7 +376,7 @@ def test_templates_that_come_along_are_whole() -> None:
     assert isinstance(T2I, Template)
     for name in REWARDS:
         if "judges" in REWARDS.table[name]:
-            template = REWARDS[name].asks(RewardArguments(name="it", reward_model=name))
+            template = REWARDS[name].template_of(RewardArguments(name="it", reward_model=name))
             assert set(template.places) & {"image", "image_a"} and len(template.answers) == 2
 
 

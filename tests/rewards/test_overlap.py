@@ -117,15 +117,15 @@ def test_scores_and_calls_are_those_in_line(seed: int) -> None:
     def scores(beside: bool) -> tuple[torch.Tensor, dict[str, Any], dict[str, float]]:
         CALLS.clear()
         rewards = loaded(*entries, beside=beside)
-        asking = rewards.asking()
+        stream = rewards.stream()
         with torch.autocast("cpu", torch.bfloat16, enabled=seed % 2 == 0):
             for k in range(0, len(rows), parts):
-                asking.add(rows[k : k + parts], media[k : k + parts], last=False)
-                asking.take(asking.ready())
-            asking.add([], [], last=True)
-        table, counts = asking.scores(), rewards.counts
+                stream.add(rows[k : k + parts], media[k : k + parts], last=False)
+                stream.take(stream.ready())
+            stream.add([], [], last=True)
+        table, counts = stream.scores(), rewards.counts
         calls = {name: sorted(c) if workers > 1 else c for name, c in CALLS.items()}
-        return table, calls, dict(counts.asked) | {k: v for k, v in rewards.finish_epoch().items() if "missing" in k}
+        return table, calls, dict(counts.scored) | {k: v for k, v in rewards.finish_epoch().items() if "missing" in k}
 
     in_line, beside = seeded(partial(scores, False)), seeded(partial(scores, True))
     assert torch.equal(in_line[0], beside[0]) and in_line[1:] == beside[1:]
@@ -270,10 +270,10 @@ def test_pictures_of_a_slow_reward_do_not_add_up(monkeypatch: pytest.MonkeyPatch
         most.append(len(lane.unfinished))
         open_.set()
 
-    asking = rewards.asking(look)
+    stream = rewards.stream(look)
     for row, group in zip(*groups(12, 1), strict=True):
-        asking.add([row], [group], last=False)
-    assert most[0] == AHEAD * 2 + 1 and asking.scores().shape == (12, 1)
+        stream.add([row], [group], last=False)
+    assert most[0] == AHEAD * 2 + 1 and stream.scores().shape == (12, 1)
 
 
 def test_an_interrupt_while_more_samples_wait_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,11 +284,11 @@ def test_an_interrupt_while_more_samples_wait_is_raised(monkeypatch: pytest.Monk
     def look() -> None:
         raise Interrupted("SIGTERM")
 
-    asking = rewards.asking(look)
+    stream = rewards.stream(look)
     try:
         with pytest.raises(Interrupted), rewards.dropping():
             for row, group in zip(*groups(12, 1), strict=True):
-                asking.add([row], [group], last=False)
+                stream.add([row], [group], last=False)
         (lane,) = rewards.lanes.values()
         assert len(lane.unfinished) <= 1, "only what is under way goes on"
     finally:
@@ -323,9 +323,9 @@ def test_calls_side_by_side_do_not_restore_each_others_changes(tmp_path: Path) -
         while torch.get_default_dtype() is before[1] and time.monotonic() < ends:
             time.sleep(0.001)
 
-    futures: list[Future[Any]] = [lane.ask(first)]
+    futures: list[Future[Any]] = [lane.submit(first)]
     until_changed()
-    futures.append(lane.ask(second))
+    futures.append(lane.submit(second))
     futures[0].result(LONG)
     ended.set()
     futures[1].result(LONG)

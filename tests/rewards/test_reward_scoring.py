@@ -80,14 +80,14 @@ def test_rewards_are_called_as_if_all_samples_came_at_once(seed: int) -> None:
     at_once, calls = rewards.score(rows, media), dict(CALLS)
     assert all(len(batch) == size for name, _, size in (classes[0], classes[2]) for batch in calls[name][:-1])
     CALLS.clear()
-    asking, done = rewards.asking(), 0
+    stream, done = rewards.stream(), 0
     while done < len(rows):
         k = rng.randint(0, len(rows) - done)
-        asking.add(rows[done : done + k], media[done : done + k], last=False)
+        stream.add(rows[done : done + k], media[done : done + k], last=False)
         done += k
-    asking.add([], [], last=True)
-    assert torch.equal(asking.scores(), torch.cat(at_once)) and calls == CALLS
-    assert asking.scores()[:, 0].tolist() == [float(k) for k in range(len(rows) * group)]
+    stream.add([], [], last=True)
+    assert torch.equal(stream.scores(), torch.cat(at_once)) and calls == CALLS
+    assert stream.scores()[:, 0].tolist() == [float(k) for k in range(len(rows) * group)]
 
 
 @pytest.fixture

@@ -458,14 +458,14 @@ def test_a_run_with_a_remote_reward_is_the_run_with_that_reward(tmp_path: Path, 
         key = [f"rewards.server_url={address}", "rewards.reward_model=remote", "rewards.name=reads", "rewards.retry_attempts=2"]
         run = tiny(tmp_path, "run_name=dies", "eval.eval_freq=0", "log.save_freq=1", "log.save_model_only=false", *key)
         link = run.context.rewards.rewards[0].model.link
-        well = link.ask
+        well = link.request
 
         def ask(path: str, questions: Any) -> Any:
             if (tmp_path / "save" / "dies" / "checkpoints" / "epoch_1").is_dir():
                 link.url = "http://127.0.0.1:9"
             return well(path, questions)
 
-        link.ask = ask
+        link.request = ask
         with pytest.raises(RewardError, match="reward 'reads' gave no score for .* its last error: http://127.0.0.1:9"):
             run()
     assert (tmp_path / "save" / "dies" / "checkpoints" / "epoch_1" / "state").is_dir()

@@ -373,7 +373,7 @@ def test_the_config_of_the_folder_is_the_running_ones_and_no_earlier_summary_say
 def test_a_check_says_what_a_start_would_do(home: Path) -> None:
     def said(*keys: str) -> list[str]:
         found = ready(load_config(home / "tiny.yaml", [*STATES, *keys]))
-        return [str(found.finished)] if found.finished else start_lines(found.asked, found.start, found.changed)
+        return [str(found.finished)] if found.finished else start_lines(found.requested, found.start, found.changed)
 
     before, last = tree(home), "save/run/checkpoints/epoch_2"
     run = home / "save" / "run"
@@ -410,9 +410,11 @@ def test_what_the_yaml_does_not_say_of_a_lora_is_found_in_its_file(home: Path) -
     text = (home / "tiny.yaml").read_text()
     (home / "few.yaml").write_text(text.replace("  target_modules: default\n", ""))
     keys = ["run_name=b", "model.resume_path=few/mine.safetensors"]
-    model = ready(load_config(home / "few.yaml", keys)).asked.model
+    model = ready(load_config(home / "few.yaml", keys)).requested.model
     assert (model.lora_rank, model.lora_alpha, model.target_modules) == (4, 4, ("attn.to_q",)) and not model.rank_pattern
-    model = ready(load_config(home / "few.yaml", [*keys, "model.lora_rank=16", "model.target_modules=[attn.to_q,attn.to_k]"])).asked.model
+    model = ready(
+        load_config(home / "few.yaml", [*keys, "model.lora_rank=16", "model.target_modules=[attn.to_q,attn.to_k]"])
+    ).requested.model
     assert (model.lora_rank, model.lora_alpha) == (16, 32)
 
 

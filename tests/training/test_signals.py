@@ -50,7 +50,7 @@ def test_before_a_run_a_signal_ends_the_program_even_if_a_library_takes_it_for_a
 def test_long_work_hears_of_another_process_between_its_parts() -> None:
     asked = Interrupt()
     asked.look()
-    with asked.hearing(lambda: True), pytest.raises(Interrupted, match="another process was interrupted"):
+    with asked.watching_others(lambda: True), pytest.raises(Interrupted, match="another process was interrupted"):
         asked.look()
     asked.look()
 

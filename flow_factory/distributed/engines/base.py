@@ -67,9 +67,9 @@ class Engine:
 
     # -- training --------------------------------------------------------------------------------------------------------------
 
-    def __call__(self, ask: str, *args: Any) -> Any:
+    def __call__(self, method: str, *args: Any) -> Any:
         """A whole sampling, velocity or evaluation: `Policy.forward`."""
-        return self.wrapped(ask, *args)
+        return self.wrapped(method, *args)
 
     def accumulating(self, last: bool) -> AbstractContextManager:
         """Around a forward and its backward; `last`: an optimiser step is next, and the gradient is to be everyone's mean."""
@@ -100,9 +100,9 @@ class Engine:
         self.stepper.zero_grad(set_to_none=True)
         return norm
 
-    def needed(self, asked: list[bool]) -> list[bool]:
+    def needed(self, own: list[bool]) -> list[bool]:
         """Which transformers all processes run in a velocity call, given those that this one needs. All processes call it together."""
-        return any_of_ranks(asked)
+        return any_of_ranks(own)
 
     def complete_gradients(self, role: str = MAIN) -> None:
         """Gives an expert that no point of a step used a gradient of 0 instead of None: its moments then decay on every engine alike."""

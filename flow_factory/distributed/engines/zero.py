@@ -75,12 +75,12 @@ class Zero(Engine):
         self.wrapped.set_gradient_accumulation_boundary(last)
         return nullcontext()
 
-    def needed(self, asked: list[bool]) -> list[bool]:
+    def needed(self, own: list[bool]) -> list[bool]:
         """All experts at both ends of a step: DeepSpeed adds the gradients of those that it did not see first to those of the step before,
         and with offloading passes over those that it does not see last.
         """
         everyone = self.at_end and torch.is_grad_enabled() and len(self.policy.components) > 1
-        return [True] * len(asked) if everyone else super().needed(asked)
+        return [True] * len(own) if everyone else super().needed(own)
 
     def backward(self, loss: Tensor) -> None:
         self.wrapped.backward(loss)

@@ -27,9 +27,11 @@ def render(template: str, data: Any, live: str = "", **values: Any) -> str:
         "default-src": ["'none'"], "img-src": ["data:"], "style-src": list(map(_hash, styles)), "script-src": list(map(_hash, scripts)),
         "connect-src": ["'self'" if live else "'none'"], "form-action": ["'self'" if live else "'none'"], "base-uri": ["'none'"],
     }  # fmt: skip
-    said = "; ".join(f"{name} {' '.join(sources)}" for name, sources in policy.items())
+    directives = "; ".join(f"{name} {' '.join(sources)}" for name, sources in policy.items())
     return str(
-        _environment().get_template(template).render(policy=said, styles=styles, scripts=scripts, data=in_script(data), live=live, **values)
+        _environment()
+        .get_template(template)
+        .render(policy=directives, styles=styles, scripts=scripts, data=in_script(data), live=live, **values)
     )
 
 

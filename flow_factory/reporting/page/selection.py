@@ -43,8 +43,8 @@ def select(folder: Path, most: int = MOST) -> Pictures:
     chosen = _between(found, most - used)
     cards = cards_of((f"epoch {step}", store.read(path, Evaluation).samples[:rows]) for path, step in chosen)
     parts = [(rows, of_rows, "test rows"), (len(chosen), len(found), "evaluations"), (*of_groups, "groups")]
-    said = ", ".join(f"{some} of {every} {what}" for some, every, what in parts if some < every)
-    return Pictures(list(cards.values()), epochs, f"{said} fit on this page" if said else "")
+    summary = ", ".join(f"{some} of {every} {what}" for some, every, what in parts if some < every)
+    return Pictures(list(cards.values()), epochs, f"{summary} fit on this page" if summary else "")
 
 
 def cards_of(evaluations: Iterable[tuple[str, Sequence[KeptSample]]]) -> dict[tuple[int, str], Card]:

@@ -47,7 +47,7 @@ class Judge(BaseRewardModel):
 
     @classmethod
     def require_files(cls, config: RewardArguments, now: bool) -> None:
-        cls.asks(config)
+        cls.template_of(config)
         if cls.is_local(config):
             LocalVLM.require(config, cls.vlm_model, now)
             return
@@ -57,7 +57,7 @@ class Judge(BaseRewardModel):
 
     @classmethod
     def row_check(cls, config: RewardArguments) -> Callable[[Row], None]:
-        template = cls.asks(config)
+        template = cls.template_of(config)
         conditions = ("condition_images",) if "condition_image" in template.places else ()
         return Needs(config.name, (*conditions, *template.columns), (), (), True).require_columns
 
@@ -71,12 +71,12 @@ class Judge(BaseRewardModel):
         local = "model_name_or_path" in config.extra_kwargs
         for key in set(ServedVLM.KEYS) - set(LocalVLM.KEYS) if local else ():
             if key in config.extra_kwargs:
-                said = f"reward {config.name!r}: {key} is for a judge on a server, and model_name_or_path for a local one; keep one"
-                raise UserError(f"{said}; write one of them")
+                message = f"reward {config.name!r}: {key} is for a judge on a server, and model_name_or_path for a local one; keep one"
+                raise UserError(f"{message}; write one of them")
         return local
 
     @classmethod
-    def asks(cls, config: RewardArguments) -> Template:
+    def template_of(cls, config: RewardArguments) -> Template:
         """The entry's template.
 
         Raises:
@@ -94,7 +94,7 @@ class Judge(BaseRewardModel):
 
     def __init__(self, config: RewardArguments, accelerator: Accelerator):
         super().__init__(config, accelerator)
-        self.template = self.asks(config)
+        self.template = self.template_of(config)
         self.frames = config.extra_kwargs.get("frames", 4)
         self.vlm: Any = None
         if self.is_local(config):

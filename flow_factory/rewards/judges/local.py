@@ -63,10 +63,10 @@ class LocalVLM:
         return batch.to(self.device, self.dtype)
 
     @torch.no_grad()
-    def first(self, asked: Sequence[tuple[Question, Sequence[Sequence[str]]]]) -> list[list[float] | Failed]:
+    def first(self, questions: Sequence[tuple[Question, Sequence[Sequence[str]]]]) -> list[list[float] | Failed]:
         """For each question, and each of its groups of words: the probability that the answer's first token begins one of them."""
         found: list[list[float] | Failed] = []
-        for question, groups in asked:
+        for question, groups in questions:
             likely = self.model(**self.inputs(question)).logits[0, -1].float().softmax(-1)
             tokens = [{self.processor.tokenizer.encode(word, add_special_tokens=False)[0] for word in group} for group in groups]
             found.append([likely[sorted(ids)].sum().item() for ids in tokens])

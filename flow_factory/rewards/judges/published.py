@@ -83,19 +83,19 @@ class GenEval2(PointwiseJudge):
         """Its template's place for the question is not a column."""
 
     @classmethod
-    def asks(cls, config: RewardArguments) -> Template:
+    def template_of(cls, config: RewardArguments) -> Template:
         if config.extra_kwargs.get("mean", "arithmetic") not in ("arithmetic", "geometric"):
             raise UserError(f"reward {config.name!r}: mean: wants arithmetic or geometric, got {config.extra_kwargs['mean']!r}")
-        return super().asks(config)
+        return super().template_of(config)
 
     def __call__(  # type: ignore[override]
         self, prompt: list[str], vqa_list: list[Any], image: list[Image.Image] | None = None, video: list[list[Image.Image]] | None = None
     ) -> RewardModelOutput:
-        asked, counts = [], []
+        questions, counts = [], []
         for seen, pairs in zip(self.pictures(image, video), vqa_list, strict=True):
             counts.append(len(pairs))
-            asked += [(self.template.question({"image": seen}, {"question": q}), [answers_of(q, a)]) for q, a in pairs]
-        likely = iter(self.vlm.first(asked))
+            questions += [(self.template.question({"image": seen}, {"question": q}), [answers_of(q, a)]) for q, a in pairs]
+        likely = iter(self.vlm.first(questions))
         return reward_output(self.config, [self._mean([next(likely) for _ in range(count)]) for count in counts])
 
     def _mean(self, likely: Sequence[list[float] | Failed]) -> Verdict:

@@ -56,19 +56,19 @@ class Template:
     def question(self, pictures: Mapping[str, Sequence[Image.Image]], texts: Mapping[str, Any]) -> Question:
         """The question of a sample. Text in a prompt or column is never read as a placeholder."""
 
-        def said(place: str) -> str:
+        def text_of(place: str) -> str:
             value = texts[place]
             return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
         parts: list[str | Image.Image] = []
         for k, piece in enumerate(PLACE.split(self.user)):
-            new: Sequence[str | Image.Image] = pictures[piece] if k % 2 and piece in PICTURES else [said(piece) if k % 2 else piece]
+            new: Sequence[str | Image.Image] = pictures[piece] if k % 2 and piece in PICTURES else [text_of(piece) if k % 2 else piece]
             for one in new:
                 if isinstance(one, str) and parts and isinstance(parts[-1], str):
                     parts[-1] += one
                 elif one != "":
                     parts.append(one)
-        return Question(PLACE.sub(lambda place: said(place[1]), self.system), tuple(parts))
+        return Question(PLACE.sub(lambda place: text_of(place[1]), self.system), tuple(parts))
 
 
 def load_template(reward: str, name: str) -> Template:
@@ -77,34 +77,34 @@ def load_template(reward: str, name: str) -> Template:
     Raises:
         UserError: there is none, or it is damaged.
     """
-    said = f"reward {reward!r}: template"
+    where = f"reward {reward!r}: template"
     built_in = sorted(path.stem for path in FOLDER.glob("*.yaml"))
     path = FOLDER / f"{name}.yaml" if name in built_in else Path(name).expanduser()
-    with file_errors(said, path, f"write the path of a YAML file, or one of {', '.join(built_in)}"):
+    with file_errors(where, path, f"write the path of a YAML file, or one of {', '.join(built_in)}"):
         text = path.read_text(encoding="utf-8")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"{said}: {path} is not YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{where}: {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict) or not isinstance(value.get("user"), str):
-        raise UserError(f"{said}: {path} has no text under the key user")
+        raise UserError(f"{where}: {path} has no text under the key user")
     if unknown := value.keys() - {"system", "user", "answers", "aspects", "scale"}:
-        raise UserError(f"{said}: {path} has the key {min(map(str, unknown))!r}; it takes system, user, answers, aspects, scale")
-    return Template(name=name, **_checked(value, f"{said}: {path}"))
+        raise UserError(f"{where}: {path} has the key {min(map(str, unknown))!r}; it takes system, user, answers, aspects, scale")
+    return Template(name=name, **_checked(value, f"{where}: {path}"))
 
 
-def _checked(value: dict[str, Any], said: str) -> dict[str, Any]:
+def _checked(value: dict[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(value.get("system", ""), str):
-        raise UserError(f"{said}: system must be a text")
+        raise UserError(f"{where}: system must be a text")
     for key, kind in (("answers", str), ("scale", int | float)):
         pair = value.get(key)
         if pair is not None and not (
             isinstance(pair, list) and len(pair) == 2 and all(isinstance(p, kind) for p in pair) and pair[0] != pair[1]
         ):
-            raise UserError(f"{said}: {key} must be a list of two")
+            raise UserError(f"{where}: {key} must be a list of two")
     aspects = value.get("aspects", {})
     if not isinstance(aspects, dict) or not all(isinstance(p, str) and p for pair in aspects.items() for p in pair):
-        raise UserError(f"{said}: aspects must map names to the titles that they have in the answer")
+        raise UserError(f"{where}: aspects must map names to the titles that they have in the answer")
     if wrong := [name for name in aspects if not name.isidentifier()]:
-        raise UserError(f"{said}: aspects: {wrong[0]!r} must be a name of letters, digits and underscores")
+        raise UserError(f"{where}: aspects: {wrong[0]!r} must be a name of letters, digits and underscores")
     return {key: tuple(one) if isinstance(one, list) else one for key, one in value.items()}

@@ -32,8 +32,8 @@ class RubricJudge(PointwiseJudge):
     template_name = "rubric"
 
     @classmethod
-    def asks(cls, config: RewardArguments) -> Template:
-        template = super().asks(config)
+    def template_of(cls, config: RewardArguments) -> Template:
+        template = super().template_of(config)
         known, aspects = list(template.aspects), config.extra_kwargs.get("aspects", list(template.aspects))
         if not known or not isinstance(aspects, list) or not aspects or any(a not in known for a in aspects):
             raise UserError(
@@ -60,13 +60,13 @@ class PairwiseJudge(Judge, GroupwiseRewardModel):
     """Default of the key `by`: the first token, or the last line of the answer."""
 
     @classmethod
-    def asks(cls, config: RewardArguments) -> Template:
+    def template_of(cls, config: RewardArguments) -> Template:
         opponents = config.extra_kwargs.get("opponents", 1)
         if isinstance(opponents, bool) or not isinstance(opponents, int) or opponents < 1:
             raise UserError(f"reward {config.name!r}: opponents: wants a number of at least 1, got {opponents!r}")
         if config.extra_kwargs.get("by", cls.by) not in ("token", "answer"):
             raise UserError(f"reward {config.name!r}: by: wants token or answer, got {config.extra_kwargs['by']!r}")
-        return super().asks(config)
+        return super().template_of(config)
 
     def pairs(self, n: int) -> list[tuple[int, int]]:
         """Ordered pairs of the group, each with its reverse."""
@@ -79,10 +79,10 @@ class PairwiseJudge(Judge, GroupwiseRewardModel):
     ) -> RewardModelOutput:
         n, row, given = len(seen), rows[0], conditions[0]
         pairs = self.pairs(n)
-        asked = [self.template.question({"image_a": seen[a], "image_b": seen[b], "condition_image": given}, row) for a, b in pairs]
+        questions = [self.template.question({"image_a": seen[a], "image_b": seen[b], "condition_image": given}, row) for a, b in pairs]
         won: list[list[float]] = [[] for _ in range(n)]
         reasons: list[str] = []
-        for (a, b), verdict in zip(pairs, self._compared(asked), strict=True):
+        for (a, b), verdict in zip(pairs, self._compared(questions), strict=True):
             if isinstance(verdict, Failed):
                 reasons.append(verdict.reason)
             else:

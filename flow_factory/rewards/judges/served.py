@@ -74,14 +74,14 @@ class ServedVLM:
         if answer.status_code in HOPELESS[:2]:
             raise UserError(f"reward {self.name!r}: api_key: {self.url} refuses it ({answer.status_code})")
 
-    def first(self, asked: Sequence[tuple[Question, Sequence[Sequence[str]]]]) -> list[list[float] | Failed]:
+    def first(self, questions: Sequence[tuple[Question, Sequence[Sequence[str]]]]) -> list[list[float] | Failed]:
         """See `LocalVLM.first`; a word that is not among the `top_logprobs` likeliest tokens counts nothing."""
         more = {"max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": self.top}
 
         def one(pair: tuple[Question, Sequence[Sequence[str]]]) -> list[float] | Failed:
-            return self._ask(pair[0], more, lambda choice: _likely(choice, pair[1]))
+            return self._request(pair[0], more, lambda choice: _likely(choice, pair[1]))
 
-        return self._each(one, asked)
+        return self._each(one, questions)
 
     def answers(self, questions: Sequence[Question], names: Sequence[str] = ()) -> list[str | Failed]:
         """See `LocalVLM.answers`; with `json_answer`, the server is asked to force a JSON object with a number for each name."""
@@ -90,13 +90,13 @@ class ServedVLM:
             numbers = {name: {"anyOf": [{"type": "number"}, {"const": "N/A"}]} for name in names}
             schema = {"type": "object", "properties": numbers, "required": list(names), "additionalProperties": False}
             more["response_format"] = {"type": "json_schema", "json_schema": {"name": "scores", "strict": True, "schema": schema}}
-        return self._each(lambda question: self._ask(question, more, _text), questions)
+        return self._each(lambda question: self._request(question, more, _text), questions)
 
-    def _each(self, one: Callable[[Any], Any], asked: Sequence[Any]) -> list[Any]:
+    def _each(self, one: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
         with ThreadPoolExecutor(self.concurrent, thread_name_prefix=f"reward {self.name}") as pool:
-            return list(pool.map(one, asked))
+            return list(pool.map(one, items))
 
-    def _ask(self, question: Question, more: dict[str, Any], read: Callable[[dict[str, Any]], Answer | Failed]) -> Answer | Failed:
+    def _request(self, question: Question, more: dict[str, Any], read: Callable[[dict[str, Any]], Answer | Failed]) -> Answer | Failed:
         chat = [{"role": "system", "content": question.system}] if question.system else []
         parts = [
             {"type": "image_url", "image_url": {"url": data_url(p)}} if isinstance(p, Image.Image) else {"type": "text", "text": p}

@@ -36,16 +36,16 @@ def rubric(answer: str, template: Template, aspects: Sequence[str]) -> float | F
     found: list[float] = []
     values = _json(text, template, aspects) or _titled(text, template.aspects)
     for name in aspects:
-        said = values.get(name, [])
-        if not said:
+        written = values.get(name, [])
+        if not written:
             return Failed(f"the judge's answer has no score of {name}")
-        if any(value != said[0] for value in said):
+        if any(value != written[0] for value in written):
             return Failed(f"the judge's answer has several scores of {name}")
-        if said[0] is None:
+        if written[0] is None:
             continue
-        if not (math.isfinite(said[0]) and low <= said[0] <= high):
-            return Failed(f"the judge's score of {name}, {said[0]:g}, is outside {low:g} to {high:g}")
-        found.append(said[0])
+        if not (math.isfinite(written[0]) and low <= written[0] <= high):
+            return Failed(f"the judge's score of {name}, {written[0]:g}, is outside {low:g} to {high:g}")
+        found.append(written[0])
     if not found:
         return Failed("the judge's answer says that no aspect applies")
     return (sum(found) / len(found) - template.scale[0]) / (template.scale[1] - template.scale[0])
@@ -104,7 +104,7 @@ def preferred(answer: str, answers: tuple[str, str]) -> float | Failed:
         " \t*[]()`.\"'"
     )
     scores = {answers[0].lower(): 1.0, answers[1].lower(): 0.0, "tie": 0.5, "equal": 0.5}
-    for said, score in zip(answers, (1.0, 0.0), strict=True):
-        if " " in said and re.match(rf"{re.escape(said)}\b", bare, re.IGNORECASE):
+    for word, score in zip(answers, (1.0, 0.0), strict=True):
+        if " " in word and re.match(rf"{re.escape(word)}\b", bare, re.IGNORECASE):
             return score
     return scores.get(bare.lower(), Failed(f"the judge's last line names neither {answers[0]} nor {answers[1]}: {last[:80]!r}"))

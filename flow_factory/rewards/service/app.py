@@ -36,8 +36,8 @@ def make_app(queue: RequestQueue, ended: Callable[[BaseException | None], None] 
         await asyncio.wait([work])
 
     async def authorised(request: Request) -> None:
-        said, token = request.headers.get("Authorization", ""), queue.config.token
-        if token is not None and request.url.path not in OPEN and not hmac.compare_digest(said.encode(), f"Bearer {token}".encode()):
+        header, token = request.headers.get("Authorization", ""), queue.config.token
+        if token is not None and request.url.path not in OPEN and not hmac.compare_digest(header.encode(), f"Bearer {token}".encode()):
             raise Refused(401, "the token is missing or wrong: Authorization: Bearer ...")
 
     app = FastAPI(title="ff-reward", lifespan=lifespan, dependencies=[Depends(authorised)], openapi_url=None)
@@ -86,16 +86,16 @@ async def answered(queue: RequestQueue, request: Request, reward: str, id: str, 
     Raises:
         Refused: see `MemoTable`.
     """
-    said, many = request.headers.get("Content-Length", "0"), request.headers.get("Samples", "1")
-    length, samples = (int(text) if text.isdecimal() and len(text) < 16 else -1 for text in (said, many))
+    given_length, many = request.headers.get("Content-Length", "0"), request.headers.get("Samples", "1")
+    length, samples = (int(text) if text.isdecimal() and len(text) < 16 else -1 for text in (given_length, many))
     if length < 0 or samples < 0 or len(id) > LONGEST:
         raise Refused(400, f"Content-Length and Samples must be whole numbers, and Idempotency-Key at most {LONGEST} characters")
     with queue.room(reward, length):
         content = await whole(request, queue.config.max_body_mb)
-        answer = await queue.ask(reward, id, Body(kind or request.headers.get("Content-Type", ""), content), samples)
-    status, told = await asyncio.shield(answer)
-    queue.metrics.answered(reward, status, told.get("scores") or told.get("rewards") or [])
-    return JSONResponse(told, status, {"Idempotency-Key": id} if id else {})
+        answer = await queue.submit(reward, id, Body(kind or request.headers.get("Content-Type", ""), content), samples)
+    status, reply = await asyncio.shield(answer)
+    queue.metrics.answered(reward, status, reply.get("scores") or reply.get("rewards") or [])
+    return JSONResponse(reply, status, {"Idempotency-Key": id} if id else {})
 
 
 async def whole(request: Request, most: int) -> bytes:

@@ -40,29 +40,29 @@ def unpacked(kind: str, content: bytes) -> Letter:
     readers = {MSGPACK: _from_msgpack, MULTIPART: lambda c: _from_multipart(kind, c), JSON: _from_older}
     if plain not in readers:
         raise WireError(f"Content-Type {plain!r}: a body must be one of {', '.join(readers)}")
-    told = readers[plain](content)
-    if not isinstance(told, dict) or not isinstance(told.get("id"), str) or type(told.get("n")) is not int:
+    payload = readers[plain](content)
+    if not isinstance(payload, dict) or not isinstance(payload.get("id"), str) or type(payload.get("n")) is not int:
         raise WireError('the letter must be a mapping with "id", a text, "n", a whole number, and "fields"')
-    n, fields = told["n"], told.get("fields")
+    n, fields = payload["n"], payload.get("fields")
     if not isinstance(fields, dict) or not all(isinstance(k, str) and isinstance(v, list) and len(v) == n for k, v in fields.items()):
         raise WireError(f"fields must be a mapping from names to lists of n = {n} values")
     if n < 1 or not all(isinstance(text, str) for text in fields.get("prompt", [None])):
         raise WireError("the field prompt must be a list of at least one text")
-    return Letter(told["id"], n, _opened(fields))
+    return Letter(payload["id"], n, _opened(fields))
 
 
 def _from_msgpack(content: bytes) -> Any:
     try:
         return msgpack.unpackb(content)
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
-        raise WireError(f"not msgpack: {_said(error)}") from error
+        raise WireError(f"not msgpack: {_reason(error)}") from error
 
 
 def _from_json(content: bytes) -> Any:
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise WireError(f"not JSON: {_said(error)}") from error
+        raise WireError(f"not JSON: {_reason(error)}") from error
 
 
 def _from_multipart(kind: str, content: bytes) -> Any:
@@ -77,13 +77,13 @@ def _from_multipart(kind: str, content: bytes) -> Any:
         parts[name[1].decode(errors="replace") if name else ""] = data
     if "letter" not in parts:
         raise WireError("multipart without a part named letter")
-    told = _from_json(parts["letter"])
-    fields = told.get("fields") if isinstance(told, dict) else None
+    payload = _from_json(parts["letter"])
+    fields = payload.get("fields") if isinstance(payload, dict) else None
     if not isinstance(fields, dict):
-        return told
+        return payload
     for key in DEPTHS.keys() & fields.keys():
         fields[key] = _leaves(key, fields[key], lambda value: _with(value, parts))
-    return told
+    return payload
 
 
 def _with(value: dict[str, Any], parts: Mapping[str, bytes]) -> dict[str, Any]:
@@ -93,12 +93,12 @@ def _with(value: dict[str, Any], parts: Mapping[str, bytes]) -> dict[str, Any]:
 
 
 def _from_older(content: bytes) -> Any:
-    told = _from_json(content)
-    if not isinstance(told, dict):
+    payload = _from_json(content)
+    if not isinstance(payload, dict):
         raise WireError("the body must be a JSON object with prompt, image or video, and extra")
-    told = {OLDER.get(key, key): value for key, value in told.items()}
-    extra = told.get("extra") or {}
-    fields = {k: v for k, v in told.items() if v is not None and k in ("prompt", *DEPTHS)}
+    payload = {OLDER.get(key, key): value for key, value in payload.items()}
+    extra = payload.get("extra") or {}
+    fields = {k: v for k, v in payload.items() if v is not None and k in ("prompt", *DEPTHS)}
     if not isinstance(fields.get("prompt"), list) or not isinstance(extra, dict):
         raise WireError("prompt must be a list of texts, and extra a mapping from columns to lists")
     for key in DEPTHS.keys() & fields.keys():
@@ -115,7 +115,7 @@ def _from_base64(value: Any) -> dict[str, Any]:
     try:
         return {"data": base64.b64decode(value.partition(",")[2] if value.startswith("data:") else value, validate=True)}
     except ValueError as error:
-        raise WireError(f"not base64: {_said(error)}") from error
+        raise WireError(f"not base64: {_reason(error)}") from error
 
 
 def _leaves(name: str, value: Any, of: Callable[[Any], Any]) -> Any:
@@ -169,7 +169,7 @@ def _picture(value: Any) -> Image.Image:
     except (*DECODER_ERRORS, Image.DecompressionBombError) as error:
         if isinstance(error, WireError):
             raise
-        raise WireError(f"not a picture, or a damaged one: {_said(error)}") from error
+        raise WireError(f"not a picture, or a damaged one: {_reason(error)}") from error
 
 
 def _sound(value: Any) -> np.ndarray:
@@ -179,5 +179,5 @@ def _sound(value: Any) -> np.ndarray:
     return np.frombuffer(data, "<f4").astype(np.float32).reshape(channels, -1)
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__

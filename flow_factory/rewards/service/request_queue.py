@@ -56,7 +56,7 @@ class RequestQueue:
         self.jobs: deque[Job] = deque()
         self.inside = self.waiting_bytes = self.arriving = 0
         """Requests whose scoring has not begun, their bytes, and those of them whose bodies are on their way."""
-        self.asked: dict[str, Job] = {}
+        self.pending: dict[str, Job] = {}
         """The requests without an answer, by id."""
         self.kept: OrderedDict[str, Job] = OrderedDict()
         """The last answered requests, by id."""
@@ -90,7 +90,7 @@ class RequestQueue:
 
     @contextmanager
     def room(self, reward: str, length: int) -> Iterator[None]:
-        """Reserves a place in the queue while a body of this many bytes arrives. `ask` inside takes the place."""
+        """Reserves a place in the queue while a body of this many bytes arrives. `submit` inside takes the place."""
         self.require_room(reward, length)
         self.inside, self.arriving, self.waiting_bytes = self.inside + 1, self.arriving + 1, self.waiting_bytes + length
         try:
@@ -98,7 +98,7 @@ class RequestQueue:
         finally:
             self.inside, self.arriving, self.waiting_bytes = self.inside - 1, self.arriving - 1, self.waiting_bytes - length
 
-    async def ask(self, reward: str, id: str, body: Body, samples: int) -> "asyncio.Future[Answer]":
+    async def submit(self, reward: str, id: str, body: Body, samples: int) -> "asyncio.Future[Answer]":
         """What will be the answer to a request; that of an earlier one of the same id and content where there is one.
 
         Raises:
@@ -106,14 +106,14 @@ class RequestQueue:
         """
         loop = asyncio.get_running_loop()
         mark = await loop.run_in_executor(None, fingerprint, reward, body)
-        if id and (known := self.asked.get(id) or self.kept.get(id)) is not None:
+        if id and (known := self.pending.get(id) or self.kept.get(id)) is not None:
             if known.mark != mark:
                 raise Refused(409, f"the id {id!r} belongs to another request")
             self.metrics.repeated.inc()
             return known.answer
         job = Job(reward, id, body, samples, mark, loop.create_future())
         if id:
-            self.asked[id] = job
+            self.pending[id] = job
         self.jobs.append(job)
         self.inside, self.waiting_bytes = self.inside + 1, self.waiting_bytes + len(body.content)
         async with self.changed:
@@ -195,7 +195,7 @@ class RequestQueue:
         status, content = answer
         if status == 200 and job.id and content.get("id") != job.id:
             status, content = 400, {"error": f"the header Idempotency-Key is {job.id!r}, and the letter's id {content.get('id')!r}"}
-        self.asked.pop(job.id, None)
+        self.pending.pop(job.id, None)
         if status == 200 and job.id:  # a failure is not kept: the next try is another
             self.kept[job.id] = job
             if len(self.kept) > self.config.max_answers:

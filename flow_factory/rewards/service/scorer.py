@@ -72,7 +72,7 @@ class Scorer:
                 alike.setdefault(k if reward.groupwise else frozenset(one.fields), []).append(k)
         for group in alike.values():
             replies |= dict(zip(group, self._together(reward, [read[k] for k in group]), strict=True))  # type: ignore[misc]
-        return [self._told(bodies[k], read[k], replies[k]) for k in range(len(bodies))]
+        return [self._answer(bodies[k], read[k], replies[k]) for k in range(len(bodies))]
 
     def _read(self, reward: LoadedReward, body: Body) -> Letter | Reply:
         try:
@@ -98,9 +98,9 @@ class Scorer:
                 return [reply for letter in letters for reply in self._together(reward, [letter])]
             return [refusal(500, error)]
         scores = [score for part, _ in parts for score in part]
-        said = next((said for _, said in parts if said), "")
+        message = next((message for _, message in parts if message), "")
         own = iter(scores)
-        return [Reply(200, {"scores": [next(own) for _ in range(count)], "error": said or None}) for count in counts]
+        return [Reply(200, {"scores": [next(own) for _ in range(count)], "error": message or None}) for count in counts]
 
     @torch.no_grad()
     def _call(self, reward: LoadedReward, fields: dict[str, list[Any]], n: int) -> tuple[list[float | None], str]:
@@ -115,13 +115,13 @@ class Scorer:
         with kept(), user_errors(doing, module):
             output = within(reward.config.max_seconds, lambda: reward.model(**given), doing, module)
         try:
-            scores, said = scores_of(output, n)
+            scores, message = scores_of(output, n)
         except AnswerError as error:
             raise UserError(f"reward {reward.name!r} {error}") from error
-        return [None if score != score else score for score in scores.tolist()], said
+        return [None if score != score else score for score in scores.tolist()], message
 
     @staticmethod
-    def _told(body: Body, read: Letter | Reply, reply: Reply) -> Reply:
+    def _answer(body: Body, read: Letter | Reply, reply: Reply) -> Reply:
         """The reply with the id from the body, in the protocol of the request."""
         if reply.status != 200 or not isinstance(read, Letter):
             return reply

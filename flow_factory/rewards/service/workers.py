@@ -84,10 +84,10 @@ class ProcessWorker:
         self.process = context.Process(target=work, args=(theirs, *self.arguments), daemon=True, name=f"ff-reward {self.device}")
         self.process.start()
         theirs.close()
-        told = self._hear()
-        if "error" in told:
-            raise (RunError if told["failed"] else UserError)(told["error"])
-        return told
+        message = self._receive()
+        if "error" in message:
+            raise (RunError if message["failed"] else UserError)(message["error"])
+        return message
 
     def _score(self, name: str, bodies: Sequence[Body]) -> list[Answer]:
         assert self.ours is not None
@@ -97,9 +97,9 @@ class ProcessWorker:
                 self.ours.send_bytes(body.content)
         except OSError as error:
             raise self._death() from error
-        return [(status, content) for status, content in self._hear()]
+        return [(status, content) for status, content in self._receive()]
 
-    def _hear(self) -> Any:
+    def _receive(self) -> Any:
         assert self.ours is not None
         try:
             return json.loads(self.ours.recv_bytes())
