@@ -16,7 +16,7 @@ import pytest
 
 from flow_factory.training.banner import aligned, banner
 from flow_factory.utils import terminal
-from flow_factory.utils.terminal import Epochs, bar, format_duration, log_to_terminal, note, quiet_libraries, print_output
+from flow_factory.utils.terminal import Epochs, bar, format_duration, log_to_terminal, note, print_output, quiet_libraries
 from tests.tiny.run import ROOT, environment, ff_train, tiny, write_run
 
 
