@@ -3,8 +3,9 @@
     python benchmarks/restarts.py                       20 kills
     python benchmarks/restarts.py --kills 100 --seed 7
 
-A kill is a SIGKILL for a launcher or for its process, at a moment drawn from the seconds that the undisturbed run takes, counted from the
-kill before. A launcher that has ended is started anew, as Slurm or Kubernetes would; a process is its launcher's to start (--max_restarts).
+A kill is a SIGKILL for a launcher or for its process. By turns its moment is drawn from the seconds that the undisturbed run takes, counted
+from the kill before, and from those in which it trains, counted from when the run has begun to train again: starts take much longer here.
+A launcher that has ended is started anew, as Slurm or Kubernetes would; a process is its launcher's to start (--max_restarts).
 A run that has ended is compared with the undisturbed one, as by benchmarks/kills.py. Prints a Markdown table of the kills by who was
 killed; the exit code is 1 where a run was not exact, or did not end.
 """
@@ -31,6 +32,37 @@ COMMAND = [sys.executable, "-m", "flow_factory", "tiny.yaml", *KEYS, "--num_proc
 WHO = ("launcher of machine 0", "launcher of machine 1", "process 0", "process 1")
 PATIENCE = 900.0
 """Seconds after a kill in which a run must have ended."""
+
+
+@dataclass
+class Clock:
+    """When the next kill is due."""
+
+    chance: random.Random
+    seconds: tuple[float, float]
+    """That the undisturbed run takes, and of these those in which it trains."""
+    trains: bool = False
+    last: float = field(default_factory=time.time)
+    """Of the kill before."""
+
+    def __post_init__(self) -> None:
+        self.moment, self.who = self.chance.uniform(0, self.seconds[self.trains]), self.chance.choice(WHO)
+
+    def is_due(self, run: Path) -> bool:
+        began = begun(run) if self.trains else self.last
+        return began is not None and began >= self.last and time.time() - began > self.moment
+
+    def next(self) -> "Clock":
+        return Clock(self.chance, self.seconds, not self.trains)
+
+    def __str__(self) -> str:
+        return f"{self.moment:.1f} s {'into the training' if self.trains else 'after the kill before'}"
+
+
+def begun(run: Path) -> float | None:
+    """When this run was last ready to train."""
+    file = run / "config.yaml"
+    return file.stat().st_mtime if file.is_file() else None
 
 
 @dataclass
@@ -87,21 +119,20 @@ class Cluster:
             launcher.wait()
 
 
-def tell(folder: Path, chance: random.Random, seconds: float, most: int, unbroken: Path) -> tuple[list[str], list[str]]:
+def tell(folder: Path, clock: Clock, most: int, unbroken: Path) -> tuple[list[str], list[str]]:
     """(who was killed, what is wrong with the run in the end)."""
-    cluster, kills = Cluster(folder), []
+    cluster, kills, run = Cluster(folder), [], folder / "save" / "run"
     cluster.begin()
-    last, moment, who = time.monotonic(), chance.uniform(0, seconds), chance.choice(WHO)
     try:
         while cluster.goes_on():
-            if len(kills) < most and time.monotonic() - last > moment and cluster.kill(who):
-                kills.append(who)
-                print(f"{folder.name}: {who} killed after {moment:.1f} s", file=sys.stderr, flush=True)
-                last, moment, who = time.monotonic(), chance.uniform(0, seconds), chance.choice(WHO)
-            if time.monotonic() - last > PATIENCE:
+            if len(kills) < most and clock.is_due(run) and cluster.kill(clock.who):
+                kills.append(clock.who)
+                print(f"{folder.name}: {clock.who} killed {clock}", file=sys.stderr, flush=True)
+                clock = clock.next()
+            if time.time() - clock.last > PATIENCE:
                 return kills, [f"{PATIENCE:.0f} s after {kills[-1:]} it has not ended"]
-            time.sleep(0.05)
-        return kills, differences(folder / "save" / "run", unbroken)
+            time.sleep(0.02)
+        return kills, differences(run, unbroken)
     finally:
         cluster.end()
 
@@ -118,16 +149,16 @@ def main() -> int:
         unbroken = folder / "unbroken"
         unbroken.mkdir(parents=True)
         write_run(unbroken)
-        began = time.monotonic()
+        began = time.time()
         subprocess.run(COMMAND, cwd=unbroken, env=environment(), check=True, stdout=subprocess.DEVNULL)
-        seconds = time.monotonic() - began
-        print(f"the undisturbed run: {seconds:.1f} s; seed {args.seed}", file=sys.stderr, flush=True)
+        seconds = time.time() - began, time.time() - (begun(unbroken / "save" / "run") or began)
+        print(f"the undisturbed run: {seconds[0]:.1f} s, {seconds[1]:.1f} s of training; seed {args.seed}", file=sys.stderr, flush=True)
         for number in itertools.count():
             if (left := args.kills - sum(count.values())) <= 0:
                 break
             one = folder / f"run_{number}"
             one.mkdir()
-            kills, wrong = tell(one, random.Random(f"{args.seed} {number}"), seconds, left, unbroken / "save" / "run")
+            kills, wrong = tell(one, Clock(random.Random(f"{args.seed} {number}"), seconds), left, unbroken / "save" / "run")
             print(f"{one.name}: {len(kills)} kills, {'not exact: ' + '; '.join(wrong) if wrong else 'exact'}", file=sys.stderr, flush=True)
             count.update((who, not wrong) for who in kills)
     print("| killed | times | exact |\n|---|---|---|")

@@ -147,12 +147,12 @@ def act(config: RunConfig, args: argparse.Namespace, listener: Listener) -> int:
             arguments = [str(args.config), *args.overrides, "--test-run"]
             return launch(replace(placement, max_restarts=0), arguments, config.distributed_timeout)
         arguments = [str(args.config), *args.overrides, *restart_overrides(config, placement.max_restarts)]
-        from flow_factory.runs.resume import has_ended
+        from flow_factory.runs.resume import has_ended, why_over
 
         ended = partial(has_ended, config, placement)
         if ended():
             folder = Path(config.log.save_dir, config.log.run_name or "")
-            note(f"{folder} has all its epochs: nothing is left to do; raise train.max_epochs to continue")
+            note(f"{folder} is complete, and {why_over(config)}")
             return 0
         return launch(placement, arguments, config.distributed_timeout, ended)
     if first():

@@ -13,6 +13,13 @@ from flow_factory.utils.errors import UserError
 
 CONDITION_AREA = 1024 * 1024
 """Pixels to which the editing pipelines bring a picture themselves."""
+TEXT_WIDTHS = ("joint_attention_dim", "text_dim", "cap_feat_dim", "context_in_dim", "text_embed_dim", "in_text_dim")
+"""What the configs of transformers call the width of a prompt's embeddings."""
+
+
+def text_values(shape: Mapping[str, Any], tokens: int) -> int:
+    """Values of the embeddings of so many tokens, by a transformer's config; 0 where it does not say."""
+    return tokens * next((shape[name] for name in TEXT_WIDTHS if shape.get(name)), 0)
 
 
 class Family:
@@ -122,7 +129,7 @@ class Family:
             shape: the config of the first component, which takes them.
             tokens: as many as the encoder takes at most.
         """
-        return tokens * next((shape[name] for name in ("joint_attention_dim", "text_dim", "cap_feat_dim") if shape.get(name)), 0)
+        return text_values(shape, tokens)
 
     @classmethod
     def decoding_of(cls, height: int, width: int, call: Mapping[str, Any]) -> float:

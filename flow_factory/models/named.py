@@ -1,6 +1,10 @@
 """The generic adapter as a family of its own: what is known of a pipeline beforehand, without code for it."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from flow_factory.models.diffusers import Diffusers
+from flow_factory.models.family import text_values
 
 
 class Named(Diffusers):
@@ -8,3 +12,7 @@ class Named(Diffusers):
 
     images = (0, 0)
     videos = (0, 0)
+
+    @classmethod
+    def embedded(cls, shape: Mapping[str, Any], tokens: int) -> int:
+        return text_values(shape, tokens)

@@ -1,6 +1,7 @@
 """`monitor.jsonl` in a run's folder: what `monitor:` saw and did, one object a line, for people and for the summary."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ from flow_factory.reporting.metrics import whole_lines
 from flow_factory.utils.files import replace_text
 
 FILE = "monitor.jsonl"
+ENDS = "ends"
+"""The field with the key of a watch that has ended the run."""
 
 
 def add_alarm(folder: Path, step: int, what: dict[str, Any]) -> None:
@@ -25,6 +28,11 @@ def read_alarms(folder: Path) -> list[dict[str, Any]]:
     """
     file = folder / FILE
     return [record for _, record in whole_lines(file)] if file.is_file() else []
+
+
+def ended_by(folder: Path, epoch: int, keys: Collection[str]) -> bool:
+    """Whether one of the watches of these keys has ended the run after this epoch."""
+    return any(alarm["step"] == epoch and alarm.get(ENDS) in keys for alarm in read_alarms(folder))
 
 
 def alarm_facts(folder: Path, epoch: int) -> list[str]:

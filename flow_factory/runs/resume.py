@@ -15,6 +15,7 @@ from flow_factory.config import RunConfig
 from flow_factory.config.model import AUTO
 from flow_factory.distributed.topology import Topology
 from flow_factory.models.base import ModelAdapter
+from flow_factory.reporting.alarms import ended_by
 from flow_factory.reporting.metrics import read_metrics
 from flow_factory.runs.given_files import layers_of
 from flow_factory.runs.identity import changes, other_run
@@ -149,13 +150,22 @@ def find_start(config: RunConfig, choice: Choice | None = None, sketch: ModelAda
     return Start(folder, path, kind)
 
 
-def is_over(config: RunConfig) -> bool:
-    """Whether the run of this folder has finished, by the names of its files. A launcher uses it, which reads no checkpoint."""
-    folder, last = named(config), config.train.max_epochs
-    if folder is None or last is None or not (folder / "summary.md").is_file():
-        return False
-    path = newest_state(folder)
-    return path is not None and int(path.name.rpartition("_")[2]) >= last
+def why_over(config: RunConfig) -> str | None:
+    """Why the run of this folder has nothing left to do; None if it is not complete. It reads no checkpoint: launchers ask it often."""
+    folder = named(config)
+    if folder is None or not (folder / "summary.md").is_file() or (path := newest_state(folder)) is None:
+        return None
+    return nothing_left(config, folder, int(path.name.rpartition("_")[2]))
+
+
+def nothing_left(config: RunConfig, folder: Path, epoch: int) -> str | None:
+    """Why a run that was in this folder has nothing left to do after this epoch; None if it goes on."""
+    last, watches = config.train.max_epochs, {watch.key for watch in config.monitor}
+    if last is not None and epoch >= last:
+        return f"train.max_epochs is {last}: nothing is left to do; raise it to continue"
+    if watches and ended_by(folder, epoch, watches):
+        return "a watch of monitor ended it: nothing is left to do; change or remove the watch to continue"
+    return None
 
 
 def require_weights(config: RunConfig, path: Path, sketch: ModelAdapter | None = None) -> None:
@@ -191,16 +201,15 @@ def start_lines(config: RunConfig, start: Start, changed: Sequence[str]) -> list
 
 def _from_state(config: RunConfig, folder: Path | None, path: Path) -> Start:
     saved = whole_contents(path)[1]
-    last, own = config.train.max_epochs, folder is not None and _same(path.parent.parent, folder)
+    own = folder is not None and _same(path.parent.parent, folder)
     if folder is not None and holds_run(folder) and not own:
         _require_other(folder, path)
     if own and folder is not None and (metrics := folder / "metrics.jsonl").is_file():
         with plainly(metrics, "is damaged"):
             read_metrics(metrics)  # it may end with a partial line
-    written = not own or (folder is not None and (folder / "summary.md").is_file())
-    if last is not None and saved.epoch >= last and written:
-        text = f"{path} has {saved.epoch} epochs, and train.max_epochs is {last}: nothing is left to do; raise it to continue"
-        raise Finished(text, path, saved.epoch)
+    home = path.parents[1]
+    if (not own or (home / "summary.md").is_file()) and (why := nothing_left(config, home, saved.epoch)) is not None:
+        raise Finished(f"{path} has {saved.epoch} epochs, and {why}", path, saved.epoch)
     return Start(folder, path, "state", saved)
 
 
@@ -243,4 +252,4 @@ def _same(one: Path, other: Path) -> bool:
 def has_ended(config: RunConfig, placement: Topology) -> bool:
     """Whether a resumed run has finished. A restarted launcher checks it, because other machines would not join it."""
     goes_on = placement.max_restarts > 0 or config.model.resume_path == AUTO
-    return placement.num_machines > 1 and goes_on and is_over(config)
+    return placement.num_machines > 1 and goes_on and why_over(config) is not None

@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 
 from flow_factory.checkpoints.checkpoint import has_state
 from flow_factory.distributed.barriers import wait_for_everyone
-from flow_factory.reporting.alarms import add_alarm
+from flow_factory.reporting.alarms import ENDS, add_alarm
 from flow_factory.reporting.metrics import evaluations_in, read_metrics
 from flow_factory.runs.resume import Choice, see
 from flow_factory.runs.training_state import restore
@@ -119,7 +119,8 @@ class Interventions:
                 did = "; the run ends here" if alarm.do == "stop" else ""
             if self.context.accelerator.is_main_process:
                 logger.warning("monitor: %s%s; to do: %s", alarm.line, did, alarm.advice)
-                add_alarm(self.folder, epoch, {"do": alarm.do, "saw": alarm.line, "did": did, "to_do": alarm.advice})
+                record = {"do": alarm.do, "saw": alarm.line, "did": did, "to_do": alarm.advice}
+                add_alarm(self.folder, epoch, record | ({ENDS: alarm.key} if self.monitor.ended_by(self.memory, alarm.key) else {}))
         return logged | {"monitor/lr_factor": self.factor}
 
     def lower(self, factor: float) -> str:

@@ -123,7 +123,12 @@ class Monitor:
 
     def stopped(self, memory: Memory) -> bool:
         """Whether a watch of this config has ended the run."""
-        return any(State.of(memory.get(OWN + watch.key, [])).stopped for watch in self.config.monitor)
+        return any(self.ended_by(memory, watch.key) for watch in self.config.monitor)
+
+    @staticmethod
+    def ended_by(memory: Memory, key: str) -> bool:
+        """Whether the watch of this key has ended the run."""
+        return State.of(memory.get(OWN + key, [])).stopped
 
     def stop(self, memory: Memory, key: str) -> None:
         """Ends the run by a watch."""

@@ -115,7 +115,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_it_leaves_the_runs_folder_as_it_is_and_nothing_beside_it(tmp_path: Path) -> None:
+def test_it_leaves_the_runs_folder_as_it_is_and_nothing_beside_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     keys = ("log.save_model_only=false", "model.resume_path=auto", "train.max_epochs=20", "train.unique_sample_num_per_epoch=6")
     config = load_config(write_run(tmp_path), [*keys, "log.save_freq=5", "train.kl_beta=0.1"])
     state = tmp_path / "save/run/checkpoints/epoch_40/state"
@@ -124,6 +124,7 @@ def test_it_leaves_the_runs_folder_as_it_is_and_nothing_beside_it(tmp_path: Path
     before = files(tmp_path / "save")
     said, fits = rehearse(config, lambda: None)
     assert fits and files(tmp_path / "save") == before and [p.name for p in (tmp_path / "save").iterdir()] == ["run"]
+    assert not [record for record in caplog.records if "cannot be written" in record.getMessage()]
     lines = said.splitlines()
     assert lines[0].startswith("test run: an epoch of 2 of 6 groups of 4 samples, 4 of 4 test rows, a checkpoint and its way back")
     assert any(re.fullmatch(r"the run: .+ for 20 epochs, 21 evaluations and 4 checkpoints, its start not counted", line) for line in lines)

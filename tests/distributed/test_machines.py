@@ -224,7 +224,7 @@ def test_a_launcher_that_is_started_anew_after_the_run_has_ended_waits_for_nobod
     assert has_ended(config, place)
     where = ("--num_machines", "2", "--num_processes", "2", "--machine_rank", "0", "--main_process_ip", "127.0.0.1")
     assert main([str(tmp_path / "tiny.yaml"), *keys, *where]) == 0
-    assert "save/run has all its epochs: nothing is left to do" in capsys.readouterr().err
+    assert "save/run is complete, and train.max_epochs is 2: nothing is left to do" in capsys.readouterr().err
     longer = load_config(tmp_path / "tiny.yaml", [*keys, "train.max_epochs=3"])
     fresh = load_config(tmp_path / "tiny.yaml", keys[:1])
     assert not has_ended(longer, place) and not has_ended(fresh, place) and not has_ended(config, replace(place, num_machines=1))

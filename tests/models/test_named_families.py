@@ -7,8 +7,9 @@ import pytest
 import torch
 import yaml
 
+from flow_factory.data.reader import read_rows
 from flow_factory.models import MODELS
-from flow_factory.models.loading import load_adapter
+from flow_factory.models.loading import DTYPES, load_adapter, load_pipeline
 from flow_factory.utils.errors import UserError
 from tests.models.breadth import NAMED, config_of, done, replayed, saved, small, type_of
 from tests.tiny.breadth import CASES
@@ -89,3 +90,21 @@ def test_guidance_that_is_off_runs_the_transformer_once(name: str, off: float, t
         hook.remove()
         assert len(set(drawn)) == 3
         assert not adapter.guided(adapter.with_guidance(case.call, 1.0)) and adapter.guided(adapter.with_guidance(case.call, 2.0))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_krea_keeps_no_padding_and_draws_what_the_stock_pipeline_draws(dtype: str, tmp_path: Path) -> None:
+    case = CASES["krea2"]
+    with small(case):
+        _, adapter, cond = replayed(case, tmp_path, dtype)
+        row = read_rows(tmp_path / "data", "train")[0]
+        seeds = [[torch.Generator().manual_seed(k) for k in (0, 1)] for _ in range(2)]
+        mine = adapter.evaluate(cond, case.call, 3, seeds[0])
+        stock = load_pipeline(saved(case, tmp_path), type(adapter), DTYPES[dtype])
+        words = {"prompt": row.prompt, "negative_prompt": row.negative_prompt}
+        drawn = stock(**words, num_images_per_prompt=2, num_inference_steps=3, generator=seeds[1], **case.call).images
+    assert [picture.tobytes() for picture in mine] == [picture.tobytes() for picture in drawn]
+    for states, mask in cond["encoded"]["encode_prompt"]:
+        assert len(states) == mask.sum() < mask.numel()
+        assert states.numel() == type(adapter).embedded(stock.transformer.config, len(states))

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from flow_factory.checkpoints.lora_file import LORA_FILE
 from flow_factory.config import load_config
 from flow_factory.runs.preflight import ready
-from flow_factory.runs.resume import Finished, find_start, is_over, start_lines
+from flow_factory.runs.resume import Finished, find_start, start_lines, why_over
 from flow_factory.runs.run_folder import LOCK, RunFolder, archive_later_checkpoints, default_name
 from flow_factory.train import build
 from flow_factory.utils.errors import UserError
@@ -361,10 +361,10 @@ def test_a_lower_learning_rate_is_in_effect_at_the_first_update(home: Path) -> N
 
 
 def test_the_config_of_the_folder_is_the_running_ones_and_no_earlier_summary_says_that_it_has_ended(home: Path) -> None:
-    assert is_over(load_config(home / "tiny.yaml", [*STATES, OWN]))
+    assert why_over(load_config(home / "tiny.yaml", [*STATES, OWN]))
     tiny(home, *STATES, *MORE, "train.learning_rate=1e-5")
     assert "learning_rate: 1.0e-05" in (home / "save/run/config.yaml").read_text()
-    assert not is_over(load_config(home / "tiny.yaml", [*STATES, OWN])), "the last checkpoint comes before its evaluation"
+    assert not why_over(load_config(home / "tiny.yaml", [*STATES, OWN])), "the last checkpoint comes before its evaluation"
 
 
 # -- a check says the same ---------------------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ import yaml
 
 from flow_factory.checkpoints.state_files import contents
 from flow_factory.config import ConfigError, RunConfig, load_config
+from flow_factory.distributed.topology import Topology
+from flow_factory.runs.resume import Finished, find_start, has_ended
 from flow_factory.training.monitor import OWN, Monitor
 from flow_factory.training.run import Run
 from tests.tiny.run import ROOT, logged, read_state, tiny, write_run
@@ -115,6 +117,24 @@ def test_a_run_lowers_its_rate_and_ends_where_it_is_told(tmp_path: Path, caplog:
     assert "the learning rate is now 0.5 times that of train:; to do:" in said[1] and "the run ends here" in said[-1]
     assert "after epoch 3 train/loss is" in summary and "the run ends here" in summary
     assert (tmp_path / "save" / "run" / "checkpoints" / "epoch_3").is_dir()
+
+
+@pytest.mark.parametrize("metric", [pytest.param("train/loss", marks=pytest.mark.exhaustive), "eval/reward_held_mean"])
+def test_a_run_that_its_monitor_ended_is_over_for_who_starts_it_again(tmp_path: Path, metric: str) -> None:
+    """For a launcher, which reads no checkpoint, and for the run itself; not once the watch is another one."""
+    keys = (*KEYS[:2], "model.resume_path=auto", "train.unique_sample_num_per_epoch=2")
+    config_of(tmp_path, {"metric": metric, "above": -9.0, "do": "stop", "from_epoch": 1})
+    run, several = tmp_path / "save" / "run", Topology(2, 2, 0, "127.0.0.1", 29500, False)
+    tiny(tmp_path, *keys, "train.max_epochs=3")()
+    assert [c.name for c in (run / "checkpoints").iterdir()] == ["epoch_1"]
+    config = load_config(tmp_path / "tiny.yaml", [*keys, "train.max_epochs=3"])
+    assert has_ended(config, several)
+    with pytest.raises(Finished, match="epoch_1 has 1 epochs, and a watch of monitor ended it: nothing is left to do; change or remove"):
+        find_start(config)
+    other = load_config(tmp_path / "tiny.yaml", [*keys, "train.max_epochs=3", "monitor.0.above=9"])
+    assert not has_ended(other, several) and find_start(other).saved is not None
+    (run / "summary.md").unlink()  # it was killed before its end
+    assert not has_ended(config, several) and find_start(config).saved is not None
 
 
 KEYS = ("log.save_freq=1", "log.save_model_only=false", "train.max_epochs=5", "train.unique_sample_num_per_epoch=4")

@@ -89,8 +89,7 @@ Kept = TypeVar("Kept", bound=BaseModel)
 
 def begin(folder: Path, about: About, step: int) -> None:
     """Writes what does not change in a run, and drops what an earlier run in this folder had of later epochs than `step`."""
-    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-    replace_text(folder / FOLDER / ABOUT, about.model_dump_json())
+    _keep(folder, ABOUT, about)
     for path, number in (*evaluations(folder), *epochs(folder)):
         if number > step:
             path.unlink()
@@ -98,15 +97,14 @@ def begin(folder: Path, about: About, step: int) -> None:
 
 def keep_evaluation(folder: Path, samples: Sequence[Sample], step: int) -> None:
     """The samples of an evaluation after `step` epochs."""
-    kept = Evaluation(step=step, samples=list(map(_kept, samples)))
-    replace_text(folder / FOLDER / f"eval_{step:05d}.json", kept.model_dump_json())
+    _keep(folder, f"eval_{step:05d}.json", Evaluation(step=step, samples=list(map(_kept, samples))))
 
 
 def keep_groups(folder: Path, samples: Sequence[Sample], step: int) -> None:
     """The samples of epoch `step` (from 1) by group, best advantage first, in place of those of older epochs than the last `EPOCHS`."""
     groups = [sorted(group, key=_rank) for _, group in groupby(samples, key=lambda s: (s.group, s.prompt))]
     kept = [Group(prompt=group[0].prompt, samples=list(map(_kept, group))) for group in groups]
-    replace_text(folder / FOLDER / f"epoch_{step:05d}.json", Epoch(step=step, groups=kept).model_dump_json())
+    _keep(folder, f"epoch_{step:05d}.json", Epoch(step=step, groups=kept))
     for path, _ in epochs(folder)[:-EPOCHS]:
         path.unlink()
 
@@ -165,6 +163,11 @@ def picture(media: Any) -> Picture:
     file = BytesIO()
     image.save(file, "JPEG", quality=QUALITY, subsampling=0)
     return Picture(src=f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}", width=image.width, height=image.height)
+
+
+def _keep(folder: Path, name: str, what: BaseModel) -> None:
+    (folder / FOLDER).mkdir(parents=True, exist_ok=True)  # a test run does not call `begin`
+    replace_text(folder / FOLDER / name, what.model_dump_json())
 
 
 def _kept(sample: Sample) -> KeptSample:
