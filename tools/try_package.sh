@@ -26,6 +26,6 @@ mv flow_factory "$work/sources"
 "$bin/ff-train" examples/quickstart.yaml train.max_epochs=1 train.unique_sample_num_per_epoch=2 train.gradient_step_per_epoch=1 \
   train.lr_warmup_steps=0 data.max_dataset_size=8 data.cache_dir=cache
 mv "$work/sources" flow_factory
-"$bin/pip" install --quiet -c "$OLDPWD/constraints.txt" "$wheel[test]"
+"$bin/pip" install --quiet -c "$OLDPWD/constraints.txt" "${wheel}[test]"
 "$bin/python" -m pytest -q -m 'slow or not slow' tests/commands/test_installed.py
 echo "tried: $(ls "$dist")"
