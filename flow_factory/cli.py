@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with listener.watching():
         code = listen(listener, argv)
         liveness.leave(LEFT if code in (0, 130) else FAILED)
-        liveness.let_go(code == 0)
+        liveness.release_collectives(code == 0)
         return code
 
 

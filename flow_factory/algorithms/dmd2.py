@@ -78,7 +78,7 @@ class FewSteps(Algorithm):
         raise NotImplementedError(f"{type(self).__name__} has no loss of its fake network")
 
 
-def asked_at(point: Point, x: Tensor) -> Point:
+def point_at(point: Point, x: Tensor) -> Point:
     """The point with another state, at the noise level at which samples are judged."""
     assert point.tau is not None
     return replace(point, x=x, t=TIMESTEPS * point.tau, s=point.tau, frozen={})
@@ -111,4 +111,4 @@ class DMD2(FewSteps):
         """(the policy's sample from the state, the point to which it was noised)."""
         assert point.noise is not None and point.tau is not None
         x0 = clean(point.x.float(), velocity(point).float(), point.s)
-        return x0, asked_at(point, mixed(x0.detach(), point.noise, point.tau))
+        return x0, point_at(point, mixed(x0.detach(), point.noise, point.tau))

@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flow_factory.algorithms.dmd2 import FewSteps, asked_at
+from flow_factory.algorithms.dmd2 import FewSteps, point_at
 from flow_factory.algorithms.losses.dmd import clean, renoised, tdm_fake_loss, tdm_loss
 from flow_factory.config import PathConfig, TDMConfig, TrainConfig
 from flow_factory.core.dynamics import like
@@ -41,7 +41,7 @@ class OnPath(FewSteps):
         assert step is not None and point.noise is not None and point.tau is not None
         x, v = point.x.float(), velocity(point).float()
         x1 = x + like(step.s1 - step.s, x) * v.detach()
-        return clean(x, v, point.s), asked_at(point, renoised(x1, point.noise, step.s1, point.tau))
+        return clean(x, v, point.s), point_at(point, renoised(x1, point.noise, step.s1, point.tau))
 
 
 class TDM(OnPath):

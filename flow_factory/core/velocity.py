@@ -59,13 +59,13 @@ class VelocityField:
             needed = self.agree(needed)
         return [known for known, runs in zip(self.bare, needed, strict=True) if runs]
 
-    def chance(self, generators: list[Generator]) -> Generator | list[Generator]:
+    def call_generators(self, generators: list[Generator]) -> Generator | list[Generator]:
         """The generators, one a sample, as the pipeline takes them."""
         return generators[0] if self.one_generator else generators
 
-    def spare(self, n: int, device: torch.device) -> Generator | list[Generator]:
+    def unused_generators(self, n: int, device: torch.device) -> Generator | list[Generator]:
         """Generators for n samples whose initial noise is not used."""
-        return self.chance([torch.Generator(device).manual_seed(0)] * n)
+        return self.call_generators([torch.Generator(device).manual_seed(0)] * n)
 
     @contextmanager
     def scheduler(self, seam: Seam, memo: ConditionMemo | None) -> Iterator[None]:
@@ -110,7 +110,7 @@ class VelocityField:
         """
         recorder = Recorder(self.pipe.scheduler, draw, self.sampled)
         with self.scheduler(recorder, memo), reading_back(self.pipe):
-            chance = self.chance(generators)
+            chance = self.call_generators(generators)
             out = self.call(self.pipe, **cond, num_inference_steps=num_steps, generator=chance, output_type=output_type, return_dict=False)
         recorder.finish()
         return out, recorder
@@ -125,7 +125,7 @@ class VelocityField:
             memo: memo of this micro-batch; filled if it is empty.
         """
         probe = Probe(self.pipe.scheduler, self, x, t, s)
-        spare = self.spare(len(x), x.device)
+        spare = self.unused_generators(len(x), x.device)
         with self.scheduler(probe, memo):
             self.probing = self.priming = True
             self.call(self.pipe, **cond, num_inference_steps=2, generator=spare, output_type="latent", return_dict=False)

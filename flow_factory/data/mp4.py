@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Film(Clip):
+class EncodedClip(Clip):
     """A clip with its encoded MP4."""
 
     file: bytes = b""
@@ -32,7 +32,7 @@ def video_bytes(clip: Clip) -> bytes:
         ValueError: see `save_video`.
         OSError, av.FFmpegError: the clip cannot be written or encoded.
     """
-    if isinstance(clip, Film):
+    if isinstance(clip, EncodedClip):
         return clip.file
     with TemporaryDirectory() as folder:
         file = Path(folder, "clip.mp4")
@@ -51,7 +51,7 @@ def save_video(clip: Clip, path: str | Path) -> None:
     """
     import av
 
-    if isinstance(clip, Film):
+    if isinstance(clip, EncodedClip):
         Path(path).write_bytes(clip.file)
         return
     sizes = {frame.size for frame in clip.frames}

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch.distributed import Store
 
 LET_GO = 0.5
-"""Timeout in seconds, see `let_go`."""
+"""Timeout in seconds, see `release_collectives`."""
 GLOO = "pt_gloo_runloop"
 """Torch's name of the threads that run gloo's collectives."""
 
@@ -60,7 +60,7 @@ def leave(word: str = LEFT) -> None:
         here.leave(word)
 
 
-def let_go(well: bool) -> None:
+def release_collectives(well: bool) -> None:
     """Waits before Python exits until gloo's threads have freed the last collective's tensors. They need Python, else they abort.
 
     Destroyed groups end their threads. If a library holds the groups (DeepSpeed), or a failed collective may still run, there is no signal

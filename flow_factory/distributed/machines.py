@@ -133,7 +133,7 @@ class Machines(RendezvousHandler):
             self._look()
             if (now := _number(store)) != attempt:
                 attempt, deadline = now, time.monotonic() + timeout
-                keys = self._come(store, attempt)
+                keys = self._register(store, attempt)
             if time.monotonic() > deadline:
                 missing = ", ".join(str(k) for k, key in enumerate(keys) if not store.check([key]))
                 raise RendezvousError(f"{self.place}: waited {timeout:g} s, but these did not join: {missing}")
@@ -150,7 +150,7 @@ class Machines(RendezvousHandler):
         while (now := _number(store)) < attempt:
             store.compare_set("attempt", str(now), str(attempt))
 
-    def _come(self, store: Store, attempt: int) -> list[str]:
+    def _register(self, store: Store, attempt: int) -> list[str]:
         """Registers for an attempt, or requests the next one if a dead launcher holds the place. Returns the keys of all launchers."""
         keys = [f"machine/{attempt}/{k}" for k in range(self.place.count)]
         self._beat(store)

@@ -38,7 +38,7 @@ class Rendezvous:
         return f"{self.what} {self.number} of {self.count} at {self.address}:{self.port}"
 
 
-def meet(meeting: Rendezvous, hosts: bool) -> Store:
+def meet(place: Rendezvous, hosts: bool) -> Store:
     """Waits until all participants have joined.
 
     Args:
@@ -50,23 +50,23 @@ def meet(meeting: Rendezvous, hosts: bool) -> Store:
     Raises:
         RendezvousError: the timeout has passed, the port is in use, or two participants have the same number.
     """
-    deadline = time.monotonic() + meeting.timeout
-    store = enter(meeting, hosts)
-    keys = [f"{meeting.what}/{meeting.attempt}/{k}" for k in range(meeting.count)]
+    deadline = time.monotonic() + place.timeout
+    store = enter(place, hosts)
+    keys = [f"{place.what}/{place.attempt}/{k}" for k in range(place.count)]
     try:
-        if store.add(keys[meeting.number], 1) > 1:
-            raise RendezvousError(f"{meeting}: another process has this rank, or this one was restarted while the others continued")
+        if store.add(keys[place.number], 1) > 1:
+            raise RendezvousError(f"{place}: another process has this rank, or this one was restarted while the others continued")
         while not store.check(keys):
             if time.monotonic() > deadline:
                 missing = ", ".join(str(k) for k, key in enumerate(keys) if not store.check([key]))
-                raise RendezvousError(f"{meeting}: waited {meeting.timeout} s, but these did not join: {missing}")
+                raise RendezvousError(f"{place}: waited {place.timeout} s, but these did not join: {missing}")
             time.sleep(0.2)
     except DistError as error:
-        raise RendezvousError(f"{meeting}: {meeting.what} 0 left before all had joined; see its own message") from error
+        raise RendezvousError(f"{place}: {place.what} 0 left before all had joined; see its own message") from error
     return store
 
 
-def enter(meeting: Rendezvous, hosts: bool, look: Callable[[], None] = lambda: None) -> TCPStore:
+def enter(place: Rendezvous, hosts: bool, look: Callable[[], None] = lambda: None) -> TCPStore:
     """Connects to the store of the rendezvous without waiting for the others.
 
     Args:
@@ -77,46 +77,46 @@ def enter(meeting: Rendezvous, hosts: bool, look: Callable[[], None] = lambda: N
         RendezvousError: nobody serves it within the timeout, or the port is in use.
     """
     if not hosts:
-        _knock(meeting, time.monotonic() + meeting.timeout, look)
-    return _connect(meeting, hosts)
+        _wait_for_host(place, time.monotonic() + place.timeout, look)
+    return _connect(place, hosts)
 
 
-def _knock(meeting: Rendezvous, deadline: float, look: Callable[[], None]) -> None:
+def _wait_for_host(place: Rendezvous, deadline: float, look: Callable[[], None]) -> None:
     """Waits until the port accepts connections. Torch itself would print each attempt with a stack trace."""
     while True:
         try:
-            with socket.create_connection((meeting.address, meeting.port), timeout=max(0.1, deadline - time.monotonic())):
+            with socket.create_connection((place.address, place.port), timeout=max(0.1, deadline - time.monotonic())):
                 return
         except OSError as error:
             if time.monotonic() > deadline:
                 raise RendezvousError(
-                    f"{meeting}: waited {meeting.timeout} s, and nothing answers ({error.strerror or error}); was number 0 started, "
+                    f"{place}: waited {place.timeout} s, and nothing answers ({error.strerror or error}); was number 0 started, "
                     "and are address and port (--main_process_ip, --main_process_port) correct?"
                 ) from error
             look()
             time.sleep(0.2)
 
 
-def _connect(meeting: Rendezvous, hosts: bool) -> TCPStore:
+def _connect(place: Rendezvous, hosts: bool) -> TCPStore:
     """Connects in a thread that may be abandoned: if another program listens on the port and stays silent, torch waits for ever."""
     box: queue.Queue[TCPStore | DistError] = queue.Queue()
-    address = "127.0.0.1" if hosts else meeting.address  # the host may not be able to resolve its own name
-    timeout = timedelta(seconds=meeting.timeout)
+    address = "127.0.0.1" if hosts else place.address  # the host may not be able to resolve its own name
+    timeout = timedelta(seconds=place.timeout)
 
     def connect() -> None:
         try:
-            box.put(TCPStore(address, meeting.port, meeting.count, hosts, timeout, wait_for_workers=False, multi_tenant=True))
+            box.put(TCPStore(address, place.port, place.count, hosts, timeout, wait_for_workers=False, multi_tenant=True))
         except DistError as error:
             box.put(error)
 
     threading.Thread(target=connect, daemon=True).start()
     try:
-        found = box.get(timeout=meeting.timeout + 10)  # torch exceeds its timeout a little
+        found = box.get(timeout=place.timeout + 10)  # torch exceeds its timeout a little
     except queue.Empty:
-        raise RendezvousError(f"{meeting}: another program listens there; set --main_process_port to a free port") from None
+        raise RendezvousError(f"{place}: another program listens there; set --main_process_port to a free port") from None
     if isinstance(found, DistError):
         why = str(found).splitlines()[0].rpartition("message: ")[2]
-        raise RendezvousError(f"{meeting}: {why}; set --main_process_port to a free port, the same for all") from found
+        raise RendezvousError(f"{place}: {why}; set --main_process_port to a free port, the same for all") from found
     return found
 
 
@@ -139,12 +139,12 @@ def join_group(limit: float) -> None:
     number, attempt = int(environment["RANK"]), environment.get("TORCHELASTIC_RESTART_COUNT", "0")
     hosts = number == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)  # else the launcher serves it
     timeout = int(environment.get("FF_RENDEZVOUS_TIMEOUT", "600"))
-    meeting = Rendezvous("process", number, count, environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), timeout, attempt)
-    store, another = meet(meeting, hosts), _connect(meeting, hosts)  # a second connection for threads, since a group may block the first
+    place = Rendezvous("process", number, count, environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), timeout, attempt)
+    store, another = meet(place, hosts), _connect(place, hosts)  # a second connection for threads, since a group may block the first
     if (line := set_interface(environment)) is not None and environment.get("LOCAL_RANK") == "0":
         note(line)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    start_monitor(dist.PrefixStore(attempt_key(attempt), another), number, count, meeting.address, limit)
+    start_monitor(dist.PrefixStore(attempt_key(attempt), another), number, count, place.address, limit)
     ours = dist.PrefixStore(attempt_key(attempt), store)
     dist.init_process_group(backend, timeout=timedelta(seconds=limit), store=ours, rank=number, world_size=count)
 

@@ -132,7 +132,7 @@ class ModelAdapter(RowEncoding):
     def evaluate(self, cond: Cond, call: Mapping[str, Any], num_steps: int, generators: list[Generator]) -> list[Any]:
         """Media of the stock pipeline with its own scheduler; `cond` holds one entry a generator."""
         arguments = {**self.takes(call), **cond}
-        chance = self.field.chance(generators)
+        chance = self.field.call_generators(generators)
         out = self.pipe(**arguments, num_inference_steps=num_steps, generator=chance, output_type="pil", return_dict=False)
         return self.media(out, call)
 

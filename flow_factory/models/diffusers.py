@@ -161,7 +161,7 @@ class Diffusers(ModelAdapter):
         """
         memo = ConditionMemo()
         arguments = self._called(cond, n, form, call)
-        spare = self.field.spare(n, self.pipe._execution_device)
+        spare = self.field.unused_generators(n, self.pipe._execution_device)
         with self.field.memo_table.using(memo), torch.no_grad(), self.field.stopping() as shapes, self.guiding(call):
             self.field.call(self.pipe, **arguments, num_inference_steps=2, generator=spare)
         encoded = {name: memo.kept[name] for name in TEXTS if name in memo.kept}

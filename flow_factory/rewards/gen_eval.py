@@ -39,7 +39,7 @@ POSITIONS = ("left of", "right of", "above", "below")
 
 
 @dataclass(frozen=True)
-class Thing:
+class Detection:
     """One detected object: its box (left, upper, right, lower) in pixels, its mask (H, W), and how sure the detector is."""
 
     box: tuple[float, float, float, float]
@@ -53,7 +53,7 @@ def plain(name: str) -> str:
     return ALIASES.get(name, name)
 
 
-def where(a: Thing, b: Thing) -> set[str]:
+def where(a: Detection, b: Detection) -> set[str]:
     """On which sides of b the object a lies: its distance less a tenth of both sizes, in parts of the whole distance."""
     (ax, ay), (aw, ah) = _middle(a)
     (bx, by), (bw, bh) = _middle(b)
@@ -65,12 +65,12 @@ def where(a: Thing, b: Thing) -> set[str]:
     return {side for side, far in zip(POSITIONS, (-dx, dx, -dy, dy), strict=True) if far > 0.5}
 
 
-def _middle(thing: Thing) -> tuple[tuple[float, float], tuple[float, float]]:
+def _middle(thing: Detection) -> tuple[tuple[float, float], tuple[float, float]]:
     x0, y0, x1, y1 = thing.box
     return ((x0 + x1) / 2, (y0 + y1) / 2), (abs(x1 - x0), abs(y1 - y0))
 
 
-def found_in(classes: Tensor, masks: Tensor, names: Sequence[str], width: int, height: int) -> dict[str, list[Thing]]:
+def found_in(classes: Tensor, masks: Tensor, names: Sequence[str], width: int, height: int) -> dict[str, list[Detection]]:
     """All detections of one picture, by class, the surest first.
 
     Args:
@@ -81,7 +81,7 @@ def found_in(classes: Tensor, masks: Tensor, names: Sequence[str], width: int, h
     scores = classes.softmax(-1)[:, :-1]
     best, place = scores.flatten().topk(min(100, scores.numel()))
     large = interpolate(masks[None], size=(height, width), mode="bilinear", align_corners=False)[0]
-    found: dict[str, list[Thing]] = {}
+    found: dict[str, list[Detection]] = {}
     for score, where_ in zip(best.tolist(), place.tolist(), strict=True):
         query, label = divmod(where_, scores.shape[1])
         inside = large[query] > 0
@@ -89,7 +89,7 @@ def found_in(classes: Tensor, masks: Tensor, names: Sequence[str], width: int, h
             sure = score * large[query][inside].sigmoid().mean().item()
             ys, xs = (axis.cpu().numpy() for axis in inside.nonzero(as_tuple=True))
             box = (float(xs.min()), float(ys.min()), float(xs.max() + 1), float(ys.max() + 1))
-            found.setdefault(plain(names[label]), []).append(Thing(box, inside.cpu().numpy(), sure))
+            found.setdefault(plain(names[label]), []).append(Detection(box, inside.cpu().numpy(), sure))
     return {name: sorted(things, key=lambda thing: -thing.score) for name, things in found.items()}
 
 
@@ -133,7 +133,7 @@ class GenEvalReward(PointwiseRewardModel):
         self.phrases: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def detect(self, image: Image.Image) -> dict[str, list[Thing]]:
+    def detect(self, image: Image.Image) -> dict[str, list[Detection]]:
         """All objects of a picture, seen alone: by the class, the surest first."""
         image = image.convert("RGB")
         scale = min(SHORTER / min(image.size), LONGER / max(image.size))
@@ -145,7 +145,7 @@ class GenEvalReward(PointwiseRewardModel):
         return found_in(output.class_queries_logits[0].float(), masks[0, :, :high, :wide], self.labels, *image.size)
 
     @torch.no_grad()
-    def colors(self, image: Image.Image, things: Sequence[Thing], name: str) -> list[str]:
+    def colors(self, image: Image.Image, things: Sequence[Detection], name: str) -> list[str]:
         """The colour of each object: cut out, the rest of its box grey, against three phrases a colour."""
         if name not in self.phrases:
             texts = [phrase.format(color=color, name=name) for color in COLORS for phrase in PHRASES]
@@ -163,7 +163,7 @@ class GenEvalReward(PointwiseRewardModel):
         there = {name: [t for t in things if t.score > least][:MOST] for name, things in self.detect(image).items()}
         right = True
         parts: list[float] = []
-        matched: list[list[Thing] | None] = []
+        matched: list[list[Detection] | None] = []
         for wanted in include:
             name, count = plain(wanted["class"]), wanted["count"]
             all_of_it = there.get(name, [])

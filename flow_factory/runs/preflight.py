@@ -127,14 +127,14 @@ def data(found: Preflight) -> None:
     config, given, family = found.requested, found.requested.train.given, MODELS[found.requested.model.model_type]
     prints = {dataset.name: DataFingerprint() for dataset in trained_on(config)}
 
-    def asked_of(dataset: Dataset, trained: bool) -> list[RowCheck]:
+    def checks_of(dataset: Dataset, trained: bool) -> list[RowCheck]:
         entries = dataset.config.rewards if trained else dataset.config.evaluated_by
         needs = require_rewards(arguments(entries), family.draws, family.sounds) if not (trained and given) else ()
         own = row_checks(dataset.config, needs, trained, found.share)
         return [*own, prints[dataset.name]] if trained else own
 
-    found.rows = read_training(config, partial(asked_of, trained=True))
-    found.tests = read_tests(config, partial(asked_of, trained=False))
+    found.rows = read_training(config, partial(checks_of, trained=True))
+    found.tests = read_tests(config, partial(checks_of, trained=False))
     found.fingerprints = {name: fingerprint.hexdigest() for name, fingerprint in prints.items()}
     found.requested, lines = whole_pass(config, len(found.rows))
     found.config = found.requested

@@ -17,7 +17,7 @@ from flow_factory.data.encoding_windows import rows_evaluated
 from flow_factory.data.thumbnails import condition_pictures
 from flow_factory.distributed.collectives import all_or_none, exchange, on_any_rank
 from flow_factory.models.failures import named_rows
-from flow_factory.reporting.parcels import Parcel, packed
+from flow_factory.reporting.packed_media import PackedMedia, packed
 from flow_factory.rewards.scoring import RewardSet
 from flow_factory.rewards.stream import ScoringStream
 from flow_factory.training.context import TrainingContext
@@ -28,7 +28,7 @@ from flow_factory.utils.offload import to_device
 from flow_factory.utils.terminal import bar
 
 Scored = tuple[int, list[list[float]], Any]
-"""(row, scores (n, R) of its samples, its first sample if it is logged: a `Parcel` unless this is the main process)."""
+"""(row, scores (n, R) of its samples, its first sample if it is logged: a `PackedMedia` unless this is the main process)."""
 Submitted = tuple[list[int], list[Any], ScoringStream]
 """(rows, the logged sample of each, the scores of all their samples, which may still be pending)."""
 WAITING = 64
@@ -91,7 +91,9 @@ class Evaluator:
         names, usual = self.rewards.names, set(self.usual)
         self.scores = dict(zip(names, table.nanmean(1).T.tolist(), strict=True)) if names else {}
         come = exchange(self.context.accelerator, {0: [(row, media) for row, _, media in mine if media is not None]})
-        media = sorted(((k, m.opened() if isinstance(m, Parcel) else m) for some in come.values() for k, m in some), key=lambda e: e[0])
+        media = sorted(
+            ((k, m.opened() if isinstance(m, PackedMedia) else m) for some in come.values() for k, m in some), key=lambda e: e[0]
+        )
         scores = dict(everyone)
         samples = [
             Sample(self.rows[k].prompt, m, dict(zip(names, scores[k][0], strict=True)), conditions=condition_pictures(self.rows[k]))

@@ -107,7 +107,7 @@ def _write(trainer: "Trainer", checkpoint: Path, tensors: Mapping[str, torch.Ten
     problem = next((one for one in everyone if isinstance(one, str)), None)
     if main and problem is None:
         try:
-            _finish(checkpoint, Contents(format=FORMAT, of=whose(trainer, checkpoint), files=dict(everyone)))
+            _finish(checkpoint, Contents(format=FORMAT, of=identity_of(trainer, checkpoint), files=dict(everyone)))
         except OSError as error:
             problem = _reason(error)
     if main and problem is not None:
@@ -180,7 +180,7 @@ def _read(trainer: "Trainer", checkpoint: Path) -> FinishedWork:
     folder = checkpoint / FOLDER
     with plainly(folder, "is damaged"):
         contents = Contents.model_validate_json((folder / INDEX).read_bytes())
-        here = whose(trainer, checkpoint)
+        here = identity_of(trainer, checkpoint)
         for key in sorted({*contents.of, *here}):
             if (was := contents.of.get(key)) != (now := here.get(key)):
                 raise CheckpointError(f"{key} was {json.dumps(was)[:80]}, and is {json.dumps(now)[:80]}")
@@ -200,7 +200,7 @@ def _read(trainer: "Trainer", checkpoint: Path) -> FinishedWork:
 # -- identity ---------------------------------------------------------------------------------------------------------------------------
 
 
-def whose(trainer: "Trainer", checkpoint: Path) -> dict[str, Any]:
+def identity_of(trainer: "Trainer", checkpoint: Path) -> dict[str, Any]:
     """Everything that samples and scores of an epoch depend on, except the rows, in parts that an error message can name."""
     state = checkpoint / "state" / INDEX
     context = trainer.context

@@ -111,7 +111,7 @@ class Monitor:
             return []
         again = f", {state.streak} times in a row" if state.streak > 1 else ""
         means, advice = words(self.config, watch)
-        line = f"after epoch {epoch} {watch.metric} is {value:.4g}, {limit}{again}{meanwhile(self.config, watch, memory)}: {means}"
+        line = f"after epoch {epoch} {watch.metric} is {value:.4g}, {limit}{again}{trained_note(self.config, watch, memory)}: {means}"
         remember(watch, state, value, epoch)
         if watch.do == "warn":
             state.warned = True
@@ -181,7 +181,7 @@ def remember(watch: WatchConfig, state: State, value: float, epoch: int) -> None
         state.extreme = (value, epoch)
 
 
-def meanwhile(config: RunConfig, watch: WatchConfig, memory: Memory) -> str:
+def trained_note(config: RunConfig, watch: WatchConfig, memory: Memory) -> str:
     """What the trained rewards did, where a held-out one is out of bounds."""
     first, last = memory.get(TRAINED, [0.0, 0.0])
     if not held_out(config, watch) or last <= first:

@@ -78,7 +78,7 @@ class RolloutCollector:
                 self.judge(len(self.waiting) - self.behind)
                 context.meter.step("call")
             look_at(self.waiting[-1:])
-            self.judging.let_go(self.waiting[-1:] if self.behind and not context.judged else [])
+            self.judging.release_media(self.waiting[-1:] if self.behind and not context.judged else [])
         self.cond = None
         self.rollouts, self.waiting = self.drawn(), []
         return self.rollouts
@@ -100,7 +100,7 @@ class RolloutCollector:
         drawn = self.waiting[:count]
         look_at(drawn[-1:])
         if not self.context.judged:
-            self.judging.let_go(drawn[-1:])
+            self.judging.release_media(drawn[-1:])
         elif self.judging.due(drawn):
             if not self.context.rewards.beside:
                 self.context.policy.offload_idle()  # frees memory for the rewards

@@ -109,9 +109,9 @@ class RolloutScoring:
             rollouts, ids = self.coming.popleft()
             self.taken += len(rollouts)
             self.ids += ids
-            self.let_go(rollouts)
+            self.release_media(rollouts)
 
-    def let_go(self, rollouts: Sequence[Rollout]) -> None:
+    def release_media(self, rollouts: Sequence[Rollout]) -> None:
         """Frees the images of these micro-batches, except those to be logged."""
         for rollout in rollouts:
             rollout.media = rollout.media[: self.shown]
@@ -136,7 +136,7 @@ class RolloutScoring:
             self._took(1)
         return dict(zip(self.ids, self.stream.scores_so_far(), strict=False))
 
-    def go_on(self) -> None:
+    def ignore_signals(self) -> None:
         """Ignores signals from here on: weights have changed, and the epoch is trained to its end."""
         self.interrupt = Interrupt()
         self.stream.look = self.interrupt.look

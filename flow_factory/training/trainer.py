@@ -109,14 +109,14 @@ class Trainer:
         def before(batches: Sequence[Rollout]) -> None:
             if not self.learner.fresh:
                 self.midway = True
-                judging.go_on()
+                judging.ignore_signals()
             in_time(batches)
 
         judging.complete_with(rollouts)
         agree(self.context.accelerator, self.context.interrupt)
         self.learner.learn(self.groups(rollouts), before)
         self.midway = True
-        judging.go_on()
+        judging.ignore_signals()
         return self.judge(rollouts)
 
     def measured(self) -> dict[str, float]:

@@ -43,10 +43,10 @@ def to_cpu(tensors: Any) -> Any:
     It waits for each copy, because reading the values does not. `to_device` need not wait: kernels that read the values are behind the copy
     in the stream, and torch does not reuse pinned memory during a copy.
     """
-    return tree_map_only(Tensor, _parked, tensors)
+    return tree_map_only(Tensor, _cpu_copy, tensors)
 
 
-def _parked(x: Tensor) -> Tensor:
+def _cpu_copy(x: Tensor) -> Tensor:
     return torch.empty_like(x, device="cpu", pin_memory=True).copy_(x) if x.is_cuda else x.cpu()
 
 

@@ -137,14 +137,14 @@ def test_the_threads_of_gloo_end_with_a_run_that_ended_well(monkeypatch: pytest.
         pytest.skip("threads of another test's groups are still there")
     waits: list[float] = []
     monkeypatch.setattr(time, "sleep", waits.append)
-    liveness.let_go(well=True)
+    liveness.release_collectives(well=True)
     assert waits == [], "a process alone has none"
     for well, held in ((True, False), (True, True), (False, False)):
         dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
         group = dist.distributed_c10d._get_default_group() if held else None
         dist.all_reduce(torch.ones(2))
         threads = liveness._of_gloo()
-        liveness.let_go(well)
+        liveness.release_collectives(well)
         assert waits == [liveness.LET_GO] * (held or not well or not threads)
         assert dist.is_initialized() != well
         if threads and well and not held:

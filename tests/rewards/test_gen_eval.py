@@ -12,7 +12,7 @@ from transformers import Mask2FormerForUniversalSegmentation
 
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.clip import CLIPScorer
-from flow_factory.rewards.gen_eval import COLORS, GenEvalReward, Thing, found_in, where
+from flow_factory.rewards.gen_eval import COLORS, Detection, GenEvalReward, found_in, where
 from flow_factory.rewards.media import normalised
 from flow_factory.rewards.needs import needs_of
 from flow_factory.types import Clip, Row
@@ -22,11 +22,11 @@ from tests.rewards.test_rewards import pictures, rewards
 Keys = Callable[[str], dict[str, Any]]
 
 
-def thing(x: float, y: float, size: float = 10, score: float = 0.95) -> Thing:
+def thing(x: float, y: float, size: float = 10, score: float = 0.95) -> Detection:
     half = size / 2
     mask = np.zeros((100, 100), bool)
     mask[int(y - half) : int(y + half), int(x - half) : int(x + half)] = True
-    return Thing((x - half, y - half, x + half, y + half), mask, score)
+    return Detection((x - half, y - half, x + half, y + half), mask, score)
 
 
 DOG, CAT = thing(20, 50), thing(80, 50)
@@ -45,7 +45,7 @@ def asked(name: str, count: int = 1, **more: Any) -> dict[str, Any]:
 
 
 RED, BLUE = asked("dog", color="red"), asked("cat", color="blue")
-SCENES: list[tuple[dict[str, list[Thing]], dict[str, Any], float, float]] = [
+SCENES: list[tuple[dict[str, list[Detection]], dict[str, Any], float, float]] = [
     ({"dog": [DOG]}, {"include": [asked("dog")]}, 1, 1),
     ({}, {"include": [asked("dog")]}, 0, 0),
     ({"dog": [DOG, CAT]}, {"include": [asked("dog")]}, 1, 1),  # more than asked is right where nothing is excluded

@@ -15,7 +15,7 @@ from PIL import Image
 
 from flow_factory.config.plan import Deal
 from flow_factory.data.mp4 import save_video, video_bytes
-from flow_factory.reporting.parcels import packed
+from flow_factory.reporting.packed_media import packed
 from flow_factory.reporting.pictures import animation, contact_sheet, excerpt
 from flow_factory.training.run import Run
 from flow_factory.types import Clip, Sample
