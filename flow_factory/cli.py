@@ -138,7 +138,7 @@ def act(config: RunConfig, args: argparse.Namespace, listener: Listener) -> int:
         print_output(dump_config(config).removesuffix("\n"))
         return 0
     require_places(config, args.config)
-    placement = resolve_topology(config, vars(args), os.environ)
+    placement = resolve_topology(config, vars(args), os.environ, starts=not args.check)
     os.environ["FF_RENDEZVOUS_TIMEOUT"] = str(placement.rendezvous_timeout)
     if not config.log.verbose:
         quiet_libraries()

@@ -1,5 +1,6 @@
 #!/bin/bash
-# Two machines of eight GPUs under Slurm: `sbatch examples/cluster/slurm.sh`. guidance/workflow.md says what the lines do.
+# Two machines of eight GPUs under Slurm: `sbatch examples/cluster/slurm.sh`; for 64 GPUs, --nodes=8. guidance/workflow.md explains it.
+# --signal: seconds before the time limit at which the run is asked to stop; more than an epoch's time/optimise_s and a save.
 #SBATCH --job-name=flow-factory
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -12,7 +13,7 @@
 
 code=0
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" \
-    ff-train examples/grpo/lora/flux1.yaml run_name=flux1-slurm log.save_model_only=false model.resume_path=auto || code=$?
+    ff-train examples/grpo/lora/flux1.yaml --max_restarts 20 run_name=flux1 log.save_model_only=false model.resume_path=auto || code=$?
 
 # stopped before its end, with its state saved: the same job again, which goes on
 if [ "$code" -eq 130 ]; then

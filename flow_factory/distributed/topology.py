@@ -90,8 +90,11 @@ def overrides_of(flags: Mapping[str, Any], environment: Mapping[str, str], writt
     return [*written, *count] if last else [*count, *written]
 
 
-def resolve_topology(config: RunConfig, flags: Mapping[str, Any], environment: Mapping[str, str]) -> Topology:
+def resolve_topology(config: RunConfig, flags: Mapping[str, Any], environment: Mapping[str, str], starts: bool = True) -> Topology:
     """The topology. The command line has precedence over the environment, and the environment over the YAML.
+
+    Args:
+        starts: whether the processes will be started. A plan for several machines needs no address.
 
     Raises:
         ConfigError: a value is not a number, out of range or missing, or the processes do not divide over the machines.
@@ -105,7 +108,7 @@ def resolve_topology(config: RunConfig, flags: Mapping[str, Any], environment: M
             raise ConfigError("--max_restarts: this process was started by another launcher, and only that one can restart it")
         return Topology(config.num_processes, 1, 0, address, port, True, timeout)
     machines = _number(settings, "num_machines", config.num_machines, least=1)
-    if machines > 1:
+    if machines > 1 and starts:
         _require_place(settings, machines, port)
     if config.num_processes % machines:
         right = machines * max(1, config.num_processes // machines)
@@ -188,7 +191,7 @@ def _by_slurm(environment: Mapping[str, str]) -> dict[str, Setting]:
 
 
 def _require_place(settings: Mapping[str, Setting], machines: int, port: int) -> None:
-    who = settings["num_machines"].by
+    who = settings["num_machines"].by if "num_machines" in settings else "num_machines in the YAML"
     for key, what in (("main_process_ip", "where machine 0 is"), ("machine_rank", "which one this is")):
         if key not in settings:
             raise ConfigError(

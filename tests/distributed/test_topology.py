@@ -93,6 +93,13 @@ def test_the_command_line_overrides_the_environment_overrides_the_yaml(
     assert resolve_topology(configured(tmp_path), {"num_processes": None, **flags}, environ) == want
 
 
+def test_machines_of_the_yaml_need_an_address_to_start_and_none_for_a_plan(tmp_path: Path) -> None:
+    config = configured(tmp_path, "num_machines=2")
+    with pytest.raises(ConfigError, match=r"2 machines \(num_machines in the YAML\), and nothing says where machine 0 is; set --main_"):
+        resolve_topology(config, {}, {})
+    assert resolve_topology(config, {}, {}, starts=False) == Topology(4, 2, 0, "127.0.0.1", 29777, False)
+
+
 MEET = {"main_process_ip": "a", "machine_rank": 0}
 
 

@@ -10,7 +10,8 @@ import yaml
 
 from flow_factory.cli import parser
 from flow_factory.config import ConfigError, RunConfig, load_config
-from flow_factory.distributed.launch import launch
+from flow_factory.distributed.agent import FINAL
+from flow_factory.distributed.launch import launch, restart_overrides
 from flow_factory.distributed.topology import ENVIRONMENT, Topology, overrides_of, resolve_topology
 from tests.tiny.run import ROOT
 
@@ -26,6 +27,7 @@ def asked(command: str, environment: dict[str, str]) -> tuple[RunConfig, Topolog
 
 def test_the_script_for_slurm_starts_sixteen_processes_that_go_on() -> None:
     script = CLUSTER / "slurm.sh"
+    assert "#SBATCH --requeue\n" in script.read_text() and re.search(r"-eq 130 \]; then\n    scontrol requeue", script.read_text())
     subprocess.run(["bash", "-n", script], check=True)
     (command,) = re.findall(r"ff-train examples.*?(?= \|\|)", script.read_text())
     step = {
@@ -33,8 +35,8 @@ def test_the_script_for_slurm_starts_sixteen_processes_that_go_on() -> None:
         "GPUS_ON_NODE": "8",
     }  # fmt: skip
     config, there = asked(command, {f"SLURM_{k}": v for k, v in step.items()})
-    assert there == Topology(16, 2, 1, "a1", 20007, False)
-    assert config.model.resume_path == "auto"
+    assert there == Topology(16, 2, 1, "a1", 20007, False, max_restarts=20)
+    assert restart_overrides(config, there.max_restarts) == [] and config.model.resume_path == "auto"
 
 
 def test_the_job_for_kubernetes_starts_sixteen_processes_that_go_on() -> None:
@@ -42,6 +44,9 @@ def test_the_job_for_kubernetes_starts_sixteen_processes_that_go_on() -> None:
     name, pod = job["metadata"]["name"], job["spec"]["template"]["spec"]
     assert service["spec"]["clusterIP"] == "None" and service["spec"]["selector"] == {"job-name": name}
     assert job["spec"]["completionMode"] == "Indexed"
+    rules = [rule for rule in job["spec"]["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
+    assert {tuple(rule["onExitCodes"]["values"]): rule["action"] for rule in rules} == {(2,): "FailJob", (130,): "Ignore"}
+    assert FINAL == (2, 130), "after which a launcher does not restart either"
     (container,) = pod["containers"]
     environment = {entry["name"]: entry.get("value") for entry in container["env"]}
     assert set(environment) <= {known for names in ENVIRONMENT.values() for known in names}
@@ -50,7 +55,7 @@ def test_the_job_for_kubernetes_starts_sixteen_processes_that_go_on() -> None:
     assert int(environment["NUM_NODES"]) == job["spec"]["completions"] == job["spec"]["parallelism"]
     assert int(environment["GPUS_PER_NODE"]) == container["resources"]["limits"]["nvidia.com/gpu"]
     config, there = asked(shlex.join(container["command"] + container["args"]), environment | {"NODE_RANK": "1"})
-    assert there == Topology(16, 2, 1, "flow-factory-0.flow-factory", 29500, False)
+    assert there == Topology(16, 2, 1, "flow-factory-0.flow-factory", 29500, False, max_restarts=20)
     assert config.model.resume_path == "auto" and config.log.save_dir in [mount["mountPath"] for mount in container["volumeMounts"]]
 
 
