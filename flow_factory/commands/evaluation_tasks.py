@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from flow_factory.config import RewardConfig, RunConfig
@@ -60,7 +61,7 @@ def tasks_of(config: RunConfig, rewards: Sequence[RewardConfig] | None, given: b
         tests = read_tests(config, checks_of)
     if not tests:
         where = ", ".join(dataset.config.data.dataset_dir for dataset in datasets.values())
-        raise UserError(f"{where}: the run has no test rows; name some with --data")
+        raise UserError(f"{where}: no test rows, seen from {Path.cwd()}; start where the run started, or name some with --data")
     for name, rows in tests.items():
         alone, its = datasets[name].config, entries(datasets[name])
         note(*left_out(its) if noises == 1 else ())

@@ -101,14 +101,20 @@ def config_of(file: Path | None, checkpoints: Sequence[Path], overrides: Sequenc
         file: the YAML of the run; None for the one next to each checkpoint.
 
     Raises:
-        UserError: there is no config, or the checkpoints are of several base models.
+        UserError: there is no config, the checkpoints are of several base models, or the base model's folder is one from where the run
+            started, and this is another place.
     """
     from flow_factory.config import load_config
+    from flow_factory.config.places import elsewhere
+    from flow_factory.utils.model_index import INDEX
 
     files = [file] if file else [config_beside(path) for path in checkpoints]
     if not files:
         raise UserError("--base alone: name the YAML of a run with --config")
     configs = [load_config(file, overrides) for file in dict.fromkeys(files)]
+    for config, path in zip(configs, dict.fromkeys(files), strict=True):
+        if there := elsewhere(config.model.model_name_or_path, path, INDEX):
+            raise UserError(f"--model: {there}")
     bases = {(c.model.model_name_or_path, c.model.target_components): file for c, file in zip(configs, files, strict=False)}
     if len(bases) > 1:
         raise UserError(f"the checkpoints have different base models: {' and '.join(map(str, bases.values()))}; name those of one")

@@ -12,7 +12,9 @@ from flow_factory import __version__
 from flow_factory.checkpoints.lora_file import LORA_FILE, PEFT_CONFIG
 from flow_factory.config import RunConfig, dump_config
 from flow_factory.config.datasets import trained_on
+from flow_factory.config.eval import pipeline_kwargs
 from flow_factory.models import MODELS
+from flow_factory.models.guiders import GUIDER
 from flow_factory.reporting.curves import plain
 from flow_factory.reporting.metrics import evaluations_in, read_metrics
 from flow_factory.reporting.paired_gains import intervals
@@ -22,6 +24,7 @@ from flow_factory.utils.model_index import INDEX, MODULAR, modular_index, name_s
 
 PICTURES = ("curves.png", "before_after.png")
 CONFIG, CARD = "config.yaml", "README.md"
+DTYPES = {"bf16": "torch.bfloat16", "fp16": "torch.float16", "no": "torch.float32"}
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def model_card(what: Published) -> str:
 def _loading(what: Published, lora: bool) -> str:
     """Python that draws a picture, by what is in the folder."""
     config, here = what.config, what.repo or what.folder.name
-    base, part, section = config.model.model_name_or_path, config.model.target_components[0], config.eval
+    base, part = config.model.model_name_or_path, config.model.target_components[0]
     whole = whole_in(what.folder)
     modular = modular_index(what.folder if whole else Path(base)) is not None
     names, load = _stock(here if whole else base, modular)
@@ -111,10 +114,18 @@ def _loading(what: Published, lora: bool) -> str:
         load = f'from peft import PeftModel\n\n{load}\npipe.{part} = PeftModel.from_pretrained(pipe.{part}, "{here}")'
     else:
         load += "".join(f'\npipe.load_lora_weights("{here}", weight_name="{name}")' for name in files)
-    size = f"height={section.height}, width={section.width}, num_inference_steps={section.num_inference_steps}"
-    guided = f"prompt, {size}, guidance_scale={section.guidance_scale:g}"
-    call = f"result = pipe({f'prompt=prompt, {size}' if modular else guided})"
-    return f"import torch\nfrom diffusers import {names}\n\n{load}\n{call}"
+    call = f"result = pipe({'prompt=' if modular else ''}prompt, {_asked(config, modular)})"
+    return f"import torch\nfrom diffusers import {names}\n\n{load}\n{call}".replace("torch.bfloat16", DTYPES[config.mixed_precision])
+
+
+def _asked(config: RunConfig, modular: bool) -> str:
+    """The arguments of the evaluations' call, under the pipeline's names."""
+    guidance, asked = MODELS[config.model.model_type].guidance, pipeline_kwargs(config.eval)
+    scale = asked.pop("guidance_scale")
+    if not modular and guidance != GUIDER:
+        asked = {guidance: scale} | asked
+    asked = {"num_inference_steps": config.eval.num_inference_steps} | asked
+    return ", ".join(f"{name}={value!r}" for name, value in asked.items())
 
 
 def whole_in(folder: Path) -> bool:

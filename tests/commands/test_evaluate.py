@@ -44,7 +44,7 @@ def results(folder: str = "judged") -> dict[tuple[str, str], dict[str, Any]]:
     (["--base", "--config", "tiny.yaml", "--set", "num_inference_step=3"], "Did you mean 'num_inference_steps'"),
     (["--base", "--config", "tiny.yaml", "--data", "absent"], "absent"),
     (["--base", "--config", "tiny.yaml", "--data", "untested"], "no test split in untested"),
-    (["--base", "--config", "trained.yaml"], "the run has no test rows; name some with --data"),
+    (["--base", "--config", "trained.yaml"], "no test rows, seen from "),
     (["--base", "--config", "tiny.yaml", "wrong.yaml"], "jpeg_compressibilit"),
     (["--base", "--config", "tiny.yaml", "--out", "tiny.yaml"], "--out: tiny.yaml"),
     (["--base", "--config", "tiny.yaml", "--compare", "nfd"], "no recipe 'nfd'. Did you mean 'nft'?"),

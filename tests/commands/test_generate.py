@@ -1,5 +1,6 @@
 """`ff-generate`: pictures of checkpoints and the base beside each other."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -45,11 +46,15 @@ def test_prompts_are_texts_and_files(tmp_path: Path) -> None:
     (["lora.safetensors", "--prompts", "a"], "lora.safetensors: no config.yaml in its folder"),
     (["--base", "--config", "tiny.yaml", "--prompts", "a", "--set", "num_inference_step=3"], "Did you mean 'num_inference_steps'"),
     (["--base", "--config", "tiny.yaml", "--prompts", "a", "--out", "data"], "--out: data is not an empty folder"),
+    (["--base", "--config", "run/tiny.yaml", "--prompts", "a"], "run: start there, or write "),
 ])  # fmt: skip
 def test_what_cannot_be_drawn_is_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], line: str
 ) -> None:
-    write_run(tmp_path)
+    text = write_run(tmp_path).read_text()
+    (tmp_path / "run/model").mkdir(parents=True)
+    (tmp_path / "run/model/model_index.json").touch()
+    (tmp_path / "run/tiny.yaml").write_text(re.sub(r"(model_name_or_path:) \S+", r"\1 model", text))
     save_file({"a.lora_A.weight": torch.ones(1, 1)}, tmp_path / "lora.safetensors")
     monkeypatch.setattr(generate, "DEEP", 2)  # nothing above this folder
     assert main(words) == 2

@@ -1,5 +1,6 @@
 """`ff-export --card` and `--push`, and `log.push_to_hub`: the card is the run's, the upload is the folder, and no token is printed."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -22,6 +23,10 @@ from tests.tiny.two_datasets import DATASETS, write_two
 TOKEN = "hf_" + "s" * 34
 
 
+def is_call_of(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
+
+
 def test_a_card_names_base_rewards_and_how_to_load(tmp_path: Path) -> None:
     base = "black-forest-labs/FLUX.1-dev"
     config = load_config(write_run(tmp_path), [f"model.model_name_or_path={base}", "model.lora_rank=8"])
@@ -32,6 +37,9 @@ def test_a_card_names_base_rewards_and_how_to_load(tmp_path: Path) -> None:
     text = card.text
     assert f'from_pretrained("{base}"' in text and 'pipe.load_lora_weights("me/shapes")' in text and "| size " in text
     assert "- `a 'b' # c`" in text, "no text of a prompt is Markdown"
+    asked = {"height", "width", "num_inference_steps", "guidance_scale", "max_sequence_length"}
+    [call] = [node for node in ast.walk(ast.parse(text.partition("```python")[2].partition("```")[0])) if is_call_of(node, "pipe")]
+    assert {word.arg for word in call.keywords} == asked and "torch.float32" in text, "the call of the run's evaluations"
 
 
 def test_a_card_and_a_header_name_each_data_set_that_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
