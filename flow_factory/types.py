@@ -125,6 +125,11 @@ class Rollout:
     advantage: Tensor = field(init=False)
     """(n,) float32."""
 
+    @property
+    def unheld(self) -> bool:
+        """Whether no sample has a KL term, so that the reference is not needed."""
+        return self.kl_weight is not None and not bool(self.kl_weight.any())
+
 
 @dataclass
 class Point:
@@ -161,7 +166,7 @@ class Point:
     kl_weight: Tensor | None = None
     """The rollout's."""
     unheld: bool = False
-    """Whether all of these weights are 0, so that the reference is not needed."""
+    """The rollout's."""
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ class Algorithm:
 
     def needs(self, weights: str, rollout: Rollout) -> bool:
         """Whether the loss needs the velocities under these weights for this micro-batch."""
-        return True
+        return weights != "ref" or not rollout.unheld
 
     def rolls_out(self, updates: int) -> str:
         """The weights that sample after `updates` optimiser steps."""

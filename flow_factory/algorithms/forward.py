@@ -64,9 +64,10 @@ class NoisedSamples(Algorithm):
     def points(self, rollout: Rollout) -> Iterator[Point]:
         assert rollout.x0 is not None
         x0, advantage = rollout.x0.float(), self.advantage(rollout)
+        known = {"memo": rollout.memo, "kl_weight": rollout.kl_weight, "unheld": rollout.unheld}
         for index, (t, s) in enumerate(zip(*self.times(rollout), strict=True)):
             t, s, noise = t.to(x0.device), s.to(x0.device), self.noise(rollout, index).to(x0.device)
-            yield Point(mixed(x0, noise, s), t, s, rollout.cond, advantage, x0=x0, noise=noise, memo=rollout.memo)
+            yield Point(mixed(x0, noise, s), t, s, rollout.cond, advantage, x0=x0, noise=noise, **known)
 
 
 class ForwardProcess(NoisedSamples):
@@ -94,7 +95,9 @@ class ForwardProcess(NoisedSamples):
         return rollout.advantage.clamp(*self.config.adv_clip_range)
 
     def kl(self, point: Point, v: Tensor, velocity: Velocity, weights: str = "ref") -> Tensor:
-        """(n,) squared distance to the velocity under other weights."""
+        """(n,) squared distance to the velocity under other weights; 0 if no sample has a KL term: then that is not computed."""
+        if point.unheld:
+            return torch.zeros_like(point.advantage)
         return kl_v(v.float(), velocity(point, weights).float())
 
 

@@ -5,6 +5,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from flow_factory.algorithms.forward import AgainstOldPolicy, ends, mixed
+from flow_factory.algorithms.held import kl_term
 from flow_factory.algorithms.losses.nft import nft_loss, optimality
 from flow_factory.config import NFTConfig, TrainConfig
 from flow_factory.types import Metrics, Point, Velocity
@@ -26,7 +27,6 @@ class NFT(AgainstOldPolicy):
         metrics = {"policy_loss": policy, "loss_positive": parts["positive"], "loss_negative": parts["negative"],
                    "optimality": r, "policy_shift": ((v - old) ** 2).mean()}  # fmt: skip
         if config.kl_beta > 0:
-            kl = self.kl(point, v, velocity).mean()
-            loss = policy + config.kl_beta * kl
-            metrics |= {"kl_div": kl, "kl_loss": config.kl_beta * kl}
+            term, said = kl_term(config, point, self.kl(point, v, velocity))
+            loss, metrics = policy + term, metrics | said
         return loss, {k: m.detach() for k, m in ({"loss": loss} | metrics).items()}

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from flow_factory.algorithms.base import Algorithm
+from flow_factory.algorithms.held import kl_term
 from flow_factory.algorithms.losses import approx_kl, kl_exact, kl_v, kl_x
 from flow_factory.algorithms.losses.steps import step_weights
 from flow_factory.config import SchedulerConfig, TransitionConfig
@@ -29,9 +30,6 @@ class OnTransitions(Algorithm):
     def guidance(self, weights: str) -> float | None:
         return self.config.kl_guidance_scale if weights == "ref" else None
 
-    def needs(self, weights: str, rollout: Rollout) -> bool:
-        return not _unheld(rollout)
-
     def noisy(self, epoch: int, group: int) -> tuple[int, ...]:
         if self.scheduler.step_selection == "fraction":
             return self.candidates
@@ -43,7 +41,7 @@ class OnTransitions(Algorithm):
     def points(self, rollout: Rollout) -> Iterator[Point]:
         low, high = self.config.adv_clip_range
         advantage = rollout.advantage.clamp(low, high)
-        known = {"memo": rollout.memo, "schedule": rollout.schedule, "kl_weight": rollout.kl_weight, "unheld": _unheld(rollout)}
+        known = {"memo": rollout.memo, "schedule": rollout.schedule, "kl_weight": rollout.kl_weight, "unheld": rollout.unheld}
         for step in rollout.steps:
             yield Point(step.x.to(step.dtype), step.t, step.s, rollout.cond, advantage, step, **known)
 
@@ -64,12 +62,8 @@ class OnTransitions(Algorithm):
             metrics["step_weight"] = weight
         if self.config.kl_beta > 0:
             each = self._distances(point, step, velocity, v, mean, std)
-            kl = (each if point.kl_weight is None else point.kl_weight * each).mean()
-            loss = policy + self.config.kl_beta * kl
-            metrics |= {"kl_div": kl, "kl_loss": self.config.kl_beta * kl}
-            if self.config.moves_reference:
-                held = torch.ones_like(each) if point.kl_weight is None else (point.kl_weight > 0).to(each)
-                metrics["kl_held"] = (held * each).sum() / held.sum().clamp(min=1)
+            term, said = kl_term(self.config, point, each)
+            loss, metrics = policy + term, metrics | said
         return loss, {k: m.detach() for k, m in ({"loss": loss} | metrics | bounded).items()}
 
     def weight(self, point: Point) -> Tensor | None:
@@ -97,7 +91,3 @@ class OnTransitions(Algorithm):
             return kl_v(v.float(), ref.float())
         mean_ref = self._transition(point, step, ref)[0]
         return kl_x(mean, mean_ref) if self.config.kl_type == "x-based" else kl_exact(mean, mean_ref, std)
-
-
-def _unheld(rollout: Rollout) -> bool:
-    return rollout.kl_weight is not None and not bool(rollout.kl_weight.any())

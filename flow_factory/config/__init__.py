@@ -21,6 +21,7 @@ from flow_factory.config.distillation import OPDConfig, TeacherConfig
 from flow_factory.config.dump import config_tree, dump_config
 from flow_factory.config.eval import EvalConfig, pipeline_kwargs
 from flow_factory.config.few_steps import DMD2Config, FewStepConfig, PathConfig, TDMConfig, TDMR1Config
+from flow_factory.config.gate import GateConfig
 from flow_factory.config.help import config_help
 from flow_factory.config.loader import load_config
 from flow_factory.config.log import LogConfig
@@ -49,6 +50,7 @@ __all__ = [
     "ForwardConfig",
     "GRPOConfig",
     "GRPOGuardConfig",
+    "GateConfig",
     "LogConfig",
     "ModelConfig",
     "NFTConfig",

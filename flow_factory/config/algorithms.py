@@ -9,6 +9,7 @@ from flow_factory.config.base import DERIVED, Batch, Device, Interval, Shown, de
 from flow_factory.config.data import PAIR, TARGET
 from flow_factory.config.distillation import OPDConfig
 from flow_factory.config.few_steps import DMD2Config, TDMConfig, TDMR1Config
+from flow_factory.config.gate import GateConfig
 from flow_factory.config.scheduler import SchedulerConfig
 from flow_factory.config.train import Accumulation, TrainConfig
 from flow_factory.config.transition import DPPOConfig, GRPOConfig, GRPOGuardConfig
@@ -53,7 +54,7 @@ class OldPolicyConfig(ForwardConfig):
     )
 
 
-class NFTConfig(OldPolicyConfig):
+class NFTConfig(GateConfig, OldPolicyConfig):
     """DiffusionNFT: towards good samples and away from bad ones, on the forward process."""
 
     trainer_type: str = Field("nft", description="algorithm")

@@ -115,7 +115,8 @@ def _gather(
         source.problems.append(Problem((*keys, names[0]), f"unknown key; {error}"))
         arguments = None
     rest = {name: tree.pop(name) for name in names}
-    for name in [name for name in rest if arguments is not None and name not in arguments and name not in section.refused]:
+    refused = [name for name, value in rest.items() if name in section.refused and value is not None]
+    for name in [name for name in rest if arguments is not None and name not in arguments and name not in refused]:
         if (idle := _idle(name, section, source.mapping("train"))) is not None:
             del rest[name]
             source.notices.append(f"{'.'.join(map(str, keys))}.{name} has no effect: {idle}")

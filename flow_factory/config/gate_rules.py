@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from flow_factory.config.algorithm_rules import Rule
 from flow_factory.config.base import show
 from flow_factory.config.datasets import trained_on
+from flow_factory.config.gate import GateConfig
 from flow_factory.config.nodes import Problem
 from flow_factory.config.run import RunConfig
-from flow_factory.config.transition import TransitionConfig
 
 
 def gate_fits(config: RunConfig) -> Iterator[Problem]:
     train = config.train
-    if not isinstance(train, TransitionConfig):
+    if not isinstance(train, GateConfig):
         return
     for key in ("kl_gate_share", "kl_reset_threshold", "kl_reset_epochs"):
         if getattr(train, key) is not None and train.kl_beta == 0:
@@ -37,7 +37,7 @@ def gate_fits(config: RunConfig) -> Iterator[Problem]:
 
 def diversity_fits(config: RunConfig) -> Iterator[Problem]:
     train, here = config.train, ("train", "diversity_reward")
-    name = train.diversity_reward if isinstance(train, TransitionConfig) else None
+    name = train.diversity_reward if isinstance(train, GateConfig) else None
     if name is None:
         return
     if train.advantage_aggregation != "gardo":

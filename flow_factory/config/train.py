@@ -1,5 +1,6 @@
 """`train:` the keys that all algorithms share; `algorithms.py` has the keys that each one adds."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -57,6 +58,14 @@ EPSILON = {"adamw": 1e-15, "adamw8bit": 1e-8, "muon": 1e-15}
 the steps of those."""
 
 
+GARDO = dict.fromkeys(
+    ("kl_gate_share", "kl_reset_threshold", "kl_reset_epochs", "diversity_reward"),
+    "is of GARDO, which changes the KL term and the advantages of grpo, grpo-guard, dppo and nft; write one of them as trainer_type, "
+    "or leave the key out",
+)
+"""What is said of keys that would change nothing."""
+
+
 def _warmup(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or (isinstance(value, float) and not 0 < value < 1):
         raise ValueError(f"wants a whole number of optimiser steps from 0, or a share of the run between 0 and 1, got {show(value)}")
@@ -75,6 +84,7 @@ class TrainConfig(Section):
     by_dynamics: ClassVar[bool] = False
     """Whether rollouts are what `scheduler.dynamics_type` says, the ODE included and by default; else that is the algorithm's."""
     smallest_group: ClassVar[int] = 1
+    refused: ClassVar[Mapping[str, str]] = GARDO
     networks: ClassVar[tuple[str, ...]] = ()
     """Networks that are trained beside the policy."""
     judged: ClassVar[bool] = True

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from flow_factory.config import TrainConfig, TransitionConfig
+from flow_factory.config import GateConfig, TrainConfig
 from flow_factory.core.advantage import aggregation, varies
 from flow_factory.core.uncertainty import uncertainty
 from flow_factory.rewards.constant_rewards import ConstantRewards
@@ -30,7 +30,7 @@ class DatasetAdvantages:
     def __init__(self, train: TrainConfig, rewards: RewardSet, dataset: str):
         self.rewards, self.global_std, self.constant = rewards.of(dataset), train.global_std, ConstantRewards()
         self.columns = [k for k, reward in enumerate(rewards.rewards) if reward.scores(dataset)]
-        self.diversity = train.diversity_reward if isinstance(train, TransitionConfig) else None
+        self.diversity = train.diversity_reward if isinstance(train, GateConfig) else None
         self.aggregate = aggregation(train.advantage_aggregation, self.rewards.names, self.diversity)
         self.has_spread: list[bool] = []
         """Whether each reward gave different scores within a group in the last call."""

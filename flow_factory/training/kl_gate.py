@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from flow_factory.config import TransitionConfig
+from flow_factory.config import GateConfig
 from flow_factory.core.uncertainty import REMEMBERED, adapted, gated, mean_doubt
 from flow_factory.training.context import TrainingContext
 from flow_factory.types import Metrics
@@ -20,7 +20,7 @@ class KLGate:
     """The gate of a run. Its memory changes only at the end of an epoch, so an interrupted epoch can be repeated."""
 
     context: TrainingContext
-    train: TransitionConfig
+    train: GateConfig
     pending: list[float] | None = field(default=None, init=False)
     """The memory after this epoch."""
 

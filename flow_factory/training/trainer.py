@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from flow_factory.config import TransitionConfig
+from flow_factory.config import GateConfig
 from flow_factory.config.datasets import trained_on
 from flow_factory.core.ema import decay_after
 from flow_factory.data.several import dataset_of
@@ -54,7 +54,7 @@ class Trainer:
             require_independence(of_dataset, shape, context.config.train.advantage_aggregation)
         self.collector, self.learner = RolloutCollector(context), Learner(context)
         train = context.config.train
-        self.gate = KLGate(context, train) if isinstance(train, TransitionConfig) else None
+        self.gate = KLGate(context, train) if isinstance(train, GateConfig) else None
         self.midway = False
         """Whether weights have changed in an unfinished epoch."""
         self.work: dict[str, Work] = {}

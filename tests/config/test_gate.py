@@ -35,17 +35,16 @@ def write(folder: Path, text: str = YAML) -> Path:
     return folder / "run.yaml"
 
 
-def test_all_of_it_together_is_a_config_of_grpos_kin(tmp_path: Path) -> None:
-    for name in ("grpo", "grpo-guard", "dppo"):
+def test_all_of_it_together_is_a_config_of_grpos_kin_and_of_nft(tmp_path: Path) -> None:
+    for name in ("grpo", "grpo-guard", "dppo", "nft"):
         config = load_config(write(tmp_path), [f"train.trainer_type={name}"])
         assert config.train.moves_reference and not config.notices
     assert not load_config(write(tmp_path), ["train.kl_reset_threshold=null", "train.kl_reset_epochs=null"]).train.moves_reference
-    (line,) = [n for n in load_config(write(tmp_path), ["train.trainer_type=nft"]).notices if "kl_gate_share" in n]
-    assert line.startswith("train.kl_gate_share has no effect"), "nft's distance is not of transitions"
 
 
 WRONG = [
     ("train.kl_beta=0", r"train.kl_gate_share: is about the KL term, and kl_beta: 0 leaves none; write e.g. kl_beta: 0.04"),
+    ("train.trainer_type=awm", r"train.kl_gate_share: is of GARDO, which changes the KL term and the advantages of grpo"),
     ("train.kl_gate_share=0.5", r"train.kl_gate_share: 0.5 is outside of kl_gate_bounds \[0.02, 0.2\]"),
     ("train.kl_gate_bounds=[0.2, 0.1]", r"train.kl_gate_bounds: wants \[low, high\] with 0 < low <= high <= 1"),
     ("train.best_of_n=2", r"train.best_of_n: 2: the gate takes a share of all samples"),

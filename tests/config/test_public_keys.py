@@ -137,6 +137,39 @@ def test_what_cannot_work_is_refused_in_one_line(tmp_path: Path, keys: dict[str,
     assert line in said, said
 
 
+EXACT = "what is trained on is computed as it was rolled out"
+PAIR = "a pair is a group of two, in a forward of its own"
+TRAINERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "flow-dppo": ("dppo", "kl_type: x-based\nkl_guidance_scale: null\nkl_mask_type: v-based\nkl_mask_threshold: 1.0e-6", ()),
+    "sft": ("sft", "weighting_scheme: logit_normal\nnum_train_timesteps: 1\ntimestep_range: 0.99\ntime_shift: 1\nlogit_std: 1\n"
+            "gradient_accumulation_steps: 3", ()),
+    "offline-dpo": ("dpo", "beta: 2000\nadv_clip_range: 5.0", (
+        f"train.group_size: 8 -> 2: {PAIR}", f"train.per_device_batch_size: 4 -> 2: {PAIR}",
+        "train.adv_clip_range has no effect: it belongs to trainer_type: grpo, grpo-guard, dppo, nft, awm, dgpo, crd, and this is dpo")),
+    "dmd2": ("dmd2", "ttur_fake_updates: 5\nperturbation_timestep_range: [0.02, 0.98]\nreal_guidance_scale: null\nreplay_rtol: 1.0e-4\n"
+             "replay_atol: 1.0e-4", (f"train.replay_rtol has no effect: {EXACT}", f"train.replay_atol has no effect: {EXACT}")),
+    "tdm": ("tdm", "use_huber: true\nhuber_c: 1.0e-3\ntdm_snr_gamma: 5\ntdm_importance_clip: 20\ntdm_query_interval: trajectory\n"
+            "tdm_query_distribution: actual_uniform\ntdm_query_max_sigma: 1\ntdm_query_logit_mean: 0\ntdm_query_logit_std: 1", ()),
+    "tdm-r1": ("tdm-r1", "use_huber: false\ntdm_weight: 0.3\nsurrogate_preference_beta: 10\nadvantage_clip_range: 5\n"
+               "cfg_reward_scale: 4.5\nsurrogate_reference_beta: 1.0e-3\nsurrogate_reference_threshold: 0.05\n"
+               "surrogate_clip_range: 1.0e-3\nuse_time_weighting: true\nsurrogate_slow_decay_min: 1.0e-3\nsurrogate_slow_decay_max: 0.3", ()),
+    "diffusion-opd": ("diffusion-opd", "teachers:\n  - {name: one, path: one, applicable_datasets: null, guidance_scale: null}\n"
+                      "teacher_param_device: cuda\ntimestep_range: 0.99\nloss_target: xt\nself_normalize: false", ()),
+}  # fmt: skip
+"""Name in public files -> name here, keys of its public `train:`, and the notices."""
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_newer_trainers_take_their_public_keys(tmp_path: Path, name: str) -> None:
+    ours, keys, notices = TRAINERS[name]
+    judged = name in ("flow-dppo", "tdm-r1")
+    overrides = (f"train.trainer_type={name}", *([] if judged else ["rewards=null"]), *([] if ours == "dppo" else ["scheduler=null"]))
+    config = load(tmp_path, train=keys, overrides=overrides)
+    assert (config.train.trainer_type, config.notices) == (ours, notices)
+    if name == "tdm":
+        assert (config.train.tdm_query_interval, config.train.tdm_query_distribution) == ("trajectory", "actual_uniform")
+
+
 def test_muon_is_for_whole_matrices(tmp_path: Path) -> None:
     (tmp_path / "fsdp.yaml").write_text("distributed_type: FSDP\nfsdp_config: {fsdp_version: 2}\n")
     with pytest.raises(ConfigError, match=r"optimizers.0.optimizer: muon cannot be sharded by FSDP2 \(it steps whole matrices\)"):

@@ -13,7 +13,7 @@ from flow_factory.core.advantage import aggregation, diversity_scaled, group_adv
 from flow_factory.core.uncertainty import adapted, gated, mean_doubt, nearest, uncertainty, win_rates
 from flow_factory.training.kl_gate import KLGate
 from flow_factory.types import Point, Step
-from tests.points import rollout
+from tests.points import given, made, rollout
 from tests.vectors import close, golden, gradient, normals
 
 G = golden("21_gardo")
@@ -119,15 +119,15 @@ def point(kl_weight: Tensor | None) -> tuple[GRPO, Point, Tensor]:
     step = Step(0, 1000 * s, s, s1, ceiling, x, mean, algorithm.kernel.log_prob(mean, mean, std), torch.float64)
     batch = rollout(torch.zeros(6), steps=[step])
     batch.kl_weight = kl_weight
-    (made,) = algorithm.points(batch)
-    made.frozen = {"policy": v, "ref": G["kl_v_ref"]}
-    return algorithm, made, v
+    (one,) = algorithm.points(batch)
+    one.frozen = {"policy": v, "ref": G["kl_v_ref"]}
+    return algorithm, one, v
 
 
 def test_the_gated_term_and_its_gradient_are_the_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tensor, "float", Tensor.double)
-    algorithm, made, v = point(G["kl_gate"].double() / G["kl_share"])
-    loss, metrics = algorithm.loss(made, lambda p, weights="policy", guidance=None: v if weights == "policy" else p.frozen[weights])
+    algorithm, one, v = point(G["kl_gate"].double() / G["kl_share"])
+    loss, metrics = algorithm.loss(one, given)
     close(loss, G["kl_gated"], 1e-7)
     close(gradient(loss, v), G["kl_gated_grad"], 1e-6)
     close(metrics["kl_held"], G["author_kl"], 1e-7)
@@ -135,11 +135,30 @@ def test_the_gated_term_and_its_gradient_are_the_vectors(monkeypatch: pytest.Mon
 
 def test_without_a_gate_all_count_and_without_a_gated_sample_the_reference_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tensor, "float", Tensor.double)
-    algorithm, made, v = point(None)
-    metrics = algorithm.loss(made, lambda p, weights="policy", guidance=None: v if weights == "policy" else p.frozen[weights])[1]
+    algorithm, one, v = point(None)
+    metrics = algorithm.loss(one, given)[1]
     close(metrics["kl_div"], G["kl_per_sample"].mean(), 1e-7)
     assert metrics["kl_div"] == metrics["kl_held"]
-    algorithm, made, v = point(torch.zeros(6))
-    del made.frozen["ref"]
-    loss, metrics = algorithm.loss(made, lambda p, weights="policy", guidance=None: v if weights == "policy" else p.frozen[weights])
+    algorithm, one, v = point(torch.zeros(6))
+    del one.frozen["ref"]
+    loss, metrics = algorithm.loss(one, given)
     assert metrics["kl_div"] == metrics["kl_held"] == 0 and not gradient(loss, v).any()
+
+
+def test_nfts_distance_of_velocities_is_gated_alike() -> None:
+    """At the old policy and without advantages the loss has no other gradient."""
+    algorithm, weight = made("nft", kl_beta=1.0, kl_reset_epochs=1, num_train_timesteps=1), (G["kl_gate"] / G["kl_share"]).float()
+    v, ref = G["kl_v_new"].float().requires_grad_(), G["kl_v_ref"].float()
+    batch = rollout(torch.zeros(6), x0=normals(*v.shape).float(), kl_weight=weight)
+    (one,) = algorithm.points(batch)
+    one.frozen = {"policy": v, "old": v.detach(), "ref": ref}
+    loss, metrics = algorithm.loss(one, given)
+    each = (v.detach() - ref).square().flatten(1).mean(1)
+    close(metrics["kl_div"], (weight * each).mean(), 1e-6)
+    close(metrics["kl_held"], each[weight > 0].mean(), 1e-6)
+    close(gradient(loss, v), weight.view(-1, 1, 1, 1) * 2 * (v.detach() - ref) / v.numel(), 1e-5)
+    batch.kl_weight = torch.zeros(6)
+    (one,) = algorithm.points(batch)
+    one.frozen = {"policy": v, "old": v.detach()}
+    assert algorithm.needs("old", batch) and not algorithm.needs("ref", batch)
+    assert algorithm.loss(one, given)[1]["kl_div"] == 0

@@ -25,6 +25,7 @@ TRAIN = {
     "adam_epsilon": 1e-3,
 }  # fmt: skip
 PAIRS = "train.per_device_batch_size=2"
+NFT = ("train.trainer_type=nft", "train.kl_type=v-based", "train.num_train_timesteps=1")
 MOVES = ("train.kl_reset_threshold=1e-12",)
 
 
@@ -42,8 +43,9 @@ def held(folder: Path, name: str, *overrides: str) -> Run:
     return tiny(folder, "eval.eval_freq=0", f"log.run_name={name}", *overrides)
 
 
-def test_the_reference_is_asked_where_a_sample_is_held_to_it_alone(tmp_path: Path) -> None:
-    run = held(tmp_path, "counted", "train.gradient_step_per_epoch=1")
+@pytest.mark.parametrize("keys", [(), NFT], ids=["grpo", "nft"])
+def test_the_reference_is_asked_where_a_sample_is_held_to_it_alone(tmp_path: Path, keys: tuple[str, ...]) -> None:
+    run = held(tmp_path, "counted", "train.gradient_step_per_epoch=1", *keys)
     rollouts = run.trainer.collector(0)
     run.trainer.judge(rollouts)
     weights = [float(rollout.kl_weight) for rollout in rollouts if rollout.kl_weight is not None]
@@ -79,8 +81,9 @@ def test_a_reference_that_moves_begins_as_the_base_of_a_lora_that_was_loaded(tmp
     assert not any(off) and any(bool(part.any()) for part in base.live)
 
 
-def test_a_run_goes_on_exactly_with_what_it_remembers(tmp_path: Path) -> None:
-    keys = ("log.save_freq=1", "log.save_model_only=false", "train.max_epochs=4", *MOVES)
+@pytest.mark.parametrize("more", [(), NFT], ids=["grpo", "nft"])
+def test_a_run_goes_on_exactly_with_what_it_remembers(tmp_path: Path, more: tuple[str, ...]) -> None:
+    keys = (*more, "log.save_freq=1", "log.save_model_only=false", "train.max_epochs=4", *MOVES)
     held(tmp_path, "straight", *keys)()
     saved = tmp_path / "save" / "straight" / "checkpoints"
     held(tmp_path, "second", *keys, f"model.resume_path={saved / 'epoch_2'}")()
