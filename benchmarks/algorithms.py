@@ -2,6 +2,7 @@
 
     python benchmarks/algorithms.py                        every algorithm, three seeds, 15 epochs
     python benchmarks/algorithms.py --algorithms nft awm   some of them; runs that are complete in --save-dir are not repeated
+    python benchmarks/algorithms.py --recipes              trains nothing: assets/algorithms_gains.png of flow_factory/recipes
 
 Each run is `ff-train examples/quickstart/<algorithm>.yaml` (NFT: `examples/quickstart.yaml`). Draws `assets/algorithms.png` and prints a
 Markdown table of held-out strict accuracy on the quick start's 256 pairs of caption and noise, and of the seconds of an epoch. DMD2, TDM
@@ -21,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from flow_factory.reporting.metrics import read_metrics  # noqa: E402 (found beside this file, installed or not)
+from flow_factory.reporting.recipes import Band, load_recipe, names  # noqa: E402
 
 ALGORITHMS = ("grpo", "grpo-guard", "dppo", "nft", "awm", "dpo", "sft", "dgpo", "crd", "draft", "flash-grpo", "dmd2", "tdm", "tdm-r1")
 STRICT = "eval/reward_strict_mean"
@@ -93,6 +95,54 @@ def draw(runs: dict[str, list[Records]], out: Path) -> None:
     figure.savefig(out, dpi=110)
 
 
+def gains() -> dict[str, Band]:
+    """Strict accuracy before and after, of each recipe that has it: of eight steps, then of two; the highest first."""
+    known = {
+        name: recipe.ours.rewards["strict"] for name in names() if (recipe := load_recipe(name)).ours and "strict" in recipe.ours.rewards
+    }
+    return dict(sorted(known.items(), key=lambda one: (-one[1].before, -statistics.mean(one[1].after))))
+
+
+def gains_table(bands: dict[str, Band]) -> str:
+    lines = ["| algorithm | strict before | after, each seed | gain |", "|---|---|---|---|"]
+    for name, band in bands.items():
+        after = ", ".join(f"{value:.3f}" for value in band.after)
+        lines.append(f"| `{name}` | {band.before:.3f} | {after} | {statistics.mean(band.after) - band.before:+.3f} |")
+    return "\n".join(lines)
+
+
+def draw_gains(bands: dict[str, Band], out: Path) -> None:
+    """A row for each algorithm: the base model as a bar, each seed as a point."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 0.5 + 0.34 * len(bands)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for y, band in enumerate(bands.values()):
+        axes.plot([band.before, statistics.mean(band.after)], [y, y], color="tab:blue", alpha=0.35, linewidth=4, solid_capstyle="butt")
+        axes.plot(
+            [band.before],
+            [y],
+            marker="|",
+            markersize=14,
+            markeredgewidth=2,
+            color="black",
+            linestyle="none",
+            label="before" if y == 0 else None,
+        )
+        each = [y] * len(band.after)
+        axes.plot(band.after, each, "o", markersize=5, color="tab:blue", alpha=0.8, label="after, each seed" if y == 0 else None)
+    axes.set_yticks(range(len(bands)), list(bands))
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.set_xlabel("held-out strict accuracy")
+    axes.grid(axis="x", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, loc="lower right")
+    figure.savefig(out, dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=ALGORITHMS)
@@ -101,7 +151,12 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the machine's cores")
     parser.add_argument("--save-dir", type=Path, default=ROOT / "save" / "algorithms")
     parser.add_argument("--out", type=Path, default=ROOT / "assets" / "algorithms.png")
+    parser.add_argument("--recipes", action="store_true", help="draw what the recipes have, and train nothing")
     args = parser.parse_args()
+    if args.recipes:
+        draw_gains(gains(), ROOT / "assets" / "algorithms_gains.png")
+        print(gains_table(gains()))
+        return
     wanted = [(algorithm, seed) for seed in args.seeds for algorithm in args.algorithms]
     with ThreadPoolExecutor(args.jobs) as pool:
         records = dict(zip(wanted, pool.map(lambda one: run(*one, args), wanted), strict=True))

@@ -152,7 +152,8 @@ TRAINERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "tdm_query_distribution: actual_uniform\ntdm_query_max_sigma: 1\ntdm_query_logit_mean: 0\ntdm_query_logit_std: 1", ()),
     "tdm-r1": ("tdm-r1", "use_huber: false\ntdm_weight: 0.3\nsurrogate_preference_beta: 10\nadvantage_clip_range: 5\n"
                "cfg_reward_scale: 4.5\nsurrogate_reference_beta: 1.0e-3\nsurrogate_reference_threshold: 0.05\n"
-               "surrogate_clip_range: 1.0e-3\nuse_time_weighting: true\nsurrogate_slow_decay_min: 1.0e-3\nsurrogate_slow_decay_max: 0.3", ()),
+               "surrogate_clip_range: 1.0e-3\nuse_time_weighting: true\nsurrogate_slow_decay_min: 1.0e-3\n"
+               "surrogate_slow_decay_max: 0.3", ()),
     "diffusion-opd": ("diffusion-opd", "teachers:\n  - {name: one, path: one, applicable_datasets: null, guidance_scale: null}\n"
                       "teacher_param_device: cuda\ntimestep_range: 0.99\nloss_target: xt\nself_normalize: false", ()),
 }  # fmt: skip
