@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from flow_factory.commands.examples import copy, listed, needed, root
-from flow_factory.commands.subcommands import done, size_of_gpu
+from flow_factory.commands.subcommands import done, set_up_terminal, size_of_gpu
 from flow_factory.config.signature import require_reward
 from flow_factory.rewards import REWARDS
 from flow_factory.utils.errors import UserError, file_errors
@@ -68,6 +68,7 @@ def known() -> dict[str, list[str]]:
 
 def act(args: argparse.Namespace) -> int:
     """Asks for missing values, computes the file, and writes it."""
+    set_up_terminal()
     if args.out.exists():
         raise UserError(f"--out: {args.out} exists already; name another file, or move it away")
     if not args.out.absolute().parent.is_dir():

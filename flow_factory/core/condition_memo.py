@@ -72,7 +72,7 @@ class MemoizedCall:
         self.memo_table, self.name, self.bare = memo_table, name, bare
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("memo_table", "name", "bare"):  # not there yet while copy or pickle builds a twin
+        if name in ("memo_table", "name", "bare"):  # missing while copy or pickle builds the object
             raise AttributeError(name)
         return getattr(self.bare, name)
 

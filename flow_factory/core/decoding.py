@@ -30,7 +30,7 @@ class Decoder(FixedSchedule):
         self, model_output: Tensor, timestep: Tensor, sample: Tensor, return_dict: bool = True, **_: Any
     ) -> SchedulerOutput | tuple[Tensor]:
         mine, dtype = self.x, torch.promote_types(sample.dtype, model_output.dtype)
-        if self.twin is not None:  # whose step comes next
+        if self.twin is not None:  # the step of the second modality comes next
             mine, self.twin.x = self.x.tensor_split([sample[0].numel()], dim=1)
         return output(filled(mine.to(dtype), sample, self.field.sampled(sample) if self.twin is None else None), return_dict)
 

@@ -23,7 +23,7 @@ def generator(seed: int, purpose: str, *key: int) -> torch.Generator:
     Always on the CPU, so that every device gets the same numbers; move the result.
     """
     message = purpose.encode() + b"\0" + struct.pack(f">{1 + len(key)}q", seed, *key)
-    # manual_seed keeps 32 bits on the CPU: among 1e5 keys two would share their noise two times in three. So the whole state is hashed.
+    # manual_seed keeps 32 bits on the CPU. Among 1e5 keys, two would share their noise with probability 2/3. So the whole state is hashed.
     words = np.frombuffer(hashlib.shake_128(message).digest(WORDS * 4), "<u4").astype(np.uint64)
     result = torch.Generator()
     state = result.get_state()

@@ -45,7 +45,7 @@ class Readback:
         self.bare = bare
 
     def __getattr__(self, name: str) -> Any:
-        if name == "bare":  # not there yet while copy or pickle builds a twin
+        if name == "bare":  # missing while copy or pickle builds the object
             raise AttributeError(name)
         return getattr(self.bare, name)
 

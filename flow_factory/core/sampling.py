@@ -65,7 +65,7 @@ class Sampler:
                 return x1, None
             return x1, Step(index, t, s, s1, ceiling, x, x1, x1.new_full((len(x1),), math.nan, dtype=torch.float32), x.dtype)
         noise = self.noise(index, x, self.purpose)
-        seen = x.to(stored) if drawn else x  # what was not drawn here was never rounded
+        seen = x.to(stored) if drawn else x  # a state that was not drawn here was not rounded
         x1, logp, mean = sample(self.kernel, x.float(), v.float(), s, s1, self.eta, ceiling, noise, stored)
         step = Step(index, t, s, s1, ceiling, seen, x1, logp, x.dtype, mean if self.with_mean else None)
         return x1.to(x.dtype), step if index in self.kept else None

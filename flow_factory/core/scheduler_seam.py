@@ -45,7 +45,7 @@ class Seam:
         return type(self.__dict__["stock"]) if "stock" in self.__dict__ else type(self)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "stock":  # not there yet while copy builds a twin
+        if name == "stock":  # missing while copy builds the object
             raise AttributeError(name)
         return getattr(self.stock, name)
 
@@ -112,7 +112,7 @@ class Recorder(Seam):
         if self.index < 0:  # image-to-image starts inside the schedule
             begin = self.stock.begin_index
             self.index = place_of(timestep, self.stock.timesteps) if begin is None else begin
-            if self.twin is not None:  # whose schedule is a copy
+            if self.twin is not None:  # its schedule is a copy of this one
                 self.twin.index = self.index
         if self.levels is None:
             self.levels = self.schedule[1].to(sample.device, non_blocking=True)
@@ -157,7 +157,7 @@ class Recorder(Seam):
     @property
     def final(self) -> Tensor:
         """The last state; for two modalities, both as one."""
-        assert self.last is not None  # there was a step
+        assert self.last is not None  # `step` has been called
         return self.last if self.twin is None else joint(self.last, self.twin.last)
 
 

@@ -43,7 +43,7 @@ class TransformerProxy:
         self.field, self.name, self.bare = field, name, bare
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("field", "bare"):  # not there yet while copy or pickle builds a twin
+        if name in ("field", "bare"):  # missing while copy or pickle builds the object
             raise AttributeError(name)
         return getattr(self.bare, name)
 
@@ -55,7 +55,7 @@ class TransformerProxy:
         priming = field.priming and not fills_cache(kwargs)
         blank = field.blanks.get(shapes) if priming else None
         wanted = torch.is_grad_enabled() and not priming
-        if wanted and isinstance(latents := kwargs.get("hidden_states"), Tensor):  # pipelines may write into theirs before the backward
+        if wanted and isinstance(latents := kwargs.get("hidden_states"), Tensor):  # the pipeline may write into it before the backward pass
             kwargs["hidden_states"] = latents.clone()
         with torch.set_grad_enabled(wanted or field.recording):
             outs = {name: field.bare[name](*args, **kwargs) for name in field.called(self.name if blank is None else None)}
@@ -66,6 +66,6 @@ class TransformerProxy:
         out = outs.pop(self.name)
         if shapes not in field.blanks:
             field.blanks[shapes] = tree_map_only(Tensor, lambda x: x.new_zeros(()).expand(x.shape), out)
-        for other in outs.values():  # its backward must run too, and adds nothing
+        for other in outs.values():  # its backward pass must run too; it adds zeros
             out = tree_map(lambda x, y: x + 0 * y if isinstance(x, Tensor) else x, out, other)
         return out

@@ -87,7 +87,7 @@ class Shapes:
         self.rows |= {signature(cond) for cond in conds}
         self.evaluated |= {signature(cond) for cond in evaluated}
         require_few(len(self.rows))
-        # of the batches of one shape in an evaluation only the last may be smaller; a negative prompt has its own length
+        # in an evaluation only the last batch of a shape may be smaller; a negative prompt has its own length
         ways = 2 * (len(self.rows) * (1 + self.drawn) + 2 * len(self.evaluated))
         limits = torch._dynamo.config
         limits.recompile_limit = limits.accumulated_recompile_limit = VARIANTS * ways

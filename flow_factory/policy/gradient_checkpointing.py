@@ -39,7 +39,7 @@ class CheckpointedBlock:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return self.forward(*args, **kwargs)
-        # a policy draws no random numbers, and saving their state would wait for the device
+        # blocks draw no random numbers, and saving the random state would wait for the device
         return checkpoint(self.forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 

@@ -41,7 +41,7 @@ def add_loras(module: Any, targets: Sequence[str], config: ModelConfig, seed: in
     init: Any = True if config.init_lora_weights == "kaiming" else config.init_lora_weights
     for number, name in enumerate((DEFAULT, *roles)):
         with torch.random.fork_rng(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # several adapters are meant
+            warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # there may be several adapters
             torch.manual_seed(seed + number)
             kind = LoraConfig(
                 r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=list(targets), init_lora_weights=init,
@@ -50,14 +50,14 @@ def add_loras(module: Any, targets: Sequence[str], config: ModelConfig, seed: in
             _add(module, kind, name)
     select(lora_layers([module]), MAIN)
     for name, p in module.named_parameters():
-        p.requires_grad_(p.requires_grad or ADAPTER.search(name) is not None)  # peft leaves only the last adapter trainable
+        p.requires_grad_(p.requires_grad or ADAPTER.search(name) is not None)  # peft freezes all adapters but the last
     round_lora(module)
 
 
 def _add(module: Any, config: LoraConfig, name: str) -> None:
     if hasattr(module, "add_adapter"):
         module.add_adapter(config, name)
-    else:  # diffusers gives some transformers (Lumina, EasyAnimate, PRX) no methods for adapters
+    else:  # some transformers of diffusers (Lumina, EasyAnimate, PRX) have no methods for adapters
         inject_adapter_in_model(config, module, name)
 
 

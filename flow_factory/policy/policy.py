@@ -40,7 +40,7 @@ class Policy(nn.Module):
         models = (*self.components.values(), *self.frozen.values())
         blocks = (getattr(m, kind, None) or () for m in models for kind in ("_no_split_modules", "_repeated_blocks"))
         here = {type(m).__name__ for m in self.modules()}
-        self._no_split_modules = sorted({name for names in blocks for name in names} & here)  # what FSDP shards one by one
+        self._no_split_modules = sorted({name for names in blocks for name in names} & here)  # FSDP2 shards these one by one
         self.idle: list[UserCpuOffloadHook] = []
         """The hooks of the parts that stay in main memory between rollouts (`model.offload_idle`)."""
         self.wanted: dict[nn.Parameter, torch.dtype] = {}
@@ -58,7 +58,7 @@ class Policy(nn.Module):
 
     def forward(self, method: str, *args: Any) -> Any:
         """Calls a method of the adapter without autocast, which some engines enable around this: see `precision`."""
-        without_cudnn()  # a library may have switched it on
+        without_cudnn()  # a library may have enabled it
         with torch.autocast(self.adapter.pipe._execution_device.type, enabled=False):
             return getattr(self.adapter, method)(*args)
 
@@ -79,14 +79,15 @@ class Policy(nn.Module):
         for module, name, dtype in self.unmaterialized(part):
             p: nn.Parameter = module._parameters[name]  # type: ignore[assignment]
             read = p.data
-            p.data = read.to(device or read.device).to(dtype)  # files mostly have fewer bits
+            p.data = read.to(device or read.device).to(dtype)  # the copy to the device is smaller before the cast
             if (own or p.requires_grad) and p.data_ptr() == read.data_ptr():
                 p.data = read.clone()
             yield p
 
     def unmaterialized(self, part: nn.Module) -> list[tuple[nn.Module, str, torch.dtype]]:
         """The weights of a part that the caller must materialize, each once: (its module, its name there, its final dtype)."""
-        named = [(m, name, p) for m in part.modules() for name, p in m._parameters.items()]  # a module that rounds its weights lists others
+        # not `named_parameters`: it may list casts of the weights, see `precision.rounding`
+        named = [(m, name, p) for m in part.modules() for name, p in m._parameters.items()]
         return [(m, name, self.wanted.pop(p)) for m, name, p in named if p in self.wanted]
 
     def offload_idle(self) -> None:
@@ -196,7 +197,7 @@ def _place_frozen(policy: Policy, parts: dict[str, nn.Module], config: ModelConf
     """Moves the parts that the engine does not place: to the device, or into main memory with `offload_idle`."""
     for name, part in parts.items():
         if config.layerwise_casting is not None and name in policy.adapter.field.bare:
-            store_in_8_bits(part, config.layerwise_casting, dtype)  # before the device has to hold the whole of it
+            store_in_8_bits(part, config.layerwise_casting, dtype)  # before the whole part is on the device
         if name in policy.components or name in policy.frozen:
             continue
         if config.offload_idle:

@@ -1,8 +1,8 @@
-"""The dtypes in which trained modules compute: those of a stock pipeline in the run's precision with the saved weights, to the bit.
+"""The dtypes in which trained modules compute: to the bit those of a stock pipeline that runs the saved weights in the run's precision.
 
-Such a pipeline has no autocast. That would bring to 16 bits what diffusers keeps in float32 (Wan's time embedding), and on a GPU to float32
-what it leaves in 16 bits (norms, softmax, powers, sums). So there is none around what is trained. A LoRA that the pipeline loads has
-the dtype of the layers that it belongs to.
+A stock pipeline has no autocast. Autocast would cast to 16 bits what diffusers keeps in float32 (Wan's time embedding). On a GPU it would
+also cast to float32 what diffusers leaves in 16 bits (norms, softmax, powers, sums). So trained modules run without autocast. A LoRA that
+the pipeline loads has the dtype of its layer.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -22,14 +22,14 @@ from flow_factory.utils.stock_dtypes import dtype_of
 
 
 class Rounded(nn.Linear):
-    """A matrix of a LoRA: it computes in the dtype of what comes in, which is the layer's, whatever dtype it is trained in."""
+    """A matrix of a LoRA. It computes in the dtype of its input, which is the layer's, and may be trained in another one."""
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.weight.to(x.dtype))
 
 
 class RoundedMagnitude(DoraLinearLayer):
-    """DoRA's magnitudes of a layer (arXiv 2402.09353): they too compute in the dtype of what comes in."""
+    """DoRA's magnitudes of a layer (arXiv 2402.09353). They too compute in the dtype of the input."""
 
     computes: torch.dtype | None = None
 
@@ -44,7 +44,7 @@ class RoundedMagnitude(DoraLinearLayer):
 
     @torch.no_grad()
     def get_lora_weight(self, lora_A: nn.Module, lora_B: nn.Module, adapter_name: str | None = None) -> Tensor:
-        """(out, in), of which only a norm without gradient is taken."""
+        """The product of the matrices, (out, in). peft takes only its norm, without gradient."""
         down: Any = lora_A.weight
         return lora_B(lora_A(torch.eye(down.shape[1], device=down.device, dtype=self.computes))).T
 
@@ -62,10 +62,12 @@ def round_lora(module: nn.Module) -> None:
 
 @torch.no_grad()
 def begin_as_base(module: Any, precision: torch.dtype) -> None:
-    """Gives DoRA's magnitudes the norms of the weights as they compute: peft took those of the file. So a new LoRA changes nothing.
+    """Sets DoRA's magnitudes to the norms of the weights in their computing dtype, so that a new LoRA changes nothing.
+
+    peft took the norms of the weights in the file.
 
     Args:
-        module: a transformer, whose LoRAs' products are 0 yet.
+        module: a transformer with new LoRAs, whose products are still 0.
     """
     for name, layer in module.named_modules():
         for magnitude in layer.lora_magnitude_vector.values() if isinstance(layer, LoraLayer) else ():
@@ -76,16 +78,20 @@ def begin_as_base(module: Any, precision: torch.dtype) -> None:
 
 
 def wanted_dtypes(module: nn.Module, config: ModelConfig, precision: torch.dtype) -> dict[nn.Parameter, torch.dtype]:
-    """In which dtype each weight is to live: trained ones in their own, frozen ones as a stock pipeline has them. A LoRA is so at once.
+    """The dtype in which each weight is to be stored: trained ones in `master_weight_dtype`, frozen ones as in a stock pipeline.
+
+    The weights of a LoRA are cast here already.
 
     Args:
-        precision: the run's.
+        precision: `mixed_precision` of the run.
     """
     master, wanted = DTYPES[config.master_weight_dtype], {}
     for name, p in module.named_parameters():
         if p.requires_grad and config.finetune_type == "lora":
-            p.data = p.data.to(precision).to(master)  # peft draws it in the dtype of the layer, which may be another one in the file
-        elif config.quantization is None and type(p.data) is Tensor and p.is_floating_point():  # scales are as they are
+            p.data = p.data.to(precision).to(master)  # peft initialises it in the dtype of the layer in the file
+        elif (
+            config.quantization is None and type(p.data) is Tensor and p.is_floating_point()
+        ):  # the scales of quantised weights keep their dtype
             wanted[p] = master if p.requires_grad else dtype_of(module, name, precision)
     if config.finetune_type == "full" and any(p.requires_grad for p in wanted):
         round_weights(module, precision, wanted)
@@ -96,12 +102,12 @@ def wanted_dtypes(module: nn.Module, config: ModelConfig, precision: torch.dtype
 
 
 def round_weights(model: Any, precision: torch.dtype, wanted: Mapping[nn.Parameter, torch.dtype]) -> None:
-    """Has a diffusers model that is trained in full compute as its weights do once they are saved, and loaded by a stock pipeline.
+    """Makes a fully trained diffusers model compute as a stock pipeline computes with the saved weights.
 
-    Its modules read their own weights as a stock pipeline has them. Engines, optimisers and checkpoints see the trained ones.
+    Its modules read their weights in the dtypes of a stock pipeline. Engines, optimisers and checkpoints see the trained weights.
 
     Args:
-        wanted: in which dtypes they will live.
+        wanted: the dtypes in which the weights will be stored.
     """
     saved = model.state_dict().keys()
     for name, buffer in model.named_buffers():
@@ -116,14 +122,14 @@ def round_weights(model: Any, precision: torch.dtype, wanted: Mapping[nn.Paramet
 
 @cache
 def rounding(cls: type[nn.Module], dtypes: tuple[tuple[str, torch.dtype], ...], of_model: torch.dtype | None) -> type[nn.Module]:
-    """The class of a module that reads its weights in these dtypes: the same one for all that are alike, or they would compile apart.
+    """The class of a module that reads its weights in these dtypes. Modules of the same class and dtypes share it, and so compiled code.
 
     Args:
-        of_model: what a whole model calls its dtype; it lists its weights as they are.
+        of_model: for a whole model, the value of its `dtype`. It lists its weights as they are stored.
     """
 
     def named_parameters(self: nn.Module, prefix: str = "", recurse: bool = True, **rest: Any) -> Iterator[tuple[str, Any]]:
-        """Models ask a part of theirs for the dtype that it computes in so."""
+        """Models read the computing dtype of their parts from this."""
         for name, p in cls.named_parameters(self, prefix, recurse, **rest):
             yield name, p.to(known[name.removeprefix(f"{prefix}.")]) if recurse else p
 
@@ -136,8 +142,8 @@ def rounding(cls: type[nn.Module], dtypes: tuple[tuple[str, torch.dtype], ...], 
 def _rounded(name: str, dtype: torch.dtype) -> Callable[[nn.Module], Any]:
     def weight(module: nn.Module) -> Any:
         p: Any = module._parameters[name]
-        if isinstance(p, DTensor):  # a shard, for which FSDP2 asks the module, computes nothing
+        if isinstance(p, DTensor):  # FSDP2 reads its shard here; a shard computes nothing
             return p
-        return p.to(dtype) if p.dtype != dtype else p.view_as(p)  # where gathered so, its gradient too is summed in this dtype, then cast
+        return p.to(dtype) if p.dtype != dtype else p.view_as(p)  # `view_as`: a gradient is summed in this dtype as if there were a cast
 
     return weight

@@ -74,7 +74,7 @@ def target_names(module: nn.Module, component: str, target: str | Sequence[str],
     for ending in endings:
         of, _, rest = ending.partition(".")
         if rest and of != component and of in ("transformer", "transformer_2"):
-            continue  # an entry for the other component
+            continue  # this entry belongs to the other component
         want = rest if of == component else ending
         hits = [name for name in linear if name == want or name.endswith("." + want)]
         if not hits:

@@ -103,6 +103,20 @@ FORMS = {
 }
 
 
+def written_for_others_is_the_same(tmp_path: Path, lora: Lora, bare: torch.nn.Module) -> None:
+    """A LoRA written for kohya's programs and for peft is read back; a DoRA is refused for the former."""
+    for format in ("kohya", "peft"):
+        with pytest.raises(CheckpointError, match="the LoRA is a DoRA") if lora.dora and format == "kohya" else nullcontext():
+            write_lora(tmp_path / format, lora, format, "transformer", type(bare).__name__, widths(bare))  # type: ignore[arg-type]
+    if not lora.dora:
+        read = by_module_names("kohya", read_tensors(load_file(tmp_path / "kohya"), {}), bare)
+        assert read.layers == lora.layers
+        for layer in lora.layers:  # where layers of other scales are one there, the scale is in the numbers
+            torch.testing.assert_close(change_of(read, layer), change_of(lora, layer), rtol=1e-5, atol=1e-6)
+    assert read_lora(tmp_path / "peft" / PEFT_FILE).dora == lora.dora
+    assert read_lora(tmp_path / "peft" / PEFT_FILE).scale_of(lora.layers[0]) == pytest.approx(lora.scale_of(lora.layers[0]))
+
+
 @pytest.mark.parametrize("form", [
     pytest.param(form, marks=() if precision == "bf16" and form.startswith("dora") else pytest.mark.exhaustive, id=f"{form}, {precision}")
     for form in FORMS for precision in ("bf16", "no")
@@ -141,16 +155,7 @@ def test_each_form_of_a_lora_begins_as_the_base_and_is_what_a_stock_pipeline_loa
     bare = merged.field.bare["transformer"]
     if precision == "no":
         torch.testing.assert_close(velocity_at(merged, condition(merged)), v, rtol=0, atol=2e-5)
-    for format in ("kohya", "peft"):
-        with pytest.raises(CheckpointError, match="the LoRA is a DoRA") if lora.dora and format == "kohya" else nullcontext():
-            write_lora(tmp_path / format, lora, format, "transformer", type(bare).__name__, widths(bare))  # type: ignore[arg-type]
-    if not lora.dora:
-        read = by_module_names("kohya", read_tensors(load_file(tmp_path / "kohya"), {}), bare)
-        assert read.layers == lora.layers
-        for layer in lora.layers:  # where layers of other scales are one there, the scale is in the numbers
-            torch.testing.assert_close(change_of(read, layer), change_of(lora, layer), rtol=1e-5, atol=1e-6)
-    assert read_lora(tmp_path / "peft" / PEFT_FILE).dora == lora.dora
-    assert read_lora(tmp_path / "peft" / PEFT_FILE).scale_of(lora.layers[0]) == pytest.approx(lora.scale_of(lora.layers[0]))
+    written_for_others_is_the_same(tmp_path, lora, bare)
 
 
 # -- loading ------------------------------------------------------------------------------------------------------------------------

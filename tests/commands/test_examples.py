@@ -153,16 +153,21 @@ def test_a_large_example_fits_its_gpus_and_machines(name: str, monkeypatch: pyte
 # -- training -----------------------------------------------------------------------------------------------------------------------
 
 
+def tiny_model(path: Path, folder: Path) -> tuple[str | Path, dict[str, Any], dict[str, Any]]:
+    """(tiny checkpoint, arguments of its calls, keys of its rows) for an example."""
+    config, name, case = example(path), TINY.get(path.stem, path.stem), generic(path)
+    if case is None:
+        call = {**SMALL[name], **({"condition_image_size": 96} if "condition_image_size" in config.train.call else {})}
+        return saved(name), call, few_rows(ROOT / datasets_of(config)[0].config.data.dataset_dir, folder / "data")
+    call = {key: value for key, value in case.call.items() if key != "true_cfg_scale"}
+    checkpoint = breadth.saved(case, folder / "tiny")
+    return checkpoint, call, {"data.dataset_dir": str(folder / "tiny" / "data"), "data.columns": case.renamed()}
+
+
 def small(path: Path, folder: Path) -> list[str]:
     """Command-line overrides that leave the example's model, algorithm, guidance and optimiser, and make all sizes tiny."""
-    config = example(path)
-    name, case = TINY.get(path.stem, path.stem), generic(path)
-    if case is None:
-        checkpoint: str | Path = saved(name)
-        call = {**SMALL[name], **({"condition_image_size": 96} if "condition_image_size" in config.train.call else {})}
-    else:
-        checkpoint = breadth.saved(case, folder / "tiny")
-        call = {key: value for key, value in case.call.items() if key != "true_cfg_scale"}
+    config, case = example(path), generic(path)
+    checkpoint, call, rows = tiny_model(path, folder)
     sizes = {f"{section}.{k}": v for section in ("train", "eval") for k, v in call.items()}
     if config.train.call.get("num_frames") == 1:
         sizes |= {"train.num_frames": 1, "train.height": 32, "train.width": 32}  # 16 would be one token, whose query moves nothing
@@ -193,10 +198,6 @@ def small(path: Path, folder: Path) -> list[str]:
         keys |= {"train.teachers": [{"path": "teacher", "guidance_scale": config.train.teachers[0].guidance_scale}]}
     if config.data.datasets is not None:  # one of them, which is trained on alone
         keys |= {"data.datasets": None}
-    if case is None:
-        rows: dict[str, Any] = few_rows(ROOT / datasets_of(config)[0].config.data.dataset_dir, folder / "data")
-    else:
-        rows = {"data.dataset_dir": str(folder / "tiny" / "data"), "data.columns": case.renamed()}
     return [f"{k}={json.dumps(v)}" for k, v in {**keys, **sizes, **rows}.items()]
 
 

@@ -3,13 +3,13 @@
 import hashlib
 import json
 import shutil
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from tests.tiny.http_server import Handler, serving
 
 COMMIT = hashlib.sha1(b"first").hexdigest()
 LATER = hashlib.sha1(b"later").hexdigest()
@@ -42,8 +42,7 @@ class Repo:
         return self.names.get(name, name if name in self.files else None)
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class HubHandler(Handler):
     repos: Mapping[str, Repo]
 
     def do_GET(self) -> None:
@@ -52,11 +51,8 @@ class Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def do_POST(self) -> None:
-        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.posted = self.body()
         self.answer(urlsplit(self.path).path)
-
-    def log_message(self, *_: object) -> None:
-        pass
 
     def answer(self, path: str) -> None:
         parts = [unquote(part) for part in path.strip("/").split("/")]
@@ -90,9 +86,9 @@ class Handler(BaseHTTPRequestHandler):
             inside = "/".join(rest[1:])
             return self.json([info for info in infos if not inside or info["path"].startswith(f"{inside}/")])
         if kind == "paths-info":
-            asked = json.loads(self.body)["paths"] if self.body[:1] == b"{" else []
-            asked = asked or [unquote(p.partition(b"=")[2].decode().replace("+", " ")) for p in self.body.split(b"&") if p[:6] == b"paths="]
-            return self.json([info for info in infos if info["path"] in asked])
+            paths = json.loads(self.posted)["paths"] if self.posted[:1] == b"{" else []
+            paths = paths or [unquote(p[6:].decode().replace("+", " ")) for p in self.posted.split(b"&") if p[:6] == b"paths="]
+            return self.json([info for info in infos if info["path"] in paths])
         siblings = [{"rfilename": name} for name in files]
         return self.json(
             {"id": "x/y", "sha": commit, "lastModified": SEEN, "siblings": siblings, "private": False, "tags": [], "downloads": 0}
@@ -133,12 +129,5 @@ def tag(content: bytes) -> str:
 @contextmanager
 def hub(repos: Mapping[str, Repo]) -> Iterator[str]:
     """Its address."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Serving", (Handler,), {"repos": repos}))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(type("Serving", (HubHandler,), {"repos": repos})) as address:
+        yield address

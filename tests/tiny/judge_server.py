@@ -4,14 +4,14 @@ import base64
 import io
 import json
 import math
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from tests.tiny.http_server import Handler, serving
 
 MODELS = ("judge", "Qwen3-VL", "Qwen/Qwen3-VL-8B-Instruct", "RationalRewards-8B-T2I", "RationalRewards-8B-Edit",
           "CodeGoat24/UnifiedReward-2.0-qwen3vl-8b", "CodeGoat24/UnifiedReward-qwen-7b")  # fmt: skip
@@ -67,39 +67,15 @@ def judge(answer: Callable[[dict[str, Any]], Any] = bright) -> Iterator[tuple[st
     """
     bodies: list[dict[str, Any]] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def send(self, status: int, content: bytes) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
+    class Judge(Handler):
         def do_GET(self) -> None:
-            self.send(200, json.dumps({"data": [{"id": name} for name in MODELS]}).encode())
+            self.reply(200, json.dumps({"data": [{"id": name} for name in MODELS]}).encode())
 
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            body = json.loads(self.body())
             bodies.append(body | {"authorization": self.headers["Authorization"]})
-            said = answer(body)
-            if said is None:
-                self.close_connection = True
-            elif isinstance(said, int):
-                self.send(said, b"it cannot")
-            else:
-                self.send(200, said if isinstance(said, bytes) else json.dumps({"choices": [said]}).encode())
+            choice = answer(body)
+            self.reply_or_close(json.dumps({"choices": [choice]}).encode() if isinstance(choice, dict) else choice)
 
-        def log_message(self, *given: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/v1", bodies
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(Judge) as address:
+        yield f"{address}/v1", bodies

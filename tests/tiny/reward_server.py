@@ -8,7 +8,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import uvicorn
@@ -22,6 +21,7 @@ from flow_factory.rewards.service.app import make_app
 from flow_factory.rewards.service.request_queue import RequestQueue
 from flow_factory.rewards.service.scorer import Scorer
 from flow_factory.rewards.service.workers import ThreadWorker
+from tests.tiny.http_server import Handler, serving
 
 
 def numbered(number: int, size: tuple[int, int] = (4, 3)) -> Image.Image:
@@ -169,36 +169,13 @@ def says(answer: Callable[[Any, bytes], Any], about: Any = None) -> Iterator[str
         about: of its rewards; None: it speaks the older protocol.
     """
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def reply(self, status: int, content: bytes) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
+    class Server(Handler):
         def do_GET(self) -> None:
             there = {"/health": {"status": "ok"}} | ({} if about is None else {"/rewards": {"rewards": about}})
             self.reply(200 if self.path in there else 404, json.dumps(there.get(self.path, {})).encode())
 
         def do_POST(self) -> None:
-            said = answer(self.headers, self.rfile.read(int(self.headers["Content-Length"])))
-            if said is None:
-                self.close_connection = True
-            else:
-                self.reply(*((said, b"it cannot") if isinstance(said, int) else (200, said)))
+            self.reply_or_close(answer(self.headers, self.body()))
 
-        def log_message(self, *given: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(Server) as address:
+        yield address
