@@ -49,7 +49,8 @@ EXAMPLES = sorted(path for name in ALGORITHMS for path in (ROOT / "examples" / n
 TINY = {
     **dict.fromkeys(("flux2_t2i", "flux2_i2i"), "flux2"), **dict.fromkeys(("flux2_klein_base", "flux2_klein_9b"), "flux2_klein_base"),
     **dict.fromkeys(("sd3_5", "sd3_5_gardo", "sd3_5_nocfg", "sd3_5_tempflow", "sd3_5_two_datasets"), "sd3"),
-    "flux1_gardo": "flux1", "qwen_image_edit_plus": "qwen_image_edit_2511", "z_image_turbo": "z_image",
+    **dict.fromkeys(("flux1_flash", "flux1_gardo", "flux1_tempflow"), "flux1"),
+    "qwen_image_edit_plus": "qwen_image_edit_2511", "z_image_turbo": "z_image",
     "wan22_t2v": "wan22_a14b_t2v", "wan22_i2v": "wan22_a14b_i2v", "qwen_image_16": "qwen_image",
     **dict.fromkeys(("flux2_t2i_all", "flux2_t2i_all_16"), "flux2"),
     **dict.fromkeys(("wan21_t2v_480p", "wan21_t2v_720p", "wan21_t2v_flash"), "wan21_t2v"),
