@@ -8,15 +8,16 @@ from accelerate import Accelerator
 
 from flow_factory.config.service import load_rewards_config
 from flow_factory.hparams import RewardArguments
-from flow_factory.rewards.loading import arguments, require_files
+from flow_factory.rewards.loading import arguments, require_devices, require_files
 from flow_factory.rewards.scoring import RewardSet, load_rewards
 
 
 def entries_of(path: Path, overrides: Sequence[str]) -> list[RewardArguments]:
     """Raises:
-    UserError: the config is wrong, or what a reward reads is not there.
+    UserError: the config is wrong, or a device or what a reward reads is not there.
     """
     entries = arguments(load_rewards_config(path, overrides).rewards)
+    require_devices(entries)
     require_files(entries, now=True)
     return entries
 

@@ -2,21 +2,20 @@
 
 import asyncio
 import json
-import threading
 import time
-from collections.abc import Coroutine, Sequence
-from functools import lru_cache
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import httpx
 
 from flow_factory.hparams import RewardArguments
+from flow_factory.rewards.exchange import Wrong, answer_to, client_of, done, together
 from flow_factory.rewards.failures import HOPELESS, Failed, address, number, pause, why, worth_again
 from flow_factory.rewards.wire import Body
 from flow_factory.utils.errors import RewardError, UserError
 from flow_factory.utils.user_code import short
 
-Result = TypeVar("Result")
 Scores = list[float | None]
 BUSY = 503
 """The status of a busy server. With Retry-After the request is repeated until the deadline."""
@@ -24,27 +23,6 @@ LARGEST = 3.4e38
 """The largest value of float32."""
 SPARE, EACH = 65_536, 256
 """The largest size of an answer in bytes: a constant, and for each sample."""
-
-
-class Wrong(ValueError):
-    """The answer does not match the request. The message has the reason."""
-
-
-@lru_cache(maxsize=1)
-def _loop() -> asyncio.AbstractEventLoop:
-    """The event loop of a separate thread, in which the timeout of a request holds whatever the server does."""
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="remote rewards", daemon=True).start()
-    return loop
-
-
-def _done(work: Coroutine[Any, Any, Result]) -> Result:
-    """The result of the coroutine. An interrupt cancels it."""
-    future = asyncio.run_coroutine_threadsafe(work, _loop())
-    try:
-        return future.result()
-    finally:
-        future.cancel()
 
 
 def scores_in(content: bytes, id: str | None, n: int) -> Scores:
@@ -95,10 +73,9 @@ class Link:
         self.timeout = number(config, "timeout", 120, 0.001)
         self.deadline = number(config, "deadline", 600, 0.001)
         self.concurrent = int(number(config, "max_concurrent", 4, 1))
+        self.room = asyncio.Semaphore(self.concurrent)
         headers = {"Authorization": f"Bearer {extra['token']}"} if extra.get("token") else {}
-        limits = httpx.Limits(max_connections=self.concurrent, max_keepalive_connections=self.concurrent)
-        secure = self.url.startswith("https")  # the certificates of an http address would be read for nothing
-        self.client = httpx.AsyncClient(timeout=None, limits=limits, headers=headers, verify=secure)
+        self.client = client_of(self.url, self.concurrent, headers)
 
     def describe(self) -> dict[str, Any] | None:
         """The server's description of its rewards by name; None with the older protocol.
@@ -134,7 +111,7 @@ class Link:
                 k += 1
 
         try:
-            return _done(asyncio.wait_for(look(), self.timeout))
+            return done(asyncio.wait_for(look(), self.timeout))
         except (httpx.HTTPError, asyncio.TimeoutError, Wrong) as error:
             reason = why(error) if isinstance(error, httpx.HTTPError) else short(error) or f"no answer in {self.timeout:g} s"
             line = f"reward {self.name!r}: server_url: {self.url} does not answer ({reason}); start the server first"
@@ -146,11 +123,7 @@ class Link:
         Raises:
             RewardError: the server refuses all requests.
         """
-
-        async def every() -> list[Scores | Failed]:
-            return list(await asyncio.gather(*(self._request(path, *question) for question in questions)))
-
-        return _done(every())
+        return done(together([partial(self._request, path, *question) for question in questions], self.room))
 
     async def _request(self, path: str, body: Body, id: str | None, n: int) -> Scores | Failed:
         """Sends one request. Repetitions have the same bytes and id, so that the server scores them once."""
@@ -192,11 +165,6 @@ class Link:
             body, id, n = question
             content, headers = body.content, {"Content-Type": body.kind, "Samples": str(n)}
             headers |= {"Idempotency-Key": id} if id is not None else {}
-        async with self.client.stream(method, self.url + path, content=content, headers=headers) as answer:
-            read = bytearray()
-            async for chunk in answer.aiter_bytes():
-                read += chunk
-                if len(read) > most:
-                    raise Wrong(f"answers more than {most} bytes")
-            after = answer.headers.get("Retry-After", "") if answer.status_code == BUSY else ""
-            return answer.status_code, bytes(read), min(float(after), 60.0) if after.isdecimal() else 0.0
+        status, read, said = await answer_to(self.client, method, self.url + path, most, content=content, headers=headers)
+        after = said.get("Retry-After", "") if status == BUSY else ""
+        return status, read, min(float(after), 60.0) if after.isdecimal() else 0.0

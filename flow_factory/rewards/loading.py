@@ -16,6 +16,7 @@ from flow_factory.rewards.base import BaseRewardModel, GroupwiseRewardModel, Poi
 from flow_factory.rewards.functions import class_of_function
 from flow_factory.rewards.isolation import kept
 from flow_factory.rewards.needs import Needs, needs_of
+from flow_factory.utils.devices import require_device
 from flow_factory.utils.errors import UserError
 from flow_factory.utils.registry import nearest
 from flow_factory.utils.user_code import user_errors, watch_threads
@@ -179,6 +180,15 @@ def require_files(entries: Sequence[RewardArguments], now: bool) -> None:
         if cls.loads_weights:
             with kept(), user_errors(f"reward {entry.name!r} failed", cls.__module__):
                 cls.require_files(entry, now)
+
+
+def require_devices(entries: Sequence[RewardArguments]) -> None:
+    """Raises:
+    UserError: this machine does not have the device that an entry names.
+    """
+    for entry in entries:
+        if str(entry.device) != "cuda":  # `auto`
+            require_device(f"reward {entry.name!r}: device", str(entry.device))
 
 
 def construct(config: RewardArguments, accelerator: Accelerator) -> BaseRewardModel:

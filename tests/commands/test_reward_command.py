@@ -77,10 +77,11 @@ def test_the_list_has_every_reward_and_says_what_the_page_says(capsys: pytest.Ca
     told = capsys.readouterr().out
     assert list(FACTS) == list(REWARDS) and all(re.search(rf"(?m)^{name} ", told) for name in FACTS)
     rows = [line.split(" | ") for line in (ROOT / "guidance" / "rewards.md").read_text().splitlines() if line.startswith("| `")]
-    table = {name: row for row in rows if len(row) == 5 for name in re.findall(r"`(\w+)`", row[0])}
+    table = {name: row for row in rows if len(row) == 7 for name in re.findall(r"`(\w+)`", row[0])}
     for name, facts in FACTS.items():
-        _, looks, _, licence, scale = (cell.strip(" |").replace("`", "") for cell in table[name])
+        _, kind, looks, _, licence, scale, runs = (cell.strip(" |").replace("`", "") for cell in table[name])
         assert facts.licence == licence and facts.scale in scale and facts.scores in looks, name
+        assert facts.kind == kind and facts.where.startswith({"here": "the training", "judge": "a judge", "server": "a server"}[runs]), name
         bases = [node.name for node in lineage(REWARDS.path(name))]
         assert bases[-2 if bases[-1] == "ABC" else -1] == "BaseRewardModel", name
         assert (facts.kind == "groupwise") == ("GroupwiseRewardModel" in bases), name
@@ -116,6 +117,11 @@ def test_a_reward_fails_whose_score_depends_on_its_batch(
     assert (code, bool(failed)) == ((0, False) if text is None else (1, True))
     assert text is None or any(text in line for line in failed)
     assert ("5 of 5 missing (it is mute)" in told) == (how == "mute")
+
+
+def test_a_device_that_is_not_there_is_said_before_anything_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", config(tmp_path, "saturation, device: 'cuda:99'")]) == 2
+    assert capsys.readouterr().err.startswith("error: reward 'saturation': device: cuda:99: this machine has ")
 
 
 def test_drawn_pictures_are_in_order_and_a_group_is_turned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

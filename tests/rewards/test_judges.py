@@ -2,10 +2,15 @@
 
 import json
 import math
+import os
 import random
+import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +188,37 @@ def test_a_server_that_is_slow_or_gone_gives_no_score_and_says_so(caplog: pytest
             reward.finish_epoch()
     with pytest.raises(RewardError, match=f"reward 'it': on_failure: stop: {address}"):
         scored("vlm_yes_no", address, max_retries=1, on_failure="stop")
+
+
+def test_a_judge_that_trickles_is_given_up_and_one_that_hangs_is_left_at_an_interrupt() -> None:
+    """A byte now and then is no answer, and an interrupt waits for none."""
+    held = threading.Event()
+
+    def trickles(connection: Any) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n")
+        with suppress(OSError):
+            while not held.wait(0.02):
+                connection.sendall(b" ")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        answers = lambda: [threading.Thread(target=trickles, args=server.accept()[:1], daemon=True).start() for _ in SHADES]  # noqa: E731
+        threading.Thread(target=answers, daemon=True).start()
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+        reward = rewards("vlm_yes_no", api_base_url=address, max_retries=1, timeout=0.2)
+        assert reward.score([Row(0, "a")], [SHADES])[0].isnan().all()
+        assert "does not answer in 0.2 s" in reward.counts.cause["it"]
+        held.set()
+    held.clear()
+
+    def hangs(body: dict[str, Any]) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        held.wait(60)
+
+    with judge(hangs) as (address, _):
+        with pytest.raises(KeyboardInterrupt):
+            scored("vlm_yes_no", address, SHADES[:1])
+        assert not held.is_set()
+        held.set()
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])

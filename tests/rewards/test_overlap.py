@@ -6,8 +6,9 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -300,6 +301,32 @@ def test_entries_that_share_a_reward_share_its_threads() -> None:
     assert sorted(lane.workers for lane in rewards.lanes.values()) == [1, 3] and rewards.beside
     assert not loaded(("Listed", {}), beside=False).lanes
     assert not loaded(("Listed", {}), ("Ranks", {"async_reward": False}), beside=True).beside
+
+
+def test_a_reward_on_a_gpu_has_a_stream_of_its_own_which_waits_for_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With stand-ins for the streams: each thread's is of the reward's own device, and the calls run inside it."""
+    log: list[Any] = []
+    inside = threading.local()
+
+    class Stream:
+        def __init__(self, device: torch.device):
+            self.device = device
+
+        def wait_stream(self, other: str) -> None:
+            log.append((self.device, other))
+
+    @contextmanager
+    def current(stream: Stream) -> Iterator[None]:
+        inside.stream = stream
+        yield
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device: f"default of {device}")
+    monkeypatch.setattr(torch.cuda, "stream", current)
+    lane, meet = Lane(2, torch.device("cuda:1")), threading.Barrier(2, timeout=LONG)
+    streams = [future.result(LONG) for future in [lane.ask(lambda: (meet.wait(), inside.stream)[1]) for _ in range(2)]]
+    assert streams[0] is not streams[1] and {str(stream.device) for stream in streams} == {"cuda:1"}
+    assert log == [(torch.device("cuda:1"), "default of cuda:1")] * 2
 
 
 def test_calls_side_by_side_do_not_restore_each_others_changes(tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ from torch import Tensor
 from flow_factory.config import ConfigError
 from flow_factory.config.service import load_rewards_config
 from flow_factory.hparams import RewardArguments
-from flow_factory.rewards.link import Wrong, scores_in
+from flow_factory.rewards.exchange import Wrong
+from flow_factory.rewards.link import scores_in
 from flow_factory.rewards.scoring import RewardSet, load_rewards
 from flow_factory.rewards.service.reading import unpacked
 from flow_factory.rewards.service.request_queue import Refused
@@ -390,6 +391,7 @@ def injected(requests: int, seed: int) -> None:
             missing += int(found.isnan().sum())
             wrong += sum(not score.isnan() and score.item() != one for score, one in zip(found, asked, strict=True))
     done = faults[0].done
+    print(f"{requests} requests of {each} pictures, {done.total()} calls: {wrong} wrong, {missing} missing; {dict(done)}")
     assert wrong == 0 and done.total() >= requests
     assert missing < len(numbers) / 2 and (requests < 1000 or all(done[kind] for kind in Faults.KINDS)), (missing, done)
     assert set(Reads.seen) <= set(numbers) and max(Reads.seen.values()) == 1

@@ -1,23 +1,29 @@
 """A judge on a server that speaks OpenAI's chat completions: vLLM, SGLang, Ollama, or a paid one."""
 
+import asyncio
 import base64
 import io
+import json
 import math
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import httpx
 from PIL import Image
 
 from flow_factory.hparams import RewardArguments
+from flow_factory.rewards.exchange import Wrong, answer_to, client_of, done, together
 from flow_factory.rewards.failures import HOPELESS, Failed, address, number, pause, why, worth_again
 from flow_factory.rewards.judges.question import Question
 from flow_factory.utils.errors import RewardError, UserError
 from flow_factory.utils.user_code import short
 
 Answer = TypeVar("Answer")
+MOST = 4_000_000
+"""The largest size of an answer in bytes."""
+SOON = 10.0
+"""Seconds within which the server must say which models it has."""
 
 
 def data_url(image: Image.Image) -> str:
@@ -43,45 +49,42 @@ class ServedVLM:
         extra = config.extra_kwargs
         self.name, self.model = config.name, str(extra.get("vlm_model", model))
         self.url = address(config, "api_base_url", default, "http://localhost:8000/v1")
-        self.concurrent = int(number(config, "max_concurrent", 8, 1))
+        concurrent = int(number(config, "max_concurrent", 8, 1))
+        self.room = asyncio.Semaphore(concurrent)
         self.tries = int(number(config, "max_retries", 5, 1))
         self.timeout = number(config, "timeout", 120, 0.001)
         self.tokens = int(number(config, "max_tokens", tokens, 1))
         self.temperature = number(config, "temperature", 0, 0)
         self.top = int(number(config, "top_logprobs", 20, 2))
         self.json = bool(extra.get("json_answer", False))
-        limits = httpx.Limits(max_connections=self.concurrent)
-        self.client = httpx.Client(
-            timeout=self.timeout, limits=limits, headers={"Authorization": f"Bearer {extra.get('api_key', 'EMPTY')}"}
-        )
+        self.client = client_of(self.url, concurrent, {"Authorization": f"Bearer {extra.get('api_key', 'EMPTY')}"})
 
     def require(self) -> None:
         """Raises:
         UserError: the server does not answer, or does not have the model.
         """
+        look = answer_to(self.client, "GET", f"{self.url}/models", MOST)
         try:
-            answer = self.client.get(f"{self.url}/models", timeout=min(self.timeout, 10))
-        except httpx.HTTPError as error:
-            raise UserError(
-                f"reward {self.name!r}: api_base_url: {self.url} does not answer ({why(error)}); start the server first"
-            ) from error
+            status, content, _ = done(asyncio.wait_for(look, min(self.timeout, SOON)))
+        except (httpx.HTTPError, asyncio.TimeoutError, Wrong) as error:
+            said = why(error) if isinstance(error, httpx.HTTPError) else short(error) or "no answer in time"
+            line = f"reward {self.name!r}: api_base_url: {self.url} does not answer ({said}); start the server first"
+            raise UserError(line) from error
         try:
-            there = [str(one["id"]) for one in answer.json()["data"]] if answer.status_code == 200 else []
+            there = [str(one["id"]) for one in json.loads(content)["data"]] if status == 200 else []
         except (ValueError, LookupError, TypeError):
             there = []
         if there and self.model not in there:
             raise UserError(f"reward {self.name!r}: vlm_model: {self.url} has no {self.model!r}; it has {', '.join(there)}")
-        if answer.status_code in HOPELESS[:2]:
-            raise UserError(f"reward {self.name!r}: api_key: {self.url} refuses it ({answer.status_code})")
+        if status in HOPELESS[:2]:
+            raise UserError(f"reward {self.name!r}: api_key: {self.url} refuses it ({status})")
 
     def first(self, questions: Sequence[tuple[Question, Sequence[Sequence[str]]]]) -> list[list[float] | Failed]:
         """See `LocalVLM.first`; a word that is not among the `top_logprobs` likeliest tokens counts nothing."""
         more = {"max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": self.top}
 
-        def one(pair: tuple[Question, Sequence[Sequence[str]]]) -> list[float] | Failed:
-            return self._request(pair[0], more, lambda choice: _likely(choice, pair[1]))
-
-        return self._each(one, questions)
+        requests = [partial(self._request, question, more, partial(_likely, groups=groups)) for question, groups in questions]
+        return done(together(requests, self.room))
 
     def answers(self, questions: Sequence[Question], names: Sequence[str] = ()) -> list[str | Failed]:
         """See `LocalVLM.answers`; with `json_answer`, the server is asked to force a JSON object with a number for each name."""
@@ -90,43 +93,50 @@ class ServedVLM:
             numbers = {name: {"anyOf": [{"type": "number"}, {"const": "N/A"}]} for name in names}
             schema = {"type": "object", "properties": numbers, "required": list(names), "additionalProperties": False}
             more["response_format"] = {"type": "json_schema", "json_schema": {"name": "scores", "strict": True, "schema": schema}}
-        return self._each(lambda question: self._request(question, more, _text), questions)
+        return done(together([partial(self._request, question, more, _text) for question in questions], self.room))
 
-    def _each(self, one: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-        with ThreadPoolExecutor(self.concurrent, thread_name_prefix=f"reward {self.name}") as pool:
-            return list(pool.map(one, items))
-
-    def _request(self, question: Question, more: dict[str, Any], read: Callable[[dict[str, Any]], Answer | Failed]) -> Answer | Failed:
+    def _body(self, question: Question, more: dict[str, Any]) -> bytes:
         chat = [{"role": "system", "content": question.system}] if question.system else []
         parts = [
             {"type": "image_url", "image_url": {"url": data_url(p)}} if isinstance(p, Image.Image) else {"type": "text", "text": p}
             for p in question.parts
         ]
-        body = {"model": self.model, "messages": [*chat, {"role": "user", "content": parts}], **more}
+        return json.dumps({"model": self.model, "messages": [*chat, {"role": "user", "content": parts}], **more}).encode()
+
+    async def _request(self, question: Question, more: dict[str, Any], read: Callable[[dict[str, Any]], Answer | Failed]) -> Answer | Failed:
+        body = await asyncio.get_running_loop().run_in_executor(None, self._body, question, more)
+        sent = {"content": body, "headers": {"Content-Type": "application/json"}}
         failed = Failed("")
         for k in range(self.tries):
             if k:
-                time.sleep(pause(k))
+                await asyncio.sleep(pause(k))
             try:
-                answer = self.client.post(f"{self.url}/chat/completions", json=body)
+                asking = answer_to(self.client, "POST", f"{self.url}/chat/completions", MOST, **sent)
+                status, content, _ = await asyncio.wait_for(asking, self.timeout)
+            except asyncio.TimeoutError:
+                failed = Failed(f"{self.url} does not answer in {self.timeout:.3g} s")
+                continue
             except httpx.HTTPError as error:
                 failed = Failed(f"{self.url}: {why(error)}")
                 continue
-            if answer.status_code in HOPELESS:
-                raise RewardError(f"reward {self.name!r}: {self.url} answers {answer.status_code}: {short(answer.text)}")
-            if answer.status_code == 200:
-                return _choice(answer, read, self.url)
-            failed = Failed(f"{self.url} answers {answer.status_code}: {short(answer.text)}")
-            if not worth_again(answer.status_code):
+            except Wrong as error:
+                return Failed(f"{self.url} {error}")
+            said = f"{self.url} answers {status}: {short(content.decode(errors='replace'))}"
+            if status in HOPELESS:
+                raise RewardError(f"reward {self.name!r}: {said}")
+            if status == 200:
+                return _choice(content, read, self.url)
+            failed = Failed(said)
+            if not worth_again(status):
                 break
         return failed
 
 
-def _choice(answer: httpx.Response, read: Callable[[dict[str, Any]], Answer | Failed], url: str) -> Answer | Failed:
+def _choice(content: bytes, read: Callable[[dict[str, Any]], Answer | Failed], url: str) -> Answer | Failed:
     try:
-        return read(answer.json()["choices"][0])
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
-        return Failed(f"{url} answers with something that is not a chat completion: {short(answer.text)}")
+        return read(json.loads(content)["choices"][0])
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
+        return Failed(f"{url} answers with something that is not a chat completion: {short(content.decode(errors='replace'))}")
 
 
 def _text(choice: dict[str, Any]) -> str | Failed:

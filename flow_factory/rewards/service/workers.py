@@ -128,14 +128,14 @@ def work(theirs: Connection, path: str, overrides: Sequence[str], device: str) -
     quiet_libraries()
     try:
         from flow_factory.config.service import load_rewards_config
-        from flow_factory.rewards.loading import arguments, require_files
+        from flow_factory.rewards.loading import arguments, require_devices, require_files
         from flow_factory.rewards.service.scorer import Scorer
+        from flow_factory.utils.devices import require_device
 
-        if device not in ("auto", "cpu"):
-            from flow_factory.utils.devices import require_device
-
-            require_device("server.devices", device)
+        require_device("server.devices", device)
         entries = arguments(load_rewards_config(path, overrides).rewards)
+        if device == "auto":
+            require_devices(entries)
         require_files(entries, now=True)
         scorer = Scorer(entries, device)
     except UserError as error:

@@ -1,0 +1,68 @@
+"""HTTP requests of rewards, in the event loop of one thread: a timeout holds whatever a server does, and an interrupt ends the waiting."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import httpx
+
+Result = TypeVar("Result")
+
+
+class Wrong(ValueError):
+    """The answer does not match the request. The message has the reason."""
+
+
+@lru_cache(maxsize=1)
+def _loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="remote rewards", daemon=True).start()
+    return loop
+
+
+def done(work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of the coroutine. An interrupt cancels it."""
+    future = asyncio.run_coroutine_threadsafe(work, _loop())
+    try:
+        return future.result()
+    finally:
+        future.cancel()
+
+
+async def together(asks: Sequence[Callable[[], Coroutine[Any, Any, Result]]], room: asyncio.Semaphore) -> list[Result]:
+    """The results of the calls, each made when there is room. The first error cancels the others."""
+
+    async def one(ask: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+        async with room:
+            return await ask()
+
+    tasks = [asyncio.ensure_future(one(ask)) for ask in asks]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def client_of(url: str, connections: int, headers: dict[str, str]) -> httpx.AsyncClient:
+    """A client for `answer_to`, without a timeout of its own. It keeps its connections."""
+    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
+    secure = url.startswith("https")  # the certificates of an http address would be read for nothing
+    return httpx.AsyncClient(timeout=None, limits=limits, headers=headers, verify=secure)
+
+
+async def answer_to(client: httpx.AsyncClient, method: str, url: str, most: int, **request: Any) -> tuple[int, bytes, httpx.Headers]:
+    """(status, content, headers).
+
+    Raises:
+        Wrong: the answer is longer than `most` bytes.
+    """
+    async with client.stream(method, url, **request) as answer:
+        read = bytearray()
+        async for chunk in answer.aiter_bytes():
+            read += chunk
+            if len(read) > most:
+                raise Wrong(f"answers more than {most} bytes")
+        return answer.status_code, bytes(read), answer.headers
