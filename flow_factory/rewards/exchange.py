@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import httpx
 
 Result = TypeVar("Result")
+OPENING = 0.9
+"""The share of a request's time within which its connection must open: httpx ends that itself, and leaves nothing behind."""
 
 
 class Wrong(ValueError):
@@ -47,22 +49,36 @@ async def together(asks: Sequence[Callable[[], Coroutine[Any, Any, Result]]], ro
 
 
 def client_of(url: str, connections: int, headers: dict[str, str]) -> httpx.AsyncClient:
-    """A client for `answer_to`, without a timeout of its own. It keeps its connections."""
-    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
+    """A client for `answer_to`, which keeps up to so many connections.
+
+    It may open more: a connection whose opening is cancelled stays in httpcore's pool, and would be counted for ever.
+    """
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=connections)
     secure = url.startswith("https")  # the certificates of an http address would be read for nothing
-    return httpx.AsyncClient(timeout=None, limits=limits, headers=headers, verify=secure)
+    return httpx.AsyncClient(limits=limits, headers=headers, verify=secure)
 
 
-async def answer_to(client: httpx.AsyncClient, method: str, url: str, most: int, **request: Any) -> tuple[int, bytes, httpx.Headers]:
+async def answer_to(
+    client: httpx.AsyncClient, method: str, url: str, most: int, limit: float, **request: Any
+) -> tuple[int, bytes, httpx.Headers]:
     """(status, content, headers).
 
     Raises:
         Wrong: the answer is longer than `most` bytes.
+        asyncio.TimeoutError: it has not come as a whole after `limit` seconds.
     """
-    async with client.stream(method, url, **request) as answer:
-        read = bytearray()
-        async for chunk in answer.aiter_bytes():
-            read += chunk
-            if len(read) > most:
-                raise Wrong(f"answers more than {most} bytes")
-        return answer.status_code, bytes(read), answer.headers
+    timeout = httpx.Timeout(None, connect=OPENING * limit)
+
+    async def whole() -> tuple[int, bytes, httpx.Headers]:
+        async with client.stream(method, url, timeout=timeout, **request) as answer:
+            read = bytearray()
+            async for chunk in answer.aiter_bytes():
+                read += chunk
+                if len(read) > most:
+                    raise Wrong(f"answers more than {most} bytes")
+            return answer.status_code, bytes(read), answer.headers
+
+    try:
+        return await asyncio.wait_for(whole(), limit)
+    except httpx.ConnectTimeout as error:
+        raise asyncio.TimeoutError from error

@@ -104,7 +104,7 @@ class Link:
         async def look() -> tuple[int, bytes]:
             ends, k = time.monotonic() + self.timeout, 1
             while True:
-                status, content, _ = await self._send("GET", path, None, SPARE)
+                status, content, _ = await self._send("GET", path, None, SPARE, self.timeout)
                 if status != BUSY or path != "/rewards" or time.monotonic() + pause(k) > ends:
                     return status, content
                 await asyncio.sleep(pause(k))
@@ -132,7 +132,7 @@ class Link:
         while k < self.tries and (left := ends - loop.time()) > 0:
             wait, limit = 0.0, min(self.timeout, left)
             try:
-                status, content, wait = await asyncio.wait_for(self._send("POST", path, (body, id, n), SPARE + EACH * n), limit)
+                status, content, wait = await self._send("POST", path, (body, id, n), SPARE + EACH * n, limit)
                 if status == 200:
                     return scores_in(content, id, n)
                 failed = self._refused(status, content)
@@ -154,17 +154,15 @@ class Link:
             raise RewardError(f"reward {self.name!r}: {message}")
         return Failed(message)
 
-    async def _send(self, method: str, path: str, question: tuple[Body, str | None, int] | None, most: int) -> tuple[int, bytes, float]:
-        """(status, content, seconds of Retry-After).
-
-        Raises:
-            Wrong: the answer is longer than `most` bytes.
-        """
+    async def _send(
+        self, method: str, path: str, question: tuple[Body, str | None, int] | None, most: int, limit: float
+    ) -> tuple[int, bytes, float]:
+        """(status, content, seconds of Retry-After). For the errors see `answer_to`."""
         headers, content = {}, None
         if question is not None:
             body, id, n = question
             content, headers = body.content, {"Content-Type": body.kind, "Samples": str(n)}
             headers |= {"Idempotency-Key": id} if id is not None else {}
-        status, read, said = await answer_to(self.client, method, self.url + path, most, content=content, headers=headers)
+        status, read, said = await answer_to(self.client, method, self.url + path, most, limit, content=content, headers=headers)
         after = said.get("Retry-After", "") if status == BUSY else ""
         return status, read, min(float(after), 60.0) if after.isdecimal() else 0.0

@@ -5,10 +5,12 @@ import math
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -336,6 +338,23 @@ def test_a_server_that_is_slow_or_busy_or_dies_is_waited_for_until_the_deadline(
         assert scored(remote(address, retry_attempts=5), [numbered(1)]).tolist() == [0.5]
 
 
+def test_connections_that_did_not_open_in_time_are_in_nobodys_way() -> None:
+    """A listener with a full backlog opens no connection; then another server answers, with one request at a time."""
+    with ExitStack() as stack:
+        full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        address = stack.enter_context(says(lambda headers, content: answer(headers), ABOUT))
+        reward = remote(address, max_concurrent=1, retry_attempts=3)
+        link: Any = reward.rewards[0].model.link
+        link.url, link.timeout = f"http://127.0.0.1:{full.getsockname()[1]}", 0.1
+        assert scored(reward, [numbered(1)]).isnan().all() and "does not answer in 0.1 s" in reward.counts.cause["it"]
+        link.url, link.timeout = address, 30
+        assert scored(reward, [numbered(1)]).tolist() == [0.5]
+
+
 def test_a_name_or_token_that_is_wrong_ends_the_run_whatever_is_masked() -> None:
     with says(lambda headers, content: 404, ABOUT) as address, pytest.raises(RewardError, match="reward 'it': http.* answers 404"):
         scored(remote(address), [numbered(1)])
@@ -373,18 +392,18 @@ def test_a_start_says_that_a_server_still_loads_its_rewards(monkeypatch: pytest.
             rewards("remote", server_url=address)
 
 
-def injected(requests: int, seed: int) -> None:
+def injected(requests: int, seed: int, patience: float = 0.5) -> None:
     """So many requests by 16 at a time, one of four of which meets a fault: no score is another's, and none is computed twice."""
     faults: list[Faults] = []
 
     def wrap(app: Any) -> Faults:
-        faults.append(Faults(app, seed))
+        faults.append(Faults(app, seed, 1.4 * patience))
         return faults[0]
 
     luck, wrong, missing, each = random.Random(seed), 0, 0, 3
     numbers = luck.sample(range(1, 2**24), requests * each)
     with service(entry(batch_size=8), wrap=wrap) as (address, _):
-        reward = remote(address, size=16 * each, max_concurrent=16, timeout=0.5, retry_attempts=3)
+        reward = remote(address, size=16 * each, max_concurrent=16, timeout=patience, retry_attempts=3)
         for k in range(0, len(numbers), 16 * each):
             asked = numbers[k : k + 16 * each]
             found = scored(reward, [numbered(one) for one in asked])
@@ -410,7 +429,7 @@ def test_no_sample_of_two_thousand_requests_has_the_score_of_another() -> None:
 
 @pytest.mark.exhaustive
 def test_no_sample_of_ten_thousand_requests_has_the_score_of_another() -> None:
-    injected(10_000, seed=3)
+    injected(10_000, seed=3, patience=2.0)
 
 
 @pytest.mark.parametrize("scores", [[0.1, None], [1, -2.5]])

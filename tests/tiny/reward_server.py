@@ -97,8 +97,9 @@ class Faults:
 
     KINDS = ("500", "busy", "lost", "cut", "nan", "inf", "short", "long", "garbage", "text", "other", "slow", "before")
 
-    def __init__(self, app: Any, seed: int, every: int = 4):
-        self.app, self.luck, self.every = app, random.Random(seed), every
+    def __init__(self, app: Any, seed: int, late: float, every: int = 4):
+        """`late`: the seconds of a slow answer."""
+        self.app, self.luck, self.every, self.late = app, random.Random(seed), every, late
         self.done: Counter[str] = Counter()
         self.answers: list[bytes] = []
         """To earlier requests."""
@@ -122,7 +123,7 @@ class Faults:
             await send({"type": "http.response.body", "body": b""})
             return
         if kind == "slow":
-            await asyncio.sleep(0.7)
+            await asyncio.sleep(self.late)
         status, content = self._spoilt(kind, head["status"], content)
         await respond(send, status, content)
 

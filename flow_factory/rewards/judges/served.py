@@ -63,9 +63,8 @@ class ServedVLM:
         """Raises:
         UserError: the server does not answer, or does not have the model.
         """
-        look = answer_to(self.client, "GET", f"{self.url}/models", MOST)
         try:
-            status, content, _ = done(asyncio.wait_for(look, min(self.timeout, SOON)))
+            status, content, _ = done(answer_to(self.client, "GET", f"{self.url}/models", MOST, min(self.timeout, SOON)))
         except (httpx.HTTPError, asyncio.TimeoutError, Wrong) as error:
             said = why(error) if isinstance(error, httpx.HTTPError) else short(error) or "no answer in time"
             line = f"reward {self.name!r}: api_base_url: {self.url} does not answer ({said}); start the server first"
@@ -111,8 +110,8 @@ class ServedVLM:
             if k:
                 await asyncio.sleep(pause(k))
             try:
-                asking = answer_to(self.client, "POST", f"{self.url}/chat/completions", MOST, **sent)
-                status, content, _ = await asyncio.wait_for(asking, self.timeout)
+                url = f"{self.url}/chat/completions"
+                status, content, _ = await answer_to(self.client, "POST", url, MOST, self.timeout, **sent)
             except asyncio.TimeoutError:
                 failed = Failed(f"{self.url} does not answer in {self.timeout:.3g} s")
                 continue
