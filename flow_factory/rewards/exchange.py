@@ -33,14 +33,14 @@ def done(work: Coroutine[Any, Any, Result]) -> Result:
         future.cancel()
 
 
-async def together(asks: Sequence[Callable[[], Coroutine[Any, Any, Result]]], room: asyncio.Semaphore) -> list[Result]:
-    """The results of the calls, each made when there is room. The first error cancels the others."""
+async def together(requests: Sequence[Callable[[], Coroutine[Any, Any, Result]]], room: asyncio.Semaphore) -> list[Result]:
+    """The results of the requests, each made when there is room. The first error cancels the others."""
 
-    async def one(ask: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+    async def one(request: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
         async with room:
-            return await ask()
+            return await request()
 
-    tasks = [asyncio.ensure_future(one(ask)) for ask in asks]
+    tasks = [asyncio.ensure_future(one(request)) for request in requests]
     try:
         return await asyncio.gather(*tasks)
     finally:

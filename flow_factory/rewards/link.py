@@ -163,6 +163,6 @@ class Link:
             body, id, n = question
             content, headers = body.content, {"Content-Type": body.kind, "Samples": str(n)}
             headers |= {"Idempotency-Key": id} if id is not None else {}
-        status, read, said = await answer_to(self.client, method, self.url + path, most, limit, content=content, headers=headers)
-        after = said.get("Retry-After", "") if status == BUSY else ""
+        status, read, received = await answer_to(self.client, method, self.url + path, most, limit, content=content, headers=headers)
+        after = received.get("Retry-After", "") if status == BUSY else ""
         return status, read, min(float(after), 60.0) if after.isdecimal() else 0.0

@@ -324,7 +324,7 @@ def test_a_reward_on_a_gpu_has_a_stream_of_its_own_which_waits_for_its_weights(m
     monkeypatch.setattr(torch.cuda, "default_stream", lambda device: f"default of {device}")
     monkeypatch.setattr(torch.cuda, "stream", current)
     lane, meet = Lane(2, torch.device("cuda:1")), threading.Barrier(2, timeout=LONG)
-    streams = [future.result(LONG) for future in [lane.ask(lambda: (meet.wait(), inside.stream)[1]) for _ in range(2)]]
+    streams = [future.result(LONG) for future in [lane.submit(lambda: (meet.wait(), inside.stream)[1]) for _ in range(2)]]
     assert streams[0] is not streams[1] and {str(stream.device) for stream in streams} == {"cuda:1"}
     assert log == [(torch.device("cuda:1"), "default of cuda:1")] * 2
 

@@ -66,8 +66,8 @@ class ServedVLM:
         try:
             status, content, _ = done(answer_to(self.client, "GET", f"{self.url}/models", MOST, min(self.timeout, SOON)))
         except (httpx.HTTPError, asyncio.TimeoutError, Wrong) as error:
-            said = why(error) if isinstance(error, httpx.HTTPError) else short(error) or "no answer in time"
-            line = f"reward {self.name!r}: api_base_url: {self.url} does not answer ({said}); start the server first"
+            reason = why(error) if isinstance(error, httpx.HTTPError) else short(error) or "no answer in time"
+            line = f"reward {self.name!r}: api_base_url: {self.url} does not answer ({reason}); start the server first"
             raise UserError(line) from error
         try:
             there = [str(one["id"]) for one in json.loads(content)["data"]] if status == 200 else []
@@ -102,7 +102,9 @@ class ServedVLM:
         ]
         return json.dumps({"model": self.model, "messages": [*chat, {"role": "user", "content": parts}], **more}).encode()
 
-    async def _request(self, question: Question, more: dict[str, Any], read: Callable[[dict[str, Any]], Answer | Failed]) -> Answer | Failed:
+    async def _request(
+        self, question: Question, more: dict[str, Any], read: Callable[[dict[str, Any]], Answer | Failed]
+    ) -> Answer | Failed:
         body = await asyncio.get_running_loop().run_in_executor(None, self._body, question, more)
         sent = {"content": body, "headers": {"Content-Type": "application/json"}}
         failed = Failed("")
@@ -120,12 +122,12 @@ class ServedVLM:
                 continue
             except Wrong as error:
                 return Failed(f"{self.url} {error}")
-            said = f"{self.url} answers {status}: {short(content.decode(errors='replace'))}"
+            reason = f"{self.url} answers {status}: {short(content.decode(errors='replace'))}"
             if status in HOPELESS:
-                raise RewardError(f"reward {self.name!r}: {said}")
+                raise RewardError(f"reward {self.name!r}: {reason}")
             if status == 200:
                 return _choice(content, read, self.url)
-            failed = Failed(said)
+            failed = Failed(reason)
             if not worth_again(status):
                 break
         return failed
