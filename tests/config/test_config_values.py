@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from flow_factory.config import ConfigError, dump_config, load_config
-from tests.config.test_config import GOOD
+from tests.config.cases import GOOD
 
 BIG = "9" * 5000
 BAD = """\

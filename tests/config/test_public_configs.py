@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from flow_factory.config import ConfigError, load_config
-from tests.config.test_config import GOOD, PUBLIC
+from tests.config.cases import GOOD, PUBLIC
 
 NFT = GOOD.replace("trainer_type: grpo", "trainer_type: nft").replace("  dynamics_type: Flow-SDE\n", "")
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from flow_factory.config import ConfigError, RunConfig, load_config
-from tests.config.test_config import GOOD
+from tests.config.cases import GOOD
 
 
 def load(folder: Path, more: str = "", train: str = "", model: str = "", data: str = "", overrides: tuple[str, ...] = ()) -> RunConfig[Any]:

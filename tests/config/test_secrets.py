@@ -7,7 +7,7 @@ import pytest
 from flow_factory.config import ConfigError, config_tree, dump_config, load_config
 from flow_factory.config.changed import settings
 from flow_factory.config.secrets import MASK, is_secret, masked, masked_text
-from tests.config.test_config import GOOD
+from tests.config.cases import GOOD
 
 SECRET = "s3cr3t-value"
 WRITTEN = GOOD.replace("  - reward_model: shapes\n", "  - reward_model: mine_of_secrets.Mine\n    {line}\n")

@@ -29,7 +29,7 @@ from flow_factory.types import Clip, Cond, Row
 from flow_factory.utils.errors import RunError, UserError
 from flow_factory.utils.tensor_file import NAMES
 from tests.data.encoded import encode_rows
-from tests.data.test_data import same, shard_of
+from tests.data.rows import same, shard_of
 
 LARGE = SMALL + 1
 """Bytes of a tensor that does not stay with its row."""

@@ -25,7 +25,7 @@ from flow_factory.types import Clip, Cond, Row
 from flow_factory.utils.errors import UserError
 from tests.conftest import cells, policy_over
 from tests.data.encoded import encode_rows
-from tests.data.test_data import same
+from tests.data.rows import same
 from tests.models.breadth import NAMED
 from tests.models.cases import CASES, EACH, SQUARE, call_of, every_case, over, picture, row, video
 from tests.models.harness import Tiny, adapter_of, small, tiny
