@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the wheel has the examples, with the checkpoint and the data sets that they name."""
+"""What pyproject.toml cannot say: the wheel has the examples, with the checkpoint, the data sets and the notebook that they name."""
 
 from pathlib import Path
 from shutil import copytree, ignore_patterns
@@ -6,7 +6,7 @@ from shutil import copytree, ignore_patterns
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-BUNDLED = ("examples", "dataset", "assets/tiny-flux-shapes")
+BUNDLED = ("examples", "dataset", "assets/tiny-flux-shapes", "notebooks")
 
 
 class WithExamples(build_py):

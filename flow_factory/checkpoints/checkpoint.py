@@ -101,6 +101,8 @@ def model_kind(path: Path, key: str = "model.resume_path") -> Literal["lora", "f
         return "full"
     if any(name.endswith((".pkl", ".bin", ".pt", ".pth", ".ckpt")) for name in here):
         raise CheckpointError(f"{key}: {path} holds pickles, which can run code; name safetensors weights")
+    if runs := [name for name in here if (path / name / "checkpoints").is_dir()]:
+        raise CheckpointError(f"{key}: {path} holds runs; name one, such as {path / runs[-1]}")
     seen = ", ".join(here[:6]) or ("empty" if path.is_dir() else "no safetensors file" if path.exists() else "no such folder or file")
     raise CheckpointError(
         f"{key}: {path} is not a checkpoint ({seen}); one holds state/, {LORA_FILE}, {PEFT_FILE} or transformer/config.json"

@@ -17,7 +17,7 @@ from pathlib import Path
 from flow_factory.commands.subcommands import done, table
 from flow_factory.utils.errors import UserError, file_errors
 
-NAMED = re.compile(r"(?:examples|dataset|assets)(?:/[\w.-]+)+")
+NAMED = re.compile(r"(?:examples|dataset|assets|notebooks)(?:/[\w.-]+)+")
 """Paths in a checkout, as they appear in examples."""
 
 

@@ -32,6 +32,7 @@ def test_an_example_comes_with_what_it_names(tmp_path: Path, name: str) -> None:
         assert (Path(config.data.dataset_dir) / "train.jsonl").exists() or (Path(config.data.dataset_dir) / "train.txt").exists()
         assert config.config_file is None or Path(config.config_file).is_file()
         assert Path(config.model.model_name_or_path).is_dir() == ("quickstart" in name)
+        assert Path("notebooks/quickstart.ipynb").is_file() == (name == "quickstart")
 
 
 def test_nothing_of_the_users_is_written_over(capsys: pytest.CaptureFixture[str]) -> None:

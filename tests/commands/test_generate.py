@@ -43,6 +43,7 @@ def test_prompts_are_texts_and_files(tmp_path: Path) -> None:
     (["--prompts", "a"], "name a checkpoint, or --base with --config"),
     (["--base", "--prompts", "a"], "--base alone: name the YAML of a run with --config"),
     (["absent", "--prompts", "a"], "absent is not a checkpoint"),
+    (["runs", "--prompts", "a"], "runs holds runs; name one, such as runs/b"),
     (["lora.safetensors", "--prompts", "a"], "lora.safetensors: no config.yaml in its folder"),
     (["--base", "--config", "tiny.yaml", "--prompts", "a", "--set", "num_inference_step=3"], "Did you mean 'num_inference_steps'"),
     (["--base", "--config", "tiny.yaml", "--prompts", "a", "--out", "data"], "--out: data is not an empty folder"),
@@ -54,6 +55,8 @@ def test_what_cannot_be_drawn_is_a_line(
     text = write_run(tmp_path).read_text()
     (tmp_path / "run/model").mkdir(parents=True)
     (tmp_path / "run/model/model_index.json").touch()
+    for name in ("a", "b"):
+        (tmp_path / "runs" / name / "checkpoints").mkdir(parents=True)
     (tmp_path / "run/tiny.yaml").write_text(re.sub(r"(model_name_or_path:) \S+", r"\1 model", text))
     save_file({"a.lora_A.weight": torch.ones(1, 1)}, tmp_path / "lora.safetensors")
     monkeypatch.setattr(generate, "DEEP", 2)  # nothing above this folder

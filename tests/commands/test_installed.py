@@ -60,7 +60,7 @@ def package(folder: Path, name: str, layout: str) -> Path:
 
 def sources(folder: Path) -> Path:
     """A copy of what an install reads, for building writes into it."""
-    for name in ("flow_factory", "setup.py", "pyproject.toml", "README.md", "LICENSE", "examples", "dataset", "assets"):
+    for name in ("flow_factory", "setup.py", "pyproject.toml", "README.md", "LICENSE", "examples", "dataset", "assets", "notebooks"):
         subprocess.run(["cp", "-r", ROOT / name, folder / name], check=True)
     return folder
 
