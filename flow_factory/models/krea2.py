@@ -47,5 +47,4 @@ class Krea2(Named):
 def _padded(states: Tensor, mask: Tensor) -> Tensor:
     """(1, tokens, layers, width), with zeros where the mask is false, of the (k, layers, width) where it is true."""
     whole = states.new_zeros(*mask.shape, *states.shape[1:])
-    whole[mask] = states
-    return whole
+    return whole.masked_scatter(mask[..., None, None], states)  # an assignment by the mask would wait for the GPU
