@@ -139,7 +139,7 @@ def test_a_quick_start_saves_what_it_needs_to_go_on(path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LARGE)
 def test_a_large_example_fits_its_gpus_and_machines(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the estimate of its plan, from published sizes, on the meta device."""
+    """By the estimate of its plan, from published sizes, on the meta device. It stands in a table of guidance/scale.md."""
     monkeypatch.chdir(ROOT)
     config = example(PATHS[name])
     if config.num_processes == 16:
@@ -149,6 +149,9 @@ def test_a_large_example_fits_its_gpus_and_machines(name: str, monkeypatch: pyte
     parts = model.parts(resolve_auto(config, model, 80)[0])
     assert peak(parts) < ROOM * 80 and of_machine(parts, 8) < 1000
     assert memory_lines(config, 80)[1]
+    page = (ROOT / "guidance" / "scale.md").read_text().splitlines()
+    (row,) = [line for line in page if f"(../{PATHS[name].relative_to(ROOT)})" in line]
+    assert f"| {config.num_processes} | {peak(parts):.1f} |" in row
 
 
 # -- training -----------------------------------------------------------------------------------------------------------------------
