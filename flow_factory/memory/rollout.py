@@ -10,7 +10,7 @@ from flow_factory.memory.parts import ACTIVATIONS, Part
 from flow_factory.memory.sizes import width_of
 from flow_factory.models.base import ModelAdapter
 from flow_factory.models.loading import DTYPES
-from flow_factory.rewards.lanes import AHEAD
+from flow_factory.rewards.executors import AHEAD
 
 DRAWING = "forward or decoding of a rollout or evaluation"
 """The name of the part that `model.vae_slicing` and `vae_tiling` reduce."""

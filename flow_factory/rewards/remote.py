@@ -16,7 +16,7 @@ from flow_factory.rewards.base import BaseRewardModel, GroupwiseRewardModel, Poi
 from flow_factory.rewards.failures import Failed, Verdict, require_policy, reward_output
 from flow_factory.rewards.link import Link
 from flow_factory.rewards.needs import Needs
-from flow_factory.rewards.wire import DEPTHS, JSON, MSGPACK, MULTIPART, Body, WireError, letter, packed
+from flow_factory.rewards.wire import DEPTHS, JSON, MSGPACK, MULTIPART, Body, WireError, packed, request_of
 from flow_factory.types import Row
 from flow_factory.utils.errors import RewardError, UserError
 from flow_factory.utils.registry import nearest
@@ -136,7 +136,7 @@ class RemoteReward(BaseRewardModel):
     def _question(self, fields: dict[str, list[Any]], n: int) -> tuple[Body, str | None, int]:
         id = None if self.there is None else secrets.token_hex(16)
         try:
-            return packed(letter(id or "", fields, self.pictures), JSON if self.there is None else self.body), id, n
+            return packed(request_of(id or "", fields, self.pictures), JSON if self.there is None else self.body), id, n
         except WireError as error:
             raise RewardError(f"reward {self.config.name!r}: {error}; leave it out by columns: [...]") from error
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.calls import Answer, Counts
-from flow_factory.rewards.lanes import lanes_of
+from flow_factory.rewards.executors import executors_of
 from flow_factory.rewards.loading import LoadedReward, compares, load_each
 from flow_factory.rewards.stream import ScoringStream
 from flow_factory.types import Row
@@ -50,7 +50,7 @@ class RewardSet:
     Attributes:
         names: the names of the R rewards, in the order of the columns of scores.
         weights: the weights of the rewards for `dataset`, in the same order.
-        lanes: the lanes of asynchronous rewards, see `lanes_of`.
+        executors: the executors of asynchronous rewards, see `executors_of`.
     """
 
     def __init__(self, rewards: Sequence[LoadedReward], accelerator: Accelerator, dataset: str = ""):
@@ -60,7 +60,7 @@ class RewardSet:
         if twice := [name for name, count in Counter(self.names).items() if count > 1]:
             raise UserError(f"two rewards are named {twice[0]!r}; give each its own name")
         self.counts = Counts()
-        self.lanes = lanes_of(self.rewards)
+        self.executors = executors_of(self.rewards)
 
     def of(self, dataset: str, group_size: int | None = None) -> "RewardSet":
         """The rewards that score a data set's samples, with their weights for it.
@@ -74,7 +74,7 @@ class RewardSet:
     @property
     def beside(self) -> bool:
         """Whether all rewards are asynchronous."""
-        return all(id(reward.model) in self.lanes for reward in self.rewards)
+        return all(id(reward.model) in self.executors for reward in self.rewards)
 
     @property
     def groupwise(self) -> bool:
@@ -108,8 +108,8 @@ class RewardSet:
         try:
             yield
         except BaseException:
-            for lane in self.lanes.values():
-                lane.drop()
+            for executor in self.executors.values():
+                executor.drop()
             raise
 
     def count(self, reward: LoadedReward, answers: Sequence[Answer]) -> None:

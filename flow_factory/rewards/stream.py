@@ -12,8 +12,8 @@ from torch import Tensor
 
 from flow_factory.distributed import liveness
 from flow_factory.rewards.calls import Answer, call_reward, next_calls
+from flow_factory.rewards.executors import AHEAD, answered, has_answer
 from flow_factory.rewards.inputs import Sample, samples_of
-from flow_factory.rewards.lanes import AHEAD, answered, has_answer
 from flow_factory.rewards.loading import LoadedReward
 from flow_factory.types import Row
 
@@ -55,7 +55,7 @@ class ScoringStream:
     """The scores of samples that arrive group by group. The batches of a reward are the same as if all samples arrived at once: a groupwise
     reward gets a group, any other `batch_size` samples in their order, and the rest at the end. Scored images are freed.
 
-    A reward with a lane is called there, and its errors are raised by the next method call. Any other reward is called at once.
+    A reward with an executor is called there, and its errors are raised by the next method call. Any other reward is called at once.
 
     Args:
         look: called before each call of a reward and while waiting. An exception in it ends the scoring.
@@ -90,16 +90,18 @@ class ScoringStream:
         sources = [row.dataset for row, group in zip(rows, groups, strict=True) for _ in group]
         self.coming.append(Submission(sources, waiting, [[] for _ in rewards]))
         try:
-            for k in sorted(range(len(rewards)), key=lambda k: id(rewards[k].model) not in self.rewards.lanes):  # synchronous rewards last
+            for k in sorted(
+                range(len(rewards)), key=lambda k: id(rewards[k].model) not in self.rewards.executors
+            ):  # synchronous rewards last
                 self.coming[-1].calls[k] += (self._begin(rewards[k], batch) for batch in calls[k])
         except BaseException:
             self.drop(before)
             raise
 
     def _begin(self, reward: LoadedReward, batch: list[Sample]) -> Future[Answer]:
-        lane = self.rewards.lanes.get(id(reward.model))
-        if lane is not None:
-            return lane.submit(partial(call_reward, reward, batch))
+        executor = self.rewards.executors.get(id(reward.model))
+        if executor is not None:
+            return executor.submit(partial(call_reward, reward, batch))
         self.look()
         liveness.set_activity(f"scoring with {reward.name!r}")
         return answered(call_reward(reward, batch))
@@ -140,8 +142,8 @@ class ScoringStream:
 
     def _wait_for_room(self) -> None:
         """Waits until few calls are pending, so that images do not accumulate for a slow reward."""
-        for lane in self.rewards.lanes.values():
-            self._wait_until(partial(getattr, lane, "unfinished"), AHEAD * lane.workers)
+        for executor in self.rewards.executors.values():
+            self._wait_until(partial(getattr, executor, "unfinished"), AHEAD * executor.workers)
 
     def _wait_until(self, unfinished: Callable[[], Sequence[Future[Any]]], most: int) -> None:
         while len(waiting := unfinished()) > most:

@@ -1,10 +1,10 @@
 """Samples as the body of an HTTP request: what those who ask a reward on a server say to it. Never pickle. `service/reading.py` reads it.
 
-A letter is {"id": text, "n": how many samples, "fields": {name: [n values]}}. Media are nested lists whose leaves are
+A request is {"id": text, "n": how many samples, "fields": {name: [n values]}}. Media are nested lists whose leaves are
 {"size": [width, height], "data": RGB uint8} or {"data": a PNG, JPEG or WebP} for a picture, {"channels": c, "data": float32, little-endian}
 for sound; every other field is a column of plain values. Three bodies carry it:
 
-  application/msgpack   the letter itself, its data as bytes
+  application/msgpack   the request itself, its data as bytes
   multipart/form-data   a part `letter`, JSON, in which `data` is the name of another part, which holds the bytes
   application/json      the older public protocol: {"prompt": [...], "image": [base64 of a PNG, ...], "extra": {column: [...]}}
 """
@@ -28,7 +28,7 @@ DEEPEST = 16
 
 
 class WireError(ValueError):
-    """A body that is no letter; the message says why, in one line."""
+    """A body that is not a request; the message says why, in one line."""
 
 
 class Body(NamedTuple):
@@ -64,7 +64,7 @@ def nested(value: Any, depth: int, of: Callable[[Any], Any]) -> Any:
     return [nested(one, depth - 1, of) for one in value] if depth else of(value)
 
 
-def letter(id: str, fields: Mapping[str, list[Any]], pictures: str) -> dict[str, Any]:
+def request_of(id: str, fields: Mapping[str, list[Any]], pictures: str) -> dict[str, Any]:
     """Of the arguments that a reward is called with.
 
     Raises:
@@ -92,21 +92,21 @@ def _plain(value: Any, depth: int = 0) -> bool:
     return type(value) in PLAIN and not (type(value) is int and not -(2**63) <= value < 2**64)
 
 
-def packed(letter: dict[str, Any], kind: str) -> Body:
-    """The letter as a body of this kind: MSGPACK, MULTIPART or JSON, whose pictures must not be raw."""
+def packed(request: dict[str, Any], kind: str) -> Body:
+    """The request as a body of this kind: MSGPACK, MULTIPART or JSON, whose pictures must not be raw."""
     if kind == MSGPACK:
-        return Body(MSGPACK, msgpack.packb(letter))
+        return Body(MSGPACK, msgpack.packb(request))
     if kind == JSON:
-        return Body(JSON, json.dumps(_older(letter)).encode())
+        return Body(JSON, json.dumps(_older(request)).encode())
     parts: list[bytes] = []
 
     def named(value: dict[str, Any]) -> dict[str, Any]:
         parts.append(value["data"])
         return value | {"data": str(len(parts) - 1)}
 
-    fields = {k: nested(v, DEPTHS[k] + 1, named) if k in DEPTHS else v for k, v in letter["fields"].items()}
+    fields = {k: nested(v, DEPTHS[k] + 1, named) if k in DEPTHS else v for k, v in request["fields"].items()}
     boundary = secrets.token_hex(16)
-    text = json.dumps(letter | {"fields": fields}).encode()
+    text = json.dumps(request | {"fields": fields}).encode()
     whole = [_part(boundary, "letter", JSON, text)]
     whole += [_part(boundary, str(k), "application/octet-stream", data) for k, data in enumerate(parts)]
     return Body(f"{MULTIPART}; boundary={boundary}", b"".join([*whole, f"--{boundary}--\r\n".encode()]))
@@ -117,13 +117,13 @@ def _part(boundary: str, name: str, kind: str, data: bytes) -> bytes:
     return b"".join((head.encode(), data, b"\r\n"))
 
 
-def _older(letter: dict[str, Any]) -> dict[str, Any]:
-    """The letter in the older protocol, which has neither an id nor sound."""
+def _older(request: dict[str, Any]) -> dict[str, Any]:
+    """The request in the older protocol, which has neither an id nor sound."""
 
     def text(value: dict[str, Any]) -> str:
         return base64.b64encode(value["data"]).decode()
 
-    fields = letter["fields"]
+    fields = request["fields"]
     media = {k: nested(fields[k], depth + 1, text) for k, depth in DEPTHS.items() if k in fields and k != "audio"}
     extra = {k: v for k, v in fields.items() if k not in DEPTHS and k != "prompt"}
     return {"prompt": fields["prompt"], **media, **({"extra": extra} if extra else {})}

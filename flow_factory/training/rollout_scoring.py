@@ -99,7 +99,7 @@ class RolloutScoring:
     def _take(self) -> None:
         """Takes the scores that all processes have, and frees their images."""
         ready = self.stream.ready()
-        if self.rewards.lanes:  # their speed differs between processes
+        if self.rewards.executors:  # their speed differs between processes
             ready = -max_over_ranks(self.accelerator, -ready)
         self._took(ready)
 
@@ -150,7 +150,7 @@ class RolloutScoring:
             UserError, Interrupted: see `all_or_none`.
         """
         self.complete_with(rollouts)
-        if self.rewards.lanes:
+        if self.rewards.executors:
             with self.meter.phase("reward"):
                 all_or_none(self.accelerator, self.interrupt, self.stream.wait)
             self._take()

@@ -24,8 +24,8 @@ from torch import nn
 from flow_factory.config import load_config
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards import GroupwiseRewardModel, PointwiseRewardModel
+from flow_factory.rewards.executors import AHEAD, RewardExecutor
 from flow_factory.rewards.isolation import kept
-from flow_factory.rewards.lanes import AHEAD, Lane
 from flow_factory.rewards.scoring import RewardSet, load_rewards
 from flow_factory.train import build
 from flow_factory.types import Row
@@ -152,7 +152,7 @@ def test_an_epoch_and_an_evaluation_are_those_in_line(tmp_path: Path) -> None:
         kept_ = {k: v for k, v in (metrics | evaluated).items() if not k.startswith(("time/", "perf/")) and "seconds" not in k}
         shown = [(s.prompt, s.media.tobytes(), s.rewards) for s in run.trainer.shown]
         found.append((kept_, shown, trained(run), torch.get_rng_state().tolist()))
-        assert len(run.context.rewards.lanes) == 2 * (name == "beside")
+        assert len(run.context.rewards.executors) == 2 * (name == "beside")
     (a, shown_a, weights_a, state_a), (b, shown_b, weights_b, state_b) = found
     assert a == b and shown_a == shown_b and state_a == state_b
     assert all(torch.equal(weights_a[name], p) for name, p in weights_b.items())
@@ -214,7 +214,7 @@ def test_a_signal_while_scores_are_outstanding_ends_at_once(tmp_path: Path, monk
         with pytest.raises(Interrupted, match=name):
             run()
         assert (run.folder / "checkpoints" / "epoch_1" / "state" / "progress.json").is_file()
-        assert [len(lane.unfinished) for lane in run.context.rewards.lanes.values()] <= [1], "only what is under way goes on"
+        assert [len(executor.unfinished) for executor in run.context.rewards.executors.values()] <= [1], "only what is under way goes on"
     finally:
         over.append(1)
 
@@ -265,10 +265,10 @@ def test_pictures_of_a_slow_reward_do_not_add_up(monkeypatch: pytest.MonkeyPatch
     open_, most = threading.Event(), []
     monkeypatch.setattr(Waits, "until", staticmethod(open_.is_set))
     rewards = loaded(("Waits", {"batch_size": 1, "num_workers": 2}), beside=True)
-    (lane,) = rewards.lanes.values()
+    (executor,) = rewards.executors.values()
 
     def look() -> None:
-        most.append(len(lane.unfinished))
+        most.append(len(executor.unfinished))
         open_.set()
 
     stream = rewards.stream(look)
@@ -290,16 +290,16 @@ def test_an_interrupt_while_more_samples_wait_is_raised(monkeypatch: pytest.Monk
         with pytest.raises(Interrupted), rewards.dropping():
             for row, group in zip(*groups(12, 1), strict=True):
                 stream.add([row], [group], last=False)
-        (lane,) = rewards.lanes.values()
-        assert len(lane.unfinished) <= 1, "only what is under way goes on"
+        (executor,) = rewards.executors.values()
+        assert len(executor.unfinished) <= 1, "only what is under way goes on"
     finally:
         over.append(1)
 
 
 def test_entries_that_share_a_reward_share_its_threads() -> None:
     rewards = loaded(("Listed", {}), ("Listed", {"async_reward": False}), ("Listed", {"num_workers": 3}), ("Ranks", {}), beside=True)
-    assert sorted(lane.workers for lane in rewards.lanes.values()) == [1, 3] and rewards.beside
-    assert not loaded(("Listed", {}), beside=False).lanes
+    assert sorted(executor.workers for executor in rewards.executors.values()) == [1, 3] and rewards.beside
+    assert not loaded(("Listed", {}), beside=False).executors
     assert not loaded(("Listed", {}), ("Ranks", {"async_reward": False}), beside=True).beside
 
 
@@ -323,8 +323,8 @@ def test_a_reward_on_a_gpu_has_a_stream_of_its_own_which_waits_for_its_weights(m
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "default_stream", lambda device: f"default of {device}")
     monkeypatch.setattr(torch.cuda, "stream", current)
-    lane, meet = Lane(2, torch.device("cuda:1")), threading.Barrier(2, timeout=LONG)
-    streams = [future.result(LONG) for future in [lane.submit(lambda: (meet.wait(), inside.stream)[1]) for _ in range(2)]]
+    executor, meet = RewardExecutor(2, torch.device("cuda:1")), threading.Barrier(2, timeout=LONG)
+    streams = [future.result(LONG) for future in [executor.submit(lambda: (meet.wait(), inside.stream)[1]) for _ in range(2)]]
     assert streams[0] is not streams[1] and {str(stream.device) for stream in streams} == {"cuda:1"}
     assert log == [(torch.device("cuda:1"), "default of cuda:1")] * 2
 
@@ -332,7 +332,7 @@ def test_a_reward_on_a_gpu_has_a_stream_of_its_own_which_waits_for_its_weights(m
 def test_calls_side_by_side_do_not_restore_each_others_changes(tmp_path: Path) -> None:
     """The second begins while the first has changed the folder and the dtype, and ends after it."""
     before, begun, ended = (Path.cwd(), torch.get_default_dtype()), threading.Event(), threading.Event()
-    lane = Lane(2, torch.device("cpu"))
+    executor = RewardExecutor(2, torch.device("cpu"))
 
     def first() -> None:
         with kept():
@@ -350,9 +350,9 @@ def test_calls_side_by_side_do_not_restore_each_others_changes(tmp_path: Path) -
         while torch.get_default_dtype() is before[1] and time.monotonic() < ends:
             time.sleep(0.001)
 
-    futures: list[Future[Any]] = [lane.submit(first)]
+    futures: list[Future[Any]] = [executor.submit(first)]
     until_changed()
-    futures.append(lane.submit(second))
+    futures.append(executor.submit(second))
     futures[0].result(LONG)
     ended.set()
     futures[1].result(LONG)

@@ -31,7 +31,7 @@ from flow_factory.rewards.link import scores_in
 from flow_factory.rewards.scoring import RewardSet, load_rewards
 from flow_factory.rewards.service.reading import unpacked
 from flow_factory.rewards.service.request_queue import Refused
-from flow_factory.rewards.wire import JSON, MSGPACK, MULTIPART, Body, WireError, letter, packed
+from flow_factory.rewards.wire import JSON, MSGPACK, MULTIPART, Body, WireError, packed, request_of
 from flow_factory.types import Clip, Row
 from flow_factory.utils.errors import RewardError, UserError
 from tests.rewards.test_rewards import pictures, rewards
@@ -71,7 +71,7 @@ def scored(reward: RewardSet, media: list[Any], **columns: Any) -> Tensor:
 
 def body(id: str = "a", kind: str = MSGPACK, n: int = 2, **fields: Any) -> Body:
     given = {"prompt": ["x"] * n, "image": [numbered(k + 7) for k in range(n)], **fields}
-    return packed(letter(id, given, "png" if kind == JSON else "raw"), kind)
+    return packed(request_of(id, given, "png" if kind == JSON else "raw"), kind)
 
 
 def post(address: str, body: Body, path: str = "/score/reads", **headers: str) -> httpx.Response:
@@ -90,7 +90,7 @@ def test_what_is_read_is_what_was_sent(kind: str, form: str) -> None:
     }  # fmt: skip
     sound = np.random.default_rng(0).uniform(-1, 1, (2, 2, 7)).astype(np.float32)
     fields |= {"audio": list(sound), "audio_sample_rate": [16000, 8000]} if kind != JSON else {}
-    read = unpacked(*packed(letter("it", fields, form), kind))
+    read = unpacked(*packed(request_of("it", fields, form), kind))
     assert (read.id, read.n, set(read.fields)) == ("it" if kind != JSON else "", 2, set(fields))
 
     def same(a: Any, b: Any) -> bool:
@@ -105,11 +105,11 @@ def test_what_is_read_is_what_was_sent(kind: str, form: str) -> None:
 
 def test_a_picture_as_jpeg_is_nearly_itself_and_a_column_that_is_no_plain_value_is_named() -> None:
     image = Image.new("RGB", (32, 32), (200, 40, 90))
-    (read,) = unpacked(*packed(letter("it", {"prompt": [""], "image": [image]}, "jpeg"), MSGPACK)).fields["image"]
+    (read,) = unpacked(*packed(request_of("it", {"prompt": [""], "image": [image]}, "jpeg"), MSGPACK)).fields["image"]
     assert np.abs(np.asarray(read, int) - np.asarray(image, int)).max() < 8
     for value in (object(), b"x", {1: 2}, 2**70, np.float32(1)):
         with pytest.raises(WireError, match="the column 'odd' has a value that cannot be sent"):
-            letter("it", {"prompt": [""], "odd": [value]}, "raw")
+            request_of("it", {"prompt": [""], "odd": [value]}, "raw")
 
 
 @pytest.mark.parametrize("kind", [MSGPACK, MULTIPART, JSON])
@@ -180,13 +180,13 @@ def test_a_request_that_cannot_be_scored_says_why(served: str) -> None:
     about = {
         404: ("no reward 'none'; there are reads", post(served, body(), "/score/none")),
         400: ("Content-Type 'text/plain'", post(served, Body("text/plain", b"x"))),
-        422: ("'reads' needs image, and the request has prompt", post(served, packed(letter("a", {"prompt": ["x"]}, "raw"), MSGPACK))),
+        422: ("'reads' needs image, and the request has prompt", post(served, packed(request_of("a", {"prompt": ["x"]}, "raw"), MSGPACK))),
         500: ("ValueError: a picture that it cannot bear", post(served, body(fault=["raise", ""]))),
     }
     for status, (text, answer) in about.items():
         assert answer.status_code == status and text in answer.json()["error"], answer.text
     other = post(served, body("a"), **{"Idempotency-Key": "b"})
-    assert other.status_code == 400 and "the letter's id 'a'" in other.json()["error"]
+    assert other.status_code == 400 and "the request's id 'a'" in other.json()["error"]
     assert WEB.get(f"{served}/ready").json() == {"status": "ready"} and WEB.get(f"{served}/health").json() == {"status": "ok"}
 
 
@@ -195,7 +195,7 @@ def test_a_repeated_request_is_answered_from_a_bounded_memory() -> None:
 
         def again(id: str, first: int) -> httpx.Response:
             given = {"prompt": ["x"], "image": [numbered(first)]}
-            return post(address, packed(letter(id, given, "raw"), MSGPACK), **{"Idempotency-Key": id})
+            return post(address, packed(request_of(id, given, "raw"), MSGPACK), **{"Idempotency-Key": id})
 
         first, second = again("a", 1), again("a", 1)
         assert first.json() == second.json() == {"id": "a", "scores": [1.0], "error": None} and Reads.seen[1] == 1

@@ -19,7 +19,7 @@ OLDER = {"prompts": "prompt", "images": "image", "videos": "video", "kwargs": "e
 """Spellings that public servers and clients have used."""
 
 
-class Letter(NamedTuple):
+class ScoringRequest(NamedTuple):
     """A received request: n samples. A field is a list of n; media are PIL images, lists of them, or float32 arrays (channels, samples)."""
 
     id: str
@@ -27,7 +27,7 @@ class Letter(NamedTuple):
     fields: dict[str, list[Any]]
 
 
-def unpacked(kind: str, content: bytes) -> Letter:
+def unpacked(kind: str, content: bytes) -> ScoringRequest:
     """Decodes a body.
 
     Args:
@@ -42,13 +42,13 @@ def unpacked(kind: str, content: bytes) -> Letter:
         raise WireError(f"Content-Type {plain!r}: a body must be one of {', '.join(readers)}")
     payload = readers[plain](content)
     if not isinstance(payload, dict) or not isinstance(payload.get("id"), str) or type(payload.get("n")) is not int:
-        raise WireError('the letter must be a mapping with "id", a text, "n", a whole number, and "fields"')
+        raise WireError('the request must be a mapping with "id", a text, "n", a whole number, and "fields"')
     n, fields = payload["n"], payload.get("fields")
     if not isinstance(fields, dict) or not all(isinstance(k, str) and isinstance(v, list) and len(v) == n for k, v in fields.items()):
         raise WireError(f"fields must be a mapping from names to lists of n = {n} values")
     if n < 1 or not all(isinstance(text, str) for text in fields.get("prompt", [None])):
         raise WireError("the field prompt must be a list of at least one text")
-    return Letter(payload["id"], n, _opened(fields))
+    return ScoringRequest(payload["id"], n, _opened(fields))
 
 
 def _from_msgpack(content: bytes) -> Any:

@@ -194,7 +194,7 @@ class RequestQueue:
     def _give(self, job: Job, answer: Answer) -> None:
         status, content = answer
         if status == 200 and job.id and content.get("id") != job.id:
-            status, content = 400, {"error": f"the header Idempotency-Key is {job.id!r}, and the letter's id {content.get('id')!r}"}
+            status, content = 400, {"error": f"the header Idempotency-Key is {job.id!r}, and the request's id {content.get('id')!r}"}
         self.pending.pop(job.id, None)
         if status == 200 and job.id:  # a failure is not kept: the next try is another
             self.kept[job.id] = job

@@ -13,7 +13,7 @@ from flow_factory.rewards.isolation import kept, within
 from flow_factory.rewards.loading import LoadedReward, load_each
 from flow_factory.rewards.media import convert, convert_conditions
 from flow_factory.rewards.needs import MEDIA
-from flow_factory.rewards.service.reading import Letter, unpacked
+from flow_factory.rewards.service.reading import ScoringRequest, unpacked
 from flow_factory.rewards.wire import DEPTHS, JSON, Body, WireError
 from flow_factory.utils.errors import UserError
 from flow_factory.utils.user_code import user_errors
@@ -68,34 +68,34 @@ class Scorer:
         replies: dict[int, Reply] = {k: one for k, one in enumerate(read) if isinstance(one, Reply)}
         alike: dict[Any, list[int]] = {}
         for k, one in enumerate(read):
-            if isinstance(one, Letter):
+            if isinstance(one, ScoringRequest):
                 alike.setdefault(k if reward.groupwise else frozenset(one.fields), []).append(k)
         for group in alike.values():
             replies |= dict(zip(group, self._together(reward, [read[k] for k in group]), strict=True))  # type: ignore[misc]
         return [self._answer(bodies[k], read[k], replies[k]) for k in range(len(bodies))]
 
-    def _read(self, reward: LoadedReward, body: Body) -> Letter | Reply:
+    def _read(self, reward: LoadedReward, body: Body) -> ScoringRequest | Reply:
         try:
-            letter = unpacked(body.kind, body.content)
+            request = unpacked(body.kind, body.content)
         except WireError as error:
             return refusal(400, error)
-        lacking = [field for field in reward.needs.required if field not in letter.fields and field not in MEDIA[:2]]
-        if reward.needs.media and not set(reward.needs.media) & letter.fields.keys():
+        lacking = [field for field in reward.needs.required if field not in request.fields and field not in MEDIA[:2]]
+        if reward.needs.media and not set(reward.needs.media) & request.fields.keys():
             lacking.append(" or ".join(reward.needs.media))
         if lacking:
-            return refusal(422, f"reward {reward.name!r} needs {', '.join(lacking)}, and the request has {', '.join(letter.fields)}")
-        return letter
+            return refusal(422, f"reward {reward.name!r} needs {', '.join(lacking)}, and the request has {', '.join(request.fields)}")
+        return request
 
-    def _together(self, reward: LoadedReward, letters: Sequence[Letter]) -> list[Reply]:
-        names, counts = letters[0].fields, [letter.n for letter in letters]
-        fields = {name: [value for letter in letters for value in letter.fields[name]] for name in names}
+    def _together(self, reward: LoadedReward, requests: Sequence[ScoringRequest]) -> list[Reply]:
+        names, counts = requests[0].fields, [request.n for request in requests]
+        fields = {name: [value for request in requests for value in request.fields[name]] for name in names}
         n = sum(counts)
         size = n if reward.groupwise else reward.config.batch_size
         try:
             parts = [self._call(reward, {k: v[a : a + size] for k, v in fields.items()}, min(size, n - a)) for a in range(0, n, size)]
         except UserError as error:
-            if len(letters) > 1:
-                return [reply for letter in letters for reply in self._together(reward, [letter])]
+            if len(requests) > 1:
+                return [reply for request in requests for reply in self._together(reward, [request])]
             return [refusal(500, error)]
         scores = [score for part, _ in parts for score in part]
         message = next((message for _, message in parts if message), "")
@@ -121,9 +121,9 @@ class Scorer:
         return [None if score != score else score for score in scores.tolist()], message
 
     @staticmethod
-    def _answer(body: Body, read: Letter | Reply, reply: Reply) -> Reply:
+    def _answer(body: Body, read: ScoringRequest | Reply, reply: Reply) -> Reply:
         """The reply with the id from the body, in the protocol of the request."""
-        if reply.status != 200 or not isinstance(read, Letter):
+        if reply.status != 200 or not isinstance(read, ScoringRequest):
             return reply
         if body.kind.lower().startswith(JSON):
             return Reply(200, {"rewards": reply.content["scores"]})

@@ -22,7 +22,7 @@ PATIENCE = 5.0
 """Seconds for which the exit of the program waits for running calls: one that returns after Python's shutdown aborts the process."""
 
 
-class Lane:
+class RewardExecutor:
     """The threads of one reward. They run its calls in order, and end with the program.
 
     Args:
@@ -35,7 +35,7 @@ class Lane:
         self._queue: SimpleQueue[tuple[Future[Any], Callable[[], None]]] = SimpleQueue()
         self._futures: list[Future[Any]] = []
         self._threads = 0
-        _lanes.add(self)
+        _executors.add(self)
 
     def submit(self, call: Callable[[], Any]) -> Future[Any]:
         """The future of the call. It runs with torch's state and the context variables of the caller."""
@@ -101,26 +101,28 @@ def has_answer(future: Future[Any]) -> bool:
     return future.done() and not future.cancelled() and future.exception() is None
 
 
-def lanes_of(rewards: Sequence[LoadedReward]) -> dict[int, Lane]:
-    """Id of the reward's model -> its lane. A model that several entries share is asynchronous if any entry is, with the largest number of
-    workers."""
+def executors_of(rewards: Sequence[LoadedReward]) -> dict[int, RewardExecutor]:
+    """Id of the reward's model -> its executor.
+
+    A model that several entries share is asynchronous if any entry is, with the largest number of workers.
+    """
     shared: dict[int, list[LoadedReward]] = {}
     for reward in rewards:
         shared.setdefault(id(reward.model), []).append(reward)
     return {
-        key: Lane(max(j.config.num_workers for j in entries), entries[0].model.device)
+        key: RewardExecutor(max(j.config.num_workers for j in entries), entries[0].model.device)
         for key, entries in shared.items()
         if any(j.config.async_reward for j in entries)
     }
 
 
-_lanes: weakref.WeakSet[Lane] = weakref.WeakSet()
+_executors: weakref.WeakSet[RewardExecutor] = weakref.WeakSet()
 
 
 @atexit.register
 def _rest() -> None:
     until = time.monotonic() + PATIENCE
-    for lane in _lanes:
-        lane.drop()
-    while any(lane.under_way for lane in _lanes) and time.monotonic() < until:
+    for executor in _executors:
+        executor.drop()
+    while any(executor.under_way for executor in _executors) and time.monotonic() < until:
         time.sleep(0.01)
