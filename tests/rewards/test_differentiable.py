@@ -11,6 +11,7 @@ from torch import Tensor
 from flow_factory.rewards import pixels as torch_pixels
 from flow_factory.rewards.media import cropped
 from flow_factory.types import Row
+from flow_factory.utils.errors import UserError
 from tests.rewards.test_rewards import pictures, rewards
 
 NAMES = ("CLIP", "PickScore", "HPSv2", "aesthetic", "ImageReward")
@@ -60,3 +61,19 @@ def test_black_bars_are_where_pil_has_them() -> None:
         image = smooth(size, 1)[0]
         theirs = tensors([ImageOps.pad(image, (32, 32), Image.Resampling.BICUBIC, color="black")])
         assert (torch_pixels.padded(tensors([image]), 32) - theirs).abs().max() < 2 / 255
+
+
+def test_what_is_enough_of_a_colour_is_paid_for_once() -> None:
+    """A named colour is worth what it fills, and one that is not named takes as much; nothing is gained by more than enough."""
+    white = np.full((3, 64, 64, 3), 242, np.uint8)
+    for k, side in enumerate((0, 16, 24)):  # 0, 6 and 14 % of the picture
+        white[k, :side, :side] = (222, 45, 45)
+    images, gains = [Image.fromarray(array) for array in white], []
+    for enough in (0.06, 0.01):
+        model = rewards("shape_colors", enough=enough).rewards[0].model
+        named, other = (model.differentiable([prompt] * 3, tensors(images)) for prompt in ("a red square", "a blue square"))
+        assert torch.allclose(model(["a red square"] * 3, images).rewards, named) and min(named[1:]) > 0.6 > -0.6 > max(other[1:])
+        gains.append((named[2] - named[1]) / (named[1] - named[0]))
+    assert gains[0] > 0.3 and gains[1] < 0.01
+    with pytest.raises(UserError, match=r"enough: wants a number of at least 0.001, got 0"):
+        rewards("shape_colors", enough=0)
