@@ -91,14 +91,14 @@ for name in sys.argv[1:]:
     try:
         cls = getattr(diffusers, name)
         parts = inspect.signature(cls.__init__).parameters
-        found[name] = "FlowMatch" in str(parts["scheduler"].annotation) if "scheduler" in parts else False
+        found[name] = None if "Modular" in name else "FlowMatch" in str(parts["scheduler"].annotation) if "scheduler" in parts else False
     except Exception as error:
         found[name] = str(error).splitlines()[0]
 print(json.dumps(found))
 """
 
 
-def asked(python: Path | str, script: str, *arguments: str) -> Look:
+def look_at(python: Path | str, script: str, *arguments: str) -> Look:
     """What a script prints as JSON, under an interpreter; run outside the repository."""
     done = subprocess.run([str(python), "-c", script, *arguments], cwd="/", capture_output=True, text=True)
     if done.returncode:
@@ -128,11 +128,14 @@ def report(source: str, pinned: Look, other: Look, flow: dict[str, Any], package
     """The page of what is new and what broke.
 
     Args:
-        flow: a new pipeline -> whether it samples by flow matching, or why it cannot be imported.
+        flow: a new pipeline -> whether it samples by flow matching (None: it is modular), or why it cannot be imported.
         packages: those that came along.
     """
     gone = sorted(set(pinned["pipelines"]) - set(other["pipelines"]))
-    says = {True: "samples by flow matching: try `model_type: diffusers`", False: "no flow matching by its scheduler's type"}
+    says = {
+        True: "samples by flow matching: try `model_type: diffusers`", False: "no flow matching by its scheduler's type",
+        None: "modular, its blocks choose the scheduler: try `model_type: diffusers` (guidance/models.md#modular-pipelines)",
+    }  # fmt: skip
     new = [f"{name}: {says.get(answer, f'cannot be imported: {answer}')}" for name, answer in flow.items()]
     parts = [
         f"# diffusers {other['version']} ({source}) beside {pinned['version']}",
@@ -149,11 +152,11 @@ def main() -> None:
     parser.add_argument("source", help="a checkout's folder, an address to clone, or a release such as 0.41.0")
     parser.add_argument("--only", default="", help="the tests whose names match, as pytest's -k: flux1, or 'flux2 or qwen'")
     args = parser.parse_args()
-    pinned = asked(sys.executable, LOOK)
+    pinned = look_at(sys.executable, LOOK)
     python = environment(requirement(args.source))
-    other = asked(python, LOOK)
+    other = look_at(python, LOOK)
     assert Path(other["file"]).is_relative_to(HERE), other["file"]
-    flow = asked(python, FLOW, *sorted(set(other["pipelines"]) - set(pinned["pipelines"])))
+    flow = look_at(python, FLOW, *sorted(set(other["pipelines"]) - set(pinned["pipelines"])))
     passed, broken = proofs(python, args.only)
     text = report(args.source, pinned, other, flow, beside(python), passed, broken)
     (HERE / "report.md").write_text(text)

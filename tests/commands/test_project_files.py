@@ -101,8 +101,12 @@ def test_a_source_is_a_checkout_or_a_release_and_anything_else_is_refused(tool: 
 
 
 def test_a_report_says_what_is_new_what_is_gone_and_what_broke(tool: ModuleType) -> None:
-    old, new = {"version": "1", "pipelines": ["A", "B"]}, {"version": "2", "pipelines": ["B", "C", "D", "E"]}
-    text = tool.report("main", old, new, {"C": True, "D": False, "E": "No module named 'x'"}, ["hub 3"], 7, ["test_seam::flux: off"])
-    for line in ("# diffusers 2 (main) beside 1", "new pipelines: 3", "C: samples by flow matching", "E: cannot be imported: No module",
-                 "gone: 1", "- A", "7 passed, 1 broke", "- test_seam::flux: off", "hub 3"):  # fmt: skip
+    old, new = {"version": "1", "pipelines": ["A", "B"]}, {"version": "2", "pipelines": ["B", "C", "D", "E", "F"]}
+    text = tool.report(
+        "main", old, new, {"C": True, "D": False, "E": "No module named 'x'", "F": None}, ["hub 3"], 7, ["test_seam::flux: off"]
+    )
+    for line in (
+        "# diffusers 2 (main) beside 1", "new pipelines: 4", "C: samples by flow matching", "E: cannot be imported",
+        "F: modular", "gone: 1", "- A", "7 passed, 1 broke", "- test_seam::flux: off", "hub 3",
+    ):  # fmt: skip
         assert line.lower() in text.lower()

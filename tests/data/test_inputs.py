@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -148,10 +149,15 @@ def test_a_pipeline_that_is_not_known_yet_must_be_named(tmp_path: Path) -> None:
     assert named.data.columns == {"mask_image": "area"}
 
 
-def test_media_and_switches_of_the_call_are_told_apart(tmp_path: Path) -> None:
+def test_media_of_the_call_are_columns(tmp_path: Path) -> None:
     file = with_pipeline(tmp_path, "FluxInpaintPipeline")
     with pytest.raises(ConfigError, match=r"train.mask_image: cannot be set: images, masks, videos and sounds are columns .*data.columns"):
         load_config(file, ["train.mask_image=x"])
+
+
+@pytest.mark.skipif(not hasattr(diffusers, "Kandinsky6TI2VAPipeline"), reason="of diffusers 0.42")
+def test_a_switch_that_is_named_like_a_medium_is_an_argument(tmp_path: Path) -> None:
+    file = with_pipeline(tmp_path, "FluxInpaintPipeline")
     sound = ["model.pipeline_class=Kandinsky6TI2VAPipeline", "train.num_frames=5"]
     assert load_config(file, [*sound, "train.sample_audio=false"]).train.call["sample_audio"] is False
 

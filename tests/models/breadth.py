@@ -9,6 +9,7 @@ from typing import Any
 from unittest import mock
 
 import diffusers
+import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -86,7 +87,9 @@ def small(case: Case) -> Iterator[None]:
 
 
 def saved(case: Case, folder: Path) -> str:
-    """The checkpoint and a data set of the case in a folder; the checkpoint's path."""
+    """The checkpoint and a data set of the case in a folder; the checkpoint's path. It skips the test if diffusers is too old."""
+    if (reason := case.missing()) is not None:  # on Python 3.10, see constraints.txt
+        pytest.skip(reason)
     place = folder / "checkpoint"
     if not place.exists():
         case.build().save_pretrained(str(place))
