@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -9,8 +10,6 @@ from typing import Any, TypeVar
 import httpx
 
 Result = TypeVar("Result")
-OPENING = 0.9
-"""The share of a request's time within which its connection must open: httpx ends that itself, and leaves nothing behind."""
 
 
 class Wrong(ValueError):
@@ -48,37 +47,49 @@ async def together(requests: Sequence[Callable[[], Coroutine[Any, Any, Result]]]
             task.cancel()
 
 
-def client_of(url: str, connections: int, headers: dict[str, str]) -> httpx.AsyncClient:
-    """A client for `answer_to`, which keeps up to so many connections.
+class HTTPClient:
+    """Requests to one server, over connections that are kept. `together` limits their number.
 
-    It may open more: a connection whose opening is cancelled stays in httpcore's pool, and would be counted for ever.
+    httpcore 1.0 keeps the connection of a request that is cancelled as it opens, and never uses it again; so after a timeout the next
+    requests use a new pool of connections, and the old one is closed after its last request.
     """
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=connections)
-    secure = url.startswith("https")  # the certificates of an http address would be read for nothing
-    return httpx.AsyncClient(limits=limits, headers=headers, verify=secure)
+
+    def __init__(self, url: str, headers: dict[str, str]):
+        self.secure = url.startswith("https")  # the certificates of an http address would be read for nothing
+        self.headers = headers
+        self._pool = self._new_pool()
+        self._requests: Counter[httpx.AsyncClient] = Counter()
+
+    def _new_pool(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(timeout=None, limits=httpx.Limits(), headers=self.headers, verify=self.secure)
+
+    async def request(self, method: str, url: str, most: int, limit: float, **more: Any) -> tuple[int, bytes, httpx.Headers]:
+        """(status, content, headers) of the answer.
+
+        Raises:
+            Wrong: it is longer than `most` bytes.
+            asyncio.TimeoutError: it has not come as a whole after `limit` seconds.
+        """
+        pool = self._pool
+        self._requests[pool] += 1
+        try:
+            return await asyncio.wait_for(_whole(pool, method, url, most, more), limit)
+        except (asyncio.TimeoutError, asyncio.CancelledError):
+            if pool is self._pool:
+                self._pool = self._new_pool()
+            raise
+        finally:
+            self._requests[pool] -= 1
+            if pool is not self._pool and not self._requests[pool]:
+                del self._requests[pool]
+                await pool.aclose()
 
 
-async def answer_to(
-    client: httpx.AsyncClient, method: str, url: str, most: int, limit: float, **request: Any
-) -> tuple[int, bytes, httpx.Headers]:
-    """(status, content, headers).
-
-    Raises:
-        Wrong: the answer is longer than `most` bytes.
-        asyncio.TimeoutError: it has not come as a whole after `limit` seconds.
-    """
-    timeout = httpx.Timeout(None, connect=OPENING * limit)
-
-    async def whole() -> tuple[int, bytes, httpx.Headers]:
-        async with client.stream(method, url, timeout=timeout, **request) as answer:
-            read = bytearray()
-            async for chunk in answer.aiter_bytes():
-                read += chunk
-                if len(read) > most:
-                    raise Wrong(f"answers more than {most} bytes")
-            return answer.status_code, bytes(read), answer.headers
-
-    try:
-        return await asyncio.wait_for(whole(), limit)
-    except httpx.ConnectTimeout as error:
-        raise asyncio.TimeoutError from error
+async def _whole(pool: httpx.AsyncClient, method: str, url: str, most: int, more: dict[str, Any]) -> tuple[int, bytes, httpx.Headers]:
+    async with pool.stream(method, url, **more) as answer:
+        read = bytearray()
+        async for chunk in answer.aiter_bytes():
+            read += chunk
+            if len(read) > most:
+                raise Wrong(f"answers more than {most} bytes")
+        return answer.status_code, bytes(read), answer.headers

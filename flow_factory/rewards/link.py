@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from flow_factory.hparams import RewardArguments
-from flow_factory.rewards.exchange import Wrong, answer_to, client_of, done, together
+from flow_factory.rewards.exchange import HTTPClient, Wrong, done, together
 from flow_factory.rewards.failures import HOPELESS, Failed, address, number, pause, why, worth_again
 from flow_factory.rewards.wire import Body
 from flow_factory.utils.errors import RewardError, UserError
@@ -75,7 +75,7 @@ class Link:
         self.concurrent = int(number(config, "max_concurrent", 4, 1))
         self.room = asyncio.Semaphore(self.concurrent)
         headers = {"Authorization": f"Bearer {extra['token']}"} if extra.get("token") else {}
-        self.client = client_of(self.url, self.concurrent, headers)
+        self.client = HTTPClient(self.url, headers)
 
     def describe(self) -> dict[str, Any] | None:
         """The server's description of its rewards by name; None with the older protocol.
@@ -157,12 +157,12 @@ class Link:
     async def _send(
         self, method: str, path: str, question: tuple[Body, str | None, int] | None, most: int, limit: float
     ) -> tuple[int, bytes, float]:
-        """(status, content, seconds of Retry-After). For the errors see `answer_to`."""
+        """(status, content, seconds of Retry-After). For the errors see `HTTPClient.request`."""
         headers, content = {}, None
         if question is not None:
             body, id, n = question
             content, headers = body.content, {"Content-Type": body.kind, "Samples": str(n)}
             headers |= {"Idempotency-Key": id} if id is not None else {}
-        status, read, received = await answer_to(self.client, method, self.url + path, most, limit, content=content, headers=headers)
+        status, read, received = await self.client.request(method, self.url + path, most, limit, content=content, headers=headers)
         after = received.get("Retry-After", "") if status == BUSY else ""
         return status, read, min(float(after), 60.0) if after.isdecimal() else 0.0

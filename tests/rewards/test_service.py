@@ -1,16 +1,15 @@
 """Rewards on a server and their client: every sample has its own score, or none, whatever happens between the two."""
 
+import asyncio
 import json
 import math
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from torch import Tensor
 from flow_factory.config import ConfigError
 from flow_factory.config.service import load_rewards_config
 from flow_factory.hparams import RewardArguments
-from flow_factory.rewards.exchange import Wrong
+from flow_factory.rewards.exchange import HTTPClient, Wrong
 from flow_factory.rewards.link import scores_in
 from flow_factory.rewards.scoring import RewardSet, load_rewards
 from flow_factory.rewards.service.reading import unpacked
@@ -338,21 +337,24 @@ def test_a_server_that_is_slow_or_busy_or_dies_is_waited_for_until_the_deadline(
         assert scored(remote(address, retry_attempts=5), [numbered(1)]).tolist() == [0.5]
 
 
-def test_connections_that_did_not_open_in_time_are_in_nobodys_way() -> None:
-    """A listener with a full backlog opens no connection; then another server answers, with one request at a time."""
-    with ExitStack() as stack:
-        full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-        for _ in range(3):
-            waiting = stack.enter_context(socket.socket())
-            waiting.setblocking(False)
-            waiting.connect_ex(full.getsockname())
-        address = stack.enter_context(says(lambda headers, content: answer(headers), ABOUT))
-        reward = remote(address, max_concurrent=1, retry_attempts=3)
-        link: Any = reward.rewards[0].model.link
-        link.url, link.timeout = f"http://127.0.0.1:{full.getsockname()[1]}", 0.1
-        assert scored(reward, [numbered(1)]).isnan().all() and "does not answer in 0.1 s" in reward.counts.cause["it"]
-        link.url, link.timeout = address, 30
-        assert scored(reward, [numbered(1)]).tolist() == [0.5]
+def test_a_request_that_is_cancelled_at_any_moment_is_in_nobodys_way() -> None:
+    """As by its timeout. The pool of connections has one place here, and httpcore does not give back all that are cancelled."""
+
+    async def cancelled(address: str) -> None:
+        for steps in range(16):
+            client = HTTPClient(address, {})
+            task = asyncio.ensure_future(client.request("POST", address, 99, 60, content=b"x"))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            assert (await client.request("POST", address, 99, 5, content=b"x"))[:2] == (200, b"yes")
+            await client._pool.aclose()
+
+    one = httpx.Limits(max_connections=1)
+    with says(lambda headers, content: b"yes") as address, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(httpx, "Limits", lambda: one)
+        asyncio.run(cancelled(address))
 
 
 def test_a_name_or_token_that_is_wrong_ends_the_run_whatever_is_masked() -> None:

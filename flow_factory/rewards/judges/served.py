@@ -13,7 +13,7 @@ import httpx
 from PIL import Image
 
 from flow_factory.hparams import RewardArguments
-from flow_factory.rewards.exchange import Wrong, answer_to, client_of, done, together
+from flow_factory.rewards.exchange import HTTPClient, Wrong, done, together
 from flow_factory.rewards.failures import HOPELESS, Failed, address, number, pause, why, worth_again
 from flow_factory.rewards.judges.question import Question
 from flow_factory.utils.errors import RewardError, UserError
@@ -49,22 +49,21 @@ class ServedVLM:
         extra = config.extra_kwargs
         self.name, self.model = config.name, str(extra.get("vlm_model", model))
         self.url = address(config, "api_base_url", default, "http://localhost:8000/v1")
-        concurrent = int(number(config, "max_concurrent", 8, 1))
-        self.room = asyncio.Semaphore(concurrent)
+        self.room = asyncio.Semaphore(int(number(config, "max_concurrent", 8, 1)))
         self.tries = int(number(config, "max_retries", 5, 1))
         self.timeout = number(config, "timeout", 120, 0.001)
         self.tokens = int(number(config, "max_tokens", tokens, 1))
         self.temperature = number(config, "temperature", 0, 0)
         self.top = int(number(config, "top_logprobs", 20, 2))
         self.json = bool(extra.get("json_answer", False))
-        self.client = client_of(self.url, concurrent, {"Authorization": f"Bearer {extra.get('api_key', 'EMPTY')}"})
+        self.client = HTTPClient(self.url, {"Authorization": f"Bearer {extra.get('api_key', 'EMPTY')}"})
 
     def require(self) -> None:
         """Raises:
         UserError: the server does not answer, or does not have the model.
         """
         try:
-            status, content, _ = done(answer_to(self.client, "GET", f"{self.url}/models", MOST, min(self.timeout, SOON)))
+            status, content, _ = done(self.client.request("GET", f"{self.url}/models", MOST, min(self.timeout, SOON)))
         except (httpx.HTTPError, asyncio.TimeoutError, Wrong) as error:
             reason = why(error) if isinstance(error, httpx.HTTPError) else short(error) or "no answer in time"
             line = f"reward {self.name!r}: api_base_url: {self.url} does not answer ({reason}); start the server first"
@@ -113,7 +112,7 @@ class ServedVLM:
                 await asyncio.sleep(pause(k))
             try:
                 url = f"{self.url}/chat/completions"
-                status, content, _ = await answer_to(self.client, "POST", url, MOST, self.timeout, **sent)
+                status, content, _ = await self.client.request("POST", url, MOST, self.timeout, **sent)
             except asyncio.TimeoutError:
                 failed = Failed(f"{self.url} does not answer in {self.timeout:.3g} s")
                 continue
