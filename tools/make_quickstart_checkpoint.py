@@ -19,98 +19,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from diffusers import AutoencoderKL, FluxPipeline
+from quickstart_pipeline import build
 from shapes_world import SIZE, balanced, captions, render, split
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerFast, T5Config, T5EncoderModel, T5Tokenizer
 
 from flow_factory.rewards.shapes_detector import detect, grade
 
-WORDS = [
-    "a",
-    "and",
-    "two",
-    "three",
-    "four",
-    "left",
-    "right",
-    "above",
-    "below",
-    "of",
-    "red",
-    "green",
-    "blue",
-    "yellow",
-    "circle",
-    "square",
-    "triangle",
-    "circles",
-    "squares",
-    "triangles",
-    "the",
-    "on",
-    "to",
-    "one",
-    "picture",
-    "background",
-    "white",
-]
 TEXT_LENGTH = 10  # T5 tokens of the longest caption, with its end mark; FLUX has no text mask, so sampling must use the same length
 KINDS = {"single": 1, "count": 3, "pair": 4, "position": 8}
-
-
-def clip_tokenizer() -> CLIPTokenizer:
-    """Byte pairs merged along the words of the world: one token a word."""
-    merges, vocab = [], {}
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    for c in [*letters, *(c + "</w>" for c in letters)]:
-        vocab[c] = len(vocab)
-    for word in WORDS:
-        parts = [*word[:-1], word[-1] + "</w>"]
-        while len(parts) > 1:
-            pair = next((p for p in merges for i in range(len(parts) - 1) if (parts[i], parts[i + 1]) == p), None)
-            if pair is None:
-                pair = (parts[0], parts[1])
-                merges.append(pair)
-                vocab.setdefault("".join(pair), len(vocab))
-            i = next(i for i in range(len(parts) - 1) if (parts[i], parts[i + 1]) == pair)
-            parts[i : i + 2] = ["".join(pair)]
-    for special in ("<|startoftext|>", "<|endoftext|>"):
-        vocab[special] = len(vocab)
-    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=32)
-    wrong = [w for w in WORDS if len(tokenizer.tokenize(w)) != 1 or tokenizer.tokenize(w)[0] != w + "</w>"]
-    print("words of more than one CLIP token:", wrong)
-    return tokenizer
-
-
-def t5_tokenizer() -> PreTrainedTokenizerFast:
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -8.0)]
-    pieces += [("▁" + w, -3.0) for w in WORDS] + [(c, -10.0) for c in "abcdefghijklmnopqrstuvwxyz"]
-    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)
-
-
-def build(vae: AutoencoderKL, width: int, heads: int, double: int, single: int) -> FluxPipeline:
-    clip_tok, t5_tok = clip_tokenizer(), t5_tokenizer()
-    clip = CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(clip_tok), hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=32, projection_dim=64, bos_token_id=clip_tok.bos_token_id, eos_token_id=clip_tok.eos_token_id,
-        pad_token_id=clip_tok.pad_token_id))  # fmt: skip
-    t5 = T5EncoderModel(T5Config(
-        vocab_size=len(t5_tok), d_model=width, d_kv=16, d_ff=2 * width, num_layers=2, num_heads=heads, relative_attention_num_buckets=16,
-        relative_attention_max_distance=32, dropout_rate=0.0, feed_forward_proj="gated-gelu", is_encoder_decoder=False, use_cache=False,
-        pad_token_id=0, eos_token_id=1, decoder_start_token_id=0))  # fmt: skip
-    transformer = FluxTransformer2DModel(
-        patch_size=1, in_channels=4 * vae.config.latent_channels, num_layers=double, num_single_layers=single, attention_head_dim=16,
-        num_attention_heads=heads, joint_attention_dim=width, pooled_projection_dim=64, guidance_embeds=False, axes_dims_rope=(4, 6, 6),
-    )  # fmt: skip
-    for linear in (transformer.time_text_embed.text_embedder.linear_1, transformer.context_embedder):
-        linear.weight.data.mul_(3)  # the text is quiet at first and would be learned late
-    torch.nn.init.zeros_(transformer.proj_out.weight)
-    torch.nn.init.zeros_(transformer.proj_out.bias)
-    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15)
-    return FluxPipeline(
-        scheduler=scheduler, vae=vae, text_encoder=clip, tokenizer=clip_tok, text_encoder_2=t5, tokenizer_2=t5_tok, transformer=transformer
-    )
 
 
 def as_input(pictures: np.ndarray) -> Tensor:
@@ -198,16 +115,21 @@ def optimizers(pipe: FluxPipeline, lr: float) -> list[torch.optim.Optimizer]:
     return [muon, adam] if blocks else [adam]
 
 
-def train_flow(args: argparse.Namespace) -> None:
+def flow_matching_loss(pipe: FluxPipeline, x0: Tensor, clip_ids: Tensor, t5_ids: Tensor, time_mean: float) -> Tensor:
+    """The mean squared error of the velocity, at a random noise level for each sample."""
+    s = torch.sigmoid(torch.randn(len(x0)) * 1.2 + time_mean)
+    noise, sb = torch.randn_like(x0), s[:, None, None]
+    v = pipe.transformer(
+        hidden_states=(1 - sb) * x0 + sb * noise, timestep=s, pooled_projections=pipe.text_encoder(clip_ids).pooler_output,
+        encoder_hidden_states=pipe.text_encoder_2(t5_ids)[0], txt_ids=torch.zeros(TEXT_LENGTH, 3),
+        img_ids=pipe._prepare_latent_image_ids(1, 4, 4, "cpu", torch.float32), return_dict=False,
+    )[0]  # fmt: skip
+    return F.mse_loss(v, noise - x0)
+
+
+def training_data(pipe: FluxPipeline, train: list, args: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(latents of the pictures, index of each one's caption, CLIP's tokens of the captions, T5's)."""
     rng = random.Random(5)
-    source = args.start or args.work / "pipeline"
-    if args.start:
-        pipe = FluxPipeline.from_pretrained(source, torch_dtype=torch.float32)
-    else:
-        pipe = build(AutoencoderKL.from_pretrained(args.work / "vae"), args.width, args.heads, args.double, args.single)
-    for name in ("transformer", "text_encoder", "text_encoder_2", "vae"):
-        print(name, f"{sum(p.numel() for p in getattr(pipe, name).parameters()) / 1e6:.3f} M")
-    train, held_out = split()
     rows = balanced(train, {k: 2000 * w for k, w in KINDS.items()}, rng)
     cache = args.work / f"latents_{args.noise}_{args.clutter}.pt"
     if not cache.exists():
@@ -220,23 +142,27 @@ def train_flow(args: argparse.Namespace) -> None:
         tok(unique, padding="max_length", max_length=n, truncation=True, return_tensors="pt").input_ids
         for tok, n in ((pipe.tokenizer, 32), (pipe.tokenizer_2, TEXT_LENGTH))
     )
-    txt_ids, img_ids = torch.zeros(TEXT_LENGTH, 3), pipe._prepare_latent_image_ids(1, 4, 4, "cpu", torch.float32)
+    return z, which, clip_ids, t5_ids
+
+
+def train_flow(args: argparse.Namespace) -> None:
+    source = args.start or args.work / "pipeline"
+    if args.start:
+        pipe = FluxPipeline.from_pretrained(source, torch_dtype=torch.float32)
+    else:
+        pipe = build(AutoencoderKL.from_pretrained(args.work / "vae"), args.width, args.heads, args.double, args.single)
+    for name in ("transformer", "text_encoder", "text_encoder_2", "vae"):
+        print(name, f"{sum(p.numel() for p in getattr(pipe, name).parameters()) / 1e6:.3f} M")
+    train, held_out = split()
+    z, which, clip_ids, t5_ids = training_data(pipe, train, args)
     trained = [p for m in (pipe.transformer, pipe.text_encoder, pipe.text_encoder_2) for p in m.parameters()]
     ema = [p.detach().clone() for p in trained]
     optims = optimizers(pipe, args.lr)
-    start, step, losses, told = time.time(), 0, [], 0.0
+    start, step, losses, reported = time.time(), 0, [], 0.0
     test = balanced(held_out, {"count": 48, "pair": 48, "position": 48}, random.Random(3))
     while (done := (time.time() - start) / args.seconds) < 1:
-        k = torch.randint(0, len(rows), (args.batch,))
-        x0, text = z[k], which[k]
-        s = torch.sigmoid(torch.randn(args.batch) * 1.2 + args.time_mean)
-        noise, sb = torch.randn_like(x0), s[:, None, None]
-        pooled, embeds = pipe.text_encoder(clip_ids[text]).pooler_output, pipe.text_encoder_2(t5_ids[text])[0]
-        v = pipe.transformer(
-            hidden_states=(1 - sb) * x0 + sb * noise, timestep=s, pooled_projections=pooled, encoder_hidden_states=embeds, txt_ids=txt_ids,
-            img_ids=img_ids, return_dict=False,
-        )[0]  # fmt: skip
-        loss = F.mse_loss(v, noise - x0)
+        k = torch.randint(0, len(z), (args.batch,))
+        loss = flow_matching_loss(pipe, z[k], clip_ids[which[k]], t5_ids[which[k]], args.time_mean)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         for optimizer in optims:
@@ -247,9 +173,9 @@ def train_flow(args: argparse.Namespace) -> None:
         step += 1
         torch._foreach_lerp_(ema, [p.detach() for p in trained], 1 - min(0.998, 1 - 1 / (step + 1) ** 0.8))
         losses.append(loss.item())
-        if time.time() - start > told + args.tell:
-            told = time.time() - start
-            report(pipe, trained, ema, test, f"step {step} {told:.0f} s loss {np.mean(losses[-300:]):.4f}", args)
+        if time.time() - start > reported + args.tell:
+            reported = time.time() - start
+            report(pipe, trained, ema, test, f"step {step} {reported:.0f} s loss {np.mean(losses[-300:]):.4f}", args)
     report(pipe, trained, ema, test, f"end: step {step}, {step * args.batch} pictures, loss {np.mean(losses[-300:]):.4f}", args)
 
 
