@@ -162,7 +162,7 @@ def recipes_page() -> str:
     for name in names():
         recipe = load_recipe(name)
         parts += [f"## `{name}`", *_paper_lines(recipe), f"Examples: {', '.join(f'`{path}`' for path in recipe.examples)}."]
-        parts += _our_lines(recipe.ours) if recipe.ours else []
+        parts += _our_lines(recipe.ours) if recipe.ours else ["There are no runs of ours yet."]
     return _joined(parts).removesuffix("\n")
 
 
