@@ -1,5 +1,6 @@
 """Text that a prompt asks for, read in pictures: boxes, lines, letters, and how near they are to the target."""
 
+import json
 import math
 from collections.abc import Callable
 from functools import cache
@@ -12,7 +13,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
-from transformers import PPOCRV5ServerRecForTextRecognition
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    PPOCRV5ServerRecForTextRecognition,
+    PPOCRV6SmallDetConfig,
+    PPOCRV6SmallDetForObjectDetection,
+    PPOCRV6SmallRecConfig,
+    PPOCRV6SmallRecForTextRecognition,
+)
 
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.loading import require_files
@@ -159,6 +168,32 @@ def test_the_whole_of_it_reads_what_the_recogniser_says(keys: Keys) -> None:
     assert len(line) > 2 and distance(line, expected) <= len(expected) / 3, (line, expected)
     row = Row(0, f'a "{line}" and "{line}zzzz"')
     assert reward.score([row], [[image]])[0].item() == pytest.approx((1 + edit(f"{line}zzzz", line)) / 2)
+
+
+@pytest.mark.exhaustive
+def test_the_networks_of_pp_ocr_v6_read_too(keys: Keys, tmp_path: Path) -> None:
+    """The small ones of transformers, with random weights; the detector's map is the same everywhere."""
+    stages = {"out_features": ["stage2", "stage3", "stage4", "stage5"], "out_indices": [2, 3, 4, 5]}
+    backbone: dict[str, Any] = {"model_type": "pp_lcnet_v3", "scale": 0.75, "divisor": 16, **stages}
+    characters = json.loads((Path(keys("OCR")["recognizer_name_or_path"]) / "preprocessor_config.json").read_text())["character_list"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        channels = [m.shape[1] for m in AutoBackbone.from_config(AutoConfig.for_model(**backbone))(torch.zeros(2, 3, 64, 64)).feature_maps]
+        config = PPOCRV6SmallDetConfig(backbone_config={**backbone}, layer_list_out_channels=channels)
+        find = PPOCRV6SmallDetForObjectDetection(config).eval()
+        read = PPOCRV6SmallRecForTextRecognition(PPOCRV6SmallRecConfig(head_out_channels=len(characters))).eval()
+        for weight in list(find.head.parameters())[-2:]:
+            weight.data.fill_(0.0 if weight.ndim > 1 else 2.0)
+        biases = [weight for weight in read.head.parameters() if weight.shape == (len(characters),)]
+        biases[-1].data = torch.linspace(-1e3, 1e3, len(characters))  # it says the last letter
+    find.save_pretrained(tmp_path / "det"), read.save_pretrained(tmp_path / "rec")
+    (tmp_path / "rec" / "preprocessor_config.json").write_text(json.dumps({"character_list": characters}))
+    image = pictures(1)[0].resize((96, 64), 0)
+    reward = rewards("OCR", detector_name_or_path=str(tmp_path / "det"), recognizer_name_or_path=str(tmp_path / "rec")).rewards[0].model
+    with torch.no_grad():
+        (box,) = boxes_in(find(detector_input(image)).last_hidden_state[0, 0].numpy(), *image.size)
+        expected = decoded(read(recogniser_input(cut(image, box))).last_hidden_state[0], characters)
+    assert reward.reader.read(image) == [expected] == [characters[-1]]
 
 
 def test_by_line_the_best_one_counts_and_of_a_video_every_frame(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
