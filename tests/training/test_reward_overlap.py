@@ -232,7 +232,7 @@ def test_several_rewards_on_servers_come_in_time(tmp_path: Path, monkeypatch: py
         kinds = {"light": ("remote", first), "dark": ("remote", second), "order": ("remote_group", first)}
         listed = ", ".join(
             f"{{reward_model: {kind}, name: {name}, reward: {name}, server_url: '{url}', async_reward: true, batch_size: 4, "
-            f"num_workers: {1 + (name == 'dark')}, on_failure: stop, columns: []}}"
+            f"num_workers: {1 + (name == 'dark')}, max_concurrent: 1, on_failure: stop, columns: []}}"
             for name, (kind, url) in kinds.items()
         )
         there = prepared(tmp_path, "there", OVERLAP, rewards=f"rewards=[{listed}]")
