@@ -1,6 +1,7 @@
 """What several files share: the tiny FLUX.1 on disk, its conditions, and policies over it."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date
@@ -27,6 +28,8 @@ from flow_factory.utils.user_code import STRANGERS
 from tests.tiny.flux import flux_pipeline, save_flux
 from tests.turns import SHARES, of_other_days
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job ignores it, and so would all commands that tests start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # the models are tiny: a second thread costs more than it brings, most of all on a busy machine
 
 CALL: dict[str, Any] = {"height": 32, "width": 32, "guidance_scale": 3.5, "max_sequence_length": 8}

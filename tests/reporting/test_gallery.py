@@ -65,8 +65,9 @@ def test_what_is_only_looked_at_may_be_in_the_way_of_nothing(tmp_path: Path, cap
         (run.folder / name).touch() if kind == "file" else (run.folder / name).mkdir()
     assert run() == ""
     said = "\n".join(r.getMessage() for r in caplog.records)
-    for name in ("samples", "report", "report.html", "curves.png", "eval_scores.jsonl", "summary.md"):
+    for name in ("samples", "report.html", "curves.png", "eval_scores.jsonl", "summary.md"):
         assert re.search(rf"^{name} of {run.folder} cannot be written, and the run continues: \w+Error", said, re.MULTILINE), said
+    assert re.search(rf"^report.html of {run.folder} cannot .*: FileExistsError: .*: '{run.folder}/report'$", said, re.MULTILINE), said
     assert said.count("tracker 'tests.reporting.test_gallery.Fails' failed: KeyError: 'mine'") == 1
     assert (run.folder / "checkpoints/epoch_1/state/progress.json").is_file()
     assert [line["step"] for line in logged(run.folder)] == [0, 1, 1]
