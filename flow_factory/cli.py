@@ -147,7 +147,7 @@ def act(config: RunConfig, args: argparse.Namespace, listener: Listener) -> int:
             arguments = [str(args.config), *args.overrides, "--test-run"]
             return launch(replace(placement, max_restarts=0), arguments, config.distributed_timeout)
         arguments = [str(args.config), *args.overrides, *restart_overrides(config, placement.max_restarts)]
-        from flow_factory.runs.resume import has_ended, why_over
+        from flow_factory.runs.ended import has_ended, why_over
 
         ended = partial(has_ended, config, placement)
         if ended():

@@ -83,7 +83,7 @@ def build(config: RunConfig) -> Run:
 
     Raises:
         UserError: what the config asks for and this machine, data set or checkpoint does not have; the message says which.
-        Finished: the run that is to go on has all its epochs.
+        Finished: the run that is to go on has nothing left to do.
     """
     without_cudnn()
     contradict(engine_of(config.config_file, config.model.offload_blocks))

@@ -69,6 +69,8 @@ class Algorithm:
         through_sampler: whether it learns from the gradient of the rewards: `objective` is back-propagated through the sampler's steps.
     """
 
+    RENAMED: ClassVar[Mapping[str, str]] = {"asks": "needs", "survey": "precompute", "looks_back": "precomputes_velocities"}
+    """Members by the names that earlier versions called. A class that defines one would be ignored there, so it is refused."""
     Config: ClassVar[type[TrainConfig]]
     weights: tuple[str, ...] = ()
     averages: Mapping[str, Average] = {}

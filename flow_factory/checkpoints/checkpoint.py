@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 
 from flow_factory.checkpoints.lora_file import LORA_FILE, PEFT_FILE, holds_lora, lora_file
 from flow_factory.utils.errors import UserError, file_errors
+from flow_factory.utils.files import absolute
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 UNDER_WAY = re.compile(r"\.abandoned-(\d+)-after-(\d+)", re.ASCII)
@@ -113,6 +114,11 @@ def newest(folder: Path) -> Path:
     """The last complete checkpoint in the folder of a run, also of other programs; any other path is returned unchanged."""
     found = [c for place, name in PLACES for c in checkpoints(folder / place, name)]
     return found[-1] if found else folder
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The folder of the run that a checkpoint is in."""
+    return absolute(checkpoint).parent.parent
 
 
 def newest_state(folder: Path) -> Path | None:

@@ -133,7 +133,7 @@ def run_to_end(config: RunConfig, check_signals: Callable[[], None] = lambda: No
 
     Raises:
         UserError, RunError: the run cannot start, or failed.
-        Finished: the resumed run has finished all epochs.
+        Finished: the resumed run has nothing left to do.
         Interrupted: SIGTERM or Ctrl-C, after the training state was saved.
     """
     from flow_factory.train import build
@@ -172,10 +172,11 @@ def run_errors(config: RunConfig) -> Iterator[None]:
 
 def result_of(checkpoint: Path, epochs: int, main: bool) -> TrainResult:
     """The result from the folder of a run. It is empty on other processes than the main one, which may still be writing."""
+    from flow_factory.checkpoints.checkpoint import run_of
     from flow_factory.reporting.paired_gains import intervals
     from flow_factory.reporting.report import eval_metrics
 
-    folder = checkpoint.parent.parent
+    folder = run_of(checkpoint)
     if not (main and (folder / "metrics.jsonl").is_file()):
         return TrainResult(folder, checkpoint, epochs, {}, {}, {}, "")
     before, after = eval_metrics(folder / "metrics.jsonl")

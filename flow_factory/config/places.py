@@ -1,12 +1,12 @@
 """Hints about relative paths, which start in the current folder: whether a missing one exists elsewhere."""
 
-import os
 from pathlib import Path
 
 from flow_factory.config.base import ConfigError
 from flow_factory.config.datasets import datasets_of
 from flow_factory.config.run import RunConfig
 from flow_factory.utils.errors import file_errors
+from flow_factory.utils.files import absolute
 
 ROOTS = (".git", "pyproject.toml")
 """Files that mark the root of a checkout."""
@@ -20,7 +20,7 @@ def elsewhere(path: str, file: Path, inside: str = "") -> str:
     """
     if Path(path).is_absolute() or Path(path).exists():
         return ""
-    for folder in Path(os.path.abspath(file)).parents:  # noqa: PTH100 - resolve would follow links
+    for folder in absolute(file).parents:
         if (folder / path / inside).exists():
             return f"there is no {path} in {Path.cwd()}, and there is one in {folder}: start there, or write {folder / path}"
         if any((folder / name).exists() for name in ROOTS):

@@ -59,8 +59,8 @@ the steps of those."""
 
 
 GARDO = dict.fromkeys(
-    ("kl_gate_share", "kl_reset_threshold", "kl_reset_epochs", "diversity_reward"),
-    "is of GARDO, which changes the KL term and the advantages of grpo, grpo-guard, dppo and nft; write one of them as trainer_type, "
+    ("kl_gate_share", "kl_gate_bounds", "kl_reset_threshold", "kl_reset_epochs", "diversity_reward"),
+    "is of GARDO's gate, moving reference or diversity, which grpo, grpo-guard, dppo and nft have; write one of them as trainer_type, "
     "or leave the key out",
 )
 """What is said of keys that would change nothing."""

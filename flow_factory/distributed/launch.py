@@ -64,7 +64,7 @@ def launch(placement: Topology, arguments: Sequence[str], limit: float, ended: C
 
     Args:
         limit: the timeout of a collective in seconds.
-        ended: called before a restart; returns whether the run has finished all epochs.
+        ended: called before a restart; returns whether the run has nothing left to do.
 
     Raises:
         ConfigError: more processes than GPUs.

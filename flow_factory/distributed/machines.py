@@ -38,8 +38,8 @@ class Machines(RendezvousHandler):
         max_restarts: the number of restarts of all machines together.
         again: the timeout of later rendezvous in seconds. It must exceed that of a collective, because other machines may notice a death
             only then.
-        told: the arguments with which all launchers must have been started.
-        ended: returns whether the run has finished all epochs. Then a process may have died while it exited, and the others have left.
+        arguments: the arguments with which all launchers must have been started.
+        ended: returns whether the run has nothing left to do. Then a process may have died while it exited, and the others have left.
     """
 
     def __init__(self, place: Rendezvous, max_restarts: int, again: float, arguments: str, ended: Callable[[], bool] = lambda: False):

@@ -49,10 +49,19 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: a whole line is not JSON, or has no step.
     """
+    return records_with(path, {"step": int}, "no metrics of a step")
+
+
+def records_with(path: Path, fields: Mapping[str, type], otherwise: str) -> list[dict[str, Any]]:
+    """The whole lines of a file of JSON lines: objects that have these fields.
+
+    Raises:
+        ValueError: a whole line is not JSON, or something else, of which `otherwise` says what it is not.
+    """
     records = []
     for number, record in whole_lines(path):
-        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-            raise ValueError(f"{path}:{number}: no metrics of a step")
+        if not isinstance(record, dict) or not all(isinstance(record.get(name), kind) for name, kind in fields.items()):
+            raise ValueError(f"{path}:{number}: {otherwise}")
         records.append(record)
     return records
 

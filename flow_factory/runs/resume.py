@@ -6,22 +6,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flow_factory.checkpoints.checkpoint import CheckpointError, Kind, checkpoints, kind_of, model_kind, newest, newest_state, plainly
+from flow_factory.checkpoints.checkpoint import (
+    CheckpointError,
+    Kind,
+    checkpoints,
+    kind_of,
+    model_kind,
+    newest,
+    newest_state,
+    plainly,
+    run_of,
+)
 from flow_factory.checkpoints.lora_fit import form_of, require_fit
 from flow_factory.checkpoints.lora_names import by_module_names
 from flow_factory.checkpoints.model_files import lora_at, require_full
 from flow_factory.checkpoints.state_files import Saved
 from flow_factory.config import RunConfig
 from flow_factory.config.model import AUTO
-from flow_factory.distributed.topology import Topology
 from flow_factory.models.base import ModelAdapter
-from flow_factory.reporting.alarms import ended_by
-from flow_factory.reporting.metrics import read_metrics
+from flow_factory.reporting.alarms import FILE, read_alarms
+from flow_factory.reporting.metrics import records_of
+from flow_factory.runs.ended import nothing_left
 from flow_factory.runs.given_files import layers_of
 from flow_factory.runs.identity import changes, other_run
 from flow_factory.runs.run_folder import holds_run, named
 from flow_factory.runs.training_state import whole_contents
 from flow_factory.utils.errors import UserError, file_errors
+from flow_factory.utils.files import absolute
 
 READABLE = "name a checkpoint that can be read"
 UNSEEN = 180.0
@@ -122,7 +133,7 @@ def find_start(config: RunConfig, choice: Choice | None = None, sketch: ModelAda
 
     Raises:
         UserError: `model.resume_path` contradicts `model.resume_type`; or the folder has another run, or one that cannot be resumed.
-        Finished: the run has finished all epochs.
+        Finished: the run has nothing left to do.
     """
     folder, given = named(config), config.model.resume_path
     path = (choice or choose(config)).path
@@ -148,24 +159,6 @@ def find_start(config: RunConfig, choice: Choice | None = None, sketch: ModelAda
         _require_other(folder, path)
     require_weights(config, path, sketch)
     return Start(folder, path, kind)
-
-
-def why_over(config: RunConfig) -> str | None:
-    """Why the run of this folder has nothing left to do; None if it is not complete. It reads no checkpoint: launchers ask it often."""
-    folder = named(config)
-    if folder is None or not (folder / "summary.md").is_file() or (path := newest_state(folder)) is None:
-        return None
-    return nothing_left(config, folder, int(path.name.rpartition("_")[2]))
-
-
-def nothing_left(config: RunConfig, folder: Path, epoch: int) -> str | None:
-    """Why a run that was in this folder has nothing left to do after this epoch; None if it goes on."""
-    last, watches = config.train.max_epochs, {watch.key for watch in config.monitor}
-    if last is not None and epoch >= last:
-        return f"train.max_epochs is {last}: nothing is left to do; raise it to continue"
-    if watches and ended_by(folder, epoch, watches):
-        return "a watch of monitor ended it: nothing is left to do; change or remove the watch to continue"
-    return None
 
 
 def require_weights(config: RunConfig, path: Path, sketch: ModelAdapter | None = None) -> None:
@@ -201,13 +194,13 @@ def start_lines(config: RunConfig, start: Start, changed: Sequence[str]) -> list
 
 def _from_state(config: RunConfig, folder: Path | None, path: Path) -> Start:
     saved = whole_contents(path)[1]
-    own = folder is not None and _same(path.parent.parent, folder)
+    home = run_of(path)
+    own = folder is not None and _same(home, folder)
     if folder is not None and holds_run(folder) and not own:
         _require_other(folder, path)
-    if own and folder is not None and (metrics := folder / "metrics.jsonl").is_file():
-        with plainly(metrics, "is damaged"):
-            read_metrics(metrics)  # it may end with a partial line
-    home = path.parents[1]
+    for name, read in (("metrics.jsonl", records_of), (FILE, read_alarms)) if own else ():
+        with plainly(home / name, "is damaged"):
+            read(home)  # the last line may be partial
     if (not own or (home / "summary.md").is_file()) and (why := nothing_left(config, home, saved.epoch)) is not None:
         raise Finished(f"{path} has {saved.epoch} epochs, and {why}", path, saved.epoch)
     return Start(folder, path, "state", saved)
@@ -215,8 +208,8 @@ def _from_state(config: RunConfig, folder: Path | None, path: Path) -> Start:
 
 def _home(config: RunConfig, path: Path) -> Path | None:
     """The folder of a run without a name: a state is continued in its own folder, if that is in this `log.save_dir`."""
-    run = path.parent.parent
-    return run if path.parent.name == "checkpoints" and _same(run.parent, Path(config.log.save_dir)) else None
+    run = run_of(path)
+    return run if absolute(path).parent.name == "checkpoints" and _same(run.parent, Path(config.log.save_dir)) else None
 
 
 def _require_no_weights(folder: Path) -> None:
@@ -233,7 +226,7 @@ def _require_other(folder: Path, path: Path) -> None:
     """
     if folder.resolve() not in (path.resolve(), *path.resolve().parents):
         raise UserError(f"{folder} holds a run already: choose another run_name, or resume with model.resume_path={folder}")
-    if path.parent.name.startswith(("abandoned-", ".abandoned-")):
+    if absolute(path).parent.name.startswith(("abandoned-", ".abandoned-")):
         raise UserError(f"{path} was set aside when {folder} was resumed from an earlier one: choose another run_name to resume from it")
     raise UserError(_weights_only(folder, path))
 
@@ -247,9 +240,3 @@ def _weights_only(folder: Path, path: Path) -> str:
 
 def _same(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve()
-
-
-def has_ended(config: RunConfig, placement: Topology) -> bool:
-    """Whether a resumed run has finished. A restarted launcher checks it, because other machines would not join it."""
-    goes_on = placement.max_restarts > 0 or config.model.resume_path == AUTO
-    return placement.num_machines > 1 and goes_on and why_over(config) is not None

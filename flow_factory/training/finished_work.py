@@ -24,9 +24,6 @@ from flow_factory.utils.tensor_file import NAMES
 if TYPE_CHECKING:
     from flow_factory.training.rollout import RolloutCollector
 
-OLDER_COUNTS = {"asked": "scored", "told": "errors"}
-"""Names of `Counts` in the states of earlier versions."""
-
 
 @dataclass
 class FinishedWork:
@@ -117,8 +114,7 @@ def unpacked(tensors: Mapping[str, Tensor], text: str, collector: "RolloutCollec
         "cause": dict,
         "seconds": partial(defaultdict, float),
     }
-    named = {OLDER_COUNTS.get(name, name): values for name, values in plain["counts"].items()}
-    counts = Counts(**{name: kinds[name](values) for name, values in named.items()})
+    counts = Counts(**{name: kinds[name](values) for name, values in plain["counts"].items()})
     return FinishedWork(rollouts, plain["taken"], plain["ids"], stream, counts, plain["together"])
 
 

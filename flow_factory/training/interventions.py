@@ -10,10 +10,10 @@ from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
 
-from flow_factory.checkpoints.checkpoint import has_state
+from flow_factory.checkpoints.checkpoint import has_state, plainly, run_of
 from flow_factory.distributed.barriers import wait_for_everyone
-from flow_factory.reporting.alarms import ENDS, add_alarm
-from flow_factory.reporting.metrics import evaluations_in, read_metrics
+from flow_factory.reporting.alarms import ENDS, add_alarm, described
+from flow_factory.reporting.metrics import evaluations_in, records_of
 from flow_factory.runs.resume import Choice, see
 from flow_factory.runs.training_state import restore
 from flow_factory.training.context import TrainingContext
@@ -109,16 +109,16 @@ class Interventions:
         epoch, logged = self.context.progress.epoch, {"monitor/alarms": float(len(alarms))}
         for alarm in alarms:
             if epoch == self.context.config.train.max_epochs and alarm.do != "warn":
-                did = "; it was the last epoch, so nothing is done"
+                did = "it was the last epoch, so nothing is done"
             elif alarm.do == "back":
                 did = self.back(alarm)
                 logged["monitor/back_to"] = float((self.monitor.best(self.memory) or (0, -1))[1])
             elif alarm.do == "lower_lr":
                 did = self.lower(alarm.lr_factor)
             else:
-                did = "; the run ends here" if alarm.do == "stop" else ""
+                did = "the run ends here" if alarm.do == "stop" else ""
             if self.context.accelerator.is_main_process:
-                logger.warning("monitor: %s%s; to do: %s", alarm.line, did, alarm.advice)
+                logger.warning("monitor: %s; to do: %s", described(alarm.line, did), alarm.advice)
                 record = {"do": alarm.do, "saw": alarm.line, "did": did, "to_do": alarm.advice}
                 add_alarm(self.folder, epoch, record | ({ENDS: alarm.key} if self.monitor.ended_by(self.memory, alarm.key) else {}))
         return logged | {"monitor/lr_factor": self.factor}
@@ -127,7 +127,7 @@ class Interventions:
         """Lowers all learning rates for the rest of the run; says so."""
         self.memory[RATE] = [self.factor * factor]
         scale_rate(self.context.schedule, self.factor)
-        return f"; the learning rate is now {self.factor:.3g} times that of train:"
+        return f"the learning rate is now {self.factor:.3g} times that of train:"
 
     def back(self, alarm: Alarm) -> str:
         """Takes weights, their copies and moments of the best checkpoint, and what algorithms remember; epochs and updates count on."""
@@ -137,14 +137,14 @@ class Interventions:
         wait_for_everyone("going back")
         if not broadcast_object_list([there])[0] or best is None:
             self.monitor.stop(self.memory, alarm.key)
-            return f"; there is no best checkpoint with a training state to go back to{f' ({best})' if best else ''}, so the run ends here"
+            return f"there is no best checkpoint with a training state to go back to{f' ({best})' if best else ''}, so the run ends here"
         see(Choice(best, True))
         saved = restore(best, self.context.store, self.context.engine)
         others = {key: list(value) for key, value in saved.memory.items() if not key.startswith(OWN)}
         own = {key: value for key, value in self.memory.items() if key.startswith(OWN)}
         self.memory.clear()
         self.memory.update(others | own)
-        return f"; the weights and the optimizer of epoch {saved.epoch} are restored{self.lower(alarm.lr_factor)}"
+        return f"the weights and the optimizer of epoch {saved.epoch} are restored; {self.lower(alarm.lr_factor)}"
 
     def facts(self) -> list[str]:
         """A line of the summary: the best checkpoint."""
@@ -154,10 +154,15 @@ class Interventions:
 
 
 def evaluated_at(checkpoint: Path, context: TrainingContext) -> dict[str, float]:
-    """The metrics of the evaluation at the epoch of a checkpoint with a state, by its run's metrics.jsonl; nothing where there are none."""
-    file = checkpoint.parents[1] / "metrics.jsonl"
-    found: dict[str, float] = {}
-    if context.accelerator.is_main_process and file.is_file():
-        found = {f"eval/{name}": value for name, value in evaluations_in(read_metrics(file)).get(context.progress.epoch, {}).items()}
+    """The metrics of the evaluation at the epoch of a checkpoint with a state, by its run's metrics.jsonl; nothing where there are none.
+
+    Raises:
+        CheckpointError: `metrics.jsonl` is damaged.
+    """
+    home, found = run_of(checkpoint), dict[str, float]()
+    if context.accelerator.is_main_process:
+        with plainly(home / "metrics.jsonl", "is damaged"):
+            evaluations = evaluations_in(records_of(home))
+        found = {f"eval/{name}": value for name, value in evaluations.get(context.progress.epoch, {}).items()}
     wait_for_everyone("reading metrics")
     return broadcast_object_list([found])[0]

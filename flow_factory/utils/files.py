@@ -12,6 +12,11 @@ KINDS = {
 }  # fmt: skip
 
 
+def absolute(path: str | Path) -> Path:
+    """The path from the root, without `..`. Unlike `Path.resolve`, it follows no links."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 - resolve would follow links
+
+
 def kind_of_file(path: str | Path) -> str | None:
     """None for a regular file; else what is there instead ("a folder", "a pipe", ...).
 

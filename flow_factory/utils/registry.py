@@ -80,7 +80,8 @@ class Registry:
 
         Raises:
             UnknownName: see `path`, or the dotted path does not lead to a class.
-            UserError: the import of its module raises or exits; or the class is not a subclass of `base`.
+            UserError: the import of its module raises or exits; or the class is not a subclass of `base`, or defines a member that
+                `base` has renamed (`RENAMED`).
         """
         module, _, attribute = self.path(name).partition(":")
         if (here := str(Path.cwd())) not in sys.path:
@@ -108,3 +109,6 @@ class Registry:
         module, _, base = (self.base or "").partition(":")
         if base and not (isinstance(cls, type) and issubclass(cls, getattr(importlib.import_module(module), base))):
             raise UserError(f"{self.kind} {name!r} is not a subclass of {base} ({module})")
+        for old, new in getattr(cls, "RENAMED", {}).items():
+            if hasattr(cls, old):
+                raise UserError(f"{self.kind} {name!r} defines {old}, which is called {new} now; rename it")

@@ -99,9 +99,11 @@ def test_the_rules_of_what_it_extends_are_its_own_too(folder: Path) -> None:
     ("my_algorithms.RewardWeihted", "module 'my_algorithms' has no 'RewardWeihted'"),
     ("my_algorithm.RewardWeighted", "there is no module 'my_algorithm' (looked in the current directory too)"),
     ("RewardWeighted", "no algorithm 'RewardWeighted'. Known: grpo, "),
+    ("my_algorithms.Older", "my_algorithms.Older' defines asks, which is called needs now; rename it"),
 ])  # fmt: skip
-def test_a_class_that_is_not_there_or_has_no_config_is_said(folder: Path, name: str, said: str) -> None:
-    (folder / "my_algorithms.py").write_text(FILE + "\n\nclass Bare(ForwardProcess):\n    pass\n")
+def test_a_class_that_is_not_there_or_does_not_fit_is_said(folder: Path, name: str, said: str) -> None:
+    older = "class Older(RewardWeighted):\n    def asks(self, weights, rollout):\n        return False\n"
+    (folder / "my_algorithms.py").write_text(f"{FILE}\n\nclass Bare(ForwardProcess):\n    pass\n\n\n{older}")
     message = refused(folder, f"train.trainer_type={name}")
     assert "train.trainer_type: " in message
     assert said in message

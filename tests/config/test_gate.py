@@ -19,6 +19,7 @@ train:
   unique_sample_num_per_epoch: 2
   kl_beta: 0.04
   kl_gate_share: 0.1
+  kl_gate_bounds: [0.02, 0.2]
   kl_reset_threshold: 3.0e-4
   kl_reset_epochs: 15
   advantage_aggregation: gardo
@@ -44,7 +45,8 @@ def test_all_of_it_together_is_a_config_of_grpos_kin_and_of_nft(tmp_path: Path) 
 
 WRONG = [
     ("train.kl_beta=0", r"train.kl_gate_share: is about the KL term, and kl_beta: 0 leaves none; write e.g. kl_beta: 0.04"),
-    ("train.trainer_type=awm", r"train.kl_gate_share: is of GARDO, which changes the KL term and the advantages of grpo"),
+    *(("train.trainer_type=awm", rf"train.{key}: is of GARDO's gate, moving reference or diversity, which grpo, grpo-guard, dppo and nft")
+      for key in ("kl_gate_share", "kl_gate_bounds", "kl_reset_threshold", "kl_reset_epochs", "diversity_reward")),
     ("train.kl_gate_share=0.5", r"train.kl_gate_share: 0.5 is outside of kl_gate_bounds \[0.02, 0.2\]"),
     ("train.kl_gate_bounds=[0.2, 0.1]", r"train.kl_gate_bounds: wants \[low, high\] with 0 < low <= high <= 1"),
     ("train.best_of_n=2", r"train.best_of_n: 2: the gate takes a share of all samples"),

@@ -16,7 +16,7 @@ from flow_factory.distributed import machines as module
 from flow_factory.distributed.machines import Machines
 from flow_factory.distributed.rendezvous import Rendezvous
 from flow_factory.distributed.topology import Topology
-from flow_factory.runs.resume import has_ended
+from flow_factory.runs.ended import has_ended
 from flow_factory.utils.errors import RendezvousError
 from tests.tiny.run import free_port, write_run
 

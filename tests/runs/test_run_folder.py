@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from flow_factory.checkpoints.lora_file import LORA_FILE
 from flow_factory.config import load_config
+from flow_factory.runs.ended import why_over
 from flow_factory.runs.preflight import ready
-from flow_factory.runs.resume import Finished, find_start, start_lines, why_over
+from flow_factory.runs.resume import Finished, find_start, start_lines
 from flow_factory.runs.run_folder import LOCK, RunFolder, archive_later_checkpoints, default_name
 from flow_factory.train import build
 from flow_factory.utils.errors import UserError
@@ -139,6 +140,8 @@ def test_another_base_model_is_refused(home: Path) -> None:
     ("save/run/metrics.jsonl", b'{"step": 1}\nno\n', "metrics.jsonl is damaged: ValueError: .*metrics.jsonl:2: not JSON"),
     ("save/run/metrics.jsonl", b"[1]\n", "metrics.jsonl is damaged: ValueError: .*metrics.jsonl:1: no metrics of a step"),
     ("save/run/metrics.jsonl", b"\xff\n", "metrics.jsonl is damaged: UnicodeDecodeError"),
+    ("save/run/monitor.jsonl", b"x\n", "monitor.jsonl is damaged: ValueError: .*monitor.jsonl:1: not JSON"),
+    ("save/run/monitor.jsonl", b"{}\n", "monitor.jsonl is damaged: ValueError: .*monitor.jsonl:1: no alarm of a step"),
     ("other/transformer/diffusion_pytorch_model.safetensors", b"no", "diffusion_pytorch_model.safetensors is damaged: "),
     ("other/transformer/diffusion_pytorch_model.safetensors", b"\xff" * 40, "diffusion_pytorch_model.safetensors is damaged: "),
 ])  # fmt: skip
@@ -399,6 +402,23 @@ def test_a_lora_of_a_higher_rank_is_refused_before_anything_is_loaded(home: Path
     assert find_start(load_config(home / "tiny.yaml", keys)).kind == "lora"
     with pytest.raises(UserError, match="mine.safetensors does not fit: it has rank 8, and this run's LoRA 4; write model.lora_rank: 8"):
         ready(load_config(home / "tiny.yaml", [*keys, "model.lora_rank=4"]))
+
+
+def test_a_checkpoint_in_the_current_folder_is_of_the_run_that_it_lies_in(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a path of one part, or with `..`; a copy elsewhere is of no run."""
+    shutil.copytree("save/run/checkpoints/epoch_2", "epoch_2")
+
+    def start(path: str, name: str) -> tuple[Path | None, bool]:
+        found = find_start(
+            load_config(home / "tiny.yaml", [*STATES, "train.max_epochs=3", f"run_name={name}", f"model.resume_path={path}"])
+        )
+        return found.folder, found.resumes
+
+    assert start("epoch_2", "b") == (home / "save/b", False)
+    with pytest.raises(Finished, match="epoch_2 has 2 epochs, and train.max_epochs is 2"):
+        find_start(load_config(home / "tiny.yaml", [*STATES, "run_name=b", "model.resume_path=epoch_2"]))
+    monkeypatch.chdir("save/run/checkpoints")
+    assert start("epoch_2", "run") == start("../checkpoints/epoch_2", "null") == start("epoch_2", "null") == (home / "save/run", True)
 
 
 def test_what_the_yaml_does_not_say_of_a_lora_is_found_in_its_file(home: Path) -> None:

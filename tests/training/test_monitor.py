@@ -8,10 +8,13 @@ import pytest
 import torch
 import yaml
 
+from flow_factory.checkpoints.checkpoint import CheckpointError
 from flow_factory.checkpoints.state_files import contents
 from flow_factory.config import ConfigError, RunConfig, load_config
 from flow_factory.distributed.topology import Topology
-from flow_factory.runs.resume import Finished, find_start, has_ended
+from flow_factory.reporting.alarms import read_alarms
+from flow_factory.runs.ended import has_ended
+from flow_factory.runs.resume import Finished, find_start
 from flow_factory.training.monitor import OWN, Monitor
 from flow_factory.training.run import Run
 from tests.tiny.run import ROOT, logged, read_state, tiny, write_run
@@ -129,10 +132,19 @@ def test_a_run_that_its_monitor_ended_is_over_for_who_starts_it_again(tmp_path: 
     assert [c.name for c in (run / "checkpoints").iterdir()] == ["epoch_1"]
     config = load_config(tmp_path / "tiny.yaml", [*keys, "train.max_epochs=3"])
     assert has_ended(config, several)
-    with pytest.raises(Finished, match="epoch_1 has 1 epochs, and a watch of monitor ended it: nothing is left to do; change or remove"):
+    with pytest.raises(
+        Finished, match="epoch_1 has 1 epochs, and a watch of monitor ended it: nothing is left to do; change its metric, bound or do"
+    ):
         find_start(config)
+    for key in ("patience=2", "times=5", "from_epoch=2", "lr_factor=0.9"):
+        assert has_ended(load_config(tmp_path / "tiny.yaml", [*keys, "train.max_epochs=3", f"monitor.0.{key}"]), several), "the same watch"
     other = load_config(tmp_path / "tiny.yaml", [*keys, "train.max_epochs=3", "monitor.0.above=9"])
     assert not has_ended(other, several) and find_start(other).saved is not None
+    assert read_alarms(run)[0]["did"] == "the run ends here"
+    (run / "monitor.jsonl").write_text("{}\n")
+    with pytest.raises(CheckpointError, match="monitor.jsonl is damaged: ValueError: .*monitor.jsonl:1: no alarm of a step"):
+        has_ended(config, several)
+    (run / "monitor.jsonl").unlink()
     (run / "summary.md").unlink()  # it was killed before its end
     assert not has_ended(config, several) and find_start(config).saved is not None
 
