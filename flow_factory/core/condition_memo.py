@@ -37,10 +37,19 @@ class ConditionMemo:
         self.full = False
         self.siblings: dict[str, ConditionMemo] = {}
 
+    @contextmanager
+    def knowing(self, given: Mapping[str, list[Any]]) -> Iterator["ConditionMemo"]:
+        """For one call of the pipeline it has further results, which the caller can make again: they are not kept."""
+        before, self.given = self.given, {**self.given, **given}
+        try:
+            yield self
+        finally:
+            self.given = before
+
     def sibling(self, name: str) -> "ConditionMemo":
         """A memo for calls of the same micro-batch with another guidance. It shares the results that do not depend on guidance."""
         if name not in self.siblings:
-            self.siblings[name] = ConditionMemo({k: v for k, v in self.given.items() if self.full and k in UNGUIDED})
+            self.siblings[name] = ConditionMemo()
             pairs = {k: list(zip(self.shapes[k], self.kept[k], strict=True)) for k in self.kept if self.full and k in UNGUIDED}
             self.siblings[name].shared = pairs
         return self.siblings[name]

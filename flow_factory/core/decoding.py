@@ -47,8 +47,8 @@ def decode(field: VelocityField, x: Tensor, cond: Cond, memo: ConditionMemo | No
     """
     t = torch.zeros((), device=x.device)
     seam = Decoder(field.pipe.scheduler, field, x, t, t)
-    spare = field.unused_generators(len(x), x.device)
+    unused = field.unused_generators(len(x), x.device)
     with field.scheduler(seam, memo):
         field.priming = True
-        out = field.call(field.pipe, **cond, num_inference_steps=1, generator=spare, output_type="pt", return_dict=False)
+        out = field.call(field.pipe, **cond, num_inference_steps=1, generator=unused, output_type="pt", return_dict=False)
     return out[0]

@@ -110,8 +110,8 @@ class VelocityField:
         """
         recorder = Recorder(self.pipe.scheduler, draw, self.sampled)
         with self.scheduler(recorder, memo), reading_back(self.pipe):
-            chance = self.call_generators(generators)
-            out = self.call(self.pipe, **cond, num_inference_steps=num_steps, generator=chance, output_type=output_type, return_dict=False)
+            taken = self.call_generators(generators)
+            out = self.call(self.pipe, **cond, num_inference_steps=num_steps, generator=taken, output_type=output_type, return_dict=False)
         recorder.finish()
         return out, recorder
 
@@ -125,10 +125,10 @@ class VelocityField:
             memo: memo of this micro-batch; filled if it is empty.
         """
         probe = Probe(self.pipe.scheduler, self, x, t, s)
-        spare = self.unused_generators(len(x), x.device)
+        unused = self.unused_generators(len(x), x.device)
         with self.scheduler(probe, memo):
             self.probing = self.priming = True
-            self.call(self.pipe, **cond, num_inference_steps=2, generator=spare, output_type="latent", return_dict=False)
+            self.call(self.pipe, **cond, num_inference_steps=2, generator=unused, output_type="latent", return_dict=False)
         v = probe.answer()
         if v is None:
             raise RuntimeError(f"{type(self.pipe).__name__} did not call scheduler.step twice: it does not pass the seam")

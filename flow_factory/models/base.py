@@ -79,6 +79,10 @@ class ModelAdapter(RowEncoding):
         """The condition without the negative prompt, where this call has no use for it."""
         return cond if self.guided(call) else {k: v for k, v in cond.items() if not k.startswith("negative_")}
 
+    def shaping(self, cond: Cond) -> Cond:
+        """What of a condition decides the shapes of the transformer's inputs, see `compilation.signature`."""
+        return cond
+
     def repeat(self, cond: Cond, n: int) -> Cond:
         """The same call for n samples: tensors repeated along dim 0, lists of tensors n times."""
         return {k: times(v, n) for k, v in cond.items()}
@@ -132,8 +136,8 @@ class ModelAdapter(RowEncoding):
     def evaluate(self, cond: Cond, call: Mapping[str, Any], num_steps: int, generators: list[Generator]) -> list[Any]:
         """Media of the stock pipeline with its own scheduler; `cond` holds one entry a generator."""
         arguments = {**self.takes(call), **cond}
-        chance = self.field.call_generators(generators)
-        out = self.pipe(**arguments, num_inference_steps=num_steps, generator=chance, output_type="pil", return_dict=False)
+        taken = self.field.call_generators(generators)
+        out = self.pipe(**arguments, num_inference_steps=num_steps, generator=taken, output_type="pil", return_dict=False)
         return self.media(out, call)
 
     @torch.no_grad()

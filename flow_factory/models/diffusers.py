@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any, ClassVar
 
@@ -161,9 +162,9 @@ class Diffusers(ModelAdapter):
         """
         memo = ConditionMemo()
         arguments = self._called(cond, n, form, call)
-        spare = self.field.unused_generators(n, self.pipe._execution_device)
+        unused = self.field.unused_generators(n, self.pipe._execution_device)
         with self.field.memo_table.using(memo), torch.no_grad(), self.field.stopping() as shapes, self.guiding(call):
-            self.field.call(self.pipe, **arguments, num_inference_steps=2, generator=spare)
+            self.field.call(self.pipe, **arguments, num_inference_steps=2, generator=unused)
         encoded = {name: memo.kept[name] for name in TEXTS if name in memo.kept}
         if not encoded:
             raise ValueError(f"it did not call its encode_prompt for {str(cond.get('prompt'))[:60]!r}")
@@ -219,28 +220,24 @@ class Diffusers(ModelAdapter):
         memo: ConditionMemo | None = None,
         seen: bool = True,
     ) -> tuple[Sequence[Any], Recorder]:
-        n, memo = len(generators), memo or ConditionMemo()
-        memo.given = self._given(cond, n)
-        arguments = self._arguments(cond, call, n)
-        with self.guiding(call):
+        arguments = self._arguments(cond, call, len(generators))
+        with self._knowing(memo, cond, len(generators)) as memo, self.guiding(call):
             out, recorder = self.field.sample(arguments, num_steps, draw, generators, "pil" if seen else "latent", memo)
         return Deferred(lambda: self.media(out, call) if seen else ()), recorder
 
     def velocity(self, x: Tensor, t: Tensor, s: Tensor, cond: Cond, call: Mapping[str, Any], memo: ConditionMemo | None = None) -> Tensor:
         arguments = self._of_velocity(cond, call, len(x))
-        with self.guiding(call):
-            return self.field.velocity(x, t, s, arguments, self._knowing(memo, cond, len(x)))
+        with self._knowing(memo, cond, len(x)) as memo, self.guiding(call):
+            return self.field.velocity(x, t, s, arguments, memo)
 
     def decode(self, x0: Tensor, cond: Cond, call: Mapping[str, Any], memo: ConditionMemo | None = None) -> Tensor:
         arguments = self._of_velocity(cond, call, len(x0))
-        return decode(self.field, x0, arguments, self._knowing(memo, cond, len(x0)))
+        with self._knowing(memo, cond, len(x0)) as memo:
+            return decode(self.field, x0, arguments, memo)
 
-    def _knowing(self, memo: ConditionMemo | None, cond: Cond, n: int) -> ConditionMemo:
-        """The memo of n samples, which knows what `encode_prompt` returns."""
-        memo = memo or ConditionMemo()
-        if not any(memo.known(name) for name in TEXTS):
-            memo.given |= self._given(cond, n)
-        return memo
+    def _knowing(self, memo: ConditionMemo | None, cond: Cond, n: int) -> AbstractContextManager[ConditionMemo]:
+        """The memo of n samples. For a call it knows what `encode_prompt` returns; an epoch of memos keeps no copies of the row's texts."""
+        return (memo or ConditionMemo()).knowing(self._given(cond, n))
 
     def evaluate(self, cond: Cond, call: Mapping[str, Any], num_steps: int, generators: list[Generator]) -> list[Any]:
         if (n := len(generators)) > (cond["form"]["most"] or n):

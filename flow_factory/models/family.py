@@ -62,7 +62,7 @@ class Family:
     negative: ClassVar[str] = ""
     """The negative prompt of rows that have none."""
     pads_prompts: ClassVar[bool] = True
-    """Whether the embeddings of all prompts have the same length."""
+    """Whether the transformer gets the embeddings of all prompts at the same length."""
     text_length: int = 512
     """Tokens that the encoder takes where `max_sequence_length` is not given; the default of the pipeline's `__call__`, if it has one."""
     in_velocity: ClassVar[Mapping[str, Any]] = {}

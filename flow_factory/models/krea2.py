@@ -20,6 +20,7 @@ class Krea2(Named):
 
     pipeline = "diffusers.pipelines.krea2.pipeline_krea2:Krea2Pipeline"
     encoders = ("text_encoder",)
+    pads_prompts = True
     unguided = 0.0
     published: ClassVar[Mapping[str, float]] = {"transformer": 12.82e9, "text_encoder": 4.438e9, "vae": 0.127e9}
     tile: ClassVar[int] = QwenImage.tile
@@ -32,12 +33,13 @@ class Krea2(Named):
     def embedded(cls, shape: Mapping[str, Any], tokens: int) -> int:
         return tokens * int(shape["num_text_layers"] * shape["text_hidden_dim"])
 
-    def encoded_by(self, call: Mapping[str, Any]) -> dict[str, Any]:
-        return {**super().encoded_by(call), "padding": "left out"}
-
     def encode(self, row: Row, call: Mapping[str, Any]) -> Cond:
         cond = super().encode(row, call)
         return cond | {"encoded": {name: [(states[mask], mask) for states, mask in calls] for name, calls in cond["encoded"].items()}}
+
+    def shaping(self, cond: Cond) -> Cond:
+        masks = {name: [mask for _, mask in calls] for name, calls in cond["encoded"].items()}
+        return cond | {"encoded": masks}
 
     def _given(self, cond: Cond, n: int) -> Encoded:
         padded = {name: [(_padded(states, mask), mask) for states, mask in calls] for name, calls in cond["encoded"].items()}

@@ -216,8 +216,9 @@ class Encoding:
     def _count(self, wanted: Sequence[int], tested: Mapping[str, Sequence[int]]) -> None:
         """Announces the shapes of these rows to the compiler."""
         if self.shapes is not None:
-            evaluation = [self.eval_conds[name][k] for name, rows in tested.items() for k in rows]
-            self.shapes.allow([self.conds[k] for k in wanted], evaluation)
+            shaping = self.adapter.shaping
+            evaluation = [shaping(self.eval_conds[name][k]) for name, rows in tested.items() for k in rows]
+            self.shapes.allow([shaping(self.conds[k]) for k in wanted], evaluation)
 
     @staticmethod
     def work(name: str) -> Work:

@@ -138,6 +138,14 @@ def test_answers_that_are_given_before_need_no_call(pipe: Pipe, memo_table: Memo
     assert pipe.calls == ["vae"]
 
 
+def test_what_a_memo_knows_for_one_call_is_not_kept(pipe: Pipe, memo_table: MemoTable) -> None:
+    memo = ConditionMemo()
+    for value in (5, 6):
+        with memo.knowing({"encode_image": [picture(value)]}), memo_table.using(memo):
+            assert pipe.encode_image(picture(1)).mean() == value and mode(pipe.vae.encode(picture(2))).mean() == 2
+    assert pipe.calls == ["vae"] and not memo.given and memo.kept.keys() == {"vae.encode"}
+
+
 def test_what_a_pipeline_lacks_is_passed_over_and_the_rest_stays_in_reach(pipe: Pipe, memo_table: MemoTable) -> None:
     assert not hasattr(pipe, "connectors") and pipe.vae.config == "stays in reach"
     assert pipe.encode_image.__name__ == "encode_image"

@@ -130,11 +130,11 @@ def config_of(case: Case, folder: Path, trainer: str) -> Mapping[str, Any]:
     } | ({"scheduler": {"num_sde_steps": 1}} if trainer == "grpo" else {})  # fmt: skip
 
 
-def run_of(case: Case, folder: Path, trainer: str) -> Run:
+def run_of(case: Case, folder: Path, trainer: str, *keys: str) -> Run:
     """A run of the case, ready to start."""
     file = folder / f"{trainer}.yaml"
     file.write_text(yaml.safe_dump(dict(config_of(case, folder, trainer))))
-    return build(load_config(file, []))
+    return build(load_config(file, keys))
 
 
 def done(case: Case, folder: Path, trainer: str) -> Run:

@@ -7,11 +7,13 @@ import pytest
 import torch
 import yaml
 
+from flow_factory.core.condition_memo import ConditionMemo
 from flow_factory.data.reader import read_rows
 from flow_factory.models import MODELS
 from flow_factory.models.loading import DTYPES, load_adapter, load_pipeline
+from flow_factory.policy.compilation import Shapes, signature
 from flow_factory.utils.errors import UserError
-from tests.models.breadth import NAMED, config_of, done, replayed, saved, small, type_of
+from tests.models.breadth import NAMED, config_of, done, replayed, run_of, saved, small, type_of
 from tests.tiny.breadth import CASES
 from tests.tiny.several import SMOOTH, assert_same_run, several, state_of
 
@@ -108,3 +110,31 @@ def test_krea_keeps_no_padding_and_draws_what_the_stock_pipeline_draws(dtype: st
     for states, mask in cond["encoded"]["encode_prompt"]:
         assert len(states) == mask.sum() < mask.numel()
         assert states.numel() == type(adapter).embedded(stock.transformer.config, len(states))
+
+
+@pytest.mark.exhaustive
+def test_krea_makes_padding_for_a_call_and_keeps_none_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts of any length are one shape to the compiler, and the memos of an epoch's micro-batches hold no texts."""
+    case, counted, allow = CASES["krea2"], list[int](), Shapes.allow
+    monkeypatch.setattr(Shapes, "allow", lambda *args: counted.append(allow(*args)))
+    with small(case), torch._dynamo.config.patch(recompile_limit=8, accumulated_recompile_limit=256, fail_on_recompile_limit_hit=False):
+        run = run_of(case, tmp_path, "grpo", "model.compile=true", "model.compile_backend=eager", "train.guidance_scale=4.5")
+        conds = [run.context.conds[k] for k in range(len(run.context.rows))]
+        assert len({signature(cond) for cond in conds}) == len(conds) == 2 and counted == [1]
+        shapes = set[torch.Size]()
+        hook = run.context.adapter.field.bare["transformer"].register_forward_pre_hook(
+            lambda module, args, given: shapes.add(given["encoder_hidden_states"].shape), with_kwargs=True
+        )
+        rollouts = run.trainer.collector(0)
+        for rollout in rollouts:
+            rollout.advantage = torch.zeros(len(rollout.ids))
+            for point in run.trainer.learner.points(rollout):
+                run.trainer.learner.velocity_of(point)
+        hook.remove()
+    assert len(rollouts) == 2 and len(shapes) == 1
+    assert [held_by(rollout.memo) for rollout in rollouts] == [[], []]
+
+
+def held_by(memo: ConditionMemo) -> list[torch.Tensor]:
+    leaves = torch.utils._pytree.tree_leaves([memo.given, memo.kept, *(vars(other) for other in memo.siblings.values())])
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
