@@ -89,6 +89,10 @@ IN_TURN = (
     "test_a_large_example_fits_its_gpus_and_machines",
     "test_an_example_trains_a_tiny_checkpoint_into_weights_that_diffusers_loads",
     "test_a_run_goes_on_in_another_folder",
+    "test_every_metric_of_every_algorithms_run_is_in_it",
+    "test_all_machines_restart_when_a_process_of_one_died",
+    "test_a_team_has_the_velocity_and_the_gradient_of_one_process",
+    "test_a_compiled_model_replays_its_rollouts_and_learns_what_it_would",
 )
 """The dearest slow tests, most of them runs of several processes. Each comes up every few days."""
 
