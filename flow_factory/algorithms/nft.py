@@ -27,6 +27,6 @@ class NFT(AgainstOldPolicy):
         metrics = {"policy_loss": policy, "loss_positive": parts["positive"], "loss_negative": parts["negative"],
                    "optimality": r, "policy_shift": ((v - old) ** 2).mean()}  # fmt: skip
         if config.kl_beta > 0:
-            term, said = kl_term(config, point, self.kl(point, v, velocity))
-            loss, metrics = policy + term, metrics | said
+            term, term_metrics = kl_term(config, point, self.kl(point, v, velocity))
+            loss, metrics = policy + term, metrics | term_metrics
         return loss, {k: m.detach() for k, m in ({"loss": loss} | metrics).items()}

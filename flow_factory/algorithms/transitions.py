@@ -62,8 +62,8 @@ class OnTransitions(Algorithm):
             metrics["step_weight"] = weight
         if self.config.kl_beta > 0:
             each = self._distances(point, step, velocity, v, mean, std)
-            term, said = kl_term(self.config, point, each)
-            loss, metrics = policy + term, metrics | said
+            term, term_metrics = kl_term(self.config, point, each)
+            loss, metrics = policy + term, metrics | term_metrics
         return loss, {k: m.detach() for k, m in ({"loss": loss} | metrics | bounded).items()}
 
     def weight(self, point: Point) -> Tensor | None:

@@ -1,7 +1,7 @@
-"""List the built-in rewards: input, weights and their licence, scale, and where they compute.
+"""List the built-in rewards: kind, weights and their licence, scale, and where they compute.
 
   ff-reward list                one line per reward
-  ff-reward list PickScore OCR  every detail of these rewards
+  ff-reward list PickScore OCR  all about these rewards, with the inputs
 
 Rewards of installed packages (entry points of the group flow_factory.reward) are listed below the built-in ones.
 """

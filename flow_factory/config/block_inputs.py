@@ -17,9 +17,8 @@ def of_blocks(path: str) -> bool:
     return path.startswith("diffusers.modular_pipelines.")
 
 
-@cache
-def block_inputs(path: str) -> tuple[Input, ...]:
-    """Of the blocks that the pipeline has by default.
+def default_blocks(path: str) -> Any:
+    """The blocks that the pipeline `module:Class` has by default.
 
     Raises:
         SignatureError: it has none.
@@ -28,8 +27,13 @@ def block_inputs(path: str) -> tuple[Input, ...]:
     pipeline = getattr(import_module(module), name)
     if pipeline.default_blocks_name is None:
         raise SignatureError(f"{name} has no blocks by default")
-    blocks = getattr(import_module("diffusers"), pipeline.default_blocks_name)()
-    return tuple(_inputs(blocks))
+    return getattr(import_module("diffusers"), pipeline.default_blocks_name)()
+
+
+@cache
+def block_inputs(path: str) -> tuple[Input, ...]:
+    """Of the pipeline's `default_blocks`."""
+    return tuple(_inputs(default_blocks(path)))
 
 
 def _inputs(blocks: Any) -> Iterator[Input]:

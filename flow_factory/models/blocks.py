@@ -10,15 +10,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import LoopSequentialPipelineBlocks, PipelineQuantizationConfig
 from diffusers.modular_pipelines import PipelineState
 from torch import nn
 
-from flow_factory.config.block_inputs import of_blocks
+from flow_factory.config.block_inputs import default_blocks, of_blocks
 from flow_factory.models.guiders import guiding
-from flow_factory.models.parts import import_pipeline, namesake
+from flow_factory.models.parts import namesake
 from flow_factory.utils.errors import UserError
 from flow_factory.utils.model_index import MODULAR, class_of, modular_index
 
@@ -96,8 +95,7 @@ def load_blocks(
 
 def part_class(path: str, name: str) -> Any:
     """The class of a part of the modular pipeline `module:Class`."""
-    blocks = getattr(diffusers, import_pipeline(path).default_blocks_name)()
-    return next(spec.type_hint for spec in blocks.expected_components if spec.name == name)
+    return next(spec.type_hint for spec in default_blocks(path).expected_components if spec.name == name)
 
 
 def require_folder(path: str, checkpoint: str) -> None:

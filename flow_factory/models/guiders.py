@@ -4,12 +4,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from flow_factory.config.block_inputs import default_blocks, of_blocks
+from flow_factory.config.signature import parameters
 from flow_factory.utils.errors import UserError
 
 GUIDER = "guider_scale"
 """In a call: the scale that the pipeline's guider is to have, 1 for none; without it, the checkpoint's own."""
 PARTS = ("guider", "ocr_guider", "guider_2")
 """The pipelines' names: HunyuanImage has one for quoted texts, Wan's blocks have one for the second expert."""
+
+
+def guiders_of(path: str) -> list[str]:
+    """The names of the guiders that the pipeline `module:Class` may have."""
+    parts = default_blocks(path).expected_components if of_blocks(path) else parameters(path, "__init__")
+    names = {part.name for part in parts}
+    return [name for name in PARTS if name in names]
 
 
 @contextmanager

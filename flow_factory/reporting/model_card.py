@@ -13,8 +13,10 @@ from flow_factory.checkpoints.lora_file import LORA_FILE, PEFT_CONFIG
 from flow_factory.config import RunConfig, dump_config
 from flow_factory.config.datasets import trained_on
 from flow_factory.config.eval import pipeline_kwargs
+from flow_factory.config.media_arguments import pipeline_of
+from flow_factory.config.signature import SignatureError, parameters
 from flow_factory.models import MODELS
-from flow_factory.models.guiders import GUIDER
+from flow_factory.models.guiders import guiders_of
 from flow_factory.reporting.curves import plain
 from flow_factory.reporting.metrics import evaluations_in, read_metrics
 from flow_factory.reporting.paired_gains import intervals
@@ -114,18 +116,32 @@ def _loading(what: Published, lora: bool) -> str:
         load = f'from peft import PeftModel\n\n{load}\npipe.{part} = PeftModel.from_pretrained(pipe.{part}, "{here}")'
     else:
         load += "".join(f'\npipe.load_lora_weights("{here}", weight_name="{name}")' for name in files)
-    call = f"result = pipe({'prompt=' if modular else ''}prompt, {_asked(config, modular)})"
+    call = _call(config)
     return f"import torch\nfrom diffusers import {names}\n\n{load}\n{call}".replace("torch.bfloat16", DTYPES[config.mixed_precision])
 
 
-def _asked(config: RunConfig, modular: bool) -> str:
-    """The arguments of the evaluations' call, under the pipeline's names."""
-    guidance, asked = MODELS[config.model.model_type].guidance, pipeline_kwargs(config.eval)
-    scale = asked.pop("guidance_scale")
-    if not modular and guidance != GUIDER:
-        asked = {guidance: scale} | asked
-    asked = {"num_inference_steps": config.eval.num_inference_steps} | asked
-    return ", ".join(f"{name}={value!r}" for name, value in asked.items())
+def _call(config: RunConfig) -> str:
+    """The evaluations' call as the stock pipeline takes it, after a line for each guider; `prompt` and media are the reader's variables."""
+    family, given = MODELS[config.model.model_type], pipeline_kwargs(config.eval)
+    scale = given.pop("guidance_scale")
+    try:
+        path = pipeline_of(config)
+        takes, guiders = {p.name for p in parameters(path, "__call__")}, guiders_of(path)
+    except SignatureError:  # `model_type: diffusers`, and its checkpoint is not on this machine
+        takes, guiders = {*given, family.guidance}, []
+    arguments = {"num_inference_steps": config.eval.num_inference_steps, family.guidance: scale} | given
+    if family.pipeline:  # FLUX.1 Kontext scales height and width to this area
+        arguments["max_area"] = config.eval.height * config.eval.width
+    media = [name for name, (least, _) in (("image", family.images), ("video", family.videos)) if least]
+    words = [f"{name}={name}" for name in ("prompt", *media, *family.needs)]
+    words += [f"{name}={value!r}" for name, value in arguments.items() if name in {*takes, "num_inference_steps"}]
+    lines = [] if family.guidance in takes else [_scaled(name, scale) for name in guiders]
+    return "\n".join([*lines, f"result = pipe({', '.join(words)})"])
+
+
+def _scaled(guider: str, scale: float) -> str:
+    """The line that sets a guider of the pipeline as `guiding` does."""
+    return f"if pipe.{guider} is not None:\n    pipe.{guider}.{'disable()' if scale == 1 else f'guidance_scale = {scale!r}'}"
 
 
 def whole_in(folder: Path) -> bool:

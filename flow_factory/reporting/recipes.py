@@ -16,9 +16,9 @@ from flow_factory.utils.registry import nearest
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 INTRO = (
-    "For each algorithm the protocol and the numbers of its paper, as far as they could be checked, our settings, and what our own runs "
-    "reached. `ff-eval CHECKPOINT --compare NAME` puts a run beside a recipe. `ff-eval --recipes` prints this page, which is made from "
-    "`flow_factory/recipes/*.yaml`; a file of your own works too."
+    "For each algorithm the protocol of its paper, numbers of it and where each was found, which for some is a page about the paper, our "
+    "settings, and what our own runs reached. `ff-eval CHECKPOINT --compare NAME` puts a run beside a recipe. `ff-eval --recipes` prints "
+    "this page, which is made from `flow_factory/recipes/*.yaml`; a file of your own works too."
 )
 
 
@@ -28,7 +28,7 @@ class Number(Section):
     metric: str = Field(description="what was measured")
     before: float | None = Field(None, description="of the base model")
     after: float = Field(description="of the trained model")
-    source: str = Field(description="where it stands: abstract, table 3, ...")
+    source: str = Field(description="where it was found: abstract, table 3, ..., or a link")
 
 
 class Paper(Section):
@@ -172,7 +172,7 @@ def _paper_lines(recipe: Recipe) -> list[str]:
     lines += [f"Its protocol: {paper.protocol}."] if paper.protocol else []
     if paper.numbers:
         rows = [[n.metric, "-" if n.before is None else f"{n.before:g}", f"{n.after:g}", n.source] for n in paper.numbers]
-        lines.append(markdown_table(["paper's metric", "before", "after", "where"], rows))
+        lines.append(markdown_table(["paper's metric", "before", "after", "found in"], rows))
     return lines + ([f"It says: {'; '.join(paper.claims)}."] if paper.claims else [])
 
 

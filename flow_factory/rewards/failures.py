@@ -46,6 +46,16 @@ def why(error: httpx.HTTPError) -> str:
     return short(error) or type(error).__name__
 
 
+def does_not_answer(name: str, key: str, url: str, error: Exception, limit: float) -> UserError:
+    """The line about a server that a start has asked for `limit` seconds.
+
+    Args:
+        name, key: the reward, and its key with the server's address.
+    """
+    reason = why(error) if isinstance(error, httpx.HTTPError) else short(error) or f"no answer in {limit:g} s"
+    return UserError(f"reward {name!r}: {key}: {url} does not answer ({reason}); start the server first")
+
+
 def number(config: RewardArguments, key: str, default: float, least: float) -> float:
     """A number among the entry's own keys.
 

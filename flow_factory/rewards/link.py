@@ -11,7 +11,7 @@ import httpx
 
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.exchange import HTTPClient, Wrong, done, together
-from flow_factory.rewards.failures import HOPELESS, Failed, address, number, pause, why, worth_again
+from flow_factory.rewards.failures import HOPELESS, Failed, address, does_not_answer, number, pause, why, worth_again
 from flow_factory.rewards.wire import Body
 from flow_factory.utils.errors import RewardError, UserError
 from flow_factory.utils.user_code import short
@@ -113,9 +113,7 @@ class Link:
         try:
             return done(asyncio.wait_for(look(), self.timeout))
         except (httpx.HTTPError, asyncio.TimeoutError, Wrong) as error:
-            reason = why(error) if isinstance(error, httpx.HTTPError) else short(error) or f"no answer in {self.timeout:g} s"
-            line = f"reward {self.name!r}: server_url: {self.url} does not answer ({reason}); start the server first"
-            raise UserError(line) from error
+            raise does_not_answer(self.name, "server_url", self.url, error, self.timeout) from error
 
     def request(self, path: str, questions: Sequence[tuple[Body, str | None, int]]) -> list[Scores | Failed]:
         """The answers to several requests (body, id, samples), sent concurrently.
@@ -123,13 +121,13 @@ class Link:
         Raises:
             RewardError: the server refuses all requests.
         """
-        return done(together([partial(self._request, path, *question) for question in questions], self.room))
+        ends = time.monotonic() + self.deadline
+        return done(together([partial(self._request, path, ends, *question) for question in questions], self.room))
 
-    async def _request(self, path: str, body: Body, id: str | None, n: int) -> Scores | Failed:
-        """Sends one request. Repetitions have the same bytes and id, so that the server scores them once."""
-        loop = asyncio.get_running_loop()
-        ends, failed, k = loop.time() + self.deadline, Failed("no answer"), 0
-        while k < self.tries and (left := ends - loop.time()) > 0:
+    async def _request(self, path: str, ends: float, body: Body, id: str | None, n: int) -> Scores | Failed:
+        """Sends one request, until `ends` of the monotonic clock. Repetitions have the same bytes and id: the server scores them once."""
+        failed, k = Failed(f"{self.url}: the request had no place among max_concurrent others in {self.deadline:.3g} s"), 0
+        while k < self.tries and (left := ends - time.monotonic()) > 0:
             wait, limit = 0.0, min(self.timeout, left)
             try:
                 status, content, wait = await self._send("POST", path, (body, id, n), SPARE + EACH * n, limit)
@@ -145,7 +143,7 @@ class Link:
             except Wrong as error:
                 failed = Failed(f"{self.url} {error}")
             k += not wait
-            await asyncio.sleep(min(pause(max(k, 1), wait), max(0.0, ends - loop.time())))
+            await asyncio.sleep(min(pause(max(k, 1), wait), max(0.0, ends - time.monotonic())))
         return failed
 
     def _refused(self, status: int, content: bytes) -> Failed:

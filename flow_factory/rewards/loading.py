@@ -187,7 +187,7 @@ def require_devices(entries: Sequence[RewardArguments]) -> None:
     UserError: this machine does not have the device that an entry names.
     """
     for entry in entries:
-        if str(entry.device) != "cuda":  # `auto`
+        if str(entry.device) != "cuda":  # the device of each process, as `auto`
             require_device(f"reward {entry.name!r}: device", str(entry.device))
 
 

@@ -30,7 +30,8 @@ class RemoteReward(BaseRewardModel):
     """Base of both. Keys: `server_url`; `reward`, its name on a server with several; `token`, if the server needs one.
 
     `timeout`: seconds of a try (120); `retry_attempts`: number of tries (5), with growing pauses; `deadline`: seconds in all (600), also
-    for a busy server. After it the samples are missing, or the run stops (`on_failure`: mask or stop).
+    for a busy server, and while `max_concurrent` other requests are sent. After it the samples are missing, or the run stops
+    (`on_failure`: mask or stop).
     `body`: msgpack or multipart; `pictures`: raw, png or jpeg (jpeg is the smallest, and lossy); `columns`: the columns to send, which
     every row must have. `max_concurrent`: the number of concurrent requests for a pointwise reward's batch (4).
     """

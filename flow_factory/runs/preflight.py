@@ -21,7 +21,7 @@ from flow_factory.models.loading import sketch_adapter
 from flow_factory.models.quantized import check_quantization
 from flow_factory.policy.gradient_checkpointing import blocks_of, require_blocks
 from flow_factory.reporting.trackers import require_trackers
-from flow_factory.rewards.loading import arguments, require_files, require_gradients, require_rewards, try_constructors
+from flow_factory.rewards.loading import arguments, require_devices, require_files, require_gradients, require_rewards, try_constructors
 from flow_factory.runs.fitting import checkpoint_of, fitted
 from flow_factory.runs.given_files import require_given_files
 from flow_factory.runs.given_form import with_form
@@ -98,10 +98,9 @@ def machine(found: Preflight) -> None:
     named = {"train.ema_device": config.train.ema_device, "train.ref_param_device": config.train.ref_param_device}
     if isinstance(config.train, OPDConfig):
         named["train.teacher_param_device"] = config.train.teacher_param_device
-    named |= {f"reward {entry.name!r}: device": entry.device for entry in (*config.rewards, *(config.eval_rewards or ()))}
     for key, name in named.items():
-        if not (key.startswith("reward") and name == "cuda"):  # on the other machine it is the device of each process
-            require_device(key, name)
+        require_device(key, name)
+    require_devices(arguments((*config.rewards, *(config.eval_rewards or ()))))
 
 
 def folders(found: Preflight) -> None:

@@ -4,6 +4,7 @@ import ast
 import json
 import subprocess
 import sys
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,12 @@ from safetensors.torch import load_file, save_file
 from flow_factory.checkpoints.checkpoint import newest
 from flow_factory.commands.export import main
 from flow_factory.config import load_config
+from flow_factory.models import MODELS
+from flow_factory.models.parts import import_pipeline
 from flow_factory.reporting.model_card import Published, model_card
 from flow_factory.runs.provenance import prompts_of, provenance
 from tests.tiny.push_hub import push_hub
-from tests.tiny.run import environment, tiny, write_run
+from tests.tiny.run import ROOT, environment, tiny, write_run
 from tests.tiny.two_datasets import DATASETS, write_two
 
 TOKEN = "hf_" + "s" * 34
@@ -37,9 +40,27 @@ def test_a_card_names_base_rewards_and_how_to_load(tmp_path: Path) -> None:
     text = card.text
     assert f'from_pretrained("{base}"' in text and 'pipe.load_lora_weights("me/shapes")' in text and "| size " in text
     assert "- `a 'b' # c`" in text, "no text of a prompt is Markdown"
-    asked = {"height", "width", "num_inference_steps", "guidance_scale", "max_sequence_length"}
+    asked = {"prompt", "height", "width", "num_inference_steps", "guidance_scale", "max_sequence_length"}
     [call] = [node for node in ast.walk(ast.parse(text.partition("```python")[2].partition("```")[0])) if is_call_of(node, "pipe")]
     assert {word.arg for word in call.keywords} == asked and "torch.float32" in text, "the call of the run's evaluations"
+
+
+@pytest.mark.parametrize(("name", "more"), [
+    ("flux1_kontext", {"image", "max_area"}), ("flux2_i2i", set()), ("qwen_image_edit_plus", {"image", "true_cfg_scale"}),
+    ("wan21_i2v", {"image", "num_frames"}), ("hunyuan_image", set()), ("hunyuan_video15_i2v", {"image", "num_frames"}),
+])  # fmt: skip
+def test_the_call_of_a_card_is_one_that_the_stock_pipeline_takes(tmp_path: Path, name: str, more: set[str]) -> None:
+    config = load_config(ROOT / "examples" / "grpo" / "lora" / f"{name}.yaml")
+    code = model_card(Published(config, tmp_path, None, "epoch_2", "me/it")).partition("```python")[2].partition("```")[0]
+    [call] = [node for node in ast.walk(ast.parse(code)) if is_call_of(node, "pipe")]
+    words = {word.arg: ast.unparse(word.value) for word in call.keywords}
+    stock = import_pipeline(MODELS[config.model.model_type].pipeline)
+    assert call.args == [] and {"prompt", "num_inference_steps", *more} <= words.keys() <= set(signature(stock.__call__).parameters)
+    guiders = [part for part in ("guider", "ocr_guider") if part in signature(stock.__init__).parameters]
+    assert [f"pipe.{part}.guidance_scale = {config.eval.guidance_scale}" in code for part in ("guider", "ocr_guider")] == [
+        part in guiders for part in ("guider", "ocr_guider")
+    ]
+    assert guiders or {"guidance_scale", "true_cfg_scale"} & words.keys()
 
 
 def test_a_card_and_a_header_name_each_data_set_that_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Recipes: what the files say, and a run's numbers beside them."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from flow_factory.algorithms import ALGORITHMS
 from flow_factory.commands.evaluate import main
 from flow_factory.reporting.bootstrap import Estimate
 from flow_factory.reporting.judged import judged
-from flow_factory.reporting.recipes import comparison, load_recipe, names, recipes_page, verdict
+from flow_factory.reporting.recipes import FOLDER, comparison, load_recipe, names, recipes_page, verdict
 from flow_factory.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +32,11 @@ def test_a_recipe_is_of_its_algorithm_and_names_what_is_there(name: str) -> None
         assert yaml.safe_load((ROOT / path).read_text())["train"].get("trainer_type", "grpo") == name, path
     if recipe.ours is not None:
         assert all(len(band.after) == len(recipe.ours.seeds) for band in recipe.ours.rewards.values())
+    assert all(re.fullmatch(r"abstract|the authors' README|\[.+\]\(https://.+\)", number.source) for number in recipe.paper.numbers)
+    claims = re.search(r"(?m)^  claims: \[(.*)\]$", (FOLDER / f"{name}.yaml").read_text())
+    assert claims is None or "," not in claims[1] or claims[1] == ", ".join(f'"{claim}"' for claim in recipe.paper.claims), (
+        "cut by its comma"
+    )
 
 
 def test_the_page_is_what_the_program_prints(capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,8 @@ from flow_factory.config import ConfigError
 from flow_factory.config.service import load_rewards_config
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.exchange import HTTPClient, Wrong
-from flow_factory.rewards.link import scores_in
+from flow_factory.rewards.failures import Failed
+from flow_factory.rewards.link import Link, scores_in
 from flow_factory.rewards.scoring import RewardSet, load_rewards
 from flow_factory.rewards.service.reading import unpacked
 from flow_factory.rewards.service.request_queue import Refused
@@ -324,9 +325,13 @@ def test_an_answer_that_is_none_is_asked_for_again_then_masked_or_the_run_stops(
 def test_a_server_that_is_slow_or_busy_or_dies_is_waited_for_until_the_deadline() -> None:
     held = threading.Event()
     with says(lambda headers, content: held.wait(60) and None, ABOUT) as address:
-        reward = remote(address, timeout=0.05, retry_attempts=2)
+        reward = remote(address, retry_attempts=2)
+        reward.rewards[0].model.link.timeout = 0.05
         scored(reward, [numbered(1)])
         assert "does not answer in 0.05 s" in reward.counts.cause["it"]
+        one = RewardArguments(name="it", reward_model="remote", extra_kwargs={"server_url": address, "deadline": 0.1, "max_concurrent": 1})
+        _, unsent = Link(one).request("/score/reads", [(body(), "a", 2)] * 2)
+        assert isinstance(unsent, Failed) and "the request had no place" in unsent.reason, "the deadline counts from the call"
         held.set()
     scored(reward, [numbered(1)])
     assert "connection" in reward.counts.cause["it"].lower(), "nobody listens any more"

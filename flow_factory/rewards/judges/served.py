@@ -14,7 +14,7 @@ from PIL import Image
 
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.exchange import HTTPClient, Wrong, done, together
-from flow_factory.rewards.failures import HOPELESS, Failed, address, number, pause, why, worth_again
+from flow_factory.rewards.failures import HOPELESS, Failed, address, does_not_answer, number, pause, why, worth_again
 from flow_factory.rewards.judges.question import Question
 from flow_factory.utils.errors import RewardError, UserError
 from flow_factory.utils.user_code import short
@@ -62,12 +62,11 @@ class ServedVLM:
         """Raises:
         UserError: the server does not answer, or does not have the model.
         """
+        limit = min(self.timeout, SOON)
         try:
-            status, content, _ = done(self.client.request("GET", f"{self.url}/models", MOST, min(self.timeout, SOON)))
+            status, content, _ = done(self.client.request("GET", f"{self.url}/models", MOST, limit))
         except (httpx.HTTPError, asyncio.TimeoutError, Wrong) as error:
-            reason = why(error) if isinstance(error, httpx.HTTPError) else short(error) or "no answer in time"
-            line = f"reward {self.name!r}: api_base_url: {self.url} does not answer ({reason}); start the server first"
-            raise UserError(line) from error
+            raise does_not_answer(self.name, "api_base_url", self.url, error, limit) from error
         try:
             there = [str(one["id"]) for one in json.loads(content)["data"]] if status == 200 else []
         except (ValueError, LookupError, TypeError):
