@@ -108,14 +108,14 @@ def config_of(file: Path | None, checkpoints: Sequence[Path], overrides: Sequenc
     from flow_factory.config.places import elsewhere
     from flow_factory.utils.model_index import INDEX
 
-    files = [file] if file else [config_beside(path) for path in checkpoints]
+    files = [file] if file else list(dict.fromkeys(map(config_beside, checkpoints)))
     if not files:
         raise UserError("--base alone: name the YAML of a run with --config")
-    configs = [load_config(file, overrides) for file in dict.fromkeys(files)]
-    for config, path in zip(configs, dict.fromkeys(files), strict=True):
+    configs = [load_config(file, overrides) for file in files]
+    for config, path in zip(configs, files, strict=True):
         if there := elsewhere(config.model.model_name_or_path, path, INDEX):
             raise UserError(f"--model: {there}")
-    bases = {(c.model.model_name_or_path, c.model.target_components): file for c, file in zip(configs, files, strict=False)}
+    bases = {(c.model.model_name_or_path, c.model.target_components): file for c, file in zip(configs, files, strict=True)}
     if len(bases) > 1:
         raise UserError(f"the checkpoints have different base models: {' and '.join(map(str, bases.values()))}; name those of one")
     return configs[0]

@@ -89,9 +89,8 @@ def wanted_dtypes(module: nn.Module, config: ModelConfig, precision: torch.dtype
     for name, p in module.named_parameters():
         if p.requires_grad and config.finetune_type == "lora":
             p.data = p.data.to(precision).to(master)  # peft initialises it in the dtype of the layer in the file
-        elif (
-            config.quantization is None and type(p.data) is Tensor and p.is_floating_point()
-        ):  # the scales of quantised weights keep their dtype
+        elif config.quantization is None and type(p.data) is Tensor and p.is_floating_point():
+            # without the scales of quantised weights, which keep their dtype
             wanted[p] = master if p.requires_grad else dtype_of(module, name, precision)
     if config.finetune_type == "full" and any(p.requires_grad for p in wanted):
         round_weights(module, precision, wanted)

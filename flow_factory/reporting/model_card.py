@@ -104,11 +104,12 @@ def _loading(what: Published, lora: bool) -> str:
     base, part = config.model.model_name_or_path, config.model.target_components[0]
     whole = whole_in(what.folder)
     modular = modular_index(what.folder if whole else Path(base)) is not None
-    names, load = _stock(here if whole else base, modular)
+    dtype = DTYPES[config.mixed_precision]
+    names, load = _stock(here if whole else base, modular, dtype)
     files = sorted(file.name for file in what.folder.glob("*.safetensors"))
     if not lora and not whole:
         names = f"AutoModel, {names}"
-        load = f'{part} = AutoModel.from_pretrained("{here}", subfolder="{part}", torch_dtype=torch.bfloat16)\n{load}'
+        load = f'{part} = AutoModel.from_pretrained("{here}", subfolder="{part}", torch_dtype={dtype})\n{load}'
         load = f"{load}\npipe.update_components({part}={part})" if modular else f"{load[:-1]}, {part}={part})"
     elif LORA_FILE in files:
         load += f'\npipe.load_lora_weights("{here}")'
@@ -116,8 +117,7 @@ def _loading(what: Published, lora: bool) -> str:
         load = f'from peft import PeftModel\n\n{load}\npipe.{part} = PeftModel.from_pretrained(pipe.{part}, "{here}")'
     else:
         load += "".join(f'\npipe.load_lora_weights("{here}", weight_name="{name}")' for name in files)
-    call = _call(config)
-    return f"import torch\nfrom diffusers import {names}\n\n{load}\n{call}".replace("torch.bfloat16", DTYPES[config.mixed_precision])
+    return f"import torch\nfrom diffusers import {names}\n\n{load}\n{_call(config)}"
 
 
 def _call(config: RunConfig) -> str:
@@ -149,11 +149,11 @@ def whole_in(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (INDEX, MODULAR))
 
 
-def _stock(place: str, modular: bool) -> tuple[str, str]:
+def _stock(place: str, modular: bool, dtype: str) -> tuple[str, str]:
     """What to import from diffusers to load a pipeline, and the lines that do it."""
     if modular:
-        return "ModularPipeline", f'pipe = ModularPipeline.from_pretrained("{place}")\npipe.load_components(torch_dtype=torch.bfloat16)'
-    return "DiffusionPipeline", f'pipe = DiffusionPipeline.from_pretrained("{place}", torch_dtype=torch.bfloat16)'
+        return "ModularPipeline", f'pipe = ModularPipeline.from_pretrained("{place}")\npipe.load_components(torch_dtype={dtype})'
+    return "DiffusionPipeline", f'pipe = DiffusionPipeline.from_pretrained("{place}", torch_dtype={dtype})'
 
 
 def _optimised(what: Published) -> str:

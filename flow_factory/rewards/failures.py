@@ -56,6 +56,18 @@ def does_not_answer(name: str, key: str, url: str, error: Exception, limit: floa
     return UserError(f"reward {name!r}: {key}: {url} does not answer ({reason}); start the server first")
 
 
+def refused(name: str, url: str, status: int, content: bytes) -> Failed:
+    """The reason why there is no answer, from one with another status than 200.
+
+    Raises:
+        RewardError: the server refuses all requests, see `HOPELESS`.
+    """
+    reason = f"{url} answers {status}: {short(content.decode(errors='replace'))}"
+    if status in HOPELESS:
+        raise RewardError(f"reward {name!r}: {reason}")
+    return Failed(reason)
+
+
 def number(config: RewardArguments, key: str, default: float, least: float) -> float:
     """A number among the entry's own keys.
 

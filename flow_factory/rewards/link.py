@@ -11,9 +11,9 @@ import httpx
 
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.exchange import HTTPClient, Wrong, done, together
-from flow_factory.rewards.failures import HOPELESS, Failed, address, does_not_answer, number, pause, why, worth_again
+from flow_factory.rewards.failures import Failed, address, does_not_answer, number, pause, refused, why, worth_again
 from flow_factory.rewards.wire import Body
-from flow_factory.utils.errors import RewardError, UserError
+from flow_factory.utils.errors import UserError
 from flow_factory.utils.user_code import short
 
 Scores = list[float | None]
@@ -133,7 +133,7 @@ class Link:
                 status, content, wait = await self._send("POST", path, (body, id, n), SPARE + EACH * n, limit)
                 if status == 200:
                     return scores_in(content, id, n)
-                failed = self._refused(status, content)
+                failed = refused(self.name, self.url, status, content)
                 if not worth_again(status):
                     return failed
             except asyncio.TimeoutError:
@@ -145,12 +145,6 @@ class Link:
             k += not wait
             await asyncio.sleep(min(pause(max(k, 1), wait), max(0.0, ends - time.monotonic())))
         return failed
-
-    def _refused(self, status: int, content: bytes) -> Failed:
-        message = f"{self.url} answers {status}: {short(content.decode(errors='replace'))}"
-        if status in HOPELESS:
-            raise RewardError(f"reward {self.name!r}: {message}")
-        return Failed(message)
 
     async def _send(
         self, method: str, path: str, question: tuple[Body, str | None, int] | None, most: int, limit: float

@@ -117,12 +117,10 @@ class OCRReward(PointwiseRewardModel):
 
     def score(self, targets: Sequence[str], lines: Sequence[str]) -> float:
         """Of one picture: the mean over its targets."""
+        if not targets:
+            return float("nan")
         read = list(lines) if self.by_line else [" ".join(lines)]
-        return (
-            sum(max((self.metric(target, one) for one in read), default=0.0) for target in targets) / len(targets)
-            if targets
-            else float("nan")
-        )
+        return sum(max((self.metric(target, one) for one in read), default=0.0) for target in targets) / len(targets)
 
     def __call__(self, prompt: list[str], image: list | None = None, video: list | None = None, **columns: Any) -> RewardModelOutput:
         pictures, counts = unfold(image, video)

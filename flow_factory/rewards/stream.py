@@ -90,9 +90,8 @@ class ScoringStream:
         sources = [row.dataset for row, group in zip(rows, groups, strict=True) for _ in group]
         self.coming.append(Submission(sources, waiting, [[] for _ in rewards]))
         try:
-            for k in sorted(
-                range(len(rewards)), key=lambda k: id(rewards[k].model) not in self.rewards.executors
-            ):  # synchronous rewards last
+            # synchronous rewards last
+            for k in sorted(range(len(rewards)), key=lambda k: id(rewards[k].model) not in self.rewards.executors):
                 self.coming[-1].calls[k] += (self._begin(rewards[k], batch) for batch in calls[k])
         except BaseException:
             self.drop(before)

@@ -109,7 +109,7 @@ class Evaluator:
 
     def _scored(self, rows: Sequence[int]) -> list[Scored]:
         """Draws and scores this process's share of the rows."""
-        answered: list[Submitted] = []
+        submitted: list[Submitted] = []
         waiting: dict[int, list[Any]] = {}
         unchanged = (self.rows[row] for row in self.share(rows))  # a line may have been edited
         context, together = self.context, partial(all_or_none, self.context.accelerator, self.context.interrupt)
@@ -122,10 +122,10 @@ class Evaluator:
                 for item, media in zip(batch, self._draw(batch), strict=True):
                     waiting.setdefault(item.row, []).append(media)
                 enough = not coming or sum(map(len, waiting.values())) >= self.rewards.batch
-                answered += together(partial(self._submit, waiting if enough else {}, answered))
+                submitted += together(partial(self._submit, waiting if enough else {}, submitted))
                 context.meter.step("batch")
                 more = on_any_rank(context.accelerator, bool(coming))
-            return together(lambda: [scored for part in answered for scored in self._answers(*part)])
+            return together(lambda: [scored for part in submitted for scored in self._answers(*part)])
 
     @property
     def shares(self) -> list[int]:

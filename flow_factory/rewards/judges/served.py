@@ -14,9 +14,9 @@ from PIL import Image
 
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.exchange import HTTPClient, Wrong, done, together
-from flow_factory.rewards.failures import HOPELESS, Failed, address, does_not_answer, number, pause, why, worth_again
+from flow_factory.rewards.failures import HOPELESS, Failed, address, does_not_answer, number, pause, refused, why, worth_again
 from flow_factory.rewards.judges.question import Question
-from flow_factory.utils.errors import RewardError, UserError
+from flow_factory.utils.errors import UserError
 from flow_factory.utils.user_code import short
 
 Answer = TypeVar("Answer")
@@ -120,12 +120,9 @@ class ServedVLM:
                 continue
             except Wrong as error:
                 return Failed(f"{self.url} {error}")
-            reason = f"{self.url} answers {status}: {short(content.decode(errors='replace'))}"
-            if status in HOPELESS:
-                raise RewardError(f"reward {self.name!r}: {reason}")
             if status == 200:
                 return _choice(content, read, self.url)
-            failed = Failed(reason)
+            failed = refused(self.name, self.url, status, content)
             if not worth_again(status):
                 break
         return failed
