@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate.state import AcceleratorState
 from diffusers.models.attention_dispatch import DIFFUSERS_ATTN_BACKEND, AttentionBackendName, _AttentionBackendRegistry
 from torch import Tensor
 
@@ -88,6 +89,13 @@ def _own_kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
 def _nowhere(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What is made for several tests is made in an empty folder, wherever pytest was started."""
     os.chdir(tmp_path_factory.mktemp("nowhere"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_accelerator() -> Iterator[None]:
+    """A module's runs keep nothing of another's precision: accelerate has one for the process, and refuses a second."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(autouse=True)
