@@ -15,6 +15,7 @@ from flow_factory.commands.data import parser as data_parser
 from flow_factory.commands.reward import parser as reward_parser
 from flow_factory.config import load_config
 from flow_factory.config.service import load_rewards_config
+from flow_factory.rewards.judges.question import load_template
 from tests.tiny.run import environment
 from tests.tiny.teachers import taught
 
@@ -63,6 +64,10 @@ def test_every_yaml_of_the_pages_is_a_config(text: str, tmp_path: Path) -> None:
     rest = re.split(r"^(?=\w)", whole, flags=re.MULTILINE)
     path = tmp_path / "config.yaml"
     (tmp_path / "my_rewards.py").write_text("".join(text for page, text in blocks("python") if page.startswith("rewards.md")))
+    if "user" in sections:
+        path.write_text(text)
+        assert load_template("it", str(path)).user
+        return
     if "server" in sections:
         path.write_text(text)
         assert load_rewards_config(path).rewards

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -13,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from flow_factory.commands.reward import main as reward
 from flow_factory.config.service import RewardsConfig, load_rewards_config
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards import REWARDS
@@ -35,7 +37,9 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 
-YAMLS = [text for text in blocks("yaml") if "server:" not in text and "remote" not in text]
+TEMPLATES = {text.partition("\n")[0].removeprefix("# "): text for text in blocks("yaml") if "\nuser:" in text}
+"""A judge's questions, by the name of their file, which is their first line."""
+YAMLS = [text for text in blocks("yaml") if not re.search(r"server:|remote|^user:", text, re.MULTILINE)]
 SERVED = [text for text in blocks("yaml") if "server:" in text]
 (CLIENT,) = (text for text in blocks("yaml") if "reward_model: remote" in text)
 
@@ -43,6 +47,8 @@ SERVED = [text for text in blocks("yaml") if "server:" in text]
 @pytest.fixture(autouse=True)
 def _module(tmp_path: Path) -> None:
     (tmp_path / "my_rewards.py").write_text("\n\n".join(blocks("python")))
+    for name, text in TEMPLATES.items():
+        (tmp_path / name).write_text(text)
 
 
 def scored(*entries: RewardArguments) -> Tensor:
@@ -99,6 +105,19 @@ def test_each_yaml_of_the_page_scores(text: str, keys: Callable[[str], dict[str,
         entries = list(with_tiny_weights(config_of(text), keys, address))
         found = scored(*entries)
     assert found.isfinite().all() and len(entries) == text.count("reward_model:")
+
+
+def test_a_question_of_ones_own_scores_images_as_the_page_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    (command,) = (line for text in blocks("bash") for line in text.splitlines() if line.startswith("ff-reward score judge.yaml"))
+    (text,) = (text for text in YAMLS if "light.yaml" in text)
+    (line,) = re.findall(r"^light: .*$", PAGE, re.MULTILINE)
+    Path("dataset").symlink_to(ROOT / "dataset")
+    with judge() as (address, bodies):
+        Path("judge.yaml").write_text(text.replace("http://localhost:8000/v1", address))
+        assert reward(shlex.split(command)[1:]) == 0
+    assert line in capsys.readouterr().out
+    asked = str([body["messages"] for body in bodies])
+    assert asked.count("careful photo editor") == 3 and asked.count("The boat glides") == 1
 
 
 def test_each_server_of_the_page_answers_its_client(keys: Callable[[str], dict[str, Any]]) -> None:

@@ -260,9 +260,22 @@ def test_keys_that_are_wrong_are_said_by_a_check(name: str, extra: dict[str, Any
         require_files([RewardArguments(name="it", reward_model=name, extra_kwargs=extra)], now=False)
 
 
+@pytest.mark.parametrize(("name", "user", "said"), [
+    ("vlm_yes_no", "Good?", "vlm_yes_no wants {image} in its user text, got none"),
+    ("vlm_rubric", "{image_a} {image}", "vlm_rubric wants {image} in its user text, got {image}, {image_a}"),
+    ("vlm_pairwise", "{image}", "vlm_pairwise wants {image_a} and {image_b} in its user text, got {image}"),
+])  # fmt: skip
+def test_a_template_shows_what_the_kind_of_judge_scores(tmp_path: Path, name: str, user: str, said: str) -> None:
+    (tmp_path / "t.yaml").write_text(json.dumps({"user": user, "aspects": {"a": "A"}}))
+    with pytest.raises(UserError, match=f"reward 'it': template: .*t.yaml: {said}$"):
+        require_files([RewardArguments(name="it", reward_model=name, extra_kwargs={"template": f"{tmp_path}/t.yaml"})], now=False)
+
+
 @pytest.mark.parametrize(("content", "said"), [
     ("[1]", "has no text under the key user"), ("user: [", "is not YAML"), ("user: a\nusers: b", "has the key 'users'; it takes "),
-    ("user: a\nscale: [1]", "scale must be a list of two"), ("user: a\nscale: [1, 1]", "scale must be a list of two"),
+    ("user: a\nscale: [1]", "scale must be a list of two"), ("user: a\nscale: [1, 1]", "scale must be a list of two different"),
+    ("user: a\nanswers: [Yes, No]", 'answers must be a list of two different texts, such as \\["Yes", "No"\\] in quotes'),
+    ("user: a\nsystem: see {image}", "system has {image}, and only user may show pictures"),
     ("user: a\naspects: [b]", "aspects must map names to the titles"), ("user: a\naspects: {a b: c}", "'a b' must be a name of letters"),
     ("user: a\nsystem: 3", "system must be a text"),
 ])  # fmt: skip

@@ -38,6 +38,8 @@ class Judge(BaseRewardModel):
     )  # fmt: skip
     own: ClassVar[tuple[str, ...]] = ()
     """The keys of `OWN` that the class takes."""
+    shown: ClassVar[tuple[str, ...]] = ("image",)
+    """The samples' placeholders that its templates must have."""
     loads_weights = True
     changes_inputs = False
     no_gradient = "its score is an answer in words"
@@ -90,7 +92,14 @@ class Judge(BaseRewardModel):
         frames = config.extra_kwargs.get("frames", 4)
         if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1:
             raise UserError(f"reward {config.name!r}: frames: wants a number of at least 1, got {frames!r}")
-        return load_template(config.name, str(config.extra_kwargs.get("template", cls.template_name)))
+        template = load_template(config.name, str(config.extra_kwargs.get("template", cls.template_name)))
+        if template.samples != cls.shown:
+            wanted = " and ".join(f"{{{place}}}" for place in cls.shown)
+            found = ", ".join(f"{{{place}}}" for place in template.samples) or "none"
+            raise UserError(
+                f"reward {config.name!r}: template: {template.name}: {config.reward_model} wants {wanted} in its user text, got {found}"
+            )
+        return template
 
     def __init__(self, config: RewardArguments, accelerator: Accelerator):
         super().__init__(config, accelerator)

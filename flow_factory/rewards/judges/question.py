@@ -13,7 +13,8 @@ from PIL import Image
 from flow_factory.utils.errors import UserError, file_errors
 
 FOLDER = Path(__file__).parent / "templates"
-PICTURES = ("image", "image_a", "image_b", "condition_image")
+SAMPLES = ("image", "image_a", "image_b")
+PICTURES = (*SAMPLES, "condition_image")
 """Placeholders that stand for pictures; any other is the prompt or a column of the data set."""
 PLACE = re.compile(r"\{(\w+)\}")
 
@@ -47,6 +48,11 @@ class Template:
     def places(self) -> tuple[str, ...]:
         """The placeholders, each once."""
         return tuple(dict.fromkeys(PLACE.findall(self.system + self.user)))
+
+    @property
+    def samples(self) -> tuple[str, ...]:
+        """The placeholders of pictures that are scored, sorted."""
+        return tuple(sorted({*PLACE.findall(self.user)} & set(SAMPLES)))
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -96,12 +102,14 @@ def load_template(reward: str, name: str) -> Template:
 def _checked(value: dict[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(value.get("system", ""), str):
         raise UserError(f"{where}: system must be a text")
-    for key, kind in (("answers", str), ("scale", int | float)):
+    if wrong := [place for place in PLACE.findall(value.get("system", "")) if place in PICTURES]:
+        raise UserError(f"{where}: system has {{{wrong[0]}}}, and only user may show pictures")
+    for key, kind, what in (("answers", str, 'texts, such as ["Yes", "No"] in quotes'), ("scale", int | float, "numbers")):
         pair = value.get(key)
         if pair is not None and not (
             isinstance(pair, list) and len(pair) == 2 and all(isinstance(p, kind) for p in pair) and pair[0] != pair[1]
         ):
-            raise UserError(f"{where}: {key} must be a list of two")
+            raise UserError(f"{where}: {key} must be a list of two different {what}")
     aspects = value.get("aspects", {})
     if not isinstance(aspects, dict) or not all(isinstance(p, str) and p for pair in aspects.items() for p in pair):
         raise UserError(f"{where}: aspects must map names to the titles that they have in the answer")

@@ -55,6 +55,7 @@ class PairwiseJudge(Judge, GroupwiseRewardModel):
     """
 
     own = ("by", "opponents")
+    shown = ("image_a", "image_b")
     template_name = "which"
     by: ClassVar[str] = "token"
     """Default of the key `by`: the first token, or the last line of the answer."""
