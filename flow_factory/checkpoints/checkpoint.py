@@ -12,7 +12,7 @@ A folder is written under another name and then renamed.
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -20,6 +20,7 @@ from typing import Literal
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
+from flow_factory.checkpoints.known_runs import is_run, newest_runs, runs_hint
 from flow_factory.checkpoints.lora_file import LORA_FILE, PEFT_FILE, holds_lora, lora_file
 from flow_factory.utils.errors import UserError, file_errors
 from flow_factory.utils.files import absolute
@@ -102,12 +103,25 @@ def model_kind(path: Path, key: str = "model.resume_path") -> Literal["lora", "f
         return "full"
     if any(name.endswith((".pkl", ".bin", ".pt", ".pth", ".ckpt")) for name in here):
         raise CheckpointError(f"{key}: {path} holds pickles, which can run code; name safetensors weights")
-    if runs := [name for name in here if (path / name / "checkpoints").is_dir()]:
-        raise CheckpointError(f"{key}: {path} holds runs; name one, such as {path / runs[-1]}")
+    raise CheckpointError(f"{key}: {path} {_no_checkpoint(path, here)}")
+
+
+def _no_checkpoint(path: Path, here: Sequence[str]) -> str:
+    """What a path is instead of a checkpoint, and what would be one."""
+    if is_run(path):
+        return "is a run without a checkpoint; one is written every log.save_freq epochs and at the end"
+    if path.is_dir() and (runs := newest_runs(path)):
+        return f"holds runs; name one of, newest first: {runs}"
     seen = ", ".join(here[:6]) or ("empty" if path.is_dir() else "no safetensors file" if path.exists() else "no such folder or file")
-    raise CheckpointError(
-        f"{key}: {path} is not a checkpoint ({seen}); one holds state/, {LORA_FILE}, {PEFT_FILE} or transformer/config.json"
-    )
+    hint = "" if path.exists() else _beside(path) or runs_hint(path)
+    right = f".{hint}" if hint else f"; one holds state/, {LORA_FILE}, {PEFT_FILE} or transformer/config.json"
+    return f"is not a checkpoint ({seen}){right}"
+
+
+def _beside(missing: Path) -> str:
+    """The last checkpoints of the run that a missing one would be in; empty if there is none."""
+    home = next((place for place in (missing.parent, missing.parent / "checkpoints") if checkpoints(place)), None)
+    return "" if home is None else f" {home} has {', '.join(path.name for path in checkpoints(home)[:-5:-1])}"
 
 
 def newest(folder: Path) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flow_factory.commands.generate import config_of, overrides_of, seeds, take_weights, weights_of
+from flow_factory.commands.places import default_out
 from flow_factory.commands.subcommands import entry_points, set_up_terminal
 from flow_factory.utils.errors import UserError, file_errors
 
@@ -23,6 +24,7 @@ examples:
 
 The model, the sizes, the steps and the guidance are those of the run's evaluations, from config.yaml in its folder. Seed N gives a row
 the noise that an evaluation with eval.seed: N gives it. The same command goes on with an evaluation that was stopped.
+An evaluation of something else gets a new folder beside it, eval-CHECKPOINT-2.
 """
 
 
@@ -36,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument("--data", metavar="FOLDER|FILE", help="a data set, whose test split is taken (default: those that the run evaluates)")
     p.add_argument("--seeds", type=seeds, default=seeds("0-7"), metavar="N|N-M|N,M", help="seeds of each prompt's noise (default: 0-7)")
-    p.add_argument("--out", type=Path, default=Path("judged"), metavar="DIR", help="output folder (default: %(default)s)")
+    p.add_argument("--out", type=Path, metavar="DIR", help="output folder (default: eval-CHECKPOINT in the run's folder)")
     p.add_argument("--compare", metavar="NAME|FILE", help="a recipe, beside whose numbers the results are shown (--recipes lists them)")
     p.add_argument("--recipes", action="store_true", help="print the recipes, and stop")
     p.set_defaults(act=act)
@@ -58,18 +60,21 @@ def act(args: argparse.Namespace) -> int:
     run, rewards = configs_of(args.config)
     overrides = overrides_of(args) + ([f"data.dataset_dir={args.data}", "data.datasets=null"] if args.data else [])
     config = config_of(run, [path for path, _ in weights if path is not None], overrides)
-    require_writable(args.out, "--out", "name a folder that can be written")
+    out = args.out or default_out("eval", weights, run)
+    require_writable(out, "--out", "name a folder that can be written")
     from flow_factory.commands.evaluating import Evaluation
     from flow_factory.commands.evaluation_tasks import tasks_of
 
     tasks = tasks_of(config, rewards, args.data is not None, len(args.seeds))
-    evaluation = Evaluation(config, weights, tasks, args.seeds, args.out, args.batch or config.eval.per_device_batch_size)
+    batch = args.batch or config.eval.per_device_batch_size
+    evaluation = Evaluation(config, weights, tasks, args.seeds, out, batch, numbers=args.out is None)
     evaluation.run(args.device, args.offload)
     if evaluation.main:
-        with file_errors("--out", args.out, "name a folder that can be written"):
+        out = evaluation.folder.path
+        with file_errors("--out", out, "name a folder that can be written"):
             text = evaluation.results(recipe)
         print_output(text)
-        print_output(f"tables: {args.out / 'results.md'}, {args.out / 'results.csv'}, {args.out / 'results.json'}")
+        print_output(f"tables: {out / 'results.md'}, {out / 'results.csv'}, {out / 'results.json'}")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,12 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 
 from flow_factory import __version__
 from flow_factory.commands.drawing import StockPipeline
-from flow_factory.commands.evaluation_folder import EvaluationFolder, Known
+from flow_factory.commands.evaluation_folder import EvaluationFolder, Known, takes
 from flow_factory.commands.evaluation_tasks import Task, described
+from flow_factory.commands.places import first_free
 from flow_factory.config import RunConfig
 from flow_factory.config.secrets import masked
 from flow_factory.core.randomness import generator
@@ -53,17 +56,23 @@ class Evaluation:
     Args:
         seeds: the seeds of the noise of each row.
         batch: the number of samples in a call of the pipeline.
+        numbers: whether a number is appended to the folder's name if another evaluation is there.
 
     Raises:
         UserError: see `EvaluationFolder`.
     """
 
-    def __init__(self, config: RunConfig, weights: Weights, tasks: Sequence[Task], seeds: Sequence[int], out: Path, batch: int):
+    def __init__(
+        self, config: RunConfig, weights: Weights, tasks: Sequence[Task], seeds: Sequence[int], out: Path, batch: int, numbers: bool = False
+    ):
         self.config, self.weights, self.tasks, self.seeds, self.batch = config, weights, tasks, seeds, batch
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         digests = {label: path and checkpoint_fingerprint(path) for path, label in weights}
         self.origins = {label: {"checkpoint": path and str(path), "sha256": digests[label]} for path, label in weights}
-        self.folder = EvaluationFolder(out, self.protocol(), self.origins, self.accelerator.process_index)
+        protocol = self.protocol()
+        if numbers:
+            out = broadcast_object_list([first_free(out, partial(takes, protocol=protocol, weights=self.origins))])[0]
+        self.folder = EvaluationFolder(out, protocol, self.origins, self.accelerator.process_index)
         wait_for_everyone("reading the scores that are there")
         self.rewards: list[RewardSet] = []
 

@@ -33,8 +33,9 @@ class EvaluationFolder:
         self.path, self.protocol = path, protocol
         with file_errors("--out", path, RIGHT):
             path.mkdir(parents=True, exist_ok=True)
-            there = self._there()
-            self._require_same(there, weights)
+            there = read_protocol(path) or {"protocol": protocol, "weights": {}}
+            if other := mismatch(path, there, protocol, weights):
+                raise UserError(f"--out: {other}; name another folder")
             number = max((int(file.stem.partition("-")[2]) for file in self.files()), default=-1) + 1
             self.file = path / f"scores-{number + process}.jsonl"
             if process == 0:
@@ -44,26 +45,6 @@ class EvaluationFolder:
     def files(self) -> list[Path]:
         """The files of scores: one for each process of each start."""
         return sorted(self.path.glob("scores-[0-9]*.jsonl"))
-
-    def _there(self) -> dict[str, Any]:
-        file = self.path / PROTOCOL
-        if not file.is_file():
-            return {"protocol": self.protocol, "weights": {}}
-        try:
-            found = json.loads(file.read_text("utf-8"))
-            return {"protocol": dict(found["protocol"]), "weights": dict(found["weights"])}
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"--out: {file} is damaged ({error}); name another folder") from error
-
-    def _require_same(self, there: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
-        file = self.path / PROTOCOL
-        if other := difference(there["protocol"], self.protocol):
-            key, before, now = other
-            raise UserError(f"--out: {file} has {key}: {before}, and this evaluation {now}; name another folder")
-        for label in weights.keys() & there["weights"].keys():
-            if there["weights"][label]["sha256"] != weights[label]["sha256"]:
-                was = there["weights"][label]["checkpoint"]
-                raise UserError(f"--out: {file}: {label} was {was} with other weights; name another folder")
 
     def keep(self, label: str, dataset: str, rows: Sequence[Row], scores: Mapping[str, Sequence[Sequence[float]]]) -> None:
         """Appends the scores of rows: reward -> for each row the scores of all seeds, NaN for a missing one."""
@@ -87,6 +68,43 @@ class EvaluationFolder:
             except (ValueError, KeyError, TypeError, IndexError) as error:
                 raise UserError(f"--out: {path} is damaged ({error}); delete it, and its samples are scored again") from error
         return found
+
+
+def read_protocol(folder: Path) -> dict[str, Any] | None:
+    """`protocol` and `weights` of a folder; None if no evaluation is in it.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = folder / PROTOCOL
+    if not file.is_file():
+        return None
+    try:
+        found = json.loads(file.read_text("utf-8"))
+        return {"protocol": dict(found["protocol"]), "weights": dict(found["weights"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--out: {file} is damaged ({error}); name another folder") from error
+
+
+def mismatch(folder: Path, there: Mapping[str, Any], protocol: Mapping[str, Any], weights: Mapping[str, Any]) -> str | None:
+    """Why an evaluation cannot go on in a folder with this content of its protocol.json; None if it can."""
+    file = folder / PROTOCOL
+    if other := difference(there["protocol"], protocol):
+        key, before, now = other
+        return f"{file} has {key}: {before}, and this evaluation {now}"
+    for label in weights.keys() & there["weights"].keys():
+        if there["weights"][label]["sha256"] != weights[label]["sha256"]:
+            return f"{file}: {label} was {there['weights'][label]['checkpoint']} with other weights"
+    return None
+
+
+def takes(folder: Path, protocol: Mapping[str, Any], weights: Mapping[str, Any]) -> bool:
+    """Whether the folder is one of this evaluation, which goes on in it. A damaged one is not."""
+    try:
+        there = read_protocol(folder)
+    except UserError:
+        return False
+    return there is not None and mismatch(folder, there, protocol, weights) is None
 
 
 def difference(there: Any, here: Any, key: str = "") -> tuple[str, str, str] | None:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flow_factory.commands.data_show import many
+from flow_factory.commands.places import config_above, default_out, first_free
 from flow_factory.commands.subcommands import entry_points, set_up_terminal
 from flow_factory.utils.errors import UserError
+from flow_factory.utils.files import require_writable
 
 if TYPE_CHECKING:
     from flow_factory.config import RunConfig
@@ -25,8 +27,6 @@ examples:
 The model, the sizes, the steps and the guidance are those of the run's evaluations, from config.yaml in its folder.
 The same prompt and seed start from the same noise with all weights. The metadata of each PNG says how it was made.
 """
-DEEP = 4
-"""The number of folders, from the checkpoint upwards, in which the run's config is searched."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,7 +39,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--negative", metavar="TEXT", help="negative prompt of rows that have none")
     p.add_argument("--seeds", type=seeds, default=seeds("0-3"), metavar="N|N-M|N,M", help="seeds of the noise (default: 0-3)")
     p.add_argument("--config", type=Path, metavar="FILE", help="the run's YAML (default: config.yaml in the run's folder)")
-    p.add_argument("--out", type=Path, default=Path("generated"), metavar="DIR", help="output folder, empty or new (default: %(default)s)")
+    p.add_argument(
+        "--out", type=Path, metavar="DIR", help="output folder, empty or new (default: generated-CHECKPOINT in the run's folder)"
+    )
     p.set_defaults(act=act)
     return p
 
@@ -79,13 +81,15 @@ def act(args: argparse.Namespace) -> int:
     weights = weights_of(args.checkpoints, args.base)
     config = config_of(args.config, [path for path, _ in weights if path is not None], overrides_of(args))
     rows = rows_of(args.prompts, args.negative)
-    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
-        raise UserError(f"--out: {args.out} is not an empty folder; name another, or delete what is there")
+    out = args.out or first_free(default_out("generated", weights, args.config))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out: {out} is not an empty folder; name another, or delete what is there")
+    require_writable(out, "--out", "name a folder that can be written")
     from flow_factory.commands.generating import Job, draw
 
     batch = args.batch or config.eval.per_device_batch_size
-    sheet = draw(Job(config, weights, rows, args.seeds, batch, args.out, args.device, args.offload))
-    print(f"{len(weights) * len(rows) * len(args.seeds)} drawn: {args.out}; side by side: {sheet}")
+    sheet = draw(Job(config, weights, rows, args.seeds, batch, out, args.device, args.offload))
+    print(f"{len(weights) * len(rows) * len(args.seeds)} drawn: {out}; side by side: {sheet}")
     return 0
 
 
@@ -143,8 +147,7 @@ def config_beside(checkpoint: Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    here = [checkpoint, *checkpoint.absolute().parents][:DEEP]
-    found = next((folder / "config.yaml" for folder in here if (folder / "config.yaml").is_file()), None)
+    found = config_above(checkpoint)
     if found is None:
         raise UserError(f"{checkpoint}: no config.yaml in its folder or those above; name the run's YAML with --config")
     return found

@@ -4,6 +4,7 @@ import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
+from flow_factory.checkpoints.known_runs import runs_hint
 from flow_factory.commands.serving import listening, serve_until_signal
 from flow_factory.commands.subcommands import entry_points
 from flow_factory.utils.errors import UserError
@@ -38,7 +39,7 @@ def act(args: argparse.Namespace) -> int:
         UserError: there is no such folder, a package is missing, or the port is in use.
     """
     if not args.folder.is_dir():
-        raise UserError(f"{args.folder}: there is no such folder; name the log.save_dir of runs")
+        raise UserError(f"{args.folder}: there is no such folder; name the log.save_dir of runs.{runs_hint(args.folder)}".removesuffix("."))
     if lacking := [name for name in PACKAGES if find_spec(name) is None]:
         raise UserError(f"ff-view needs {' and '.join(lacking)}: pip install 'flow-factory[view]'")
     if not 0 <= args.port <= 65535:

@@ -3,16 +3,18 @@
 import json
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from flow_factory.commands import generate
+from flow_factory.commands import places
 from flow_factory.commands.drawing import StockPipeline
 from flow_factory.commands.evaluate import main
-from flow_factory.commands.evaluation_folder import EvaluationFolder
+from flow_factory.commands.evaluation_folder import EvaluationFolder, takes
+from flow_factory.commands.places import default_out, first_free
 from flow_factory.types import Row
 from flow_factory.utils.errors import UserError
 from tests.tiny.run import logged, tiny, write_run
@@ -31,7 +33,7 @@ def some(images: Sequence[Any], prompts: Sequence[str]) -> list[float | None]:
     return [None if prompt == "mars" else float(sum(image.tobytes())) for image, prompt in zip(images, prompts, strict=True)]
 
 
-def results(folder: str = "judged") -> dict[tuple[str, str], dict[str, Any]]:
+def results(folder: str | Path) -> dict[tuple[str, str], dict[str, Any]]:
     """By reward and weights."""
     return {(one["reward"], one["weights"]): one for one in json.loads(Path(folder, "results.json").read_text())["results"]}
 
@@ -58,7 +60,7 @@ def test_what_cannot_be_judged_is_a_line(
     Path("untested").mkdir()
     Path("untested/train.txt").write_text("a fox\n")
     Path("trained.yaml").write_text(text.replace(f"dataset_dir: {tmp_path / 'data'}", "dataset_dir: untested"))
-    monkeypatch.setattr(generate, "DEEP", 2)
+    monkeypatch.setattr(places, "DEEP", 2)
     assert main(words) == 2
     said = capsys.readouterr().err
     assert "error: " in said and line in said
@@ -86,6 +88,29 @@ def test_the_folder_keeps_one_protocol_and_what_was_whole(tmp_path: Path) -> Non
         again.scores()
 
 
+def test_a_folder_of_its_own_is_beside_the_checkpoints_and_never_of_another_evaluation(tmp_path: Path) -> None:
+    run = tmp_path / "save" / "a"
+    places = [run / "checkpoints" / f"epoch_{k}" for k in range(1, 6)]
+    for place in places:
+        place.mkdir(parents=True)
+    (run / "config.yaml").touch()
+    (tmp_path / "lora.safetensors").touch()
+    weights = [(place, place.name) for place in places]
+    assert default_out("eval", [(None, "base"), *weights[:2]], None) == run / "eval-epoch_1-epoch_2"
+    assert default_out("eval", weights, None).name == "eval-epoch_1-epoch_2-epoch_3-2-more"
+    assert default_out("generated", [(None, "base")], run / "config.yaml") == run / "generated-base"
+    assert default_out("eval", [(Path("lora.safetensors"), "lora")], Path("tiny.yaml")) == Path("eval-lora"), "of no run"
+
+    out, origins = default_out("eval", weights[:1], None), {"epoch_1": {"checkpoint": "x", "sha256": "1"}}
+    EvaluationFolder(out, {"seeds": [1]}, origins, 0)
+    assert first_free(out, partial(takes, protocol={"seeds": [1]}, weights=origins)) == out, "it goes on"
+    assert first_free(out, partial(takes, protocol={"seeds": [2]}, weights=origins)) == run / "eval-epoch_1-2"
+    changed = {"epoch_1": {"checkpoint": "x", "sha256": "2"}}
+    assert first_free(out, partial(takes, protocol={"seeds": [1]}, weights=changed)) == run / "eval-epoch_1-2"
+    (out / "protocol.json").write_text("{")
+    assert first_free(out, partial(takes, protocol={"seeds": [1]}, weights=origins)) == run / "eval-epoch_1-2"
+
+
 @pytest.mark.exhaustive
 def test_the_seed_of_a_runs_evaluation_gives_its_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tiny(tmp_path, "log.save_freq=1", "train.learning_rate=1e-1", "rewards.reward_model=tests.tiny.rewards.Bright", "eval.seed=5")
@@ -96,7 +121,7 @@ def test_the_seed_of_a_runs_evaluation_gives_its_numbers(tmp_path: Path, capsys:
     said = capsys.readouterr().out
     assert "| GenEval score" in said and "The recipe has strict, shapes, and this evaluation size: nothing can be compared." in said
     assert "Protocol: 4 prompts" in said and "3 steps, guidance 3.5, 32 x 32 px" in said
-    found = results()
+    found = results(run.folder / "eval-epoch_2")
     assert [found["size", label]["mean"]["mean"] for label in ("base", "epoch_2")] == pytest.approx([wanted[0], wanted[-1]], rel=1e-5)
     against = found["size", "epoch_2"]["against"]
     assert against["difference"]["mean"] == pytest.approx(wanted[-1] - wanted[0], rel=1e-3) and against["difference"]["mean"] != 0
@@ -126,12 +151,15 @@ def test_a_killed_evaluation_goes_on_and_ends_as_one_that_was_not(
     drawn.clear()
     capsys.readouterr()
     assert main(words) == 0 and sum(drawn) == 8, "the two rows of the checkpoint that were left"
-    assert "goes on" in capsys.readouterr().err
-    assert {name: Path("judged", name).read_bytes() for name in ("results.md", "results.csv")} == {
+    out = run.folder / "eval-epoch_1"
+    said = capsys.readouterr()
+    assert f"{out}: goes on" in said.err and f"tables: {out}/results.md" in said.out
+    assert {name: Path(out, name).read_bytes() for name in ("results.md", "results.csv")} == {
         name: Path("whole", name).read_bytes() for name in ("results.md", "results.csv")
     }
-    assert results()["some", "base"]["missing"] == 4 and ("outshines", "base") in results(), "mars; groups are compared"
+    assert results(out)["some", "base"]["missing"] == 4 and ("outshines", "base") in results(out), "mars; groups are compared"
     drawn.clear()
+    words += ["--out", str(out)]
     assert main([str(run.folder), *words]) == 0 and sum(drawn) == 16, "a checkpoint more, and nothing again"
     assert main([*words, "--set", "height=48"]) == 2
     assert "has data.height: 32, and this evaluation 48; name another folder" in capsys.readouterr().err
@@ -140,9 +168,9 @@ def test_a_killed_evaluation_goes_on_and_ends_as_one_that_was_not(
 @pytest.mark.exhaustive
 def test_each_data_set_has_its_own_rewards_and_sizes(tmp_path: Path) -> None:
     assert main(["--base", "--config", str(write_two(tmp_path)), "--seeds", "0,1"]) == 0
-    found = [(one["dataset"], one["reward"], one["pairs"]) for one in json.loads(Path("judged/results.json").read_text())["results"]]
+    found = [(one["dataset"], one["reward"], one["pairs"]) for one in json.loads(Path("eval-base/results.json").read_text())["results"]]
     assert found == [("words", "ofwords", 4), ("words", "both", 4), ("shapes", "ofshapes", 8), ("shapes", "both", 8)]
-    text = Path("judged/results.md").read_text()
+    text = Path("eval-base/results.md").read_text()
     assert "2 steps, guidance 3.5, 32 x 32 px" in text and "3 steps, guidance 3.5, 48 x 48 px" in text
 
 
@@ -157,7 +185,7 @@ def test_processes_share_the_pairs(tmp_path: Path, capsys: pytest.CaptureFixture
     Path("bright.yaml").write_text(yaml.safe_dump(tree))
     words = ["--base", "--config", "bright.yaml", "--seeds", "0-1", "--batch", "2"]
     side_by_side(2, tmp_path, judge, words)
-    files = sorted(path.name for path in Path("judged").glob("scores-*"))
+    files = sorted(path.name for path in Path("eval-base").glob("scores-*"))
     assert files == ["scores-0.jsonl", "scores-1.jsonl"] and Path("said.1").read_text().count("Protocol") == 0
     assert main([*words, "--out", "alone"]) == 0
-    assert Path("judged/results.csv").read_bytes() == Path("alone/results.csv").read_bytes()
+    assert Path("eval-base/results.csv").read_bytes() == Path("alone/results.csv").read_bytes()

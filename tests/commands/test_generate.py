@@ -1,5 +1,7 @@
 """`ff-generate`: pictures of checkpoints and the base beside each other."""
 
+import importlib
+import os
 import re
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from flow_factory.checkpoints.checkpoint import newest
-from flow_factory.commands import generate
+from flow_factory.commands import places
 from flow_factory.commands.generate import labels_of, main, rows_of, seeds
 from flow_factory.utils.errors import UserError
 from tests.tiny.run import checkpoint, tiny, write_run
@@ -43,7 +45,7 @@ def test_prompts_are_texts_and_files(tmp_path: Path) -> None:
     (["--prompts", "a"], "name a checkpoint, or --base with --config"),
     (["--base", "--prompts", "a"], "--base alone: name the YAML of a run with --config"),
     (["absent", "--prompts", "a"], "absent is not a checkpoint"),
-    (["runs", "--prompts", "a"], "runs holds runs; name one, such as runs/b"),
+    (["runs", "--prompts", "a"], "runs holds runs; name one of, newest first: "),
     (["lora.safetensors", "--prompts", "a"], "lora.safetensors: no config.yaml in its folder"),
     (["--base", "--config", "tiny.yaml", "--prompts", "a", "--set", "num_inference_step=3"], "Did you mean 'num_inference_steps'"),
     (["--base", "--config", "tiny.yaml", "--prompts", "a", "--out", "data"], "--out: data is not an empty folder"),
@@ -59,8 +61,35 @@ def test_what_cannot_be_drawn_is_a_line(
         (tmp_path / "runs" / name / "checkpoints").mkdir(parents=True)
     (tmp_path / "run/tiny.yaml").write_text(re.sub(r"(model_name_or_path:) \S+", r"\1 model", text))
     save_file({"a.lora_A.weight": torch.ones(1, 1)}, tmp_path / "lora.safetensors")
-    monkeypatch.setattr(generate, "DEEP", 2)  # nothing above this folder
+    monkeypatch.setattr(places, "DEEP", 2)  # nothing above this folder
     assert main(words) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: ") and line in said
+
+
+@pytest.mark.parametrize(("command", "path", "line"), [
+    ("generate", "save/quickstrat", "Did you mean save/quickstart? Runs in save, newest first: b, quickstart, a, group/c and 1 more"),
+    ("evaluate", "quickstart", "Did you mean save/quickstart? Runs in save, newest first: b, "),
+    ("export", "save/b/checkpoints/epoch_3", "(no such folder or file). Runs in save, newest first: b, "),
+    ("export", "save/d/epoch_3", "(no such folder or file). save/d/checkpoints has epoch_20, epoch_10"),
+    ("export", "save/d/checkpoints/epoch_3", "(no such folder or file). save/d/checkpoints has epoch_20, epoch_10"),
+    ("export", "save/b", "save/b is a run without a checkpoint; one is written every log.save_freq epochs and at the end"),
+    ("generate", "save/group", "save/group holds runs; name one of, newest first: c"),
+    ("view", "saves", "there is no such folder; name the log.save_dir of runs. Runs in save, newest first: b, "),
+])  # fmt: skip
+def test_the_runs_that_are_there_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, path: str, line: str
+) -> None:
+    for age, name in enumerate(("b", "quickstart", "a", "group/c", "d", ".test-run/e")):
+        folder = tmp_path / "save" / name
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "metrics.jsonl").touch()
+        os.utime(folder / "metrics.jsonl", (1e9 - age, 1e9 - age))
+    for name in ("epoch_10", "epoch_20"):
+        (tmp_path / "save/d/checkpoints" / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    more = {"generate": ["--prompts", "a"], "export": ["--to", "peft", "--out", "x"]}.get(command, [])
+    assert importlib.import_module(f"flow_factory.commands.{command}").main([path, *more]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("error: ") and line in said
 
@@ -74,7 +103,8 @@ def test_pictures_are_those_of_the_stock_pipeline(tmp_path: Path, capsys: pytest
     folder = newest(run.folder)
     words = [str(run.folder), "--base", "--prompts", "a red circle", "mars", "--seeds", "0,5", "--batch", "2", "--set", "height=48"]
     assert main([*words, "--device", "cpu"]) == 0
-    assert "8 drawn: generated; side by side: generated/sheet.png" in capsys.readouterr().out
+    out = run.folder / f"generated-{folder.name}"
+    assert f"8 drawn: {out}; side by side: {out / 'sheet.png'}" in capsys.readouterr().out
     stock = FluxPipeline.from_pretrained(checkpoint(), torch_dtype=torch.float32)
     given = {"height": 48, "width": 32, "num_inference_steps": 3, "max_sequence_length": 16, "guidance_scale": 3.5}
     pictures = []
@@ -84,10 +114,12 @@ def test_pictures_are_those_of_the_stock_pipeline(tmp_path: Path, capsys: pytest
         elif label != "base":
             stock.transformer = type(stock.transformer).from_pretrained(folder / "transformer")
         wanted = stock("mars", generator=torch.Generator("cpu").manual_seed(5), **given).images[0]
-        drawn = Image.open(f"generated/{label}/0001_mars_seed5.png")
+        drawn = Image.open(out / label / "0001_mars_seed5.png")
         pictures.append(drawn.tobytes())
         assert drawn.text["prompt"] == "mars" and drawn.text["seed"] == "5" and drawn.text["weights"] == label
         off = torch.tensor(list(wanted.tobytes())).int() - torch.tensor(list(drawn.tobytes())).int()
         assert off.abs().max() <= 1
     assert pictures[0] != pictures[1], "the checkpoint draws other pictures than the base"
-    assert Image.open("generated/sheet.png").width > 2 * 32
+    assert Image.open(out / "sheet.png").width > 2 * 32
+    assert main([*words, "--device", "cpu", "--seeds", "0"]) == 0, "a second start writes beside the first"
+    assert f"4 drawn: {out}-2; " in capsys.readouterr().out and len(list((out / "base").iterdir())) == 4
