@@ -23,7 +23,7 @@ from flow_factory.rewards.drawn import ROW, drawn
 from flow_factory.rewards.facts import FACTS
 from flow_factory.rewards.folder import groups_of, read_folder
 from flow_factory.types import Clip
-from tests.rewards.test_rewards import rewards, scores
+from tests.rewards.reward_set import rewards, scores
 from tests.tiny.rewards import brightness
 from tests.tiny.run import ROOT
 

@@ -12,7 +12,7 @@ from flow_factory.rewards import pixels as torch_pixels
 from flow_factory.rewards.media import cropped
 from flow_factory.types import Row
 from flow_factory.utils.errors import UserError
-from tests.rewards.test_rewards import pictures, rewards
+from tests.rewards.reward_set import pictures, rewards
 
 NAMES = ("CLIP", "PickScore", "HPSv2", "aesthetic", "ImageReward")
 SIZES = ((32, 32), (48, 40), (37, 64))

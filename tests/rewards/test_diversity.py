@@ -10,7 +10,7 @@ from PIL import Image
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.diversity import DiversityReward
 from flow_factory.utils.errors import UserError
-from tests.rewards.test_rewards import pictures
+from tests.rewards.reward_set import pictures
 
 
 def reward(**keys: str) -> DiversityReward:

@@ -15,7 +15,7 @@ import yaml
 from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.judges.local import LocalVLM
 from flow_factory.rewards.judges.question import Question
-from tests.rewards.test_rewards import pictures
+from tests.rewards.reward_set import pictures
 from tests.tiny.forked import forked
 from tests.tiny.run import ROOT, environment, logged, started
 

@@ -17,7 +17,7 @@ from flow_factory.rewards.media import normalised
 from flow_factory.rewards.needs import needs_of
 from flow_factory.types import Clip, Row
 from flow_factory.utils.errors import UserError
-from tests.rewards.test_rewards import pictures, rewards
+from tests.rewards.reward_set import pictures, rewards
 
 Keys = Callable[[str], dict[str, Any]]
 

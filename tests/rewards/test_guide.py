@@ -22,7 +22,7 @@ from flow_factory.rewards.facts import FACTS
 from flow_factory.rewards.loading import arguments
 from flow_factory.rewards.scoring import load_rewards
 from flow_factory.types import Row
-from tests.rewards.test_rewards import pictures
+from tests.rewards.reward_set import pictures
 from tests.tiny.judge_server import judge
 from tests.tiny.reward_server import service
 from tests.tiny.run import ROOT

@@ -22,7 +22,7 @@ from flow_factory.rewards.scoring import RewardSet, load_rewards
 from flow_factory.types import Row
 from flow_factory.utils.errors import RewardError
 from flow_factory.utils.signals import Interrupted
-from tests.rewards.test_rewards import pictures
+from tests.rewards.reward_set import pictures
 from tests.tiny.run import ff_train, tiny, write_run
 
 HERE = __name__

@@ -29,7 +29,7 @@ from flow_factory.rewards.ocr import OCRReward, contains, distance, edit, target
 from flow_factory.rewards.text_reader import Box, boxes_in, cut, decoded, detector_input, recogniser_input
 from flow_factory.types import Clip, Row
 from flow_factory.utils.errors import UserError
-from tests.rewards.test_rewards import pictures, rewards
+from tests.rewards.reward_set import pictures, rewards
 
 Keys = Callable[[str], dict[str, Any]]
 

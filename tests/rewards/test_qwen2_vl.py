@@ -23,7 +23,7 @@ from flow_factory.rewards.sources import tensors_in
 from flow_factory.rewards.video_align import chosen, merged
 from flow_factory.types import Clip, Row
 from flow_factory.utils.errors import UserError
-from tests.rewards.test_rewards import pictures, rewards
+from tests.rewards.reward_set import pictures, rewards
 from tests.tiny.reward_models import qwen2_vl_config
 from tests.tiny.text import qwen_tokenizer
 

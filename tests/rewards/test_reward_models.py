@@ -18,7 +18,7 @@ from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.loading import require_files
 from flow_factory.types import Clip, Row
 from flow_factory.utils.errors import UserError
-from tests.rewards.test_rewards import pictures, rewards
+from tests.rewards.reward_set import pictures, rewards
 
 # -- aesthetic, HPSv2 -------------------------------------------------------------------------------------------------------------------
 

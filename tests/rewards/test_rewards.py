@@ -1,22 +1,17 @@
 """Each reward against an independent computation of it."""
 
-import importlib
-import importlib.util
 import io
-import random
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor, CLIPModel
 
@@ -26,15 +21,13 @@ from flow_factory.rewards import REWARDS, GroupwiseRewardModel, PointwiseRewardM
 from flow_factory.rewards.loading import require_files
 from flow_factory.rewards.needs import needs_of
 from flow_factory.rewards.pick_score import ranks
-from flow_factory.rewards.scoring import RewardSet, load_rewards
-from flow_factory.rewards.shapes_detector import BACKGROUND, PALETTE, detect, nearest_color
 from flow_factory.types import Clip, Row
 from flow_factory.utils.errors import UserError
-from tests.conftest import cells
+from tests.conftest import ROOT, cells
+from tests.rewards.reward_set import pictures, rewards, scores
 from tests.tiny.clip import save_clip
 from tests.tiny.hub import cached
 
-ROOT = Path(__file__).parents[2]
 LONG = "a red circle above a blue square and " * 12
 PROMPTS = ["a red circle", "two dogs on a hill", LONG]
 QUOTING = [f'{prompt} "{said}"' for prompt, said in zip(PROMPTS, ("stop here", "post", "the rest"), strict=True)]
@@ -43,32 +36,6 @@ QUOTING = [f'{prompt} "{said}"' for prompt, said in zip(PROMPTS, ("stop here", "
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_clip(tmp_path_factory.mktemp("clip"))
-
-
-@pytest.fixture(scope="session")
-def world() -> ModuleType:
-    """tools/shapes_world.py, which is not a package."""
-    spec = importlib.util.spec_from_file_location("shapes_world", ROOT / "tools" / "shapes_world.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def pictures(n: int, seed: int = 0) -> list[Image.Image]:
-    """Coarse patches, which resizing does not average away."""
-    rng = np.random.default_rng(seed)
-    return [Image.fromarray(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8)).resize((48, 40), Image.Resampling.NEAREST) for _ in range(n)]
-
-
-def rewards(model: str, batch_size: int = 16, **extra: Any) -> RewardSet:
-    config = RewardArguments(name="it", reward_model=model, batch_size=batch_size, extra_kwargs=extra)
-    return load_rewards([config], None, Accelerator(cpu=True))[0]
-
-
-def scores(rewards: RewardSet, media: list, **columns: Any) -> Tensor:
-    """(n,) of one group."""
-    return rewards.score([Row(0, 'a red circle "stop"', columns=columns)], [media])[0][:, 0]
 
 
 def cosine_by_hand(folder: Path, prompt: str, image: Image.Image) -> tuple[float, float]:
@@ -95,8 +62,6 @@ COLUMNS: dict[str, Any] = {
     "include": [{"class": "dog", "count": 1, "color": "red"}],
 }
 """What rewards ask of a row, beside its prompt."""
-
-
 KINDS = [(name, kind) for name in (*MEASURED, "clap") for kind in ("image", "video")]
 
 
@@ -216,65 +181,6 @@ def test_saturation_is_hsvs_and_high_frequency_the_share_of_fine_detail() -> Non
     grey = [*waves, rng.integers(0, 256, (64, 64)), np.full((64, 64), 90)]
     found = scores(rewards("high_frequency"), [Image.fromarray(g.astype(np.uint8)).convert("RGB") for g in grey]).tolist()
     assert found[:4] == pytest.approx([0, 0, 1, 1], abs=0.05) and found[4] == pytest.approx(1 - np.pi / 16, abs=0.05) and found[5] == 0
-
-
-def shapes(world: ModuleType, strict: bool, noise: float, per_caption: int) -> Tensor:
-    """Scores of every third caption's renders."""
-    rng = random.Random(0)
-    captions = world.captions()[::3]
-    rows = [Row(k, c["prompt"], columns={"objects": c["objects"], "relation": c["relation"]}) for k, c in enumerate(captions)]
-    media = [[Image.fromarray(world.render(c, rng, noise)) for _ in range(per_caption)] for c in captions]
-    reward = rewards("shapes", batch_size=64, strict=strict)
-    reward.check_columns(rows)
-    return torch.cat(reward.score(rows, media))[:, 0]
-
-
-def test_clean_renders_of_the_shapes_world_score_one(world: ModuleType) -> None:
-    found = shapes(world, strict=True, noise=0.0, per_caption=7)
-    assert len(found) >= 1500
-    assert found.mean() >= 0.99
-
-
-def test_renders_that_contradict_their_caption_score_low(world: ModuleType) -> None:
-    strict, soft = (shapes(world, strict, noise=1.0, per_caption=2) for strict in (True, False))
-    assert strict.mean() < 0.12  # a relation dropped at random holds now and then
-    assert torch.equal(strict == 1, soft == 1)
-    assert soft[strict == 0].max() <= 0.7
-    assert 0.3 < soft[strict == 0].mean() < 0.7, "partial credit"
-
-
-def test_a_pixel_that_a_shape_covers_in_part_has_its_color() -> None:
-    """From the least share that votes on: pure orange is nearer than pure red to a pixel that red covers by 54 to 74 %."""
-    for k, color in enumerate(np.array(list(PALETTE.values()), np.float64)):
-        away = color - BACKGROUND
-        share = np.linspace(150 / np.linalg.norm(away), 1, 50) if np.linalg.norm(away) > 150 else np.ones(1)
-        pixels = (BACKGROUND + share[:, None] * away).round().astype(np.uint8)
-        assert nearest_color(pixels).tolist() == [k] * len(pixels)
-
-
-def test_a_triangle_with_soft_edges_is_as_red_as_a_sharp_one() -> None:
-    """Smaller and softer than those of the renderer: most of its pixels are edges."""
-    for size, blur in ((9, 0.6), (12, 0.8), (16, 1.0)):
-        image = Image.new("RGB", (64, 64), BACKGROUND)
-        ImageDraw.Draw(image).polygon([(32, 32 - size / 2), (32 - size / 2, 32 + size / 2), (32 + size / 2, 32 + size / 2)], PALETTE["red"])
-        ((found,),) = detect(np.asarray(image.filter(ImageFilter.GaussianBlur(blur)))[None])
-        assert (found.color, found.shape) == ("red", "triangle")
-
-
-def test_a_mixture_of_two_colors_is_neither() -> None:
-    for one, other in (("red", "yellow"), ("red", "blue"), ("green", "blue")):
-        mixed = (np.add(PALETTE[one], PALETTE[other]) // 2).astype(np.uint8)
-        assert list(PALETTE)[nearest_color(mixed[None])[0]] not in (one, other)
-
-
-def test_relation_is_optional_and_objects_are_required(world: ModuleType) -> None:
-    caption = next(c for c in world.captions() if c["kind"] == "count")
-    image = Image.fromarray(world.render(caption, random.Random(0)))
-    reward = rewards("shapes")
-    assert scores(reward, [image], objects=caption["objects"]).tolist() == [1.0]
-    rows = [Row(0, "a", columns={"objects": []}), Row(1, "two cats", columns={"object": []})]
-    with pytest.raises(ValueError, match="reward 'it' needs the column 'objects', and row 1 .*two cats.* Did you mean 'object'?"):
-        reward.check_columns(rows)
 
 
 @pytest.mark.parametrize("name", list(REWARDS))

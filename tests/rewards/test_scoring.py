@@ -19,7 +19,7 @@ from flow_factory.rewards.needs import Needs
 from flow_factory.rewards.scoring import load_rewards
 from flow_factory.types import Clip, Row
 from flow_factory.utils.errors import RewardError
-from tests.rewards.test_rewards import pictures, rewards, scores
+from tests.rewards.reward_set import pictures, rewards, scores
 
 
 class Returns(PointwiseRewardModel):
