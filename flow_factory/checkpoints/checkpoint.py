@@ -31,6 +31,8 @@ UNDER_WAY = re.compile(r"\.abandoned-(\d+)-after-(\d+)", re.ASCII)
 SHARD = re.compile(r"diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors")
 PLACES = (("", "checkpoint-"), ("checkpoints", "checkpoint-"), ("checkpoints", "epoch_"))
 """(folder, name prefix) of checkpoints in the folder of a run, those of this program last."""
+HUB_NAME = re.compile(r"(hf:/+)?\w[\w.-]*(/\w[\w.-]*)+(@[\w./-]+)?")
+"""owner/name, and how other programs write a folder or a revision of it; a relative path may look the same."""
 Kind = Literal["lora", "full", "state"]
 
 
@@ -115,6 +117,8 @@ def _no_checkpoint(path: Path, here: Sequence[str]) -> str:
     seen = ", ".join(here[:6]) or ("empty" if path.is_dir() else "no safetensors file" if path.exists() else "no such folder or file")
     hint = "" if path.exists() else _beside(path) or runs_hint(path)
     right = f".{hint}" if hint else f"; one holds state/, {LORA_FILE}, {PEFT_FILE} or transformer/config.json"
+    if not hint and not path.exists() and HUB_NAME.fullmatch(str(path)):
+        right += "; if it is on the hub, download it, and name the folder"
     return f"is not a checkpoint ({seen}){right}"
 
 

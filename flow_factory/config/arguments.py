@@ -1,7 +1,7 @@
 """Arguments of pipelines, schedulers and rewards that stand in the YAML among a section's own keys."""
 
 from collections.abc import Callable, Collection, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from flow_factory.config.algorithms import TRAIN_CONFIGS
@@ -138,8 +138,13 @@ def _idle(name: str, section: type[Section], train: Mapping[str, Any]) -> str | 
     algorithms = [key for key, schema in TRAIN_CONFIGS.items() if name in schema.own_keys()]
     if issubclass(section, TrainConfig) and algorithms and section.rest == "call":
         return f"it belongs to trainer_type: {', '.join(algorithms)}, and this is {train.get('trainer_type')}"
-    extra = (class_attribute(path, "extra_call_arguments") or () for path in MODELS.table.values())
-    return "this model has no such size" if section.rest == "call" and any(name in names for names in extra) else None
+    return "this model has no such size" if section.rest == "call" and name in _sizes() else None
+
+
+@cache
+def _sizes() -> frozenset[str]:
+    """What some of the families take beside their pipeline's arguments."""
+    return frozenset().union(*(class_attribute(path, "extra_call_arguments") or () for path in MODELS.table.values()))
 
 
 def _misfit(name: str, value: Any, section: type[Section], arguments: Accepted, supplied: Callable[[Parameter], str | None]) -> str | None:

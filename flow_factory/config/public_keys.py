@@ -98,6 +98,7 @@ def _acceleration(source: Source) -> None:
             if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
                 source.problems.append(Problem(here, f"wants a mapping such as {{name: torch_compile, params: {{}}}}, got {show(entry)}"))
             else:
+                _require_known(source, here, entry, ("name", "params"))
                 _accelerated(source, here, part, entry)
 
 
@@ -123,16 +124,19 @@ def _backend(source: Source, here: Keys, params: dict[str, Any]) -> None:
 
 
 def _compiled(source: Source, here: Keys, params: dict[str, Any]) -> None:
+    _require_known(source, here, params, ("mode", "compile_kwargs"))
     if params.get("mode", "auto") not in ("auto", "regional", "full"):
         source.problems.append(Problem((*here, "mode"), f"wants auto, regional or full, got {show(params['mode'])}"))
     if params.get("mode") == "full":
         source.notices.append(f"{_dotted((*here, 'mode'))}: full has no effect: blocks are compiled, which takes less time at the start")
     kwargs = params.get("compile_kwargs") or {}
-    if isinstance(kwargs, dict):
-        chosen = {key: value for key, value in kwargs.items() if key == "backend"}
-        _moved(source, (*here, "compile_kwargs"), chosen, {"backend": "compile_backend"}, ("model",))
-    for key in kwargs if isinstance(kwargs, dict) else ():
-        if key != "backend":
+    if not isinstance(kwargs, dict):
+        source.problems.append(Problem((*here, "compile_kwargs"), f"wants a mapping, got {show(kwargs)}"))
+        kwargs = {}
+    for key, value in kwargs.items():
+        if key == "backend":
+            _moved(source, (*here, "compile_kwargs"), {key: value}, {"backend": "compile_backend"}, ("model",))
+        else:
             source.notices.append(f"{_dotted((*here, 'compile_kwargs', key))} has no effect: each shape of a call is compiled by itself")
     _put(source, here[:-1], True, ("model", "compile"))
 
@@ -224,11 +228,16 @@ def _rewards(source: Source) -> None:
 
 def _moved(source: Source, here: Keys, entry: Mapping[str, Any], names: Mapping[str, str], to: Keys, known: Collection[str] = ()) -> None:
     """Moves the keys of a public mapping to ours; null is not a value."""
+    _require_known(source, here, entry, {*names, *known})
     for key, value in entry.items():
         if key in names and value is not None:
             _put(source, (*here, key), value, (*to, names[key]))
-        elif key not in names and key not in known:
-            source.problems.append(Problem((*here, key), f"unknown key. Known: {', '.join(sorted({*names, *known}))}"))
+
+
+def _require_known(source: Source, here: Keys, entry: Mapping[str, Any], known: Collection[str]) -> None:
+    for key in entry:
+        if key not in known:
+            source.problems.append(Problem((*here, key), f"unknown key. Known: {', '.join(sorted(known))}"))
 
 
 def _put(source: Source, old: Keys, value: Any, new: Keys) -> None:

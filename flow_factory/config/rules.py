@@ -126,6 +126,9 @@ def resume_is_whole(config: RunConfig) -> Iterator[Problem]:
         yield Problem(("model", "resume_type"), "there is nothing to resume from; set model.resume_path, or write null")
     if model.resume_path == AUTO:
         yield from _goes_on(config)
+    elif model.resume_path is not None and "://" in model.resume_path:
+        text = f"{show(model.resume_path)}: a checkpoint is read from disk; download it, and name the folder"
+        yield Problem(("model", "resume_path"), text)
     elif model.resume_type in ("lora", "full") and model.resume_path is not None and model.resume_type != model.finetune_type:
         text = f"{model.resume_type} weights do not fit model.finetune_type: {model.finetune_type}; write {model.finetune_type} for both"
         yield Problem(("model", "resume_type"), text)

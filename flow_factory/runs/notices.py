@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from flow_factory.algorithms import ALGORITHMS
 from flow_factory.config import FewStepConfig, RunConfig
+from flow_factory.config.base import show
 from flow_factory.config.datasets import trained_on
 from flow_factory.models import MODELS
 
@@ -62,10 +63,10 @@ def remarks(config: RunConfig) -> Iterator[str]:
     yield from few_steps(config)
     train, family = config.train, MODELS[config.model.model_type]
     several = any(sum(reward.weight != 0 for reward in dataset.config.rewards) > 1 for dataset in trained_on(config))
-    if train.advantage_aggregation == "gdpo" and several and train.global_std:
+    if train.advantage_aggregation == "gdpo" and several and "global_std" in train.model_fields_set:
         yield (
-            "train.global_std: true has no effect with several rewards: gdpo normalises each of them in its group, then their sum over the "
-            "epoch"
+            f"train.global_std: {show(train.global_std)} has no effect with several rewards: gdpo normalises each of them in its group, "
+            "then their sum over the epoch"
         )
     if family.evaluates_by is not None:
         yield (

@@ -411,6 +411,16 @@ def test_a_folder_that_is_no_checkpoint_is_described(tmp_path: Path, folder: str
         kind_of(tmp_path / folder)
 
 
+@pytest.mark.parametrize(("path", "hint"), [
+    ("owner/name", True), ("owner/name/folder@main", True), ("hf://owner/name", True), ("gone", False), ("/owner/name", False),
+])  # fmt: skip
+def test_a_name_of_the_hub_is_to_be_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, hint: bool) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError) as error:
+        kind_of(Path(path))
+    assert str(error.value).endswith("; if it is on the hub, download it, and name the folder") == hint
+
+
 def test_checkpoints_are_in_the_order_of_their_epochs(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     assert newest(tmp_path) == tmp_path and checkpoints(folder) == []
