@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def act(args: argparse.Namespace) -> int:
-    """Writes the files, and says where they are."""
+    """Writes the files, and says where they are and how to load them."""
     set_up_terminal()
     checkpoint = weights_of([args.checkpoint], base=False)[0][0]
     assert checkpoint is not None
@@ -71,6 +71,7 @@ def act(args: argparse.Namespace) -> int:
     if args.private and args.push is None:
         raise UserError("--private: only a repository that --push makes can be private; add --push, or leave it out")
     from flow_factory.commands.exporting import Job, export
+    from flow_factory.commands.written import written_lines
     from flow_factory.reporting.model_card import Published, write_card
     from flow_factory.runs.provenance import prompts_of
     from flow_factory.utils.hub import push, require_push
@@ -78,12 +79,11 @@ def act(args: argparse.Namespace) -> int:
     if args.push is not None:
         require_push(args.push, "--push")
     job = Job(config, checkpoint, args.to, args.out, args.dtype, args.scale, args.weights == "last")
-    for path in export(job):
-        print(path)
+    print("\n".join(written_lines(job, export(job))))
     if carded:
-        print(write_card(Published(config, args.out, job.run, checkpoint.name, args.push, prompts_of(config))))
+        print(f"model card: {write_card(Published(config, args.out, job.run, checkpoint.name, args.push, prompts_of(config)))}")
     if args.push is not None:
-        print(push(args.out, args.push, "--push", args.private))
+        print(f"uploaded: {push(args.out, args.push, '--push', args.private)}")
     return 0
 
 

@@ -13,11 +13,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flow_factory.checkpoints.checkpoint import newest
+from flow_factory.commands.data_cache import size
 from flow_factory.commands.export import main
 from flow_factory.training.run import Run
 from tests.tiny.run import checkpoint, read_state, tiny
 
 CALL: dict[str, Any] = {"height": 32, "width": 32, "num_inference_steps": 2, "max_sequence_length": 16, "output_type": "latent"}
+LOAD = {
+    "diffusers": 'pipe.load_lora_weights("{}")', "peft": 'PeftModel.from_pretrained(pipe.transformer, "{}")',
+    "comfyui": "put it into ComfyUI's models/loras, and take it in the node LoraLoaderModelOnly",
+    "kohya": "name it to sd-scripts or musubi-tuner, or put it into ComfyUI's models/loras",
+}  # fmt: skip
 LAYERS = "[attn.to_out.0,attn.add_q_proj,attn.add_k_proj,ff.net.0.proj,norm1.linear,single_transformer_blocks.0.proj_out]"
 """What diffusers' reader of kohya's files knows at any width: it wants FLUX's own in single blocks, and drops the last layer."""
 
@@ -49,13 +55,24 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.mark.parametrize("to", ["diffusers", "peft", "comfyui", "kohya"])
-def test_the_stock_pipeline_computes_the_same_with_every_format(run: Run, tmp_path: Path, to: str) -> None:
+def test_the_stock_pipeline_computes_the_same_with_every_format(
+    run: Run, tmp_path: Path, to: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     trained = stock()
     trained.load_lora_weights(newest(run.folder))
     out = tmp_path / ("lora" if to == "peft" else "lora.safetensors")
     assert main([str(run.folder), "--to", to, "--out", str(out)]) == 0
+    written, load = capsys.readouterr().out.splitlines()[-2:]
+    file = out / "adapter_model.safetensors" if to == "peft" else out
+    assert (
+        written
+        == f"written: {out}: {to}, a LoRA of {len(load_file(file))} tensors (F32), {size(file.stat().st_size)}, from {newest(run.folder)}"
+    )
+    assert load == f"load it: {LOAD[to].format(out)}"
     read = stock()
-    if to == "peft":
+    if to == "diffusers":
+        read.load_lora_weights(out)  # as the line says
+    elif to == "peft":
         read.transformer = PeftModel.from_pretrained(read.transformer, out).base_model.model
     else:
         read.load_lora_weights(tmp_path, weight_name=out.name)
@@ -87,12 +104,15 @@ def test_the_command_says_the_same_of_a_save_and_refuses_what_does_not_exist(
 
 
 @pytest.mark.exhaustive
-def test_a_merged_model_computes_what_the_lora_computes(run: Run, tmp_path: Path) -> None:
+def test_a_merged_model_computes_what_the_lora_computes(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trained = stock()
     trained.load_lora_weights(newest(run.folder))
     trained.transformer.set_adapters(trained.transformer.active_adapters(), 0.5)
     assert main([str(run.folder), "--to", "merged", "--out", str(tmp_path / "model"), "--scale", "0.5"]) == 0
+    assert capsys.readouterr().out.endswith(f'load it: DiffusionPipeline.from_pretrained("{tmp_path / "model"}")\n')
     assert main([str(run.folder), "--to", "merged", "--out", str(tmp_path / "model.safetensors"), "--scale", "0.5"]) == 0
+    line = f'FluxTransformer2DModel.from_single_file("{tmp_path / "model.safetensors"}", config="{checkpoint()}", subfolder="transformer")'
+    assert capsys.readouterr().out.endswith(f"load it: {line}\n")
     whole = FluxPipeline.from_pretrained(tmp_path / "model", torch_dtype=torch.float32)
     torch.testing.assert_close(latents(whole), latents(trained), rtol=1e-4, atol=1e-5)
     single = FluxTransformer2DModel.from_single_file(str(tmp_path / "model.safetensors"), config=str(checkpoint()), subfolder="transformer")
