@@ -3,7 +3,7 @@
 On a terminal it asks for values that no flag sets; elsewhere it uses the defaults. The file passes `ff-train FILE --check --gpu GB`.
 
   ff-train init
-  ff-train init --model sd3_5 --gpu 24 --data my_prompts --reward HPSv2 --out sd3.yaml
+  ff-train init --model stabilityai/stable-diffusion-3.5-medium --gpu 24 --data my_prompts --reward HPSv2 --out sd3.yaml
 """
 
 import argparse
@@ -14,7 +14,9 @@ from typing import Any
 
 import yaml
 
+from flow_factory.algorithms import ALGORITHMS
 from flow_factory.commands.examples import copy, listed, needed, root
+from flow_factory.commands.init_model import examples_of, meant_by
 from flow_factory.commands.subcommands import done, set_up_terminal, size_of_gpu
 from flow_factory.config.signature import require_reward
 from flow_factory.rewards import REWARDS
@@ -45,7 +47,9 @@ ONE_GPU = 16
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(prog="ff-train init", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--model", help=f"one of: {', '.join(sorted(known()['grpo']))} (default: flux1)")
+    p.add_argument(
+        "--model", help=f"a name on the hub, a folder, a model type, or one of: {', '.join(sorted(known()['grpo']))} (default: flux1)"
+    )
     p.add_argument("--algorithm", help=f"one of: {', '.join(known())} (default: grpo)")
     p.add_argument("--gpu", type=float, metavar="GB", help="memory of a card (default: 24)")
     p.add_argument("--data", metavar="DIR", help="a data set (default: prompts that come with the package)")
@@ -75,41 +79,51 @@ def act(args: argparse.Namespace) -> int:
         raise UserError(f"--out: there is no folder {args.out.parent}; name a file in one that is there")
     if args.num_processes < 1:
         raise UserError(f"--num_processes: {args.num_processes} is not a number of cards; write 1 or more")
-    algorithm = answer(args.algorithm, "algorithm", "grpo", list(known()))
-    model = answer(args.model, "model", "flux1", known()[algorithm])
+    algorithm = known_algorithm(answer(args.algorithm, "algorithm", "grpo", list(known())))
+    choices = examples_of(algorithm, known()[algorithm])
+    model = meant_by(answer(args.model, "model", "flux1", [one.name for one in choices]), algorithm, choices)
     gpu = number(answer(args.gpu, "memory of a card in GB", "24"))
     data = answer(args.data, "data set (Enter: prompts that come with the package)", "")
     reward = known_reward(answer(args.reward, "reward", "PickScore"))
-    name = f"examples/{algorithm}/lora/{model}.yaml"
+    name = f"examples/{algorithm}/lora/{model.example}.yaml"
     tree = yaml.safe_load((root() / name).read_text("utf-8"))
     if data and not Path(data).exists():
         raise UserError(f"--data: there is no {data}; name a folder with train.txt, a prompt a line, or train.jsonl")
+    if model.checkpoint is not None:
+        tree["model"]["model_name_or_path"] = model.checkpoint
     text, keys = fitted(adapted(tree, data, reward, args.num_processes), gpu)
-    head = f"# Made by `ff-train init` from the example {algorithm}/lora/{model}, for cards of {gpu:g} GB.\n"
+    head = f"# Made by `ff-train init` from the example {algorithm}/lora/{model.example}, for cards of {gpu:g} GB.\n"
     if not data:
         copy([file for file in needed(name) if file.startswith("dataset/")], Path())
     with file_errors("--out", args.out, "name a file that can be written"):
         args.out.write_text(head + text, "utf-8")
     print(f"written: {args.out}")
+    if model.why:
+        print(model.why)
     if keys:
         print(f"to fit {gpu:g} GB it has: {' '.join(keys)}")
     print(f"go on with: ff-train {args.out} --check --gpu {gpu:g}")
     return 0
 
 
-def answer(given: Any, what: str, default: str, choices: Sequence[str] | None = None) -> str:
-    """The value of a flag, or the user's answer, or the default.
+def answer(given: Any, what: str, default: str, choices: Sequence[str] = ()) -> str:
+    """The value of a flag, or the user's answer, or the default."""
+    if given is not None or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return str(given) if given is not None else default
+    shown = f" ({', '.join(choices)})" if choices else ""
+    return input(f"{what}{shown} [{default}]: ").strip() or default
+
+
+def known_algorithm(name: str) -> str:
+    """The folder of an algorithm's examples.
 
     Raises:
-        UserError: the value is none of the choices.
+        UserError: there is none of this name.
     """
-    text = str(given) if given is not None else default
-    if given is None and sys.stdin.isatty() and sys.stdout.isatty():
-        shown = f" ({', '.join(choices)})" if choices else ""
-        text = input(f"{what}{shown} [{default}]: ").strip() or default
-    if choices and (text := text.replace("-", "_") if text not in choices else text) not in choices:
-        raise UserError(f"{what}: {text!r} is not one of {', '.join(choices)}.{nearest(text, list(choices))}")
-    return text
+    found = ALGORITHMS.canonical(name).replace("-", "_")
+    if found not in known():
+        raise UserError(f"--algorithm: {name!r} is not one of {', '.join(known())}.{nearest(name, list(known()))}")
+    return found
 
 
 def number(text: str) -> float:

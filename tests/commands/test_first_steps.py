@@ -7,6 +7,7 @@ import pytest
 from flow_factory.check import report
 from flow_factory.cli import main
 from flow_factory.commands import examples, init
+from flow_factory.commands.init_model import examples_of, meant_by
 from flow_factory.config import ConfigError, load_config
 from flow_factory.config.places import require_places
 from flow_factory.utils.errors import UserError
@@ -64,7 +65,11 @@ def test_what_is_written_fits_the_card(capsys: pytest.CaptureFixture[str], words
 
 
 @pytest.mark.parametrize(("words", "line"), [
-    (["--model", "flux9"], "model: 'flux9' is not one of"), (["--algorithm", "ppo"], "algorithm: 'ppo' is not one of"),
+    (["--model", "flux9"], "--model: no example for 'flux9'; near are flux2_"),
+    (["--algorithm", "ppo"], "--algorithm: 'ppo' is not one of"),
+    (["--model", "stabilityai/stable-difusion-3.5-large"], "-difusion-3.5-large'; near are sd3_5"),
+    (["--model", "flux", "--algorithm", "crd"], "--model: crd has no example for flux (flux1), but for sd3_5; take one, or --algorithm"),
+    (["--model", "."], "--model: . has no model_index.json; name the folder of a diffusers pipeline"),
     (["--data", "absent"], "--data: there is no absent"), (["--gpu", "0"], "--gpu: '0.0' is not a GPU size in GB"),
     (["--num_processes", "0"], "--num_processes: 0 is not a number of cards"), (["--out", "no/run.yaml"], "--out: there is no folder no"),
     (["--reward", "PikScore"], "--reward: no reward 'PikScore'"),
@@ -81,7 +86,33 @@ def test_a_terminal_is_asked_what_no_flag_says(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("builtins.input", lambda question: next(answers))
     assert init.answer(None, "algorithm", "grpo", ["grpo", "nft"]) == "nft"
     assert init.answer(None, "model", "flux1", ["flux1"]) == "flux1"
-    assert init.answer("sd3-5", "model", "flux1", ["sd3_5"]) == "sd3_5"
+    assert init.answer("sd3-5", "model", "flux1", ["sd3_5"]) == "sd3-5"
+
+
+@pytest.mark.parametrize(("text", "example", "checkpoint"), [
+    ("sd3_5", "sd3_5", None), ("sd3-5", "sd3_5", None), ("SD3.5", "sd3_5", None), ("sd3", "sd3_5", None),
+    ("black-forest-labs/FLUX.1-dev", "flux1", None), ("FLUX.1-dev", "flux1", None), ("flux", "flux1", None),
+    ("black-forest-labs/FLUX.1-schnell", "flux1", "black-forest-labs/FLUX.1-schnell"),
+    ("stabilityai/stable-diffusion-3.5-large", "sd3_5", "stabilityai/stable-diffusion-3.5-large"),
+    ("me/flux1-kontext-anime", "flux1_kontext", "me/flux1-kontext-anime"), ("flux1-kontext", "flux1_kontext", None),
+    ("wan2_t2v", "wan21_t2v", None), ("Wan-AI/Wan2.2-T2V-A14B-Diffusers", "wan22_t2v", None), ("qwen-image-2.1", "qwen_image_21", None),
+    ("Qwen/Qwen-Image", "qwen_image", "Qwen/Qwen-Image"), ("mine", "flux1", "mine"),
+])  # fmt: skip
+def test_a_model_is_meant_by_any_of_its_names(text: str, example: str, checkpoint: str | None) -> None:
+    Path("mine").mkdir()
+    Path("mine/model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    found = meant_by(text, "grpo", examples_of("grpo", init.known()["grpo"]))
+    assert (found.example, found.checkpoint) == (example, checkpoint) and bool(found.why) == bool(checkpoint)
+
+
+def test_every_type_of_an_example_is_a_name_of_it() -> None:
+    choices = examples_of("grpo", init.known()["grpo"])
+    for one in choices:
+        assert {meant_by(name, "grpo", choices).example for name in (one.name, one.name.replace("_", "-"))} == {one.name}
+        assert meant_by(one.checkpoint, "grpo", choices).checkpoint is None
+    assert [init.known_algorithm(name) for name in ("grpo-guard", "grpo_guard", "GRPO", "flow-grpo", "opd")] == [
+        "grpo_guard", "grpo_guard", "grpo", "grpo", "diffusion_opd",
+    ]  # fmt: skip
 
 
 def test_an_unknown_reward_is_said_before_anything_is_written() -> None:
