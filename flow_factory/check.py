@@ -20,6 +20,7 @@ from flow_factory.runs.notices import remarks
 from flow_factory.runs.preflight import Preflight, ready
 from flow_factory.runs.resume import start_lines
 from flow_factory.runs.rows import drawn, groups_left_out, takes_files
+from flow_factory.utils.counting import counted
 from flow_factory.utils.hub import cached
 
 MANY = {"image": "images", "mask": "masks", "video": "videos", "audio": "sounds"}
@@ -132,7 +133,11 @@ def plan_lines(config: RunConfig) -> list[str]:
         lines.append(f"trained steps: {plan.trained_points} of {list(steps)}, step_selection: {config.scheduler.step_selection}")
     lines.append(
         "run: "
-        + ("until it is stopped" if epochs is None else f"{epochs} epochs, {epochs * plan.optimiser_steps_per_epoch} optimiser steps")
+        + (
+            "until it is stopped"
+            if epochs is None
+            else f"{counted(epochs, 'epoch')}, {counted(epochs * plan.optimiser_steps_per_epoch, 'optimiser step')}"
+        )
     )
     lines.append(f"evaluated and saved: {reported_weights(config.train)}")
     lines += [f"note: {line}" for line in remarks(config)]

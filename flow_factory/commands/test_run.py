@@ -25,6 +25,7 @@ from flow_factory.training.forecast import Forecast, StepTimes, forecast, shrunk
 from flow_factory.training.replay_error import measure
 from flow_factory.training.run import Run
 from flow_factory.training.slowest import precisely
+from flow_factory.utils.counting import counted
 from flow_factory.utils.errors import RunError
 from flow_factory.utils.terminal import Epochs
 
@@ -216,10 +217,6 @@ class Rehearsal:
         fits = needed < free
         text = f"{amount(needed)} for up to {most} of them at a time, and {amount(free)} are free in {log.save_dir}"
         return [sizes, f"disk: {text}{'' if fits else ': that does NOT fit; set log.keep_last_n, or a larger log.save_freq'}"], fits
-
-
-def counted(many: int, what: str) -> str:
-    return f"{many} {what}{'s' * (many != 1)}"
 
 
 def slowest(everyone: list[Forecast]) -> Forecast:

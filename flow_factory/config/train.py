@@ -186,12 +186,18 @@ class TrainConfig(Section):
     )
     ref_param_device: Device = Field("auto", description="device of a copy of the reference weights; auto = that of the trained weights")
     ema_decay: float = Field(
-        0.995, ge=0, lt=1, description="decay of the moving average (EMA) of the weights, which is evaluated and saved; 0 = no average"
+        0.995,
+        ge=0,
+        lt=1,
+        description="the share of itself that the moving average (EMA) keeps at an update; evaluations and checkpoints have the average, "
+        "rollouts the trained weights; 0 = no average: the trained weights are evaluated and saved",
     )
     ema_update_interval: int = Field(10, ge=1, description="epochs between two updates of the average")
     ema_device: Device = Field("auto", description="device of the average; auto = that of the trained weights")
     ema_decay_schedule: Literal["constant", "power", "linear", "piecewise_linear", "cosine", "warmup_cosine"] = Field(
-        "power", description="how the decay grows to ema_decay over the epochs"
+        "power",
+        description="how the decay grows to ema_decay over the epochs; "
+        "power: min(ema_decay, (1 + k) / (warmup_steps + k)) after epoch k + 1",
     )
     initial_decay: float = Field(0.0, ge=0, lt=1, description="linear, cosine, warmup_cosine: decay in the first epoch")
     warmup_steps: int = Field(10, ge=0, description="power, linear, warmup_cosine: warm-up of the decay, in epochs")

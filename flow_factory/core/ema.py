@@ -5,6 +5,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from flow_factory.utils.counting import counted
+
 if TYPE_CHECKING:
     from flow_factory.config import TrainConfig
 
@@ -89,9 +91,11 @@ def reported_weights(train: "TrainConfig") -> str:
     if train.ema_decay == 0:
         return "the trained weights themselves (ema_decay: 0)"
     updated = "every epoch" if train.ema_update_interval == 1 else f"every {train.ema_update_interval} epochs"
-    average = f"an average of the trained weights, moved {updated} (ema_decay: {train.ema_decay:g})"
+    growing = "" if train.ema_decay_schedule == "constant" else ", less in the first epochs"
+    average = f"a moving average of the trained weights (EMA), updated {updated} (ema_decay: {train.ema_decay:g}{growing})"
     epochs = train.max_epochs or 10 * train.ema_update_interval
-    return f"{average}; after {epochs} epochs {100 * initial_share(train, epochs):.0f} % of it are still the initial weights"
+    share = f"{100 * initial_share(train, epochs):.0f} % of it is still the initial weights"
+    return f"{average}; {'at the end, ' if train.max_epochs else ''}after {counted(epochs, 'epoch')}, {share}"
 
 
 @dataclass(frozen=True)

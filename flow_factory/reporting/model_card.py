@@ -21,6 +21,7 @@ from flow_factory.reporting.curves import plain
 from flow_factory.reporting.metrics import evaluations_in, read_metrics
 from flow_factory.reporting.paired_gains import intervals
 from flow_factory.reporting.report import markdown_table
+from flow_factory.utils.counting import counted
 from flow_factory.utils.hub import licence_of, looks_local
 from flow_factory.utils.model_index import INDEX, MODULAR, modular_index, name_source
 
@@ -163,7 +164,7 @@ def _optimised(what: Published) -> str:
     rows += [(reward.name, f"`{reward.reward_model}`", "held out") for reward in held]
     lines = [markdown_table(("reward", "model", "weight"), rows)] if rows else []
     many = f"{train.unique_sample_num_per_epoch} prompts an epoch, {train.group_size} samples each"
-    done = f"{what.last} epochs, " if what.last is not None else ""
+    done = f"{counted(what.last, 'epoch')}, " if what.last is not None else ""
     data = [Path(dataset.config.data.dataset_dir).name for dataset in trained_on(config)]
     lines.append(f"{done}{many}; learning rate {train.learning_rate:g}; data: {', '.join(f'`{name}`' for name in data)}.")
     if what.prompts:

@@ -31,6 +31,7 @@ from flow_factory.runs.given_files import layers_of
 from flow_factory.runs.identity import changes, other_run
 from flow_factory.runs.run_folder import holds_run, named
 from flow_factory.runs.training_state import whole_contents
+from flow_factory.utils.counting import counted
 from flow_factory.utils.errors import UserError, file_errors
 from flow_factory.utils.files import absolute
 
@@ -202,7 +203,7 @@ def _from_state(config: RunConfig, folder: Path | None, path: Path) -> Start:
         with plainly(home / name, "is damaged"):
             read(home)  # the last line may be partial
     if (not own or (home / "summary.md").is_file()) and (why := nothing_left(config, home, saved.epoch)) is not None:
-        raise Finished(f"{path} has {saved.epoch} epochs, and {why}", path, saved.epoch)
+        raise Finished(f"{path} has {counted(saved.epoch, 'epoch')}, and {why}", path, saved.epoch)
     return Start(folder, path, "state", saved)
 
 

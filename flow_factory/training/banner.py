@@ -8,6 +8,7 @@ import torch
 from flow_factory.core.ema import reported_weights
 from flow_factory.data.encoding_windows import rows_tested
 from flow_factory.policy.gradient_checkpointing import describe_blocks
+from flow_factory.utils.counting import counted
 
 if TYPE_CHECKING:
     from flow_factory.training.evaluation import Evaluator
@@ -53,7 +54,7 @@ def device(run: "Run") -> str:
 def plan(run: "Run") -> str:
     """Epochs, samples, steps, evaluations."""
     config, plan = run.context.config, run.context.plan
-    epochs = counted(config.train.max_epochs) if config.train.max_epochs else "epochs until it is stopped"
+    epochs = counted(config.train.max_epochs, "epoch") if config.train.max_epochs else "epochs until it is stopped"
     kind = "pairs" if len(config.train.given) > 1 else "targets"
     made = f"{kind} of the data set" if config.train.given else f"samples ({plan.groups} groups of {plan.group_size})"
     much = plan.rows_per_epoch if config.train.given else plan.samples_per_epoch
@@ -62,7 +63,7 @@ def plan(run: "Run") -> str:
     if not run.evaluators or config.eval.eval_freq == 0:
         return f"{text}; no evaluation"
     full = " (there all of them)" if any(len(rows_tested(e.context.config, len(e.rows))) > len(e.usual) for e in run.evaluators) else ""
-    return f"{text}; {tested(run.evaluators)} are drawn at the start, every {counted(config.eval.eval_freq)} and at the end{full}"
+    return f"{text}; {tested(run.evaluators)} are drawn at the start, every {counted(config.eval.eval_freq, 'epoch')} and at the end{full}"
 
 
 def tested(evaluators: "Sequence[Evaluator]") -> str:
@@ -78,7 +79,3 @@ def recomputed(run: "Run") -> dict[str, str]:
     why = " (auto)" * (run.recompute_fallback is not None)
     much = describe_blocks(setting, run.context.policy.models.values())
     return {"memory": f"{much} are recomputed in the backward pass{why}"} if setting or why else {}
-
-
-def counted(epochs: int) -> str:
-    return "1 epoch" if epochs == 1 else f"{epochs} epochs"

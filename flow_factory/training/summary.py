@@ -12,6 +12,7 @@ from flow_factory.reporting.paired_gains import intervals
 from flow_factory.reporting.report import eval_metrics, full_evaluation, nothing_learned, write_summary
 from flow_factory.training.banner import tested
 from flow_factory.training.next_steps import next_steps
+from flow_factory.utils.counting import counted
 
 if TYPE_CHECKING:
     from flow_factory.training.context import TrainingContext
@@ -29,7 +30,7 @@ def summarise(run: Run) -> str:
         "trained weights": run.checkpoint(), "config": folder / "config.yaml",
     }  # fmt: skip
     steps = next_steps(config, folder, run.checkpoint())
-    title = f"{folder.name}: {context.progress.epoch} epochs of {config.train.trainer_type}"
+    title = f"{folder.name}: {counted(context.progress.epoch, 'epoch')} of {config.train.trainer_type}"
     first, last = ({k: v for k, v in m.items() if _shown(k, v)} for m in eval_metrics(metrics))
     facts = [f"{(time.monotonic() - run.started) / 60:.1f} minutes on {_machines(context)}, evaluations included"]
     if last and run.evaluators:

@@ -36,7 +36,7 @@ def test_a_run_from_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(REWARD)
     done = ff_train("tiny.yaml", "rewards.reward_model=mine.Bright", "train.max_epochs=1", "run_name=first", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "# first: 1 epochs of grpo" in done.stdout
+    assert "# first: 1 epoch of grpo" in done.stdout
     lines = logged(tmp_path / "save" / "first")
     assert [line["step"] for line in lines] == [0, 1, 1]
     assert len({line["eval/reward_size_mean"] for line in lines[::2]}) == 2, "the reward is the user's, which the update moves"

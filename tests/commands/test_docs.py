@@ -9,9 +9,14 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from diffusers import FluxPipeline
+from peft import LoraConfig, get_peft_model_state_dict
 
 from flow_factory.cli import RESERVED, parser
 from flow_factory.commands.data import parser as data_parser
+from flow_factory.commands.evaluate import parser as eval_parser
+from flow_factory.commands.export import parser as export_parser
+from flow_factory.commands.generate import parser as generate_parser
 from flow_factory.commands.reward import parser as reward_parser
 from flow_factory.config import load_config
 from flow_factory.config.service import load_rewards_config
@@ -21,6 +26,9 @@ from tests.tiny.teachers import taught
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "guidance").glob("*.md"))]
+OTHERS = {
+    "ff-data": data_parser, "ff-reward": reward_parser, "ff-eval": eval_parser, "ff-generate": generate_parser, "ff-export": export_parser,
+}  # fmt: skip
 EXAMPLES = sorted([*(ROOT / "examples").glob("*.yaml"), *(ROOT / "examples" / "quickstart").glob("*.yaml")])
 """Those for GPUs have a file of tests of their own."""
 
@@ -41,8 +49,8 @@ def unlaunched(line: str) -> str:
 
 def commands() -> list[str]:
     lines = [unlaunched(line.split("#")[0].strip()) for _, text in blocks("bash") for line in text.splitlines()]
-    inline = [c for page in PAGES for c in re.findall(r"`((?:ff-train|ff-data|ff-reward|make) [^`\n]*)`", page.read_text())]
-    return [c for c in (*lines, *inline) if c.startswith(("ff-train", "ff-data", "ff-reward", "make"))]
+    inline = [c for page in PAGES for c in re.findall(r"`((?:ff-[a-z]+|make) [^`\n]*)`", page.read_text())]
+    return [c for c in (*lines, *inline) if c.split()[0] in ("ff-train", "make", *OTHERS)]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -88,16 +96,16 @@ def test_the_pages_have_commands_and_each_parses(monkeypatch: pytest.MonkeyPatch
         if words[0] == "ff-train" and words[1] in RESERVED:
             assert import_module(RESERVED[words[1]]).parser().parse_args(words[2:]).act
             continue
-        if words[0] in ("ff-data", "ff-reward"):
-            assert {"ff-data": data_parser, "ff-reward": reward_parser}[words[0]]().parse_args(words[1:]).act
+        if words[0] in OTHERS:
+            assert OTHERS[words[0]]().parse_args(words[1:]).act
             continue
         args = parser().parse_intermixed_args(words[1:])
         if args.config is not None and args.config.name != "CONFIG":
             load_config(args.config, args.overrides)
 
 
-SCRIPTS = [(i, t, pytest.mark.exhaustive if "flow_factory.train(" in t else ()) for i, t in blocks("python")]
-"""Those that train take longer."""
+SCRIPTS = [(i, t, pytest.mark.exhaustive if "flow_factory.train(" in t or "save/RUN" in t else ()) for i, t in blocks("python")]
+"""Those that train, or draw with what was trained, take longer."""
 
 
 @pytest.mark.parametrize("text", [pytest.param(t, id=i, marks=m) for i, t, m in SCRIPTS if not i.startswith(("new_model", "rewards"))])
@@ -105,6 +113,10 @@ def test_every_script_of_the_pages_runs(text: str, tmp_path: Path) -> None:
     """Two pages have tests of their own: test_new_model and test_guide."""
     for folder in ("assets", "dataset", "examples"):
         (tmp_path / folder).symlink_to(ROOT / folder)
+    if trained := re.search(r"save/RUN/\w+/\w+", text):
+        pipe = FluxPipeline.from_pretrained(ROOT / "assets" / "tiny-flux-shapes")
+        pipe.transformer.add_adapter(LoraConfig(target_modules=["to_q"]))
+        pipe.save_lora_weights(tmp_path / trained[0], get_peft_model_state_dict(pipe.transformer))
     done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -114,7 +114,9 @@ def test_the_share_of_the_first_weights_is_that_of_a_simulated_average(schedule:
 def test_a_run_says_how_much_of_the_first_weights_it_evaluates() -> None:
     train = TRAIN_CONFIGS["grpo"](max_epochs=20)
     assert initial_share(train, 20) == pytest.approx(10 / 19 * 20 / 29)
-    assert "after 20 epochs 36 % of it are still the initial weights" in reported_weights(train)
-    assert "after 100 epochs" in reported_weights(TRAIN_CONFIGS["grpo"]())
+    assert "(ema_decay: 0.995, less in the first epochs); at the end, after 20 epochs, 36 % of it is still" in reported_weights(train)
+    once = TRAIN_CONFIGS["grpo"](max_epochs=1, ema_update_interval=1, ema_decay=0.9, ema_decay_schedule="constant")
+    assert "updated every epoch (ema_decay: 0.9); at the end, after 1 epoch, 90 % of it is still the initial" in reported_weights(once)
+    assert "; after 100 epochs, 11 %" in reported_weights(TRAIN_CONFIGS["grpo"]())
     alone = TRAIN_CONFIGS["grpo"](ema_decay=0)
     assert "themselves" in reported_weights(alone) and [initial_share(alone, n) for n in (0, 1)] == [1, 0]

@@ -133,7 +133,7 @@ def test_a_run_that_its_monitor_ended_is_over_for_who_starts_it_again(tmp_path: 
     config = load_config(tmp_path / "tiny.yaml", [*keys, "train.max_epochs=3"])
     assert has_ended(config, several)
     with pytest.raises(
-        Finished, match="epoch_1 has 1 epochs, and a watch of monitor ended it: nothing is left to do; change its metric, bound or do"
+        Finished, match="epoch_1 has 1 epoch, and a watch of monitor ended it: nothing is left to do; change its metric, bound or do"
     ):
         find_start(config)
     for key in ("patience=2", "times=5", "from_epoch=2", "lr_factor=0.9"):
