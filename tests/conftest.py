@@ -27,6 +27,7 @@ from flow_factory.policy.policy import Policy, build_policy
 from flow_factory.types import Cond, Row, Step
 from flow_factory.utils.user_code import STRANGERS
 from tests.tiny.flux import flux_pipeline, save_flux
+from tests.tiny.leftovers import restored
 from tests.turns import SHARES, of_other_days
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job ignores it, and so would all commands that tests start
@@ -96,6 +97,12 @@ def _own_accelerator() -> Iterator[None]:
     """A module's runs keep nothing of another's precision: accelerate has one for the process, and refuses a second."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(autouse=True)
+def _own_process() -> Iterator[None]:
+    with restored():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -45,7 +45,7 @@ FACTS: dict[str, Facts] = {
     "vlm_yes_no": Facts("pointwise", *_ASKED),
     "vlm_rubric": Facts("pointwise", *_ASKED),
     "vlm_pairwise": Facts("groupwise", *_ASKED),
-    "vllm_evaluate": Facts("pointwise", *_ASKED),
+    "vllm_evaluate": Facts("pointwise", "image, video; with a template prompt, any column", *_ASKED[1:]),
     "rational_rewards_t2i": Facts("pointwise", "image, prompt", f"{_RATIONAL[1]}T2I", *_RATIONAL[2:]),
     "rational_rewards_edit": Facts("pointwise", _RATIONAL[0], f"{_RATIONAL[1]}Edit", *_RATIONAL[2:]),
     "UnifiedReward": Facts(

@@ -1,5 +1,7 @@
 """`ff-train` as its user meets it: what it prints, what it returns, and where it finds its processes."""
 
+import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from flow_factory.cli import listen, main
 from flow_factory.config import ConfigError, load_config
 from flow_factory.config.engine import LAUNCH_FILES, found
 from flow_factory.utils.signals import Listener, Stopped
+from tests.tiny.leftovers import restored
 from tests.tiny.patience import PATIENCE
 from tests.tiny.run import ROOT, checkpoint, environment, ff_train, logged, write_run
 
@@ -113,6 +116,17 @@ def test_an_error_of_the_data_set_is_a_sentence(tmp_path: Path, capsys: pytest.C
     (tmp_path / "data" / "train.jsonl").write_text('{"text": "a cat"}\n')
     assert main([str(file)]) == 2
     assert f"error: {tmp_path}/data/train.jsonl:1: no 'prompt' among the columns text" in capsys.readouterr().err
+
+
+def test_a_command_in_the_tests_process_leaves_nothing_to_the_next_test(tmp_path: Path) -> None:
+    def state() -> tuple[object, ...]:
+        return dict(os.environ), logging.raiseExceptions, [list(handler.filters) for handler in logging.getLogger().handlers]
+
+    before = state()
+    with restored():
+        assert main([str(write_run(tmp_path)), "data.datasets=nowhere"]) == 2
+        assert state() != before
+    assert state() == before
 
 
 def test_help_fits_and_names_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
