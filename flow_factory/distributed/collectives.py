@@ -58,7 +58,7 @@ def agree(accelerator: Accelerator, interrupt: Interrupt) -> None:
 
 
 def in_step(accelerator: Accelerator, interrupt: Interrupt, items: Iterable[Item], count: int) -> Iterator[Item]:
-    """The items one by one. After each item all processes agree on whether to stop. Their numbers of items may differ.
+    """The items one by one. At first and after each item all processes agree on whether to stop. Their numbers of items may differ.
 
     Args:
         count: the number of items of this process.
@@ -66,6 +66,7 @@ def in_step(accelerator: Accelerator, interrupt: Interrupt, items: Iterable[Item
     Raises:
         Interrupted: see `agree`.
     """
+    agree(accelerator, interrupt)  # a process that comes late is waited for without limit, which a collective does not do
     most = max_over_ranks(accelerator, count)
     for item in items:
         yield item
