@@ -17,7 +17,7 @@ from flow_factory.config import load_config
 from flow_factory.train import build
 from flow_factory.training.replay_error import measure
 from flow_factory.training.run import Run
-from tests.commands.test_examples import GENERIC, PATHS, assert_learned, small
+from tests.commands.examples import GENERIC, PATHS, assert_learned, small
 from tests.gpu.device import DEVICE, EAGER_COMPILE, REAL
 from tests.tiny.run import trained
 

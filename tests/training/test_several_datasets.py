@@ -20,8 +20,8 @@ from flow_factory.training.run import Run
 from tests.tiny.run import forwards, logged, read_state, tiny, write_rows, write_run
 from tests.tiny.several import assert_same_run, several
 from tests.tiny.two_datasets import DATASETS, REWARDS, SHAPES, WORDS, write_two
+from tests.training.stopped import AUTO, assert_ends_as, stop
 from tests.training.test_sft import SFT
-from tests.training.test_stops import AUTO, assert_ends_as, stop
 
 pytestmark = pytest.mark.exhaustive
 STATES = ("log.save_freq=1", "log.save_model_only=false", "eval.eval_freq=2")

@@ -1,100 +1,23 @@
 """A signal is heard after every micro-batch; what is done of the epoch is kept, and what goes on from there ends as if nothing had been."""
 
 import json
-import os
-import shutil
-import signal
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
 from flow_factory.config import load_config
-from flow_factory.data.order import EpochGroup
 from flow_factory.train import build
-from flow_factory.training import kept_rollouts
-from flow_factory.training.finished_work import Pool, _laid, _lifted, _media, _plain_media
-from flow_factory.training.rollout import RolloutCollector
 from flow_factory.training.run import Run
-from flow_factory.types import Clip, Rollout
 from flow_factory.utils.signals import Interrupted
-from tests.runs.test_resume import tensors
-from tests.tiny.killed import holder_of, trap
 from tests.tiny.pipelines import SMALL, saved
-from tests.tiny.run import ROOT, TRAIN, logged, tiny, write_rows, write_run
+from tests.tiny.run import ROOT, TRAIN, tiny, write_rows, write_run
 from tests.tiny.side_by_side import side_by_side
-
-KEYS = (
-    "train.unique_sample_num_per_epoch=4", "train.kl_beta=0.1", "log.save_model_only=false", "log.save_freq=1", "eval.eval_freq=2",
-    "rewards.batch_size=3",
-)  # fmt: skip
-AUTO = "model.resume_path=auto"
-SAMPLE = "flow_factory.training.rollout:RolloutCollector.sample"
-SCORE = "flow_factory.rewards.jpeg:JpegCompressibility.__call__"
-LOSS = "flow_factory.algorithms.grpo:GRPO.loss"
-PLACES = {
-    "drawing": (SAMPLE, 3),
-    "scoring": (SCORE, 4),
-    "comparing": ("flow_factory.training.trainer:Trainer.compute_advantages", 1),
-    "looking back": ("flow_factory.training.learner:Learner.velocity_of", 2),
-    "learning": (LOSS, 2),
-    "evaluating": ("flow_factory.training.evaluation:Evaluator._draw", 1),
-}
-"""A function, and at which of its calls the signal comes."""
-
-
-@contextmanager
-def trapped(path: str, call: int, fault: Callable[[], None]) -> Iterator[None]:
-    """`trap`, inside."""
-    holder, name = holder_of(path)
-    original = getattr(holder, name)
-    trap(path, call, fault)
-    try:
-        yield
-    finally:
-        setattr(holder, name, original)
-
-
-def told(me: bool = True) -> Callable[[], None]:
-    return partial(os.kill, os.getpid(), signal.SIGTERM) if me else lambda: None
-
-
-def stop(run: Run, path: str, call: int) -> None:
-    with trapped(path, call, told()), pytest.raises(Interrupted, match="SIGTERM"):
-        run()
-
-
-def draws_of(run: Run) -> list[tuple[int, int, tuple[int, ...]]]:
-    """(epoch, group, members of it) of each call that draws, from now on."""
-    calls: list[tuple[int, int, tuple[int, ...]]] = []
-    collector = run.trainer.collector
-
-    def counted(group: EpochGroup, members: Sequence[int], epoch: int) -> Rollout:
-        calls.append((epoch, group.number, tuple(members)))
-        return RolloutCollector.sample(collector, group, members, epoch)
-
-    collector.sample = counted  # type: ignore[method-assign]
-    return calls
-
-
-def kept(run: Path) -> list[str]:
-    """The checkpoints that have a part of an epoch."""
-    return [folder.parent.name for folder in (run / "checkpoints").glob("**/*rollouts")]
-
-
-def assert_ends_as(run: Path, unbroken: Path) -> None:
-    ended, wanted = (dict(tensors(folder / "checkpoints" / "epoch_2")) for folder in (run, unbroken))
-    assert ended.keys() == wanted.keys() and [k for k in wanted if not torch.equal(ended[k], wanted[k])] == []
-    assert logged(run) == logged(unbroken), "no step is missing, doubled or different"
+from tests.training.stopped import AUTO, KEYS, LOSS, PLACES, SAMPLE, SCORE, assert_ends_as, draws_of, kept, stop, told, trapped
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +57,38 @@ def test_a_run_that_is_stopped_anywhere_goes_on_to_the_bit(tmp_path: Path, unbro
     assert_ends_as(run.folder, unbroken)
 
 
+MINE = """\
+import time
+
+from flow_factory.rewards import PointwiseRewardModel
+
+
+class Loud(PointwiseRewardModel):
+    required_fields = ("audio",)
+
+    def __call__(self, audio, **columns):
+        return [float((wave**2).mean()) for wave in audio]
+
+
+class Slow(PointwiseRewardModel):
+    required_fields = ("image",)
+
+    def __call__(self, image, **columns):
+        time.sleep(0.3)
+        return [float(sum(picture.tobytes())) for picture in image]
+"""
+
+
+def write_pictures(data: Path) -> None:
+    """Of every row another one."""
+    (data / "images").mkdir()
+    for split, prompts in (("train", TRAIN), ("test", TRAIN[:2])):
+        write_rows(data / f"{split}.jsonl", [{"prompt": p, "image": f"{k}.png"} for k, p in enumerate(prompts)])
+    for k in range(len(TRAIN)):
+        pixels = np.random.default_rng(k).integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(data / "images" / f"{k}.png")
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("path", [SAMPLE, "flow_factory.training.learner:Learner.update"])
 @pytest.mark.parametrize(
@@ -171,144 +126,7 @@ def test_whatever_is_drawn_and_learnt_from_is_kept(tmp_path: Path, path: str, fa
     assert_ends_as(run.folder, run.folder.parent / "unbroken")
 
 
-MINE = """\
-import time
-
-from flow_factory.rewards import PointwiseRewardModel
-
-
-class Loud(PointwiseRewardModel):
-    required_fields = ("audio",)
-
-    def __call__(self, audio, **columns):
-        return [float((wave**2).mean()) for wave in audio]
-
-
-class Slow(PointwiseRewardModel):
-    required_fields = ("image",)
-
-    def __call__(self, image, **columns):
-        time.sleep(0.3)
-        return [float(sum(picture.tobytes())) for picture in image]
-"""
-
-
-def write_pictures(data: Path) -> None:
-    """Of every row another one."""
-    (data / "images").mkdir()
-    for split, prompts in (("train", TRAIN), ("test", TRAIN[:2])):
-        write_rows(data / f"{split}.jsonl", [{"prompt": p, "image": f"{k}.png"} for k, p in enumerate(prompts)])
-    for k in range(len(TRAIN)):
-        pixels = np.random.default_rng(k).integers(0, 256, (32, 32, 3), np.uint8)
-        Image.fromarray(pixels).save(data / "images" / f"{k}.png")
-
-
-@pytest.mark.exhaustive
-def test_after_the_first_step_the_epoch_is_learnt_to_its_end(tmp_path: Path) -> None:
-    run = tiny(tmp_path, *KEYS, "eval.eval_freq=0")
-    stop(run, "flow_factory.training.learner:Learner.update", 2)
-    assert run.context.progress.updates == run.context.plan.optimiser_steps_per_epoch == 2
-    assert (run.folder / "checkpoints" / "epoch_1" / "state").is_dir() and kept(run.folder) == []
-
-
-# -- what is kept -----------------------------------------------------------------------------------------------------------------------
-
-
-def flipped(file: Path) -> None:
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1
-    file.write_bytes(data)
-
-
-def of_another(index: Path, key: str, value: Any) -> None:
-    said = json.loads(index.read_text())
-    said["of"][key] = value
-    index.write_text(json.dumps(said))
-
-
-DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
-    "a bit": (lambda folder: flipped(folder / "part-00000.safetensors"), "the checksum of part-00000.safetensors is wrong"),
-    "cut": (lambda folder: os.truncate(folder / "part-00000.safetensors", 999), "the checksum of part-00000.safetensors is wrong"),
-    "a part is gone": (lambda folder: (folder / "part-00000.safetensors").unlink(), "No such file"),
-    "no index": (lambda folder: (folder / "index.json").unlink(), "No such file"),
-    "half an index": (lambda folder: os.truncate(folder / "index.json", 99), "is damaged"),
-    "another seed": (lambda folder: of_another(folder / "index.json", "train.seed", 7), "train.seed was 7, and is 42"),
-    "another state": (lambda folder: of_another(folder / "index.json", "the state", "00"), 'the state was "00", and is '),
-    "other processes": (lambda folder: of_another(folder / "index.json", "num_processes", 2), "num_processes was 2, and is 1"),
-    "another program": (lambda folder: of_another(folder / "index.json", "the program", ""), 'the program was "", and is '),
-}
-
-
-def test_what_is_damaged_or_anothers_is_dropped_with_one_line(tmp_path: Path, unbroken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = tiny(tmp_path, *KEYS, "eval.eval_freq=0")
-    stop(run, SAMPLE, 2)
-    checkpoint = run.folder / "checkpoints" / "epoch_0"
-    trainer = tiny(tmp_path, *KEYS, "eval.eval_freq=0", AUTO).trainer
-    shutil.copytree(checkpoint / "rollouts", whole := tmp_path / "whole")
-    for name, (damage, why) in DAMAGE.items():
-        damage(checkpoint / "rollouts")
-        line = kept_rollouts.restore(trainer, checkpoint)
-        assert line is not None and "\n" not in line, name
-        assert line.startswith("the samples of epoch 1 that were kept cannot be used, and are drawn again: ") and why in line, (name, line)
-        assert trainer.collector.done is None
-        shutil.rmtree(checkpoint / "rollouts")
-        shutil.copytree(whole, checkpoint / "rollouts")
-    others = [replace(row, columns={"seen": k}) for k, row in enumerate(trainer.context.rows)]
-    trainer.collector.context = replace(trainer.context, rows=others)
-    assert ".jsonl:" in (line := str(kept_rollouts.restore(trainer, checkpoint))) and "or its condition, has changed" in line
-    trainer.collector.context = trainer.context
-    read: list[str] = []
-    with monkeypatch.context() as patch:
-        patch.setattr(kept_rollouts, "file_sha256", lambda file: read.append(file) or "")
-        kept_rollouts.code_of(trainer)
-    assert {"core", "models", "rewards", "training", "utils"} <= {Path(file).parent.name for file in read}, "of every room"
-    assert kept_rollouts.restore(trainer, checkpoint) == "2 micro-batches of epoch 1 are reused"
-    assert trainer.collector.done is not None and len(trainer.collector.done.rollouts) == 2
-
-
-@pytest.mark.exhaustive
-def test_much_is_not_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = tiny(tmp_path, *KEYS, "eval.eval_freq=0", "log.rollouts_gb=1e-6")
-    stop(run, SAMPLE, 2)
-    assert "2 micro-batches of epoch 1 are not kept: they are " in (said := capsys.readouterr().err) and "log.rollouts_gb is 1e-06" in said
-    assert (run.folder / "checkpoints" / "epoch_0" / "state").is_dir() and kept(run.folder) == []
-
-
-def test_a_tensor_comes_back_in_its_layout_and_a_clip_with_its_sound() -> None:
-    x = torch.randn(2, 3, 4, 5).bfloat16()
-    for one in (x, x.permute(0, 2, 3, 1), x.to(memory_format=torch.channels_last), x[:, 1], x[0, 0, 0, 0]):
-        back = _lifted({k: v.contiguous() if k == "values" else v for k, v in _laid(one).items()})
-        assert torch.equal(back, one) and back.dtype == one.dtype
-        assert sorted(range(one.ndim), key=back.stride) == sorted(range(one.ndim), key=one.stride)
-    sound = np.random.default_rng(0).normal(size=(2, 9)).astype(np.float32)
-    clip = Clip([Image.new("RGB", (4, 2), (k, 0, 0)) for k in range(3)], 24, sound, 16000)
-    back = _media(_plain_media(clip))
-    assert (back.fps, back.sample_rate, back.frames) == (24, 16000, clip.frames) and np.array_equal(back.audio, sound)
-    with pytest.raises(TypeError, match="the epoch is a CMYK image, which is not cacheable"):
-        Pool().packed(Image.new("CMYK", (2, 2)), "the epoch")
-
-
-# -- when a checkpoint is saved ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_the_save_comes_before_the_evaluation_and_after_so_many_minutes(tmp_path: Path) -> None:
-    run = tiny(tmp_path, "log.save_model_only=false", "log.save_freq=0", "log.save_minutes=1e-9")
-    fails = partial(exec, "raise OSError('power')")
-    with trapped("flow_factory.training.evaluation:Evaluator.run", 2, fails), pytest.raises(OSError, match="power"):
-        run()
-    run.saver.wait()
-    assert (run.folder / "checkpoints" / "epoch_1" / "state" / "index.json").is_file()
-    run = tiny(tmp_path, "log.save_model_only=false", "log.save_freq=0", "log.save_minutes=5", AUTO)
-    run()
-    assert [line["step"] for line in logged(run.folder) if "eval/reward_size_mean" in line] == [0, 1, 2]
-    run.save_started = time.monotonic() - 299
-    assert not run.save_minutes_passed()
-    run.save_started = time.monotonic() - 301
-    assert run.save_minutes_passed()
-
-
-# -- several processes ------------------------------------------------------------------------------------------------------------------
+# -- several processes ----------------------------------------------------------------------------------------------------------------
 
 
 def _stopped(rank: int, processes: int, places: list[str], keys: tuple[str, ...]) -> None:
