@@ -109,16 +109,12 @@ def _own_process() -> Iterator[None]:
 def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each test runs in its own folder. Modules that it writes there come before those that a user keeps in the root.
 
-    They go with it, and so do the environment variables that a command sets for its process, the program's memory of whose classes it
-    has called, a process group, and the choice of an attention backend, which diffusers keeps for the process.
+    They go with it, and so do the program's memory of whose classes it has called, a process group, and the choice of an attention
+    backend, which diffusers keeps for the process.
     """
-    variables = dict(os.environ)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*(p for p in sys.path if p not in ("", str(ROOT))), str(tmp_path), str(ROOT)])
     yield
-    for name in os.environ.keys() - variables.keys():
-        del os.environ[name]
-    os.environ.update(variables)
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
             del sys.modules[name]
