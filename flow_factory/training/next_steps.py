@@ -8,11 +8,19 @@ MODELS = {"flux1": "FLUX.1-dev", "sd3_5": "Stable Diffusion 3.5"}
 """Models of full-size examples. The first one that has the algorithm is proposed."""
 
 
-def next_steps(config: RunConfig, folder: Path, checkpoint: Path) -> dict[str, str]:
-    """Purpose -> command. After the quick start, also the same algorithm on a full-size model."""
-    longer = f"ff-train {folder / 'config.yaml'} run_name={folder.name}-longer model.resume_path={checkpoint} model.resume_type="
-    steps = {"compare it with the base model, with confidence intervals": f"ff-eval {folder} --base"} if config.evaluated_by else {}
-    steps["train on from these weights"] = longer + config.model.finetune_type
+def next_steps(config: RunConfig, folder: Path, checkpoint: Path, best: Path | None = None) -> dict[str, str]:
+    """Purpose -> command. After the quick start, also the same algorithm on a full-size model.
+
+    Args:
+        checkpoint: the last one.
+        best: the best one by `log.keep_best`, which is proposed in its place.
+    """
+    what, chosen, compared = "these weights", checkpoint, folder
+    if best is not None and best != checkpoint:
+        what, chosen, compared = "the best weights", best, best
+    longer = f"ff-train {folder / 'config.yaml'} run_name={folder.name}-longer model.resume_path={chosen} model.resume_type="
+    steps = {f"compare {what} with the base model, with confidence intervals": f"ff-eval {compared} --base"} if config.evaluated_by else {}
+    steps[f"train on from {what}"] = longer + config.model.finetune_type
     if config.model.model_name_or_path.startswith("assets/"):
         of_algorithm = Path("examples", config.train.trainer_type.replace("-", "_"), "lora")
         for name, model in MODELS.items():

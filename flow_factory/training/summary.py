@@ -22,14 +22,17 @@ if TYPE_CHECKING:
 def summarise(run: Run) -> str:
     """Writes `summary.md` into the run's folder and returns its text."""
     context, folder = run.context, run.folder
-    config, metrics = context.config, folder / "metrics.jsonl"
+    config, metrics, last_one = context.config, folder / "metrics.jsonl", run.checkpoint()
+    best = run.interventions.best
+    best = best if best is not None and best != last_one and best.is_dir() else None
     files = {
         "report": folder / REPORT,
         "pictures before and after": folder / "before_after.png", "videos before and after": folder / "videos",
         "curves": folder / "curves.png", "metrics": metrics, "alarms": folder / "monitor.jsonl",
-        "trained weights": run.checkpoint(), "config": folder / "config.yaml",
+        **({"best weights": best, "last weights": last_one} if best is not None else {"trained weights": last_one}),
+        "config": folder / "config.yaml",
     }  # fmt: skip
-    steps = next_steps(config, folder, run.checkpoint())
+    steps = next_steps(config, folder, last_one, best)
     title = f"{folder.name}: {counted(context.progress.epoch, 'epoch')} of {config.train.trainer_type}"
     first, last = ({k: v for k, v in m.items() if _shown(k, v)} for m in eval_metrics(metrics))
     facts = [f"{(time.monotonic() - run.started) / 60:.1f} minutes on {_machines(context)}, evaluations included"]

@@ -58,5 +58,9 @@ def test_the_quick_start_goes_on_with_its_own_algorithm(algorithm, example, tmp_
     name = "examples/quickstart.yaml" if algorithm == "nft" else f"examples/quickstart/{algorithm}.yaml"
     commands = list(next_steps(load_config(name), tmp_path, tmp_path / "checkpoints/epoch_15").values())
     assert commands[0] == f"ff-eval {tmp_path} --base" and commands[-1] == f"ff-train examples/{example}.yaml --check"
+    best = tmp_path / "checkpoints/epoch_9"
+    compare, train_on, *_ = next_steps(load_config(name), tmp_path, tmp_path / "checkpoints/epoch_15", best).items()
+    assert compare == ("compare the best weights with the base model, with confidence intervals", f"ff-eval {best} --base")
+    assert train_on[0] == "train on from the best weights" and f"model.resume_path={best} " in train_on[1]
     monkeypatch.chdir(tmp_path)  # installed from a wheel, there are no examples
     assert len(next_steps(load_config(ROOT / name, [f"data.dataset_dir={ROOT}/dataset/shapes"]), tmp_path, tmp_path)) == 2

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from flow_factory.runs.ended import has_ended
 from flow_factory.runs.resume import Finished, find_start
 from flow_factory.training.monitor import OWN, Monitor
 from flow_factory.training.run import Run
+from flow_factory.training.summary import summarise
 from tests.tiny.run import ROOT, logged, read_state, tiny, write_run
 from tests.tiny.several import assert_same_run, several
 
@@ -174,6 +176,11 @@ def test_a_run_goes_back_to_its_best_checkpoint(tmp_path: Path) -> None:
     best = max(held, key=lambda step: held[step])
     assert {c.name for c in (folder / "checkpoints").iterdir()} == {f"epoch_{back[2]:.0f}", "epoch_3"}, "keep_last_n: 1, and the best"
     assert f"best by log.keep_best ({BEST}): {held[best]:.4g} after epoch {best}" in summary
+    other = folder / "checkpoints" / f"epoch_{back[2]:.0f}"
+    run.context.progress.memory[f"{OWN}best {BEST}"] = [held[back[2]], back[2]]
+    summary = summarise(run)
+    assert re.search(rf"- best weights: +{other}\n- last weights: +{folder}/checkpoints/epoch_3\n", summary)
+    assert f"ff-eval {other} --base" in summary and f"model.resume_path={other} " in summary
 
 
 def test_going_back_takes_weights_copies_and_moments(tmp_path: Path) -> None:
