@@ -85,7 +85,6 @@ class StockPipeline:
         Raises:
             UserError: the pipeline cannot draw a row.
         """
-        one = all(cond is conds[0] for cond in conds)
-        cond = to_device(self.adapter.repeat(conds[0], len(conds)) if one else self.adapter.join(conds), self.device)
+        cond = to_device(self.adapter.together(conds), self.device)
         with named_rows(rows, self.adapter, "draw", UserError):
             return self.adapter.evaluate(cond, pipeline_kwargs(section), section.num_inference_steps, noise)

@@ -16,6 +16,7 @@ from flow_factory.core.latents import part_of
 from flow_factory.core.readback import Deferred
 from flow_factory.core.scheduler_seam import Draw, Recorder
 from flow_factory.core.velocity import VelocityField
+from flow_factory.models.call_checks import check_arguments
 from flow_factory.models.guiders import guiding
 from flow_factory.models.parts import chain, check_sizes, check_words, times
 from flow_factory.models.row_encoding import RowEncoding
@@ -53,9 +54,11 @@ class ModelAdapter(RowEncoding):
 
     def check_call(self, call: Mapping[str, Any]) -> None:
         """Raises:
-        UserError: the VAE and the patches cannot make pictures of this size; the message has the nearest one.
+        UserError: the VAE and the patches cannot make pictures of this size, and the message has the nearest one; or the pipeline
+            refuses another argument.
         """
         check_sizes(type(self.pipe).__name__, call, self.size_step(), self.frame_step())
+        check_arguments(self.pipe, call)
 
     def size_step(self) -> int:
         """What height and width must be multiples of."""
@@ -90,6 +93,11 @@ class ModelAdapter(RowEncoding):
     def join(self, conds: Sequence[Cond]) -> Cond:
         """One call for several rows, for evaluation: tensors concatenated along dim 0, lists one after the other; see `joinable`."""
         return {k: chain([c[k] for c in conds]) for k in conds[0]}
+
+    def together(self, conds: Sequence[Cond]) -> Cond:
+        """One call for the samples of an evaluation's batch: of rows that are `joinable`, or several of one row, as a rollout has them."""
+        several = len(conds) > 1 and all(cond is conds[0] for cond in conds)
+        return self.repeat(conds[0], len(conds)) if several else self.join(conds)
 
     def joinable(self, cond: Cond) -> Any:
         """Rows whose keys are equal may share a batch in evaluation; None: this row is drawn alone.

@@ -40,9 +40,12 @@ def fitted(config: RunConfig, sketch: ModelAdapter) -> RunConfig:
     Raises:
         UserError: a size is impossible; or `scheduler.sde_steps` names a step of an expert that is not trained, or none is left.
     """
-    sections: list[TrainConfig | EvalConfig] = [config.train, *evaluations(config)]
-    for section in sections:
-        sketch.check_call(pipeline_kwargs(section))
+    sections: list[tuple[str, TrainConfig | EvalConfig]] = [("train", config.train), *(("eval", found) for found in evaluations(config))]
+    for name, section in sections:
+        try:
+            sketch.check_call(pipeline_kwargs(section))
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
     check_splits(sketch, config.model.context_parallel)
     train, scheduler, trained = config.train, config.scheduler, config.model.target_components
     check_guidance(train, sketch)

@@ -181,7 +181,7 @@ class Evaluator:
         if not batch:
             first = self.taken[0]
             return self._draw([SampleRequest(first, 0, self.conds[first])])[:0] if context.engine.collective else []
-        cond = to_device(context.adapter.join([item.cond for item in batch]), context.accelerator.device)
+        cond = to_device(context.adapter.together([item.cond for item in batch]), context.accelerator.device)
         rows = [self.rows[item.row] for item in batch]
         keys = [(row.id, *([item.member] if item.member else [])) for row, item in zip(rows, batch, strict=True)]
         generators = [generator(context.config.eval_seed, "eval", *key) for key in keys]

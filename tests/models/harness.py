@@ -83,10 +83,11 @@ class Tiny:
         logp = log_prob_at(self.velocity(step, k, memo), step, dynamics)
         return torch.equal(logp, step.logp) and bool(logp.isfinite().all())
 
-    def evaluate(self, rows: Sequence[int] = (0,)) -> list[Any]:
-        cond = self.adapter.join([self.conds[k] for k in rows])
+    def evaluate(self, rows: Sequence[int] = (0,), noises: Sequence[int] | None = None) -> list[Any]:
+        """Media of rows, each from a noise of its own."""
+        cond = self.adapter.together([self.conds[k] for k in rows])
         with small(self.adapter.pipe):
-            return self.ask("evaluate", cond, self.call, STEPS, [generator(0, "eval", k) for k in rows])
+            return self.ask("evaluate", cond, self.call, STEPS, [generator(0, "eval", k) for k in noises or rows])
 
 
 MEGAPIXEL = 1024

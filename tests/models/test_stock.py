@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -43,6 +44,19 @@ def test_pictures_are_brought_to_the_pipelines_own_size_where_none_is_given(name
     t = Tiny(name, condition_image_size=None)
     (path,) = row(t.case).images
     assert same(t.evaluate(), drawn(stock(name), t.case, image=Image.open(path), condition_image_size=None, **own))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ["qwen-image-edit", "ltx2-i2av", "flux1-kontext", "wan21-i2v", "sd3-5"])
+def test_several_samples_of_a_row_are_evaluated_as_each_alone(name: str) -> None:
+    """Also those of a pipeline that takes one prompt a call (`eval.group_size` and `eval.per_device_batch_size` above 1)."""
+    t = tiny(name)
+    both = t.evaluate((0, 0), noises=(3, 4))
+    for one, k in zip(both, (3, 4), strict=True):
+        (alone,) = t.evaluate((0,), noises=(k,))
+        a, b = (np.asarray(getattr(media, "frames", [media])[-1], np.int16) for media in (one, alone))
+        assert abs(a - b).max() <= 2
+    assert not same(both[:1], both[1:])
 
 
 @contextmanager

@@ -25,6 +25,9 @@ def test_a_prompt_that_is_cut_is_said_once(tmp_path: Path, caplog: pytest.LogCap
     ("overrides", "message"),
     [
         (["train.resolution=[40, 72]"], "height 40, width 72: .*multiples of 16 pixels; the nearest size is 32 x 64"),
+        (["eval.width=40"], "eval: height 32, width 40: .*multiples of 16 pixels"),
+        (["eval.max_sequence_length=513"], "eval: max_sequence_length 513: FluxPipeline refuses it: .*cannot be greater than 512"),
+        (["train.max_sequence_length=513"], "train: max_sequence_length 513: FluxPipeline refuses it: "),
         (["model.target_modules=attn.to_w"], "'attn.to_w' fits no linear layer of transformer; near ones: .*to_"),
         (["model.attn_backend=flash"], "'flash' does not work on this cpu machine .* Those that do: .*native"),
         (["model.model_name_or_path=data"], "'data' does not load as FluxPipeline"),
