@@ -98,13 +98,16 @@ def test_a_run_goes_on_exactly_with_what_it_remembers(tmp_path: Path, more: tupl
 
 
 def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
-    engines = {"ddp": "", "fsdp2": "fsdp2.yaml"}
+    runs = {"grpo": (), "grpo_fsdp2": ("config_file=examples/launch/fsdp2.yaml",), "nft": NFT}
+    common = (*MOVES, "log.save_freq=1", "log.save_model_only=false", "eval.eval_freq=2", "train.clip_range=0.1", PAIRS)
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         folder.mkdir()
         write(folder)
-        keys = {name: (f"config_file=examples/launch/{file}",) if file else () for name, file in engines.items()}
-        common = (*MOVES, "log.save_freq=1", "log.save_model_only=false", "eval.eval_freq=2", "train.clip_range=0.1", PAIRS)
-        several(folder, processes, {name: [*common, *own] for name, own in keys.items() if processes > 1 or not own})
-    for name in engines:
-        assert_same_run(tmp_path / "2" / "save" / name, tmp_path / "1" / "save" / "ddp", exact=name == "ddp")
+        several(folder, processes, {name: [*common, *own] for name, own in runs.items() if processes > 1 or "fsdp2" not in name})
+    for name in runs:
+        one = tmp_path / "1" / "save" / name.partition("_")[0]
+        assert_same_run(tmp_path / "2" / "save" / name, one, exact="fsdp2" not in name)
+        epochs = [line for line in logged(one) if "train/gated_share" in line]
+        assert len(epochs) == 2 and all(0 < line["train/gated_share"] < 0.5 and line["train/kl_held"] >= 0 for line in epochs)
+        assert epochs[1]["train/kl_div"] > 0, "the policy has left the reference, and some samples are held to it"
