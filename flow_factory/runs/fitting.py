@@ -113,7 +113,8 @@ def check_student(train: FewStepConfig, sketch: ModelAdapter) -> None:
         raise UserError(
             f"train.guidance_scale: {text}; write {sketch.unguided:g}: real_guidance_scale is the base's, which the student learns"
         )
-    if type(sketch).passes({"guidance_scale": train.guidance_scale, **train.call}) > 1:
+    unguided = {} if sketch.cfg is None else {sketch.cfg: sketch.unguided}  # of a distilled checkpoint the scale does nothing
+    if type(sketch).passes({"guidance_scale": train.guidance_scale, **train.call, **unguided}) > 1:
         off = [f"{key}: {value:g}" for key, value in sketch.with_guidance({}, 1.0).items() if call.get(key) != value]
         raise UserError(f"train: {name} would sample the student with further guidance; write {', '.join(off)}, and the same in eval:")
 

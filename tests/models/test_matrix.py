@@ -48,19 +48,21 @@ EARLY_AND_LATE = {"scheduler.sde_steps": [1, 3], "scheduler.num_sde_steps": None
 """One step of each expert, where there are two."""
 PAIRED = {"train.gradient_step_per_epoch": 1}
 STUDENT = {"train.learning_rate": 1e-3}
+BOTH = {"train.time_shift": 10.0}
+"""Noise levels of each expert are drawn, in the few draws that there are."""
 KEYS: dict[str, dict[str, Any]] = {
     "grpo": EARLY_AND_LATE | {"train.kl_beta": 0.01},
     "grpo-guard": EARLY_AND_LATE,
     "dppo": EARLY_AND_LATE,
     "nft": {"train.kl_beta": 0.01, "train.off_policy": True, "train.num_train_timesteps": 2},
     "awm": {"train.ratio_order": "sum_first", "train.num_train_timesteps": 2},
-    "dpo": PAIRED | {"train.num_train_timesteps": 4, "train.time_shift": 10.0},
-    "sft": {"train.num_train_timesteps": 4, "train.time_shift": 10.0, "rewards": None},
+    "dpo": PAIRED | BOTH | {"train.num_train_timesteps": 4},
+    "sft": BOTH | {"train.num_train_timesteps": 4, "rewards": None},
     "dgpo": {"train.num_train_timesteps": 2, "train.timestep_range": 1.0},
     "crd": {"train.num_train_timesteps": 2},
     "diffusion-opd": {"train.teachers": [{"path": "{folder}/teacher", "name": "teacher"}], "train.loss_target": "v", "rewards": None},
     "draft": {"train.draft_steps": 4, "train.kl_beta": 0.01, "rewards": {"reward_model": "tests.tiny.rewards.Warm"}},
-    "dmd2": STUDENT | {"train.ttur_fake_updates": 2, "rewards": None},
+    "dmd2": STUDENT | BOTH | {"train.ttur_fake_updates": 2, "rewards": None},
     "tdm": STUDENT | {"rewards": None},
     "tdm-r1": STUDENT,
 }
@@ -265,6 +267,11 @@ def test_a_cell_that_cannot_work_is_refused_with_the_reason(
     write_rows(tmp_path / "train.jsonl", [{"prompt": "a"}])
     with pytest.raises(UserError, match=said):
         fit(config_of(name, algorithm, tmp_path, **keys))
+
+
+def test_a_scale_that_a_distilled_checkpoint_does_not_read_is_no_further_guidance(tmp_path: Path) -> None:
+    config = config_of("flux2-klein", "dmd2", tmp_path)
+    assert config.train.guidance_scale > 1 and fit(config).train == config.train
 
 
 def test_one_expert_alone_is_trained_at_its_own_noise_levels(tmp_path: Path) -> None:
