@@ -38,6 +38,7 @@ def refused(folder: Path, *overrides: str) -> str:
 # -- the page's file and YAML -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_pages_algorithm_trains_and_logs_its_metrics(folder: Path) -> None:
     run = tiny(folder, *KEYS, "eval.eval_freq=0")
     before = trained(run)
@@ -65,6 +66,7 @@ def test_the_pages_weights_are_those_of_the_whole_group_however_it_is_cut(folder
     assert found[0] == pytest.approx(found[1], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_pages_survey_costs_no_forward(folder: Path) -> None:
     run = tiny(folder, *KEYS, "train.max_epochs=1", "eval.eval_freq=0")
     rollouts = run.trainer.collector(0)

@@ -54,6 +54,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["diffusers", "peft", "comfyui", "kohya"])
 def test_the_stock_pipeline_computes_the_same_with_every_format(
     run: Run, tmp_path: Path, to: str, capsys: pytest.CaptureFixture[str]

@@ -5,6 +5,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 from flow_factory.config.algorithms import TRAIN_CONFIGS
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
@@ -50,6 +52,7 @@ def shown_to(family: type[ModelAdapter]) -> str:
     return ", ".join([CONDITIONS[family.images, family.videos], *(f"`{name}`" for name in family.needs)])
 
 
+@pytest.mark.slow
 def test_the_page_has_every_model_what_it_is_shown_and_the_examples_that_train_it() -> None:
     """LoRA and full are ticked by the examples, and those are what the test above trains."""
     rows = families()

@@ -115,6 +115,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_it_leaves_the_runs_folder_as_it_is_and_nothing_beside_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     keys = ("log.save_model_only=false", "model.resume_path=auto", "train.max_epochs=20", "train.unique_sample_num_per_epoch=6")
     config = load_config(write_run(tmp_path), [*keys, "log.save_freq=5", "train.kl_beta=0.1"])

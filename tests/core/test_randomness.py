@@ -39,6 +39,7 @@ def test_each_part_of_the_key_counts() -> None:
     assert all(not torch.equal(a, b) for a, b in combinations(variants, 2))
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_keys_give_as_many_draws() -> None:
     """A 32-bit seed, which is all that `manual_seed` keeps on the CPU, collides here two times in three."""
     words = torch.empty(1, dtype=torch.int64)

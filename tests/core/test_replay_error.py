@@ -38,6 +38,7 @@ def test_the_settings_of_which_nobody_can_promise_exactness(tmp_path: Path) -> N
     assert found("train.rollout_batch_size=4") == ["train.rollout_batch_size: 4"]
 
 
+@pytest.mark.slow
 def test_the_floor_widens_the_bar_and_changes_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tiny(tmp_path, NAMED, "train.clip_range=1.0e-2")
     assert measure(run.trainer) == ("on-policy floor: 0.0e+00 in 3 replays, under model.attn_backend: native; train.clip_range is 1.0e-02")

@@ -81,6 +81,7 @@ def test_condition_files_are_there_small_and_of_several_sizes() -> None:
     assert all(len(open_video(p, r.source).frames) == 17 for r in clips for p in r.videos)
 
 
+@pytest.mark.slow
 def test_the_drawn_sets_are_made_again_by_their_script(tmp_path: Path, tools: ModuleType) -> None:
     """Lines to the byte, PNG to the pixel; other encoders may differ a little between machines."""
     tools.drawn(tmp_path)

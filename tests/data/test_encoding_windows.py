@@ -34,6 +34,7 @@ def ahead(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], 
 # -- the same bits --------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -52,6 +52,7 @@ def test_a_row_that_cannot_be_encoded_is_named(tmp_path: Path, picky: Picky) -> 
         assert re.fullmatch(place, str(caught.value)) and not isinstance(caught.value, RunError), caught.value
 
 
+@pytest.mark.slow
 def test_a_row_that_cannot_be_drawn_is_named_and_the_state_is_kept(
     tmp_path: Path, picky: Picky, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ def offline(folder: Path, *overrides: str) -> Run:
     return tiny(folder, *OFFLINE, *overrides)
 
 
+@pytest.mark.slow
 def test_the_margin_of_the_given_pairs_rises_without_a_rollout_or_a_score(tmp_path: Path) -> None:
     write_pairs(tmp_path)
     run = offline(tmp_path, "train.max_epochs=6")

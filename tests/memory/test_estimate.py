@@ -198,6 +198,7 @@ def test_an_engine_shares_out_what_it_says(
     assert mine * gradients == pytest.approx(gb(alone, "gradients"))
 
 
+@pytest.mark.slow
 def test_processes_at_different_experts_keep_the_activations_of_both(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 

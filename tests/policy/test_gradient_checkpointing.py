@@ -111,6 +111,7 @@ def test_it_steps_back_once_when_the_card_is_nearly_full(caplog: pytest.LogCaptu
         assert calm.setting == setting
 
 
+@pytest.mark.slow
 def test_a_run_says_what_auto_chose_and_steps_back_by_its_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr("flow_factory.training.peak_memory.PeakMemory.share_of_card", lambda self: 0.95)
     run = tiny(tmp_path, f"{KEY}=auto", "train.max_epochs=2")

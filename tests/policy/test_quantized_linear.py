@@ -110,6 +110,7 @@ def test_the_gradient_of_a_lora_is_nearly_the_unquantised_one() -> None:
     assert 0 < far(near, v) < 0.05 and 0 < far(other, g) < 0.1
 
 
+@pytest.mark.slow
 def test_a_run_in_8_bits_learns_exactly_on_policy(tmp_path: Path) -> None:
     run = tiny(tmp_path, "model.quantization=torchao_int8_dynamic", "mixed_precision=bf16", "train.max_epochs=2")
     before = trained(run)

@@ -123,6 +123,7 @@ def test_a_reward_that_fails_leaves_the_state_of_the_epochs_before(tmp_path: Pat
     assert f"the state after epoch 1 is saved; resume with model.resume_path={run.folder}" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_reward_that_tells_nothing_apart_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = tiny(tmp_path, f"rewards.reward_model={HERE}.Constant", "eval.eval_freq=0")
     with caplog.at_level(logging.WARNING):

@@ -129,6 +129,7 @@ def test_pictures_do_not_add_up(tmp_path: Path, counted: None) -> None:
     assert few[0] <= many[0] <= 4 + 2 + 2 and few[1] <= many[1] <= 4 + 2 + 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [
     (), pytest.param(("train.rollout_batch_size=4", "train.trainer_type=nft"), marks=pytest.mark.exhaustive),
 ])  # fmt: skip
@@ -158,6 +159,7 @@ def test_a_reward_that_fails_in_the_midst_of_a_rollout_leaves_the_last_epochs_st
     assert (run.folder / "checkpoints" / "epoch_1" / "state").is_dir()
 
 
+@pytest.mark.slow
 def test_each_row_is_opened_once_for_its_group(tmp_path: Path) -> None:
     run = tiny(tmp_path, "eval.group_size=4", "eval.per_device_batch_size=2")
     opened: list[tuple[str, int]] = []

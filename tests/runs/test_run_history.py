@@ -19,6 +19,7 @@ from tests.tiny.killed import trap
 from tests.tiny.run import logged, tiny, trained
 
 
+@pytest.mark.slow
 def test_going_on_from_an_earlier_checkpoint_sets_the_later_ones_aside(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = home / "save" / "run"
     seen = logged(run)

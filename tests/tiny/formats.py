@@ -264,4 +264,4 @@ FORMATS: dict[Callable[[Path], Format], int] = {
     config: 150, override: 100, engine: 60, rows: 150, pairs: 50, index: 40, progress: 30, encoded: 60, lora: 30, full: 10, base: 10,
     base_config: 30, structure: 60,
 }  # fmt: skip
-"""And how many examples of each the fast part has."""
+"""And how many examples of each: half as many in the fast part, five times as many in the exhaustive one."""
