@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGES = "guidance"
 FIRST = (
-    "workflow", "models", "algorithms", "rewards", "evaluation", "result", "recipes", "data", "new_model", "hardware", "performance",
+    "first_run", "workflow", "models", "algorithms", "rewards", "evaluation", "result", "recipes", "data", "new_model", "hardware", "performance",
     "scale", "faults",
 )  # fmt: skip
 """The order of the guide; a page that is not named here comes after these."""
