@@ -13,8 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGES = "guidance"
 FIRST = (
-    "first_run", "workflow", "models", "algorithms", "rewards", "evaluation", "result", "recipes", "data", "new_model", "hardware", "performance",
-    "scale", "faults",
+    "first_run", "workflow", "models", "algorithms", "rewards", "evaluation", "result", "recipes", "data", "new_model", "hardware",
+    "performance", "scale", "faults",
 )  # fmt: skip
 """The order of the guide; a page that is not named here comes after these."""
 LAST = ("configuration", "metrics", "glossary", "gallery")
