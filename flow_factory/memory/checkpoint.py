@@ -6,6 +6,7 @@ from typing import Any
 from flow_factory.config import RunConfig
 from flow_factory.memory.estimate import estimate
 from flow_factory.memory.parts import Part
+from flow_factory.memory.rewards import RewardMemory, reward_memory
 from flow_factory.memory.sizes import Files, Weights, shape_of, stored_files, stored_parameters, weights_of
 from flow_factory.models import MODELS
 from flow_factory.models.base import ModelAdapter
@@ -21,9 +22,10 @@ class Model:
     module: Any
     files: Files = field(default_factory=dict)
     """The files of a checkpoint on this machine; empty for one that is not here."""
+    rewards: RewardMemory = field(default_factory=RewardMemory)
 
     def parts(self, config: RunConfig) -> list[Part]:
-        return estimate(config, self.family, self.parameters, self.module, self.files)
+        return [*estimate(config, self.family, self.parameters, self.module, self.files), *self.rewards.parts]
 
     def weights(self, config: RunConfig) -> Weights:
         return weights_of(config, self.family, self.parameters, self.module)
@@ -38,4 +40,4 @@ def model_of(config: RunConfig) -> Model | None:
         return None
     parameters = stored_parameters(checkpoint) if checkpoint else dict(family.published_as(name)[0])
     files = stored_files(checkpoint) if checkpoint else {}
-    return Model(family, parameters, shape_of(family, config.model.target_components[0], checkpoint, name), files)
+    return Model(family, parameters, shape_of(family, config.model.target_components[0], checkpoint, name), files, reward_memory(config))

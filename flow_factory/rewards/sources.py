@@ -1,7 +1,10 @@
 """The files of rewards: folders of transformers and single files of weights, on this machine or from the hub. None can run code."""
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,35 @@ FILES = {"model": "config.json", "processor": "tokenizer_config.json"}
 """The file that a folder of each kind must have."""
 
 
+@dataclass(frozen=True)
+class Weights:
+    """A source of weights that a reward has asked for."""
+
+    name: str
+    place: Path | None
+    """Its folder or file; None: it is not on this machine."""
+
+
+_asked: ContextVar[list[Weights] | None] = ContextVar("asked", default=None)
+
+
+@contextmanager
+def asking() -> Iterator[list[Weights]]:
+    """The weights that `require_folder` and `require_file` are asked for inside."""
+    found: list[Weights] = []
+    token = _asked.set(found)
+    try:
+        yield found
+    finally:
+        _asked.reset(token)
+
+
+def _note(name: str, place: Path | None) -> None:
+    found = _asked.get()
+    if found is not None:
+        found.append(Weights(name, place))
+
+
 def named(config: RewardArguments, key: str, default: str) -> str:
     """The folder, file or hub name under one of the entry's own keys."""
     return str(config.extra_kwargs.get(key, default))
@@ -35,6 +67,8 @@ def require_folder(config: RewardArguments, key: str, name: str, file: str, now:
     if not path.is_dir():
         require_source(name, where, file, now=now)
     folder = path if path.is_dir() else cached(name, file)
+    if file == FILES["model"]:
+        _note(name, folder)
     for weights in sorted(folder.glob("model*.safetensors")) if folder is not None and file == FILES["model"] else ():
         tensors_of(weights, where)
 
@@ -88,12 +122,15 @@ def require_file(config: RewardArguments, key: str, name: str, now: bool) -> Non
     if path.is_file():
         if path.suffix == ".safetensors":
             tensors_of(path, where)
+        _note(name, path)
         return
     right = "write the path of a file, or owner/repository/file of the hub"
     if path.exists() or name.count("/") < 2 or looks_local(name.rpartition("/")[0] if name.count("/") == 2 else _parts(name)[0]):
         raise UserError(f"{where}: {name!r} is not a file; {right}")
     repository, file = _parts(name)
     require_source(repository, where, file, now=now)
+    folder = cached(repository, file)
+    _note(name, None if folder is None else folder / Path(file).name)
 
 
 def tensors_in(config: RewardArguments, key: str, name: str) -> dict[str, Tensor]:
