@@ -54,7 +54,7 @@ def shown_to(family: type[ModelAdapter]) -> str:
 
 @pytest.mark.slow
 def test_the_page_has_every_model_what_it_is_shown_and_the_examples_that_train_it() -> None:
-    """LoRA and full are ticked by the examples, and those are what the test above trains."""
+    """LoRA and full are ticked by the examples, and those are what `test_examples` trains."""
     rows = families()
     assert [row.model_type for row in rows] == list(MODELS)
     assert [row.conditions for row in rows] == [shown_to(MODELS[row.model_type]) for row in rows]

@@ -72,6 +72,7 @@ def test_the_pages_family_with_a_unet_trains_and_goes_on_from_its_lora(folder: P
     tiny(folder, *keys, "run_name=more", f"model.resume_path={epochs / 'epoch_2'}", "model.resume_type=lora")()
 
 
+@pytest.mark.slow
 def test_the_pages_file_trains_a_lora_that_the_stock_pipeline_loads(folder: Path) -> None:
     model = ["model.model_type=my_models.Chroma", f"model.model_name_or_path={saved('chroma')}"]
     run = tiny(folder, *model, "train.guidance_scale=3", "train.max_sequence_length=32", "train.ema_decay=0", "train.learning_rate=0.1")

@@ -16,7 +16,7 @@ from flow_factory.types import Rollout, Row, Step
 from tests.conftest import cells
 from tests.models.cases import EACH
 from tests.models.harness import counted, lora, small
-from tests.models.test_matrix import trainer_of
+from tests.models.matrix import trainer_of
 from tests.tiny.run import logged, tiny, write_run
 
 KINDS = ("flux1", "qwen-image-edit", "wan22-5b-i2v", "ltx2-i2av")

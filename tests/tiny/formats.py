@@ -28,7 +28,7 @@ from flow_factory.runs.rows import check_files, read_training, row_checks
 from flow_factory.runs.training_state import load
 from flow_factory.types import Row
 from flow_factory.utils.errors import UserError
-from tests.checkpoints.test_training_state import run, save, train, values
+from tests.checkpoints.states import run, save, train, values
 from tests.conftest import flux, policy_over
 from tests.tiny.damage import YAML_TEXTS, byte_damage, safetensors_damage, text_damage, to_json, to_rows, to_yaml, tree_damage
 from tests.tiny.run import ROOT, checkpoint, write_run
