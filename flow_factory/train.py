@@ -1,4 +1,4 @@
-"""Builds a run from a config. This is the only file that imports every room. `python -m flow_factory.train` is `ff-train`."""
+"""Builds a run from a config. This is the only file that imports every folder. `python -m flow_factory.train` is `ff-train`."""
 
 if __name__ == "__main__":  # before anything heavy: a bad config is said in a second
     from flow_factory.command import run

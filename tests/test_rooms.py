@@ -117,7 +117,7 @@ def tree() -> str:
         assert text, name
         lines.append(f"  {name + '/':14}{' '.join(text.partition(chr(10) * 2)[0].split())}")
     for name, what in (
-        ("train.py", "builds a run: the only file that imports every room"),
+        ("train.py", "builds a run: the only file that imports every folder"),
         ("check.py", "`--check`"),
         ("cli.py", "`ff-train`"),
     ):

@@ -157,7 +157,7 @@ class DataConfig(Section):
     idle_encoders: Literal["auto", "keep", "offload", "drop"] = Field(
         "auto",
         description="where the text encoders are between two windows: keep = on the device, offload = in main memory, drop = "
-        "nowhere (they are loaded again); auto = offload if main memory has room",
+        "nowhere (they are loaded again); auto = offload if they fit into main memory",
     )
     force_reprocess: bool = Field(False, description="accepted, not needed: a changed row, encoder or argument is always encoded again")
     max_dataset_size: int | None = Field(None, ge=1, description="use only the first rows of the training split")

@@ -88,7 +88,7 @@ class BatchPlan:
     def describe(self) -> list[tuple[str, str]]:
         """(what, how much), for printing."""
         many, team = self.rolled.teams, self.rolled.team
-        who = f"{many} processes" if team == 1 else f"{many} teams of {team} processes"
+        who = f"{many} processes" if team == 1 else f"{many} context-parallel groups of {team} processes"
         how = f" = {self.rows_per_epoch // many} x {who}" if self.rolled.whole else f", shared among {who}"
         return [
             ("rows an epoch", f"{self.rows_per_epoch}{how}"),

@@ -131,5 +131,5 @@ class VelocityField:
             self.call(self.pipe, **cond, num_inference_steps=2, generator=unused, output_type="latent", return_dict=False)
         v = probe.answer()
         if v is None:
-            raise RuntimeError(f"{type(self.pipe).__name__} did not call scheduler.step twice: it does not pass the seam")
+            raise RuntimeError(f"{type(self.pipe).__name__} did not call scheduler.step twice: it does not use the given scheduler")
         return v

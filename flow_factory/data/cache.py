@@ -25,7 +25,7 @@ from flow_factory.utils.errors import RunError, file_errors
 logger = logging.getLogger(__name__)
 
 SHARED = "choose another folder, or let all who share this one read and write it (umask 002)"
-ROOM = "make room ('ff-data cache' shows what can be removed), or choose another folder"
+ROOM = "free space ('ff-data cache' shows what can be removed), or choose another folder"
 
 
 class ConditionCache:

@@ -91,5 +91,5 @@ def encoding_lines(config: RunConfig, sizes: Sequence[int], tests: Mapping[str, 
     if size:
         gb, free = (drawn + tested) * size / 1e9, free_space(Path(data.cache_dir)) / 1e9
         much = f"up to {size / 1e6:.3g} MB a row, {gb:.3g} GB for all, condition pictures not counted"
-        lines.append(f"{much}; {free:.3g} GB are free there; a start measures the time and the room of its first rows")
+        lines.append(f"{much}; {free:.3g} GB are free there; a start measures the time and the disk space of its first rows")
     return lines

@@ -36,7 +36,7 @@ def main_memory_lines(config: RunConfig, parts: Sequence[Part], requested: bool)
     lines.append(f"{own:8.2f} GB  of main memory at the peak for a process of its own, {PROGRAM} GB of it for the program")
     much = "" if n == 1 else f" for {n} processes"
     lines.append(
-        f"{n * own:8.2f} GB  of a machine's main memory{much}, and {shared:.2f} GB that they share: files, as long as there is room"
+        f"{n * own:8.2f} GB  of a machine's main memory{much}, and {shared:.2f} GB that they share: files, as long as memory is free"
     )
     has = psutil.virtual_memory().total / 1e9
     if requested and n * own > has:

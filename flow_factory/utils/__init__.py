@@ -1,4 +1,4 @@
-"""Errors, names, files, signals and terminals: what every room uses.
+"""Errors, names, files, signals and terminals: what every folder uses.
 
 It knows nothing of models, rewards or runs.
 """

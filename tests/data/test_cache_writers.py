@@ -88,7 +88,7 @@ def test_a_disk_that_is_full_costs_a_line(tmp_path: Path, monkeypatch: pytest.Mo
         (record,) = caplog.records
         assert record.message.startswith(f"data.cache_dir: {tmp_path}: No space left on device") and "encodes rows again" in record.message
         assert [shard_of(tmp_path).with_suffix(suffix).stat().st_size for suffix in (".shard", ".index")] == sizes
-        with pytest.raises(RunError, match=rf"^data.cache_dir: {tmp_path}: No space left on device: rows .* before are kept; make room"):
+        with pytest.raises(RunError, match=rf"^data.cache_dir: {tmp_path}: No space left on device: rows .* before are kept; free space"):
             encode_rows(rows, encode, conds.cache, progress=False)
         later = encode_rows(rows, encode, conds.cache, progress=False, strict=False)
         assert all(map(right, later, rows)) and len(caplog.records) == 1

@@ -114,7 +114,7 @@ def test_teams_take_rows_as_processes_would(tmp_path: Path) -> None:
     assert deal.of(0) == deal.of(1) != deal.of(2) == deal.of(3)
     assert sorted(deal.of(0) + deal.of(2)) == [(g, k) for g in range(4) for k in range(2)]
     assert [deal.leads(p) for p in range(4)] == [True, False, True, False]
-    assert ("rows an epoch", "4 = 2 x 2 teams of 2 processes") in plan_of(config).describe()
+    assert ("rows an epoch", "4 = 2 x 2 context-parallel groups of 2 processes") in plan_of(config).describe()
 
 
 def sketched(config: RunConfig) -> RunConfig:
