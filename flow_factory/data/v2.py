@@ -1,9 +1,10 @@
 """The public Flow-Factory's JSONL of schema_version 2: demonstrations and preferences. File names are relative to the data set's folder."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flow_factory.config.base import show
 from flow_factory.config.data import OURS, PAIR, TARGET
 from flow_factory.data.columns import EXAMPLE, DataError, kind_of, require_file_name
 from flow_factory.utils.registry import nearest
@@ -11,7 +12,7 @@ from flow_factory.utils.registry import nearest
 SIDES = {"demonstration": TARGET, "preference": PAIR}
 """Supervision type of a line -> the columns that hold its media."""
 MEDIA = {"image": ("type", "path", "slot"), "video": ("type", "path", "slot", "fps")}
-"""Media types and their keys. `slot` and `fps` are ignored: media keep their order, and a video has its own frame rate."""
+"""Media types and their keys. `fps` is ignored: a video has its own frame rate."""
 
 
 def columns_of(line: Mapping[str, Any], where: str, root: Path) -> tuple[str, dict[str, Any]]:
@@ -29,6 +30,7 @@ def columns_of(line: Mapping[str, Any], where: str, root: Path) -> tuple[str, di
     inputs = _object(line, "input", ("prompt",), ("media",), where)
     columns = {"prompt": inputs["prompt"]}
     media = _media(inputs.get("media", []), "input.media", where, root)
+    _require_order(inputs.get("media", []), where)
     columns |= {f"{kind}s": [path for k, path in media if k == kind] for kind in dict.fromkeys(kind for kind, _ in media)}
     supervision = line["supervision"]
     supervision_type = supervision.get("type") if isinstance(supervision, Mapping) else None
@@ -64,6 +66,17 @@ def _media(media: Any, what: str, where: str, root: Path) -> list[tuple[str, str
         require_file_name(one["path"], f"{what}.path", kind, where)
         found.append((kind, str(root.absolute() / one["path"])))
     return found
+
+
+def _require_order(media: Sequence[Mapping[str, Any]], where: str) -> None:
+    """Raises:
+    DataError: slots tell media of a kind apart, which are told apart by their order here.
+    """
+    for kind in MEDIA:
+        slots = list(dict.fromkeys(show(one.get("slot")) for one in media if one["type"] == kind))
+        if len(slots) > 1:
+            text = f"slots {', '.join(slots)} tell {kind}s apart; here their order does: write them in that of the pipeline's arguments"
+            raise DataError(f"{where}: input.media: {text}, without slot")
 
 
 def _object(parent: Mapping[str, Any], key: str, needed: Collection[str], allowed: Collection[str], where: str) -> Mapping[str, Any]:

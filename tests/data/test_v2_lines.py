@@ -32,7 +32,7 @@ def write(folder: Path, *lines: dict[str, Any]) -> Path:
 
 
 def test_a_line_becomes_a_row_of_ours(tmp_path: Path) -> None:
-    media = [image("in/x.png", slot="reference"), {"type": "video", "path": "in/y.mp4", "fps": 24}, image("/abs/z.png")]
+    media = [image("in/x.png", slot="ref"), {"type": "video", "path": "in/y.mp4", "fps": 24}, image("/abs/z.png", slot="ref")]
     shown = {"type": "demonstration", "target": {"media": [image("out.png")]}}
     preference, demonstration = read_rows(
         write(tmp_path, line(metadata={"source": "x", "n": 1}), line("b", input={"prompt": "b", "media": media}, supervision=shown)),
@@ -58,6 +58,9 @@ def test_a_line_becomes_a_row_of_ours(tmp_path: Path) -> None:
     ({"supervision": line()["supervision"] | {"chosen": {"media": [{"type": "video", "path": "a"}]}}}, "both sides must be of one kind"),
     ({"input": {"prompt": "a", "media": [image("a", fps=2)]}}, "input.media.fps: unknown key"),
     ({"input": {"prompt": "a", "media": [image("https://x/y")]}}, "is a URL"),
+    ({"input": {"prompt": "a", "media": [image("a", slot="last"), image("b", slot="first")]}},
+     'input.media: slots "last", "first" tell images apart; here their order does: write them in that of the pipeline\'s arguments'),
+    ({"input": {"prompt": "a", "media": [image("a"), image("b", slot="first")]}}, 'slots null, "first" tell images apart'),
     ({"metadata": {"prompt": "b"}}, "'prompt' is a reserved name"),
     ({"metadata": []}, "metadata: must be an object, not a list"),
 ])  # fmt: skip
