@@ -118,11 +118,12 @@ def _loading(what: Published, lora: bool) -> str:
         load = f'from peft import PeftModel\n\n{load}\npipe.{part} = PeftModel.from_pretrained(pipe.{part}, "{here}")'
     else:
         load += "".join(f'\npipe.load_lora_weights("{here}", weight_name="{name}")' for name in files)
-    return f"import torch\nfrom diffusers import {names}\n\n{load}\n{_call(config)}"
+    prompt = " ".join(what.prompts[0].split()).replace("```", "") if what.prompts else "a prompt of your own"
+    return f"import torch\nfrom diffusers import {names}\n\n{load}\nprompt = {prompt!r}\n{_call(config)}"
 
 
 def _call(config: RunConfig) -> str:
-    """The evaluations' call as the stock pipeline takes it, after a line for each guider; `prompt` and media are the reader's variables."""
+    """The evaluations' call as the stock pipeline takes it, after a line for each guider; media are the reader's variables."""
     family, given = MODELS[config.model.model_type], pipeline_kwargs(config.eval)
     scale = given.pop("guidance_scale")
     try:

@@ -34,12 +34,12 @@ def test_a_card_names_base_rewards_and_how_to_load(tmp_path: Path) -> None:
     base = "black-forest-labs/FLUX.1-dev"
     config = load_config(write_run(tmp_path), [f"model.model_name_or_path={base}", "model.lora_rank=8"])
     (tmp_path / "pytorch_lora_weights.safetensors").touch()
-    card = ModelCard(model_card(Published(config, tmp_path, None, "epoch_2", "me/shapes", ["a `b`\n# c"])))
+    card = ModelCard(model_card(Published(config, tmp_path, None, "epoch_2", "me/shapes", ["a `b`\n# c```"])))
     assert card.data.base_model == base and card.data.base_model_relation == "adapter" and card.data.pipeline_tag == "text-to-image"
     assert {"lora", "grpo", "flow-factory"} <= set(card.data.tags)
     text = card.text
     assert f'from_pretrained("{base}"' in text and 'pipe.load_lora_weights("me/shapes")' in text and "| size " in text
-    assert "- `a 'b' # c`" in text, "no text of a prompt is Markdown"
+    assert "- `a 'b' # c" in text and "\nprompt = 'a `b` # c'\n" in text, "no text of a prompt is Markdown"
     asked = {"prompt", "height", "width", "num_inference_steps", "guidance_scale", "max_sequence_length"}
     [call] = [node for node in ast.walk(ast.parse(text.partition("```python")[2].partition("```")[0])) if is_call_of(node, "pipe")]
     assert {word.arg for word in call.keywords} == asked and "torch.float32" in text, "the call of the run's evaluations"
