@@ -97,9 +97,10 @@ def member(config: Path, size: int, fill: int) -> None:
     from flow_factory.train import build
     from flow_factory.training.rollout import RolloutCollector
 
-    encoder, encoded_by, sample = Encoder(Flux1.encode, size), Flux1.encoded_by, RolloutCollector.sample
+    encoder, encoded_by, repeat, sample = Encoder(Flux1.encode, size), Flux1.encoded_by, Flux1.repeat, RolloutCollector.sample
     Flux1.encode = lambda adapter, row, call: encoder(adapter, row, call)  # type: ignore[method-assign, assignment]
     Flux1.encoded_by = lambda *given: {k: v for k, v in encoded_by(*given).items() if k != "ballast"}  # type: ignore[method-assign]
+    Flux1.repeat = lambda adapter, cond, n: repeat(adapter, {k: v for k, v in cond.items() if k != "ballast"}, n)  # type: ignore[method-assign]
     torch.set_num_threads(1)
 
     def first(collector: Any, *given: Any) -> Any:

@@ -20,6 +20,7 @@ from flow_factory.runs.notices import remarks
 from flow_factory.runs.preflight import Preflight, ready
 from flow_factory.runs.resume import start_lines
 from flow_factory.runs.rows import drawn, groups_left_out, takes_files
+from flow_factory.runs.run_folder import default_name
 from flow_factory.utils.counting import counted
 from flow_factory.utils.hub import cached
 
@@ -145,5 +146,7 @@ def plan_lines(config: RunConfig) -> list[str]:
     times = [f"every {config.log.save_freq} epochs"] if config.log.save_freq else []
     times += [f"after {config.log.save_minutes:g} minutes"] if config.log.save_minutes is not None else []
     every = " and ".join([", ".join(times), "at the end"] if times else ["at the end"])
-    lines.append(f"checkpoints: {keeps}, {every}, under {config.log.save_dir}/{config.log.run_name or '<run name>'}")
+    default = f"{default_name(config, '<time>')} (run_name gives it another name)" if config.model.resume_path is None else "<run name>"
+    name = config.log.run_name or default
+    lines.append(f"checkpoints: {keeps}, {every}, under {config.log.save_dir}/{name}")
     return lines

@@ -147,14 +147,13 @@ def act(config: RunConfig, args: argparse.Namespace, listener: Listener) -> int:
             arguments = [str(args.config), *args.overrides, "--test-run"]
             return launch(replace(placement, max_restarts=0), arguments, config.distributed_timeout)
         arguments = [str(args.config), *args.overrides, *restart_overrides(config, placement.max_restarts)]
-        from flow_factory.runs.ended import has_ended, why_over
+        from flow_factory.runs.ended import has_ended, why_ended
 
-        ended = partial(has_ended, config, placement)
-        if ended():
+        if (why := why_ended(config, placement)) is not None:
             folder = Path(config.log.save_dir, config.log.run_name or "")
-            note(f"{folder} is complete, and {why_over(config)}")
+            note(f"{folder} is complete, and {why}")
             return 0
-        return launch(placement, arguments, config.distributed_timeout, ended)
+        return launch(placement, arguments, config.distributed_timeout, partial(has_ended, config, placement))
     if first():
         note(*config.notices, *restarts(), *environment_lines(os.environ))
     if config.log.verbose:

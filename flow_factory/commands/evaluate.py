@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 examples:
-  ff-eval save/quickstart --base                           the newest checkpoint of a run and the base model, by the run's eval_rewards
+  ff-eval save/RUN --base                                  the newest checkpoint of a run and the base model, by the run's eval_rewards
   ff-eval save/a save/b --base --config rewards.yaml --data dataset/shapes/test.jsonl --seeds 0-3
   ff-eval lora.safetensors --base --config run.yaml --set num_inference_steps=40 max_rows=256
   accelerate launch --num_processes 8 -m flow_factory.commands.evaluate save/run --base      share the pairs among 8 GPUs

@@ -11,7 +11,7 @@ from flow_factory.utils.errors import UserError
 
 EXAMPLES = """\
 examples:
-  ff-export save/quickstart --to comfyui --out shapes.safetensors        the newest checkpoint of a run, for ComfyUI's models/loras
+  ff-export save/RUN --to comfyui --out shapes.safetensors               the newest checkpoint of a run, for ComfyUI's models/loras
   ff-export save/run/checkpoints/epoch_40 --to kohya --out lora.safetensors --dtype bf16
   ff-export save/run --to merged --out my_model --scale 0.8              a whole pipeline, for from_pretrained
   ff-export save/run --to diffusers --out shapes --push me/shapes        with a model card, onto the hub

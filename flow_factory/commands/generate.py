@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 examples:
-  ff-generate save/quickstart --prompts "a red circle" --base            compare the newest checkpoint of a run with the base model
+  ff-generate save/RUN --prompts "a red circle" --base                   compare the newest checkpoint of a run with the base model
   ff-generate save/run/checkpoints/epoch_10 save/run/checkpoints/epoch_20 --prompts dataset/shapes/test.jsonl --seeds 0-7
   ff-generate lora.safetensors --config run.yaml --prompts "a fox" --set num_inference_steps=40 height=768
 

@@ -15,7 +15,7 @@ EXAMPLES = f"""\
 examples:
   ff-view save                 the runs in save/, at http://{HOST}:{PORT}
   ff-view save --port 0        at a free port, which is printed
-  ff-view save/quickstart      one run
+  ff-view save/RUN             one run
 
 The list has a filter. Choose two or more runs to lay their curves over each other and to see the differences of their configs. The page of
 a run that trains follows it. ff-view listens on this machine alone and writes nothing. For a run on another machine, forward the port:

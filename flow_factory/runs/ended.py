@@ -10,10 +10,15 @@ from flow_factory.reporting.alarms import FILE, ended_by
 from flow_factory.runs.run_folder import named
 
 
-def has_ended(config: RunConfig, placement: Topology) -> bool:
-    """Whether a resumed run has finished. A restarted launcher checks it, because other machines would not join it."""
+def why_ended(config: RunConfig, placement: Topology) -> str | None:
+    """Why a resumed run has finished; None if it has not. A restarted launcher checks it, because other machines would not join it."""
     goes_on = placement.max_restarts > 0 or config.model.resume_path == AUTO
-    return placement.num_machines > 1 and goes_on and why_over(config) is not None
+    return why_over(config) if placement.num_machines > 1 and goes_on else None
+
+
+def has_ended(config: RunConfig, placement: Topology) -> bool:
+    """Whether a resumed run has finished, see `why_ended`."""
+    return why_ended(config, placement) is not None
 
 
 def why_over(config: RunConfig) -> str | None:

@@ -55,9 +55,14 @@ def named(config: RunConfig) -> Path | None:
     return folder
 
 
-def default_name(config: RunConfig) -> str:
-    """A name from the model, the algorithm and the time."""
-    return f"{config.model.model_type}_{config.model.finetune_type}_{config.train.trainer_type}_{time.strftime('%Y%m%d_%H%M%S')}"
+def default_name(config: RunConfig, moment: str | None = None) -> str:
+    """A name from the model, the algorithm and the time.
+
+    Args:
+        moment: stands for the time, which is otherwise now.
+    """
+    moment = time.strftime("%Y%m%d_%H%M%S") if moment is None else moment
+    return f"{config.model.model_type}_{config.model.finetune_type}_{config.train.trainer_type}_{moment}"
 
 
 def holds_run(folder: Path) -> bool:

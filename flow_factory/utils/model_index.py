@@ -58,7 +58,7 @@ def modular_index(folder: Path) -> dict[str, Any] | None:
     Raises:
         LoadError: it is damaged, or names code or parts of somebody else.
     """
-    if (folder / INDEX).exists() or not (folder / MODULAR).is_file():
+    if not _is_modular(folder):
         return None
     index = read_json(folder / MODULAR)
     _require_stock_blocks(folder, index)
@@ -68,13 +68,17 @@ def modular_index(folder: Path) -> dict[str, Any] | None:
 
 def name_source(folder: Path, source: str) -> None:
     """Has the index of a modular pipeline, if the folder has one, say that its parts come from this folder or repository."""
-    if modular_index(folder) is None:
+    if not _is_modular(folder):
         return
     index = read_json(folder / MODULAR)
     for entry in index.values():
         if isinstance(entry, list) and entry[2].get("pretrained_model_name_or_path") is not None:
             entry[2]["pretrained_model_name_or_path"] = source
     (folder / MODULAR).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _is_modular(folder: Path) -> bool:
+    return not (folder / INDEX).exists() and (folder / MODULAR).is_file()
 
 
 def class_of(library: str, name: str) -> Any:

@@ -16,6 +16,7 @@ from flow_factory.distributed import machines as module
 from flow_factory.distributed.machines import Machines
 from flow_factory.distributed.rendezvous import Rendezvous
 from flow_factory.distributed.topology import Topology
+from flow_factory.runs import ended
 from flow_factory.runs.ended import has_ended
 from flow_factory.utils.errors import RendezvousError
 from tests.tiny.run import free_port, write_run
@@ -209,7 +210,7 @@ def test_who_dies_after_the_run_has_ended_is_not_waited_for(two: Two, monkeypatc
 
 
 def test_a_launcher_that_is_started_anew_after_the_run_has_ended_waits_for_nobody(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was killed on its way out; those of the other machines have left."""
     keys = ("log.save_model_only=false", "model.resume_path=auto")
@@ -223,7 +224,10 @@ def test_a_launcher_that_is_started_anew_after_the_run_has_ended_waits_for_nobod
     (run / "summary.md").touch()
     assert has_ended(config, place)
     where = ("--num_machines", "2", "--num_processes", "2", "--machine_rank", "0", "--main_process_ip", "127.0.0.1")
+    looks, look = [], ended.why_over
+    monkeypatch.setattr(ended, "why_over", lambda config: looks.append(1) or look(config))
     assert main([str(tmp_path / "tiny.yaml"), *keys, *where]) == 0
+    assert len(looks) == 1, "its files are read once"
     assert "save/run is complete, and train.max_epochs is 2: nothing is left to do" in capsys.readouterr().err
     longer = load_config(tmp_path / "tiny.yaml", [*keys, "train.max_epochs=3"])
     fresh = load_config(tmp_path / "tiny.yaml", keys[:1])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flow_factory.check import check, report
+from flow_factory.check import check, plan_lines, report
 from flow_factory.config import load_config
 from flow_factory.runs.preflight import Preflight, data
 from tests.runs.checked import KONTEXT, refused_alike, small_picture
@@ -119,3 +119,8 @@ def test_a_check_for_other_cards_asks_nothing_of_this_machines(tmp_path: Path) -
 def test_more_rows_an_epoch_than_there_are_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data(Preflight(load_config(write_run(tmp_path), ["train.unique_sample_num_per_epoch=8"])))
     assert "unique_sample_num_per_epoch: 8 is more than the 6 rows" in caplog.text
+
+
+def test_the_plan_says_where_a_run_without_a_name_will_be(tmp_path: Path) -> None:
+    lines = "\n".join(plan_lines(load_config(write_run(tmp_path), ["run_name=null"])))
+    assert f"under {tmp_path}/save/flux1_lora_grpo_<time> (run_name gives it another name)" in lines
