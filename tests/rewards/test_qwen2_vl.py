@@ -24,8 +24,8 @@ from flow_factory.rewards.video_align import chosen, merged
 from flow_factory.types import Clip, Row
 from flow_factory.utils.errors import UserError
 from tests.rewards.reward_set import pictures, rewards
-from tests.tiny.reward_models import qwen2_vl_config
 from tests.tiny.text import qwen_tokenizer
+from tests.tiny.vlm_rewards import qwen2_vl_config
 
 
 def published(tensors: dict[str, Tensor]) -> Qwen2VLForConditionalGeneration:

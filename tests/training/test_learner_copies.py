@@ -50,6 +50,7 @@ def test_an_old_policy_moves_after_an_epoch_by_the_optimiser_steps_taken(
     assert set(run.context.store.copies) == set(decays), "and nothing else is kept"
 
 
+@pytest.mark.slow
 def test_dgpos_average_moves_after_every_update(tmp_path: Path) -> None:
     settings = ("train.ema_ref_max_decay=0.5", "train.ema_ref_ramp_rate=0.2", "train.num_inner_epochs=2", "train.learning_rate=1e-2")
     run = started(tmp_path, "dgpo", *SHORT, *settings)
@@ -98,6 +99,7 @@ def test_pictures_are_those_of_the_weights_that_roll_out(tmp_path: Path, name: s
 # -- a run goes on --------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "overrides"),
     [

@@ -11,50 +11,17 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from flow_factory.config import ConfigError, load_config
-from flow_factory.core.advantage import gdpo, group_advantage
-from flow_factory.rewards import GroupwiseRewardModel, PointwiseRewardModel
+from flow_factory.config import load_config
 from flow_factory.train import build
-from flow_factory.training.overlap import require_independence
 from flow_factory.training.run import Run
 from flow_factory.utils.errors import RewardError, UserError
 from flow_factory.utils.signals import Interrupted
-from tests.rewards.test_reward_scoring import colours
 from tests.tiny.reward_server import entry as served
 from tests.tiny.reward_server import service
 from tests.tiny.run import ROOT, logged, tiny, trained, write_run
 from tests.tiny.side_by_side import side_by_side
 from tests.tiny.two_datasets import REWARDS, write_two
-
-LONG = 120.0
-KEYS = (
-    "train.unique_sample_num_per_epoch=4", "train.gradient_step_per_epoch=4", "train.global_std=false", "eval.eval_freq=0",
-    "train.advantage_aggregation=sum", "log.save_model_only=false", "log.save_freq=1",
-)  # fmt: skip
-OVERLAP = "train.reward_optimization_overlap=true"
-
-
-class Light(PointwiseRewardModel):
-    """Scores the last `after` calls of an epoch of 4 once `gate` is open, or raises then where `fails` is set."""
-
-    gate = threading.Event()
-    after = 0
-    calls = 0
-    fails = False
-
-    def __call__(self, image: list, **columns: Any) -> list[float]:
-        number, Light.calls = Light.calls % 4, Light.calls + 1
-        if number >= 4 - self.after:
-            assert self.gate.wait(LONG), "nothing was trained on beside the reward"
-            if self.fails:
-                raise ValueError("the server is gone")
-        return [float(c) / 100 for c in colours(image)]
-
-
-class Order(GroupwiseRewardModel):
-    def __call__(self, image: list, **columns: Any) -> list[float]:
-        values = colours(image)
-        return [sum(other < mine for other in values) / len(values) for mine in values]
+from tests.training.overlapping import KEYS, OVERLAP, Light, entries, opens_after, prepared
 
 
 @pytest.fixture(autouse=True)
@@ -63,33 +30,6 @@ def _calm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Light, "after", 0)
     monkeypatch.setattr(Light, "calls", 0)
     monkeypatch.setattr(Light, "fails", False)
-
-
-def entries(*classes: str, **keys: Any) -> str:
-    own = "".join(f", {k}: {v}" for k, v in keys.items())
-    listed = [
-        f"{{reward_model: '{__name__}:{c}', name: {c.lower()}, async_reward: true, device: cpu, batch_size: 4{own}}}" for c in classes
-    ]
-    return f"rewards=[{', '.join(listed)}]"
-
-
-def prepared(folder: Path, name: str, *keys: str, rewards: str = "") -> Run:
-    return tiny(folder, *KEYS, rewards or entries("Light"), f"run_name={name}", *keys)
-
-
-def opens_after(run: Run, updates: int, monkeypatch: pytest.MonkeyPatch, then: Any = lambda: None) -> None:
-    """`Light.gate` opens at this optimiser step."""
-    step, done = run.trainer.learner.step, []
-
-    def stepped(*args: Any) -> Any:
-        found = step(*args)
-        done.append(1)
-        if len(done) == updates:
-            then()
-            Light.gate.set()
-        return found
-
-    monkeypatch.setattr(run.trainer.learner, "step", stepped)
 
 
 SETS: dict[str, tuple[str, ...]] = {
@@ -183,42 +123,6 @@ def test_a_signal_after_a_step_is_heard_when_the_epoch_is_learnt(tmp_path: Path,
         assert all(torch.equal(trained(whole)[key], p) for key, p in trained(again).items())
 
 
-# -- what cannot be -----------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("overrides", "text"), [
-    (["rewards.async_reward=false"], "no reward runs asynchronously; write async_reward: true"),
-    (["train.global_std=true"], "train.global_std: true divides by a deviation of all groups; write global_std: false"),
-    (["train.num_inner_epochs=2"], "train.num_inner_epochs: 2 goes over the epoch several times; write 1"),
-    (["train.drop_zero_variance=true"], "train.drop_zero_variance leaves out samples by their scores"),
-    (["train.best_of_n=2", "train.per_device_batch_size=1"], "best_of_n: 2 chooses what is trained on by the scores; write false"),
-    (["train.trainer_type=dpo"], "trainer_type: dpo chooses what is trained on by the scores; write false"),
-    (["train.unique_sample_num_per_epoch=1", "train.gradient_step_per_epoch=2"], "a group is shared among processes or optimiser steps"),
-])  # fmt: skip
-def test_what_needs_the_whole_epochs_scores_is_refused(tmp_path: Path, overrides: list[str], text: str) -> None:
-    write_run(tmp_path)
-    keys = [*KEYS, OVERLAP, "rewards.async_reward=true"]
-    assert load_config("tiny.yaml", keys).train.reward_optimization_overlap
-    with pytest.raises(ConfigError, match=f"train.reward_optimization_overlap: {text}"):
-        load_config("tiny.yaml", [*keys, *overrides])
-
-
-def test_advantages_that_look_at_other_groups_are_found_out() -> None:
-    weights = torch.ones(2, dtype=torch.float64)
-    require_independence(lambda scores: group_advantage(scores, weights, False), (3, 4, 2), "sum")
-    for across in (lambda scores: gdpo(scores, weights, False), lambda scores: ((scores - scores.nanmean((0, 1))).sum(-1), {})):
-        with pytest.raises(UserError, match="a group's advantages depend on other groups' scores under advantage_aggregation: mine.all"):
-            require_independence(across, (3, 4, 2), "mine.all")
-
-
-# -- several rewards on servers ---------------------------------------------------------------------------------------------------------
-
-
-class Dark(PointwiseRewardModel):
-    def __call__(self, image: list, **columns: Any) -> list[float]:
-        return [-float(c) / 300 for c in colours(image)]
-
-
 @pytest.mark.exhaustive
 def test_several_rewards_on_servers_come_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At two addresses, a groupwise one among them: what is learnt and logged is what it is with the same rewards here and in line."""
@@ -227,7 +131,7 @@ def test_several_rewards_on_servers_come_in_time(tmp_path: Path, monkeypatch: py
     here()
     monkeypatch.setattr(Light, "calls", 0)
     monkeypatch.setattr(Light, "after", 1)
-    one, two = ([served(f"{__name__}:{c}", c.lower()) for c in names] for names in (("Light", "Order"), ("Dark",)))
+    one, two = ([served(f"{Light.__module__}:{c}", c.lower()) for c in names] for names in (("Light", "Order"), ("Dark",)))
     with service(*one) as (first, _), service(*two) as (second, _):
         kinds = {"light": ("remote", first), "dark": ("remote", second), "order": ("remote_group", first)}
         listed = ", ".join(
@@ -240,9 +144,6 @@ def test_several_rewards_on_servers_come_in_time(tmp_path: Path, monkeypatch: py
         there()
     assert logged(tmp_path / "save" / "here") == logged(tmp_path / "save" / "there")
     assert all(torch.equal(trained(here)[key], p) for key, p in trained(there).items())
-
-
-# -- several processes --------------------------------------------------------------------------------------------------------------------
 
 
 def _run(rank: int, processes: int, engine: str) -> None:
@@ -259,17 +160,6 @@ def _run(rank: int, processes: int, engine: str) -> None:
         except UserError as error:
             found[name] = str(error)
     Path(f"said.{rank}.json").write_text(json.dumps(found))
-
-
-class Lags(Light):
-    """On the last process, where it fails in its fourth call if asked to."""
-
-    def __call__(self, image: list, **columns: Any) -> list[float]:
-        if self.accelerator.process_index == self.accelerator.num_processes - 1:
-            threading.Event().wait(0.05)
-            if self.config.extra_kwargs.get("fails") and Light.calls % 4 == 3:
-                raise ValueError("the server is gone")
-        return super().__call__(image)
 
 
 @pytest.mark.exhaustive
