@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from flow_factory.config.plan import Deal
-from flow_factory.distributed.barriers import Work
+from flow_factory.distributed.barriers import Work, wait_for_everyone
 from flow_factory.utils.errors import FailedElsewhere, UserError, of_all
 from flow_factory.utils.signals import ELSEWHERE, Interrupt, Interrupted
 
@@ -58,7 +58,7 @@ def agree(accelerator: Accelerator, interrupt: Interrupt) -> None:
 
 
 def in_step(accelerator: Accelerator, interrupt: Interrupt, items: Iterable[Item], count: int) -> Iterator[Item]:
-    """The items one by one. At first and after each item all processes agree on whether to stop. Their numbers of items may differ.
+    """The items one by one. After each item all processes agree on whether to stop. Their numbers of items may differ.
 
     Args:
         count: the number of items of this process.
@@ -66,7 +66,7 @@ def in_step(accelerator: Accelerator, interrupt: Interrupt, items: Iterable[Item
     Raises:
         Interrupted: see `agree`.
     """
-    agree(accelerator, interrupt)  # a process that comes late is waited for without limit, which a collective does not do
+    wait_for_everyone("earlier work")  # without limit; the collective that follows has one
     most = max_over_ranks(accelerator, count)
     for item in items:
         yield item
