@@ -15,7 +15,7 @@ from tests.tiny.run import ROOT
 PAGE = (ROOT / "guidance" / "first_run.md").read_text()
 COMMANDS = [shlex.split(line) for text in re.findall(r"^```bash\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL) for line in text.splitlines()]
 SHOWN, HELD_OUT = (yaml.safe_load(text) for text in re.findall(r"^```yaml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
-PEAK = re.compile(r"([\d.]+) GB  at the peak, estimated, rewards not counted; fits a 24 GB GPU")
+PEAK = re.compile(r"([\d.]+) GB  at the peak, estimated, of rewards only the weights; fits a 24 GB GPU")
 
 
 @pytest.fixture
