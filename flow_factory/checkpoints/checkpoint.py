@@ -29,8 +29,8 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 UNDER_WAY = re.compile(r"\.abandoned-(\d+)-after-(\d+)", re.ASCII)
 """The name of the folder into which checkpoints after an epoch are being moved: number, epoch."""
 SHARD = re.compile(r"diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors")
-PLACES = (("", "checkpoint-"), ("checkpoints", "checkpoint-"), ("checkpoints", "epoch_"))
-"""(folder, name prefix) of checkpoints in the folder of a run, those of this program last."""
+PLACES = (("", "checkpoint-"), ("", "epoch_"), ("checkpoints", "checkpoint-"), ("checkpoints", "epoch_"))
+"""(folder, name prefix) of checkpoints in the folder of a run, or in its folder of checkpoints, those of this program last."""
 HUB_NAME = re.compile(r"(hf:/+)?\w[\w.-]*(/\w[\w.-]*)+(@[\w./-]+)?")
 """owner/name, and how other programs write a folder or a revision of it; a relative path may look the same."""
 Kind = Literal["lora", "full", "state"]

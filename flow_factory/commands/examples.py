@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from shlex import quote
 
 from flow_factory.commands.subcommands import done, table
 from flow_factory.utils.errors import UserError, file_errors
@@ -48,7 +49,7 @@ def act(args: argparse.Namespace) -> int:
     copy(files, args.to)
     configs = [f"examples/{name}.yaml" for name in chosen]
     print(f"copied to {args.to.absolute()}: {', '.join(configs[:8])}{f', {len(configs) - 8} more' if len(configs) > 8 else ''}")
-    start = f"cd {args.to} && " if args.to != Path() else ""
+    start = f"cd {quote(str(args.to))} && " if args.to != Path() else ""
     print(f"start with: {start}ff-train {configs[0]} --check")
     return 0
 

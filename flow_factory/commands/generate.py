@@ -53,10 +53,21 @@ def take_weights(p: argparse.ArgumentParser) -> None:
     p.add_argument("--model", metavar="NAME|FOLDER", help="the base model, if it is not where the run found it")
     p.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="keys of eval:, including arguments of the pipeline")
     p.add_argument("--batch", type=many, metavar="N", help="images per call (default: the run's eval.per_device_batch_size)")
-    p.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the first accelerator)")
+    p.add_argument("--device", type=device_name, metavar="NAME", help="cpu, cuda, cuda:1, mps (default, auto: the first accelerator)")
     p.add_argument(
         "--offload", action="store_true", help="keep components in main memory until they are called: less GPU memory, more time"
     )
+
+
+def device_name(text: str) -> str | None:
+    """The name of a device; None for `auto`.
+
+    Raises:
+        argparse.ArgumentTypeError: it is no name of one.
+    """
+    if re.fullmatch(r"auto|(cpu|cuda|mps|xpu|npu)(:\d{1,4})?", text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no device; write auto, cpu, cuda, cuda:1 or mps")
+    return None if text == "auto" else text
 
 
 def seeds(text: str) -> list[int]:
@@ -94,7 +105,15 @@ def act(args: argparse.Namespace) -> int:
 
 
 def overrides_of(args: argparse.Namespace) -> list[str]:
-    """The overrides of the run's YAML by `--set` and `--model`."""
+    """The overrides of the run's YAML by `--set` and `--model`.
+
+    Raises:
+        UserError: this machine has no such `--device`.
+    """
+    if args.device is not None:
+        from flow_factory.utils.devices import require_device
+
+        require_device("--device", args.device)
     return [f"eval.{text}" for text in args.set] + ([f"model.model_name_or_path={args.model}"] if args.model else [])
 
 
@@ -178,7 +197,8 @@ def rows_of(texts: Sequence[str], negative: str | None) -> list[Row]:
     for text in texts:
         if text.endswith((".txt", ".jsonl")):
             if not Path(text).is_file():
-                raise UserError(f"--prompts: there is no file {text}")
+                wrong = f"{text} is a folder; name a file in it" if Path(text).is_dir() else f"there is no file {text}"
+                raise UserError(f"--prompts: {wrong}")
             rows += read_rows(Path(text), "test")
         elif not text.strip():
             raise UserError("--prompts: a prompt is empty")

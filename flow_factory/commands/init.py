@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import yaml
@@ -102,7 +103,7 @@ def act(args: argparse.Namespace) -> int:
         print(model.why)
     if keys:
         print(f"to fit {gpu:g} GB it has: {' '.join(keys)}")
-    print(f"go on with: ff-train {args.out} --check --gpu {gpu:g}")
+    print(f"go on with: ff-train {quote(str(args.out))} --check --gpu {gpu:g}")
     return 0
 
 

@@ -16,7 +16,8 @@ LONGEST = 100
 
 def config_above(path: Path) -> Path | None:
     """The config.yaml of the run that a checkpoint belongs to; None if there is none."""
-    here = [path, *path.absolute().parents][:DEEP]
+    here = [path, *(path.parents if not path.is_absolute() else ()), *path.absolute().parents]
+    here = list({folder.absolute(): folder for folder in reversed(here)}.values())[::-1][:DEEP]  # relative ones as they are written
     return next((folder / "config.yaml" for folder in here if (folder / "config.yaml").is_file()), None)
 
 

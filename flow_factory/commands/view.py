@@ -39,7 +39,8 @@ def act(args: argparse.Namespace) -> int:
         UserError: there is no such folder, a package is missing, or the port is in use.
     """
     if not args.folder.is_dir():
-        raise UserError(f"{args.folder}: there is no such folder; name the log.save_dir of runs.{runs_hint(args.folder)}".removesuffix("."))
+        wrong = "a file" if args.folder.exists() else "there is no such folder"
+        raise UserError(f"{args.folder}: {wrong}; name the log.save_dir of runs.{runs_hint(args.folder)}".removesuffix("."))
     if lacking := [name for name in PACKAGES if find_spec(name) is None]:
         raise UserError(f"ff-view needs {' and '.join(lacking)}: pip install 'flow-factory[view]'")
     if not 0 <= args.port <= 65535:

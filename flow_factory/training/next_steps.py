@@ -1,6 +1,7 @@
 """Commands that are useful after a run."""
 
 from pathlib import Path
+from shlex import quote
 
 from flow_factory.config import RunConfig
 
@@ -18,9 +19,14 @@ def next_steps(config: RunConfig, folder: Path, checkpoint: Path, best: Path | N
     what, chosen, compared = "these weights", checkpoint, folder
     if best is not None and best != checkpoint:
         what, chosen, compared = "the best weights", best, best
-    longer = f"ff-train {folder / 'config.yaml'} run_name={folder.name}-longer model.resume_path={chosen} model.resume_type="
-    steps = {f"compare {what} with the base model, with confidence intervals": f"ff-eval {compared} --base"} if config.evaluated_by else {}
-    steps[f"train on from {what}"] = longer + config.model.finetune_type
+    keys = (f"run_name={folder.name}-longer", f"model.resume_path={chosen}", f"model.resume_type={config.model.finetune_type}")
+    longer = " ".join(map(quote, ("ff-train", str(folder / "config.yaml"), *keys)))
+    steps = (
+        {f"compare {what} with the base model, with confidence intervals": f"ff-eval {quote(str(compared))} --base"}
+        if config.evaluated_by
+        else {}
+    )
+    steps[f"train on from {what}"] = longer
     if config.model.model_name_or_path.startswith("assets/"):
         of_algorithm = Path("examples", config.train.trainer_type.replace("-", "_"), "lora")
         for name, model in MODELS.items():

@@ -111,6 +111,7 @@ def test_checkpoints_are_in_the_order_of_their_epochs(tmp_path: Path) -> None:
         (folder / name).mkdir(parents=True)
     assert [p.name for p in checkpoints(folder)] == ["epoch_9", "epoch_10", "epoch_100"]
     assert newest(tmp_path) == folder / "epoch_100" and newest(folder / "epoch_9") == folder / "epoch_9"
+    assert newest(folder) == folder / "epoch_100", "the folder of checkpoints stands for its run"
     assert newest_state(tmp_path) is None and newest_state(tmp_path / "none") is None
     for name in ("epoch_9", "epoch_10"):
         (folder / name / "state").mkdir()

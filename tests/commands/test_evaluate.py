@@ -88,7 +88,9 @@ def test_the_folder_keeps_one_protocol_and_what_was_whole(tmp_path: Path) -> Non
         again.scores()
 
 
-def test_a_folder_of_its_own_is_beside_the_checkpoints_and_never_of_another_evaluation(tmp_path: Path) -> None:
+def test_a_folder_of_its_own_is_beside_the_checkpoints_and_never_of_another_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = tmp_path / "save" / "a"
     places = [run / "checkpoints" / f"epoch_{k}" for k in range(1, 6)]
     for place in places:
@@ -100,6 +102,9 @@ def test_a_folder_of_its_own_is_beside_the_checkpoints_and_never_of_another_eval
     assert default_out("eval", weights, None).name == "eval-epoch_1-epoch_2-epoch_3-2-more"
     assert default_out("generated", [(None, "base")], run / "config.yaml") == run / "generated-base"
     assert default_out("eval", [(Path("lora.safetensors"), "lora")], Path("tiny.yaml")) == Path("eval-lora"), "of no run"
+
+    monkeypatch.chdir(tmp_path)
+    assert default_out("eval", [(Path("save/a/checkpoints/epoch_1"), "epoch_1")], None) == Path("save/a/eval-epoch_1"), "as it was written"
 
     out, origins = default_out("eval", weights[:1], None), {"epoch_1": {"checkpoint": "x", "sha256": "1"}}
     EvaluationFolder(out, {"seeds": [1]}, origins, 0)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from flow_factory.checkpoints.checkpoint import newest
 from flow_factory.commands import places
-from flow_factory.commands.generate import labels_of, main, rows_of, seeds
+from flow_factory.commands.generate import device_name, labels_of, main, rows_of, seeds
 from flow_factory.utils.errors import UserError
 from tests.tiny.run import checkpoint, tiny, write_run
 
@@ -21,6 +21,13 @@ from tests.tiny.run import checkpoint, tiny, write_run
 @pytest.mark.parametrize(("text", "meant"), [("3", [3]), ("0-2", [0, 1, 2]), ("1,5,9-11", [1, 5, 9, 10, 11]), ("2,1-3", [2, 1, 3])])
 def test_seeds_are_numbers_and_ranges(text: str, meant: list[int]) -> None:
     assert seeds(text) == meant
+
+
+def test_a_device_is_a_known_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [device_name(text) for text in ("auto", "cpu", "cuda:1")] == [None, "cpu", "cuda:1"]
+    with pytest.raises(SystemExit):
+        main(["--base", "--config", "tiny.yaml", "--prompts", "a", "--device", "nonsense"])
+    assert "'nonsense' is no device; write auto, cpu, cuda, cuda:1 or mps" in capsys.readouterr().err
 
 
 def test_labels_tell_checkpoints_apart() -> None:
@@ -50,12 +57,15 @@ def test_prompts_are_texts_and_files(tmp_path: Path) -> None:
     (["--base", "--config", "tiny.yaml", "--prompts", "a", "--set", "num_inference_step=3"], "Did you mean 'num_inference_steps'"),
     (["--base", "--config", "tiny.yaml", "--prompts", "a", "--out", "data"], "--out: data is not an empty folder"),
     (["--base", "--config", "run/tiny.yaml", "--prompts", "a"], "run: start there, or write "),
+    (["--base", "--config", "tiny.yaml", "--prompts", "x.txt"], "--prompts: x.txt is a folder; name a file in it"),
+    (["--base", "--config", "tiny.yaml", "--prompts", "a", "--device", "xpu:7"], "--device: xpu:7: this machine has "),
 ])  # fmt: skip
 def test_what_cannot_be_drawn_is_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], line: str
 ) -> None:
     text = write_run(tmp_path).read_text()
     (tmp_path / "run/model").mkdir(parents=True)
+    (tmp_path / "x.txt").mkdir()
     (tmp_path / "run/model/model_index.json").touch()
     for name in ("a", "b"):
         (tmp_path / "runs" / name / "checkpoints").mkdir(parents=True)

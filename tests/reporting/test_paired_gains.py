@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,5 +63,7 @@ def test_the_quick_start_goes_on_with_its_own_algorithm(algorithm, example, tmp_
     compare, train_on, *_ = next_steps(load_config(name), tmp_path, tmp_path / "checkpoints/epoch_15", best).items()
     assert compare == ("compare the best weights with the base model, with confidence intervals", f"ff-eval {best} --base")
     assert train_on[0] == "train on from the best weights" and f"model.resume_path={best} " in train_on[1]
+    spaced = next_steps(load_config(name), Path("my runs/a"), Path("my runs/a/checkpoints/epoch_1"))
+    assert next(iter(spaced.values())) == "ff-eval 'my runs/a' --base"
     monkeypatch.chdir(tmp_path)  # installed from a wheel, there are no examples
     assert len(next_steps(load_config(ROOT / name, [f"data.dataset_dir={ROOT}/dataset/shapes"]), tmp_path, tmp_path)) == 2
