@@ -63,16 +63,11 @@ def meant_by(text: str, algorithm: str, known: Sequence[Known]) -> Meant:
     if (kind := MODELS.canonical(text)) in MODELS.table:
         return Meant(_of_type(kind, text, algorithm, known).name)
     folder = Path(text).expanduser()
-    if folder.is_dir():
-        kind, why = _type_of_folder(folder), "by its model_index.json"
-    elif "/" in text:
-        kind, why = _type_of_name(text, known), "by its name"
-    else:
-        kind = None
-    if kind is None:
+    found = _type_of_folder(folder) if folder.is_dir() else _type_of_name(text, known) if "/" in text else None
+    if found is None:
         raise UserError(f"--model: no example for {text!r}; {_near(text, known)}")
-    one = _of_type(kind, text, algorithm, known)
-    return Meant(one.name, text, f"{text} is taken as {kind}, {why}: the sizes are those of the example, for {one.checkpoint}")
+    one, why = _of_type(found, text, algorithm, known), "its model_index.json" if folder.is_dir() else "its name"
+    return Meant(one.name, text, f"{text} is taken as {found}, by {why}: the sizes are those of the example, for {one.checkpoint}")
 
 
 def _of_type(kind: str, text: str, algorithm: str, known: Sequence[Known]) -> Known:
