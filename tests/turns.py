@@ -66,7 +66,7 @@ THINNED = {
     "test_other_dynamics_replay_exactly": 3,
     "test_a_run_asks_once_whether_an_update_has_an_effect": 4,
 }
-"""Grids of the fast part of which it runs every n-th cell; the others are exhaustive."""
+"""Grids of the fast part of which it runs every n-th cell, on the next day the next ones; the others are exhaustive."""
 
 
 IN_TURN = (
@@ -114,7 +114,7 @@ IN_TURN = (
 
 def of_other_days(items: Sequence[pytest.Item], share: str) -> list[pytest.Item]:
     """The tests that this share leaves out: the exhaustive ones but for one of `SHARES`, the slow ones in turn but for one of `TURNS`."""
-    thin(items)
+    thin(items, share)
     exhaustive = [item for item in items if item.get_closest_marker("exhaustive")]
     turn = [item for item in items if name_of(item) in IN_TURN and item not in exhaustive]
     out = [item for item in exhaustive if not in_share(item.nodeid, share)]
@@ -125,13 +125,13 @@ def name_of(item: pytest.Item) -> str:
     return item.nodeid.rpartition("::")[2].partition("[")[0]
 
 
-def thin(items: Sequence[pytest.Item]) -> None:
-    """Marks the cells that `THINNED` leaves to the exhaustive part."""
-    seen = Counter[str]()
+def thin(items: Sequence[pytest.Item], share: str) -> None:
+    """Marks the cells that `THINNED` leaves to the exhaustive part. Each cell is a fast one every n-th share."""
+    first, seen = 0 if share == "all" else int(share), Counter[str]()
     for item in items:
         name = name_of(item)
         if name in THINNED and not any(map(item.get_closest_marker, ("exhaustive", "slow"))):
-            if seen[name] % THINNED[name]:
+            if (first + seen[name]) % THINNED[name]:
                 item.add_marker(pytest.mark.exhaustive)
             seen[name] += 1
 

@@ -34,7 +34,7 @@ def peak(file: str, *overrides: str) -> str:
     return found[1]
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_the_recipe_for_one_card_is_what_init_writes_and_its_figures_are_the_plans(written: None) -> None:
     made = yaml.safe_load(Path("sd3.yaml").read_text())
     assert made == SHOWN

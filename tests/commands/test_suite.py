@@ -9,7 +9,7 @@ from typing import Any
 
 from flow_factory.reporting.trackers import TRACKERS
 from tests.conftest import ROOT, pytest_collection_modifyitems
-from tests.turns import IN_TURN, SHARES, TURNS, in_share, of_other_days
+from tests.turns import IN_TURN, SHARES, THINNED, TURNS, in_share, of_other_days
 
 PAGES = [ROOT / "README.md", *(ROOT / "guidance").glob("*.md")]
 
@@ -57,6 +57,23 @@ def test_the_dearest_slow_tests_come_up_in_turn_and_there_are_tests_of_these_nam
     assert max(map(len, runs)) - min(map(len, runs)) <= 1 and not of_other_days(items, "all")
     sources = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
     assert all(f"def {name}(" in sources for name in IN_TURN)
+
+
+def fast_cells(name: str, cells: int, share: str) -> set[int]:
+    """The cells of a grid that `THINNED` leaves to the fast part."""
+    exhaustive: set[int] = set()
+    items: list[Any] = [
+        SimpleNamespace(nodeid=f"a.py::{name}[{k}]", get_closest_marker=lambda mark: None, add_marker=lambda mark, k=k: exhaustive.add(k))
+        for k in range(cells)
+    ]
+    of_other_days(items, share)
+    return set(range(cells)) - exhaustive
+
+
+def test_every_cell_of_a_thinned_grid_is_a_fast_test_within_some_days() -> None:
+    for name, every in THINNED.items():
+        days = [fast_cells(name, 3 * every, str(day)) for day in range(739000, 739000 + every)]
+        assert all(len(day) == 3 for day in days) and set.union(*days) == set(range(3 * every))
 
 
 def test_nothing_that_tests_need_is_missing_and_so_none_is_skipped() -> None:

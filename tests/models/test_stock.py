@@ -46,8 +46,13 @@ def test_pictures_are_brought_to_the_pipelines_own_size_where_none_is_given(name
     assert same(t.evaluate(), drawn(stock(name), t.case, image=Image.open(path), condition_image_size=None, **own))
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("name", ["qwen-image-edit", "ltx2-i2av", "flux1-kontext", "wan21-i2v", "sd3-5"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "qwen-image-edit",
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("ltx2-i2av", "flux1-kontext", "wan21-i2v", "sd3-5")),
+    ],
+)
 def test_several_samples_of_a_row_are_evaluated_as_each_alone(name: str) -> None:
     """Also those of a pipeline that takes one prompt a call (`eval.group_size` and `eval.per_device_batch_size` above 1)."""
     t = tiny(name)
