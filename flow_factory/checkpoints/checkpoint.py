@@ -20,7 +20,7 @@ from typing import Literal
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
-from flow_factory.checkpoints.known_runs import is_run, newest_runs, runs_hint
+from flow_factory.checkpoints.known_runs import is_run, runs_hint, runs_in, some_of
 from flow_factory.checkpoints.lora_file import LORA_FILE, PEFT_FILE, holds_lora, lora_file
 from flow_factory.utils.errors import UserError, file_errors
 from flow_factory.utils.files import absolute
@@ -112,12 +112,13 @@ def _no_checkpoint(path: Path, here: Sequence[str]) -> str:
     """What a path is instead of a checkpoint, and what would be one."""
     if is_run(path):
         return "is a run without a checkpoint; one is written every log.save_freq epochs and at the end"
-    if path.is_dir() and (runs := newest_runs(path)):
-        return f"holds runs; name one of, newest first: {runs}"
+    if path.is_dir() and (runs := runs_in(path)):
+        return f"holds runs; name one (newest first): {some_of(runs)}"
     seen = ", ".join(here[:6]) or ("empty" if path.is_dir() else "no safetensors file" if path.exists() else "no such folder or file")
     hint = "" if path.exists() else _beside(path) or runs_hint(path)
     right = f".{hint}" if hint else f"; one holds state/, {LORA_FILE}, {PEFT_FILE} or transformer/config.json"
-    if not hint and not path.exists() and HUB_NAME.fullmatch(str(path)):
+    local = path.exists() or (hint and Path(path.parts[0]).exists())
+    if not local and HUB_NAME.fullmatch(str(path)):
         right += "; if it is on the hub, download it, and name the folder"
     return f"is not a checkpoint ({seen}){right}"
 

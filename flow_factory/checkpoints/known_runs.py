@@ -1,5 +1,6 @@
 """The runs in a folder, for messages about a run or a checkpoint that is not there."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -28,20 +29,35 @@ def runs_in(folder: Path) -> list[Path]:
     return sorted(found, key=lambda run: (-found[run], run))
 
 
-def newest_runs(folder: Path) -> str:
-    """The names of some runs in a folder; empty if there are none."""
-    runs = [str(run.relative_to(folder)) for run in runs_in(folder)]
+def some_of(runs: Sequence[Path]) -> str:
+    """The first runs as text, with the number of the others."""
     more = f" and {len(runs) - SOME} more" if len(runs) > SOME else ""
-    return ", ".join(runs[:SOME]) + more
+    return ", ".join(map(str, runs[:SOME])) + more
 
 
 def runs_hint(missing: Path) -> str:
     """What may have been meant instead of a path that is not there, and the runs beside it or in `save`; empty if there are none."""
-    places = (missing.parent, SAVE) if missing.parent != Path() else (SAVE, Path())
-    for folder in dict.fromkeys(places):
+    gone = _first_missing(missing)
+    places = [folder for folder in (missing.parent, gone.parent) if folder != Path(folder.anchor)]  # neither the root nor here
+    for folder in dict.fromkeys((*places, SAVE, *([Path()] if gone.parent == Path() else []))):
         if runs := runs_in(folder):
-            names = [run.name for run in runs]
-            close = get_close_matches(missing.name, names, n=1)
-            near = f" Did you mean {runs[names.index(close[0])]}?" if close else ""
-            return f"{near} Runs in {'this folder' if folder == Path() else folder}, newest first: {newest_runs(folder)}"
+            near = _near(missing, gone, runs)
+            names = some_of([run.relative_to(folder) for run in runs])
+            return f"{near} Runs in {'this folder' if folder == Path() else folder}, newest first: {names}"
+    return ""
+
+
+def _first_missing(path: Path) -> Path:
+    """The highest folder of a missing path that is not there: its name is the mistyped one."""
+    return next(p for p in (*reversed(path.parents), path) if not p.exists() or p == path)
+
+
+def _near(missing: Path, gone: Path, runs: Sequence[Path]) -> str:
+    """The run, or the path in it, whose name is close to the one that is missing."""
+    names = [run.name for run in runs]
+    for path in dict.fromkeys((missing, gone)):
+        if close := get_close_matches(path.name, names, n=1):
+            run = runs[names.index(close[0])]
+            whole = run / missing.relative_to(path)
+            return f" Did you mean {whole if whole.exists() else run}?"
     return ""

@@ -1,6 +1,6 @@
 """Folders of checkpoints are whole or absent, and the newest one is found."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -97,11 +97,17 @@ def test_a_folder_that_is_no_checkpoint_is_described(tmp_path: Path, folder: str
 @pytest.mark.parametrize(("path", "hint"), [
     ("owner/name", True), ("owner/name/folder@main", True), ("hf://owner/name", True), ("gone", False), ("/owner/name", False),
 ])  # fmt: skip
-def test_a_name_of_the_hub_is_to_be_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, hint: bool) -> None:
+@pytest.mark.parametrize("runs", [(), ("run",)])
+def test_a_name_of_the_hub_is_to_be_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, hint: bool, runs: Sequence[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
+    for name in runs:
+        (tmp_path / "save" / name / "checkpoints").mkdir(parents=True)
     with pytest.raises(CheckpointError) as error:
         kind_of(Path(path))
     assert str(error.value).endswith("; if it is on the hub, download it, and name the folder") == hint
+    assert ("Runs in save, newest first: run" in str(error.value)) == bool(runs)
 
 
 def test_checkpoints_are_in_the_order_of_their_epochs(tmp_path: Path) -> None:

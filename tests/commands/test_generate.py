@@ -52,7 +52,7 @@ def test_prompts_are_texts_and_files(tmp_path: Path) -> None:
     (["--prompts", "a"], "name a checkpoint, or --base with --config"),
     (["--base", "--prompts", "a"], "--base alone: name the YAML of a run with --config"),
     (["absent", "--prompts", "a"], "absent is not a checkpoint"),
-    (["runs", "--prompts", "a"], "runs holds runs; name one of, newest first: "),
+    (["runs", "--prompts", "a"], "runs holds runs; name one (newest first): runs/"),
     (["lora.safetensors", "--prompts", "a"], "lora.safetensors: no config.yaml in its folder"),
     (["--base", "--config", "tiny.yaml", "--prompts", "a", "--set", "num_inference_step=3"], "Did you mean 'num_inference_steps'"),
     (["--base", "--config", "tiny.yaml", "--prompts", "a", "--out", "data"], "--out: data is not an empty folder"),
@@ -83,8 +83,10 @@ def test_what_cannot_be_drawn_is_a_line(
     ("export", "save/b/checkpoints/epoch_3", "(no such folder or file). Runs in save, newest first: b, "),
     ("export", "save/d/epoch_3", "(no such folder or file). save/d/checkpoints has epoch_20, epoch_10"),
     ("export", "save/d/checkpoints/epoch_3", "(no such folder or file). save/d/checkpoints has epoch_20, epoch_10"),
+    ("export", "save/quickstrat/checkpoints/epoch_3", "Did you mean save/quickstart? Runs in save, newest first: b, "),
+    ("generate", "save/dd/checkpoints/epoch_20", "Did you mean save/d/checkpoints/epoch_20? Runs"),
     ("export", "save/b", "save/b is a run without a checkpoint; one is written every log.save_freq epochs and at the end"),
-    ("generate", "save/group", "save/group holds runs; name one of, newest first: c"),
+    ("generate", "save/group", "save/group holds runs; name one (newest first): save/group/c"),
     ("view", "saves", "there is no such folder; name the log.save_dir of runs. Runs in save, newest first: b, "),
 ])  # fmt: skip
 def test_the_runs_that_are_there_are_named(
