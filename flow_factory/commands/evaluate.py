@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flow_factory.commands.generate import config_of, overrides_of, seeds, take_weights, weights_of
-from flow_factory.commands.places import default_out
+from flow_factory.commands.generate import check_device, config_of, overrides_of, seeds, take_weights, weights_of
+from flow_factory.commands.places import default_out, out_path
 from flow_factory.commands.subcommands import entry_points, set_up_terminal
 from flow_factory.utils.errors import UserError, file_errors
 
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument("--data", metavar="FOLDER|FILE", help="a data set, whose test split is taken (default: those that the run evaluates)")
     p.add_argument("--seeds", type=seeds, default=seeds("0-7"), metavar="N|N-M|N,M", help="seeds of each prompt's noise (default: 0-7)")
-    p.add_argument("--out", type=Path, metavar="DIR", help="output folder (default: eval-CHECKPOINT in the run's folder)")
+    p.add_argument("--out", type=out_path, metavar="DIR", help="output folder (default: eval-CHECKPOINT in the run's folder)")
     p.add_argument("--compare", metavar="NAME|FILE", help="a recipe, beside whose numbers the results are shown (--recipes lists them)")
     p.add_argument("--recipes", action="store_true", help="print the recipes, and stop")
     p.set_defaults(act=act)
@@ -57,6 +57,7 @@ def act(args: argparse.Namespace) -> int:
         return 0
     recipe = load_recipe(args.compare) if args.compare else None
     weights = weights_of(args.checkpoints, args.base)
+    check_device(args.device)
     run, rewards = configs_of(args.config)
     overrides = overrides_of(args) + ([f"data.dataset_dir={args.data}", "data.datasets=null"] if args.data else [])
     config = config_of(run, [path for path, _ in weights if path is not None], overrides)

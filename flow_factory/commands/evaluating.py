@@ -71,7 +71,8 @@ class Evaluation:
         self.origins = {label: {"checkpoint": path and str(path), "sha256": digests[label]} for path, label in weights}
         protocol = self.protocol()
         if numbers:
-            out = broadcast_object_list([first_free(out, partial(takes, protocol=protocol, weights=self.origins))])[0]
+            usable = partial(takes, protocol=protocol, weights=self.origins)
+            out = broadcast_object_list([first_free(out, usable) if self.main else out])[0]
         self.folder = EvaluationFolder(out, protocol, self.origins, self.accelerator.process_index)
         wait_for_everyone("reading the scores that are there")
         self.rewards: list[RewardSet] = []

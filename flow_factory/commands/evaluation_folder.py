@@ -74,14 +74,18 @@ def read_protocol(folder: Path) -> dict[str, Any] | None:
     """`protocol` and `weights` of a folder; None if no evaluation is in it.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, or cannot be read.
     """
     file = folder / PROTOCOL
-    if not file.is_file():
-        return None
     try:
-        found = json.loads(file.read_text("utf-8"))
-        return {"protocol": dict(found["protocol"]), "weights": dict(found["weights"])}
+        with file_errors("--out", file, "name a folder that can be read"):
+            if not file.is_file():
+                return None
+            found = json.loads(file.read_text("utf-8"))
+        weights = {label: {key: one[key] for key in ("checkpoint", "sha256")} for label, one in dict(found["weights"]).items()}
+        return {"protocol": dict(found["protocol"]), "weights": weights}
+    except UserError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"--out: {file} is damaged ({error}); name another folder") from error
 
@@ -99,7 +103,7 @@ def mismatch(folder: Path, there: Mapping[str, Any], protocol: Mapping[str, Any]
 
 
 def takes(folder: Path, protocol: Mapping[str, Any], weights: Mapping[str, Any]) -> bool:
-    """Whether the folder is one of this evaluation, which goes on in it. A damaged one is not."""
+    """Whether the folder is one of this evaluation, which goes on in it. A damaged or unreadable one is not."""
     try:
         there = read_protocol(folder)
     except UserError:

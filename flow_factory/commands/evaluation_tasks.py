@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from flow_factory.config import RewardConfig, RunConfig
 from flow_factory.config.datasets import Dataset, datasets_of, for_dataset
 from flow_factory.data.encoding_windows import rows_evaluated
-from flow_factory.data.reader import RowCheck
+from flow_factory.data.reader import DataError, RowCheck
 from flow_factory.data.sources import open_split
 from flow_factory.models import MODELS
 from flow_factory.rewards.loading import arguments, left_out, require_files, require_rewards
@@ -56,7 +56,10 @@ def tasks_of(config: RunConfig, rewards: Sequence[RewardConfig] | None, given: b
 
     datasets = {dataset.name: dataset for dataset in datasets_of(config)}
     if given:
-        tests: Mapping[str, Sequence[Row]] = {"": open_split(config.data, config.data.test_split, None, checks_of(datasets[""]))}
+        try:
+            tests: Mapping[str, Sequence[Row]] = {"": open_split(config.data, config.data.test_split, None, checks_of(datasets[""]))}
+        except DataError as error:
+            raise DataError(str(error).replace("data.dataset_dir", "--data")) from error  # what was written
     else:
         tests = read_tests(config, checks_of)
     if not tests:

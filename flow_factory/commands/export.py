@@ -6,8 +6,10 @@ import argparse
 from pathlib import Path
 
 from flow_factory.commands.generate import config_of, weights_of
+from flow_factory.commands.places import out_path
 from flow_factory.commands.subcommands import entry_points, set_up_terminal
 from flow_factory.utils.errors import UserError
+from flow_factory.utils.terminal import note
 
 EXAMPLES = """\
 examples:
@@ -39,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a run's folder, a checkpoint, or a LoRA file")
     p.add_argument("--to", required=True, choices=TO, help="the format, see below")
-    p.add_argument("--out", required=True, type=Path, metavar="PATH", help="a new folder, or a new file that ends in .safetensors")
+    p.add_argument("--out", required=True, type=out_path, metavar="PATH", help="a new folder, or a new file that ends in .safetensors")
     p.add_argument("--dtype", choices=DTYPES, help="of what is written (default: as saved; for merged the run's mixed_precision)")
     p.add_argument("--scale", type=float, default=1.0, metavar="X", help="strength of the LoRA (default: 1, as trained)")
     p.add_argument(
@@ -56,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def act(args: argparse.Namespace) -> int:
-    """Writes the files, and says where they are and how to load them."""
+    """Writes the files and prints their paths; notes say what is in them and how to load them."""
     set_up_terminal()
     checkpoint = weights_of([args.checkpoint], base=False)[0][0]
     assert checkpoint is not None
@@ -79,11 +81,13 @@ def act(args: argparse.Namespace) -> int:
     if args.push is not None:
         require_push(args.push, "--push")
     job = Job(config, checkpoint, args.to, args.out, args.dtype, args.scale, args.weights == "last")
-    print("\n".join(written_lines(job, export(job))))
+    paths = export(job)
+    print(*paths, sep="\n")  # alone on stdout, for scripts
     if carded:
-        print(f"model card: {write_card(Published(config, args.out, job.run, checkpoint.name, args.push, prompts_of(config)))}")
+        print(write_card(Published(config, args.out, job.run, checkpoint.name, args.push, prompts_of(config))))
     if args.push is not None:
-        print(f"uploaded: {push(args.out, args.push, '--push', args.private)}")
+        print(push(args.out, args.push, "--push", args.private))
+    note(*written_lines(job, paths))
     return 0
 
 

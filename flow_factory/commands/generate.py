@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flow_factory.commands.data_show import many
-from flow_factory.commands.places import config_above, default_out, first_free
+from flow_factory.commands.places import config_above, default_out, new_folder, out_path
 from flow_factory.commands.subcommands import entry_points, set_up_terminal
 from flow_factory.utils.errors import UserError
 from flow_factory.utils.files import require_writable
@@ -40,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seeds", type=seeds, default=seeds("0-3"), metavar="N|N-M|N,M", help="seeds of the noise (default: 0-3)")
     p.add_argument("--config", type=Path, metavar="FILE", help="the run's YAML (default: config.yaml in the run's folder)")
     p.add_argument(
-        "--out", type=Path, metavar="DIR", help="output folder, empty or new (default: generated-CHECKPOINT in the run's folder)"
+        "--out", type=out_path, metavar="DIR", help="output folder, empty or new (default: generated-CHECKPOINT in the run's folder)"
     )
     p.set_defaults(act=act)
     return p
@@ -65,7 +66,7 @@ def device_name(text: str) -> str | None:
     Raises:
         argparse.ArgumentTypeError: it is no name of one.
     """
-    if re.fullmatch(r"auto|(cpu|cuda|mps|xpu|npu)(:\d{1,4})?", text) is None:
+    if re.fullmatch(r"auto|(cpu|cuda|mps|xpu)(:\d{1,4})?", text) is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no device; write auto, cpu, cuda, cuda:1 or mps")
     return None if text == "auto" else text
 
@@ -90,30 +91,34 @@ def act(args: argparse.Namespace) -> int:
     """Draws, writes the files and a contact sheet, and prints where they are."""
     set_up_terminal()
     weights = weights_of(args.checkpoints, args.base)
+    check_device(args.device)
     config = config_of(args.config, [path for path, _ in weights if path is not None], overrides_of(args))
     rows = rows_of(args.prompts, args.negative)
-    out = args.out or first_free(default_out("generated", weights, args.config))
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    usual, out = default_out("generated", weights, args.config), args.out
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out: {out} is not an empty folder; name another, or delete what is there")
-    require_writable(out, "--out", "name a folder that can be written")
+    require_writable(out or usual.parent, "--out", "name a folder that can be written")
     from flow_factory.commands.generating import Job, draw
 
     batch = args.batch or config.eval.per_device_batch_size
-    sheet = draw(Job(config, weights, rows, args.seeds, batch, out, args.device, args.offload))
+    with nullcontext(out) if out is not None else new_folder(usual) as out:
+        sheet = draw(Job(config, weights, rows, args.seeds, batch, out, args.device, args.offload))
     print(f"{len(weights) * len(rows) * len(args.seeds)} drawn: {out}; side by side: {sheet}")
     return 0
 
 
-def overrides_of(args: argparse.Namespace) -> list[str]:
-    """The overrides of the run's YAML by `--set` and `--model`.
-
-    Raises:
-        UserError: this machine has no such `--device`.
+def check_device(name: str | None) -> None:
+    """Raises:
+    UserError: this machine has no such `--device`.
     """
-    if args.device is not None:
+    if name is not None:
         from flow_factory.utils.devices import require_device
 
-        require_device("--device", args.device)
+        require_device("--device", name)
+
+
+def overrides_of(args: argparse.Namespace) -> list[str]:
+    """The overrides of the run's YAML by `--set` and `--model`."""
     return [f"eval.{text}" for text in args.set] + ([f"model.model_name_or_path={args.model}"] if args.model else [])
 
 

@@ -1,10 +1,13 @@
 """The folders that commands write to when `--out` names none: beside the checkpoints of the run that they look at."""
 
+import argparse
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
 from flow_factory.checkpoints.known_runs import is_run
+from flow_factory.utils.errors import file_errors
 
 DEEP = 4
 """The number of folders, from the checkpoint upwards, in which the run's config is searched."""
@@ -12,6 +15,17 @@ NAMED = 3
 """The number of checkpoints that the name of a folder says."""
 LONGEST = 100
 """The number of characters of a folder's name, without a number."""
+
+
+def out_path(text: str) -> Path:
+    """The path of `--out`.
+
+    Raises:
+        argparse.ArgumentTypeError: it is empty, which would be the current folder.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty; write the path of what is made")
+    return Path(text)
 
 
 def config_above(path: Path) -> Path | None:
@@ -45,3 +59,27 @@ def numbered(path: Path) -> Iterator[Path]:
 def first_free(path: Path, usable: Callable[[Path], bool] = lambda folder: False) -> Path:
     """The first of `numbered` that is not there yet, or that is usable as it is."""
     return next(folder for folder in numbered(path) if not folder.exists() or usable(folder))
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Makes the first of `numbered` that is not there: commands that start together have one each. It is removed if it stays empty.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    with file_errors("--out", path, "name a folder that can be written"):
+        made = next(folder for folder in numbered(path) if _made(folder))
+    try:
+        yield made
+    finally:
+        with suppress(OSError):  # it has files
+            made.rmdir()
+
+
+def _made(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True

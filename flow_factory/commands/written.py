@@ -26,7 +26,7 @@ PLACES = {
 
 def written_lines(job: Job, paths: list[Path]) -> list[str]:
     """A line for each path with its format, tensors and size, and one on how to load them."""
-    return [f"written: {path}: {_contents(job, path)}" for path in paths] + [f"load it: {_loading(job, paths)}"]
+    return [f"{path}: {_contents(job, path)}" for path in paths] + [f"load it: {_loading(job, paths)}"]
 
 
 def _contents(job: Job, path: Path) -> str:

@@ -1,5 +1,6 @@
 """`ff-eval`: checkpoints and the base judged on the same pairs of prompt and noise."""
 
+import errno
 import json
 import math
 from collections.abc import Sequence
@@ -10,11 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
-from flow_factory.commands import places
+from flow_factory.commands import evaluating, places
 from flow_factory.commands.drawing import StockPipeline
 from flow_factory.commands.evaluate import main
 from flow_factory.commands.evaluation_folder import EvaluationFolder, takes
 from flow_factory.commands.places import default_out, first_free
+from flow_factory.config import load_config
 from flow_factory.types import Row
 from flow_factory.utils.errors import UserError
 from tests.tiny.run import logged, tiny, write_run
@@ -44,7 +46,9 @@ def results(folder: str | Path) -> dict[tuple[str, str], dict[str, Any]]:
     (["--base", "--config", "rewards.yaml"], "--base alone: name the YAML of a run with --config"),
     (["--base", "--config", "rewards.yaml", "rewards.yaml"], "rewards.yaml and rewards.yaml are both of rewards alone; name one"),
     (["--base", "--config", "tiny.yaml", "--set", "num_inference_step=3"], "Did you mean 'num_inference_steps'"),
-    (["--base", "--config", "tiny.yaml", "--data", "absent"], "absent"),
+    (["--base", "--config", "tiny.yaml", "--data", "absent.txt"], "no data set folder absent.txt; "),
+    (["--base", "--config", "tiny.yaml", "--data", "absent"], ". --data names a folder with "),
+    (["--base", "--config", "tiny.yaml", "--data", "rewards.yaml"], "--data: rewards.yaml is a file, but not one of "),
     (["--base", "--config", "tiny.yaml", "--data", "untested"], "no test split in untested"),
     (["--base", "--config", "trained.yaml"], "no test rows, seen from "),
     (["--base", "--config", "tiny.yaml", "wrong.yaml"], "jpeg_compressibilit"),
@@ -112,8 +116,28 @@ def test_a_folder_of_its_own_is_beside_the_checkpoints_and_never_of_another_eval
     assert first_free(out, partial(takes, protocol={"seeds": [2]}, weights=origins)) == run / "eval-epoch_1-2"
     changed = {"epoch_1": {"checkpoint": "x", "sha256": "2"}}
     assert first_free(out, partial(takes, protocol={"seeds": [1]}, weights=changed)) == run / "eval-epoch_1-2"
-    (out / "protocol.json").write_text("{")
-    assert first_free(out, partial(takes, protocol={"seeds": [1]}, weights=origins)) == run / "eval-epoch_1-2"
+    for damaged in ("{", '{"protocol": {"seeds": [1]}, "weights": {"epoch_1": {"checkpoint": "x"}}}'):
+        (out / "protocol.json").write_text(damaged)
+        assert not takes(out, {"seeds": [1]}, origins)
+        with pytest.raises(UserError, match=r"protocol\.json is damaged \(.*\); name another folder"):
+            EvaluationFolder(out, {"seeds": [1]}, origins, 0)
+    monkeypatch.setattr(Path, "read_text", denied)
+    assert not takes(out, {"seeds": [1]}, origins)
+    with pytest.raises(UserError, match=r"protocol\.json: Permission denied; name a folder that can be read"):
+        EvaluationFolder(out, {"seeds": [1]}, origins, 0)
+
+
+def denied(path: Path, *_: Any) -> str:
+    raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+
+def test_the_main_process_alone_chooses_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(write_run(tmp_path))
+    monkeypatch.setattr(evaluating.Evaluation, "main", False)
+    monkeypatch.setattr(evaluating, "broadcast_object_list", lambda own: [tmp_path / "eval-base-2"])
+    monkeypatch.setattr(evaluating, "first_free", lambda *_: pytest.fail("another process looks too"))
+    evaluation = evaluating.Evaluation(config, [(None, "base")], [], [0], tmp_path / "eval-base", 1, numbers=True)
+    assert evaluation.folder.path == tmp_path / "eval-base-2"
 
 
 @pytest.mark.exhaustive

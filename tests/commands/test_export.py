@@ -16,6 +16,7 @@ from flow_factory.checkpoints.checkpoint import newest
 from flow_factory.commands.data_cache import size
 from flow_factory.commands.export import main
 from flow_factory.training.run import Run
+from flow_factory.utils.errors import UserError
 from tests.tiny.run import checkpoint, read_state, tiny
 
 CALL: dict[str, Any] = {"height": 32, "width": 32, "num_inference_steps": 2, "max_sequence_length": 16, "output_type": "latent"}
@@ -63,13 +64,15 @@ def test_the_stock_pipeline_computes_the_same_with_every_format(
     trained.load_lora_weights(newest(run.folder))
     out = tmp_path / ("lora" if to == "peft" else "lora.safetensors")
     assert main([str(run.folder), "--to", to, "--out", str(out)]) == 0
-    written, load = capsys.readouterr().out.splitlines()[-2:]
+    said = capsys.readouterr()
+    written, load = said.err.splitlines()[-2:]
+    assert said.out == f"{out}\n"
     file = out / "adapter_model.safetensors" if to == "peft" else out
     assert (
         written
-        == f"written: {out}: {to}, a LoRA of {len(load_file(file))} tensors (F32), {size(file.stat().st_size)}, from {newest(run.folder)}"
+        == f"note: {out}: {to}, a LoRA of {len(load_file(file))} tensors (F32), {size(file.stat().st_size)}, from {newest(run.folder)}"
     )
-    assert load == f"load it: {LOAD[to].format(out)}"
+    assert load == f"note: load it: {LOAD[to].format(out)}"
     read = stock()
     if to == "diffusers":
         read.load_lora_weights(out)  # as the line says
@@ -104,16 +107,35 @@ def test_the_command_says_the_same_of_a_save_and_refuses_what_does_not_exist(
     assert not list(tmp_path.glob(".partial*"))
 
 
+def test_what_is_described_last_stops_no_card(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> list[str]:
+        raise UserError("not known")
+
+    monkeypatch.setattr("flow_factory.commands.written.written_lines", fails)
+    monkeypatch.setattr("flow_factory.reporting.model_card.write_card", lambda published: published.folder / "README.md")
+    assert main([str(run.folder), "--to", "diffusers", "--out", str(tmp_path / "lora"), "--card"]) == 2
+    said = capsys.readouterr()
+    assert said.out.splitlines() == [str(tmp_path / "lora"), str(tmp_path / "lora" / "README.md")] and "not known" in said.err
+
+
+def test_an_empty_path_is_not_the_current_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["save/run", "--to", "peft", "--out", ""])
+    assert "argument --out: it is empty; write the path of what is made" in capsys.readouterr().err
+
+
 @pytest.mark.exhaustive
 def test_a_merged_model_computes_what_the_lora_computes(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trained = stock()
     trained.load_lora_weights(newest(run.folder))
     trained.transformer.set_adapters(trained.transformer.active_adapters(), 0.5)
     assert main([str(run.folder), "--to", "merged", "--out", str(tmp_path / "model"), "--scale", "0.5"]) == 0
-    assert capsys.readouterr().out.endswith(f'load it: DiffusionPipeline.from_pretrained("{tmp_path / "model"}")\n')
+    assert capsys.readouterr().err.endswith(f'load it: DiffusionPipeline.from_pretrained("{tmp_path / "model"}")\n')
     assert main([str(run.folder), "--to", "merged", "--out", str(tmp_path / "model.safetensors"), "--scale", "0.5"]) == 0
     line = f'FluxTransformer2DModel.from_single_file("{tmp_path / "model.safetensors"}", config="{checkpoint()}", subfolder="transformer")'
-    assert capsys.readouterr().out.endswith(f"load it: {line}\n")
+    assert capsys.readouterr().err.endswith(f"load it: {line}\n")
     whole = FluxPipeline.from_pretrained(tmp_path / "model", torch_dtype=torch.float32)
     torch.testing.assert_close(latents(whole), latents(trained), rtol=1e-4, atol=1e-5)
     single = FluxTransformer2DModel.from_single_file(str(tmp_path / "model.safetensors"), config=str(checkpoint()), subfolder="transformer")

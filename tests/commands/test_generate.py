@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from flow_factory.checkpoints.checkpoint import newest
 from flow_factory.commands import places
 from flow_factory.commands.generate import device_name, labels_of, main, rows_of, seeds
+from flow_factory.commands.places import new_folder
 from flow_factory.utils.errors import UserError
 from tests.tiny.run import checkpoint, tiny, write_run
 
@@ -25,9 +26,10 @@ def test_seeds_are_numbers_and_ranges(text: str, meant: list[int]) -> None:
 
 def test_a_device_is_a_known_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert [device_name(text) for text in ("auto", "cpu", "cuda:1")] == [None, "cpu", "cuda:1"]
-    with pytest.raises(SystemExit):
-        main(["--base", "--config", "tiny.yaml", "--prompts", "a", "--device", "nonsense"])
-    assert "'nonsense' is no device; write auto, cpu, cuda, cuda:1 or mps" in capsys.readouterr().err
+    for name in ("nonsense", "npu"):
+        with pytest.raises(SystemExit):
+            main(["--base", "--config", "tiny.yaml", "--prompts", "a", "--device", name])
+        assert f"{name!r} is no device; write auto, cpu, cuda, cuda:1 or mps" in capsys.readouterr().err
 
 
 def test_labels_tell_checkpoints_apart() -> None:
@@ -104,6 +106,15 @@ def test_the_runs_that_are_there_are_named(
     assert importlib.import_module(f"flow_factory.commands.{command}").main([path, *more]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("error: ") and line in said
+
+
+def test_commands_that_start_together_have_a_folder_each(tmp_path: Path) -> None:
+    usual = tmp_path / "run" / "generated-a"
+    with pytest.raises(UserError, match="stopped"), new_folder(usual) as first, new_folder(usual) as second:
+        (second / "a.png").touch()
+        raise UserError("stopped")
+    assert (first, second) == (usual, tmp_path / "run" / "generated-a-2")
+    assert [path.name for path in usual.parent.iterdir()] == ["generated-a-2"], "an empty one does not stay"
 
 
 @pytest.mark.exhaustive
