@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from diffusers.models.attention_dispatch import DIFFUSERS_ATTN_BACKEND, AttentionBackendName, _AttentionBackendRegistry
+from huggingface_hub import constants
 from torch import Tensor
 
 from flow_factory.config import ModelConfig
@@ -85,6 +86,15 @@ def chosen(request: pytest.FixtureRequest, *names: str) -> set[tuple[Any, ...]]:
 def _own_kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Inductor's, in a folder of these tests: a file that a killed process has left half-written in the shared one is an error to torch."""
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path_factory.mktemp("inductor"))  # torch has set its own already
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_hub_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """An empty cache of the hub, here and in commands that tests start: nothing depends on what this machine has downloaded."""
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):  # before HF_HOME, which some tests set for their commands
+        os.environ.pop(name, None)
+    os.environ["HF_HOME"] = str(tmp_path_factory.mktemp("hf"))
+    constants.HF_HUB_CACHE = str(Path(os.environ["HF_HOME"], "hub"))  # read from the environment at import
 
 
 @pytest.fixture(scope="session", autouse=True)

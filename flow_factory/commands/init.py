@@ -1,6 +1,7 @@
 """`ff-train init`: writes a YAML from the nearest example, in sizes that fit your GPU.
 
-On a terminal it asks for values that no flag sets; elsewhere it uses the defaults. The file passes `ff-train FILE --check --gpu GB`.
+On a terminal it asks for values that no flag sets; elsewhere it uses the defaults. The file passes `ff-train FILE --check --gpu GB`
+before the rewards are downloaded: their weights are not counted here, and by `--check` when they are on the machine.
 
   ff-train init
   ff-train init --model stabilityai/stable-diffusion-3.5-medium --gpu 24 --data my_prompts --reward HPSv2 --out sd3.yaml

@@ -1,6 +1,7 @@
 """The memory estimate as text: the parts, whether the run fits, and keys that make it smaller."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import psutil
 import torch
@@ -10,6 +11,7 @@ from flow_factory.memory.auto import resolve_auto
 from flow_factory.memory.checkpoint import Model, model_of
 from flow_factory.memory.machine import main_memory_lines, when
 from flow_factory.memory.parts import Part, Phase, peak, peak_of
+from flow_factory.memory.rewards import RewardMemory
 from flow_factory.memory.room import CARDS, ROOM, fits_memory
 from flow_factory.memory.suggestions import WRITE, encoding, proposals
 from flow_factory.models.quantized import check_quantization
@@ -44,12 +46,15 @@ def memory_lines(config: RunConfig, gpu: float | None = None) -> tuple[list[str]
 
 
 def keys_to_fit(config: RunConfig, gpu: float) -> list[str]:
-    """The overrides of `memory_lines` that make a run fit GPUs of `gpu` GB.
+    """The overrides of `memory_lines` that make a run without its rewards fit GPUs of `gpu` GB.
+
+    The weights of rewards are known only where they have been downloaded, and the answer is the same on every machine.
 
     Raises:
         UserError: nothing makes it fit.
     """
     model = model_of(config)
+    model = None if model is None else replace(model, rewards=RewardMemory())
     config, _ = resolve_auto(config, model, gpu)
     if model is None or peak(model.parts(config)) < ROOM * gpu:
         return []

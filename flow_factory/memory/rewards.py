@@ -11,7 +11,8 @@ from flow_factory.config import RunConfig
 from flow_factory.hparams import RewardArguments
 from flow_factory.memory.parts import Part
 from flow_factory.rewards import REWARDS
-from flow_factory.rewards.loading import arguments, reward_class
+from flow_factory.rewards.base import BaseRewardModel
+from flow_factory.rewards.loading import arguments, require_files, reward_class
 from flow_factory.rewards.sources import Weights, asking
 from flow_factory.utils.errors import UserError
 from flow_factory.utils.tensor_file import read_header
@@ -54,14 +55,26 @@ def reward_memory(config: RunConfig) -> RewardMemory:
 
 
 def _sizes(entry: RewardArguments) -> Iterator[tuple[str, float | None]]:
-    """(name, bytes of the weights in the entry's dtype) of each source; None: it is not on this machine."""
+    """(name, bytes of the weights in the entry's dtype) of each source; None: it is not on this machine.
+
+    Raises:
+        UserError: see `require_files`; or its class does not say what it loads.
+    """
     cls = reward_class(entry)
     if not cls.loads_weights:
         return
     with asking() as sources:
-        cls.require_files(entry, now=False)
+        require_files([entry], now=False)
+    if not sources and not _of_ours(cls):
+        raise UserError("its class has loads_weights, and its require_files asks neither require_folder nor require_file for weights")
     for source in sources:
         yield source.name, None if source.place is None else _bytes(source, entry.dtype)
+
+
+def _of_ours(cls: type[BaseRewardModel]) -> bool:
+    """Whether `require_files` is that of a reward here, which asks for all that is loaded on this machine: of a remote one, nothing."""
+    module = cls.require_files.__module__
+    return module.startswith("flow_factory.") and module != BaseRewardModel.__module__
 
 
 def _bytes(source: Weights, dtype: torch.dtype) -> float:
