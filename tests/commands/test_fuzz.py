@@ -16,7 +16,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from flow_factory.utils.errors import UserError
-from tests.tiny.formats import FORMATS, Format
+from tests.tiny.damage import Format
+from tests.tiny.formats import FORMATS
 
 LIMIT = 5.0
 """Seconds of computing that one example may take; on a busy machine they are not seconds of the clock."""

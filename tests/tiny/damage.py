@@ -5,12 +5,25 @@ import re
 import struct
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 from hypothesis import strategies as st
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
+
+
+@dataclass
+class Format:
+    """A kind of file."""
+
+    damaged: st.SearchStrategy[Any]
+    read: Callable[[Any], Any]
+    """Reads it as the program does; what it asserts is said where it is defined."""
+    lines: bool = False
+    """Whether a message has one line for each thing that is wrong."""
+
 
 HOSTILE: list[Any] = [
     None, True, False, 0, -1, 1, 7, 2**31, 2**63, -(2**63) - 1, 2**64, 10**40, 0.5, -0.0, 5e-324, 1e-300, 1e300, -1e300,

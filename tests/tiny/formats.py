@@ -1,10 +1,9 @@
-"""The kinds of files that people bring along: how each is damaged, and what reads it."""
+"""The kinds of files that people bring along: how each is damaged, and what reads it. Those of the cache are in `cache_formats`."""
 
 import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +19,15 @@ from flow_factory.checkpoints.state_files import INDEX, PROGRESS
 from flow_factory.config import dump_config, load_config
 from flow_factory.config.engine import engine_of
 from flow_factory.data.cache import ConditionCache
-from flow_factory.data.index import ROW
-from flow_factory.data.packing import SMALL
-from flow_factory.data.shards import ALIGNED, DIGEST, Blob, Shards, digest
 from flow_factory.models.loading import load_adapter, sketch_adapter
 from flow_factory.runs.rows import check_files, read_training, row_checks
 from flow_factory.runs.training_state import load
-from flow_factory.types import Row
 from flow_factory.utils.errors import UserError
 from tests.checkpoints.states import run, save, train, values
 from tests.conftest import flux, policy_over
-from tests.tiny.damage import YAML_TEXTS, byte_damage, safetensors_damage, text_damage, to_json, to_rows, to_yaml, tree_damage
+from tests.tiny.cache_formats import encoded, structure
+from tests.tiny.damage import YAML_TEXTS, Format, safetensors_damage, text_damage, to_json, to_rows, to_yaml
 from tests.tiny.run import ROOT, checkpoint, write_run
-
-
-@dataclass
-class Format:
-    """A kind of file."""
-
-    damaged: st.SearchStrategy[Any]
-    read: Callable[[Any], Any]
-    """Reads it as the program does; what it asserts is said where it is defined."""
-    lines: bool = False
-    """Whether a message has one line for each thing that is wrong."""
 
 
 def config(folder: Path) -> Format:
@@ -151,64 +136,6 @@ def _state(folder: Path, name: str) -> Format:
             raise
 
     return Format(text_damage(json.loads(file.read_bytes()), to_json), read)
-
-
-def encoded(folder: Path) -> Format:
-    """A row of the cache: what is damaged is encoded again, never used."""
-    row, cond = Row(0, "a cat", None, {}, (), (), "train.jsonl:1"), _condition()
-    shard, index = _shard(folder, row, cond)
-    good = {path: path.read_bytes() for path in (shard, index)}
-
-    def read(damage: tuple[Path, bytes]) -> None:
-        for path, data in (*good.items(), damage):
-            path.write_bytes(data)
-        found = ConditionCache(folder, "model").get(row)
-        assert found is None or shown(found) == shown(cond)
-
-    return Format(st.one_of(*(st.tuples(st.just(path), byte_damage(data)) for path, data in (*good.items(), *good.items()))), read)
-
-
-def structure(folder: Path) -> Format:
-    """A row of a stranger's cache, whose hash is right: it is a condition, or none."""
-    row = Row(0, "a cat", None, {}, (), (), "train.jsonl:1")
-    _shard(folder, row, _condition())
-    key = bytes.fromhex(ConditionCache(folder, "model").key(row))
-    data, _ = _opened(folder).row(key) or (b"", None)
-    length = int.from_bytes(data[:8], "little")
-    text, tensors = data[8 : 8 + length], data[8 + length + -(DIGEST + 8 + length) % ALIGNED :]
-
-    def read(damaged: bytes) -> None:
-        head = len(damaged).to_bytes(8, "little") + damaged
-        rest = head + bytes(-(DIGEST + len(head)) % ALIGNED) + tensors
-        shards = _opened(folder)
-        shards.append([Blob(key, ROW, (digest(key, rest), rest))])
-        found = ConditionCache(folder, "model").get(row)
-        assert found is None or isinstance(found, dict)
-        assert shards.writer is not None
-        shards.writer.shard.unlink()
-        shards.writer.index.unlink()
-
-    return Format(st.one_of(tree_damage(json.loads(text)).map(to_json), byte_damage(text)), read)
-
-
-def _condition() -> dict[str, Any]:
-    return {"prompt_embeds": torch.arange(SMALL / 2), "few": torch.ones(2), "image": Image.new("RGB", (4, 4)), "sizes": (4, [4, None])}
-
-
-def _shard(folder: Path, row: Row, cond: dict[str, Any]) -> tuple[Path, Path]:
-    ConditionCache(folder, "model").put(row, cond)
-    (shard,) = folder.rglob("*.shard")
-    return shard, shard.with_suffix(".index")
-
-
-def _opened(folder: Path) -> Shards:
-    shards = ConditionCache(folder, "model").shards
-    shards.refresh()
-    return shards
-
-
-def shown(cond: dict[str, Any]) -> str:
-    return str([cond["prompt_embeds"].numpy().tobytes(), cond["few"], cond["image"].tobytes(), cond["sizes"]])
 
 
 def lora(folder: Path) -> Format:
