@@ -22,7 +22,9 @@ def refusal(call: Callable[[], object]) -> str:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(p): p.read_bytes() if p.is_file() and not p.is_symlink() else b"" for p in folder.rglob("*")}
+    """What is in a folder, but for the bytecode of the modules there."""
+    found = [p for p in folder.rglob("*") if "__pycache__" not in p.parts]
+    return {str(p): p.read_bytes() if p.is_file() and not p.is_symlink() else b"" for p in found}
 
 
 def refused_alike(folder: Path, *overrides: str) -> str:
