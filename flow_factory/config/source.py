@@ -70,6 +70,8 @@ class Source:
         known = next(n for n in range(len(problem.keys), -1, -1) if problem.keys[:n] in self.marks)
         mark = self.marks[problem.keys[:known]]
         written = ".".join(map(str, mark.written + problem.keys[known:]))
+        if known < len(problem.keys):  # a section that overrides have made has no line of the file
+            mark = next((inner for keys, inner in self.marks.items() if keys[: len(problem.keys)] == problem.keys), mark)
         return mark.order, f"{mark.place}: {written}: {problem.text}" if written else f"{mark.place}: {problem.text}"
 
     def fail(self) -> None:

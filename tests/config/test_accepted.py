@@ -116,6 +116,8 @@ def test_overrides_win_and_are_read_as_yaml(load):
         ("train.learning_rate", "section.key=value"),
         ("=3", "section.key=value"),
         ("train.learing_rate=1", "train.learing_rate: unknown key. Did you mean 'learning_rate'"),
+        ("trian.learning_rate=1e-3", "trian: unknown key. Did you mean 'train'"),
+        ("trian.a.b=1", ": trian: unknown key. Did you mean 'train'"),
         ("train.group_size=many", "train.group_size: wants a whole number"),
         ("train.group_size=6", "train.group_size: 6 must be a multiple"),
         ("rewards.1.weight=2", "rewards has no entry 1; it has 0 to 0"),
