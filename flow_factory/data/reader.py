@@ -8,6 +8,7 @@ import weakref
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 
@@ -144,10 +145,10 @@ _EXAMPLES = {".jsonl": EXAMPLE, ".txt": "a prompt a line"}
 
 def _file_of(folder: Path, split: str) -> Path:
     if not folder.is_dir():
-        nearest = next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
+        above = next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
         missing = not os.path.lexists(folder)
-        what = f"no data set folder {folder}; {nearest} has {listing(nearest)}" if missing else f"{folder} is not a folder"
-        raise DataError(f"{what}. data.dataset_dir names a folder with train.jsonl or .txt")
+        what = f"no data set folder {folder}; {above} has {listing(above)}" if missing else f"{folder} is not a folder"
+        raise DataError(f"{what}.{_meant(folder) if missing else ''} data.dataset_dir names a folder with train.jsonl or .txt")
     paths = [path for suffix in _EXAMPLES if os.path.lexists(path := folder / f"{split}{suffix}")]
     if len(paths) == 2:
         raise DataError(f"{folder} has both {split}.jsonl and {split}.txt: keep only one of them")
@@ -155,6 +156,13 @@ def _file_of(folder: Path, split: str) -> Path:
         expected = " or ".join(f"{split}{suffix} ({example})" for suffix, example in _EXAMPLES.items())
         raise DataError(f"no {split} split in {folder}, which has {listing(folder)}; it needs {expected}")
     return paths[0]
+
+
+def _meant(folder: Path) -> str:
+    """ " Did you mean 'x'?" if a folder or a file of rows beside it has a similar name, else an empty string."""
+    beside = folder.parent.iterdir() if folder.parent.is_dir() else ()
+    close = get_close_matches(folder.name, [p.name for p in beside if p.is_dir() or p.suffix in _EXAMPLES], n=1)
+    return f" Did you mean {str(folder.with_name(close[0]))!r}?" if close else ""
 
 
 def listing(folder: Path, most: int = 12) -> str:

@@ -106,6 +106,20 @@ def test_a_bad_file_is_named_by_line_and_cause(tmp_path, case):
     assert message in str(error.value) and str(tmp_path) in str(error.value)
 
 
+def test_a_misspelt_data_set_is_told_its_neighbour(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sets" / "shapes").mkdir(parents=True)
+    write(tmp_path / "sets" / "shapes", "train.txt", "a\n")
+    write(tmp_path / "sets", "words.txt", "a\n")
+    pairs = (("sets/shape", "sets/shapes"), ("sets/word.txt", "sets/words.txt"), ("set", "sets"), ("sets/zz", None), ("no/zz", None))
+    for given, meant in pairs:
+        with pytest.raises(DataError) as error:
+            read_rows(Path(given), "train")
+        assert f"no data set folder {given}; " in str(error.value)
+        assert ("Did you mean" in str(error.value)) == (meant is not None)
+        assert meant is None or f". Did you mean '{meant}'? data.dataset_dir names" in str(error.value)
+
+
 def test_what_json_may_say_is_taken_as_it_is(tmp_path):
     """Also what only Python writes: it can stand in columns that go to rewards, and nowhere else."""
     line = r'{"prompt": "a \ud83d\ude00", "score": NaN, "most": Infinity, "n": 1' + "0" * 400 + r', "deep": [[[1]]], "nul": "\u0000"}'
