@@ -7,6 +7,7 @@
   ff-data show DIR --sheet sheet.png                   also draw the first images with their prompts into one PNG
 
 All rows are read and checked as a run checks them. The headers of image and video files are read for at most --look rows, evenly spaced.
+The exit code is 1 if some of these files cannot be used.
 """
 
 from __future__ import annotations
@@ -59,22 +60,24 @@ def many(text: str) -> int:
 
 
 def act(args: argparse.Namespace) -> int:
-    """Prints the report."""
+    """Prints the report. The code is 1 if it lists files that cannot be used."""
     from flow_factory.data.sources import open_split
     from flow_factory.data.survey import Media, Survey, spread
 
     datas, config = datasets_of(args)
     if args.sheet is not None and len(datas) > 1:
         raise UserError(f"--sheet: {args.what} has several data sets; choose one with --dataset")
-    count = counter(args.model, config)
+    count, wrong = counter(args.model, config), 0
     for k, data in enumerate(datas):
         survey, split = Survey(), args.split or data.train_split
         rows = open_split(data, split, None, [survey])
         some = spread(rows, args.look)
-        print("\n".join([""] * bool(k) + report(data, split, survey, some, Media().read(some), count)))
+        media = Media().read(some)
+        wrong += len(media.wrong)
+        print("\n".join([""] * bool(k) + report(data, split, survey, some, media, count)))
         if args.sheet is not None:
             print(sheet(rows, args.first, args.sheet))
-    return 0
+    return 1 if wrong else 0
 
 
 def datasets_of(args: argparse.Namespace) -> tuple[list[DataConfig], RunConfig | None]:

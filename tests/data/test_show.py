@@ -20,10 +20,10 @@ from tests.tiny.run import ROOT, environment
 from tests.tiny.tables import PICTURE, parquet, picture
 
 
-def shown(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[str]:
-    code = main(["show", *map(str, arguments)])
+def shown(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> list[str]:
+    ended = main(["show", *map(str, arguments)])
     out, err = capsys.readouterr()
-    assert code == 0, err
+    assert ended == code, err
     return out.splitlines()
 
 
@@ -48,7 +48,7 @@ def some_pictures(folder: Path) -> None:
 
 def test_rows_columns_lengths_sizes_and_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     some_pictures(tmp_path)
-    head, _, *table, _, prompts, images, first, second, wrong, reason = shown(capsys, tmp_path)
+    head, _, *table, _, prompts, images, first, second, wrong, reason = shown(capsys, tmp_path, code=1)
     assert head == f"{tmp_path}, split train: 5 rows"
     assert [line.split()[0] for line in table] == ["column", "prompt", "images", "n", "note"]
     assert table[1].split(maxsplit=3) == ["prompt", "text", "100", '%   "aaa"'] and table[4].split()[1:4] == ["text", "80", "%"]
@@ -87,7 +87,7 @@ def test_the_tokens_of_a_run_are_counted_as_its_encoder_counts_them(
 def test_the_sheet_has_a_tile_a_picture_and_a_cross_where_there_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     some_pictures(tmp_path)
     sheet = tmp_path / "sheet.png"
-    assert shown(capsys, tmp_path, "--sheet", sheet)[-1] == f"contact sheet: {sheet}, 5 pictures"
+    assert shown(capsys, tmp_path, "--sheet", sheet, code=1)[-1] == f"contact sheet: {sheet}, 5 pictures"
     whole = np.asarray(Image.open(sheet).convert("RGB"))
     green, blue = ((np.abs(whole.astype(int) - colour).sum(-1) < 20).sum() for colour in ((0, 128, 0), (0, 0, 255)))
     assert green == 2 * 160 * 120 and blue > 90 * 200 * 0.9
