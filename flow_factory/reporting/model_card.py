@@ -86,7 +86,8 @@ def model_card(what: Published) -> str:
     )  # fmt: skip
     kind = f"a LoRA of rank {config.model.lora_rank} for" if lora else "a fine-tuned"
     named = f"[{base}](https://huggingface.co/{base})" if known else f"`{Path(base).name}` (a folder)"
-    terms = f"The licence of the base model, `{licence}`, applies" if licence else "The licence of the base model applies, see there"
+    unknown = f"The licence of the base model, which is not known here{' (see its page)' if known else ''}, applies"
+    terms = f"The licence of the base model, `{licence}`, applies" if licence else unknown
     parts = [
         f"# {what.repo.partition('/')[2] if what.repo else (what.run or what.folder).name}",
         f"This is {kind} {named}, trained with `{config.train.trainer_type}` by Flow-Factory {__version__} (weights: {what.checkpoint}).",

@@ -68,6 +68,8 @@ class Run:
     gallery: Gallery = field(init=False)
     bar: Epochs = field(init=False)
     started: float = field(init=False)
+    began: int = field(init=False)
+    """The epochs done when this start of the run began."""
     save_started: float = field(init=False)
     """When the last checkpoint was started, in seconds of the monotonic clock."""
 
@@ -95,7 +97,7 @@ class Run:
     def train(self) -> None:
         """All epochs, with evaluations and checkpoints between them."""
         progress = self.context.progress
-        began = progress.epoch
+        self.began = progress.epoch
         self.started = self.save_started = time.monotonic()
         if self.main:
             self.announce()
@@ -105,12 +107,12 @@ class Run:
         floor = measure(self.trainer)
         if floor is not None and self.main:
             print_line(floor)
-        with self.context.interrupt.watching(), Epochs(self.context.config.train.max_epochs, began, self.main) as self.bar:
+        with self.context.interrupt.watching(), Epochs(self.context.config.train.max_epochs, self.began, self.main) as self.bar:
             try:
                 self.epochs()
             except UserError as error:
                 if error.everywhere or (isinstance(error, RowError) and self.context.accelerator.num_processes == 1):
-                    self.save_after_failure(began)
+                    self.save_after_failure(self.began)
                 raise
             except Interrupted as signal:
                 self.stop()

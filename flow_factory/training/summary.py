@@ -35,7 +35,7 @@ def summarise(run: Run) -> str:
     steps = next_steps(config, folder, last_one, best)
     title = f"{folder.name}: {counted(context.progress.epoch, 'epoch')} of {config.train.trainer_type}"
     first, last = ({k: v for k, v in m.items() if _shown(k, v)} for m in eval_metrics(metrics))
-    facts = [f"{(time.monotonic() - run.started) / 60:.1f} minutes on {_machines(context)}, evaluations included"]
+    facts = [f"{took(time.monotonic() - run.started, run.began if run.resumes else None)} on {_machines(context)}, evaluations included"]
     if last and run.evaluators:
         facts.append(f"evaluated on {tested(run.evaluators)}, each always from the same noise")
     facts += full_evaluation(metrics)
@@ -43,6 +43,12 @@ def summarise(run: Run) -> str:
     facts += alarm_facts(folder, context.progress.epoch)
     facts += nothing_learned(metrics, context.rewards.names)
     return write_summary(folder / "summary.md", title, (first, last), files, steps, facts, intervals(folder))
+
+
+def took(seconds: float, resumed_after: int | None) -> str:
+    """The time that this start of the run took; of a resumed run it says since which epoch."""
+    since = "" if resumed_after is None else f" since the resume after epoch {resumed_after}"
+    return f"{seconds / 60:.1f} minutes{since}"
 
 
 def _machines(context: TrainingContext) -> str:

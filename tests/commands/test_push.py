@@ -63,6 +63,16 @@ def test_the_call_of_a_card_is_one_that_the_stock_pipeline_takes(tmp_path: Path,
     assert guiders or {"guidance_scale", "true_cfg_scale"} & words.keys()
 
 
+def test_a_card_says_that_a_licence_is_not_known(tmp_path: Path) -> None:
+    """Of a folder there is no page to see; and what guidance/result.md says of it is so."""
+    config = load_config(write_run(tmp_path))
+    assert "base model, which is not known here, applies; the terms" in model_card(Published(config, tmp_path, None, "epoch_2", "me/it"))
+    config = load_config(write_run(tmp_path), ["model.model_name_or_path=me/base"])
+    assert "base model, which is not known here (see its page), applies" in model_card(
+        Published(config, tmp_path, None, "epoch_2", "me/it")
+    )
+
+
 def test_a_card_and_a_header_name_each_data_set_that_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # where `data`, the default of dataset_dir, is another data set
     config = load_config(write_two(tmp_path, [DATASETS[0], {key: value for key, value in DATASETS[1].items() if key != "train"}]))

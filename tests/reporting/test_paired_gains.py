@@ -10,6 +10,7 @@ import pytest
 from flow_factory.config import load_config
 from flow_factory.reporting.paired_gains import FILE, interval, intervals, keep_scores
 from flow_factory.training.next_steps import next_steps
+from flow_factory.training.summary import took
 from tests.tiny.run import ROOT, logged, tiny
 
 
@@ -22,6 +23,10 @@ def test_intervals_hold_the_true_change_as_often_as_they_say():
         low, high = interval(before.tolist(), after.tolist())
         hits += low < 0.2 < high
     assert 0.93 < hits / 2000 < 0.97
+
+
+def test_the_time_of_a_resumed_run_is_said_to_be_that_since_the_resume():
+    assert took(90, None) == "1.5 minutes" and took(90, 3) == "1.5 minutes since the resume after epoch 3"
 
 
 def test_pairs_without_both_scores_are_left_out():

@@ -92,6 +92,6 @@ def test_the_evaluation_at_the_end_takes_all_rows_and_the_others_are_compared_wi
     assert [s.prompt for s in shown] == [TEST[k] for k in kept[0]["rows"]] and all(s.media for s in shown), "those of before"
     other = tiny(tmp_path, *keys, "run_name=other", "train.max_epochs=1")
     other()
-    tiny(tmp_path, *keys, "run_name=other", "model.resume_path=auto")()
+    assert "minutes since the resume after epoch 1 on" in tiny(tmp_path, *keys, "run_name=other", "model.resume_path=auto")()
     again = [line for line in logged(other.folder) if "eval/rows" in line]
     assert again[-1] == lines[-1] and [line["eval/rows"] for line in again] == [2, 2, 2]
