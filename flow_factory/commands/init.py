@@ -99,7 +99,7 @@ def act(args: argparse.Namespace) -> int:
         copy([file for file in needed(name) if file.startswith("dataset/")], Path())
     with file_errors("--out", args.out, "name a file that can be written"):
         args.out.write_text(head + text, "utf-8")
-    print(f"written: {args.out}")
+    print(f"written: {args.out}, from the example {algorithm}/lora/{model.example}")
     if model.why:
         print(model.why)
     if keys:

@@ -13,6 +13,13 @@ from flow_factory.utils.errors import UserError
 KEYS = re.compile(r"^  (model_name_or_path|model_type): *(\S+)", re.MULTILINE)
 NEAR = 4
 """The number of near names that an error proposes."""
+DATED = re.compile(r"-\d{4}$")
+"""The year and the month of a checkpoint, which others of its family have too."""
+ELSE = "for which there is no example; copy a like one, and write model_type: diffusers"
+CONDITIONED = re.compile(r"_(?:i2|v2|edit)")
+"""In the name of an example whose prompts have pictures or videos."""
+OTHERS = ("canny", "control", "depth", "edit", "fill", "i2i", "i2v", "inpaint", "kontext", "layered", "redux", "v2v", "vace")
+"""In a repository's name, of a model of another kind than the family that the rest of the name is of."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +50,9 @@ def plain(name: str) -> str:
 
 
 def examples_of(algorithm: str, names: Sequence[str]) -> list[Known]:
-    """The examples with a LoRA, those with the shortest names first."""
+    """The examples with a LoRA: those of text alone first, and of them the shortest names."""
     found = []
-    for name in sorted(names, key=lambda name: (len(name), name)):
+    for name in sorted(names, key=lambda name: (CONDITIONED.search(name) is not None, len(name), name)):
         keys = dict(KEYS.findall((root() / f"examples/{algorithm}/lora/{name}.yaml").read_text("utf-8")))
         found.append(Known(name, keys["model_name_or_path"], MODELS.canonical(keys["model_type"])))
     return found
@@ -55,14 +62,19 @@ def meant_by(text: str, algorithm: str, known: Sequence[Known]) -> Meant:
     """The example for what a user calls a model.
 
     Raises:
-        UserError: there is none; with names that are near.
+        UserError: there is none; with names that are near. Or the text is a path, and no folder.
     """
-    for one in known:
+    from flow_factory.utils.hub import looks_local, require_source
+
+    folder = Path(text).expanduser()
+    path = "/" in text and looks_local(text)
+    if not folder.is_dir() and "/" in text:
+        require_source(text, "--model", "model_index.json", now=False)
+    for one in () if path else known:
         if plain(text) in (plain(one.name), plain(one.checkpoint), plain(one.checkpoint.rpartition("/")[2])):
             return Meant(one.name)
     if (kind := MODELS.canonical(text)) in MODELS.table:
         return Meant(_of_type(kind, text, algorithm, known).name)
-    folder = Path(text).expanduser()
     found = _type_of_folder(folder) if folder.is_dir() else _type_of_name(text, known) if "/" in text else None
     if found is None:
         raise UserError(f"--model: no example for {text!r}; {_near(text, known)}")
@@ -82,25 +94,28 @@ def _type_of_folder(folder: Path) -> str:
     """Raises:
     UserError: it is no pipeline, or one without an example.
     """
-    from flow_factory.utils.model_index import INDEX, read_json
+    from flow_factory.utils.model_index import INDEX, MODULAR, read_json
 
     if not (folder / INDEX).is_file():
+        if (folder / MODULAR).is_file():
+            raise UserError(f"--model: {folder} is a modular pipeline, {ELSE}")
         raise UserError(f"--model: {folder} has no {INDEX}; name the folder of a diffusers pipeline")
     made_for = str(read_json(folder / INDEX).get("_class_name"))
     kinds: Mapping[str, str] = {MODELS[name].pipeline.partition(":")[2]: name for name in reversed(list(MODELS))}
     if made_for not in kinds:
-        raise UserError(
-            f"--model: {folder} is a {made_for}, for which there is no example; copy a like one, and write model_type: diffusers"
-        )
+        raise UserError(f"--model: {folder} is a {made_for}, {ELSE}")
     return kinds[made_for]
 
 
 def _type_of_name(text: str, known: Sequence[Known]) -> str | None:
-    """The family whose longest name is part of a repository's name."""
+    """The family whose longest name is part of a repository's name; None too if the rest of it is of another kind of model."""
     repository = plain(text.rpartition("/")[2])
     names = {plain(name): name for name in MODELS.table if name != "diffusers"}
     names |= {plain(alias): kind for alias, kind in MODELS.aliases.items()} | {plain(one.name): one.model_type for one in known}
-    return names.get(max((name for name in names if name in repository and len(name) > 3), key=len, default=""))
+    names |= {plain(DATED.sub("", one.checkpoint.rpartition("/")[2])): one.model_type for one in known if DATED.search(one.checkpoint)}
+    name = max((name for name in names if name in repository and len(name) > 3), key=len, default="")
+    other = any(word in repository and word not in name for word in OTHERS)
+    return None if other else names.get(name)
 
 
 def _near(text: str, known: Sequence[Known]) -> str:

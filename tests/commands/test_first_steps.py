@@ -56,7 +56,8 @@ def test_what_is_written_fits_the_card(capsys: pytest.CaptureFixture[str], words
     Path("mine").mkdir()
     Path("mine/train.txt").write_text("a fox\n" * 64)
     assert main(["init", *words, "--gpu", str(gpu)]) == 0
-    assert f"go on with: ff-train run.yaml --check --gpu {gpu}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"go on with: ff-train run.yaml --check --gpu {gpu}" in said and "written: run.yaml, from the example " in said
     config = load_config("run.yaml")
     assert report(config, gpu)[1]
     assert (config.data.dataset_dir == "mine") == ("mine" in words) and Path(config.data.dataset_dir).is_dir()
@@ -69,6 +70,10 @@ def test_what_is_written_fits_the_card(capsys: pytest.CaptureFixture[str], words
     (["--algorithm", "ppo"], "--algorithm: 'ppo' is not one of"),
     (["--model", "stabilityai/stable-difusion-3.5-large"], "-difusion-3.5-large'; near are sd3_5"),
     (["--model", "flux", "--algorithm", "crd"], "--model: crd has no example for flux (flux1), but for sd3_5; take one, or --algorithm"),
+    (["--model", "Qwen/Qwen-Image-Layered"], "--model: no example for 'Qwen/Qwen-Image-Layered'; near are qwen_image"),
+    (["--model", "black-forest-labs/FLUX.1-Redux-dev"], "--model: no example for 'black-forest-labs/FLUX.1-Redux-dev'; near are flux1"),
+    (["--model", "/nonexistent/flux1"], "--model: '/nonexistent/flux1' is neither a folder nor a hub name"),
+    (["--model", "me/flux1 dev"], "--model: 'me/flux1 dev' is neither a folder nor a hub name"),
     (["--model", "."], "--model: . has no model_index.json; name the folder of a diffusers pipeline"),
     (["--data", "absent"], "--data: there is no absent"), (["--gpu", "0"], "--gpu: '0.0' is not a GPU size in GB"),
     (["--num_processes", "0"], "--num_processes: 0 is not a number of cards"), (["--out", "no/run.yaml"], "--out: there is no folder no"),
@@ -96,13 +101,27 @@ def test_a_terminal_is_asked_what_no_flag_says(monkeypatch: pytest.MonkeyPatch) 
     ("stabilityai/stable-diffusion-3.5-large", "sd3_5", "stabilityai/stable-diffusion-3.5-large"),
     ("me/flux1-kontext-anime", "flux1_kontext", "me/flux1-kontext-anime"), ("flux1-kontext", "flux1_kontext", None),
     ("wan2_t2v", "wan21_t2v", None), ("Wan-AI/Wan2.2-T2V-A14B-Diffusers", "wan22_t2v", None), ("qwen-image-2.1", "qwen_image_21", None),
-    ("Qwen/Qwen-Image", "qwen_image", "Qwen/Qwen-Image"), ("mine", "flux1", "mine"),
+    ("Qwen/Qwen-Image", "qwen_image", "Qwen/Qwen-Image"), ("Qwen/Qwen-Image-2512", "qwen_image", None),
+    ("Qwen/Qwen-Image-Edit-2509", "qwen_image_edit_plus", "Qwen/Qwen-Image-Edit-2509"),
+    ("qwen-image-edit-2511", "qwen_image_edit_plus", None),
+    ("black-forest-labs/FLUX.2-dev", "flux2_t2i", None), ("flux2", "flux2_t2i", None), ("Lightricks/LTX-2", "ltx2_t2av", None),
+    ("Qwen/Qwen-Image-2.1", "qwen_image_21", None), ("./flux1", "sd3_5", "./flux1"),
+    ("mine", "flux1", "mine"),
 ])  # fmt: skip
 def test_a_model_is_meant_by_any_of_its_names(text: str, example: str, checkpoint: str | None) -> None:
     Path("mine").mkdir()
     Path("mine/model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    Path("flux1").mkdir()  # a path is no name
+    Path("flux1/model_index.json").write_text('{"_class_name": "StableDiffusion3Pipeline"}')
     found = meant_by(text, "grpo", examples_of("grpo", init.known()["grpo"]))
     assert (found.example, found.checkpoint) == (example, checkpoint) and bool(found.why) == bool(checkpoint)
+
+
+def test_a_modular_pipeline_is_said_to_be_one(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("blocks").mkdir()
+    Path("blocks/modular_model_index.json").write_text("{}")
+    assert main(["init", "--model", "blocks"]) == 2
+    assert "--model: blocks is a modular pipeline, for which there is no example; copy a like one" in capsys.readouterr().err
 
 
 def test_every_type_of_an_example_is_a_name_of_it() -> None:
