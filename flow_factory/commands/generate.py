@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 from flow_factory.commands.data_show import many
 from flow_factory.commands.places import config_above, default_out, new_folder, out_path
 from flow_factory.commands.subcommands import entry_points, set_up_terminal
+from flow_factory.utils.counting import counted
 from flow_factory.utils.errors import UserError
 from flow_factory.utils.files import require_writable
+from flow_factory.utils.terminal import note
 
 if TYPE_CHECKING:
     from flow_factory.config import RunConfig
@@ -38,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     take_weights(p)
     p.add_argument("--prompts", nargs="+", required=True, metavar="TEXT|FILE", help="prompts, or .txt and .jsonl files")
     p.add_argument("--negative", metavar="TEXT", help="negative prompt of rows that have none")
+    p.add_argument("--max_rows", type=many, metavar="N", help="draw the first N prompts only")
     p.add_argument("--seeds", type=seeds, default=seeds("0-3"), metavar="N|N-M|N,M", help="seeds of the noise (default: 0-3)")
     p.add_argument("--config", type=Path, metavar="FILE", help="the run's YAML (default: config.yaml in the run's folder)")
     p.add_argument(
@@ -93,17 +96,22 @@ def act(args: argparse.Namespace) -> int:
     weights = weights_of(args.checkpoints, args.base)
     check_device(args.device)
     config = config_of(args.config, [path for path, _ in weights if path is not None], overrides_of(args))
-    rows = rows_of(args.prompts, args.negative)
+    if any(text.startswith("max_rows=") for text in args.set):
+        raise UserError("--set max_rows: it is for evaluations; write --max_rows N for the first N prompts")
+    rows = rows_of(args.prompts, args.negative)[: args.max_rows]
     usual, out = default_out("generated", weights, args.config), args.out
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out: {out} is not an empty folder; name another, or delete what is there")
     require_writable(out or usual.parent, "--out", "name a folder that can be written")
     from flow_factory.commands.generating import Job, draw
 
-    batch = args.batch or config.eval.per_device_batch_size
+    batch, count = args.batch or config.eval.per_device_batch_size, len(weights) * len(rows) * len(args.seeds)
+    note(
+        f"{count} to draw: {counted(len(rows), 'prompt')}, {counted(len(args.seeds), 'seed')}, weights: {', '.join(k for _, k in weights)}"
+    )
     with nullcontext(out) if out is not None else new_folder(usual) as out:
         sheet = draw(Job(config, weights, rows, args.seeds, batch, out, args.device, args.offload))
-    print(f"{len(weights) * len(rows) * len(args.seeds)} drawn: {out}; side by side: {sheet}")
+    print(f"{count} drawn: {out}; side by side: {sheet}")
     return 0
 
 

@@ -16,7 +16,10 @@ from flow_factory.reporting.pictures import contact_sheet
 from flow_factory.reporting.samples import words
 from flow_factory.types import Clip, Row, Sample
 from flow_factory.utils.errors import file_errors
-from flow_factory.utils.terminal import bar
+from flow_factory.utils.terminal import bar, note
+
+SHEET = 64
+"""The most lines of a contact sheet: viewers do not open very long images."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ def draw(job: Job) -> Path:
     section, pipeline = job.config.eval, StockPipeline(job.config, job.device, job.offload)
     conds = pipeline.encoded(job.rows, section)
     work = [(k, seed) for k in range(len(job.rows)) for seed in job.seeds]
-    drawn: dict[tuple[int, int], list[Sample]] = {pair: [] for pair in work}
+    columns = _columns(job)
+    shown: dict[tuple[int, int], list[Sample]] = {pair: [] for pair in work[: SHEET * columns // len(job.weights)]}
     for checkpoint, label in job.weights:
         pipeline.take(checkpoint)
         for some in bar(pipeline.batches(work, job.batch, lambda pair: conds[pair[0]]), label, "batch"):
@@ -51,10 +55,13 @@ def draw(job: Job) -> Path:
             rows = [job.rows[k] for k, _ in some]
             for (k, seed), media in zip(some, pipeline.draw(rows, [conds[k] for k, _ in some], section, noise), strict=True):
                 _write(job, label, job.rows[k], seed, media)
-                drawn[k, seed].append(Sample(f"{label}, seed {seed}: {job.rows[k].prompt}", media, {}))
+                if (k, seed) in shown:
+                    shown[k, seed].append(Sample(f"{label}, seed {seed}: {job.rows[k].prompt}", media, {}))
     sheet = job.out / "sheet.png"
+    if len(shown) < len(work):
+        note(f"{sheet} shows the first {len(shown)} of {len(work)} pairs of prompt and seed; there is a file for each sample")
     with file_errors("--out", sheet, "name a folder that can be written"):
-        contact_sheet([sample for samples in drawn.values() for sample in samples], columns=_columns(job)).save(sheet, "PNG")
+        contact_sheet([sample for samples in shown.values() for sample in samples], columns=columns).save(sheet, "PNG")
     return sheet
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from flow_factory.checkpoints.checkpoint import newest
-from flow_factory.commands import places
+from flow_factory.commands import generating, places
 from flow_factory.commands.generate import device_name, labels_of, main, rows_of, seeds
 from flow_factory.commands.places import new_folder
 from flow_factory.utils.errors import UserError
@@ -60,6 +60,7 @@ def test_prompts_are_texts_and_files(tmp_path: Path) -> None:
     (["--base", "--config", "tiny.yaml", "--prompts", "a", "--out", "data"], "--out: data is not an empty folder"),
     (["--base", "--config", "run/tiny.yaml", "--prompts", "a"], "run: start there, or write "),
     (["--base", "--config", "tiny.yaml", "--prompts", "x.txt"], "--prompts: x.txt is a folder; name a file in it"),
+    (["--base", "--config", "tiny.yaml", "--prompts", "a", "--set", "max_rows=4"], "write --max_rows N for the first N prompts"),
     (["--base", "--config", "tiny.yaml", "--prompts", "a", "--device", "xpu:7"], "--device: xpu:7: this machine has "),
 ])  # fmt: skip
 def test_what_cannot_be_drawn_is_a_line(
@@ -115,6 +116,21 @@ def test_commands_that_start_together_have_a_folder_each(tmp_path: Path) -> None
         raise UserError("stopped")
     assert (first, second) == (usual, tmp_path / "run" / "generated-a-2")
     assert [path.name for path in usual.parent.iterdir()] == ["generated-a-2"], "an empty one does not stay"
+
+
+def test_a_long_list_is_drawn_as_far_as_wanted_and_its_sheet_stays_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path)
+    monkeypatch.setattr(generating, "SHEET", 2)
+    words = ["--base", "--config", "tiny.yaml", "--prompts", "a", "b", "c", "d", "--seeds", "0", "--out", "out", "--device", "cpu"]
+    assert main([*words, "--max_rows", "3", "--set", "num_inference_steps=1"]) == 0
+    said = capsys.readouterr()
+    assert "3 to draw: 3 prompts, 1 seed, weights: base" in said.err and "3 drawn: out" in said.out
+    assert "shows the first 2 of 3 pairs of prompt and seed" in said.err and len(list(Path("out/base").iterdir())) == 3
+    short = Image.open("out/sheet.png").height
+    assert main([*words, "--max_rows", "2", "--set", "num_inference_steps=1", "--out", "whole"]) == 0
+    assert Image.open("whole/sheet.png").height == short and "shows the first" not in capsys.readouterr().err
 
 
 @pytest.mark.exhaustive
