@@ -127,14 +127,14 @@ def _data(keys: dict[str, Any], data: DataConfig | None, kind: type[UserError]) 
 
 
 def counter(model: str | None, config: RunConfig | None) -> Counter | None:
-    """The name of a checkpoint, and a function that counts its tokens.
+    """The name of a checkpoint, and a function that counts its tokens; None, with a note, if a config's checkpoint is not here yet.
 
     Raises:
-        UserError: its configs or tokenizers cannot be read.
+        UserError: the configs or tokenizers of `model` cannot be read.
     """
     if model is None and config is None:
         return None
-    from flow_factory.utils.terminal import quiet_libraries
+    from flow_factory.utils.terminal import note, quiet_libraries
 
     quiet_libraries()
     from flow_factory.models.tokens import token_counter
@@ -142,7 +142,13 @@ def counter(model: str | None, config: RunConfig | None) -> Counter | None:
     if config is None:
         return str(model), token_counter(str(model), None, {})
     name = model or config.model.model_name_or_path
-    return name, token_counter(name, config.model.model_type, config.train.call)
+    try:
+        return name, token_counter(name, config.model.model_type, config.train.call)
+    except UserError as error:
+        if model is not None:
+            raise
+        note(f"prompts are measured in characters alone: {str(error).removeprefix('--model: ')}")
+        return None
 
 
 def report(data: DataConfig, split: str, survey: Survey, some: Sequence[Row], media: Media, count: Counter | None) -> list[str]:

@@ -32,7 +32,8 @@ def memory_lines(config: RunConfig, gpu: float | None = None) -> tuple[list[str]
     summary, fits, card = verdict(parts, gpu)
     lines = [f"{p.gb:8.2f} GB  {p.name}{when(p)}" for p in parts if not p.host]
     lines += model.rewards.unknown
-    lines.append(f"{peak(parts):8.2f} GB  at the peak, estimated, of rewards only the weights; {summary}")
+    but = " without the rewards that are not counted" if model.rewards.unknown else ""
+    lines.append(f"{peak(parts):8.2f} GB  at the peak, estimated, of rewards only the weights; {summary}{but}")
     lines += main_memory_lines(config, parts, gpu is None)
     more = [] if peak(parts) < ROOM * card else larger(config, model, card)
     return [

@@ -1,6 +1,7 @@
 """`ff-data show`: what it says of a data set is so, and nothing of a data set breaks it."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from flow_factory.data.media import check_media
 from flow_factory.data.reader import read_rows
 from flow_factory.data.survey import Survey, spread
 from flow_factory.data.thumbnails import crossed, thumbnails
-from tests.tiny.run import ROOT, environment
+from tests.tiny.run import ROOT, environment, write_run
 from tests.tiny.tables import PICTURE, parquet, picture
 
 
@@ -81,6 +82,17 @@ def test_the_tokens_of_a_run_are_counted_as_its_encoder_counts_them(
     assert lines[-1] == "tokens: 4 to 9, median 8; assets/tiny-flux-shapes takes 10, which cuts 0 of 212"
     assert shown(capsys, "dataset/shapes", "--model", "assets/tiny-flux-shapes")[-1].startswith("tokens: 4 to 9, median 8; ")
     assert "'assets/none' is neither a folder" in refused(capsys, "dataset/shapes", "--model", "assets/none")
+
+
+def test_a_run_whose_model_is_not_here_yet_has_its_data_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "tiny.yaml"
+    text = write_run(tmp_path).read_text()
+    file.write_text(re.sub(r"(model_name_or_path:) .*", r"\1 owner/not-here-yet", text))
+    capsys.readouterr()
+    assert main(["show", str(file)]) == 0
+    out, err = capsys.readouterr()
+    assert "6 rows" in out and "characters" in out and "tokens" not in out
+    assert err.startswith("note: prompts are measured in characters alone: the hub name ") and err.count("\n") == 1
     assert refused(capsys, "README.yaml").startswith("error: README.yaml")
 
 

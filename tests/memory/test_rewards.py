@@ -60,7 +60,8 @@ def test_a_judge_decides_whether_a_run_fits_and_what_is_elsewhere_is_named(tmp_p
         lines, found = memory_lines(config, gpu=1.1)
         assert found == fits and any(line.endswith("GB  weights of the reward judge") for line in lines)
         assert "not counted: reward pickscore: yuvalkirstain/PickScore_v1 is not on this machine" in lines
-        assert any("at the peak, estimated, of rewards only the weights; " in line for line in lines)
+        (peak,) = (line for line in lines if "at the peak, estimated, of rewards only the weights; " in line)
+        assert peak.endswith(f"{'fits' if fits else 'does NOT fit'} a 1 GB GPU without the rewards that are not counted")
 
 
 def test_the_cache_of_this_machine_is_not_read() -> None:
