@@ -173,16 +173,15 @@ def run_errors(config: RunConfig) -> Iterator[None]:
 def result_of(checkpoint: Path, epochs: int, main: bool) -> TrainResult:
     """The result from the folder of a run. It is empty on other processes than the main one, which may still be writing."""
     from flow_factory.checkpoints.checkpoint import run_of
-    from flow_factory.reporting.paired_gains import intervals
-    from flow_factory.reporting.report import eval_metrics
+    from flow_factory.reporting.paired_gains import compare
 
     folder = run_of(checkpoint)
     if not (main and (folder / "metrics.jsonl").is_file()):
         return TrainResult(folder, checkpoint, epochs, {}, {}, {}, "")
-    before, after = eval_metrics(folder / "metrics.jsonl")
+    found = compare(folder)
     summary = folder / "summary.md"
     text = summary.read_text("utf-8") if summary.is_file() else ""
-    return TrainResult(folder, checkpoint, epochs, before, after, intervals(folder), text)
+    return TrainResult(folder, checkpoint, epochs, found.before, found.after, found.intervals, text)
 
 
 # -- arguments --------------------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,7 @@ from flow_factory.config.signature import SignatureError, parameters
 from flow_factory.models import MODELS
 from flow_factory.models.guiders import guiders_of
 from flow_factory.reporting.curves import plain
-from flow_factory.reporting.metrics import evaluations_in, read_metrics
-from flow_factory.reporting.paired_gains import intervals
+from flow_factory.reporting.paired_gains import Comparison, compare
 from flow_factory.reporting.report import markdown_table
 from flow_factory.utils.counting import counted
 from flow_factory.utils.hub import licence_of, looks_local
@@ -179,34 +178,27 @@ def _results(what: Published) -> list[str]:
     if what.run is None or not (what.run / "metrics.jsonl").is_file():
         return []
     parts = [f"## Curves\n\n![curves]({PICTURES[0]})"] if (what.folder / PICTURES[0]).is_file() else []
-    (first, before), (last, after), whole = _evaluations(what)
-    names = [name for name in sorted(after) if re.fullmatch(r"(.+/)?(reward_.+_mean|loss)", name)]
+    found = compare(what.run, until=what.last)
+    names = [name for name in sorted(found.after) if re.fullmatch(r"(.+/)?(reward_.+_mean|loss)", name)]
     if names:
-        ends = {n: f"{low:+.3f} to {high:+.3f}" for n, (low, high) in intervals(what.run).items()} if whole else {}
-        rows = [(plain(n), _number(before.get(n) if first < last else None), _number(after[n]), ends.get(n, "-")) for n in names]
+        ends = {n: f"{low:+.3f} to {high:+.3f}" for n, (low, high) in found.intervals.items()}
+        rows = [(plain(n), _number(found.before.get(n)), _number(found.after[n]), ends.get(n, "-")) for n in names]
         table = markdown_table(("evaluation", "before", "after", "95 % interval of the change"), rows)
-        parts.append(f"## Evaluation\n\n{table}\n\n{_protocol(what.config, after, (first, last))}")
+        parts.append(f"## Evaluation\n\n{table}\n\n{_protocol(what.config, found)}")
     if (what.folder / PICTURES[1]).is_file():
         parts.append(f"## Before and after\n\nThe same prompts and noise.\n\n![before and after]({PICTURES[1]})")
     return parts
 
 
-def _evaluations(what: Published) -> tuple[tuple[int, dict[str, float]], tuple[int, dict[str, float]], bool]:
-    """(epoch, metrics) of the first evaluation and of the last one up to the checkpoint; and whether the run made none after it."""
-    assert what.run is not None
-    found = evaluations_in(read_metrics(what.run / "metrics.jsonl")) or {0: {}}
-    steps = sorted(found)
-    last = max((step for step in steps if what.last is None or step <= what.last), default=steps[0])
-    return (steps[0], found[steps[0]]), (last, found[last]), last == steps[-1]
-
-
-def _protocol(config: RunConfig, after: Mapping[str, float], epochs: tuple[int, int]) -> str:
+def _protocol(config: RunConfig, found: Comparison) -> str:
     section = config.eval
-    rows = sum(int(value) for name, value in after.items() if re.fullmatch(r"(.+/)?rows", name))
+    rows = sum(int(value) for name, value in found.after.items() if re.fullmatch(r"(.+/)?rows", name))
     steps = f"{section.num_inference_steps} steps, guidance {section.guidance_scale:g}, {section.width} x {section.height} px"
+    first, last = found.steps or (0, 0)
+    note = f" {found.note[:1].upper()}{found.note[1:]}." if found.note else ""
     return (
         f"Protocol: {rows} test prompts, samples of each: {section.group_size}, always from the same noise (seed {config.eval_seed}), "
-        f"drawn by the stock diffusers pipeline in {steps}; before: epoch {epochs[0]}, after: epoch {epochs[1]}."
+        f"drawn by the stock diffusers pipeline in {steps}; before: epoch {first}, after: epoch {last}.{note}"
     )
 
 

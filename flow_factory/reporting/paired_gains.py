@@ -2,18 +2,22 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from flow_factory.reporting.metrics import read_metrics
+from flow_factory.reporting.metrics import evaluations_in, read_metrics, records_of
 
 FILE = "eval_scores.jsonl"
 SURE = 0.95
 """The confidence level of an interval."""
+Pair = tuple[float | None, float | None]
 
 
 def keep_scores(folder: Path, step: int, rows: Sequence[int], scores: Mapping[str, Sequence[float]], dataset: str = "") -> None:
@@ -28,6 +32,83 @@ def keep_scores(folder: Path, step: int, rows: Sequence[int], scores: Mapping[st
         file.write(json.dumps({"step": step, **of, "rows": list(rows), "scores": known}, allow_nan=False) + "\n")
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """The first evaluation of a run beside its last.
+
+    Where they did not take the same rows of a data set, the means of its rewards are those of the rows that both took, as `rows` is; of its
+    other metrics nothing is known before.
+
+    Attributes:
+        steps: epochs done at the two; the same where there was but one, and None without any.
+        before: metrics without `eval/`; empty where there was but one.
+        after: likewise.
+        intervals: metric of a reward -> the interval of its change, row by row, from the same noise.
+        common: data set, "" for the only one -> the number of rows that both took, where they did not take the same.
+    """
+
+    steps: tuple[int, int] | None
+    before: dict[str, float]
+    after: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    common: dict[str, int]
+
+    @property
+    def note(self) -> str:
+        """Which rows are compared, if the two did not take the same."""
+        each = [f"{name + ': ' if name else ''}{count}" for name, count in sorted(self.common.items()) if count]
+        known = [f"before and after are on {', '.join(each)} rows that both evaluated"] if each else []
+        lost = ["the first evaluation took other rows, so nothing is known of before"] if 0 in self.common.values() else []
+        return "; ".join(known + lost)
+
+
+def compare(folder: Path, records: Sequence[Mapping[str, Any]] | None = None, until: int | None = None) -> Comparison:
+    """The first evaluation in a run's metrics and the last one.
+
+    Args:
+        records: of its `metrics.jsonl`, if they are read.
+        until: no evaluation after this epoch, except that there is no other one.
+
+    Raises:
+        ValueError: a file of the run is damaged.
+    """
+    evaluations = evaluations_in(records_of(folder) if records is None else records)
+    steps = [step for step in sorted(evaluations) if until is None or step <= until] or sorted(evaluations)[:1]
+    if len(steps) < 2:
+        return Comparison((steps[0], steps[0]) if steps else None, {}, dict(evaluations[steps[0]]) if steps else {}, {}, {})
+    before, after = dict(evaluations[steps[0]]), dict(evaluations[steps[-1]])
+    kept = _kept(folder)
+    pairs = _pairs(kept.get(steps[0], {}), kept.get(steps[-1], {}))
+    common: dict[str, int] = {}
+    for within in [name.removesuffix("rows") for name in after if re.fullmatch("([^/]+/)?rows", name)]:
+        rewards = [name for name in after if re.fullmatch(f"{re.escape(within)}reward_.+_mean", name)]
+        of = {name: pairs[name] for name in rewards if name in pairs}
+        both = len(next(iter(of.values()), ()))
+        if not rewards or _same(before.get(f"{within}rows"), after[f"{within}rows"], both if of else None):
+            continue
+        common[within.removesuffix("/")] = both
+        _take(before, after, within, of, both)
+    ends = {name: interval([a for a, _ in its], [b for _, b in its]) for name, its in pairs.items()}
+    return Comparison((steps[0], steps[-1]), before, after, {name: its for name, its in ends.items() if its is not None}, common)
+
+
+def _same(before: float | None, after: float, both: int | None) -> bool:
+    """Whether two evaluations took the same rows, by their numbers; `both`: took by both, None where that was not kept."""
+    return before in (None, after) and both in (None, after)
+
+
+def _take(before: dict[str, float], after: dict[str, float], within: str, pairs: Mapping[str, Sequence[Pair]], both: int) -> None:
+    """Sets the metrics of a data set to those of the rows that both evaluations took."""
+    for name in [name for name in before if name.startswith(within)]:
+        del before[name]
+    for name, its in pairs.items():
+        known = [(a, b) for a, b in its if a is not None and b is not None]
+        if known:
+            before[name], after[name] = fmean(a for a, _ in known), fmean(b for _, b in known)
+    if both:
+        before[f"{within}rows"] = after[f"{within}rows"] = both
+
+
 def intervals(folder: Path) -> dict[str, tuple[float, float]]:
     """Metric of a reward, without `eval/` -> the interval of its change from the run's first evaluation to its last.
 
@@ -35,19 +116,24 @@ def intervals(folder: Path) -> dict[str, tuple[float, float]]:
 
     Of the rows that both took. Empty where one of the two was not kept; without the rewards that scored fewer than two rows both times.
     """
-    steps = [r["step"] for r in read_metrics(folder / "metrics.jsonl") if any(k.startswith("eval/") for k in r)]
+    return compare(folder).intervals
+
+
+def _kept(folder: Path) -> dict[int, dict[str, dict[int, float | None]]]:
+    """The scores of each evaluation, by metric and row."""
     file = folder / FILE
     kept: dict[int, dict[str, dict[int, float | None]]] = {}
     for record in read_metrics(file) if file.is_file() else ():
         kept.setdefault(record["step"], {}).update(_by_row(record))
-    if not steps or min(steps) == max(steps) or not {min(steps), max(steps)} <= kept.keys():
-        return {}
-    first, last = kept[min(steps)], kept[max(steps)]
-    found = {}
-    for name in first.keys() & last.keys():
-        both = sorted(first[name].keys() & last[name].keys())
-        found[name] = interval([first[name][row] for row in both], [last[name][row] for row in both])
-    return {name: ends for name, ends in found.items() if ends is not None}
+    return kept
+
+
+def _pairs(first: Mapping[str, Mapping[int, float | None]], last: Mapping[str, Mapping[int, float | None]]) -> dict[str, list[Pair]]:
+    """The scores before and after of each metric, of the rows that both took."""
+    return {
+        name: [(first[name][row], last[name][row]) for row in sorted(first[name].keys() & last[name].keys())]
+        for name in first.keys() & last.keys()
+    }
 
 
 def _by_row(record: Mapping[str, Any]) -> dict[str, dict[int, float | None]]:

@@ -3,10 +3,9 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from flow_factory.reporting.curves import plain
-from flow_factory.reporting.metrics import evaluations_in, read_metrics
+from flow_factory.reporting.metrics import read_metrics
 from flow_factory.reporting.pictures import before_after_sheet, contact_sheet
 from flow_factory.types import Sample
 
@@ -30,18 +29,6 @@ def save_before_after(
 
 
 _FULL_ROWS = r"eval_full/([^/]+/)?rows"
-
-
-def eval_metrics(metrics_jsonl: Path) -> tuple[dict[str, float], dict[str, float]]:
-    """The metrics of the first and of the last evaluation, `eval/` taken off their names; the first is empty where there was but one."""
-    return first_and_last(read_metrics(metrics_jsonl))
-
-
-def first_and_last(records: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, float]]:
-    """`eval_metrics` of records that were read."""
-    evaluations = evaluations_in(records)
-    order = sorted(evaluations)
-    return (evaluations[order[0]] if len(order) > 1 else {}, evaluations[order[-1]] if order else {})
 
 
 def full_evaluation(metrics_jsonl: Path) -> list[str]:
@@ -79,11 +66,11 @@ def write_summary(
     """Writes the summary (Markdown that reads well as plain text) and returns it.
 
     Args:
-        evaluations: first and last, see `eval_metrics`.
+        evaluations: first and last, see `paired_gains.compare`.
         files: label -> path; only those that exist are named.
         next_steps: what one may want -> the command for it.
         facts: further lines under the title, such as the time it took.
-        intervals: of the change, by metric, see `paired_gains.intervals`.
+        intervals: of the change, by metric, see `paired_gains.compare`.
     """
     parts = [f"# {title}", *(["\n".join(f"- {fact}" for fact in facts)] if facts else [])]
     first, last = evaluations

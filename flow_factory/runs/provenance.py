@@ -10,7 +10,7 @@ from flow_factory.config import DataConfig, RunConfig
 from flow_factory.config.datasets import trained_on
 from flow_factory.data.sources import has_split, open_split
 from flow_factory.reporting.metrics import records_of
-from flow_factory.reporting.report import first_and_last
+from flow_factory.reporting.paired_gains import compare
 from flow_factory.utils.errors import UserError
 
 PROMPTS = 3
@@ -55,8 +55,10 @@ def _prompts_of(data: DataConfig) -> list[str]:
 def _evaluation(folder: Path | None) -> dict[str, Any]:
     """Each metric of the first and of the last evaluation, and the trained rewards at the first, the best and the last step."""
     records = [] if folder is None else records_of(folder)
-    before, after = first_and_last(records)
-    found: dict[str, Any] = {name: [before.get(name), after[name]] for name in sorted(after) if name.endswith("_mean")}
+    found: dict[str, Any] = {}
+    if folder is not None:
+        ends = compare(folder, records)
+        found |= {name: [ends.before.get(name), ends.after[name]] for name in sorted(ends.after) if name.endswith("_mean")}
     means = [[r["step"], r["train/reward_mean"]] for r in records if r.get("train/reward_mean") is not None]
     if means:
         found["train/reward_mean"] = [means[0], max(means, key=lambda pair: pair[1]), means[-1]]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from flow_factory.reporting.alarms import alarm_facts
 from flow_factory.reporting.page.write import FILE as REPORT
-from flow_factory.reporting.paired_gains import intervals
-from flow_factory.reporting.report import eval_metrics, full_evaluation, nothing_learned, write_summary
+from flow_factory.reporting.paired_gains import compare
+from flow_factory.reporting.report import full_evaluation, nothing_learned, write_summary
 from flow_factory.training.banner import tested
 from flow_factory.training.next_steps import next_steps
 from flow_factory.utils.counting import counted
@@ -34,15 +34,17 @@ def summarise(run: Run) -> str:
     }  # fmt: skip
     steps = next_steps(config, folder, last_one, best)
     title = f"{folder.name}: {counted(context.progress.epoch, 'epoch')} of {config.train.trainer_type}"
-    first, last = ({k: v for k, v in m.items() if _shown(k, v)} for m in eval_metrics(metrics))
+    found = compare(folder)
+    first, last = ({k: v for k, v in m.items() if _shown(k, v)} for m in (found.before, found.after))
     facts = [f"{took(time.monotonic() - run.started, run.began if run.resumes else None)} on {_machines(context)}, evaluations included"]
     if last and run.evaluators:
         facts.append(f"evaluated on {tested(run.evaluators)}, each always from the same noise")
+    facts += [found.note] if found.note else []
     facts += full_evaluation(metrics)
     facts += run.interventions.facts()
     facts += alarm_facts(folder, context.progress.epoch)
     facts += nothing_learned(metrics, context.rewards.names)
-    return write_summary(folder / "summary.md", title, (first, last), files, steps, facts, intervals(folder))
+    return write_summary(folder / "summary.md", title, (first, last), files, steps, facts, found.intervals)
 
 
 def took(seconds: float, resumed_after: int | None) -> str:

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 from flow_factory.config import load_config
-from flow_factory.reporting.paired_gains import FILE, interval, intervals, keep_scores
+from flow_factory.reporting.model_card import Published, model_card
+from flow_factory.reporting.page.write import page_of
+from flow_factory.reporting.paired_gains import FILE, compare, interval, intervals, keep_scores
+from flow_factory.runs.provenance import provenance
 from flow_factory.training.next_steps import next_steps
 from flow_factory.training.summary import took
-from tests.tiny.run import ROOT, logged, tiny
+from tests.tiny.run import ROOT, logged, tiny, write_run
 
 
 def test_intervals_hold_the_true_change_as_often_as_they_say():
@@ -23,6 +26,47 @@ def test_intervals_hold_the_true_change_as_often_as_they_say():
         low, high = interval(before.tolist(), after.tolist())
         hits += low < 0.2 < high
     assert 0.93 < hits / 2000 < 0.97
+
+
+def evaluated(folder: Path, *evaluations: tuple[int, range, list[float]]) -> Path:
+    """A run's folder with these evaluations: (epoch, rows, the score of each)."""
+    folder.mkdir(exist_ok=True)
+    with (folder / "metrics.jsonl").open("w") as file:
+        for step, rows, scores in evaluations:
+            mean = {"eval/rows": len(rows), "eval/reward_a_mean": float(np.mean(scores)), "eval/reward_mean": 1.0, "eval/loss": 1.0}
+            file.write(json.dumps({"step": step, **mean}) + "\n")
+            keep_scores(folder, step, rows, {"a": scores})
+    return folder
+
+
+def test_evaluations_of_other_rows_are_compared_on_those_that_both_took(tmp_path):
+    """A run that went on with another `eval.max_rows`: in the summary, the card, the header of the weights and the page alike."""
+    folder = evaluated(tmp_path / "run", (0, range(2), [0.0, 0.5]), (2, range(4), [0.5, 0.75, 0.0, 0.0]))
+    found = compare(folder)
+    assert (found.before["reward_a_mean"], found.after["reward_a_mean"]) == (0.25, 0.625)
+    low, high = found.intervals["reward_a_mean"]
+    assert (low + high) / 2 == pytest.approx(0.375) and found.common == {"": 2} and found.after["rows"] == 2
+    assert "loss" not in found.before and "reward_mean" not in found.before, "the rows of these are not kept"
+    assert found.note == "before and after are on 2 rows that both evaluated"
+    page = page_of(folder)
+    assert found.note in page and ">0.25<" in page and ">0.625<" in page
+    (folder / "config.yaml").write_text("")
+    config = load_config(write_run(tmp_path))
+    card = model_card(Published(config, tmp_path, folder, "epoch_2", "me/it"))
+    assert "Protocol: 2 test prompts" in card and "Before and after are on 2 rows" in card and "0.25 | 0.625 |" in " ".join(card.split())
+    assert json.loads(provenance(config, folder, "epoch_2")["flow_factory"])["evaluation"]["reward_a_mean"] == [0.25, 0.625]
+    (folder / FILE).unlink()
+    found = compare(folder)
+    assert (found.before, found.after["reward_a_mean"]) == ({}, 0.3125) and "nothing is known of before" in found.note
+
+
+def test_evaluations_of_the_same_rows_are_compared_as_they_are(tmp_path):
+    """An evaluation of all rows at the end has its scores kept of more rows than its usual metrics are of."""
+    folder = evaluated(tmp_path / "run", (0, range(2), [0.0, 0.5]), (2, range(2), [0.5, 0.75]))
+    keep_scores(folder, 2, range(4), {"a": [0.5, 0.75, 0.0, 0.0]})
+    found = compare(folder)
+    assert (found.before["reward_a_mean"], found.after["reward_a_mean"]) == (0.25, 0.625) and found.before["loss"] == 1
+    assert not found.note and compare(folder, until=1).before == {}
 
 
 def test_the_time_of_a_resumed_run_is_said_to_be_that_since_the_resume():

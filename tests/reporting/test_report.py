@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from flow_factory.reporting.curves import _smooth, plot_curves
+from flow_factory.reporting.paired_gains import compare
 from flow_factory.reporting.pictures import (
     FELL,
     GAP,
@@ -26,7 +27,7 @@ from flow_factory.reporting.pictures import (
     excerpt,
     still,
 )
-from flow_factory.reporting.report import eval_metrics, save_before_after, save_grid, write_summary
+from flow_factory.reporting.report import save_before_after, save_grid, write_summary
 from flow_factory.types import Clip, Sample
 from tests.tiny.videos import clip
 
@@ -231,6 +232,11 @@ def test_smoothing_keeps_a_straight_line():
         assert len(where) == left and np.allclose(mean, 2 + 0.1 * where)
 
 
+def ends_of(folder):
+    found = compare(folder)
+    return found.before, found.after
+
+
 def test_the_summary_compares_first_and_last_evaluation(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(
         '{"step": 0, "eval/reward_shapes_mean": 0.25}\n{"step": 1, "train/ratio": 1}\n{"step": 5, "eval/reward_shapes_mean": 0.4}\n'
@@ -238,9 +244,7 @@ def test_the_summary_compares_first_and_last_evaluation(tmp_path):
     )
     (tmp_path / "lora").mkdir()
     files = {"LoRA": tmp_path / "lora", "gone": tmp_path / "gone"}
-    text = write_summary(
-        tmp_path / "out" / "summary.md", "run", eval_metrics(tmp_path / "metrics.jsonl"), files, {"train on": "ff-train x.yaml"}, ["2 min"]
-    )
+    text = write_summary(tmp_path / "out" / "summary.md", "run", ends_of(tmp_path), files, {"train on": "ff-train x.yaml"}, ["2 min"])
     assert text == (tmp_path / "out" / "summary.md").read_text()
     assert "| reward shapes |   0.25 |  0.75 |   +0.5 |" in text and "| reward ocr    |      - |   0.5 |      - |" in text
     assert f"- LoRA: {tmp_path / 'lora'}" in text and "gone" not in text and "ff-train x.yaml" in text and "- 2 min" in text
@@ -248,6 +252,6 @@ def test_the_summary_compares_first_and_last_evaluation(tmp_path):
 
 def test_one_evaluation_has_no_before(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 0, "eval/a": 0.25}\n')
-    assert eval_metrics(tmp_path / "metrics.jsonl") == ({}, {"a": 0.25})
+    assert ends_of(tmp_path) == ({}, {"a": 0.25})
     (tmp_path / "metrics.jsonl").write_text('{"step": 0, "train/a": 0.25}\n')
-    assert "No evaluation" in write_summary(tmp_path / "s.md", "run", eval_metrics(tmp_path / "metrics.jsonl"), {}, {})
+    assert "No evaluation" in write_summary(tmp_path / "s.md", "run", ends_of(tmp_path), {}, {})

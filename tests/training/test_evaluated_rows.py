@@ -95,3 +95,18 @@ def test_the_evaluation_at_the_end_takes_all_rows_and_the_others_are_compared_wi
     assert "minutes since the resume after epoch 1 on" in tiny(tmp_path, *keys, "run_name=other", "model.resume_path=auto")()
     again = [line for line in logged(other.folder) if "eval/rows" in line]
     assert again[-1] == lines[-1] and [line["eval/rows"] for line in again] == [2, 2, 2]
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_with_more_rows_is_compared_on_those_of_before(tmp_path: Path) -> None:
+    keys = ("log.save_model_only=false", "log.save_freq=1")
+    run = tiny(tmp_path, *TWO, *keys, "train.max_epochs=1")
+    run()
+    text = tiny(tmp_path, *keys, "model.resume_path=auto")()
+    kept = [json.loads(line) for line in (run.folder / FILE).read_text().splitlines()]
+    first, last = (dict(zip(its["rows"], its["scores"]["size"], strict=True)) for its in (kept[0], kept[-1]))
+    assert (len(first), len(last)) == (2, len(TEST))
+    before, after = (sum(its[row] for row in first) / 2 for its in (first, last))
+    assert "before and after are on 2 rows that both evaluated" in text
+    cells = [cell.strip() for line in text.splitlines() if line.startswith("| reward size ") for cell in line.split("|")]
+    assert cells[2:5] == [f"{before:.4g}", f"{after:.4g}", f"{after - before:+.3g}"]

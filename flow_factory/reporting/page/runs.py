@@ -14,14 +14,15 @@ from flow_factory.config import ConfigError
 from flow_factory.config.base import show
 from flow_factory.config.changed import flattened
 from flow_factory.config.text import read_foreign
-from flow_factory.reporting.metrics import read_metrics, records_of
+from flow_factory.reporting.metrics import records_of
 from flow_factory.reporting.page import store
 from flow_factory.reporting.page.html import rows_of
 from flow_factory.reporting.page.selection import Card, cards_of
 from flow_factory.reporting.page.series import charts
 from flow_factory.reporting.page.store import Evaluation
 from flow_factory.reporting.page.write import epochs_in, state
-from flow_factory.reporting.report import first_and_last
+from flow_factory.reporting.paired_gains import FILE as SCORES
+from flow_factory.reporting.paired_gains import compare
 
 LOCK, LOCKS = ".lock", Path("/proc/locks")
 DEEPEST, MOST = 3, 2000
@@ -74,7 +75,7 @@ def listed(name: str, folder: Path) -> Listed:
     file, running = folder / "metrics.jsonl", is_running(folder)
     changed = file.stat().st_mtime if file.is_file() else folder.stat().st_mtime
     try:
-        step, results = _ends(file, *_version(file)) if file.is_file() else (0, [])
+        step, results = _ends(folder, _version(file), _version(folder / SCORES)) if file.is_file() else (0, [])
         config = settings_of(folder)
         return Listed(name, state(step, store.about(folder).epochs, running), running, changed, config, results)
     except (ValueError, ConfigError) as error:
@@ -82,15 +83,20 @@ def listed(name: str, folder: Path) -> Listed:
 
 
 @lru_cache(MOST)
-def _ends(file: Path, modified: int, size: int) -> tuple[int, list[dict[str, Any]]]:
-    """(epochs done, results) of a file as it is now."""
-    records = read_metrics(file)
-    return epochs_in(records), rows_of(*first_and_last(records), {})
+def _ends(folder: Path, metrics: tuple[int, int], scores: tuple[int, int]) -> tuple[int, list[dict[str, Any]]]:
+    """(epochs done, results) of a run whose files have these versions."""
+    records = records_of(folder)
+    return epochs_in(records), _results(folder, records)
+
+
+def _results(folder: Path, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    found = compare(folder, records)
+    return rows_of(found.before, found.after, {})
 
 
 def _version(file: Path) -> tuple[int, int]:
-    found = file.stat()
-    return found.st_mtime_ns, found.st_size
+    found = file.stat() if file.is_file() else None
+    return (found.st_mtime_ns, found.st_size) if found else (0, 0)
 
 
 def settings_of(folder: Path) -> dict[str, str]:
@@ -153,7 +159,7 @@ def differences(chosen: Mapping[str, Path]) -> list[tuple[str, list[str]]]:
 
 def results_of(chosen: Mapping[str, Path]) -> list[tuple[str, list[Mapping[str, Any] | None]]]:
     """(metric, its row in each run, or None)."""
-    each = [{row["name"]: row for row in rows_of(*first_and_last(records_of(folder)), {})} for folder in chosen.values()]
+    each = [{row["name"]: row for row in _results(folder, records_of(folder))} for folder in chosen.values()]
     return [(name, [rows.get(name) for rows in each]) for name in dict.fromkeys(name for rows in each for name in rows)]
 
 

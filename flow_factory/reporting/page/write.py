@@ -9,8 +9,7 @@ from flow_factory.reporting.page import store
 from flow_factory.reporting.page.html import render, rows_of
 from flow_factory.reporting.page.selection import select
 from flow_factory.reporting.page.series import charts
-from flow_factory.reporting.paired_gains import intervals
-from flow_factory.reporting.report import first_and_last
+from flow_factory.reporting.paired_gains import compare
 from flow_factory.utils.files import replace_text
 
 FILE = "report.html"
@@ -37,10 +36,11 @@ def page_of(folder: Path, live: str = "", running: bool = False) -> str:
     """
     records = records_of(folder)
     about, pictures = store.about(folder), select(folder)
-    results = rows_of(*first_and_last(records), intervals(folder)) if records else []
+    found = compare(folder, records)
     return render(
         "report.html.jinja", {"charts": charts(records), "live": live, "stamp": stamp(folder)}, live,
-        name=folder.name, about=about, results=results, pictures=pictures, remarks=store.remarks(folder)[::-1],
+        name=folder.name, about=about, results=rows_of(found.before, found.after, found.intervals), compared=found.note,
+        pictures=pictures, remarks=store.remarks(folder)[::-1],
         state=state(epochs_in(records), about.epochs, running), written=time.time(),
     )  # fmt: skip
 
