@@ -48,7 +48,7 @@ class TrainResult:
     before: Mapping[str, float]
     """The metrics of the first evaluation, such as `reward_PickScore_mean`; empty with fewer than two evaluations."""
     after: Mapping[str, float]
-    """The metrics of the last evaluation."""
+    """The metrics of the last evaluation. If the two took different rows, rewards are of those that both took, as in the summary."""
     intervals: Mapping[str, tuple[float, float]]
     """Metric -> the 95 % interval of its change, over the pairs of prompt and noise."""
     summary: str
