@@ -36,6 +36,8 @@ def _tree(config: RunConfig) -> dict[str, Any]:
     for name, section in sections(type(config.train)).items():
         _spread(tree[name], section)
     _alone_or_several(tree["data"])
+    if "test_split" not in config.data.model_fields_set:
+        tree["data"].pop("test_split", None)  # where it is written, a table without this split is refused
     for name in ("train", "eval"):
         if tree[name]["resolution"] == [tree[name]["height"], tree[name]["width"]]:
             del tree[name]["height"], tree[name]["width"]

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from flow_factory.checkpoints.checkpoint import (
@@ -140,7 +141,7 @@ def find_start(config: RunConfig, choice: Choice | None = None, sketch: ModelAda
     path = (choice or choose(config)).path
     if given is None:
         if folder is not None and holds_run(folder):
-            raise UserError(f"{folder} holds a run already: choose another run_name, or resume with model.resume_path={folder}")
+            raise UserError(f"{folder} holds a run already: choose another run_name, or resume with {_by(folder)}")
         return Start(folder)
     if given == AUTO:
         assert folder is not None
@@ -226,7 +227,7 @@ def _require_other(folder: Path, path: Path) -> None:
     UserError: always: the folder has a run already, which cannot continue from this checkpoint.
     """
     if folder.resolve() not in (path.resolve(), *path.resolve().parents):
-        raise UserError(f"{folder} holds a run already: choose another run_name, or resume with model.resume_path={folder}")
+        raise UserError(f"{folder} holds a run already: choose another run_name, or resume with {_by(folder)}")
     if absolute(path).parent.name.startswith(("abandoned-", ".abandoned-")):
         raise UserError(f"{path} was set aside when {folder} was resumed from an earlier one: choose another run_name to resume from it")
     raise UserError(_weights_only(folder, path))
@@ -235,8 +236,12 @@ def _require_other(folder: Path, path: Path) -> None:
 def _weights_only(folder: Path, path: Path) -> str:
     return (
         f"{folder} cannot go on from {path}: of it weights are loaded, and no training state (log.save_model_only: true); "
-        f"choose another run_name to start anew from these weights, with model.resume_path={path}"
+        f"choose another run_name to start anew from these weights, with {_by(path)}"
     )
+
+
+def _by(path: Path) -> str:
+    return quote(f"model.resume_path={path}")
 
 
 def _same(one: Path, other: Path) -> bool:

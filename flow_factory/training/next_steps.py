@@ -1,12 +1,26 @@
-"""Commands that are useful after a run."""
+"""Commands that are useful after a run, or that resume it."""
 
 from pathlib import Path
 from shlex import quote
 
 from flow_factory.config import RunConfig
+from flow_factory.config.source import assignment
+from flow_factory.rewards import GIVEN
 
 MODELS = {"flux1": "FLUX.1-dev", "sd3_5": "Stable Diffusion 3.5"}
 """Models of full-size examples. The first one that has the algorithm is proposed."""
+
+
+def resume_command(config: RunConfig, folder: Path) -> str:
+    """The command that resumes a run from its last training state, with the run's own config: overrides of its start are in no other.
+
+    No command finds a function that was handed to `flow_factory.train`; of such a run it is the override alone.
+    """
+    resume = assignment("model.resume_path", str(folder))
+    if any(reward.reward_model.startswith(GIVEN) for reward in (*config.rewards, *(config.eval_rewards or ()))):
+        return resume
+    state = ["model.resume_type=null"] if config.model.resume_type in ("lora", "full") else []
+    return " ".join(map(quote, ("ff-train", str(folder / "config.yaml"), resume, *state)))
 
 
 def next_steps(config: RunConfig, folder: Path, checkpoint: Path, best: Path | None = None) -> dict[str, str]:

@@ -23,6 +23,7 @@ from flow_factory.training.banner import aligned, banner
 from flow_factory.training.context import TrainingContext
 from flow_factory.training.evaluation import Evaluator
 from flow_factory.training.interventions import Interventions
+from flow_factory.training.next_steps import resume_command
 from flow_factory.training.publishing import publish
 from flow_factory.training.replay_error import measure
 from flow_factory.training.run_evaluation import evaluate
@@ -116,7 +117,8 @@ class Run:
                 raise
             except Interrupted as signal:
                 self.stop()
-                logger.warning("%s: stopped before epoch %d; resume with model.resume_path=%s", signal, progress.epoch + 1, self.folder)
+                command = resume_command(self.context.config, self.folder)
+                logger.warning("%s: stopped before epoch %d; resume with: %s", signal, progress.epoch + 1, command)
                 raise
 
     def announce(self) -> None:
@@ -179,7 +181,8 @@ class Run:
         elif self.context.progress.epoch > began:
             self.save(state=True)
             self.saver.wait()
-            logger.warning("the state after epoch %d is saved; resume with model.resume_path=%s", self.context.progress.epoch, self.folder)
+            command = resume_command(self.context.config, self.folder)
+            logger.warning("the state after epoch %d is saved; resume with: %s", self.context.progress.epoch, command)
 
     def report(self, metrics: dict[str, float]) -> None:
         """Logs and prints the metrics of an epoch."""

@@ -51,7 +51,8 @@ def test_sigterm_stops_a_run_with_its_own_code(tmp_path: Path) -> None:
     write_run(tmp_path)
     done = ff_train("tiny.yaml", cwd=tmp_path, killed="flow_factory.models.base:ModelAdapter.sample 6 SIGTERM")
     assert done.returncode == 130, done.stderr
-    assert f"SIGTERM: stopped before epoch 2; resume with model.resume_path={tmp_path}/save/run\n" in done.stderr
+    command = f"ff-train {tmp_path}/save/run/config.yaml model.resume_path={tmp_path}/save/run"
+    assert f"SIGTERM: stopped before epoch 2; resume with: {command}\n" in done.stderr
     assert (tmp_path / "save/run/checkpoints/epoch_1/state/progress.json").is_file()
 
 

@@ -43,7 +43,7 @@ def test_a_dump_lists_every_key(load):
     tree["optimizers"], tree["monitor"] = NetworkConfig.own_keys(), WatchConfig.own_keys()  # lists that are empty here
     for name, (schema, *_) in SECTIONS.items():
         held = tree if name == "run" else tree["rewards"][0] if name == "rewards" else tree[name]
-        assert set(schema.own_keys()) - set(held) <= {"height", "width"}
+        assert set(schema.own_keys()) - set(held) <= {"height", "width", "test_split"}
 
 
 def test_defaults_follow_other_keys(load):
@@ -108,6 +108,14 @@ def test_overrides_win_and_are_read_as_yaml(load):
     assert config.rewards[0].weight == 2
     assert (config.train.call, config.eval.call) == ({"max_sequence_length": 10}, {"max_sequence_length": 20})
     assert config.train.max_epochs is None
+
+
+def test_a_runs_own_config_names_no_test_split_that_nobody_named(load):
+    """A table without the split that is named is refused: a resumed run would be."""
+    for overrides, named in (((), False), (("data.test_split=test",), True), (("data.test_split=validation",), True)):
+        config = load(GOOD, *overrides)
+        again = load(dump_config(config))
+        assert again == config and ("test_split" in again.data.model_fields_set) == named
 
 
 @pytest.mark.parametrize(

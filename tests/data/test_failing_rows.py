@@ -76,7 +76,7 @@ def test_a_row_that_cannot_be_drawn_is_named_and_the_state_is_kept(
     with pytest.raises(RowError, match=r"data/train.jsonl:5: ChromaPipeline cannot draw this row: out of range"):
         run()
     assert (run.folder / "checkpoints" / "epoch_1" / "state" / "progress.json").is_file()
-    assert f"the state after epoch 1 is saved; resume with model.resume_path={run.folder}" in caplog.text
+    assert f"the state after epoch 1 is saved; resume with: ff-train {run.folder}/config.yaml model.resume_path={run.folder}" in caplog.text
 
 
 def test_an_error_of_the_programs_own_is_no_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ def test_a_process_that_fails_is_shown_once(tmp_path: Path, reward: str) -> None
     assert "Traceback" not in done.stderr and "another process" not in done.stderr, done.stderr
     kept = [tmp_path / "save/run/checkpoints/epoch_1/state/progress.json"] if reward == "Leaves" else []
     assert list(tmp_path.glob("save/run/checkpoints/*/state/progress.json")) == kept
-    assert done.stderr.count("the state after epoch 1 is saved; resume with model.resume_path=") == len(kept)
+    assert done.stderr.count("the state after epoch 1 is saved; resume with: ff-train ") == len(kept)
 
 
 def test_what_all_processes_find_wrong_is_said_once(tmp_path: Path) -> None:

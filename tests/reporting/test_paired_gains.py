@@ -12,7 +12,7 @@ from flow_factory.reporting.model_card import Published, model_card
 from flow_factory.reporting.page.write import page_of
 from flow_factory.reporting.paired_gains import FILE, compare, interval, intervals, keep_scores
 from flow_factory.runs.provenance import provenance
-from flow_factory.training.next_steps import next_steps
+from flow_factory.training.next_steps import next_steps, resume_command
 from flow_factory.training.summary import took
 from tests.tiny.run import ROOT, logged, tiny, write_run
 
@@ -114,5 +114,11 @@ def test_the_quick_start_goes_on_with_its_own_algorithm(algorithm, example, tmp_
     assert train_on[0] == "train on from the best weights" and f"model.resume_path={best} " in train_on[1]
     spaced = next_steps(load_config(name), Path("my runs/a"), Path("my runs/a/checkpoints/epoch_1"))
     assert next(iter(spaced.values())) == "ff-eval 'my runs/a' --base"
+    resumed = resume_command(load_config(name), Path("my runs/a"))
+    assert resumed == "ff-train 'my runs/a/config.yaml' 'model.resume_path=my runs/a'"
+    weights = load_config(name, ["model.resume_path=x", "model.resume_type=lora"])
+    assert resume_command(weights, Path("a")).endswith("model.resume_path=a model.resume_type=null")
+    own = load_config(name, ["rewards.0.reward_model=python:mine"])
+    assert resume_command(own, Path("save/a")) == "model.resume_path=save/a"
     monkeypatch.chdir(tmp_path)  # installed from a wheel, there are no examples
     assert len(next_steps(load_config(ROOT / name, [f"data.dataset_dir={ROOT}/dataset/shapes"]), tmp_path, tmp_path)) == 2

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -19,6 +20,7 @@ from flow_factory.rewards import PointwiseRewardModel
 from flow_factory.rewards.constant_rewards import ConstantRewards
 from flow_factory.rewards.isolation import within
 from flow_factory.rewards.scoring import RewardSet, load_rewards
+from flow_factory.runs.resume import find_start
 from flow_factory.types import Row
 from flow_factory.utils.errors import RewardError
 from flow_factory.utils.signals import Interrupted
@@ -116,11 +118,17 @@ def test_a_signal_while_a_reward_hangs_keeps_the_state(tmp_path: Path, limit: tu
 
 def test_a_reward_that_fails_leaves_the_state_of_the_epochs_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     Late.calls = 0
-    run = tiny(tmp_path, f"rewards.reward_model={HERE}.Late", "rewards.what=raise", "rewards.at=1", "eval.eval_freq=0")
+    reward = (f"rewards.reward_model={HERE}.Late", "rewards.what=raise", "rewards.at=1")
+    keys = (*reward, "train.learning_rate=7e-4", "train.max_epochs=5", "run_name=my slower", "eval.eval_freq=0")
+    run = tiny(tmp_path, *keys)
     with pytest.raises(RewardError, match="OSError: server down"):
         run()
     assert (run.folder / "checkpoints" / "epoch_1" / "state" / "progress.json").is_file()
-    assert f"the state after epoch 1 is saved; resume with model.resume_path={run.folder}" in caplog.text
+    assert "the state after epoch 1 is saved; resume with: ff-train '" in caplog.text
+    command, file, *overrides = shlex.split(caplog.text.partition("; resume with: ")[2].splitlines()[0])
+    resumed = load_config(Path(file), overrides)
+    assert command == "ff-train" and resumed == load_config(tmp_path / "tiny.yaml", [*keys, f"model.resume_path={run.folder}"])
+    assert find_start(resumed).resumes
 
 
 @pytest.mark.slow

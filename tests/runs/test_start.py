@@ -61,7 +61,9 @@ def test_the_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     tiny(tmp_path).evaluate()
     with pytest.raises(UserError, match=r"save/run holds a run already: choose another run_name, or resume with model.resume_path="):
         tiny(tmp_path)
-    tiny(tmp_path, "run_name=other")
+    tiny(tmp_path, "run_name=my other").evaluate()
+    with pytest.raises(UserError, match=r"or resume with 'model.resume_path=\S*save/my other'$"):
+        tiny(tmp_path, "run_name=my other")
 
 
 def test_a_start_that_failed_does_not_stand_in_the_way_of_the_next(tmp_path: Path) -> None:
