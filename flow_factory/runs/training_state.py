@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from accelerate.utils import gather_object
@@ -107,9 +108,9 @@ def _or_another(folder: Path) -> Iterator[None]:
             yield
     except CheckpointError as error:
         whole = next((c for c in reversed(checkpoints(folder.parent)) if c != folder and _is_whole(c)), None)
-        advice = (
-            f"go on from a whole one: model.resume_path={whole}" if whole else f"no other in {folder.parent} has a whole training state"
-        )
+        advice = f"no other in {folder.parent} has a whole training state"
+        if whole is not None:
+            advice = f"go on from a whole one: {quote(f'model.resume_path={whole}')}"
         raise CheckpointError(f"{error}; {advice}") from error
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from types import SimpleNamespace
 
 import pytest
@@ -186,7 +187,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_named_with_a_whole_one_and_nothing_changes(tmp_path: Path, saved: Path, damage: str) -> None:
-    run = tmp_path / "save" / "run"
+    run = tmp_path / "save" / ("my run" if damage == "nothing" else "run")
     shutil.copytree(saved, run)
     DAMAGES[damage](run / "checkpoints" / "epoch_2" / "state")
     before = everything(run)
@@ -194,9 +195,8 @@ def test_a_damaged_checkpoint_is_named_with_a_whole_one_and_nothing_changes(tmp_
     with pytest.raises(UserError) as error:
         tiny(tmp_path, "log.save_model_only=false", f"model.resume_path={path}")
     whole = f"{run}/checkpoints/epoch_1"
-    assert re.fullmatch(
-        rf"{run}/checkpoints/epoch_2 is damaged: \w+: .*; go on from a whole one: model.resume_path={whole}", str(error.value)
-    )
+    advice = quote(f"model.resume_path={whole}")
+    assert re.fullmatch(rf"{run}/checkpoints/epoch_2 is damaged: \w+: .*; go on from a whole one: {advice}", str(error.value))
     assert everything(run) == before
     assert tiny(tmp_path, "log.save_model_only=false", f"model.resume_path={whole}").context.progress.epoch == 1
 
