@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from flow_factory.config.base import show
+from flow_factory.config.base import Section, show
 from flow_factory.config.distillation import OPDConfig
 from flow_factory.config.engine import found
 from flow_factory.config.recompute import every_block
@@ -21,6 +21,13 @@ def notices(config: RunConfig) -> tuple[str, ...]:
     return tuple(line for find in NOTICES for line in find(config))
 
 
+def _chosen(section: Section, key: str) -> bool:
+    """Whether somebody wrote this key. The `config.yaml` of a run has every key, so that one at its default there is nobody's."""
+    written, field = section.model_fields_set, type(section).model_fields[key]
+    whole = {*section.own_keys()} - {"height", "width"} <= written
+    return key in written and not (whole and getattr(section, key) == field.get_default(call_default_factory=True))
+
+
 def _of_training(config: RunConfig) -> Iterator[str]:
     train = config.train
     if train.ema_decay and train.max_epochs is not None and train.max_epochs < train.ema_update_interval:
@@ -28,7 +35,7 @@ def _of_training(config: RunConfig) -> Iterator[str]:
             f"train.ema_update_interval: {train.ema_update_interval} is more than the {train.max_epochs} epochs of the run: the average, "
             "which is what is evaluated and saved, stays at the untrained weights; write 1, or ema_decay: 0"
         )
-    if train.optimizer != "muon" and (idle := sorted(key for key in train.model_fields_set if key.startswith("muon_"))):
+    if train.optimizer != "muon" and (idle := [key for key in sorted(train.own_keys()) if key.startswith("muon_") and _chosen(train, key)]):
         yield f"train.{', train.'.join(idle)}: no effect with optimizer: {train.optimizer}"
     clip = getattr(train, "clip_range", (0.0, 0.0))
     if clip[0] < -1 and clip[1] > 1:
@@ -40,12 +47,12 @@ def _of_noise(config: RunConfig) -> Iterator[str]:
     last = train.num_inference_steps - 1
     if train.draws_noise(scheduler) and last in scheduler.stochastic_steps(last + 1):
         yield f"scheduler.sde_steps: noise of step {last}, the last one, stays in the pictures; without {last} it does not"
-    by_ode = not train.draws_noise(scheduler) and "dynamics_type" in scheduler.model_fields_set
+    by_ode = not train.draws_noise(scheduler) and _chosen(scheduler, "dynamics_type")
     if by_ode and scheduler.dynamics_type != "ODE":
         yield f"scheduler.dynamics_type: {scheduler.dynamics_type} has no effect: {train.trainer_type} rolls out by the ODE"
     if not train.draws_noise(scheduler) and scheduler.step_selection != "random":
         yield f"scheduler.step_selection: {scheduler.step_selection} has no effect: {train.trainer_type} has no stochastic steps"
-    if isinstance(train, OPDConfig) and train.by_variance(scheduler) and "timestep_range" in train.model_fields_set:
+    if isinstance(train, OPDConfig) and train.by_variance(scheduler) and _chosen(train, "timestep_range"):
         yield "train.timestep_range has no effect: with noise, xt trains on the stochastic steps (scheduler.sde_steps)"
 
 

@@ -110,6 +110,13 @@ def test_overrides_win_and_are_read_as_yaml(load):
     assert config.train.max_epochs is None
 
 
+@pytest.mark.parametrize("name", ["quickstart", "grpo/lora/flux1", "dpo/lora/flux1"])
+def test_a_runs_own_config_has_no_notices_about_keys_that_nobody_wrote(load, name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = load((ROOT / "examples" / f"{name}.yaml").read_text())
+    assert load(dump_config(config)).notices == config.notices
+
+
 def test_a_runs_own_config_names_no_test_split_that_nobody_named(load):
     """A table without the split that is named is refused: a resumed run would be."""
     for overrides, named in (((), False), (("data.test_split=test",), True), (("data.test_split=validation",), True)):
