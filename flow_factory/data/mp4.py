@@ -44,7 +44,8 @@ def save_video(clip: Clip, path: str | Path) -> None:
     """Writes an MP4: H.264 (yuv420p, BT.709, crf 17), and AAC if the clip has audio.
 
     yuv420p needs even sides: an odd width or height grows by one pixel, which repeats the last column or row.
-    The encoder has one thread, so a clip gives the same bytes on any number of cores: two runs' samples and reports can be compared.
+    The encoder has one thread, so the number of cores does not change the bytes: two runs' samples and reports can be compared. On a
+    busy machine one file in some hundreds still differs, by the encoder.
 
     Raises:
         ValueError: no frames, frames of different sizes, a frame rate that is not positive, or audio that is not (1 or 2, samples).
