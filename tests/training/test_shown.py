@@ -33,6 +33,11 @@ def test_a_picture_comes_to_the_bit() -> None:
     assert packed(picture).opened().tobytes() == picture.tobytes() and packed(picture).opened().mode == "RGB"
 
 
+def encodings(clip: Clip) -> set[bytes]:
+    """Of three times: on a busy machine one encoding in some hundreds has other bytes (x264's; its cause is not known)."""
+    return {video_bytes(clip) for _ in range(3)}
+
+
 @pytest.mark.parametrize("frames", [1, 3, 6, 9])
 def test_a_clip_comes_with_its_file_and_its_excerpt_to_the_bit(frames: int, tmp_path: Path) -> None:
     sound = np.zeros((1, 1600), np.float32)
@@ -40,8 +45,9 @@ def test_a_clip_comes_with_its_file_and_its_excerpt_to_the_bit(frames: int, tmp_
     came = packed(sent).opened()
     assert [f.tobytes() for f in excerpt(came).frames] == [f.tobytes() for f in excerpt(sent).frames]
     assert (came.fps, came.sample_rate, len(came.frames)) == (sent.fps, 16000, frames) and np.array_equal(came.audio, sound)
-    save_video(came, tmp_path / "came.mp4"), save_video(sent, tmp_path / "sent.mp4")
-    assert (tmp_path / "came.mp4").read_bytes() == (tmp_path / "sent.mp4").read_bytes() == video_bytes(came)
+    save_video(came, tmp_path / "came.mp4")
+    assert (tmp_path / "came.mp4").read_bytes() == video_bytes(came)
+    assert encodings(sent) & {video_bytes(came), *(video_bytes(packed(sent).opened()) for _ in range(2))}
     assert [f.size for f in came.frames] == [(33, 31)] * frames == [f.size for f in came.frames[:]], "the odd side is as it was"
     near = [np.abs(np.asarray(a, float) - np.asarray(b, float)).mean() for a, b in zip(came.frames, sent.frames, strict=True)]
     assert max(near) < 60, "of noise, which no codec keeps; another frame of it would be 85 off"
@@ -50,16 +56,11 @@ def test_a_clip_comes_with_its_file_and_its_excerpt_to_the_bit(frames: int, tmp_
 
 
 def test_a_clip_is_encoded_the_same_on_one_core_and_on_all() -> None:
-    """Each three times: on a busy machine one encoding in some hundreds has other bytes (x264's; its cause is not known)."""
-
-    def encoded() -> set[bytes]:
-        return {video_bytes(clip(9, size=(320, 200))) for _ in range(3)}
-
     cores = os.sched_getaffinity(0)
-    on_all = encoded()
+    on_all = encodings(clip(9, size=(320, 200)))
     try:
         os.sched_setaffinity(0, {min(cores)})
-        assert on_all & encoded()
+        assert on_all & encodings(clip(9, size=(320, 200)))
     finally:
         os.sched_setaffinity(0, cores)
 
