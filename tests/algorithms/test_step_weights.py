@@ -110,11 +110,12 @@ def test_branches_are_tempflows_tree_of_one_step_a_group() -> None:
         close(x, g["branch_final"][j])
     by_step = g["rewards"].permute(0, 2, 1, 3)  # prompt, step, seed, branch
     one = torch.ones(1)
-    for scores, wanted in (
-        (by_step.flatten(2).flatten(0, 1), g["adv_prompt"].permute(0, 2, 1, 3)),
-        (g["rewards"].flatten(0, 2), g["adv_seed"]),
+    for scores, global_std, wanted in (
+        (by_step.flatten(2).flatten(0, 1), False, g["adv_prompt"].permute(0, 2, 1, 3)),
+        (by_step.flatten(2).flatten(0, 1), True, g["adv_prompt_epoch_std"].permute(0, 2, 1, 3)),
+        (g["rewards"].flatten(0, 2), False, g["adv_seed"]),
     ):
-        close(group_advantage(scores[..., None], one, False)[0].flatten(), wanted.flatten().float(), 1e-5)
+        close(group_advantage(scores[..., None], one, global_std)[0].flatten(), wanted.flatten().float(), 1e-5)
 
 
 # -- in the algorithm -------------------------------------------------------------------------------------------------------------------
