@@ -62,11 +62,7 @@ BAD = {
     "no prompt": ("train.jsonl", '{"prompt": "a"}\n{"text": "b"}\n', "train.jsonl:2: no 'prompt' among the columns text"),
     "misspelt prompt": ("train.jsonl", '{"Prompts": "b"}\n', "is it 'Prompts'?"),
     "no columns": ("train.jsonl", "{}\n", "train.jsonl:1: no 'prompt' among the columns (none)"),
-    "prompt is a number": (
-        "train.jsonl",
-        '{"prompt": 3}\n',
-        "train.jsonl:1: 'prompt' must be a non-empty text, not a number (3)",
-    ),
+    "prompt is a number": ("train.jsonl", '{"prompt": 3}\n', "train.jsonl:1: 'prompt' must be a non-empty text, not a number (3)"),
     "prompt is null": ("train.jsonl", '{"prompt": null}\n', "not null"),
     "prompt is a list": ("train.jsonl", '{"prompt": ["a"]}\n', "not a list"),
     "prompt is empty": ("train.jsonl", '{"prompt": ""}\n', "not an empty text"),
