@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from flow_factory.config.plan import Deal
-from flow_factory.distributed.barriers import Work, wait_for_everyone
+from flow_factory.distributed.barriers import Work
 from flow_factory.utils.errors import FailedElsewhere, UserError, of_all
 from flow_factory.utils.signals import ELSEWHERE, Interrupt, Interrupted
 
@@ -66,7 +66,6 @@ def in_step(accelerator: Accelerator, interrupt: Interrupt, items: Iterable[Item
     Raises:
         Interrupted: see `agree`.
     """
-    wait_for_everyone("earlier work")  # without limit; the collective that follows has one
     most = max_over_ranks(accelerator, count)
     for item in items:
         yield item

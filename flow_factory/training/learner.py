@@ -78,6 +78,7 @@ class Learner:
         """Computes the gradient of the rewards in the final states, for algorithms that learn through the sampler."""
         if not self.context.algorithm.through_sampler:
             return
+        wait_for_everyone("earlier work")
         for batch in self.stoppable([b for window in windows for b in window.batches]):
             slope, metrics = reward_gradient(self.context, batch, self.cond_of(batch.cond))
             batch.slope = self.stored(slope)
@@ -94,6 +95,7 @@ class Learner:
             live = self.is_policy(name)
             batches = compared(context.algorithm, [b for window in windows[1 if live else 0 :] for b in window.batches], chosen)
             needed = [b for b in batches if context.algorithm.needs(name, b)]
+            wait_for_everyone("earlier work")  # without limit; the collectives that follow have one
             with torch.no_grad(), context.store.use("policy" if live else name), context.engine.gathered():
                 for batch in self.stoppable(as_many(context, needed, batches)):
                     for k, point in enumerate(self.points(batch)):
