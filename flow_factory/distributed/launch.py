@@ -16,6 +16,7 @@ from flow_factory.config.model import AUTO
 from flow_factory.config.rules import resume_is_whole
 from flow_factory.distributed.environment import MAIN
 from flow_factory.distributed.topology import Topology
+from flow_factory.utils.counting import counted
 from flow_factory.utils.errors import RendezvousError
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def launch(placement: Topology, arguments: Sequence[str], limit: float, ended: C
 
     here = placement.num_processes // placement.num_machines
     if torch.cuda.is_available() and here > (gpus := torch.cuda.device_count()):
-        text = f"{here} processes on this machine, which has {gpus} GPU{'s' * (gpus != 1)}"
+        text = f"{here} processes on this machine, which has {counted(gpus, 'GPU')}"
         raise ConfigError(f"{text}; set --num_processes {gpus * placement.num_machines}, or name more machines (--num_machines, or srun)")
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "3600")  # seconds from SIGTERM to SIGKILL: a large state takes long to save
     os.environ[LAUNCHER] = str(os.getpid())

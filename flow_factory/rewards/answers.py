@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flow_factory.rewards.base import RewardModelOutput
+from flow_factory.utils.counting import counted
 from flow_factory.utils.user_code import short
 
 RIGHT = "it returns RewardModelOutput(rewards=...) with a list of numbers or None, a numpy array or a tensor, one score a sample"
@@ -30,7 +31,7 @@ def scores_of(output: Any, n: int) -> tuple[Tensor, str]:
     returned = output.rewards if isinstance(output, RewardModelOutput) else output
     scores = _numbers(returned)
     if tuple(scores.shape) not in ((n,), (n, 1)) and not (n == 1 and scores.ndim == 0):
-        many = f"{n} sample{'s' * (n != 1)}"
+        many = counted(n, "sample")
         raise AnswerError(f"returned scores of shape {tuple(scores.shape)} for {many}")
     scores = scores.reshape(n)
     return scores.where(scores.isfinite(), torch.nan), _error(output)

@@ -12,6 +12,7 @@ from flow_factory.rewards.answers import AnswerError, scores_of
 from flow_factory.rewards.inputs import Sample, arguments
 from flow_factory.rewards.isolation import kept, within
 from flow_factory.rewards.loading import LoadedReward
+from flow_factory.utils.counting import counted
 from flow_factory.utils.errors import RewardError
 from flow_factory.utils.user_code import user_errors
 
@@ -43,7 +44,7 @@ def call_reward(reward: LoadedReward, batch: Sequence[Sample]) -> Answer:
     start = time.perf_counter()
     given = arguments(reward, batch)
     rows = ", ".join(str(k) for k in sorted({s.row.id for s in batch}))
-    doing = f"reward {reward.name!r} failed on {len(batch)} sample{'s' * (len(batch) != 1)} of row {rows}"
+    doing = f"reward {reward.name!r} failed on {counted(len(batch), 'sample')} of row {rows}"
     module, limit = type(reward.model).__module__, reward.config.max_seconds
     with kept(), user_errors(doing, module):
         output = within(limit, lambda: reward.model(**given), doing, module)

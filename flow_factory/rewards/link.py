@@ -13,6 +13,7 @@ from flow_factory.hparams import RewardArguments
 from flow_factory.rewards.exchange import HTTPClient, Wrong, done, together
 from flow_factory.rewards.failures import Failed, address, does_not_answer, number, pause, refused, why, worth_again
 from flow_factory.rewards.wire import Body
+from flow_factory.utils.counting import counted
 from flow_factory.utils.errors import UserError
 from flow_factory.utils.user_code import short
 
@@ -44,7 +45,7 @@ def scores_in(content: bytes, id: str | None, n: int) -> Scores:
     scores = answer.get("scores" if id is not None else "rewards")
     if not isinstance(scores, list) or len(scores) != n:
         many = f"{len(scores)} scores" if isinstance(scores, list) else "no list of scores"
-        raise Wrong(f"answers {many} for {n} sample{'s' * (n != 1)}")
+        raise Wrong(f"answers {many} for {counted(n, 'sample')}")
     return [_number(score, k) for k, score in enumerate(scores)]
 
 

@@ -7,6 +7,7 @@ from flow_factory.config import RunConfig
 from flow_factory.config.base import show
 from flow_factory.config.train import LORA_RATE
 from flow_factory.distributed.engines import Engine
+from flow_factory.utils.counting import counted
 
 logger = logging.getLogger(__name__)
 STILL = 0.01
@@ -97,4 +98,4 @@ def no_numbers(engine: Engine, updates: int) -> str:
 
 
 def after(updates: int) -> str:
-    return f"after {updates} optimiser step{'s' * (updates != 1)}" if updates else "before any optimiser step"
+    return f"after {counted(updates, 'optimiser step')}" if updates else "before any optimiser step"

@@ -15,6 +15,7 @@ from flow_factory.rewards.media import convert, convert_conditions
 from flow_factory.rewards.needs import MEDIA
 from flow_factory.rewards.service.reading import ScoringRequest, unpacked
 from flow_factory.rewards.wire import DEPTHS, JSON, Body, WireError
+from flow_factory.utils.counting import counted
 from flow_factory.utils.errors import UserError
 from flow_factory.utils.user_code import user_errors
 
@@ -111,7 +112,7 @@ class Scorer:
         """
         device = reward.model.device if reward.model.use_tensor_inputs else None
         given = {name: [_form(name, one, device) for one in values] for name, values in fields.items() if reward.needs.takes(name)}
-        doing, module = f"reward {reward.name!r} failed on {n} sample{'s' * (n != 1)}", type(reward.model).__module__
+        doing, module = f"reward {reward.name!r} failed on {counted(n, 'sample')}", type(reward.model).__module__
         with kept(), user_errors(doing, module):
             output = within(reward.config.max_seconds, lambda: reward.model(**given), doing, module)
         try:
