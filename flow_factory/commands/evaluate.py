@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flow_factory.commands.generate import check_device, config_of, overrides_of, seeds, take_weights, weights_of
-from flow_factory.commands.places import default_out, out_path
+from flow_factory.commands.places import WRITABLE, default_out, out_path
 from flow_factory.commands.subcommands import entry_points, set_up_terminal
 from flow_factory.utils.errors import UserError, file_errors
 
@@ -62,7 +62,7 @@ def act(args: argparse.Namespace) -> int:
     overrides = overrides_of(args) + ([f"data.dataset_dir={args.data}", "data.datasets=null"] if args.data else [])
     config = config_of(run, [path for path, _ in weights if path is not None], overrides)
     out = args.out or default_out("eval", weights, run)
-    require_writable(out, "--out", "name a folder that can be written")
+    require_writable(out, "--out", WRITABLE)
     from flow_factory.commands.evaluating import Evaluation
     from flow_factory.commands.evaluation_tasks import tasks_of
 
@@ -72,7 +72,7 @@ def act(args: argparse.Namespace) -> int:
     evaluation.run(args.device, args.offload)
     if evaluation.main:
         out = evaluation.folder.path
-        with file_errors("--out", out, "name a folder that can be written"):
+        with file_errors("--out", out, WRITABLE):
             text = evaluation.results(recipe)
         print_output(text)
         print_output(f"tables: {out / 'results.md'}, {out / 'results.csv'}, {out / 'results.json'}")

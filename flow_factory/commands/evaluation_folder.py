@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flow_factory.commands.places import WRITABLE
 from flow_factory.reporting.metrics import whole_lines
 from flow_factory.types import Row
 from flow_factory.utils.errors import UserError, file_errors
 from flow_factory.utils.files import replace_text
 
 PROTOCOL = "protocol.json"
-RIGHT = "name a folder that can be written"
 Known = dict[tuple[str, str, int], dict[str, list[float | None]]]
 """(label of the weights, data set, id of the row) -> reward -> scores of all seeds; None for a missing score."""
 
@@ -31,7 +31,7 @@ class EvaluationFolder:
 
     def __init__(self, path: Path, protocol: Mapping[str, Any], weights: Mapping[str, Any], process: int):
         self.path, self.protocol = path, protocol
-        with file_errors("--out", path, RIGHT):
+        with file_errors("--out", path, WRITABLE):
             path.mkdir(parents=True, exist_ok=True)
             there = read_protocol(path) or {"protocol": protocol, "weights": {}}
             if other := mismatch(path, there, protocol, weights):
@@ -50,7 +50,7 @@ class EvaluationFolder:
         """Appends the scores of rows: reward -> for each row the scores of all seeds, NaN for a missing one."""
         known = {name: [[v if math.isfinite(v) else None for v in of] for of in its] for name, its in scores.items()}
         record = {"weights": label, "dataset": dataset, "rows": [row.id for row in rows], "scores": known}
-        with file_errors("--out", self.file, RIGHT), self.file.open("a", encoding="utf-8") as file:
+        with file_errors("--out", self.file, WRITABLE), self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
 
     def scores(self) -> Known:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from shlex import quote
 
+from flow_factory.commands.places import WRITABLE
 from flow_factory.commands.subcommands import done, table
 from flow_factory.utils.errors import UserError, file_errors
 
@@ -101,7 +102,7 @@ def copy(files: Sequence[str], to: Path) -> None:
     Raises:
         UserError: a file exists and differs: nothing was written then; or the folder cannot be written.
     """
-    with file_errors("--to", to, "name a folder that can be written"):
+    with file_errors("--to", to, WRITABLE):
         differing = [name for name in files if (to / name).exists() and not filecmp.cmp(root() / name, to / name, shallow=False)]
         if differing:
             raise UserError(f"--to: {to / differing[0]} exists already and differs from the example; name another folder, or move it away")

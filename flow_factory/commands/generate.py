@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flow_factory.commands.data_show import many
-from flow_factory.commands.places import config_above, default_out, new_folder, out_path
+from flow_factory.commands.places import WRITABLE, config_above, default_out, new_folder, out_path
 from flow_factory.commands.subcommands import entry_points, set_up_terminal
 from flow_factory.utils.counting import counted
 from flow_factory.utils.errors import UserError
@@ -102,7 +102,7 @@ def act(args: argparse.Namespace) -> int:
     usual, out = default_out("generated", weights, args.config), args.out
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out: {out} is not an empty folder; name another, or delete what is there")
-    require_writable(out or usual.parent, "--out", "name a folder that can be written")
+    require_writable(out or usual.parent, "--out", WRITABLE)
     from flow_factory.commands.generating import Job, draw
 
     batch, count = args.batch or config.eval.per_device_batch_size, len(weights) * len(rows) * len(args.seeds)

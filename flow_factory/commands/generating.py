@@ -10,6 +10,7 @@ import torch
 from PIL.PngImagePlugin import PngInfo
 
 from flow_factory.commands.drawing import StockPipeline
+from flow_factory.commands.places import WRITABLE
 from flow_factory.config import RunConfig, pipeline_kwargs
 from flow_factory.data.mp4 import save_video
 from flow_factory.reporting.pictures import contact_sheet
@@ -60,7 +61,7 @@ def draw(job: Job) -> Path:
     sheet = job.out / "sheet.png"
     if len(shown) < len(work):
         note(f"{sheet} shows the first {len(shown)} of {len(work)} pairs of prompt and seed; there is a file for each sample")
-    with file_errors("--out", sheet, "name a folder that can be written"):
+    with file_errors("--out", sheet, WRITABLE):
         contact_sheet([sample for samples in shown.values() for sample in samples], columns=columns).save(sheet, "PNG")
     return sheet
 
@@ -73,7 +74,7 @@ def _columns(job: Job) -> int:
 def _write(job: Job, label: str, row: Row, seed: int, media: Any) -> None:
     folder = job.out / label
     stem = f"{row.id:04d}_{words(row.prompt)}_seed{seed}"
-    with file_errors("--out", folder, "name a folder that can be written"):
+    with file_errors("--out", folder, WRITABLE):
         folder.mkdir(parents=True, exist_ok=True)
         if isinstance(media, Clip):
             save_video(media, folder / f"{stem}.mp4")

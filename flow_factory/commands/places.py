@@ -9,6 +9,8 @@ from pathlib import Path
 from flow_factory.checkpoints.known_runs import is_run
 from flow_factory.utils.errors import file_errors
 
+WRITABLE = "name a folder that can be written"
+"""What is right, in errors about an output folder."""
 DEEP = 4
 """The number of folders, from the checkpoint upwards, in which the run's config is searched."""
 NAMED = 3
@@ -68,7 +70,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         UserError: it cannot be made.
     """
-    with file_errors("--out", path, "name a folder that can be written"):
+    with file_errors("--out", path, WRITABLE):
         made = next(folder for folder in numbered(path) if _made(folder))
     try:
         yield made

@@ -14,11 +14,12 @@ import argparse
 import csv
 import json
 import math
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flow_factory.commands.data_show import many
+from flow_factory.commands.places import WRITABLE, new_folder, out_path
 from flow_factory.commands.subcommands import take_rewards
 from flow_factory.utils.errors import file_errors
 
@@ -37,7 +38,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     take_rewards(parser)
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="a folder of images or videos")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="a .txt or .jsonl file with their prompts")
-    parser.add_argument("--out", type=Path, default=Path("scores"), metavar="DIR", help="output folder (default: %(default)s)")
+    parser.add_argument("--out", type=out_path, metavar="DIR", help="output folder (default: a new one, scores, or scores-2, ...)")
     parser.add_argument(
         "--most", type=many, default=48, metavar="N", help="images on a sheet, the best and the worst (default: %(default)s)"
     )
@@ -49,17 +50,19 @@ def act(args: argparse.Namespace) -> int:
     from flow_factory.rewards.folder import read_folder
 
     found = read_folder(args.images, args.prompts)
-    with file_errors("--out", args.out, "name a folder that can be written"):
-        args.out.mkdir(parents=True, exist_ok=True)
-    names, scores = scored(loaded(entries_of(args.config, args.overrides)), found)
-    with file_errors("--out", args.out, "name a folder that can be written"):
-        write(args.out, names, found, scores)
-        sheets = [sheet(args.out, name, found, [one[k] for one in scores], args.most) for k, name in enumerate(names)]
+    if args.out is not None:
+        with file_errors("--out", args.out, WRITABLE):
+            args.out.mkdir(parents=True, exist_ok=True)
+    with nullcontext(args.out) if args.out is not None else new_folder(Path("scores")) as out:
+        names, scores = scored(loaded(entries_of(args.config, args.overrides)), found)
+        with file_errors("--out", out, WRITABLE):
+            write(out, names, found, scores)
+            sheets = [sheet(out, name, found, [one[k] for one in scores], args.most) for k, name in enumerate(names)]
     for k, name in enumerate(names):
         known = [one[k] for one in scores if not math.isnan(one[k])]
         spread = f"{min(known):.4g} to {max(known):.4g}, mean {sum(known) / len(known):.4g}" if known else "no scores"
         print(f"{name}: {spread}; {len(found) - len(known)} of {len(found)} missing; best first in {sheets[k]}")
-    print(f"scores: {args.out / 'scores.jsonl'}, {args.out / 'scores.csv'}")
+    print(f"scores: {out / 'scores.jsonl'}, {out / 'scores.csv'}")
     return 0
 
 

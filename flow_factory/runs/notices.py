@@ -11,6 +11,8 @@ from flow_factory.models import MODELS
 
 DISTILLED = re.compile(r"turbo|schnell|lightning|hyper-?sd|\blcm\b|klein-\d+b$", re.IGNORECASE)
 """Names of checkpoints that are distilled for few steps."""
+WITHOUT_GUIDANCE = re.compile(r"klein-\d+b$", re.IGNORECASE)
+"""Those of them whose pipeline takes a guidance scale and does not use it."""
 MANY_STEPS = 12
 """More steps than any of them is made for."""
 
@@ -19,7 +21,8 @@ def guided_rollouts(config: RunConfig) -> Iterator[str]:
     """A notice if rollouts use classifier-free guidance and training does not."""
     train, family = config.train, MODELS[config.model.model_type]
     algorithm = ALGORITHMS[train.trainer_type](train, config.scheduler)
-    if algorithm.guidance("policy") is None or family.passes({"guidance_scale": train.guidance_scale, **train.call}) < 2:
+    passes = family.passes({"guidance_scale": train.guidance_scale, **train.call})
+    if algorithm.guidance("policy") is None or passes < 2 or WITHOUT_GUIDANCE.search(config.model.model_name_or_path):
         return
     yield (
         f"train.guidance_scale: {train.guidance_scale:g}: {train.trainer_type} rolls out with classifier-free guidance and trains without: "

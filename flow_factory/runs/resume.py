@@ -30,7 +30,7 @@ from flow_factory.reporting.metrics import records_of
 from flow_factory.runs.ended import nothing_left
 from flow_factory.runs.given_files import layers_of
 from flow_factory.runs.identity import changes, other_run
-from flow_factory.runs.run_folder import holds_run, named
+from flow_factory.runs.run_folder import holds_run, named, require_free
 from flow_factory.runs.training_state import whole_contents
 from flow_factory.utils.counting import counted
 from flow_factory.utils.errors import UserError, file_errors
@@ -141,7 +141,7 @@ def find_start(config: RunConfig, choice: Choice | None = None, sketch: ModelAda
     path = (choice or choose(config)).path
     if given is None:
         if folder is not None and holds_run(folder):
-            raise UserError(f"{folder} holds a run already: choose another run_name, or resume with {_by(folder)}")
+            raise _taken(folder)
         return Start(folder)
     if given == AUTO:
         assert folder is not None
@@ -227,10 +227,20 @@ def _require_other(folder: Path, path: Path) -> None:
     UserError: always: the folder has a run already, which cannot continue from this checkpoint.
     """
     if folder.resolve() not in (path.resolve(), *path.resolve().parents):
-        raise UserError(f"{folder} holds a run already: choose another run_name, or resume with {_by(folder)}")
+        raise _taken(folder)
     if absolute(path).parent.name.startswith(("abandoned-", ".abandoned-")):
         raise UserError(f"{path} was set aside when {folder} was resumed from an earlier one: choose another run_name to resume from it")
     raise UserError(_weights_only(folder, path))
+
+
+def _taken(folder: Path) -> UserError:
+    """The error about a folder that has a run.
+
+    Raises:
+        UserError: the run still goes on.
+    """
+    require_free(folder)
+    return UserError(f"{folder} holds a run already: choose another run_name, or resume with {_by(folder)}")
 
 
 def _weights_only(folder: Path, path: Path) -> str:

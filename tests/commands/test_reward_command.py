@@ -204,8 +204,11 @@ def test_prompts_come_from_a_file_by_order_or_by_name(tmp_path: Path) -> None:
 def test_videos_are_scored_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "in").mkdir()
     save_video(Clip([Image.new("RGB", (32, 32), (128, 128, 128))] * 3, 8.0), tmp_path / "in" / "a.mp4")
-    assert main(["score", config(tmp_path, f"'{__name__}:Own', name: own, device: cpu"), "--images", str(tmp_path / "in")]) == 0
-    assert re.search(r"own: 12[5-9][.\d]* to 1", capsys.readouterr().out) and (tmp_path / "scores" / "own.png").is_file()
+    for folder in ("scores", "scores-2"):  # nothing is written over what an earlier command has written
+        assert main(["score", config(tmp_path, f"'{__name__}:Own', name: own, device: cpu"), "--images", str(tmp_path / "in")]) == 0
+        said = capsys.readouterr().out
+        assert re.search(r"own: 12[5-9][.\d]* to 1", said) and f"scores: {folder}/scores.jsonl" in said
+        assert (tmp_path / folder / "own.png").is_file()
 
 
 @pytest.mark.parametrize(("files", "prompts", "text"), [

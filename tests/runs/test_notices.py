@@ -15,6 +15,7 @@ eval: {guidance_scale: 1, num_inference_steps: 8}
 rewards: {reward_model: shapes}
 """
 TURBO, TAUGHT = "model.model_name_or_path=Tongyi-MAI/Z-Image-Turbo", ("train.trainer_type=tdm", "rewards=null", "train.kl_beta=null")
+KLEIN = ("model.model_type=flux2-klein",)
 LOADED = ("model.resume_path=saves/sft", "model.resume_type=lora")
 
 
@@ -25,6 +26,8 @@ LOADED = ("model.resume_path=saves/sft", "model.resume_type=lora")
     ((TURBO, *TAUGHT), None),
     ((TURBO, *TAUGHT, "train.real_guidance_scale=4"), "is distilled by its name, and has no guidance to give; null"),
     (("train.trainer_type=nft", "train.guidance_scale=4.5"), "nft rolls out with classifier-free guidance and trains without"),
+    (("train.trainer_type=nft", "train.guidance_scale=4.5", *KLEIN, "model.model_name_or_path=x/FLUX.2-klein-4B"), None),
+    (("train.trainer_type=nft", "train.guidance_scale=4.5", *KLEIN, "model.model_name_or_path=x/FLUX.2-klein-base-4B"), "rolls out with"),
     (LOADED, "train.reference: base: the reference is the checkpoint without the weights of model.resume_path, and pulls the policy"),
     ((*LOADED, "train.reference=start"), "train.reference: start: the reference is the weights of model.resume_path"),
     ((*LOADED, "train.kl_beta=0"), None),

@@ -133,8 +133,10 @@ def test_a_check_says_what_a_start_would_do(home: Path) -> None:
     for name in ("another run's name", "rank", "gone", "weights alone in their folder", "out of save_dir", "a file as save_dir"):
         with pytest.raises(UserError, match=REFUSED[name][1]):
             said(*REFUSED[name][0])
-    with children(1, lambda _: claimed(run)), pytest.raises(UserError, match="is in use by another run"):
-        said(*MORE)
+    with children(1, lambda _: claimed(run)):
+        for keys in (MORE, (), REFUSED["another run's checkpoint"][0]):
+            with pytest.raises(UserError, match="is in use by another run"):
+                said(*keys)
     assert not (before.keys() ^ tree(home).keys()) - {"save/run/.lock", "save/run/summary.md"}, "but what the other run has begun with"
 
 
