@@ -31,8 +31,12 @@ class Model:
         return weights_of(config, self.family, self.parameters, self.module)
 
 
-def model_of(config: RunConfig) -> Model | None:
-    """From the files, or from the published sizes of the family; None if both are unknown."""
+def model_of(config: RunConfig, rewards: bool = True) -> Model | None:
+    """From the files, or from the published sizes of the family; None if both are unknown.
+
+    Args:
+        rewards: whether the weights of the rewards count.
+    """
     name = config.model.model_name_or_path
     checkpoint = on_disk(name)
     family: type[ModelAdapter] = MODELS[config.model.model_type].of(str(checkpoint or name), config.model.pipeline_class)
@@ -40,4 +44,5 @@ def model_of(config: RunConfig) -> Model | None:
         return None
     parameters = stored_parameters(checkpoint) if checkpoint else dict(family.published_as(name)[0])
     files = stored_files(checkpoint) if checkpoint else {}
-    return Model(family, parameters, shape_of(family, config.model.target_components[0], checkpoint, name), files, reward_memory(config))
+    shape = shape_of(family, config.model.target_components[0], checkpoint, name)
+    return Model(family, parameters, shape, files, reward_memory(config) if rewards else RewardMemory())

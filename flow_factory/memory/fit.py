@@ -1,7 +1,6 @@
 """The memory estimate as text: the parts, whether the run fits, and keys that make it smaller."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import psutil
 import torch
@@ -11,7 +10,6 @@ from flow_factory.memory.auto import resolve_auto
 from flow_factory.memory.checkpoint import Model, model_of
 from flow_factory.memory.machine import main_memory_lines, when
 from flow_factory.memory.parts import Part, Phase, peak, peak_of
-from flow_factory.memory.rewards import RewardMemory
 from flow_factory.memory.room import CARDS, ROOM, fits_memory
 from flow_factory.memory.suggestions import WRITE, encoding, proposals
 from flow_factory.models.quantized import check_quantization
@@ -54,8 +52,7 @@ def keys_to_fit(config: RunConfig, gpu: float) -> list[str]:
     Raises:
         UserError: nothing makes it fit.
     """
-    model = model_of(config)
-    model = None if model is None else replace(model, rewards=RewardMemory())
+    model = model_of(config, rewards=False)
     config, _ = resolve_auto(config, model, gpu)
     if model is None or peak(model.parts(config)) < ROOM * gpu:
         return []
