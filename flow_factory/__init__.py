@@ -7,7 +7,7 @@ if TYPE_CHECKING:  # nothing is imported here: the current folder may still be i
     from typing import Any
 
     from flow_factory.commands.training import TrainResult
-    from flow_factory.config import load_config
+    from flow_factory.config import RunConfig, load_config
     from flow_factory.models.loading import load_adapter
     from flow_factory.utils.errors import RunError, UserError
 
@@ -18,7 +18,7 @@ __all__ = ["RunError", "UserError", "load_adapter", "load_config", "train"]
 
 
 def train(
-    config: "str | os.PathLike[str] | Mapping[str, Any]",
+    config: "str | os.PathLike[str] | Mapping[str, Any] | RunConfig",
     overrides: "Mapping[str, Any] | None" = None,
     *,
     rewards: "Reward | Sequence[Reward] | Mapping[str, Reward] | None" = None,
@@ -34,7 +34,7 @@ def train(
         result.before, result.after, result.checkpoint
 
     Args:
-        config: a run's YAML file, or its content.
+        config: a run's YAML file, its content, or what `load_config` returns.
         overrides: dotted key -> value.
         rewards: replaces the rewards of the config: names, entries, functions or classes; one, several, or a mapping by name. A later
             `ff-train` of the run's config.yaml can only find a function that a module has under its name.

@@ -1,5 +1,6 @@
 """`flow_factory.train`: a run from Python."""
 
+import gc
 import importlib
 import inspect
 import threading
@@ -17,6 +18,8 @@ from flow_factory.commands.training import TrainResult, entries_of
 from flow_factory.config import load_config
 from flow_factory.config.source import assignment
 from flow_factory.rewards import REWARDS
+from flow_factory.training.run import Run
+from flow_factory.training.trainer import Trainer
 from flow_factory.utils.errors import RewardError, RunError, UserError
 from tests.tiny.rewards import Bright
 from tests.tiny.run import logged, tiny, write_run
@@ -52,6 +55,7 @@ def test_the_package_has_a_function_whatever_was_imported() -> None:
     ("tiny.yaml", {"train": {"learning_rat": 1}}, "train.learning_rat: unknown key. Did you mean 'learning_rate'"),
     ({}, {"rewards": [3]}, "rewards: 3 is not a reward; give a name such as PickScore, an entry with reward_model, or a function"),
     ({}, {"rewards": [lambda images, image: []]}, "model.model_name_or_path"),
+    (3, {}, "config: a value of the type int; give a YAML file, its content, or what load_config returns"),
     ("tiny.yaml", {"num_processes": 2}, "num_processes: 2, and a run from Python is of the process that calls it; write num_processes=1"),
     ("tiny.yaml", {"rewards": [lambda images, image: []]}, "names both 'image' and 'images'"),
 ])  # fmt: skip
@@ -89,6 +93,17 @@ def test_functions_are_rewards_by_a_path_or_by_a_name_of_this_program() -> None:
     assert entries_of("rewards", bright, {}) == [{"reward_model": f"{__name__}:bright"}]
     with pytest.raises(UserError, match="was passed to flow_factory.train as a function"):
         REWARDS["python:gone"]
+
+
+def test_a_run_of_a_loaded_config_leaves_no_thread_and_no_weights(tmp_path: Path) -> None:
+    """A notebook goes on after it, and needs the memory."""
+    config = load_config(write_run(tmp_path), ["train.max_epochs=1", "eval.eval_freq=0"])
+    before = set(threading.enumerate())
+    found = flow_factory.train(config, run_name="again")
+    again = load_config(found.folder / "config.yaml")
+    assert again == config.model_copy(update={"log": config.log.model_copy(update={"run_name": "again"})})
+    assert not {thread.name for thread in set(threading.enumerate()) - before} - {"tqdm_monitor"}
+    assert not [it for it in gc.get_objects() if type(it) in (Run, Trainer)]
 
 
 @pytest.mark.exhaustive
