@@ -53,6 +53,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--share", default=share, help=f"the exhaustive tests of share N (modulo {SHARES}), or all; $SHARE, else the date's")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides this machine's GPUs, unless the tests on a GPU are asked for: the others compare with what a CPU computes."""
+    if not for_gpu(config.getoption("markexpr")):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def for_gpu(expression: str) -> bool:
+    """Whether `-m EXPRESSION` is of the tests on a GPU."""
+    return "gpu" in expression and "not gpu" not in expression
+
+
 def pytest_report_header(config: pytest.Config) -> str:
     share = config.getoption("share")
     return f"exhaustive tests: {'all' if share == 'all' else f'one of {SHARES}; the same ones again by --share {share}'}"

@@ -1,14 +1,17 @@
 """The suite itself: where its tests run, which of them, and that none of them is left out in the gate."""
 
 import importlib.util
+import os
 import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from huggingface_hub import constants
+
 from flow_factory.reporting.trackers import TRACKERS
-from tests.conftest import ROOT, pytest_collection_modifyitems
+from tests.conftest import ROOT, for_gpu, pytest_collection_modifyitems
 from tests.turns import IN_TURN, SHARES, THINNED, TURNS, in_share, of_other_days
 
 PAGES = [ROOT / "README.md", *(ROOT / "guidance").glob("*.md")]
@@ -19,6 +22,12 @@ def test_a_test_runs_in_an_empty_folder_whose_modules_come_before_those_of_the_r
     (tmp_path / "benchmarks.py").write_text("HERE = True")  # the root has a package of this name
     sys.modules.pop("benchmarks", None)
     assert importlib.import_module("benchmarks").HERE
+
+
+def test_no_test_asks_the_hub_and_only_those_on_a_gpu_see_one() -> None:
+    assert constants.HF_HUB_OFFLINE and os.environ["HF_HUB_OFFLINE"] == "1", "whatever the shell says"
+    assert [for_gpu(e) for e in ("gpu", "gpu and not slow", "not gpu", "slow or exhaustive", "")] == [True, True, False, False, False]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
 def test_what_a_test_has_imported_from_its_folder_is_gone_after_it() -> None:
