@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from flow_factory.commands.ending import disk_full
 from flow_factory.commands.subcommands import first, set_up_terminal
-from flow_factory.config import RunConfig, dump_config, load_config
+from flow_factory.config import RunConfig, load_config
 from flow_factory.config.places import require_places
 from flow_factory.config.source import assignment
 from flow_factory.distributed import liveness
@@ -76,14 +74,13 @@ def train(
     set_up_process({})
     set_up_terminal()
     sections, taken = {"rewards": rewards, "eval_rewards": eval_rewards}, dict[str, Any]()
-    config = _source(config)
     if isinstance(config, Mapping):
         sections = {name: config.get(name) if value is None else value for name, value in sections.items()}
         config = {key: value for key, value in config.items() if key not in sections}
     texts = [assignment(name, entries_of(name, value, taken)) for name, value in sections.items() if value is not None]
     texts += [assignment(key, value) for key, value in {**_flat(keys), **(overrides or {})}.items()]
     found = load_config(config, overrides_of({}, os.environ, texts))
-    require_places(found, Path("config") if isinstance(config, Mapping) else config)
+    require_places(found, Path("config") if isinstance(config, Mapping | RunConfig) else Path(config))
     placement = resolve_topology(found, {}, os.environ)
     if placement.num_processes > 1 and not placement.inside:
         text = f"num_processes: {placement.num_processes}, and a run from Python is of the process that calls it"
@@ -91,16 +88,6 @@ def train(
     os.environ["FF_RENDEZVOUS_TIMEOUT"] = str(placement.rendezvous_timeout)
     note(*(found.notices if first() else ()))
     return _trained(found)
-
-
-def _source(config: str | os.PathLike[str] | Mapping[str, Any] | RunConfig) -> Path | Mapping[str, Any]:
-    if isinstance(config, RunConfig):
-        return dict(yaml.safe_load(dump_config(config, secrets=True)))
-    if isinstance(config, Mapping):
-        return config
-    if not isinstance(config, (str, os.PathLike)):
-        raise UserError(f"config: a value of the type {type(config).__name__}; give a YAML file, its content, or what load_config returns")
-    return Path(config)
 
 
 def set_up_process(flags: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """YAML file -> RunConfig, or one error with everything that is wrong in it."""
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from flow_factory.config.base import ConfigError, Section, show
 from flow_factory.config.data import ALONE, PARTS, DatasetConfig
 from flow_factory.config.datasets import overrides_fit
 from flow_factory.config.distillation import TeacherConfig
+from flow_factory.config.dump import dump_config
 from flow_factory.config.explain import explain, unknown_key
 from flow_factory.config.few_steps import FewStepConfig
 from flow_factory.config.log import MOVABLE
@@ -23,23 +25,23 @@ from flow_factory.config.places import elsewhere
 from flow_factory.config.public_keys import bring_public_keys
 from flow_factory.config.rewards import INNER
 from flow_factory.config.run import RunConfig
-from flow_factory.config.source import Source, override, read, values
+from flow_factory.config.source import Source, from_text, override, read, values
 from flow_factory.config.train import TrainConfig
 from flow_factory.config.translate import translated
 from flow_factory.utils.errors import UserError
 
 
-def load_config(config: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(config: str | os.PathLike[str] | Mapping[str, Any] | RunConfig, overrides: Sequence[str] = ()) -> RunConfig:
     """Reads and checks a run's YAML. What can be known without loading a model is known afterwards.
 
     Args:
-        config: the file, or what would be in it.
+        config: the file, what would be in it, or a loaded config.
         overrides: `section.key=value`, applied in order; the value is YAML, and here `1e-4` is a number.
 
     Raises:
         ConfigError: all that is wrong with single keys, or else all that does not fit together.
     """
-    source = values(config) if isinstance(config, Mapping) else read(Path(config))
+    source = _source(config)
     if "distributed_type" in source.tree and "model" not in source.tree:
         raise ConfigError(f"{source.name}:1: is a config file of accelerate; name it as config_file in the YAML of a run")
     _normalise(source, overrides)
@@ -56,6 +58,16 @@ def load_config(config: str | Path | Mapping[str, Any], overrides: Sequence[str]
         source.problems.append(Problem(("config_file",), there))
     source.fail()
     return found.noting((*source.notices, *notices(found), *notes), source.written)
+
+
+def _source(config: str | os.PathLike[str] | Mapping[str, Any] | RunConfig) -> Source:
+    if isinstance(config, RunConfig):
+        return from_text(dump_config(config, secrets=True), "config")
+    if isinstance(config, Mapping):
+        return values(config)
+    if isinstance(config, str | os.PathLike):
+        return read(Path(config))
+    raise ConfigError(f"config: a value of the type {type(config).__name__}; give a YAML file, its content, or what load_config returns")
 
 
 def _normalise(source: Source, overrides: Sequence[str]) -> None:

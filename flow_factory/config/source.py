@@ -91,12 +91,21 @@ def read(path: Path) -> Source:
     Raises:
         ConfigError: it cannot be read, or is not a YAML mapping. Lesser problems are kept in the result.
     """
-    source = Source(str(path), marks={(): Mark(1, f"{path}:1", ())})
-    tree, walk = parse(text_of(path), str(path))
+    return from_text(text_of(path), str(path))
+
+
+def from_text(text: str, name: str) -> Source:
+    """The content of a YAML file of this name.
+
+    Raises:
+        ConfigError: it is not a YAML mapping.
+    """
+    source = Source(name, marks={(): Mark(1, f"{name}:1", ())})
+    tree, walk = parse(text, name)
     if not isinstance(tree, dict):
         what = "is empty" if tree is None else "is not a mapping of keys to values"
-        raise ConfigError(f"{path}:1: the file {what}; it wants sections such as model:, train: and rewards:")
-    source.learn(walk, {keys: Mark(line, f"{path}:{line}", keys) for keys, line in walk.lines.items()})
+        raise ConfigError(f"{name}:1: the file {what}; it wants sections such as model:, train: and rewards:")
+    source.learn(walk, {keys: Mark(line, f"{name}:{line}", keys) for keys, line in walk.lines.items()})
     source.tree = tree
     return source
 

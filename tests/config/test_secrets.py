@@ -55,7 +55,7 @@ def test_a_secret_that_was_written_out_is_masked_and_its_mask_is_no_value(load, 
     config = load(line)
     assert SECRET in str(config.rewards[0].extra_kwargs)
     assert SECRET not in dump_config(config) + str(config_tree(config)) + str(settings(config)) and MASK in dump_config(config)
-    assert SECRET in dump_config(config, secrets=True)
+    assert SECRET in dump_config(config, secrets=True) and load_config(config) == config
     with pytest.raises(ConfigError, match=r"rewards\.0\..*: \*\*\* stands for a secret .*; write \$\{NAME\}, and set NAME"):
         again(config, tmp_path)
 
@@ -64,7 +64,8 @@ def test_a_value_alone_is_read_as_yaml_reads_it(load, tmp_path: Path) -> None:
     config = load("batch_size: ${SIZE:-8}", "train.learning_rate=${RATE}", 'log.run_name="run-${SIZE:-1}"')
     assert (config.rewards[0].batch_size, config.train.learning_rate, config.log.run_name) == (8, 1e-4, "run-1")
     assert "learning_rate: ${RATE}" in dump_config(config) and 'run_name: "run-${SIZE:-1}"' in dump_config(config)
-    assert again(config, tmp_path) == config
+    assert again(config, tmp_path) == config == load_config(config)
+    assert load_config(config, ["train.learning_rate=3e-4"]).train.learning_rate == 3e-4
     later = load("batch_size: ${SIZE:-8}", "train.learning_rate=${RATE}", "train.learning_rate=2e-4")
     assert "learning_rate: 0.0002" in dump_config(later)
 
