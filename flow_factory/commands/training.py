@@ -26,6 +26,7 @@ from flow_factory.rewards import GIVEN, REWARDS
 from flow_factory.utils.errors import RunError, UserError
 from flow_factory.utils.signals import Interrupted
 from flow_factory.utils.terminal import hide_bars, note, remembering
+from flow_factory.utils.user_code import free_locals
 
 if TYPE_CHECKING:
     from flow_factory.training.run import Run
@@ -109,6 +110,9 @@ def _trained(config: RunConfig) -> TrainResult:
         AcceleratorState._reset_state(reset_partial_state=True)
     try:
         return _run(config)
+    except BaseException as error:
+        free_locals(error)
+        raise
     finally:
         gc.collect()  # the parts of a run are reference cycles, and have threads; a notebook goes on, and needs their memory
 

@@ -1,11 +1,11 @@
-"""Errors in a user's own class. Their messages name the class, and the file and line in its code."""
+"""Errors in a user's own class. Their messages name the class, and the file and line in its code; its frames are a debugger's."""
 
 import sys
 import sysconfig
 import threading
 import traceback
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flow_factory.utils.errors import RewardError, UserError
@@ -81,6 +81,21 @@ def _module(frames: traceback.StackSummary, modules: Collection[str]) -> str | N
     files = [frame.filename for frame in reversed(frames)]
     owned = (module for file in files for module in modules if file == _file(module))
     return next(owned, next((module for file in files for module in modules if _own(file, module)), None))
+
+
+def free_locals(error: BaseException) -> None:
+    """Frees the local variables of the functions of this program and of libraries that an error has ended.
+
+    IPython keeps the last error with all frames, which would hold the memory of a failed run. The frames of a user's own code stay whole
+    for a debugger.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        for frame, _ in traceback.walk_tb(link.__traceback__):
+            if frame.f_code.co_filename.startswith((OURS + "/", *LIBRARIES)):
+                with suppress(RuntimeError):  # it still runs
+                    frame.clear()
+        link = link.__cause__ or link.__context__
 
 
 STRANGERS: dict[str, str] = {}

@@ -4,6 +4,7 @@ import gc
 import importlib
 import inspect
 import threading
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,14 @@ def test_functions_are_rewards_by_a_path_or_by_a_name_of_this_program() -> None:
         REWARDS["python:gone"]
 
 
+def assert_nothing_left(before: set[threading.Thread]) -> None:
+    for thread in set(threading.enumerate()) - before:
+        if thread.name != "tqdm_monitor":
+            thread.join(10)  # one that has been told to end
+            assert not thread.is_alive(), thread
+    assert not [it for it in gc.get_objects() if type(it) in (Run, Trainer)]
+
+
 def test_a_run_of_a_loaded_config_leaves_no_thread_and_no_weights(tmp_path: Path) -> None:
     """A notebook goes on after it, and needs the memory."""
     config = load_config(write_run(tmp_path), ["train.max_epochs=1", "eval.eval_freq=0"])
@@ -102,8 +111,7 @@ def test_a_run_of_a_loaded_config_leaves_no_thread_and_no_weights(tmp_path: Path
     found = flow_factory.train(config, run_name="again")
     again = load_config(found.folder / "config.yaml")
     assert again == config.model_copy(update={"log": config.log.model_copy(update={"run_name": "again"})})
-    assert not {thread.name for thread in set(threading.enumerate()) - before} - {"tqdm_monitor"}
-    assert not [it for it in gc.get_objects() if type(it) in (Run, Trainer)]
+    assert_nothing_left(before)
 
 
 @pytest.mark.exhaustive
@@ -142,12 +150,17 @@ def test_a_run_from_python_is_that_of_the_command(tmp_path: Path, capsys: pytest
     assert "nothing is left to do" in capsys.readouterr().err and again.after == told[1].after
 
 
-@pytest.mark.exhaustive
-def test_a_function_that_raises_ends_the_run_with_its_line(tmp_path: Path) -> None:
+def test_a_function_that_raises_ends_the_run_with_its_line_and_keeps_its_own_frame_alone(tmp_path: Path) -> None:
     write_run(tmp_path)
+    before = set(threading.enumerate())
 
     def broken(images: Sequence[Any]) -> list[float]:
-        raise KeyError("light")
+        seen = len(images)
+        raise KeyError("light", seen)
 
-    with pytest.raises(RewardError, match=r"reward 'broken' failed .*KeyError: 'light' \(.*test_python.py:\d+, in broken\)"):
+    with pytest.raises(RewardError, match=r"reward 'broken' failed .*KeyError: \('light', 4\) \(.*test_python.py:\d+, in broken\)") as kept:
         flow_factory.train("tiny.yaml", rewards=broken)
+    assert_nothing_left(before)
+    assert kept.value.__cause__ is not None and [
+        frame.f_locals["seen"] for frame, _ in traceback.walk_tb(kept.value.__cause__.__traceback__) if frame.f_code.co_name == "broken"
+    ] == [4], "for a debugger"
