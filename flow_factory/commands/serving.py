@@ -36,7 +36,12 @@ def serve_until_signal(server: uvicorn.Server, socket: Any, what: str, how: str)
     Args:
         what: is printed before the address, `how` after it.
     """
-    former = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}  # uvicorn raises them again
+
+    def end(*_: Any) -> None:
+        server.should_exit = True
+
+    # for a signal before uvicorn has its own handlers; and uvicorn raises its signals again when it has ended
+    former = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     host, port = socket.getsockname()[:2]
     print(f"{what} at http://{host}:{port}, {how}", flush=True)
     try:

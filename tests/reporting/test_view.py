@@ -11,8 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
 
+from flow_factory.commands.serving import listening, serve_until_signal
 from flow_factory.commands.view import main
 from flow_factory.reporting.metrics import MetricsFile
 from flow_factory.reporting.page import store
@@ -141,6 +143,22 @@ def test_a_port_in_use_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
         port = taken.getsockname()[1]
         assert main([str(tmp_path), "--port", str(port)]) == 2
     assert f"--port: cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_server_listens_for_it_ends_the_server(tmp_path: Path, number: signal.Signals) -> None:
+    """The address is printed before uvicorn has its handlers."""
+
+    class Early(uvicorn.Server):
+        def run(self, sockets: list[socket.socket] | None = None) -> None:
+            signal.raise_signal(number)
+            super().run(sockets)
+
+    before = signal.getsignal(number)
+    app = make_app(tmp_path)
+    serve_until_signal(Early(uvicorn.Config(app, log_config=None)), listening("127.0.0.1", 0, "--port"), "it", "Ctrl-C ends")
+    assert signal.getsignal(number) is before
 
 
 @pytest.mark.exhaustive
