@@ -19,7 +19,7 @@ __all__ = ["RunError", "UserError", "load_adapter", "load_config", "train"]
 
 def train(
     config: "str | os.PathLike[str] | Mapping[str, Any] | RunConfig",
-    overrides: "Mapping[str, Any] | None" = None,
+    overrides: "Mapping[str, Any] | Sequence[str] | None" = None,
     *,
     rewards: "Reward | Sequence[Reward] | Mapping[str, Reward] | None" = None,
     eval_rewards: "Reward | Sequence[Reward] | Mapping[str, Reward] | None" = None,
@@ -34,8 +34,8 @@ def train(
         result.before, result.after, result.checkpoint
 
     Args:
-        config: a run's YAML file, its content, or what `load_config` returns.
-        overrides: dotted key -> value.
+        config: a run's YAML file, its content as a dict, or what `load_config` returns.
+        overrides: dotted key -> value, or `section.key=value` as on the command line.
         rewards: replaces the rewards of the config: names, entries, functions or classes; one, several, or a mapping by name. A later
             `ff-train` of the run's config.yaml can only find a function that a module has under its name.
         eval_rewards: the same for evaluations.

@@ -10,7 +10,7 @@ import torch
 from flow_factory.checkpoints.stock import put_weights
 from flow_factory.config import EvalConfig, RunConfig, pipeline_kwargs
 from flow_factory.models.failures import named_rows
-from flow_factory.models.loading import load_adapter
+from flow_factory.models.loading import family_of, load_adapter
 from flow_factory.policy.attention import without_cudnn
 from flow_factory.runs.fitting import checkpoint_of
 from flow_factory.types import Cond, Row
@@ -45,6 +45,18 @@ class StockPipeline:
             self.adapter.pipe.enable_model_cpu_offload(device=self.device)
         else:
             self.adapter.pipe.to(self.device)
+
+    @staticmethod
+    def require_rows(config: RunConfig, rows: Sequence[Row]) -> None:
+        """Needs no weights.
+
+        Raises:
+            UserError: a row has not the condition images or videos that the model takes; or there is no such model.
+        """
+        name, kind, _, pipeline = checkpoint_of(config)
+        family = family_of(name, kind, pipeline)
+        for row in rows:
+            family.check_row(row)
 
     def take(self, checkpoint: Path | None) -> None:
         """Loads these weights; None stands for the base model's, which must come first.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from flow_factory.commands.generate import config_of, weights_of
@@ -43,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--to", required=True, choices=TO, help="the format, see below")
     p.add_argument("--out", required=True, type=out_path, metavar="PATH", help="a new folder, or a new file that ends in .safetensors")
     p.add_argument("--dtype", choices=DTYPES, help="of what is written (default: as saved; for merged the run's mixed_precision)")
-    p.add_argument("--scale", type=float, default=1.0, metavar="X", help="strength of the LoRA (default: 1, as trained)")
+    p.add_argument("--scale", type=strength, default=1.0, metavar="X", help="strength of the LoRA (default: 1, as trained)")
     p.add_argument(
         "--weights", choices=("saved", "last"), default="saved",
         help="saved: as evaluated, the average (EMA) if the run keeps one; last: the trained weights themselves, of the training state",
@@ -55,6 +56,19 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--private", action="store_true", help="with --push: a repository that is made is private")
     p.set_defaults(act=act)
     return p
+
+
+def strength(text: str) -> float:
+    """Raises:
+    argparse.ArgumentTypeError: the text is not a finite number.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a strength, such as 0.8")
+    return number
 
 
 def act(args: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -103,8 +104,10 @@ def act(args: argparse.Namespace) -> int:
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out: {out} is not an empty folder; name another, or delete what is there")
     require_writable(out or usual.parent, "--out", WRITABLE)
+    from flow_factory.commands.drawing import StockPipeline
     from flow_factory.commands.generating import Job, draw
 
+    StockPipeline.require_rows(config, rows)
     batch, count = args.batch or config.eval.per_device_batch_size, len(weights) * len(rows) * len(args.seeds)
     note(
         f"{count} to draw: {counted(len(rows), 'prompt')}, {counted(len(args.seeds), 'seed')}, weights: {', '.join(k for _, k in weights)}"
@@ -215,6 +218,8 @@ def rows_of(texts: Sequence[str], negative: str | None) -> list[Row]:
             rows += read_rows(Path(text), "test")
         elif not text.strip():
             raise UserError("--prompts: a prompt is empty")
+        elif text == "-" or (os.path.exists(text) and (os.sep in text or Path(text).suffix)):  # noqa: PTH110 (Path raises at long texts)
+            raise UserError(f"--prompts: {text} is not a prompt; write prompts, or a .txt or .jsonl file that has them")
         else:
             rows.append(Row(0, text, source="--prompts"))
     kept = (row.negative_prompt if negative is None or row.negative_prompt is not None else negative for row in rows)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from flow_factory.commands.ending import disk_full
 from flow_factory.commands.subcommands import first, set_up_terminal
 from flow_factory.config import RunConfig, load_config
+from flow_factory.config.loader import Overrides, override_texts
 from flow_factory.config.places import require_places
 from flow_factory.config.source import assignment
 from flow_factory.distributed import liveness
@@ -23,6 +24,7 @@ from flow_factory.distributed.process_monitor import FAILED
 from flow_factory.distributed.threads import set_thread_counts
 from flow_factory.distributed.topology import overrides_of, resolve_topology, srun_task
 from flow_factory.rewards import GIVEN, REWARDS
+from flow_factory.utils.devices import require_defaults
 from flow_factory.utils.errors import RunError, UserError
 from flow_factory.utils.signals import Interrupted
 from flow_factory.utils.terminal import hide_bars, note, remembering
@@ -65,7 +67,7 @@ class TrainResult:
 
 def train(
     config: str | os.PathLike[str] | Mapping[str, Any] | RunConfig,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Overrides | None = None,
     *,
     rewards: Any = None,
     eval_rewards: Any = None,
@@ -79,7 +81,7 @@ def train(
         sections = {name: config.get(name) if value is None else value for name, value in sections.items()}
         config = {key: value for key, value in config.items() if key not in sections}
     texts = [assignment(name, entries_of(name, value, taken)) for name, value in sections.items() if value is not None]
-    texts += [assignment(key, value) for key, value in {**_flat(keys), **(overrides or {})}.items()]
+    texts += [*override_texts(_flat(keys)), *override_texts(overrides or ())]
     found = load_config(config, overrides_of({}, os.environ, texts))
     require_places(found, Path("config") if isinstance(config, Mapping | RunConfig) else Path(config))
     placement = resolve_topology(found, {}, os.environ)
@@ -106,6 +108,7 @@ def _trained(config: RunConfig) -> TrainResult:
     import torch.distributed as dist
     from accelerate.state import AcceleratorState
 
+    require_defaults()
     if not dist.is_initialized():  # an earlier run of this process may have used another precision
         AcceleratorState._reset_state(reset_partial_state=True)
     try:
@@ -185,6 +188,7 @@ def result_of(checkpoint: Path, epochs: int, main: bool) -> TrainResult:
     from flow_factory.checkpoints.checkpoint import run_of
     from flow_factory.reporting.paired_gains import compare
 
+    checkpoint = checkpoint.absolute()  # the caller may go to another folder
     folder = run_of(checkpoint)
     if not (main and (folder / "metrics.jsonl").is_file()):
         return TrainResult(folder, checkpoint, epochs, {}, {}, {}, "")

@@ -25,18 +25,21 @@ from flow_factory.config.places import elsewhere
 from flow_factory.config.public_keys import bring_public_keys
 from flow_factory.config.rewards import INNER
 from flow_factory.config.run import RunConfig
-from flow_factory.config.source import Source, from_text, override, read, values
+from flow_factory.config.source import Source, assignment, from_text, override, read, values
 from flow_factory.config.train import TrainConfig
 from flow_factory.config.translate import translated
 from flow_factory.utils.errors import UserError
 
+Overrides = Sequence[str] | Mapping[str, Any]
+"""`section.key=value`, or dotted key -> value."""
 
-def load_config(config: str | os.PathLike[str] | Mapping[str, Any] | RunConfig, overrides: Sequence[str] = ()) -> RunConfig:
+
+def load_config(config: str | os.PathLike[str] | Mapping[str, Any] | RunConfig, overrides: Overrides = ()) -> RunConfig:
     """Reads and checks a run's YAML. What can be known without loading a model is known afterwards.
 
     Args:
-        config: the file, what would be in it, or a loaded config.
-        overrides: `section.key=value`, applied in order; the value is YAML, and here `1e-4` is a number.
+        config: the file, what would be in it as a dict, or a loaded config.
+        overrides: `section.key=value`, applied in order; the value is YAML, and here `1e-4` is a number. Or dotted key -> value.
 
     Raises:
         ConfigError: all that is wrong with single keys, or else all that does not fit together.
@@ -44,7 +47,7 @@ def load_config(config: str | os.PathLike[str] | Mapping[str, Any] | RunConfig, 
     source = _source(config)
     if "distributed_type" in source.tree and "model" not in source.tree:
         raise ConfigError(f"{source.name}:1: is a config file of accelerate; name it as config_file in the YAML of a run")
-    _normalise(source, overrides)
+    _normalise(source, override_texts(overrides))
     train = _train_schema(source)
     if source.tree.get("mixed_precision") in ("no", False) and source.mapping("model").get("finetune_type", "full") == "full":
         source.mapping("model").setdefault("master_weight_dtype", "fp32")  # as the rest of the run has
@@ -65,9 +68,23 @@ def _source(config: str | os.PathLike[str] | Mapping[str, Any] | RunConfig) -> S
         return from_text(dump_config(config, secrets=True), "config")
     if isinstance(config, Mapping):
         return values(config)
-    if isinstance(config, str | os.PathLike):
+    if isinstance(config, str | os.PathLike) and "\n" not in str(config):
         return read(Path(config))
-    raise ConfigError(f"config: a value of the type {type(config).__name__}; give a YAML file, its content, or what load_config returns")
+    kind = "text of several lines" if isinstance(config, str) else f"a value of the type {type(config).__name__}"
+    raise ConfigError(f"config: {kind}; give the path of a YAML file, a dict, or what load_config returns")
+
+
+def override_texts(overrides: Overrides) -> list[str]:
+    """`section.key=value` of each override.
+
+    Raises:
+        ConfigError: it is neither a mapping nor a list of texts.
+    """
+    if isinstance(overrides, Mapping):
+        return [assignment(key, value) for key, value in overrides.items()]
+    if isinstance(overrides, str) or not all(isinstance(text, str) for text in overrides):
+        raise ConfigError('overrides: write a dict such as {"train.max_epochs": 2}, or a list such as ["train.max_epochs=2"]')
+    return list(overrides)
 
 
 def _normalise(source: Source, overrides: Sequence[str]) -> None:

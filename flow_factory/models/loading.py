@@ -32,7 +32,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, 
 def load_adapter(
     model_name_or_path: str,
     model_type: str,
-    dtype: str = "fp32",
+    dtype: str | torch.dtype = "fp32",
     dtypes: Mapping[str, str] | None = None,
     scheduler_overrides: Mapping[str, Any] | None = None,
     pipeline_class: str | None = None,
@@ -42,7 +42,7 @@ def load_adapter(
     """Loads a pipeline and puts it behind its family's adapter.
 
     Args:
-        dtype: "fp32", "bf16" or "fp16".
+        dtype: "fp32", "bf16" or "fp16", or torch's.
         dtypes: of single parts that have another one.
         scheduler_overrides: arguments for the constructor of the pipeline's own scheduler.
         pipeline_class: for `model_type: diffusers`, where the checkpoint does not say it.
@@ -53,6 +53,7 @@ def load_adapter(
         LoadError: it does not load.
         UnknownName: no such family.
     """
+    dtype = _known(dtype)
     family = family_of(model_name_or_path, model_type, pipeline_class)
     kinds: Any = DTYPES[dtype]
     if others := {part: DTYPES[other] for part, other in (dtypes or {}).items() if DTYPES[other] != kinds}:
@@ -65,6 +66,13 @@ def load_adapter(
         stock_buffers(model, DTYPES[dtype])
         call_dtype(model, DTYPES[dtype])  # a pipeline may ask it in what dtype to encode
     return _adapter(family, pipe, scheduler_overrides)
+
+
+def _known(dtype: str | torch.dtype) -> str:
+    found = dtype if isinstance(dtype, str) else next((name for name, its in DTYPES.items() if its == dtype), None)
+    if found not in DTYPES:
+        raise LoadError(f"dtype: {dtype!r} is not one of fp32, bf16, fp16")
+    return found
 
 
 def download(name: str, family: type[ModelAdapter]) -> None:

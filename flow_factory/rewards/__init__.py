@@ -38,6 +38,7 @@ class _Rewards(Registry):
     def __getitem__(self, name: str) -> Any:
         if name.startswith(GIVEN) and name not in self.given:
             text = "was passed to flow_factory.train as a function; pass it again, or put it in a module and name its dotted path"
+            text += " (for ff-eval in a YAML: --config)"
             raise UnknownName(f"the reward {name!r} {text}")
         return self.given[name] if name in self.given else super().__getitem__(name)
 

@@ -38,6 +38,10 @@ class UserError(ValueError):
     def __str__(self) -> str:
         return plain(super().__str__())
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in the place of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 Error = TypeVar("Error", bound=UserError)
 

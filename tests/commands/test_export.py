@@ -104,6 +104,10 @@ def test_the_command_says_the_same_of_a_save_and_refuses_what_does_not_exist(
     ):
         assert main([str(run.folder), *words]) == 2
         assert line in capsys.readouterr().err.splitlines()[-1]
+    for scale in ("nan", "inf", "much"):
+        with pytest.raises(SystemExit):
+            main([str(run.folder), "--to", "comfyui", "--out", "lora", "--scale", scale])
+        assert f"argument --scale: '{scale}' is not a strength, such as 0.8" in capsys.readouterr().err
     assert not list(tmp_path.glob(".partial*"))
 
 

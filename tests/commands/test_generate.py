@@ -60,6 +60,9 @@ def test_prompts_are_texts_and_files(tmp_path: Path) -> None:
     (["--base", "--config", "tiny.yaml", "--prompts", "a", "--out", "data"], "--out: data is not an empty folder"),
     (["--base", "--config", "run/tiny.yaml", "--prompts", "a"], "run: start there, or write "),
     (["--base", "--config", "tiny.yaml", "--prompts", "x.txt"], "--prompts: x.txt is a folder; name a file in it"),
+    (["--base", "--config", "tiny.yaml", "--prompts", "a 1/2 done.", "data/old.csv"], "--prompts: data/old.csv is not a prompt"),
+    (["--base", "--config", "tiny.yaml", "--prompts", "-"], "--prompts: - is not a prompt; write prompts, or a .txt or .jsonl file"),
+    (["--base", "--config", "kontext.yaml", "--prompts", "a"], "--prompts: 0 condition images; Flux1Kontext takes 1 (columns image"),
     (["--base", "--config", "tiny.yaml", "--prompts", "a", "--set", "max_rows=4"], "write --max_rows N for the first N prompts"),
     (["--base", "--config", "tiny.yaml", "--prompts", "a", "--device", "xpu:7"], "--device: xpu:7: this machine has "),
 ])  # fmt: skip
@@ -69,6 +72,8 @@ def test_what_cannot_be_drawn_is_a_line(
     text = write_run(tmp_path).read_text()
     (tmp_path / "run/model").mkdir(parents=True)
     (tmp_path / "x.txt").mkdir()
+    (tmp_path / "data/old.csv").touch()
+    (tmp_path / "kontext.yaml").write_text(text.replace("model_type: flux1", "model_type: flux1-kontext"))
     (tmp_path / "run/model/model_index.json").touch()
     for name in ("a", "b"):
         (tmp_path / "runs" / name / "checkpoints").mkdir(parents=True)

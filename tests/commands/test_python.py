@@ -3,14 +3,19 @@
 import gc
 import importlib
 import inspect
+import subprocess
+import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 import flow_factory
@@ -23,7 +28,7 @@ from flow_factory.training.run import Run
 from flow_factory.training.trainer import Trainer
 from flow_factory.utils.errors import RewardError, RunError, UserError
 from tests.tiny.rewards import Bright
-from tests.tiny.run import logged, tiny, write_run
+from tests.tiny.run import environment, logged, tiny, write_run
 
 
 def bright(images: Sequence[Any], prompts: Sequence[str], scale: float = 1.0) -> list[float]:
@@ -56,7 +61,10 @@ def test_the_package_has_a_function_whatever_was_imported() -> None:
     ("tiny.yaml", {"train": {"learning_rat": 1}}, "train.learning_rat: unknown key. Did you mean 'learning_rate'"),
     ({}, {"rewards": [3]}, "rewards: 3 is not a reward; give a name such as PickScore, an entry with reward_model, or a function"),
     ({}, {"rewards": [lambda images, image: []]}, "model.model_name_or_path"),
-    (3, {}, "config: a value of the type int; give a YAML file, its content, or what load_config returns"),
+    (3, {}, "config: a value of the type int; give the path of a YAML file, a dict, or what load_config returns"),
+    ("model:\n  model_type: flux1\n", {}, "^config: text of several lines; give the path of a YAML file, a dict"),
+    ("tiny.yaml", {"overrides": ["train.learning_rat=1"]}, "train.learning_rat: unknown key"),
+    ("tiny.yaml", {"overrides": "train.max_epochs=1"}, 'overrides: write a dict such as {"train.max_epochs": 2}, or a list such as'),
     ("tiny.yaml", {"num_processes": 2}, "num_processes: 2, and a run from Python is of the process that calls it; write num_processes=1"),
     ("tiny.yaml", {"rewards": [lambda images, image: []]}, "names both 'image' and 'images'"),
 ])  # fmt: skip
@@ -75,8 +83,32 @@ def test_values_of_python_are_those_of_the_yaml(tmp_path: Path) -> None:
     as_dict["train"] |= values
     texts = [assignment(f"train.{key}", value) for key, value in values.items()]
     config = load_config(as_dict)
-    assert config == load_config(file, texts) and config.train.learning_rate == 1e-4 and config.train.width == 48
+    assert config == load_config(file, texts) == load_config(file, {f"train.{key}": value for key, value in values.items()})
+    assert config.train.learning_rate == 1e-4 and config.train.width == 48
     assert load_config(file, [assignment("run_name", text) for text in ("1e5", "no", "a: b, [c]")][-1:]).log.run_name == "a: b, [c]"
+
+
+@pytest.mark.parametrize(("changed", "line"), [
+    (torch.no_grad, "torch computes no gradients here; train outside of no_grad and inference_mode"),
+    (torch.inference_mode, "torch computes no gradients here"),
+    (partial(torch.device, "meta"), r"torch's new tensors are torch.float32 on meta by default; train after torch.set_default_dtype\("),
+])  # fmt: skip
+def test_defaults_of_torch_with_which_nothing_trains_are_refused_before_anything_is_written(
+    tmp_path: Path, changed: Callable[[], AbstractContextManager[Any]], line: str
+) -> None:
+    write_run(tmp_path)
+    with changed(), pytest.raises(UserError, match=line):
+        flow_factory.train("tiny.yaml")
+    assert not Path("save").exists()
+
+
+@pytest.mark.exhaustive
+def test_ipython_shows_an_error_of_the_user_in_a_line(tmp_path: Path) -> None:
+    cell = "import flow_factory; flow_factory.train('absent.yaml')"
+    words = [sys.executable, "-m", "IPython", "--colors=NoColor", "-c", cell]
+    shown = subprocess.run(words, env=environment(IPYTHONDIR=str(tmp_path)), capture_output=True, text=True, timeout=120)
+    (line,) = [line for line in (shown.stdout + shown.stderr).splitlines() if "absent" in line]
+    assert line.startswith("ConfigError: absent.yaml: ") and "Traceback" not in shown.stdout + shown.stderr
 
 
 def test_functions_are_rewards_by_a_path_or_by_a_name_of_this_program() -> None:
@@ -109,6 +141,7 @@ def test_a_run_of_a_loaded_config_leaves_no_thread_and_no_weights(tmp_path: Path
     config = load_config(write_run(tmp_path), ["train.max_epochs=1", "eval.eval_freq=0"])
     before = set(threading.enumerate())
     found = flow_factory.train(config, run_name="again")
+    assert found.folder.is_absolute() and found.checkpoint == found.folder / "checkpoints" / "epoch_1", "wherever the caller goes"
     again = load_config(found.folder / "config.yaml")
     assert again == config.model_copy(update={"log": config.log.model_copy(update={"run_name": "again"})})
     assert_nothing_left(before)

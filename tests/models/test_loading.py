@@ -10,6 +10,7 @@ import torch
 
 from flow_factory.models.flux1 import Flux1
 from flow_factory.models.loading import LoadError, load_adapter, load_pipeline
+from tests.tiny.run import checkpoint
 
 
 def cut(file: Path) -> None:
@@ -48,3 +49,10 @@ def test_single_parts_may_be_loaded_in_a_dtype_of_their_own(flux_folder: Path, d
     assert {p.dtype for p in adapter.field.bare["transformer"].parameters()} == {kinds[trained or dtype]}
     assert {p.dtype for part in (adapter.pipe.vae, adapter.pipe.text_encoder) for p in part.parameters()} == {kinds[dtype]}
     assert adapter.pipe.scheduler.config.shift == 5.0 and adapter.pipe.scheduler.config.use_dynamic_shifting
+
+
+def test_a_dtype_is_a_name_or_torchs(tmp_path: Path) -> None:
+    for wrong in ("float16x", torch.int8):
+        with pytest.raises(LoadError, match=r"dtype: '?[\w.]+'? is not one of fp32, bf16, fp16"):
+            load_adapter("absent", "flux1", wrong)
+    assert load_adapter(checkpoint(), "flux1", torch.bfloat16).pipe.transformer.dtype is torch.bfloat16
