@@ -105,7 +105,8 @@ def model_kind(path: Path, key: str = "model.resume_path") -> Literal["lora", "f
         return "full"
     if any(name.endswith((".pkl", ".bin", ".pt", ".pth", ".ckpt")) for name in here):
         raise CheckpointError(f"{key}: {path} holds pickles, which can run code; name safetensors weights")
-    raise CheckpointError(f"{key}: {path} {_no_checkpoint(path, here)}")
+    anew = "; with its run_name, model.resume_path=auto starts it anew" if key == "model.resume_path" and is_run(path) else ""
+    raise CheckpointError(f"{key}: {path} {_no_checkpoint(path, here)}{anew}")
 
 
 def _no_checkpoint(path: Path, here: Sequence[str]) -> str:

@@ -4,7 +4,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from flow_factory.checkpoints.checkpoint import (
@@ -30,7 +29,8 @@ from flow_factory.reporting.metrics import records_of
 from flow_factory.runs.ended import nothing_left
 from flow_factory.runs.given_files import layers_of
 from flow_factory.runs.identity import changes, other_run
-from flow_factory.runs.run_folder import holds_run, named, require_free
+from flow_factory.runs.refusals import taken, unlike, weights_only
+from flow_factory.runs.run_folder import holds_run, named
 from flow_factory.runs.training_state import whole_contents
 from flow_factory.utils.counting import counted
 from flow_factory.utils.errors import UserError, file_errors
@@ -42,11 +42,24 @@ UNSEEN = 180.0
 
 
 class Finished(Exception):
-    """The run has finished: there is nothing left to train."""
+    """The run has finished: there is nothing left to train.
 
-    def __init__(self, text: str, checkpoint: Path, epoch: int):
+    Args:
+        elsewhere: the folder that the run would be in, if it is not the checkpoint's own.
+    """
+
+    def __init__(self, text: str, checkpoint: Path, saved: Saved, elsewhere: Path | None):
         super().__init__(text)
-        self.checkpoint, self.epoch = checkpoint, epoch
+        self.checkpoint, self.epoch = checkpoint, saved.epoch
+        self.start, self.elsewhere = Start(run_of(checkpoint), checkpoint, "state", saved), elsewhere
+
+    def require_own(self, identity: dict[str, Any]) -> None:
+        """Raises:
+        UserError: the state is of another model or algorithm; or it is to be continued in another folder, where nothing would be trained.
+        """
+        self.start.require_same(identity)
+        if self.elsewhere is not None:
+            raise UserError(f"{self} (a run in {self.elsewhere} would train nothing)")
 
 
 @dataclass(frozen=True)
@@ -141,7 +154,7 @@ def find_start(config: RunConfig, choice: Choice | None = None, sketch: ModelAda
     path = (choice or choose(config)).path
     if given is None:
         if folder is not None and holds_run(folder):
-            raise _taken(folder)
+            raise taken(folder)
         return Start(folder)
     if given == AUTO:
         assert folder is not None
@@ -158,7 +171,7 @@ def find_start(config: RunConfig, choice: Choice | None = None, sketch: ModelAda
     if kind == "state":
         return _from_state(config, folder or _home(config, path), path)
     if folder is not None and holds_run(folder):
-        _require_other(folder, path)
+        raise unlike(folder, path, kind)
     require_weights(config, path, sketch)
     return Start(folder, path, kind)
 
@@ -199,12 +212,13 @@ def _from_state(config: RunConfig, folder: Path | None, path: Path) -> Start:
     home = run_of(path)
     own = folder is not None and _same(home, folder)
     if folder is not None and holds_run(folder) and not own:
-        _require_other(folder, path)
+        raise unlike(folder, path, "state")
     for name, read in (("metrics.jsonl", records_of), (FILE, read_alarms)) if own else ():
         with plainly(home / name, "is damaged"):
             read(home)  # the last line may be partial
     if (not own or (home / "summary.md").is_file()) and (why := nothing_left(config, home, saved.epoch)) is not None:
-        raise Finished(f"{path} has {counted(saved.epoch, 'epoch')}, and {why}", path, saved.epoch)
+        elsewhere = None if own else folder or Path(config.log.save_dir)
+        raise Finished(f"{path} has {counted(saved.epoch, 'epoch')}, and {why}", path, saved, elsewhere)
     return Start(folder, path, "state", saved)
 
 
@@ -219,39 +233,7 @@ def _require_no_weights(folder: Path) -> None:
     UserError: the folder of a run has checkpoints, but none with a training state.
     """
     if saved := checkpoints(folder / "checkpoints"):
-        raise UserError(_weights_only(folder, saved[-1]))
-
-
-def _require_other(folder: Path, path: Path) -> None:
-    """Raises:
-    UserError: always: the folder has a run already, which cannot continue from this checkpoint.
-    """
-    if folder.resolve() not in (path.resolve(), *path.resolve().parents):
-        raise _taken(folder)
-    if absolute(path).parent.name.startswith(("abandoned-", ".abandoned-")):
-        raise UserError(f"{path} was set aside when {folder} was resumed from an earlier one: choose another run_name to resume from it")
-    raise UserError(_weights_only(folder, path))
-
-
-def _taken(folder: Path) -> UserError:
-    """The error about a folder that has a run.
-
-    Raises:
-        UserError: the run still goes on.
-    """
-    require_free(folder)
-    return UserError(f"{folder} holds a run already: choose another run_name, or resume with {_by(folder)}")
-
-
-def _weights_only(folder: Path, path: Path) -> str:
-    return (
-        f"{folder} cannot go on from {path}: of it weights are loaded, and no training state (log.save_model_only: true); "
-        f"choose another run_name to start anew from these weights, with {_by(path)}"
-    )
-
-
-def _by(path: Path) -> str:
-    return quote(f"model.resume_path={path}")
+        raise weights_only(folder, saved[-1])
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -41,7 +41,7 @@ SETUPS: dict[str, tuple[Callable[[Path], object] | None, tuple[str, ...], str]] 
     "save_dir of 300 letters": (None, ("log.save_dir={here}/" + "n" * 300,), "log.save_dir: .*too long"),
     "save_dir in /proc": (None, ("log.save_dir=/proc/x",), "log.save_dir: /proc.*: No such file or directory"),
     "cache_dir is a file": (bad_folder, ("data.cache_dir={here}/file",), "data.cache_dir: .*/file: Not a directory"),
-    "a folder that holds a run": (held, (), "save/run holds a run already"),
+    "a folder that holds a run": (held, (), "save/run holds a run without a checkpoint"),
     "no resume_path": (None, ("model.resume_path={here}/nowhere",), "nowhere.*no such folder"),
     "resume_path is a file": (bad_folder, ("model.resume_path={here}/file",), "{here}/file"),
     "a misspelt local checkpoint": (None, ("model.model_name_or_path=./ckpt",), "'./ckpt' is neither a folder nor a hub name"),

@@ -20,7 +20,14 @@ REFUSED = {
     "another run's checkpoint": (("model.resume_path=save/elsewhere", "train.max_epochs=3"), "save/run holds a run already"),
     "finished": ((OWN,), "epoch_2 has 2 epochs, and train.max_epochs is 2: nothing is left to do; raise it to continue"),
     "finished auto": (("model.resume_path=auto",), "nothing is left to do"),
-    "finished in another folder": ((OWN, "run_name=new"), "nothing is left to do"),
+    "finished in another folder": (
+        (OWN, "run_name=new"),
+        "epoch_2 has 2 epochs, and train.max_epochs is 2: nothing is left to do; raise it to continue .a run in .*save/new would train",
+    ),
+    "finished in another save_dir": ((OWN, "run_name=null", "log.save_dir=mine"), "nothing is left to do; .* .a run in mine would train"),
+    "finished, of another algorithm": ((OWN, "train.trainer_type=awm"), "another run: train.trainer_type was .grpo., and is .awm."),
+    "finished, of another rank": ((OWN, "model.lora_rank=4", "run_name=new"), "another run: model.lora_rank was 8, and is 4"),
+    "finished auto, of another rank": (("model.resume_path=auto", "model.lora_rank=4"), "another run: model.lora_rank was 8, and is 4"),
     "gone": (("model.resume_path=gone", "run_name=new"), "gone is not a checkpoint .no such folder or file."),
     "no checkpoint": (("model.resume_path=data", "run_name=new"), "data is not a checkpoint"),
     "rank": ((*MORE, "model.lora_rank=4"), "another run: model.lora_rank was 8, and is 4"),
@@ -30,7 +37,14 @@ REFUSED = {
     "no average": ((*MORE, "train.ema_decay=0"), "does not fit this run: the saved copies"),
     "targets": ((*MORE, "model.target_modules=[attn.to_q]"), "does not fit this run: first at"),
     "all weights": ((*MORE, "model.master_weight_dtype=fp32", "model.finetune_type=full"), "another run: model.finetune_type"),
-    "weights alone in their folder": ((OWN, "model.resume_type=lora"), "save/run cannot go on from .*epoch_2: of it weights are loaded"),
+    "weights alone in their folder": (
+        (OWN, "model.resume_type=lora"),
+        "save/run cannot go on from .*epoch_2: by resume_type: lora its weights alone are loaded; leave it out to resume, or",
+    ),
+    "a file in its run's folder": (
+        (f"model.resume_path=save/run/checkpoints/epoch_2/{LORA_FILE}",),
+        f"save/run cannot go on from .*epoch_2/{LORA_FILE}: a file has weights alone, and no training state; choose another",
+    ),
     "no such layer": (("run_name=new", "model.target_modules=attn.to_w"), "fits no linear layer"),
     "no such tracker": (("run_name=new", "log.logging_backend=swanlab"), "swanlab, which is not installed"),
     "no such tracker later": ((*MORE, "log.logging_backend=tests.runs.test_refused_starts.Unwilling"), "not today"),
@@ -76,6 +90,32 @@ def test_weights_alone_are_not_emptied_by_auto(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"save/run cannot go on from \S+epoch_1: of it weights are loaded, and no training state"):
         tiny(tmp_path, *STATES, "model.resume_path=auto")
     assert tree(tmp_path) == before
+
+
+def test_what_a_refusal_of_a_taken_folder_advises_is_a_start(home: Path) -> None:
+    """Of a run that failed in its first epoch, and of one that saved weights alone."""
+    run = home / "save" / "run"
+    shutil.move(run / "checkpoints", home / "aside")
+    for keys in ((), ("model.resume_path=aside/epoch_2", "train.max_epochs=3")):
+        with pytest.raises(UserError, match="save/run holds a run without a checkpoint: .* in this folder with model.resume_path=auto$"):
+            tiny(home, *STATES, *keys)
+    with pytest.raises(UserError, match="a run without a checkpoint; .*; with its run_name, model.resume_path=auto starts it anew$"):
+        tiny(home, *STATES, OWN)
+    assert not tiny(home, *STATES, "model.resume_path=auto").context.progress.epoch
+    shutil.move(home / "aside", run / "checkpoints")
+    for checkpoint in (run / "checkpoints").iterdir():
+        shutil.rmtree(checkpoint / "state")
+    with pytest.raises(UserError, match="without a training state .*: choose another run_name, and to start from its weights .*save/run$"):
+        tiny(home, *STATES)
+    assert find_start(load_config(home / "tiny.yaml", [*STATES, OWN, "run_name=new"])).kind == "lora"
+
+
+def test_a_state_that_is_not_among_the_checkpoints_of_its_run_is_said_to_be_elsewhere(home: Path) -> None:
+    shutil.copytree("save/run/checkpoints/epoch_2", "save/run/kept/deep/epoch_2")
+    with pytest.raises(
+        UserError, match="cannot go on from save/run/kept/deep/epoch_2: it is not in .*save/run/checkpoints; choose another"
+    ):
+        tiny(home, *STATES, "model.resume_path=save/run/kept/deep/epoch_2", "train.max_epochs=3")
 
 
 def test_another_base_model_is_refused(home: Path) -> None:
@@ -130,7 +170,16 @@ def test_a_check_says_what_a_start_would_do(home: Path) -> None:
         f"a new run from the weights of {last}, in {home}/save/b"
     ]
     assert said(OWN) == [f"{last} has 2 epochs, and train.max_epochs is 2: nothing is left to do; raise it to continue"]
-    for name in ("another run's name", "rank", "gone", "weights alone in their folder", "out of save_dir", "a file as save_dir"):
+    for name in (
+        "another run's name",
+        "rank",
+        "finished in another folder",
+        "finished, of another algorithm",
+        "gone",
+        "weights alone in their folder",
+        "out of save_dir",
+        "a file as save_dir",
+    ):
         with pytest.raises(UserError, match=REFUSED[name][1]):
             said(*REFUSED[name][0])
     with children(1, lambda _: claimed(run)):

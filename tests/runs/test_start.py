@@ -59,9 +59,11 @@ def test_rows_are_encoded_anew_where_the_tokenizer_has_changed(tmp_path: Path) -
 
 def test_the_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     tiny(tmp_path).evaluate()
-    with pytest.raises(UserError, match=r"save/run holds a run already: choose another run_name, or resume with model.resume_path="):
+    with pytest.raises(UserError, match=r"save/run holds a run without a checkpoint: choose another run_name, or start it anew in this "):
         tiny(tmp_path)
-    tiny(tmp_path, "run_name=my other").evaluate()
+    other = tiny(tmp_path, "run_name=my other")
+    other.save(state=True)
+    other.saver.wait()
     with pytest.raises(UserError, match=r"or resume with 'model.resume_path=\S*save/my other'$"):
         tiny(tmp_path, "run_name=my other")
 
