@@ -182,6 +182,8 @@ class Sample:
     """The index of its group in the epoch."""
     conditions: Sequence[Any] = ()
     """Small pictures of the row's condition files, shown beside it."""
+    row: str | None = None
+    """Of an evaluation: which test row it is of. The same has the same content and the same noise."""
 
 
 class Velocity(Protocol):

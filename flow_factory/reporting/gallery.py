@@ -10,7 +10,7 @@ from flow_factory.reporting.curves import plot_curves
 from flow_factory.reporting.page import store
 from flow_factory.reporting.page.write import FILE, write_page
 from flow_factory.reporting.report import save_before_after, save_grid
-from flow_factory.reporting.samples import keep_samples, kept_samples, save_videos
+from flow_factory.reporting.samples import keep_samples, kept_samples, of_same_rows, save_videos
 from flow_factory.types import Sample
 from flow_factory.utils.background import Background
 from flow_factory.utils.terminal import REMARKS, Remark
@@ -63,12 +63,18 @@ class Gallery(Background):
         folder = self.folder / "samples"
         save_grid(samples, folder / f"eval_{step:05d}.png")
         before = kept_samples(folder / "before")
-        if [s.prompt for s in before] != [s.prompt for s in samples]:  # the run's first evaluation
+        if not before:  # the run's first evaluation
             save_videos(samples, self.folder / "videos", "1_before")
             keep_samples(samples, folder / "before")
             return
-        save_before_after(before, samples, self.folder / "before_after.png")
-        save_videos(samples, self.folder / "videos", "2_after")
+        after = of_same_rows(before, samples)
+        pairs = [(b, a) for b, a in zip(before, after, strict=True) if a is not None]
+        if pairs:
+            save_before_after([b for b, _ in pairs], [a for _, a in pairs], self.folder / "before_after.png")
+        else:  # of an earlier evaluation, which had rows of the first one
+            (self.folder / "before_after.png").unlink(missing_ok=True)
+        others = [s for s in samples if not any(s is a for a in after)]
+        save_videos([*after, *others], self.folder / "videos", "2_after")
         if time.monotonic() - self.drawn > REDRAWN:
             self.curves()
 

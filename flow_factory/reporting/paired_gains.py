@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,16 +20,39 @@ SURE = 0.95
 Pair = tuple[float | None, float | None]
 
 
-def keep_scores(folder: Path, step: int, rows: Sequence[int], scores: Mapping[str, Sequence[float]], dataset: str = "") -> None:
+def keep_scores(
+    folder: Path, step: int, rows: Sequence[int], scores: Mapping[str, Sequence[float]], dataset: str = "", contents: Sequence[str] = ()
+) -> None:
     """Appends an evaluation's scores: of each reward, one a row in the order of `rows`; a missing one is NaN, and null in the file.
 
     Args:
         dataset: its name, where several are evaluated.
+        contents: of each row its `content_of`. Rows of one number with other contents are no pair.
     """
     known = {name: [value if math.isfinite(value) else None for value in values] for name, values in scores.items()}
     with (folder / FILE).open("a", encoding="utf-8") as file:
-        of = {"dataset": dataset} if dataset else {}
-        file.write(json.dumps({"step": step, **of, "rows": list(rows), "scores": known}, allow_nan=False) + "\n")
+        of: dict[str, Any] = {"dataset": dataset} if dataset else {}
+        which = {"rows": list(rows), **({"contents": list(contents)} if contents else {})}
+        file.write(json.dumps({"step": step, **of, **which, "scores": known}, allow_nan=False) + "\n")
+
+
+@dataclass
+class Kept:
+    """What was kept of an evaluation. "" stands for the only data set, `NAME/` for one of several."""
+
+    rows: dict[str, dict[int, str | None]] = field(default_factory=dict)
+    """Data set -> row -> its content; None in files of versions that did not keep it."""
+    scores: dict[str, dict[int, float | None]] = field(default_factory=dict)
+    """Metric -> row -> score."""
+    of: dict[str, str] = field(default_factory=dict)
+    """Metric -> data set."""
+
+    def common(self, other: "Kept", within: str) -> list[int] | None:
+        """The rows that both took: of the same number, and so from the same noise, and of the same content; None if it is not known."""
+        if within not in self.rows or within not in other.rows:
+            return None
+        mine, theirs = self.rows[within], other.rows[within]
+        return [row for row in sorted(mine.keys() & theirs.keys()) if None in (mine[row], theirs[row]) or mine[row] == theirs[row]]
 
 
 @dataclass(frozen=True)
@@ -44,21 +67,25 @@ class Comparison:
         before: metrics without `eval/`; empty where there was but one.
         after: likewise.
         intervals: metric of a reward -> the interval of its change, row by row, from the same noise.
-        common: data set, "" for the only one -> the number of rows that both took, where they did not take the same.
+        common: data set, "" for the only one -> the number of rows that both took, where they did not take the same; None where that is
+            not known, or nothing is kept of each row.
     """
 
     steps: tuple[int, int] | None
     before: dict[str, float]
     after: dict[str, float]
     intervals: dict[str, tuple[float, float]]
-    common: dict[str, int]
+    common: dict[str, int | None]
 
     @property
     def note(self) -> str:
         """Which rows are compared, if the two did not take the same."""
         each = [f"{name + ': ' if name else ''}{count}" for name, count in sorted(self.common.items()) if count]
         known = [f"before and after are on {', '.join(each)} rows that both evaluated"] if each else []
-        lost = ["the first evaluation took other rows, so nothing is known of before"] if 0 in self.common.values() else []
+        lost = ["the first evaluation took other rows, so nothing is known of before"] if None in self.common.values() else []
+        none = ", ".join(name for name, count in sorted(self.common.items()) if count == 0)
+        if 0 in self.common.values():
+            lost.append(f"{none + ': ' if none else ''}the first and the last evaluation have no rows in common, so no change is given")
         return "; ".join(known + lost)
 
 
@@ -78,16 +105,22 @@ def compare(folder: Path, records: Sequence[Mapping[str, Any]] | None = None, un
         return Comparison((steps[0], steps[0]) if steps else None, {}, dict(evaluations[steps[0]]) if steps else {}, {}, {})
     before, after = dict(evaluations[steps[0]]), dict(evaluations[steps[-1]])
     kept = _kept(folder)
-    pairs = _pairs(kept.get(steps[0], {}), kept.get(steps[-1], {}))
-    common: dict[str, int] = {}
+    first, last = kept.get(steps[0], Kept()), kept.get(steps[-1], Kept())
+    pairs = _pairs(first, last)
+    common: dict[str, int | None] = {}
     for within in [name.removesuffix("rows") for name in after if re.fullmatch("([^/]+/)?rows", name)]:
         rewards = [name for name in after if re.fullmatch(f"{re.escape(within)}reward_.+_mean", name)]
         of = {name: pairs[name] for name in rewards if name in pairs}
-        both = len(next(iter(of.values()), ()))
-        if not rewards or _same(before.get(f"{within}rows"), after[f"{within}rows"], both if of else None):
+        rows = first.common(last, within)
+        both = None if rows is None else len(rows)
+        if rewards:
+            same = _same(before.get(f"{within}rows"), after[f"{within}rows"], both)
+        else:
+            same = _same_loss(first.rows.get(within, {}), last.rows.get(within, {}))
+        if same:
             continue
-        common[within.removesuffix("/")] = both
-        _take(before, after, within, of, both)
+        common[within.removesuffix("/")] = both if of or both == 0 else None
+        _take(before, after, within, of, both if of and both else 0)
     ends = {name: interval([a for a, _ in its], [b for _, b in its]) for name, its in pairs.items()}
     return Comparison((steps[0], steps[-1]), before, after, {name: its for name, its in ends.items() if its is not None}, common)
 
@@ -95,6 +128,11 @@ def compare(folder: Path, records: Sequence[Mapping[str, Any]] | None = None, un
 def _same(before: float | None, after: float, both: int | None) -> bool:
     """Whether two evaluations took the same rows, by their numbers; `both`: took by both, None where that was not kept."""
     return before in (None, after) and both in (None, after)
+
+
+def _same_loss(first: Mapping[int, str | None], last: Mapping[int, str | None]) -> bool:
+    """Whether two evaluations without rewards had the held-out loss of the same rows; versions that kept no contents kept other rows."""
+    return first == last or None in first.values() or None in last.values() or not (first and last)
 
 
 def _take(before: dict[str, float], after: dict[str, float], within: str, pairs: Mapping[str, Sequence[Pair]], both: int) -> None:
@@ -119,27 +157,33 @@ def intervals(folder: Path) -> dict[str, tuple[float, float]]:
     return compare(folder).intervals
 
 
-def _kept(folder: Path) -> dict[int, dict[str, dict[int, float | None]]]:
-    """The scores of each evaluation, by metric and row."""
+def _kept(folder: Path) -> dict[int, Kept]:
+    """What was kept of each evaluation."""
     file = folder / FILE
-    kept: dict[int, dict[str, dict[int, float | None]]] = {}
+    kept: dict[int, Kept] = {}
     for record in read_metrics(file) if file.is_file() else ():
-        kept.setdefault(record["step"], {}).update(_by_row(record))
+        _add(kept.setdefault(record["step"], Kept()), record)
     return kept
 
 
-def _pairs(first: Mapping[str, Mapping[int, float | None]], last: Mapping[str, Mapping[int, float | None]]) -> dict[str, list[Pair]]:
+def _add(kept: Kept, record: Mapping[str, Any]) -> None:
+    """Adds a data set's scores; without `rows` it took all of them."""
+    within, scores = f"{record['dataset']}/" if "dataset" in record else "", record["scores"]
+    rows = record.get("rows") or range(len(next(iter(scores.values()), ())))
+    kept.rows[within] = dict(zip(rows, record.get("contents") or [None] * len(rows), strict=True))
+    for name, its in scores.items():
+        metric = f"{within}reward_{name}_mean"
+        kept.scores[metric], kept.of[metric] = dict(zip(rows, its, strict=True)), within
+
+
+def _pairs(first: Kept, last: Kept) -> dict[str, list[Pair]]:
     """The scores before and after of each metric, of the rows that both took."""
-    return {
-        name: [(first[name][row], last[name][row]) for row in sorted(first[name].keys() & last[name].keys())]
-        for name in first.keys() & last.keys()
-    }
-
-
-def _by_row(record: Mapping[str, Any]) -> dict[str, dict[int, float | None]]:
-    """An evaluation's scores, by metric and row; without `rows` it took all of them."""
-    of, rows = f"{record['dataset']}/" if "dataset" in record else "", record.get("rows")
-    return {f"{of}reward_{name}_mean": dict(zip(rows or range(len(its)), its, strict=True)) for name, its in record["scores"].items()}
+    pairs: dict[str, list[Pair]] = {}
+    for name in first.scores.keys() & last.scores.keys():
+        before, after = first.scores[name], last.scores[name]
+        rows = first.common(last, last.of[name]) or []
+        pairs[name] = [(before[row], after[row]) for row in rows if row in before and row in after]
+    return pairs
 
 
 def interval(before: Sequence[float | None], after: Sequence[float | None]) -> tuple[float, float] | None:

@@ -14,6 +14,7 @@ from flow_factory.config import pipeline_kwargs
 from flow_factory.core.randomness import generator
 from flow_factory.core.ranking import spearman
 from flow_factory.data.encoding_windows import rows_evaluated
+from flow_factory.data.row_content import content_of
 from flow_factory.data.thumbnails import condition_pictures
 from flow_factory.distributed.collectives import all_or_none, exchange, on_any_rank
 from flow_factory.models.failures import named_rows
@@ -64,6 +65,7 @@ class Evaluator:
     """The rows of a usual evaluation."""
     taken: Sequence[int] = field(init=False)
     """The rows of the last evaluation."""
+    _contents: dict[int, str] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         given = bool(self.context.config.train.given)
@@ -96,8 +98,8 @@ class Evaluator:
         )
         scores = dict(everyone)
         samples = [
-            Sample(self.rows[k].prompt, m, dict(zip(names, scores[k][0], strict=True)), conditions=condition_pictures(self.rows[k]))
-            for k, m in media
+            Sample(row.prompt, m, dict(zip(names, scores[k][0], strict=True)), None, None, condition_pictures(row), self._named(k))
+            for k, m, row in ((k, m, self.rows[k]) for k, m in media)
         ]
         within = f"/{self.name}" if self.name else ""
         report = {f"eval{within}/{k}": v for k, v in self.rewards.finish_epoch().items() if k.startswith("seconds/")}
@@ -106,6 +108,14 @@ class Evaluator:
             metrics |= self._metrics(f"eval_full{within}", table)
         metrics |= {f"eval{within}/{name}": value for name, value in held_out.items()}
         return metrics | report, samples
+
+    def contents(self, rows: Sequence[int]) -> list[str]:
+        """The `content_of` each of these rows, which is found once a start."""
+        return [self._contents.get(k) or self._contents.setdefault(k, content_of(self.rows[k])) for k in rows]
+
+    def _named(self, row: int) -> str:
+        """See `Sample.row`. The noise of a row is keyed by its number."""
+        return f"{self.name}:{row}:{self.contents([row])[0]}"
 
     def _scored(self, rows: Sequence[int]) -> list[Scored]:
         """Draws and scores this process's share of the rows."""

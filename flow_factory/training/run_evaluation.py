@@ -42,7 +42,8 @@ def evaluate(run: "Run") -> None:
 def _keep_scores(run: "Run") -> None:
     """Stores the scores of each row of the last evaluation."""
     for evaluator in run.evaluators:
-        keep_scores(run.folder, run.context.progress.epoch, evaluator.taken, evaluator.scores, evaluator.name)
+        rows = evaluator.taken if evaluator.scores else evaluator.usual  # without rewards, those of the held-out loss
+        keep_scores(run.folder, run.context.progress.epoch, rows, evaluator.scores, evaluator.name, evaluator.contents(rows))
 
 
 def _in_short(metrics: dict[str, float]) -> str:

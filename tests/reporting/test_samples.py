@@ -1,6 +1,7 @@
 """What a run keeps of its samples: a fair comparison with later ones, also after a resume, and videos that play."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from flow_factory.reporting.pictures import before_after_sheet
-from flow_factory.reporting.samples import keep_samples, kept_samples, save_videos
+from flow_factory.reporting.samples import keep_samples, kept_samples, of_same_rows, save_videos
 from flow_factory.training.context import TrainingContext
 from flow_factory.training.run import Run
 from flow_factory.types import Sample
@@ -46,6 +47,17 @@ def test_other_samples_replace_what_was_kept(tmp_path: Path) -> None:
     assert kept_samples(tmp_path / "never") == []
 
 
+def test_before_is_paired_with_the_same_row_alone(tmp_path: Path) -> None:
+    """By its number and content where it is known, else by place and prompt."""
+    named = [replace(s, row=f":{k}:{k}") for k, s in enumerate(pictures(0))]
+    keep_samples(named, tmp_path)
+    later = [replace(named[2], media=None), replace(named[0], row=":0:other")]
+    assert of_same_rows(kept_samples(tmp_path), later) == [None, None, later[0], None]
+    keep_samples(pictures(0), tmp_path)
+    assert of_same_rows(kept_samples(tmp_path), later) == [None] * 4
+    assert of_same_rows(kept_samples(tmp_path), named) == named
+
+
 def test_before_and_after_play_and_lie_side_by_side(tmp_path: Path) -> None:
     for label, seed in (("1_before", 0), ("2_after", 1), ("2_after", 2)):
         save_videos(samples(seed), tmp_path, label)
@@ -71,7 +83,7 @@ def test_pictures_leave_no_videos(tmp_path: Path) -> None:
 class Moving:
     """An evaluator of a model of videos: other clips at every evaluation."""
 
-    rows = usual = PROMPTS
+    rows, usual = PROMPTS, range(len(PROMPTS))
     shares = [2]
     taken = range(2)
     name = ""
@@ -80,6 +92,9 @@ class Moving:
 
     def __init__(self) -> None:
         self.drawn: list[list[Sample]] = []
+
+    def contents(self, rows: Sequence[int]) -> list[str]:
+        return [self.rows[k] for k in rows]
 
     def run(self, full: bool = False) -> tuple[dict[str, float], list[Sample]]:
         self.drawn.append(samples(len(self.drawn)))

@@ -10,7 +10,7 @@ from flow_factory.data.encoding_windows import evaluated, rows_evaluated, rows_t
 from flow_factory.data.order import some_rows
 from flow_factory.reporting.metrics import read_metrics
 from flow_factory.reporting.paired_gains import FILE, intervals
-from tests.tiny.run import TEST, logged, tiny, write_run
+from tests.tiny.run import TEST, logged, tiny, write_rows, write_run
 
 TWO = ("eval.max_rows=2", "log.num_samples=3")
 
@@ -110,3 +110,26 @@ def test_a_run_that_goes_on_with_more_rows_is_compared_on_those_of_before(tmp_pa
     assert "before and after are on 2 rows that both evaluated" in text
     cells = [cell.strip() for line in text.splitlines() if line.startswith("| reward size ") for cell in line.split("|")]
     assert cells[2:5] == [f"{before:.4g}", f"{after:.4g}", f"{after - before:+.3g}"]
+
+
+@pytest.mark.slow
+def test_rows_that_changed_between_two_starts_are_no_pairs(tmp_path: Path) -> None:
+    """Reversed, no row has the noise of before; two that changed places leave the others. Nothing of before is overwritten."""
+    keys = ("log.save_model_only=false", "log.save_freq=1", "log.num_samples=4")
+    run = tiny(tmp_path, *keys, "train.max_epochs=1")
+    run()
+    before = {file.name: file.read_bytes() for file in (run.folder / "samples/before").iterdir()}
+    write_rows(tmp_path / "data/test.jsonl", [{"prompt": prompt} for prompt in TEST[::-1]])
+    text = tiny(tmp_path, *keys, "model.resume_path=auto", "train.max_epochs=2")()
+    assert "- the first and the last evaluation have no rows in common, so no change is given\n" in text
+    cells = next(line for line in text.splitlines() if line.startswith("| reward size ")).split("|")
+    assert "95 %" not in text and (cells[2].strip(), cells[4].strip()) == ("-", "-")
+    assert not (run.folder / "before_after.png").exists() and "before_after" not in text
+    write_rows(tmp_path / "data/test.jsonl", [{"prompt": TEST[k]} for k in (1, 0, 2, 3)])
+    text = tiny(tmp_path, *keys, "model.resume_path=auto", "train.max_epochs=3")()
+    kept = [json.loads(line)["scores"]["size"] for line in (run.folder / FILE).read_text().splitlines()]
+    change = sum(kept[-1][2:]) / 2 - sum(kept[0][2:]) / 2
+    assert "before and after are on 2 rows that both evaluated" in text
+    assert f"{change:+.3g}" in next(line for line in text.splitlines() if line.startswith("| reward size "))
+    assert {file.name: file.read_bytes() for file in (run.folder / "samples/before").iterdir()} == before
+    assert (run.folder / "before_after.png").is_file()
