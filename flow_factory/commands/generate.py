@@ -189,10 +189,13 @@ def config_beside(checkpoint: Path) -> Path:
 
 
 def labels_of(checkpoints: Sequence[Path]) -> list[str]:
-    """A unique short name for each checkpoint: the last folders of its path."""
+    """A unique short name for each checkpoint: the last folders of its path, with the run if there are several."""
     paths = [path.absolute() for path in checkpoints]
+    runs = {path.parent for path in paths if path.parent.name == "checkpoints"}
+    least = [3 if len(runs) > 1 and path.parent in runs else 1 for path in paths]
     for count in range(1, max((len(p.parts) for p in paths), default=1) + 1):
-        names = ["_".join(part for part in p.with_suffix("").parts[-count:] if part not in ("/", "checkpoints")) for p in paths]
+        lasts = [p.with_suffix("").parts[-max(count, few) :] for p, few in zip(paths, least, strict=True)]
+        names = ["_".join(part for part in last if part not in ("/", "checkpoints")) for last in lasts]
         if len(set(names)) == len(names):
             return names
     return [f"{name}_{k}" for k, name in enumerate(names)]

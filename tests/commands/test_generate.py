@@ -35,7 +35,9 @@ def test_a_device_is_a_known_name(capsys: pytest.CaptureFixture[str]) -> None:
 def test_labels_tell_checkpoints_apart() -> None:
     paths = [Path("save/a/checkpoints/epoch_1"), Path("save/b/checkpoints/epoch_1"), Path("lora.safetensors")]
     assert labels_of(paths[:1]) == ["epoch_1"]
-    assert len(set(labels_of(paths))) == 3 and labels_of(paths[:2])[0].endswith("a_epoch_1")
+    assert labels_of(paths) == ["a_epoch_1", "b_epoch_1", "lora"]
+    assert labels_of([paths[0], Path("save/b/checkpoints/epoch_2")]) == ["a_epoch_1", "b_epoch_2"], "of several runs"
+    assert labels_of([paths[0], Path("save/a/checkpoints/epoch_2")]) == ["epoch_1", "epoch_2"]
 
 
 def test_prompts_are_texts_and_files(tmp_path: Path) -> None:
