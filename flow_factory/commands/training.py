@@ -24,7 +24,6 @@ from flow_factory.distributed.process_monitor import FAILED
 from flow_factory.distributed.threads import set_thread_counts
 from flow_factory.distributed.topology import overrides_of, resolve_topology, srun_task
 from flow_factory.rewards import GIVEN, REWARDS
-from flow_factory.utils.devices import require_defaults
 from flow_factory.utils.errors import RunError, UserError
 from flow_factory.utils.signals import Interrupted
 from flow_factory.utils.terminal import hide_bars, note, remembering
@@ -107,6 +106,8 @@ def set_up_process(flags: Mapping[str, Any]) -> None:
 def _trained(config: RunConfig) -> TrainResult:
     import torch.distributed as dist
     from accelerate.state import AcceleratorState
+
+    from flow_factory.utils.devices import require_defaults
 
     require_defaults()
     if not dist.is_initialized():  # an earlier run of this process may have used another precision
