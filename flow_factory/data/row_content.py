@@ -10,14 +10,17 @@ from flow_factory.data.inputs import inputs_of
 from flow_factory.types import Row
 
 
-def content_of(row: Row) -> str:
+def content_of(row: Row, more: Any = None) -> str:
     """16 hexadecimal digits of its prompts, the names of its condition files and its other columns, not of its number or folder.
 
     Files that are stored inside the data set have the hash of their bytes for a name.
+
+    Args:
+        more: other things that the text is to depend on: mappings, lists, text and numbers.
     """
     inputs = [[name, *map(_name, files)] for name, _, files in inputs_of(row)]
     files = [list(map(_name, row.images)), list(map(_name, row.videos)), inputs]
-    parts = [row.prompt, row.negative_prompt, files, _placeless(row.columns)]
+    parts = [row.prompt, row.negative_prompt, files, _placeless(row.columns), more]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -85,7 +85,8 @@ class Comparison:
         lost = ["the first evaluation took other rows, so nothing is known of before"] if None in self.common.values() else []
         none = ", ".join(name for name, count in sorted(self.common.items()) if count == 0)
         if 0 in self.common.values():
-            lost.append(f"{none + ': ' if none else ''}the first and the last evaluation have no rows in common, so no change is given")
+            what = "the first and the last evaluation have no rows in common (with the same settings), so no change is given"
+            lost.append(f"{none}: {what}" if none else what)
         return "; ".join(known + lost)
 
 

@@ -110,8 +110,10 @@ class Evaluator:
         return metrics | report, samples
 
     def contents(self, rows: Sequence[int]) -> list[str]:
-        """The `content_of` each of these rows, which is found once a start."""
-        return [self._contents.get(k) or self._contents.setdefault(k, content_of(self.rows[k])) for k in rows]
+        """The `content_of` each of these rows, with the settings with which it is drawn; found once a start."""
+        config, section = self.context.config, self.context.config.eval
+        settings = [config.eval_seed, section.group_size, section.num_inference_steps, pipeline_kwargs(section)]
+        return [self._contents.get(k) or self._contents.setdefault(k, content_of(self.rows[k], settings)) for k in rows]
 
     def _named(self, row: int) -> str:
         """See `Sample.row`. The noise of a row is keyed by its number."""

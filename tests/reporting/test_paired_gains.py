@@ -74,7 +74,7 @@ def test_evaluations_of_the_same_rows_are_compared_as_they_are(tmp_path):
     [
         ("abc", "abc", {"reward_a_mean": 1.0}, ""),
         ("abc", "cba", {"reward_a_mean": 2.0}, "before and after are on 1 rows that both evaluated"),
-        ("abc", "bca", {}, "the first and the last evaluation have no rows in common, so no change is given"),
+        ("abc", "bca", {}, "the first and the last evaluation have no rows in common (with the same settings), so no change is given"),
         ("", "bca", {"reward_a_mean": 1.0}, ""),
     ],
 )

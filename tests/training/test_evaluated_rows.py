@@ -121,7 +121,7 @@ def test_rows_that_changed_between_two_starts_are_no_pairs(tmp_path: Path) -> No
     before = {file.name: file.read_bytes() for file in (run.folder / "samples/before").iterdir()}
     write_rows(tmp_path / "data/test.jsonl", [{"prompt": prompt} for prompt in TEST[::-1]])
     text = tiny(tmp_path, *keys, "model.resume_path=auto", "train.max_epochs=2")()
-    assert "- the first and the last evaluation have no rows in common, so no change is given\n" in text
+    assert "- the first and the last evaluation have no rows in common (with the same settings), so no change is given\n" in text
     cells = next(line for line in text.splitlines() if line.startswith("| reward size ")).split("|")
     assert "95 %" not in text and (cells[2].strip(), cells[4].strip()) == ("-", "-")
     assert not (run.folder / "before_after.png").exists() and "before_after" not in text
@@ -133,3 +133,5 @@ def test_rows_that_changed_between_two_starts_are_no_pairs(tmp_path: Path) -> No
     assert f"{change:+.3g}" in next(line for line in text.splitlines() if line.startswith("| reward size "))
     assert {file.name: file.read_bytes() for file in (run.folder / "samples/before").iterdir()} == before
     assert (run.folder / "before_after.png").is_file()
+    text = tiny(tmp_path, *keys, "model.resume_path=auto", "train.max_epochs=4", "eval.seed=9")()
+    assert "no rows in common (with the same settings)" in text and not (run.folder / "before_after.png").exists(), "other noise"
