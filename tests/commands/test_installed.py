@@ -67,8 +67,9 @@ def sources(folder: Path) -> Path:
 
 def repository(folder: Path) -> str:
     """The same as pip is to clone it."""
+    sources(folder)
     for command in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-q", "-m", "all"]):
-        subprocess.run(["git", *command], cwd=sources(folder), env=clean(), check=True)
+        subprocess.run(["git", *command], cwd=folder, env=clean(), check=True)
     return f"git+file://{folder}"
 
 
