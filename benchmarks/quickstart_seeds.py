@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from flow_factory.reporting.paired_gains import intervals  # noqa: E402 (found beside this file, installed or not)
+from flow_factory.reporting.paired_gains import compare  # noqa: E402 (found beside this file, installed or not)
 
 
 def run(seed: int, folder: Path) -> tuple[list[dict[str, float]], float]:
@@ -48,7 +48,7 @@ def main() -> None:
         evals = [r for r in records if "eval/reward_strict_mean" in r]
         first, last = evals[0], evals[-1]
         gains.append(last["eval/reward_strict_mean"] - first["eval/reward_strict_mean"])
-        low, high = intervals(folder)["reward_strict_mean"]
+        low, high = compare(folder).intervals["reward_strict_mean"]
         strict = f"{first['eval/reward_strict_mean']:.3f} | {last['eval/reward_strict_mean']:.3f}"
         rewards = f"{first['eval/reward_shapes_mean']:.3f}, {last['eval/reward_shapes_mean']:.3f}"
         minutes = (records[-1]["time"] - first["time"]) / 60

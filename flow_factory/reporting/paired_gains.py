@@ -38,20 +38,16 @@ def keep_scores(
 
 @dataclass
 class Kept:
-    """What was kept of an evaluation. "" stands for the only data set, `NAME/` for one of several."""
+    """What was kept of the evaluation of a data set."""
 
-    rows: dict[str, dict[int, str | None]] = field(default_factory=dict)
-    """Data set -> row -> its content; None in files of versions that did not keep it."""
+    rows: dict[int, str | None] = field(default_factory=dict)
+    """Row -> its content; None in files of versions that did not keep it."""
     scores: dict[str, dict[int, float | None]] = field(default_factory=dict)
     """Metric -> row -> score."""
-    of: dict[str, str] = field(default_factory=dict)
-    """Metric -> data set."""
 
-    def common(self, other: "Kept", within: str) -> list[int] | None:
-        """The rows that both took: of the same number, and so from the same noise, and of the same content; None if it is not known."""
-        if within not in self.rows or within not in other.rows:
-            return None
-        mine, theirs = self.rows[within], other.rows[within]
+    def common(self, other: "Kept") -> list[int]:
+        """The rows that both took: of the same number, and so from the same noise, and of the same content."""
+        mine, theirs = self.rows, other.rows
         return [row for row in sorted(mine.keys() & theirs.keys()) if None in (mine[row], theirs[row]) or mine[row] == theirs[row]]
 
 
@@ -66,7 +62,8 @@ class Comparison:
         steps: epochs done at the two; the same where there was but one, and None without any.
         before: metrics without `eval/`; empty where there was but one.
         after: likewise.
-        intervals: metric of a reward -> the interval of its change, row by row, from the same noise.
+        intervals: metric of a reward -> the interval of its change, row by row, from the same noise; without the rewards that scored fewer
+            than two rows both times.
         common: data set, "" for the only one -> the number of rows that both took, where they did not take the same; None where that is
             not known, or nothing is kept of each row.
     """
@@ -106,22 +103,23 @@ def compare(folder: Path, records: Sequence[Mapping[str, Any]] | None = None, un
         return Comparison((steps[0], steps[0]) if steps else None, {}, dict(evaluations[steps[0]]) if steps else {}, {}, {})
     before, after = dict(evaluations[steps[0]]), dict(evaluations[steps[-1]])
     kept = _kept(folder)
-    first, last = kept.get(steps[0], Kept()), kept.get(steps[-1], Kept())
-    pairs = _pairs(first, last)
+    first, last = kept.get(steps[0], {}), kept.get(steps[-1], {})
+    shared = {within: first[within].common(last[within]) for within in first.keys() & last.keys()}
+    pairs = {name: its for within, rows in shared.items() for name, its in _pairs(first[within], last[within], rows).items()}
     common: dict[str, int | None] = {}
     for within in [name.removesuffix("rows") for name in after if re.fullmatch("([^/]+/)?rows", name)]:
         rewards = [name for name in after if re.fullmatch(f"{re.escape(within)}reward_.+_mean", name)]
         of = {name: pairs[name] for name in rewards if name in pairs}
-        rows = first.common(last, within)
-        both = None if rows is None else len(rows)
+        both = len(shared[within]) if within in shared else None
         if rewards:
             same = _same(before.get(f"{within}rows"), after[f"{within}rows"], both)
         else:
-            same = _same_loss(first.rows.get(within, {}), last.rows.get(within, {}))
+            same = within not in shared or _same_loss(first[within].rows, last[within].rows)
         if same:
             continue
-        common[within.removesuffix("/")] = both if of or both == 0 else None
-        _take(before, after, within, of, both if of and both else 0)
+        known = both if of or both == 0 else None
+        common[within.removesuffix("/")] = known
+        _take(before, after, within, of, known)
     ends = {name: interval([a for a, _ in its], [b for _, b in its]) for name, its in pairs.items()}
     return Comparison((steps[0], steps[-1]), before, after, {name: its for name, its in ends.items() if its is not None}, common)
 
@@ -136,7 +134,7 @@ def _same_loss(first: Mapping[int, str | None], last: Mapping[int, str | None]) 
     return first == last or None in first.values() or None in last.values() or not (first and last)
 
 
-def _take(before: dict[str, float], after: dict[str, float], within: str, pairs: Mapping[str, Sequence[Pair]], both: int) -> None:
+def _take(before: dict[str, float], after: dict[str, float], within: str, pairs: Mapping[str, Sequence[Pair]], both: int | None) -> None:
     """Sets the metrics of a data set to those of the rows that both evaluations took."""
     for name in [name for name in before if name.startswith(within)]:
         del before[name]
@@ -148,43 +146,23 @@ def _take(before: dict[str, float], after: dict[str, float], within: str, pairs:
         before[f"{within}rows"] = after[f"{within}rows"] = both
 
 
-def intervals(folder: Path) -> dict[str, tuple[float, float]]:
-    """Metric of a reward, without `eval/` -> the interval of its change from the run's first evaluation to its last.
-
-    Row by row, from the same noise.
-
-    Of the rows that both took. Empty where one of the two was not kept; without the rewards that scored fewer than two rows both times.
-    """
-    return compare(folder).intervals
-
-
-def _kept(folder: Path) -> dict[int, Kept]:
-    """What was kept of each evaluation."""
+def _kept(folder: Path) -> dict[int, dict[str, Kept]]:
+    """Step -> data set -> what was kept. "" stands for the only data set, `NAME/` for one of several."""
     file = folder / FILE
-    kept: dict[int, Kept] = {}
+    kept: dict[int, dict[str, Kept]] = {}
     for record in read_metrics(file) if file.is_file() else ():
-        _add(kept.setdefault(record["step"], Kept()), record)
+        within, scores = f"{record['dataset']}/" if "dataset" in record else "", record["scores"]
+        rows = record.get("rows") or range(len(next(iter(scores.values()), ())))  # without `rows` it took all of them
+        its = kept.setdefault(record["step"], {}).setdefault(within, Kept())
+        its.rows = dict(zip(rows, record.get("contents") or [None] * len(rows), strict=True))
+        its.scores |= {f"{within}reward_{name}_mean": dict(zip(rows, values, strict=True)) for name, values in scores.items()}
     return kept
 
 
-def _add(kept: Kept, record: Mapping[str, Any]) -> None:
-    """Adds a data set's scores; without `rows` it took all of them."""
-    within, scores = f"{record['dataset']}/" if "dataset" in record else "", record["scores"]
-    rows = record.get("rows") or range(len(next(iter(scores.values()), ())))
-    kept.rows[within] = dict(zip(rows, record.get("contents") or [None] * len(rows), strict=True))
-    for name, its in scores.items():
-        metric = f"{within}reward_{name}_mean"
-        kept.scores[metric], kept.of[metric] = dict(zip(rows, its, strict=True)), within
-
-
-def _pairs(first: Kept, last: Kept) -> dict[str, list[Pair]]:
-    """The scores before and after of each metric, of the rows that both took."""
-    pairs: dict[str, list[Pair]] = {}
-    for name in first.scores.keys() & last.scores.keys():
-        before, after = first.scores[name], last.scores[name]
-        rows = first.common(last, last.of[name]) or []
-        pairs[name] = [(before[row], after[row]) for row in rows if row in before and row in after]
-    return pairs
+def _pairs(first: Kept, last: Kept, rows: Sequence[int]) -> dict[str, list[Pair]]:
+    """The scores before and after of each metric, of these rows."""
+    both = {name: (first.scores[name], last.scores[name]) for name in first.scores.keys() & last.scores.keys()}
+    return {name: [(a[row], b[row]) for row in rows if row in a and row in b] for name, (a, b) in both.items()}
 
 
 def interval(before: Sequence[float | None], after: Sequence[float | None]) -> tuple[float, float] | None:

@@ -182,13 +182,14 @@ def history(found: Preflight) -> None:
         found.start = find_start(found.requested, found.choice, found.sketch)
     except Finished as note:
         found.finished = note
-        found.identity = identity_of(found.requested, found.fingerprints)
-        note.require_own(found.identity)
-        return
-    if found.share[0] == 0:  # this process will claim the folder; the others would find it claimed
-        require_free(found.start.folder or Path(found.requested.log.save_dir))  # a default name gets a number if it is in use
+    else:
+        if found.share[0] == 0:  # this process will claim the folder; the others would find it claimed
+            require_free(found.start.folder or Path(found.requested.log.save_dir))  # a default name gets a number if it is in use
     found.identity = identity_of(found.requested, found.fingerprints)
-    found.changed = found.start.require_same(found.identity)
+    if found.finished is not None:
+        found.finished.require_own(found.identity)
+    else:
+        found.changed = found.start.require_same(found.identity)
 
 
 def files(found: Preflight) -> None:

@@ -98,8 +98,14 @@ class Evaluator:
         )
         scores = dict(everyone)
         samples = [
-            Sample(row.prompt, m, dict(zip(names, scores[k][0], strict=True)), None, None, condition_pictures(row), self._named(k))
-            for k, m, row in ((k, m, self.rows[k]) for k, m in media)
+            Sample(
+                self.rows[k].prompt,
+                m,
+                dict(zip(names, scores[k][0], strict=True)),
+                conditions=condition_pictures(self.rows[k]),
+                row=self._named(k),
+            )
+            for k, m in media
         ]
         within = f"/{self.name}" if self.name else ""
         report = {f"eval{within}/{k}": v for k, v in self.rewards.finish_epoch().items() if k.startswith("seconds/")}

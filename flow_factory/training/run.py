@@ -113,7 +113,7 @@ class Run:
                 self.epochs()
             except UserError as error:
                 if error.everywhere or (isinstance(error, RowError) and self.context.accelerator.num_processes == 1):
-                    self.save_after_failure(self.began)
+                    self.save_after_failure()
                 raise
             except Interrupted as signal:
                 self.stop()
@@ -174,11 +174,11 @@ class Run:
         wait_for_everyone("logging")
         return max_over_ranks(self.context.accelerator, self.main and time.monotonic() - self.save_started >= 60 * minutes) > 0
 
-    def save_after_failure(self, began: int) -> None:
-        """Saves the training state after a failed reward or row, if there are epochs since `began` and no weight has changed since."""
+    def save_after_failure(self) -> None:
+        """Saves the training state after a failed reward or row, if there are epochs since the start and no weight has changed since."""
         if self.trainer.midway:
             logger.warning("some groups of this epoch were trained on already, so no further training state is saved")
-        elif self.context.progress.epoch > began:
+        elif self.context.progress.epoch > self.began:
             self.save(state=True)
             self.saver.wait()
             command = resume_command(self.context.config, self.folder)

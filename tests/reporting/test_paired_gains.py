@@ -10,7 +10,7 @@ import pytest
 from flow_factory.config import load_config
 from flow_factory.reporting.model_card import Published, model_card
 from flow_factory.reporting.page.write import page_of
-from flow_factory.reporting.paired_gains import FILE, compare, interval, intervals, keep_scores
+from flow_factory.reporting.paired_gains import FILE, compare, interval, keep_scores
 from flow_factory.runs.provenance import provenance
 from flow_factory.training.next_steps import next_steps, resume_command
 from flow_factory.training.summary import took
@@ -114,10 +114,10 @@ def test_the_first_and_the_last_evaluation_of_the_metrics_are_compared(tmp_path)
     """Those of epochs that the metrics no longer have are of a branch that was left."""
     assert_lines = [{"step": 0, "eval/reward_a_mean": 0.0}, {"step": 1, "train/loss": 0.0}, {"step": 2, "eval/reward_a_mean": 0.5}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in assert_lines))
-    assert intervals(tmp_path) == {}
+    assert compare(tmp_path).intervals == {}
     for step, scores in ((0, [0.0, 0.0, math.nan]), (2, [9.0, 9.0, 9.0]), (9, [5.0, 5.0, 5.0]), (2, [0.0, 1.0, 1.0])):
         keep_scores(tmp_path, step, range(len(scores)), {"a": scores})
-    low, high = intervals(tmp_path)["reward_a_mean"]
+    low, high = compare(tmp_path).intervals["reward_a_mean"]
     assert (low + high) / 2 == pytest.approx(0.5) and low < 0 < high
 
 
@@ -129,7 +129,7 @@ def test_a_run_keeps_every_rows_scores_and_its_summary_has_the_interval(tmp_path
     assert [line["step"] for line in kept] == [line["step"] for line in evaluated] == [0, 1, 2]
     for scores, line in zip(kept, evaluated, strict=True):
         assert len(scores["scores"]["size"]) == 4 and np.mean(scores["scores"]["size"]) == pytest.approx(line["eval/reward_size_mean"])
-    assert "95 % interval" in text and f"{intervals(folder)['reward_size_mean'][0]:+.3f} to" in text
+    assert "95 % interval" in text and f"{compare(folder).intervals['reward_size_mean'][0]:+.3f} to" in text
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from flow_factory.config import ConfigError, load_config
 from flow_factory.data.encoding_windows import evaluated, rows_evaluated, rows_tested
 from flow_factory.data.order import some_rows
 from flow_factory.reporting.metrics import read_metrics
-from flow_factory.reporting.paired_gains import FILE, intervals
+from flow_factory.reporting.paired_gains import FILE, compare
 from tests.tiny.run import TEST, logged, tiny, write_rows, write_run
 
 TWO = ("eval.max_rows=2", "log.num_samples=3")
@@ -83,7 +83,7 @@ def test_the_evaluation_at_the_end_takes_all_rows_and_the_others_are_compared_wi
     of_all = dict(zip(kept[2]["rows"], kept[2]["scores"]["size"], strict=True))
     assert lines[2]["eval_full/reward_size_mean"] == pytest.approx(sum(of_all.values()) / len(of_all))
     assert lines[2]["eval/reward_size_mean"] == pytest.approx(sum(of_all[k] for k in kept[0]["rows"]) / 2)
-    low, high = intervals(run.folder)["reward_size_mean"]
+    low, high = compare(run.folder).intervals["reward_size_mean"]
     assert (low + high) / 2 == pytest.approx(lines[2]["eval/reward_size_mean"] - lines[0]["eval/reward_size_mean"])
     assert f"at the end, on all {len(TEST)} test rows: size {lines[2]['eval_full/reward_size_mean']:.4g}" in text
     assert (run.folder / "before_after.png").is_file()
